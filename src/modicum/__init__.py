@@ -1,0 +1,1 @@
+"""modicum: how little of a language model must reinforcement learning update?"""

@@ -1,0 +1,88 @@
+"""The command line. Each command imports what it needs inside, so that help is instant.
+
+Results go to standard output (`--json` for scripts), progress to standard error. What the
+user got wrong is one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from modicum.types import UserError
+
+COMMANDS = {
+    "demo": "train the shipped base three ways and compare (minutes, two cores)",
+    "train": "train a model with GRPO, updating the part that you name",
+    "evaluate": "accuracy and pass@k of a model or a run on held-out problems",
+    "updates": "list the updates, or preview what one trains in a model",
+    "tasks": "list the tasks, or show problems of one",
+    "report": "make an HTML report and a table of finished runs",
+    "export": "write a run or the base as an ordinary Hugging Face folder or PEFT adapter",
+    "pretrain": "make the tiny base model anew",
+}
+
+
+def usage() -> str:
+    """The text of `modicum --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: modicum COMMAND [options]",
+            "",
+            "How little of a language model must reinforcement learning update?",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "examples:",
+            "  modicum demo",
+            "  modicum train --update 'last(1)' --steps 40",
+            "  modicum updates 'last(1) + parts(norm)' --model tiny",
+            "",
+            "modicum COMMAND --help explains a command.",
+        ]
+    )
+
+
+def run(args: list[str]) -> int:
+    """Run the command line `args`; returns the exit code. Raises UserError."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if args[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"modicum {version('modicum')}")
+        return 0
+    name = args[0]
+    if name not in COMMANDS:
+        from modicum.spec import nearest
+
+        raise UserError(f"modicum: unknown command {name!r}; {nearest(name, COMMANDS)}")
+    command: Callable[[list[str]], int] = import_module(f"modicum.commands.{name}").run
+    return command(args[1:])
+
+
+def main() -> None:
+    """The entry point of the `modicum` command."""
+    # Progress bars of the libraries would mix with ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = run(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`modicum tasks | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,96 @@
+"""`modicum demo`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modicum.config import TrainConfig, from_mapping
+from modicum.options import Parser, add_options, given
+
+EXAMPLES = """
+modicum demo
+modicum demo --seed 1 --out runs/demo-1
+modicum demo --updates 'full; last(2); first(2); lora(rank=1)'
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compare."""
+
+    updates: str = "full; last(1); lora(rank=8)"
+    """Update expressions, separated by semicolons."""
+    seed: int = 0
+    """Of problems, noise and initialisation; the same for every update."""
+    steps: int = TrainConfig.steps
+    """Steps of each run."""
+    out: str = "runs/demo"
+    """The folder of the runs, the summary and the report; replaced if it holds a demo."""
+
+
+def run(args: list[str]) -> int:
+    """Train the tiny base with several updates on the same problems and compare them."""
+    parser = Parser("demo", "Train the shipped base three ways and compare.", EXAMPLES)
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    add_options(parser, Options, "demo")
+    found = parser.read(args)
+    options = from_mapping(Options, given(Options, found), "options")
+    wanted = [text.strip() for text in options.updates.split(";") if text.strip()]
+
+    from modicum import recipes, updates
+    from modicum.display import Display
+    from modicum.evaluate import Evaluation
+    from modicum.report import page, read, tables
+    from modicum.runs import write_whole
+    from modicum.train import run_folder, train
+
+    for text in wanted:
+        updates.parse(text)  # a wrong name fails before anything is trained
+    out, display = Path(options.out), Display()
+    base: Evaluation | None = None
+    folders: list[Path] = []
+    summary: list[dict[str, Any]] = []
+    for text in wanted:
+        config = replace(recipes.demo(text, options.seed), steps=options.steps)
+        config = replace(config, out=str(out / run_folder(config).name))
+        try:
+            result = train(config, display, overwrite=True, base=base)
+        finally:
+            display.close()
+        base = base or Evaluation.from_json(result["base"])
+        folders.append(run_folder(config))
+        summary.append(row(result))
+        write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    report = page.write(folders, out / "report.html", "modicum demo")
+    if found.json:
+        print(json.dumps({"summary": summary, "report": str(report)}))
+    else:
+        tables.show(tables.results([read.load(folder) for folder in folders]))
+        print(f"summary: {out / 'summary.json'}")
+        print(f"report:  {report}")
+    return 0
+
+
+def row(result: dict[str, Any]) -> dict[str, Any]:
+    """One run's line of `summary.json`."""
+    base, trained = result["base"], result["trained"]
+    return {
+        "update": result["update"],
+        "seed": result["seed"],
+        "base_accuracy": base["accuracy"],
+        "base_low": base["low"],
+        "base_high": base["high"],
+        "accuracy": trained["accuracy"],
+        "low": trained["low"],
+        "high": trained["high"],
+        "base_greedy": base["greedy"],
+        "greedy": trained["greedy"],
+        "num_problems": trained["num_problems"],
+        "trainable_parameters": result["trainable_parameters"],
+        "total_parameters": result["total_parameters"],
+        "seconds": result["seconds"],
+        "peak_memory_bytes": result["peak_memory_bytes"],
+    }

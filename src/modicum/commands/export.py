@@ -1,0 +1,76 @@
+"""`modicum export`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from modicum.config import from_mapping
+from modicum.options import Parser, add_options, given
+from modicum.types import UserError
+
+EXAMPLES = """
+modicum export runs/last1 --out models/last1
+modicum export runs/lora --out models/lora-adapter --format adapter
+modicum export --model tiny --out models/tiny
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to write where."""
+
+    model: str = "tiny"
+    """The base to export when no RUN is named."""
+    out: str = ""
+    """The folder to write; needed."""
+    format: Literal["merged", "adapter"] = "merged"
+    """An ordinary model folder, or only the PEFT adapter of a run that has one."""
+
+
+def run(args: list[str]) -> int:
+    """Write a run or a base as a folder that plain transformers or peft loads."""
+    parser = Parser("export", "Write an ordinary Hugging Face folder or a PEFT adapter.", EXAMPLES)
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder; none exports --model")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    add_options(parser, Options, "export")
+    found = parser.read(args)
+    options = from_mapping(Options, given(Options, found), "options")
+    if not options.out:
+        raise UserError("export needs --out FOLDER")
+    if options.format == "adapter" and not found.run:
+        raise UserError("--format adapter needs a RUN that trained an adapter")
+
+    from modicum import export
+    from modicum.models.load import load
+    from modicum.session import past_config, reload
+
+    out = Path(options.out)
+    if found.run:
+        session = reload(Path(found.run))
+        loaded, prepared = session.loaded, session.prepared
+        if options.format == "adapter":
+            if not hasattr(prepared.model, "peft_config"):
+                update = past_config(Path(found.run)).update
+                raise UserError(f"{found.run} trained {update!r}, which is no adapter")
+            base = load(session.config.model, session.config.compute.device).model
+            export.new_folder(out, found.overwrite)
+            difference = export.export_adapter(prepared.model, loaded, base, out)
+        else:
+            export.new_folder(out, found.overwrite)
+            difference = export.export_merged(prepared, loaded, out)
+    else:
+        loaded = load(options.model)
+        export.new_folder(out, found.overwrite)
+        difference = export.export_model(loaded.model, loaded, out)
+    files = sorted(p.name for p in out.iterdir())
+    result = {"out": str(out), "files": files, "largest_logit_difference": difference}
+    if found.json:
+        print(json.dumps(result))
+    else:
+        print(f"wrote {out} ({', '.join(files)})")
+        print(f"loaded again: logits differ by at most {difference:.2g}")
+    return 0

@@ -1,0 +1,58 @@
+"""`modicum pretrain`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from modicum.config import from_mapping
+from modicum.options import Parser, add_options, given
+from modicum.types import UserError
+
+EXAMPLES = """
+modicum pretrain --out models/my-tiny
+modicum pretrain --out models/quick --steps 100
+modicum train --model models/my-tiny
+"""
+REPORT_EVERY = 20  # steps
+
+
+def run(args: list[str]) -> int:
+    """Pretrain a tiny base model; a run that was cut goes on."""
+    from modicum.models.pretrain import PretrainConfig, pretrain
+
+    parser = Parser(
+        "pretrain", "Make a tiny base model; without options, the shipped one.", EXAMPLES
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="the model folder to write; needed")
+    parser.add_argument("--json", action="store_true", help="print the last loss as JSON")
+    add_options(parser, PretrainConfig, "pretraining")
+    found = parser.read(args)
+    if not found.out:
+        raise UserError("pretrain needs --out FOLDER")
+    config = from_mapping(PretrainConfig, given(PretrainConfig, found), "options")
+    out = Path(found.out)
+    if (out / "model.safetensors").exists():
+        raise UserError(f"{out} holds a finished model; --out takes another folder")
+
+    from modicum.display import clock, console
+
+    screen = console()
+    losses: list[float] = []
+
+    def report(step: int, loss: float, pace: float, left: float) -> None:
+        losses.append(loss)
+        if (step + 1) % REPORT_EVERY == 0 or step + 1 == config.steps:
+            recent = losses[-REPORT_EVERY:]
+            mean = sum(recent) / len(recent)
+            screen.print(
+                f"step {step + 1}/{config.steps}  loss {mean:.3f} nats/token"
+                f"  {pace:,.0f} tok/s  left {clock(left)}"
+            )
+
+    pretrain(config, out, report)
+    if found.json:
+        print(json.dumps({"out": str(out), "loss": losses[-1], "steps": config.steps}))
+    else:
+        print(f"wrote {out}")
+    return 0

@@ -1,0 +1,72 @@
+"""`modicum train`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from modicum.config import TrainConfig, from_mapping, read_toml
+from modicum.options import Parser, add_options, given, merge
+from modicum.types import UserError
+
+EXAMPLES = """
+modicum train
+modicum train --update 'last(1)' --steps 40 --out runs/last1
+modicum train --model Qwen/Qwen2.5-0.5B --task gsm8k --update 'lora(rank=8)' --dtype bf16
+modicum train --config runs/last1/config.toml --seed 1 --out runs/last1-seed1
+modicum train --out runs/last1 --resume
+"""
+
+
+def run(args: list[str]) -> int:
+    """Train as the TOML file and the options say."""
+    parser = Parser("train", "Train a model with GRPO, updating the part that you name.", EXAMPLES)
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML file with settings; options override"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_options(parser, TrainConfig)
+    found = parser.read(args)
+    if found.resume and found.overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    options = given(TrainConfig, found)
+    tables = read_toml(Path(found.config)) if found.config else {}
+    if found.config and found.config == f"{options.get('out', '')}/config.toml":
+        tables = {}
+    if found.resume and options.get("out"):
+        past = Path(options["out"]) / "config.toml"
+        if past.is_file():
+            tables = merge(read_toml(past), tables)
+    where = found.config or "options"
+    from_mapping(TrainConfig, tables, where)  # errors in the file name the file
+    config = from_mapping(TrainConfig, merge(tables, options), "options")
+    if (
+        found.config
+        and "out" not in options
+        and tables.get("out") == str(Path(found.config).parent)
+    ):
+        raise UserError(
+            f"{found.config} is a run's own config; --out names a folder for the repeat"
+        )
+
+    from modicum.display import Display
+    from modicum.train import run_folder, train
+
+    display = Display()
+    try:
+        result = train(config, display, found.overwrite, found.resume)
+    finally:
+        display.close()
+    if found.json:
+        print(json.dumps(result))
+    else:
+        from modicum.report import read
+        from modicum.report import tables as tables_of
+
+        display.console.print(f"change proof: {result['change_proof']}")
+        rows = tables_of.results([read.load(run_folder(config))])
+        tables_of.show(rows)
+        print(f"run folder: {run_folder(config)}")
+    return 0

@@ -1,0 +1,221 @@
+"""Every setting of a run, each declared once, with its docstring.
+
+No torch here, so that `modicum train --help` is instant. A run writes its resolved
+config as TOML, and `modicum train --config config.toml` repeats it. Sections are tables
+in TOML (`[sampling]`) and plain options on the command line (`--temperature`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from modicum.spec import check, nearest
+from modicum.types import UserError
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn, in training and in evaluation alike."""
+
+    temperature: float = 1.0
+    """Divides the logits, for the sampler and for the log-probs that are trained."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with this much probability; 1 keeps all."""
+    top_k: int = 0
+    """Keep this many most probable tokens; 0 keeps all."""
+    max_tokens: int = 80
+    """Longest completion, in tokens."""
+    max_prompt_tokens: int = 512
+    """A longer prompt is refused."""
+    template: Literal["auto", "plain", "chat"] = "auto"
+    """Prompt form; auto takes the tokenizer's chat template if it has one."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, temperature=0.0, top_k=0, max_tokens=1, max_prompt_tokens=1)
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What one step consists of."""
+
+    prompts_per_step: int = 8
+    """Problems drawn in a step."""
+    group_size: int = 8
+    """Completions of each problem."""
+    updates_per_rollout: int = 1
+    """Optimizer steps on the same completions."""
+    micro_batch: int = 64
+    """Completions in one forward and backward pass; it changes memory, not the result."""
+    rollout_batch: int = 512
+    """Completions sampled at the same time; it changes memory, not the result."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, prompts_per_step=1, updates_per_rollout=1, micro_batch=1, rollout_batch=1)
+        if self.group_size < 2:
+            raise UserError(
+                f"group_size must be at least 2 (advantages compare), not {self.group_size}"
+            )
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW on what trains."""
+
+    learning_rate: float | None = None
+    """Step size; None takes the update's default for the model (docs/updates.md)."""
+    weight_decay: float = 0.0
+    """Decoupled decay of what trains."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 does not clip."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """After warm-up: constant, or linear to zero at the last step."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, weight_decay=0.0, max_grad_norm=0.0, warmup_steps=0, beta1=0.0, beta2=0.0)
+        if self.learning_rate is not None and not 0 < self.learning_rate < 10:
+            raise UserError(f"learning_rate must be above 0 and below 10, not {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how precisely."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:0, ...; auto takes a GPU if there is one."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the forward and backward pass; what trains has fp32 masters."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Evaluation on held-out problems, before and after training."""
+
+    eval_problems: int = 256
+    """Problems of the test split; 0 does not evaluate."""
+    eval_samples: int = 4
+    """Sampled completions of each, at the training temperature."""
+    eval_every: int = 0
+    """Also after every so many steps; 0 only at the ends."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, eval_problems=0, eval_samples=1, eval_every=0)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a run writes."""
+
+    checkpoint_every: int = 25
+    """Steps between checkpoints (the newest two are kept); 0 only at the end."""
+    samples_every: int = 10
+    """Steps between written sample completions."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, checkpoint_every=0, samples_every=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run."""
+
+    model: str = "tiny"
+    """`tiny`, a local folder, or a hub id."""
+    task: str = "arithmetic"
+    """Problems, as an expression; `modicum tasks` lists them."""
+    reward: str = "accuracy"
+    """Weighted sum of terms, such as `accuracy + 0.2*format`."""
+    update: str = "full"
+    """What trains, as an expression; `modicum updates` lists and previews."""
+    objective: str = "grpo"
+    """The loss, such as `grpo(kl=0.04)`."""
+    curriculum: str = "uniform"
+    """Which problems come next."""
+    steps: int = 60
+    """Rollouts; each is followed by `updates_per_rollout` optimizer steps."""
+    seed: int = 0
+    """Of problems, sampling noise and initialisation."""
+    out: str = ""
+    """The run folder; empty makes one under runs/ from update and seed."""
+    sampling: Sampling = field(default_factory=Sampling)
+    batch: Steps = field(default_factory=Steps)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    compute: Compute = field(default_factory=Compute)
+    evaluation: Held = field(default_factory=Held)
+    records: Records = field(default_factory=Records)
+
+    def __post_init__(self) -> None:
+        _at_least(self, steps=0, seed=0)
+        if self.sampling.temperature == 0:
+            raise UserError(
+                "temperature 0 makes all completions of a group equal, so nothing can be learnt;"
+                " training needs a temperature above 0"
+            )
+
+
+def _at_least(section: Any, **limits: float) -> None:
+    for name, least in limits.items():
+        value = getattr(section, name)
+        if not least <= value < float("inf"):
+            raise UserError(f"{name} must be at least {least:g}, not {value!r}")
+
+
+def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
+    """The config `cls` from nested tables; unknown keys and wrong types are UserErrors.
+
+    `where` begins the messages (a file name).
+    """
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    hints = typing.get_type_hints(cls)
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}: {key} must be a table")
+            made[key] = from_mapping(typing.cast(type, hints[key]), value, f"{where}: {key}")
+        else:
+            made[key] = check(f"{where}: {key}", value, hints[key])
+    return cls(**made)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; a missing or broken file is a UserError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no config file {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def to_toml(config: Any) -> str:
+    """The config as TOML text; values that are None are left out (None is their default)."""
+    lines: list[str] = []
+    tables: list[str] = []
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            tables.append(f"\n[{entry.name}]\n{to_toml(value)}")
+        elif value is not None:
+            lines.append(f"{entry.name} = {json.dumps(value)}\n")
+    return "".join(lines + tables)

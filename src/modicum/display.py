@@ -1,0 +1,131 @@
+"""What a run shows while it goes: a live line on a terminal, plain lines elsewhere.
+
+All of it goes to standard error, so that results on standard output stay clean.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from modicum.evaluate import Evaluation
+from modicum.session import Session
+from modicum.train import Observer
+
+PLAIN_EVERY = 10  # steps between lines where there is no terminal
+
+
+def console() -> Console:
+    """The console for progress and messages."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+class Display(Observer):
+    """Shows reward, accuracy, length, KL, tokens per second and the time left."""
+
+    def __init__(self) -> None:
+        self.console = console()
+        self.live = sys.stderr.isatty()
+        self.progress: Progress | None = None
+        self.began = 0.0
+        self.first = 0
+        self.total = 0
+        self.update = ""
+
+    def begin(self, session: Session, first_step: int) -> None:
+        """Say what trains and what a step is, before anything is done."""
+        config = session.config
+        share = session.trainable_parameters / session.total_parameters
+        rows = config.batch.prompts_per_step * config.batch.group_size
+        self.update, self.total, self.first = config.update, config.steps, first_step
+        self.began = 0.0
+        self.console.print(
+            f"[bold]{config.update}[/bold] on {config.model}: trains"
+            f" {len(session.prepared.trainable)} tensors, {session.trainable_parameters:,} of"
+            f" {session.total_parameters:,} parameters ({share:.1%})"
+        )
+        kl = f"KL {session.objective.kl:g} in the loss" if session.objective.kl else "no KL term"
+        self.console.print(
+            f"{config.task}, reward {session.reward}, {config.objective}, {kl};"
+            f" a step samples {config.batch.prompts_per_step} x {config.batch.group_size} completions,"
+            f" at most {rows * config.sampling.max_tokens:,} tokens at temperature"
+            f" {config.sampling.temperature:g}, and takes {config.batch.updates_per_rollout}"
+            f" optimizer steps at {session.learning_rate:g}"
+            f" ({session.loaded.device}, {config.compute.dtype})"
+        )
+        if first_step:
+            self.console.print(f"goes on after step {first_step}")
+
+    def step(self, metrics: dict[str, float]) -> None:
+        """Show the metrics of a step."""
+        now = time.perf_counter()
+        done = int(metrics["step"]) + 1
+        if not self.began:
+            self.began = now - metrics["time/step_seconds"]
+        pace = (now - self.began) / max(1, done - self.first)
+        text = (
+            f"reward {metrics['reward/mean']:.2f}  accuracy {metrics.get('reward/accuracy', 0):.2f}"
+            f"  length {metrics['completions/length_mean']:.0f}"
+            f"  KL {metrics.get('policy/kl', 0.0):.3f}"
+            f"  {metrics['time/tokens_per_second']:.0f} tok/s"
+            f"  left {clock(pace * (self.total - done))}"
+        )
+        if self.live:
+            self._bar(self.update, done, self.total, text)
+            if done == self.total:
+                self.close()
+        elif done % PLAIN_EVERY == 0 or done == self.total or done == self.first + 1:
+            self.console.print(f"step {done}/{self.total}  {text}")
+
+    def evaluating(self, name: str, done: int, total: int) -> None:
+        """Show how far an evaluation is."""
+        if self.live:
+            self._bar(f"evaluating {name}", done, total, "problems (greedy, then sampled)")
+            if done == total:
+                self.close()
+
+    def evaluated(self, name: str, found: Evaluation) -> None:
+        """Show what an evaluation found."""
+        self.close()
+        self.console.print(
+            f"{name}: sampled {found.accuracy:.1%} [{found.low:.1%}, {found.high:.1%}],"
+            f" greedy {found.greedy:.1%}, length {found.length:.0f}"
+            f" ({found.num_problems} held-out problems)"
+        )
+        if found.truncated > 0.05:
+            self.note(f"{found.truncated:.0%} of the completions were cut by max_tokens")
+
+    def note(self, text: str) -> None:
+        """Show a message."""
+        self.console.print(f"note: {text}")
+
+    def _bar(self, title: str, done: int, total: int, text: str) -> None:
+        if self.progress is None:
+            columns = (
+                TextColumn("{task.fields[title]}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self.progress = Progress(*columns, console=self.console, transient=True)
+            self.progress.add_task("", total=total, title=title, text=text)
+            self.progress.start()
+        self.progress.update(
+            self.progress.task_ids[0], completed=done, total=total, title=title, text=text
+        )
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None

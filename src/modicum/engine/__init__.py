@@ -1,0 +1,1 @@
+"""The engine: sampling completions and computing their log-probs."""

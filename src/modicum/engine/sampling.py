@@ -1,0 +1,68 @@
+"""The sampling distribution, one for sampler and trainer, and its noise.
+
+The noise is a table of uniforms that depends on (seed, step, problem, member) and nothing
+else. A token is drawn by inverting the cumulative distribution at its uniform. So a
+completion does not depend on what it was batched with, beyond the last bits of the
+logits, nor on where a run was resumed.
+
+Shapes: B row, V vocabulary, N tokens laid end to end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modicum.config import Sampling
+
+
+def distribution(logits_BV: Tensor, sampling: Sampling, keep_B: Tensor | None = None) -> Tensor:
+    """Log-probs [B, V] in fp32 of the distribution that is sampled from.
+
+    Temperature divides the logits, then top-k, then top-p leave tokens out, and the rest
+    is normalised. `keep_B` names a token of each row that stays in whatever happens: the
+    trainer passes the sampled one, which a moved policy may have put outside the cut.
+    Temperature 0 gives the distribution at 1; the caller takes its maximum.
+    """
+    scores_BV = logits_BV.float()
+    if sampling.temperature not in (0.0, 1.0):
+        scores_BV = scores_BV / sampling.temperature
+    if sampling.top_k == 0 and sampling.top_p == 1.0:
+        return scores_BV.log_softmax(-1)
+    keep_BV = torch.ones_like(scores_BV, dtype=torch.bool)
+    if 0 < sampling.top_k < scores_BV.shape[-1]:
+        least_B1 = scores_BV.topk(sampling.top_k, -1).values[..., -1:]
+        keep_BV &= scores_BV >= least_B1
+    if sampling.top_p < 1.0:
+        probs_BV = scores_BV.masked_fill(~keep_BV, float("-inf")).softmax(-1)
+        sorted_BV, order_BV = torch.sort(probs_BV, stable=True, dim=-1, descending=True)
+        before_BV = sorted_BV.cumsum(-1) - sorted_BV
+        # The margin keeps rounding from letting one token more in (0.5 + 0.3 >= 0.8).
+        within_BV = before_BV < sampling.top_p - 1e-6
+        keep_BV &= torch.zeros_like(keep_BV).scatter(-1, order_BV, within_BV)
+    if keep_B is not None:
+        keep_BV = keep_BV.scatter(-1, keep_B[..., None], True)
+    return scores_BV.masked_fill(~keep_BV, float("-inf")).log_softmax(-1)
+
+
+def noise(key: tuple[object, ...], length: int) -> np.ndarray:
+    """`length` uniforms in [0, 1) that depend on every part of `key`."""
+    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
+    generator = np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "big")))
+    return generator.random(length, dtype=np.float32)
+
+
+def choose(logprobs_BV: Tensor, uniform_B: Tensor, greedy: bool) -> Tensor:
+    """The token of each row: the most probable, or where the cumulative passes the uniform."""
+    if greedy:
+        return logprobs_BV.argmax(-1)
+    cumulative_BV = logprobs_BV.exp().cumsum(-1)
+    # Scaled by the last entry, which rounding leaves beside 1.
+    level_B1 = (uniform_B[:, None] * cumulative_BV[:, -1:]).to(cumulative_BV.dtype)
+    token_B = torch.searchsorted(cumulative_BV, level_B1, right=True).squeeze(-1)
+    # A uniform that rounds to the very end must not fall on a token of probability 0.
+    last_B = (cumulative_BV < cumulative_BV[:, -1:]).sum(-1)
+    return torch.minimum(token_B, last_B)

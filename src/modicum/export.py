@@ -1,0 +1,84 @@
+"""Writing a model as an ordinary Hugging Face folder, or its adapter as a PEFT folder.
+
+What was written is loaded again by plain `transformers` or `peft`, and its logits are
+compared with the policy's, so that an export of the wrong weights cannot pass.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modicum.models.load import Loaded
+from modicum.types import RunStopped, UserError
+from modicum.updates.base import Prepared
+
+TOLERANCE = 1e-4  # of logits, relative to their largest, in fp32
+
+
+def new_folder(out: Path, overwrite: bool) -> None:
+    """Make `out` empty; a folder that holds files is a UserError unless `overwrite`."""
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise UserError(f"{out} is not empty; --overwrite replaces it")
+        if not any((out / name).exists() for name in ("config.json", "adapter_config.json")):
+            raise UserError(f"{out} holds no model; --overwrite does not touch it")
+        shutil.rmtree(out)
+    elif out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+@torch.inference_mode()
+def probe(model: Any, loaded: Loaded) -> Tensor:
+    """The logits of a short fixed text, in fp32 on the CPU."""
+    text = "What is 1+2?\n<think>1+2=3</think><answer>3</answer>"
+    ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    return model(input_ids=ids.to(loaded.device)).logits.float().cpu()
+
+
+def export_model(model: Any, loaded: Loaded, out: Path) -> float:
+    """Write an ordinary model to `out`; returns the largest logit difference on reload."""
+    from transformers import AutoModelForCausalLM
+
+    expected, dtype = probe(model, loaded), next(model.parameters()).dtype
+    model.save_pretrained(out)
+    loaded.tokenizer.save_pretrained(out)
+    again = AutoModelForCausalLM.from_pretrained(out, dtype=dtype, local_files_only=True)
+    return _compare(expected, probe(again.to(loaded.device).eval(), loaded), out)
+
+
+def export_merged(prepared: Prepared, loaded: Loaded, out: Path) -> float:
+    """Write the model with its update inside; `prepared` is spent afterwards.
+
+    An adapter is added in fp32. The logits are compared with the unmerged policy's.
+    """
+    policy = probe(prepared.model, loaded)
+    merged = prepared.merged()
+    _compare(policy, probe(merged, loaded), out)
+    return export_model(merged, loaded, out)
+
+
+def export_adapter(model: Any, loaded: Loaded, base: Any, out: Path) -> float:
+    """Write the adapter of `model` to `out`; `base` is a fresh copy of its base."""
+    from peft import PeftModel
+
+    expected = probe(model, loaded)
+    # Without this PEFT asks the hub for the base's vocabulary size.
+    model.save_pretrained(out, save_embedding_layers=False)
+    loaded.tokenizer.save_pretrained(out)
+    again = PeftModel.from_pretrained(base, str(out)).eval()
+    return _compare(expected, probe(again, loaded), out)
+
+
+def _compare(expected: Tensor, found: Tensor, out: Path) -> float:
+    difference = float((expected - found).abs().max())
+    if not difference <= TOLERANCE * float(expected.abs().max()):
+        raise RunStopped(
+            f"the export in {out} gives other logits (by {difference:.3g}); do not use it"
+        )
+    return difference

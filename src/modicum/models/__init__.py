@@ -1,0 +1,1 @@
+"""Models: loading, precision, the reference, and the tiny base that the package ships."""

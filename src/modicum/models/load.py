@@ -1,0 +1,135 @@
+"""Loading a causal language model: the shipped tiny base, a local folder, or a hub id.
+
+Weights come as safetensors only and no remote code is run. Everything that can be wrong
+with what the user named becomes one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from modicum.types import UserError
+
+TINY = Path(__file__).parent / "tiny"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode, its tokenizer, and the tokens that end a completion."""
+
+    model: nn.Module
+    tokenizer: Any
+    end_tokens: tuple[int, ...]
+    device: torch.device
+    source: str
+
+
+def locate(name: str) -> str:
+    """The folder or hub id behind `name`; a path that does not exist is a UserError."""
+    if name == "tiny":
+        return str(TINY)
+    path = Path(name).expanduser()
+    looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
+    if not looks_local:
+        return name
+    if not path.is_dir():
+        raise UserError(f"there is no model folder {name}")
+    if not (path / "config.json").is_file():
+        raise UserError(f"{name} is not a model folder: it has no config.json")
+    return str(path)
+
+
+def read_config(name: str) -> Any:
+    """The Hugging Face config of a model, checked to be a causal language model."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    source = locate(name)
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=Path(source).is_dir())
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_unreachable(name, error)) from None
+    declared = [a for a in (getattr(config, "architectures", None) or []) if a]
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not causal or (declared and not any("CausalLM" in a or "LMHead" in a for a in declared)):
+        what = ", ".join(declared) or type(config).__name__
+        raise UserError(f"{name} is not a causal language model ({what})")
+    return config
+
+
+def load(name: str, device: str = "auto", dtype: str = "fp32") -> Loaded:
+    """The model and tokenizer that `name` stands for, ready to run.
+
+    `dtype` is fp32 or bf16. Raises UserError when there is no such model, when it is not
+    a causal language model, or when its files are broken.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = locate(name)
+    where = choose_device(device)
+    local = Path(source).is_dir()
+    config = read_config(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=DTYPES[dtype], use_safetensors=True, local_files_only=local
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(_unreachable(name, error)) from None
+    model.eval().to(where)
+    return Loaded(model, tokenizer, end_tokens(model, tokenizer), where, name)
+
+
+def _unreachable(name: str, error: BaseException) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(locate(name)).is_dir():
+        return f"cannot load the model in {name}: {reason}"
+    return (
+        f"cannot load {name!r}: it is no local folder, and the hub gave: {reason}"
+        " (a folder works offline; HF_HUB_OFFLINE=1 uses what was downloaded before)"
+    )
+
+
+def choose_device(device: str) -> torch.device:
+    """The torch device that `device` names; auto takes a GPU if there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"{device!r} is not a device; use auto, cpu, cuda or cuda:0") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r} was asked for, but torch sees no GPU here")
+    return chosen
+
+
+def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a completion: the tokenizer's and the model's own.
+
+    The model's generation settings give end tokens and nothing else: temperature, top-k
+    or penalties in them never override the user's.
+    """
+    found: set[int] = set()
+    for source in (
+        tokenizer.eos_token_id,
+        getattr(model.config, "eos_token_id", None),
+        getattr(getattr(model, "generation_config", None), "eos_token_id", None),
+    ):
+        found.update(
+            source if isinstance(source, list | tuple) else [source] if source is not None else []
+        )
+    if not found:
+        raise UserError("neither the model nor its tokenizer names a token that ends a text")
+    return tuple(sorted(found))
+
+
+def inner(model: Any) -> Any:
+    """The Hugging Face model inside `model`: itself, or what an adapter is wrapped around."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model

@@ -1,0 +1,136 @@
+"""Command-line options from config dataclasses: one option a field, sections flattened.
+
+The help text is the field's docstring. Values are converted by the field's type and
+checked by the dataclass itself, so the command line, TOML and Python refuse the same
+things in the same words. Argparse and not tyro: one line for an error, and a start in
+milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import textwrap
+import typing
+from typing import Any, NoReturn
+
+from modicum.types import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and exit code 2."""
+
+    def __init__(self, name: str, summary: str, examples: str) -> None:
+        super().__init__(
+            prog=f"modicum {name}",
+            description=summary,
+            epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError with the message."""
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+    def read(self, args: list[str]) -> argparse.Namespace:
+        """Parse `args`; an unknown option is answered with the nearest known one."""
+        found, unknown = self.parse_known_args(args)
+        if unknown:
+            known = [o for action in self._actions for o in action.option_strings]
+            word = unknown[0].split("=")[0]
+            close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"unknown option {unknown[0]!r}{hint}")
+        return found
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass."""
+    body = typing.cast(
+        ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    ).body
+    docs = {}
+    for entry, after in itertools.pairwise(body):
+        match entry, after:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str() as text)),
+            ):
+                docs[name] = " ".join(text.split())
+    return docs
+
+
+def flag(name: str) -> str:
+    """The option of a field: `max_tokens` is `--max-tokens`."""
+    return "--" + name.replace("_", "-")
+
+
+def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") -> None:
+    """One option for every field of the dataclass `cls` and of its sections."""
+    group = parser.add_argument_group(title)
+    hints, docs = typing.get_type_hints(cls), field_docs(cls)
+    sections = []
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            sections.append((field.name, typing.cast(type, hint)))
+            continue
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
+        shown = "" if field.default in (None, "") else f" (default {field.default})"
+        group.add_argument(
+            flag(field.name),
+            dest=field.name,
+            default=argparse.SUPPRESS,
+            metavar="|".join(map(str, choices)) if choices else _word(hint),
+            help=docs[field.name].replace("%", "%%") + shown.replace("%", "%%"),
+        )
+    for name, section in sections:
+        add_options(parser, section, name)
+
+
+def _word(hint: Any) -> str:
+    kinds = [arg for arg in (typing.get_args(hint) or (hint,)) if arg is not type(None)]
+    return {int: "N", float: "X", str: "TEXT"}.get(kinds[0], "VALUE")
+
+
+def given(cls: type, found: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, as nested tables with values converted from text."""
+    hints = typing.get_type_hints(cls)
+    tables: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            inner = given(typing.cast(type, hint), found)
+            if inner:
+                tables[field.name] = inner
+        elif hasattr(found, field.name):
+            tables[field.name] = convert(getattr(found, field.name), hint)
+    return tables
+
+
+def convert(text: str, hint: Any) -> Any:
+    """`text` as a number where the type asks for one; other texts stay as they are."""
+    kinds = typing.get_args(hint) or (hint,)
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    return text
+
+
+def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """Nested tables with the values of `high` over those of `low`."""
+    both = dict(low)
+    for key, value in high.items():
+        if isinstance(value, dict) and isinstance(both.get(key), dict):
+            both[key] = merge(both[key], value)
+        else:
+            both[key] = value
+    return both

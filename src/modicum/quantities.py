@@ -1,0 +1,217 @@
+"""Exact values of short texts: plain numbers, with or without a unit.
+
+Everything here reads untrusted text. It is matched by small anchored patterns, never
+evaluated; lengths, digits and exponents are bounded, so that a hostile text costs
+nothing. Only ASCII digits count as digits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+MAX_TEXT = 1100  # characters of a number with its unit
+MAX_DIGITS = 1000  # digits of a number, written out
+MIN_DIGITS = 6  # significant digits of a decimal that may stand for an endless one
+
+DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
+SIGNED = rf"[-+]?\s*{DECIMAL}"
+FRAC = rf"\\frac\s*(?:(\d)|\{{\s*({SIGNED})\s*\}})\s*(?:(\d)|\{{\s*({SIGNED})\s*\}})"
+POWER = r"\^\s*(?:\{\s*([-+]?\s*\d{1,5})\s*\}|([-+]?\d{1,5}))"
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.ASCII)
+
+
+PREFIX = _pattern(r"([-+]?)\s*((?:\\?\$|€|£|¥|₹)?)\s*([-+]?)\s*")
+# Tried in this order: the longer forms begin like the shorter ones.
+MIXED = _pattern(rf"(\d+)\s*(?:{FRAC}|\s(\d+)\s*/\s*(\d+))")
+FRACTION = _pattern(rf"{FRAC}|({DECIMAL})\s*/\s*({DECIMAL})(?![\d.])")
+SCIENTIFIC = _pattern(
+    rf"({DECIMAL})(?:[eE]([-+]?\d{{1,5}})(?![\d.])|\s*(?:\\times|\\cdot|\u00d7|\*)\s*10\s*{POWER}(?!\d))"
+)
+RAISED = _pattern(rf"(\d+)\s*{POWER}(?!\d)")
+PLAIN = _pattern(rf"({DECIMAL})")
+
+TEXT = _pattern(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+GROUPS = _pattern(r"(?<=\d)(?:\{,\}|\\,|\\ |[ \u2009\u202f\u00a0])(?=\d{3}(?!\d))")
+DEGREE = _pattern(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)")
+WORD = _pattern(r"([A-Za-z]+(?:/[A-Za-z]+)?)(?:\^\{?([23])\}?)?")
+CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
+# Units that stand without \text{} or a space: any other short word may be a product.
+_SHORT = "cm mm km kg mg ml ft in mi hr hrs yd oz lb lbs hz mph percent"
+SHORT_UNITS = frozenset(_SHORT.split())
+# Words after a number that make it another number, or no number at all.
+_NOT = (
+    "and or to not but nor than more less least most plus minus times over point divided mod by"
+    " base remainder squared cubed factorial dozen hundred thousand million billion trillion half"
+    " halves third thirds quarter quarters sqrt root pi inf infinity sin cos tan log ln exp if"
+    " where when for is are was equals i e"
+)
+NOT_UNITS = frozenset(_NOT.split())
+
+UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
+REPLACE = {
+    "\u2212": "-", "\u2013": "-", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
+    "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "π": r"\pi ", "∞": r"\infty ", "\u222a": r"\cup ",
+    "±": r"\pm ", "∈": r"\in ", "√": r"\sqrt ", r"\!": "", r"\displaystyle": "", r"\%": "%",
+}  # fmt: skip
+STOP = _pattern(r"(?<!\\)[.,;]$")
+SIZES = _pattern(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
+
+
+class Quantity(NamedTuple):
+    """An exact value, its unit ("" for none, "%" for percent), and its digits as written."""
+
+    value: Fraction
+    unit: str
+    digits: str
+
+
+def clean(text: str) -> str:
+    r"""`text` without math delimiters, an outer \boxed{}, sizing commands and a final stop."""
+    for old, new in REPLACE.items():
+        text = text.replace(old, new)
+    text = SIZES.sub("", text).strip()
+    for _ in range(4):
+        before = text
+        text = STOP.sub("", text).strip()
+        for left, right in UNWRAP:
+            inner = text[len(left) : -len(right)]
+            if text.startswith(left) and text.endswith(right) and inner and left not in inner:
+                text = inner.strip()
+        if whole := TEXT.fullmatch(text):
+            text = whole[1].strip()
+        if text.startswith(r"\boxed{") and text.endswith("}"):
+            text = text[len(r"\boxed{") : -1].strip()
+        if text == before:
+            break
+    return text
+
+
+def number(text: str) -> Fraction | None:
+    r"""The exact value of a plain number, its unit dropped; None if it is none.
+
+    Reads integers, decimals, 1,080, 3/4, \frac{1}{2}, \frac12, 3\frac{1}{2}, 6e-5,
+    6 \times 10^{-5}, 2^{10}, signs, currency, percent (50% is 50) and units. Sums and
+    products are no numbers: an answer that repeats the question must not count.
+    """
+    found = quantity(clean(text)) if len(text) <= MAX_TEXT else None
+    return None if found is None else found.value
+
+
+def quantity(text: str) -> Quantity | None:
+    """The number with its unit that the whole of `text` (cleaned) is, or None."""
+    if len(text) > MAX_TEXT or not any(c in text for c in "0123456789"):
+        return None
+    text = GROUPS.sub(",", text)
+    prefix = PREFIX.match(text)
+    if prefix is None or (prefix[1] and prefix[3]):
+        return None
+    core = text[prefix.end() :]
+    found = _value(core)
+    if found is None:
+        return None
+    value, end = found
+    unit = _unit(core[end:])
+    currency = CURRENCY.get(prefix[2].removeprefix("\\"), "")
+    if unit is None or (unit and currency and unit != currency):
+        return None
+    sign = -1 if "-" in (prefix[1], prefix[3]) else 1
+    return Quantity(sign * value, unit or currency, core[:end])
+
+
+def _value(text: str) -> tuple[Fraction, int] | None:
+    """The value of the number that `text` begins with, and where that number ends."""
+    if match := MIXED.match(text):
+        whole, *rest = match.groups()
+        part = _ratio(rest)
+        # 3\frac{-1}{2} and 3\frac{7}{2} are products, if anything.
+        return None if part is None or not 0 <= part < 1 else (Fraction(whole) + part, match.end())
+    if match := FRACTION.match(text):
+        part = _ratio(list(match.groups()))
+        return None if part is None else (part, match.end())
+    if match := SCIENTIFIC.match(text):
+        mantissa, *exponents = match.groups()
+        scale = _power(10, _whole(exponents))
+        return None if scale is None else (_decimal(mantissa) * scale, match.end())
+    if match := RAISED.match(text):
+        base, *exponents = match.groups()
+        power = _power(int(base), _whole(exponents)) if len(base) <= MAX_DIGITS else None
+        return None if power is None else (power, match.end())
+    if (match := PLAIN.match(text)) and len(match[1]) <= MAX_DIGITS:
+        return _decimal(match[1]), match.end()
+    return None
+
+
+def _decimal(text: str) -> Fraction:
+    return Fraction(re.sub(r"[,\s]", "", text).removesuffix("."))
+
+
+def _ratio(groups: Sequence[str | None]) -> Fraction | None:
+    """Numerator over denominator, the two groups that matched; None when that is 0."""
+    top, bottom = (_decimal(group) for group in groups if group is not None)
+    return top / bottom if bottom else None
+
+
+def _whole(groups: Sequence[str | None]) -> int:
+    return int(next(g for g in groups if g is not None).replace(" ", ""))
+
+
+def _power(base: int, exponent: int) -> Fraction | None:
+    """base^exponent, unless it may have more than 2 * MAX_DIGITS digits or is 1/0."""
+    if len(str(base)) * abs(exponent) > 2 * MAX_DIGITS:
+        return None
+    return None if base == 0 and exponent <= 0 else Fraction(base) ** exponent
+
+
+def _unit(rest: str) -> str | None:
+    r"""The unit that `rest` spells, "" for none, None if it is something else."""
+    rest = DEGREE.sub(" degrees ", rest)
+    marked = bool(TEXT.match(rest.lstrip()))
+    spaced = marked or rest[:1].isspace()
+    words = TEXT.sub(r" \1", rest).replace("%", " percent ").split()
+    if len(words) > 6:
+        return None
+    unit: list[str] = []
+    for word in words:
+        match = WORD.fullmatch(word.strip(".,;"))
+        if match is None or match[1].lower() in NOT_UNITS:
+            return None
+        short = len(match[1]) < 3 or not spaced
+        if short and not marked and match[1].lower() not in SHORT_UNITS and not unit:
+            return None
+        unit.append(match[1].lower())
+        if len(match[1]) > 2:
+            unit[-1] = unit[-1].removesuffix("s")
+        unit[-1] += match[2] or ""
+    return "%" if unit == ["percent"] else " ".join(unit)
+
+
+def same_quantity(gold: str, answer: str) -> bool | None:
+    """The verdict on two numbers with units; None if one of them is no number."""
+    g, a = quantity(gold), quantity(answer)
+    if g is None or a is None:
+        return None
+    if g.unit and a.unit:
+        return g.unit == a.unit and g.value == a.value
+    hundredths = [q.value / 100 if q.unit == "%" else q.value for q in (g, a)]
+    if hundredths[0] == hundredths[1]:
+        return True  # 50% is 0.5; by the next line, where a unit may be missing, it is 50 too
+    return g.value == a.value or _rounds(g.value, a.value, a.digits)
+
+
+def _rounds(gold: Fraction, value: Fraction, digits: str) -> bool:
+    """Whether `digits` is an endless decimal, rounded or cut after six digits or more."""
+    rest = gold.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    _, point, places = digits.partition(".")
+    shown = digits.replace(".", "").replace(",", "").lstrip("0")
+    if rest == 1 or not point or not shown.isdigit() or len(shown) < MIN_DIGITS:
+        return False
+    return abs(value - gold) * 10 ** len(places) < 1

@@ -1,0 +1,90 @@
+"""What every reward term has in common: one score in [0, 1], and sums with weights.
+
+    total = sum over terms of weight * score
+
+A term keeps no state and reads nothing but its arguments. Terms and rewards join with
+`+`, and take a weight with `*`: `Accuracy() + 0.2 * Format()`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from modicum.spec import Spec
+from modicum.tasks.base import Task
+from modicum.types import Completion, Problem, UserError
+
+
+class _Summand:
+    """Gives terms and rewards the operators + and *."""
+
+    def __add__(self, other: object) -> Reward:
+        if not isinstance(other, _Summand):
+            return NotImplemented
+        return Reward(reward_of(self).terms + reward_of(other).terms)
+
+    def __mul__(self, weight: object) -> Reward:
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            return NotImplemented
+        return Reward(tuple((weight * w, term) for w, term in reward_of(self).terms))
+
+    __rmul__ = __mul__
+
+
+class Term(_Summand, Spec):
+    """One thing that a completion is scored for: a frozen dataclass with a `name`."""
+
+    def score(self, task: Task, problem: Problem, completion: Completion) -> float:
+        """The unweighted value, in [0, 1]; never raises for any text."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Reward(_Summand):
+    """A weighted sum of terms, the largest weight first.
+
+    Weights are positive and finite. The same term twice is a UserError: its weights would
+    add up unseen.
+    """
+
+    terms: tuple[tuple[float, Term], ...]
+
+    def __post_init__(self) -> None:
+        names = [str(term) for _, term in self.terms]
+        for name, (weight, _) in zip(names, self.terms, strict=True):
+            if not 0 < weight < math.inf:
+                raise UserError(f"reward: the weight of {name} must be above 0, not {weight}")
+            if names.count(name) > 1:
+                raise UserError(f"reward: {name} is there twice; give it one weight")
+        # One order for every way to write a sum, so that equal rewards are equal.
+        ordered = sorted(self.terms, key=lambda item: (-item[0], str(item[1])))
+        object.__setattr__(self, "terms", tuple((float(w), term) for w, term in ordered))
+
+    def __str__(self) -> str:
+        return " + ".join(_weighted(weight, term) for weight, term in self.terms)
+
+    def scores(self, task: Task, problem: Problem, completion: Completion) -> dict[str, float]:
+        """The unweighted value of each term, by its expression."""
+        return {str(term): term.score(task, problem, completion) for _, term in self.terms}
+
+    def total(self, scores: Mapping[str, float]) -> float:
+        """The weighted sum of what `scores` returned."""
+        return math.fsum(weight * scores[str(term)] for weight, term in self.terms)
+
+
+def _weighted(weight: float, term: Term) -> str:
+    if weight == 1:
+        return str(term)
+    whole = weight.is_integer() and weight < 1e15
+    return f"{int(weight) if whole else weight!r}*{term}"
+
+
+def reward_of(part: object) -> Reward:
+    """`part` itself if it is a reward, a term as a reward of its own, else a UserError."""
+    if isinstance(part, Reward):
+        return part
+    if isinstance(part, Term):
+        return Reward(((1.0, part),))
+    raise UserError(f"reward: {part} is not a term; write something like accuracy + 0.2*format")

@@ -1,0 +1,154 @@
+"""A run folder: config, environment, metrics, samples, checkpoints, result.
+
+    config.toml        the resolved config; `modicum train --config` repeats the run
+    environment.json   versions, machine, commit
+    metrics.jsonl      one object a step; keys under `time/` and `memory/` are measurements,
+                       all others are the same whenever the run is repeated or resumed
+    samples.jsonl      completions with their rewards
+    evaluations.jsonl  held-out evaluations
+    checkpoints/       step-000025/{tensors.safetensors, state.json}, written aside, renamed
+    result.json        what came of it; its presence says that the run is finished
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modicum.types import UserError
+
+LINES = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl")
+KEPT = 2  # checkpoints
+
+
+class Run:
+    """One run folder that is being written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, folder: Path, config_toml: str, overwrite: bool) -> Run:
+        """A new run folder; one that holds anything is a UserError unless `overwrite`."""
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file, not a folder for a run")
+        if folder.is_dir() and any(folder.iterdir()):
+            if not overwrite:
+                finished = (folder / "result.json").exists()
+                state = "holds a finished run" if finished else "is not empty"
+                more = "" if finished else "--resume goes on with it, "
+                raise UserError(
+                    f"{folder} {state}; {more}--overwrite starts anew, --out takes another"
+                )
+            if not (folder / "config.toml").exists():
+                raise UserError(f"{folder} is no run folder; --overwrite does not touch it")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "config.toml", config_toml)
+        return cls(folder)
+
+    def append(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Add one JSON line to `metrics.jsonl`, `samples.jsonl` or `evaluations.jsonl`."""
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def cut(self, step: int) -> None:
+        """Drop lines that belong to `step` or later: a resumed run writes them again."""
+        for name in LINES:
+            path = self.folder / name
+            if path.exists():
+                kept = [e for e in read_lines(path) if e["step"] < step]
+                write_whole(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file whole."""
+        write_whole(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def checkpoint_folder(self, step: int) -> Path:
+        """A fresh folder to write the checkpoint of `step` into; `seal` makes it count."""
+        folder = self.folder / "checkpoints" / f".step-{step:06d}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def seal(self, folder: Path, state: Mapping[str, Any]) -> Path:
+        """Write the state with the hash of the tensors, rename the folder, drop old ones."""
+        tensors = folder / "tensors.safetensors"
+        full = {**state, "tensors_sha256": file_hash(tensors)}
+        write_whole(folder / "state.json", json.dumps(full, indent=2) + "\n")
+        final = folder.with_name(folder.name[1:])
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(folder, final)
+        for old in checkpoints(self.folder)[:-KEPT]:
+            shutil.rmtree(old)
+        return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    return sorted((folder / "checkpoints").glob("step-*"))
+
+
+def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """(tensor file, state) of a checkpoint; one that was cut or changed is a UserError."""
+    tensors, state_path = folder / "tensors.safetensors", folder / "state.json"
+    try:
+        state = json.loads(state_path.read_text(encoding="utf-8"))
+        expected = state["tensors_sha256"]
+        found = file_hash(tensors)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = type(error).__name__
+        raise UserError(f"checkpoint {folder} is damaged ({reason}); {_other(folder)}") from None
+    if found != expected:
+        raise UserError(
+            f"checkpoint {folder} is damaged: {tensors.name} ({tensors.stat().st_size} bytes)"
+            f" is not what was written; {_other(folder)}"
+        )
+    return tensors, state
+
+
+def _other(folder: Path) -> str:
+    others = [c.name for c in checkpoints(folder.parent.parent) if c != folder]
+    return f"remove it to go on from {others[-1]}" if others else "there is no other in this run"
+
+
+def open_run(folder: Path) -> Run:
+    """A run folder that exists; UserError when it is none."""
+    if not (folder / "config.toml").is_file():
+        raise UserError(f"{folder} is not a run folder (it has no config.toml)")
+    return Run(folder)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; a last line that was cut off by a crash is left out."""
+    entries: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number}: not a JSON object") from None
+    return entries
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a half."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

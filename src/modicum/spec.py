@@ -1,0 +1,221 @@
+"""The one expression language: `last(5) & parts(mlp)`, `accuracy + 0.2*format`.
+
+An expression names members of a kind (updates, tasks, rewards, ...), gives them
+arguments, and joins them with + & @ *. It is parsed with `ast` and built by calling the
+members' own dataclasses and operators; nothing is ever evaluated. `str()` of the object
+gives the expression back.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import operator
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from modicum.types import UserError
+
+MAX_LENGTH = 2000
+JOIN: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
+    ast.Add: ("+", operator.add),
+    ast.BitAnd: ("&", operator.and_),
+    ast.MatMult: ("@", operator.matmul),
+    ast.Mult: ("*", operator.mul),
+}
+
+
+class Spec:
+    """Base of everything that has an expression: a frozen dataclass with a `name`.
+
+    A field named in `varargs` takes all positional arguments (`layers(10, 11)`).
+    """
+
+    name: ClassVar[str]
+    varargs: ClassVar[str | None] = None
+
+    def __str__(self) -> str:
+        shown: list[str] = []
+        for field in dataclasses.fields(typing.cast(Any, self)):
+            value = getattr(self, field.name)
+            if field.name == self.varargs:
+                shown += [item if isinstance(item, str) else repr(item) for item in value]
+            elif field.default is dataclasses.MISSING:
+                shown.append(repr(value))
+            elif value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"{self.name}({', '.join(shown)})" if shown else self.name
+
+
+def describe(cls: type) -> dict[str, str]:
+    """Name, signature and summary of a member, for lists."""
+    fields = [f for f in dataclasses.fields(cls) if f.init]
+    varargs = getattr(cls, "varargs", None)
+    shown = [
+        f"{f.name}, ..."
+        if f.name == varargs
+        else f.name
+        if _required(f)
+        else f"{f.name}={f.default!r}"
+        for f in fields
+    ]
+    name = cls.name  # type: ignore[attr-defined]
+    summary = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+    return {
+        "name": name,
+        "signature": f"{name}({', '.join(shown)})" if shown else name,
+        "summary": summary,
+    }
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean 'x'?` when something known is close to `word`, and all that is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    return f"{guess}(known: {', '.join(known)})"
+
+
+def build(kind: str, text: str, members: Mapping[str, type]) -> Any:
+    """The object that `text` describes, made of `members` (name -> dataclass).
+
+    `kind` is the word used in messages ("update"). Raises UserError with the nearest
+    right name, the allowed arguments, or the place where the text does not parse.
+    """
+    if len(text) > MAX_LENGTH:
+        raise UserError(f"{kind}: the expression is longer than {MAX_LENGTH} characters")
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        detail = error.msg if isinstance(error, SyntaxError) else "not an expression"
+        raise UserError(f"{kind} {text!r} does not parse: {detail}") from None
+    return _Builder(kind, text, members).build(tree.body)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Builder:
+    kind: str
+    text: str
+    members: Mapping[str, type]
+
+    def build(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Name(id=name):
+                return self.call(name, [], [])
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+                return self.call(name, args, keywords)
+            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+                return number
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in JOIN:
+                sign, apply = JOIN[type(op)]
+                try:
+                    return apply(self.build(left), self.build(right))
+                except TypeError:
+                    raise self.error(
+                        f"{ast.unparse(left)!r} and {ast.unparse(right)!r} cannot be joined"
+                        f" with {sign} (brackets may be missing)"
+                    ) from None
+        raise self.error(f"{ast.unparse(node)!r} is not allowed in an expression")
+
+    def call(self, name: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Any:
+        if name not in self.members:
+            raise UserError(f"unknown {self.kind} {name!r}; {nearest(name, self.members)}")
+        cls = self.members[name]
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+        values: dict[str, Any] = {}
+        positional = [self.argument(arg) for arg in args]
+        varargs = getattr(cls, "varargs", None)
+        if varargs is not None:
+            values[varargs] = tuple(positional)
+        elif len(positional) > len(fields):
+            raise self.error(f"{name} takes {self.signature(fields)}")
+        else:
+            values.update(zip(fields, positional, strict=False))
+        for keyword in keywords:
+            if keyword.arg not in fields:
+                word = keyword.arg or "**"
+                raise self.error(
+                    f"{name} has no argument {word!r}; it takes {self.signature(fields)}"
+                )
+            if keyword.arg in values:
+                raise self.error(f"{name} got {keyword.arg!r} twice")
+            values[keyword.arg] = self.argument(keyword.value)
+        for field in fields.values():
+            if field.name not in values and _required(field):
+                raise self.error(f"{name} needs {field.name!r}; it takes {self.signature(fields)}")
+        hints = typing.get_type_hints(cls)
+        checked = {k: check(f"{self.kind} {name}: {k}", v, hints[k]) for k, v in values.items()}
+        return cls(**checked)
+
+    def argument(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=None | bool() | int() | float() | str() as value):
+                return value
+            case ast.Name(id=name):
+                return name
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+                return -value
+            case ast.List(elts=elts) | ast.Tuple(elts=elts):
+                return tuple(self.argument(item) for item in elts)
+        raise self.error(f"{ast.unparse(node)!r} is not a value (numbers, strings, names, lists)")
+
+    def signature(self, fields: Mapping[str, dataclasses.Field[Any]]) -> str:
+        if not fields:
+            return "no arguments"
+        return ", ".join(
+            f.name if _required(f) else f"{f.name}={f.default!r}" for f in fields.values()
+        )
+
+    def error(self, message: str) -> UserError:
+        return UserError(f"{self.kind} {self.text!r}: {message}")
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def check(what: str, value: Any, hint: Any) -> Any:
+    """`value` as the type that `hint` asks for, or a UserError that begins with `what`.
+
+    Whole floats become ints and ints become floats; texts and booleans are never numbers.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for arg in args:
+            try:
+                return check(what, value, arg)
+            except UserError:
+                continue
+    elif origin is typing.Literal:
+        if value in args:
+            return value
+        raise UserError(f"{what} is {value!r}; {nearest(str(value), map(str, args))}")
+    elif origin is tuple and isinstance(value, list | tuple):
+        return tuple(check(what, item, args[0]) for item in value)
+    elif hint is type(None) and value is None:
+        return None
+    elif isinstance(hint, type):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if hint is int and number and float(value).is_integer():
+            return int(value)
+        if hint is float and number:
+            return float(value)
+        if hint not in (int, float) and isinstance(value, hint):
+            return value
+    raise UserError(f"{what} must be {_words(hint)}, not {value!r}")
+
+
+def _words(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if hint in names:
+        return names[hint]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_words(arg) for arg in typing.get_args(hint))
+    if hint is type(None):
+        return "nothing"
+    if typing.get_origin(hint) is tuple:
+        return "a list of which each is " + _words(typing.get_args(hint)[0])
+    return getattr(hint, "__name__", str(hint))

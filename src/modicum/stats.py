@@ -1,0 +1,119 @@
+"""Estimates and their uncertainty: pass@k, standard errors, intervals over problems.
+
+Problems are the clusters: several samples of one problem are first averaged to one score
+per problem, and the spread of those scores carries both the choice of problems and the
+noise of sampling (Miller 2024, arXiv 2411.00640). Nothing here is random.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from modicum.types import UserError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the limits of its confidence interval, all in the unit of the scores."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that at least one of `k` samples is right, when `c` of `n` drawn were.
+
+    Unbiased: 1 - C(n-c, k) / C(n, k), as the product of Chen et al. 2021 (arXiv
+    2107.03374), which cannot overflow. Raises UserError when n < k or a count makes no sense.
+    """
+    try:
+        n, c, k = (operator.index(value) for value in (n, c, k))
+    except TypeError:
+        raise UserError(f"pass@k needs whole numbers, not n={n!r}, c={c!r}, k={k!r}") from None
+    if k < 1:
+        raise UserError(f"pass@k needs k of at least 1, not {k}")
+    if n < k:
+        raise UserError(f"pass@{k} needs at least {k} samples a problem, there are {n}")
+    if not 0 <= c <= n:
+        raise UserError(f"pass@k: {c} right answers among {n} samples is impossible")
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
+
+
+def standard_error(scores: ArrayLike) -> float:
+    """The standard error of the mean of `scores`: sd (with n - 1) over the root of n.
+
+    Raises UserError for fewer than two scores, more than one axis, or a score that is
+    not finite.
+    """
+    values = _vector("scores", scores)
+    if len(values) < 2:
+        raise UserError("a standard error needs at least two scores, there is one")
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def interval(scores: ArrayLike, level: float = 0.95) -> Interval:
+    """The mean of per-problem scores in [0, 1] and its t-interval over problems.
+
+    `scores` has one entry a problem (the mean over its samples). The limits are clipped
+    to [0, 1]. When all problems score 0, or all 1, the t-interval has no width and
+    Wilson's is given. Raises UserError for no scores or scores outside [0, 1].
+    """
+    values = _vector("scores", scores)
+    if values.min() < 0 or values.max() > 1:
+        raise UserError(f"scores lie in [0, 1], not {values.min():g} to {values.max():g}")
+    return _interval(values, level, (0.0, 1.0))
+
+
+def paired_interval(after: ArrayLike, before: ArrayLike, level: float = 0.95) -> Interval:
+    """The mean of `after - before` over the same problems and its t-interval.
+
+    Both have one score in [0, 1] a problem, in the same order; pairing takes out how hard
+    a problem is. The limits are clipped to [-1, 1]. Raises UserError when the lengths
+    differ or a score lies outside [0, 1].
+    """
+    pair = [_vector(name, values) for name, values in (("after", after), ("before", before))]
+    if len(pair[0]) != len(pair[1]):
+        raise UserError(f"pairs need equally many scores, not {len(pair[0])} and {len(pair[1])}")
+    if min(v.min() for v in pair) < 0 or max(v.max() for v in pair) > 1:
+        raise UserError("paired scores lie in [0, 1]")
+    return _interval(pair[0] - pair[1], level, (-1.0, 1.0))
+
+
+def _interval(values: NDArray[np.float64], level: float, bounds: tuple[float, float]) -> Interval:
+    if not 0 < level < 1:
+        raise UserError(f"the level of an interval lies between 0 and 1, not at {level!r}")
+    count, (least, most) = len(values), bounds
+    if np.ptp(values) == 0:
+        # No spread was seen, which does not say that there is none. Wilson's upper limit
+        # for 0 of n bounds the share of problems that behave otherwise, and those may lie
+        # anywhere within the bounds. At 0 and at 1 this is Wilson's interval exactly.
+        mean = float(values[0])
+        z = float(special.ndtri((1 + level) / 2))
+        unseen = z * z / (count + z * z)
+        return Interval(mean, mean - unseen * (mean - least), mean + unseen * (most - mean))
+    mean = float(values.mean())
+    half = float(special.stdtrit(count - 1, (1 + level) / 2)) * standard_error(values)
+    return Interval(mean, max(least, mean - half), min(most, mean + half))
+
+
+def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        vector = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} must be a list of numbers") from None
+    if vector.ndim != 1:
+        raise UserError(f"{name} must have one axis (problems), not {vector.ndim}")
+    if not len(vector):
+        raise UserError(f"{name} is empty: there is nothing to estimate")
+    if not np.isfinite(vector).all():
+        raise UserError(f"{name} holds a value that is not a finite number")
+    return vector

@@ -1,0 +1,160 @@
+"""The stages of one step: sample, score, batch, reference, backward, optimizer.
+
+Forward only: each stage takes what the one before it made. `train.train` calls them.
+
+Shapes: P problem, G member, N completion tokens of a micro-batch laid end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from modicum import objective
+from modicum.engine.logprobs import logprobs
+from modicum.engine.rollout import rollout
+from modicum.session import Session
+from modicum.tasks.prompts import encode
+from modicum.types import Batch, Group, Row, RunStopped
+
+MAX_SKIPPED = 3  # steps in a row without a finite loss
+
+
+def sample_groups(session: Session, step: int) -> list[Group]:
+    """The problems of a step and G completions of each, from the current policy."""
+    config = session.config
+    settings, count = config.sampling, config.batch.prompts_per_step
+    problems = session.curriculum.problems(session.task, config.seed, step, count)
+    tokenizer = session.loaded.tokenizer
+    prompts = [
+        encode(p, tokenizer, settings.template, settings.max_prompt_tokens) for p in problems
+    ]
+    keys = [("train", config.seed, step, index) for index in range(count)]
+    completions = rollout(
+        session.prepared.model,
+        session.loaded,
+        prompts,
+        keys,
+        config.batch.group_size,
+        settings,
+        config.batch.rollout_batch,
+    )
+    return [Group(*parts) for parts in zip(problems, prompts, completions, strict=True)]
+
+
+def score(session: Session, groups: Sequence[Group]) -> list[list[dict[str, float]]]:
+    """The raw value of every reward term, for every completion of every group."""
+    return [
+        [session.reward.scores(session.task, group.problem, c) for c in group.completions]
+        for group in groups
+    ]
+
+
+def make_batch(session: Session, groups: Sequence[Group], rewards_PG: Tensor) -> Batch:
+    """The rows that have a signal, and the counts of all rows.
+
+    A group whose rewards are all equal is left out, unless a KL term acts on it.
+    """
+    advantages_PG = objective.group_advantages(rewards_PG, session.objective.scale)
+    rows, num_rows, num_tokens = [], 0, 0
+    for group, advantages in zip(groups, advantages_PG.tolist(), strict=True):
+        for completion, advantage in zip(group.completions, advantages, strict=True):
+            num_rows += 1
+            num_tokens += len(completion.tokens)
+            if advantage != 0 or session.objective.kl > 0:
+                rows.append(Row(group.prompt, completion.tokens, completion.logprobs, advantage))
+    # Rows of similar length share a micro-batch, so that little is padded.
+    rows.sort(key=lambda row: len(row.prompt) + len(row.tokens))
+    return Batch(tuple(rows), num_rows, num_tokens)
+
+
+def _parts(session: Session, batch: Batch) -> list[tuple[Row, ...]]:
+    size = session.config.batch.micro_batch
+    return [batch.rows[start : start + size] for start in range(0, len(batch.rows), size)]
+
+
+def reference_logprobs(session: Session, batch: Batch) -> list[Tensor | None]:
+    """Log-probs of each micro-batch under the model as it began; None without a KL term."""
+    parts = _parts(session, batch)
+    if session.objective.kl == 0:
+        return [None] * len(parts)
+    model, sampling = session.prepared.model, session.config.sampling
+    with torch.no_grad(), session.prepared.reference():
+        return [logprobs(model, part, sampling)[0] for part in parts]
+
+
+def backward(
+    session: Session, batch: Batch, references: Sequence[Tensor | None]
+) -> dict[str, float]:
+    """Accumulate the gradient of the whole batch in the masters; returns sums for the log."""
+    sums = {"loss": 0.0, "tokens": 0.0}
+    device, goal = session.loaded.device, session.objective
+    for part, reference_N in zip(_parts(session, batch), references, strict=True):
+        policy_N, entropy_N = logprobs(session.prepared.model, part, session.config.sampling)
+        lengths = torch.tensor([len(row.tokens) for row in part], device=device)
+        advantages = torch.tensor([row.advantage for row in part], device=device)
+        old_N = torch.tensor([p for row in part for p in row.logprobs], device=device)
+        limit = session.config.sampling.max_tokens
+        tokens = objective.Tokens(
+            old_N,
+            torch.repeat_interleave(advantages, lengths),
+            reference_N,
+            objective.weights(lengths, goal.aggregate, batch.num_rows, batch.num_tokens, limit),
+        )
+        value, found = objective.loss(goal, policy_N, tokens)
+        value.backward()
+        session.masters.collect()
+        difference = (policy_N.detach() - old_N).abs().sum()
+        found |= {"loss": value.detach(), "entropy": entropy_N.sum(), "difference": difference}
+        for key, amount in found.items():
+            sums[key] = sums.get(key, 0.0) + float(amount)
+        sums["tokens"] += len(policy_N)
+    return sums
+
+
+def rate_at(session: Session) -> float:
+    """The learning rate of the next optimizer step."""
+    settings, index = session.config.optimizer, session.optimizer_steps
+    total = session.config.steps * session.config.batch.updates_per_rollout
+    if index < settings.warmup_steps:
+        return session.learning_rate * (index + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return session.learning_rate
+    return session.learning_rate * (total - index) / max(1, total - settings.warmup_steps)
+
+
+def optimizer_step(session: Session, loss: float) -> float:
+    """Clip and step; a loss or gradient that is not finite is skipped and counted.
+
+    Returns the norm of the gradient before clipping. Raises RunStopped after
+    `MAX_SKIPPED` skipped steps in a row.
+    """
+    held = {n: t.grad for n, t in session.masters.tensors.items() if t.grad is not None}
+    norms = torch.stack(torch._foreach_norm(list(held.values())))
+    norm, rate = float(norms.norm()), rate_at(session)
+    session.optimizer_steps += 1
+    if not (abs(loss) < float("inf") and norm < float("inf")):
+        session.optimizer.zero_grad(set_to_none=True)
+        session.skipped += 1
+        session.skipped_in_row += 1
+        if session.skipped_in_row >= MAX_SKIPPED:
+            raise RunStopped(
+                f"the loss ({loss:g}) or its gradient ({norm:g}) was not finite for"
+                f" {MAX_SKIPPED} steps in a row; a smaller learning rate, fp32 or a KL term may"
+                " help. Skipped steps changed nothing and the last checkpoint is good"
+            )
+        return norm
+    session.skipped_in_row = 0
+    if session.proof.waiting:
+        session.proof.push(n for n, size in zip(held, norms.tolist(), strict=True) if size > 0)
+    limit = session.config.optimizer.max_grad_norm
+    if 0 < limit < norm:
+        torch._foreach_mul_(list(held.values()), limit / norm)
+    for group in session.optimizer.param_groups:
+        group["lr"] = rate
+    session.optimizer.step()
+    session.optimizer.zero_grad(set_to_none=True)
+    session.masters.publish()
+    return norm

@@ -1,0 +1,71 @@
+"""Chains of sums: "What is 12+45-7+30?". The default task, endless and graded exactly.
+
+Operands are uniform on 1 .. 10^digits - 1, operators uniform on `operators`, the usual
+precedence holds. `terms` and `digits` are the difficulty.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+from modicum import answers
+from modicum.spec import Spec
+from modicum.tasks.base import Draft, draw
+from modicum.types import Grade, Problem, Split, UserError
+
+APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+
+def evaluate(terms: list[int], signs: list[str]) -> int:
+    """The value of terms[0] signs[0] terms[1] ..., products first."""
+    total, sign, product = 0, "+", terms[0]
+    for mark, term in zip(signs, terms[1:], strict=True):
+        if mark == "*":
+            product *= term
+        else:
+            total, sign, product = APPLY[sign](total, product), mark, term
+    return APPLY[sign](total, product)
+
+
+@dataclass(frozen=True)
+class Arithmetic(Spec):
+    """Sums of `terms` numbers with up to `digits` digits, joined by `operators` (+, -, *)."""
+
+    name: ClassVar[str] = "arithmetic"
+    terms: int = 4
+    digits: int = 2
+    operators: str = "+-"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.terms <= 50:
+            raise UserError(f"arithmetic: terms must be between 2 and 50, not {self.terms}")
+        if not 1 <= self.digits <= 9:
+            raise UserError(f"arithmetic: digits must be between 1 and 9, not {self.digits}")
+        if not self.operators or set(self.operators) - set(APPLY):
+            raise UserError(f"arithmetic: operators are made of + - *, not {self.operators!r}")
+
+    def problem(self, split: Split, seed: int, index: int) -> Problem:
+        """The problem at (split, seed, index)."""
+        return draw(self, split, seed, index, self._make)
+
+    def size(self, split: Split) -> int | None:
+        """None: there is no end to them."""
+        return None
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        """Exact comparison of the marked answer with the value."""
+        return answers.grade(text, problem.answer)
+
+    def _make(self, rng: random.Random) -> Draft:
+        terms = [rng.randint(1, 10**self.digits - 1) for _ in range(self.terms)]
+        signs = [rng.choice(self.operators) for _ in range(self.terms - 1)]
+        text = str(terms[0]) + "".join(f"{s}{t}" for s, t in zip(signs, terms[1:], strict=True))
+        # A sum in another order is the same problem: it must not reach another split.
+        summands = sorted(("+" + text.replace("-", " -").replace("+", " +")).split())
+        difficulty = float(self.terms * self.digits)
+        data = {"terms": tuple(terms), "signs": tuple(signs)}
+        answer = str(evaluate(terms, signs))
+        return Draft(" ".join(summands), f"What is {text}?", answer, difficulty, data)

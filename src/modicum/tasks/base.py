@@ -1,0 +1,89 @@
+"""What every task has in common: seeded problems, disjoint splits, a grade.
+
+A task is a frozen dataclass with `problem(split, seed, index)`, `size(split)` and
+`grade(problem, text)`. Procedural tasks derive their random numbers from the tuple
+(task, split, seed, index), so that neighbouring seeds have nothing in common, and put a
+problem into a split by a hash of its content, so that no problem is in two splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+from modicum.types import SPLITS, Grade, Problem, Split, UserError
+
+T = TypeVar("T")
+SHARES: dict[Split, int] = {"train": 80, "tune": 10, "test": 10}  # percent of all problems
+MAX_TRIES = 2000
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A source of problems that can grade what a model answers to them."""
+
+    def problem(self, split: Split, seed: int, index: int) -> Problem:
+        """The problem at `index` of `split` in the order that `seed` gives."""
+        ...
+
+    def size(self, split: Split) -> int | None:
+        """How many different problems the split holds; None when it has no end."""
+        ...
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        """The verdict on a completion, strict and lenient."""
+        ...
+
+
+def check_split(split: str) -> Split:
+    """`split` itself if it is one of the three, else a UserError."""
+    for known in SPLITS:
+        if split == known:
+            return known
+    raise UserError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
+
+
+def stream(*key: object) -> random.Random:
+    """A random generator that depends on every part of `key` and on nothing else."""
+    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
+    return random.Random(int.from_bytes(digest[:16], "big"))
+
+
+def split_of(content: str) -> Split:
+    """The split that a problem with this content belongs to, by hash (80/10/10 %)."""
+    place = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big") % 100
+    for split in SPLITS:
+        place -= SHARES[split]
+        if place < 0:
+            return split
+    raise AssertionError("the shares of the splits add up to 100")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A problem before it has a place: its content key decides the split."""
+
+    key: str
+    question: str
+    answer: str
+    difficulty: float
+    data: Mapping[str, object]
+
+
+def draw(
+    task: object, split: Split, seed: int, index: int, make: Callable[[random.Random], Draft | None]
+) -> Problem:
+    """The first draft from `make` whose content hash falls into `split`.
+
+    Raises UserError when none of 2,000 does: the task has too few problems to split.
+    """
+    rng = stream(task, check_split(split), seed, index)
+    for _ in range(MAX_TRIES):
+        draft = make(rng)
+        if draft is not None and split_of(draft.key) == split:
+            place = f"{task}/{split}/{seed}/{index}"
+            return Problem(place, draft.question, draft.answer, draft.difficulty, draft.data)
+    raise UserError(f"{task} has no problem for the split {split!r}; make its numbers larger")

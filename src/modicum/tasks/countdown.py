@@ -1,0 +1,95 @@
+"""Countdown: reach a target from given numbers, each used exactly once, with + - * /.
+
+The task of TinyZero (github.com/Jiayi-Pan/TinyZero); departures: every number must be
+used, values are exact fractions, and a wrong answer is worth nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+from modicum import answers
+from modicum.spec import Spec
+from modicum.tasks.base import Draft, draw
+from modicum.types import Grade, Problem, Split, UserError
+
+MAX_TARGET = 999
+
+
+@dataclass(frozen=True)
+class Node:
+    """A partial expression: its text, its value, and whether it needs brackets."""
+
+    text: str
+    value: Fraction
+    loose: bool = False
+
+
+def combine(left: Node, sign: str, right: Node) -> Node | None:
+    """left sign right, or None for a division by zero or one that leaves a fraction."""
+    if sign == "+":
+        return Node(f"{left.text}+{right.text}", left.value + right.value, loose=True)
+    if sign == "-":
+        text = f"({right.text})" if right.loose else right.text
+        return Node(f"{left.text}-{text}", left.value - right.value, loose=True)
+    first = f"({left.text})" if left.loose else left.text
+    second = f"({right.text})" if right.loose or not right.text.isdigit() else right.text
+    if sign == "*":
+        return Node(f"{first}*{second}", left.value * right.value)
+    if right.value == 0 or (left.value / right.value).denominator != 1:
+        return None
+    return Node(f"{first}/{second}", left.value / right.value)
+
+
+@dataclass(frozen=True)
+class Countdown(Spec):
+    """Reach a target from `numbers` numbers between 1 and `max_value`."""
+
+    name: ClassVar[str] = "countdown"
+    numbers: int = 4
+    max_value: int = 99
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.numbers <= 10:
+            raise UserError(f"countdown: numbers must be between 2 and 10, not {self.numbers}")
+        if not 5 <= self.max_value <= MAX_TARGET:
+            raise UserError(
+                f"countdown: max_value must be in 5..{MAX_TARGET}, not {self.max_value}"
+            )
+
+    def problem(self, split: Split, seed: int, index: int) -> Problem:
+        """The problem at (split, seed, index); its answer is one of many."""
+        return draw(self, split, seed, index, self._make)
+
+    def size(self, split: Split) -> int | None:
+        """None: there is no end to them."""
+        return None
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        """Right if the marked expression uses the numbers exactly and reaches the target."""
+        return answers.grade_countdown(text, problem.data["numbers"], problem.data["target"])
+
+    def _make(self, rng: random.Random) -> Draft | None:
+        numbers = [rng.randint(1, self.max_value) for _ in range(self.numbers)]
+        parts = [Node(str(n), Fraction(n)) for n in numbers]
+        steps: list[str] = []
+        while len(parts) > 1:
+            left, right = (parts.pop(rng.randrange(len(parts))) for _ in range(2))
+            sign = rng.choice("+-*/")
+            whole = combine(left, sign, right)
+            if whole is None:
+                return None
+            steps.append(f"{left.value}{sign}{right.value}={whole.value}")
+            parts.append(whole)
+        target = parts[0].value
+        if not 1 <= target <= MAX_TARGET or any("-" in step.split("=")[1] for step in steps):
+            return None
+        rng.shuffle(numbers)
+        listed = ", ".join(map(str, numbers))
+        question = f"Make {target} from {listed}, each used once."
+        key = f"{sorted(numbers)} {target}"
+        data = {"numbers": tuple(numbers), "target": int(target), "steps": tuple(steps)}
+        return Draft(key, question, parts[0].text, float(self.numbers), data)

@@ -1,0 +1,57 @@
+"""Problems of which there is a fixed number: in which order they come, epoch after epoch.
+
+`index // n` is the epoch; within one, each of the n problems comes once, in a permutation
+that depends on (key, split, seed, epoch). `key` is a task's name and not its path: a file
+that was moved keeps its order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from modicum.tasks.base import check_split, stream
+from modicum.types import SPLITS, Problem, Split, UserError
+
+Shelf = Mapping[Split, tuple[Problem, ...]]
+
+
+def divide(problems: list[tuple[Split, Problem]]) -> Shelf:
+    """The problems of each split, in the order of the file."""
+    return {s: tuple(problem for where, problem in problems if where == s) for s in SPLITS}
+
+
+def pick(task: Any, shelf: Shelf, split: str, seed: int, index: int) -> Problem:
+    """The problem at `index` of the endless sequence of shuffled epochs of `split`.
+
+    Raises UserError when the split is unknown or holds no problem.
+    """
+    problems = shelf[check_split(split)]
+    if not problems:
+        total = sum(map(len, shelf.values()))
+        raise UserError(
+            f"{task} has no problem for the split {split!r}: it holds {total}, which a hash of"
+            " the question divides; add problems"
+        )
+    epoch, place = divmod(index, len(problems))
+    return problems[_order(task.name, split, seed, epoch, len(problems))[place]]
+
+
+@lru_cache(maxsize=32)
+def _order(key: str, split: str, seed: int, epoch: int, count: int) -> tuple[int, ...]:
+    order = list(range(count))
+    stream(key, split, seed, epoch).shuffle(order)
+    return tuple(order)
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """(time of the last change in nanoseconds, size in bytes): when it differs, read again."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path!r} cannot be read: {error}") from None
+    return status.st_mtime_ns, status.st_size

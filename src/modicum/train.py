@@ -1,0 +1,274 @@
+"""The loop: rollout, score, advantages, log-probs, loss, step, proof, log.
+
+It names no variant: updates, rewards, objectives and curricula are values that were
+chosen before it began. All randomness comes from (seed, step), so a run that was killed
+and resumed gives what the uncut run gives.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modicum import machine, runs
+from modicum.config import TrainConfig, from_mapping, read_toml, to_toml
+from modicum.evaluate import Evaluation, evaluate
+from modicum.metrics import rollout_metrics, training_metrics
+from modicum.models.precision import too_fine
+from modicum.session import Session, prepare, restore, save
+from modicum.step import (
+    backward,
+    make_batch,
+    optimizer_step,
+    rate_at,
+    reference_logprobs,
+    sample_groups,
+    score,
+)
+from modicum.types import Batch, Group, RunStopped, UserError
+
+AGREEMENT = {"fp32": 1e-4, "bf16": 0.05}  # largest mean |log-prob difference|, in nats
+
+
+class Observer:
+    """Is told what happens during a run; this one does nothing with it."""
+
+    def begin(self, session: Session, first_step: int) -> None:
+        """The run is set up; nothing has been trained yet."""
+
+    def step(self, metrics: dict[str, float]) -> None:
+        """A step has ended."""
+
+    def evaluating(self, name: str, done: int, total: int) -> None:
+        """`done` of `total` problems of an evaluation have been answered."""
+
+    def evaluated(self, name: str, found: Evaluation) -> None:
+        """An evaluation has ended; `name` is base, trained or the step."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+def train(
+    config: TrainConfig,
+    observer: Observer | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    base: Evaluation | None = None,
+) -> dict[str, Any]:
+    """Train as `config` says and return what `result.json` holds.
+
+    `overwrite` replaces the run folder, `resume` goes on from its last checkpoint. `base`
+    is the evaluation of the untrained model, if it is known already. Raises UserError for
+    what cannot be done and RunStopped when a proof fails.
+    """
+    observer = observer or Observer()
+    machine.reset_peak()
+    session = prepare(config)
+    run, first = _open(session, overwrite, resume)
+    observer.begin(session, first)
+    fine = too_fine(session.prepared.trainable, session.learning_rate)
+    if fine:
+        observer.note(
+            f"a step of {session.learning_rate:g} is below the spacing of {len(fine)} tensors"
+            f" in their dtype (first: {fine[0]}); what they learn may be rounded away"
+        )
+    evaluated = {e["name"]: e for e in _past_evaluations(run)}
+    if "base" not in evaluated:
+        evaluated["base"] = _evaluate(session, run, observer, "base", -1, base)
+    with machine.Interrupts() as interrupts:
+        for step in range(first, config.steps):
+            observer.step(_step(session, run, step))
+            _after(session, run, observer, step)
+            if interrupts.asked and step + 1 < config.steps:
+                save(session, run, step + 1)
+                raise RunStopped(f"interrupted after step {step + 1}; --resume goes on from there")
+    finished = config.steps - 1
+    proof = session.proof.check("end of the run")
+    if "trained" not in evaluated:
+        evaluated["trained"] = _evaluate(session, run, observer, "trained", finished, None)
+    return _finish(session, run, evaluated, proof)
+
+
+def _open(session: Session, overwrite: bool, resume: bool) -> tuple[runs.Run, int]:
+    """The run folder and the step to begin with."""
+    config = session.config
+    folder = run_folder(config)
+    if not resume:
+        run = runs.Run.create(folder, to_toml(config), overwrite)
+        run.write("environment.json", machine.environment())
+        return run, 0
+    run = runs.open_run(folder)
+    if (folder / "result.json").exists():
+        raise UserError(f"{folder} holds a finished run; --overwrite starts anew")
+    past = from_mapping(TrainConfig, read_toml(folder / "config.toml"), str(folder / "config.toml"))
+    if to_toml(past) != to_toml(config):
+        old, new = to_toml(past).splitlines(), to_toml(config).splitlines()
+        changed = next((a for a, b in zip(old, new, strict=False) if a != b), "")
+        raise UserError(
+            f"{folder} was begun with other settings ({changed.strip()}); it cannot go on"
+        )
+    saved = runs.checkpoints(folder)
+    first = restore(session, saved[-1]) if saved else 0
+    run.cut(first)
+    return run, first
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """The folder that the config names, or one under runs/ made from update and seed."""
+    if config.out:
+        return Path(config.out)
+    name = "".join(c if c.isalnum() else "-" for c in config.update).strip("-")
+    return Path("runs") / f"{name}-seed{config.seed}"
+
+
+def _past_evaluations(run: runs.Run) -> list[dict[str, Any]]:
+    path = run.folder / "evaluations.jsonl"
+    return runs.read_lines(path) if path.exists() else []
+
+
+def _evaluate(
+    session: Session,
+    run: runs.Run,
+    observer: Observer,
+    name: str,
+    step: int,
+    known: Evaluation | None,
+) -> dict[str, Any]:
+    """Evaluate the current policy, unless the result is known, and log it."""
+    config = session.config
+    held = config.evaluation
+    if held.eval_problems == 0:
+        return {}
+    found = known or evaluate(
+        session.prepared.model,
+        session.loaded,
+        session.task,
+        config.sampling,
+        num_problems=held.eval_problems,
+        samples=held.eval_samples,
+        rollout_batch=config.batch.rollout_batch,
+        progress=lambda done, total: observer.evaluating(name, done, total),
+    )
+    entry = {"step": step, "name": name, **found.to_json()}
+    run.append("evaluations.jsonl", entry)
+    observer.evaluated(name, found)
+    return entry
+
+
+def _step(session: Session, run: runs.Run, step: int) -> dict[str, float]:
+    """One rollout and its optimizer steps; returns and logs the metrics."""
+    began = time.perf_counter()
+    groups = sample_groups(session, step)
+    sampled = time.perf_counter()
+    scores = score(session, groups)
+    totals_PG = torch.tensor([[session.reward.total(s) for s in row] for row in scores])
+    batch = make_batch(session, groups, totals_PG)
+    metrics = rollout_metrics(step, groups, scores, totals_PG)
+    scored = time.perf_counter()
+    if batch.rows:
+        metrics |= _update(session, batch)
+    ended = time.perf_counter()
+    session.generated_tokens += batch.num_tokens
+    session.trained_seconds += ended - began
+    metrics |= {
+        "policy/skipped_steps": session.skipped,
+        "time/step_seconds": ended - began,
+        "time/sampling_seconds": sampled - began,
+        "time/training_seconds": ended - scored,
+        "time/tokens_per_second": batch.num_tokens / (ended - began),
+        "memory/peak_bytes": machine.peak_bytes(),
+    }
+    run.append("metrics.jsonl", metrics)
+    if step % session.config.records.samples_every == 0 or step + 1 == session.config.steps:
+        _write_samples(session, run, step, groups[0], scores[0])
+    return metrics
+
+
+def _update(session: Session, batch: Batch) -> dict[str, float]:
+    """The optimizer steps on one batch; metrics of the last one."""
+    references = reference_logprobs(session, batch)
+    metrics: dict[str, float] = {}
+    for number in range(session.config.batch.updates_per_rollout):
+        rate = rate_at(session)
+        sums = backward(session, batch, references)
+        if number == 0:
+            _agree(session, sums)
+        norm = optimizer_step(session, sums["loss"])
+        metrics = training_metrics(sums)
+        metrics |= {"policy/grad_norm": norm, "policy/learning_rate": rate}
+    return metrics
+
+
+def _agree(session: Session, sums: dict[str, float]) -> None:
+    """The agreement proof: sampler and trainer give the same log-probs before an update."""
+    mean = sums["difference"] / sums["tokens"]
+    session.agreement_max = max(session.agreement_max, mean)
+    limit = AGREEMENT[session.config.compute.dtype]
+    if mean > limit:
+        raise RunStopped(
+            f"agreement proof: log-probs of sampler and trainer differ by {mean:.2g} nats a token"
+            f" (at most {limit:g}); the completions were not sampled from the current policy"
+        )
+
+
+def _write_samples(
+    session: Session, run: runs.Run, step: int, group: Group, scores: list[dict[str, float]]
+) -> None:
+    for completion, found in zip(group.completions[:4], scores, strict=False):
+        entry = {
+            "step": step,
+            "question": group.problem.question,
+            "gold": group.problem.answer,
+            "completion": completion.text,
+            "reward": session.reward.total(found),
+            "scores": found,
+        }
+        run.append("samples.jsonl", entry)
+
+
+def _after(session: Session, run: runs.Run, observer: Observer, step: int) -> None:
+    """What is due after a step: the change proof, a checkpoint, an evaluation."""
+    config, done = session.config, step + 1
+    if session.optimizer_steps and not session.checked_first:
+        observer.note("change proof after the first step: " + session.proof.check("first step"))
+        session.checked_first = True
+    every = config.evaluation.eval_every
+    if every and done % every == 0 and done < config.steps:
+        _evaluate(session, run, observer, f"step {done}", step, None)
+    every = config.records.checkpoint_every
+    if done == config.steps or (every and done % every == 0):
+        session.proof.check(f"step {done}")
+        save(session, run, done)
+
+
+def _finish(
+    session: Session, run: runs.Run, evaluated: dict[str, Any], proof: str
+) -> dict[str, Any]:
+    config = session.config
+    result = {
+        "update": str(config.update),
+        "model": config.model,
+        "task": config.task,
+        "reward": config.reward,
+        "objective": config.objective,
+        "seed": config.seed,
+        "steps": config.steps,
+        "base": evaluated["base"] or None,
+        "trained": evaluated["trained"] or None,
+        "trainable_parameters": session.trainable_parameters,
+        "total_parameters": session.total_parameters,
+        "trainable_tensors": len(session.prepared.trainable),
+        "seconds": session.trained_seconds,
+        "peak_memory_bytes": machine.peak_bytes(),
+        "generated_tokens": session.generated_tokens,
+        "skipped_steps": session.skipped,
+        "change_proof": proof,
+        "agreement_max": session.agreement_max,
+        "base_hash": session.base,
+    }
+    run.write("result.json", result)
+    return result

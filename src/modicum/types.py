@@ -1,0 +1,103 @@
+"""The data that flows through one training step, from a problem to a batch.
+
+Everything here is frozen and free of torch: a problem set, a grade or a group of
+completions can be made, stored and tested without loading a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Split = Literal["train", "tune", "test"]
+SPLITS: tuple[Split, ...] = ("train", "tune", "test")
+
+
+class UserError(ValueError):
+    """What the user asked for cannot be done; the message is one line that says why.
+
+    The command line prints it and exits with code 2; it is never a bug of ours.
+    """
+
+
+class RunStopped(UserError):
+    """A run stopped itself: a proof failed or the loss stayed not finite."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One checkable problem.
+
+    `id` is unique within a task. `answer` is the gold answer as text. `data` holds what
+    the task's grader needs besides (the numbers of a countdown, say). `difficulty` is a
+    task's own measure, larger is harder, or None.
+    """
+
+    id: str
+    question: str
+    answer: str
+    difficulty: float | None = None
+    data: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one completion.
+
+    `strict` reads only an answer marked as the prompt asks; `lenient` falls back to the
+    last number of the text. `extracted` is the answer that was read (None: there was
+    none) and `reason` says in a few words why the verdict is what it is.
+    """
+
+    strict: bool
+    lenient: bool
+    extracted: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote: tokens up to and with the end token, if it came.
+
+    `logprobs[t]` is the log-probability of `tokens[t]` under the sampling distribution
+    (temperature, top-p and top-k included). `finished` is False when the limit cut it.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """G completions of one problem's prompt."""
+
+    problem: Problem
+    prompt: tuple[int, ...]
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One completion on its way through training: tokens, old log-probs, advantage."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    advantage: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one optimizer step and the counts that its loss is divided by.
+
+    `num_rows` and `num_tokens` count the whole batch that was sampled for this update,
+    before rows without a signal were left out, so that leaving them out and splitting
+    the rest into micro-batches change nothing.
+    """
+
+    rows: tuple[Row, ...]
+    num_rows: int
+    num_tokens: int

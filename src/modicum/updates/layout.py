@@ -1,0 +1,59 @@
+"""Which layer and which part every parameter of a decoder belongs to."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+PARTS = ("attention", "mlp", "norm", "bias", "embedding", "head")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one parameter lives: its layer (None outside the layers) and its parts.
+
+    A parameter can be of several parts: the bias of a query projection is `attention` and
+    `bias`; a tied embedding is `embedding` and `head`.
+    """
+
+    layer: int | None
+    parts: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places of all parameters, by the name that `named_parameters` gives."""
+
+    places: dict[str, Place]
+    num_layers: int
+    tied: bool
+
+
+def layout(model: nn.Module) -> Layout:
+    """The layout of a Hugging Face causal language model."""
+    inputs = model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    outputs = None if head is None else head.weight
+    places: dict[str, Place] = {}
+    for name, parameter in model.named_parameters():
+        found = LAYER.search(name)
+        parts = set()
+        words = name.split(".")
+        if any(word in ("self_attn", "attn", "attention") for word in words):
+            parts.add("attention")
+        if any(word in ("mlp", "feed_forward") for word in words):
+            parts.add("mlp")
+        if any("norm" in word or word.startswith("ln_") for word in words):
+            parts.add("norm")
+        if words[-1] == "bias":
+            parts.add("bias")
+        if parameter is inputs:
+            parts.add("embedding")
+        if parameter is outputs or (head is not None and parameter is getattr(head, "bias", None)):
+            parts.add("head")
+        places[name] = Place(int(found[1]) if found else None, frozenset(parts))
+    layers = {place.layer for place in places.values() if place.layer is not None}
+    return Layout(places, len(layers), inputs is outputs)

@@ -1,0 +1,140 @@
+"""What an update would train in a model, and what that costs, before any weight is loaded.
+
+The model is built from its config on torch's meta device: names and shapes, no memory.
+Backward cost counts matrix products only (F.2 in docs/updates.md): gradients of what
+trains, and gradients of activations down to the lowest trained tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.models.load import read_config
+from modicum.updates.base import Update
+from modicum.updates.layout import LAYER, layout
+
+# What a layer does in order; the first line that fits a name is its stage.
+STAGES = (
+    ("input_layernorm",),
+    ("q_proj", "k_proj", "v_proj", "qkv_proj", "q_norm", "k_norm"),
+    ("o_proj",),
+    ("post_attention_layernorm", "pre_feedforward_layernorm"),
+    ("gate_proj", "up_proj"),
+    ("down_proj", "post_feedforward_layernorm"),
+)
+BYTES = {"gradients": 4, "optimizer": 8}  # a trained number: fp32 gradient, two fp32 moments
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What an update trains; sizes in numbers or bytes, shares between 0 and 1."""
+
+    update: str
+    model: str
+    tensors: int
+    parameters: int
+    total_parameters: int
+    share: float
+    gradient_bytes: int
+    optimizer_bytes: int
+    lowest_layer: int | None
+    """The lowest trained layer (num_layers: only what is above); None: the embedding."""
+    num_layers: int
+    backward_share: float
+    """Matrix work of backward, as a share of that of full training."""
+    notes: list[str]
+    names: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The preview as JSON values."""
+        return dataclasses.asdict(self)
+
+    def text(self) -> str:
+        """The preview for a reader."""
+        shown = self.names if len(self.names) <= 14 else [*self.names[:12], "..."]
+        below = (
+            "the embedding trains: backward runs through the whole model"
+            if self.lowest_layer is None
+            else f"lowest trained layer {self.lowest_layer} of 0..{self.num_layers - 1}"
+        )
+        lines = [
+            f"{self.update} on {self.model}",
+            f"tensors        {self.tensors}",
+            f"parameters     {self.parameters:,} of {self.total_parameters:,} ({self.share:.2%})",
+            f"gradients      {self.gradient_bytes:,} bytes",
+            f"optimizer      {self.optimizer_bytes:,} bytes (AdamW moments)",
+            f"backward       {self.backward_share:.0%} of full training's; {below}",
+            *(f"note           {note}" for note in self.notes),
+            *(f"  {name}" for name in shown),
+        ]
+        return "\n".join(lines)
+
+
+def preview(update: Update, model: str) -> Preview:
+    """The preview of `update` on the model that `model` names (its config alone is read)."""
+    from transformers import AutoModelForCausalLM
+
+    config = read_config(model)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    skeleton.tie_weights()
+    places = layout(skeleton)
+    prepared = update.apply(skeleton, seed=0)
+    trained, frozen = prepared.trainable, prepared.frozen
+    count = sum(p.numel() for p in trained.values())
+    total = count + sum(p.numel() for p in frozen.values())
+    lowest = min(place(name, places.num_layers)[0] for name in trained)
+    notes = []
+    if places.tied and lowest < 0:
+        notes.append("head and embedding are one tensor here: training one trains both")
+    return Preview(
+        update=str(update),
+        model=model,
+        tensors=len(trained),
+        parameters=count,
+        total_parameters=total,
+        share=count / total,
+        gradient_bytes=BYTES["gradients"] * count,
+        optimizer_bytes=BYTES["optimizer"] * count,
+        lowest_layer=None if lowest < 0 else lowest,
+        num_layers=places.num_layers,
+        backward_share=backward_share(prepared.model, trained, places.num_layers),
+        notes=notes,
+        names=sorted(trained),
+    )
+
+
+def place(name: str, num_layers: int) -> tuple[int, int]:
+    """Where a tensor comes in the forward pass: (layer, stage within it).
+
+    The embedding is layer -1; final norm and head are the layer after the last.
+    """
+    found = LAYER.search(name)
+    if found is None:
+        return (-1, 0) if "embed" in name else (num_layers, 0 if "norm" in name else 1)
+    stage = next((i for i, words in enumerate(STAGES) if any(w in name for w in words)), 0)
+    return int(found[1]), stage
+
+
+def backward_share(model: nn.Module, trained: dict[str, nn.Parameter], num_layers: int) -> float:
+    """Matrix work of backward over that of full training.
+
+    A matrix of n numbers costs n for its own gradient, if it trains, and n for the
+    gradient of its input, if anything trained comes before it.
+    """
+    chosen = {id(p) for p in trained.values()}
+    lowest = min(place(name, num_layers) for name in trained)
+    done = full = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        size, adapter = module.weight.numel(), ".lora_" in name
+        full += 0 if adapter else 2 * size
+        done += size * (id(module.weight) in chosen)
+        done += size * (place(name, num_layers) > lowest or ".lora_B" in name)
+    return done / full

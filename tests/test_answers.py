@@ -1,0 +1,285 @@
+"""Finding and comparing answers: the shared cases, our policies, and hostile texts."""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from cases import load
+from modicum import answers
+from modicum.tasks.arithmetic import Arithmetic
+from modicum.tasks.countdown import Countdown
+from modicum.types import UserError
+
+# Nothing is marked in these: the lenient verdict finds the answer, the strict one does not.
+UNMARKED = {"EX-09", "EX-12"}
+
+
+def each(fn: str) -> pytest.MarkDecorator:
+    cases = load(fn)
+    names = [f"{case['id']}-{place}" for place, case in enumerate(cases)]
+    return pytest.mark.parametrize("case", cases, ids=names)
+
+
+@each("equiv")
+def test_equal(case: dict[str, Any]) -> None:
+    assert answers.equal(case["input"]["gold"], case["input"]["pred"]) is case["expected"]
+
+
+@each("score_completion")
+def test_grade(case: dict[str, Any]) -> None:
+    verdict = answers.grade(case["input"]["completion"], case["input"]["gold"])
+    assert verdict.lenient is bool(case["expected"])
+    assert verdict.strict is (bool(case["expected"]) and case["id"] not in UNMARKED)
+
+
+@each("score_batch")
+def test_grade_of_a_batch(case: dict[str, Any]) -> None:
+    pairs = zip(case["input"]["completions"], case["input"]["golds"], strict=True)
+    assert [int(answers.grade(text, gold).strict) for text, gold in pairs] == case["expected"]
+
+
+@each("countdown")
+def test_countdown(case: dict[str, Any]) -> None:
+    given = case["input"]
+    got = answers.countdown(given["answer"], given["numbers"], given["target"])
+    assert got is case["expected"]
+
+
+@each("score_countdown_completion")
+def test_grade_countdown(case: dict[str, Any]) -> None:
+    given = case["input"]
+    grade = answers.grade_countdown(given["completion"], given["numbers"], given["target"])
+    assert grade.strict is grade.lenient is bool(case["expected"])
+
+
+@each("format_ok")
+def test_format_ok(case: dict[str, Any]) -> None:
+    assert answers.format_ok(case["input"]) is bool(case["expected"])
+
+
+@each("gold_from_gsm8k")
+def test_gold_from_gsm8k(case: dict[str, Any]) -> None:
+    assert answers.gold_from_gsm8k(case["input"]) == case["expected"]
+
+
+@pytest.mark.parametrize("solution", ["", "72", "#### ", "#### none", "####\n"])
+def test_gsm8k_without_a_number(solution: str) -> None:
+    with pytest.raises(UserError, match="no number follows"):
+        answers.gold_from_gsm8k(solution)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1,080", "1080"),
+        ("1,234,567.5", "1234567.5"),
+        (r"\dfrac12", "1/2"),
+        (r"-\frac{-3}{4}", "3/4"),
+        ("\u22127", "-7"),
+        ("-$5", "-5"),
+        (r"-3\frac{1}{2}", "-7/2"),
+        ("3 1/2", "7/2"),
+        (r"12\%", "12"),
+        ("5 cm^2", "5"),
+        (r"5\text{ cm}^2", "5"),
+        ("60 km/h", "60"),
+        (".5", "1/2"),
+        ("2^{-2}", "1/4"),
+        ("-2^2", "-4"),
+    ],
+)
+def test_number(text: str, value: str) -> None:
+    assert answers.number(text) == Fraction(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "²", "٣", "1_000", "1e999999", "10^{99999}", "9" * 1001, "1/0", r"\frac{1}{0}"),
+        *("--5", "+-5", "1,00", "10,11", "1.2.3", "12:00", "0x10", "nan", "inf", "1\x00", "2i"),
+        *("5 million", "5 squared", "3 or 4", "5xy", "2 pi", "2x", r"5\mathrm{i}", "5!", "0^0"),
+        *("1+1", "2*3", "12+45-7", "(5)", "1,2", "6/3/2", "3**2"),
+    ],
+)
+def test_no_number(text: str) -> None:
+    assert answers.number(text) is None
+
+
+def test_repeating_the_question_scores_nothing() -> None:
+    task = Arithmetic()
+    for index in range(20):
+        problem = task.problem("train", 0, index)
+        asked = problem.question.removeprefix("What is ").removesuffix("?")
+        assert task.grade(problem, f"<answer>{problem.answer}</answer>").strict
+        assert not task.grade(problem, f"<answer>{asked}</answer>").lenient
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "same"),
+    [
+        ("50%", "0.5", True),
+        ("50", "50%", True),
+        ("50%", "5000", False),
+        ("5 seconds", "5 minutes", False),
+        ("5 seconds", "5 second", True),
+        ("2/3", "0.666666", True),
+        ("2/3", "0.666667", True),
+        ("2/3", "0.66667", False),
+        ("1/4", "0.250001", False),
+        ("5", r"\text{5 apples}", True),
+        ("5", "5,", True),
+        ("5", "2+3=5", False),
+        ("0.666667", "2/3", False),
+        ("1,1,2", "2,1,1", True),
+        ("1,2,2", "1,1,2", False),
+        ("x=1, x=2", "2, 1", True),
+        ("(1,2)", "(2,1)", False),
+        ("(0.5, 3)", r"\left(\frac12, 3\right)", True),
+        (r"\pm 2", "2, -2", True),
+        ("x=3", "y=3", False),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
+        (r"A \cup ", r"\cup \cup", False),
+        ("x", "X", False),
+    ],
+)
+def test_policies_of_equal(gold: str, answer: str, same: bool) -> None:
+    assert answers.equal(gold, answer) is same
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "lenient"),
+    [
+        (r"\boxed{1} <answer>2</answer> #### 3", "2", "2"),
+        (r"#### 3 and \boxed{1}", "1", "1"),
+        ("#### Step 1\n#### 1. First, add\n#### **42**", "**42**", "**42**"),
+        (r"\boxed{3}, then \boxed{4", "3", "3"),
+        ("<answer></answer> 42", "", ""),
+        ("<answer>42", None, None),
+        ("<think>5</think> so 7", None, "7"),
+        ("5 <think> 7", None, "5"),
+        ("<answer>1</answer></think>", None, None),
+        ("9-4=5.", None, "5"),
+        ("it is -5", None, "-5"),
+        ("The answer is 1,234 apples, not 5", None, "1,234"),
+        ("Answer: x+1", None, "x+1"),
+        ("no idea", None, None),
+    ],
+)
+def test_what_is_read(text: str, strict: str | None, lenient: str | None) -> None:
+    assert answers.extract(text) == strict
+    assert answers.extract_lenient(text) == lenient
+
+
+@pytest.mark.parametrize(
+    ("expression", "right"),
+    [
+        ("-3+11", True),
+        ("(-3)+11", True),
+        (r"\boxed{11-3}", True),
+        ("$11 - 3 = 8$", True),
+        ("11-3=8=8", False),
+        ("11--3", False),
+        ("+11-3", False),
+        ("11-03", False),
+        ("11-3.0", False),
+        ("11-\u0663", False),
+        ("11-3\x00", False),
+        ("11 3", False),
+    ],
+)
+def test_countdown_grammar(expression: str, right: bool) -> None:
+    assert answers.countdown(expression, [3, 11], 8) is right
+
+
+def test_countdown_of_the_task_scores() -> None:
+    task = Countdown()
+    for index in range(30):
+        problem = task.problem("test", 3, index)
+        assert task.grade(problem, f"<answer>{problem.answer}</answer>").strict
+        unmarked = task.grade(problem, f"I try.\n{problem.answer}")
+        assert unmarked.lenient and not unmarked.strict
+        assert not task.grade(problem, f"<answer>{problem.answer}+0</answer>").lenient
+
+
+LONG = 100_000
+PIECES = [
+    *(
+        "{",
+        "}",
+        "$",
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        "(",
+        "[",
+        "((",
+        "()",
+        "-",
+        "#",
+    ),
+    *(r"\boxed{", r"\boxed ", r"\frac", r"\frac{", r"{\frac{1}", "#### ", "#", "\\", "\x00", " "),
+    *("1", "1,", "1,111", "1/", "1.", "9^", "9**", "9^{", "e9", "x=", r"x\in ", r"\pm", r"\cup "),
+    *(
+        "answer is ",
+        "answer: 1 ",
+        "Answer:",
+        "*",
+        "_",
+        r"\text{",
+        r"\text{a}",
+        "a ",
+        "and ",
+        "\u2212",
+    ),
+]
+SIZES = [40, 999, LONG]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_long_texts_cost_nothing(piece: str) -> None:
+    start = time.process_time()
+    for size in SIZES:
+        text = (piece * size)[:size]
+        assert not answers.grade(text, "x=2").strict
+        assert not answers.grade(f"<answer>{text}</answer>", "x=2").strict
+        assert not answers.grade_countdown(f"<answer>{text}</answer>", [2, 3], 5).strict
+        assert not answers.equal("7", "1" + text + "x")
+        answers.equal(text, text[1:])
+        answers.number(text)
+        answers.grade(f"{text} 5 {text}", "(1,2)")
+        answers.format_ok(text)
+    assert time.process_time() - start < 2.0, "for 24 readings, of which 8 are long"
+
+
+def test_lists_that_are_hard_to_pair_cost_nothing() -> None:
+    start = time.process_time()
+    inner = r"\{" + ",".join("abcdefgh") + r"\}"
+    gold = ",".join(inner.replace("h", f"h{n}") for n in range(12))
+    answer = ",".join(inner.replace("a", f"a{n}") for n in range(12))
+    assert not answers.equal(gold, answer)
+    assert time.process_time() - start < 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('false')",
+        "9**9**9**9",
+        "().__class__.__base__.__subclasses__()",
+        "(" * 5000 + "1" + ")" * 5000,
+        "1" * 5000,
+        "1e" + "9" * 400,
+        r"5^{(5^{(5^{(5^5)})} - 4)}",
+        "\ud800",
+        "\x00" * 10,
+    ],
+)
+def test_code_and_towers_are_plain_wrong(text: str) -> None:
+    assert not answers.equal("5", text)
+    assert not answers.countdown(text, [9, 9], 81)
+    assert not answers.grade(rf"\boxed{{{text}}}", "5").strict

@@ -1,0 +1,140 @@
+"""Reward terms: the contract that each keeps, and how they join."""
+
+from __future__ import annotations
+
+import pytest
+
+from cases import load
+from modicum import rewards
+from modicum.rewards import REWARDS, Accuracy, Format, Reward, Term
+from modicum.spec import Spec
+from modicum.tasks.arithmetic import Arithmetic
+from modicum.types import Completion, Problem, UserError
+
+TASK = Arithmetic()
+PROBLEM = TASK.problem("train", 0, 0)
+RIGHT = f"<think>I add.</think> <answer>{PROBLEM.answer}</answer>"
+TEXTS = [
+    *("", " ", "\x00", "\ud800", "<answer>", "</think>" * 50, "{" * 5000, r"\boxed{1}", "no"),
+    *(RIGHT, f"<answer>{PROBLEM.answer}</answer>", f"it is {PROBLEM.answer}", "9**9**9**9"),
+]
+
+
+def said(text: str) -> Completion:
+    return Completion((1,), (0.0,), text, finished=True)
+
+
+def total(reward: Reward, text: str) -> float:
+    return reward.total(reward.scores(TASK, PROBLEM, said(text)))
+
+
+# The contract of every member ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", REWARDS.values())
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_score_lies_between_0_and_1(cls: type[Term], text: str) -> None:
+    score = cls().score(TASK, PROBLEM, said(text))
+    assert type(score) is float
+    assert 0 <= score <= 1
+    assert score == cls().score(TASK, PROBLEM, said(text))
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_member_is_documented_frozen_and_parsed(name: str) -> None:
+    cls = REWARDS[name]
+    assert cls.name == name
+    assert issubclass(cls, Spec)
+    assert cls.__doc__
+    assert hash(cls()) == hash(cls())
+    assert rewards.parse(name) == Reward(((1.0, cls()),))
+    assert rewards.parse(str(rewards.parse(f"0.25*{name}"))) == 0.25 * cls()
+
+
+@pytest.mark.parametrize("cls", REWARDS.values())
+def test_a_good_completion_scores_full_and_an_empty_one_nothing(cls: type[Term]) -> None:
+    assert cls().score(TASK, PROBLEM, said(RIGHT)) == 1
+    assert cls().score(TASK, PROBLEM, said("")) == 0
+
+
+# Sums ------------------------------------------------------------------------------------
+
+
+def test_terms_join_in_any_order() -> None:
+    reward = 0.2 * Format() + Accuracy()
+    assert reward == Accuracy() + Format() * 0.2 == rewards.parse("0.2*format + accuracy")
+    assert str(reward) == "accuracy + 0.2*format"
+    assert str(2 * reward) == "2*accuracy + 0.4*format"
+    assert rewards.parse(str(2 * reward)) == 2 * reward
+    assert rewards.parse("2*(accuracy + 0.2*format)") == 2 * reward
+
+
+def test_scores_are_raw_and_the_total_is_weighted() -> None:
+    reward = Accuracy() + 0.2 * Format()
+    scores = reward.scores(TASK, PROBLEM, said(RIGHT))
+    assert scores == {"accuracy": 1.0, "format": 1.0}
+    assert reward.total(scores) == pytest.approx(1.2)
+    assert total(reward, f"<answer>{PROBLEM.answer}</answer>") == 1.0
+
+
+def test_lenient_accuracy_reads_an_unmarked_answer() -> None:
+    text = f"It is {PROBLEM.answer}."
+    assert total(rewards.parse("accuracy"), text) == 0
+    assert total(rewards.parse("accuracy(lenient=True)"), text) == 1
+
+
+@pytest.mark.parametrize("case", load("weighted_reward"))
+def test_weighted_reward(case: dict) -> None:
+    weights = case["input"]["weights"]
+    reward = Reward(tuple(zip(weights, (Accuracy(), Format()), strict=True)))
+    rows = [dict(zip(("accuracy", "format"), row, strict=True)) for row in case["input"]["rewards"]]
+    assert [reward.total(row) for row in rows] == pytest.approx(case["expected"])
+
+
+@pytest.mark.parametrize("case", load("reward_order"))
+def test_reward_order(case: dict) -> None:
+    wrong = PROBLEM.answer + "1"
+    texts = {
+        "right+format": RIGHT,
+        "right": f"<answer>{PROBLEM.answer}</answer>",
+        "wrong+format": f"<think>I add.</think> <answer>{wrong}</answer>",
+        "wrong": f"<answer>{wrong}</answer>",
+    }
+    totals = [total(Accuracy() + 0.2 * Format(), texts[name]) for name in case["input"]]
+    assert totals == sorted(set(totals), reverse=True)
+    assert len(totals) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("accuracy + accuracy", "accuracy is there twice"),
+        ("accuracy + 2*accuracy", "accuracy is there twice"),
+        ("0*accuracy", "above 0"),
+        ("1e999*accuracy", "above 0"),
+        ("0.2", "not a term"),
+        ("accuracy + 1", "cannot be joined"),
+        ("accuracy * format", "cannot be joined"),
+        ("accuracy & format", "cannot be joined"),
+        ("acuracy", "did you mean 'accuracy'"),
+        ("accuracy(lenient=3)", "true or false"),
+        ("-1*accuracy", "not allowed"),
+    ],
+)
+def test_a_bad_expression_says_why(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        rewards.parse(text)
+
+
+def test_a_weight_is_a_number() -> None:
+    with pytest.raises(TypeError):
+        _ = Accuracy() * "2"  # type: ignore[operator]
+    with pytest.raises(TypeError):
+        _ = Accuracy() * True
+    with pytest.raises(UserError, match="above 0"):
+        _ = float("nan") * Format()
+
+
+def test_every_term_is_scored_for_a_problem_without_an_answer() -> None:
+    problem = Problem("none", "?", "")
+    assert (Accuracy() + Format()).scores(TASK, problem, said("5"))["accuracy"] == 0

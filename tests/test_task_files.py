@@ -1,0 +1,241 @@
+"""Problems from files: what is read, what is refused with file and line, what order results."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modicum.tasks.base import split_of
+from modicum.tasks.file import FileTask
+from modicum.tasks.gsm8k import Gsm8k
+from modicum.types import SPLITS, Problem, UserError
+
+GSM8K = Path(__file__).parent / "data" / "gsm8k"
+GOOD = '{"question": "What is 1+1?", "answer": 2}'
+
+
+def everything(task: FileTask | Gsm8k) -> dict[str, Problem]:
+    """All problems by question."""
+    return {
+        (p := task.problem(split, 0, i)).question: p
+        for split in SPLITS
+        for i in range(task.size(split) or 0)
+    }
+
+
+def write(folder: Path, name: str, content: str | bytes) -> str:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def parquet(folder: Path, rows: list[dict[str, Any]]) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / "problems.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def test_every_format_gives_the_same_problems(tmp_path: Path) -> None:
+    rows = [{"question": f"Über {i}, ja?", "answer": i, "level": i / 2} for i in range(40)]
+    table = "question,answer,level\n" + "".join(
+        f'"{r["question"]}",{r["answer"]},{r["level"]}\n' for r in rows
+    )
+    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    paths = [
+        write(tmp_path, "a.jsonl", lines),
+        write(tmp_path, "bom.jsonl", b"\xef\xbb\xbf" + lines.replace("\n", "\r\n\r\n").encode()),
+        write(tmp_path, "a.json", json.dumps(rows, indent=1)),
+        write(tmp_path, "a.csv", table),
+        write(tmp_path, "bom.csv", b"\xef\xbb\xbf" + table.replace("\n", "\r\n").encode()),
+        write(tmp_path, "a.tsv", table.replace(",", "\t").replace("\t ja", ", ja")),
+        parquet(tmp_path, rows),
+    ]
+    expected = {r["question"]: (str(r["answer"]), float(r["level"])) for r in rows}
+    for path in paths:
+        found = everything(FileTask(path, difficulty="level"))
+        assert {q: (p.answer, p.difficulty) for q, p in found.items()} == expected, path
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [("5", "5"), ("5.0", "5"), ("0.1", "0.1"), ("1e22", "1" + "0" * 22), ("1e-7", "0.0000001"),
+     ("-3", "-3"), ('" x=1 "', "x=1"), ("1" * 400, "1" * 400)],
+)  # fmt: skip
+def test_answers_become_text(tmp_path: Path, answer: str, text: str) -> None:
+    path = write(tmp_path, "a.jsonl", f'{{"question": "q", "answer": {answer}}}')
+    assert everything(FileTask(path))["q"].answer == text
+
+
+BAD_ROWS = [
+    ('{"question": "q", "answer": ""}', "'answer' is empty"),
+    ('{"question": "q", "answer": "  "}', "'answer' is empty"),
+    ('{"question": "q", "answer": null}', "'answer' is null"),
+    ('{"question": "q"}', "'answer' is missing"),
+    ('{"answer": 1}', "'question' is missing"),
+    ('{"question": "", "answer": 1}', "'question' is empty"),
+    ('{"question": null, "answer": 1}', "'question' is null"),
+    ('{"question": 7, "answer": 1}', "'question' must be a text, not 7"),
+    ('{"question": "\\ud800", "answer": 1}', "'question' holds half a character"),
+    ('{"question": "q", "answer": [1, 2]}', "must be a text or a number, not a list ([1, 2])"),
+    ('{"question": "q", "answer": {"a": 1}}', "must be a text or a number, not an object"),
+    ('{"question": "q", "answer": true}', "must be a text or a number, not true or false"),
+    ('{"question": "q", "answer": NaN}', "'answer' is not a finite number"),
+    ('{"question": "q", "answer": ' + "1" * 5000 + "}", "too many digits"),
+    ('{"question": "q", "answer": 1', "not JSON (Expecting ',' delimiter at character"),
+    ("[" * 100_000, "not JSON"),
+    ('["q", 1]', "must be an object"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_ROWS, ids=[m for _, m in BAD_ROWS])
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: str, message: str) -> None:
+    lines = [GOOD, "", *[GOOD] * 4, row, GOOD]
+    path = write(tmp_path, "problems.jsonl", "\n".join(lines))
+    with pytest.raises(UserError) as error:
+        FileTask(path).problem("train", 0, 0)
+    assert str(error.value).startswith(f"{path}, line 7: ")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def check_message(path: str, message: str, **columns: Any) -> None:
+    with pytest.raises(UserError) as error:
+        FileTask(path, **columns).size("train")
+    assert message in str(error.value)
+    assert path in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_csv_json_and_parquet_rows_are_named_by_line(tmp_path: Path) -> None:
+    head = 'question,answer\n"a text\nof two lines",1\n'
+    check_message(write(tmp_path, "a.csv", head + "q,\n"), "a.csv, line 4: 'answer' is empty")
+    check_message(write(tmp_path, "b.csv", head + "q,1,2\n"), "b.csv, line 4: 3 values for 2 col")
+    check_message(write(tmp_path, "c.csv", head + "q\n"), "c.csv, line 4: 1 values for 2 columns")
+    check_message(write(tmp_path, "d.csv", head + '"q,1\n'), "d.csv, line 4: not CSV")
+    check_message(write(tmp_path, "e.csv", "answer,answer\n1,2"), "line 1: column 'answer' stands")
+    check_message(write(tmp_path, "f.csv", head.encode() + b"\xff,1\n"), "f.csv, line 4: not UTF-8")
+    start = f"[\n {GOOD},\n "
+    check_message(
+        write(tmp_path, "a.json", start + '{"question": "q"}]'), "line 3: 'answer' is mis"
+    )
+    check_message(write(tmp_path, "b.json", start + '{\n"x" 1}]'), "line 4: not JSON (Expecting")
+    check_message(write(tmp_path, "c.json", start), "c.json, line 3: not JSON")
+    check_message(write(tmp_path, "d.json", f"[{GOOD},]"), "line 1: what follows this object")
+    check_message(write(tmp_path, "e.json", f"[{GOOD} {GOOD}]"), "line 1: what follows this object")
+    check_message(write(tmp_path, "f.json", GOOD), "must be a list of objects")
+    check_message(write(tmp_path, "g.json", f"[{GOOD}] x"), "there is more after the list")
+    rows = [{"question": "q", "answer": 1}, {"question": "r", "answer": None}]
+    check_message(parquet(tmp_path, rows), "problems.parquet, row 2: 'answer' is null")
+    check_message(write(tmp_path, "x.parquet", "no"), "x.parquet is not Parquet")
+
+
+def test_files_without_rows_or_columns_are_errors(tmp_path: Path) -> None:
+    for name, content in {"a.jsonl": "", "b.jsonl": "\n\n", "a.json": "[]", "b.json": " ",
+                          "a.csv": "", "b.csv": "question,answer\n"}.items():  # fmt: skip
+        check_message(write(tmp_path, name, content), "holds no rows")
+    check_message(parquet(tmp_path, [{"question": "q", "answer": 1}][:0]), "holds no rows")
+    check_message(str(tmp_path / "no.jsonl"), "there is no file")
+    (tmp_path / "folder.jsonl").mkdir()
+    check_message(str(tmp_path / "folder.jsonl"), "cannot be read")
+    path = write(tmp_path, "good.jsonl", GOOD)
+    nearest = "has no column 'anwser'; did you mean 'answer'? (known: answer, question)"
+    check_message(path, nearest, answer="anwser")
+    check_message(path, "has no column 'level'", difficulty="level")
+    check_message(path, "'question' must be a number, not 'What is 1+1?'", difficulty="question")
+
+
+@pytest.mark.parametrize("columns", [("problem",), ("prompt",), ("prompt", "problem")])
+def test_the_question_column_is_found(tmp_path: Path, columns: tuple[str, ...]) -> None:
+    row = {name: f"the {name}" for name in columns} | {"answer": 1}
+    path = write(tmp_path, "a.jsonl", json.dumps(row))
+    assert list(everything(FileTask(path))) == [f"the {columns[-1]}"]
+    with pytest.raises(UserError, match="no column 'problm'"):
+        FileTask(path, question="problm").size("train")
+
+
+def test_equal_questions_stay_apart_and_in_one_split(tmp_path: Path) -> None:
+    rows = [{"question": "Name a prime.", "answer": str(n)} for n in (2, 3, 5)]
+    task = FileTask(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows))))
+    split = split_of("Name a prime.")
+    problems = [task.problem(split, 0, index) for index in range(3)]
+    assert sorted(p.answer for p in problems) == ["2", "3", "5"]
+    assert len({p.id for p in problems}) == 3 == task.size(split)
+    for other in set(SPLITS) - {split}:
+        assert task.size(other) == 0
+        with pytest.raises(UserError, match=f"no problem for the split '{other}': it holds 3"):
+            task.problem(other, 0, 0)
+
+
+def test_a_moved_file_keeps_its_order_and_a_changed_one_is_read_again(tmp_path: Path) -> None:
+    lines = [json.dumps({"question": f"q{i}", "answer": i}) for i in range(60)]
+    one = FileTask(write(tmp_path, "a.jsonl", "\n".join(lines)))
+    (tmp_path / "there").mkdir()
+    two = FileTask(write(tmp_path / "there", "a.jsonl", "\n".join(lines)))
+    assert [one.problem("train", 1, i) for i in range(99)] == [
+        two.problem("train", 1, i) for i in range(99)
+    ]
+    write(tmp_path, "a.jsonl", "\n".join(lines[:-1]))
+    os.utime(one.path, ns=(1, 1))
+    assert len(everything(one)) == 59 and len(everything(two)) == 60
+
+
+# GSM8K -----------------------------------------------------------------------------------
+
+
+def test_gsm8k_keeps_the_official_test_set() -> None:
+    task = Gsm8k(str(GSM8K))
+    assert task.size("test") == 40
+    assert (task.size("train") or 0) + (task.size("tune") or 0) == 40
+    problem = everything(task)[
+        "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips"
+        " in May. How many clips did Natalia sell altogether in April and May?"
+    ]
+    assert (problem.id, problem.answer, problem.difficulty) == ("gsm8k/train/1", "72", 2.0)
+    assert problem.data["solution"].endswith("#### 72")
+
+
+def test_gsm8k_divides_one_file_by_hash() -> None:
+    task = Gsm8k(str(GSM8K / "test.jsonl"))
+    assert [(task.size(split) or 0) > 0 for split in SPLITS] == [True] * 3
+    assert all(split_of(q) == s for s in SPLITS for q in [task.problem(s, 0, 0).question])
+
+
+def test_gsm8k_refuses_bad_rows_and_folders(tmp_path: Path) -> None:
+    good = '{"question": "q", "answer": "one\\n#### 1"}'
+    write(tmp_path, "train.jsonl", f'{good}\n{{"question": "r", "answer": "no mark"}}')
+    with pytest.raises(UserError, match=r"must hold one \*test\*.jsonl; it has none"):
+        Gsm8k(str(tmp_path)).size("train")
+    write(tmp_path, "test.jsonl", good)
+    with pytest.raises(UserError, match=r"train.jsonl, line 2: no number follows ####"):
+        Gsm8k(str(tmp_path)).size("train")
+    write(tmp_path, "train.jsonl", good)
+    with pytest.raises(UserError, match=r"test.jsonl, line 1: this question of test is also in t"):
+        Gsm8k(str(tmp_path)).size("train")
+    write(tmp_path, "train.jsonl", '{"question": "q", "solution": "#### 1"}')
+    with pytest.raises(UserError, match=r"train.jsonl has no column 'answer'; .*solution"):
+        Gsm8k(str(tmp_path)).size("train")
+    with pytest.raises(UserError, match="there is no file"):
+        Gsm8k(str(tmp_path / "nowhere")).size("train")
+
+
+def test_gsm8k_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def fail(*args: object) -> None:
+        raise ConnectionError("Couldn't reach 'openai/gsm8k'\non the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError, match=r"openai/gsm8k.*gsm8k\(path='folder'\)") as error:
+        Gsm8k().size("train")
+    assert "\n" not in str(error.value) and "HF_HUB_OFFLINE" in str(error.value)
+    parts = {
+        part: [json.loads(line) for line in (GSM8K / f"{part}.jsonl").read_text().splitlines()]
+        for part in ("train", "test")
+    }
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args: parts)
+    assert everything(Gsm8k()) == everything(Gsm8k(str(GSM8K)))
