@@ -1,0 +1,99 @@
+"""Fixtures: small random models of several families, and a quick train config."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+# A test never reaches for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+FAMILIES = ("qwen2", "llama", "qwen3")
+
+
+def random_model(family: str, seed: int = 0, layers: int = 3, **changes: Any) -> Any:
+    """A tiny random causal language model with the tiny base's vocabulary.
+
+    qwen2 has tied embeddings and biases, llama is untied, qwen3 has q/k norms.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {
+        "vocab_size": 282,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": family != "llama",
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 1,
+        **changes,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+        # Larger weights than the default make the distributions differ from uniform.
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" not in name:
+                    parameter.normal_(0.0, 0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A saved model folder for every family, with the tiny base's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from modicum.models.load import TINY
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    made = {}
+    for family in FAMILIES:
+        folder = tmp_path_factory.mktemp(family)
+        random_model(family).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        made[family] = folder
+    return made
+
+
+@pytest.fixture
+def quick(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A TrainConfig of 4 short steps on a random model; `replace` it for more.
+
+    Its reward is `digits`, a term that exists only here: the share of digits among the
+    characters. A random model is never right, but it differs in this within a group.
+    """
+    from modicum import rewards
+    from modicum.config import Held, Records, Sampling, Steps, TrainConfig
+
+    @dataclass(frozen=True)
+    class Digits(rewards.Term):
+        name: ClassVar[str] = "digits"
+
+        def score(self, task: Any, problem: Any, completion: Any) -> float:
+            text = completion.text
+            return sum(c.isascii() and c.isdigit() for c in text) / max(1, len(text))
+
+    monkeypatch.setitem(rewards.REWARDS, "digits", Digits)
+    return replace(
+        TrainConfig(),
+        model=str(folders["qwen2"]),
+        reward="digits",
+        steps=4,
+        out=str(tmp_path / "run"),
+        sampling=Sampling(max_tokens=12),
+        batch=Steps(prompts_per_step=2, group_size=4),
+        evaluation=Held(eval_problems=4, eval_samples=2),
+        records=Records(checkpoint_every=2, samples_every=2),
+    )
