@@ -90,7 +90,11 @@ class Optimizer:
     """Steps of linear warm-up."""
 
     def __post_init__(self) -> None:
-        _at_least(self, weight_decay=0.0, max_grad_norm=0.0, warmup_steps=0, beta1=0.0, beta2=0.0)
+        _at_least(self, weight_decay=0.0, max_grad_norm=0.0, warmup_steps=0, epsilon=0.0)
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                value = getattr(self, name)
+                raise UserError(f"{name} must be at least 0 and below 1, not {value}")
         if self.learning_rate is not None and not 0 < self.learning_rate < 10:
             raise UserError(f"learning_rate must be above 0 and below 10, not {self.learning_rate}")
 
@@ -195,7 +199,10 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
             made[key] = from_mapping(typing.cast(type, hints[key]), value, f"{where}: {key}")
         else:
             made[key] = check(f"{where}: {key}", value, hints[key])
-    return cls(**made)
+    try:
+        return cls(**made)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -204,8 +211,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no config file {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
 
 
 def to_toml(config: Any) -> str:
@@ -217,5 +226,7 @@ def to_toml(config: Any) -> str:
         if dataclasses.is_dataclass(value):
             tables.append(f"\n[{entry.name}]\n{to_toml(value)}")
         elif value is not None:
-            lines.append(f"{entry.name} = {json.dumps(value)}\n")
+            # TOML texts are JSON texts, but for pairs of escapes (not needed) and DEL.
+            shown = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{entry.name} = {shown}\n")
     return "".join(lines + tables)

@@ -163,7 +163,8 @@ def loss(
     The sums, over tokens: `clipped` (ratio outside its bounds where that cuts the
     gradient), `kl`, `ratio_error` (|rho - 1|).
     """
-    ratio_N = torch.exp(policy_N - tokens.old_N)
+    # An infinite ratio times a zero advantage, or a zero gradient, would be NaN.
+    ratio_N = torch.exp((policy_N - tokens.old_N).clamp(max=20))
     high = objective.clip if objective.clip_high is None else objective.clip_high
     surrogate_N = clipped(ratio_N, tokens.advantages_N, objective.clip, high)
     losses_N = -surrogate_N

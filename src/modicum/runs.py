@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Run:
                 raise UserError(
                     f"{folder} {state}; {more}--overwrite starts anew, --out takes another"
                 )
-            if not (folder / "config.toml").exists():
+            if not _is_run(folder):
                 raise UserError(f"{folder} is no run folder; --overwrite does not touch it")
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,15 @@ class Run:
         return final
 
 
+def _is_run(folder: Path) -> bool:
+    """Whether a run wrote `folder`: many other tools have a `config.toml` too."""
+    try:
+        tables = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return tables.keys() >= {"model", "task", "update", "steps"}
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
     return sorted((folder / "checkpoints").glob("step-*"))
@@ -129,12 +139,12 @@ def open_run(folder: Path) -> Run:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; a last line that was cut off by a crash is left out."""
     entries: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
-            entries.append(json.loads(line))
+            entries.append(json.loads(line.decode("utf-8")))
         except ValueError:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: not a JSON object") from None

@@ -87,7 +87,7 @@ def prepare(config: TrainConfig) -> Session:
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
     )
-    proof = ChangeProof(prepared)
+    proof = ChangeProof(prepared, masters.tensors)
     return Session(
         replace(config, optimizer=replace(settings, learning_rate=rate)),
         loaded,
@@ -127,10 +127,12 @@ def restore(session: Session, folder: Path) -> int:
     values = {n.removeprefix("value/"): t for n, t in tensors.items() if n.startswith("value/")}
     wanted = session.masters.tensors
     odd = sorted(values.keys() ^ wanted.keys())
-    if odd or any(values[n].shape != wanted[n].shape for n in wanted):
-        raise UserError(
-            f"checkpoint {folder} is of another update or model ({odd[:1] or 'shapes'})"
-        )
+    odd = odd or [n for n in sorted(wanted) if values[n].shape != wanted[n].shape]
+    if odd:
+        raise UserError(f"checkpoint {folder} is of another update or model (see {odd[0]})")
+    missing = {"step", "base", "pushed", *COUNTERS} - state.keys()
+    if missing:
+        raise UserError(f"checkpoint {folder} is damaged: its state.json has no {min(missing)!r}")
     if state["base"] != session.base:
         raise UserError(f"checkpoint {folder} was trained on another base model: its hash differs")
     session.masters.load(values)
@@ -158,9 +160,13 @@ def past_config(folder: Path) -> TrainConfig:
 def reload(folder: Path, compute: Compute | None = None) -> Session:
     """The trained policy of a run: the base with the newest checkpoint's values.
 
-    `compute` runs it on another device or in another dtype.
+    `compute` runs it on another device; the dtype stays that of the run.
     """
     config = past_config(folder)
+    if compute and compute.dtype != config.compute.dtype:
+        raise UserError(
+            f"{folder} was trained in {config.compute.dtype}; it runs in no other dtype"
+        )
     saved = runs.checkpoints(folder)
     if not saved:
         raise UserError(f"{folder} has no checkpoint yet")

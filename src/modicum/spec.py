@@ -12,14 +12,17 @@ import ast
 import dataclasses
 import difflib
 import operator
+import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from modicum.types import UserError
 
 MAX_LENGTH = 2000
+MAX_FLOAT = sys.float_info.max
 JOIN: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
     ast.Add: ("+", operator.add),
     ast.BitAnd: ("&", operator.and_),
@@ -88,11 +91,20 @@ def build(kind: str, text: str, members: Mapping[str, type]) -> Any:
     if len(text) > MAX_LENGTH:
         raise UserError(f"{kind}: the expression is longer than {MAX_LENGTH} characters")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        with warnings.catch_warnings():
+            # Python warns of '\\d' and `1()` on standard error; what is wrong is said here.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         detail = error.msg if isinstance(error, SyntaxError) else "not an expression"
         raise UserError(f"{kind} {text!r} does not parse: {detail}") from None
-    return _Builder(kind, text, members).build(tree.body)
+    try:
+        made = _Builder(kind, text, members).build(tree.body)
+    except RecursionError:
+        raise UserError(f"{kind}: the expression is nested too deeply") from None
+    if isinstance(made, int | float):
+        raise UserError(f"{kind} {text!r} is a number, not one of {', '.join(members)}")
+    return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +125,8 @@ class _Builder:
                 sign, apply = JOIN[type(op)]
                 try:
                     return apply(self.build(left), self.build(right))
+                except OverflowError:
+                    raise self.error("a number is too large") from None
                 except TypeError:
                     raise self.error(
                         f"{ast.unparse(left)!r} and {ast.unparse(right)!r} cannot be joined"
@@ -129,7 +143,8 @@ class _Builder:
         positional = [self.argument(arg) for arg in args]
         varargs = getattr(cls, "varargs", None)
         if varargs is not None:
-            values[varargs] = tuple(positional)
+            if positional or all(keyword.arg != varargs for keyword in keywords):
+                values[varargs] = tuple(positional)
         elif len(positional) > len(fields):
             raise self.error(f"{name} takes {self.signature(fields)}")
         else:
@@ -180,7 +195,8 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 def check(what: str, value: Any, hint: Any) -> Any:
     """`value` as the type that `hint` asks for, or a UserError that begins with `what`.
 
-    Whole floats become ints and ints become floats; texts and booleans are never numbers.
+    Whole floats become ints and ints become floats; texts and booleans are never numbers,
+    nor are infinities and what is not a number.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -199,10 +215,15 @@ def check(what: str, value: Any, hint: Any) -> Any:
         return None
     elif isinstance(hint, type):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if hint is int and number and float(value).is_integer():
+        if hint is int and number and (isinstance(value, int) or value.is_integer()):
             return int(value)
-        if hint is float and number:
+        if hint is float and number and -MAX_FLOAT <= value <= MAX_FLOAT:
             return float(value)
+        if hint is str and isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{what} must be a text in UTF-8, not {value!r}") from None
         if hint not in (int, float) and isinstance(value, hint):
             return value
     raise UserError(f"{what} must be {_words(hint)}, not {value!r}")

@@ -8,6 +8,7 @@ and resumed gives what the uncut run gives.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,9 @@ def _open(session: Session, overwrite: bool, resume: bool) -> tuple[runs.Run, in
     if (folder / "result.json").exists():
         raise UserError(f"{folder} holds a finished run; --overwrite starts anew")
     past = from_mapping(TrainConfig, read_toml(folder / "config.toml"), str(folder / "config.toml"))
-    if to_toml(past) != to_toml(config):
-        old, new = to_toml(past).splitlines(), to_toml(config).splitlines()
+    # The folder may have been moved, or be named in another way now.
+    old, new = (to_toml(replace(c, out="")).splitlines() for c in (past, config))
+    if old != new:
         changed = next((a for a, b in zip(old, new, strict=False) if a != b), "")
         raise UserError(
             f"{folder} was begun with other settings ({changed.strip()}); it cannot go on"

@@ -58,7 +58,8 @@ def run(args: list[str]) -> int:
     display = Display()
     if found.run:
         past = past_config(Path(found.run))
-        own = {"task": past.task, "model": past.model, "sampling": _table(past.sampling)}
+        own = {"task": past.task, "model": past.model}
+        own |= {"sampling": _table(past.sampling), "compute": _table(past.compute)}
         options = from_mapping(Options, merge(own, tables), "options")
         session = reload(Path(found.run), options.compute)
         model, loaded = session.prepared.model, session.loaded

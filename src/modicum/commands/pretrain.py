@@ -19,7 +19,7 @@ REPORT_EVERY = 20  # steps
 
 def run(args: list[str]) -> int:
     """Pretrain a tiny base model; a run that was cut goes on."""
-    from modicum.models.pretrain import PretrainConfig, pretrain
+    from modicum.models.corpus import PretrainConfig
 
     parser = Parser(
         "pretrain", "Make a tiny base model; without options, the shipped one.", EXAMPLES
@@ -36,6 +36,7 @@ def run(args: list[str]) -> int:
         raise UserError(f"{out} holds a finished model; --out takes another folder")
 
     from modicum.display import clock, console
+    from modicum.models.pretrain import pretrain
 
     screen = console()
     losses: list[float] = []

@@ -11,12 +11,12 @@ alone, so that test problems stay unseen. docs/tiny.md tells what came of it.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from modicum.tasks.arithmetic import Arithmetic, evaluate
 from modicum.tasks.base import stream
 from modicum.tasks.countdown import Countdown
-from modicum.types import Problem
+from modicum.types import Problem, UserError
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,57 @@ class Mixture:
     """Shares of the kinds of document and of the forms of answer; each adds up to 1."""
 
     questions: float = 0.72
+    """Chains of sums."""
     countdown: float = 0.08
+    """Countdown problems."""
     sums: float = 0.20
+    """Plain sums of two numbers."""
     direct_tagged: float = 0.43
+    """The answer at once, within tags."""
     direct_plain: float = 0.12
+    """The answer at once, without tags."""
     worked_tagged: float = 0.28
+    """The way and the answer, within tags."""
     worked_plain: float = 0.17
+    """The way and the answer, without tags."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides what the tiny base becomes."""
+
+    steps: int = 2600
+    """Optimizer steps."""
+    documents_per_step: int = 128
+    """Documents in one step."""
+    micro_batches: int = 3
+    """Parts that a step is split into, by length."""
+    learning_rate: float = 3e-3
+    """Peak of the schedule."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up; cosine decay to a twentieth follows."""
+    weight_decay: float = 0.1
+    """On matrices only."""
+    layers: int = 6
+    """Decoder layers."""
+    hidden: int = 128
+    """Width."""
+    intermediate: int = 288
+    """Width of the MLP."""
+    heads: int = 4
+    """Attention heads; two key/value heads."""
+    seed: int = 0
+    """Of the weights and of the text."""
+    mixture: Mixture = field(default_factory=Mixture)
+    """Shares of the kinds of text."""
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "documents_per_step", "micro_batches", "layers", "hidden", "heads")
+        for name in (*counts, "intermediate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.hidden % self.heads or self.heads % 2:
+            raise UserError(f"heads must be even and divide hidden, not {self.heads}")
 
 
 def work_of(problem: Problem) -> str:

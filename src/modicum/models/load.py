@@ -48,13 +48,14 @@ def locate(name: str) -> str:
 
 def read_config(name: str) -> Any:
     """The Hugging Face config of a model, checked to be a causal language model."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     source = locate(name)
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=Path(source).is_dir())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise UserError(_unreachable(name, error)) from None
     declared = [a for a in (getattr(config, "architectures", None) or []) if a]
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -71,24 +72,37 @@ def load(name: str, device: str = "auto", dtype: str = "fp32") -> Loaded:
     a causal language model, or when its files are broken.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     source = locate(name)
     where = choose_device(device)
     local = Path(source).is_dir()
     config = read_config(name)
+    logging.disable_progress_bar()  # one line of ours says what is loaded
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=DTYPES[dtype], use_safetensors=True, local_files_only=local
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            local_files_only=local,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(_unreachable(name, error)) from None
+    if info["missing_keys"]:
+        # transformers would fill it with random numbers.
+        raise UserError(f"{name} has no tensor {min(info['missing_keys'])}, which its config needs")
+    if not tokenizer("1+1", add_special_tokens=False)["input_ids"]:
+        raise UserError(f"{name} has no usable tokenizer (is tokenizer.json missing?)")
     model.eval().to(where)
     return Loaded(model, tokenizer, end_tokens(model, tokenizer), where, name)
 
 
 def _unreachable(name: str, error: BaseException) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).split("\n") if str(error).strip() else [type(error).__name__]
+    reason = " ".join(" ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).split())
     if Path(locate(name)).is_dir():
         return f"cannot load the model in {name}: {reason}"
     return (
@@ -107,6 +121,11 @@ def choose_device(device: str) -> torch.device:
         raise UserError(f"{device!r} is not a device; use auto, cpu, cuda or cuda:0") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} was asked for, but torch sees no GPU here")
+    try:
+        torch.zeros(1, device=chosen).item()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {device!r} cannot be used here: {reason}") from None
     return chosen
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +24,10 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from modicum.models import tokenizer as tiny_tokenizer
-from modicum.models.corpus import Mixture, documents
+from modicum.models.corpus import PretrainConfig, documents
 
 IGNORED = -100  # label of padding
 CHECKPOINT = "pretrain.safetensors"
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Everything that decides what the tiny base becomes."""
-
-    steps: int = 2600
-    """Optimizer steps."""
-    documents_per_step: int = 128
-    """Documents in one step."""
-    micro_batches: int = 3
-    """Parts that a step is split into, by length."""
-    learning_rate: float = 3e-3
-    """Peak of the schedule."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up; cosine decay to a twentieth follows."""
-    weight_decay: float = 0.1
-    """On matrices only."""
-    layers: int = 6
-    """Decoder layers."""
-    hidden: int = 128
-    """Width."""
-    intermediate: int = 288
-    """Width of the MLP."""
-    heads: int = 4
-    """Attention heads; two key/value heads."""
-    seed: int = 0
-    """Of the weights and of the text."""
-    mixture: Mixture = field(default_factory=Mixture)
-    """Shares of the kinds of text."""
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:

@@ -8,6 +8,7 @@ sampling and training differ. The base is never merged into during training.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,8 +49,9 @@ def linear_layers(model: nn.Module, where: Selection | None) -> list[str]:
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     if where is None:
         return [name for name, module in linear.items() if module is not head]
-    chosen = where.select(model)
-    found = [name for name in linear if f"{name}.weight" in chosen]
+    # By identity: a tied head has no name of its own among the parameters.
+    chosen = {id(parameter) for parameter in where.select(model).values()}
+    found = [name for name, module in linear.items() if id(module.weight) in chosen]
     tied = head is not None and head.weight is model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     if any(linear[name] is head for name in found) and tied:
         raise UserError(f"the head is tied to the embedding and takes no adapter ({where})")
@@ -88,7 +90,9 @@ class Lora(Spec):
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # PEFT asks transformers for a name that is to go; nothing of ours.
+            warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(seed)
             adapted: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
         adapted.eval()

@@ -1,7 +1,9 @@
 """The change proof: what should train did change, all else is bit-identical.
 
 Every tensor is hashed before training. After the first step, at each checkpoint and at
-the end the hashes are taken again. A violation stops the run with the tensor's name.
+the end the hashes are taken again. A violation stops the run with the tensor's name. Of
+what has an fp32 master the master must change, as small steps add up there before they
+show in a rounded weight, and the weight must be the master, rounded.
 """
 
 from __future__ import annotations
@@ -38,10 +40,11 @@ def combined(marks: Mapping[str, str]) -> str:
 class ChangeProof:
     """Remembers the start and checks against it."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, masters: Mapping[str, Tensor] | None = None) -> None:
         self.prepared = prepared
+        self.moved: Mapping[str, Tensor] = prepared.trainable if masters is None else masters
         self.frozen = fingerprints(prepared.frozen)
-        self.started = fingerprints(prepared.trainable)
+        self.started = fingerprints(self.moved)
         self.base = combined(self.frozen)
         self.pushed: set[str] = set()  # tensors that have had a gradient
 
@@ -59,16 +62,18 @@ class ChangeProof:
         for name, tensor in self.prepared.frozen.items():
             if fingerprint(tensor) != self.frozen[name]:
                 raise RunStopped(f"change proof ({when}): {name} should be frozen and has changed")
+        for name, tensor in self.prepared.trainable.items():
+            master = self.moved[name]
+            if master is not tensor and not torch.equal(master.to(tensor.dtype), tensor):
+                raise RunStopped(f"change proof ({when}): {name} is not its fp32 master, rounded")
         changed = {
-            name
-            for name, tensor in self.prepared.trainable.items()
-            if fingerprint(tensor) != self.started[name]
+            name for name, mark in fingerprints(self.moved).items() if mark != self.started[name]
         }
         still = sorted(self.pushed - changed)
         if still:
             raise RunStopped(
                 f"change proof ({when}): {still[0]} trains and has not changed"
-                f" ({len(still)} such tensors); the learning rate may be too small for its dtype"
+                f" ({len(still)} such tensors); the learning rate may be too small"
             )
         return (
             f"{len(changed)} of {len(self.started)} trainable tensors changed,"

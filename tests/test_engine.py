@@ -1,0 +1,353 @@
+"""The sampling distribution, its noise, log-probs of completions, and prompts."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from cases import load
+from conftest import FAMILIES, random_model
+from modicum.config import Sampling
+from modicum.engine.logprobs import logprobs
+from modicum.engine.sampling import choose, distribution, noise
+from modicum.tasks.prompts import encode
+from modicum.types import Problem, Row, UserError
+
+CUTS = [Sampling(temperature=0.7), Sampling(temperature=0.7, top_k=20, top_p=0.9)]
+PROBLEM = Problem("add-7", "one plus two", "3")
+
+
+@cache
+def model_of(family: str) -> Any:
+    return random_model(family)
+
+
+@cache
+def gemma2() -> Any:
+    """A gemma2 whose caps on attention scores and logits both bite."""
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "sliding_window": 8,
+        "final_logit_softcapping": 1.5,
+        "attn_logit_softcapping": 2.0,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma2", **sizes))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0.0, 0.5)
+    return model.eval()
+
+
+def cut(logits: list[float], sampling: Sampling) -> list[float]:
+    """Log-probs of one row, by the definition and in plain Python."""
+    scaled = [value / sampling.temperature for value in logits]
+    order = sorted(range(len(scaled)), key=lambda token: -scaled[token])
+    order = order[: sampling.top_k or None]
+    mass = sum(math.exp(scaled[token]) for token in order)
+    kept, seen = [], 0.0
+    for token in order:
+        if sampling.top_p == 1 or seen < sampling.top_p - 1e-6:
+            kept.append(token)
+        seen += math.exp(scaled[token]) / mass
+    mass = sum(math.exp(scaled[token]) for token in kept)
+    return [s - math.log(mass) if t in kept else -math.inf for t, s in enumerate(scaled)]
+
+
+def plain(model: Any, row: Row, sampling: Sampling) -> Tensor:
+    """Log-probs [T, V] of a row's completion from the library's whole forward, uncut."""
+    logits = model(input_ids=torch.tensor([row.prompt + row.tokens])).logits[0].float()
+    start = len(row.prompt) - 1
+    return (logits[start : start + len(row.tokens)] / sampling.temperature).log_softmax(-1)
+
+
+def rows_of(*lengths: tuple[int, int], vocabulary: int = 282) -> list[Row]:
+    """Rows of random tokens, with (prompt, completion) as long as given."""
+    draw = np.random.default_rng(0)
+    made = [[tuple(map(int, draw.integers(2, vocabulary, n))) for n in sizes] for sizes in lengths]
+    return [Row(p, t, (-1.0,) * len(t), 1.0) for p, t in made]
+
+
+ROWS = rows_of((5, 4), (2, 9), (7, 1))
+
+# Distribution ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", load("logprob"))
+def test_temperature_cases(case: dict[str, Any]) -> None:
+    given = case["input"]
+    logits = torch.tensor([given["logits"]], dtype=torch.float)
+    found = distribution(logits, Sampling(temperature=given["temperature"]))[0, given["token"]]
+    assert found.item() == pytest.approx(case["expected"], abs=case["tol"])
+
+
+def test_top_p_case() -> None:
+    (case,) = load("topp_logprob")
+    given = case["input"]
+    found = distribution(torch.tensor([given["probs"]]).log(), Sampling(top_p=given["top_p"]))[0]
+    assert found[given["token"]].item() == pytest.approx(case["expected"], abs=case["tol"])
+    assert found[2] == -math.inf
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(top_k=3), Sampling(top_p=0.6), Sampling(top_k=4, top_p=0.5, temperature=1.7), *CUTS],
+)
+def test_distribution_follows_its_definition(sampling: Sampling) -> None:
+    logits = 2 * torch.randn(5, 30, generator=torch.Generator().manual_seed(1))
+    wanted = torch.tensor([cut(row, sampling) for row in logits.tolist()])
+    found = distribution(logits, sampling)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(5))
+
+
+def test_low_and_zero_temperature_give_no_nan() -> None:
+    """OFF-02: at 0 the caller takes the maximum, of the distribution at 1."""
+    logits = torch.tensor([[3.0, 1.0, -2.0]])
+    assert torch.equal(distribution(logits, Sampling(temperature=0.0)), logits.log_softmax(-1))
+    assert distribution(logits, Sampling(temperature=0.001)).exp().tolist() == [[1, 0, 0]]
+
+
+def test_a_kept_token_stays_in_the_cut() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.2]] * 2).log()
+    found = distribution(logits, Sampling(top_k=1), keep_B=torch.tensor([0, 2])).exp()
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0, 0], [0.5 / 0.7, 0, 0.2 / 0.7]]))
+
+
+# Noise and choice ------------------------------------------------------------------------
+
+
+def test_noise_depends_on_every_part_of_its_key() -> None:
+    keys: list[tuple[object, ...]] = [("train", 1, 23, 4, 5), ("test", 1, 23, 4, 5)]
+    keys += [("train", 2, 23, 4, 5), ("train", 12, 3, 4, 5), ("train", 1, 23, 4, 6)]
+    keys += [("train", 1, 23, 0, 5), ("train", 1, 23, 45)]
+    tables = [noise(key, 16) for key in keys]
+    assert len({table.tobytes() for table in tables}) == len(keys)
+    for key, table in zip(keys, tables, strict=True):
+        assert np.array_equal(noise(key, 16), table)
+        assert np.array_equal(noise(key, 9), table[:9]), "a longer table begins like a shorter"
+        assert table.dtype == np.float32 and (table >= 0).all() and (table < 1).all()
+
+
+def test_noise_is_the_same_everywhere() -> None:
+    """The first uniforms of one key, written down: no process or version changes them."""
+    found = noise(("train", 0, 0, 0, 0), 1000)
+    assert found[:3].tolist() == pytest.approx([0.66545194, 0.82413054, 0.41954362])
+    assert abs(found.mean() - 0.5) < 4 * math.sqrt(1 / 12 / 1000)
+
+
+def test_choice_follows_the_probabilities() -> None:
+    probs = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.15, 0.05, 0.0])
+    uniforms = torch.from_numpy(noise(("choose",), 4000))
+    tokens = choose(probs.log().expand(4000, -1), uniforms, greedy=False)
+    share = torch.bincount(tokens, minlength=7) / 4000
+    assert not share[probs == 0].any()
+    assert ((share - probs).abs() <= 4 * (probs * (1 - probs) / 4000).sqrt()).all()
+
+
+def test_choice_never_takes_a_token_of_probability_0() -> None:
+    probs = torch.tensor([[0.0, 0.25, 0.75, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    for uniform, wanted in ((0.0, [1, 0, 3]), (0.99999994, [2, 0, 3]), (0.25, [2, 0, 3])):
+        found = choose(probs.log(), torch.full((3,), uniform), greedy=False)
+        assert found.tolist() == wanted, uniform
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_choice_at_the_ends_of_a_large_vocabulary(seed: int) -> None:
+    """Cumulative sums over many tokens end beside 1; the ends still fall on kept tokens."""
+    logits = 3 * torch.randn(4, 50_000, generator=torch.Generator().manual_seed(seed))
+    found = distribution(logits, Sampling(top_k=50))
+    for uniform in (0.0, 0.5, 0.99999994):
+        tokens = choose(found, torch.full((4,), uniform), greedy=False)
+        assert found.gather(1, tokens[:, None]).isfinite().all()
+
+
+def test_greedy_choice_takes_the_most_probable() -> None:
+    logprobs_BV = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]]).log()
+    assert choose(logprobs_BV, torch.tensor([0.99, 0.99]), greedy=True).tolist() == [1, 0]
+
+
+# Log-probs -------------------------------------------------------------------------------
+
+
+def gradient(model: Any, values: Tensor) -> dict[str, Tensor]:
+    """Gradients of a sum of log-probs in which each has a weight of its own."""
+    model.zero_grad(set_to_none=True)
+    (values * torch.linspace(-1, 2, len(values))).sum().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logprobs_are_those_of_the_plain_forward(family: str) -> None:
+    model, sampling = random_model(family), Sampling(temperature=0.7)
+    wanted = torch.cat(
+        [
+            plain(model, row, sampling).gather(1, torch.tensor(row.tokens)[:, None])[:, 0]
+            for row in ROWS
+        ]
+    )
+    found, _ = logprobs(model, ROWS, sampling)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    expected, actual = gradient(model, wanted), gradient(model, found)
+    assert actual.keys() == expected.keys() == dict(model.named_parameters()).keys()
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("sampling", CUTS)
+def test_chunks_change_neither_values_nor_gradients(sampling: Sampling) -> None:
+    model = random_model("qwen2")
+    whole, entropy = logprobs(model, ROWS, sampling)
+    expected = gradient(model, whole)
+    parts, entropy_parts = logprobs(model, ROWS, sampling, chunk_bytes=3 * 4 * 282)
+    torch.testing.assert_close((parts, entropy_parts), (whole, entropy), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(gradient(model, parts), expected, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        single = logprobs(model, ROWS, sampling, chunk_bytes=1)[0]
+    torch.testing.assert_close(single, whole.detach(), atol=1e-6, rtol=1e-6)
+
+
+def test_padding_changes_nothing() -> None:
+    model, sampling = model_of("llama"), Sampling()
+    with torch.no_grad():
+        alone = torch.cat([logprobs(model, [row], sampling)[0] for row in ROWS])
+        longer = logprobs(model, [*ROWS, *rows_of((20, 19))], sampling)[0][: len(alone)]
+    torch.testing.assert_close(longer, alone, atol=1e-5, rtol=1e-5)
+
+
+class Bigram(nn.Module):
+    """A model with a known table of next-token probabilities."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.device = table.device
+        self.body = nn.Embedding.from_pretrained(torch.eye(len(table)))
+        self.head = nn.Linear(len(table), len(table), bias=False)
+        self.head.weight.data = table.log().T.contiguous()
+        config = SimpleNamespace(vocab_size=len(table))
+        self.config = SimpleNamespace(get_text_config=lambda: config)
+
+    def get_decoder(self) -> Any:
+        return lambda input_ids, use_cache: SimpleNamespace(last_hidden_state=self.body(input_ids))
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+def test_every_token_is_scored_by_the_state_before_it() -> None:
+    """MASK-04: prompt [1], completion [2, 3] gives log P(2|1), log P(3|2), nothing else."""
+    table = torch.rand(5, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    rows = [Row((1,), (2, 3), (0.0, 0.0), 1.0), Row((4, 0, 2), (1,), (0.0,), 1.0)]
+    found, entropy = logprobs(Bigram(table), rows, Sampling())
+    wanted = torch.stack([table[1, 2], table[2, 3], table[2, 1]]).log()
+    torch.testing.assert_close(found.detach(), wanted)
+    by_hand = -(table * table.log()).sum(-1)[[1, 2, 2]]
+    torch.testing.assert_close(entropy, by_hand)
+
+
+@pytest.mark.parametrize("sampling", CUTS)
+def test_entropy_is_that_of_the_sampling_distribution(sampling: Sampling) -> None:
+    """Compared where the sampled token lies inside the cut, so that it changes nothing."""
+    model, row = model_of("qwen3"), ROWS[1]
+    with torch.no_grad():
+        best = plain(model, row, sampling)[:1].argmax().item()
+        row = Row(row.prompt, (int(best),), (0.0,), 1.0)
+        found, entropy = logprobs(model, [row], sampling)
+        wanted = cut((plain(model, row, sampling)[0] * sampling.temperature).tolist(), sampling)
+    assert found.item() == pytest.approx(wanted[int(best)], abs=1e-5)
+    assert entropy.item() == pytest.approx(
+        -sum(math.exp(w) * w for w in wanted if w > -math.inf), abs=1e-4
+    )
+    assert not entropy.requires_grad
+
+
+def test_softcapped_logits_are_honoured() -> None:
+    model, rows = gemma2(), rows_of((5, 9), (3, 12), vocabulary=60)
+    found, _ = logprobs(model, rows, Sampling())
+    wanted = torch.cat(
+        [
+            plain(model, row, Sampling()).gather(1, torch.tensor(row.tokens)[:, None])[:, 0]
+            for row in rows
+        ]
+    )
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    # With a cap of 1.5 no two logits are further apart than 3.
+    assert found.min() > -math.log(60) - 3
+
+
+# Prompts ---------------------------------------------------------------------------------
+
+TEMPLATE = (
+    "{{ begin }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+def tokenizer_of(adds_begin: bool, template: str | None) -> Any:
+    """A word tokenizer; it can put <s> in front, and so can its template."""
+    words = ["<s>", "</s>", "<unk>", "<system>", "<user>", "<assistant>", "one", "plus", "two"]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.add_special_tokens(words[:2] + words[3:6])
+    if adds_begin:
+        core.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template=template,
+    )
+
+
+@pytest.mark.parametrize("adds_begin", [True, False])
+@pytest.mark.parametrize("template", [None, "", "<s>"])
+def test_prompts_have_one_begin_token(adds_begin: bool, template: str | None) -> None:
+    """TOK-01 and TOK-02: one if the tokenizer or its template wants one, else none."""
+    chat = None if template is None else TEMPLATE.replace("{{ begin }}", template)
+    ids = encode(PROBLEM, tokenizer_of(adds_begin, chat), "auto")
+    assert ids.count(0) == (adds_begin or template == "<s>")
+    assert ids[0] == 0 or 0 not in ids
+    assert tuple(i for i in ids if i >= 6) == (6, 7, 8), "the question is there once"
+
+
+def test_chats_end_with_the_header_of_the_assistant() -> None:
+    """TOK-04. The system turn and the question come before it, in this order."""
+    tokenizer = tokenizer_of(True, TEMPLATE.replace("{{ begin }}", "<s>"))
+    ids = encode(PROBLEM, tokenizer, "auto")
+    assert [i for i in ids if i in (3, 4, 5)] == [3, 4, 5]
+    assert ids[-1] == 5
+    assert encode(PROBLEM, tokenizer, "chat") == ids
+    assert encode(PROBLEM, tokenizer, "plain") == (0, 6, 7, 8)
+
+
+def test_a_long_prompt_is_refused_and_never_cut() -> None:
+    """TOK-03."""
+    tokenizer = tokenizer_of(True, TEMPLATE.replace("{{ begin }}", "<s>"))
+    ids = encode(PROBLEM, tokenizer, "auto")
+    assert encode(PROBLEM, tokenizer, "auto", len(ids)) == ids
+    with pytest.raises(UserError, match=rf"add-7 has {len(ids)} tokens.* = {len(ids) - 1}$"):
+        encode(PROBLEM, tokenizer, "auto", len(ids) - 1)
+
+
+def test_a_chat_needs_a_template() -> None:
+    with pytest.raises(UserError, match="chat template"):
+        encode(PROBLEM, tokenizer_of(True, None), "chat")

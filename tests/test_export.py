@@ -1,0 +1,265 @@
+"""Exports: plain transformers and peft load them and give the policy's own logits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from modicum import cli, runs, session
+from modicum.config import Optimizer, TrainConfig
+from modicum.export import export_model, new_folder
+from modicum.models.load import TINY, load
+from modicum.train import train
+from modicum.types import RunStopped, UserError
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+CASES = [(f, u) for f in ("qwen2", "llama") for u in ("last(1)", "lora(rank=2)")]
+IDS = torch.arange(2, 42).reshape(2, 20)
+
+
+@torch.inference_mode()
+def logits(model: Any) -> torch.Tensor:
+    return model.eval()(input_ids=IDS).logits.float()
+
+
+def plain(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
+
+
+def run_of(quick: TrainConfig, folders: dict[str, Path], family: str, update: str) -> TrainConfig:
+    """A finished run whose policy is well away from its base."""
+    config = replace(
+        quick,
+        model=str(folders[family]),
+        update=update,
+        optimizer=Optimizer(learning_rate=1e-2),
+        evaluation=replace(quick.evaluation, eval_problems=0),
+    )
+    train(config)
+    return config
+
+
+def export(*args: object) -> None:
+    assert cli.run(["export", *map(str, args)]) == 0
+
+
+@pytest.mark.parametrize(("family", "update"), CASES)
+def test_a_run_is_exported_as_an_ordinary_model(
+    quick: TrainConfig, folders: dict[str, Path], tmp_path: Path, family: str, update: str
+) -> None:
+    config = run_of(quick, folders, family, update)
+    export(config.out, "--out", tmp_path / "out")
+    found = plain(tmp_path / "out")
+    policy = logits(session.reload(Path(config.out)).prepared.model)
+    assert close(logits(found), policy)
+    assert not close(logits(found), logits(plain(folders[family])))
+    tied = found.get_output_embeddings().weight is found.get_input_embeddings().weight
+    assert tied is (family == "qwen2")
+    assert found.config.tie_word_embeddings is tied
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert set(saved) == set(load_file(folders[family] / "model.safetensors"))
+
+
+# PEFT asks transformers for a name that is to go.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_an_adapter_is_exported_without_a_network(
+    quick: TrainConfig,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    family: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from peft import PeftModel
+
+    config = run_of(quick, folders, family, "lora(rank=2)")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something reached for the network")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    out = tmp_path / "out"
+    export(config.out, "--out", out, "--format", "adapter")
+    assert (out / "adapter_config.json").exists()
+    assert not (out / "model.safetensors").exists()
+    assert all(".lora_" in name for name in load_file(out / "adapter_model.safetensors"))
+    base = plain(folders[family])
+    before = logits(base)
+    found = logits(PeftModel.from_pretrained(base, str(out)))
+    assert close(found, logits(session.reload(Path(config.out)).prepared.model))
+    assert not close(found, before)
+
+
+@pytest.mark.parametrize(("update", "form"), [("last(1)", "merged"), ("lora(rank=2)", "adapter")])
+def test_lora_14_a_second_export_gives_the_newer_weights(
+    quick: TrainConfig, folders: dict[str, Path], tmp_path: Path, update: str, form: str
+) -> None:
+    config, out = run_of(quick, folders, "llama", update), tmp_path / "out"
+    name = "model.safetensors" if form == "merged" else "adapter_model.safetensors"
+    arguments = (config.out, "--out", out, "--format", form)
+    export(*arguments)
+    first = load_file(out / name)
+    train(replace(config, steps=6), overwrite=True)
+    with pytest.raises(UserError, match="is not empty; --overwrite replaces it"):
+        export(*arguments)
+    assert all(torch.equal(first[n], t) for n, t in load_file(out / name).items())
+    (out / "stale.safetensors").write_bytes(b"")
+    export(*arguments, "--overwrite")
+    second = load_file(out / name)
+    assert first.keys() == second.keys()
+    assert any(not torch.equal(first[n], second[n]) for n in first)
+    assert not (out / "stale.safetensors").exists()
+    if form == "merged":
+        assert close(logits(plain(out)), logits(session.reload(Path(config.out)).prepared.model))
+
+
+@pytest.mark.parametrize("update", ["last(1)", "lora(rank=2)"])
+def test_tok_05_the_tokenizer_comes_back_the_same(
+    quick: TrainConfig, folders: dict[str, Path], tmp_path: Path, update: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    base = shutil.copytree(folders["llama"], tmp_path / "base")
+    before = AutoTokenizer.from_pretrained(base)
+    before.chat_template = CHAT
+    before.save_pretrained(base)
+    config = run_of(quick, {"llama": base}, "llama", update)
+    form = "adapter" if update.startswith("lora") else "merged"
+    export(config.out, "--out", tmp_path / "out", "--format", form)
+    after = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in ("What is 12+3-4?\n<think>", " two  spaces\tand ü 😀 \x00", "</answer>", ""):
+        assert after(text)["input_ids"] == before(text)["input_ids"]
+    assert after.chat_template == CHAT
+    chat = [{"role": "user", "content": "1+1?"}]
+    shown = [t.apply_chat_template(chat, tokenize=False) for t in (before, after)]
+    assert shown == ["<user>1+1?"] * 2
+    assert after.get_vocab() == before.get_vocab()
+    special = [(t.bos_token_id, t.eos_token_id, t.pad_token_id) for t in (before, after)]
+    assert special[0] == special[1]
+
+
+def test_the_shipped_base_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    export("--model", "tiny", "--out", out, "--json")
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert result["out"] == str(out)
+    assert result["files"] == sorted(p.name for p in out.iterdir())
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(result["files"])
+    assert result["largest_logit_difference"] == 0
+    assert torch.equal(logits(plain(out)), logits(plain(TINY)))
+    assert load(str(out)).end_tokens == load("tiny").end_tokens
+
+
+def test_an_export_of_a_bf16_base_stays_bf16(folders: dict[str, Path], tmp_path: Path) -> None:
+    loaded = load(str(folders["qwen2"]), dtype="bf16")
+    assert export_model(loaded.model, loaded, tmp_path) == 0
+    assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_an_export_of_other_weights_stops(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(str(folders["qwen2"]))
+    save = loaded.model.save_pretrained
+
+    def save_others(out: Path) -> None:
+        save(out)
+        tensors = load_file(out / "model.safetensors")
+        tensors["model.norm.weight"][0] += 0.5
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(loaded.model, "save_pretrained", save_others)
+    with pytest.raises(RunStopped, match="gives other logits"):
+        export_model(loaded.model, loaded, tmp_path / "out")
+
+
+def test_an_export_touches_no_foreign_folder(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(UserError):
+            new_folder(tmp_path, overwrite)
+        with pytest.raises(UserError, match="is a file"):
+            new_folder(tmp_path / "thesis.txt", overwrite)
+    assert (tmp_path / "thesis.txt").read_text() == "x"
+
+
+# Reloading a run -------------------------------------------------------------------------
+
+
+def change_tensors(folder: Path, change: Any) -> None:
+    """Rewrite a checkpoint's tensors with `change` applied, and its hash to fit."""
+    tensors = load_file(folder / "tensors.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "tensors.safetensors")
+    state = json.loads((folder / "state.json").read_text())
+    state["tensors_sha256"] = runs.file_hash(folder / "tensors.safetensors")
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("damage", ["renamed", "missing", "extra", "shape"])
+def test_lora_08_a_checkpoint_with_other_tensors_is_refused(
+    quick: TrainConfig, folders: dict[str, Path], damage: str
+) -> None:
+    config = run_of(quick, folders, "llama", "lora(rank=2)")
+    checkpoint = runs.checkpoints(Path(config.out))[-1]
+    named: list[str] = []
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        name = min(n for n in tensors if n.startswith("value/"))
+        named.append(name.removeprefix("value/"))
+        if damage == "renamed":
+            tensors["value/a.renamed"] = tensors.pop(name)
+            named.append("a.renamed")
+        elif damage == "missing":
+            tensors.pop(name)
+        elif damage == "extra":
+            tensors["value/a.extra"] = torch.zeros(1)
+            named[:] = ["a.extra"]
+        else:
+            tensors[name] = tensors[name][:1].clone()
+
+    change_tensors(checkpoint, change)
+    with pytest.raises(UserError, match="is of another update or model") as caught:
+        session.reload(Path(config.out))
+    assert str(checkpoint) in str(caught.value)
+    assert any(name in str(caught.value) for name in named)
+
+
+def test_a_checkpoint_on_another_base_is_refused(
+    quick: TrainConfig, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(folders["llama"], tmp_path / "base")
+    config = run_of(quick, {"llama": base}, "llama", "last(1)")
+    session.reload(Path(config.out))
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.embed_tokens.weight"][3, 3] += 0.01
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="another base model"):
+        session.reload(Path(config.out))
+
+
+def test_a_run_without_a_checkpoint_cannot_be_exported(
+    quick: TrainConfig, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config = run_of(quick, folders, "llama", "last(1)")
+    shutil.rmtree(Path(config.out) / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        export(config.out, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

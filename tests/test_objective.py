@@ -1,0 +1,341 @@
+"""Objectives: shared cases, hand-computed constants, and the contract of every member."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import load
+from modicum import objective, step
+from modicum.metrics import rollout_metrics, training_metrics
+from modicum.objective import OBJECTIVES, Tokens, clipped, group_advantages, kl3, parse, weights
+from modicum.types import Completion, Group, Problem, UserError
+
+WITH_KL = [f"{name}(kl=0.05)" for name in OBJECTIVES]
+ALL = [*OBJECTIVES, *WITH_KL]
+LENGTHS = torch.tensor([3, 5, 1, 2, 4])
+LIMIT = 7
+
+
+def grouped(given: dict[str, Any]) -> Tensor:
+    """The rewards [P, G] of a case; its groups are of equal size, null is no verdict."""
+    rewards: dict[int, list[float]] = {}
+    for reward, group in zip(given["rewards"], given["group"], strict=True):
+        rewards.setdefault(group, []).append(math.nan if reward is None else reward)
+    return torch.tensor(list(rewards.values()), dtype=torch.float)
+
+
+def group(*lengths: int) -> Group:
+    """A group of completions that are as long as given."""
+    made = [Completion(tuple(range(n)), (-1.0,) * n, "", finished=True) for n in lengths]
+    return Group(Problem("p", "q", "a"), (1,), tuple(made))
+
+
+def sample(seed: int = 0) -> tuple[Tensor, Tokens]:
+    """Policy log-probs and tokens (with weights left to the test) of rows of LENGTHS."""
+    draw = torch.Generator().manual_seed(seed)
+    count = int(LENGTHS.sum())
+    policy, old, reference = (-3 * torch.rand(3, count, generator=draw)).unbind()
+    advantages = torch.randn(len(LENGTHS), generator=draw).repeat_interleave(LENGTHS)
+    return policy.requires_grad_(), Tokens(old, advantages, reference, torch.ones(count))
+
+
+def run(text: str, policy: Tensor, tokens: Tokens, rows: list[slice]) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of the objective, added up over parts of the rows."""
+    goal, total = parse(text), torch.zeros(())
+    starts = [0, *LENGTHS.cumsum(0).tolist()]
+    policy.grad = None
+    for part in rows:
+        lengths = LENGTHS[part]
+        span = slice(starts[part.start], starts[part.start + len(lengths)])
+        weight = weights(lengths, goal.aggregate, len(LENGTHS), int(LENGTHS.sum()), LIMIT)
+        reference = tokens.reference_N[span] if goal.kl > 0 else None  # type: ignore[index]
+        inputs = Tokens(tokens.old_N[span], tokens.advantages_N[span], reference, weight)
+        value, _ = objective.loss(goal, policy[span], inputs)
+        value.backward()
+        total = total + value.detach()
+    assert policy.grad is not None
+    return total, policy.grad.clone()
+
+
+# Advantages ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [c for c in load("advantage") if "tokens" not in c["input"]])
+def test_advantage_cases(case: dict[str, Any]) -> None:
+    given = case["input"]
+    scale = "none" if given.get("std") == "none" else "std"
+    found = group_advantages(grouped(given), scale, given.get("eps", 1e-4)).flatten()
+    assert found.tolist() == pytest.approx(case["expected"], abs=case["tol"])
+
+
+def test_length_plays_no_part_in_advantages() -> None:
+    """ADV-08, a choice: a completion without tokens would be left out of its group.
+
+    Here there are none: the end token counts, so the shortest completion has length 1
+    (tests/test_rollout.py). Advantages look at rewards alone; the case's [0, 0] is not ours.
+    """
+    (case,) = [c for c in load("advantage") if "tokens" in c["input"]]
+    assert case["policy"], "the case is a choice of definition"
+    assert group_advantages(grouped(case["input"]), "none").tolist() == [[49.5, -49.5]]
+
+
+@pytest.mark.parametrize("right, up, down", [(1, 2.474, -0.353), (4, 0.935, -0.935)])
+def test_advantages_of_binary_rewards(right: int, up: float, down: float) -> None:
+    """methods B.0, G = 8."""
+    rewards = torch.tensor([[1.0] * right + [0.0] * (8 - right)])
+    found = group_advantages(rewards)[0]
+    assert found[0].item() == pytest.approx(up, abs=1e-3)
+    assert found[-1].item() == pytest.approx(down, abs=1e-3)
+
+
+def test_missing_verdicts_are_left_out_of_the_deviation_too() -> None:
+    found = group_advantages(torch.tensor([[1.0, 0.0, math.nan, 1.0]]))[0].tolist()
+    deviation = math.sqrt((2 / 9 + 4 / 9) / 2) + 1e-4
+    assert found == pytest.approx([1 / 3 / deviation, -2 / 3 / deviation, 0, 1 / 3 / deviation])
+
+
+def test_groups_with_one_or_no_verdict_have_no_advantage() -> None:
+    rewards = torch.tensor([[math.nan, 1.0], [math.nan, math.nan]])
+    assert group_advantages(rewards).tolist() == [[0, 0], [0, 0]]
+
+
+def test_dead_group_fraction_case() -> None:
+    (case,) = load("dead_group_fraction")
+    totals = grouped(case["input"])
+    scores = [[{"accuracy": r} for r in row] for row in totals.tolist()]
+    metrics = rollout_metrics(0, [group(1, 1)] * len(totals), scores, totals)
+    assert metrics["groups/no_signal"] == case["expected"]
+
+
+@pytest.mark.parametrize("text, trained", [("grpo", [1, 2]), ("grpo(kl=0.1)", [3, 4, 1, 2])])
+def test_groups_without_signal_count_but_train_only_under_a_kl_term(
+    text: str, trained: list[int]
+) -> None:
+    """KL-04: their rows are left out when beta is 0; the counts stay those of the batch."""
+    session: Any = SimpleNamespace(objective=parse(text))
+    rewards = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    batch = step.make_batch(session, [group(3, 4), group(1, 2)], rewards)
+    assert sorted(len(row.tokens) for row in batch.rows) == sorted(trained)
+    assert (batch.num_rows, batch.num_tokens) == (4, 10)
+
+
+# Adding up -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", load("loss_agg"))
+def test_loss_agg_cases(case: dict[str, Any]) -> None:
+    """Rows that are not kept are taken out before anything is counted."""
+    given = case["input"]
+    keep = given.get("keep", [1] * len(given["loss"]))
+    kept = [row for row, wanted in zip(given["loss"], keep, strict=True) if wanted]
+    tokens, parts = sum(map(len, kept)), given.get("micro_batches", 1)
+    total = 0.0
+    for start in range(parts):
+        part = kept[start::parts]
+        lengths = torch.tensor([len(row) for row in part], dtype=torch.long)
+        values = torch.tensor([v for row in part for v in row], dtype=torch.float)
+        total += (values * weights(lengths, given["mode"], len(kept), tokens, LIMIT)).sum().item()
+    assert total == pytest.approx(case["expected"], abs=case["tol"])
+
+
+def test_loss_window_case() -> None:
+    """LOSS-04: equal losses give that loss, into however many parts the batch is split."""
+    (case,) = load("loss_window")
+    given, lengths = case["input"], torch.tensor([3, 2])
+    parts = given["steps_per_generation"] * given["grad_accum"]
+    weight = weights(lengths, "token_mean", 2 * parts, 5 * parts, LIMIT).sum().item()
+    assert parts * weight * given["per_token_loss"] == pytest.approx(case["expected"])
+
+
+def test_metric_windows_case() -> None:
+    """LOSS-05: a step logs its own mean; one with fewer tokens counts as much."""
+    (case,) = load("metric_windows")
+    keys = ("loss", "entropy", "clipped", "ratio_error")
+    logged = [
+        training_metrics({"kl": sum(window), "tokens": len(window), **dict.fromkeys(keys, 0.0)})
+        for window in case["input"]["windows"]
+    ]
+    assert sum(m["policy/kl"] for m in logged) / len(logged) == case["expected"]
+
+
+@pytest.mark.parametrize(
+    "name, weight", [("grpo", (1 / 2, 1 / 18)), ("dapo", (1 / 10,) * 2), ("dr_grpo", (1 / 40,) * 2)]
+)
+def test_token_weights_of_lengths_1_and_9(name: str, weight: tuple[float, float]) -> None:
+    """methods B.13: sequences 1:1, 1:9, and 1:9 scaled by 1/(2 L), L = 20."""
+    found = weights(torch.tensor([1, 9]), parse(name).aggregate, 2, 10, 20).tolist()
+    assert found == pytest.approx([weight[0], *[weight[1]] * 9])
+
+
+@pytest.mark.parametrize(
+    "name, first, later",
+    [
+        # A = +-0.5 / (sqrt(0.5) + 1e-4) = +-0.70701 with the deviation, +-0.5 without.
+        ("grpo", -0.353503, 0.0392781),
+        ("dapo", -0.0707007, 0.0707007),
+        ("dr_grpo", -0.0125, 0.0125),
+    ],
+)
+def test_gradient_by_hand_at_ratio_1(name: str, first: float, later: float) -> None:
+    goal, lengths = parse(name), torch.tensor([1, 9])
+    advantages = group_advantages(torch.tensor([[1.0, 0.0]]), goal.scale)[0]
+    policy = torch.full((10,), -1.5, requires_grad=True)
+    weight = weights(lengths, goal.aggregate, 2, 10, 20)
+    tokens = Tokens(policy.detach(), advantages.repeat_interleave(lengths), None, weight)
+    objective.loss(goal, policy, tokens)[0].backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == pytest.approx([first] + [later] * 9, rel=1e-4)
+
+
+# Clipping and KL -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", load("clip_objective"))
+def test_clip_objective_cases(case: dict[str, Any]) -> None:
+    given = case["input"]
+    ratio, advantage = torch.tensor([given["ratio"]]), torch.tensor([float(given["adv"])])
+    found = clipped(ratio, advantage, given["eps"], given["eps"]).item()
+    assert found == pytest.approx(case["expected"], abs=case["tol"])
+
+
+def test_dapo_lets_ratios_rise_further_than_grpo() -> None:
+    """1.25 lies between 1.2 and 1.28; downwards both stop at 0.8."""
+    for name, ratio, advantage, slope in (
+        *(("grpo", 1.25, 1.0, 0.0), ("dapo", 1.25, 1.0, -1.25), ("dapo", 1.3, 1.0, 0.0)),
+        *(("grpo", 0.75, -1.0, 0.0), ("dapo", 0.75, -1.0, 0.0), ("dapo", 0.85, -1.0, 0.85)),
+    ):
+        policy = torch.tensor([math.log(ratio)], requires_grad=True)
+        tokens = Tokens(torch.zeros(1), torch.tensor([advantage]), None, torch.ones(1))
+        value, sums = objective.loss(parse(name), policy, tokens)
+        value.backward()
+        assert policy.grad is not None
+        assert policy.grad.item() == pytest.approx(slope), (name, ratio)
+        assert sums["clipped"].item() == (slope == 0.0)
+
+
+@pytest.mark.parametrize("case", load("kl3"))
+def test_kl3_cases(case: dict[str, Any]) -> None:
+    given = case["input"]
+    found = kl3(torch.tensor([given["policy"]]), torch.tensor([given["ref"]])).item()
+    assert found == pytest.approx(case["expected"], abs=case["tol"])
+
+
+def test_kl3_stays_finite_case() -> None:
+    (case,) = load("kl3_finite")
+    policy = torch.tensor([case["input"]["policy"]], requires_grad=True)
+    value = kl3(policy, torch.tensor([case["input"]["ref"]]))
+    value.backward()
+    assert policy.grad is not None
+    assert value.isfinite().all() and value.item() > 1e6
+    assert policy.grad.isfinite().all()
+
+
+def test_k3_in_the_loss_has_the_gradient_of_the_forward_kl() -> None:
+    """methods B.9, by enumeration over 6 tokens.
+
+    The mean of k3 over the policy's samples is KL(policy || reference). Its gradient with
+    the samples held fixed, which is what a loss has (classic GRPO), is that of
+    KL(reference || policy). Both are checked: this is what `kl=` does here, not a slip.
+    """
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, generator=draw, dtype=torch.double, requires_grad=True)
+    reference = torch.randn(6, generator=draw, dtype=torch.double).log_softmax(-1)
+    policy = logits.log_softmax(-1)
+    estimate = (policy.exp().detach() * kl3(policy, reference)).sum()
+    stated = (policy.exp() * (policy - reference)).sum()
+    forward = (reference.exp() * (reference - policy)).sum()
+    gradients = [
+        torch.autograd.grad(value, logits, retain_graph=True)[0]
+        for value in (estimate, forward, stated)
+    ]
+    assert estimate.item() == pytest.approx(stated.item())
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert (gradients[0] - gradients[2]).abs().max() > 0.01
+
+
+# The contract of every member ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [*ALL, *(f"{n}(clip=0.1, clip_high=0.5)" for n in OBJECTIVES)])
+def test_text_round_trip(text: str) -> None:
+    made = parse(text)
+    assert parse(str(made)) == made
+    assert str(parse(str(made))) == str(made)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_bad_settings_are_refused(name: str) -> None:
+    for text, word in ((f"{name}(clip=0)", "clip"), (f"{name}(kl=-1)", "kl"), (f"{name}x", name)):
+        with pytest.raises(UserError, match=word):
+            parse(text)
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_gradient_at_ratio_1_is_that_of_the_advantage_times_the_log_prob(text: str) -> None:
+    goal = parse(text)
+    policy, tokens = sample()
+    tokens = Tokens(policy.detach().clone(), tokens.advantages_N, policy.detach(), tokens.weights_N)
+    _, gradient = run(text, policy, tokens, [slice(0, 5)])
+    weight = weights(LENGTHS, goal.aggregate, 5, int(LENGTHS.sum()), LIMIT)
+    # The reference is the policy here, so a KL term adds nothing.
+    torch.testing.assert_close(gradient, -weight * tokens.advantages_N)
+
+
+@pytest.mark.parametrize("text", ALL)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_micro_batches_change_neither_loss_nor_gradient(text: str, size: int) -> None:
+    policy, tokens = sample()
+    whole = run(text, policy, tokens, [slice(0, 5)])
+    parts = [slice(start, start + size) for start in range(0, 5, size)]
+    torch.testing.assert_close(run(text, policy, tokens, parts), whole, atol=1e-6, rtol=1e-5)
+    assert whole[1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_extreme_ratios_give_no_nan(text: str) -> None:
+    policy, tokens = sample()
+    gaps = torch.tensor([-1e4, -100.0, -20.0, 0.0, 20.0])
+    tokens.old_N.copy_(policy.detach() + gaps.repeat(3))
+    tokens.advantages_N.copy_(torch.tensor([-1.0, 0.0, 1.0]).repeat_interleave(5))
+    value, gradient = run(text, policy, tokens, [slice(0, 5)])
+    assert not value.isnan() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_surrogate_keeps_within_its_bounds(name: str) -> None:
+    goal = parse(name)
+    high = goal.clip if goal.clip_high is None else goal.clip_high
+    ratio = torch.linspace(0, 5, 101)
+    gain = clipped(ratio, torch.full_like(ratio, 2.0), goal.clip, high)
+    loss = clipped(ratio, torch.full_like(ratio, -2.0), goal.clip, high)
+    assert gain.max().item() == pytest.approx(2 * (1 + high))
+    assert loss.max().item() == pytest.approx(-2 * (1 - goal.clip))
+    assert gain.min() == 0 and loss.min() == -10, "what makes things worse is never cut"
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_zero_advantages_without_kl_give_exactly_no_gradient(name: str) -> None:
+    policy, tokens = sample()
+    tokens.advantages_N.zero_()
+    value, gradient = run(name, policy, tokens, [slice(0, 5)])
+    assert value == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("text", WITH_KL)
+def test_the_kl_term_pulls_to_the_reference_and_only_there(text: str) -> None:
+    policy, tokens = sample()
+    tokens.advantages_N.zero_()
+    reference = tokens.reference_N
+    assert reference is not None
+    value, gradient = run(text, policy, tokens, [slice(0, 5)])
+    assert value > 0
+    assert torch.equal(gradient.sign(), (policy.detach() - reference).sign())
+    at_home = Tokens(tokens.old_N, tokens.advantages_N, policy.detach().clone(), tokens.weights_N)
+    value, gradient = run(text, policy, at_home, [slice(0, 5)])
+    assert value == 0 and not gradient.any()

@@ -1,0 +1,369 @@
+"""The loop: same seed same run, micro-batches, resume, proofs, and steps that go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from modicum import runs, step
+from modicum.config import Optimizer, Steps, TrainConfig, from_mapping
+from modicum.objective import group_advantages
+from modicum.session import Session, prepare, reload, restore
+from modicum.train import Observer, train
+from modicum.types import Batch, Group, RunStopped, UserError
+from modicum.updates.proofs import fingerprints
+
+MEASURED = ("time/", "memory/")
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """The metrics of a run without what is measured and differs from run to run."""
+    lines = runs.read_lines(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith(MEASURED)} for line in lines]
+
+
+def tensors_of(folder: Path) -> dict[str, str]:
+    """Fingerprints of all tensors in the newest checkpoint, optimizer state included."""
+    from safetensors.torch import load_file
+
+    return fingerprints(load_file(runs.checkpoints(folder)[-1] / "tensors.safetensors"))
+
+
+def sampled(session: Session) -> tuple[list[Group], Batch]:
+    """The groups and the batch of step 0."""
+    groups = step.sample_groups(session, 0)
+    scores = step.score(session, groups)
+    totals = torch.tensor([[session.reward.total(s) for s in row] for row in scores])
+    return groups, step.make_batch(session, groups, totals)
+
+
+def gradients(session: Session, batch: Batch) -> dict[str, Tensor]:
+    """The gradient of the batch, by name of what trains."""
+    step.backward(session, batch, step.reference_logprobs(session, batch))
+    found = {n: t.grad.clone() for n, t in session.masters.tensors.items() if t.grad is not None}
+    session.optimizer.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("update", ["full", "last(1)", "lora(rank=2)"])
+def test_same_seed_gives_the_same_run(quick: TrainConfig, tmp_path: Path, update: str) -> None:
+    folders = []
+    for name in ("a", "b"):
+        config = replace(quick, update=update, out=str(tmp_path / name))
+        train(config)
+        folders.append(tmp_path / name)
+    assert metrics_of(folders[0]) == metrics_of(folders[1])
+    assert tensors_of(folders[0]) == tensors_of(folders[1])
+    samples = [(folder / "samples.jsonl").read_text() for folder in folders]
+    assert samples[0] == samples[1]
+
+
+def test_another_seed_gives_another_run(quick: TrainConfig, tmp_path: Path) -> None:
+    train(replace(quick, out=str(tmp_path / "a")))
+    train(replace(quick, seed=1, out=str(tmp_path / "b")))
+    assert metrics_of(tmp_path / "a") != metrics_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("objective", ["grpo", "grpo(kl=0.1)", "dr_grpo", "dapo"])
+def test_micro_batches_do_not_change_the_gradient(quick: TrainConfig, objective: str) -> None:
+    batch_of = Steps(prompts_per_step=4, group_size=8, micro_batch=64)
+    session = prepare(replace(quick, objective=objective, batch=batch_of))
+    _, batch = sampled(session)
+    assert len(batch.rows) >= 16
+    # A step first, so that the policy is not the reference and ratios are not 1.
+    step.backward(session, batch, step.reference_logprobs(session, batch))
+    step.optimizer_step(session, 0.0)
+    whole = gradients(session, batch)
+    for size in (1, 4, 5):
+        session.config = replace(session.config, batch=replace(batch_of, micro_batch=size))
+        for name, gradient in gradients(session, batch).items():
+            torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-7)
+
+
+def test_rows_without_signal_are_left_out_and_change_nothing(quick: TrainConfig) -> None:
+    session = prepare(replace(quick, batch=Steps(prompts_per_step=2, group_size=4)))
+    groups, _ = sampled(session)
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5]])
+    batch = step.make_batch(session, groups, rewards)
+    assert len(batch.rows) == 4 and batch.num_rows == 8
+    alone = gradients(session, batch)
+    with_all = replace(batch, rows=batch.rows + every_row(groups[1:], rewards[1:]))
+    for name, gradient in gradients(session, with_all).items():
+        torch.testing.assert_close(gradient, alone[name], rtol=1e-5, atol=1e-8)
+
+
+def every_row(groups: Sequence[Group], rewards: Tensor) -> tuple[Any, ...]:
+    """Rows of all completions, signal or not."""
+    from modicum.types import Row
+
+    table = group_advantages(rewards).tolist()
+    return tuple(
+        Row(group.prompt, completion.tokens, completion.logprobs, advantage)
+        for group, advantages in zip(groups, table, strict=True)
+        for completion, advantage in zip(group.completions, advantages, strict=True)
+    )
+
+
+def test_a_step_without_any_signal_changes_nothing(quick: TrainConfig) -> None:
+    # The default reward is never earned by a random model.
+    config = replace(quick, reward="accuracy", steps=2, optimizer=Optimizer(weight_decay=0.1))
+    result = train(config)
+    assert all(line["groups/no_signal"] == 1.0 for line in metrics_of(Path(config.out)))
+    assert result["change_proof"].startswith("0 of")
+
+
+def test_the_first_update_is_on_policy(quick: TrainConfig) -> None:
+    train(replace(quick, steps=3))
+    for line in metrics_of(Path(quick.out)):
+        assert line["policy/ratio_error"] < 1e-5
+        assert line["policy/clip_fraction"] == 0.0
+
+
+def test_several_updates_leave_the_policy_behind(quick: TrainConfig) -> None:
+    batch = replace(quick.batch, updates_per_rollout=3)
+    train(replace(quick, batch=batch, optimizer=Optimizer(learning_rate=3e-2)))
+    lines = metrics_of(Path(quick.out))
+    assert max(line["policy/ratio_error"] for line in lines) > 1e-3
+    state = runs.read_checkpoint(runs.checkpoints(Path(quick.out))[-1])[1]
+    assert state["optimizer_steps"] == 3 * quick.steps
+
+
+@pytest.mark.parametrize("update", ["full", "last(1)", "lora(rank=2)"])
+def test_kl_is_zero_at_first_and_then_not(quick: TrainConfig, update: str) -> None:
+    rate = Optimizer(learning_rate=1e-2)
+    train(replace(quick, update=update, objective="grpo(kl=0.04)", optimizer=rate))
+    kl = [line["policy/kl"] for line in metrics_of(Path(quick.out))]
+    assert abs(kl[0]) < 1e-6
+    assert min(kl[1:]) > 1e-6
+
+
+def test_last_leaves_every_other_tensor_bit_identical(quick: TrainConfig) -> None:
+    config = replace(quick, update="last(1)", optimizer=Optimizer(weight_decay=0.1))
+    base = fingerprints(dict(prepare(config).prepared.model.named_parameters()))
+    result = train(config)
+    after = fingerprints(dict(reload(Path(quick.out)).prepared.model.named_parameters()))
+    moved = {name for name in base if base[name] != after[name]}
+    assert moved == {name for name in base if ".layers.2." in name}
+    assert "frozen ones are bit-identical" in result["change_proof"]
+
+
+class StopAt(Observer):
+    """Raises in the middle of a run, as a crash would."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def step(self, metrics: dict[str, float]) -> None:
+        if metrics["step"] == self.at:
+            raise MemoryError
+
+
+@pytest.mark.parametrize("update", ["full", "last(1)", "lora(rank=2)"])
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_a_resumed_run_equals_the_uncut_one(
+    quick: TrainConfig, tmp_path: Path, update: str, at: int
+) -> None:
+    config = replace(quick, update=update, steps=6, objective="grpo(kl=0.01)")
+    config = replace(config, batch=replace(quick.batch, updates_per_rollout=2))
+    whole = train(replace(config, out=str(tmp_path / "whole")))
+    cut = replace(config, out=str(tmp_path / "cut"))
+    with pytest.raises(MemoryError):
+        train(cut, StopAt(at))
+    result = train(cut, resume=True)
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
+    assert tensors_of(tmp_path / "whole") == tensors_of(tmp_path / "cut")
+    for key in ("trained", "generated_tokens", "change_proof", "agreement_max"):
+        assert result[key] == whole[key]
+
+
+def test_killed_with_sigkill_and_resumed_equals_the_uncut_run(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    options = [
+        "--task",
+        "arithmetic(terms=2,digits=1)",
+        "--steps",
+        "30",
+        "--prompts-per-step",
+        "2",
+        "--group-size",
+        "8",
+        "--max-tokens",
+        "8",
+        "--eval-problems",
+        "0",
+        "--checkpoint-every",
+        "2",
+        "--temperature",
+        "1.5",
+    ]
+    options += ["--update", "last(1)", "--reward", "accuracy(lenient=True) + format"]
+    command = [sys.executable, "-m", "modicum", "train", "--model", str(folders["qwen2"]), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(
+        [*command, "--out", str(whole)], check=True, env=environment, capture_output=True
+    )
+    process = subprocess.Popen(
+        [*command, "--out", str(cut)],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    while len(runs.checkpoints(cut)) < 2 and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (cut / "result.json").exists(), "the run ended before it could be killed"
+    done = subprocess.run(
+        [*command, "--out", str(cut), "--resume"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(whole) == metrics_of(cut)
+    assert tensors_of(whole) == tensors_of(cut)
+
+
+def test_the_config_that_a_run_writes_repeats_it(quick: TrainConfig, tmp_path: Path) -> None:
+    from modicum.config import read_toml
+
+    train(quick)
+    path = Path(quick.out) / "config.toml"
+    again = from_mapping(TrainConfig, read_toml(path), "config")
+    train(replace(again, out=str(tmp_path / "again")))
+    assert metrics_of(Path(quick.out)) == metrics_of(tmp_path / "again")
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> list[int]:
+    """Make the loss NaN at the given calls of `backward`; returns the list of calls."""
+    calls: list[int] = []
+    real = step.backward
+
+    def backward(session: Session, batch: Batch, references: Any) -> dict[str, float]:
+        calls.append(len(calls))
+        sums = real(session, batch, references)
+        if calls[-1] in bad_calls:
+            next(iter(session.masters.tensors.values())).grad.fill_(float("nan"))
+            sums["loss"] = float("nan")
+        return sums
+
+    monkeypatch.setattr("modicum.train.backward", backward)
+    return calls
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {1, 2})
+    result = train(replace(quick, steps=5))
+    assert result["skipped_steps"] == 2
+    session = reload(Path(quick.out))
+    assert all(bool(p.isfinite().all()) for p in session.prepared.model.parameters())
+
+
+def test_steps_that_stay_not_finite_stop_the_run(
+    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, set(range(2, 99)))
+    with pytest.raises(RunStopped, match="not finite for 3 steps in a row"):
+        train(replace(quick, steps=8))
+    session = prepare(replace(quick, steps=8))
+    assert restore(session, runs.checkpoints(Path(quick.out))[-1]) == 4
+    assert all(bool(p.isfinite().all()) for p in session.prepared.model.parameters())
+
+
+def test_a_stale_sampler_stops_the_run(quick: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = step.sample_groups
+
+    def stale(session: Session, number: int) -> list[Group]:
+        groups = real(session, number)
+        with torch.no_grad():  # the policy moves between sampling and training
+            for parameter in session.prepared.trainable.values():
+                parameter.mul_(1.05)
+        return groups
+
+    monkeypatch.setattr("modicum.train.sample_groups", stale)
+    with pytest.raises(RunStopped, match="agreement proof"):
+        train(quick)
+
+
+def test_a_frozen_tensor_that_moves_stops_the_run(
+    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = step.optimizer_step
+
+    def leaky(session: Session, loss: float) -> float:
+        norm = real(session, loss)
+        with torch.no_grad():
+            session.prepared.frozen["model.layers.0.mlp.up_proj.weight"][0, 0] += 1e-6
+        return norm
+
+    monkeypatch.setattr("modicum.train.optimizer_step", leaky)
+    with pytest.raises(RunStopped, match=r"layers\.0\.mlp\.up_proj\.weight should be frozen"):
+        train(replace(quick, update="last(1)"))
+
+
+def test_bf16_compute_has_fp32_masters(quick: TrainConfig) -> None:
+    from modicum.config import Compute
+
+    config = replace(quick, compute=Compute(dtype="bf16"), update="last(1)")
+    train(config)
+    session = reload(Path(quick.out))
+    assert all(p.dtype == torch.bfloat16 for p in session.prepared.model.parameters())
+    for name, master in session.masters.tensors.items():
+        assert master.dtype == torch.float32
+        assert torch.equal(master.to(torch.bfloat16), session.prepared.trainable[name])
+    assert any(not torch.equal(m, m.bfloat16().float()) for m in session.masters.tensors.values())
+
+
+def test_a_checkpoint_of_another_update_is_refused(quick: TrainConfig, tmp_path: Path) -> None:
+    train(replace(quick, update="last(1)"))
+    other = prepare(replace(quick, update="first(1)"))
+    with pytest.raises(UserError, match="another update"):
+        restore(other, runs.checkpoints(Path(quick.out))[-1])
+
+
+def test_a_checkpoint_of_another_base_is_refused(
+    quick: TrainConfig, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    from conftest import random_model
+
+    config = replace(quick, update="last(1)")
+    train(config)
+    random_model("qwen2", seed=5).save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(folders["qwen2"]).save_pretrained(tmp_path / "other")
+    other = prepare(replace(config, model=str(tmp_path / "other")))
+    with pytest.raises(UserError, match="another base model"):
+        restore(other, runs.checkpoints(Path(quick.out))[-1])
+
+
+def test_the_run_folder_holds_what_it_should(quick: TrainConfig) -> None:
+    train(quick)
+    folder = Path(quick.out)
+    assert json.loads((folder / "result.json").read_text())["steps"] == quick.steps
+    assert len(metrics_of(folder)) == quick.steps
+    names = [e["name"] for e in runs.read_lines(folder / "evaluations.jsonl")]
+    assert names == ["base", "trained"]
+    with pytest.raises(UserError, match="holds a finished run"):
+        train(quick)
+    train(quick, overwrite=True)
+
+
+def test_linear_schedule_and_warm_up(quick: TrainConfig) -> None:
+    settings = Optimizer(learning_rate=1e-3, schedule="linear", warmup_steps=2)
+    train(replace(quick, steps=6, optimizer=settings))
+    rates = [line["policy/learning_rate"] for line in metrics_of(Path(quick.out))]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4])

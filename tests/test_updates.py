@@ -1,0 +1,353 @@
+"""Updates: the contract of every member on every family, selections by hand, and errors."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import FAMILIES, random_model
+from modicum import session, step, updates
+from modicum.config import Optimizer, TrainConfig
+from modicum.engine.logprobs import logprobs
+from modicum.types import Batch, Row, UserError
+from modicum.updates import UPDATES
+from modicum.updates.preview import preview
+from modicum.updates.proofs import combined, fingerprints
+
+EXAMPLES = {
+    "first": "first(2)",
+    "last": "last(1)",
+    "middle": "middle(1)",
+    "layers": "layers(0, -1)",
+    "parts": "parts(attention, norm)",
+    "lora": "lora(rank=2)",
+}
+JOINED = [
+    "last(1) + parts(norm)",
+    "last(2) & parts(mlp)",
+    "parts(head)",
+    "lora(rank=2) @ last(1)",
+    "lora(rank=2) @ (last(2) & parts(attention))",
+]
+EXPRESSIONS = [*(EXAMPLES.get(name, name) for name in UPDATES), *JOINED]
+EVERYWHERE = [(family, text) for family in FAMILIES for text in EXPRESSIONS]
+IDS = torch.tensor([[40, 41, 42, 43, 44, 45], [50, 51, 52, 53, 54, 55]])
+SHARES = [*EXPRESSIONS, "parts(norm)", "parts(embedding)", "layers(1) & parts(mlp)"]
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def equal(found: Tensor, wanted: Tensor, text: str) -> bool:
+    """Bit for bit; an adapter adds a product that rounding may leave beside zero."""
+    if "lora" in text:
+        return bool((found - wanted).abs().max() <= 1e-6)
+    return torch.equal(found, wanted)
+
+
+@dataclass
+class Trained:
+    """A session after three optimizer steps, and what was there before them."""
+
+    text: str
+    session: session.Session
+    base: Tensor
+    at_start: Tensor
+    reference_at_start: Tensor
+    frozen: dict[str, Tensor]
+    values: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module", params=EVERYWHERE, ids=lambda p: f"{p[0]}-{p[1]}")
+def trained(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Trained:
+    """Three AdamW steps with weight decay on rows made by hand, under a KL term."""
+    family, text = request.param
+    config = replace(
+        TrainConfig(),
+        model=str(folders[family]),
+        update=text,
+        objective="grpo(kl=0.05)",
+        optimizer=Optimizer(learning_rate=1e-2, weight_decay=0.1),
+    )
+    made = session.prepare(config)
+    model = made.prepared.model
+    with made.prepared.reference():
+        reference = logits(model)
+    found = Trained(
+        text,
+        made,
+        logits(random_model(family)),
+        logits(model),
+        reference,
+        {n: p.detach().clone() for n, p in made.prepared.frozen.items()},
+        {n: p.detach().clone() for n, p in made.prepared.trainable.items()},
+    )
+    bare = [Row((40, 41, 42), (50 + i, 60, 70 + i, 80), (0.0,) * 4, (-1.0) ** i) for i in range(4)]
+    with torch.no_grad():
+        old = logprobs(model, bare, config.sampling)[0].view(4, 4).tolist()
+    rows = [replace(row, logprobs=tuple(line)) for row, line in zip(bare, old, strict=True)]
+    batch = Batch(tuple(rows), 4, 16)
+    references = step.reference_logprobs(made, batch)
+    for _ in range(3):
+        step.optimizer_step(made, step.backward(made, batch, references)["loss"])
+    assert made.skipped == 0
+    return found
+
+
+# The contract of every member ------------------------------------------------------------
+
+
+def test_the_table_names_every_member() -> None:
+    """A new update is tested under its bare name until it gets an example."""
+    assert EXAMPLES.keys() <= UPDATES.keys()
+    for name in UPDATES:
+        assert any(text.split("(")[0] == name for text in EXPRESSIONS)
+
+
+@pytest.mark.parametrize("text", [*EXPRESSIONS, "(first(1) + last(1)) & parts(mlp)"])
+def test_text_round_trip(text: str) -> None:
+    made = updates.parse(text)
+    assert updates.parse(str(made)) == made
+    assert str(made) == text
+
+
+def test_nothing_changes_at_step_0(trained: Trained) -> None:
+    assert equal(trained.at_start, trained.base, trained.text)
+    assert equal(trained.reference_at_start, trained.base, trained.text)
+
+
+def test_exactly_what_is_declared_trains(trained: Trained) -> None:
+    prepared = trained.session.prepared
+    flags = {n for n, p in prepared.model.named_parameters() if p.requires_grad}
+    assert flags == set(prepared.trainable)
+    assert not prepared.trainable.keys() & prepared.frozen.keys()
+    everything = dict(prepared.model.named_parameters())
+    assert prepared.trainable.keys() | prepared.frozen.keys() == everything.keys()
+    assert all(p.grad is None and not p.requires_grad for p in prepared.frozen.values())
+    held = {id(p) for group in trained.session.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in prepared.trainable.values()}, "fp32 trains in place"
+
+
+def test_only_declared_tensors_move(trained: Trained) -> None:
+    """LORA-10: weight decay and momentum reach nothing else."""
+    prepared = trained.session.prepared
+    for name, before in trained.frozen.items():
+        assert torch.equal(prepared.frozen[name], before), name
+    for name, before in trained.values.items():
+        assert not torch.equal(prepared.trainable[name], before), name
+    assert not torch.allclose(logits(prepared.model), trained.base, atol=1e-3)
+    count, frozen = len(prepared.trainable), len(prepared.frozen)
+    said = trained.session.proof.check("test")
+    assert said.startswith(f"{count} of {count} trainable tensors changed, {frozen} frozen")
+
+
+def test_the_base_keeps_its_hash(trained: Trained) -> None:
+    prepared = trained.session.prepared
+    assert combined(fingerprints(prepared.frozen)) == trained.session.base
+
+
+def test_the_reference_is_the_base_and_the_policy_comes_back(trained: Trained) -> None:
+    prepared = trained.session.prepared
+    before = logits(prepared.model)
+    flags = {n: p.requires_grad for n, p in prepared.model.named_parameters()}
+    with pytest.raises(KeyError, match="inside"), prepared.reference():
+        assert equal(logits(prepared.model), trained.base, trained.text)
+        raise KeyError("inside")
+    assert torch.equal(logits(prepared.model), before)
+    assert {n: p.requires_grad for n, p in prepared.model.named_parameters()} == flags
+
+
+def test_the_merged_model_is_the_policy(trained: Trained) -> None:
+    prepared = copy.deepcopy(trained.session.prepared)
+    policy = logits(prepared.model)
+    merged = prepared.merged()
+    assert not hasattr(merged, "peft_config")
+    torch.testing.assert_close(logits(merged), policy, atol=1e-5, rtol=1e-5)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+
+
+def test_the_preview_counts_what_is_there(trained: Trained) -> None:
+    """Made from the config alone, it names the tensors that really train."""
+    made = trained.session
+    shown = preview(updates.parse(trained.text), made.config.model)
+    assert shown.names == sorted(made.prepared.trainable)
+    assert shown.parameters == made.trainable_parameters
+    assert shown.total_parameters == made.total_parameters
+    assert shown.share == made.trainable_parameters / made.total_parameters
+    moments = [s[k] for s in made.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
+    assert shown.optimizer_bytes == sum(m.numel() * m.element_size() for m in moments)
+    assert shown.gradient_bytes == 4 * shown.parameters
+    assert str(shown.tensors) in shown.text() and f"{shown.parameters:,}" in shown.text()
+
+
+# What backward costs ---------------------------------------------------------------------
+
+
+def backward_work(family: str, text: str) -> int:
+    """Multiplications of matrices in backward, attention scores (bmm) left out."""
+    model = random_model(family, attn_implementation="eager")
+    prepared = updates.parse(text).apply(model, 0)
+    out = prepared.model(input_ids=IDS).logits.sum()
+    with FlopCounterMode(display=False) as counter:
+        out.backward()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(n for op, n in counts.items() if str(op).split(".")[-1] in ("mm", "addmm"))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_the_previewed_share_of_backward_is_measured(family: str, folders: dict[str, Path]) -> None:
+    """Within 1 %: the formula counts the same products, and these are counted exactly."""
+    full = backward_work(family, "full")
+    for text in SHARES:
+        shown = preview(updates.parse(text), str(folders[family]))
+        assert backward_work(family, text) / full == pytest.approx(shown.backward_share, rel=0.01)
+    assert backward_work(family, "last(1)") < 0.7 * full
+
+
+@pytest.mark.parametrize(
+    "text, first", [("last(1)", 2), ("last(2) & parts(mlp)", 1), ("first(1)", 0), ("full", 0)]
+)
+def test_backward_stops_at_the_lowest_layer(text: str, first: int) -> None:
+    """No state that comes into a layer below or at the lowest trained one has a graph."""
+    model = random_model("qwen3")
+    prepared = updates.parse(text).apply(model, 0)
+    seen: list[bool] = []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].requires_grad))
+    rows = [Row((40, 41), (42, 43), (0.0, 0.0), 1.0)]
+    logprobs(prepared.model, rows, TrainConfig().sampling)[0].sum().backward()
+    wanted = [text == "full" or layer > first for layer in range(3)]
+    assert seen == wanted
+
+
+# Selections by hand ----------------------------------------------------------------------
+
+ATTENTION = [f"self_attn.{m}_proj.weight" for m in "qkvo"]
+BIAS = [f"self_attn.{m}_proj.bias" for m in "qkv"]
+MLP = [f"mlp.{m}_proj.weight" for m in ("gate", "up", "down")]
+NORMS = ["input_layernorm.weight", "post_attention_layernorm.weight"]
+QK = ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
+WHOLE = {
+    "llama": ATTENTION + MLP + NORMS,
+    "qwen2": ATTENTION + BIAS + MLP + NORMS,
+    "qwen3": ATTENTION + QK + MLP + NORMS,
+}
+
+
+def inside(layers: list[int], names: list[str]) -> set[str]:
+    return {f"model.layers.{layer}.{name}" for layer in layers for name in names}
+
+
+EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_selections_by_hand(family: str) -> None:
+    whole, tied = WHOLE[family], family != "llama"
+    attention = [name for name in whole if "self_attn" in name]
+    norms = [name for name in whole if "norm" in name]
+    head = EMBEDDING if tied else HEAD
+    expected = {
+        "full": inside([0, 1, 2], whole) | {EMBEDDING, NORM, head},
+        "first(1)": inside([0], whole),
+        "first(3)": inside([0, 1, 2], whole),
+        "last(2)": inside([1, 2], whole),
+        "middle(1)": inside([1], whole),
+        "middle(2)": inside([0, 1], whole),
+        "layers(-1, 0)": inside([0, 2], whole),
+        "layers(1, 1, -2)": inside([1], whole),
+        "parts(attention)": inside([0, 1, 2], attention),
+        "parts(mlp)": inside([0, 1, 2], MLP),
+        "parts(norm)": inside([0, 1, 2], norms) | {NORM},
+        "parts(embedding)": {EMBEDDING},
+        "parts(head)": {head},
+        "last(1) + parts(head)": inside([2], whole) | {head},
+        "first(2) & parts(mlp, norm)": inside([0, 1], MLP + norms),
+        "last(1) & first(2) + parts(mlp)": inside([2], MLP),
+    }
+    if family == "qwen2":
+        expected["parts(bias)"] = inside([0, 1, 2], BIAS)
+    for text, names in expected.items():
+        assert set(updates.parse(text).apply(random_model(family), 0).trainable) == names, text
+
+
+@pytest.mark.parametrize(
+    "text, targets",
+    [
+        ("lora", inside([0, 1, 2], ATTENTION + MLP)),
+        ("lora @ middle(1)", inside([1], ATTENTION + MLP)),
+        ("lora @ (last(1) & parts(attention))", inside([2], ATTENTION)),
+        ("lora @ parts(head)", {HEAD}),
+        ("lora @ (parts(head) + last(1))", inside([2], ATTENTION + MLP) | {HEAD}),
+    ],
+)
+def test_adapters_go_where_they_are_told(text: str, targets: set[str]) -> None:
+    prepared = updates.parse(text).apply(random_model("llama"), 0)
+    places = {
+        name.split(".lora_")[0].removeprefix("base_model.model.") for name in prepared.trainable
+    }
+    assert places == {name.removesuffix(".weight") for name in targets}
+    assert len(prepared.trainable) == 2 * len(targets)
+
+
+def test_adapters_are_drawn_from_the_seed() -> None:
+    one, same, other = [
+        updates.parse("lora(rank=2)").apply(random_model("llama"), seed).trainable
+        for seed in (1, 1, 2)
+    ]
+    torch.manual_seed(0)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, same[name])
+        assert torch.equal(tensor, other[name]) == ("lora_B" in name)
+
+
+@pytest.mark.parametrize(
+    "family, text, words",
+    [
+        ("llama", "parts(bias)", r"parts\(bias\) selects nothing .*3 layers.*attention.*norm"),
+        ("llama", "first(1) & last(1)", "selects nothing .*3 layers"),
+        ("llama", "last(4)", r"last\(4\): the model has only 3 layers"),
+        ("llama", "lora @ middle(9)", r"middle\(9\): the model has only 3 layers"),
+        ("llama", "layers(7)", "no layer 7; they are 0 to 2"),
+        ("llama", "layers(-4)", "no layer -4; they are 0 to 2"),
+        ("llama", "layers()", r"layers\(2, 3\)"),
+        ("llama", "last(0)", "at least 1"),
+        ("llama", "parts(atention)", "did you mean 'attention'"),
+        ("llama", "parts()", "at least one of attention"),
+        ("llama", "laast(1)", "did you mean 'last'"),
+        ("llama", "lora(rank=0)", "rank must be at least 1"),
+        ("llama", "lora(alpha=0)", "alpha must be above 0"),
+        ("llama", "lora @ parts(norm)", "no linear layer"),
+        ("llama", "lora + last(1)", "cannot be joined"),
+        ("llama", "lora @ last(2) & parts(mlp)", "brackets may be missing"),
+        ("llama", "3", "is not an? update"),
+        ("qwen2", "lora @ parts(head)", "head is tied"),
+        ("qwen2", "lora @ (parts(head) + last(1))", "head is tied"),
+        ("qwen2", "lora @ full", "head is tied"),
+    ],
+)
+def test_what_cannot_be_selected_is_a_user_error(family: str, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        updates.parse(text).apply(random_model(family), 0)
+
+
+def test_a_tied_head_is_the_embedding_and_the_preview_says_so(folders: dict[str, Path]) -> None:
+    """Backward then runs through the whole model, and the two stay one tensor."""
+    tied = preview(updates.parse("parts(head)"), str(folders["qwen2"]))
+    assert tied.names == [EMBEDDING]
+    assert tied.lowest_layer is None
+    assert "one tensor" in tied.text() and "whole model" in tied.text()
+    untied = preview(updates.parse("parts(head)"), str(folders["llama"]))
+    assert untied.names == [HEAD] and untied.lowest_layer == 3 and not untied.notes
+    model = random_model("qwen2")
+    prepared = updates.parse("parts(head)").apply(model, 0)
+    assert prepared.trainable[EMBEDDING] is model.get_output_embeddings().weight
