@@ -205,6 +205,20 @@ def test_train_prints_its_result_and_nothing_else(folders: dict[str, Path], tmp_
     assert "it/s" not in done.stderr  # and no bars of the libraries
 
 
+def test_brackets_in_a_path_are_not_markup(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "[" / "x]" / "problems.jsonl"
+    path.parent.mkdir(parents=True)
+    rows = [{"question": f"{i}+1?", "answer": i + 1} for i in range(80)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [*QUICK, "--model", str(folders["qwen2"]), "--out", str(tmp_path / "[bold]")]
+    assert cli.run(["train", *options, "--task", f"file({str(path)!r})"]) == 0
+    out, err = capsys.readouterr()
+    assert str(path) in err
+    assert f"run folder: {tmp_path / '[bold]'}" in out
+
+
 def test_evaluate_of_a_model_and_of_a_run(
     dense: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -390,16 +404,19 @@ def test_a_resume_that_cannot_be_is_one_line(dense: Path, unfinished: Path, fail
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_named(name: str, unfinished: Path, fails: Fails) -> None:
+def test_a_damaged_checkpoint_is_named(
+    name: str, unfinished: Path, fails: Fails, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
     path = unfinished / "checkpoints" / "step-000001" / name
     whole = path.read_bytes()
     try:
         path.write_bytes(whole[:-9])
-        for args in (["train", "--resume", "--out"], ["evaluate"], ["export", "--out", "x"]):
+        for args in (["train", "--resume", "--out"], ["evaluate"], ["export", "--out", out]):
             message = fails(*args, unfinished)
             assert str(path.parent) in message
             assert "damaged" in message
-        assert not Path("x").exists()
+        assert not out.exists()
     finally:
         path.write_bytes(whole)
 

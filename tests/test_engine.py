@@ -164,7 +164,12 @@ def test_choice_follows_the_probabilities() -> None:
 
 def test_choice_never_takes_a_token_of_probability_0() -> None:
     probs = torch.tensor([[0.0, 0.25, 0.75, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
-    for uniform, wanted in ((0.0, [1, 0, 3]), (0.99999994, [2, 0, 3]), (0.25, [2, 0, 3])):
+    for uniform, wanted in (
+        (0.0, [1, 0, 3]),
+        (0.25, [2, 0, 3]),
+        (0.99999994, [2, 0, 3]),
+        (1.0, [2, 0, 3]),
+    ):
         found = choose(probs.log(), torch.full((3,), uniform), greedy=False)
         assert found.tolist() == wanted, uniform
 

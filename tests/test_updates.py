@@ -329,7 +329,7 @@ def test_adapters_are_drawn_from_the_seed() -> None:
         ("llama", "lora @ parts(norm)", "no linear layer"),
         ("llama", "lora + last(1)", "cannot be joined"),
         ("llama", "lora @ last(2) & parts(mlp)", "brackets may be missing"),
-        ("llama", "3", "is not an? update"),
+        ("llama", "3", "not an? update|number"),
         ("qwen2", "lora @ parts(head)", "head is tied"),
         ("qwen2", "lora @ (parts(head) + last(1))", "head is tied"),
         ("qwen2", "lora @ full", "head is tied"),

@@ -19,8 +19,8 @@ PLAIN_EVERY = 10  # steps between lines where there is no terminal
 
 
 def console() -> Console:
-    """The console for progress and messages."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    """The console for progress and messages; brackets in what it prints are just brackets."""
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def clock(seconds: float) -> str:
@@ -50,7 +50,7 @@ class Display(Observer):
         self.update, self.total, self.first = config.update, config.steps, first_step
         self.began = 0.0
         self.console.print(
-            f"[bold]{config.update}[/bold] on {config.model}: trains"
+            f"{config.update} on {config.model}: trains"
             f" {len(session.prepared.trainable)} tensors, {session.trainable_parameters:,} of"
             f" {session.total_parameters:,} parameters ({share:.1%})"
         )
@@ -112,10 +112,10 @@ class Display(Observer):
     def _bar(self, title: str, done: int, total: int, text: str) -> None:
         if self.progress is None:
             columns = (
-                TextColumn("{task.fields[title]}"),
+                TextColumn("{task.fields[title]}", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
             )
             self.progress = Progress(*columns, console=self.console, transient=True)
             self.progress.add_task("", total=total, title=title, text=text)

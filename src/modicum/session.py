@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from modicum import curriculum, objective, recipes, rewards, runs, tasks, updates
 from modicum.config import Compute, TrainConfig, from_mapping, read_toml
+from modicum.engine.rollout import check_length
 from modicum.models.load import Loaded, load
 from modicum.models.precision import Masters
+from modicum.tasks.prompts import encode
 from modicum.types import UserError
 from modicum.updates.proofs import ChangeProof
 
@@ -72,8 +74,12 @@ def prepare(config: TrainConfig) -> Session:
     task, update = tasks.parse(config.task), updates.parse(config.update)
     reward, goal = rewards.parse(config.reward), objective.parse(config.objective)
     order = curriculum.parse(config.curriculum)
-    task.problem("train", config.seed, 0)  # a task that cannot be read fails before the model loads
+    first = task.problem("train", config.seed, 0)  # a bad task fails before the model loads
     loaded = load(config.model, config.compute.device, config.compute.dtype)
+    prompt = encode(
+        first, loaded.tokenizer, config.sampling.template, config.sampling.max_prompt_tokens
+    )
+    check_length([prompt], loaded.model, config.sampling)
     prepared = update.apply(loaded.model, config.seed)
     if goal.kl > 0:
         prepared.keep_reference()

@@ -41,13 +41,7 @@ def rollout(
     the number of finished prompts. Raises UserError when a prompt and a completion
     together are longer than the model's positions.
     """
-    limit = getattr(inner(model).config, "max_position_embeddings", None)
-    longest = max(map(len, prompts)) + sampling.max_tokens
-    if limit is not None and longest > limit:
-        raise UserError(
-            f"a prompt and max_tokens = {sampling.max_tokens} make {longest} tokens;"
-            f" the model has positions for {limit}"
-        )
+    check_length(prompts, model, sampling)
     per_pass = max(1, rollout_batch // group_size)
     groups: list[tuple[Completion, ...]] = []
     for start in range(0, len(prompts), per_pass):
@@ -69,6 +63,17 @@ def rollout(
         if progress is not None:
             progress(len(groups))
     return groups
+
+
+def check_length(prompts: Sequence[Prompt], model: Any, sampling: Sampling) -> None:
+    """UserError when a prompt and a completion are longer than the model's positions."""
+    limit = getattr(inner(model).config, "max_position_embeddings", None)
+    longest = max(map(len, prompts)) + sampling.max_tokens
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"a prompt and max_tokens = {sampling.max_tokens} make {longest} tokens;"
+            f" the model has positions for {limit}"
+        )
 
 
 class _Sampler:

@@ -188,7 +188,7 @@ def show(rows: Sequence[Row]) -> None:
     """Print the table to standard output, 100 columns wide where it is no terminal."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=100)
+        console = Console(highlight=False, markup=False, width=100)
     console.print(rich_table(rows))

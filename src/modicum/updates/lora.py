@@ -21,6 +21,8 @@ from modicum.spec import Spec
 from modicum.types import UserError
 from modicum.updates.base import Prepared, Selection
 
+MAX_RANK = 1024
+
 
 class AdapterPrepared(Prepared):
     """A PEFT model whose adapter trains; the reference is the adapter switched off."""
@@ -70,8 +72,8 @@ class Lora(Spec):
     alpha: int = 32
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"lora: rank must be at least 1, not {self.rank}")
+        if not 1 <= self.rank <= MAX_RANK:
+            raise UserError(f"lora: rank must be between 1 and {MAX_RANK}, not {self.rank}")
         if self.alpha <= 0:
             raise UserError(f"lora: alpha must be above 0, not {self.alpha}")
 
