@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-STYLES = ("-", "--", ":")
+Style = Literal["-", "--", ":"]
+STYLES: tuple[Style, ...] = ("-", "--", ":")
 INK, MUTED, GRID = "#24292e", "#6a7178", "#dfe3e6"
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -160,7 +161,7 @@ def _points(record: RunRecord, panel: Panel) -> tuple[NDArray[np.float64], NDArr
     return steps[seen], panel.factor * values[seen]
 
 
-def _series(colour: int) -> tuple[str, str]:
+def _series(colour: int) -> tuple[str, Style]:
     """A colour and a line style; beyond six updates the style tells them apart."""
     return SERIES[colour % len(SERIES)], STYLES[colour // len(SERIES) % len(STYLES)]
 
