@@ -23,6 +23,7 @@ from modicum.types import UserError
 
 SMALL = PretrainConfig(
     steps=6,
+    decay_steps=6,
     documents_per_step=8,
     micro_batches=2,
     warmup_steps=2,
@@ -145,7 +146,10 @@ def test_pretraining_repeats_and_resumes(tmp_path: Path) -> None:
 
 
 def test_the_rate_warms_up_and_decays() -> None:
-    rates = [rate_at(step, replace(SMALL, steps=100, warmup_steps=10)) for step in range(100)]
+    rates = [
+        rate_at(step, replace(SMALL, steps=100, decay_steps=100, warmup_steps=10))
+        for step in range(100)
+    ]
     assert rates[9] == max(rates) == SMALL.learning_rate
     assert rates[0] == pytest.approx(SMALL.learning_rate / 10)
     assert 0.05 <= rates[-1] / SMALL.learning_rate < 0.06

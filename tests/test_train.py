@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from modicum import runs, step
-from modicum.config import Optimizer, Steps, TrainConfig, from_mapping
+from modicum.config import Held, Optimizer, Steps, TrainConfig, from_mapping
 from modicum.objective import group_advantages
 from modicum.session import Session, prepare, reload, restore
 from modicum.train import Observer, train
@@ -122,6 +122,17 @@ def test_a_step_without_any_signal_changes_nothing(quick: TrainConfig) -> None:
     result = train(config)
     assert all(line["groups/no_signal"] == 1.0 for line in metrics_of(Path(config.out)))
     assert result["change_proof"].startswith("0 of")
+
+
+def test_rewards_that_never_differ_are_reported(quick: TrainConfig) -> None:
+    notes: list[str] = []
+
+    class Listener(Observer):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    train(replace(quick, reward="accuracy", steps=10, evaluation=Held(eval_problems=0)), Listener())
+    assert [n for n in notes if n.startswith("in 10 steps all rewards within a group were equal")]
 
 
 def test_the_first_update_is_on_policy(quick: TrainConfig) -> None:

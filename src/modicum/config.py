@@ -49,7 +49,7 @@ class Sampling:
 class Steps:
     """What one step consists of."""
 
-    prompts_per_step: int = 8
+    prompts_per_step: int = 16
     """Problems drawn in a step."""
     group_size: int = 8
     """Completions of each problem."""
@@ -153,7 +153,7 @@ class TrainConfig:
     """The loss, such as `grpo(kl=0.04)`."""
     curriculum: str = "uniform"
     """Which problems come next."""
-    steps: int = 60
+    steps: int = 70
     """Rollouts; each is followed by `updates_per_rollout` optimizer steps."""
     seed: int = 0
     """Of problems, sampling noise and initialisation."""

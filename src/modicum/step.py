@@ -132,6 +132,8 @@ def optimizer_step(session: Session, loss: float) -> float:
     `MAX_SKIPPED` skipped steps in a row.
     """
     held = {n: t.grad for n, t in session.masters.tensors.items() if t.grad is not None}
+    if not held:
+        raise RunStopped("no tensor that trains got a gradient: the loss does not depend on them")
     norms = torch.stack(torch._foreach_norm(list(held.values())))
     norm, rate = float(norms.norm()), rate_at(session)
     session.optimizer_steps += 1

@@ -31,6 +31,7 @@ from modicum.step import (
 )
 from modicum.types import Batch, Group, RunStopped, UserError
 
+NO_SIGNAL_STEPS = 10  # steps without any signal before the user is told
 AGREEMENT = {"fp32": 1e-4, "bf16": 0.05}  # largest mean |log-prob difference|, in nats
 
 
@@ -238,6 +239,12 @@ def _after(session: Session, run: runs.Run, observer: Observer, step: int) -> No
     if session.optimizer_steps and not session.checked_first:
         observer.note("change proof after the first step: " + session.proof.check("first step"))
         session.checked_first = True
+    if done == NO_SIGNAL_STEPS and not session.optimizer_steps:
+        last = runs.read_lines(run.folder / "samples.jsonl")[-1]
+        observer.note(
+            f"in {done} steps all rewards within a group were equal, so nothing was trained."
+            f" Gold {last['gold']!r}, scores {last['scores']}, completion {last['completion']!r}"
+        )
     every = config.evaluation.eval_every
     if every and done % every == 0 and done < config.steps:
         _evaluate(session, run, observer, f"step {done}", step, None)

@@ -54,7 +54,7 @@ def rate_at(step: int, config: PretrainConfig) -> float:
     """The learning rate of `step`: linear warm-up, then cosine to a twentieth."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    done = (step - config.warmup_steps) / max(1, config.decay_steps - config.warmup_steps)
     return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
 
 

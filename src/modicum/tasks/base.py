@@ -74,13 +74,18 @@ class Draft:
 
 
 def draw(
-    task: object, split: Split, seed: int, index: int, make: Callable[[random.Random], Draft | None]
+    task: object,
+    split: Split,
+    seed: int,
+    index: int,
+    make: Callable[[random.Random], Draft | None],
+    name: str | None = None,
 ) -> Problem:
     """The first draft from `make` whose content hash falls into `split`.
 
-    Raises UserError when none of 2,000 does: the task has too few problems to split.
+    `name` seeds the drafts in place of the task's expression. Raises UserError when none of 2,000 does: the task has too few problems to split.
     """
-    rng = stream(task, check_split(split), seed, index)
+    rng = stream(name or task, check_split(split), seed, index)
     for _ in range(MAX_TRIES):
         draft = make(rng)
         if draft is not None and split_of(draft.key) == split:

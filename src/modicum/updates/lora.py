@@ -34,11 +34,13 @@ class AdapterPrepared(Prepared):
     def reference(self) -> Iterator[None]:
         """Switch the adapter off, and on again afterwards."""
         flags = {name: p.requires_grad for name, p in self.model.named_parameters()}
-        with self.model.disable_adapter():  # type: ignore[operator]
-            yield
-        # PEFT's switch sets requires_grad by its own rule; put back what was.
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(flags[name])
+        try:
+            with self.model.disable_adapter():  # type: ignore[operator]
+                yield
+        finally:
+            # PEFT's switch sets requires_grad by its own rule; put back what was.
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(flags[name])
 
     def merged(self) -> nn.Module:
         """The base with the adapter added, in fp32."""
