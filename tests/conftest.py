@@ -11,6 +11,8 @@ import pytest
 
 # A test never reaches for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# One worker a core: more threads would only wait for each other. Set before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 FAMILIES = ("qwen2", "llama", "qwen3")

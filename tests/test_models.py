@@ -169,8 +169,13 @@ def test_end_tokens_come_from_tokenizer_config_and_generation_config(tiny: Loade
         (lambda d: shutil.rmtree(d), "there is no model folder"),
         (lambda d: (d / "config.json").unlink(), "has no config.json"),
         (lambda d: (d / "model.safetensors").write_bytes(b"short"), "cannot load the model"),
-        (lambda d: (d / "config.json").write_text('{"model_type": "bert"}'), "not a causal"),
-        (lambda d: (d / "tokenizer.json").unlink(), "cannot load the model"),
+        (
+            lambda d: (d / "config.json").write_text(
+                '{"model_type": "bert", "architectures": ["BertForMaskedLM"]}'
+            ),
+            "not a causal",
+        ),
+        (lambda d: (d / "tokenizer.json").unlink(), "no usable tokenizer"),
     ],
     ids=["missing", "no config", "cut weights", "bert", "no tokenizer"],
 )

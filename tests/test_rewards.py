@@ -112,7 +112,7 @@ def test_reward_order(case: dict) -> None:
         ("accuracy + 2*accuracy", "accuracy is there twice"),
         ("0*accuracy", "above 0"),
         ("1e999*accuracy", "above 0"),
-        ("0.2", "not a term"),
+        ("0.2", "is a number, not one of accuracy"),
         ("accuracy + 1", "cannot be joined"),
         ("accuracy * format", "cannot be joined"),
         ("accuracy & format", "cannot be joined"),

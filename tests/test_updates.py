@@ -324,7 +324,7 @@ def test_adapters_are_drawn_from_the_seed() -> None:
         ("llama", "parts(atention)", "did you mean 'attention'"),
         ("llama", "parts()", "at least one of attention"),
         ("llama", "laast(1)", "did you mean 'last'"),
-        ("llama", "lora(rank=0)", "rank must be at least 1"),
+        ("llama", "lora(rank=0)", "rank must be between 1 and"),
         ("llama", "lora(alpha=0)", "alpha must be above 0"),
         ("llama", "lora @ parts(norm)", "no linear layer"),
         ("llama", "lora + last(1)", "cannot be joined"),

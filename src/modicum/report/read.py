@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 import typing
 from collections import Counter
@@ -22,6 +23,8 @@ from modicum.spec import check
 from modicum.types import UserError
 
 T = TypeVar("T")
+
+HALF = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,10 @@ def _fill(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     for item in fields(typing.cast(Any, cls)):
         if item.name in data:
             hint = dict if item.name == "scores" else hints[item.name]
-            values[item.name] = check(f"{where}: {item.name!r}", data[item.name], hint)
+            value = data[item.name]
+            if isinstance(value, str):
+                value = HALF.sub("\ufffd", value)
+            values[item.name] = check(f"{where}: {item.name!r}", value, hint)
         elif item.default is item.default_factory is MISSING:
             raise UserError(f"{where}: {item.name!r} is missing")
     return cls(**values)
