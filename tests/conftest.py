@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
-
-import pytest
 
 # A test never reaches for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # One worker a core: more threads would only wait for each other. Set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from helpers import Fails, make_run
+from modicum import cli
 
 FAMILIES = ("qwen2", "llama", "qwen3")
 
@@ -99,3 +105,75 @@ def quick(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         evaluation=Held(eval_problems=4, eval_samples=2),
         records=Records(checkpoint_every=2, samples_every=2),
     )
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[None]:
+    """Progress bars of transformers are off, as `main` has them before it imports them."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+    logging.set_verbosity(level)
+
+
+@pytest.fixture(scope="module")
+def dense(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that trained the last layer."""
+    out = tmp_path_factory.mktemp("runs") / "dense"
+    return make_run(out, folders["qwen2"], "--update", "last(1)")
+
+
+@pytest.fixture(scope="module")
+def unfinished(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a checkpoint and without a result."""
+    out = make_run(tmp_path_factory.mktemp("runs") / "cut", folders["llama"], "--update", "last(1)")
+    (out / "result.json").unlink()
+    return out
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Fails:
+    """Runs a command that must fail with one line on stderr and code 2; returns the line.
+
+    With `late` the run had begun and had said so: then the line is the last one.
+    """
+
+    def call(*args: object, late: bool = False) -> str:
+        monkeypatch.setattr(sys, "argv", ["modicum", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert ended.value.code == 2
+        assert out == ""
+        lines = err.splitlines()
+        assert lines[-1].startswith("error: ")
+        assert len([line for line in lines if line.startswith("error:")]) == 1
+        assert late or len(lines) == 1, err
+        assert "Traceback" not in err
+        return lines[-1]
+
+    return call
+
+
+@pytest.fixture
+def broken(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a model folder in which one file has other content (None: is missing)."""
+
+    def make(name: str, content: bytes | Callable[[bytes], bytes] | None) -> Path:
+        folder = tmp_path / "broken"
+        shutil.copytree(folders["qwen2"], folder)
+        old = (folder / name).read_bytes()
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content if isinstance(content, bytes) else content(old))
+        return folder
+
+    return make
+
+
+# Help ------------------------------------------------------------------------------------

@@ -11,12 +11,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from modicum import runs
+from helpers import metrics_of
 from modicum.config import Held, Records, Sampling, Steps, TrainConfig
 from modicum.train import train
 
@@ -84,8 +83,3 @@ def test_train_resume_export_reload(smollm2: Path, tmp_path: Path, update: str) 
     with torch.no_grad():
         difference = again(input_ids=ids).logits - session.prepared.model(input_ids=ids).logits
     assert float(difference.abs().max()) < 1e-3
-
-
-def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    lines = runs.read_lines(folder / "metrics.jsonl")
-    return [{k: v for k, v in e.items() if not k.startswith(("time/", "memory/"))} for e in lines]

@@ -1,0 +1,52 @@
+"""What several test files use: quick command-line runs, and runs without their measurements."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from modicum import cli, runs
+from modicum.updates.proofs import fingerprints
+
+MEASURED = ("time/", "memory/")
+QUICK = [
+    *("--steps", "1", "--prompts-per-step", "2", "--group-size", "2", "--max-tokens", "6"),
+    *("--eval-problems", "2", "--eval-samples", "1"),
+]
+Fails = Callable[..., str]
+
+
+def modicum(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `modicum args` as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "modicum", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def make_run(out: Path, model: Path, *args: str) -> Path:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        options = [*QUICK, "--model", str(model), "--out", str(out), "--json", *args]
+        assert cli.run(["train", *options]) == 0
+    return out
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """The metrics of a run without what is measured and differs from run to run."""
+    lines = runs.read_lines(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith(MEASURED)} for line in lines]
+
+
+def tensors_of(folder: Path) -> dict[str, str]:
+    """Fingerprints of all tensors in the newest checkpoint, optimizer state included."""
+    from safetensors.torch import load_file
+
+    return fingerprints(load_file(runs.checkpoints(folder)[-1] / "tensors.safetensors"))

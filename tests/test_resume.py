@@ -1,0 +1,129 @@
+"""A run that was cut goes on as if it had not been, and only on what it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from helpers import metrics_of, tensors_of
+from modicum import runs
+from modicum.config import TrainConfig, from_mapping
+from modicum.session import prepare, restore
+from modicum.train import Observer, train
+from modicum.types import UserError
+
+
+class StopAt(Observer):
+    """Raises in the middle of a run, as a crash would."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def step(self, metrics: dict[str, float]) -> None:
+        if metrics["step"] == self.at:
+            raise MemoryError
+
+
+@pytest.mark.parametrize("update", ["full", "last(1)", "lora(rank=2)"])
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_a_resumed_run_equals_the_uncut_one(
+    quick: TrainConfig, tmp_path: Path, update: str, at: int
+) -> None:
+    config = replace(quick, update=update, steps=6, objective="grpo(kl=0.01)")
+    config = replace(config, batch=replace(quick.batch, updates_per_rollout=2))
+    whole = train(replace(config, out=str(tmp_path / "whole")))
+    cut = replace(config, out=str(tmp_path / "cut"))
+    with pytest.raises(MemoryError):
+        train(cut, StopAt(at))
+    result = train(cut, resume=True)
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
+    assert tensors_of(tmp_path / "whole") == tensors_of(tmp_path / "cut")
+    for key in ("trained", "generated_tokens", "change_proof", "agreement_max"):
+        assert result[key] == whole[key]
+
+
+def test_killed_with_sigkill_and_resumed_equals_the_uncut_run(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    options = [
+        "--task",
+        "arithmetic(terms=2,digits=1)",
+        "--steps",
+        "30",
+        "--prompts-per-step",
+        "2",
+        "--group-size",
+        "8",
+        "--max-tokens",
+        "8",
+        "--eval-problems",
+        "0",
+        "--checkpoint-every",
+        "2",
+        "--temperature",
+        "1.5",
+    ]
+    options += ["--update", "last(1)", "--reward", "accuracy(lenient=True) + format"]
+    command = [sys.executable, "-m", "modicum", "train", "--model", str(folders["qwen2"]), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(
+        [*command, "--out", str(whole)], check=True, env=environment, capture_output=True
+    )
+    process = subprocess.Popen(
+        [*command, "--out", str(cut)],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    while len(runs.checkpoints(cut)) < 2 and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (cut / "result.json").exists(), "the run ended before it could be killed"
+    done = subprocess.run(
+        [*command, "--out", str(cut), "--resume"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(whole) == metrics_of(cut)
+    assert tensors_of(whole) == tensors_of(cut)
+
+
+def test_the_config_that_a_run_writes_repeats_it(quick: TrainConfig, tmp_path: Path) -> None:
+    from modicum.config import read_toml
+
+    train(quick)
+    path = Path(quick.out) / "config.toml"
+    again = from_mapping(TrainConfig, read_toml(path), "config")
+    train(replace(again, out=str(tmp_path / "again")))
+    assert metrics_of(Path(quick.out)) == metrics_of(tmp_path / "again")
+
+
+def test_a_checkpoint_of_another_update_is_refused(quick: TrainConfig, tmp_path: Path) -> None:
+    train(replace(quick, update="last(1)"))
+    other = prepare(replace(quick, update="first(1)"))
+    with pytest.raises(UserError, match="another update"):
+        restore(other, runs.checkpoints(Path(quick.out))[-1])
+
+
+def test_a_checkpoint_of_another_base_is_refused(
+    quick: TrainConfig, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    from conftest import random_model
+
+    config = replace(quick, update="last(1)")
+    train(config)
+    random_model("qwen2", seed=5).save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(folders["qwen2"]).save_pretrained(tmp_path / "other")
+    other = prepare(replace(config, model=str(tmp_path / "other")))
+    with pytest.raises(UserError, match="another base model"):
+        restore(other, runs.checkpoints(Path(quick.out))[-1])
