@@ -21,7 +21,7 @@ def default_learning_rate(model: str, update: Any) -> float:
 
 
 # The best of three rates for each, on the tune split (docs/tiny.md, scripts/tune_rates.py).
-DEMO_RATES = {"full": 2e-4, "last(1)": 8e-4, "lora(rank=8)": 2e-3}
+DEMO_RATES = {"full": 2e-4, "last(1)": 8e-4, "lora(rank=8)": 1e-3}
 
 
 def demo(update: str, seed: int = 0) -> TrainConfig:
