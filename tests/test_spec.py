@@ -192,7 +192,7 @@ def test_describe_gives_signature_and_summary() -> None:
     ("text", "parts"),
     [
         ("membre(1)", ["unknown thing 'membre'", "did you mean 'member'", "many"]),
-        ("zzz", ["unknown thing 'zzz'", "known: many, member"]),
+        ("zzz", ["unknown thing 'zzz'", "known are many, member"]),
         ("member(cuont=1)", ["no argument 'cuont'", "count", "rate=0.5", "sizes=()"]),
         ("member()", ["needs 'count'", "rate=0.5"]),
         ("member", ["needs 'count'"]),

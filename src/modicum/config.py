@@ -40,7 +40,7 @@ class Sampling:
     """Prompt form; auto takes the tokenizer's chat template if it has one."""
 
     def __post_init__(self) -> None:
-        _at_least(self, temperature=0.0, top_k=0, max_tokens=1, max_prompt_tokens=1)
+        at_least(self, temperature=0.0, top_k=0, max_tokens=1, max_prompt_tokens=1)
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 
@@ -61,7 +61,7 @@ class Steps:
     """Completions sampled at the same time; it changes memory, not the result."""
 
     def __post_init__(self) -> None:
-        _at_least(self, prompts_per_step=1, updates_per_rollout=1, micro_batch=1, rollout_batch=1)
+        at_least(self, prompts_per_step=1, updates_per_rollout=1, micro_batch=1, rollout_batch=1)
         if self.group_size < 2:
             raise UserError(
                 f"group_size must be at least 2 (advantages compare), not {self.group_size}"
@@ -90,7 +90,7 @@ class Optimizer:
     """Steps of linear warm-up."""
 
     def __post_init__(self) -> None:
-        _at_least(self, weight_decay=0.0, max_grad_norm=0.0, warmup_steps=0, epsilon=0.0)
+        at_least(self, weight_decay=0.0, max_grad_norm=0.0, warmup_steps=0, epsilon=0.0)
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 value = getattr(self, name)
@@ -121,7 +121,7 @@ class Held:
     """Also after every so many steps; 0 only at the ends."""
 
     def __post_init__(self) -> None:
-        _at_least(self, eval_problems=0, eval_samples=1, eval_every=0)
+        at_least(self, eval_problems=0, eval_samples=1, eval_every=0)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Records:
     """Steps between written sample completions."""
 
     def __post_init__(self) -> None:
-        _at_least(self, checkpoint_every=0, samples_every=1)
+        at_least(self, checkpoint_every=0, samples_every=1)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class TrainConfig:
     records: Records = field(default_factory=Records)
 
     def __post_init__(self) -> None:
-        _at_least(self, steps=0, seed=0)
+        at_least(self, steps=0, seed=0)
         if self.sampling.temperature == 0:
             raise UserError(
                 "temperature 0 makes all completions of a group equal, so nothing can be learnt;"
@@ -175,7 +175,8 @@ class TrainConfig:
             )
 
 
-def _at_least(section: Any, **limits: float) -> None:
+def at_least(section: Any, **limits: float) -> None:
+    """UserError when a named field is below its limit or infinite."""
     for name, least in limits.items():
         value = getattr(section, name)
         if not least <= value < float("inf"):

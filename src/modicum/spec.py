@@ -75,11 +75,11 @@ def describe(cls: type) -> dict[str, str]:
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?` when something known is close to `word`, and all that is known."""
+    """`did you mean 'x'?` when something known is close to `word`, and all that is known."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    guess = f"did you mean {close[0]!r}? " if close else ""
-    return f"{guess}(known: {', '.join(known)})"
+    listed = ", ".join(known)
+    return f"did you mean {close[0]!r}? (known: {listed})" if close else f"known are {listed}"
 
 
 def build(kind: str, text: str, members: Mapping[str, type]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from modicum.config import TrainConfig, from_mapping
 from modicum.options import Parser, add_options, given
+from modicum.types import UserError
 
 EXAMPLES = """
 modicum demo
@@ -39,6 +40,8 @@ def run(args: list[str]) -> int:
     found = parser.read(args)
     options = from_mapping(Options, given(Options, found), "options")
     wanted = [text.strip() for text in options.updates.split(";") if text.strip()]
+    if not wanted:
+        raise UserError("demo needs at least one update, such as --updates 'full; last(1)'")
 
     from modicum import recipes, updates
     from modicum.display import Display

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from modicum.config import Compute, Sampling, from_mapping
+from modicum.config import Compute, Sampling, at_least, from_mapping
 from modicum.options import Parser, add_options, given, merge
 
 EXAMPLES = """
@@ -36,6 +36,9 @@ class Options:
     """Of the sampling noise."""
     sampling: Sampling = field(default_factory=Sampling)
     compute: Compute = field(default_factory=Compute)
+
+    def __post_init__(self) -> None:
+        at_least(self, problems=1, samples=1, seed=0)
 
 
 def run(args: list[str]) -> int:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from modicum.config import from_mapping
+from modicum.config import at_least, from_mapping
 from modicum.options import Parser, add_options, given
 
 EXAMPLES = """
@@ -26,6 +26,9 @@ class Options:
     """The seed of the order."""
     count: int = 3
     """How many."""
+
+    def __post_init__(self) -> None:
+        at_least(self, count=1, seed=0)
 
 
 def run(args: list[str]) -> int:
