@@ -2,8 +2,8 @@
 
 Most documents ask a question; most answers come at once, as in a text that gives the
 result and not the way, and a minority works step by step, within tags or without. A small
-model cannot do a chain of sums in one step, so what it says at once is mostly wrong, and
-what it works out is mostly right: the base knows how to think and seldom does. Plain
+model learns late to do a chain of sums in one step, so what it says at once is mostly wrong,
+and what it works out is mostly right: the base knows how to think and seldom does. Plain
 two-number sums give the steps their practice. Questions are drawn from the train split
 alone, so that test problems stay unseen. docs/tiny.md tells what came of it.
 """
