@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from cases import load
 from helpers import metrics_of, tensors_of
 from modicum import runs
 from modicum.config import TrainConfig, from_mapping
-from modicum.session import prepare, restore
+from modicum.session import prepare, restore, save
 from modicum.train import Observer, train
 from modicum.types import UserError
 
@@ -127,3 +128,12 @@ def test_a_checkpoint_of_another_base_is_refused(
     other = prepare(replace(config, model=str(tmp_path / "other")))
     with pytest.raises(UserError, match="another base model"):
         restore(other, runs.checkpoints(Path(quick.out))[-1])
+
+
+@pytest.mark.parametrize("case", load("resume_steps_left"), ids=lambda case: case["id"])
+def test_a_resumed_run_has_the_rest_of_its_steps_left(quick: TrainConfig, case: dict) -> None:
+    given = case["input"]
+    steps = given["epochs"] * given["steps_per_epoch"]
+    session = prepare(replace(quick, steps=steps, update="last(1)"))
+    folder = save(session, runs.Run(Path(quick.out)), given["global_step"])
+    assert steps - restore(session, folder) == case["expected"]
