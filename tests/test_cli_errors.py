@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from helpers import QUICK, Fails
+from helpers import QUICK, Fails, make_run
 from modicum import cli
 from modicum.types import UserError
 
@@ -28,6 +29,8 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["train", "--steps", "-1"], ["steps must be at least 0, not -1"]),
         (["train", "--group-size", "1"], ["group_size must be at least 2"]),
         (["train", "--temperature", "0"], ["temperature 0"]),
+        (["export", "--out", "/proc/none/x"], ["/proc/none/x cannot be made"]),
+        (["pretrain", "--out", "/proc/none"], ["/proc/none cannot be made"]),
         (["evaluate", "--samples", "0"], ["samples must be at least 1"]),
         (["evaluate", "--problems", "0"], ["problems must be at least 1"]),
         (["tasks", "arithmetic", "--count", "0"], ["count must be at least 1"]),
@@ -170,6 +173,18 @@ def test_a_run_folder_is_not_overwritten_unasked(
     assert "holds a finished run" in fails("train", *options, dense)
     assert "--resume goes on" in fails("train", *options, unfinished)
     assert "no run folder" in fails("train", *options, folders["llama"], "--overwrite")
+
+
+def test_a_runs_own_config_repeats_it_in_place(
+    folders: dict[str, Path], fails: Fails, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = make_run(tmp_path / "run", folders["qwen2"], "--update", "last(1)", "--seed", "3")
+    config = out / "config.toml"
+    before = config.read_text()
+    assert "holds a finished run" in fails("train", "--config", config)
+    assert cli.run(["train", "--config", str(config), "--out", str(out), "--overwrite"]) == 0
+    assert config.read_text() == before
+    assert json.loads((out / "result.json").read_text())["update"] == "last(1)"
 
 
 def test_a_resume_that_cannot_be_is_one_line(dense: Path, unfinished: Path, fails: Fails) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from modicum.models.load import Loaded
+from modicum.runs import make_folder
 from modicum.types import RunStopped, UserError
 from modicum.updates.base import Prepared
 
@@ -31,7 +32,7 @@ def new_folder(out: Path, overwrite: bool) -> None:
         shutil.rmtree(out)
     elif out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
 
 
 @torch.inference_mode()

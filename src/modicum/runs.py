@@ -51,7 +51,7 @@ class Run:
             if not _is_run(folder):
                 raise UserError(f"{folder} is no run folder; --overwrite does not touch it")
             shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_whole(folder / "config.toml", config_toml)
         return cls(folder)
 
@@ -149,6 +149,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: not a JSON object") from None
     return entries
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; UserError where the system does not let us."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -33,8 +33,6 @@ def run(args: list[str]) -> int:
         raise UserError("--resume and --overwrite exclude each other")
     options = given(TrainConfig, found)
     tables = read_toml(Path(found.config)) if found.config else {}
-    if found.config and found.config == f"{options.get('out', '')}/config.toml":
-        tables = {}
     if found.resume and options.get("out"):
         past = Path(options["out"]) / "config.toml"
         if past.is_file():
@@ -42,14 +40,6 @@ def run(args: list[str]) -> int:
     where = found.config or "options"
     from_mapping(TrainConfig, tables, where)  # errors in the file name the file
     config = from_mapping(TrainConfig, merge(tables, options), "options")
-    if (
-        found.config
-        and "out" not in options
-        and tables.get("out") == str(Path(found.config).parent)
-    ):
-        raise UserError(
-            f"{found.config} is a run's own config; --out names a folder for the repeat"
-        )
 
     from modicum.display import Display
     from modicum.train import run_folder, train

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from modicum.models import tokenizer as tiny_tokenizer
 from modicum.models.corpus import PretrainConfig, documents
+from modicum.runs import make_folder
 
 IGNORED = -100  # label of padding
 CHECKPOINT = "pretrain.safetensors"
@@ -123,7 +124,7 @@ def pretrain(
         lr=config.learning_rate,
         betas=(0.9, 0.98),
     )
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     first = _resume(out, config, model, optimizer)
     began = time.perf_counter()
     for step in range(first, config.steps):
