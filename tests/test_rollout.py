@@ -43,7 +43,7 @@ def sample(
 ) -> list[tuple[Completion, ...]]:
     """A rollout in which the noise of a prompt depends on its tokens and nothing else."""
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    loaded = Loaded(model, tokenizer, ends, torch.device("cpu"), "test")
+    loaded = Loaded(model, tokenizer, ends, torch.device("cpu"))
     keys = [("test", prompt) for prompt in prompts]
     return rollout(model, loaded, prompts, keys, group_size, sampling, **options)
 

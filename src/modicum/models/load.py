@@ -28,7 +28,6 @@ class Loaded:
     tokenizer: Any
     end_tokens: tuple[int, ...]
     device: torch.device
-    source: str
 
 
 def locate(name: str) -> str:
@@ -97,7 +96,7 @@ def load(name: str, device: str = "auto", dtype: str = "fp32") -> Loaded:
     if not tokenizer("1+1", add_special_tokens=False)["input_ids"]:
         raise UserError(f"{name} has no usable tokenizer (is tokenizer.json missing?)")
     model.eval().to(where)
-    return Loaded(model, tokenizer, end_tokens(model, tokenizer), where, name)
+    return Loaded(model, tokenizer, end_tokens(model, tokenizer), where)
 
 
 def _unreachable(name: str, error: BaseException) -> str:
