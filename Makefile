@@ -1,11 +1,14 @@
 # make demo    set up, train the shipped base three ways, write runs/demo/report.html
 # make test    set up, run the default test suite
+# make bench   compare with TRL, step about (42 minutes on 2 cores)
+# make bench-layers   what a partial update costs (4 minutes)
 # make check   format, lint, types, test: what CI runs
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+BENCH := .venv-bench
 
-.PHONY: setup demo test test-slow check format lint types clean
+.PHONY: setup demo test test-slow bench bench-layers check format lint types clean
 
 setup: $(STAMP)
 
@@ -29,6 +32,21 @@ check: setup format lint types test
 format: setup
 	$(BIN)/ruff format --check .
 
+bench: setup $(BENCH)/installed runs/bench/SmolLM2-135M/config.json
+	$(BIN)/python benchmarks/run.py
+
+bench-layers: setup runs/bench/SmolLM2-135M/config.json
+	$(BIN)/python benchmarks/layers.py
+
+$(BENCH)/installed: benchmarks/requirements.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	touch $@
+
+runs/bench/SmolLM2-135M/config.json: | setup
+	$(BIN)/python scripts/fetch_smollm2.py --out runs/bench/SmolLM2-135M
+
 lint: setup
 	$(BIN)/ruff check .
 
@@ -36,4 +54,4 @@ types: setup
 	$(BIN)/pyrefly check
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench runs .pytest_cache .ruff_cache

@@ -49,7 +49,7 @@ def main() -> None:
                 continue
             session = reload(Path(config.out))
             found = evaluate(
-                session.prepared.model,
+                session.engine,
                 session.loaded,
                 tasks.parse(config.task),
                 config.sampling,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from modicum import cli, runs
 from modicum.updates.proofs import fingerprints
@@ -30,6 +31,15 @@ def modicum(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def engine_of(model: Any, kind: Any = "auto", lowest: int = -1) -> Any:
+    """The engine of a model on the CPU."""
+    import torch
+
+    from modicum.engine import make
+
+    return make(model, torch.device("cpu"), lowest, kind)
 
 
 def make_run(out: Path, model: Path, *args: str) -> Path:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from cases import load
 from conftest import FAMILIES, random_model
+from helpers import engine_of
 from modicum.config import Sampling
 from modicum.engine.logprobs import logprobs
 from modicum.engine.sampling import choose, distribution, noise
@@ -189,6 +190,11 @@ def test_greedy_choice_takes_the_most_probable() -> None:
     assert choose(logprobs_BV, torch.tensor([0.99, 0.99]), greedy=True).tolist() == [1, 0]
 
 
+@pytest.fixture(params=["split", "library"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 # Log-probs -------------------------------------------------------------------------------
 
 
@@ -200,7 +206,7 @@ def gradient(model: Any, values: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logprobs_are_those_of_the_plain_forward(family: str) -> None:
+def test_logprobs_are_those_of_the_plain_forward(family: str, kind: str) -> None:
     model, sampling = random_model(family), Sampling(temperature=0.7)
     wanted = torch.cat(
         [
@@ -208,31 +214,34 @@ def test_logprobs_are_those_of_the_plain_forward(family: str) -> None:
             for row in ROWS
         ]
     )
-    found, _ = logprobs(model, ROWS, sampling)
+    found, _ = logprobs(engine_of(model, kind), ROWS, sampling)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     expected, actual = gradient(model, wanted), gradient(model, found)
     assert actual.keys() == expected.keys() == dict(model.named_parameters()).keys()
-    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-3)
+    for name, wanted in expected.items():
+        assert (actual[name] - wanted).norm() < 1e-5 * wanted.norm(), name
 
 
 @pytest.mark.parametrize("sampling", CUTS)
-def test_chunks_change_neither_values_nor_gradients(sampling: Sampling) -> None:
+def test_chunks_change_neither_values_nor_gradients(sampling: Sampling, kind: str) -> None:
     model = random_model("qwen2")
-    whole, entropy = logprobs(model, ROWS, sampling)
+    whole, entropy = logprobs(engine_of(model, kind), ROWS, sampling)
     expected = gradient(model, whole)
-    parts, entropy_parts = logprobs(model, ROWS, sampling, chunk_bytes=3 * 4 * 282)
+    parts, entropy_parts = logprobs(engine_of(model, kind), ROWS, sampling, chunk_bytes=3 * 4 * 282)
     torch.testing.assert_close((parts, entropy_parts), (whole, entropy), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(gradient(model, parts), expected, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
-        single = logprobs(model, ROWS, sampling, chunk_bytes=1)[0]
+        single = logprobs(engine_of(model, kind), ROWS, sampling, chunk_bytes=1)[0]
     torch.testing.assert_close(single, whole.detach(), atol=1e-6, rtol=1e-6)
 
 
-def test_padding_changes_nothing() -> None:
+def test_padding_changes_nothing(kind: str) -> None:
     model, sampling = model_of("llama"), Sampling()
     with torch.no_grad():
-        alone = torch.cat([logprobs(model, [row], sampling)[0] for row in ROWS])
-        longer = logprobs(model, [*ROWS, *rows_of((20, 19))], sampling)[0][: len(alone)]
+        alone = torch.cat([logprobs(engine_of(model, kind), [row], sampling)[0] for row in ROWS])
+        longer = logprobs(engine_of(model, kind), [*ROWS, *rows_of((20, 19))], sampling)[0][
+            : len(alone)
+        ]
     torch.testing.assert_close(longer, alone, atol=1e-5, rtol=1e-5)
 
 
@@ -259,7 +268,7 @@ def test_every_token_is_scored_by_the_state_before_it() -> None:
     """MASK-04: prompt [1], completion [2, 3] gives log P(2|1), log P(3|2), nothing else."""
     table = torch.rand(5, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
     rows = [Row((1,), (2, 3), (0.0, 0.0), 1.0), Row((4, 0, 2), (1,), (0.0,), 1.0)]
-    found, entropy = logprobs(Bigram(table), rows, Sampling())
+    found, entropy = logprobs(engine_of(Bigram(table), "library"), rows, Sampling())
     wanted = torch.stack([table[1, 2], table[2, 3], table[2, 1]]).log()
     torch.testing.assert_close(found.detach(), wanted)
     by_hand = -(table * table.log()).sum(-1)[[1, 2, 2]]
@@ -267,13 +276,13 @@ def test_every_token_is_scored_by_the_state_before_it() -> None:
 
 
 @pytest.mark.parametrize("sampling", CUTS)
-def test_entropy_is_that_of_the_sampling_distribution(sampling: Sampling) -> None:
+def test_entropy_is_that_of_the_sampling_distribution(sampling: Sampling, kind: str) -> None:
     """Compared where the sampled token lies inside the cut, so that it changes nothing."""
     model, row = model_of("qwen3"), ROWS[1]
     with torch.no_grad():
         best = plain(model, row, sampling)[:1].argmax().item()
         row = Row(row.prompt, (int(best),), (0.0,), 1.0)
-        found, entropy = logprobs(model, [row], sampling)
+        found, entropy = logprobs(engine_of(model, kind), [row], sampling)
         wanted = cut((plain(model, row, sampling)[0] * sampling.temperature).tolist(), sampling)
     assert found.item() == pytest.approx(wanted[int(best)], abs=1e-5)
     assert entropy.item() == pytest.approx(
@@ -282,9 +291,9 @@ def test_entropy_is_that_of_the_sampling_distribution(sampling: Sampling) -> Non
     assert not entropy.requires_grad
 
 
-def test_softcapped_logits_are_honoured() -> None:
+def test_softcapped_logits_are_honoured(kind: str) -> None:
     model, rows = gemma2(), rows_of((5, 9), (3, 12), vocabulary=60)
-    found, _ = logprobs(model, rows, Sampling())
+    found, _ = logprobs(engine_of(model, kind), rows, Sampling())
     wanted = torch.cat(
         [
             plain(model, row, Sampling()).gather(1, torch.tensor(row.tokens)[:, None])[:, 0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import engine_of
 from modicum import tasks
 from modicum.config import Sampling
 from modicum.evaluate import Evaluation, evaluate, held_out, summarise
@@ -24,7 +25,9 @@ def tiny() -> Loaded:
 def test_the_same_however_it_is_batched(tiny: Loaded) -> None:
     task = tasks.parse("arithmetic(terms=2, digits=1)")
     found = [
-        evaluate(tiny.model, tiny, task, SHORT, num_problems=9, samples=2, rollout_batch=size)
+        evaluate(
+            engine_of(tiny.model), tiny, task, SHORT, num_problems=9, samples=2, rollout_batch=size
+        )
         for size in (1, 6, 512)
     ]
     assert found[0].scores == found[1].scores == found[2].scores
@@ -34,14 +37,17 @@ def test_the_same_however_it_is_batched(tiny: Loaded) -> None:
 def test_the_noise_seed_changes_samples_and_not_problems(tiny: Loaded) -> None:
     task = tasks.parse("arithmetic")
     one, two = (
-        evaluate(tiny.model, tiny, task, SHORT, num_problems=24, samples=4, seed=s) for s in (0, 1)
+        evaluate(engine_of(tiny.model), tiny, task, SHORT, num_problems=24, samples=4, seed=s)
+        for s in (0, 1)
     )
     assert one.greedy == two.greedy
     assert one.scores != two.scores
 
 
 def test_json_gives_the_evaluation_back(tiny: Loaded) -> None:
-    found = evaluate(tiny.model, tiny, tasks.parse("countdown"), SHORT, num_problems=3, samples=2)
+    found = evaluate(
+        engine_of(tiny.model), tiny, tasks.parse("countdown"), SHORT, num_problems=3, samples=2
+    )
     assert Evaluation.from_json({**found.to_json(), "step": 3, "name": "x"}) == found
 
 
@@ -88,11 +94,15 @@ def test_a_small_split_is_used_whole_and_once(tmp_path: Path) -> None:
 
 def test_an_unknown_split_is_refused(tiny: Loaded) -> None:
     with pytest.raises(UserError, match="no split 'dev'"):
-        evaluate(tiny.model, tiny, tasks.parse("arithmetic"), SHORT, split="dev")
+        evaluate(engine_of(tiny.model), tiny, tasks.parse("arithmetic"), SHORT, split="dev")
 
 
 def test_temperature_zero_samples_once(tiny: Loaded) -> None:
     found = evaluate(
-        tiny.model, tiny, tasks.parse("arithmetic"), replace(SHORT, temperature=0.0), num_problems=5
+        engine_of(tiny.model),
+        tiny,
+        tasks.parse("arithmetic"),
+        replace(SHORT, temperature=0.0),
+        num_problems=5,
     )
     assert found.accuracy == found.greedy and found.samples_per_problem == 1

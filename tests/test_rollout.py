@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -14,10 +15,12 @@ from transformers import AutoTokenizer
 
 from cases import load
 from conftest import FAMILIES, random_model
+from helpers import engine_of
 from modicum import updates
 from modicum.config import Sampling
+from modicum.engine.library import position_ids
 from modicum.engine.logprobs import logprobs
-from modicum.engine.rollout import position_ids, rollout
+from modicum.engine.rollout import rollout
 from modicum.metrics import rollout_metrics
 from modicum.models.load import TINY, Loaded
 from modicum.types import Completion, Group, Problem, Row, UserError
@@ -45,7 +48,8 @@ def sample(
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     loaded = Loaded(model, tokenizer, ends, torch.device("cpu"))
     keys = [("test", prompt) for prompt in prompts]
-    return rollout(model, loaded, prompts, keys, group_size, sampling, **options)
+    engine = engine_of(model, "library" if isinstance(model, Scripted) else KIND)
+    return rollout(engine, loaded, prompts, keys, group_size, sampling, **options)
 
 
 def tokens(groups: list[tuple[Completion, ...]]) -> list[tuple[int, ...]]:
@@ -65,6 +69,15 @@ def close(left: list[tuple[Completion, ...]], right: list[tuple[Completion, ...]
     return all(abs(a - b) < 1e-4 for a, b in pairs)
 
 
+KIND = "auto"  # the engine of real models
+
+
+@pytest.fixture(params=["split", "library"], autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys.modules[__name__], "KIND", request.param)
+    return request.param
+
+
 # Ends and lengths, on a model that writes what it is told --------------------------------
 
 
@@ -76,6 +89,10 @@ class Scripted(nn.Module):
         self.script = script
         self.vocabulary = vocabulary
         self.config = SimpleNamespace(max_position_embeddings=None)
+        self.head = nn.Linear(1, vocabulary)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
 
     def forward(self, input_ids: Tensor, cache: Any = None, **rest: Any) -> Any:
         if cache is None:
@@ -198,7 +215,7 @@ def check_logprobs(model: Any, groups: list[tuple[Completion, ...]], sampling: S
             with torch.no_grad():
                 logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].tolist()
                 row = Row(prompt, completion.tokens, completion.logprobs, 1.0)
-                trained, _ = logprobs(model, [row], sampling)
+                trained, _ = logprobs(engine_of(model), [row], sampling)
             rows = zip(logits, completion.tokens, strict=True)
             wanted = [cut(line, sampling)[token] for line, token in rows]
             assert completion.logprobs == pytest.approx(wanted, abs=1e-4)
@@ -223,7 +240,7 @@ def test_sliding_windows_and_softcaps_are_sampled_right() -> None:
         for completion in group:
             row = Row(prompt, completion.tokens, completion.logprobs, 1.0)
             with torch.no_grad():
-                trained, _ = logprobs(gemma2(), [row], SAMPLING)
+                trained, _ = logprobs(engine_of(gemma2()), [row], SAMPLING)
             assert trained.tolist() == pytest.approx(completion.logprobs, abs=1e-4)
 
 
@@ -283,7 +300,7 @@ def test_sampling_leaves_no_trace_in_the_model() -> None:
     sample(model, PROMPTS, SAMPLING)
     assert [p.requires_grad for p in model.parameters()] == flags
     row = Row((40,), (41, 42), (0.0, 0.0), 1.0)
-    logprobs(model, [row], SAMPLING)[0].sum().backward()
+    logprobs(engine_of(model), [row], SAMPLING)[0].sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 
 

@@ -36,7 +36,7 @@ def flip(tensor: Tensor, bit: int) -> None:
 
 
 def one_step(made: session.Session) -> float:
-    sums = backward(made, Batch(ROWS, 4, 8), [None])
+    sums = backward(made, Batch(ROWS, 4, 8), {})
     return optimizer_step(made, sums["loss"])
 
 
@@ -134,7 +134,7 @@ def test_a_skipped_step_changes_and_pushes_nothing(value: float, folders: dict[s
     made = session_of(folders["llama"], update="last(1)")
     before = fingerprints(made.prepared.trainable)
     for attempt in range(3):
-        backward(made, Batch(ROWS, 4, 8), [None])
+        backward(made, Batch(ROWS, 4, 8), {})
         if attempt == 2:
             with pytest.raises(RunStopped, match="3 steps in a row"):
                 optimizer_step(made, value)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import FAMILIES, random_model
+from helpers import engine_of
 from modicum import session, step, updates
 from modicum.config import Optimizer, TrainConfig
 from modicum.engine.logprobs import logprobs
@@ -93,10 +94,10 @@ def trained(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Trained
     )
     bare = [Row((40, 41, 42), (50 + i, 60, 70 + i, 80), (0.0,) * 4, (-1.0) ** i) for i in range(4)]
     with torch.no_grad():
-        old = logprobs(model, bare, config.sampling)[0].view(4, 4).tolist()
+        old = logprobs(engine_of(model), bare, config.sampling)[0].view(4, 4).tolist()
     rows = [replace(row, logprobs=tuple(line)) for row, line in zip(bare, old, strict=True)]
     batch = Batch(tuple(rows), 4, 16)
-    references = step.reference_logprobs(made, batch)
+    references: dict[int, Tensor] = {}
     for _ in range(3):
         step.optimizer_step(made, step.backward(made, batch, references)["loss"])
     assert made.skipped == 0
@@ -224,7 +225,7 @@ def test_backward_stops_at_the_lowest_layer(text: str, first: int) -> None:
     for layer in model.model.layers:
         layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].requires_grad))
     rows = [Row((40, 41), (42, 43), (0.0, 0.0), 1.0)]
-    logprobs(prepared.model, rows, TrainConfig().sampling)[0].sum().backward()
+    logprobs(engine_of(prepared.model), rows, TrainConfig().sampling)[0].sum().backward()
     wanted = [text == "full" or layer > first for layer in range(3)]
     assert seen == wanted
 

@@ -15,6 +15,7 @@ from typing import Any
 from modicum import stats
 from modicum.answers import format_ok
 from modicum.config import Sampling
+from modicum.engine import Engine
 from modicum.engine.rollout import rollout
 from modicum.models.load import Loaded
 from modicum.tasks.base import Task, check_split
@@ -73,7 +74,7 @@ def held_out(task: Task, split: Split, count: int) -> list[Problem]:
 
 
 def evaluate(
-    model: Any,
+    engine: Engine,
     loaded: Loaded,
     task: Task,
     sampling: Sampling,
@@ -100,7 +101,7 @@ def evaluate(
             if progress is not None:
                 progress(done + number, total)
 
-        return rollout(model, loaded, prompts, keys, count, settings, rollout_batch, told)
+        return rollout(engine, loaded, prompts, keys, count, settings, rollout_batch, told)
 
     greedy = run(dataclasses.replace(sampling, temperature=0.0), 1, 0)
     greedy_scores = [float(v) for v in _verdicts(task, problems, greedy, "strict")]

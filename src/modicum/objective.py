@@ -90,6 +90,12 @@ class Tokens:
     weights_N: Tensor
     """From `weights`."""
 
+    def part(self, where: slice) -> Tokens:
+        """Some of the tokens."""
+        reference_N = None if self.reference_N is None else self.reference_N[where]
+        rest = (self.old_N[where], self.advantages_N[where], reference_N, self.weights_N[where])
+        return Tokens(*rest)
+
 
 class Objective(Protocol):
     """A loss for group-relative policy optimisation."""

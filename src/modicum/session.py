@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from modicum import curriculum, objective, recipes, rewards, runs, tasks, updates
 from modicum.config import Compute, TrainConfig, from_mapping, read_toml
+from modicum.engine import Engine, make
 from modicum.engine.rollout import check_length
 from modicum.models.load import Loaded, load
 from modicum.models.precision import Masters
@@ -44,6 +45,7 @@ class Session:
     objective: objective.Objective
     curriculum: curriculum.Curriculum
     prepared: updates.Prepared
+    engine: Engine
     masters: Masters
     optimizer: torch.optim.Optimizer
     proof: ChangeProof
@@ -83,6 +85,13 @@ def prepare(config: TrainConfig) -> Session:
     prepared = update.apply(loaded.model, config.seed)
     if goal.kl > 0:
         prepared.keep_reference()
+    engine = make(
+        prepared.model,
+        loaded.device,
+        prepared.lowest_layer,
+        config.compute.engine,
+        config.compute.checkpointing,
+    )
     settings = config.optimizer
     rate = settings.learning_rate or recipes.default_learning_rate(config.model, update)
     masters = Masters(prepared.trainable)
@@ -92,6 +101,7 @@ def prepare(config: TrainConfig) -> Session:
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
+        fused=True,
     )
     proof = ChangeProof(prepared, masters.tensors)
     return Session(
@@ -102,6 +112,7 @@ def prepare(config: TrainConfig) -> Session:
         goal,
         order,
         prepared,
+        engine,
         masters,
         optimizer,
         proof,

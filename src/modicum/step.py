@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from modicum import objective
-from modicum.engine.logprobs import logprobs
+from modicum.engine import logprobs
+from modicum.engine.base import tokens_of
 from modicum.engine.rollout import rollout
 from modicum.session import Session
 from modicum.tasks.prompts import encode
@@ -33,13 +34,14 @@ def sample_groups(session: Session, step: int) -> list[Group]:
     ]
     keys = [("train", config.seed, step, index) for index in range(count)]
     completions = rollout(
-        session.prepared.model,
+        session.engine,
         session.loaded,
         prompts,
         keys,
         config.batch.group_size,
         settings,
         config.batch.rollout_batch,
+        trunk_bytes=config.compute.trunk_bytes,
     )
     return [Group(*parts) for parts in zip(problems, prompts, completions, strict=True)]
 
@@ -58,15 +60,17 @@ def make_batch(session: Session, groups: Sequence[Group], rewards_PG: Tensor) ->
     A group whose rewards are all equal is left out, unless a KL term acts on it.
     """
     advantages_PG = objective.group_advantages(rewards_PG, session.objective.scale)
-    rows, num_rows, num_tokens = [], 0, 0
-    for group, advantages in zip(groups, advantages_PG.tolist(), strict=True):
+    rows, num_rows, num_tokens, longest = [], 0, 0, {}
+    for index, (group, advantages) in enumerate(zip(groups, advantages_PG.tolist(), strict=True)):
+        longest[index] = max(len(completion.tokens) for completion in group.completions)
         for completion, advantage in zip(group.completions, advantages, strict=True):
             num_rows += 1
             num_tokens += len(completion.tokens)
             if advantage != 0 or session.objective.kl > 0:
-                rows.append(Row(group.prompt, completion.tokens, completion.logprobs, advantage))
-    # Rows of similar length share a micro-batch, so that little is padded.
-    rows.sort(key=lambda row: len(row.prompt) + len(row.tokens))
+                given = (completion.tokens, completion.logprobs, advantage)
+                rows.append(Row(group.prompt, *given, group=index, trunk=completion.trunk))
+    # Rows of a group share a micro-batch and its prompt; groups of similar length are near.
+    rows.sort(key=lambda row: (longest[row.group], row.group))
     return Batch(tuple(rows), num_rows, num_tokens)
 
 
@@ -75,43 +79,55 @@ def _parts(session: Session, batch: Batch) -> list[tuple[Row, ...]]:
     return [batch.rows[start : start + size] for start in range(0, len(batch.rows), size)]
 
 
-def reference_logprobs(session: Session, batch: Batch) -> list[Tensor | None]:
-    """Log-probs of each micro-batch under the model as it began; None without a KL term."""
-    parts = _parts(session, batch)
-    if session.objective.kl == 0:
-        return [None] * len(parts)
-    model, sampling = session.prepared.model, session.config.sampling
-    with torch.no_grad(), session.prepared.reference():
-        return [logprobs(model, part, sampling)[0] for part in parts]
+def backward(session: Session, batch: Batch, references: dict[int, Tensor]) -> dict[str, float]:
+    """Accumulate the gradient of the whole batch in the masters; returns sums for the log.
 
-
-def backward(
-    session: Session, batch: Batch, references: Sequence[Tensor | None]
-) -> dict[str, float]:
-    """Accumulate the gradient of the whole batch in the masters; returns sums for the log."""
+    `references` holds the reference's log-probs of each micro-batch; what is missing and
+    needed for a KL term is put there, so that further updates on the batch find it.
+    """
     sums = {"loss": 0.0, "tokens": 0.0}
-    device, goal = session.loaded.device, session.objective
-    for part, reference_N in zip(_parts(session, batch), references, strict=True):
-        policy_N, entropy_N = logprobs(session.prepared.model, part, session.config.sampling)
-        lengths = torch.tensor([len(row.tokens) for row in part], device=device)
-        advantages = torch.tensor([row.advantage for row in part], device=device)
-        old_N = torch.tensor([p for row in part for p in row.logprobs], device=device)
-        limit = session.config.sampling.max_tokens
-        tokens = objective.Tokens(
-            old_N,
-            torch.repeat_interleave(advantages, lengths),
-            reference_N,
-            objective.weights(lengths, goal.aggregate, batch.num_rows, batch.num_tokens, limit),
-        )
-        value, found = objective.loss(goal, policy_N, tokens)
-        value.backward()
+    engine, goal, sampling = session.engine, session.objective, session.config.sampling
+    for number, part in enumerate(_parts(session, batch)):
+        token_N = tokens_of(part, engine.device)
+        pack = engine.pack(part)
+        trunk = engine.trunk(pack)
+        if goal.kl > 0 and number not in references:
+            with torch.no_grad(), session.prepared.reference():
+                hidden_NH = engine.hidden(pack, trunk)
+                found = logprobs.head_logprobs(engine, hidden_NH, token_N, sampling)
+            references[number] = found[0]
+        tokens = _tokens(session, batch, part, references.get(number))
+
+        def loss(policy_N: Tensor, where: slice, tokens: objective.Tokens = tokens) -> Tensor:
+            value, found = objective.loss(goal, policy_N, tokens.part(where))
+            for key, amount in (found | {"loss": value.detach()}).items():
+                sums[key] = sums.get(key, 0.0) + float(amount)
+            return value
+
+        hidden_NH = engine.hidden(pack, trunk)
+        policy_N, entropy_N = logprobs.backward(engine, hidden_NH, token_N, sampling, loss)
         session.masters.collect()
-        difference = (policy_N.detach() - old_N).abs().sum()
-        found |= {"loss": value.detach(), "entropy": entropy_N.sum(), "difference": difference}
-        for key, amount in found.items():
+        difference = (policy_N - tokens.old_N).abs().sum()
+        for key, amount in {"entropy": entropy_N.sum(), "difference": difference}.items():
             sums[key] = sums.get(key, 0.0) + float(amount)
         sums["tokens"] += len(policy_N)
     return sums
+
+
+def _tokens(
+    session: Session, batch: Batch, part: Sequence[Row], reference_N: Tensor | None
+) -> objective.Tokens:
+    """What the loss needs to know of a micro-batch's tokens."""
+    device, goal = session.engine.device, session.objective
+    lengths = torch.tensor([len(row.tokens) for row in part], device=device)
+    advantages = torch.tensor([row.advantage for row in part], device=device)
+    limit = session.config.sampling.max_tokens
+    return objective.Tokens(
+        torch.tensor([p for row in part for p in row.logprobs], device=device),
+        torch.repeat_interleave(advantages, lengths),
+        reference_N,
+        objective.weights(lengths, goal.aggregate, batch.num_rows, batch.num_tokens, limit),
+    )
 
 
 def rate_at(session: Session) -> float:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from modicum import machine, runs
 from modicum.config import TrainConfig, from_mapping, read_toml, to_toml
+from modicum.engine import LibraryEngine, agreement
 from modicum.evaluate import Evaluation, evaluate
 from modicum.metrics import rollout_metrics, training_metrics
 from modicum.models.precision import too_fine
@@ -25,14 +27,12 @@ from modicum.step import (
     make_batch,
     optimizer_step,
     rate_at,
-    reference_logprobs,
     sample_groups,
     score,
 )
 from modicum.types import Batch, Group, RunStopped, UserError
 
 NO_SIGNAL_STEPS = 10  # steps without any signal before the user is told
-AGREEMENT = {"fp32": 1e-4, "bf16": 0.05}  # largest mean |log-prob difference|, in nats
 
 
 class Observer:
@@ -68,10 +68,17 @@ def train(
     what cannot be done and RunStopped when a proof fails.
     """
     observer = observer or Observer()
+    machine.reuse_memory()
     machine.reset_peak()
     session = prepare(config)
     run, first = _open(session, overwrite, resume)
     observer.begin(session, first)
+    if config.compute.engine == "auto" and isinstance(session.engine, LibraryEngine):
+        name = session.loaded.model.config.model_type  # type: ignore[union-attr]
+        observer.note(
+            f"the engine does not know the architecture {name!r}: its own forward is used, with"
+            " prompts repeated for every completion and frozen layers run every time"
+        )
     fine = too_fine(session.prepared.trainable, session.learning_rate)
     if fine:
         observer.note(
@@ -83,7 +90,7 @@ def train(
         evaluated["base"] = _evaluate(session, run, observer, "base", -1, base)
     with machine.Interrupts() as interrupts:
         for step in range(first, config.steps):
-            observer.step(_step(session, run, step))
+            observer.step(run_step(session, run, step))
             _after(session, run, observer, step)
             if interrupts.asked and step + 1 < config.steps:
                 save(session, run, step + 1)
@@ -147,7 +154,7 @@ def _evaluate(
     if held.eval_problems == 0:
         return {}
     found = known or evaluate(
-        session.prepared.model,
+        session.engine,
         session.loaded,
         session.task,
         config.sampling,
@@ -162,11 +169,17 @@ def _evaluate(
     return entry
 
 
-def _step(session: Session, run: runs.Run, step: int) -> dict[str, float]:
+def run_step(session: Session, run: runs.Run, step: int) -> dict[str, float]:
     """One rollout and its optimizer steps; returns and logs the metrics."""
     began = time.perf_counter()
     groups = sample_groups(session, step)
     sampled = time.perf_counter()
+    every = session.config.compute.agreement_every
+    if every and step % every == 0:
+        model, settings = session.prepared.model, session.config.sampling
+        found = agreement.compare(model, session.loaded.device, groups, settings)
+        _agree(session, found, "library")
+    compared = time.perf_counter()
     scores = score(session, groups)
     totals_PG = torch.tensor([[session.reward.total(s) for s in row] for row in scores])
     batch = make_batch(session, groups, totals_PG)
@@ -182,6 +195,7 @@ def _step(session: Session, run: runs.Run, step: int) -> dict[str, float]:
         "time/step_seconds": ended - began,
         "time/sampling_seconds": sampled - began,
         "time/training_seconds": ended - scored,
+        "time/agreement_seconds": compared - sampled,
         "time/tokens_per_second": batch.num_tokens / (ended - began),
         "memory/peak_bytes": machine.peak_bytes(),
     }
@@ -193,29 +207,23 @@ def _step(session: Session, run: runs.Run, step: int) -> dict[str, float]:
 
 def _update(session: Session, batch: Batch) -> dict[str, float]:
     """The optimizer steps on one batch; metrics of the last one."""
-    references = reference_logprobs(session, batch)
+    references: dict[int, Tensor] = {}
     metrics: dict[str, float] = {}
     for number in range(session.config.batch.updates_per_rollout):
         rate = rate_at(session)
         sums = backward(session, batch, references)
         if number == 0:
-            _agree(session, sums)
+            _agree(session, sums["difference"] / sums["tokens"], "trainer")
         norm = optimizer_step(session, sums["loss"])
         metrics = training_metrics(sums)
         metrics |= {"policy/grad_norm": norm, "policy/learning_rate": rate}
     return metrics
 
 
-def _agree(session: Session, sums: dict[str, float]) -> None:
-    """The agreement proof: sampler and trainer give the same log-probs before an update."""
-    mean = sums["difference"] / sums["tokens"]
+def _agree(session: Session, mean: float, by: str) -> None:
+    """The agreement proof, for a mean difference of log-probs."""
     session.agreement_max = max(session.agreement_max, mean)
-    limit = AGREEMENT[session.config.compute.dtype]
-    if mean > limit:
-        raise RunStopped(
-            f"agreement proof: log-probs of sampler and trainer differ by {mean:.2g} nats a token"
-            f" (at most {limit:g}); the completions were not sampled from the current policy"
-        )
+    agreement.require(mean, session.config.compute.dtype, by)
 
 
 def _write_samples(

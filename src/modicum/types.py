@@ -62,12 +62,14 @@ class Completion:
 
     `logprobs[t]` is the log-probability of `tokens[t]` under the sampling distribution
     (temperature, top-p and top-k included). `finished` is False when the limit cut it.
+    `trunk` is what the engine kept of its way, for training.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     finished: bool
+    trunk: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Row:
-    """One completion on its way through training: tokens, old log-probs, advantage."""
+    """One completion on its way through training: tokens, old log-probs, advantage.
+
+    Rows with the same `group` have the same prompt. `trunk` is the completion's.
+    """
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     advantage: float
+    group: int = 0
+    trunk: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def run(args: list[str]) -> int:
 
     from modicum import tasks
     from modicum.display import Display
+    from modicum.engine import make
     from modicum.evaluate import evaluate
     from modicum.models.load import load
     from modicum.session import past_config, reload
@@ -65,15 +66,15 @@ def run(args: list[str]) -> int:
         own |= {"sampling": _table(past.sampling), "compute": _table(past.compute)}
         options = from_mapping(Options, merge(own, tables), "options")
         session = reload(Path(found.run), options.compute)
-        model, loaded = session.prepared.model, session.loaded
+        engine, loaded = session.engine, session.loaded
     else:
         options = from_mapping(Options, tables, "options")
         loaded = load(options.model, options.compute.device, options.compute.dtype)
-        model = loaded.model
+        engine = make(loaded.model, loaded.device, kind=options.compute.engine)
     name = found.run or options.model
     try:
         result = evaluate(
-            model,
+            engine,
             loaded,
             tasks.parse(options.task),
             options.sampling,

@@ -1,77 +1,87 @@
 """Log-probs and entropy of sampled tokens, without ever holding all logits.
 
-The decoder gives hidden states; the head and the softmax run in chunks of tokens that are
-recomputed in backward, so that a vocabulary V costs a chunk x V and not B x T x V.
-Rows are padded on the right, where causal attention never looks.
+The engine gives hidden states; the head and the softmax run in chunks of tokens, so that
+a vocabulary V costs a chunk x V and not B x T x V. `backward` takes a chunk's gradient
+before the next chunk begins, so that a chunk's logits are computed once; `logprobs`
+recomputes them in backward, for losses that need all log-probs at the same time.
 
-Shapes: B row, T token, H hidden, V vocabulary, N completion tokens laid end to end.
+Shapes: H hidden, V vocabulary, N completion tokens laid end to end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from modicum.config import Sampling
-from modicum.engine.sampling import distribution
-from modicum.models.load import inner
+from modicum.engine.base import Engine, tokens_of
+from modicum.engine.sampling import token_logprobs
 from modicum.types import Row
 
 CHUNK_BYTES = 64 * 2**20  # logits of one chunk, in fp32
 
 
-def pack(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids_BT padded on the right, flat index_N of the states that predict, token_N).
-
-    The state at position prompt + t - 1 predicts completion token t.
-    """
-    width = max(len(row.prompt) + len(row.tokens) for row in rows)
-    ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
-    index: list[Tensor] = []
-    for b, row in enumerate(rows):
-        sequence = torch.tensor(row.prompt + row.tokens)
-        ids_BT[b, : len(sequence)] = sequence
-        first = b * width + len(row.prompt) - 1
-        index.append(torch.arange(first, first + len(row.tokens)))
-    token_N = torch.tensor([token for row in rows for token in row.tokens])
-    return ids_BT.to(device), torch.cat(index).to(device), token_N.to(device)
+def score(
+    engine: Engine, hidden_NH: Tensor, token_N: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """Log-prob_N and entropy_N (nats, detached) of tokens under the sampling distribution."""
+    return token_logprobs(engine.logits(hidden_NH), token_N, sampling)
 
 
 def logprobs(
-    model: Any, rows: Sequence[Row], sampling: Sampling, chunk_bytes: int = CHUNK_BYTES
+    engine: Engine, rows: Sequence[Row], sampling: Sampling, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob_N and entropy_N (nats, detached) of the rows' completion tokens.
+    """Log-prob_N (with a graph, if gradients are on) and entropy_N of the rows' tokens."""
+    pack = engine.pack(rows)
+    hidden_NH = engine.hidden(pack, engine.trunk(pack))
+    return head_logprobs(engine, hidden_NH, tokens_of(rows, engine.device), sampling, chunk_bytes)
 
-    Both are of the sampling distribution: temperature, top-k and top-p as at sampling.
-    """
-    base = inner(model)
-    ids_BT, index_N, token_N = pack(rows, base.device)
-    hidden_BTH = base.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state
-    hidden_NH = hidden_BTH.flatten(0, 1)[index_N]
-    head = base.get_output_embeddings()
-    text_config = base.config.get_text_config()
-    softcap = getattr(text_config, "final_logit_softcapping", None)
 
-    def score(hidden_NH: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
-        logits_NV = head(hidden_NH)
-        if softcap is not None:
-            logits_NV = softcap * torch.tanh(logits_NV / softcap)
-        all_NV = distribution(logits_NV, sampling, keep_B=token_N)
-        with torch.no_grad():
-            probs_NV = all_NV.exp()
-            entropy_N = -(probs_NV * all_NV.masked_fill(probs_NV == 0, 0.0)).sum(-1)
-        return all_NV.gather(-1, token_N[:, None]).squeeze(-1), entropy_N
-
-    size = max(1, chunk_bytes // (4 * text_config.vocab_size))
+def head_logprobs(
+    engine: Engine,
+    hidden_NH: Tensor,
+    token_N: Tensor,
+    sampling: Sampling,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob_N and entropy_N from hidden states, in chunks."""
+    size = max(1, chunk_bytes // (4 * engine.vocabulary))
     parts = []
     for hidden, token in zip(hidden_NH.split(size), token_N.split(size), strict=True):
         # One chunk needs no recomputation: its logits are alive either way.
         if torch.is_grad_enabled() and len(token_N) > size:
-            parts.append(checkpoint(score, hidden, token, use_reentrant=False))
+            parts.append(checkpoint(score, engine, hidden, token, sampling, use_reentrant=False))
         else:
-            parts.append(score(hidden, token))
+            parts.append(score(engine, hidden, token, sampling))
     return torch.cat([p for p, _ in parts]), torch.cat([e for _, e in parts])
+
+
+def backward(
+    engine: Engine,
+    hidden_NH: Tensor,
+    token_N: Tensor,
+    sampling: Sampling,
+    loss: Callable[[Tensor, slice], Tensor],
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a loss that is a sum over tokens; log-prob_N and entropy_N, detached.
+
+    `loss(logprob, part)` is the loss of the tokens in the slice `part`. Gradients are
+    added to every `grad` of the head and of what `hidden_NH` came from.
+    """
+    size = max(1, chunk_bytes // (4 * engine.vocabulary))
+    found, entropies, gradients = [], [], []
+    for first in range(0, len(token_N), size):
+        part = slice(first, first + size)
+        leaf = hidden_NH[part].detach().requires_grad_(hidden_NH.requires_grad)
+        logprob, entropy = score(engine, leaf, token_N[part], sampling)
+        loss(logprob, part).backward()
+        gradients.append(leaf.grad)
+        found.append(logprob.detach())
+        entropies.append(entropy)
+    if hidden_NH.requires_grad:
+        hidden_NH.backward(torch.cat(gradients))
+    return torch.cat(found), torch.cat(entropies)

@@ -1,9 +1,8 @@
 """Sampling: P prompts, G completions of each, with the log-probs they were drawn at.
 
-A prompt is run once and its keys and values are repeated for the G members; rows that
-have ended leave the batch. Prompts of unequal length are padded on the left and masked.
+The engine runs a prompt once for the G members, and rows that have ended leave the batch.
 
-Shapes: P prompt, G member, B = P x G rows, T token, V vocabulary.
+Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,16 +15,14 @@ import torch
 from torch import Tensor
 
 from modicum.config import Sampling
+from modicum.engine.base import Decoding, Engine, Prompt
 from modicum.engine.sampling import choose, distribution, noise
 from modicum.models.load import Loaded, inner
 from modicum.types import Completion, UserError
 
-Prompt = tuple[int, ...]
-SHRINK = 0.75  # ended rows are dropped when fewer than this share of the rows are alive
-
 
 def rollout(
-    model: Any,
+    engine: Engine,
     loaded: Loaded,
     prompts: Sequence[Prompt],
     keys: Sequence[tuple[object, ...]],
@@ -33,36 +30,50 @@ def rollout(
     sampling: Sampling,
     rollout_batch: int = 512,
     progress: Callable[[int], None] | None = None,
+    trunk_bytes: int = 0,
 ) -> list[tuple[Completion, ...]]:
     """`group_size` completions for every prompt, in order.
 
     `keys[p]` names prompt p in the noise table; the member is added to it. At most
     `rollout_batch` rows (but at least one group) are sampled at a time. `progress` is told
-    the number of finished prompts. Raises UserError when a prompt and a completion
-    together are longer than the model's positions.
+    the number of finished prompts. The engine keeps trunks if those of all rows fit into
+    `trunk_bytes`. Raises UserError when a prompt and a completion together are longer
+    than the model's positions.
     """
-    check_length(prompts, model, sampling)
+    check_length(prompts, loaded.model, sampling)
+    keep = num_trunk_bytes(engine, prompts, group_size, sampling.max_tokens) <= trunk_bytes
     per_pass = max(1, rollout_batch // group_size)
     groups: list[tuple[Completion, ...]] = []
     for start in range(0, len(prompts), per_pass):
         part = slice(start, start + per_pass)
         rows = [(*key, member) for key in keys[part] for member in range(group_size)]
-        table_BT = np.stack([noise(row, sampling.max_tokens) for row in rows])
-        sampler = _Sampler(model, loaded, group_size, sampling)
-        done = sampler.run(prompts[part], torch.from_numpy(table_BT).to(loaded.device))
+        table = np.stack([noise(row, sampling.max_tokens) for row in rows])
+        uniforms_RT = torch.from_numpy(table).to(engine.device)
+        with torch.inference_mode():
+            decoding = engine.decode(prompts[part], group_size, sampling.max_tokens, keep)
+            drawn = draw(decoding, uniforms_RT, sampling, loaded.end_tokens)
+            trunks = decoding.trunks([len(tokens) for tokens, _ in drawn])
         texts = loaded.tokenizer.batch_decode(
-            [tokens for tokens, _ in done],
+            [tokens for tokens, _ in drawn],
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
         made = [
-            Completion(tokens, logprobs, text, tokens[-1] in loaded.end_tokens)
-            for (tokens, logprobs), text in zip(done, texts, strict=True)
+            Completion(tokens, logprobs, text, tokens[-1] in loaded.end_tokens, trunk)
+            for (tokens, logprobs), text, trunk in zip(drawn, texts, trunks, strict=True)
         ]
         groups += [tuple(made[i : i + group_size]) for i in range(0, len(made), group_size)]
         if progress is not None:
             progress(len(groups))
     return groups
+
+
+def num_trunk_bytes(
+    engine: Engine, prompts: Sequence[Prompt], group_size: int, max_tokens: int
+) -> int:
+    """The most that the trunks of a rollout can take."""
+    tokens = sum(map(len, prompts)) + len(prompts) * group_size * max_tokens
+    return tokens * engine.state_bytes
 
 
 def check_length(prompts: Sequence[Prompt], model: Any, sampling: Sampling) -> None:
@@ -76,89 +87,31 @@ def check_length(prompts: Sequence[Prompt], model: Any, sampling: Sampling) -> N
         )
 
 
-class _Sampler:
-    """The decoding loop for one batch of rows."""
-
-    def __init__(self, model: Any, loaded: Loaded, group_size: int, sampling: Sampling) -> None:
-        self.model = model
-        self.loaded = loaded
-        self.group_size = group_size
-        self.sampling = sampling
-
-    @torch.inference_mode()
-    def run(
-        self, prompts: Sequence[Prompt], uniforms_BT: Tensor
-    ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
-        """The sampled tokens and log-probs of every row, ended by its end token."""
-        device, steps = self.loaded.device, self.sampling.max_tokens
-        logits_BV, cache, mask_BT, position_B = self._prefill(prompts)
-        rows_B = torch.arange(len(logits_BV), device=device)  # where each live row's results go
-        tokens_BT = torch.zeros(len(rows_B), steps, dtype=torch.long, device=device)
-        logprobs_BT = torch.zeros(len(rows_B), steps, device=device)
-        length_B = torch.full_like(rows_B, steps)
-        alive_B = torch.ones_like(rows_B, dtype=torch.bool)
-        ends = torch.tensor(self.loaded.end_tokens, device=device)
-        greedy = self.sampling.temperature == 0
-        for step in range(steps):
-            logprobs_BV = distribution(logits_BV, self.sampling)
-            token_B = choose(logprobs_BV, uniforms_BT[rows_B, step], greedy)
-            tokens_BT[rows_B, step] = token_B
-            logprobs_BT[rows_B, step] = logprobs_BV.gather(-1, token_B[:, None]).squeeze(-1)
-            ended_B = alive_B & torch.isin(token_B, ends)
-            length_B[rows_B[ended_B]] = step + 1
-            alive_B = alive_B & ~ended_B
-            count = int(alive_B.sum())
-            if count == 0 or step + 1 == steps:
-                break
-            if count < SHRINK * len(alive_B):
-                live = alive_B.nonzero().squeeze(-1)
-                cache.batch_select_indices(live)
-                rows_B, token_B, alive_B = rows_B[live], token_B[live], alive_B[live]
-                position_B = position_B[live]
-                mask_BT = None if mask_BT is None else mask_BT[live]
-            if mask_BT is not None:
-                mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], 1)
-            logits_BV = self.model(
-                input_ids=token_B[:, None],
-                attention_mask=mask_BT,
-                position_ids=position_B[:, None],
-                cache=cache,
-                use_cache=True,
-            ).logits[:, -1]
-            position_B = position_B + 1
-        return _collect(tokens_BT, logprobs_BT, length_B)
-
-    def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Any, Tensor | None, Tensor]:
-        """Run every prompt once, then repeat its state for the members of its group."""
-        device, longest = self.loaded.device, max(map(len, prompts))
-        ids_PT = torch.full((len(prompts), longest), self.loaded.end_tokens[0], device=device)
-        mask_PT = torch.zeros_like(ids_PT)
-        for row, prompt in enumerate(prompts):
-            ids_PT[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-            mask_PT[row, longest - len(prompt) :] = 1
-        padded = not bool(mask_PT.all())
-        out = self.model(
-            input_ids=ids_PT,
-            attention_mask=mask_PT if padded else None,
-            position_ids=position_ids(mask_PT),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache, times = out.cache, self.group_size
-        cache.batch_repeat_interleave(times)
-        length_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        mask_BT = mask_PT.repeat_interleave(times, 0) if padded else None
-        logits_BV = out.logits[:, -1].repeat_interleave(times, 0)
-        return logits_BV, cache, mask_BT, length_P.repeat_interleave(times)
-
-
-def position_ids(mask_BT: Tensor) -> Tensor:
-    """Positions [B, T] that count real tokens from 0; padding on the left stays at 0."""
-    return (mask_BT.cumsum(-1) - 1).clamp(min=0)
-
-
-def _collect(
-    tokens_BT: Tensor, logprobs_BT: Tensor, length_B: Tensor
+def draw(
+    decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, end_tokens: Sequence[int]
 ) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
-    tokens, logprobs, lengths = tokens_BT.tolist(), logprobs_BT.tolist(), length_B.tolist()
-    return [(tuple(t[:n]), tuple(p[:n])) for t, p, n in zip(tokens, logprobs, lengths, strict=True)]
+    """The sampled tokens and log-probs of every row, up to and with its end token."""
+    device, (count, steps) = uniforms_RT.device, uniforms_RT.shape
+    row_B = torch.arange(count, device=device)  # where each living row's results go
+    tokens_RT = torch.zeros(count, steps, dtype=torch.long, device=device)
+    logprobs_RT = torch.zeros(count, steps, device=device)
+    length_R = torch.full_like(row_B, steps)
+    ends = torch.tensor(end_tokens, dtype=torch.long, device=device)
+    greedy = sampling.temperature == 0
+    for step in range(steps):
+        logprobs_BV = distribution(decoding.logits_BV, sampling)
+        token_B = choose(logprobs_BV, uniforms_RT[row_B, step], greedy)
+        tokens_RT[row_B, step] = token_B
+        logprobs_RT[row_B, step] = logprobs_BV.gather(-1, token_B[:, None]).squeeze(-1)
+        ended_B = torch.isin(token_B, ends)
+        live_B = (~ended_B).nonzero().squeeze(-1)
+        if len(live_B) < len(row_B):
+            length_R[row_B[ended_B]] = step + 1
+            row_B, token_B = row_B[live_B], token_B[live_B]
+        if not len(live_B) or step + 1 == steps:
+            break
+        if len(live_B) < len(ended_B):
+            decoding.keep(live_B)
+        decoding.advance(token_B)
+    rows = zip(tokens_RT.tolist(), logprobs_RT.tolist(), length_R.tolist(), strict=True)
+    return [(tuple(tokens[:n]), tuple(found[:n])) for tokens, found, n in rows]

@@ -11,10 +11,12 @@ Shapes: B row, V vocabulary, N tokens laid end to end.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from modicum.config import Sampling
 
@@ -46,6 +48,45 @@ def distribution(logits_BV: Tensor, sampling: Sampling, keep_B: Tensor | None = 
     if keep_B is not None:
         keep_BV = keep_BV.scatter(-1, keep_B[..., None], True)
     return scores_BV.masked_fill(~keep_BV, float("-inf")).log_softmax(-1)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """Log-prob and entropy of one token a row; keeps the probabilities and nothing else.
+
+    d logprob / d scores = onehot - probs, so that backward scales the probabilities in
+    place: two tables of [N, V] live at a time where plain operations need five.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores_NV: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
+        all_NV = scores_NV.log_softmax(-1)
+        found_N = all_NV.gather(-1, token_N[:, None]).squeeze(-1)
+        probs_NV = all_NV.exp()
+        entropy_N = -torch.linalg.vecdot(probs_NV, all_NV)
+        ctx.save_for_backward(probs_NV, token_N)
+        ctx.mark_non_differentiable(entropy_N)
+        return found_N, entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # type: ignore[override]
+        (probs_NV, token_N), gradient_N = ctx.saved_tensors, grad_outputs[0]
+        gradient_NV = probs_NV.mul_(-gradient_N[:, None])
+        return gradient_NV.scatter_add_(-1, token_N[:, None], gradient_N[:, None]), None
+
+
+def token_logprobs(logits_NV: Tensor, token_N: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Log-prob_N and entropy_N (nats, detached) of tokens under the sampling distribution."""
+    if sampling.top_k == 0 and sampling.top_p == 1.0:
+        scores_NV = logits_NV.float()
+        if sampling.temperature not in (0.0, 1.0):
+            scores_NV = scores_NV / sampling.temperature
+        return _TokenLogProbs.apply(scores_NV, token_N)  # type: ignore[return-value]
+    all_NV = distribution(logits_NV, sampling, keep_B=token_N)
+    with torch.no_grad():
+        probs_NV = all_NV.exp()
+        entropy_N = -(probs_NV * all_NV.masked_fill(probs_NV == 0, 0.0)).sum(-1)
+    return all_NV.gather(-1, token_N[:, None]).squeeze(-1), entropy_N
 
 
 def noise(key: tuple[object, ...], length: int) -> np.ndarray:

@@ -150,4 +150,4 @@ def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 def inner(model: Any) -> Any:
     """The Hugging Face model inside `model`: itself, or what an adapter is wrapped around."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

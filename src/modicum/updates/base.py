@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from modicum.spec import Spec
 from modicum.types import UserError
-from modicum.updates.layout import Layout, layout
+from modicum.updates.layout import Layout, depth, layout
 
 
 class Prepared(ABC):
@@ -38,6 +38,12 @@ class Prepared(ABC):
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in chosen)
             parameter.grad = None
+
+    @property
+    def lowest_layer(self) -> int:
+        """The lowest layer that trains; -1: the embedding, number of layers: only what is above."""
+        count = self.model.config.num_hidden_layers  # type: ignore[union-attr]
+        return min(depth(name, count) for name in self.trainable)
 
     @abstractmethod
     def keep_reference(self) -> None:

@@ -57,3 +57,11 @@ def layout(model: nn.Module) -> Layout:
         places[name] = Place(int(found[1]) if found else None, frozenset(parts))
     layers = {place.layer for place in places.values() if place.layer is not None}
     return Layout(places, len(layers), inputs is outputs)
+
+
+def depth(name: str, num_layers: int) -> int:
+    """How far up a tensor is: its layer, -1 for the embedding, `num_layers` above the layers."""
+    found = LAYER.search(name)
+    if found is not None:
+        return int(found[1])
+    return -1 if "embed" in name else num_layers

@@ -8,6 +8,7 @@ trains, and gradients of activations down to the lowest trained tensor.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from modicum.models.load import read_config
 from modicum.updates.base import Update
-from modicum.updates.layout import LAYER, layout
+from modicum.updates.layout import depth, layout
 
 # What a layer does in order; the first line that fits a name is its stage.
 STAGES = (
@@ -114,27 +115,32 @@ def place(name: str, num_layers: int) -> tuple[int, int]:
 
     The embedding is layer -1; final norm and head are the layer after the last.
     """
-    found = LAYER.search(name)
-    if found is None:
-        return (-1, 0) if "embed" in name else (num_layers, 0 if "norm" in name else 1)
-    stage = next((i for i, words in enumerate(STAGES) if any(w in name for w in words)), 0)
-    return int(found[1]), stage
+    layer = depth(name, num_layers)
+    if layer == num_layers:
+        return layer, 0 if "norm" in name else 1
+    return layer, next((i for i, words in enumerate(STAGES) if any(w in name for w in words)), 0)
 
 
 def backward_share(model: nn.Module, trained: dict[str, nn.Parameter], num_layers: int) -> float:
-    """Matrix work of backward over that of full training.
+    """Matrix work of backward over that of full training."""
+    done = full = 0
+    for name, layer, products in backward_products(model, trained, num_layers):
+        done += products * layer.weight.numel()
+        full += 0 if ".lora_" in name else 2 * layer.weight.numel()
+    return done / full
 
-    A matrix of n numbers costs n for its own gradient, if it trains, and n for the
-    gradient of its input, if anything trained comes before it.
+
+def backward_products(
+    model: nn.Module, trained: dict[str, nn.Parameter], num_layers: int
+) -> Iterator[tuple[str, nn.Linear, int]]:
+    """Every linear layer and the number of products that backward makes with its weight.
+
+    One for the weight's own gradient, if it trains, and one for that of its input, if
+    anything that trains comes before it.
     """
     chosen = {id(p) for p in trained.values()}
     lowest = min(place(name, num_layers) for name in trained)
-    done = full = 0
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        size, adapter = module.weight.numel(), ".lora_" in name
-        full += 0 if adapter else 2 * size
-        done += size * (id(module.weight) in chosen)
-        done += size * (place(name, num_layers) > lowest or ".lora_B" in name)
-    return done / full
+        if isinstance(module, nn.Linear):
+            after = place(name, num_layers) > lowest or ".lora_B" in name
+            yield name, module, (id(module.weight) in chosen) + after

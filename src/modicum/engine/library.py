@@ -1,0 +1,127 @@
+"""The plain engine: the library's whole forward, for any architecture.
+
+Prompts of unequal length are padded on the left for sampling and masked; for training,
+rows are padded on the right, where causal attention never looks. It is what the split
+engine is tested against, and what models outside `decoder.FAMILIES` run on.
+
+Shapes: P prompt, G member, B = P x G rows, T token, N completion tokens laid end to end,
+H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modicum.engine.base import Decoding, Engine, Prompt, Trunk
+from modicum.models.decoder import cap
+from modicum.models.load import inner
+from modicum.types import Row
+
+
+class LibraryEngine(Engine):
+    """Runs a model by its own forward."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model = model
+        super().__init__(inner(model).get_output_embeddings().weight, device)
+
+    def decode(
+        self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
+    ) -> LibraryDecoding:
+        """Begin completions; nothing is kept."""
+        return LibraryDecoding(self.model, self.device, prompts, group_size)
+
+    def pack(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """(ids_BT padded on the right, flat index_N of the states that predict).
+
+        The state at position prompt + t - 1 predicts completion token t.
+        """
+        width = max(len(row.prompt) + len(row.tokens) for row in rows)
+        ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
+        index: list[Tensor] = []
+        for b, row in enumerate(rows):
+            sequence = torch.tensor(row.prompt + row.tokens)
+            ids_BT[b, : len(sequence)] = sequence
+            first = b * width + len(row.prompt) - 1
+            index.append(torch.arange(first, first + len(row.tokens)))
+        return ids_BT.to(self.device), torch.cat(index).to(self.device)
+
+    def trunk(self, pack: tuple[Tensor, Tensor]) -> None:
+        """The whole model is run every time."""
+        return None
+
+    def hidden(self, pack: tuple[Tensor, Tensor], trunk: Tensor | None) -> Tensor:
+        """States [N, H] after the final norm that predict the rows' completion tokens."""
+        ids_BT, index_N = pack
+        decoder = inner(self.model).get_decoder()
+        hidden_BTH = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+        return hidden_BTH.flatten(0, 1)[index_N]
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Logits [N, V] of such states, capped where the model caps them."""
+        base = inner(self.model)
+        softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+        return cap(base.get_output_embeddings()(hidden_NH), softcap)
+
+
+class LibraryDecoding(Decoding):
+    """One token of every row at a time, with the library's cache."""
+
+    def __init__(
+        self, model: Any, device: torch.device, prompts: Sequence[Prompt], group_size: int
+    ) -> None:
+        self.model = model
+        longest = max(map(len, prompts))
+        ids_PT = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+        mask_PT = torch.zeros_like(ids_PT)
+        for row, prompt in enumerate(prompts):
+            ids_PT[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+            mask_PT[row, longest - len(prompt) :] = 1
+        padded = not bool(mask_PT.all())
+        out = model(
+            input_ids=ids_PT,
+            attention_mask=mask_PT if padded else None,
+            position_ids=position_ids(mask_PT),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.count = len(prompts) * group_size
+        self.cache = out.cache
+        self.cache.batch_repeat_interleave(group_size)
+        self.mask_BT = mask_PT.repeat_interleave(group_size, 0) if padded else None
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.position_B = lengths.repeat_interleave(group_size)
+        self.logits_BV = out.logits[:, -1].repeat_interleave(group_size, 0)
+
+    def advance(self, token_B: Tensor) -> None:
+        """Feed a token of every living row."""
+        if self.mask_BT is not None:
+            more = self.mask_BT.new_ones(len(self.mask_BT), 1)
+            self.mask_BT = torch.cat([self.mask_BT, more], 1)
+        self.logits_BV = self.model(
+            input_ids=token_B[:, None],
+            attention_mask=self.mask_BT,
+            position_ids=self.position_B[:, None],
+            cache=self.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        self.position_B = self.position_B + 1
+
+    def keep(self, live_B: Tensor) -> None:
+        """Only these rows go on."""
+        self.cache.batch_select_indices(live_B)
+        self.position_B = self.position_B[live_B]
+        self.mask_BT = None if self.mask_BT is None else self.mask_BT[live_B]
+
+    def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:
+        """Nothing was kept."""
+        return [None] * self.count
+
+
+def position_ids(mask_BT: Tensor) -> Tensor:
+    """Positions [B, T] that count real tokens from 0; padding on the left stays at 0."""
+    return (mask_BT.cumsum(-1) - 1).clamp(min=0)

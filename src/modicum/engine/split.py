@@ -1,0 +1,173 @@
+"""The fast engine: layers run in stretches, prompts once a group, the frozen trunk once.
+
+Below the lowest trained layer nothing changes, so the states that enter it are the same
+in sampling, reference and training: sampling keeps them (as long as they fit a budget),
+or one forward without a graph makes them for reference and training alike. A prompt's
+tokens are run once for all rows that go on from it, gradients included.
+
+Shapes: P prompt, G member, S = P x G rows begun, B living row, N tokens laid end to end,
+T completion token, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modicum.engine.base import Decoding, Engine, Prompt, Trunk
+from modicum.models.attention import Packed
+from modicum.models.cache import Cache
+from modicum.models.decoder import Decoder
+from modicum.types import Row
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows laid end to end after their prompts, each prompt once."""
+
+    ids_N: Tensor
+    plan: Packed
+    positions_N: Tensor
+    predicts: Tensor
+    """Where the states are that predict the completion tokens, row after row."""
+    kept: list[Tensor] | None
+    """The trunk's states of prompts and rows in order, if sampling kept all of them."""
+
+
+class SplitEngine(Engine):
+    """Runs a decoder of a known family.
+
+    `lowest` is the lowest layer that trains; -1 means that the embedding does, and
+    `num_layers` that only what lies above the layers does.
+    """
+
+    def __init__(self, decoder: Decoder, lowest: int, recompute: bool = False) -> None:
+        self.decoder = decoder
+        self.lowest = lowest
+        self.recompute = recompute
+        super().__init__(decoder.head.weight, decoder.head.weight.device)
+
+    def decode(
+        self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
+    ) -> SplitDecoding:
+        """Begin completions; trunks are kept where there is a layer below the trained ones."""
+        return SplitDecoding(self, prompts, group_size, max_tokens, keep and self.lowest > 0)
+
+    def pack(self, rows: Sequence[Row]) -> Pack:
+        """The rows with every group's prompt once; the last token predicts nothing."""
+        places: dict[tuple[int, Prompt], int] = {}
+        firsts: list[Row] = []
+        for row in rows:
+            if (row.group, row.prompt) not in places:
+                places[row.group, row.prompt] = len(firsts)
+                firsts.append(row)
+        prompt_lengths = [len(row.prompt) for row in firsts]
+        row_lengths = [len(row.tokens) - 1 for row in rows]
+        groups = [places[row.group, row.prompt] for row in rows]
+        ids = [token for row in firsts for token in row.prompt]
+        predicts, at = [], len(ids)
+        ends = torch.tensor(prompt_lengths).cumsum(0).tolist()
+        for row, group, length in zip(rows, groups, row_lengths, strict=True):
+            ids.extend(row.tokens[:-1])
+            predicts.append(ends[group] - 1)
+            predicts.extend(range(at, at + length))
+            at += length
+        plan = Packed(prompt_lengths, groups, row_lengths, self.device)
+        kept = None
+        if all(row.trunk is not None for row in rows):
+            kept = [row.trunk.prompt for row in firsts] + [row.trunk.completion for row in rows]
+        return Pack(
+            torch.tensor(ids, device=self.device),
+            plan,
+            plan.positions_N,
+            torch.tensor(predicts, device=self.device),
+            kept,
+        )
+
+    @torch.no_grad()
+    def trunk(self, pack: Pack) -> Tensor | None:
+        """The states [N, H] that enter the lowest trained layer; None if the embedding trains."""
+        if self.lowest < 0:
+            return None
+        if pack.kept is not None:
+            return torch.cat(pack.kept)
+        hidden_NH = self.decoder.embed(pack.ids_N)
+        return self.decoder.run(hidden_NH, pack.positions_N, pack.plan, 0, self.lowest)
+
+    def hidden(self, pack: Pack, trunk: Tensor | None) -> Tensor:
+        """States [N, H] after the final norm that predict the rows' completion tokens."""
+        states_NH = self.decoder.embed(pack.ids_N) if trunk is None else trunk
+        states_NH = self.decoder.run(
+            states_NH,
+            pack.positions_N,
+            pack.plan,
+            max(0, self.lowest),
+            recompute=self.recompute,
+        )
+        return self.decoder.finish(states_NH.index_select(0, pack.predicts))
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Logits [N, V] of such states."""
+        return self.decoder.logits(hidden_NH)
+
+
+class SplitDecoding(Decoding):
+    """One token of every row at a time, with our own cache."""
+
+    def __init__(
+        self,
+        engine: SplitEngine,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        max_tokens: int,
+        keep: bool,
+    ) -> None:
+        self.engine, decoder, device = engine, engine.decoder, engine.device
+        lengths = [len(prompt) for prompt in prompts]
+        self.group_size = group_size
+        self.cache = Cache(torch.tensor(lengths, device=device), group_size, max_tokens)
+        plan = Packed(lengths, [], [], device, self.cache.store)
+        ids_N = torch.tensor([t for prompt in prompts for t in prompt], device=device)
+        positions_N, stop = plan.positions_N, engine.lowest if keep else 0
+        hidden_NH = decoder.run(decoder.embed(ids_N), positions_N, plan, 0, stop)
+        self.prompts: list[Tensor] = []
+        self.states_STH: Tensor | None = None
+        if keep:
+            self.prompts = list(hidden_NH.split(lengths))
+            rows = len(prompts) * group_size
+            self.states_STH = hidden_NH.new_empty(rows, max_tokens, hidden_NH.shape[-1])
+        self.stop = stop
+        self.row_B = torch.arange(len(prompts) * group_size, device=device)
+        hidden_NH = decoder.run(hidden_NH, positions_N, plan, stop)
+        last_P = torch.tensor(lengths, device=device).cumsum(0) - 1
+        logits_PV = decoder.logits(decoder.finish(hidden_NH[last_P]))
+        self.logits_BV = logits_PV.repeat_interleave(group_size, 0)
+
+    def advance(self, token_B: Tensor) -> None:
+        """Feed a token of every living row."""
+        decoder = self.engine.decoder
+        self.cache.advance()
+        position_B = self.cache.position_N()
+        with decoder.few_rows(len(token_B)):
+            hidden_BH = decoder.run(decoder.embed(token_B), position_B, self.cache, 0, self.stop)
+            if self.states_STH is not None:
+                self.states_STH[self.row_B, self.cache.length - 1] = hidden_BH
+            hidden_BH = decoder.run(hidden_BH, position_B, self.cache, self.stop)
+            self.logits_BV = decoder.logits(decoder.finish(hidden_BH))
+
+    def keep(self, live_B: Tensor) -> None:
+        """Only these rows go on."""
+        self.row_B = self.row_B[live_B]
+        self.cache.keep(live_B)
+
+    def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:
+        """What was kept of every row that was begun."""
+        if self.states_STH is None:
+            return [None] * len(lengths)
+        return [
+            Trunk(self.prompts[row // self.group_size], self.states_STH[row, : length - 1])
+            for row, length in enumerate(lengths)
+        ]

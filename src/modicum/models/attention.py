@@ -1,0 +1,202 @@
+"""Attention of the split forward, over sequences laid end to end.
+
+A layer of `decoder.Decoder` gets its tokens laid end to end, prompts first, each prompt
+once, then the rows (completions) that branch from them. Where its attention mask would
+be it gets a plan, which knows what may look at what. All other work of a layer is per
+token, so nothing is padded and no prompt is repeated.
+
+Shapes: N tokens laid end to end, P prompt, L token of a prompt, B row, T token of a row,
+M places of the padded tables [P, L] and [B, T], K key/value head, H query head, D size of
+a head, S key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+NAME = "modicum"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How scores are made: their factor, Gemma's cap, and how far back a token looks."""
+
+    scaling: float
+    softcap: float | None
+    window: int | None
+
+
+class Plan(Protocol):
+    """What may look at what in one call of the layers."""
+
+    def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: Rule) -> Tensor:
+        """The values [N, H, D] that the queries gather."""
+        ...
+
+
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function `modicum`: hands the layer's tensors to its plan."""
+    q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (query, key, value))
+    rule = Rule(scaling, softcap, sliding_window)
+    return attention_mask.attend(module.layer_idx, q_NHD, k_NKD, v_NKD, rule)[None], None
+
+
+AttentionInterface.register(NAME, attention)
+
+
+def weigh(
+    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None, rule: Rule
+) -> Tensor:
+    """Attention [B, T, H, D] of queries to S keys; causal where `mask` is None.
+
+    `mask` is true where a query may look, and is broadcast to [B, 1, T, S].
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKD))
+    repeat = q.shape[1] // k.shape[1]
+    if repeat > 1:
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    if rule.softcap is None:
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=rule.scaling
+        )
+        return out.transpose(1, 2)
+    scores = rule.softcap * torch.tanh(q @ k.mT * rule.scaling / rule.softcap)
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    probs = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32)
+    return (probs.to(v.dtype) @ v).transpose(1, 2)
+
+
+class Packed:
+    """Whole sequences: prompts, and rows that each go on from one of them.
+
+    Token order: all prompts, then all rows. `row_prompts[b]` is the prompt of row b;
+    rows may be empty. `store` is given the prompts' keys and values [P, L, K, D] of every layer.
+    """
+
+    def __init__(
+        self,
+        prompt_lengths: Sequence[int],
+        row_prompts: Sequence[int],
+        row_lengths: Sequence[int],
+        device: torch.device,
+        store: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> None:
+        self.store = store
+        lengths = torch.tensor([*prompt_lengths, *row_lengths], device=device)
+        starts, count = lengths.cumsum(0) - lengths, len(prompt_lengths)
+        self.length_P = lengths[:count]
+        self.prompt_B = torch.tensor(row_prompts, dtype=torch.long, device=device)
+        self.prompt_PL, prompt_there = _padded(starts[:count], self.length_P)
+        self.row_BT, row_there = _padded(starts[count:], lengths[count:])
+        there = torch.cat([prompt_there.flatten(), row_there.flatten()])
+        self.where_N = there.nonzero().squeeze(-1)
+        # Of every place in the padded tables, prompts before rows: its token.
+        self.token_M = torch.cat([self.prompt_PL.flatten(), self.row_BT.flatten()])
+        self.tight = len(self.token_M) == len(self.where_N)
+        self._masks: dict[int | None, tuple[Tensor | None, Tensor]] = {}
+
+    @property
+    def positions_N(self) -> Tensor:
+        """The position of every token in its sequence, prompt included."""
+        prompts = torch.arange(self.prompt_PL.shape[1], device=self.where_N.device)
+        rows = torch.arange(self.row_BT.shape[1], device=self.where_N.device)
+        first_B = self.length_P[self.prompt_B]
+        every = [prompts.expand(self.prompt_PL.shape), rows + first_B[:, None]]
+        return torch.cat([part.flatten() for part in every])[self.where_N]
+
+    def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: Rule) -> Tensor:
+        """Prompts look at themselves, rows at their prompt and themselves, all backwards."""
+        if not self.tight:
+            q_NHD, k_NKD, v_NKD = (
+                _Spread.apply(x, self.token_M, self.where_N) for x in (q_NHD, k_NKD, v_NKD)
+            )
+        (q, q_rows), (k, k_rows), (v, v_rows) = map(self._tables, (q_NHD, k_NKD, v_NKD))
+        if self.store is not None:
+            self.store(layer, k, v)
+        prompt_mask, row_mask = self._mask(rule.window)
+        out_PLHD = weigh(q, k, v, prompt_mask, rule)
+        if not self.row_BT.numel():
+            return self._end_to_end(out_PLHD.flatten(0, 1))
+        k_all = torch.cat([k.index_select(0, self.prompt_B), k_rows], 1)
+        v_all = torch.cat([v.index_select(0, self.prompt_B), v_rows], 1)
+        out_BTHD = weigh(q_rows, k_all, v_all, row_mask, rule)
+        return self._end_to_end(torch.cat([out_PLHD.flatten(0, 1), out_BTHD.flatten(0, 1)]))
+
+    def _tables(self, x_MKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Padded tokens as tables of prompts [P, L, K, D] and of rows [B, T, K, D]."""
+        prompts, rows = x_MKD.split([self.prompt_PL.numel(), self.row_BT.numel()])
+        return (
+            prompts.unflatten(0, self.prompt_PL.shape),
+            rows.unflatten(0, self.row_BT.shape),
+        )
+
+    def _end_to_end(self, x_MHD: Tensor) -> Tensor:
+        """The real ones of padded tokens."""
+        return x_MHD if self.tight else x_MHD.index_select(0, self.where_N)
+
+    def _mask(self, window: int | None) -> tuple[Tensor | None, Tensor]:
+        """Masks of prompts and of rows for a window; None is plainly causal."""
+        if window not in self._masks:
+            device = self.where_N.device
+            at_L = torch.arange(self.prompt_PL.shape[1], device=device)
+            at_T = torch.arange(self.row_BT.shape[1], device=device)
+            prompt = None
+            if window is not None and window < len(at_L):
+                back = at_L[:, None] - at_L
+                prompt = (back >= 0) & (back < window)
+            length_B = self.length_P[self.prompt_B]
+            if len(set(length_B.tolist())) == 1:
+                length_B = length_B[:1]
+            shape = (len(length_B), len(at_T), len(at_L))
+            to_prompt = (at_L < length_B[:, None, None]).expand(shape)
+            to_row = (at_T <= at_T[:, None]).expand(len(length_B), -1, -1)
+            if window is not None:
+                here_BT = length_B[:, None] + at_T
+                to_prompt = to_prompt & (here_BT[..., None] - at_L < window)
+                to_row = to_row & (at_T[:, None] - at_T < window)
+            self._masks[window] = prompt, torch.cat([to_prompt, to_row], -1)[:, None]
+        return self._masks[window]
+
+
+def _padded(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """Token numbers as a table, short sequences filled with their last one; what is real."""
+    longest = int(length.max()) if len(length) else 0
+    at = torch.arange(longest, device=start.device)
+    last = (length - 1)[:, None]  # of an empty one: the token before it, never used
+    return start[:, None] + torch.minimum(at, last), at < length[:, None]
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens laid end to end, as padded ones; the gradient reads the real ones back.
+
+    What fills a table is never looked at and its queries' outputs are dropped, so its
+    gradients are zero. Plain `index_select` would add every gradient into a table of zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_NKD: Tensor, token_M: Tensor, where_N: Tensor) -> Tensor:
+        ctx.save_for_backward(where_N)
+        return x_NKD.index_select(0, token_M)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None]:
+        (where_N,) = ctx.saved_tensors
+        return grad_outputs[0].index_select(0, where_N), None, None
