@@ -104,7 +104,7 @@ def measure(made: Setting, folders: dict[str, str], options: Any, out: Path) -> 
     """One row: both workers, step about."""
     job = asdict(made) | {
         "model": folders[made.model],
-        "task": f"file({str(out / 'problems.jsonl')!r})",
+        "task": f"file({str(out.parent / 'problems.jsonl')!r})",
         "dtype": options.dtype,
         "threads": options.threads,
         "steps": options.steps + 1,
@@ -185,7 +185,9 @@ def main() -> None:
         for row in SETTINGS:
             if options.only in f"{row.model} {row.update}":
                 print(f"{row.model} {row.update}", file=sys.stderr, flush=True)
-                rows.append(measure(row, folders, options, out))
+                place = out / f"row{len(rows)}"
+                place.mkdir()
+                rows.append(measure(row, folders, options, place))
                 Path(options.out).write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes; {options.out}")

@@ -56,6 +56,6 @@ def test_options_named_in_the_docs_exist() -> None:
     known = {option for action in parser._actions for option in action.option_strings}
     known |= {"--config", "--resume", "--overwrite", "--json", "--model", "--split", "--problems"}
     known |= {"--samples", "--count", "--format", "--help", "--updates", "--title", "--version"}
-    known |= {"--wheel", "--force", "--dtype", "--rates"}  # of the scripts
+    known |= {"--wheel", "--force", "--dtype", "--rates", "--seeds"}  # of the scripts
     text = "".join(p.read_text() for p in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known

@@ -159,7 +159,7 @@ def restore(session: Session, folder: Path) -> int:
             kind, _, rest = full.partition("/")
             key, _, owner = rest.partition("/")
             if kind == "optimizer" and owner == name:
-                found[key] = value.cpu() if key == "step" else value
+                found[key] = value
         if found:
             session.optimizer.state[master] = found
     for key in COUNTERS:

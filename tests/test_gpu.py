@@ -1,0 +1,46 @@
+"""What needs a CUDA device: the engine's equalities there, and a short run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import random_model
+from helpers import metrics_of
+from modicum import updates
+from modicum.config import Compute, Sampling
+from modicum.engine import logprobs, make
+from modicum.train import run_folder, train
+from modicum.types import Row
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+ROWS = [Row((40, 41, 42), (50, 60 + i, 70, 80), (0.0,) * 4, 1.0) for i in range(6)]
+
+
+@pytest.mark.parametrize("update", ["full", "last(1)", "lora(rank=2)"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_split_engine_is_the_librarys(dtype: torch.dtype, update: str) -> None:
+    device = torch.device("cuda")
+    prepared = updates.parse(update).apply(random_model("qwen2").to(device, dtype), 0)
+    found = [
+        logprobs.logprobs(make(prepared.model, device, lowest, kind), ROWS, Sampling())[0]
+        for kind, lowest in (("split", prepared.lowest_layer), ("library", -1))
+    ]
+    close = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.2, "rtol": 0.05}
+    torch.testing.assert_close(*found, **close)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("update", ["full", "last(1)", "lora(rank=2)"])
+def test_a_run_ends_with_its_proofs(quick: Any, update: str, dtype: Any) -> None:
+    config = replace(quick, update=update, compute=Compute(device="cuda", dtype=dtype))
+    result = train(config)
+    assert "frozen ones are bit-identical" in result["change_proof"]
+    assert len(metrics_of(run_folder(config))) == config.steps
+    assert result["peak_memory_bytes"] > 0
