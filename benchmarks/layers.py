@@ -130,9 +130,10 @@ def measure(job: dict[str, Any], counts: list[int], repeat: int, rate: float) ->
         made = session.prepare(modicum_worker.config_of(job | {"update": update}))
         made.loaded = replace(made.loaded, end_tokens=())
         with FlopCounterMode(display=False) as counter:
-            began = time.perf_counter()
             groups = step.sample_groups(made, 0)
-            sampling = time.perf_counter() - began
+        began = time.perf_counter()
+        groups = step.sample_groups(made, 0)
+        sampling = time.perf_counter() - began
         scores = step.score(made, groups)
         totals_PG = torch.tensor([[made.reward.total(s) for s in row] for row in scores])
         batch = step.make_batch(made, groups, totals_PG)

@@ -176,7 +176,10 @@ def main() -> None:
     from inputs import write_problems, write_small_model
 
     began = time.perf_counter()
-    rows = []
+    path = Path(options.out)
+    # Rows that are not measured again stay; each is a comparison of its own.
+    kept = json.loads(path.read_text()) if options.only and path.exists() else []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as made:
         out = Path(made)
         write_problems(out / "problems.jsonl")
@@ -188,7 +191,9 @@ def main() -> None:
                 place = out / f"row{len(rows)}"
                 place.mkdir()
                 rows.append(measure(row, folders, options, place))
-                Path(options.out).write_text(json.dumps(rows, indent=1) + "\n")
+                fresh = {(r["model"], r["update"]) for r in rows}
+                every = [r for r in kept if (r["model"], r["update"]) not in fresh] + rows
+                path.write_text(json.dumps(every, indent=1) + "\n")
     print(table(rows))
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes; {options.out}")
 
