@@ -1,7 +1,7 @@
 # make demo    set up, train the shipped base three ways, write runs/demo/report.html
 # make test    set up, run the default test suite
 # make bench   compare with TRL, step about (44 minutes on 2 cores)
-# make bench-layers   what a partial update costs (4 minutes)
+# make bench-layers   what a partial update costs (9 minutes)
 # make check   format, lint, types, test: what CI runs
 PYTHON ?= python3
 BIN := .venv/bin
