@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+from modicum.grading.units import DEGREE, SHORT_UNITS, WORD, may_be_unit, unit_name
+
 MAX_TEXT = 1100  # characters of a number with its unit
 MAX_DIGITS = 1000  # digits of a number, written out
 MIN_DIGITS = 6  # significant digits of a decimal that may stand for an endless one
@@ -34,32 +36,29 @@ SCIENTIFIC = _pattern(
     rf"({DECIMAL})(?:[eE]([-+]?\d{{1,5}})(?![\d.])|\s*(?:\\times|\\cdot|\u00d7|\*)\s*10\s*{POWER}(?!\d))"
 )
 RAISED = _pattern(rf"(\d+)\s*{POWER}(?!\d)")
+# 0.1\overline{6}, 0.\dot{3}, 0.(3); and 0.1666..., where the end is there three times (twice
+# if it has more than one digit).
+REPEATING = _pattern(
+    r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{\s*(\d{1,20})\s*\}|(\d))|\((\d{1,20})\))"
+)
+DOTTED = _pattern(r"(\d*)\.(\d*?)(?:(\d)\3{2,}|(\d{2,6}?)\4+)(?:\.\.\.|\\l?dots(?![A-Za-z]))")
 PLAIN = _pattern(rf"({DECIMAL})")
+SCALE = _pattern(
+    r"\s*(\\(?:text|textrm|mathrm|mbox)\s*\{\s*)?(thousand|million|billion|trillion)(?![A-Za-z])\s*"
+)
+SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 TEXT = _pattern(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 GROUPS = _pattern(r"(?<=\d)(?:\{,\}|\\,|\\ |[ \u2009\u202f\u00a0])(?=\d{3}(?!\d))")
-DEGREE = _pattern(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)")
-WORD = _pattern(r"([A-Za-z]+(?:/[A-Za-z]+)?)(?:\^\{?([23])\}?)?")
 CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
-# Units that stand without \text{} or a space: any other short word may be a product.
-_SHORT = "cm mm km kg mg ml ft in mi hr hrs yd oz lb lbs hz mph percent"
-SHORT_UNITS = frozenset(_SHORT.split())
-# Words after a number that make it another number, or no number at all.
-_NOT = (
-    "and or to not but nor than more less least most plus minus times over point divided mod by"
-    " base remainder squared cubed factorial dozen hundred thousand million billion trillion half"
-    " halves third thirds quarter quarters sqrt root pi inf infinity sin cos tan log ln exp if"
-    " where when for is are was equals i e"
-)
-NOT_UNITS = frozenset(_NOT.split())
-
 UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
 REPLACE = {
     "\u2212": "-", "\u2013": "-", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
     "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "π": r"\pi ", "∞": r"\infty ", "\u222a": r"\cup ",
     "±": r"\pm ", "∈": r"\in ", "√": r"\sqrt ", r"\!": "", r"\displaystyle": "", r"\%": "%",
+    "…": "...", r"\lbrace": r"\{", r"\rbrace": r"\}", "²": "^2", "³": "^3",
 }  # fmt: skip
-STOP = _pattern(r"(?<!\\)[.,;]$")
+STOP = _pattern(r"(?<![\\.])[.,;]$")
 SIZES = _pattern(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
 
 
@@ -116,12 +115,16 @@ def quantity(text: str) -> Quantity | None:
     if found is None:
         return None
     value, end = found
-    unit = _unit(core[end:])
+    digits, rest = core[:end], core[end:]
+    if scale := SCALE.match(rest):
+        value, digits = value * SCALES[scale[2]], ""
+        rest = (scale[1] or " ") + rest[scale.end() :]
+    unit = _unit(rest)
     currency = CURRENCY.get(prefix[2].removeprefix("\\"), "")
     if unit is None or (unit and currency and unit != currency):
         return None
     sign = -1 if "-" in (prefix[1], prefix[3]) else 1
-    return Quantity(sign * value, unit or currency, core[:end])
+    return Quantity(sign * value, unit or currency, digits)
 
 
 def _value(text: str) -> tuple[Fraction, int] | None:
@@ -142,6 +145,11 @@ def _value(text: str) -> tuple[Fraction, int] | None:
         base, *exponents = match.groups()
         power = _power(int(base), _whole(exponents)) if len(base) <= MAX_DIGITS else None
         return None if power is None else (power, match.end())
+    if match := REPEATING.match(text) or DOTTED.match(text):
+        whole, start, *rest = match.groups()
+        block = next(digits for digits in rest if digits)
+        endless = Fraction(int(block), 10 ** len(start) * (10 ** len(block) - 1))
+        return _decimal(f"{whole or 0}.{start or 0}") + endless, match.end()
     if (match := PLAIN.match(text)) and len(match[1]) <= MAX_DIGITS:
         return _decimal(match[1]), match.end()
     return None
@@ -176,19 +184,15 @@ def _unit(rest: str) -> str | None:
     words = TEXT.sub(r" \1", rest).replace("%", " percent ").split()
     if len(words) > 6:
         return None
-    unit: list[str] = []
+    if not words:
+        return ""
     for word in words:
         match = WORD.fullmatch(word.strip(".,;"))
-        if match is None or match[1].lower() in NOT_UNITS:
+        if match is None or not may_be_unit(match[1]):
             return None
-        short = len(match[1]) < 3 or not spaced
-        if short and not marked and match[1].lower() not in SHORT_UNITS and not unit:
-            return None
-        unit.append(match[1].lower())
-        if len(match[1]) > 2:
-            unit[-1] = unit[-1].removesuffix("s")
-        unit[-1] += match[2] or ""
-    return "%" if unit == ["percent"] else " ".join(unit)
+    first = words[0].strip(".,;").partition("^")[0].partition("/")[0]
+    short = len(first) < 3 or not spaced
+    return None if short and not marked and first not in SHORT_UNITS else unit_name(words)
 
 
 def same_quantity(gold: str, answer: str) -> bool | None:
@@ -205,13 +209,19 @@ def same_quantity(gold: str, answer: str) -> bool | None:
 
 
 def _rounds(gold: Fraction, value: Fraction, digits: str) -> bool:
-    """Whether `digits` is an endless decimal, rounded or cut after six digits or more."""
+    """Whether `gold` is an endless decimal that `digits` shows."""
     rest = gold.denominator
     for prime in (2, 5):
         while rest % prime == 0:
             rest //= prime
+    return rest > 1 and shows(gold, value, digits)
+
+
+def shows(gold: Fraction, value: Fraction, digits: str) -> bool:
+    """Whether `digits` is `gold`, rounded or cut after six significant digits or more."""
     _, point, places = digits.partition(".")
     shown = digits.replace(".", "").replace(",", "").lstrip("0")
-    if rest == 1 or not point or not shown.isdigit() or len(shown) < MIN_DIGITS:
+    if not point or not shown.isdigit() or len(shown) < MIN_DIGITS:
         return False
-    return abs(value - gold) * 10 ** len(places) < 1
+    off = (abs(gold) - abs(value)) * 10 ** len(places)
+    return gold * value > 0 and (abs(off) <= Fraction(1, 2) or 0 <= off < 1)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-from modicum.quantities import clean, number
+from modicum.grading.quantities import clean, number
 
 MAX_EXPRESSION = 500  # characters
 MAX_NESTING = 40  # open brackets
@@ -43,6 +43,16 @@ def countdown(answer: str, numbers: Sequence[int], target: int) -> bool:
     except (_NotArithmetic, ZeroDivisionError):
         return False
     return value == target and Counter(used) == Counter(numbers)
+
+
+def evaluate(text: str) -> Fraction | None:
+    """The exact value of whole numbers joined by + - * / and brackets; None if it is none."""
+    if len(text) > MAX_EXPRESSION:
+        return None
+    try:
+        return _Arithmetic(text).evaluate()[0]
+    except (_NotArithmetic, ZeroDivisionError):
+        return None
 
 
 class _Arithmetic:

@@ -1,0 +1,175 @@
+r"""Are two formulas the same function, the same equation or the same inequality?
+
+Two expressions are equal if their values are equal at random points (Schwartz 1980,
+doi 10.1145/322217.322225): exactly, in fractions, wherever only + - * / and whole powers
+occur, else to 40 of 60 digits. Equations are equal if left minus right of the one is a
+constant multiple of the other's. Nothing is simplified, so nothing can be simplified wrongly
+and the work is bounded by the length of the text.
+
+Values are real: where an expression is not defined in the reals it is not compared, and
+\sqrt[3]{-8} is -2. With an i in one of them both are complex. \log is to base 10.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+
+from modicum.grading.latex import Chain, Node, parse
+from modicum.grading.quantities import quantity, shows
+from modicum.grading.values import CONTEXT, Value, close, divide, value_at
+
+MIN_POINTS = 6  # at which both must be defined
+SCALES = (1, 3, 1, 12, 2, 200, 5, 1, 40, 2, 3, 1, 6, 1, 2, 20)
+
+
+def same(gold: str, answer: str) -> bool:
+    """Whether two formulas are equal. Raises Unreadable for what is none."""
+    g, a = parse(gold), parse(answer)
+    if len(g.sides) != len(a.sides):
+        return False
+    if g.relations:
+        return _same_relation(g, a)
+    ((left,), (right,)) = g.sides, a.sides
+    if quantity(gold) is not None and (_variables(right) or _undone(right)):
+        return False
+    return _same_value(left, right) or _is_rounded(left, answer)
+
+
+def _same_value(left: Node, right: Node) -> bool:
+    with_i = _uses(left, "i") or _uses(right, "i")
+    names = sorted(_variables(left) | _variables(right))
+    # |x| and x differ where only one is defined; \ln x^2 and 2\ln x are let pass.
+    strict = _uses(left, "abs") != _uses(right, "abs")
+    defined = 0
+    for point in _points(names):
+        values = [value_at(node, point, with_i) for node in (left, right)]
+        if None in values:
+            if strict and values != [None, None]:
+                return False
+            continue
+        if not close(*values):
+            return False
+        defined += 1
+        if defined >= MIN_POINTS or not names:
+            return True
+    return not (names or with_i) and _both(left, right)
+
+
+def _both(left: Node, right: Node) -> bool:
+    """Whether two constants that are not real are the same complex number."""
+    values = [value_at(node, {}, True) for node in (left, right)]
+    return None not in values and close(*values)
+
+
+def _is_rounded(gold: Node, answer: str) -> bool:
+    r"""Whether `answer` is an irrational constant to six digits or more: 1.41421 for \sqrt2."""
+    found = quantity(answer)
+    if found is None or found.unit or _variables(gold) or _uses(gold, "i"):
+        return False
+    value = value_at(gold, {}, False)
+    if value is None or isinstance(value, Fraction):
+        return False
+    near = Fraction(int(CONTEXT.floor(value * CONTEXT.mpf(10) ** 40)), 10**40)
+    return shows(near, found.value, found.digits)
+
+
+def _same_relation(gold: Chain, answer: Chain) -> bool:
+    """Whether two (in)equalities say the same: one's difference is a multiple of the other's."""
+    flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+    for turned in (False, True):
+        sides, signs = answer.sides, answer.relations
+        if turned:
+            sides, signs = sides[::-1], tuple(flipped.get(s, s) for s in signs[::-1])
+        if signs != gold.relations:
+            continue
+        if len(sides) > 2:
+            if all(map(_same_value, gold.sides, sides)):
+                return True
+            continue
+        needs_sign = signs[0] in flipped
+        ratio = _ratio(_difference(gold.sides), _difference(sides))
+        if ratio is not None and (ratio > 0 or not needs_sign):
+            return True
+        # -x > -3 is x < 3: turn the sign alone.
+    if len(gold.sides) == 2 and flipped.get(answer.relations[0]) == gold.relations[0]:
+        ratio = _ratio(_difference(gold.sides), _difference(answer.sides))
+        return ratio is not None and ratio < 0
+    return False
+
+
+def _difference(sides: tuple[Node, ...]) -> Node:
+    return ("add", sides[0], ("neg", sides[1]))
+
+
+def _ratio(left: Node, right: Node) -> Value | None:
+    """left / right if that is a constant other than 0, else None."""
+    names = sorted(_variables(left) | _variables(right))
+    if not names:
+        return None
+    ratio: Value = None
+    points = 0
+    for point in _points(names):
+        values = [value_at(node, point, False) for node in (left, right)]
+        if None in values:
+            continue
+        top, bottom = values
+        if bool(top) != bool(bottom):
+            return None
+        if not top:
+            continue
+        now = divide(top, bottom)
+        if ratio is not None and not close(ratio, now):
+            return None
+        ratio, points = now, points + 1
+        if points >= MIN_POINTS:
+            return ratio
+    return None
+
+
+def _points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
+    """Points to compare at: of both signs and several sizes, then whole numbers."""
+    if not names:
+        yield {}
+        return
+    rng = random.Random(0)
+    for scale, positive in itertools.product(SCALES, (True, False)):
+        size = 97 * scale
+        negative = 0 if positive else rng.randrange(1, 2 ** len(names))  # one bit a name
+        yield {
+            name: Fraction(rng.randint(1, size), -97 if negative >> place & 1 else 97)
+            for place, name in enumerate(names)
+        }
+    for least in range(1, 9):  # n! and (-1)^n may need them
+        yield {name: Fraction(least + rng.randint(0, 12)) for name in names}
+
+
+def _variables(node: Node) -> frozenset[str]:
+    if node[0] == "var":
+        return frozenset((node[1],))
+    inner = [_variables(part) for part in node[1:] if isinstance(part, tuple)]
+    return frozenset().union(*inner)
+
+
+def _uses(node: Node, name: str) -> bool:
+    """Whether a constant or a function occurs in a tree."""
+    if node[0] in ("const", "fn") and node[1] == name:
+        return True
+    return any(_uses(part, name) for part in node[1:] if isinstance(part, tuple))
+
+
+def _undone(node: Node) -> bool:
+    """Whether a calculation of rational numbers stands there: 12+45, 2*7, 3^2+1.
+
+    A plain fraction and a power of a number are no calculations.
+    """
+    kind, parts = node[0], [part for part in node[1:] if isinstance(part, tuple)]
+    if any(map(_undone, parts)):
+        return True
+    if kind not in ("add", "mul", "div"):
+        return False
+    if kind == "div" and parts[0][0] == parts[1][0] == "num":
+        return False
+    return all(isinstance(value_at(part, {}, False), Fraction) for part in parts)

@@ -1,0 +1,73 @@
+r"""The comparison that runs in the child of `modicum.grading.symbolic`: own algebra, then math-verify.
+
+Formulas that `modicum.grading.latex` reads are decided by `modicum.grading.algebra`. Others that have a
+command for it (sums, integrals, limits, products of matrices) are asked of math-verify, with
+its tolerance for rounding turned down. It has no say where we can read both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from types import ModuleType
+
+from modicum.grading import algebra, comparison, latex
+from modicum.grading.quantities import quantity
+
+MAX_VERIFIED = 200  # characters of a formula that math-verify sees
+LIBRARY = re.compile(r"\\(?:sum|prod|i{0,2}int|lim|begin|det|partial)(?![A-Za-z])")
+# Where its readings and ours would differ: lists, relations, texts, open intervals.
+OURS = re.compile(
+    r"\\(?:text|mbox|in|cup|cap|infty|pm|l?dots|[lgn]eq?)(?![A-Za-z])|[=<>,]|[(\[]{8}"
+)
+# k=1 below a sum is no relation, and the comma of \, is none.
+INDEX = re.compile(r"_\s*\{[^{}]*\}|\\[,;:! ]")
+DIGITS = 30  # that math-verify compares
+FAILURES = (latex.Unreadable, RecursionError, OverflowError, MemoryError, ValueError)
+
+
+def same(gold: str, answer: str, notify: Callable[..., None]) -> bool:
+    """Whether two cleaned answers are equal; `notify(importing="sympy")` before that import."""
+
+    def decide(gold: str, answer: str) -> bool:
+        try:
+            return algebra.same(gold, answer)
+        except latex.TooLarge:
+            return False
+        except FAILURES:
+            return _verify(gold, answer, notify)
+
+    try:
+        return comparison.same(gold, answer, algebra=decide)
+    except (RecursionError, MemoryError):
+        return False
+
+
+def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:
+    if max(len(gold), len(answer)) > MAX_VERIFIED or quantity(gold) is not None:
+        return False
+    both = INDEX.sub("", f"{gold} {answer}")
+    if not LIBRARY.search(both) or OURS.search(both):
+        return False
+    library = _library(notify)
+    # Its own limit needs SIGALRM and the main thread; the parent enforces ours.
+    trees = [library.parse(f"${text}$", parsing_timeout=0)[:1] for text in (gold, answer)]
+    if not all(trees) or any(isinstance(tree[0], str) for tree in trees):
+        return False
+    return library.verify(
+        *trees, float_rounding=DIGITS, numeric_precision=DIGITS, timeout_seconds=None
+    )
+
+
+@lru_cache(maxsize=1)
+def _library(notify: Callable[..., None]) -> ModuleType:
+    notify(importing="sympy")
+    import math_verify
+
+    # The first comparison loads much of sympy; that is no work of the answer that waits.
+    texts = (r"$\sum_{k=1}^{n} k$", r"$\frac{n^2+n}{2}$")
+    gold, answer = (math_verify.parse(text, parsing_timeout=0) for text in texts)
+    math_verify.verify(gold, answer, timeout_seconds=None)
+    notify(ready=True)
+    return math_verify

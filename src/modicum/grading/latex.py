@@ -1,0 +1,267 @@
+r"""A parser for the formulas in answers: LaTeX or plain text to a small tree.
+
+    expression  = term {("+" | "-") term}
+    term        = factor {("*" | "/" | nothing) factor}
+    factor      = sign factor | primary {"!" | "%" | degree} ["^" exponent]
+    relation    = expression {("=" | "<" | ...) expression}
+
+A tree is a nested tuple: ("num", Fraction), ("var", name), ("const", name), ("neg", a),
+("add" | "mul" | "div" | "pow", a, b) or ("fn", name, arguments...). Nothing is evaluated
+here. What is not certain to be read as meant (1/ab, words, 204_5, sums and integrals) is
+`Unreadable`: two answers are never equal because of a guess.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from modicum.grading.lexer import FUNCTIONS, TooLarge, Unreadable, tokens_of
+
+Node = tuple[Any, ...]
+
+__all__ = ["Chain", "Node", "TooLarge", "Unreadable", "parse"]
+
+MAX_NESTING = 30
+RELATIONS = {
+    "=": "=", "<": "<", ">": ">", r"\le": "<=", "<=": "<=", r"\ge": ">=", ">=": ">=",
+    r"\ne": "!=", "!=": "!=",
+}  # fmt: skip
+INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
+CLOSING = {"(": ")", "[": "]", "{": "}"}
+DEGREE = ("fn", "degree")
+CONSTANTS = frozenset(("pi", "e", "i"))
+
+
+class Chain(NamedTuple):
+    """Expressions joined by relations; one expression alone has no relation."""
+
+    sides: tuple[Node, ...]
+    relations: tuple[str, ...]
+
+
+@lru_cache(maxsize=512)
+def parse(text: str) -> Chain:
+    """The tree of a formula; raises Unreadable."""
+    return _Parser(tokens_of(text)).chain()
+
+
+class _Parser:
+    """Recursive descent over tokens."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens = [*tokens, ""]
+        self.place = 0
+        self.depth = 0
+        self.bars = 0  # |...| that are open: within, a bar closes
+
+    @property
+    def next(self) -> str:
+        return self.tokens[self.place]
+
+    def take(self, *wanted: str) -> str:
+        """The next token if it is one of `wanted`, else nothing."""
+        if self.next and self.next in wanted:
+            self.place += 1
+            return self.tokens[self.place - 1]
+        return ""
+
+    def need(self, wanted: str) -> None:
+        if not self.take(wanted):
+            raise Unreadable(f"{wanted} is missing")
+
+    def chain(self) -> Chain:
+        sides, relations = [self.sum()], []
+        while self.next in RELATIONS:
+            relations.append(RELATIONS[self.take(*RELATIONS)])
+            sides.append(self.sum())
+        if self.next:
+            raise Unreadable(self.next)
+        return Chain(tuple(sides), tuple(relations))
+
+    def sum(self) -> Node:
+        total = self.product()
+        while sign := self.take("+", "-"):
+            term = self.product()
+            total = ("add", total, term if sign == "+" else ("neg", term))
+        return total
+
+    def product(self) -> Node:
+        total = self.factor()
+        divided = False
+        while True:
+            if sign := self.take("*", "/"):
+                factor = self.factor()
+                total = ("mul" if sign == "*" else "div", total, factor)
+                # 1/ab may be meant as 1/(ab); (1/2)x is what 1/2x is taken for.
+                divided = sign == "/" and factor[0] != "num"
+            elif self.begins_factor():
+                if divided:
+                    raise Unreadable("a/bc")
+                total = ("mul", total, self.factor())
+            else:
+                return total
+
+    def begins_factor(self) -> bool:
+        token = self.next
+        if not token or token in RELATIONS or token in (r"\rfloor", r"\rceil", r"\choose"):
+            return False
+        if token[0].isdigit():
+            return self.tokens[self.place - 1] == "!"  # 3!5!
+        if token[0] == ".":
+            return token[1].isalpha()
+        return token[0] in "([{\\" or (token == "|" and not self.bars)
+
+    def factor(self) -> Node:
+        if sign := self.take("+", "-"):
+            inner = self.factor()
+            return inner if sign == "+" else ("neg", inner)
+        return self.power()
+
+    def power(self) -> Node:
+        base = self.primary()
+        while True:
+            if self.take("!"):
+                base = ("fn", "factorial", base)
+            elif self.take("%"):
+                base = ("fn", "percent", base)
+            elif self.take("°"):
+                base = (*DEGREE, base)
+            elif self.next == "^":
+                exponent = self.exponent()
+                if exponent == DEGREE:
+                    base = (*DEGREE, base)
+                    continue
+                return ("pow", base, exponent)
+            else:
+                return base
+
+    def exponent(self) -> Node:
+        self.need("^")
+        if self.tokens[self.place : self.place + 3] == ["{", r"\circ", "}"]:
+            self.place += 3
+            return DEGREE
+        if self.take(r"\circ"):
+            return DEGREE
+        if self.take("{"):
+            return self.until("}")
+        if self.take("-"):
+            return ("neg", self.power())
+        return self.power()
+
+    def until(self, closing: str) -> Node:
+        inner = self.sum()
+        if closing == "}" and self.take(r"\choose"):
+            inner = ("fn", "binom", inner, self.sum())
+        self.need(closing)
+        return inner
+
+    def argument(self) -> Node:
+        r"""What \frac and the like take: a group in braces, or one sign (\frac12)."""
+        if self.take("{"):
+            return self.until("}")
+        if self.next[:1].isdigit() and len(self.next) > 1:
+            digit, self.tokens[self.place] = self.next[0], self.next[1:]
+            return ("num", Fraction(digit))
+        return self.primary()
+
+    def primary(self) -> Node:
+        self.depth += 1
+        if self.depth > MAX_NESTING:
+            raise Unreadable("nested too deeply")
+        node = self.atom()
+        self.depth -= 1
+        return node
+
+    def atom(self) -> Node:
+        """A number, a variable, a command with its arguments, or a group in brackets."""
+        token = self.next
+        self.place += bool(token)
+        if token in CLOSING:
+            return self.until(CLOSING[token])
+        if token == "|":
+            self.bars += 1
+            inner = self.until("|")
+            self.bars -= 1
+            return ("fn", "abs", inner)
+        if token[:1].isdigit() or (token[:1] == "." and token[1:2].isdigit()):
+            return self.number(token)
+        if token.startswith("."):
+            return self.variable(token[1:])
+        if token.startswith("\\"):
+            return self.command(token[1:])
+        raise Unreadable(token or "the end")
+
+    def number(self, token: str) -> Node:
+        whole: Node = ("num", Fraction(token.replace(",", "").removesuffix(".")))
+        if self.next == "_":
+            raise Unreadable("a base")
+        if token.isdigit() and self.next == r"\frac":
+            before = self.place
+            self.place += 1
+            part = ("div", self.argument(), self.argument())
+            if part[1][0] == part[2][0] == "num" and 0 < part[1][1] < part[2][1]:
+                return ("num", whole[1] + part[1][1] / part[2][1])
+            self.place = before
+        return whole
+
+    def variable(self, name: str) -> Node:
+        if self.take("_"):
+            name += "_" + self.subscript()
+        while self.take("'"):
+            name += "'"
+        return ("const", name) if name in CONSTANTS else ("var", name)
+
+    def subscript(self) -> str:
+        if not self.take("{"):
+            self.place += 1
+            return self.tokens[self.place - 1].lstrip(".")
+        parts = []
+        while self.next and self.next not in ("{", "}"):
+            parts.append(self.take(self.next).lstrip("."))
+        self.need("}")
+        return "".join(parts)
+
+    def command(self, name: str) -> Node:
+        if name in CONSTANTS:
+            return ("const", name)
+        if name == "frac":
+            return ("div", self.argument(), self.argument())
+        if name == "binom":
+            return ("fn", "binom", self.argument(), self.argument())
+        if name in ("lfloor", "lceil"):
+            return ("fn", name[1:], self.until("\\r" + name[1:]))
+        if name == "sqrt":
+            return self.root()
+        if name in FUNCTIONS:
+            return self.function(name)
+        raise Unreadable("\\" + name)
+
+    def root(self) -> Node:
+        degree: Node = ("num", Fraction(2))
+        if self.take("["):
+            degree = self.until("]")
+        radicand = self.until("}") if self.take("{") else self.primary()
+        return ("fn", "root", radicand, degree)
+
+    def function(self, name: str) -> Node:
+        base: tuple[Node, ...] = ()
+        if name in ("log", "lg") and self.take("_"):
+            base = (self.argument(),)
+        power = self.exponent() if self.next == "^" else None
+        if power == DEGREE:
+            raise Unreadable("a function in degrees")
+        if power == ("neg", ("num", Fraction(1))):
+            if name not in INVERSE:
+                raise Unreadable(f"{name}^-1")
+            name, power = INVERSE[name], None
+        if opening := self.take("(", "[", "{"):
+            inner = self.until(CLOSING[opening])
+        else:
+            # \sin 2x \cos x: factors side by side, up to the next function.
+            inner = self.factor()
+            while self.begins_factor() and self.next[1:] not in FUNCTIONS and self.next not in "([":
+                inner = ("mul", inner, self.power())
+        applied = ("fn", name, inner, *base)
+        return applied if power is None else ("pow", applied, power)

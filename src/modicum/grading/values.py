@@ -1,0 +1,268 @@
+r"""The value of a formula at a point: exact in fractions, else to 60 digits.
+
+Fractions stay fractions through + - * /, whole powers, roots that come out even, factorials
+and binomials. Everything else is a number of mpmath. What would need more digits than there
+are, or a number too large to hold, is `TooLarge`; what is not defined in the reals (without
+an i) is `Undefined`. So the work is bounded, whatever the formula.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import mpmath
+
+from modicum.grading.latex import Node, TooLarge
+
+Value = Any  # Fraction, or a number of mpmath
+
+CONTEXT = mpmath.mp.clone()
+CONTEXT.dps = 60
+CLOSE = CONTEXT.mpf(10) ** -40  # relative difference of two values that count as equal
+NOTHING = CONTEXT.mpf(10) ** -45  # a function's value that counts as 0
+MAX_BITS = 100_000  # of a fraction; and of the exponent of what is none
+MAX_FACTORIAL = 5000
+
+
+class Undefined(Exception):
+    """An expression has no value at a point."""
+
+
+def value_at(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value | None:
+    """The value of a tree where its variables have the values of `point`, None for none.
+
+    Raises TooLarge.
+    """
+    try:
+        return _value(node, point, with_i)
+    except (Undefined, ZeroDivisionError):
+        return None
+
+
+def _value(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value:
+    """The value of a tree at a point."""
+    kind = node[0]
+    if kind == "num":
+        return node[1]
+    if kind == "var":
+        return point[node[1]]
+    if kind == "const":
+        return CONSTANTS[node[1]]
+    if kind == "neg":
+        return -_value(node[1], point, with_i)
+    parts = [_value(part, point, with_i) for part in node[1:] if isinstance(part, tuple)]
+    result = FUNCTIONS[node[1]](*parts) if kind == "fn" else OPERATIONS[kind](*parts)
+    if isinstance(result, Fraction):
+        if max(result.numerator.bit_length(), result.denominator.bit_length()) > MAX_BITS:
+            raise TooLarge("a number too long")
+        return result
+    if isinstance(result, CONTEXT.mpc):
+        if abs(result.imag) <= NOTHING * max(1, abs(result.real)):
+            result = result.real
+        elif not with_i:
+            raise Undefined
+    if not CONTEXT.isfinite(result):
+        raise Undefined
+    if result and abs(CONTEXT.mag(result)) > MAX_BITS:
+        raise TooLarge("a number too large or too small")
+    return result
+
+
+def to_mp(value: Value) -> Value:
+    if isinstance(value, Fraction):
+        return CONTEXT.mpf(value.numerator) / value.denominator
+    return value
+
+
+def close(left: Value, right: Value) -> bool:
+    """Whether two values are equal: exactly for fractions, else to 40 digits."""
+    if isinstance(left, Fraction) and isinstance(right, Fraction):
+        return left == right
+    left, right = to_mp(left), to_mp(right)
+    return abs(left - right) <= CLOSE * max(abs(left), abs(right))
+
+
+def _add(left: Value, right: Value) -> Value:
+    if isinstance(left, Fraction) and isinstance(right, Fraction):
+        return left + right
+    left, right = to_mp(left), to_mp(right)
+    total = left + right
+    most, least = max(abs(left), abs(right)), min(abs(left), abs(right))
+    if least and least < CLOSE * most:
+        raise TooLarge("too few digits for so small a difference")
+    return CONTEXT.mpf(0) if abs(total) <= NOTHING * most else total
+
+
+def _multiply(left: Value, right: Value) -> Value:
+    if isinstance(left, Fraction) and isinstance(right, Fraction):
+        return left * right
+    return to_mp(left) * to_mp(right)
+
+
+def divide(left: Value, right: Value) -> Value:
+    """left / right; raises Undefined for a division by zero."""
+    if not right:
+        raise Undefined
+    if isinstance(left, Fraction) and isinstance(right, Fraction):
+        return left / right
+    return to_mp(left) / to_mp(right)
+
+
+def _power(base: Value, exponent: Value) -> Value:
+    if isinstance(exponent, Fraction):
+        if exponent.denominator == 1:
+            return _whole_power(base, exponent.numerator)
+        if exponent.denominator <= 1000:
+            return _whole_power(_root(base, Fraction(exponent.denominator)), exponent.numerator)
+    if not base:
+        raise Undefined
+    base, exponent = to_mp(base), to_mp(exponent)
+    size = CONTEXT.mag(exponent) if exponent else 0
+    if size > 20 or abs(CONTEXT.mag(base)) * 2.0**size > 4 * MAX_BITS:
+        raise TooLarge("a power too large")
+    return CONTEXT.power(base, exponent)
+
+
+def _whole_power(base: Value, exponent: int) -> Value:
+    if not base and exponent <= 0:
+        raise Undefined
+    if isinstance(base, Fraction):
+        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+        if bits * abs(exponent) > 2 * MAX_BITS and abs(base) != 1 and base:
+            raise TooLarge("a power too large")
+        return base**exponent
+    if base and abs(CONTEXT.mag(base)) * abs(exponent) > 4 * MAX_BITS:
+        raise TooLarge("a power too large")
+    if abs(exponent) > MAX_BITS:
+        raise TooLarge("a power too large")
+    return base**exponent
+
+
+def _root(value: Value, degree: Value) -> Value:
+    """The real root where there is one: of a negative number if the degree is odd."""
+    if not isinstance(degree, Fraction) or degree.denominator != 1 or degree < 1:
+        return _power(value, divide(Fraction(1), degree))
+    n = degree.numerator
+    if n > 1000:
+        raise TooLarge("a root of a high degree")
+    if not isinstance(value, CONTEXT.mpc) and value < 0 and n % 2:
+        return -_root(-value, degree)
+    if isinstance(value, Fraction) and value >= 0:
+        top, bottom = _whole_root(value.numerator, n), _whole_root(value.denominator, n)
+        if top is not None and bottom is not None:
+            return Fraction(top, bottom)
+    return CONTEXT.power(to_mp(value), CONTEXT.mpf(1) / n)
+
+
+def _whole_root(value: int, n: int) -> int | None:
+    """The n-th root of a whole number, if it is whole."""
+    if n == 1 or value < 2:
+        return value
+    if n == 2:
+        guess = math.isqrt(value)
+    elif value.bit_length() > 180:
+        return None
+    else:
+        guess = int(CONTEXT.nint(CONTEXT.power(value, CONTEXT.mpf(1) / n)))
+    return guess if guess**n == value else None
+
+
+def _analytic(function: Callable[..., Value]) -> Callable[..., Value]:
+    """`function` of mpmath with bounded arguments and small values cut to 0."""
+
+    def apply(value: Value) -> Value:
+        value = to_mp(value)
+        if value and CONTEXT.mag(value) > 2000:
+            raise TooLarge("an argument too large")
+        try:
+            result = function(value)
+        except ValueError as error:
+            raise Undefined from error
+        if abs(result) > 1 / NOTHING:
+            raise Undefined  # \tan 90 degrees
+        return CONTEXT.mpf(0) if abs(result) < NOTHING else result
+
+    return apply
+
+
+def _logarithm(value: Value, base: Value = Fraction(10)) -> Value:
+    if not value:
+        raise Undefined
+    if isinstance(value, Fraction) and isinstance(base, Fraction) and base > 0 and base != 1:
+        exponent = int(CONTEXT.nint(CONTEXT.log(to_mp(abs(value)), to_mp(base))))
+        if abs(exponent) < 1000 and base**exponent == value:
+            return Fraction(exponent)
+    return divide(CONTEXT.log(to_mp(value)), CONTEXT.log(to_mp(base)))
+
+
+def _absolute(value: Value) -> Value:
+    return abs(value)
+
+
+def _exponential(value: Value) -> Value:
+    return _power(CONSTANTS["e"], value)
+
+
+def _factorial(value: Value) -> Value:
+    if isinstance(value, Fraction) and value.denominator == 1:
+        if value < 0:
+            raise Undefined
+        if value > MAX_FACTORIAL:
+            raise TooLarge("a factorial too large")
+        return Fraction(math.factorial(value.numerator))
+    if isinstance(value, CONTEXT.mpc) or abs(value) > MAX_FACTORIAL:
+        raise Undefined
+    return CONTEXT.gamma(to_mp(value) + 1)
+
+
+def _binomial(n: Value, k: Value) -> Value:
+    if isinstance(k, Fraction) and k.denominator == 1 and 0 <= k <= MAX_FACTORIAL:
+        if isinstance(n, Fraction) and n.denominator == 1 and n >= 0:
+            if n > MAX_FACTORIAL:
+                raise TooLarge("a binomial too large")
+            return Fraction(math.comb(n.numerator, k.numerator))
+        if k <= 50:
+            total: Value = Fraction(1)
+            for j in range(k.numerator):
+                total = _multiply(total, divide(_add(n, Fraction(-j)), Fraction(j + 1)))
+            return total
+    return divide(_factorial(n), _multiply(_factorial(k), _factorial(_add(n, -k))))
+
+
+def _whole_part(value: Value) -> Fraction:
+    if isinstance(value, CONTEXT.mpc):
+        raise Undefined
+    if not isinstance(value, Fraction):
+        near = CONTEXT.nint(value)
+        value = Fraction(int(near if abs(near - value) <= CLOSE else CONTEXT.floor(value)))
+    return Fraction(math.floor(value))
+
+
+OPERATIONS: dict[str, Callable[..., Value]] = {
+    "add": _add, "mul": _multiply, "div": divide, "pow": _power,
+}  # fmt: skip
+CONSTANTS: dict[str, Value] = {"pi": +CONTEXT.pi, "e": +CONTEXT.e, "i": CONTEXT.mpc(0, 1)}
+_NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log"}
+FUNCTIONS: dict[str, Callable[..., Value]] = {
+    name: _analytic(getattr(CONTEXT, _NAMES.get(name, name)))
+    for name in (
+        *("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh"),
+        *("arcsin", "arccos", "arctan", "ln"),
+    )
+}
+FUNCTIONS |= {
+    "log": _logarithm,
+    "lg": _logarithm,
+    "exp": _exponential,
+    "abs": _absolute,
+    "root": _root,
+    "factorial": _factorial,
+    "binom": _binomial,
+    "floor": _whole_part,
+    "ceil": lambda value: -_whole_part(-value),
+    "percent": lambda value: divide(value, Fraction(100)),
+    "degree": lambda value: divide(_multiply(value, CONSTANTS["pi"]), Fraction(180)),
+}
