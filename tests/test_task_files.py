@@ -208,14 +208,16 @@ def test_gsm8k_divides_one_file_by_hash() -> None:
 def test_gsm8k_refuses_bad_rows_and_folders(tmp_path: Path) -> None:
     good = '{"question": "q", "answer": "one\\n#### 1"}'
     write(tmp_path, "train.jsonl", f'{good}\n{{"question": "r", "answer": "no mark"}}')
-    with pytest.raises(UserError, match=r"must hold one \*test\*.jsonl; it has none"):
+    with pytest.raises(UserError, match=r"must hold one \*test\* file .*; it has none"):
         Gsm8k(str(tmp_path)).size("train")
     write(tmp_path, "test.jsonl", good)
     with pytest.raises(UserError, match=r"train.jsonl, line 2: no number follows ####"):
         Gsm8k(str(tmp_path)).size("train")
+    # What is tested is not trained on: nothing is left to train.
     write(tmp_path, "train.jsonl", good)
-    with pytest.raises(UserError, match=r"test.jsonl, line 1: this question of test is also in t"):
-        Gsm8k(str(tmp_path)).size("train")
+    task = Gsm8k(str(tmp_path))
+    assert [task.size(split) for split in SPLITS] == [0, 0, 1]
+    assert "the first: gsm8k/train/1 is gsm8k/test/1" in task.notes()[0]
     write(tmp_path, "train.jsonl", '{"question": "q", "solution": "#### 1"}')
     with pytest.raises(UserError, match=r"train.jsonl has no column 'answer'; .*solution"):
         Gsm8k(str(tmp_path)).size("train")
@@ -230,7 +232,7 @@ def test_gsm8k_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Couldn't reach 'openai/gsm8k'\non the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(UserError, match=r"openai/gsm8k.*gsm8k\(path='folder'\)") as error:
+    with pytest.raises(UserError, match=r"openai/gsm8k.*gsm8k\(path='...'\)") as error:
         Gsm8k().size("train")
     assert "\n" not in str(error.value) and "HF_HUB_OFFLINE" in str(error.value)
     parts = {

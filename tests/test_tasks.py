@@ -7,40 +7,41 @@ from __future__ import annotations
 
 import ast
 import itertools
-import json
 from collections import Counter
-from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modicum.tasks import TASKS, Task, parse
+from modicum.tasks import TASKS, Task, overlap, parse
 from modicum.tasks.arithmetic import Arithmetic, evaluate
 from modicum.tasks.base import Draft, draw, split_of
 from modicum.tasks.countdown import Countdown
 from modicum.types import SPLITS, Problem, Split, UserError
+from task_examples import EXAMPLES
 
-GSM8K = Path(__file__).parent / "data" / "gsm8k"
 SAMPLE = 300
+SMALL_SAMPLES = {"countdown": 120, "gym": 40, "matrix": 60}  # dearer to make
+UNRATED = ("aime", "amc", "file", "gym", "openthoughts")  # may have problems without difficulty
 
 
-def write_jsonl(path: Path, rows: list[Any]) -> str:
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(path)
-
-
-def example_file(folder: Path) -> str:
-    rows = [{"question": f"What is {i} + {i}?", "answer": 2 * i} for i in range(200)]
-    return f"file({write_jsonl(folder / 'problems.jsonl', rows)!r})"
-
-
-EXAMPLES: dict[str, Callable[[Path], str]] = {
-    "file": example_file,
-    "gsm8k": lambda folder: f"gsm8k({str(GSM8K)!r})",
-}
+HOSTILE = [
+    *("\x00", "\ud800", "[[" * 5000, "\\frac{" * 2000, "1" * 5000, "9**9**9**9", "1/0", "NaN"),
+    *(
+        "__import__('os').system('true')",
+        "[[1, 2], [3]]",
+        "\\begin{pmatrix} & \\\\ & \\end{pmatrix}",
+    ),
+    *(
+        "-" * 3000,
+        "\\boxed{",
+        "</answer><answer>",
+        "1 " * 4000,
+        "\u0661\u0662\u0663\u0664\u0665\u0666\u0667",
+        "0x10",
+        "True",
+    ),
+]
 
 
 @pytest.fixture(scope="module", params=sorted(TASKS))
@@ -51,8 +52,8 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def sample(task: Task, split: Split, seed: int = 0) -> list[Problem]:
     size = task.size(split)
-    count = SAMPLE if size is None else min(size, SAMPLE)
-    return [task.problem(split, seed, index) for index in range(count)]
+    most = SMALL_SAMPLES.get(task.name, SAMPLE)  # type: ignore[attr-defined]
+    return [task.problem(split, seed, i) for i in range(most if size is None else min(size, most))]
 
 
 def wrong(gold: str) -> str:
@@ -78,17 +79,27 @@ def test_gold_scores_full_and_others_none(task: Task) -> None:
             assert not grade.strict and not grade.lenient, (problem, text, grade)
 
 
+def test_hostile_texts_are_wrong_and_raise_nothing(task: Task) -> None:
+    problem = task.problem("test", 0, 0)
+    for text in HOSTILE:
+        for completion in (text, marked(text), f"\\boxed{{{text}}}", f"#### {text}"):
+            grade = task.grade(problem, completion)
+            assert not grade.strict, (problem, text[:50], grade)
+
+
 def test_splits_share_no_question(task: Task) -> None:
-    questions = {split: {p.question for p in sample(task, split)} for split in SPLITS}
-    assert all(questions.values())
+    problems = {split: sample(task, split) for split in SPLITS}
+    assert all(problems.values())
     for one, other in itertools.combinations(SPLITS, 2):
-        assert not questions[one] & questions[other]
+        assert not {p.question for p in problems[one]} & {p.question for p in problems[other]}
+        if task.size(one) is not None:
+            assert overlap(problems[one], problems[other]) == []
 
 
 def test_neighbouring_seeds_differ(task: Task) -> None:
     one, other = ([p.question for p in sample(task, "train", seed)] for seed in (7, 8))
     if task.size("train") is None:
-        assert len(set(one) & set(other)) < 0.1 * SAMPLE
+        assert len(set(one) & set(other)) < 0.1 * len(one)
     else:
         assert one != other
         assert (task.size("train") or 0) > SAMPLE or sorted(one) == sorted(other)
@@ -111,7 +122,8 @@ def test_ids_are_unique_and_difficulty_is_a_number(task: Task) -> None:
     problems = [problem for split in SPLITS for problem in sample(task, split)]
     assert len({problem.id for problem in problems}) == len(problems)
     for problem in problems:
-        assert problem.difficulty is None or type(problem.difficulty) is float
+        rated = problem.difficulty is not None or task.name not in UNRATED  # type: ignore[attr-defined]
+        assert type(problem.difficulty) is float if rated else True, problem
         assert problem.question == problem.question.strip() != ""
         assert type(problem.answer) is str and problem.answer
 
@@ -133,7 +145,19 @@ BAD = [
     *("countdown(numbers=1)", "countdown(numbers=11)", "countdown(max_value=4)"),
     *("file", "file('')", "file(3)", "file('a.txt')", "file('a.csv', question='')"),
     *("file('a.csv', answer=' ')", "file('a.csv', difficulty='')", "file('a.csv', level=1)"),
-    *("gsm8k('')", "gsm8k(5)", "gsm8k(folder='x')"),
+    *("gsm8k('')", "gsm8k(5)", "gsm8k(folder='x')", "gsm8k('a', bad_rows='drop')"),
+    *(
+        "math(levels=(6,))",
+        "math(levels=3)",
+        "math('')",
+        "math500(split='train')",
+        "aime(year=1999)",
+    ),
+    *("amc(5)", "openthoughts(' ')", "products(digits=0)", "addition(digits=0)"),
+    *("matrix(det)", "matrix(rows=1)", "matrix(rows=9)", "matrix(magnitude=1)"),
+    *("gym", "gym()", "gym('chain_sums')", "gym('composite')", "gym('chain_sum', terms=3)"),
+    *("gym('chain_sum', max_terms='x')", "gym('chain_sum', max_terms=1)", "gym('acre', seed=1)"),
+    *("gym('chain_sum', level=-1)", "gym('composite', level=1)"),
 ]
 
 

@@ -1,21 +1,48 @@
 """Tasks: problems with checkable answers, and their grading.
 
-To add one: a file with a frozen dataclass (see `base.Task`), an entry in TASKS. The
-contract suite (tests/test_tasks.py) picks it up.
+To add one: a file with a frozen dataclass (see `base.Task`; `dataset.DataTask` for a data
+set with columns), an entry in TASKS, a section in docs/tasks.md. The contract suite
+(tests/test_tasks.py) picks it up.
 """
 
 from __future__ import annotations
 
 from modicum import spec
+from modicum.tasks import gym
+from modicum.tasks.addition import Addition
 from modicum.tasks.arithmetic import Arithmetic
 from modicum.tasks.base import Task
+from modicum.tasks.contests import Aime, Amc
 from modicum.tasks.countdown import Countdown
+from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask
 from modicum.tasks.gsm8k import Gsm8k
+from modicum.tasks.gym import Gym
+from modicum.tasks.hendrycks import Math, Math500
+from modicum.tasks.matrix import MatrixTask
+from modicum.tasks.openthoughts import OpenThoughts
+from modicum.tasks.overlap import overlap
+from modicum.tasks.products import Products
 
-TASKS: dict[str, type] = {cls.name: cls for cls in (Arithmetic, Countdown, FileTask, Gsm8k)}
+__all__ = ["TASKS", "Task", "notes", "overlap", "parse"]
+
+TASKS: dict[str, type] = {
+    cls.name: cls
+    for cls in (
+        *(Addition, Products, Arithmetic, Countdown, MatrixTask, Gym),
+        *(Gsm8k, Math, Math500, OpenThoughts, Aime, Amc, FileTask),
+    )
+}
 
 
 def parse(text: str) -> Task:
     """The task that an expression such as `arithmetic(terms=4)` names."""
-    return spec.build("task", text, TASKS)
+    return spec.build("task", text, {**TASKS, **gym.members(text)})
+
+
+def notes(task: Task) -> tuple[str, ...]:
+    """What the user should know of how the task's data was read, one line each.
+
+    How many rows were skipped or left out, and how many problems are in two splits.
+    """
+    return task.notes() if isinstance(task, DataTask) else ()

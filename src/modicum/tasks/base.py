@@ -69,7 +69,7 @@ class Draft:
     key: str
     question: str
     answer: str
-    difficulty: float
+    difficulty: float | None
     data: Mapping[str, object]
 
 
@@ -83,7 +83,8 @@ def draw(
 ) -> Problem:
     """The first draft from `make` whose content hash falls into `split`.
 
-    `name` seeds the drafts in place of the task's expression. Raises UserError when none of 2,000 does: the task has too few problems to split.
+    `name` seeds the drafts in place of the task's expression. Raises UserError when none of
+    2,000 does: the task has too few problems to split.
     """
     rng = stream(name or task, check_split(split), seed, index)
     for _ in range(MAX_TRIES):

@@ -23,17 +23,17 @@ def divide(problems: list[tuple[Split, Problem]]) -> Shelf:
     return {s: tuple(problem for where, problem in problems if where == s) for s in SPLITS}
 
 
-def pick(task: Any, shelf: Shelf, split: str, seed: int, index: int) -> Problem:
+def pick(task: Any, shelf: Shelf, split: str, seed: int, index: int, advice: str) -> Problem:
     """The problem at `index` of the endless sequence of shuffled epochs of `split`.
 
-    Raises UserError when the split is unknown or holds no problem.
+    Raises UserError, with `advice`, when the split is unknown or holds no problem.
     """
     problems = shelf[check_split(split)]
     if not problems:
+        held = ", ".join(f"{len(found)} {name}" for name, found in shelf.items())
         total = sum(map(len, shelf.values()))
         raise UserError(
-            f"{task} has no problem for the split {split!r}: it holds {total}, which a hash of"
-            " the question divides; add problems"
+            f"{task} has no problem for the split {split!r}: it holds {total} ({held}); {advice}"
         )
     epoch, place = divmod(index, len(problems))
     return problems[_order(task.name, split, seed, epoch, len(problems))[place]]

@@ -1,7 +1,9 @@
 """Problems from a data file: JSONL, JSON, CSV, TSV or Parquet, checked row by row.
 
-Nothing is dropped silently: a row that cannot be a problem stops the reading with its
-file and line. Blank lines hold nothing and are the one thing that is passed over.
+Nothing is dropped silently: a row that cannot be read is a record with a `fault` that names
+its file and line, and asking for a value of it raises that. What breaks a file beyond one
+row (its encoding, its brackets) stops the reading. Blank lines hold nothing and are the one
+thing that is passed over.
 """
 
 from __future__ import annotations
@@ -22,11 +24,15 @@ from modicum.types import UserError
 
 @dataclass(frozen=True)
 class Record:
-    """One row: where it stands (`problems.jsonl, line 7`), its number from 1, its values."""
+    """One row: where it stands (`problems.jsonl, line 7`), its number from 1, its values.
+
+    `fault` is what is wrong with a row that could not be read at all.
+    """
 
     where: str
     number: int
     values: Mapping[str, Any]
+    fault: str | None = None
 
 
 def read(path: str) -> list[Record]:
@@ -50,11 +56,17 @@ def columns(records: Sequence[Record]) -> set[str]:
     return {name for record in records for name in record.values}
 
 
-def require_column(path: str, records: Sequence[Record], name: str) -> None:
-    """UserError with the nearest column when no row has a column `name`."""
+def require_column(path: str, records: Sequence[Record], *names: str) -> str:
+    """The first of `names` that is a column; UserError with the nearest when there is none.
+
+    When no row could be read the first name is taken: the rows' own faults say more.
+    """
     known = columns(records)
-    if name not in known:
-        raise UserError(f"{path} has no column {name!r}; {nearest(name, known)}")
+    found = next((name for name in names if name in known), None)
+    if found is None and known:
+        listed = " or ".join(map(repr, names))
+        raise UserError(f"{path} has no column {listed}; {nearest(names[0], known)}")
+    return found or names[0]
 
 
 def text(record: Record, column: str) -> str:
@@ -93,6 +105,8 @@ def number(record: Record, column: str) -> float:
 
 
 def _value(record: Record, column: str) -> Any:
+    if record.fault is not None:
+        raise UserError(record.fault)
     if column not in record.values:
         raise UserError(f"{record.where}: {column!r} is missing")
     value = record.values[column]
@@ -131,15 +145,21 @@ def _load_text(path: str) -> str:
 def _record(path: str, line: int, value: object) -> Record:
     where = f"{path}, line {line}"
     if not isinstance(value, dict):
-        raise UserError(f"{where}: must be an object such as {{...}}, not {_short(value)}")
+        fault = f"{where}: must be an object such as {{...}}, not {_short(value)}"
+        return Record(where, line, {}, fault)
     return Record(where, line, value)
 
 
 def _read_jsonl(path: str) -> Iterator[Record]:
     # Not splitlines(): it also cuts at U+2028, which JSON allows inside a text.
     for line, content in enumerate(_load_text(path).split("\n"), start=1):
-        if content.strip():
+        if not content.strip():
+            continue
+        try:
             value = _parse(path, line, line - 1, lambda content=content: json.loads(content))
+        except UserError as error:
+            yield Record(f"{path}, line {line}", line, {}, str(error))
+        else:
             yield _record(path, line, value)
 
 
@@ -216,7 +236,8 @@ def _read_csv(path: str, delimiter: str = ",") -> Iterator[Record]:
 def _csv_record(where: str, line: int, header: list[str], cells: list[str]) -> Record:
     if len(cells) != len(header):
         quoted = "; a text with a comma needs quotes" if len(cells) > len(header) else ""
-        raise UserError(f"{where}: {len(cells)} values for {len(header)} columns{quoted}")
+        fault = f"{where}: {len(cells)} values for {len(header)} columns{quoted}"
+        return Record(where, line, {}, fault)
     return Record(where, line, dict(zip(header, cells, strict=True)))
 
 

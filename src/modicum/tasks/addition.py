@@ -1,0 +1,51 @@
+"""Sums of two numbers: "What is 12345+67?". The smallest task that a small model can learn.
+
+Operands are uniform on 0 .. limit - 1; a pair in the other order is the same problem for
+the splits. `digits` (or `below`) is the difficulty.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+from modicum import answers
+from modicum.spec import Spec
+from modicum.tasks.base import Draft, draw
+from modicum.types import Grade, Problem, Split, UserError
+
+
+@dataclass(frozen=True)
+class Addition(Spec):
+    """Sums of two numbers of up to `digits` digits, or of two numbers below `below`."""
+
+    name: ClassVar[str] = "addition"
+    digits: int = 5
+    below: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.digits <= 100:
+            raise UserError(f"addition: digits must be between 1 and 100, not {self.digits}")
+        if self.below is not None and not 5 <= self.below <= 10**100:
+            raise UserError(f"addition: below must be at least 5, not {self.below}")
+
+    def problem(self, split: Split, seed: int, index: int) -> Problem:
+        """The problem at (split, seed, index)."""
+        return draw(self, split, seed, index, self._make)
+
+    def size(self, split: Split) -> int | None:
+        """None: there is no end to them, though small ones come again."""
+        return None
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        """Exact comparison of the marked answer with the sum."""
+        return answers.grade(text, problem.answer)
+
+    def _make(self, rng: random.Random) -> Draft:
+        limit = 10**self.digits if self.below is None else self.below
+        pair = [rng.randrange(limit) for _ in range(2)]
+        question = f"What is {pair[0]}+{pair[1]}?"
+        data = {"terms": tuple(pair), "signs": ("+",)}
+        key = "+".join(map(str, sorted(pair)))
+        return Draft(key, question, str(sum(pair)), float(len(str(limit - 1))), data)

@@ -1,0 +1,73 @@
+"""AIME and AMC: small test sets of contest problems whose answers are whole numbers.
+
+All problems are in the split test: 30 or 83 problems are too few to train on and to be
+tested on too. split='hash' divides them (80/10/10 %) by a hash of the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from modicum.tasks import rows
+from modicum.tasks.dataset import BadRows, DataTask, Hub, Item, Role, check_path
+
+AIME = {2024: "HuggingFaceH4/aime_2024", 2025: "yentinglin/aime_2025"}
+
+
+@dataclass(frozen=True)
+class ContestTask(DataTask):
+    """What the contests share: columns, and that they are test sets."""
+
+    file_role: ClassVar[Role] = "test"
+    path: str | None = None
+    split: Literal["test", "hash"] = "test"
+
+    def __post_init__(self) -> None:
+        check_path(self.name, self.path)
+
+    def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
+        """`problem` (or question) and `answer`."""
+        return (("problem", "question"), ("answer",))
+
+    def role(self, role: Role) -> Role:
+        """As `split` says."""
+        return self.split
+
+    def advice(self) -> str:
+        """How a test set can be divided."""
+        whole = "it is a test set, which split='hash' divides"
+        return whole if self.split == "test" else super().advice()
+
+    def item(self, record: rows.Record) -> Item:
+        """The row as it stands; 142.0 is the answer 142."""
+        column = "problem" if "problem" in record.values else "question"
+        key = record.values.get("id")
+        return Item(
+            rows.text(record, column),
+            rows.answer(record, "answer"),
+            key=None if key is None else str(key),
+        )
+
+
+@dataclass(frozen=True)
+class Aime(ContestTask):
+    """AIME of a `year` (2024 or 2025) from the hub or the file `path`: 30 test problems."""
+
+    name: ClassVar[str] = "aime"
+    year: Literal[2024, 2025] = 2024
+    bad_rows: BadRows = "refuse"
+
+    def source(self) -> Hub:
+        """The data set of the year."""
+        return Hub(AIME[self.year], {"train": "test"})
+
+
+@dataclass(frozen=True)
+class Amc(ContestTask):
+    """AMC 12 of 2022 and 2023 from the hub or the file `path`: 83 test problems."""
+
+    name: ClassVar[str] = "amc"
+    hub: ClassVar[Hub | None] = Hub("AI-MO/aimo-validation-amc", {"train": "test"})
+    bad_rows: BadRows = "refuse"

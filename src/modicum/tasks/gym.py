@@ -1,0 +1,174 @@
+"""The procedural data sets of reasoning-gym (arXiv:2505.24760; Apache-2.0), with its scorers.
+
+A problem is made from a seed of its own, derived from (task, split, seed, index), and put
+into a split by a hash of its question: splits and neighbouring seeds share nothing, which
+reasoning-gym's own seed + index does not give. All of reasoning-gym runs in a helper process
+(`gym_child`), where a scorer that hangs, crashes or would evaluate the model's text costs one
+wrong answer.
+
+Departures: an answer is right when the scorer gives it 1; partial scores are told in the
+verdict's reason and pay nothing. Where a scorer pays what is wrong, the project's own grading
+takes its place: `countdown` and `puzzle24` (numbers that were not given), `coin_flip` (0 for
+0.003), `game_of_life_halting` (any text at all).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import operator
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from modicum import answers
+from modicum.spec import Spec, nearest
+from modicum.tasks.base import Draft, draw
+from modicum.tasks.child import Child, ChildFailed
+from modicum.types import Grade, Problem, Split, UserError
+
+MAKE_SECONDS = 60.0
+SCORE_SECONDS = 5.0
+MAX_ANSWER = 20_000  # characters of an answer that the scorer is shown
+NO_SINGLE_ANSWER = "(any answer that the scorer accepts)"
+COUNTDOWNS = ("countdown", "puzzle24")
+BY_ANSWER = ("coin_flip", "game_of_life_halting")  # by equality with the answer
+TYPES: dict[str, type] = {
+    "int": int, "float": float, "bool": bool, "str": str, "list": tuple, "none": type(None),
+}  # fmt: skip
+CALL = re.compile(r"\s*gym\s*\(\s*(?:dataset\s*=\s*)?(['\"]?)(\w+)\1\s*[,)]")
+
+
+@functools.cache
+def _child() -> Child:
+    return Child("-m", "modicum.tasks.gym_child")
+
+
+def _ask(limit: float, **request: Any) -> Any:
+    """The child's reply; a UserError for a fault, None when the data set's code raised."""
+    reply = _child().ask(request, limit)
+    if "fault" in reply:
+        raise UserError(f"gym({request['name']!r}): {reply['fault']}")
+    return reply.get("value")
+
+
+@dataclass(frozen=True)
+class Gym(Spec):
+    """A data set of reasoning-gym, with its settings as arguments: gym('chain_sum', max_terms=4).
+
+    `level` sets all attributes of the data set's curriculum to that level, from 0; single
+    settings go before it. What an expression makes is a subclass (`variant`) that has the
+    settings of its data set as fields.
+    """
+
+    name: ClassVar[str] = "gym"
+    levels: ClassVar[bool] = False
+    dataset: str
+    level: int | None = None
+
+    def __post_init__(self) -> None:
+        if type(self) is Gym:
+            raise UserError("gym: the data set's name comes first: gym('chain_sum')")
+        if self.level is not None and not (self.levels and 0 <= self.level <= 100):
+            why = "is 0 to 100" if self.levels else "is not known: there is no curriculum"
+            raise UserError(f"gym({self.dataset!r}): level {why}")
+        # Wrong settings fail when the task is named, not in the middle of a run.
+        self._make(random.Random(0))
+
+    def problem(self, split: Split, seed: int, index: int) -> Problem:
+        """The problem at (split, seed, index)."""
+        return draw(self, split, seed, index, self._make)
+
+    def size(self, split: Split) -> int | None:
+        """None: there is no end to them, though those of small data sets come again."""
+        return None
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        """Right if the data set's own scorer gives the marked answer the full score of 1."""
+        if self.dataset in COUNTDOWNS:
+            return answers.grade_countdown(text, problem.data["numbers"], problem.data["target"])
+        if self.dataset in BY_ANSWER:
+            return answers.grade(text, problem.answer)
+        marked = answers.extract(text)
+        found = answers.extract_lenient(text) if marked is None else marked
+        if not found:
+            reason = "there is no answer" if found is None else "the marked answer is empty"
+            return Grade(False, False, found, reason)
+        right, reason = self._score(problem, found)
+        start = "" if marked is not None else "unmarked; "
+        return Grade(right and marked is not None, right, found, start + reason)
+
+    def _score(self, problem: Problem, answer: str) -> tuple[bool, str]:
+        if len(answer) > MAX_ANSWER:
+            return False, f"the answer is longer than {MAX_ANSWER} characters"
+        asked = {"seed": problem.data["seed"], "question": problem.question, "answer": answer}
+        try:
+            score = _ask(SCORE_SECONDS, do="score", **self._key(), **asked)
+        except ChildFailed as error:
+            return False, f"the scorer failed: {error}"
+        if score is None:
+            return False, "the scorer cannot read the answer"
+        return score >= 1.0, f"the scorer gives {score:g}"
+
+    def _key(self) -> dict[str, Any]:
+        changed = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("dataset", "level") and getattr(self, field.name) != field.default
+        }
+        settings = json.dumps(changed, sort_keys=True)
+        return {"name": self.dataset, "settings": settings, "level": self.level}
+
+    def _make(self, rng: random.Random) -> Draft | None:
+        seed = rng.getrandbits(31)
+        try:
+            made = _ask(MAKE_SECONDS, do="make", **self._key(), seed=seed)
+        except ChildFailed as error:
+            raise UserError(f"{self}: no problem could be made: {error}") from None
+        if made is None:
+            return None
+        question = made["question"].strip()
+        answer = NO_SINGLE_ANSWER if made["answer"] is None else made["answer"]
+        level = None if self.level is None else float(self.level)
+        data: dict[str, Any] = {"seed": seed}
+        if self.dataset in COUNTDOWNS:
+            target = 24 if self.dataset == "puzzle24" else made["target"]
+            data |= {"numbers": tuple(made["numbers"]), "target": target}
+        return Draft(question, question, answer, level, data)
+
+
+@functools.cache
+def variant(dataset: str) -> type[Gym]:
+    """`Gym` with the settings of `dataset` as fields; UserError with the nearest name."""
+    try:
+        found = _ask(MAKE_SECONDS, do="describe", name=dataset)
+    except ChildFailed as error:
+        raise UserError(f"gym: reasoning-gym cannot be used: {error}") from None
+    if "known" in found:
+        raise UserError(f"gym has no data set {dataset!r}; {nearest(dataset, found['known'])}")
+    fields = []
+    for name, (kinds, default) in found["settings"].items():
+        hint = functools.reduce(operator.or_, [TYPES[kind] for kind in kinds])
+        fields.append((name, hint, dataclasses.field(default=_frozen(default))))
+    namespace = {"__doc__": Gym.__doc__, "levels": found["levels"]}
+    return dataclasses.make_dataclass(
+        f"Gym_{dataset}", fields, bases=(Gym,), namespace=namespace, frozen=True
+    )
+
+
+def members(text: str) -> Mapping[str, type]:
+    """What `gym` stands for in the expression `text`: the class of the data set it names."""
+    match = CALL.match(text)
+    return {} if match is None else {"gym": variant(match[2])}
+
+
+def names() -> list[str]:
+    """The data sets that there are."""
+    return _ask(MAKE_SECONDS, do="describe", name="")["known"]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -1,0 +1,218 @@
+"""The helper process of `gym`: makes and scores problems of reasoning-gym.
+
+Reads one JSON request a line and writes one JSON reply a line: {"value": ...}, {"fault": ...}
+when the data set refused, or {"failed": ...} when its code raised.
+What may come to a scorer is in `gym_guard`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import random
+import sys
+import time
+import tokenize
+import types
+import typing
+from functools import lru_cache
+from typing import Any
+
+from modicum.tasks.gym_guard import allowed, evaluates, harmless
+
+MAX_MEMORY = 8 * 1024**3  # bytes of address space
+SLOW_SECONDS = 0.005  # a data set that takes longer to build is built once and reseeded
+FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
+    MemoryError, NameError, OSError, RuntimeError, StopIteration, SyntaxError, TypeError,
+    ValueError, tokenize.TokenError,
+)  # fmt: skip
+
+# Where `answer` is None an example stands in the metadata.
+EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
+
+
+# Data sets -------------------------------------------------------------------------------
+
+
+def kinds(hint: Any) -> list[str] | None:
+    """The types that a setting takes, by name; None when an expression cannot give it."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        found = [kinds(arg) for arg in typing.get_args(hint)]
+        return None if None in found else [kind for some in found for kind in some or []]
+    if origin is typing.Literal:
+        return ["str"]
+    if hint is type(None):
+        return ["none"]
+    if hint in (int, float, bool, str):
+        return [hint.__name__]
+    listed = (list, tuple, typing.get_origin(typing.Sequence[str]))
+    if hint in listed or origin in listed:
+        inner = [arg for arg in typing.get_args(hint) if arg is not Ellipsis]
+        return ["list"] if all(kinds(arg) for arg in inner) else None
+    return None
+
+
+def describe(name: str) -> dict[str, Any]:
+    """The settings of a data set and whether it has levels; or the names that there are."""
+    from reasoning_gym.factory import CURRICULA, DATASETS
+
+    if name not in DATASETS or name == "composite":
+        return {"value": {"known": sorted(set(DATASETS) - {"composite"})}}
+    if not allowed(name, evaluates(DATASETS[name][0])):
+        return {"fault": "its scorer may run the model's text as code; it is not allowed"}
+    config = DATASETS[name][1]
+    hints = typing.get_type_hints(config)
+    settings = {}
+    for field in dataclasses.fields(config):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        found = kinds(hints[field.name])
+        if field.name not in ("seed", "size") and found is not None:
+            settings[field.name] = [found, default]
+    return {"value": {"settings": settings, "levels": name in CURRICULA}}
+
+
+def configure(name: str, settings: dict[str, Any], level: int | None) -> Any:
+    """The data set's own configuration; `level` sets all attributes of its curriculum."""
+    from reasoning_gym.factory import CURRICULA, DATASETS
+
+    config = DATASETS[name][1]
+    hints = typing.get_type_hints(config)
+    given = {key: _shaped(value, hints[key]) for key, value in settings.items()}
+    if level is None:
+        return config(**given)
+    curriculum = typing.cast(Any, CURRICULA[name])()
+    for attribute, definition in curriculum.attributes.items():
+        curriculum.set_attr_level(attribute, min(level, len(definition.levels) - 1))
+    made = curriculum.generate_configuration()
+    return dataclasses.replace(made, **given)
+
+
+def _shaped(value: Any, hint: Any) -> Any:
+    if isinstance(value, list) and (hint is tuple or typing.get_origin(hint) is tuple):
+        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    return value
+
+
+class Source:
+    """One configured data set, giving the problem of any seed."""
+
+    def __init__(self, name: str, settings: dict[str, Any], level: int | None) -> None:
+        from reasoning_gym.factory import DATASETS
+
+        self.name, self.cls = name, DATASETS[name][0]
+        self.config = configure(name, settings, level)
+        if hasattr(self.config, "validate"):
+            self.config.validate()
+        self.shared: Any = None
+        began = time.perf_counter()
+        first = self._build(1)
+        if time.perf_counter() - began > SLOW_SECONDS:
+            # Most data sets look at `seed` only when a problem is made; this proves it.
+            fresh, first = self._build(2)[0], self._reseed(first, 2)
+            if json.dumps(first[0], default=str) == json.dumps(fresh, default=str):
+                self.shared = first
+
+    def _build(self, seed: int) -> Any:
+        random.seed(seed)
+        return self.cls(dataclasses.replace(self.config, seed=seed, size=1))
+
+    def _reseed(self, dataset: Any, seed: int) -> Any:
+        random.seed(seed)
+        dataset.seed = dataset.config.seed = seed
+        return dataset
+
+    def entry(self, seed: int) -> tuple[Any, dict[str, Any]]:
+        """(the data set, the problem of `seed`)."""
+        dataset = self._build(seed) if self.shared is None else self._reseed(self.shared, seed)
+        return dataset, dataset[0]
+
+
+@lru_cache(maxsize=16)
+def source(name: str, settings: str, level: int | None) -> Source:
+    """The data set of an expression; `settings` is JSON."""
+    return Source(name, json.loads(settings), level)
+
+
+@lru_cache(maxsize=512)
+def problem(name: str, settings: str, level: int | None, seed: int) -> tuple[Any, dict[str, Any]]:
+    """(the data set, the problem of `seed`), kept for the answers that will come to it."""
+    return source(name, settings, level).entry(seed)
+
+
+def make(request: dict[str, Any]) -> dict[str, Any]:
+    """The question and the answer of a seed; the answer may be an example or None."""
+    key = (request["name"], request["settings"], request["level"], request["seed"])
+    try:
+        source(*key[:3])
+    except FAILURES as error:
+        return {"fault": " ".join(str(error).split()) or type(error).__name__}
+    entry = problem(*key)[1]
+    metadata = entry.get("metadata", {})
+    example = next((metadata[key] for key in EXAMPLES if metadata.get(key)), None)
+    answer = entry["answer"] if entry["answer"] is not None else example
+    if isinstance(answer, dict):
+        answer = json.dumps(answer)
+    numbers = {key: metadata.get(key) for key in ("numbers", "target")}
+    if answer is not None and (not answer.strip() or "Integral(" in answer):
+        # Nothing to say (no real root), or no closed form: sympy repeats the question.
+        return {"value": None}
+    value = {"question": entry["question"], "answer": answer}
+    return {"value": value | numbers if request["name"] in ("countdown", "puzzle24") else value}
+
+
+def score(request: dict[str, Any]) -> dict[str, Any]:
+    """The score of an answer by the data set's own scorer; None: it was not let near it."""
+    key = (request["name"], request["settings"], request["level"], request["seed"])
+    dataset, entry = problem(*key)
+    if entry["question"].strip() != request["question"]:
+        return {"fault": "its problems are not the same when they are made again"}
+    if not harmless(request["name"], request["answer"], entry):
+        return {"value": None}
+    # The shared data set may have been reseeded since.
+    if dataset.seed != request["seed"]:
+        source(*key[:3])._reseed(dataset, request["seed"])
+    return {"value": float(dataset.score_answer(request["answer"], entry))}
+
+
+def serve() -> None:
+    """Answer the requests of standard input until it ends."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open to the end)
+    try:
+        import reasoning_gym  # noqa: F401
+    except ImportError as error:
+        ready = {"fault": f"gym needs the package reasoning-gym: {error}"}
+    else:
+        ready = {"value": True}
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, ValueError, OSError):
+        pass  # no such limits on this system; the limit of time holds
+    print(json.dumps(ready), file=replies, flush=True)
+    actions = {"make": make, "score": score, "describe": lambda r: describe(r["name"])}
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply = actions[request["do"]](request)
+            text = json.dumps(reply, default=_plain_value)
+        except FAILURES as error:
+            text = json.dumps({"failed": f"{type(error).__name__}: {error}"[:200]})
+        print(text, file=replies, flush=True)
+
+
+def _plain_value(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)
+
+
+if __name__ == "__main__":
+    serve()

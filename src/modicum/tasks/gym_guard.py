@@ -1,0 +1,135 @@
+"""What a model's text must be before a scorer of reasoning-gym is shown it.
+
+No scorer may evaluate a model's text. Some do (`eval`, or sympy's parser, which is built on
+it): `EVALUATED` names them, and they are shown only a text that is plain arithmetic by its
+syntax tree, without calls, names with a dot or brackets behind a name. A data set of another
+version whose source evaluates something, and that is named neither there nor in `OWN`, is
+refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from typing import Any
+
+# Data sets whose scorer evaluates the answer, and the functions that a right one may call.
+SYMBOLIC = frozenset(
+    (
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "sec",
+        "csc",
+        "cot",
+        "sinh",
+        "cosh",
+        "tanh",
+        "exp",
+        "log",
+        "ln",
+        "sqrt",
+        "Abs",
+    )
+)
+EVALUATED: dict[str, frozenset[str]] = {
+    "binary_matrix": frozenset(),
+    "n_queens": frozenset(),
+    "spiral_matrix": frozenset(),
+    "string_insertion": frozenset(),
+    "intermediate_integration": SYMBOLIC,
+    "polynomial_multiplication": frozenset(),
+    "simple_integration": SYMBOLIC,
+    "countdown": frozenset(),
+    "puzzle24": frozenset(),
+}
+# These evaluate only what they made themselves (read in version 0.1.25).
+OWN = frozenset(
+    ("basic_arithmetic", "bitwise_arithmetic", "codeio", "gsm_symbolic", "number_sorting",
+     "propositional_logic")
+)  # fmt: skip
+BUILT_IN = frozenset({"eval", "exec", "compile"})  # as a method, compile is another thing
+LIBRARY = frozenset(("parse_expr", "parse_latex", "sympify", "S", "lambdify"))
+NO_SYMPY = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
+MAX_EXPONENT = 200
+NOT_A_NUMBER = re.compile(r"(?i)(?<![a-z])(?:nan|inf(?:inity)?)[ij]?(?![a-z])")
+PLAIN = (
+    ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp,
+    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.UAdd, ast.USub,
+)  # fmt: skip
+
+
+def plain(text: str, functions: frozenset[str]) -> bool:
+    """Whether evaluating `text` can do no more than arithmetic and calls of `functions`."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    called: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            function = node.func
+            known = isinstance(function, ast.Name) and function.id in functions
+            if not known or node.keywords or len(node.args) != 1:
+                return False
+            called.add(id(function))
+        elif not isinstance(node, PLAIN):
+            return False
+        elif isinstance(node, ast.Constant) and type(node.value) not in (int, float):
+            return False  # sympy evaluates a text that a function is given
+        elif (
+            isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and not _small(node.right)
+        ):
+            return False
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    return all(len(node.id) == 1 or id(node) in called for node in names)
+
+
+def _small(node: ast.expr) -> bool:
+    """Whether an exponent is a small number, or has a letter in it."""
+    if any(isinstance(inner, ast.Pow) for inner in ast.walk(node)):
+        return False
+    constants = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)]
+    return all(isinstance(v, int | float) and abs(v) <= MAX_EXPONENT for v in constants)
+
+
+def harmless(name: str, answer: str, entry: dict[str, Any]) -> bool:
+    """Whether `answer` may come to the scorer of the data set `name`.
+
+    What is not a number never: no comparison with it is true, and some scorers take that
+    for no difference.
+    """
+    if NOT_A_NUMBER.search(answer):
+        return False
+    if name not in EVALUATED or answer == entry["answer"]:
+        return True
+    if plain(answer, EVALUATED[name]):
+        return True
+    try:
+        # Without outer blanks, as `eval` takes it: with them it would not parse here.
+        ast.parse(answer.strip(), mode="eval")
+    except (SyntaxError, ValueError):
+        # What is no expression cannot be evaluated; sympy's parser rewrites it before.
+        return name in NO_SYMPY
+    except (RecursionError, MemoryError):
+        return False
+    return False
+
+
+def evaluates(cls: type) -> bool:
+    """Whether the module of a data set calls a function that runs a text as code."""
+    tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+    called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = {function.id for function in called if isinstance(function, ast.Name)}
+    methods = {function.attr for function in called if isinstance(function, ast.Attribute)}
+    return bool(names & (BUILT_IN | LIBRARY) or methods & (LIBRARY | {"eval"}))
+
+
+def allowed(name: str, runs_texts: bool) -> bool:
+    """Whether the data set `name` may be used; `runs_texts` is what `evaluates` says of it."""
+    return not runs_texts or name in EVALUATED or name in OWN

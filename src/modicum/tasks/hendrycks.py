@@ -1,0 +1,132 @@
+"""MATH: competition problems in five levels (Hendrycks et al. 2021, arXiv:2103.03874; MIT).
+
+`math` has the official sets: the 5,000 test problems are the split test, the 7,500 train
+problems are divided into train and tune (90/10 %) by a hash of the question. `math500` is
+the sample of 500 test problems of Lightman et al. (2023, arXiv:2305.20050), all of it test.
+`difficulty` is the level.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from modicum.spec import nearest
+from modicum.tasks import boxed, rows
+from modicum.tasks.dataset import BadRows, DataTask, Hub, Item, LeftOut, Part, Role, check_path
+from modicum.types import UserError
+
+LEVELS = (1, 2, 3, 4, 5)
+LEVEL = re.compile(r"(?:Level )?([1-5])", re.ASCII)
+UNKNOWN = "Level ?"  # stands in two rows of the original train set
+SUBJECTS = ("subject", "type")
+
+
+@dataclass(frozen=True)
+class MathTask(DataTask):
+    """What `math` and `math500` share: columns, levels, subjects."""
+
+    path: str | None = None
+    levels: tuple[int, ...] = ()
+    subject: str | None = None
+
+    def __post_init__(self) -> None:
+        check_path(self.name, self.path)
+        wrong = [level for level in self.levels if level not in LEVELS]
+        if wrong:
+            raise UserError(f"{self.name}: levels are 1 to 5, not {wrong[0]}")
+
+    def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
+        """`answer` or a boxed `solution`; a level or subject only when they are asked for."""
+        needed: list[tuple[str, ...]] = [("problem",), ("answer", "solution")]
+        needed += [("level",)] if self.levels else []
+        return [*needed, SUBJECTS] if self.subject else needed
+
+    def check(self, parts: Sequence[Part]) -> None:
+        """The subject asked for must be one."""
+        records = [record.values for part in parts for record in part.records]
+        known = {str(v[name]) for v in records for name in SUBJECTS if v.get(name)}
+        if self.subject and _plain(self.subject) not in map(_plain, known):
+            raise UserError(
+                f"{self.name}: no subject {self.subject!r}; {nearest(self.subject, known)}"
+            )
+
+    def item(self, record: rows.Record) -> Item | LeftOut:
+        """The gold is `answer` if there is one, else the last box of `solution`."""
+        question, values = rows.text(record, "problem"), record.values
+        solution = rows.text(record, "solution") if values.get("solution") is not None else None
+        level = _level(record)
+        gold = rows.answer(record, "answer") if "answer" in values else None
+        if gold is None:
+            gold = boxed.gold(rows.text(record, "solution"))
+        if gold is None:
+            raise UserError(r"there is no \boxed{...} that is closed in 'solution'")
+        if self.levels and level not in self.levels:
+            return LeftOut(f"their level is none of {', '.join(map(str, self.levels))}")
+        subject = next((values[name] for name in SUBJECTS if values.get(name)), None)
+        if self.subject and _plain(str(subject)) != _plain(self.subject):
+            return LeftOut(f"their subject is not {self.subject!r}")
+        data = {"solution": solution, "subject": subject}
+        key = values.get("unique_id")
+        return Item(
+            question,
+            gold,
+            None if level is None else float(level),
+            {name: value for name, value in data.items() if value is not None},
+            None if key is None else str(key),
+        )
+
+
+def _plain(subject: str) -> str:
+    return re.sub(r"[^a-z]+", " ", subject.lower().replace("&", "and")).strip()
+
+
+def _level(record: rows.Record) -> int | None:
+    """The level of a row, from 3, "3" or "Level 3"; None when it is not known."""
+    value = record.values.get("level")
+    if value is None or value == UNKNOWN:
+        return None
+    match = LEVEL.fullmatch(str(value).strip())
+    if match is None or isinstance(value, bool):
+        raise UserError(f"'level' must be 1 to 5 or such as 'Level 3', not {value!r}")
+    return int(match[1])
+
+
+@dataclass(frozen=True)
+class Math(MathTask):
+    """MATH from the hub, or from `path`: a folder with train and test files, or one file.
+
+    Columns: problem, solution (its last box is the answer) or answer, level, type or
+    subject. `levels=(1, 2)` and `subject='Algebra'` take a part of it.
+    """
+
+    name: ClassVar[str] = "math"
+    hub: ClassVar[Hub | None] = Hub(
+        "DigitalLearningGmbH/MATH-lighteval", {"train": "train", "test": "test"}, "default"
+    )
+    bad_rows: BadRows = "refuse"
+
+
+@dataclass(frozen=True)
+class Math500(MathTask):
+    """MATH-500 from the hub or the file `path`: a test set, or divided with split='hash'.
+
+    Columns, levels and subject as for `math`.
+    """
+
+    name: ClassVar[str] = "math500"
+    hub: ClassVar[Hub | None] = Hub("HuggingFaceH4/MATH-500", {"test": "test"})
+    file_role: ClassVar[Role] = "test"
+    split: Literal["test", "hash"] = "test"
+    bad_rows: BadRows = "refuse"
+
+    def role(self, role: Role) -> Role:
+        """As `split` says."""
+        return self.split
+
+    def advice(self) -> str:
+        """How a test set can be divided."""
+        whole = "it is a test set, which split='hash' divides"
+        return whole if self.split == "test" else super().advice()
