@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
+from typing import Any
+
 import pytest
 
 from cases import load
@@ -13,11 +17,36 @@ from modicum.types import Completion, Problem, UserError
 
 TASK = Arithmetic()
 PROBLEM = TASK.problem("train", 0, 0)
-RIGHT = f"<think>I add.</think> <answer>{PROBLEM.answer}</answer>"
+STEP = f"{int(PROBLEM.answer) - 1} + 1 = {PROBLEM.answer}"
+RIGHT = f"<think>I add: {STEP}.</think> <answer>{PROBLEM.answer}</answer>"
 TEXTS = [
     *("", " ", "\x00", "\ud800", "<answer>", "</think>" * 50, "{" * 5000, r"\boxed{1}", "no"),
     *(RIGHT, f"<answer>{PROBLEM.answer}</answer>", f"it is {PROBLEM.answer}", "9**9**9**9"),
+    *(
+        "1/0 = 1/0<answer>1</answer>",
+        "\u0660+\u0661=\u00b2<answer>\u00b2</answer>",
+        "中\u0301\U0001f600",
+    ),
 ]
+# Each would take minutes where time grows with the square of the length.
+LONG = ["(", "((1=", "3+4=7;", r"\frac{1}{", "<<1=", "$a", " ", "<think>"]
+
+# What a member needs that cannot do without arguments.
+ARGUMENTS: dict[str, str] = {
+    "length": "length(max_tokens=80)",
+    "function": "function('test_rewards:says_something')",
+}
+MEMBERS = [ARGUMENTS.get(name, name) for name in REWARDS]
+
+
+def says_something(completions: list[str], **columns: Any) -> list[float]:
+    """A reward function of a user."""
+    return [float(bool(text.strip())) for text in completions]
+
+
+def member(text: str) -> Term:
+    ((_, term),) = rewards.parse(text).terms
+    return term
 
 
 def said(text: str) -> Completion:
@@ -31,30 +60,42 @@ def total(reward: Reward, text: str) -> float:
 # The contract of every member ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", REWARDS.values())
-@pytest.mark.parametrize("text", TEXTS)
-def test_a_score_lies_between_0_and_1(cls: type[Term], text: str) -> None:
-    score = cls().score(TASK, PROBLEM, said(text))
-    assert type(score) is float
-    assert 0 <= score <= 1
-    assert score == cls().score(TASK, PROBLEM, said(text))
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_score_lies_between_0_and_1(name: str) -> None:
+    term = member(name)
+    group = [said(text) for text in TEXTS]
+    scores = term.score_group(TASK, PROBLEM, group, [])
+    assert [type(score) for score in scores] == [float] * len(group)
+    assert [t for t, score in zip(TEXTS, scores, strict=True) if not 0 <= score <= 1] == []
+    assert scores == [term.score(TASK, PROBLEM, completion) for completion in group]
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_long_text_takes_no_time(name: str) -> None:
+    term = member(name)
+    for piece in LONG:
+        text = piece * (100_000 // len(piece)) + "<answer>7</answer>"
+        began = time.process_time()
+        assert 0 <= term.score(TASK, PROBLEM, said(text)) <= 1
+        assert time.process_time() - began < 0.5, f"{piece!r} repeated"
+
+
+@pytest.mark.parametrize("name", MEMBERS)
 def test_a_member_is_documented_frozen_and_parsed(name: str) -> None:
-    cls = REWARDS[name]
-    assert cls.name == name
-    assert issubclass(cls, Spec)
-    assert cls.__doc__
-    assert hash(cls()) == hash(cls())
-    assert rewards.parse(name) == Reward(((1.0, cls()),))
-    assert rewards.parse(str(rewards.parse(f"0.25*{name}"))) == 0.25 * cls()
+    term = member(name)
+    assert REWARDS[term.name] is type(term)
+    assert isinstance(term, Spec)
+    assert type(term).__doc__
+    assert hash(term) == hash(member(name))
+    assert rewards.parse(str(term)) == Reward(((1.0, term),))
+    assert rewards.parse(str(rewards.parse(f"0.25*{name}"))) == 0.25 * term
 
 
-@pytest.mark.parametrize("cls", REWARDS.values())
-def test_a_good_completion_scores_full_and_an_empty_one_nothing(cls: type[Term]) -> None:
-    assert cls().score(TASK, PROBLEM, said(RIGHT)) == 1
-    assert cls().score(TASK, PROBLEM, said("")) == 0
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_good_completion_scores_full_and_an_empty_one_nothing(name: str) -> None:
+    assert member(name).score(TASK, PROBLEM, said(RIGHT)) == 1
+    assert member(name).score(TASK, PROBLEM, said("")) == 0
+    assert member(name).score(TASK, PROBLEM, said(" \n")) == 0
 
 
 # Sums ------------------------------------------------------------------------------------
@@ -81,6 +122,12 @@ def test_lenient_accuracy_reads_an_unmarked_answer() -> None:
     text = f"It is {PROBLEM.answer}."
     assert total(rewards.parse("accuracy"), text) == 0
     assert total(rewards.parse("accuracy(lenient=True)"), text) == 1
+
+
+def test_a_term_without_a_verdict_is_left_out_of_the_sum() -> None:
+    reward = Accuracy() + 0.5 * Format()
+    assert reward.total({"accuracy": math.nan, "format": 1.0}) == 0.5
+    assert math.isnan(reward.total({"accuracy": math.nan, "format": math.nan}))
 
 
 @pytest.mark.parametrize("case", load("weighted_reward"))

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from modicum.objective import SAME_REWARD
-from modicum.types import Group
+from modicum.types import Group, Problem
 
 
 def rollout_metrics(
     step: int, groups: Sequence[Group], scores: list[list[dict[str, float]]], totals_PG: Tensor
 ) -> dict[str, float]:
-    """Metrics of the sampled completions; rewards [P, G], one `reward/` key a term."""
+    """Metrics of the sampled completions; rewards [P, G], one `reward/` key a term.
+
+    NaN is no verdict and left out of means; a term without any verdict has no key.
+    """
     completions = [c for group in groups for c in group.completions]
     flat = [s for row in scores for s in row]
+    verdicts = {n: [s[n] for s in flat if not math.isnan(s[n])] for n in flat[0]}
     lengths = [len(c.tokens) for c in completions]
-    spread_P = totals_PG.amax(1) - totals_PG.amin(1)
-    terms = {f"reward/{name}": sum(s[name] for s in flat) / len(flat) for name in flat[0]}
+    highest_P = totals_PG.nan_to_num(-math.inf).amax(1)
+    spread_P = highest_P - totals_PG.nan_to_num(math.inf).amin(1)
+    terms = {f"reward/{name}": sum(known) / len(known) for name, known in verdicts.items() if known}
     return {
         "step": step,
-        "reward/mean": float(totals_PG.mean()),
+        "reward/mean": float(totals_PG.nanmean().nan_to_num(0.0)),
         **terms,
         "completions/length_mean": sum(lengths) / len(lengths),
         "completions/length_max": max(lengths),
@@ -32,6 +39,24 @@ def rollout_metrics(
         / len(completions),
         "groups/no_signal": float((spread_P <= SAME_REWARD).float().mean()),
     }
+
+
+def sample(
+    step: int, problem: Problem, text: str, scores: Mapping[str, float], total: float
+) -> dict[str, Any]:
+    """A completion and its reward for `samples.jsonl`; no verdict is null, JSON has no NaN."""
+    return {
+        "step": step,
+        "question": problem.question,
+        "gold": problem.answer,
+        "completion": text,
+        "reward": _known(total),
+        "scores": {name: _known(value) for name, value in scores.items()},
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def training_metrics(sums: Mapping[str, float]) -> dict[str, float]:

@@ -29,9 +29,7 @@ def sample_groups(session: Session, step: int) -> list[Group]:
     settings, count = config.sampling, config.batch.prompts_per_step
     problems = session.curriculum.problems(session.task, config.seed, step, count)
     tokenizer = session.loaded.tokenizer
-    prompts = [
-        encode(p, tokenizer, settings.template, settings.max_prompt_tokens) for p in problems
-    ]
+    prompts = [encode(p, tokenizer, settings) for p in problems]
     keys = [("train", config.seed, step, index) for index in range(count)]
     completions = rollout(
         session.engine,
@@ -46,10 +44,16 @@ def sample_groups(session: Session, step: int) -> list[Group]:
     return [Group(*parts) for parts in zip(problems, prompts, completions, strict=True)]
 
 
-def score(session: Session, groups: Sequence[Group]) -> list[list[dict[str, float]]]:
-    """The raw value of every reward term, for every completion of every group."""
+def score(
+    session: Session, groups: Sequence[Group], faults: list[str] | None = None
+) -> list[list[dict[str, float]]]:
+    """The raw value of every reward term, for every completion of every group.
+
+    NaN is no verdict. What could not be scored has 0 and a line in `faults`.
+    """
+    found = [] if faults is None else faults
     return [
-        [session.reward.scores(session.task, group.problem, c) for c in group.completions]
+        session.reward.score_group(session.task, group.problem, group.completions, found)
         for group in groups
     ]
 

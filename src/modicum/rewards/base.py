@@ -3,13 +3,15 @@
     total = sum over terms of weight * score
 
 A term keeps no state and reads nothing but its arguments. Terms and rewards join with
-`+`, and take a weight with `*`: `Accuracy() + 0.2 * Format()`.
+`+`, and take a weight with `*`: `Accuracy() + 0.2 * Format()`. The completions of one
+problem are scored together, so that a term may compare them. NaN is "no verdict": the term
+is left out of that completion's sum.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modicum.spec import Spec
@@ -34,11 +36,23 @@ class _Summand:
 
 
 class Term(_Summand, Spec):
-    """One thing that a completion is scored for: a frozen dataclass with a `name`."""
+    """One thing that a completion is scored for: a frozen dataclass with a `name`.
+
+    A term writes `score`; one that compares the completions of a group also `score_group`.
+    """
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """The unweighted value, in [0, 1]; never raises for any text."""
         raise NotImplementedError
+
+    def score_group(
+        self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
+    ) -> list[float]:
+        """The values of the completions of one problem, in their order; NaN is no verdict.
+
+        A completion that could not be scored gets 0 and a line in `faults`.
+        """
+        return [self.score(task, problem, completion) for completion in completions]
 
 
 @dataclass(frozen=True)
@@ -67,11 +81,26 @@ class Reward(_Summand):
 
     def scores(self, task: Task, problem: Problem, completion: Completion) -> dict[str, float]:
         """The unweighted value of each term, by its expression."""
-        return {str(term): term.score(task, problem, completion) for _, term in self.terms}
+        return self.score_group(task, problem, [completion], [])[0]
+
+    def score_group(
+        self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
+    ) -> list[dict[str, float]]:
+        """`scores` of every completion of one problem; see `Term.score_group`."""
+        columns = {
+            str(term): term.score_group(task, problem, completions, faults)
+            for _, term in self.terms
+        }
+        return [
+            {name: values[index] for name, values in columns.items()}
+            for index in range(len(completions))
+        ]
 
     def total(self, scores: Mapping[str, float]) -> float:
-        """The weighted sum of what `scores` returned."""
-        return math.fsum(weight * scores[str(term)] for weight, term in self.terms)
+        """The weighted sum of what `scores` returned; NaN when no term has a verdict."""
+        known = [(w, scores[str(term)]) for w, term in self.terms]
+        known = [(weight, score) for weight, score in known if not math.isnan(score)]
+        return math.fsum(weight * score for weight, score in known) if known else math.nan
 
 
 def _weighted(weight: float, term: Term) -> str:

@@ -1,0 +1,149 @@
+"""What degenerate answers earn against a right one: is a reward easy to cheat?
+
+Needs no model: the answers are written from the problem and its gold answer, the way a policy
+in training finds them when a reward pays for them. Each problem's answers are scored together,
+as a group is in training.
+
+Two kinds. Those that do not know the answer must earn little. Those that do know it but leave
+out something (the mark, the reasoning, an end) may earn as much as a right one, not more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modicum.answers import number
+from modicum.rewards.base import Reward
+from modicum.styles import Style
+from modicum.tasks.base import Task
+from modicum.types import Completion, Problem, UserError
+
+RIGHT = "right answer"
+FOREIGN = "我们先看题目，然后一步一步地计算，最后写出答案。"
+FILLER = "Let me think about this again. "
+MANY, LONG = 50, 200
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion to try: its name, its text, and whether it holds the right answer."""
+
+    name: str
+    text: str
+    knows: bool = False
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one kind of answer earned, as means over the problems; `why` it is flagged, or ""."""
+
+    name: str
+    total: float
+    scores: dict[str, float]
+    example: str
+    why: str = ""
+
+
+def answers_to(problem: Problem, style: Style) -> list[Answer]:
+    """The right answer first, then the degenerate ones."""
+    gold, near = problem.answer, near_miss(problem.answer)
+    head = style.pattern.partition("{answer}")[0]
+    opened = head.replace("{thought}", "I am sure.")
+    right, wrong = style.example(gold, reasoning(problem, gold)), style.example(near)
+    lists = ", ".join([near, gold, near_miss(near)])
+    several = "\n".join(map(style.example, [near, gold, near_miss(near)]))
+    return [
+        Answer(RIGHT, right, knows=True),
+        Answer("empty", ""),
+        Answer("constant", style.example("42")),
+        Answer("copy of the question", problem.question),
+        Answer("copy of the prompt", f"{problem.question}\n\n{style.instruction}"),
+        Answer("question as answer", style.example(problem.question)),
+        Answer("marks without content", style.example("", "")),
+        Answer("marks around words", style.example("answer here")),
+        Answer("marks stuffed", style.example("", "") * MANY),
+        Answer("near miss", wrong),
+        Answer("near miss, worked out", style.example(near, reasoning(problem, near))),
+        Answer("near miss, very long", style.example(near, FILLER * LONG)),
+        Answer("near miss, trivial steps", style.example(near, "1 + 1 = 2. " * MANY)),
+        Answer("near miss, other language", style.example(near, FOREIGN)),
+        Answer("several answers in one mark", style.example(lists)),
+        Answer("several marked answers", several),
+        Answer("mark never closed", opened, finished=False),
+        Answer("thinking never closed", f"<think> {FILLER * MANY}", finished=False),
+        Answer("right, without a mark", gold, knows=True),
+        Answer("right, without reasoning", style.example(gold, "-"), knows=True),
+        Answer("right, very long", style.example(gold, FILLER * LONG), knows=True),
+        Answer("right, other language", style.example(gold, FOREIGN), knows=True),
+    ]
+
+
+def near_miss(answer: str) -> str:
+    """A wrong answer that looks like the right one."""
+    value = number(answer)
+    if value is None:
+        return f"{answer} + 1"
+    return str(value + 1) if value.denominator == 1 else f"{answer}1"
+
+
+def reasoning(problem: Problem, answer: str) -> str:
+    """English sentences, with a step that ends in `answer` if that is a number."""
+    value = number(answer)
+    if value is not None and value.denominator == 1:
+        step = f"{value - 1} + 1 = {value}"
+    elif "target" in problem.data:
+        step = f"{answer} = {problem.data['target']}"
+    else:
+        step = answer
+    return f"First I read the question. Then I work it out: {step}. This is what was asked."
+
+
+def audit(
+    task: Task, reward: Reward, style: Style, problems: Sequence[Problem], share: float
+) -> list[Finding]:
+    """What each kind of answer earns, the right one first.
+
+    Flagged is one that earns at least as much as the right answer or more than `share` of
+    it; one that holds the right answer, only if it earns more. Raises UserError when the
+    user's own function fails.
+    """
+    groups = [answers_to(problem, style) for problem in problems]
+    rows: list[list[dict[str, float]]] = []
+    for problem, group in zip(problems, groups, strict=True):
+        faults: list[str] = []
+        rows.append(reward.score_group(task, problem, [_completion(a) for a in group], faults))
+        if faults:
+            raise UserError(f"reward: {faults[0]}")
+    findings: list[Finding] = []
+    for index, answer in enumerate(groups[0]):
+        found = [row[index] for row in rows]
+        scores = {name: _mean([scores[name] for scores in found]) for name in found[0]}
+        total = _mean([reward.total(scores) for scores in found])
+        right = findings[0].total if findings else total
+        why = "" if not findings else _why(answer, total, right, share)
+        findings.append(Finding(answer.name, total, scores, answer.text, why))
+    return findings
+
+
+def _completion(answer: Answer) -> Completion:
+    """With as many tokens as such a text has, about: one for four characters, and the end."""
+    count = len(answer.text) // 4 + 1
+    return Completion((0,) * count, (0.0,) * count, answer.text, answer.finished)
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _why(answer: Answer, total: float, right: float, share: float) -> str:
+    """Why this is flagged; no verdict earns nothing."""
+    total, right = (0.0 if math.isnan(value) else value for value in (total, right))
+    if answer.knows:
+        return "earns more than the right answer" if total > right + 1e-9 else ""
+    if total >= right - 1e-9:
+        return "earns as much as the right answer" if right else "the right answer earns nothing"
+    return f"earns more than {share:.0%} of it" if total > share * right else ""

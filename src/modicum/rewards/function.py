@@ -1,0 +1,214 @@
+"""A reward function of the user's own, in the form that TRL's GRPOTrainer takes.
+
+    def function(prompts, completions, completion_ids, trainer_state, **columns):
+        return [score, ...]  # a number or None for each completion
+
+It is called once for all completions of a problem. `columns` are lists as long as
+`completions`: everything in the problem's data, and `question`, `answer` and `ground_truth`
+(the gold answer). `prompts` holds the question as the task states it, without the template.
+A parameter that the function does not have is not passed; one that nothing is known for is a
+UserError. `async def` works as well.
+
+None or NaN is no verdict: the term is left out of that completion's sum, as in TRL. Values
+are taken as they are; whether they lie in [0, 1] is the user's business.
+
+Departure from TRL, where an exception ends the run: when the call fails, each completion is
+scored by a call of its own, and one that fails again gets 0 and a line in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import functools
+import importlib
+import inspect
+import math
+import operator
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar
+
+from modicum.rewards.base import Term
+from modicum.spec import nearest
+from modicum.tasks.base import Task
+from modicum.types import Completion, Problem, UserError
+
+PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+MAX_FAULT = 200  # characters of an exception's message that are shown
+
+
+@dataclass(frozen=True)
+class Function(Term):
+    """Your own function `module:function`, with the signature of TRL's reward functions.
+
+    With `chat`, prompts and completions are lists of messages ({"role", "content"}).
+    """
+
+    name: ClassVar[str] = "function"
+    path: str
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        if not PATH.fullmatch(self.path):
+            raise UserError(
+                f"reward: {self.path!r} is not a function; write package.module:function"
+            )
+        load(self.path)  # so that a run fails before its model is loaded
+
+    def __str__(self) -> str:
+        return f"{self.path}(chat=True)" if self.chat else self.path
+
+    def score(self, task: Task, problem: Problem, completion: Completion) -> float:
+        """What the function returns for a group of one."""
+        return self.score_group(task, problem, [completion], [])[0]
+
+    def score_group(
+        self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
+    ) -> list[float]:
+        """What the function returns; NaN where it returns None, 0 where it fails."""
+        function = load(self.path)
+        arguments = accepted(self.path, function, self._columns(problem, completions))
+        values, fault = _call(function, arguments, len(completions))
+        if fault is None:
+            return values
+        if len(completions) > 1:
+            # Which one is it? The others keep their scores.
+            return [self.score_group(task, problem, [c], faults)[0] for c in completions]
+        faults.append(f"{self}: {fault}")
+        return [0.0]
+
+    def _columns(
+        self, problem: Problem, completions: Sequence[Completion]
+    ) -> dict[str, list[Any] | None]:
+        """All arguments that a function may have."""
+        prompt: Any = problem.question
+        texts: list[Any] = [completion.text for completion in completions]
+        if self.chat:
+            prompt = [{"role": "user", "content": prompt}]
+            texts = [[{"role": "assistant", "content": text}] for text in texts]
+        columns = {
+            **problem.data,
+            "question": problem.question,
+            "answer": problem.answer,
+            "ground_truth": problem.answer,
+            "prompts": prompt,
+        }
+        given = {name: [value] * len(texts) for name, value in columns.items()}
+        ids = [list(completion.tokens) for completion in completions]
+        return {**given, "completions": texts, "completion_ids": ids, "trainer_state": None}
+
+
+def _call(
+    function: Callable[..., Any], arguments: dict[str, Any], count: int
+) -> tuple[list[float], str | None]:
+    """The values of one call for `count` completions, or what went wrong."""
+    guard = Guard()
+    with guard, contextlib.redirect_stdout(sys.stderr):
+        found = function(**arguments)
+        if inspect.isawaitable(found):
+            found = asyncio.run(_awaited(found))
+        values = [math.nan if value is None else float(value) for value in found]
+        if len(values) != count:
+            return [], f"returned {len(values)} scores for {count} completions"
+        if any(map(math.isinf, values)):
+            return [], "returned an infinite score"
+        return values, None
+    return [], guard.fault
+
+
+class Guard:
+    """Keeps what the user's code raises from ending the run; `fault` says what it was.
+
+    The one place where every exception is caught, since only the user knows which there are
+    (time limits of some libraries do not even derive from Exception). An interrupt, an exit
+    and a lack of memory pass.
+    """
+
+    fault: str | None = None
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if kind is None or issubclass(kind, KeyboardInterrupt | SystemExit | MemoryError):
+            return False
+        message = " ".join(str(error).split())
+        self.fault = f"{kind.__name__}: {message}"[:MAX_FAULT] if message else kind.__name__
+        return True
+
+
+async def _awaited(found: Any) -> Any:
+    return await found
+
+
+def accepted(path: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the function has a parameter for; all with **kwargs.
+
+    UserError when it needs one that there is not: a column that the data lacks.
+    """
+    known = inspect.signature(function).parameters.values()
+    for parameter in known:
+        needed = parameter.default is parameter.empty and parameter.kind not in VARIADIC
+        if needed and parameter.name not in given:
+            raise UserError(
+                f"reward {path}: the problems have no column {parameter.name!r};"
+                f" {nearest(parameter.name, given)}"
+            )
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
+        return given
+    names = {parameter.name for parameter in known}
+    return {name: value for name, value in given.items() if name in names}
+
+
+@functools.lru_cache(maxsize=64)
+def load(path: str) -> Callable[..., Any]:
+    """The callable at `package.module:name`; a UserError says what is missing.
+
+    The current directory is searched last, so that no file of it hides a library.
+    """
+    module_name, _, name = path.partition(":")
+    if not {"", "."} & set(sys.path):
+        sys.path.append("")
+    guard, found = Guard(), None
+    with guard, contextlib.redirect_stdout(sys.stderr):
+        found = importlib.import_module(module_name)
+    if found is None:
+        raise UserError(f"reward {path}: cannot import {module_name!r} ({guard.fault})")
+    try:
+        function = operator.attrgetter(name)(found)
+    except AttributeError:
+        close = difflib.get_close_matches(name, vars(found), n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"reward {path}: the module has no {name!r}{hint}") from None
+    if not callable(function):
+        raise UserError(f"reward {path}: {name!r} is a {type(function).__name__}, not a function")
+    return function
+
+
+def rewrite(text: str) -> str:
+    """`text` with every module:function outside quotes as a term: `function('m:f')`."""
+    parts, place = [], 0
+    for match in QUOTED.finditer(text):
+        parts += [_as_term(text[place : match.start()]), match[0]]
+        place = match.end()
+    return "".join([*parts, _as_term(text[place:])])
+
+
+def _as_term(text: str) -> str:
+    """As `rewrite`, for a text without quotes; `m:f(chat=True)` keeps its arguments."""
+    opened = re.compile(rf"(?<![\w.:])({PATH.pattern})[ \t]*\([ \t]*(?=[^) \t])")
+    return re.compile(rf"(?<![\w.:'])({PATH.pattern})(?:[ \t]*\([ \t]*\))?(?![\w'])").sub(
+        r"function('\1')", opened.sub(r"function('\1', ", text)
+    )

@@ -1,0 +1,162 @@
+r"""Read the arithmetic steps that a text writes: `3 + 4 = 7`, chains `a + b = c = d`.
+
+A step is an equation between two neighbours of a chain, at least one of which has an
+operator. Read are + - * /, brackets, decimals, 1,080, 20%, \times, \cdot, \div, \frac, × ÷ −,
+an x between numbers, \boxed{7} and GSM8K's calculator marks <<48/2=24>>. What touches a
+variable, a power or a function is algebra and is left alone. Exact fractions; the text is a
+model's and is matched, never evaluated, in time linear in its length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from modicum.grading.expressions import MAX_EXPRESSION, evaluate
+
+MAX_TEXT = 20_000  # characters, the last ones, that are read
+MAX_RUN = 200  # parts of an equation that are read
+
+MARK = re.compile(r"<<([^<>\n]{0,200})>>")
+PLAIN = (
+    (re.compile(r"\\[dtc]?frac\s{0,3}\{([^{}]*)\}\s{0,3}\{([^{}]*)\}"), r"((\1)/(\2))"),
+    (re.compile(r"\\[dtc]?frac\s{0,3}([0-9])([0-9])(?![0-9])"), r"(\1/\2)"),
+    (re.compile(r"\\(?:boxed|text|mathrm|mathbf)\s{0,3}\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|[\u00d7\u22c5·]"), "*"),
+    (re.compile(r"\\div(?![A-Za-z])|÷"), "/"),
+    (re.compile(r"[\u2212\u2013]"), "-"),
+    (re.compile(r"\\(?:left|right|quad|qquad)(?![A-Za-z])|\\[,;:! ()\[\]]|\*\*|&"), " "),
+    (re.compile(r"(?<=[0-9)%])([ \t]{0,3})[xX](?=[ \t]{0,3}[0-9($])"), r"\1*"),
+    (re.compile(r"^[ \t]*[-*][ \t]+", re.MULTILINE), ""),  # items of a list
+)
+TOKEN = re.compile(
+    r"(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?%?|\.[0-9]+%?)"
+    r"|(?P<sign>[-+*/()=])|(?P<blank>[ \t$€£]+)|(?P<word>[^\W\d_]+)|(?P<other>.)",
+    re.DOTALL,
+)
+ALGEBRA = frozenset("^_\\|{}[]√")
+DECIMAL = re.compile(r"([0-9]*)(?:\.([0-9]+))?(%?)")
+
+
+@dataclass(frozen=True)
+class Step:
+    """`left` = `right` as written, whether that is true, and the value of `right`."""
+
+    left: str
+    right: str
+    true: bool
+    value: Fraction
+
+
+def steps(text: str) -> list[Step]:
+    """The steps in the order in which they end."""
+    text = text[-MAX_TEXT:]
+    for pattern, plain in PLAIN:
+        text = pattern.sub(plain, text)
+    # A calculator mark repeats what is around it: each is read without the other.
+    outside = MARK.sub(lambda match: " " * len(match[0]), text)
+    found = list(_read(outside, 0))
+    for match in MARK.finditer(text):
+        found += _read(match[1], match.start(1))
+    return [step for _, step in sorted(found, key=lambda item: item[0])]
+
+
+def value(text: str) -> Fraction | None:
+    """The value of a text that is one expression, or several that are equal; else None."""
+    if len(text) > MAX_EXPRESSION:
+        return None
+    for pattern, plain in PLAIN:
+        text = pattern.sub(plain, text)
+    values = {_value(part.replace("$", " ").strip()) for part in text.split("=")}
+    return values.pop() if len(values) == 1 else None
+
+
+@dataclass
+class _Run:
+    """Numbers and signs without a gap, and what stands before them."""
+
+    before: str = ""
+    """The word or character before the run; empty at the beginning of a line."""
+    glued: bool = False
+    """Whether nothing, not even a blank, is between the two."""
+    tokens: list[str] = field(default_factory=list)
+    depth: int = 0
+    end: int = 0
+
+    def add(self, token: str, end: int) -> None:
+        """Take a number or sign that ends at `end`."""
+        if token == "=" and self.depth:
+            # A bracket around an equation belongs to the prose.
+            opened, closed = len(self.tokens) - 1, 0
+            while self.tokens[opened] != "(" or closed:
+                closed += (self.tokens[opened] == ")") - (self.tokens[opened] == "(")
+                opened -= 1
+            self.tokens, self.depth = self.tokens[opened + 1 :], 0
+            self.before = ""
+        self.depth += (token == "(") - (token == ")")
+        self.tokens.append(token)
+        self.end = end
+
+    def steps(self, after: str) -> Iterator[tuple[int, Step]]:
+        """(end, step) of its chain, when `after` is the word or character behind it."""
+        if not 3 <= len(self.tokens) <= MAX_RUN or "=" not in self.tokens or self.depth:
+            return
+        sides = [side.strip() for side in " ".join(self.tokens).split("=")]
+        word = self.before.isalpha()
+        variable = self.before in ALGEBRA if not word else len(self.before) == 1
+        joined = self.tokens[0] in "+*/" or (self.tokens[0] == "-" and word) or self.glued
+        if variable or (joined and self.before):
+            sides[0] = ""
+        if after in ALGEBRA or (after.isalpha() and len(after) == 1):
+            sides[-1] = ""
+        values = [_value(side) for side in sides]
+        for index in range(len(sides) - 1):
+            left, right = values[index], values[index + 1]
+            shown = sides[index], sides[index + 1]
+            if left is not None and right is not None and any(map(_has_operator, shown)):
+                yield self.end, Step(*shown, left == right, right)
+
+
+def _has_operator(side: str) -> bool:
+    return any(sign in side.lstrip("- ") for sign in "+-*/")
+
+
+def _read(text: str, offset: int) -> Iterator[tuple[int, Step]]:
+    """The steps of a text in plain signs; `offset` is added to where they end."""
+    run, blank = _Run(), False
+    for match in TOKEN.finditer(text):
+        kind, token = match.lastgroup, match[0]
+        if kind == "blank":
+            blank = True
+            continue
+        operand = kind == "number" or token == "("
+        adjacent = operand and bool(run.tokens) and run.tokens[-1] not in "(+-*/="
+        if kind in ("word", "other") or adjacent or (token == ")" and run.depth == 0):
+            yield from run.steps(token if kind != "number" else "")
+            # Punctuation and line ends separate; words and marks of algebra may belong.
+            belongs = kind == "word" or token in ALGEBRA
+            run = _Run(token if belongs else "", belongs)
+            blank = False
+        if operand or (kind == "sign" and (token != ")" or run.depth)):
+            if not run.tokens:
+                run.glued = run.glued and not blank
+            run.add(token, offset + match.end())
+        blank = False
+    yield from run.steps("")
+
+
+def _value(side: str) -> Fraction | None:
+    """The exact value of one side of an equation, or None."""
+    return evaluate(DECIMAL.sub(_ratio, side.replace(",", "").replace(" ", ""))) if side else None
+
+
+def _ratio(match: re.Match[str]) -> str:
+    """A decimal or percentage as a fraction of whole numbers; a whole number as it is."""
+    whole, places, percent = match.groups()
+    if not (whole or places):
+        return match[0]
+    scale = 10 ** len(places or "") * (100 if percent else 1)
+    number = int(whole + (places or "")) if len(match[0]) <= MAX_RUN else 0
+    return str(number) if scale == 1 else f"({number}/{scale})"
