@@ -21,6 +21,7 @@ from modicum.config import (
     Sampling,
     Steps,
     TrainConfig,
+    Trust,
     from_mapping,
     read_toml,
     to_toml,
@@ -28,7 +29,7 @@ from modicum.config import (
 from modicum.options import Parser, convert, field_docs, given, merge
 from modicum.types import UserError
 
-SECTIONS = (Sampling, Steps, Optimizer, Compute, Held, Records)
+SECTIONS = (Sampling, Steps, Optimizer, Compute, Held, Records, Trust)
 TEXTS = [
     "",
     "plain",
@@ -72,10 +73,11 @@ def test_a_config_survives_toml(tmp_path: Path) -> None:
         steps=7,
         seed=2**70,
         out="runs/x",
-        sampling=Sampling(0.7, 0.9, 20, 33, 100, "plain"),
+        sampling=Sampling(0.7, 0.9, 20, 33, 100, "plain", "boxed", "Be brief."),
         batch=Steps(3, 5, 2, 7, 11),
         optimizer=Optimizer(1e-7, 0.1, 0.8, 0.95, 1e-12, 0.0, "linear", 3),
         compute=Compute("cpu", "bf16"),
+        trust=Trust(True, True),
         evaluation=Held(0, 2, 5),
         records=Records(0, 1),
     )

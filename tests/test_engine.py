@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cases import load
 from conftest import FAMILIES, random_model
@@ -20,8 +19,7 @@ from helpers import engine_of
 from modicum.config import Sampling
 from modicum.engine.logprobs import logprobs
 from modicum.engine.sampling import choose, distribution, noise
-from modicum.tasks.prompts import encode
-from modicum.types import Problem, Row, UserError
+from modicum.types import Problem, Row
 
 CUTS = [Sampling(temperature=0.7), Sampling(temperature=0.7, top_k=20, top_p=0.9)]
 PROBLEM = Problem("add-7", "one plus two", "3")
@@ -303,65 +301,3 @@ def test_softcapped_logits_are_honoured(kind: str) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     # With a cap of 1.5 no two logits are further apart than 3.
     assert found.min() > -math.log(60) - 3
-
-
-# Prompts ---------------------------------------------------------------------------------
-
-TEMPLATE = (
-    "{{ begin }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
-    "{% if add_generation_prompt %}<assistant> {% endif %}"
-)
-
-
-def tokenizer_of(adds_begin: bool, template: str | None) -> Any:
-    """A word tokenizer; it can put <s> in front, and so can its template."""
-    words = ["<s>", "</s>", "<unk>", "<system>", "<user>", "<assistant>", "one", "plus", "two"]
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.add_special_tokens(words[:2] + words[3:6])
-    if adds_begin:
-        core.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 0)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        chat_template=template,
-    )
-
-
-@pytest.mark.parametrize("adds_begin", [True, False])
-@pytest.mark.parametrize("template", [None, "", "<s>"])
-def test_prompts_have_one_begin_token(adds_begin: bool, template: str | None) -> None:
-    """TOK-01 and TOK-02: one if the tokenizer or its template wants one, else none."""
-    chat = None if template is None else TEMPLATE.replace("{{ begin }}", template)
-    ids = encode(PROBLEM, tokenizer_of(adds_begin, chat), "auto")
-    assert ids.count(0) == (adds_begin or template == "<s>")
-    assert ids[0] == 0 or 0 not in ids
-    assert tuple(i for i in ids if i >= 6) == (6, 7, 8), "the question is there once"
-
-
-def test_chats_end_with_the_header_of_the_assistant() -> None:
-    """TOK-04. The system turn and the question come before it, in this order."""
-    tokenizer = tokenizer_of(True, TEMPLATE.replace("{{ begin }}", "<s>"))
-    ids = encode(PROBLEM, tokenizer, "auto")
-    assert [i for i in ids if i in (3, 4, 5)] == [3, 4, 5]
-    assert ids[-1] == 5
-    assert encode(PROBLEM, tokenizer, "chat") == ids
-    assert encode(PROBLEM, tokenizer, "plain") == (0, 6, 7, 8)
-
-
-def test_a_long_prompt_is_refused_and_never_cut() -> None:
-    """TOK-03."""
-    tokenizer = tokenizer_of(True, TEMPLATE.replace("{{ begin }}", "<s>"))
-    ids = encode(PROBLEM, tokenizer, "auto")
-    assert encode(PROBLEM, tokenizer, "auto", len(ids)) == ids
-    with pytest.raises(UserError, match=rf"add-7 has {len(ids)} tokens.* = {len(ids) - 1}$"):
-        encode(PROBLEM, tokenizer, "auto", len(ids) - 1)
-
-
-def test_a_chat_needs_a_template() -> None:
-    with pytest.raises(UserError, match="chat template"):
-        encode(PROBLEM, tokenizer_of(True, None), "chat")

@@ -36,8 +36,12 @@ class Sampling:
     """Longest completion, in tokens."""
     max_prompt_tokens: int = 512
     """A longer prompt is refused."""
-    template: Literal["auto", "plain", "chat"] = "auto"
-    """Prompt form; auto takes the tokenizer's chat template if it has one."""
+    template: Literal["auto", "chat", "r1_zero", "plain"] = "auto"
+    """Prompt form; auto is chat if the tokenizer has a chat template, else r1_zero."""
+    style: Literal["tags", "boxed", "hashes", "none"] = "tags"
+    """How the prompt asks for the answer: <think>/<answer> tags, \\boxed{}, #### or not at all."""
+    system: str | None = None
+    """System prompt, put before what the style asks for; unset takes the template's own."""
 
     def __post_init__(self) -> None:
         at_least(self, temperature=0.0, top_k=0, max_tokens=1, max_prompt_tokens=1)
@@ -122,6 +126,16 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Trust:
+    """What the files of a model may do. Neither is needed for an ordinary model."""
+
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model."""
+    pickled_weights: bool = False
+    """Also read weights that are pickled (pytorch_model.bin) and not safetensors."""
+
+
+@dataclass(frozen=True)
 class Held:
     """Evaluation on held-out problems, before and after training."""
 
@@ -154,7 +168,7 @@ class TrainConfig:
     """A whole training run."""
 
     model: str = "tiny"
-    """`tiny`, a local folder, or a hub id."""
+    """`tiny`, a local folder, a GGUF file, or a hub id."""
     task: str = "arithmetic"
     """Problems, as an expression; `modicum tasks` lists them."""
     reward: str = "accuracy"
@@ -175,6 +189,7 @@ class TrainConfig:
     batch: Steps = field(default_factory=Steps)
     optimizer: Optimizer = field(default_factory=Optimizer)
     compute: Compute = field(default_factory=Compute)
+    trust: Trust = field(default_factory=Trust)
     evaluation: Held = field(default_factory=Held)
     records: Records = field(default_factory=Records)
 

@@ -80,6 +80,17 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
         if dataclasses.is_dataclass(hint):
             sections.append((field.name, typing.cast(type, hint)))
             continue
+        help_text = docs[field.name].replace("%", "%%")
+        if hint is bool:
+            switch = argparse.BooleanOptionalAction
+            group.add_argument(
+                flag(field.name),
+                dest=field.name,
+                default=argparse.SUPPRESS,
+                action=switch,
+                help=help_text,
+            )
+            continue
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
         shown = "" if field.default in (None, "") else f" (default {field.default})"
         group.add_argument(
@@ -87,7 +98,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
             dest=field.name,
             default=argparse.SUPPRESS,
             metavar="|".join(map(str, choices)) if choices else _word(hint),
-            help=docs[field.name].replace("%", "%%") + shown.replace("%", "%%"),
+            help=help_text + shown.replace("%", "%%"),
         )
     for name, section in sections:
         add_options(parser, section, name)
@@ -113,8 +124,10 @@ def given(cls: type, found: argparse.Namespace) -> dict[str, Any]:
     return tables
 
 
-def convert(text: str, hint: Any) -> Any:
-    """`text` as a number where the type asks for one; other texts stay as they are."""
+def convert(text: Any, hint: Any) -> Any:
+    """`text` as a number where the type asks for one; other texts and switches stay."""
+    if isinstance(text, bool):
+        return text
     kinds = typing.get_args(hint) or (hint,)
     for kind in (int, float):
         if kind in kinds:

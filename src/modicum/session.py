@@ -77,10 +77,8 @@ def prepare(config: TrainConfig) -> Session:
     reward, goal = rewards.parse(config.reward), objective.parse(config.objective)
     order = curriculum.parse(config.curriculum)
     first = task.problem("train", config.seed, 0)  # a bad task fails before the model loads
-    loaded = load(config.model, config.compute.device, config.compute.dtype)
-    prompt = encode(
-        first, loaded.tokenizer, config.sampling.template, config.sampling.max_prompt_tokens
-    )
+    loaded = load(config.model, config.compute.device, config.compute.dtype, config.trust)
+    prompt = encode(first, loaded.tokenizer, config.sampling)
     check_length([prompt], loaded.model, config.sampling)
     prepared = update.apply(loaded.model, config.seed)
     if goal.kl > 0:

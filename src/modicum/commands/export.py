@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from modicum.config import from_mapping
+from modicum.config import Trust, from_mapping
 from modicum.options import Parser, add_options, given
 from modicum.types import UserError
 
@@ -23,11 +23,12 @@ class Options:
     """What to write where."""
 
     model: str = "tiny"
-    """The base to export when no RUN is named."""
+    """The base to export when no RUN is named: `tiny`, a folder, a GGUF file, or a hub id."""
     out: str = ""
     """The folder to write; needed."""
     format: Literal["merged", "adapter"] = "merged"
     """An ordinary model folder, or only the PEFT adapter of a run that has one."""
+    trust: Trust = field(default_factory=Trust)
 
 
 def run(args: list[str]) -> int:
@@ -56,14 +57,15 @@ def run(args: list[str]) -> int:
             if not hasattr(prepared.model, "peft_config"):
                 update = past_config(Path(found.run)).update
                 raise UserError(f"{found.run} trained {update!r}, which is no adapter")
-            base = load(session.config.model, session.config.compute.device).model
+            past = session.config
+            base = load(past.model, past.compute.device, trust=past.trust).model
             export.new_folder(out, found.overwrite)
             difference = export.export_adapter(prepared.model, loaded, base, out)
         else:
             export.new_folder(out, found.overwrite)
             difference = export.export_merged(prepared, loaded, out)
     else:
-        loaded = load(options.model)
+        loaded = load(options.model, trust=options.trust)
         export.new_folder(out, found.overwrite)
         difference = export.export_model(loaded.model, loaded, out)
     files = sorted(p.name for p in out.iterdir())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from modicum.config import from_mapping
+from modicum.config import Trust, from_mapping
 from modicum.options import Parser, add_options, given
 
 EXAMPLES = """
@@ -20,7 +20,8 @@ class Options:
     """Where to look."""
 
     model: str = "tiny"
-    """The model to preview in: `tiny`, a local folder, or a hub id (only its config is read)."""
+    """The model to preview in: `tiny`, a local folder, a GGUF file, or a hub id (only its config is read)."""
+    trust: Trust = field(default_factory=Trust)
 
 
 def run(args: list[str]) -> int:
@@ -46,7 +47,7 @@ def run(args: list[str]) -> int:
 
     from modicum.updates.preview import preview
 
-    result = preview(updates.parse(found.expression), options.model)
+    result = preview(updates.parse(found.expression), options.model, options.trust)
     if found.json:
         print(json.dumps(result.to_json()))
     else:

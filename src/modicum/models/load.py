@@ -1,11 +1,12 @@
-"""Loading a causal language model: the shipped tiny base, a local folder, or a hub id.
+"""Loading a causal language model: the tiny base, a local folder, a GGUF file, or a hub id.
 
-Weights come as safetensors only and no remote code is run. Everything that can be wrong
-with what the user named becomes one line.
+Weights come as safetensors and no code of the model's own is run, unless the user says so
+(`config.Trust`). Everything that can be wrong with what was named becomes one line.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from modicum.config import Trust
+from modicum.models import gguf
 from modicum.types import UserError
 
 TINY = Path(__file__).parent / "tiny"
@@ -30,41 +33,65 @@ class Loaded:
     device: torch.device
 
 
-def locate(name: str) -> str:
-    """The folder or hub id behind `name`; a path that does not exist is a UserError."""
-    if name == "tiny":
-        return str(TINY)
-    path = Path(name).expanduser()
+@dataclass(frozen=True)
+class Source:
+    """Where the files of a model are, and how the library is told to read them."""
+
+    place: str
+    """A folder or a hub id."""
+    local: bool
+    arguments: dict[str, Any]
+    """Of every `from_pretrained`."""
+    gguf: str = ""
+    """The GGUF file in the folder, if it is one."""
+
+
+def locate(name: str, trust: Trust | None = None) -> Source:
+    """The source that `name` stands for; a path that does not exist is a UserError."""
+    arguments: dict[str, Any] = {"trust_remote_code": (trust or Trust()).trust_remote_code}
+    path = TINY if name == "tiny" else Path(name).expanduser()
     looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
-    if not looks_local:
-        return name
+    is_gguf = path.suffix.lower() == ".gguf"
+    if not looks_local and not is_gguf:
+        return Source(name, False, arguments)
+    arguments["local_files_only"] = True
+    if is_gguf:
+        if not path.is_file():
+            raise UserError(f"there is no GGUF file {name}")
+        arguments |= gguf.files(str(path))
+        return Source(str(path.parent), True, arguments, str(path))
     if not path.is_dir():
         raise UserError(f"there is no model folder {name}")
     if not (path / "config.json").is_file():
-        raise UserError(f"{name} is not a model folder: it has no config.json")
-    return str(path)
+        found = sorted(path.glob("*.gguf"))
+        hint = f"; name the file {found[0]}" if found else ""
+        raise UserError(f"{name} is not a model folder: it has no config.json{hint}")
+    return Source(str(path), True, arguments)
 
 
-def read_config(name: str) -> Any:
+def read_config(name: str, trust: Trust | None = None) -> Any:
     """The Hugging Face config of a model, checked to be a causal language model."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    source = locate(name)
+    source = locate(name, trust)
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=Path(source).is_dir())
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise UserError(_unreachable(name, error)) from None
+        config = AutoConfig.from_pretrained(source.place, **source.arguments)
+    except (OSError, ValueError, KeyError, struct.error, StrictDataclassError) as error:
+        raise UserError(_unreachable(name, source, error)) from None
     declared = [a for a in (getattr(config, "architectures", None) or []) if a]
-    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    causal = own or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if not causal or (declared and not any("CausalLM" in a or "LMHead" in a for a in declared)):
         what = ", ".join(declared) or type(config).__name__
         raise UserError(f"{name} is not a causal language model ({what})")
     return config
 
 
-def load(name: str, device: str = "auto", dtype: str = "fp32") -> Loaded:
+def load(
+    name: str, device: str = "auto", dtype: str = "fp32", trust: Trust | None = None
+) -> Loaded:
     """The model and tokenizer that `name` stands for, ready to run.
 
     `dtype` is fp32 or bf16. Raises UserError when there is no such model, when it is not
@@ -73,23 +100,24 @@ def load(name: str, device: str = "auto", dtype: str = "fp32") -> Loaded:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    source = locate(name)
-    where = choose_device(device)
-    local = Path(source).is_dir()
-    config = read_config(name)
+    trust = trust or Trust()
+    source, where = locate(name, trust), choose_device(device)
+    config = read_config(name, trust)
     logging.disable_progress_bar()  # one line of ours says what is loaded
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.arguments)
         model, info = AutoModelForCausalLM.from_pretrained(
-            source,
+            source.place,
             config=config,
             dtype=DTYPES[dtype],
-            use_safetensors=True,
-            local_files_only=local,
+            use_safetensors=None if trust.pickled_weights or source.gguf else True,
             output_loading_info=True,
+            **source.arguments,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(_unreachable(name, error)) from None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, struct.error) as error:
+        raise UserError(_unreachable(name, source, error)) from None
+    if source.gguf:
+        tokenizer, model = gguf.mend_tokenizer(source.gguf, tokenizer), gguf.mend_model(model)
     if info["missing_keys"]:
         # transformers would fill it with random numbers.
         raise UserError(f"{name} has no tensor {min(info['missing_keys'])}, which its config needs")
@@ -99,14 +127,25 @@ def load(name: str, device: str = "auto", dtype: str = "fp32") -> Loaded:
     return Loaded(model, tokenizer, end_tokens(model, tokenizer), where)
 
 
-def _unreachable(name: str, error: BaseException) -> str:
+def _unreachable(name: str, source: Source, error: BaseException) -> str:
+    """One line: what was looked for, where, why it failed, and what may help."""
     lines = str(error).split("\n") if str(error).strip() else [type(error).__name__]
     reason = " ".join(" ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).split())
-    if Path(locate(name)).is_dir():
-        return f"cannot load the model in {name}: {reason}"
+    if "trust_remote_code" in str(error):
+        return f"{name} brings code of its own, which is run only with --trust-remote-code"
+    if source.local:
+        pickles = sorted(Path(source.place).glob("pytorch_model*.bin"))
+        hint = f"; --pickled-weights reads {pickles[0].name} if you trust it" if pickles else ""
+        return f"cannot load the model in {name}: {reason}{hint}"
+    from huggingface_hub import constants
+
+    looked = f"the local cache {constants.HF_HUB_CACHE}"
+    if not constants.HF_HUB_OFFLINE:
+        looked = f"the hub {constants.ENDPOINT} and {looked}"
     return (
-        f"cannot load {name!r}: it is no local folder, and the hub gave: {reason}"
-        " (a folder works offline; HF_HUB_OFFLINE=1 uses what was downloaded before)"
+        f"cannot load {name!r}: it is no local folder, and in {looked} its files were not to be"
+        f" had: {reason} (the path of a folder works offline; HF_HUB_OFFLINE=1 looks only in"
+        " the cache)"
     )
 
 

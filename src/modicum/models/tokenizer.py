@@ -15,6 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 END, PAD = "<|endoftext|>", "<|pad|>"
+# The base was pretrained on a question, a newline and the answer. That is its chat: what
+# the prompt's style asks for comes after an empty line and would mean nothing to it.
+CHAT = r"{{ messages[-1]['content'].split('\n\n')[0] + '\n' }}"
 
 
 def build(texts: Iterable[str], size: int = 278) -> PreTrainedTokenizerFast:
@@ -39,4 +42,5 @@ def build(texts: Iterable[str], size: int = 278) -> PreTrainedTokenizerFast:
         pad_token=PAD,
         clean_up_tokenization_spaces=False,
         model_max_length=512,
+        chat_template=CHAT,
     )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modicum.config import Trust
 from modicum.models.load import read_config
 from modicum.updates.base import Update
 from modicum.updates.layout import depth, layout
@@ -76,13 +77,15 @@ class Preview:
         return "\n".join(lines)
 
 
-def preview(update: Update, model: str) -> Preview:
+def preview(update: Update, model: str, trust: Trust | None = None) -> Preview:
     """The preview of `update` on the model that `model` names (its config alone is read)."""
     from transformers import AutoModelForCausalLM
 
-    config = read_config(model)
+    config = read_config(model, trust)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+        skeleton = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=bool(trust and trust.trust_remote_code)
+        )
     skeleton.tie_weights()
     places = layout(skeleton)
     prepared = update.apply(skeleton, seed=0)

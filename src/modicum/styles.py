@@ -1,0 +1,82 @@
+r"""How a final answer is marked: what the prompt asks for, and whether a completion obeys.
+
+A test proves for each style that its instruction names the marks of its pattern and that
+the grader (`answers.grade`) reads the pattern as a marked answer: what is asked for is
+what is read. The grader reads all marks whatever the style; the style decides what is asked
+for and what the reward `format` and the format rate of an evaluation count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from modicum import answers
+
+HASHES = re.compile(r"^####[ \t]*\S", re.MULTILINE)
+CLOSING = re.compile(r"[\s$.!)\]\\*]*")
+
+
+@dataclass(frozen=True)
+class Style:
+    """One way to mark an answer."""
+
+    name: str
+    instruction: str
+    """What a prompt says to get this style."""
+    pattern: str
+    """A completion in this style; {thought} and {answer} are the parts of it."""
+    format_ok: Callable[[str], bool]
+    """Whether a whole completion has this form: marked once, nothing after the mark."""
+
+    def example(self, answer: str, thought: str = "reasoning process here") -> str:
+        """A completion in this style."""
+        return self.pattern.replace("{thought}", thought).replace("{answer}", answer)
+
+
+def boxed_ok(text: str) -> bool:
+    r"""Whether `text` has exactly one \boxed{...}, not empty, and nothing after it.
+
+    A closing bracket of a formula, a dollar sign or a full stop may follow.
+    """
+    _, mark, rest = text.partition(r"\boxed{")
+    content = answers.extract(mark + rest) if mark else None
+    if not content or r"\boxed" in rest or "<answer>" in text:
+        return False
+    _, _, after = rest.partition(content)
+    return after.lstrip()[:1] == "}" and CLOSING.fullmatch(after.lstrip()[1:]) is not None
+
+
+def hashes_ok(text: str) -> bool:
+    """Whether the last line, and no other, is `#### x`."""
+    lines = text.strip().split("\n")
+    found = [line for line in lines if HASHES.match(line)]
+    return len(found) == 1 and found[0] == lines[-1] and answers.extract(text) is not None
+
+
+STYLES: dict[str, Style] = {
+    style.name: style
+    for style in (
+        Style(  # DeepSeek-R1 (arXiv 2501.12948), table 1
+            "tags",
+            "The reasoning process and the answer are enclosed within <think> </think> and"
+            " <answer> </answer> tags, respectively, i.e., <think> reasoning process here"
+            " </think> <answer> answer here </answer>.",
+            "<think> {thought} </think> <answer> {answer} </answer>",
+            answers.format_ok,
+        ),
+        Style(  # the prompt of Qwen2.5-Math
+            "boxed",
+            r"Please reason step by step, and put your final answer within \boxed{}.",
+            r"{thought} \boxed{{answer}}",
+            boxed_ok,
+        ),
+        Style(  # the mark of GSM8K's solutions
+            "hashes",
+            "Reason step by step, then write the final answer on the last line after ####.",
+            "{thought}\n#### {answer}",
+            hashes_ok,
+        ),
+    )
+}

@@ -1,0 +1,194 @@
+"""Loading by path: every family, GGUF files, code and pickles only when asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from conftest import random_model
+from helpers import Fails, metrics_of
+from modicum import cli
+from modicum.config import Trust
+from modicum.models import gguf
+from modicum.models.decoder import FAMILIES
+from modicum.models.load import TINY, load
+from modicum.train import train
+from modicum.types import UserError
+
+# What a family's config needs beside the sizes of `random_model`.
+EXTRAS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 6},
+    "gemma2": {"sliding_window": 6},
+    "gemma3_text": {"sliding_window": 6},
+}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_trains_when_it_is_loaded_by_path(
+    family: str, quick: Any, tmp_path: Path
+) -> None:
+    """A checkpoint on disk, one step with the agreement proof, on the engine of our own."""
+    folder = tmp_path / family
+    random_model(family, layers=2, **EXTRAS.get(family, {})).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
+    # The library's engine is refused, so that a silent fall back would be seen.
+    config = replace(
+        quick,
+        model=str(folder),
+        update="last(1)",
+        steps=1,
+        compute=replace(quick.compute, engine="split", agreement_every=1),
+        evaluation=replace(quick.evaluation, eval_problems=0),
+    )
+    result = train(config)
+    assert result["agreement_max"] < 1e-3
+    (line,) = metrics_of(tmp_path / "run")
+    assert line["policy/grad_norm"] > 0
+
+
+def write_gguf(path: Path, model: Any, pre: str) -> None:
+    """A random Qwen2 as a GGUF file, with a tokenizer of bytes and one merge."""
+    from gguf import GGUFWriter
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    config = model.config
+    writer = GGUFWriter(path, "qwen2")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
+    tokens = ["<|end|>", *sorted(ByteLevel.alphabet()), "11"]
+    tokens += [f"<{i}>" for i in range(config.vocab_size - len(tokens))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["1 1"])
+    writer.add_eos_token_id(0)
+    names = {
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm", "embed_tokens": "token_embd",
+        "lm_head": "output", "norm": "output_norm",
+    }  # fmt: skip
+    for name, tensor in model.named_parameters():
+        rest = name.removeprefix("model.")
+        layer = rest.split(".")[1] if rest.startswith("layers.") else None
+        rest = rest.removeprefix(f"layers.{layer}.")
+        stem, _, kind = rest.rpartition(".")
+        block = f"blk.{layer}." if layer is not None else ""
+        writer.add_tensor(f"{block}{names[stem]}.{kind}", tensor.detach().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "smollm"])
+def test_a_gguf_file_is_an_ordinary_model(pre: str, tmp_path: Path) -> None:
+    model = random_model("qwen2", layers=2, tie_word_embeddings=False)
+    path = tmp_path / "model.gguf"
+    write_gguf(path, model, pre)
+    loaded = load(str(path), device="cpu")
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(ids).logits, model(ids).logits)
+    # It says no more that it is quantised, and can be saved and loaded again.
+    loaded.model.save_pretrained(tmp_path / "out")  # type: ignore[operator]
+    loaded.tokenizer.save_pretrained(tmp_path / "out")
+    again = load(str(tmp_path / "out"), device="cpu")
+    with torch.no_grad():
+        assert torch.equal(again.model(ids).logits, loaded.model(ids).logits)
+    # For SmolLM digits stand alone before anything else is cut.
+    cuts = str(loaded.tokenizer.backend_tokenizer.pre_tokenizer)
+    assert ("Digits(individual_digits=True)" in cuts) == (pre == "smollm")
+
+
+def test_gguf_faults_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="there is no GGUF file"):
+        load(str(tmp_path / "none.gguf"))
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF and then nothing")
+    with pytest.raises(UserError, match=r"cannot load the model in .*bad\.gguf") as caught:
+        load(str(tmp_path / "bad.gguf"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"has no config\.json; name the file .*bad\.gguf"):
+        load(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"modicum\[gguf\]"):
+        gguf.files(str(tmp_path / "bad.gguf"))
+
+
+def test_pickled_weights_are_read_only_when_asked(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(folders["qwen2"], folder)
+    model = load(str(folder), device="cpu").model
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="--pickled-weights"):
+        load(str(folder), device="cpu")
+    again = load(str(folder), device="cpu", trust=Trust(pickled_weights=True)).model
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
+
+
+CODE = """
+from pathlib import Path
+
+from transformers import PretrainedConfig, Qwen2ForCausalLM
+from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
+
+Path({marker!r}).write_text("ran")
+
+
+class OwnConfig(Qwen2Config):
+    model_type = "own"
+
+
+class OwnForCausalLM(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_models_own_code_is_run_only_when_asked(
+    folders: dict[str, Path], tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    folder, marker = tmp_path / "own", tmp_path / "marker"
+    shutil.copytree(folders["qwen2"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "architectures": ["OwnForCausalLM"],
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(CODE.format(marker=str(marker)))
+    sizes = ("--problems", "1", "--samples", "1", "--max-tokens", "2")
+    message = fails("evaluate", "--model", folder, *sizes)
+    assert "--trust-remote-code" in message
+    assert not marker.exists()
+    command = ["evaluate", "--model", str(folder), *sizes, "--trust-remote-code", "--json"]
+    assert cli.run(command) == 0
+    assert marker.read_text() == "ran"
+
+
+def test_a_hub_id_says_what_was_looked_for_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE") as caught:
+        load("nobody/nothing")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "local cache" in message and "the hub http" not in message
+    assert "path of a folder" in message
