@@ -67,7 +67,7 @@ def prompts_of(made: session.Session) -> list[list[str]]:
     for step in range(config.steps):
         count = config.batch.prompts_per_step
         problems = made.curriculum.problems(made.task, config.seed, step, count)
-        ids = [encode(p, tokenizer, config.sampling.template) for p in problems]
+        ids = [encode(p, tokenizer, config.sampling) for p in problems]
         texts = [tokenizer.decode(found) for found in ids]
         assert [tuple(tokenizer(text)["input_ids"]) for text in texts] == ids
         every.append(texts)

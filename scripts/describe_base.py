@@ -59,7 +59,7 @@ def main() -> None:
     for name in TASKS:
         task = tasks.parse(name)
         problems = held_out(task, "test", options.problems)
-        prompts = [encode(p, loaded.tokenizer, sampling.template) for p in problems]
+        prompts = [encode(p, loaded.tokenizer, sampling) for p in problems]
         keys = [("describe", index) for index in range(len(problems))]
         drawn = rollout(engine, loaded, prompts, keys, options.samples, sampling)
         greedy = rollout(engine, loaded, prompts, keys, 1, Sampling(temperature=0.0))

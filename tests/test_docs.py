@@ -29,8 +29,8 @@ def test_every_metric_is_explained(quick: Any) -> None:
     ("page", "names"),
     [
         ("docs/updates.md", updates.UPDATES),
-        ("docs/grading.md", rewards.REWARDS),
-        ("README.md", tasks.TASKS),
+        ("docs/rewards.md", rewards.REWARDS),
+        ("docs/tasks.md", tasks.TASKS),
         ("README.md", cli.COMMANDS),
     ],
     ids=["updates", "rewards", "tasks", "commands"],

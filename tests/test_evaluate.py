@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from helpers import engine_of
-from modicum import tasks
+from helpers import Fails, engine_of
+from modicum import cli, stats, tasks
 from modicum.config import Sampling
-from modicum.evaluate import Evaluation, evaluate, held_out, summarise
+from modicum.evaluate import evaluate, grade, held_out
 from modicum.models.load import Loaded, load
+from modicum.runs import read_lines
+from modicum.scorecard import Evaluation, compare, summarise
 from modicum.types import Completion, UserError
 
 SHORT = Sampling(max_tokens=24)
@@ -55,31 +58,118 @@ def completion(text: str, length: int, finished: bool = True) -> Completion:
     return Completion(tuple(range(length)), (0.0,) * length, text, finished)
 
 
-def test_numbers_by_hand(tiny: Loaded) -> None:
+def card(groups: list[list[Completion]], best: list[Completion]) -> Evaluation:
     task = tasks.parse("arithmetic(terms=2, digits=1)")
-    problems = held_out(task, "test", 2)
-    right = [f"<think>x</think><answer>{p.answer}</answer>" for p in problems]
+    problems = held_out(task, "test", len(groups))
+    greedy = [group[0] for group in grade(task, problems, [[c] for c in best])]
+    return summarise(str(task), problems, grade(task, problems, groups), greedy, SHORT, "test")
+
+
+def two_problems() -> list[str]:
+    task = tasks.parse("arithmetic(terms=2, digits=1)")
+    return [problem.answer for problem in held_out(task, "test", 2)]
+
+
+def test_numbers_by_hand() -> None:
+    gold = two_problems()
+    right = [completion(f"<think>x</think><answer>{g}</answer>", 4) for g in gold]
     drawn = [
-        (
-            completion(right[0], 4),
-            completion("no", 2),
-            completion(right[0], 4),
-            completion("", 6, False),
-        ),
-        (completion(problems[1].answer, 1),) * 4,  # right, but not marked
+        [right[0], completion("no", 2), right[0], completion("", 6, False)],
+        [completion(gold[1], 1)] * 4,  # right, but not marked
     ]
-    found = summarise(task, problems, drawn, [1.0, 0.0], SHORT, "test")
+    found = card(drawn, [right[0], completion(gold[1], 1)])
     assert found.scores == [0.5, 0.0]
+    assert found.lenient_scores == [0.5, 1.0]
     assert found.accuracy == 0.25
+    assert found.standard_error == pytest.approx(0.25)
     assert found.lenient == pytest.approx(6 / 8)
     assert found.format == pytest.approx(2 / 8)
     assert found.truncated == pytest.approx(1 / 8)
     assert found.length == pytest.approx((4 + 2 + 4 + 6 + 4) / 8)
-    assert found.greedy == 0.5
+    assert (found.greedy, found.greedy_lenient) == (0.5, 1.0)
+    assert found.greedy_scores == [1.0, 0.0]
     assert {k: v[0] for k, v in found.pass_at.items()} == pytest.approx(
         {"1": 0.25, "2": (1 - 1 / 6) / 2, "4": 0.5}
     )
+    # The two right answers of the first problem are the only votes.
+    assert {k: v[0] for k, v in found.maj_at.items()} == pytest.approx(
+        {"1": 0.25, "2": (1 - 1 / 6) / 2, "4": 0.5}
+    )
     assert found.low <= found.accuracy <= found.high
+
+
+def test_equal_answers_are_one_vote_however_they_are_written() -> None:
+    gold = two_problems()
+    texts = [
+        (r"\boxed{1000}", r"\boxed{1,000}", rf"\boxed{{{gold[0]}}}", "1000"),
+        (rf"\boxed{{{gold[1]}}}", rf"\boxed{{{gold[1]}.0}}", r"\boxed{7x}", r"\boxed{8y}"),
+    ]
+    drawn = [[completion(text, 1) for text in group] for group in texts]
+    found = card(drawn, [group[0] for group in drawn])
+    assert found.maj_at["4"][0] == 0.5  # 1000 wins the first, the right answer the second
+
+
+@pytest.mark.parametrize(
+    ("votes", "k", "expected"),
+    [
+        (["a", "a", "b"], 3, 1.0),
+        (["a", "b"], 2, 0.5),
+        (["a", "b", "c"], 3, 1 / 3),
+        (["b", "b", "a"], 3, 0.0),
+        (["b", None, "a", None], 4, 0.5),
+        ([None, None], 2, 0.0),
+        (["a", None], 1, 0.5),
+        (["a", "a", "b"], 2, (1 + 0.5 + 0.5) / 3),
+    ],
+)
+def test_majority_by_hand(votes: list[str | None], k: int, expected: float) -> None:
+    assert stats.majority_at_k(votes, "a", k) == pytest.approx(expected)
+
+
+def test_majority_of_many_subsets_is_near_its_mean_and_repeats() -> None:
+    votes: list[str | None] = ["a"] * 12 + ["b"] * 8
+    found = stats.majority_at_k(votes, "a", 3, key="x", draws=1000)
+    exact = stats.majority_at_k(votes, "a", 3, draws=2000)
+    assert found == stats.majority_at_k(votes, "a", 3, key="x", draws=1000) != exact
+    assert found == pytest.approx(exact, abs=0.05)
+    for k in (0, 21):
+        with pytest.raises(UserError, match="maj@"):
+            stats.majority_at_k(votes, "a", k)
+
+
+def test_a_comparison_is_paired_and_needs_the_same_problems() -> None:
+    gold = two_problems()
+    right, wrong = (
+        [[completion(rf"\boxed{{{text}}}", 1)] for text in texts] for texts in (gold, ["x", "y"])
+    )
+    better, worse = (card(group, [g[0] for g in group]) for group in (right, wrong))
+    mixed = card([right[0], wrong[1]], [right[0][0], wrong[1][0]])
+    assert compare(better, worse).accuracy.mean == 1.0
+    found = compare(mixed, worse)
+    assert (found.accuracy.mean, found.better, found.worse) == (0.5, 1, 0)
+    assert compare(worse, mixed).greedy.mean == -0.5
+    with pytest.raises(UserError, match="split"):
+        compare(better, replace(worse, split="tune"))
+    with pytest.raises(UserError, match="different problems"):
+        compare(better, replace(worse, ids=["other", "ids"]))
+
+
+def test_completions_are_written_and_models_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+) -> None:
+    for name, seed in (("a", "0"), ("b", "1")):
+        sizes = ("--problems", "3", "--samples", "2", "--max-tokens", "8", "--seed", seed)
+        assert cli.run(["evaluate", *sizes, "--out", str(tmp_path / name)]) == 0
+    kept = read_lines(tmp_path / "a" / "completions.jsonl")
+    assert [row["sample"] for row in kept] == ["greedy", 0, 1] * 3
+    assert {"gold", "completion", "strict", "lenient", "extracted", "finished"} <= kept[0].keys()
+    capsys.readouterr()
+    assert cli.run(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_problems"] == 3
+    assert "no evaluation" in fails("compare", tmp_path, tmp_path / "b")
+    (tmp_path / "a" / "evaluation.json").write_text("{}")
+    assert "not an evaluation" in fails("compare", tmp_path / "a", tmp_path / "b")
+    assert "holds no evaluation" in fails("evaluate", "--out", tmp_path)
 
 
 def test_a_small_split_is_used_whole_and_once(tmp_path: Path) -> None:
@@ -90,6 +180,15 @@ def test_a_small_split_is_used_whole_and_once(tmp_path: Path) -> None:
     assert size is not None
     problems = held_out(task, "test", 1000)
     assert len(problems) == size == len({p.id for p in problems})
+
+
+def test_a_problem_is_held_out_once() -> None:
+    task = tasks.parse("addition(below=6)")
+    questions = [p.question for p in held_out(task, "test", 64)]
+    drawn = {task.problem("test", 0, index).question for index in range(1000)}
+    assert len(questions) == len(set(questions)) < 64
+    assert set(questions) == drawn
+    assert held_out(task, "test", 2) == held_out(task, "test", 64)[:2]
 
 
 def test_an_unknown_split_is_refused(tiny: Loaded) -> None:

@@ -6,11 +6,13 @@ already.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,3 +85,96 @@ def test_train_resume_export_reload(smollm2: Path, tmp_path: Path, update: str) 
     with torch.no_grad():
         difference = again(input_ids=ids).logits - session.prepared.model(input_ids=ids).logits
     assert float(difference.abs().max()) < 1e-3
+
+
+def test_gsm8k_numbers_are_lm_evals(smollm2: Path, tmp_path: Path) -> None:
+    """The same 50 problems, prompt and greedy decoding give the same texts and verdicts.
+
+    MODICUM_GSM8K names a folder with the original files; `pip install 'modicum[lm-eval]'`.
+    """
+    harness = pytest.importorskip("lm_eval")
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.huggingface import HFLM
+
+    from modicum import tasks
+    from modicum.engine import make
+    from modicum.evaluate import evaluate, held_out
+    from modicum.models.load import load
+    from modicum.tasks.prompts import prompt_text
+
+    count, limit = 50, 160
+    loaded = load(str(smollm2), "cpu")
+    task = tasks.parse(f"gsm8k(path={os.environ.get('MODICUM_GSM8K', str(DATA))!r})")
+    sampling = Sampling(max_tokens=limit, temperature=0.0, style="hashes")
+    problems = held_out(task, "test", count)
+    rows = [
+        {"text": prompt_text(p.question, loaded.tokenizer, sampling), "gold": p.answer}
+        for p in problems
+    ]
+    data = tmp_path / "problems.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    regex = {"strict-match": {"regex_pattern": r"#### (\-?[0-9\.\,]+)"}}  # lm-eval's gsm8k.yaml
+    regex["flexible-extract"] = {"regex_pattern": r"(-?[$0-9.,]{2,})|(-?[0-9]+)"}
+    filters = [
+        {
+            "name": name,
+            "filter": [
+                {"function": "regex", "group_select": -1 if name[0] == "f" else 0, **arguments},
+                {"function": "take_first"},
+            ],
+        }
+        for name, arguments in regex.items()
+    ]
+    config = {
+        "task": "ours",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(tmp_path / "hf")},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "{{gold}}",
+        "generation_kwargs": {
+            "until": [loaded.tokenizer.eos_token],
+            "do_sample": False,
+            "max_gen_toks": limit,
+        },
+        "filter_list": filters,
+        "metric_list": [
+            {
+                "metric": "exact_match",
+                "aggregation": "mean",
+                "higher_is_better": True,
+                "regexes_to_ignore": [",", "\\$", "(?s).*#### ", "\\.$"],
+            }
+        ],
+    }
+    model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=25)
+    found = harness.simple_evaluate(
+        model=model, tasks=[ConfigurableTask(config=config)], bootstrap_iters=0, log_samples=True
+    )
+    theirs = {
+        name: {s["doc"]["text"]: s for s in found["samples"]["ours"] if s["filter"] == name}
+        for name in regex
+    }
+    kept: list[dict[str, Any]] = []
+    ours = evaluate(
+        make(loaded.model, loaded.device),
+        loaded,
+        task,
+        sampling,
+        num_problems=count,
+        keep=kept.extend,
+    )
+    print({"modicum": (ours.accuracy, ours.lenient), "lm-eval": found["results"]["ours"]})
+    greedy = [row for row in kept if row["sample"] == "greedy"]
+    strict, loose = (theirs[name] for name in regex)
+    # Padded batches round otherwise: a near tie of two tokens may go the other way.
+    texts = [strict[row["text"]]["resps"][0][0].strip() for row in rows]
+    same = [a == row["completion"].strip() for a, row in zip(texts, greedy, strict=True)]
+    assert sum(same) >= 0.9 * len(rows)
+    for row, mine, equal in zip(rows, greedy, same, strict=True):
+        if equal:
+            assert bool(strict[row["text"]]["exact_match"]) <= mine["strict"]
+    assert abs(ours.accuracy - found["results"]["ours"]["exact_match,strict-match"]) <= 0.04
+    assert abs(ours.lenient - found["results"]["ours"]["exact_match,flexible-extract"]) <= 0.06
+    assert len(loose) == len(rows)

@@ -17,8 +17,12 @@ COMMANDS = {
     "demo": "train the shipped base three ways and compare (minutes, two cores)",
     "train": "train a model with GRPO, updating the part that you name",
     "evaluate": "accuracy and pass@k of a model or a run on held-out problems",
+    "compare": "two evaluations of the same problems, problem by problem",
+    "grade": "grade answers that exist already: JSON lines in, JSON lines out",
+    "recipes": "list whole configs for known set-ups, or show one",
     "updates": "list the updates, or preview what one trains in a model",
     "tasks": "list the tasks, or show problems of one",
+    "audit-reward": "try degenerate answers on a reward, before training",
     "report": "make an HTML report and a table of finished runs",
     "export": "write a run or the base as an ordinary Hugging Face folder or PEFT adapter",
     "pretrain": "make the tiny base model anew",
@@ -63,7 +67,8 @@ def run(args: list[str]) -> int:
         from modicum.spec import nearest
 
         raise UserError(f"modicum: unknown command {name!r}; {nearest(name, COMMANDS)}")
-    command: Callable[[list[str]], int] = import_module(f"modicum.commands.{name}").run
+    module = import_module(f"modicum.commands.{name.replace('-', '_')}")
+    command: Callable[[list[str]], int] = module.run
     return command(args[1:])
 
 

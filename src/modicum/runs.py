@@ -6,6 +6,7 @@
                        all others are the same whenever the run is repeated or resumed
     samples.jsonl      completions with their rewards
     evaluations.jsonl  held-out evaluations
+    completions-*.jsonl  what was written in them, with the verdicts
     checkpoints/       step-000025/{tensors.safetensors, state.json}, written aside, renamed
     result.json        what came of it; its presence says that the run is finished
 
@@ -19,7 +20,7 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,15 @@ class Run:
             path = self.folder / name
             if path.exists():
                 kept = [e for e in read_lines(path) if e["step"] < step]
-                write_whole(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+                write_whole(path, to_lines(kept))
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole."""
         write_whole(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def write_lines(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Write a JSONL file whole."""
+        write_whole(self.folder / name, to_lines(entries))
 
     def checkpoint_folder(self, step: int) -> Path:
         """A fresh folder to write the checkpoint of `step` into; `seal` makes it count."""
@@ -149,6 +154,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: not a JSON object") from None
     return entries
+
+
+def to_lines(entries: Iterable[Mapping[str, Any]]) -> str:
+    """The text of a JSONL file."""
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
 def make_folder(folder: Path) -> None:

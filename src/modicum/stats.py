@@ -1,14 +1,19 @@
-"""Estimates and their uncertainty: pass@k, standard errors, intervals over problems.
+"""Estimates and their uncertainty: pass@k, maj@k, standard errors, intervals over problems.
 
 Problems are the clusters: several samples of one problem are first averaged to one score
 per problem, and the spread of those scores carries both the choice of problems and the
-noise of sampling (Miller 2024, arXiv 2411.00640). Nothing here is random.
+noise of sampling (Miller 2024, arXiv 2411.00640). What is random is seeded.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
+import random
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +51,34 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if n - c < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
+
+
+def majority_at_k(
+    votes: Sequence[str | None], right: str, k: int, key: str = "", draws: int = 200
+) -> float:
+    """The chance that the commonest vote among `k` samples is `right`; 0 when none votes.
+
+    None is no vote. A tie counts as the chance of picking `right` among the tied. For
+    k < n the mean is over all subsets of k samples, or over `draws` random ones (seeded by
+    `key`) when there are more. Raises UserError when k is not between 1 and n.
+    """
+    if not 1 <= k <= len(votes):
+        raise UserError(
+            f"maj@{k} needs at least {max(k, 1)} samples a problem, there are {len(votes)}"
+        )
+    if math.comb(len(votes), k) <= draws:
+        subsets: Iterable[Sequence[str | None]] = itertools.combinations(votes, k)
+    else:
+        rng = random.Random(f"{key}/{k}")
+        subsets = [rng.sample(votes, k) for _ in range(draws)]
+    return statistics.fmean(_majority(subset, right) for subset in subsets)
+
+
+def _majority(votes: Sequence[str | None], right: str) -> float:
+    counts = Counter(vote for vote in votes if vote is not None)
+    most = max(counts.values(), default=0)
+    tied = [vote for vote, count in counts.items() if count == most]
+    return (right in tied) / len(tied) if tied else 0.0
 
 
 def standard_error(scores: ArrayLike) -> float:

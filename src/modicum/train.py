@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum import machine, runs
+from modicum import machine, runs, tasks
 from modicum.config import TrainConfig, from_mapping, read_toml, to_toml
 from modicum.engine import LibraryEngine, agreement
 from modicum.evaluate import Evaluation, evaluate
-from modicum.metrics import rollout_metrics, training_metrics
+from modicum.metrics import rollout_metrics, sample, training_metrics
 from modicum.models.precision import too_fine
 from modicum.session import Session, prepare, restore, save
 from modicum.step import (
@@ -73,6 +73,8 @@ def train(
     session = prepare(config)
     run, first = _open(session, overwrite, resume)
     observer.begin(session, first)
+    for text in tasks.notes(session.task):
+        observer.note(text)
     if config.compute.engine == "auto" and isinstance(session.engine, LibraryEngine):
         name = session.loaded.model.config.model_type  # type: ignore[union-attr]
         observer.note(
@@ -90,7 +92,7 @@ def train(
         evaluated["base"] = _evaluate(session, run, observer, "base", -1, base)
     with machine.Interrupts() as interrupts:
         for step in range(first, config.steps):
-            observer.step(run_step(session, run, step))
+            observer.step(run_step(session, run, step, observer))
             _after(session, run, observer, step)
             if interrupts.asked and step + 1 < config.steps:
                 save(session, run, step + 1)
@@ -162,6 +164,7 @@ def _evaluate(
         samples=held.eval_samples,
         rollout_batch=config.batch.rollout_batch,
         progress=lambda done, total: observer.evaluating(name, done, total),
+        keep=lambda rows: run.write_lines(f"completions-{name.replace(' ', '-')}.jsonl", rows),
     )
     entry = {"step": step, "name": name, **found.to_json()}
     run.append("evaluations.jsonl", entry)
@@ -169,8 +172,11 @@ def _evaluate(
     return entry
 
 
-def run_step(session: Session, run: runs.Run, step: int) -> dict[str, float]:
+def run_step(
+    session: Session, run: runs.Run, step: int, observer: Observer | None = None
+) -> dict[str, float]:
     """One rollout and its optimizer steps; returns and logs the metrics."""
+    faults: list[str] = []
     began = time.perf_counter()
     groups = sample_groups(session, step)
     sampled = time.perf_counter()
@@ -180,7 +186,9 @@ def run_step(session: Session, run: runs.Run, step: int) -> dict[str, float]:
         found = agreement.compare(model, session.loaded.device, groups, settings)
         _agree(session, found, "library")
     compared = time.perf_counter()
-    scores = score(session, groups)
+    scores = score(session, groups, faults)
+    if faults and observer:
+        observer.note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     totals_PG = torch.tensor([[session.reward.total(s) for s in row] for row in scores])
     batch = make_batch(session, groups, totals_PG)
     metrics = rollout_metrics(step, groups, scores, totals_PG)
@@ -191,6 +199,7 @@ def run_step(session: Session, run: runs.Run, step: int) -> dict[str, float]:
     session.generated_tokens += batch.num_tokens
     session.trained_seconds += ended - began
     metrics |= {
+        "reward/errors": len(faults),
         "policy/skipped_steps": session.skipped,
         "time/step_seconds": ended - began,
         "time/sampling_seconds": sampled - began,
@@ -230,15 +239,8 @@ def _write_samples(
     session: Session, run: runs.Run, step: int, group: Group, scores: list[dict[str, float]]
 ) -> None:
     for completion, found in zip(group.completions[:4], scores, strict=False):
-        entry = {
-            "step": step,
-            "question": group.problem.question,
-            "gold": group.problem.answer,
-            "completion": completion.text,
-            "reward": session.reward.total(found),
-            "scores": found,
-        }
-        run.append("samples.jsonl", entry)
+        total = session.reward.total(found)
+        run.append("samples.jsonl", sample(step, group.problem, completion.text, found, total))
 
 
 def _after(session: Session, run: runs.Run, observer: Observer, step: int) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from modicum.config import Compute, Sampling, at_least, from_mapping
+from modicum.config import Compute, Sampling, Trust, at_least, from_mapping
 from modicum.options import Parser, add_options, given, merge
+from modicum.runs import Run, make_folder
+from modicum.scorecard import Evaluation
+from modicum.types import UserError
 
 EXAMPLES = """
 modicum evaluate --model tiny
 modicum evaluate runs/last1 --samples 16
 modicum evaluate --model models/SmolLM2-135M-Instruct --task "gsm8k(path='data')" --problems 100
 modicum evaluate runs/last1 --json
+modicum evaluate runs/last1 --out runs/last1-test      # keeps every completion
 """
 
 
@@ -23,7 +28,7 @@ class Options:
     """What to evaluate and how."""
 
     model: str = "tiny"
-    """`tiny`, a local folder, or a hub id; a RUN uses its own."""
+    """`tiny`, a local folder, a GGUF file, or a hub id; a RUN uses its own."""
     task: str = "arithmetic"
     """Problems, as an expression; a RUN uses its own unless this is given."""
     split: Literal["train", "tune", "test"] = "test"
@@ -34,11 +39,16 @@ class Options:
     """Sampled completions of each; pass@k goes up to this k."""
     seed: int = 0
     """Of the sampling noise."""
+    batch: int = 512
+    """Completions sampled at the same time; it changes memory, not the result."""
+    out: str = ""
+    """A folder for evaluation.json and completions.jsonl; `modicum compare` reads it."""
     sampling: Sampling = field(default_factory=Sampling)
     compute: Compute = field(default_factory=Compute)
+    trust: Trust = field(default_factory=Trust)
 
     def __post_init__(self) -> None:
-        at_least(self, problems=1, samples=1, seed=0)
+        at_least(self, problems=1, samples=1, seed=0, batch=1)
 
 
 def run(args: list[str]) -> int:
@@ -69,40 +79,70 @@ def run(args: list[str]) -> int:
         engine, loaded = session.engine, session.loaded
     else:
         options = from_mapping(Options, tables, "options")
-        loaded = load(options.model, options.compute.device, options.compute.dtype)
+        loaded = load(options.model, options.compute.device, options.compute.dtype, options.trust)
         engine = make(loaded.model, loaded.device, kind=options.compute.engine)
     name = found.run or options.model
+    folder = _folder(options.out) if options.out else None
+    task = tasks.parse(options.task)
     try:
         result = evaluate(
             engine,
             loaded,
-            tasks.parse(options.task),
+            task,
             options.sampling,
             options.split,
             options.problems,
             options.samples,
             options.seed,
+            options.batch,
             progress=lambda done, total: display.evaluating(name, done, total),
+            keep=None if folder is None else partial(folder.write_lines, "completions.jsonl"),
         )
     finally:
         display.close()
-    if found.json:
-        print(json.dumps({"model": name, "task": options.task, **result.to_json()}))
-        return 0
-    print(
-        f"{name} on {options.task}, split {result.split}: {result.num_problems} problems x"
-        f" {result.samples_per_problem} samples at temperature {result.temperature:g},"
-        f" top_p {options.sampling.top_p:g}, at most {options.sampling.max_tokens} tokens"
-    )
-    print(f"accuracy  {result.accuracy:.1%}  [{result.low:.1%}, {result.high:.1%}]  (strict)")
-    print(f"lenient   {result.lenient:.1%}")
-    print(f"greedy    {result.greedy:.1%}  [{result.greedy_low:.1%}, {result.greedy_high:.1%}]")
-    for k, (mean, low, high) in result.pass_at.items():
-        print(f"pass@{k:<4} {mean:.1%}  [{low:.1%}, {high:.1%}]")
-    print(f"format    {result.format:.1%}")
-    print(f"truncated {result.truncated:.1%}")
-    print(f"length    {result.length:.1f} tokens")
+    values = {"model": name, **result.to_json(), "sampling": _table(options.sampling)}
+    if folder is not None:
+        folder.write("evaluation.json", values)
+    for note in tasks.notes(task):
+        display.note(note)
+    print(json.dumps(values) if found.json else text_of(name, result, options.sampling))
     return 0
+
+
+def _folder(out: str) -> Run:
+    """The folder to write to; one that holds other things than an evaluation is refused."""
+    folder = Path(out)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "evaluation.json").is_file():
+        raise UserError(f"{out} is not empty and holds no evaluation; name another with --out")
+    make_folder(folder)
+    return Run(folder)
+
+
+def text_of(name: str, found: Evaluation, sampling: Sampling) -> str:
+    """The evaluation as lines to read."""
+    error = "" if found.standard_error is None else f", standard error {found.standard_error:.1%}"
+    lines = [
+        f"{name} on {found.task}, split {found.split}: {found.num_problems} problems x"
+        f" {found.samples_per_problem} samples at temperature {found.temperature:g},"
+        f" top_p {sampling.top_p:g}, at most {sampling.max_tokens} tokens",
+        _line("accuracy", found.accuracy, found.low, found.high)
+        + f"  strict, avg@{found.samples_per_problem}{error}",
+        _line("lenient", found.lenient, found.lenient_low, found.lenient_high),
+        _line("greedy", found.greedy, found.greedy_low, found.greedy_high)
+        + f"  strict; lenient {found.greedy_lenient:.1%}",
+        *(_line(f"pass@{k}", *band) for k, band in found.pass_at.items()),
+        *(_line(f"maj@{k}", *band) for k, band in found.maj_at.items()),
+        f"format    {found.format:.1%}  of the samples are in the style {sampling.style}",
+        f"truncated {found.truncated:.1%}",
+        f"length    {found.length:.1f} tokens",
+    ]
+    if found.truncated > 0.05:
+        lines.append("note: completions were cut; a larger --max-tokens may change the numbers")
+    return "\n".join(lines)
+
+
+def _line(name: str, mean: float, low: float, high: float) -> str:
+    return f"{name:<9} {mean:.1%}  [{low:.1%}, {high:.1%}]"
 
 
 def _table(section: Any) -> dict[str, Any]:

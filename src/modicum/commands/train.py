@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.options import Parser, add_options, given, merge
@@ -14,6 +16,7 @@ modicum train
 modicum train --update 'last(1)' --steps 40 --out runs/last1
 modicum train --model Qwen/Qwen2.5-0.5B --task gsm8k --update 'lora(rank=8)' --dtype bf16
 modicum train --config runs/last1/config.toml --seed 1 --out runs/last1-seed1
+modicum train --recipe tinyzero --update 'lora(rank=32)' --out runs/tinyzero
 modicum train --out runs/last1 --resume
 """
 
@@ -24,6 +27,9 @@ def run(args: list[str]) -> int:
     parser.add_argument(
         "--config", metavar="FILE", help="TOML file with settings; options override"
     )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="settings of a recipe (modicum recipes); options override"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -32,7 +38,11 @@ def run(args: list[str]) -> int:
     if found.resume and found.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     options = given(TrainConfig, found)
+    if found.recipe and found.config:
+        raise UserError("--recipe and --config exclude each other")
     tables = read_toml(Path(found.config)) if found.config else {}
+    if found.recipe:
+        tables = _recipe(found.recipe)
     if found.resume and options.get("out"):
         past = Path(options["out"]) / "config.toml"
         if past.is_file():
@@ -60,3 +70,13 @@ def run(args: list[str]) -> int:
         tables_of.show(rows)
         print(f"run folder: {run_folder(config)}")
     return 0
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    """The settings of a recipe as tables."""
+    from modicum.recipes import RECIPES
+    from modicum.spec import nearest
+
+    if name not in RECIPES:
+        raise UserError(f"there is no recipe {name!r}; {nearest(name, RECIPES)}")
+    return dataclasses.asdict(RECIPES[name]())

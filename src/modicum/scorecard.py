@@ -1,0 +1,219 @@
+"""What an evaluation found, from graded completions; and the comparison of two of them.
+
+    avg@n    mean strict verdict over n samples of each problem (`accuracy`)
+    pass@k   at least one of k samples is right, unbiased (`stats.pass_at_k`)
+    maj@k    the commonest answer of k samples is right (`stats.majority_at_k`)
+
+Every mean has a t-interval over problems (`stats.interval`). Strict reads marked answers
+only, lenient guesses where nothing is marked: a gain in strict alone is a gain in format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modicum import answers, stats
+from modicum.config import Sampling
+from modicum.grading.quantities import clean
+from modicum.styles import STYLES
+from modicum.types import Completion, Grade, Problem, UserError
+
+Graded = tuple[Completion, Grade]
+SETTINGS = ("task", "split", "temperature", "samples_per_problem")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found; shares are between 0 and 1, lengths in tokens."""
+
+    task: str
+    split: str
+    num_problems: int
+    samples_per_problem: int
+    temperature: float
+    accuracy: float
+    """Mean strict verdict of the samples: avg@n."""
+    low: float
+    high: float
+    """95 % interval of the accuracy."""
+    standard_error: float | None
+    """Of the accuracy, over problems; None for a single problem."""
+    lenient: float
+    """Mean lenient verdict."""
+    lenient_low: float
+    lenient_high: float
+    """95 % interval of the lenient verdict."""
+    greedy: float
+    """Strict accuracy of the most probable completion."""
+    greedy_low: float
+    greedy_high: float
+    """95 % interval of the greedy accuracy."""
+    greedy_lenient: float
+    """Lenient accuracy of the most probable completion."""
+    format: float
+    """Share of samples in the form that the prompt's style asks for."""
+    truncated: float
+    """Share of samples that the token limit cut."""
+    length: float
+    """Mean length of a sample."""
+    pass_at: dict[str, list[float]]
+    """k -> [estimate, low, high]."""
+    maj_at: dict[str, list[float]]
+    """k -> [estimate, low, high], strict: an unmarked answer is no vote."""
+    ids: list[str]
+    """The problems."""
+    scores: list[float]
+    """The sampled strict score of each problem, for paired comparisons."""
+    lenient_scores: list[float]
+    """The sampled lenient score of each problem."""
+    greedy_scores: list[float]
+    """The greedy strict score of each problem."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The evaluation as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
+        """An evaluation from what `to_json` gave; other keys are left out."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise UserError(f"this is not an evaluation: it has no {missing[0]!r}")
+        return cls(**{name: values[name] for name in names})
+
+
+def summarise(
+    task: str,
+    problems: Sequence[Problem],
+    drawn: Sequence[Sequence[Graded]],
+    greedy: Sequence[Graded],
+    sampling: Sampling,
+    split: str,
+) -> Evaluation:
+    """The evaluation of n graded samples and one greedy completion of each problem."""
+    count = len(drawn[0])
+    every = [graded for group in drawn for graded in group]
+    strict = [sum(grade.strict for _, grade in group) for group in drawn]
+    scores = [right / count for right in strict]
+    lenient = [sum(grade.lenient for _, grade in group) / count for group in drawn]
+    best = [float(grade.strict) for _, grade in greedy]
+    powers = [2**power for power in range(count.bit_length()) if 2**power <= count]
+    votes = [[vote(*graded) for graded in group] for group in drawn]
+    sampled, loose, most = stats.interval(scores), stats.interval(lenient), stats.interval(best)
+    format_ok = STYLES[sampling.style if sampling.style in STYLES else "tags"].format_ok
+    return Evaluation(
+        task=task,
+        split=split,
+        num_problems=len(problems),
+        samples_per_problem=count,
+        temperature=sampling.temperature,
+        accuracy=sampled.mean,
+        low=sampled.low,
+        high=sampled.high,
+        standard_error=stats.standard_error(scores) if len(scores) > 1 else None,
+        lenient=loose.mean,
+        lenient_low=loose.low,
+        lenient_high=loose.high,
+        greedy=most.mean,
+        greedy_low=most.low,
+        greedy_high=most.high,
+        greedy_lenient=sum(grade.lenient for _, grade in greedy) / len(greedy),
+        format=sum(format_ok(c.text) for c, _ in every) / len(every),
+        truncated=sum(not c.finished for c, _ in every) / len(every),
+        length=sum(len(c.tokens) for c, _ in every) / len(every),
+        pass_at={str(k): _band([stats.pass_at_k(count, r, k) for r in strict]) for k in powers},
+        maj_at={
+            str(k): _band(
+                [
+                    stats.majority_at_k(cast, RIGHT, k, problem.id)
+                    for cast, problem in zip(votes, problems, strict=True)
+                ]
+            )
+            for k in powers
+        },
+        ids=[problem.id for problem in problems],
+        scores=scores,
+        lenient_scores=lenient,
+        greedy_scores=best,
+    )
+
+
+RIGHT = "right"
+
+
+def vote(completion: Completion, grade: Grade) -> str | None:
+    """What a completion votes for in maj@k: its marked answer in one spelling, or nothing.
+
+    All right answers are one candidate, however they are written.
+    """
+    if grade.strict:
+        return RIGHT
+    marked = answers.extract(completion.text)
+    if not marked:
+        return None
+    value = answers.number(marked)
+    return f"= {clean(marked) if value is None else value}"
+
+
+def _band(scores: list[float]) -> list[float]:
+    band = stats.interval(scores)
+    return [band.mean, band.low, band.high]
+
+
+def rows(
+    problems: Sequence[Problem], drawn: Sequence[Sequence[Graded]], greedy: Sequence[Graded]
+) -> Iterator[dict[str, Any]]:
+    """Every completion with its verdicts, as JSON objects; sample "greedy" or 0, 1, ..."""
+    for problem, group, best in zip(problems, drawn, greedy, strict=True):
+        for name, (completion, grade) in [("greedy", best), *enumerate(group)]:
+            yield {
+                "id": problem.id,
+                "sample": name,
+                "question": problem.question,
+                "gold": problem.answer,
+                "completion": completion.text,
+                "num_tokens": len(completion.tokens),
+                "finished": completion.finished,
+                **dataclasses.asdict(grade),
+            }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """after - before on the same problems, with 95 % t-intervals of the paired difference."""
+
+    num_problems: int
+    accuracy: stats.Interval
+    lenient: stats.Interval
+    greedy: stats.Interval
+    better: int
+    """Problems whose sampled strict score rose."""
+    worse: int
+    """Problems whose sampled strict score fell."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def compare(after: Evaluation, before: Evaluation) -> Comparison:
+    """The paired comparison; UserError when the two did not answer the same problems alike."""
+    for name in SETTINGS:
+        one, two = getattr(after, name), getattr(before, name)
+        if one != two:
+            raise UserError(f"the two evaluations differ in {name}: {one!r} and {two!r}")
+    if after.ids != before.ids:
+        raise UserError("the two evaluations are of different problems")
+    gains = [a - b for a, b in zip(after.scores, before.scores, strict=True)]
+    return Comparison(
+        len(gains),
+        stats.paired_interval(after.scores, before.scores),
+        stats.paired_interval(after.lenient_scores, before.lenient_scores),
+        stats.paired_interval(after.greedy_scores, before.greedy_scores),
+        sum(gain > 0 for gain in gains),
+        sum(gain < 0 for gain in gains),
+    )
