@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers import make_run
 from modicum import cli, runs, session
 from modicum.config import Optimizer, TrainConfig
 from modicum.export import export_model, new_folder
@@ -263,3 +264,14 @@ def test_a_run_without_a_checkpoint_cannot_be_exported(
     with pytest.raises(UserError, match="has no checkpoint yet"):
         export(config.out, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_exported_where_its_problems_are_no_more(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    data = tmp_path / "problems.jsonl"
+    data.write_text("".join(f'{{"question": "q{i}", "answer": "{i}"}}\n' for i in range(60)))
+    run = make_run(tmp_path / "run", folders["qwen2"], "--task", f"file({str(data)!r})")
+    data.unlink()
+    assert cli.run(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    assert session.reload(run).config.task == f"file({str(data)!r})"

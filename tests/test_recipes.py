@@ -50,7 +50,19 @@ def test_recipes_are_shown_and_run(
     shown = from_mapping(TrainConfig, read_toml(tmp_path / "t.toml"), "t.toml")
     assert shown == recipes.tinyzero()
     out = tmp_path / "run"
-    options = [*QUICK, "--model", str(folders["qwen2"]), "--dtype", "fp32", "--out", str(out)]
+    options = [
+        *QUICK,
+        "--model",
+        str(folders["qwen2"]),
+        "--dtype",
+        "fp32",
+        "--style",
+        "none",
+        "--system",
+        "",
+        "--out",
+        str(out),
+    ]
     assert cli.run(["train", "--recipe", "tinyzero", *options, "--json"]) == 0
     ran = from_mapping(TrainConfig, read_toml(out / "config.toml"), "config.toml")
     assert (ran.task, ran.sampling.template) == ("countdown(numbers=4)", "r1_zero")

@@ -171,11 +171,12 @@ def tina() -> TrainConfig:
 
 
 def lora_rank1() -> TrainConfig:
-    """ "LoRA Without Regret" (Schulman et al. 2025), its strongest claim: rank 1 is enough.
+    """The strongest claim of "LoRA Without Regret" (Schulman et al. 2025): rank 1 is enough.
 
     Repeats: rank 1, alpha 32, all linear layers, ten times the rate of full training, small
     batches; the model and rates of TRL's check of it (SmolLM3-3B, 1e-5 against 1e-6).
-    To compare, run `--update full --learning-rate 1e-6` beside it, both over several seeds.
+    Departs: TRL's check is on one seed. Run `--update full --learning-rate 1e-6` beside it, both
+    over several seeds.
     Needs: about 7 GB and activations: one 16 GB GPU; full needs about 56 GB.
     Reports: the reward in training matches full training's.
     """

@@ -175,7 +175,8 @@ def past_config(folder: Path) -> TrainConfig:
 def reload(folder: Path, compute: Compute | None = None) -> Session:
     """The trained policy of a run: the base with the newest checkpoint's values.
 
-    `compute` runs it on another device; the dtype stays that of the run.
+    `compute` runs it on another device; the dtype stays that of the run. `task` and `reward`
+    of the session are placeholders.
     """
     config = past_config(folder)
     if compute and compute.dtype != config.compute.dtype:
@@ -185,6 +186,9 @@ def reload(folder: Path, compute: Compute | None = None) -> Session:
     saved = runs.checkpoints(folder)
     if not saved:
         raise UserError(f"{folder} has no checkpoint yet")
-    session = prepare(replace(config, compute=compute or config.compute))
+    config = replace(config, compute=compute or config.compute)
+    # Problems and rewards are not needed: their files may be elsewhere by now.
+    session = prepare(replace(config, task="arithmetic", reward="accuracy"))
     restore(session, saved[-1])
+    session.config = config
     return session
