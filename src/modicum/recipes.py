@@ -57,7 +57,7 @@ def addition() -> TrainConfig:
         task="addition(below=20)",
         reward="accuracy + 0.3*format(style='hashes') + 0.3*accuracy(lenient=True)",
         update="last(6)",
-        steps=100,
+        steps=80,
         sampling=Sampling(max_tokens=32, style="hashes", system=ADDER),
         batch=Steps(prompts_per_step=6, group_size=8),
         optimizer=Optimizer(learning_rate=4e-5),
