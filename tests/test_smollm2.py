@@ -87,6 +87,7 @@ def test_train_resume_export_reload(smollm2: Path, tmp_path: Path, update: str) 
     assert float(difference.abs().max()) < 1e-3
 
 
+@pytest.mark.filterwarnings("default")  # of lm-eval and what it imports
 def test_gsm8k_numbers_are_lm_evals(smollm2: Path, tmp_path: Path) -> None:
     """The same 50 problems, prompt and greedy decoding give the same texts and verdicts.
 
