@@ -20,6 +20,7 @@ SOURCE = ROOT / "src" / "modicum"
 ORDER = [
     "types",
     "spec",
+    "child",
     "grading",
     "answers",
     "styles",
@@ -50,7 +51,18 @@ ORDER = [
     "__main__",
 ]
 NO_TORCH = [
-    *("types", "spec", "grading", "answers", "styles", "runs", "stats", "machine", "scorecard"),
+    *(
+        "types",
+        "spec",
+        "child",
+        "grading",
+        "answers",
+        "styles",
+        "runs",
+        "stats",
+        "machine",
+        "scorecard",
+    ),
     *("config", "options", "report", "tasks", "rewards", "curriculum", "recipes", "cli"),
 ]
 HEAVY = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors")

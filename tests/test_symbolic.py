@@ -226,7 +226,9 @@ def test_children_are_recycled_and_verdicts_kept(monkeypatch: pytest.MonkeyPatch
 def test_an_interrupt_does_not_shift_the_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answers.equal("x+1", "1+x", symbolic=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(symbolic.Child, "_read", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            symbolic.Comparer, "receive", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         answers.equal("x+2", "2+x", symbolic=True)
     assert children() == []
     assert not answers.equal("x+1", "2+x", symbolic=True)

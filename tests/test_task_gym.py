@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from modicum import tasks
+from modicum.child import Child, ChildFailed
 from modicum.tasks import gym, gym_child, gym_guard
 from modicum.tasks.base import split_of
-from modicum.tasks.child import Child, ChildFailed
 from modicum.tasks.gym import Gym
 from modicum.types import SPLITS, Problem, UserError
 

@@ -1,8 +1,8 @@
-r"""The comparison that runs in the child of `modicum.grading.symbolic`: own algebra, then math-verify.
+r"""The comparison that runs in the child of `symbolic`: own algebra, then math-verify.
 
-Formulas that `modicum.grading.latex` reads are decided by `modicum.grading.algebra`. Others that have a
-command for it (sums, integrals, limits, products of matrices) are asked of math-verify, with
-its tolerance for rounding turned down. It has no say where we can read both.
+Formulas that `latex` reads are decided by `algebra`. Others that have a command for it (sums,
+integrals, limits, products of matrices) are asked of math-verify, with its tolerance for
+rounding turned down. It has no say where we can read both.
 """
 
 from __future__ import annotations

@@ -3,34 +3,30 @@ r"""Compare formulas in a child process with a time limit.
     parent   equal(gold, answer, seconds) ──▶ {"gold": ..., "answer": ..., "seconds": ...}
     child    modicum.grading.algebra, then math-verify  ◀── {"same": true}
 
-The text of a model can make an algebra system hang or fill the memory, and a thread cannot
-be stopped. So the work is done in a process that is killed at the limit and started again
-when it is next needed. It is a new interpreter with JSON lines on its pipes: nothing is
-forked or pickled, neither torch nor sympy is imported here, no signal is used, and any thread
-may ask. The child ends when its pipe closes, however the parent ended.
+The text of a model can make an algebra system hang or fill the memory. So the work is done
+in a process that is killed at the limit and started again when it is next needed
+(`modicum.child`); neither torch nor sympy is imported here. It ends when its pipe closes,
+however the parent ended.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import os
 import queue
-import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from modicum.child import START_SECONDS, Child, ChildFailed
 from modicum.types import UserError
 
 NUM_CHILDREN = 2  # that may work at a time; each is started when it is first needed
 MAX_ANSWERS = 5000  # of one child, before a new one takes its place
-START_SECONDS = 120.0  # for the start of a child, and for importing sympy
 SPARE_SECONDS = 15  # of the child's processor time above the limit, for importing sympy
 MAX_MEMORY = 2 << 30  # bytes of address space of the child, where limits exist
 
@@ -44,82 +40,40 @@ def equal(gold: str, answer: str, seconds: float) -> bool:
     return _pool.ask({"gold": gold, "answer": answer, "seconds": seconds}, seconds)
 
 
-class Child:
-    """One process, which answers one question at a time."""
+class Comparer(Child):
+    """One process that compares formulas."""
 
     def __init__(self) -> None:
-        source = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+        super().__init__("-m", "modicum.grading.symbolic")
         self.num_asked = 0
-        self.process = subprocess.Popen(
-            # -P: a random.py in the working folder must not be imported.
-            [sys.executable, "-P", "-W", "ignore", "-m", "modicum.grading.symbolic"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-            encoding="ascii",
-        )
-        if self._read(START_SECONDS) is None:
-            raise UserError("the process that compares formulas did not start")
+        try:
+            self.start()
+        except ChildFailed:
+            raise UserError("the process that compares formulas did not start") from None
 
-    def ask(self, question: dict[str, Any], seconds: float) -> bool | None:
+    def compare(self, question: dict[str, Any], seconds: float) -> bool | None:
         """The verdict, or None if the child had to be killed or has died."""
         self.num_asked += 1
         try:
-            assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps(question) + "\n")
-            self.process.stdin.flush()
-        except OSError:
-            self.close()
+            reply = self.ask(question, seconds)
+            if reply == {"importing": "sympy"}:
+                start = time.monotonic()
+                self.receive(START_SECONDS)
+                # The import takes more than a second. It counts, but not so much that a slow
+                # machine changes the verdict.
+                left = seconds - (time.monotonic() - start)
+                reply = self.receive(max(left, seconds / 4))
+        except ChildFailed:
             return None
-        reply = self._read(seconds)
-        if reply == {"importing": "sympy"}:
-            start = time.monotonic()
-            reply = self._read(START_SECONDS)
-            # The import takes more than a second. It counts, but not so much that a slow
-            # machine changes the verdict.
-            left = seconds - (time.monotonic() - start)
-            reply = reply and self._read(max(left, seconds / 4))
-        return None if reply is None else reply["same"]
-
-    def _read(self, seconds: float) -> dict[str, Any] | None:
-        """The next line of the child; it is killed if none comes within `seconds`."""
-        assert self.process.stdout is not None
-        late = threading.Event()
-
-        def kill() -> None:
-            late.set()
-            self.process.kill()
-
-        killer = threading.Timer(seconds, kill)
-        killer.daemon = True
-        killer.start()
-        try:
-            line = self.process.stdout.readline()
-        finally:
-            killer.cancel()
-            killer.join()
-        if late.is_set() or not line.endswith("\n"):
-            self.close()
-            return None
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Kill the process and wait until it is gone."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
+        return reply["same"]
 
 
 class Pool:
     """A few children, lent to the threads that ask."""
 
     def __init__(self) -> None:
-        self.free: queue.LifoQueue[Child | None] = queue.LifoQueue()
-        self.children: set[Child] = set()
+        self.free: queue.LifoQueue[Comparer | None] = queue.LifoQueue()
+        self.children: set[Comparer] = set()
         for _ in range(NUM_CHILDREN):
             self.free.put(None)  # a place for a child that is not started
 
@@ -128,14 +82,12 @@ class Pool:
         child = self.free.get()
         verdict = None
         try:
-            if child is not None and child.process.poll() is not None:
-                self.children.discard(child)  # it died unasked: no fault of this answer
-                child.close()
-                child = None
+            if child is not None and child.process and child.process.poll() is not None:
+                child.close()  # it died unasked: no fault of this answer
             if child is None:
-                child = Child()
+                child = Comparer()
                 self.children.add(child)
-            verdict = child.ask(question, seconds)
+            verdict = child.compare(question, seconds)
         finally:
             # After an interrupt, too: the next reply of this child would be the wrong one.
             if child is not None and (verdict is None or child.num_asked >= MAX_ANSWERS):
@@ -167,7 +119,6 @@ def _forget() -> None:
     _pool = Pool()
 
 
-atexit.register(lambda: _pool.close())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 

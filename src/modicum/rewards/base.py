@@ -11,6 +11,7 @@ is left out of that completion's sum.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,15 +36,15 @@ class _Summand:
     __rmul__ = __mul__
 
 
-class Term(_Summand, Spec):
+class Term(_Summand, Spec, ABC):
     """One thing that a completion is scored for: a frozen dataclass with a `name`.
 
     A term writes `score`; one that compares the completions of a group also `score_group`.
     """
 
+    @abstractmethod
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """The unweighted value, in [0, 1]; never raises for any text."""
-        raise NotImplementedError
 
     def score_group(
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]

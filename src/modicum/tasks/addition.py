@@ -10,14 +10,12 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from modicum import answers
-from modicum.spec import Spec
-from modicum.tasks.base import Draft, draw
-from modicum.types import Grade, Problem, Split, UserError
+from modicum.tasks.base import Draft, Procedural
+from modicum.types import Split, UserError
 
 
 @dataclass(frozen=True)
-class Addition(Spec):
+class Addition(Procedural):
     """Sums of two numbers of up to `digits` digits, or of two numbers below `below`."""
 
     name: ClassVar[str] = "addition"
@@ -30,19 +28,7 @@ class Addition(Spec):
         if self.below is not None and not 5 <= self.below <= 10**100:
             raise UserError(f"addition: below must be at least 5, not {self.below}")
 
-    def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at (split, seed, index)."""
-        return draw(self, split, seed, index, self._make)
-
-    def size(self, split: Split) -> int | None:
-        """None: there is no end to them, though small ones come again."""
-        return None
-
-    def grade(self, problem: Problem, text: str) -> Grade:
-        """Exact comparison of the marked answer with the sum."""
-        return answers.grade(text, problem.answer)
-
-    def _make(self, rng: random.Random) -> Draft:
+    def make(self, rng: random.Random, split: Split) -> Draft:
         limit = 10**self.digits if self.below is None else self.below
         pair = [rng.randrange(limit) for _ in range(2)]
         question = f"What is {pair[0]}+{pair[1]}?"

@@ -11,10 +11,8 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from modicum import answers
-from modicum.spec import Spec
-from modicum.tasks.base import Draft, draw
-from modicum.types import Grade, Problem, Split, UserError
+from modicum.tasks.base import Draft, Procedural
+from modicum.types import Split, UserError
 
 APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
@@ -31,7 +29,7 @@ def evaluate(terms: list[int], signs: list[str]) -> int:
 
 
 @dataclass(frozen=True)
-class Arithmetic(Spec):
+class Arithmetic(Procedural):
     """Sums of `terms` numbers with up to `digits` digits, joined by `operators` (+, -, *)."""
 
     name: ClassVar[str] = "arithmetic"
@@ -47,19 +45,8 @@ class Arithmetic(Spec):
         if not self.operators or set(self.operators) - set(APPLY):
             raise UserError(f"arithmetic: operators are made of + - *, not {self.operators!r}")
 
-    def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at (split, seed, index)."""
-        return draw(self, split, seed, index, self._make, self._stream())
-
-    def size(self, split: Split) -> int | None:
-        """None: there is no end to them."""
-        return None
-
-    def grade(self, problem: Problem, text: str) -> Grade:
-        """Exact comparison of the marked answer with the value."""
-        return answers.grade(text, problem.answer)
-
-    def _stream(self) -> str:
+    def origin(self) -> str:
+        """Frozen as it was when two digits were the default."""
         # Seeds the problems. Frozen as it was when the tiny base was pretrained and two
         # digits were the default, so that its text can be made again.
         shown = [] if self.terms == 4 else [f"terms={self.terms}"]
@@ -67,7 +54,7 @@ class Arithmetic(Spec):
         shown += [] if self.operators == "+-" else [f"operators={self.operators!r}"]
         return f"{self.name}({', '.join(shown)})" if shown else self.name
 
-    def _make(self, rng: random.Random) -> Draft:
+    def make(self, rng: random.Random, split: Split) -> Draft:
         terms = [rng.randint(1, 10**self.digits - 1) for _ in range(self.terms)]
         signs = [rng.choice(self.operators) for _ in range(self.terms - 1)]
         text = str(terms[0]) + "".join(f"{s}{t}" for s, t in zip(signs, terms[1:], strict=True))

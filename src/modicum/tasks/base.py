@@ -1,19 +1,22 @@
 """What every task has in common: seeded problems, disjoint splits, a grade.
 
 A task is a frozen dataclass with `problem(split, seed, index)`, `size(split)` and
-`grade(problem, text)`. Procedural tasks derive their random numbers from the tuple
-(task, split, seed, index), so that neighbouring seeds have nothing in common, and put a
-problem into a split by a hash of its content, so that no problem is in two splits.
+`grade(problem, text)`. A `Procedural` task writes `make`. Its random numbers are derived from
+the tuple (task, split, seed, index), so that neighbouring seeds have nothing in common, and a
+problem goes into a split by a hash of its content, so that no problem is in two splits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
+from modicum import answers
+from modicum.spec import Spec
 from modicum.types import SPLITS, Grade, Problem, Split, UserError
 
 T = TypeVar("T")
@@ -73,6 +76,30 @@ class Draft:
     data: Mapping[str, object]
 
 
+class Procedural(Spec, ABC):
+    """Base of the tasks without an end, whose problems are made from random numbers."""
+
+    @abstractmethod
+    def make(self, rng: random.Random, split: Split) -> Draft | None:
+        """A draft, or None for one that is no good; it may also be None outside `split`."""
+
+    def problem(self, split: Split, seed: int, index: int) -> Problem:
+        """The problem at (split, seed, index)."""
+        return draw(self, split, seed, index, lambda rng: self.make(rng, split), self.origin())
+
+    def size(self, split: Split) -> int | None:
+        """None: there is no end to them, though small ones come again."""
+        return None
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        """Exact comparison of the marked answer; an expression such as 12*34 is no answer."""
+        return answers.grade(text, problem.answer)
+
+    def origin(self) -> str:
+        """What the random numbers are derived from, beside (split, seed, index)."""
+        return str(self)
+
+
 def draw(
     task: object,
     split: Split,
@@ -83,7 +110,7 @@ def draw(
 ) -> Problem:
     """The first draft from `make` whose content hash falls into `split`.
 
-    `name` seeds the drafts in place of the task's expression. Raises UserError when none of
+    `name` seeds the drafts. Raises UserError when none of
     2,000 does: the task has too few problems to split.
     """
     rng = stream(name or task, check_split(split), seed, index)

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from modicum.tasks import rows
-from modicum.tasks.dataset import BadRows, DataTask, Hub, Item, Role, check_path
+from modicum.tasks.dataset import BadRows, HeldOut, Hub, Item, check_path
 
 AIME = {2024: "HuggingFaceH4/aime_2024", 2025: "yentinglin/aime_2025"}
 
 
 @dataclass(frozen=True)
-class ContestTask(DataTask):
-    """What the contests share: columns, and that they are test sets."""
+class ContestTask(HeldOut):
+    """What the contests share: their columns."""
 
-    file_role: ClassVar[Role] = "test"
     path: str | None = None
     split: Literal["test", "hash"] = "test"
 
@@ -30,15 +29,6 @@ class ContestTask(DataTask):
     def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
         """`problem` (or question) and `answer`."""
         return (("problem", "question"), ("answer",))
-
-    def role(self, role: Role) -> Role:
-        """As `split` says."""
-        return self.split
-
-    def advice(self) -> str:
-        """How a test set can be divided."""
-        whole = "it is a test set, which split='hash' divides"
-        return whole if self.split == "test" else super().advice()
 
     def item(self, record: rows.Record) -> Item:
         """The row as it stands; 142.0 is the answer 142."""

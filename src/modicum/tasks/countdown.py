@@ -12,8 +12,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from modicum import answers
-from modicum.spec import Spec
-from modicum.tasks.base import Draft, draw
+from modicum.tasks.base import Draft, Procedural
 from modicum.types import Grade, Problem, Split, UserError
 
 MAX_TARGET = 999
@@ -45,7 +44,7 @@ def combine(left: Node, sign: str, right: Node) -> Node | None:
 
 
 @dataclass(frozen=True)
-class Countdown(Spec):
+class Countdown(Procedural):
     """Reach a target from `numbers` numbers between 1 and `max_value`."""
 
     name: ClassVar[str] = "countdown"
@@ -60,19 +59,11 @@ class Countdown(Spec):
                 f"countdown: max_value must be in 5..{MAX_TARGET}, not {self.max_value}"
             )
 
-    def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at (split, seed, index); its answer is one of many."""
-        return draw(self, split, seed, index, self._make)
-
-    def size(self, split: Split) -> int | None:
-        """None: there is no end to them."""
-        return None
-
     def grade(self, problem: Problem, text: str) -> Grade:
         """Right if the marked expression uses the numbers exactly and reaches the target."""
         return answers.grade_countdown(text, problem.data["numbers"], problem.data["target"])
 
-    def _make(self, rng: random.Random) -> Draft | None:
+    def make(self, rng: random.Random, split: Split) -> Draft | None:
         numbers = [rng.randint(1, self.max_value) for _ in range(self.numbers)]
         parts = [Node(str(n), Fraction(n)) for n in numbers]
         steps: list[str] = []

@@ -8,6 +8,7 @@ test) is in an earlier one. What a user should know of the loading is in `notes(
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class DataTask(Spec):
+class DataTask(Spec, ABC):
     """Base of the tasks with a fixed set of problems; each declares `path` and `bad_rows`.
 
     With `path` None the rows come from `hub`. When `hub` has a train and a test part, a
@@ -113,13 +114,13 @@ class DataTask(Spec):
         """What was skipped, left out or taken out on loading, one line each."""
         return self._loaded().notes
 
+    @abstractmethod
     def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
         """The columns that must be there, each with its alternatives. `known` are all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def item(self, record: rows.Record) -> Item | LeftOut:
         """What a row says; UserError when it cannot be a problem."""
-        raise NotImplementedError
 
     def role(self, role: Role) -> Role:
         """What a part is for, when by itself it is for `role`."""
@@ -161,6 +162,27 @@ class DataTask(Spec):
     def _loaded(self) -> Loaded:
         paths = [] if self.path is None else [path for _, _, path in self._files(self.path)]
         return _load(self, tuple(map(finite.stamp, paths)))
+
+
+@dataclass(frozen=True)
+class HeldOut(DataTask):
+    """Base of the sets that are there to be tested on: all is test, unless `split` divides it."""
+
+    file_role: ClassVar[Role] = "test"
+
+    if TYPE_CHECKING:
+
+        @property
+        def split(self) -> Literal["test", "hash"]: ...
+
+    def role(self, role: Role) -> Role:
+        """As `split` says."""
+        return self.split
+
+    def advice(self) -> str:
+        """How a test set can be divided."""
+        whole = "it is a test set, which split='hash' divides"
+        return whole if self.split == "test" else super().advice()
 
 
 def check_path(task: str, path: object, hub_too: bool = True) -> None:

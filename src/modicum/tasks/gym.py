@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from modicum import answers
-from modicum.spec import Spec, nearest
-from modicum.tasks.base import Draft, draw
-from modicum.tasks.child import Child, ChildFailed
+from modicum.child import Child, ChildFailed
+from modicum.spec import nearest
+from modicum.tasks.base import Draft, Procedural
 from modicum.types import Grade, Problem, Split, UserError
 
 MAKE_SECONDS = 60.0
@@ -56,7 +56,7 @@ def _ask(limit: float, **request: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Gym(Spec):
+class Gym(Procedural):
     """A data set of reasoning-gym, with its settings as arguments: gym('chain_sum', max_terms=4).
 
     `level` sets all attributes of the data set's curriculum to that level, from 0; single
@@ -76,15 +76,7 @@ class Gym(Spec):
             why = "is 0 to 100" if self.levels else "is not known: there is no curriculum"
             raise UserError(f"gym({self.dataset!r}): level {why}")
         # Wrong settings fail when the task is named, not in the middle of a run.
-        self._make(random.Random(0))
-
-    def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at (split, seed, index)."""
-        return draw(self, split, seed, index, self._make)
-
-    def size(self, split: Split) -> int | None:
-        """None: there is no end to them, though those of small data sets come again."""
-        return None
+        self.make(random.Random(0), "train")
 
     def grade(self, problem: Problem, text: str) -> Grade:
         """Right if the data set's own scorer gives the marked answer the full score of 1."""
@@ -122,7 +114,7 @@ class Gym(Spec):
         settings = json.dumps(changed, sort_keys=True)
         return {"name": self.dataset, "settings": settings, "level": self.level}
 
-    def _make(self, rng: random.Random) -> Draft | None:
+    def make(self, rng: random.Random, split: Split) -> Draft | None:
         seed = rng.getrandbits(31)
         try:
             made = _ask(MAKE_SECONDS, do="make", **self._key(), seed=seed)

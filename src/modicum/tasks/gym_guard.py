@@ -16,27 +16,8 @@ import sys
 from typing import Any
 
 # Data sets whose scorer evaluates the answer, and the functions that a right one may call.
-SYMBOLIC = frozenset(
-    (
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "sec",
-        "csc",
-        "cot",
-        "sinh",
-        "cosh",
-        "tanh",
-        "exp",
-        "log",
-        "ln",
-        "sqrt",
-        "Abs",
-    )
-)
+_SYMBOLIC = "sin cos tan asin acos atan sec csc cot sinh cosh tanh exp log ln sqrt Abs"
+SYMBOLIC = frozenset(_SYMBOLIC.split())
 EVALUATED: dict[str, frozenset[str]] = {
     "binary_matrix": frozenset(),
     "n_queens": frozenset(),

@@ -15,7 +15,16 @@ from typing import ClassVar, Literal
 
 from modicum.spec import nearest
 from modicum.tasks import boxed, rows
-from modicum.tasks.dataset import BadRows, DataTask, Hub, Item, LeftOut, Part, Role, check_path
+from modicum.tasks.dataset import (
+    BadRows,
+    DataTask,
+    HeldOut,
+    Hub,
+    Item,
+    LeftOut,
+    Part,
+    check_path,
+)
 from modicum.types import UserError
 
 LEVELS = (1, 2, 3, 4, 5)
@@ -110,7 +119,7 @@ class Math(MathTask):
 
 
 @dataclass(frozen=True)
-class Math500(MathTask):
+class Math500(MathTask, HeldOut):
     """MATH-500 from the hub or the file `path`: a test set, or divided with split='hash'.
 
     Columns, levels and subject as for `math`.
@@ -118,15 +127,5 @@ class Math500(MathTask):
 
     name: ClassVar[str] = "math500"
     hub: ClassVar[Hub | None] = Hub("HuggingFaceH4/MATH-500", {"test": "test"})
-    file_role: ClassVar[Role] = "test"
     split: Literal["test", "hash"] = "test"
     bad_rows: BadRows = "refuse"
-
-    def role(self, role: Role) -> Role:
-        """As `split` says."""
-        return self.split
-
-    def advice(self) -> str:
-        """How a test set can be divided."""
-        whole = "it is a test set, which split='hash' divides"
-        return whole if self.split == "test" else super().advice()

@@ -15,9 +15,9 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from modicum import answers
-from modicum.spec import Spec
+from modicum.grading.extraction import after_thinking
 from modicum.tasks import matrices
-from modicum.tasks.base import Draft, draw, split_of
+from modicum.tasks.base import Draft, Procedural, split_of
 from modicum.tasks.matrices import Matrix
 from modicum.types import Grade, Problem, Split, UserError
 
@@ -26,7 +26,7 @@ DEFICIENT = 0.25  # share of the matrices to reduce whose last row depends on th
 
 
 @dataclass(frozen=True)
-class MatrixTask(Spec):
+class MatrixTask(Procedural):
     """Row-reduce a matrix of `rows` x `rows`+1, or invert one of `rows` x `rows`, exactly."""
 
     name: ClassVar[str] = "matrix"
@@ -42,22 +42,13 @@ class MatrixTask(Spec):
         if not 2 <= self.magnitude <= 999:
             raise UserError(f"matrix: magnitude must be between 2 and 999, not {self.magnitude}")
 
-    def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at (split, seed, index)."""
-        return draw(self, split, seed, index, lambda rng: self._make(rng, split))
-
-    def size(self, split: Split) -> int | None:
-        """None: there is no end to them."""
-        return None
-
     def grade(self, problem: Problem, text: str) -> Grade:
         """Right if the marked matrix is exactly the one asked for; see `matrices.read`.
 
         Lenient takes the last matrix of the text when nothing is marked.
         """
         marked = answers.extract(text)
-        after = text.rpartition("</think>")[2].partition("<think>")[0]
-        found = matrices.find_last(after) if marked is None else marked
+        found = matrices.find_last(after_thinking(text)) if marked is None else marked
         if marked is None and answers.extract_lenient(text) is None:
             found = None  # a mark that was cut off, or no number at all
         if found is None:
@@ -69,7 +60,7 @@ class MatrixTask(Spec):
         reason = f"{start} {'is right' if right else wrong}"
         return Grade(right and marked is not None, right, found, reason)
 
-    def _make(self, rng: random.Random, split: Split) -> Draft | None:
+    def make(self, rng: random.Random, split: Split) -> Draft | None:
         columns = self.rows + (self.kind == "rref")
         numbers = range(-self.magnitude, self.magnitude + 1)
         entries = [[rng.choice(numbers) for _ in range(columns)] for _ in range(self.rows)]

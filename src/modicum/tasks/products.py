@@ -10,14 +10,12 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from modicum import answers
-from modicum.spec import Spec
-from modicum.tasks.base import Draft, draw
-from modicum.types import Grade, Problem, Split, UserError
+from modicum.tasks.base import Draft, Procedural
+from modicum.types import Split, UserError
 
 
 @dataclass(frozen=True)
-class Products(Spec):
+class Products(Procedural):
     """Products of two numbers of up to `digits` digits."""
 
     name: ClassVar[str] = "products"
@@ -27,19 +25,7 @@ class Products(Spec):
         if not 1 <= self.digits <= 100:
             raise UserError(f"products: digits must be between 1 and 100, not {self.digits}")
 
-    def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at (split, seed, index)."""
-        return draw(self, split, seed, index, self._make)
-
-    def size(self, split: Split) -> int | None:
-        """None: there is no end to them, though small ones come again."""
-        return None
-
-    def grade(self, problem: Problem, text: str) -> Grade:
-        """Exact comparison of the marked answer with the product; 12*34 is no answer."""
-        return answers.grade(text, problem.answer)
-
-    def _make(self, rng: random.Random) -> Draft:
+    def make(self, rng: random.Random, split: Split) -> Draft:
         pair = [rng.randrange(10**self.digits) for _ in range(2)]
         question = f"What is {pair[0]}*{pair[1]}?"
         data = {"terms": tuple(pair), "signs": ("*",)}

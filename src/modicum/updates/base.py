@@ -98,14 +98,14 @@ class DensePrepared(Prepared):
         return self.model
 
 
-class Selection(Spec):
+class Selection(Spec, ABC):
     """A dense update: a predicate on parameters. `a + b` is the union, `a & b` both."""
 
     rate_scale: ClassVar[float] = 1.0
 
+    @abstractmethod
     def names(self, layout: Layout) -> set[str]:
         """The names of the selected parameters."""
-        raise NotImplementedError
 
     def apply(self, model: nn.Module, seed: int) -> Prepared:
         """Train the selected tensors of `model` in place."""
