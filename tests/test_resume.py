@@ -14,7 +14,7 @@ import pytest
 
 from cases import load
 from helpers import metrics_of, tensors_of
-from modicum import runs
+from modicum import cli, runs
 from modicum.config import TrainConfig, from_mapping
 from modicum.session import prepare, restore, save
 from modicum.train import Observer, train
@@ -32,55 +32,43 @@ class StopAt(Observer):
             raise MemoryError
 
 
+def long(quick: TrainConfig, update: str, out: Path) -> TrainConfig:
+    config = replace(quick, update=update, steps=6, objective="grpo(kl=0.01)", out=str(out))
+    return replace(config, batch=replace(quick.batch, updates_per_rollout=2))
+
+
 @pytest.mark.parametrize("update", ["full", "last(1)", "lora(rank=2)"])
-@pytest.mark.parametrize("at", [0, 2, 4])
 def test_a_resumed_run_equals_the_uncut_one(
-    quick: TrainConfig, tmp_path: Path, update: str, at: int
+    quick: TrainConfig, tmp_path: Path, update: str
 ) -> None:
-    config = replace(quick, update=update, steps=6, objective="grpo(kl=0.01)")
-    config = replace(config, batch=replace(quick.batch, updates_per_rollout=2))
-    whole = train(replace(config, out=str(tmp_path / "whole")))
-    cut = replace(config, out=str(tmp_path / "cut"))
-    with pytest.raises(MemoryError):
-        train(cut, StopAt(at))
-    result = train(cut, resume=True)
-    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
-    assert tensors_of(tmp_path / "whole") == tensors_of(tmp_path / "cut")
-    for key in ("trained", "generated_tokens", "change_proof", "agreement_max"):
-        assert result[key] == whole[key]
+    """Wherever it was cut."""
+    whole = train(long(quick, update, tmp_path / "whole"))
+    for at in (0, 2, 4):
+        folder = tmp_path / f"cut-{at}"
+        cut = long(quick, update, folder)
+        with pytest.raises(MemoryError):
+            train(cut, StopAt(at))
+        result = train(cut, resume=True)
+        assert metrics_of(tmp_path / "whole") == metrics_of(folder)
+        assert tensors_of(tmp_path / "whole") == tensors_of(folder)
+        for key in ("trained", "generated_tokens", "change_proof", "agreement_max"):
+            assert result[key] == whole[key]
 
 
 def test_killed_with_sigkill_and_resumed_equals_the_uncut_run(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    options = [
-        "--task",
-        "arithmetic(terms=2,digits=1)",
-        "--steps",
-        "30",
-        "--prompts-per-step",
-        "2",
-        "--group-size",
-        "8",
-        "--max-tokens",
-        "8",
-        "--eval-problems",
-        "0",
-        "--checkpoint-every",
-        "2",
-        "--temperature",
-        "1.5",
-    ]
-    options += ["--update", "last(1)", "--reward", "accuracy(lenient=True) + format"]
-    command = [sys.executable, "-m", "modicum", "train", "--model", str(folders["qwen2"]), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    """Only the run that is killed needs a process of its own; a start takes ten seconds."""
+    options = ["--model", str(folders["qwen2"]), "--task", "arithmetic(terms=2,digits=1)"]
+    options += ["--steps", "30", "--prompts-per-step", "2", "--group-size", "8"]
+    options += ["--max-tokens", "8", "--eval-problems", "0", "--checkpoint-every", "2"]
+    options += ["--temperature", "1.5", "--update", "last(1)"]
+    options += ["--reward", "accuracy(lenient=True) + format"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(
-        [*command, "--out", str(whole)], check=True, env=environment, capture_output=True
-    )
+    assert cli.run(["train", *options, "--out", str(whole)]) == 0
     process = subprocess.Popen(
-        [*command, "--out", str(cut)],
-        env=environment,
+        [sys.executable, "-m", "modicum", "train", *options, "--out", str(cut)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
@@ -89,10 +77,7 @@ def test_killed_with_sigkill_and_resumed_equals_the_uncut_run(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (cut / "result.json").exists(), "the run ended before it could be killed"
-    done = subprocess.run(
-        [*command, "--out", str(cut), "--resume"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    assert cli.run(["train", *options, "--out", str(cut), "--resume"]) == 0
     assert metrics_of(whole) == metrics_of(cut)
     assert tensors_of(whole) == tensors_of(cut)
 
