@@ -10,9 +10,9 @@ import pytest
 
 from modicum import curriculum, objective, rewards, spec, tasks, updates
 from modicum.types import UserError
-from modicum.updates.base import Intersection, Union
+from modicum.updates.base import Intersection, Placed, Union
 from modicum.updates.dense import Full, Last, Layers, Parts
-from modicum.updates.lora import Lora, Placed
+from modicum.updates.lora import Lora
 
 PARSERS = {
     "update": updates.parse,
@@ -133,6 +133,7 @@ def test_operators_of_rewards() -> None:
 
 ROUND_TRIPS = {
     "update": [
+        *(text for cls in updates.UPDATES.values() for text in cls.examples),
         *("full", "first(2)", "last(3)", "middle(1)", "layers(0, -1)", "parts(attention, bias)"),
         *("lora", "lora(rank=2, alpha=4)", "lora @ last(1)", "lora @ (parts(mlp, attention))"),
         *("last(1) + parts(norm) + parts(head)", "(last(1) + first(1)) & parts(mlp)"),

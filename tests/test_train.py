@@ -34,7 +34,7 @@ def gradients(session: Session, batch: Batch) -> dict[str, Tensor]:
     """The gradient of the batch, by name of what trains."""
     step.backward(session, batch, {})
     found = {n: t.grad.clone() for n, t in session.masters.tensors.items() if t.grad is not None}
-    session.optimizer.zero_grad(set_to_none=True)
+    session.optimization.clear()
     return found
 
 
@@ -209,8 +209,8 @@ def test_a_frozen_tensor_that_moves_stops_the_run(
 ) -> None:
     real = step.optimizer_step
 
-    def leaky(session: Session, loss: float) -> float:
-        norm = real(session, loss)
+    def leaky(session: Session, *rest: Any) -> float:
+        norm = real(session, *rest)
         with torch.no_grad():
             session.prepared.frozen["model.layers.0.mlp.up_proj.weight"][0, 0] += 1e-6
         return norm

@@ -25,7 +25,7 @@ TRAINS = "model.layers.2.mlp.up_proj.weight"
 
 def prepared_proof(text: str = "last(1)", family: str = "llama") -> tuple[Any, ChangeProof]:
     prepared = updates.parse(text).apply(random_model(family), 0)
-    return prepared, ChangeProof(prepared)
+    return prepared, ChangeProof(prepared, Masters(prepared.trainable))
 
 
 def flip(tensor: Tensor, bit: int) -> None:

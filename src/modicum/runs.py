@@ -26,7 +26,7 @@ from typing import Any
 
 from modicum.types import UserError
 
-LINES = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl")
+LINES = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl", "decisions.jsonl")
 KEPT = 2  # checkpoints
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from modicum import curriculum, objective, recipes, rewards, runs, tasks, updates
@@ -19,6 +17,7 @@ from modicum.engine import Engine, make
 from modicum.engine.rollout import check_length
 from modicum.models.load import Loaded, load
 from modicum.models.precision import Masters
+from modicum.optimization import Optimization
 from modicum.tasks.prompts import encode
 from modicum.types import UserError
 from modicum.updates.proofs import ChangeProof
@@ -31,6 +30,9 @@ COUNTERS = (
     "agreement_max",
     "trained_seconds",
     "checked_first",
+    "signal_steps",
+    "active_sum",
+    "decisions",
 )
 
 
@@ -46,8 +48,7 @@ class Session:
     curriculum: curriculum.Curriculum
     prepared: updates.Prepared
     engine: Engine
-    masters: Masters
-    optimizer: torch.optim.Optimizer
+    optimization: Optimization
     proof: ChangeProof
     learning_rate: float
     base: str
@@ -59,16 +60,35 @@ class Session:
     agreement_max: float = 0.0
     trained_seconds: float = 0.0
     checked_first: bool = False
+    signal_steps: int = 0
+    """Steps that the schedule was shown: with a signal, and finite."""
+    active_sum: int = 0
+    """How many numbers trained, summed over the optimizer steps."""
+    decisions: int = 0
 
     @property
     def trainable_parameters(self) -> int:
-        """How many numbers train."""
-        return sum(p.numel() for p in self.prepared.trainable.values())
+        """How many numbers may train."""
+        return sum(self._size(name) for name in self.prepared.trainable)
+
+    @property
+    def active_parameters(self) -> int:
+        """How many numbers train now."""
+        return sum(self._size(name) for name in self.prepared.active)
+
+    def _size(self, name: str) -> int:
+        entries = self.optimization.entries.get(name)
+        return self.prepared.trainable[name].numel() if entries is None else entries.numel()
+
+    @property
+    def masters(self) -> Masters:
+        """The fp32 tensors that the optimizer moves."""
+        return self.optimization.masters
 
     @property
     def total_parameters(self) -> int:
         """How many numbers the model has, adapters included."""
-        return self.trainable_parameters + sum(p.numel() for p in self.prepared.frozen.values())
+        return sum(p.numel() for p in self.prepared.model.parameters())
 
 
 def prepare(config: TrainConfig) -> Session:
@@ -92,16 +112,9 @@ def prepare(config: TrainConfig) -> Session:
     )
     settings = config.optimizer
     rate = settings.learning_rate or recipes.default_learning_rate(config.model, update)
-    masters = Masters(prepared.trainable)
-    optimizer = torch.optim.AdamW(
-        list(masters.tensors.values()),
-        lr=rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    proof = ChangeProof(prepared, masters.tensors)
+    prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
+    optimization = Optimization(prepared, settings, rate)
+    proof = ChangeProof(prepared, optimization.masters)
     return Session(
         replace(config, optimizer=replace(settings, learning_rate=rate)),
         loaded,
@@ -111,8 +124,7 @@ def prepare(config: TrainConfig) -> Session:
         order,
         prepared,
         engine,
-        masters,
-        optimizer,
+        optimization,
         proof,
         rate,
         proof.base,
@@ -122,13 +134,19 @@ def prepare(config: TrainConfig) -> Session:
 def save(session: Session, run: runs.Run, step: int) -> Path:
     """Write the checkpoint after `step` steps; it counts only when it is whole."""
     folder = run.checkpoint_folder(step)
-    tensors = {f"value/{n}": t.detach().contiguous() for n, t in session.masters.tensors.items()}
-    for name, master in session.masters.tensors.items():
-        for key, value in session.optimizer.state.get(master, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = value.detach().contiguous()
+    tensors = session.optimization.tensors()
+    schedule = session.prepared.schedule
+    tensors |= {f"schedule/{n}": t.detach().contiguous() for n, t in schedule.tensors().items()}
     save_file(tensors, folder / "tensors.safetensors")
     state = {key: getattr(session, key) for key in COUNTERS}
-    state |= {"step": step, "base": session.base, "pushed": sorted(session.proof.pushed)}
+    state |= {
+        "step": step,
+        "base": session.base,
+        "active": sorted(session.prepared.active),
+        "pushed": sorted(session.proof.pushed),
+        "moved": sorted(session.proof.moved),
+        "schedule": schedule.state(),
+    }
     return run.seal(folder, state)
 
 
@@ -139,30 +157,24 @@ def restore(session: Session, folder: Path) -> int:
     """
     path, state = runs.read_checkpoint(folder)
     tensors = load_file(path, device=str(session.loaded.device))
-    values = {n.removeprefix("value/"): t for n, t in tensors.items() if n.startswith("value/")}
-    wanted = session.masters.tensors
-    odd = sorted(values.keys() ^ wanted.keys())
-    odd = odd or [n for n in sorted(wanted) if values[n].shape != wanted[n].shape]
-    if odd:
-        raise UserError(f"checkpoint {folder} is of another update or model (see {odd[0]})")
-    missing = {"step", "base", "pushed", *COUNTERS} - state.keys()
+    missing = {"step", "base", "active", "pushed", "moved", "schedule", *COUNTERS} - state.keys()
     if missing:
         raise UserError(f"checkpoint {folder} is damaged: its state.json has no {min(missing)!r}")
+    schedule = session.prepared.schedule
+    active = frozenset(state["active"])
+    session.optimization.load(tensors, active, folder)
     if state["base"] != session.base:
         raise UserError(f"checkpoint {folder} was trained on another base model: its hash differs")
-    session.masters.load(values)
-    for name, master in wanted.items():
-        found: dict[str, Any] = {}
-        for full, value in tensors.items():
-            kind, _, rest = full.partition("/")
-            key, _, owner = rest.partition("/")
-            if kind == "optimizer" and owner == name:
-                found[key] = value
-        if found:
-            session.optimizer.state[master] = found
+    drawn = {
+        n.removeprefix("schedule/"): t for n, t in tensors.items() if n.startswith("schedule/")
+    }
+    schedule.load(state["schedule"], drawn)
+    session.engine.follow(session.prepared.lowest_layer)
     for key in COUNTERS:
         setattr(session, key, state[key])
-    session.proof.push(state["pushed"])
+    session.proof = session.proof.resumed(
+        session.optimization.masters, state["pushed"], state["moved"]
+    )
     return int(state["step"])
 
 

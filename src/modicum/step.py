@@ -8,6 +8,8 @@ Shapes: P problem, G member, N completion tokens of a micro-batch laid end to en
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +22,32 @@ from modicum.session import Session
 from modicum.tasks.prompts import encode
 from modicum.types import Batch, Group, Row, RunStopped
 
+References = dict[tuple[int, int], Tensor]
+"""Log-probs of the reference by (group or -1, micro-batch)."""
 MAX_SKIPPED = 3  # steps in a row without a finite loss
+
+
+def switch(session: Session) -> dict[str, Any] | None:
+    """At a rollout boundary, let the schedule say what trains now.
+
+    Returns what was decided and on what evidence, for the log; None: nothing was.
+    """
+    prepared = session.prepared
+    decision = prepared.schedule.decide(session.signal_steps)
+    if decision is None:
+        return None
+    session.proof.look()
+    session.optimization.switch(decision)
+    session.proof.rest()
+    session.engine.follow(prepared.lowest_layer)
+    session.decisions += 1
+    everything = len(prepared.active) == len(prepared.trainable)
+    return {
+        "trains": "all" if everything else sorted(prepared.active),
+        "parameters": session.active_parameters,
+        "optimizer_bytes": session.optimization.state_bytes(),
+        "evidence": dict(decision.evidence),
+    }
 
 
 def sample_groups(session: Session, step: int) -> list[Group]:
@@ -83,24 +110,61 @@ def _parts(session: Session, batch: Batch) -> list[tuple[Row, ...]]:
     return [batch.rows[start : start + size] for start in range(0, len(batch.rows), size)]
 
 
-def backward(session: Session, batch: Batch, references: dict[int, Tensor]) -> dict[str, float]:
+def _of_groups(batch: Batch) -> list[Batch]:
+    """The batch in parts that hold one group each, with the counts of the whole."""
+    numbers = dict.fromkeys(row.group for row in batch.rows)
+    return [
+        replace(batch, rows=tuple(row for row in batch.rows if row.group == number))
+        for number in numbers
+    ]
+
+
+def backward(session: Session, batch: Batch, references: References) -> dict[str, float]:
     """Accumulate the gradient of the whole batch in the masters; returns sums for the log.
 
     `references` holds the reference's log-probs of each micro-batch; what is missing and
-    needed for a KL term is put there, so that further updates on the batch find it.
+    needed for a KL term is put there, so that further updates on the batch find it. A
+    schedule that asks for it is shown the gradient of each group with a signal.
     """
+    schedule, held = session.prepared.schedule, session.optimization
+    if not (schedule.by_group and batch.has_signal):
+        return _backward(session, batch, references, -1)
+    total: dict[str, Tensor] = {}
+    sums: dict[str, float] = {}
+    for part in _of_groups(batch):
+        group = part.rows[0].group
+        found = _backward(session, part, references, group)
+        sums = {key: sums.get(key, 0.0) + amount for key, amount in found.items()}
+        gradients = {name: grad.detach().clone() for name, grad in held.gradients().items()}
+        if part.has_signal:
+            schedule.group_gradients(gradients)
+        for name, grad in gradients.items():
+            total[name] = grad if name not in total else total[name] + grad
+        held.clear()
+    for name, grad in total.items():
+        held.masters.held[name].tensor.grad = grad
+    return sums
+
+
+def _backward(
+    session: Session, batch: Batch, references: References, group: int
+) -> dict[str, float]:
+    """`backward` of the batch, or of one group of it."""
     sums = {"loss": 0.0, "tokens": 0.0}
     engine, goal, sampling = session.engine, session.objective, session.config.sampling
+    prepared = session.prepared
     for number, part in enumerate(_parts(session, batch)):
         token_N = tokens_of(part, engine.device)
         pack = engine.pack(part)
         trunk = engine.trunk(pack)
-        if goal.kl > 0 and number not in references:
-            with torch.no_grad(), session.prepared.reference():
-                hidden_NH = engine.hidden(pack, trunk)
+        if goal.kl > 0 and (group, number) not in references:
+            with torch.no_grad(), prepared.reference():
+                # What rests now may have trained before: then the trunk is not the reference's.
+                same = prepared.lowest_ever == prepared.lowest_layer
+                hidden_NH = engine.hidden(pack, trunk if same else None)
                 found = logprobs.head_logprobs(engine, hidden_NH, token_N, sampling)
-            references[number] = found[0]
-        tokens = _tokens(session, batch, part, references.get(number))
+            references[group, number] = found[0]
+        tokens = _tokens(session, batch, part, references.get((group, number)))
 
         def loss(policy_N: Tensor, where: slice, tokens: objective.Tokens = tokens) -> Tensor:
             value, found = objective.loss(goal, policy_N, tokens.part(where))
@@ -145,20 +209,22 @@ def rate_at(session: Session) -> float:
     return session.learning_rate * (total - index) / max(1, total - settings.warmup_steps)
 
 
-def optimizer_step(session: Session, loss: float) -> float:
+def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> float:
     """Clip and step; a loss or gradient that is not finite is skipped and counted.
 
-    Returns the norm of the gradient before clipping. Raises RunStopped after
-    `MAX_SKIPPED` skipped steps in a row.
+    The schedule is shown finite gradients of steps with a signal before clipping. Returns
+    the norm of the gradient before clipping. Raises RunStopped after `MAX_SKIPPED`
+    skipped steps in a row.
     """
-    held = {n: t.grad for n, t in session.masters.tensors.items() if t.grad is not None}
-    if not held:
+    held, schedule = session.optimization, session.prepared.schedule
+    gradients = held.gradients()
+    if not gradients:
         raise RunStopped("no tensor that trains got a gradient: the loss does not depend on them")
-    norms = torch.stack(torch._foreach_norm(list(held.values())))
+    norms = torch.stack(torch._foreach_norm(list(gradients.values())))
     norm, rate = float(norms.norm()), rate_at(session)
     session.optimizer_steps += 1
     if not (abs(loss) < float("inf") and norm < float("inf")):
-        session.optimizer.zero_grad(set_to_none=True)
+        held.clear()
         session.skipped += 1
         session.skipped_in_row += 1
         if session.skipped_in_row >= MAX_SKIPPED:
@@ -169,14 +235,25 @@ def optimizer_step(session: Session, loss: float) -> float:
             )
         return norm
     session.skipped_in_row = 0
+    if has_signal:
+        schedule.gradients(gradients)
+        session.signal_steps += 1
+    if schedule.holds:
+        session.optimizer_steps -= 1
+        held.clear()
+        return norm
+    if schedule.edits_gradients:
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        norm = float(norms.norm())
     if session.proof.waiting:
-        session.proof.push(n for n, size in zip(held, norms.tolist(), strict=True) if size > 0)
+        session.proof.push(n for n, size in zip(gradients, norms.tolist(), strict=True) if size > 0)
     limit = session.config.optimizer.max_grad_norm
     if 0 < limit < norm:
-        torch._foreach_mul_(list(held.values()), limit / norm)
-    for group in session.optimizer.param_groups:
-        group["lr"] = rate
-    session.optimizer.step()
-    session.optimizer.zero_grad(set_to_none=True)
+        torch._foreach_mul_(list(gradients.values()), limit / norm)
+    held.step(rate, schedule.rates(session.signal_steps))
+    session.active_sum += session.active_parameters
+    if has_signal:
+        schedule.stepped(session.masters.tensors, gradients)
     session.masters.publish()
+    held.clear()
     return norm

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from modicum import machine, runs, tasks
+from modicum import machine, result, runs, tasks
 from modicum.config import TrainConfig, from_mapping, read_toml, to_toml
 from modicum.engine import LibraryEngine, agreement
 from modicum.evaluate import Evaluation, evaluate
@@ -23,12 +22,14 @@ from modicum.metrics import rollout_metrics, sample, training_metrics
 from modicum.models.precision import too_fine
 from modicum.session import Session, prepare, restore, save
 from modicum.step import (
+    References,
     backward,
     make_batch,
     optimizer_step,
     rate_at,
     sample_groups,
     score,
+    switch,
 )
 from modicum.types import Batch, Group, RunStopped, UserError
 
@@ -73,7 +74,7 @@ def train(
     session = prepare(config)
     run, first = _open(session, overwrite, resume)
     observer.begin(session, first)
-    for text in tasks.notes(session.task):
+    for text in [*tasks.notes(session.task), *session.prepared.notes]:
         observer.note(text)
     if config.compute.engine == "auto" and isinstance(session.engine, LibraryEngine):
         name = session.loaded.model.config.model_type  # type: ignore[union-attr]
@@ -101,7 +102,7 @@ def train(
     proof = session.proof.check("end of the run")
     if "trained" not in evaluated:
         evaluated["trained"] = _evaluate(session, run, observer, "trained", finished, None)
-    return _finish(session, run, evaluated, proof)
+    return result.write(session, run, evaluated, proof)
 
 
 def _open(session: Session, overwrite: bool, resume: bool) -> tuple[runs.Run, int]:
@@ -178,6 +179,9 @@ def run_step(
     """One rollout and its optimizer steps; returns and logs the metrics."""
     faults: list[str] = []
     began = time.perf_counter()
+    decided = switch(session)
+    if decided is not None:
+        run.append("decisions.jsonl", {"step": step, **decided})
     groups = sample_groups(session, step)
     sampled = time.perf_counter()
     every = session.config.compute.agreement_every
@@ -201,6 +205,7 @@ def run_step(
     metrics |= {
         "reward/errors": len(faults),
         "policy/skipped_steps": session.skipped,
+        "update/active_parameters": session.active_parameters,
         "time/step_seconds": ended - began,
         "time/sampling_seconds": sampled - began,
         "time/training_seconds": ended - scored,
@@ -216,14 +221,14 @@ def run_step(
 
 def _update(session: Session, batch: Batch) -> dict[str, float]:
     """The optimizer steps on one batch; metrics of the last one."""
-    references: dict[int, Tensor] = {}
+    references: References = {}
     metrics: dict[str, float] = {}
     for number in range(session.config.batch.updates_per_rollout):
         rate = rate_at(session)
         sums = backward(session, batch, references)
         if number == 0:
             _agree(session, sums["difference"] / sums["tokens"], "trainer")
-        norm = optimizer_step(session, sums["loss"])
+        norm = optimizer_step(session, sums["loss"], batch.has_signal)
         metrics = training_metrics(sums)
         metrics |= {"policy/grad_norm": norm, "policy/learning_rate": rate}
     return metrics
@@ -262,32 +267,3 @@ def _after(session: Session, run: runs.Run, observer: Observer, step: int) -> No
     if done == config.steps or (every and done % every == 0):
         session.proof.check(f"step {done}")
         save(session, run, done)
-
-
-def _finish(
-    session: Session, run: runs.Run, evaluated: dict[str, Any], proof: str
-) -> dict[str, Any]:
-    config = session.config
-    result = {
-        "update": str(config.update),
-        "model": config.model,
-        "task": config.task,
-        "reward": config.reward,
-        "objective": config.objective,
-        "seed": config.seed,
-        "steps": config.steps,
-        "base": evaluated["base"] or None,
-        "trained": evaluated["trained"] or None,
-        "trainable_parameters": session.trainable_parameters,
-        "total_parameters": session.total_parameters,
-        "trainable_tensors": len(session.prepared.trainable),
-        "seconds": session.trained_seconds,
-        "peak_memory_bytes": machine.peak_bytes(),
-        "generated_tokens": session.generated_tokens,
-        "skipped_steps": session.skipped,
-        "change_proof": proof,
-        "agreement_max": session.agreement_max,
-        "base_hash": session.base,
-    }
-    run.write("result.json", result)
-    return result

@@ -108,3 +108,8 @@ class Batch:
     rows: tuple[Row, ...]
     num_rows: int
     num_tokens: int
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether some reward differs from the others of its group."""
+        return any(row.advantage != 0 for row in self.rows)

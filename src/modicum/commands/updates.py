@@ -36,13 +36,16 @@ def run(args: list[str]) -> int:
     from modicum import spec, updates
 
     if found.expression is None:
-        entries = [spec.describe(cls) for cls in updates.UPDATES.values()]
+        entries = [
+            {**spec.describe(cls), "default": cls.examples[0]}  # type: ignore[attr-defined]
+            for cls in updates.UPDATES.values()
+        ]
         if found.json:
             print(json.dumps(entries))
         else:
             for entry in entries:
                 print(f"{entry['signature']:<34} {entry['summary']}")
-            print("\na + b: both   a & b: what both select   lora(...) @ a: an adapter, where")
+            print("\na + b: both   a & b: what both select   method @ a: where a method applies")
         return 0
 
     from modicum.updates.preview import preview

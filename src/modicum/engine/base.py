@@ -63,6 +63,10 @@ class Engine(ABC):
         self.state_bytes = head.shape[1] * head.element_size()  # of one hidden state
 
     @abstractmethod
+    def follow(self, lowest: int) -> None:
+        """Hear that the lowest trained layer is now `lowest` (-1: the embedding)."""
+
+    @abstractmethod
     def decode(
         self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
     ) -> Decoding:
@@ -78,7 +82,10 @@ class Engine(ABC):
 
     @abstractmethod
     def hidden(self, pack: Any, trunk: Tensor | None) -> Tensor:
-        """States [N, H] after the final norm that predict the rows' completion tokens."""
+        """States [N, H] after the final norm that predict the rows' completion tokens.
+
+        Without `trunk` the whole model is run.
+        """
 
     @abstractmethod
     def logits(self, hidden_NH: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ class LibraryEngine(Engine):
         self.model = model
         super().__init__(inner(model).get_output_embeddings().weight, device)
 
+    def follow(self, lowest: int) -> None:
+        """The whole model is run every time, wherever it trains."""
+
     def decode(
         self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
     ) -> LibraryDecoding:

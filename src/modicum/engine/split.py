@@ -50,6 +50,10 @@ class SplitEngine(Engine):
         self.recompute = recompute
         super().__init__(decoder.head.weight, decoder.head.weight.device)
 
+    def follow(self, lowest: int) -> None:
+        """What lies below `lowest` is the trunk from now on."""
+        self.lowest = lowest
+
     def decode(
         self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
     ) -> SplitDecoding:
@@ -104,7 +108,7 @@ class SplitEngine(Engine):
             states_NH,
             pack.positions_N,
             pack.plan,
-            max(0, self.lowest),
+            0 if trunk is None else self.lowest,
             recompute=self.recompute,
         )
         return self.decoder.finish(states_NH.index_select(0, pack.predicts))

@@ -2,49 +2,129 @@
 
 The model computes in its own dtype. A trainable tensor that is not fp32 gets an fp32
 master: gradients are summed there, the optimizer moves it, and its rounded value is
-written back. Frozen tensors have neither.
+written back. Frozen tensors have neither. Where only some entries of a tensor train, the
+master is the vector of their differences from the start, and nothing else of the tensor
+has a gradient, a moment or a place in a checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 
+class Master(Protocol):
+    """What the optimizer holds of one parameter."""
+
+    parameter: nn.Parameter
+    tensor: Tensor
+    """The fp32 leaf that moves."""
+
+    def collect(self) -> None:
+        """Add the parameter's gradient to the master's, in fp32."""
+        ...
+
+    def published(self) -> Tensor:
+        """What the parameter is to be, in its dtype."""
+        ...
+
+
+class Dense:
+    """All entries train: the parameter itself, or its fp32 copy."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self.tensor: Tensor = (
+            parameter
+            if parameter.dtype == torch.float32
+            else parameter.detach().float().requires_grad_()
+        )
+
+    def collect(self) -> None:
+        if self.tensor is self.parameter or self.parameter.grad is None:
+            return
+        gradient = self.parameter.grad.float()
+        self.tensor.grad = gradient if self.tensor.grad is None else self.tensor.grad + gradient
+        self.parameter.grad = None
+
+    def published(self) -> Tensor:
+        return self.tensor.detach().to(self.parameter.dtype)
+
+
+class Sparse:
+    """Some entries train: a vector of differences from `origin`, at flat indices `entries`."""
+
+    def __init__(self, parameter: nn.Parameter, entries: Tensor) -> None:
+        self.parameter = parameter
+        self.entries = entries
+        self.origin = parameter.detach().flatten()[entries].float()
+        self.tensor: Tensor = torch.zeros_like(self.origin).requires_grad_()
+
+    def collect(self) -> None:
+        if self.parameter.grad is None:
+            return
+        gradient = self.parameter.grad.flatten()[self.entries].float()
+        self.tensor.grad = gradient if self.tensor.grad is None else self.tensor.grad + gradient
+        self.parameter.grad = None
+
+    def published(self) -> Tensor:
+        flat = self.parameter.detach().clone().flatten()
+        flat[self.entries] = (self.origin + self.tensor.detach()).to(flat.dtype)
+        return flat.view_as(self.parameter)
+
+    def at_start(self) -> Tensor:
+        """The parameter with the trained entries as they were: all else must be as ever."""
+        flat = self.parameter.detach().clone().flatten()
+        flat[self.entries] = self.origin.to(flat.dtype)
+        return flat.view_as(self.parameter)
+
+
 class Masters:
     """The fp32 tensors that the optimizer holds, by the names of what trains."""
 
-    def __init__(self, trainable: Mapping[str, nn.Parameter]) -> None:
-        self.parameters = dict(trainable)
-        self.tensors: dict[str, Tensor] = {
-            name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
-            for name, p in trainable.items()
-        }
+    def __init__(
+        self,
+        trainable: Mapping[str, nn.Parameter] | None = None,
+        entries: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.held: dict[str, Master] = {}
+        for name, parameter in (trainable or {}).items():
+            self.add(name, parameter, (entries or {}).get(name))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The masters themselves."""
+        return {name: master.tensor for name, master in self.held.items()}
+
+    def add(self, name: str, parameter: nn.Parameter, entries: Tensor | None = None) -> None:
+        """Make the master of one more parameter, or of some of its entries."""
+        self.held[name] = Dense(parameter) if entries is None else Sparse(parameter, entries)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget masters; the rounded values stay in the model."""
+        for name in names:
+            del self.held[name]
 
     def collect(self) -> None:
         """Add the gradients of one backward pass to the masters', in fp32."""
-        for name, parameter in self.parameters.items():
-            master = self.tensors[name]
-            if master is parameter or parameter.grad is None:
-                continue
-            gradient = parameter.grad.float()
-            master.grad = gradient if master.grad is None else master.grad + gradient
-            parameter.grad = None
+        for master in self.held.values():
+            master.collect()
 
     @torch.no_grad()
     def publish(self) -> None:
         """Write the masters, rounded, into the model."""
-        for name, parameter in self.parameters.items():
-            if self.tensors[name] is not parameter:
-                parameter.copy_(self.tensors[name])
+        for master in self.held.values():
+            if master.tensor is not master.parameter:
+                master.parameter.copy_(master.published())
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Set the masters to `values` (all of them, by name) and publish."""
-        for name, master in self.tensors.items():
-            master.copy_(values[name])
+        for name, master in self.held.items():
+            master.tensor.copy_(values[name])
         self.publish()
 
 

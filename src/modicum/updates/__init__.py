@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from modicum import spec
 from modicum.types import UserError
-from modicum.updates.base import Prepared, Selection, Update
+from modicum.updates.base import Method, Placed, Prepared, Selection, Update
 from modicum.updates.dense import First, Full, Last, Layers, Middle, Parts
+from modicum.updates.lisa import Lisa
 from modicum.updates.lora import Lora
 
 UPDATES: dict[str, type] = {
-    cls.name: cls for cls in (Full, First, Last, Middle, Layers, Parts, Lora)
+    cls.name: cls for cls in (Full, First, Last, Middle, Layers, Parts, Lora, Lisa)
 }
 
-__all__ = ["UPDATES", "Prepared", "Selection", "Update", "parse"]
+__all__ = ["UPDATES", "Method", "Placed", "Prepared", "Selection", "Update", "parse", "select"]
 
 
 def parse(text: str) -> Update:
@@ -25,3 +26,6 @@ def parse(text: str) -> Update:
     if not isinstance(made, Update):
         raise UserError(f"{text!r} is not an update")
     return made
+
+
+select = parse  # for use outside: select("last(5) + parts(norm)").apply(model)

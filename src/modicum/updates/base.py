@@ -1,49 +1,97 @@
 """What every update has in common: it is applied to a model and says what trains.
 
 An update is a frozen dataclass with `apply(model, seed) -> Prepared`. After that exactly
-the tensors in `Prepared.trainable` have `requires_grad`, all others have it off and no
-gradient. `Prepared.reference()` turns the model into what it was before training, for as
-long as a `with` block lasts, without a second model.
+the tensors in `Prepared.active` have `requires_grad`, all others have it off and no
+gradient. `Prepared.trainable` holds all that may ever train in the run; the schedule
+(`schedule.Schedule`) says which of it trains now. `Prepared.reference()` turns the model
+into what it was before training, for as long as a `with` block lasts, without a second
+model.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from modicum.spec import Spec
 from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
+from modicum.updates.rules import AdamW, Rule
+from modicum.updates.schedule import Schedule
 
 
 class Prepared(ABC):
     """A model with an update applied.
 
-    `model` is what sampling and training run, `trainable` the tensors that train by
-    name, `frozen` all others.
+    `model` is what sampling and training run, `trainable` the tensors that may train by
+    name, `frozen` all others. `schedule` says which of `trainable` train now, `rule` how
+    the optimizer moves them.
     """
 
-    def __init__(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        trainable: dict[str, nn.Parameter],
+        schedule: Schedule | None = None,
+        rule: Rule | None = None,
+    ) -> None:
         if not trainable:
             raise UserError("the update leaves nothing to train")
         self.model = model
         self.trainable = trainable
+        self.schedule = schedule or Schedule()
+        self.rule: Rule = rule or AdamW()
         chosen = {id(p) for p in trainable.values()}
         self.frozen = {n: p for n, p in model.named_parameters() if id(p) not in chosen}
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in chosen)
+        for parameter in self.frozen.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self.active: dict[str, nn.Parameter] = {}
+        first = self.schedule.start
+        self.activate(trainable if first is None else first)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of this update on this model, a sentence each."""
+        found = []
+        inputs = self.model.get_input_embeddings()  # type: ignore[operator, union-attr]
+        head = self.model.get_output_embeddings()  # type: ignore[operator, union-attr]
+        tied = head is not None and head.weight is inputs.weight
+        if tied and any(p is inputs.weight for p in self.trainable.values()):
+            found.append(
+                "head and embedding are one tensor here: training one trains both, and backward"
+                " runs through the whole model"
+            )
+        return found
+
+    def activate(self, names: Iterable[str]) -> None:
+        """From now on exactly these of `trainable` train."""
+        wanted = set(names)
+        odd = wanted - self.trainable.keys()
+        assert not odd, f"{min(odd)} may not train"
+        self.active = {n: p for n, p in self.trainable.items() if n in wanted}
+        for name, parameter in self.trainable.items():
+            parameter.requires_grad_(name in wanted)
             parameter.grad = None
 
     @property
     def lowest_layer(self) -> int:
-        """The lowest layer that trains; -1: the embedding, number of layers: only what is above."""
+        """The lowest layer that trains now; -1: the embedding, number of layers: only above."""
+        return self._lowest(self.active)
+
+    @property
+    def lowest_ever(self) -> int:
+        """The lowest layer that may train in this run: below it all is as it was."""
+        return self._lowest(self.trainable)
+
+    def _lowest(self, names: Iterable[str]) -> int:
         count = self.model.config.num_hidden_layers  # type: ignore[union-attr]
-        return min(depth(name, count) for name in self.trainable)
+        return min(depth(name, count) for name in names)
 
     @abstractmethod
     def keep_reference(self) -> None:
@@ -63,35 +111,52 @@ class Update(Protocol):
     """Something that trains a part of a model."""
 
     rate_scale: float
+    """The default learning rate, over that of full training."""
 
-    def apply(self, model: nn.Module, seed: int) -> Prepared:
+    def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         """Freeze what does not train and return what does; UserError if nothing fits."""
         ...
+
+
+class Swap:
+    """Old values of some tensors, to be put in their place for a while."""
+
+    def __init__(self, tensors: Mapping[str, nn.Parameter]) -> None:
+        self.tensors = tensors
+        self.originals: dict[str, Tensor] = {}
+
+    def keep(self) -> None:
+        """Copy the values of these tensors, and of nothing else."""
+        self.originals = {name: p.detach().clone() for name, p in self.tensors.items()}
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The copies are in the model, and the present values afterwards."""
+        assert self.originals, "keep_reference was not called"
+        present = {name: p.data for name, p in self.tensors.items()}
+        for name, parameter in self.tensors.items():
+            parameter.data = self.originals[name]
+        try:
+            yield
+        finally:
+            for name, parameter in self.tensors.items():
+                parameter.data = present[name]
 
 
 class DensePrepared(Prepared):
     """Some of the model's own tensors train; the reference is a copy of their old values."""
 
-    def __init__(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> None:
-        super().__init__(model, trainable)
-        self.originals: dict[str, Tensor] = {}
+    def __init__(self, model: nn.Module, trainable: dict[str, nn.Parameter], **rest: Any) -> None:
+        super().__init__(model, trainable, **rest)
+        self.swap = Swap(trainable)
 
     def keep_reference(self) -> None:
-        """Copy the values of what trains, and of nothing else."""
-        self.originals = {name: p.detach().clone() for name, p in self.trainable.items()}
+        """Copy the values of what may train, and of nothing else."""
+        self.swap.keep()
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Swap the copies in, and the trained tensors back afterwards."""
-        assert self.originals, "keep_reference was not called"
-        trained = {name: p.data for name, p in self.trainable.items()}
-        for name, parameter in self.trainable.items():
-            parameter.data = self.originals[name]
-        try:
-            yield
-        finally:
-            for name, parameter in self.trainable.items():
-                parameter.data = trained[name]
+        return self.swap.swapped()
 
     def merged(self) -> nn.Module:
         """The model itself."""
@@ -102,12 +167,14 @@ class Selection(Spec, ABC):
     """A dense update: a predicate on parameters. `a + b` is the union, `a & b` both."""
 
     rate_scale: ClassVar[float] = 1.0
+    examples: ClassVar[tuple[str, ...]]
+    """Expressions that run on the tiny base, the usual one first."""
 
     @abstractmethod
     def names(self, layout: Layout) -> set[str]:
         """The names of the selected parameters."""
 
-    def apply(self, model: nn.Module, seed: int) -> Prepared:
+    def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         """Train the selected tensors of `model` in place."""
         return DensePrepared(model, self.select(model))
 
@@ -160,3 +227,53 @@ class Intersection(Selection):
     def __str__(self) -> str:
         sides = [f"({s})" if isinstance(s, Union) else str(s) for s in (self.left, self.right)]
         return " & ".join(sides)
+
+
+class Method(Spec, ABC):
+    """A way of training that can be told where: `lora(rank=4) @ last(2)`."""
+
+    rate_scale: ClassVar[float] = 1.0
+    examples: ClassVar[tuple[str, ...]]
+    """Expressions that run on the tiny base, the usual one first."""
+
+    @abstractmethod
+    def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
+        """Apply to `model`, or to what `where` selects of it."""
+
+    def __matmul__(self, where: object) -> Placed:
+        return Placed(self, where) if isinstance(where, Selection) else NotImplemented
+
+
+def placed(left: object, right: object) -> str:
+    """The text of `left @ right`."""
+    return f"{left} @ {right}" if _single(str(right)) else f"{left} @ ({right})"
+
+
+def _single(text: str) -> bool:
+    """Whether no operator stands outside of brackets."""
+    level = 0
+    for character in text:
+        level += {"(": 1, ")": -1}.get(character, 0)
+        if level == 0 and character in "+&@":
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A method and the selection that it trains."""
+
+    method: Method
+    where: Selection
+
+    @property
+    def rate_scale(self) -> float:
+        """That of the method."""
+        return self.method.rate_scale
+
+    def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
+        """Apply the method to the selected part of the model."""
+        return self.method.apply(model, seed, self.where)
+
+    def __str__(self) -> str:
+        return placed(self.method, self.where)

@@ -26,6 +26,7 @@ class Full(Selection):
     """Every tensor trains."""
 
     name: ClassVar[str] = "full"
+    examples: ClassVar[tuple[str, ...]] = ("full",)
 
     def names(self, layout: Layout) -> set[str]:
         return set(layout.places)
@@ -51,6 +52,7 @@ class First(_Count):
     """The first k decoder layers: saves memory, not backward time."""
 
     name: ClassVar[str] = "first"
+    examples: ClassVar[tuple[str, ...]] = ("first(2)",)
 
     def names(self, layout: Layout) -> set[str]:
         self.check(layout)
@@ -62,6 +64,11 @@ class Last(_Count):
     """The last k decoder layers: backward stops below them."""
 
     name: ClassVar[str] = "last"
+    examples: ClassVar[tuple[str, ...]] = (
+        "last(1)",
+        "last(1) + parts(norm)",
+        "last(2) & parts(mlp)",
+    )
 
     def names(self, layout: Layout) -> set[str]:
         total = self.check(layout)
@@ -73,6 +80,7 @@ class Middle(_Count):
     """The k decoder layers in the middle; an odd one out lies above."""
 
     name: ClassVar[str] = "middle"
+    examples: ClassVar[tuple[str, ...]] = ("middle(1)",)
 
     def names(self, layout: Layout) -> set[str]:
         start = (self.check(layout) - self.k) // 2
@@ -84,6 +92,7 @@ class Layers(Selection):
     """The decoder layers with these numbers, from 0; negative numbers count from the end."""
 
     name: ClassVar[str] = "layers"
+    examples: ClassVar[tuple[str, ...]] = ("layers(0, -1)",)
     varargs: ClassVar[str | None] = "indices"
     indices: tuple[int, ...]
 
@@ -106,6 +115,7 @@ class Parts(Selection):
     """Parts by kind, in every layer: attention, mlp, norm, bias, embedding, head."""
 
     name: ClassVar[str] = "parts"
+    examples: ClassVar[tuple[str, ...]] = ("parts(attention, norm)", "parts(head)")
     varargs: ClassVar[str | None] = "kinds"
     kinds: tuple[str, ...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -57,6 +58,16 @@ def layout(model: nn.Module) -> Layout:
         places[name] = Place(int(found[1]) if found else None, frozenset(parts))
     layers = {place.layer for place in places.values() if place.layer is not None}
     return Layout(places, len(layers), inputs is outputs)
+
+
+def layers_of(layout: Layout, names: Iterable[str]) -> dict[int, frozenset[str]]:
+    """The names that lie in decoder layers, by layer, from the bottom up."""
+    found: dict[int, set[str]] = {}
+    for name in names:
+        layer = layout.places[name].layer
+        if layer is not None:
+            found.setdefault(layer, set()).add(name)
+    return {layer: frozenset(found[layer]) for layer in sorted(found)}
 
 
 def depth(name: str, num_layers: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import fmean as mean
 from typing import Any
 
 import torch
@@ -29,17 +30,22 @@ STAGES = (
     ("gate_proj", "up_proj"),
     ("down_proj", "post_feedforward_layernorm"),
 )
-BYTES = {"gradients": 4, "optimizer": 8}  # a trained number: fp32 gradient, two fp32 moments
+GRADIENT_BYTES = 4  # of a trained number
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What an update trains; sizes in numbers or bytes, shares between 0 and 1."""
+    """What an update trains; sizes in numbers or bytes, shares between 0 and 1.
+
+    Under a schedule `parameters`, the bytes and `backward_share` are what is expected on
+    average of what trains at a time; `tensors`, `ever` and `names` are of all that may.
+    """
 
     update: str
     model: str
     tensors: int
     parameters: int
+    ever: int
     total_parameters: int
     share: float
     gradient_bytes: int
@@ -64,12 +70,14 @@ class Preview:
             if self.lowest_layer is None
             else f"lowest trained layer {self.lowest_layer} of 0..{self.num_layers - 1}"
         )
+        average = "" if self.parameters == self.ever else f", on average; {self.ever:,} may"
         lines = [
             f"{self.update} on {self.model}",
             f"tensors        {self.tensors}",
-            f"parameters     {self.parameters:,} of {self.total_parameters:,} ({self.share:.2%})",
+            f"parameters     {self.parameters:,} of {self.total_parameters:,}"
+            f" ({self.share:.2%}){average}",
             f"gradients      {self.gradient_bytes:,} bytes",
-            f"optimizer      {self.optimizer_bytes:,} bytes (AdamW moments)",
+            f"optimizer      {self.optimizer_bytes:,} bytes",
             f"backward       {self.backward_share:.0%} of full training's; {below}",
             *(f"note           {note}" for note in self.notes),
             *(f"  {name}" for name in shown),
@@ -89,26 +97,42 @@ def preview(update: Update, model: str, trust: Trust | None = None) -> Preview:
     skeleton.tie_weights()
     places = layout(skeleton)
     prepared = update.apply(skeleton, seed=0)
-    trained, frozen = prepared.trainable, prepared.frozen
-    count = sum(p.numel() for p in trained.values())
-    total = count + sum(p.numel() for p in frozen.values())
-    lowest = min(place(name, places.num_layers)[0] for name in trained)
-    notes = []
-    if places.tied and lowest < 0:
-        notes.append("head and embedding are one tensor here: training one trains both")
+    total = sum(p.numel() for p in prepared.model.parameters())
+    lowest = prepared.lowest_ever
+    trained = prepared.trainable
+    sizes = {n: prepared.schedule.size(n, p) for n, p in trained.items()}
+    moments = {
+        name: prepared.rule.state_bytes(
+            name, p.shape if sizes[name] == p.numel() else torch.Size([sizes[name]])
+        )
+        for name, p in trained.items()
+    }
+    typical = prepared.schedule.typical(trained)
+    keeps = prepared.schedule.policy == "keep"
+    shares = [
+        backward_share(prepared.model, {n: trained[n] for n in chosen}, places.num_layers)
+        for chosen in typical
+    ]
     return Preview(
         update=str(update),
         model=model,
         tensors=len(trained),
-        parameters=count,
+        parameters=round(mean(sum(sizes[n] for n in chosen) for chosen in typical)),
+        ever=sum(sizes.values()),
         total_parameters=total,
-        share=count / total,
-        gradient_bytes=BYTES["gradients"] * count,
-        optimizer_bytes=BYTES["optimizer"] * count,
+        share=mean(sum(sizes[n] for n in chosen) for chosen in typical) / total,
+        gradient_bytes=round(
+            GRADIENT_BYTES * mean(sum(trained[n].numel() for n in chosen) for chosen in typical)
+        ),
+        optimizer_bytes=(
+            sum(moments.values())
+            if keeps
+            else round(mean(sum(moments[n] for n in chosen) for chosen in typical))
+        ),
         lowest_layer=None if lowest < 0 else lowest,
         num_layers=places.num_layers,
-        backward_share=backward_share(prepared.model, trained, places.num_layers),
-        notes=notes,
+        backward_share=mean(shares),
+        notes=prepared.notes,
         names=sorted(trained),
     )
 

@@ -3,7 +3,8 @@
 Every tensor is hashed before training. After the first step, at each checkpoint and at
 the end the hashes are taken again. A violation stops the run with the tensor's name. Of
 what has an fp32 master the master must change, as small steps add up there before they
-show in a rounded weight, and the weight must be the master, rounded.
+show in a rounded weight, and the weight must be the master, rounded. Of a tensor of which
+some entries train, all others must be as they were.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from modicum.models.precision import Masters, Sparse
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
 
@@ -38,15 +40,22 @@ def combined(marks: Mapping[str, str]) -> str:
 
 
 class ChangeProof:
-    """Remembers the start and checks against it."""
+    """Remembers the start and checks against it.
 
-    def __init__(self, prepared: Prepared, masters: Mapping[str, Tensor] | None = None) -> None:
-        self.prepared = prepared
-        self.moved: Mapping[str, Tensor] = prepared.trainable if masters is None else masters
+    What may train but rests (under a schedule) is hashed when it stops and must have the
+    same hash when it starts again and at every check.
+    """
+
+    def __init__(self, prepared: Prepared, masters: Masters) -> None:
+        self.prepared, self.masters = prepared, masters
         self.frozen = fingerprints(prepared.frozen)
-        self.started = fingerprints(self.moved)
+        self.started = {n: _wide(p) for n, p in prepared.trainable.items()}
+        self.resting: dict[str, str] = {}
+        self.outside: dict[str, tuple[Sparse, str]] = {}
         self.base = combined(self.frozen)
         self.pushed: set[str] = set()  # tensors that have had a gradient
+        self.moved: set[str] = set()  # tensors that were seen to have changed
+        self.rest()
 
     @property
     def waiting(self) -> bool:
@@ -57,25 +66,77 @@ class ChangeProof:
         """Tell which tensors had a gradient other than zero in a step that was taken."""
         self.pushed.update(names)
 
+    def resumed(self, masters: Masters, pushed: Iterable[str], moved: Iterable[str]) -> ChangeProof:
+        """The proof of a run that goes on from a checkpoint, with this one's start."""
+        self.masters, self.pushed, self.moved = masters, set(pushed), set(moved)
+        self.resting, self.outside = {}, {}
+        self.rest()
+        return self
+
+    def look(self) -> None:
+        """See which masters have left their start; call before what trains changes."""
+        for name in self.prepared.active:
+            master = self.masters.held[name]
+            left = (
+                bool(master.tensor.any())
+                if isinstance(master, Sparse)
+                else _wide(master.tensor) != self.started[name]
+            )
+            if left:
+                self.moved.add(name)
+            elif name not in self.prepared.schedule.may_return and name not in self.outside:
+                self.moved.discard(name)
+
+    def rest(self) -> None:
+        """What trains has changed: hash what stopped, check and forget what started."""
+        active = self.prepared.active
+        for name in sorted(self.resting.keys() & active.keys()):
+            self._same(name, "when it started to train again")
+            del self.resting[name]
+        for name, parameter in self.prepared.trainable.items():
+            if name not in active and name not in self.resting:
+                self.resting[name] = fingerprint(parameter)
+        for name, master in self.masters.held.items():
+            if isinstance(master, Sparse) and self.outside.get(name, (None, ""))[0] is not master:
+                self.outside[name] = (master, fingerprint(master.at_start()))
+
+    def _same(self, name: str, when: str) -> None:
+        if fingerprint(self.prepared.trainable[name]) != self.resting[name]:
+            raise RunStopped(f"change proof ({when}): {name} rested and has changed")
+
     def check(self, when: str) -> str:
         """A sentence that says what was proven; RunStopped when it does not hold."""
         for name, tensor in self.prepared.frozen.items():
             if fingerprint(tensor) != self.frozen[name]:
                 raise RunStopped(f"change proof ({when}): {name} should be frozen and has changed")
-        for name, tensor in self.prepared.trainable.items():
-            master = self.moved[name]
-            if master is not tensor and not torch.equal(master.to(tensor.dtype), tensor):
+        for name in sorted(self.resting):
+            self._same(name, when)
+        for name, master in self.masters.held.items():
+            if name in self.resting:
+                continue
+            if not torch.equal(master.published(), master.parameter):
                 raise RunStopped(f"change proof ({when}): {name} is not its fp32 master, rounded")
-        changed = {
-            name for name, mark in fingerprints(self.moved).items() if mark != self.started[name]
-        }
-        still = sorted(self.pushed - changed)
+            if (
+                isinstance(master, Sparse)
+                and fingerprint(master.at_start()) != self.outside[name][1]
+            ):
+                raise RunStopped(
+                    f"change proof ({when}): {name} has changed where it should not train"
+                )
+        self.look()
+        still = sorted(self.pushed - self.moved)
         if still:
             raise RunStopped(
                 f"change proof ({when}): {still[0]} trains and has not changed"
                 f" ({len(still)} such tensors); the learning rate may be too small"
             )
+        kept = f", {len(self.resting)} of them rest now" if self.resting else ""
         return (
-            f"{len(changed)} of {len(self.started)} trainable tensors changed,"
+            f"{len(self.moved)} of {len(self.started)} trainable tensors changed{kept},"
             f" {len(self.frozen)} frozen ones are bit-identical"
         )
+
+
+def _wide(tensor: Tensor) -> str:
+    """The fingerprint in fp32, so that a weight and its master compare."""
+    return fingerprint(tensor.detach().float())

@@ -1,0 +1,110 @@
+"""LISA (Pan et al. 2024, arXiv 2403.17919): a few layers at random train, then others.
+
+Every `every` optimizer steps `layers` decoder layers are drawn uniformly without
+replacement; embedding, head and final norm train all the time (`ends=True`). As the
+embedding trains, backward walks the whole model; `ends=False` leaves them out, and
+backward then stops at the lowest drawn layer. Departures: switches happen at rollout
+boundaries only; the optimizer's state of what stops is deleted (`state="reset"`), where
+the reference code keeps it and so grows to the memory of full training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import nn
+
+from modicum.types import UserError
+from modicum.updates.base import DensePrepared, Method, Prepared, Selection
+from modicum.updates.dense import Full
+from modicum.updates.layout import layers_of, layout
+from modicum.updates.schedule import Decision, Policy, Schedule
+
+MOST_SETS = 64  # for the preview's average; beyond, so many are drawn
+
+
+class LisaSchedule(Schedule):
+    """Which layers train, drawn anew every so many steps."""
+
+    def __init__(
+        self,
+        layers: Mapping[int, frozenset[str]],
+        always: frozenset[str],
+        count: int,
+        every: int,
+        policy: Policy,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.layers, self.always = layers, always
+        self.count, self.every, self.policy, self.seed = count, every, policy, seed
+        self.drawn = 0
+        """How many times layers have been drawn."""
+        self.start = self._names(self._draw(0))
+
+    def _draw(self, number: int) -> list[int]:
+        rng = np.random.default_rng([self.seed, number])
+        return sorted(rng.choice(sorted(self.layers), self.count, replace=False).tolist())
+
+    def _names(self, layers: Sequence[int]) -> frozenset[str]:
+        return self.always.union(*(self.layers[layer] for layer in layers))
+
+    def decide(self, steps: int) -> Decision | None:
+        """New layers when the last ones have had their steps."""
+        if steps < self.drawn * self.every:
+            return None
+        layers = self._draw(self.drawn)
+        self.drawn += 1
+        return Decision(self._names(layers), {"layers": layers, "draw": self.drawn})
+
+    def typical(self, parameters: Mapping[str, nn.Parameter]) -> list[frozenset[str]]:
+        """All sets of so many layers, or some of them."""
+        if comb(len(self.layers), self.count) <= MOST_SETS:
+            return [self._names(layers) for layers in combinations(self.layers, self.count)]
+        return [self._names(self._draw(number)) for number in range(MOST_SETS)]
+
+    def state(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        self.drawn = state["drawn"]
+
+
+@dataclass(frozen=True)
+class Lisa(Method):
+    """A few random layers train at a time, others after every so many steps."""
+
+    name: ClassVar[str] = "lisa"
+    examples: ClassVar[tuple[str, ...]] = (
+        "lisa(layers=1, every=2)",
+        "lisa(layers=1, every=1, ends=False, state='keep')",
+        "lisa(layers=1, every=1) @ last(2)",
+    )
+    layers: int = 2
+    every: int = 20
+    ends: bool = True
+    state: Policy = "reset"
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.every < 1:
+            raise UserError(f"{self}: layers and every must be at least 1")
+
+    def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
+        """Train drawn layers of what `where` selects, of all if it is None."""
+        places = layout(model)
+        chosen = (where or Full()).select(model)
+        layers = layers_of(places, chosen)
+        if self.layers > len(layers):
+            raise UserError(f"{self}: there are only {len(layers)} layers to draw from")
+        outside = frozenset(n for n in chosen if places.places[n].layer is None)
+        always = outside if self.ends else frozenset()
+        named = always.union(*layers.values())
+        schedule = LisaSchedule(layers, always, self.layers, self.every, self.state, seed)
+        return DensePrepared(
+            model, {n: p for n, p in chosen.items() if n in named}, schedule=schedule
+        )

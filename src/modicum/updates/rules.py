@@ -1,0 +1,46 @@
+"""Rules: how the optimizer moves what trains, and what it keeps for that.
+
+A rule makes a torch optimizer for groups of tensors and knows the bytes of its state. All
+state is in tensors, so that a checkpoint can hold it. AdamW is the rule of every update
+that does not say otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from modicum.config import Optimizer
+
+Groups = list[dict[str, Any]]
+
+
+class Rule(Protocol):
+    """How tensors are moved by their gradients."""
+
+    def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
+        """The optimizer; every group has `params`, `lr` and `names`."""
+        ...
+
+    def state_bytes(self, name: str, shape: torch.Size) -> int:
+        """Bytes that the optimizer keeps of one fp32 tensor, the step counter left out."""
+        ...
+
+
+class AdamW:
+    """Adam with decoupled weight decay (arXiv 1711.05101): two moments of every number."""
+
+    def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
+        """torch's AdamW, one fused pass."""
+        return torch.optim.AdamW(
+            groups,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def state_bytes(self, name: str, shape: torch.Size) -> int:
+        """Two fp32 numbers for each."""
+        return 8 * shape.numel()

@@ -1,0 +1,104 @@
+"""Schedules: what of the trainable tensors trains now, and how far each one steps.
+
+A schedule decides at rollout boundaries only, so that a step is always taken on
+completions of the policy that trains. It is told of gradients and of steps, and decides
+from these; steps without a signal (all rewards within every group equal) are not shown to
+it and not counted. The schedule of this file lets everything train all the time.
+
+What happens to the optimizer's state of a tensor that stops training is its policy:
+`keep` leaves it where it is, `reset` deletes it, `cpu` moves it to the CPU and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+Policy = Literal["keep", "reset", "cpu"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What trains from now on, and why.
+
+    `entries` names, for tensors of which only some entries train, their flat indices.
+    `restart` deletes all optimizer state, of what goes on training too.
+    """
+
+    active: frozenset[str]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    entries: Mapping[str, Tensor] | None = None
+    restart: bool = False
+
+
+class Schedule:
+    """Everything trains all the time, with step multipliers that do not change."""
+
+    policy: Policy = "keep"
+    edits_gradients: ClassVar[bool] = False
+    """Whether `gradients` changes them."""
+    may_return: frozenset[str] = frozenset()
+    """Tensors that may come back to their first values (a pruned rank)."""
+
+    def __init__(
+        self,
+        rates: Mapping[str, float] | None = None,
+        entries: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.fixed_rates = dict(rates or {})
+        self.entries: Mapping[str, Tensor] = dict(entries or {})
+        self.start: frozenset[str] | None = None
+        """What trains at first; None: everything."""
+
+    def plan(self, total_steps: int) -> None:
+        """Hear how many optimizer steps the run will take at most."""
+
+    def decide(self, steps: int) -> Decision | None:
+        """At a rollout boundary after `steps` steps with a signal: a change, or None."""
+        return None
+
+    @property
+    def by_group(self) -> bool:
+        """Whether the next gradients are to be shown group by group."""
+        return False
+
+    @property
+    def holds(self) -> bool:
+        """Whether gradients are only measured now and nothing moves."""
+        return False
+
+    def rates(self, steps: int) -> Mapping[str, float]:
+        """Multipliers of the learning rate, by tensor; what is missing has 1."""
+        return self.fixed_rates
+
+    def group_gradients(self, found: Mapping[str, Tensor]) -> None:
+        """Look at the part of the batch's gradients that one group gave; only if `by_group`."""
+
+    def gradients(self, found: Mapping[str, Tensor]) -> None:
+        """Look at the gradients of the whole batch, before clipping; may edit them in place."""
+
+    def stepped(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+        """Look at (and perhaps edit) the masters just after a step."""
+
+    def size(self, name: str, parameter: nn.Parameter) -> int:
+        """How many entries of a tensor train when it does."""
+        entries = self.entries.get(name)
+        return parameter.numel() if entries is None else entries.numel()
+
+    def typical(self, parameters: Mapping[str, nn.Parameter]) -> Sequence[frozenset[str]]:
+        """Sets that train, each as likely as the others, for the preview."""
+        return [frozenset(parameters) if self.start is None else self.start]
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, as JSON values."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a resumed run needs, as tensors."""
+        return {}
+
+    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Set what `state` and `tensors` gave."""
