@@ -25,7 +25,7 @@ from modicum.models.attention import _Spread
 from modicum.session import Session, prepare
 from modicum.train import train
 from modicum.types import Group, Row, RunStopped, UserError
-from modicum.updates.preview import backward_products
+from modicum.updates.products import backward_products
 
 # Lowest trained layer: the embedding, 0, the last, above the layers; adapters and unions.
 UPDATES = [
@@ -166,8 +166,9 @@ def test_backward_costs_what_the_model_says(update: str) -> None:
     tokens, predicted = 3 + 6 * 3, 6 * 4
     head = engine.decoder.head
     wanted = 2 * head.weight.numel() * predicted  # its forward, inside the same phase
-    for _, layer, products in backward_products(prepared.model, prepared.trainable, 4):
-        wanted += 2 * products * layer.weight.numel() * (predicted if layer is head else tokens)
+    for product in backward_products(prepared.model, prepared.trainable, 4):
+        rows_of = predicted if product.module is head else tokens
+        wanted += 2 * product.passes * product.numbers * rows_of
     assert found == pytest.approx(wanted, rel=0.02)
 
 

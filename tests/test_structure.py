@@ -37,6 +37,7 @@ ORDER = [
     "curriculum",
     "models",
     "updates",
+    "anatomy",
     "engine",
     "evaluate",
     "recipes",
@@ -48,6 +49,7 @@ ORDER = [
     "train",
     "export",
     "display",
+    "scan",
     "commands",
     "cli",
     "__main__",
@@ -65,7 +67,7 @@ NO_TORCH = [
         "machine",
         "scorecard",
     ),
-    *("config", "options", "report", "tasks", "rewards", "curriculum", "recipes", "cli"),
+    *("config", "options", "report", "tasks", "rewards", "curriculum", "recipes", "scan", "cli"),
 ]
 HEAVY = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors")
 MAX_LINES = 300

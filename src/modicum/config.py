@@ -140,11 +140,13 @@ class Held:
     """Evaluation on held-out problems, before and after training."""
 
     eval_problems: int = 256
-    """Problems of the test split; 0 does not evaluate."""
+    """Held-out problems; 0 does not evaluate."""
     eval_samples: int = 4
     """Sampled completions of each, at the training temperature."""
     eval_every: int = 0
     """Also after every so many steps; 0 only at the ends."""
+    eval_split: Literal["test", "tune"] = "test"
+    """Which held-out problems; what is chosen between runs is chosen on `tune`."""
 
     def __post_init__(self) -> None:
         at_least(self, eval_problems=0, eval_samples=1, eval_every=0)
@@ -158,6 +160,8 @@ class Records:
     """Steps between checkpoints (the newest two are kept); 0 only at the end."""
     samples_every: int = 10
     """Steps between written sample completions."""
+    anatomy: bool = True
+    """At the end, load the base once more and measure what changed in it (docs/anatomy.md)."""
 
     def __post_init__(self) -> None:
         at_least(self, checkpoint_every=0, samples_every=1)

@@ -7,7 +7,6 @@ compared with the policy's, so that an export of the wrong weights cannot pass.
 from __future__ import annotations
 
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from modicum.models.load import Loaded
 from modicum.runs import make_folder
 from modicum.types import RunStopped, UserError
+from modicum.updates.adapter import AdapterPrepared, quiet
 from modicum.updates.base import Prepared
 
 TOLERANCE = 1e-4  # of logits, relative to their largest, in fp32
@@ -57,26 +57,43 @@ def export_model(model: Any, loaded: Loaded, out: Path) -> float:
 def export_merged(prepared: Prepared, loaded: Loaded, out: Path) -> float:
     """Write the model with its update inside; `prepared` is spent afterwards.
 
-    An adapter is added in fp32. The logits are compared with the unmerged policy's.
+    An adapter is added in fp32, and its logits are compared with the unmerged policy's.
     """
+    if isinstance(prepared, AdapterPrepared):
+        prepared.model.float()
     policy = probe(prepared.model, loaded)
     merged = prepared.merged()
     _compare(policy, probe(merged, loaded), out)
     return export_model(merged, loaded, out)
 
 
-def export_adapter(model: Any, loaded: Loaded, base: Any, out: Path) -> float:
-    """Write the adapter of `model` to `out`; `base` is a fresh copy of its base."""
+def adapter_of(prepared: Prepared, run: Path, update: str) -> AdapterPrepared:
+    """The adapter of a run; UserError when it has none, or none that can be written alone."""
+    if not isinstance(prepared, AdapterPrepared):
+        raise UserError(f"{run} trained {update!r}, which is no adapter")
+    if prepared.rewrites_base and any(p.dtype != torch.float32 for p in prepared.frozen.values()):
+        raise UserError(
+            f"{run} trained {update!r} in bf16: the rewritten base was rounded, and no adapter on"
+            " the base as it is gives that; --format merged does"
+        )
+    return prepared
+
+
+def export_adapter(prepared: AdapterPrepared, loaded: Loaded, base: Any, out: Path) -> float:
+    """Write the adapter to `out`; `prepared` is spent afterwards.
+
+    `base` is a fresh copy of its base, in the dtype of the run. Both compute in fp32, so
+    that the logits can be compared closely.
+    """
     from peft import PeftModel
 
-    expected = probe(model, loaded)
+    expected = probe(prepared.model.float(), loaded)
+    model: Any = prepared.exportable()
     # Without this PEFT asks the hub for the base's vocabulary size.
     model.save_pretrained(out, save_embedding_layers=False)
     loaded.tokenizer.save_pretrained(out)
-    with warnings.catch_warnings():
-        # PEFT asks transformers for a name that is to go; nothing of ours.
-        warnings.simplefilter("ignore", FutureWarning)
-        again = PeftModel.from_pretrained(base, str(out)).eval()
+    with quiet():
+        again = PeftModel.from_pretrained(base.float(), str(out)).eval()
     return _compare(expected, probe(again, loaded), out)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from modicum.config import Optimizer
-from modicum.models.precision import Masters, Sparse
+from modicum.models.precision import Dense, Masters, Sparse
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.schedule import Decision
@@ -44,6 +44,27 @@ class Optimization:
         held = self.masters.tensors
         found = {name: held[name].grad for name in self.prepared.active}
         return {name: grad for name, grad in found.items() if grad is not None}
+
+    def sure_to_move(
+        self, norms: Mapping[str, float], rate: float, multipliers: Mapping[str, float]
+    ) -> list[str]:
+        """Names of what the next step changes for certain, by the norms of the gradients.
+
+        Where steps are in proportion to gradients, one that is small beside a tensor's own
+        spacing may leave it as it is. One whose norm is above the tensor's times the
+        spacing at 1 is above the spacing of some entry.
+        """
+        pushed = [name for name, norm in norms.items() if norm > 0]
+        if not self.prepared.rule.proportional or not pushed:
+            return pushed
+        held = self.masters.tensors
+        own = torch.stack(torch._foreach_norm([held[name].detach() for name in pushed])).tolist()
+        spacing = torch.finfo(torch.float32).eps
+        return [
+            name
+            for name, size in zip(pushed, own, strict=True)
+            if rate * multipliers.get(name, 1.0) * norms[name] > spacing * size
+        ]
 
     def step(self, rate: float, multipliers: Mapping[str, float]) -> None:
         """Move the masters by their gradients; `masters.publish` writes them into the model."""
@@ -132,11 +153,11 @@ class Optimization:
             self.parked.pop(name, None)
 
     def _park(self, name: str) -> None:
-        """Move the state of what stops to the CPU, its fp32 master too."""
+        """Move the state of what stops to the CPU, its fp32 copy too; entries stay, being few."""
         master = self.masters.held[name]
         state = self.optimizer.state.pop(master.tensor, {})
         self.parked[name] = {key: value.to("cpu") for key, value in state.items()}
-        if master.tensor is not master.parameter:
+        if isinstance(master, Dense) and master.tensor is not master.parameter:
             self.parked[name]["master"] = master.tensor.detach().to("cpu")
             self.masters.drop([name])
 
@@ -147,10 +168,7 @@ class Optimization:
             with torch.no_grad():
                 tensor.copy_(state.pop("master"))
         if state:
-            self.optimizer.state[tensor] = {
-                key: value if value.dim() == 0 else value.to(tensor.device)
-                for key, value in state.items()
-            }
+            self.optimizer.state[tensor] = {k: v.to(tensor.device) for k, v in state.items()}
 
     def _regroup(self) -> None:
         first = self.optimizer.param_groups[0]
@@ -196,21 +214,28 @@ class Optimization:
         if odd:
             raise UserError(f"checkpoint {folder} is of another update or model (see {odd[0]})")
         self.entries = parts["entries"]
-        self.masters = Masters()
+        self.masters.drop(self.masters.held)
         self.optimizer.state.clear()
         self.prepared.activate(active)
         for name, value in parts["base"].items():
             with torch.no_grad():
                 trainable[name].copy_(value)
-        # What has optimizer state has a master, resting under `keep` or training.
-        for name in trainable:
-            if name in active or name in states["optimizer"]:
-                self.masters.add(name, trainable[name], self.entries.get(name))
+        # What has optimizer state, or more than the model holds of it, has a master, resting
+        # under `keep` or training.
+        for name, parameter in trainable.items():
+            own = values.get(name, parameter)
+            more = (own.dtype, own.shape) != (parameter.dtype, parameter.shape)
+            if name in active or name in states["optimizer"] or more:
+                self.masters.add(name, parameter, self.entries.get(name))
+        # What the schedule only looks at so far is in the checkpoint and has not been stepped.
+        moved = parts["base"].keys() | states["optimizer"].keys() | states["parked"].keys()
         for name, value in values.items():
             held = self.masters.held.get(name)
             target = trainable[name] if held is None else held.tensor
             if target.shape != value.shape:
                 raise UserError(f"checkpoint {folder} is of another update or model (see {name})")
+            if not torch.equal(target.detach(), value):
+                moved.add(name)
             with torch.no_grad():
                 target.copy_(value)
         self.masters.publish()
@@ -220,5 +245,5 @@ class Optimization:
             name: {key: value.to("cpu") for key, value in state.items()}
             for name, state in states["parked"].items()
         }
-        self.visited, self.rebased = set(values), set(parts["base"])
+        self.visited, self.rebased = moved, set(parts["base"])
         self._regroup()

@@ -1,15 +1,16 @@
-"""What a run ends with: `result.json`."""
+"""What a run ends with: `result.json`, and `anatomy.json` with what changed in every tensor."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from modicum import machine, runs
+from modicum import anatomy, machine, runs
+from modicum.models.load import load
 from modicum.session import Session
 
 
 def write(session: Session, run: runs.Run, evaluated: dict[str, Any], proof: str) -> dict[str, Any]:
-    """Write `result.json` and return what it holds."""
+    """Write `result.json` and return what it holds; the session is spent afterwards."""
     config = session.config
     found = {
         "update": str(config.update),
@@ -36,5 +37,24 @@ def write(session: Session, run: runs.Run, evaluated: dict[str, Any], proof: str
         "agreement_max": session.agreement_max,
         "base_hash": session.base,
     }
+    # Twice, so that no trouble with the anatomy (memory, say) costs the result.
     run.write("result.json", found)
+    if config.records.anatomy:
+        found["anatomy"] = _anatomy(session, run)
+        run.write("result.json", found)
     return found
+
+
+def _anatomy(session: Session, run: runs.Run) -> dict[str, Any]:
+    """Compare the policy with the base, loaded again; the parts to `anatomy.json`."""
+    config = session.config
+    # On the CPU, since merging makes the model fp32 and the base comes on top.
+    session.prepared.model.to("cpu")
+    policy = session.prepared.merged()
+    base = load(config.model, "cpu", config.compute.dtype, config.trust).model
+    changes = anatomy.measure(policy, base, session.loaded.device)
+    run.write(
+        "anatomy.json",
+        {"dtype": config.compute.dtype, "tensors": [change.to_json() for change in changes]},
+    )
+    return anatomy.summary(changes, config.compute.dtype)

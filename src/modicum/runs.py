@@ -8,6 +8,7 @@
     evaluations.jsonl  held-out evaluations
     completions-*.jsonl  what was written in them, with the verdicts
     checkpoints/       step-000025/{tensors.safetensors, state.json}, written aside, renamed
+    anatomy.json       what changed in every tensor (modicum.anatomy)
     result.json        what came of it; its presence says that the run is finished
 
 Nothing here imports torch.

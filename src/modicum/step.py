@@ -245,12 +245,17 @@ def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> fl
     if schedule.edits_gradients:
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         norm = float(norms.norm())
-    if session.proof.waiting:
-        session.proof.push(n for n, size in zip(gradients, norms.tolist(), strict=True) if size > 0)
     limit = session.config.optimizer.max_grad_norm
-    if 0 < limit < norm:
-        torch._foreach_mul_(list(gradients.values()), limit / norm)
-    held.step(rate, schedule.rates(session.signal_steps))
+    shrink = limit / norm if 0 < limit < norm else 1.0
+    rates = schedule.rates(session.signal_steps)
+    if session.proof.waiting:
+        sizes = dict(zip(gradients, norms.tolist(), strict=True))
+        session.proof.push(held.sure_to_move(sizes, shrink * rate, rates))
+    if shrink < 1:
+        torch._foreach_mul_(list(gradients.values()), shrink)
+    if has_signal:
+        schedule.stepping(session.masters.tensors)
+    held.step(rate, rates)
     session.active_sum += session.active_parameters
     if has_signal:
         schedule.stepped(session.masters.tensors, gradients)

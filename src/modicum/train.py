@@ -31,7 +31,7 @@ from modicum.step import (
     score,
     switch,
 )
-from modicum.types import Batch, Group, RunStopped, UserError
+from modicum.types import Batch, Group, RunInterrupted, UserError
 
 NO_SIGNAL_STEPS = 10  # steps without any signal before the user is told
 
@@ -97,7 +97,9 @@ def train(
             _after(session, run, observer, step)
             if interrupts.asked and step + 1 < config.steps:
                 save(session, run, step + 1)
-                raise RunStopped(f"interrupted after step {step + 1}; --resume goes on from there")
+                raise RunInterrupted(
+                    f"interrupted after step {step + 1}; --resume goes on from there"
+                )
     finished = config.steps - 1
     proof = session.proof.check("end of the run")
     if "trained" not in evaluated:
@@ -161,6 +163,7 @@ def _evaluate(
         session.loaded,
         session.task,
         config.sampling,
+        held.eval_split,
         num_problems=held.eval_problems,
         samples=held.eval_samples,
         rollout_batch=config.batch.rollout_batch,

@@ -25,6 +25,10 @@ class RunStopped(UserError):
     """A run stopped itself: a proof failed or the loss stayed not finite."""
 
 
+class RunInterrupted(RunStopped):
+    """The user stopped a run; it can be resumed."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One checkable problem.

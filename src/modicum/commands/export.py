@@ -54,13 +54,13 @@ def run(args: list[str]) -> int:
         session = reload(Path(found.run))
         loaded, prepared = session.loaded, session.prepared
         if options.format == "adapter":
-            if not hasattr(prepared.model, "peft_config"):
-                update = past_config(Path(found.run)).update
-                raise UserError(f"{found.run} trained {update!r}, which is no adapter")
+            adapter = export.adapter_of(
+                prepared, Path(found.run), past_config(Path(found.run)).update
+            )
             past = session.config
-            base = load(past.model, past.compute.device, trust=past.trust).model
+            base = load(past.model, past.compute.device, past.compute.dtype, past.trust).model
             export.new_folder(out, found.overwrite)
-            difference = export.export_adapter(prepared.model, loaded, base, out)
+            difference = export.export_adapter(adapter, loaded, base, out)
         else:
             export.new_folder(out, found.overwrite)
             difference = export.export_merged(prepared, loaded, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -37,19 +38,10 @@ def run(args: list[str]) -> int:
     found = parser.read(args)
     if found.resume and found.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    options = given(TrainConfig, found)
-    if found.recipe and found.config:
-        raise UserError("--recipe and --config exclude each other")
-    tables = read_toml(Path(found.config)) if found.config else {}
-    if found.recipe:
-        tables = _recipe(found.recipe)
-    if found.resume and options.get("out"):
-        past = Path(options["out"]) / "config.toml"
-        if past.is_file():
-            tables = merge(read_toml(past), tables)
-    where = found.config or "options"
-    from_mapping(TrainConfig, tables, where)  # errors in the file name the file
-    config = from_mapping(TrainConfig, merge(tables, options), "options")
+    out, past = given(TrainConfig, found).get("out"), Path()
+    if found.resume and out:
+        past = Path(out) / "config.toml"
+    config = settings(found, read_toml(past) if past.is_file() else {})
 
     from modicum.display import Display
     from modicum.train import run_folder, train
@@ -70,6 +62,18 @@ def run(args: list[str]) -> int:
         tables_of.show(rows)
         print(f"run folder: {run_folder(config)}")
     return 0
+
+
+def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
+    """The settings of --config or --recipe, under the options and over `below`."""
+    if found.recipe and found.config:
+        raise UserError("--recipe and --config exclude each other")
+    tables = read_toml(Path(found.config)) if found.config else {}
+    if found.recipe:
+        tables = _recipe(found.recipe)
+    tables = merge(below, tables)
+    from_mapping(TrainConfig, tables, found.config or "options")  # errors in a file name it
+    return from_mapping(TrainConfig, merge(tables, given(TrainConfig, found)), "options")
 
 
 def _recipe(name: str) -> dict[str, Any]:

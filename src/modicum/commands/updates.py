@@ -44,8 +44,9 @@ def run(args: list[str]) -> int:
             print(json.dumps(entries))
         else:
             for entry in entries:
-                print(f"{entry['signature']:<34} {entry['summary']}")
+                print(f"{entry['signature']}\n    {entry['summary']}")
             print("\na + b: both   a & b: what both select   method @ a: where a method applies")
+            print("optimizer @ update: which rule moves what the update trains")
         return 0
 
     from modicum.updates.preview import preview

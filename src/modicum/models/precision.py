@@ -4,13 +4,14 @@ The model computes in its own dtype. A trainable tensor that is not fp32 gets an
 master: gradients are summed there, the optimizer moves it, and its rounded value is
 written back. Frozen tensors have neither. Where only some entries of a tensor train, the
 master is the vector of their differences from the start, and nothing else of the tensor
-has a gradient, a moment or a place in a checkpoint.
+has a moment or a place in a checkpoint; its gradient is dropped as soon as backward has made
+it, so that only one such tensor has a whole gradient at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ class Master(Protocol):
 
     def published(self) -> Tensor:
         """What the parameter is to be, in its dtype."""
+        ...
+
+    def release(self) -> None:
+        """Leave the parameter alone from now on."""
         ...
 
 
@@ -53,6 +58,9 @@ class Dense:
     def published(self) -> Tensor:
         return self.tensor.detach().to(self.parameter.dtype)
 
+    def release(self) -> None:
+        pass
+
 
 class Sparse:
     """Some entries train: a vector of differences from `origin`, at flat indices `entries`."""
@@ -62,6 +70,9 @@ class Sparse:
         self.entries = entries
         self.origin = parameter.detach().flatten()[entries].float()
         self.tensor: Tensor = torch.zeros_like(self.origin).requires_grad_()
+        self.hook: Any = None
+        if parameter.requires_grad:
+            self.hook = parameter.register_post_accumulate_grad_hook(lambda _: self.collect())
 
     def collect(self) -> None:
         if self.parameter.grad is None:
@@ -74,6 +85,10 @@ class Sparse:
         flat = self.parameter.detach().clone().flatten()
         flat[self.entries] = (self.origin + self.tensor.detach()).to(flat.dtype)
         return flat.view_as(self.parameter)
+
+    def release(self) -> None:
+        if self.hook is not None:
+            self.hook.remove()
 
     def at_start(self) -> Tensor:
         """The parameter with the trained entries as they were: all else must be as ever."""
@@ -105,8 +120,8 @@ class Masters:
 
     def drop(self, names: Iterable[str]) -> None:
         """Forget masters; the rounded values stay in the model."""
-        for name in names:
-            del self.held[name]
+        for name in list(names):
+            self.held.pop(name).release()
 
     def collect(self) -> None:
         """Add the gradients of one backward pass to the masters', in fp32."""

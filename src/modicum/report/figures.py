@@ -1,63 +1,24 @@
 """Figures as SVG text: training curves and held-out accuracy.
 
-The text stays text and every colour is a CSS variable with a default, so that a figure
-follows the page's light or dark scheme and still stands alone. The same runs give the
-same bytes. matplotlib is imported only when a figure is drawn, and never its pyplot.
+matplotlib is imported only when a figure is drawn, and never its pyplot.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modicum.report.read import Evaluation, RunRecord, colours
+from modicum.report.style import INK, MUTED, SERIES, STYLE, STYLES, Style, svg
 from modicum.report.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# Okabe and Ito's colours: told apart by colour-blind readers too.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-Style = Literal["-", "--", ":"]
-STYLES: tuple[Style, ...] = ("-", "--", ":")
-INK, MUTED, GRID = "#24292e", "#6a7178", "#dfe3e6"
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "modicum",
-    "text.parse_math": False,
-    "font.family": ["DejaVu Sans"],
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.6,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-}
 
 
 @dataclass(frozen=True)
@@ -109,7 +70,7 @@ def curves(records: Sequence[RunRecord], columns: int = 2) -> str:
                 grid[0].axhline(100 * accuracy, color=INK, linewidth=0.9, dashes=(4, 3))
         _legend(figure, records, bool(bases) and panels[0].metric == "reward/accuracy")
         names = ", ".join(panel.title.lower() for panel in panels)
-        return _svg(figure, f"Against the training step: {names}")
+        return svg(figure, f"Against the training step: {names}")
 
 
 def bars(rows: Sequence[Row], width: float = 9.6) -> str:
@@ -139,7 +100,7 @@ def bars(rows: Sequence[Row], width: float = 9.6) -> str:
         axes.set_xlim(0, min(100.0, max(5.0, 112 * max(highs))))
         axes.set_xlabel("held-out problems solved (%)")
         _key(figure)
-        return _svg(figure, "Held-out accuracy of the base model and of each trained run")
+        return svg(figure, "Held-out accuracy of the base model and of each trained run")
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -254,22 +215,3 @@ def _key(figure: Figure) -> None:
     handles = [Patch(color=MUTED, linewidth=0), Line2D([], [], color=INK, linewidth=1.1), diamond]
     names = ["sampled", "95% interval", "greedy"]
     figure.legend(handles, names, loc="outside upper left", ncols=3)
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The figure as an `<svg>` element with ids of its own and colours as variables."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    text = text[text.index("<svg") :].strip()
-    text = text.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
-    text = text.replace("xlink:href", "href")
-    # Two figures in one page must not share ids: each gets its own prefix.
-    prefix = "m" + hashlib.sha256(text.encode()).hexdigest()[:10] + "-"
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", text)
-    text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", text)
-    variables = {INK: "ink", MUTED: "muted", GRID: "grid", "#ffffff": "paper"}
-    variables |= {colour: f"series-{number}" for number, colour in enumerate(SERIES)}
-    for colour, name in variables.items():
-        text = text.replace(colour, f"var(--{name}, {colour})")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1) + "\n"

@@ -18,8 +18,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from modicum.report import figures, tables
+from modicum.report import figures, tables, weights
 from modicum.report.read import RunRecord, Sample, colours, labels, load
+from modicum.report.style import SERIES
 from modicum.report.tables import Row, percent, share
 from modicum.types import UserError
 
@@ -59,6 +60,9 @@ def render(records: Sequence[RunRecord], title: str) -> str:
     """The page as text."""
     rows = tables.results(records)
     names = labels(records)
+    # One run of each update: its seeds look alike.
+    firsts = {row.colour: row for row in reversed(rows)}
+    changes = [(row.label, row.result.anatomy) for _, row in sorted(firsts.items())]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -70,12 +74,14 @@ def render(records: Sequence[RunRecord], title: str) -> str:
         names=[printable(name) for name in names],
         unfinished=[n for n, record in zip(names, records, strict=True) if record.result is None],
         heads=tables.HEADS,
-        rows=[(row.colour % len(figures.SERIES), tables.cells(row)) for row in rows],
+        rows=[(row.colour % len(SERIES), tables.cells(row)) for row in rows],
         details=details(rows),
         bars=[_inline(figures.bars(rows)), _inline(figures.bars(rows, 4.2))],
         curves=[_inline(figures.curves(records)), _inline(figures.curves(records, 1))],
+        changes=weights.measures([row.result.anatomy for row in rows]),
+        change_maps=[_inline(weights.change_map(changes, width)) for width in (9.6, 4.2)],
         samples=[
-            (name, colour % len(figures.SERIES), picked)
+            (name, colour % len(SERIES), picked)
             for name, colour, record in zip(names, colours(records), records, strict=True)
             if (picked := pick(record.samples))
         ],

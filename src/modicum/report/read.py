@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from modicum.report import weights
 from modicum.spec import check
 from modicum.types import UserError
 
@@ -68,6 +69,7 @@ class Result:
     generated_tokens: int | None = None
     change_proof: str | None = None
     agreement_max: float | None = None
+    anatomy: weights.Anatomy | None = None
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,8 @@ def _result(file: Path) -> Result | None:
         value = data.get(key)
         if isinstance(value, dict):
             data[key] = _fill(Evaluation, value, f"{file}: {key}")
+    if isinstance(data.get("anatomy"), dict):
+        data["anatomy"] = weights.parse(data["anatomy"], f"{file}: anatomy")
     return _fill(Result, data, str(file))
 
 

@@ -6,18 +6,67 @@ contract suite (tests/test_updates.py) picks it up.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from modicum import spec
 from modicum.types import UserError
+from modicum.updates.adalora import AdaLora
+from modicum.updates.apollo import Apollo, ApolloMini
+from modicum.updates.autofreeze import AutoFreeze
+from modicum.updates.badam import BAdam, BAdamRatio
 from modicum.updates.base import Method, Placed, Prepared, Selection, Update
-from modicum.updates.dense import First, Full, Last, Layers, Middle, Parts
+from modicum.updates.blocks import Miss, Oft
+from modicum.updates.dense import (
+    BitFit,
+    Every,
+    First,
+    Full,
+    Last,
+    Layers,
+    Middle,
+    Parts,
+    Surgical,
+)
+from modicum.updates.driver import Driver
+from modicum.updates.galore import GaLore
 from modicum.updates.lisa import Lisa
-from modicum.updates.lora import Lora
+from modicum.updates.lora import Dora, Lora, LoraFa, LoraPlus, RsLora
+from modicum.updates.lora_xs import LoraXs
+from modicum.updates.optimizers import SgdMember
+from modicum.updates.pissa import Olora, Pissa
+from modicum.updates.shira import Shira
+from modicum.updates.slimfit import SlimFit
+from modicum.updates.sparse import Sparse
+from modicum.updates.surgical import Rgn, Snr
+from modicum.updates.tinylora import TinyLora
+from modicum.updates.vectors import Ia3, LnTuning, Vera
 
 UPDATES: dict[str, type] = {
-    cls.name: cls for cls in (Full, First, Last, Middle, Layers, Parts, Lora, Lisa)
+    cls.name: cls
+    for cls in (
+        *(Full, First, Last, Middle, Layers, Every, Surgical, Parts, BitFit),
+        *(Rgn, Snr, AutoFreeze, SlimFit, Lisa, BAdam, BAdamRatio),
+        *(Lora, RsLora, LoraPlus, LoraFa, Dora, Pissa, Olora, AdaLora, LoraXs),
+        *(Vera, Miss, Ia3, LnTuning, Oft, Shira, TinyLora),
+        *(Sparse, SgdMember, GaLore, Apollo, ApolloMini),
+    )
 }
 
-__all__ = ["UPDATES", "Method", "Placed", "Prepared", "Selection", "Update", "parse", "select"]
+if TYPE_CHECKING:
+    from modicum.updates.trainer import UpdateCallback
+
+__all__ = [
+    "UPDATES",
+    "Driver",
+    "Method",
+    "Placed",
+    "Prepared",
+    "Selection",
+    "Update",
+    "callback",
+    "parse",
+    "select",
+]
 
 
 def parse(text: str) -> Update:
@@ -29,3 +78,14 @@ def parse(text: str) -> Update:
 
 
 select = parse  # for use outside: select("last(5) + parts(norm)").apply(model)
+
+
+def callback(prepared: Prepared, max_grad_norm: float = 0.0) -> UpdateCallback:
+    """For transformers.Trainer and TRL: GRPOTrainer(..., callbacks=[callback(prepared)]).
+
+    With `max_grad_norm` the callback clips, after the schedule has seen the gradients; give
+    the Trainer max_grad_norm=0 then.
+    """
+    from modicum.updates.trainer import UpdateCallback  # transformers is slow to import
+
+    return UpdateCallback(Driver(prepared, max_grad_norm))

@@ -8,18 +8,21 @@ base is never merged into while training.
 The reference is the adapter switched off. Where the start rewrites the base's weights
 (`rewrites_base`: PiSSA, OLoRA) that would be another model; there the adapter's first
 values are kept and swapped in.
+
+An exported adapter must give the policy on the base as it is (`exportable`). So what began
+with a rewritten base is written as a LoRA of twice the rank that takes the start away.
 """
 
 from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modicum.types import UserError
 from modicum.updates.base import Method, Prepared, Selection, Swap
@@ -38,16 +41,29 @@ class AdapterPrepared(Prepared):
         start_tolerance: float = 1e-6,
         schedule: Schedule | None = None,
         rule: Rule | None = None,
+        plain: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> None:
         super().__init__(model, trainable, schedule, rule)
         self.rewrites_base = rewrites_base
         self.start_tolerance = start_tolerance
         self.swap = Swap(trainable)
+        self.plain = plain
+        if rewrites_base:  # an export needs them too, so they are kept in any case
+            self.swap.keep()
+
+    @property
+    def notes(self) -> list[str]:
+        """Those of every update, and whether the base was rewritten."""
+        found = super().notes
+        if self.rewrites_base:
+            found.append(
+                "the start moves a part of the base's weights into the adapter: the reference is"
+                " the adapter's first values, and without the adapter the model is not the base"
+            )
+        return found
 
     def keep_reference(self) -> None:
-        """Keep the adapter's first values where the base was rewritten; else nothing."""
-        if self.rewrites_base:
-            self.swap.keep()
+        """Nothing: the adapter is off, or its first values are kept already."""
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -68,6 +84,50 @@ class AdapterPrepared(Prepared):
     def merged(self) -> nn.Module:
         """The base with the adapter added, in fp32."""
         return self.model.float().merge_and_unload()  # type: ignore[operator]
+
+    def exportable(self) -> nn.Module:
+        """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards."""
+        if self.rewrites_base:
+            relative_to_base(self.model, self.swap.originals)
+        return self.plain(self.model)
+
+
+@torch.no_grad()
+def relative_to_base(model: Any, start: Mapping[str, Tensor]) -> None:
+    """Give back what the start of a LoRA took from the base: s (B A - B0 A0), rank doubled.
+
+    `start` has A0 and B0 by the names that A and B have among the model's parameters.
+    """
+    for name, layer in model.named_modules():
+        for adapter, down in getattr(layer, "lora_A", {}).items():
+            up, scale = layer.lora_B[adapter], layer.scaling[adapter]
+            down0 = start[f"{name}.lora_A.{adapter}.weight"]
+            up0 = start[f"{name}.lora_B.{adapter}.weight"]
+            base = layer.base_layer.weight
+            base.copy_(base.float() + scale * (up0 @ down0))
+            down.weight = nn.Parameter(torch.cat([down.weight, down0]))
+            up.weight = nn.Parameter(torch.cat([up.weight, -up0], 1))
+            layer.r[adapter] *= 2
+    for config in model.peft_config.values():
+        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+        config.init_lora_weights = True
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """PEFT does not warn of what is no matter here."""
+    with warnings.catch_warnings():
+        # It asks transformers for a name that is to go, and does not know the sizes of norms.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        yield
+
+
+def at_least_one(update: Method, **counts: int) -> None:
+    """UserError when one of the arguments is below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{update.name}: {name} must be at least 1, not {count}")
 
 
 def linear_layers(model: nn.Module, where: Selection | None) -> list[str]:
@@ -106,6 +166,13 @@ class Adapter(Method):
         """Whether the tensor `name`, which PEFT would train, does train."""
         return True
 
+    def finish(self, model: Any) -> None:
+        """Change what PEFT has made, before it is known what trains."""
+
+    def plain(self, model: nn.Module) -> nn.Module:
+        """The model with an adapter of a kind that PEFT loads; `model` is spent afterwards."""
+        return model
+
     def schedule(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Schedule | None:
         """What is driven or scaled while training; None: nothing."""
         return None
@@ -116,11 +183,10 @@ class Adapter(Method):
 
         targets = self.targets(model, where)
         config = self.config(targets, seed)
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # PEFT asks transformers for a name that is to go; nothing of ours.
-            warnings.simplefilter("ignore", FutureWarning)
+        with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(seed)
             adapted: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+            self.finish(adapted)
         adapted.eval()
         trainable = {
             n: p for n, p in adapted.named_parameters() if p.requires_grad and self.trains(n)
@@ -131,4 +197,5 @@ class Adapter(Method):
             self.rewrites_base,
             self.start_tolerance,
             self.schedule(adapted, trainable),
+            plain=self.plain,
         )

@@ -1,13 +1,17 @@
-"""Dense selections: full, first(k), last(k), middle(k), layers(...), parts(...).
+"""Dense selections: whole layers by their place, and parts by kind.
 
-Source: Lee, Tang, Lin 2019 (arXiv 1911.03090) for training only the last layers.
-Departure: embeddings, head and final norm stay frozen unless `parts` names them. With
-tied embeddings the head is the embedding: training one trains the other, and backward
-then reaches the bottom of the model.
+Sources: Lee, Tang, Lin 2019 (arXiv 1911.03090) for training only the last layers; BitFit,
+Ben Zaken et al. 2021 (arXiv 2106.10199), for biases alone; Lee et al. 2023 (arXiv
+2210.11466), for one block of layers chosen by the kind of task. Departure: embedding, final
+norm and head stay frozen unless they are asked for (`last(2, norm=True, head=True)`, or
+`parts`). With tied embeddings the head is the embedding: training one trains the other,
+and backward then reaches the bottom of the model.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,8 +21,9 @@ from modicum.updates.base import Selection
 from modicum.updates.layout import PARTS, Layout
 
 
-def _in_layers(layout: Layout, wanted: range | set[int]) -> set[str]:
-    return {name for name, place in layout.places.items() if place.layer in wanted}
+def split(count: int, of: int) -> list[range]:
+    """`count` things in a row as `of` near-equal runs; the longer ones spread evenly."""
+    return [range(count * i // of, count * (i + 1) // of) for i in range(of)]
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,33 @@ class Full(Selection):
 
 
 @dataclass(frozen=True)
-class _Count(Selection):
+class Region(Selection):
+    """Whole decoder layers, and what lies outside of them if it is asked for."""
+
+    embedding: bool = False
+    norm: bool = False
+    head: bool = False
+
+    @abstractmethod
+    def chosen(self, layout: Layout) -> Container[int | None]:
+        """The numbers of the layers; UserError where the model has no such layers."""
+
+    def names(self, layout: Layout) -> set[str]:
+        layers = self.chosen(layout)
+        ends = {part for part in ("embedding", "norm", "head") if getattr(self, part)}
+        return {
+            name
+            for name, place in layout.places.items()
+            if (place.parts & ends if place.layer is None else place.layer in layers)
+        }
+
+
+# The arguments come in the order of the bases from the last to the first: the options of
+# Region after what says where the layers are.
+@dataclass(frozen=True)
+class Count(Selection):
+    """So many layers."""
+
     k: int
 
     def __post_init__(self) -> None:
@@ -48,19 +79,19 @@ class _Count(Selection):
 
 
 @dataclass(frozen=True)
-class First(_Count):
+class First(Region, Count):
     """The first k decoder layers: saves memory, not backward time."""
 
     name: ClassVar[str] = "first"
     examples: ClassVar[tuple[str, ...]] = ("first(2)",)
 
-    def names(self, layout: Layout) -> set[str]:
+    def chosen(self, layout: Layout) -> range:
         self.check(layout)
-        return _in_layers(layout, range(self.k))
+        return range(self.k)
 
 
 @dataclass(frozen=True)
-class Last(_Count):
+class Last(Region, Count):
     """The last k decoder layers: backward stops below them."""
 
     name: ClassVar[str] = "last"
@@ -68,31 +99,56 @@ class Last(_Count):
         "last(1)",
         "last(1) + parts(norm)",
         "last(2) & parts(mlp)",
+        "last(1, norm=True, head=True)",
     )
 
-    def names(self, layout: Layout) -> set[str]:
+    def chosen(self, layout: Layout) -> range:
         total = self.check(layout)
-        return _in_layers(layout, range(total - self.k, total))
+        return range(total - self.k, total)
 
 
 @dataclass(frozen=True)
-class Middle(_Count):
+class Middle(Region, Count):
     """The k decoder layers in the middle; an odd one out lies above."""
 
     name: ClassVar[str] = "middle"
     examples: ClassVar[tuple[str, ...]] = ("middle(1)",)
 
-    def names(self, layout: Layout) -> set[str]:
+    def chosen(self, layout: Layout) -> range:
         start = (self.check(layout) - self.k) // 2
-        return _in_layers(layout, range(start, start + self.k))
+        return range(start, start + self.k)
 
 
 @dataclass(frozen=True)
-class Layers(Selection):
-    """The decoder layers with these numbers, from 0; negative numbers count from the end."""
+class Stride(Selection):
+    """Layers at equal distances."""
 
-    name: ClassVar[str] = "layers"
-    examples: ClassVar[tuple[str, ...]] = ("layers(0, -1)",)
+    stride: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.offset < 0:
+            raise UserError(f"{self}: the stride must be at least 1, the offset at least 0")
+
+
+@dataclass(frozen=True)
+class Every(Region, Stride):
+    """Every so many decoder layers: number offset, offset + stride and so on, from 0."""
+
+    name: ClassVar[str] = "every"
+    examples: ClassVar[tuple[str, ...]] = ("every(2, offset=1)",)
+
+    def chosen(self, layout: Layout) -> range:
+        if self.offset >= layout.num_layers:
+            last = layout.num_layers - 1
+            raise UserError(f"{self}: there is no layer {self.offset}; they are 0 to {last}")
+        return range(self.offset, layout.num_layers, self.stride)
+
+
+@dataclass(frozen=True)
+class Indices(Selection):
+    """Layers by number."""
+
     varargs: ClassVar[str | None] = "indices"
     indices: tuple[int, ...]
 
@@ -100,14 +156,49 @@ class Layers(Selection):
         if not self.indices:
             raise UserError("layers() needs the numbers of the layers, such as layers(2, 3)")
 
-    def names(self, layout: Layout) -> set[str]:
+
+@dataclass(frozen=True)
+class Layers(Region, Indices):
+    """The decoder layers with these numbers, from 0; negative numbers count from the end."""
+
+    name: ClassVar[str] = "layers"
+    examples: ClassVar[tuple[str, ...]] = ("layers(0, -1)",)
+
+    def chosen(self, layout: Layout) -> set[int]:
         wanted = set()
         for index in self.indices:
             if not -layout.num_layers <= index < layout.num_layers:
                 last = layout.num_layers - 1
                 raise UserError(f"{self}: there is no layer {index}; they are 0 to {last}")
             wanted.add(index % layout.num_layers)
-        return _in_layers(layout, wanted)
+        return wanted
+
+
+@dataclass(frozen=True)
+class Block(Selection):
+    """One of so many blocks."""
+
+    block: int
+    of: int = 3
+
+    def __post_init__(self) -> None:
+        if self.of < 1:
+            raise UserError(f"{self}: of must be at least 1")
+        if not 0 <= self.block < self.of:
+            raise UserError(f"{self}: the block must be between 0 and {self.of - 1}")
+
+
+@dataclass(frozen=True)
+class Surgical(Region, Block):
+    """One block of layers, of a few near-equal ones from the bottom (0) to the top."""
+
+    name: ClassVar[str] = "surgical"
+    examples: ClassVar[tuple[str, ...]] = ("surgical(1)", "surgical(1, of=2, norm=True)")
+
+    def chosen(self, layout: Layout) -> range:
+        if self.of > layout.num_layers:
+            raise UserError(f"{self}: the model has only {layout.num_layers} layers to split")
+        return split(layout.num_layers, self.of)[self.block]
 
 
 @dataclass(frozen=True)
@@ -129,3 +220,21 @@ class Parts(Selection):
     def names(self, layout: Layout) -> set[str]:
         wanted = set(self.kinds)
         return {name for name, place in layout.places.items() if place.parts & wanted}
+
+
+@dataclass(frozen=True)
+class BitFit(Selection):
+    """All biases; a model without any is refused. Ten times the rate of full training."""
+
+    name: ClassVar[str] = "bitfit"
+    rate_scale: ClassVar[float] = 10.0
+    examples: ClassVar[tuple[str, ...]] = ("bitfit",)
+
+    def names(self, layout: Layout) -> set[str]:
+        found = {name for name, place in layout.places.items() if "bias" in place.parts}
+        if not found:
+            raise UserError(
+                f"{self}: this model has no bias to train; parts(norm) trains as few numbers,"
+                " lora(rank=1) not many more"
+            )
+        return found

@@ -14,21 +14,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 from torch import nn
 
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
 from modicum.updates.layout import layers_of, layout
-from modicum.updates.schedule import Decision, Policy, Schedule
+from modicum.updates.schedule import Decision, Policy
+from modicum.updates.turns import Turns
 
 MOST_SETS = 64  # for the preview's average; beyond, so many are drawn
 
 
-class LisaSchedule(Schedule):
+class LisaSchedule(Turns):
     """Which layers train, drawn anew every so many steps."""
 
     def __init__(
@@ -40,39 +40,27 @@ class LisaSchedule(Schedule):
         policy: Policy,
         seed: int,
     ) -> None:
-        super().__init__()
-        self.layers, self.always = layers, always
-        self.count, self.every, self.policy, self.seed = count, every, policy, seed
-        self.drawn = 0
-        """How many times layers have been drawn."""
+        super().__init__(every, policy, seed)
+        self.layers, self.always, self.count = layers, always, count
         self.start = self._names(self._draw(0))
 
     def _draw(self, number: int) -> list[int]:
-        rng = np.random.default_rng([self.seed, number])
-        return sorted(rng.choice(sorted(self.layers), self.count, replace=False).tolist())
+        drawn = self.rng(number).choice(sorted(self.layers), self.count, replace=False)
+        return sorted(drawn.tolist())
 
     def _names(self, layers: Sequence[int]) -> frozenset[str]:
         return self.always.union(*(self.layers[layer] for layer in layers))
 
-    def decide(self, steps: int) -> Decision | None:
-        """New layers when the last ones have had their steps."""
-        if steps < self.drawn * self.every:
-            return None
-        layers = self._draw(self.drawn)
-        self.drawn += 1
-        return Decision(self._names(layers), {"layers": layers, "draw": self.drawn})
+    def turn(self, number: int) -> Decision:
+        """New layers, whatever the last ones were."""
+        layers = self._draw(number)
+        return Decision(self._names(layers), {"layers": layers, "draw": number + 1})
 
     def typical(self, parameters: Mapping[str, nn.Parameter]) -> list[frozenset[str]]:
         """All sets of so many layers, or some of them."""
         if comb(len(self.layers), self.count) <= MOST_SETS:
             return [self._names(layers) for layers in combinations(self.layers, self.count)]
         return [self._names(self._draw(number)) for number in range(MOST_SETS)]
-
-    def state(self) -> dict[str, Any]:
-        return {"drawn": self.drawn}
-
-    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-        self.drawn = state["drawn"]
 
 
 @dataclass(frozen=True)

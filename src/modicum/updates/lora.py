@@ -1,8 +1,16 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): W + (alpha/rank) B A, where only A and B train.
+"""LoRA and its variants: W + s B A, where only A and B train; s is alpha/rank.
 
-PEFT does the work. Departures from its defaults, after "LoRA Without Regret" (Schulman et
-al. 2025): all linear layers are adapted, the MLP's included, alpha is 32, and the learning
-rate is ten times that of full training.
+LoRA: Hu et al. 2021 (arXiv 2106.09685). PEFT does the work. Departures from its defaults,
+after "LoRA Without Regret" (Schulman et al. 2025): all linear layers are adapted, the
+MLP's included, alpha is 32, and the learning rate is ten times that of full training.
+
+The variants, each one change to LoRA:
+- rsLoRA (arXiv 2312.03732): s = alpha/sqrt(rank), so that a step does not shrink with rank.
+- LoRA+ (arXiv 2402.12354): B's learning rate is `ratio` times that of A.
+- LoRA-FA (arXiv 2308.03303): A stays as it was drawn, B trains. Departure: the correction
+  of B's gradient in the paper's later version (PEFT has it in its optimizer) is left out.
+- DoRA (arXiv 2402.09353): W' = m (W + s B A) / |W + s B A|, a norm for each output row, not
+  differentiated; m trains too and starts as the norm of W.
 """
 
 from __future__ import annotations
@@ -10,10 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from torch import nn
+
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
+from modicum.updates.schedule import Schedule
 
 MAX_RANK = 1024
+MAX_RATIO = 1024
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,13 @@ class LowRank(Adapter):
         return {}
 
 
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """PEFT's LoRA layers around linear layers, by name."""
+    from peft.tuners.lora import Linear
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+
+
 @dataclass(frozen=True)
 class Lora(LowRank):
     """A low-rank adapter in every linear layer; `lora(rank=4) @ last(2)` says where."""
@@ -58,3 +78,69 @@ class Lora(LowRank):
         "lora(rank=2) @ last(1)",
         "lora(rank=2) @ (last(2) & parts(attention))",
     )
+
+
+@dataclass(frozen=True)
+class RsLora(LowRank):
+    """LoRA scaled by alpha/sqrt(rank): the step keeps its size as the rank grows.
+
+    At rank 8 and alpha 12 the scale (4.2) is about that of `lora` (4).
+    """
+
+    name: ClassVar[str] = "rslora"
+    examples: ClassVar[tuple[str, ...]] = ("rslora(rank=4)",)
+    alpha: int = 12
+
+    def settings(self) -> dict[str, Any]:
+        return {"use_rslora": True}
+
+
+@dataclass(frozen=True)
+class LoraPlus(LowRank):
+    """LoRA whose B learns `ratio` times as fast as A.
+
+    The run's learning rate is that of A. Its default is that of full training, so that with
+    ratio 16 B learns about as fast as in LoRA, where B moves the weights most.
+    """
+
+    name: ClassVar[str] = "loraplus"
+    rate_scale: ClassVar[float] = 1.0
+    examples: ClassVar[tuple[str, ...]] = ("loraplus(rank=2, ratio=4.0)",)
+    ratio: float = 16.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.ratio <= MAX_RATIO:
+            raise UserError(f"loraplus: ratio must be above 0 and at most {MAX_RATIO}")
+
+    def schedule(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Schedule:
+        return Schedule(rates={n: self.ratio for n in trainable if ".lora_B." in n})
+
+
+@dataclass(frozen=True)
+class LoraFa(LowRank):
+    """LoRA whose A stays as drawn: half the trained numbers, and no wide input is kept."""
+
+    name: ClassVar[str] = "lorafa"
+    examples: ClassVar[tuple[str, ...]] = ("lorafa(rank=2)", "lorafa(rank=2) @ last(1)")
+
+    def trains(self, name: str) -> bool:
+        return ".lora_B." in name
+
+
+@dataclass(frozen=True)
+class Dora(LowRank):
+    """LoRA for the direction of each output row, and its length as a number of its own."""
+
+    name: ClassVar[str] = "dora"
+    examples: ClassVar[tuple[str, ...]] = ("dora(rank=2)", "dora(rank=2) @ last(1)")
+
+    def settings(self) -> dict[str, Any]:
+        return {"use_dora": True}
+
+    @torch.no_grad()
+    def finish(self, model: Any) -> None:
+        """Take the norms in fp32: PEFT rounds them to the base's dtype and divides by exact ones."""
+        for layer in lora_layers(model).values():
+            lengths = layer.base_layer.weight.float().norm(dim=1)
+            layer.lora_magnitude_vector["default"].weight.data = lengths

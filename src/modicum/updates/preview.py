@@ -1,35 +1,25 @@
 """What an update would train in a model, and what that costs, before any weight is loaded.
 
 The model is built from its config on torch's meta device: names and shapes, no memory.
-Backward cost counts matrix products only (F.2 in docs/updates.md): gradients of what
-trains, and gradients of activations down to the lowest trained tensor.
+Backward cost counts matrix products only (`products`, F.2 in docs/updates.md): gradients of
+what trains, and gradients of activations down to the lowest trained tensor.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean as mean
 from typing import Any
 
 import torch
-from torch import nn
 
 from modicum.config import Trust
 from modicum.models.load import read_config
 from modicum.updates.base import Update
-from modicum.updates.layout import depth, layout
+from modicum.updates.layout import layout
+from modicum.updates.products import backward_share
 
-# What a layer does in order; the first line that fits a name is its stage.
-STAGES = (
-    ("input_layernorm",),
-    ("q_proj", "k_proj", "v_proj", "qkv_proj", "q_norm", "k_norm"),
-    ("o_proj",),
-    ("post_attention_layernorm", "pre_feedforward_layernorm"),
-    ("gate_proj", "up_proj"),
-    ("down_proj", "post_feedforward_layernorm"),
-)
 GRADIENT_BYTES = 4  # of a trained number
 
 
@@ -122,7 +112,8 @@ def preview(update: Update, model: str, trust: Trust | None = None) -> Preview:
         total_parameters=total,
         share=mean(sum(sizes[n] for n in chosen) for chosen in typical) / total,
         gradient_bytes=round(
-            GRADIENT_BYTES * mean(sum(trained[n].numel() for n in chosen) for chosen in typical)
+            GRADIENT_BYTES
+            * mean(_gradients({n: trained[n].numel() for n in chosen}, sizes) for chosen in typical)
         ),
         optimizer_bytes=(
             sum(moments.values())
@@ -137,37 +128,7 @@ def preview(update: Update, model: str, trust: Trust | None = None) -> Preview:
     )
 
 
-def place(name: str, num_layers: int) -> tuple[int, int]:
-    """Where a tensor comes in the forward pass: (layer, stage within it).
-
-    The embedding is layer -1; final norm and head are the layer after the last.
-    """
-    layer = depth(name, num_layers)
-    if layer == num_layers:
-        return layer, 0 if "norm" in name else 1
-    return layer, next((i for i, words in enumerate(STAGES) if any(w in name for w in words)), 0)
-
-
-def backward_share(model: nn.Module, trained: dict[str, nn.Parameter], num_layers: int) -> float:
-    """Matrix work of backward over that of full training."""
-    done = full = 0
-    for name, layer, products in backward_products(model, trained, num_layers):
-        done += products * layer.weight.numel()
-        full += 0 if ".lora_" in name else 2 * layer.weight.numel()
-    return done / full
-
-
-def backward_products(
-    model: nn.Module, trained: dict[str, nn.Parameter], num_layers: int
-) -> Iterator[tuple[str, nn.Linear, int]]:
-    """Every linear layer and the number of products that backward makes with its weight.
-
-    One for the weight's own gradient, if it trains, and one for that of its input, if
-    anything that trains comes before it.
-    """
-    chosen = {id(p) for p in trained.values()}
-    lowest = min(place(name, num_layers) for name in trained)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            after = place(name, num_layers) > lowest or ".lora_B" in name
-            yield name, module, (id(module.weight) in chosen) + after
+def _gradients(whole: dict[str, int], sizes: dict[str, int]) -> int:
+    """Numbers of gradient: of what trains, and one whole tensor of which only entries do."""
+    partial = [size for name, size in whole.items() if sizes[name] < size]
+    return sum(sizes[name] for name in whole) + max(partial, default=0)

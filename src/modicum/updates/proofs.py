@@ -4,7 +4,8 @@ Every tensor is hashed before training. After the first step, at each checkpoint
 the end the hashes are taken again. A violation stops the run with the tensor's name. Of
 what has an fp32 master the master must change, as small steps add up there before they
 show in a rounded weight, and the weight must be the master, rounded. Of a tensor of which
-some entries train, all others must be as they were.
+some entries train, all others must be as they were. Buffers (the frozen projections of
+some adapters) must stay as they are too; rotary frequencies may follow the length of a text.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class ChangeProof:
     def __init__(self, prepared: Prepared, masters: Masters) -> None:
         self.prepared, self.masters = prepared, masters
         self.frozen = fingerprints(prepared.frozen)
+        self.buffers = fingerprints(_buffers(prepared))
         self.started = {n: _wide(p) for n, p in prepared.trainable.items()}
         self.resting: dict[str, str] = {}
         self.outside: dict[str, tuple[Sparse, str]] = {}
@@ -109,6 +111,9 @@ class ChangeProof:
         for name, tensor in self.prepared.frozen.items():
             if fingerprint(tensor) != self.frozen[name]:
                 raise RunStopped(f"change proof ({when}): {name} should be frozen and has changed")
+        for name, tensor in _buffers(self.prepared).items():
+            if fingerprint(tensor) != self.buffers.get(name):
+                raise RunStopped(f"change proof ({when}): the buffer {name} has changed")
         for name in sorted(self.resting):
             self._same(name, when)
         for name, master in self.masters.held.items():
@@ -124,7 +129,8 @@ class ChangeProof:
                     f"change proof ({when}): {name} has changed where it should not train"
                 )
         self.look()
-        still = sorted(self.pushed - self.moved)
+        # What may come back to its start cannot be told from what never left it.
+        still = sorted(self.pushed - self.moved - self.prepared.schedule.may_return)
         if still:
             raise RunStopped(
                 f"change proof ({when}): {still[0]} trains and has not changed"
@@ -140,3 +146,8 @@ class ChangeProof:
 def _wide(tensor: Tensor) -> str:
     """The fingerprint in fp32, so that a weight and its master compare."""
     return fingerprint(tensor.detach().float())
+
+
+def _buffers(prepared: Prepared) -> dict[str, Tensor]:
+    """All tensors of the model that are no parameters, but for rotary frequencies."""
+    return {n: b for n, b in prepared.model.named_buffers() if not n.endswith("inv_freq")}

@@ -7,7 +7,8 @@ that does not say otherwise.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -18,6 +19,9 @@ Groups = list[dict[str, Any]]
 
 class Rule(Protocol):
     """How tensors are moved by their gradients."""
+
+    proportional: ClassVar[bool]
+    """Whether a step is in proportion to the gradient, and so may be too small to be stored."""
 
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
         """The optimizer; every group has `params`, `lr` and `names`."""
@@ -30,6 +34,8 @@ class Rule(Protocol):
 
 class AdamW:
     """Adam with decoupled weight decay (arXiv 1711.05101): two moments of every number."""
+
+    proportional: ClassVar[bool] = False
 
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
         """torch's AdamW, one fused pass."""
@@ -44,3 +50,23 @@ class AdamW:
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         """Two fp32 numbers for each."""
         return 8 * shape.numel()
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Gradient descent: w -= rate * b, where b = momentum * b + gradient.
+
+    Weight decay is torch's: added to the gradient, so that momentum keeps it too. Without
+    momentum this is the decoupled one.
+    """
+
+    proportional: ClassVar[bool] = True
+    momentum: float = 0.0
+
+    def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
+        """torch's SGD; the betas and epsilon of the settings have no use here."""
+        return torch.optim.SGD(groups, momentum=self.momentum, weight_decay=settings.weight_decay)
+
+    def state_bytes(self, name: str, shape: torch.Size) -> int:
+        """One fp32 number for each under momentum, else nothing."""
+        return 4 * shape.numel() if self.momentum else 0

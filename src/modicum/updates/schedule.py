@@ -66,6 +66,11 @@ class Schedule:
         return False
 
     @property
+    def ever_by_group(self) -> bool:
+        """Whether `by_group` may become true in this run."""
+        return type(self).by_group is not Schedule.by_group
+
+    @property
     def holds(self) -> bool:
         """Whether gradients are only measured now and nothing moves."""
         return False
@@ -79,6 +84,9 @@ class Schedule:
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         """Look at the gradients of the whole batch, before clipping; may edit them in place."""
+
+    def stepping(self, values: Mapping[str, Tensor]) -> None:
+        """Look at the masters just before a step that `stepped` will be told of."""
 
     def stepped(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
         """Look at (and perhaps edit) the masters just after a step."""

@@ -1,0 +1,115 @@
+"""What a scan found (`scan.json`): its table for a terminal and its figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modicum.report.style import INK, MUTED, SERIES, STYLE, svg
+from modicum.report.tables import NONE, decimal, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WORDS_ACROSS = 8  # labels that fit side by side
+
+
+def points(value: float | None) -> str:
+    """A difference of accuracies in percentage points, with its sign."""
+    return NONE if value is None else f"{100 * value:+.1f}"
+
+
+def band(limits: Sequence[float] | None) -> str:
+    """Both limits of an interval in points."""
+    return NONE if limits is None else f"[{points(limits[0])}, {points(limits[1])}]"
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print the ranking as a table to standard output."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    base = result["base"]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=f"gain over the base's {100 * base['accuracy']:.1f}% on {base['num_problems']}"
+        f" {result['split']} problems, in points; = level with the best",
+        caption_justify="left",
+    )
+    heads = ("update", "", "gain", "95%, over\nseeds", "95%, over\nproblems", "of full's")
+    for number, head in enumerate((*heads, "trained", "seconds")):
+        table.add_column(head, justify="right" if number else "left", overflow="fold")
+    for unit in (*result["units"], *([result["full"]] if result["full"] else [])):
+        share = unit["contribution"]
+        cells = (
+            unit["update"],
+            "=" if unit["level_with_best"] else "",
+            points(unit["gain"]) if unit["gain"] is not None else "stopped",
+            band(unit["over_seeds"]),
+            band(unit["over_problems"]),
+            NONE if share is None else f"{100 * share:.0f}%",
+            short(unit["parameters"]),
+            decimal(unit["seconds"]),
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=100)
+    console.print(table)
+
+
+def draw(result: Mapping[str, Any], folder: Path) -> None:
+    """Write scan.svg and scan.png: a bar for every unit, full's gain as a dashed line.
+
+    A dot is a seed, the line its interval over seeds (over problems where there is one
+    seed). The interval of two seeds would press all else flat: it may leave the figure.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    units = sorted(result["units"], key=lambda unit: unit["place"])
+    full = result["full"] and result["full"]["gain"]
+    with rc_context(STYLE | {"font.size": 8, "axes.grid.axis": "y"}):
+        width = min(12.0, max(4.2, 0.45 * len(units) + 1.4))
+        figure = Figure(figsize=(width, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for place, unit in enumerate(units):
+            _bar(axes, place, unit)
+        if full is not None:
+            axes.axhline(100 * full, color=INK, linewidth=0.9, dashes=(4, 3))
+            where = axes.get_yaxis_transform()  # across in shares of the width
+            axes.text(0.995, 100 * full, "full", ha="right", va="bottom", transform=where)
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        labels = [unit["unit"] for unit in units]
+        axes.set_xticks(range(len(units)), labels)
+        if len(units) > WORDS_ACROSS and not all(label.isdigit() for label in labels):
+            axes.tick_params(axis="x", labelrotation=30)
+        seen = [0.0, full or 0.0, *(gain for unit in units for gain in unit["by_seed"])]
+        room = 60 * (max(seen) - min(seen)) or 1.0
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 100 * min(seen) - room), min(high, 100 * max(seen) + room))
+        axes.set_xlim(-0.6, len(units) - 0.4)
+        axes.set_xlabel(f"trained alone ({result['over']})")
+        axes.set_ylabel(f"gain on {result['split']} problems (points)")
+        text = svg(figure, f"Gain in held-out accuracy of each of the {result['over']} alone")
+        (folder / "scan.svg").write_text(text, encoding="utf-8")
+        figure.savefig(folder / "scan.png", dpi=150, facecolor="white")
+
+
+def _bar(axes: Axes, place: int, unit: Mapping[str, Any]) -> None:
+    """The gain of one unit, its interval and its seeds."""
+    if unit["gain"] is None:
+        axes.text(place, 0, "stopped", ha="center", va="bottom", rotation=90, color=MUTED)
+        return
+    colour = SERIES[0] if unit["chosen"] else MUTED
+    axes.bar(place, 100 * unit["gain"], width=0.66, color=colour, alpha=0.85, linewidth=0)
+    low, high = unit["over_seeds"] or unit["over_problems"]
+    axes.vlines(place, 100 * low, 100 * high, color=INK, linewidth=1.1)
+    dots = [100 * gain for gain in unit["by_seed"]]
+    style = {"markersize": 4, "markerfacecolor": "#ffffff", "markeredgecolor": INK}
+    axes.plot([place] * len(dots), dots, "o", markeredgewidth=0.9, zorder=3, **style)

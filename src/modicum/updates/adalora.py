@@ -1,0 +1,214 @@
+"""AdaLoRA (arXiv 2303.10512): W + s B diag(E) A, whose ranks are given to where they matter.
+
+A, B ~ N(0, 0.02^2), E = 0. Every number p with gradient g has the importance I = |p g| and
+
+    I' <- beta1 I' + (1 - beta1) I        U <- beta2 U + (1 - beta2) |I - I'|
+
+with I' U as its score; a triplet's score is that of its entry of E plus the means over its
+row of A and its column of B. Over T steps the budget of all layers together falls from the
+first ranks' sum b0 to b1, rank times the number of layers:
+
+    b(t) = b1 + (b0 - b1) (1 - (t - warmup) / (T - warmup - tail))^3
+
+Every `every` steps the entries of E outside the best b(t) are set to 0; until the budget is
+b1 they may come back. To the loss comes orthogonal * mean(|A A^T - 1|_F, |B^T B - 1|_F).
+
+PEFT's layers and rank allocator do the work, but nothing drives them by itself under GRPO:
+the penalty is only added to a loss that the model returns, and the allocator must be called
+in each step. `Ranks` does both: the gradient of the penalty is added in closed form.
+
+Departures: t counts the steps with a signal (others say nothing on importance), so a run
+with many steps without one ends above its budget. s is alpha/init_rank throughout, as in
+PEFT. The importance uses the clipped gradient with the value after the step, as in PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from modicum.types import UserError
+from modicum.updates.lora import MAX_RANK, LowRank
+from modicum.updates.schedule import Decision, Schedule
+
+AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
+
+
+class Ranks(Schedule):
+    """Drives the ranks of PEFT's AdaLoRA and adds the penalty's gradient."""
+
+    edits_gradients: ClassVar[bool] = True
+
+    def __init__(self, update: AdaLora, model: Any, trainable: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.update, self.tuner = update, model.base_model
+        self.matrices = {n: p for n, p in trainable.items() if ".lora_E." not in n}
+        self.may_return = frozenset(trainable.keys() - self.matrices.keys())
+        self.names = frozenset(trainable)
+        self.taken = 0
+        """Steps with a signal so far."""
+        self.told = False
+        """Whether the final ranks have been logged."""
+
+    @property
+    def config(self) -> Any:
+        """PEFT's settings, which its allocator reads."""
+        return self.tuner.peft_config["default"]
+
+    @property
+    def last(self) -> int:
+        """The step of the last allocation."""
+        return self.config.total_step - self.config.tfinal
+
+    def plan(self, total_steps: int) -> None:
+        """Lay the phases out over the run; UserError when nothing is left to allocate in."""
+        warmup, tail = (
+            share if isinstance(share, int) else int(share * total_steps)
+            for share in (self.update.warmup, self.update.tail)
+        )
+        if warmup + tail >= total_steps:
+            raise UserError(
+                f"{self.update}: warmup and tail take {warmup + tail} steps and leave none of the"
+                f" run's {total_steps} to allocate ranks in"
+            )
+        config = self.config
+        config.total_step, config.tinit, config.tfinal = total_steps, warmup, tail
+
+    @torch.no_grad()
+    def gradients(self, found: Mapping[str, Tensor]) -> None:
+        """Add that of the penalty: for M = P P^T - 1 the norm |M|_F has 2 M P / |M|_F."""
+        weight = self.update.orthogonal / len(self.matrices)
+        if weight == 0:
+            return
+        for name, value in self.matrices.items():
+            rows = value if ".lora_A." in name else value.mT
+            excess = rows @ rows.mT
+            excess.diagonal().sub_(1)
+            size = excess.norm()
+            if size > 0:
+                slope = excess @ rows * (2 * weight / size)
+                found[name].add_(slope if rows is value else slope.mT)
+
+    def stepped(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+        """Take the importances and set what is outside the budget to zero."""
+        self.taken += 1
+        allocator = self.tuner.rankallocator
+        if self.taken == self.last and not allocator.exp_avg_ipt:
+            allocator.update_ipt(self.tuner.model)  # the only step; PEFT would have no scores
+        self.tuner.update_and_allocate(self.taken)
+
+    def decide(self, steps: int) -> Decision | None:
+        """Everything trains on; the final ranks are evidence, once they are there."""
+        if self.taken < self.last:
+            return None
+        # A step without a signal (under a KL term) was not shown to this schedule.
+        self.tuner.rankallocator.mask_using_rank_pattern(self.tuner.model, self.config.rank_pattern)
+        if self.told:
+            return None
+        self.told = True
+        ranks = {name.split(".lora_E")[0]: n for name, n in self.ranks().items()}
+        return Decision(self.names, {"budget": sum(ranks.values()), "ranks": ranks})
+
+    def ranks(self) -> dict[str, int]:
+        """How many entries of each E are not zero."""
+        parameters = dict(self.tuner.named_parameters(prefix="base_model"))
+        return {n: int(parameters[n].count_nonzero()) for n in sorted(self.may_return)}
+
+    def state(self) -> dict[str, Any]:
+        return {"taken": self.taken, "told": self.told, "pattern": self.config.rank_pattern}
+
+    def tensors(self) -> dict[str, Tensor]:
+        allocator = self.tuner.rankallocator
+        return {
+            f"{kind}/{name}": tensor
+            for kind in AVERAGES
+            for name, tensor in getattr(allocator, kind).items()
+        }
+
+    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.taken, self.told = state["taken"], state["told"]
+        self.config.rank_pattern = state["pattern"]
+        allocator = self.tuner.rankallocator
+        allocator.reset_ipt()
+        for full, tensor in tensors.items():
+            kind, _, name = full.partition("/")
+            getattr(allocator, kind)[name] = tensor
+            # PEFT begins the averages anew for a name that it has not here.
+            allocator.ipt[name] = torch.zeros_like(tensor)
+
+
+@dataclass(frozen=True)
+class AdaLora(LowRank):
+    """LoRA that begins with `init_rank` everywhere and ends with `rank` on average.
+
+    `warmup` and `tail` are the steps at the start and at the end in which ranks stay as they
+    are: shares of the run below 1, else numbers of steps. With E = 0 and small A and B the
+    start is slow: the default learning rate is five times that of LoRA.
+    """
+
+    name: ClassVar[str] = "adalora"
+    rate_scale: ClassVar[float] = 50.0
+    examples: ClassVar[tuple[str, ...]] = (
+        "adalora(rank=2, init_rank=3)",
+        "adalora(rank=1, init_rank=3, warmup=1, tail=0, every=2) @ last(1)",
+    )
+    init_rank: int = 12
+    warmup: int | float = 0.1
+    tail: int | float = 0.2
+    every: int = 1
+    orthogonal: float = 0.5
+    beta1: float = 0.85
+    beta2: float = 0.85
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rank < self.init_rank <= MAX_RANK:
+            raise UserError(
+                f"adalora: init_rank must be above rank ({self.rank}) and at most {MAX_RANK},"
+                f" not {self.init_rank}"
+            )
+        shares = [share for share in (self.warmup, self.tail) if not isinstance(share, int)]
+        if min(self.warmup, self.tail) < 0 or any(share >= 1 for share in shares):
+            raise UserError(f"{self}: warmup and tail are shares below 1 or numbers of steps")
+        if sum(shares) >= 1:
+            raise UserError(f"{self}: warmup and tail together must be less than the whole run")
+        if self.every < 1:
+            raise UserError(f"adalora: every must be at least 1, not {self.every}")
+        if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
+            raise UserError(f"{self}: beta1 and beta2 must be between 0 and 1")
+        if self.orthogonal < 0:
+            raise UserError(f"adalora: orthogonal must not be below 0, not {self.orthogonal:g}")
+
+    def config(self, targets: list[str], seed: int) -> Any:
+        """A PEFT AdaLoraConfig; its phases are set when the run's length is known."""
+        import peft
+
+        return peft.AdaLoraConfig(
+            init_r=self.init_rank,
+            target_r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=0.0,
+            deltaT=self.every,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            orth_reg_weight=self.orthogonal,
+            total_step=1,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
+
+    def trains(self, name: str) -> bool:
+        return ".ranknum." not in name
+
+    def plain(self, model: nn.Module) -> nn.Module:
+        """The model, saved with what was pruned as zeros: PEFT warns of layers of rank 0."""
+        tuner: Any = model.base_model
+        tuner.peft_config["default"].rank_pattern = None
+        return model
+
+    def schedule(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Schedule:
+        return Ranks(self, model, trainable)

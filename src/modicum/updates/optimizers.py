@@ -1,0 +1,120 @@
+"""Optimizers as updates: `sgd`, `sgd @ last(2)`, `galore(rank=4) @ (lora(rank=8) @ last(1))`.
+
+Alone an optimizer moves every tensor of the model, `@` an update what that update trains.
+What trains, when, and from which start stays the update's; only the rule that turns
+gradients into steps is another. As `@` binds from the left, `(sgd @ lora) @ last(2)` is
+read as `sgd @ (lora @ last(2))`. All get the gradient of the whole batch, clipped.
+
+Default rates over AdamW's come from single runs of 15 steps on the tiny base (docs/updates.md).
+The sources give none for RL.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from modicum.spec import Spec
+from modicum.types import UserError
+from modicum.updates.base import Method, Placed, Prepared, Selection, placed
+from modicum.updates.dense import Full
+from modicum.updates.rules import AdamW, Rule, Sgd
+
+Trains = Selection | Method | Placed
+
+
+class OptimizerMember(Spec, ABC):
+    """An optimizer that can be told for what: `sgd @ lora(rank=4)`."""
+
+    faster: ClassVar[float] = 1.0
+    """Its default rate, over that of AdamW."""
+    examples: ClassVar[tuple[str, ...]]
+    """Expressions that run on the tiny base, the usual one first."""
+
+    @property
+    def rate_scale(self) -> float:
+        """The default learning rate, over that of full training."""
+        return self.faster
+
+    @abstractmethod
+    def rule(self, seed: int) -> Rule:
+        """The rule; what is random in it is drawn from `seed`."""
+
+    def check(self, prepared: Prepared) -> None:
+        """UserError when this optimizer has nothing to do for what trains."""
+
+    def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
+        """Train the whole model by this optimizer."""
+        return Optimized(self, Full()).apply(model, seed)
+
+    def __matmul__(self, update: object) -> Optimized:
+        _no_second(self, update)
+        return Optimized(self, update) if isinstance(update, Trains) else NotImplemented
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """An optimizer and the update whose tensors it moves."""
+
+    member: OptimizerMember
+    update: Trains
+
+    @property
+    def rate_scale(self) -> float:
+        """The optimizer's, over Adam's, times the update's."""
+        return self.member.rate_scale * self.update.rate_scale
+
+    def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
+        """Apply the update and let the optimizer move what it trains."""
+        prepared = self.update.apply(model, seed)
+        if type(prepared.rule) is not AdamW:
+            raise UserError(f"{self}: {self.update} has an optimizer of its own; leave one out")
+        prepared.rule = self.member.rule(seed)
+        self.member.check(prepared)
+        return prepared
+
+    def __matmul__(self, where: object) -> Optimized:
+        _no_second(self, where)
+        if isinstance(self.update, Method) and isinstance(where, Selection):
+            return Optimized(self.member, self.update @ where)
+        return NotImplemented
+
+    def __str__(self) -> str:
+        return placed(self.member, self.update)
+
+
+def _no_second(left: object, right: object) -> None:
+    if isinstance(right, OptimizerMember | Optimized):
+        raise UserError(f"{left} @ {right}: two optimizers cannot move one model; leave one out")
+
+
+@dataclass(frozen=True)
+class SgdMember(OptimizerMember):
+    """Plain gradient descent: no optimizer state without momentum, and far larger rates."""
+
+    name: ClassVar[str] = "sgd"
+    faster: ClassVar[float] = 200.0
+    examples: ClassVar[tuple[str, ...]] = (
+        "sgd",
+        "sgd(momentum=0.9) @ last(1)",
+        "sgd @ (lora(rank=2) @ last(1))",
+    )
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise UserError(
+                f"sgd: momentum must be at least 0 and below 1 (usual: 0.9), not {self.momentum}"
+            )
+
+    @property
+    def rate_scale(self) -> float:
+        """Under momentum steps add up to 1/(1 - momentum) times as much."""
+        return self.faster * (1 - self.momentum)
+
+    def rule(self, seed: int) -> Rule:
+        """torch's SGD."""
+        return Sgd(self.momentum)

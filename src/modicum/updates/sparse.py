@@ -1,0 +1,227 @@
+"""Sparse masks: a share of the entries of every tensor trains, all others never move.
+
+Sources: Mukherjee et al. 2025 (arXiv 2505.11711): RL changes 5 to 30 % of the entries, spread
+over almost all matrices, and training only these recovers the result; Zhu et al. 2025 (arXiv
+2511.08567): part of that is what bf16 hides, and RL keeps off the principal directions.
+`keep` is the share per tensor (at least one entry), by the highest score:
+
+    random     a number drawn from seed and name; a larger `keep` holds the smaller one
+    smallest   -|w|           largest   |w|
+    fisher     the mean over groups of g^2, from the gradient g that each group gives
+    taylor     |w g|, g summed over the steps
+    run        |w' - w| of the finished run in the folder `run`, of dense training
+
+fisher and taylor measure in `warmup` steps with a signal, in which nothing moves: they cost
+rollouts, dense gradients and, below fp32, a dense fp32 copy. After that, and from the start
+otherwise, the optimizer holds vectors of differences (models/precision.Sparse): gradients
+are kept, clipped and normed, and have moments, at the trained entries only. Weight decay
+pulls differences to zero, so weights to the base. Backward costs what dense training does.
+
+The default rate is four times that of full training: one entry in twenty has to do the work.
+
+Departures: `run` takes a share of each tensor, not all above 1e-5; steps with no signal are
+not measured; of equal scores the first in the tensor count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modicum.types import UserError
+from modicum.updates.base import DensePrepared, Method, Prepared, Selection
+from modicum.updates.dense import Full
+from modicum.updates.past import past_values
+from modicum.updates.schedule import Decision, Schedule
+
+Named = Mapping[str, nn.Parameter]
+By = Literal["random", "smallest", "largest", "fisher", "taylor", "run"]
+
+
+def count(keep: float, size: int) -> int:
+    """How many of `size` entries train."""
+    return max(1, round(keep * size))
+
+
+def best(scores: Tensor, number: int) -> Tensor:
+    """Flat indices of the highest scores in order; of equal ones the first."""
+    flat = scores.flatten()
+    least = flat.topk(number).values[-1]
+    above = (flat > least).nonzero().flatten()
+    level = (flat == least).nonzero().flatten()[: number - len(above)]
+    return torch.cat([above, level]).sort().values
+
+
+def _random(name: str, parameter: Tensor, seed: int) -> Tensor:
+    drawn = np.random.default_rng([seed, crc32(name.encode())]).random(parameter.numel())
+    return torch.from_numpy(drawn).to(parameter.device)
+
+
+# What is known before the first step: (name, weight, seed) -> scores.
+KNOWN: dict[str, Callable[[str, Tensor, int], Tensor]] = {
+    "random": _random,
+    "smallest": lambda name, weight, seed: -weight.detach().float().abs(),
+    "largest": lambda name, weight, seed: weight.detach().float().abs(),
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score from gradients: `add` is summed, `score` makes the score of the sum and w."""
+
+    by_group: bool
+    add: Callable[[Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
+
+
+MEASURED = {
+    # The sum orders as the mean does.
+    "fisher": Measure(True, lambda g: g.float().square(), lambda total, weight: total),
+    "taylor": Measure(False, lambda g: g.float(), lambda total, weight: (total * weight).abs()),
+}
+
+
+class Warmup(Schedule):
+    """Measures gradients for some steps, in which nothing moves, then says which entries train."""
+
+    def __init__(self, trainable: Named, keep: float, measure: Measure, steps: int) -> None:
+        super().__init__()
+        self.trainable, self.keep, self.measure, self.steps = trainable, keep, measure, steps
+        self.totals: dict[str, Tensor] = {}
+        self.seen = 0
+        """Steps that were measured."""
+        self.groups = 0
+        self.decided = False
+
+    def plan(self, total_steps: int) -> None:
+        if 0 < total_steps <= self.steps:
+            raise UserError(
+                f"sparse: a warmup of {self.steps} steps leaves none of {total_steps} to train in;"
+                " take a smaller warmup or more steps"
+            )
+
+    @property
+    def by_group(self) -> bool:
+        return self.measure.by_group and not self.decided
+
+    @property
+    def ever_by_group(self) -> bool:
+        return self.measure.by_group
+
+    @property
+    def holds(self) -> bool:
+        return not self.decided
+
+    def group_gradients(self, found: Mapping[str, Tensor]) -> None:
+        self._add(found)
+        self.groups += 1
+
+    def gradients(self, found: Mapping[str, Tensor]) -> None:
+        if self.decided:
+            return
+        if not self.measure.by_group:
+            self._add(found)
+        self.seen += 1
+
+    def _add(self, found: Mapping[str, Tensor]) -> None:
+        for name, gradient in found.items():
+            part = self.measure.add(gradient.detach())
+            self.totals[name] = self.totals[name] + part if name in self.totals else part.clone()
+
+    def decide(self, steps: int) -> Decision | None:
+        """The entries, once, after the warm-up."""
+        if self.decided or self.seen < self.steps:
+            return None
+        entries = {}
+        for name, parameter in self.trainable.items():
+            weight = parameter.detach().float()
+            total = self.totals.pop(name, torch.zeros_like(weight))
+            scores = self.measure.score(total, weight)
+            entries[name] = best(scores, count(self.keep, weight.numel()))
+        self.decided = True
+        evidence = {
+            "steps": self.seen,
+            "groups": self.groups,
+            "entries": sum(len(where) for where in entries.values()),
+        }
+        return Decision(frozenset(self.trainable), evidence, entries)
+
+    def size(self, name: str, parameter: nn.Parameter) -> int:
+        """What trains after the warm-up."""
+        return count(self.keep, parameter.numel())
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": self.seen, "groups": self.groups, "decided": self.decided}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.totals)
+
+    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.seen, self.groups, self.decided = state["seen"], state["groups"], state["decided"]
+        self.totals = dict(tensors)
+
+
+@dataclass(frozen=True)
+class Sparse(Method):
+    """A share of the entries of every tensor trains: by chance, size, gradient or a past run."""
+
+    name: ClassVar[str] = "sparse"
+    rate_scale: ClassVar[float] = 4.0
+    examples: ClassVar[tuple[str, ...]] = (
+        "sparse(keep=0.1)",
+        "sparse(keep=0.1, by='smallest') @ last(1)",
+        "sparse(by='fisher', warmup=2)",
+        "sparse(keep=0.1, by='taylor', warmup=1) @ last(2)",
+    )
+    keep: float = 0.05
+    by: By = "random"
+    run: str = ""
+    warmup: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise UserError(
+                f"sparse: keep is a share, above 0 and at most 1 (0.05 is 5 %), not {self.keep}"
+            )
+        if self.warmup < 1:
+            raise UserError(f"sparse: warmup must be at least 1 step, not {self.warmup}")
+        if (self.by == "run") != bool(self.run):
+            raise UserError(
+                "sparse: by='run' and run='FOLDER' belong together: the folder of a finished run"
+            )
+
+    def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
+        """Train some entries of what `where` selects, of all tensors if it is None."""
+        chosen = (where or Full()).select(model)
+        if self.by in MEASURED:
+            schedule = Warmup(chosen, self.keep, MEASURED[self.by], self.warmup)
+        else:
+            schedule = Schedule(entries=self._entries(self._scores(model, chosen, seed), chosen))
+        return DensePrepared(model, chosen, schedule=schedule)
+
+    def _scores(self, model: nn.Module, chosen: Named, seed: int) -> Callable[[str], Tensor]:
+        """The scores of a tensor by its name."""
+        if self.by == "run":
+            past = past_values(Path(self.run), model, chosen)
+            return lambda name: (past(name).float() - chosen[name].detach().float()).abs()
+        known = KNOWN[self.by]
+        return lambda name: known(name, chosen[name], seed)
+
+    def _entries(self, scores: Callable[[str], Tensor], chosen: Named) -> dict[str, Tensor]:
+        entries = {}
+        for name, parameter in chosen.items():
+            number = count(self.keep, parameter.numel())
+            # A preview has names and shapes only, and asks for no more than how many.
+            entries[name] = (
+                torch.empty(number, dtype=torch.int64, device="meta")
+                if parameter.is_meta
+                else best(scores(name), number)
+            )
+        return entries

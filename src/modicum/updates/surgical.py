@@ -1,0 +1,271 @@
+"""Auto-RGN and Auto-SNR (Lee et al. 2023, arXiv 2210.11466): step sizes by the gradients.
+
+(The paper's blocks of layers are `surgical` in `dense.py`.) `rgn` gives every tensor p the relative gradient norm RGN_p, the mean over some steps of
+|g|/|p|, and multiplies its step by RGN_p / max_q RGN_q. `snr` gives it the mean over its
+entries of mean(g)^2 / var(g), brings these to 0..1 over all tensors, and lets those step
+that reach `threshold`. With Adam the multiplier is the size of the step, whatever the
+gradient's.
+
+Departures. The paper measures at the start of every epoch; RL has none, so the gradients
+of training itself are measured: all multipliers are 1 until the first `window` steps with
+a signal are over, and the last `window` steps before each further multiple of `every`
+give new ones. A tensor whose root mean square is below 1e-3 counts as if it were that
+large: one that starts at zero would take everything. The variance of `snr` is taken over
+the groups (prompts) of those steps together, as in the paper; its code takes it over the
+tensor's rows, with a threshold of 0.95 on values that are not brought to 0..1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from modicum.types import UserError
+from modicum.updates.base import DensePrepared, Method, Prepared, Selection
+from modicum.updates.dense import Full
+from modicum.updates.schedule import Decision, Schedule
+
+FLOOR = 1e-3  # root mean square below which a tensor counts as if it had this
+TINY = 1e-30  # far below the variance of any gradient that moves a number
+SHOWN = 5  # tensors named in the evidence
+
+
+class Weighing(Schedule, ABC):
+    """Multipliers of the steps, measured anew every so often. Members say what is measured."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], every: int, window: int, reset: bool
+    ) -> None:
+        super().__init__()
+        self.parameters, self.every, self.window, self.reset = parameters, every, window, reset
+        self.due = window
+        """The number of steps after which the multipliers are next computed."""
+        self.seen = 0
+        self.weights: dict[str, float] = {}
+
+    @abstractmethod
+    def measure(self) -> dict[str, float] | None:
+        """A value above 0 or 0 for every tensor, from what was seen; None: not enough was."""
+
+    @abstractmethod
+    def weigh(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The multipliers that come of the values."""
+
+    @property
+    def measuring(self) -> bool:
+        """Whether the next gradients are measured."""
+        return self.seen >= self.due - self.window
+
+    def decide(self, steps: int) -> Decision | None:
+        """New multipliers when they are due; everything goes on training."""
+        self.seen = steps
+        values = self.measure() if steps >= self.due else None
+        if values is None:
+            return None
+        self.weights = self.weigh(values)
+        self.due = steps + self.every
+        return Decision(frozenset(self.parameters), self._evidence(values), restart=self.reset)
+
+    def gradients(self, found: Mapping[str, Tensor]) -> None:
+        """Count the step."""
+        self.seen += 1
+
+    def rates(self, steps: int) -> Mapping[str, float]:
+        return self.weights
+
+    def _evidence(self, values: Mapping[str, float]) -> dict[str, Any]:
+        kinds: dict[str, list[float]] = {}
+        for name, weight in self.weights.items():
+            kinds.setdefault(".".join(name.split(".")[-2:]), []).append(weight)
+        top = sorted(values, key=lambda name: (-values[name], name))[:SHOWN]
+        return {
+            "weights": {kind: fmean(weights) for kind, weights in sorted(kinds.items())},
+            "top": {name: values[name] for name in top},
+            "moving": sum(weight > 0 for weight in self.weights.values()),
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"due": self.due, "seen": self.seen, "weights": dict(self.weights)}
+
+    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.due, self.seen = state["due"], state["seen"]
+        self.weights = dict(state["weights"])
+
+
+class RgnSchedule(Weighing):
+    """By the norm of the gradient over that of the tensor."""
+
+    ratios: dict[str, list[float]] | None = None
+    """Of the measured steps, the last `window` of them, by tensor."""
+
+    def gradients(self, found: Mapping[str, Tensor]) -> None:
+        if self.measuring:
+            past = self.ratios or {}
+            self.ratios = {
+                name: [*past.get(name, []), ratio][-self.window :]
+                for name, ratio in self._ratios(found).items()
+            }
+        super().gradients(found)
+
+    def _ratios(self, found: Mapping[str, Tensor]) -> dict[str, float]:
+        ratios = []
+        for name, gradient in found.items():
+            parameter = self.parameters[name].detach()
+            size = torch.linalg.vector_norm(parameter, dtype=torch.float32)
+            least = FLOOR * parameter.numel() ** 0.5
+            ratios.append(torch.linalg.vector_norm(gradient) / size.clamp(min=least))
+        return dict(zip(found, torch.stack(ratios).tolist(), strict=True))
+
+    def measure(self) -> dict[str, float] | None:
+        means = {name: fmean(ratios) for name, ratios in (self.ratios or {}).items()}
+        if not any(means.values()):
+            return None
+        self.ratios = None
+        return means
+
+    def weigh(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The largest is 1."""
+        top = max(values.values())
+        return {name: value / top for name, value in values.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "ratios": self.ratios}
+
+    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        super().load(state, tensors)
+        self.ratios = state["ratios"]
+
+
+class SnrSchedule(Weighing):
+    """By the mean of the gradient, squared, over its variance among groups."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        every: int,
+        window: int,
+        reset: bool,
+        threshold: float,
+    ) -> None:
+        super().__init__(parameters, every, window, reset)
+        self.threshold = threshold
+        self.groups = 0
+        """How many groups the means and squares are of."""
+        self.means: dict[str, Tensor] = {}
+        self.squares: dict[str, Tensor] = {}
+        """Sums of squared distances from the mean."""
+
+    @property
+    def by_group(self) -> bool:
+        return self.measuring
+
+    def group_gradients(self, found: Mapping[str, Tensor]) -> None:
+        """Add one group to the means and squares (Welford); one that is not finite is left out."""
+        norms = torch.stack(torch._foreach_norm(list(found.values())))
+        if not bool(norms.isfinite().all()):
+            return
+        self.groups += 1
+        for name, gradient in found.items():
+            mean = self.means.setdefault(name, torch.zeros_like(gradient))
+            square = self.squares.setdefault(name, torch.zeros_like(gradient))
+            distance = gradient - mean
+            mean += distance / self.groups
+            square += distance * (gradient - mean)
+
+    def measure(self) -> dict[str, float] | None:
+        if self.groups < 2:
+            return None
+        values = {name: self._ratio(name) for name in self.means}
+        self.groups, self.means, self.squares = 0, {}, {}
+        return values
+
+    def _ratio(self, name: str) -> float:
+        """The mean over a tensor's entries of mean^2/variance; entries without either are 0."""
+        signal = self.means[name].square()
+        variance = self.squares[name] / (self.groups - 1)
+        return float((signal / (variance + TINY)).mean())
+
+    def weigh(self, values: Mapping[str, float]) -> dict[str, float]:
+        """1 for those that reach the threshold between the least (0) and the most (1)."""
+        least, most = min(values.values()), max(values.values())
+        span = most - least
+        return {
+            name: float(span == 0 or (value - least) / span >= self.threshold)
+            for name, value in values.items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "groups": self.groups}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"mean/{name}": tensor for name, tensor in self.means.items()} | {
+            f"square/{name}": tensor for name, tensor in self.squares.items()
+        }
+
+    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        super().load(state, tensors)
+        self.groups = state["groups"]
+        kept: dict[str, dict[str, Tensor]] = {"mean": {}, "square": {}}
+        for full, tensor in tensors.items():
+            kind, _, name = full.partition("/")
+            kept[kind][name] = tensor
+        self.means, self.squares = kept["mean"], kept["square"]
+
+
+@dataclass(frozen=True)
+class Measured(Method):
+    """What the two have in common."""
+
+    every: int = 20
+    window: int = 5
+    reset: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.window <= self.every:
+            raise UserError(f"{self}: window must be at least 1 and at most every")
+
+    def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
+        """Train what `where` selects, all if it is None, with measured steps."""
+        chosen = (where or Full()).select(model)
+        return DensePrepared(model, chosen, schedule=self.schedule(chosen))
+
+    @abstractmethod
+    def schedule(self, parameters: Mapping[str, nn.Parameter]) -> Weighing:
+        """The schedule that measures."""
+
+
+@dataclass(frozen=True)
+class Rgn(Measured):
+    """Everything trains, each tensor's step scaled by its relative gradient norm."""
+
+    name: ClassVar[str] = "rgn"
+    examples: ClassVar[tuple[str, ...]] = (
+        "rgn(every=2, window=1)",
+        "rgn(every=2, window=2, reset=False) @ last(2)",
+    )
+
+    def schedule(self, parameters: Mapping[str, nn.Parameter]) -> Weighing:
+        return RgnSchedule(parameters, self.every, self.window, self.reset)
+
+
+@dataclass(frozen=True)
+class Snr(Measured):
+    """Only tensors whose gradient has much signal for its noise step."""
+
+    name: ClassVar[str] = "snr"
+    examples: ClassVar[tuple[str, ...]] = ("snr(every=2, window=2)",)
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"{self}: threshold must be between 0 and 1")
+
+    def schedule(self, parameters: Mapping[str, nn.Parameter]) -> Weighing:
+        return SnrSchedule(parameters, self.every, self.window, self.reset, self.threshold)

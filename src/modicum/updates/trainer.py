@@ -1,0 +1,86 @@
+"""An update in transformers.Trainer and in what is built on it, such as TRL's GRPOTrainer.
+
+A thin shell around `driver`. What a Trainer brings with it:
+- It makes its optimizer for what asks for gradients at that time, so all that may train
+  does until training begins.
+- It clips before it tells its callbacks. A schedule that compares gradients over steps
+  should see them whole: max_grad_norm=0 in the Trainer's arguments, and the callback clips.
+- TRL samples when its count of micro-batches is a multiple of `steps_per_generation` x
+  `num_iterations`. What trains changes there only; other trainers have it before every step.
+- A schedule's state is not in the Trainer's checkpoints, so that such a run cannot be
+  resumed, and processes would decide each for itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from modicum.types import UserError
+from modicum.updates.driver import Driver
+from modicum.updates.schedule import Schedule
+
+
+class UpdateCallback(TrainerCallback):
+    """Drives an update in a Trainer; `report()` is what was proven when training ended."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.micro_batches = 0
+        self.proven: str | None = None
+        driver.unlock()
+
+    def report(self) -> str:
+        """A sentence on what changed and what did not; RunStopped when it is not as it should be."""
+        return self.proven or self.driver.report()
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # The Trainer may have put a second adapter beside ours and switched ours off.
+        self.driver.unlock()
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+    ) -> None:
+        self._refuse(args, state)
+        self.micro_batches, self.proven = 0, None
+        self.driver.attach(optimizer, state.max_steps)
+
+    def _refuse(self, args: Any, state: Any) -> None:
+        """UserError for what would silently go wrong."""
+        if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
+            raise UserError("an update needs whole tensors, not shards: no DeepSpeed and no FSDP")
+        if type(self.driver.prepared.schedule) is Schedule:
+            return
+        if state.global_step > 0:
+            raise UserError(
+                "what trains changes with time in this update, and a Trainer's checkpoint does not"
+                " hold its state: it cannot be resumed there; modicum train can"
+            )
+        if args.world_size > 1:
+            raise UserError("what trains changes with time in this update: one process only")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.driver.begin_step(self.micro_batches % _micro_batches_a_rollout(args) == 0)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.driver.after_backward()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.driver.after_step()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.micro_batches += 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.micro_batches += 1
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.driver.detach()
+        # The best model is put back before this, with what rests now as it was then.
+        self.proven = self.driver.report(resting=not args.load_best_model_at_end)
+
+
+def _micro_batches_a_rollout(args: Any) -> int:
+    """How many micro-batches are trained on the completions of one policy."""
+    return (getattr(args, "steps_per_generation", None) or 1) * getattr(args, "num_iterations", 1)

@@ -1,0 +1,49 @@
+"""Schedules that go in turns: another part of the model every so many steps.
+
+Turns change at rollout boundaries, and steps without a signal do not count. So a turn has
+at least `every` steps with a signal, and more where a rollout serves several.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from modicum.updates.schedule import Decision, Policy, Schedule
+
+
+class Turns(Schedule, ABC):
+    """Members say what trains in a turn, from its number alone."""
+
+    def __init__(self, every: int, policy: Policy, seed: int) -> None:
+        super().__init__()
+        self.every, self.policy, self.seed = every, policy, seed
+        self.number = 0
+        """How many turns have begun."""
+        self.since = 0
+        """The steps that had been taken when the present one began."""
+
+    @abstractmethod
+    def turn(self, number: int) -> Decision:
+        """What trains in turn `number`, from 0."""
+
+    def rng(self, *numbers: int) -> np.random.Generator:
+        """Chance that depends on the seed and on `numbers` only."""
+        return np.random.default_rng([self.seed, *numbers])
+
+    def decide(self, steps: int) -> Decision | None:
+        """The next turn, when the present one has had its steps."""
+        if self.number and steps - self.since < self.every:
+            return None
+        self.number += 1
+        self.since = steps
+        return self.turn(self.number - 1)
+
+    def state(self) -> dict[str, Any]:
+        return {"number": self.number, "since": self.since}
+
+    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        self.number, self.since = state["number"], state["since"]

@@ -1,0 +1,256 @@
+"""modicum.scan: units, ranking, contributions; and the command on a random model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import special
+
+from helpers import Fails
+from modicum import cli, runs, train, updates
+from modicum.scan import Cell, Outcome, Unit, judge, placed, plan, together, units
+from modicum.types import RunInterrupted, RunStopped, UserError
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+def test_the_units_of_a_model() -> None:
+    assert units("layers", 3, 2, []) == [Unit(str(n), f"layers({n})") for n in range(3)]
+    assert [u.place for u in units("blocks", 5, 2, [])] == [
+        "surgical(0, of=2)",
+        "surgical(1, of=2)",
+    ]
+    assert units("parts", 3, 2, ["mlp", "norm"])[1] == Unit("norm", "parts(norm)")
+    for blocks in (1, 6):
+        with pytest.raises(UserError, match="at least 2 and at most 5"):
+            units("blocks", 5, blocks, [])
+
+
+@pytest.mark.parametrize(
+    ("over", "places", "method", "sign", "expected"),
+    [
+        ("layers", ["layers(2)", "layers(10)"], "", "@", "layers(2, 10)"),
+        ("parts", ["parts(mlp)"], "lora(rank=4)", "@", "lora(rank=4) @ parts(mlp)"),
+        ("layers", ["layers(1)"], "parts(mlp)", "&", "parts(mlp) & layers(1)"),
+        (
+            "layers",
+            ["layers(1)"],
+            "parts(mlp) + parts(norm)",
+            "&",
+            "(parts(mlp) + parts(norm)) & layers(1)",
+        ),
+        (
+            "blocks",
+            ["surgical(0)", "surgical(2)"],
+            "lora",
+            "@",
+            "lora @ (surgical(0) + surgical(2))",
+        ),
+    ],
+)
+def test_the_best_units_make_one_update(
+    over: Any, places: list[str], method: str, sign: str, expected: str
+) -> None:
+    made = placed(method, sign, together(over, places))
+    assert made == expected
+    assert str(updates.parse(made)) == expected
+
+
+def test_every_run_has_a_folder_of_its_own() -> None:
+    given = {"0": "layers(0)", "1": "layers(1)", "full": "full"}
+    cells = list(plan(given, [4, 5], [1e-3, 2e-3]))
+    assert len(cells) == len({cell.name for cell in cells}) == 12
+    assert [cell.unit for cell in cells[:3]] == ["0", "1", "full"]
+    assert Cell("0", "layers(0)", 4).name == "layers-0-seed4"
+    assert Cell("0", "layers(0)", 4, 2e-3).name == "layers-0-rate0.002-seed4"
+
+
+def outcome(unit: str, seed: int, *scores: float, rate: float | None = None) -> Outcome:
+    return Outcome(Cell(unit, f"layers({unit})", seed, rate), scores, rate, 10, 2.0)
+
+
+BASE = (0.0, 0.5, 0.0, 0.5)  # mean 0.25
+
+
+def t_interval(*values: float) -> tuple[float, float]:
+    """Mean -+ t(n - 1) sd / sqrt(n), with t from the inverse of its distribution."""
+    count, mean = len(values), sum(values) / len(values)
+    sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(special.stdtrit(count - 1, 0.975)) * sd / math.sqrt(count)
+    return mean - half, mean + half
+
+
+def test_gains_and_intervals_by_hand() -> None:
+    runs_of = [
+        outcome("0", 0, 0.5, 0.5, 0.0, 1.0),  # 0.5: gain 0.25
+        outcome("0", 1, 0.5, 0.5, 0.25, 0.75),  # 0.5
+        outcome("0", 2, 0.25, 0.5, 0.0, 0.85),  # 0.4: gain 0.15
+    ]
+    (one,) = judge(runs_of, BASE)
+    assert one.gain == pytest.approx(13 / 60)
+    assert one.by_seed == pytest.approx((0.25, 0.25, 0.15))
+    assert one.over_seeds == pytest.approx(t_interval(0.25, 0.25, 0.15))
+    # Averaged over seeds the problems score 5/12, 1/2, 1/12, 2.6/3.
+    gains = (5 / 12, 0.0, 1 / 12, 2.6 / 3 - 0.5)
+    assert one.over_problems == pytest.approx(t_interval(*gains))
+    assert (one.parameters, one.seconds, one.contribution) == (10, 2.0, None)
+    assert one.level_with_best
+
+
+def test_contributions_are_shares_of_a_clear_gain_of_full() -> None:
+    half = outcome("1", 0, 0.5, 0.75, 0.0, 0.75)  # gain 0.25
+    full = outcome("full", 0, 0.5, 1.0, 0.5, 1.0)  # every problem gains 0.5
+    ranking = judge([full, half], BASE)
+    assert [s.unit for s in ranking] == ["1", "full"]
+    # Without spread the interval of four problems is Wilson's, which reaches below 0.
+    assert [s.contribution for s in ranking] == [None, None]
+    clear = outcome("full", 0, 0.5, 1.0, 0.4, 1.0)
+    assert judge([clear], BASE)[0].over_problems == pytest.approx(t_interval(0.5, 0.5, 0.4, 0.5))
+    ranking = judge([clear, half], BASE)
+    assert [s.contribution for s in ranking] == pytest.approx([0.25 / 0.475, 1.0])
+
+
+def test_what_is_level_with_the_best_is_paired_by_seed() -> None:
+    def at(unit: str, *accuracies: float) -> list[Outcome]:
+        return [outcome(unit, seed, *[a] * 4) for seed, a in enumerate(accuracies)]
+
+    # Seeds differ by far more than the units do, but unit 0 leads in each by 0.1 or so.
+    found = judge([*at("0", 0.3, 0.6, 0.9), *at("1", 0.2, 0.49, 0.81)], BASE)
+    assert [(s.unit, s.level_with_best) for s in found] == [("0", True), ("1", False)]
+    found = judge([*at("0", 0.3, 0.6, 0.9), *at("1", 0.2, 0.7, 0.81)], BASE)
+    assert [(s.unit, s.level_with_best) for s in found] == [("0", True), ("1", True)]
+
+
+def test_a_unit_stands_with_its_best_rate_and_a_stopped_one_stands_last() -> None:
+    stopped = Outcome(Cell("2", "layers(2)", 0, 1e-3), failed="the loss was not finite")
+    found = judge(
+        [
+            outcome("1", 0, *[0.3] * 4, rate=1e-3),
+            outcome("1", 0, *[0.4] * 4, rate=2e-3),
+            stopped,
+            outcome("3", 0, *[0.9] * 4, rate=1e-3),
+            Outcome(Cell("3", "layers(3)", 1, 1e-3), failed="diverged"),
+            outcome("3", 0, *[0.35] * 4, rate=2e-3),
+            outcome("3", 1, *[0.35] * 4, rate=2e-3),
+        ],
+        BASE,
+    )
+    assert [(s.unit, s.learning_rate) for s in found] == [("1", 2e-3), ("3", 2e-3), ("2", 1e-3)]
+    assert found[2].gain is None
+    assert not found[2].level_with_best
+    assert found[2].failed == ("seed 0: the loss was not finite",)
+    assert judge([outcome("1", 0, *BASE), stopped], BASE)[0].gain == 0.0
+
+
+# The command -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scanned(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """Runs `modicum scan` on the random model with --json; returns what it printed."""
+
+    def call(*args: str) -> Any:
+        capsys.readouterr()
+        assert cli.run([*command(folders, tmp_path), *args, "--json"]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        return json.loads(line)
+
+    return call
+
+
+def command(folders: dict[str, Path], tmp_path: Path) -> list[str]:
+    model, out = str(folders["qwen2"]), str(tmp_path / "scan")
+    return [
+        *("scan", "--model", model, "--out", out, "--seeds", "1", "--steps", "1"),
+        *("--prompts-per-step", "2", "--group-size", "2", "--max-tokens", "6"),
+        *("--eval-problems", "3", "--eval-samples", "1", "--no-anatomy"),
+    ]
+
+
+def test_a_scan_ranks_and_goes_on(
+    scanned: Callable[..., Any],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    fails: Fails,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, calls = train.train, []
+
+    def watched(config: Any, *rest: Any, **more: Any) -> Any:
+        calls.append((config.update, more["resume"], more["base"] is not None))
+        if config.update == "layers(1)" and len(calls) == 2:
+            real(config, *rest, **more)
+            (Path(config.out) / "result.json").unlink()
+            raise RunInterrupted("interrupted after step 1")
+        if config.update == "layers(2)":
+            real(config, *rest, **more)
+            (Path(config.out) / "result.json").unlink()
+            raise RunStopped("the agreement proof failed")
+        return real(config, *rest, **more)
+
+    monkeypatch.setattr(train, "train", watched)
+    first = command(folders, tmp_path)
+    assert "the same command goes on from there" in fails(*first, late=True)
+    found = scanned()
+    assert calls == [
+        ("layers(0)", False, False),
+        ("layers(1)", False, True),
+        ("layers(1)", True, True),
+        ("layers(2)", False, True),
+        ("full", False, True),
+    ]
+    root = tmp_path / "scan"
+    assert json.loads((root / "scan.json").read_text()) == found
+    assert [u["unit"] for u in found["units"]] == ["0", "1", "2"]
+    assert found["units"][2]["failed"] == ["seed 0: the agreement proof failed"]
+    assert (found["best"], found["split"], found["base"]["num_problems"]) == (
+        "layers(0, 1)",
+        "tune",
+        3,
+    )
+    assert any("one learning rate" in note for note in found["notes"])
+    assert any("no gain is clearly above 0" in note for note in found["notes"])
+    assert (root / "scan.png").read_bytes().startswith(b"\x89PNG")
+    assert "layers alone" in (root / "scan.svg").read_text()
+    assert not (root / "layers-0-seed0" / "checkpoints").exists()
+    lines = runs.read_lines(root / "layers-0-seed0" / "evaluations.jsonl")
+    assert {line["split"] for line in lines} == {"tune"}
+    # Again: nothing is run, and the stopped run is not tried anew.
+    assert scanned() == found
+    assert len(calls) == 5
+    assert "other settings (steps = 1)" in fails(*first, "--steps", "2")
+    assert cli.run([*first, "--best", "1"]) == 0
+
+
+def test_parts_that_a_method_cannot_train_are_left_out(scanned: Callable[..., Any]) -> None:
+    found = scanned(
+        *("--over", "parts", "--method", "lora(rank=1)", "--no-full", "--keep", "--best", "9"),
+        *("--rates", "1e-3", "2e-3"),
+    )
+    assert sorted(u["unit"] for u in found["units"]) == ["attention", "mlp"]
+    assert found["best"] == "lora(rank=1) @ parts(attention, mlp)"
+    assert found["full"] is None
+    assert found["notes"][0].startswith("nothing to train in norm, bias, embedding, head")
+    assert any("best of 2 learning rates" in note for note in found["notes"])
+
+
+def test_a_scan_that_cannot_be_is_one_line(
+    folders: dict[str, Path], tmp_path: Path, fails: Fails
+) -> None:
+    start = command(folders, tmp_path)
+    assert "--method says" in fails(*start, "--update", "full")
+    assert "eval_problems must be" in fails(*start, "--eval-problems", "0")
+    assert "not 'fast'" in fails(*start, "--rates", "fast")
+    assert "exclude each other" in fails(*start, "--rates", "1", "--learning-rate", "1e-3")
+    assert "at least 2" in fails(*start, "--over", "blocks", "--blocks", "9")
+    assert "cannot be joined" in fails(*start, "--method", "full @ full")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    assert "is no scan" in fails(*start, "--out", str(tmp_path / "other"), "--overwrite")

@@ -1,0 +1,363 @@
+"""Optimizers as updates: steps by hand and by the papers' formulas, state, grammar, errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import random_model
+from modicum import runs, session, updates
+from modicum.config import Compute, Optimizer, TrainConfig
+from modicum.types import UserError
+from modicum.updates.apollo import ApolloRule
+from modicum.updates.base import DensePrepared, Method
+from modicum.updates.galore import GaLoreRule, basis_of
+from modicum.updates.optimizers import Optimized
+from modicum.updates.preview import preview
+from modicum.updates.rules import Sgd
+from test_updates import take_steps
+
+MATRIX = "model.layers.0.mlp.up_proj.weight"
+DOWN = "model.layers.2.mlp.down_proj.weight"
+SETTINGS = Optimizer(weight_decay=0.1, beta1=0.8, beta2=0.95)
+RATE = 0.01
+
+
+def optimizer_of(rule: Any, tensors: dict[str, Tensor], settings: Optimizer = SETTINGS) -> Any:
+    group = {"params": list(tensors.values()), "names": list(tensors), "lr": RATE}
+    return rule.make([group], settings)
+
+
+def move(rule: Any, start: Tensor, gradients: list[Tensor], name: str = MATRIX) -> list[Tensor]:
+    """The values of a tensor after each step, without weight decay."""
+    tensor = nn.Parameter(start.clone())
+    optimizer = optimizer_of(rule, {name: tensor}, replace(SETTINGS, weight_decay=0.0))
+    found = []
+    for gradient in gradients:
+        tensor.grad = gradient.clone()
+        optimizer.step()
+        found.append(tensor.detach().clone())
+    return found
+
+
+def drawn(*shape: int, count: int = 6, seed: int = 0) -> list[Tensor]:
+    rng = np.random.default_rng(seed)
+    return [torch.tensor(rng.normal(size=shape), dtype=torch.float32) for _ in range(count)]
+
+
+# SGD -------------------------------------------------------------------------------------
+
+
+def test_sgd_by_hand() -> None:
+    """b1 = 2, b2 = 0.5 * 2 + 4 = 5; with decay 0.1 the gradient of w = 1 gets 0.1 more."""
+    start, gradients = torch.ones(1), [torch.tensor([2.0]), torch.tensor([4.0])]
+    plain = move(Sgd(), start, gradients)
+    assert [v.item() for v in plain] == pytest.approx([1 - 0.02, 1 - 0.06])
+    heavy = move(Sgd(0.5), start, gradients)
+    assert [v.item() for v in heavy] == pytest.approx([1 - 0.02, 1 - 0.07])
+    tensor = nn.Parameter(torch.ones(1))
+    tensor.grad = torch.tensor([2.0])
+    optimizer_of(Sgd(), {"w": tensor}).step()
+    assert tensor.item() == pytest.approx(1 - 0.01 * 2.1)
+
+
+def test_sgd_keeps_nothing_without_momentum(folders: dict[str, Path]) -> None:
+    for text, numbers in [("sgd @ last(1)", 0), ("sgd(momentum=0.5) @ last(1)", 1)]:
+        made = session.prepare(
+            replace(TrainConfig(), model=str(folders["llama"]), update=text, steps=1)
+        )
+        take_steps(made, 0, 1)
+        assert made.optimization.state_bytes() == 4 * numbers * made.trainable_parameters
+        assert preview(updates.parse(text), made.config.model).optimizer_bytes == (
+            4 * numbers * made.trainable_parameters
+        )
+
+
+def test_a_step_too_small_for_a_tensor_is_no_violation(folders: dict[str, Path]) -> None:
+    """At a rate of 1e-9 norm weights (all 1) have a gradient and stay."""
+    config = replace(TrainConfig(), model=str(folders["llama"]), update="sgd @ last(1)", steps=1)
+    made = session.prepare(replace(config, optimizer=Optimizer(learning_rate=1e-9)))
+    take_steps(made, 0, 1)
+    norm_weight = "model.layers.2.input_layernorm.weight"
+    assert (made.prepared.trainable[norm_weight] == 1).all()
+    assert made.proof.waiting and norm_weight not in made.proof.pushed
+    assert "of 9 trainable tensors changed" in made.proof.check("test")
+    sizes = dict.fromkeys(made.prepared.trainable, 1.0)
+    norm = made.masters.tensors[DOWN].norm().item()
+    bound = torch.finfo(torch.float32).eps * norm
+    for factor, sure in [(0.99, False), (1.01, True), (0.51, False)]:
+        assert (DOWN in made.optimization.sure_to_move(sizes, factor * bound, {})) is sure
+    assert DOWN in made.optimization.sure_to_move(sizes, 0.51 * bound, {DOWN: 2.0})
+    assert not made.optimization.sure_to_move({DOWN: 0.0}, 1.0, {})
+
+
+# GaLore ----------------------------------------------------------------------------------
+
+
+def test_galore_by_hand() -> None:
+    """Adam's first step is the sign; only the first singular direction is seen."""
+    gradient = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    rule = GaLoreRule(rank=1, every=5, scale=0.25)
+    (wide,) = move(rule, torch.zeros(2, 3), [gradient])
+    assert wide.tolist() == [pytest.approx([-RATE * 0.25, 0, 0]), [0, 0, 0]]
+    (tall,) = move(rule, torch.zeros(3, 2), [-gradient.T])
+    assert tall.tolist() == [pytest.approx([RATE * 0.25, 0]), [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5), (6, 6)])
+def test_galore_is_the_formula(shape: tuple[int, int]) -> None:
+    """Written anew in numpy: new bases every two steps, moments kept through them."""
+    rank, every, scale = 2, 2, 0.5
+    gradients, start = drawn(*shape), drawn(*shape, seed=1)[0]
+    weight, first, second = start.double().numpy().copy(), 0.0, 0.0
+    expected = []
+    for step, gradient in enumerate(gradients):
+        g = gradient.double().numpy()
+        if step % every == 0:
+            u, _, vt = np.linalg.svd(g, full_matrices=False)
+            basis = vt[:rank].T if shape[0] >= shape[1] else u[:, :rank]
+            for column in range(rank):
+                basis[:, column] *= np.sign(basis[np.abs(basis[:, column]).argmax(), column])
+        low = g @ basis if shape[0] >= shape[1] else basis.T @ g
+        first = SETTINGS.beta1 * first + (1 - SETTINGS.beta1) * low
+        second = SETTINGS.beta2 * second + (1 - SETTINGS.beta2) * low**2
+        t = step + 1
+        adam = (first / (1 - SETTINGS.beta1**t)) / (
+            np.sqrt(second / (1 - SETTINGS.beta2**t)) + 1e-8
+        )
+        weight -= RATE * scale * (adam @ basis.T if shape[0] >= shape[1] else basis @ adam)
+        expected.append(weight.copy())
+    found = move(GaLoreRule(rank, every, scale), start, gradients)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.numpy(), other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_basis_is_orthogonal_and_has_one_sign() -> None:
+    (gradient,) = drawn(6, 9, count=1)
+    basis = basis_of(gradient, 3)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(basis, basis_of(-gradient, 3))
+    assert (basis.gather(0, basis.abs().argmax(0, keepdim=True)) > 0).all()
+    torch.testing.assert_close(basis, basis_of(gradient.T.contiguous(), 3), atol=1e-5, rtol=0)
+
+
+def test_a_zero_gradient_makes_no_basis() -> None:
+    rule = GaLoreRule(rank=1, every=2, scale=1.0)
+    tensor = nn.Parameter(torch.zeros(2, 3))
+    optimizer = optimizer_of(rule, {MATRIX: tensor}, replace(SETTINGS, weight_decay=0.0))
+    made, moved = [], []
+    nothing, (one, other) = torch.zeros(2, 3), drawn(2, 3, count=2)
+    for gradient in [nothing, one, one, nothing, other]:
+        before = tensor.detach().clone()
+        tensor.grad = gradient.clone()
+        optimizer.step()
+        made.append(int(optimizer.state[tensor]["basis_made"]))
+        moved.append(not torch.equal(before, tensor))
+    assert made == [-2, 1, 1, 1, 4]
+    assert moved[0] is False and all(moved[1:3])
+    torch.testing.assert_close(optimizer.state[tensor]["basis"], basis_of(other, 1))
+
+
+# APOLLO ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 5)])
+def test_apollos_first_step_by_hand(shape: tuple[int, int]) -> None:
+    """Adam(R) is the sign of R at first, so s_j = sqrt(r) / |R_j|."""
+    (gradient,) = drawn(*shape, count=1)
+    wide = gradient if shape[0] < shape[1] else gradient.T
+    channels = ApolloRule(rank=2, every=5, scale=4.0, seed=3, whole=False)
+    low = channels.projection(MATRIX, 1, wide) @ wide
+    step = 2.0 * wide * sqrt(2) / low.norm(dim=0)
+    (found,) = move(channels, torch.zeros(shape), [gradient])
+    torch.testing.assert_close(found, -RATE * (step if shape[0] < shape[1] else step.T))
+    whole = ApolloRule(rank=1, every=5, scale=4.0, seed=3, whole=True)
+    low = whole.projection(MATRIX, 1, wide) @ wide
+    (found,) = move(whole, torch.zeros(shape), [gradient])
+    torch.testing.assert_close(found, -RATE * 2.0 * gradient * sqrt(max(shape)) / low.norm())
+
+
+def test_the_norm_grows_by_a_hundredth_at_most() -> None:
+    """Under one gradient Adam's raw size goes 0.2/sqrt(.05), 0.36/sqrt(.0975); 1.01 is let through."""
+    (gradient,) = drawn(4, 6, count=1)
+    rule = ApolloRule(rank=2, every=5, scale=1.0, seed=0, whole=False)
+    first, second = move(rule, torch.zeros(4, 6), [gradient] * 2)
+    raw = [0.2 / sqrt(0.05), 0.36 / sqrt(0.0975)]
+    assert raw[1] > 1.01 * raw[0]
+    torch.testing.assert_close(second - first, first * 1.01 * raw[0] / raw[1])
+    third = move(rule, torch.zeros(4, 6), [gradient, 0.01 * gradient])[1]
+    assert (third - first).norm() < 0.9 * (second - first).norm(), "what shrinks may"
+
+
+def test_a_zero_gradient_does_not_count_for_the_limit() -> None:
+    nothing, (gradient,) = torch.zeros(4, 6), drawn(4, 6, count=1)
+    rule = ApolloRule(rank=2, every=5, scale=1.0, seed=0, whole=False)
+    values = move(rule, torch.zeros(4, 6), [nothing, gradient, nothing, gradient])
+    assert torch.equal(values[0], torch.zeros(4, 6)) and torch.equal(values[2], values[1])
+    assert (values[3] - values[2]).norm() > 0.3 * (values[1] - values[0]).norm() > 0
+
+
+def test_projections_are_drawn_by_seed_name_and_number_and_not_kept() -> None:
+    wide = torch.zeros(50, 60)
+    rule = ApolloRule(rank=40, every=3, scale=1.0, seed=0, whole=False)
+    first = rule.projection("a", 1, wide)
+    assert torch.equal(first, rule.projection("a", 3, wide))
+    others = [rule.projection("a", 4, wide), rule.projection("b", 1, wide)]
+    others.append(replace(rule, seed=1).projection("a", 1, wide))
+    assert not any(torch.equal(first, other) for other in others)
+    assert first.std().item() == pytest.approx(1 / sqrt(40), rel=0.05)
+    tensor = nn.Parameter(torch.zeros(50, 60))
+    optimizer = optimizer_of(rule, {MATRIX: tensor})
+    tensor.grad = drawn(50, 60, count=1)[0]
+    optimizer.step()
+    shapes = {key: tuple(value.shape) for key, value in optimizer.state[tensor].items()}
+    assert shapes == {"step": (), "norm": (), "exp_avg": (40, 60), "exp_avg_sq": (40, 60)}
+
+
+# Both ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rule", [GaLoreRule(4, 2, 0.25), ApolloRule(4, 2, 1.0, 0, False)], ids=["galore", "apollo"]
+)
+def test_all_else_gets_torchs_adamw(rule: Any) -> None:
+    """Vectors, the embedding, and matrices of no more than `rank` rows; with weight decay."""
+    shapes = {"model.layers.0.input_layernorm.weight": (9,), "model.embed_tokens.weight": (8, 9)}
+    shapes |= {MATRIX: (4, 9), "lm_head.weight": (9, 8)}
+    ours = {name: nn.Parameter(drawn(*shape, seed=5)[0]) for name, shape in shapes.items()}
+    theirs = [nn.Parameter(tensor.detach().clone()) for tensor in ours.values()]
+    one = optimizer_of(rule, ours)
+    betas = (SETTINGS.beta1, SETTINGS.beta2)
+    other = torch.optim.AdamW(theirs, lr=RATE, betas=betas, eps=SETTINGS.epsilon, weight_decay=0.1)
+    for step in range(4):
+        for mine, its in zip(ours.values(), theirs, strict=True):
+            mine.grad = drawn(*mine.shape, seed=10 + step)[0]
+            its.grad = mine.grad.clone()
+        one.step()
+        other.step()
+    for mine, its in zip(ours.values(), theirs, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "rule, numbers",
+    [(GaLoreRule(2, 1, 1.0), 2 * 4 + 2 * 2 * 6), (ApolloRule(2, 1, 1.0, 0, False), 2 * 2 * 6)],
+    ids=["galore", "apollo"],
+)
+def test_bytes_of_state_by_hand(rule: Any, numbers: int) -> None:
+    for shape in [(4, 6), (6, 4)]:
+        tensor = nn.Parameter(torch.zeros(shape))
+        optimizer = optimizer_of(rule, {MATRIX: tensor})
+        tensor.grad = torch.ones(shape)
+        optimizer.step()
+        kept = [v for v in optimizer.state[tensor].values() if v.dim()]
+        assert sum(v.numel() * v.element_size() for v in kept) == 4 * numbers
+        assert rule.state_bytes(MATRIX, tensor.shape) == 4 * numbers
+    assert rule.state_bytes("model.norm.weight", torch.Size([6])) == 8 * 6
+    assert rule.state_bytes("lm_head.weight", torch.Size([6, 4])) == 8 * 24
+
+
+def test_decay_is_decoupled_from_the_direction() -> None:
+    (gradient,), (start,) = drawn(4, 6, count=1), drawn(4, 6, count=1, seed=1)
+    for rule in (GaLoreRule(2, 1, 1.0), ApolloRule(2, 1, 1.0, 0, False)):
+        tensor = nn.Parameter(start.clone())
+        tensor.grad = gradient.clone()
+        optimizer_of(rule, {MATRIX: tensor}).step()
+        (without,) = move(rule, start, [gradient])
+        torch.testing.assert_close(tensor.detach(), without - RATE * 0.1 * start)
+
+
+# Expressions -----------------------------------------------------------------------------
+
+
+def test_an_optimizer_takes_any_update() -> None:
+    for text, shown in [
+        ("(sgd @ lora) @ last(2)", "sgd @ (lora @ last(2))"),
+        ("sgd @ lora @ last(2)", "sgd @ (lora @ last(2))"),
+        ("sgd @ (last(1) + parts(norm))", "sgd @ (last(1) + parts(norm))"),
+        ("galore(rank=4) @ lisa(layers=1)", "galore(rank=4) @ lisa(layers=1)"),
+    ]:
+        made = updates.parse(text)
+        assert isinstance(made, Optimized) and str(made) == shown
+        assert updates.parse(shown) == made
+    sgd, both = updates.parse("sgd"), updates.parse("sgd @ lora")
+    assert both.rate_scale == sgd.rate_scale * updates.parse("lora").rate_scale
+    assert updates.parse("sgd(momentum=0.75)").rate_scale == sgd.rate_scale / 4
+    whole = updates.parse("sgd").apply(random_model("llama"))
+    assert isinstance(whole.rule, Sgd) and not whole.frozen
+
+
+@dataclass(frozen=True)
+class Own(Method):
+    """A method that brings an optimizer."""
+
+    name = "own"
+
+    def apply(self, model: nn.Module, seed: int = 0, where: Any = None) -> Any:
+        return DensePrepared(model, dict(model.named_parameters()), rule=Sgd())
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("sgd @ galore", "two optimizers"),
+        ("sgd @ (galore @ last(1))", "two optimizers"),
+        ("sgd @ last(1) @ apollo", "two optimizers"),
+        ("lora @ sgd", "cannot be joined"),
+        ("sgd + last(1)", "cannot be joined"),
+        ("sgd @ last(1) @ last(2)", "cannot be joined"),
+        ("sgd @ last(2) & parts(mlp)", "brackets may be missing"),
+        ("sgd(momentum=1)", "at least 0 and below 1 .*not 1"),
+        ("galore(rank=0)", "galore: rank must be between 1 and"),
+        ("apollo(every=0)", "apollo: every must be at least 1, not 0"),
+        ("apollo_mini(scale=0)", "apollo_mini: scale must be above 0, not 0"),
+        ("galore(rank=32)", "no matrix of a layer has more than 32 rows"),
+        ("galore(rank=2) @ lora(rank=2)", "plain AdamW; take a smaller rank"),
+        ("apollo @ parts(norm)", "no matrix of a layer"),
+        ("galore(rank=2) @ sparse", "no matrix of a layer"),
+    ],
+)
+def test_what_does_not_fit_is_a_user_error(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        updates.parse(text).apply(random_model("llama"), 0)
+
+
+def test_an_update_with_an_optimizer_of_its_own_takes_no_second() -> None:
+    with pytest.raises(UserError, match="sgd @ own: own has an optimizer of its own"):
+        (updates.parse("sgd") @ Own()).apply(random_model("llama"), 0)
+
+
+# Resuming what has no state --------------------------------------------------------------
+
+
+def test_resting_masters_without_state_survive_a_resume(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """In bf16 the fp32 master of a layer that rests is more than the model holds of it."""
+    config = replace(
+        TrainConfig(),
+        model=str(folders["llama"]),
+        update="sgd @ lisa(layers=1, every=1, ends=False, state='keep')",
+        steps=5,
+        optimizer=Optimizer(learning_rate=1e-3),
+        compute=Compute("cpu", "bf16"),
+    )
+    whole = session.prepare(config)
+    take_steps(whole, 0, 3)
+    resting = whole.masters.held.keys() - whole.prepared.active.keys()
+    assert resting, "another layer has trained before"
+    folder = session.save(whole, runs.Run(tmp_path), 3)
+    take_steps(whole, 3, 5)
+    again = session.prepare(config)
+    session.restore(again, folder)
+    assert resting <= again.masters.held.keys()
+    take_steps(again, 3, 5)
+    for name, tensor in whole.optimization.tensors().items():
+        assert torch.equal(again.optimization.tensors()[name], tensor), name
