@@ -224,7 +224,7 @@ def study(options: argparse.Namespace, updates: list[str]) -> list[dict[str, Any
     ]
 
 
-def table(rows: list[dict[str, Any]], times: dict[str, dict[str, Any]], base: str) -> str:
+def table(rows: list[dict[str, Any]], times: dict[str, dict[str, Any]]) -> str:
     """The Markdown table, best first."""
     from scipy import stats
 
@@ -255,7 +255,7 @@ def table(rows: list[dict[str, Any]], times: dict[str, dict[str, Any]], base: st
             f"{cost['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in cost else "",
         ]
         lines.append("| " + " | ".join(shown) + " |")
-    return "\n".join([*lines, "", base])
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -289,8 +289,8 @@ def main() -> None:
     store.write_text(json.dumps(kept, indent=1) + "\n")
     text = PAGE.read_text()
     begin, end = (text.index(mark) for mark in MARKS)
-    shown = table(kept["rows"], kept["times"], "")
-    PAGE.write_text(text[: begin + len(MARKS[0])] + "\n" + shown.strip() + "\n" + text[end:])
+    shown = table(kept["rows"], kept["times"])
+    PAGE.write_text(text[: begin + len(MARKS[0])] + "\n" + shown + "\n" + text[end:])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["evaluate", "--problems", "0"], ["problems must be at least 1"]),
         (["tasks", "arithmetic", "--count", "0"], ["count must be at least 1"]),
         (["demo", "--updates", ";"], ["at least one update"]),
-        (["demo", "--updates", "full; bogus(1)"], ["unknown update 'bogus'", "known are first"]),
+        (["demo", "--updates", "full; bogus(1)"], ["unknown update 'bogus'", "known are adalora"]),
         (["train", "--dtype", "fp8"], ["dtype", "bf16, fp32"]),
         (["train", "--resume", "--overwrite"], ["exclude each other"]),
         (["train", "--config", "none.toml"], ["no config file none.toml"]),

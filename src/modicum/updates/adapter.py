@@ -152,7 +152,7 @@ class Adapter(Method):
 
     rewrites_base: ClassVar[bool] = False
     start_tolerance: ClassVar[float] = 1e-6
-    """How far the logits of the start may be from the base's, from rounding or by design."""
+    """How far the start's logits may be from the base's, over the largest of them (at least 1)."""
 
     @abstractmethod
     def config(self, targets: list[str], seed: int) -> Any:
