@@ -186,7 +186,12 @@ def finals(chosen: dict[str, tuple[Cell, bool]], options: argparse.Namespace) ->
     """The cells that are judged on the test split."""
     return [
         Cell(
-            text, cell.rate, seed, "test", options.steps, f"{options.out}/{slug(text)}/seed-{seed}"
+            text,
+            cell.rate,
+            seed,
+            "test",
+            options.steps,
+            f"{options.out}/{slug(text)}/seed-{seed}-{cell.rate:.2e}",
         )
         for text, (cell, _) in chosen.items()
         for seed in SEEDS
@@ -263,7 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--tune-steps", type=int, default=30)
+    parser.add_argument("--tune-steps", type=int, default=60)
     parser.add_argument("--only", default="", help="these updates, separated by ;")
     parser.add_argument("--out", default="runs/updates")
     parser.add_argument("--time", action="store_true", help="measure seconds and memory")

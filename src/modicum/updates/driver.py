@@ -115,7 +115,7 @@ class Driver:
         self.entries.begin()
         self.held |= self.prepared.active.keys()
         self.kept.check("when training began")
-        self.kept.rest(self.entries.masters)
+        self.kept.mark(self.entries.masters)
         return self
 
     def report(self, resting: bool = True) -> str:
@@ -246,7 +246,7 @@ class Driver:
         self.held |= after
         for name in after & self.parked.keys():
             self._unpark(name)
-        self.kept.rest(self.entries.masters)
+        self.kept.mark(self.entries.masters)
         self.decisions.append(
             {
                 "steps": self.steps,

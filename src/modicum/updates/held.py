@@ -20,43 +20,32 @@ from torch import Tensor, nn
 from modicum.models.precision import Sparse
 from modicum.types import RunStopped, UserError
 from modicum.updates.base import Prepared
-from modicum.updates.proofs import fingerprint, fingerprints
+from modicum.updates.proofs import Resting, fingerprint, fingerprints
 
 LISTS = ("params", "names", "param_names")  # of a group: one item a tensor
 HOOKS = ("make_inputs_require_grads", "make_inputs_require_grad")  # of transformers, of PEFT
 
 
-class Kept:
+class Kept(Resting):
     """Hashes of the frozen tensors, of those that rest, and of what does not train of one."""
 
     def __init__(self, prepared: Prepared) -> None:
-        self.prepared = prepared
+        super().__init__(prepared)
         self.frozen = fingerprints(prepared.frozen)
         self.started = fingerprints(prepared.trainable)
-        self.resting: dict[str, str] = {}
         self.outside: dict[str, tuple[Sparse, str]] = {}
         self.pushed: set[str] = set()
         """Tensors that had a gradient in a step that was taken."""
 
-    def rest(self, sparse: Mapping[str, Sparse]) -> None:
-        """What trains has changed: hash what stopped, check and forget what started."""
-        active = self.prepared.active
-        for name in sorted(self.resting.keys() & active.keys()):
-            self._same(name, "when it started to train again")
-            del self.resting[name]
-        for name, parameter in self.prepared.trainable.items():
-            if name not in active and name not in self.resting:
-                self.resting[name] = fingerprint(parameter)
+    def mark(self, sparse: Mapping[str, Sparse]) -> None:
+        """`rest`, and hash what does not train of a tensor of which some entries do."""
+        self.rest()
         self._check_outside("when what trains changed")
         for name in self.outside.keys() - sparse.keys():
             del self.outside[name]
         for name, master in sparse.items():
             if self.outside.get(name, (None, ""))[0] is not master:
                 self.outside[name] = (master, fingerprint(_without(master)))
-
-    def _same(self, name: str, when: str) -> None:
-        if fingerprint(self.prepared.trainable[name]) != self.resting[name]:
-            raise RunStopped(f"change proof ({when}): {name} rested and has changed")
 
     def _check_outside(self, when: str) -> None:
         for name, (master, mark) in self.outside.items():
@@ -73,8 +62,8 @@ class Kept:
                     f"change proof ({when}): {name} should be frozen and has changed since the"
                     " callback was made, in its values or its dtype"
                 )
-        for name in sorted(self.resting) if resting else ():
-            self._same(name, when)
+        if resting:
+            self.check_resting(when)
         self._check_outside(when)
         trainable = self.prepared.trainable
         moved = {n for n, mark in self.started.items() if fingerprint(trainable[n]) != mark}

@@ -40,19 +40,42 @@ def combined(marks: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(f"{n}{marks[n]}" for n in sorted(marks)).encode()).hexdigest()
 
 
-class ChangeProof:
-    """Remembers the start and checks against it.
+class Resting:
+    """What may train but rests (under a schedule): hashed when it stops.
 
-    What may train but rests (under a schedule) is hashed when it stops and must have the
-    same hash when it starts again and at every check.
+    It must have the same hash when it starts again and at every check.
     """
 
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.resting: dict[str, str] = {}
+
+    def rest(self) -> None:
+        """What trains has changed: hash what stopped, check and forget what started."""
+        active = self.prepared.active
+        self.check_resting("when it started to train again", self.resting.keys() & active.keys())
+        for name in self.resting.keys() & active.keys():
+            del self.resting[name]
+        for name, parameter in self.prepared.trainable.items():
+            if name not in active and name not in self.resting:
+                self.resting[name] = fingerprint(parameter)
+
+    def check_resting(self, when: str, names: Iterable[str] | None = None) -> None:
+        """RunStopped when one of what rests, or of `names`, has changed."""
+        for name in sorted(self.resting if names is None else names):
+            if fingerprint(self.prepared.trainable[name]) != self.resting[name]:
+                raise RunStopped(f"change proof ({when}): {name} rested and has changed")
+
+
+class ChangeProof(Resting):
+    """Remembers the start and checks against it."""
+
     def __init__(self, prepared: Prepared, masters: Masters) -> None:
-        self.prepared, self.masters = prepared, masters
+        super().__init__(prepared)
+        self.masters = masters
         self.frozen = fingerprints(prepared.frozen)
         self.buffers = fingerprints(_buffers(prepared))
         self.started = {n: _wide(p) for n, p in prepared.trainable.items()}
-        self.resting: dict[str, str] = {}
         self.outside: dict[str, tuple[Sparse, str]] = {}
         self.base = combined(self.frozen)
         self.pushed: set[str] = set()  # tensors that have had a gradient
@@ -90,21 +113,11 @@ class ChangeProof:
                 self.moved.discard(name)
 
     def rest(self) -> None:
-        """What trains has changed: hash what stopped, check and forget what started."""
-        active = self.prepared.active
-        for name in sorted(self.resting.keys() & active.keys()):
-            self._same(name, "when it started to train again")
-            del self.resting[name]
-        for name, parameter in self.prepared.trainable.items():
-            if name not in active and name not in self.resting:
-                self.resting[name] = fingerprint(parameter)
+        """What trains has changed; also hash what does not train of a tensor of which some does."""
+        super().rest()
         for name, master in self.masters.held.items():
             if isinstance(master, Sparse) and self.outside.get(name, (None, ""))[0] is not master:
                 self.outside[name] = (master, fingerprint(master.at_start()))
-
-    def _same(self, name: str, when: str) -> None:
-        if fingerprint(self.prepared.trainable[name]) != self.resting[name]:
-            raise RunStopped(f"change proof ({when}): {name} rested and has changed")
 
     def check(self, when: str) -> str:
         """A sentence that says what was proven; RunStopped when it does not hold."""
@@ -114,8 +127,7 @@ class ChangeProof:
         for name, tensor in _buffers(self.prepared).items():
             if fingerprint(tensor) != self.buffers.get(name):
                 raise RunStopped(f"change proof ({when}): the buffer {name} has changed")
-        for name in sorted(self.resting):
-            self._same(name, when)
+        self.check_resting(when)
         for name, master in self.masters.held.items():
             if name in self.resting:
                 continue
