@@ -18,12 +18,13 @@ from modicum import runs, session, step, updates
 from modicum.config import Optimizer, TrainConfig
 from modicum.engine.logprobs import logprobs
 from modicum.models.load import load
-from modicum.types import Batch, Row, UserError
+from modicum.types import Row, UserError
 from modicum.updates import UPDATES
 from modicum.updates.adapter import AdapterPrepared
 from modicum.updates.preview import preview
 from modicum.updates.proofs import combined, fingerprints
 from modicum.updates.schedule import Schedule
+from rows import IDS, batch_of
 
 EXPRESSIONS = [text for cls in UPDATES.values() for text in cls.examples]
 REFUSED = [("llama", "bitfit"), ("qwen3", "bitfit")]
@@ -38,7 +39,6 @@ EVERYWHERE = [
     if (family, text.split("(")[0]) not in REFUSED
 ]
 STEPS, LONG = 5, 20
-IDS = torch.tensor([[40, 41, 42, 43, 44, 45], [50, 51, 52, 53, 54, 55]])
 SHARES = ["full", "first(2)", "last(1)", "middle(1)", "layers(0, -1)", "parts(attention, norm)"]
 SHARES += ["last(1) + parts(norm)", "last(2) & parts(mlp)", "parts(head)", "lora(rank=2)"]
 SHARES += ["lora(rank=2) @ last(1)", "parts(norm)", "parts(embedding)", "layers(1) & parts(mlp)"]
@@ -126,22 +126,6 @@ def base_model(family: str) -> Any:
     if family == "tiny":
         return load("tiny", "cpu", "fp32").model
     return random_model(family)
-
-
-def batch_of(made: session.Session) -> Batch:
-    """Two groups of two rows made by hand, with the log-probs of the present policy."""
-    bare = [
-        Row((40, 41, 42 + i // 2), (50 + i, 60, 70 + i, 80), (0.0,) * 4, (-1.0) ** i, group=i // 2)
-        for i in range(4)
-    ]
-    with torch.no_grad():
-        engine = engine_of(made.prepared.model)
-        old = logprobs(engine, bare, made.config.sampling)[0].view(4, 4).tolist()
-    rows = [replace(row, logprobs=tuple(line)) for row, line in zip(bare, old, strict=True)]
-    return Batch(tuple(rows), 4, 16)
-
-
-# The contract of every member ------------------------------------------------------------
 
 
 def test_every_member_is_tested() -> None:

@@ -1,0 +1,163 @@
+"""AutoFreeze and SlimFit against hand values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modicum import step
+from modicum.updates.autofreeze import AutoFreeze, FreezingSchedule
+from modicum.updates.slimfit import HUGE, SlimFitSchedule
+from schedules import BATCH, numbers, session_of, walk
+
+# AutoFreeze ------------------------------------------------------------------------------
+
+FOUR = {n: frozenset({f"layer{n}"}) for n in range(4)}
+
+
+def freezing(**arguments: Any) -> FreezingSchedule:
+    """Four layers of one tensor, an embedding and a head."""
+    method = AutoFreeze(**{"intervals": 5, **arguments})
+    schedule = FreezingSchedule(FOUR, frozenset({"embed"}), frozenset({"head"}), method)
+    schedule.plan(10)
+    return schedule
+
+
+def interval(schedule: FreezingSchedule, number: int, norms: Mapping[int, float]) -> Any:
+    """Two steps whose summed gradients have these L1 norms; each step's are far larger."""
+    for sign in (1, -1):
+        found = {
+            f"layer{n}": torch.tensor([64.0 * sign + size / 4, size / -4])
+            for n, size in norms.items()
+        }
+        schedule.gradients({**found, "embed": torch.ones(3), "head": torch.ones(3)})
+        if sign > 0:
+            assert schedule.decide(2 * number - 1) is None
+    return schedule.decide(2 * number)
+
+
+def test_freezing_by_hand() -> None:
+    schedule = freezing()
+    everything = {"embed", "layer0", "layer1", "layer2", "layer3", "head"}
+    first = interval(schedule, 1, {0: 4, 1: 4, 2: 4, 3: 4})
+    assert first.active == everything and not first.restart and first.evidence["lowest"] == 0
+    # eta 0.025, 0.5, 0.25, 0.75; their median 0.375.
+    second = interval(schedule, 2, {0: 3.9, 1: 2, 2: 3, 3: 1})
+    assert list(second.evidence["change"].values()) == pytest.approx(
+        [0.025, 0.5, 0.25, 0.75], rel=1e-3
+    )
+    assert second.evidence["threshold"] == pytest.approx(0.375, rel=1e-3)
+    assert second.active == {"layer1", "layer2", "layer3", "head"}, "the embedding rests as well"
+    assert second.restart
+    # eta 0, 0.1, 0.5; the median is 0.1. A layer that is frozen is not looked at.
+    third = interval(schedule, 3, {1: 2, 2: 2.7, 3: 0.5})
+    assert third.active == {"layer2", "layer3", "head"}
+    # Nothing changes: all eta are 0, as is the threshold, and the bottom stays where it is.
+    fourth = interval(schedule, 4, {2: 2.7, 3: 0.5})
+    assert fourth.active == third.active and fourth.restart
+    fifth = interval(schedule, 5, {2: 2.7, 3: 5})
+    assert fifth.active == {"layer3", "head"}
+    sixth = interval(schedule, 6, {3: 5})
+    assert sixth.active == fifth.active, "the last layer stays"
+
+
+def test_freezing_with_other_arguments() -> None:
+    """A norm of 0 before gives no change; percentiles; smoothed norms; moments that stay."""
+    schedule = freezing(percentile=100, state="keep")
+    interval(schedule, 1, {0: 0, 1: 4, 2: 4, 3: 4})
+    found = interval(schedule, 2, {0: 9, 1: 5, 2: 8, 3: 6})
+    assert found.evidence["change"] == pytest.approx({0: 0, 1: 0.25, 2: 1, 3: 0.5})
+    assert found.evidence["lowest"] == 2 and not found.restart
+    smooth = freezing(ema=0.75, percentile=0)
+    interval(smooth, 1, {0: 4, 1: 4, 2: 4, 3: 4})
+    found = interval(smooth, 2, {0: 8, 1: 4, 2: 2, 3: 4})
+    assert found.evidence["change"] == pytest.approx({0: 0.25, 1: 0, 2: 0.125, 3: 0})
+    assert smooth.norms == pytest.approx({0: 5, 1: 4, 2: 3.5, 3: 4})
+    assert found.evidence["lowest"] == 0
+
+
+def test_backward_stops_at_what_is_frozen(folders: dict[str, Path]) -> None:
+    """The lowest layer rises in a session, too, and the rate's schedule does not see it."""
+    made = session_of(folders["llama"], "autofreeze(intervals=20)")
+    made.prepared.schedule.plan(40)
+    lowest = []
+    for _ in range(7):
+        walk(made, 1)
+        lowest.append(made.prepared.lowest_layer)
+        held = made.optimization
+        assert held.state_bytes() == 8 * numbers(made, set(made.prepared.active))
+        assert held.optimizer.param_groups[0]["lr"] == 1e-3
+    assert lowest == [-1] * 6 + [1]
+
+
+# SlimFit ---------------------------------------------------------------------------------
+
+UNITS = ["a", "b", "c", "d", "e"]
+
+
+def drive(schedule: SlimFitSchedule, relative: Mapping[str, float]) -> set[str]:
+    """One rollout in which what trains moves by its share of itself; what trained."""
+    schedule.decide(0)
+    values = {name: torch.tensor([1.0, -2.0]) for name in UNITS}
+    schedule.stepping(values)
+    moved = {name: value * (1 + relative[name]) for name, value in values.items()}
+    schedule.stepped(moved, {})
+    return set(schedule.chosen)
+
+
+def test_every_unit_is_tried_and_then_those_that_move_most_train() -> None:
+    """At a constant rate the choice then never changes: it has locked in."""
+    schedule = SlimFitSchedule(UNITS, frozenset({"bias"}), 0.6, "keep", 0)
+    assert schedule.count == 2, "5 units, of which int(3.0) rest"
+    assert max(schedule.distances.values()) > HUGE / 100
+    relative = {"a": 0.5, "b": 0.1, "c": 0.4, "d": 0.2, "e": 0.3}
+    tried = [drive(schedule, relative) for _ in range(3)]
+    assert set().union(*tried[:3]) == set(UNITS) and not schedule.untried
+    assert schedule.distances == pytest.approx(relative, rel=1e-5)
+    decision = schedule.decide(0)
+    assert decision is not None and decision.active == {"a", "c", "bias"}
+    assert decision.evidence["farthest"] == pytest.approx(relative, rel=1e-5)
+    assert decision.evidence["untried"] == 0
+    for _ in range(5):
+        assert drive(schedule, relative) == {"a", "c"}
+        assert schedule.decide(0) is None
+
+
+def test_a_falling_rate_brings_back_what_rests() -> None:
+    schedule = SlimFitSchedule(UNITS, frozenset(), 0.6, "keep", 3)
+    relative = {"a": 0.5, "b": 0.1, "c": 0.4, "d": 0.2, "e": 0.3}
+    trained = [drive(schedule, {n: r * 0.7**t for n, r in relative.items()}) for t in range(12)]
+    assert set().union(*trained[6:]) == set(UNITS)
+
+
+def test_slimfit_units_and_biases(folders: dict[str, Path]) -> None:
+    made = session_of(folders["qwen2"], "slimfit")
+    schedule = made.prepared.schedule
+    biases = {name for name in made.prepared.trainable if name.endswith(".bias")}
+    assert schedule.always == biases and len(biases) == 9
+    assert set(schedule.distances) == made.prepared.trainable.keys() - biases
+    trained = walk(made, 10)
+    units = len(schedule.distances)
+    assert all(len(active) == 9 + units - int(0.9 * units) for active in trained)
+    assert all(biases <= active for active in trained)
+    assert set().union(*trained) == made.prepared.trainable.keys(), "29 units, 3 at a time"
+    visited = set().union(*trained)
+    assert made.optimization.state_bytes() == 8 * numbers(made, visited), "keep"
+
+
+def test_distances_are_those_of_the_masters(folders: dict[str, Path]) -> None:
+    """In bf16 steps of 1e-6 hardly ever show in the weights; the distance is measured all the same."""
+    made = session_of(folders["llama"], "slimfit", "bf16", rate=1e-6)
+    step.switch(made)
+    chosen = made.prepared.schedule.chosen
+    before = {name: made.masters.tensors[name].detach().clone() for name in chosen}
+    step.optimizer_step(made, step.backward(made, BATCH, {})["loss"])
+    for name, old in before.items():
+        new = made.masters.tensors[name].detach()
+        wanted = float(((new - old).abs() / (old.abs() + 1e-8)).mean())
+        assert wanted > 0
+        assert made.prepared.schedule.distances[name] == pytest.approx(wanted, rel=1e-6)
