@@ -13,10 +13,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from modicum import recipes, tasks
+from modicum import recipes
 from modicum.config import Held
-from modicum.evaluate import evaluate
-from modicum.session import reload
+from modicum.evaluate import Evaluation
 from modicum.train import train
 from modicum.types import RunStopped
 
@@ -32,6 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     print("| update | learning rate | sampled | greedy | length | seconds |", flush=True)
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    base: Evaluation | None = None
     for update in (text.strip() for text in options.updates.split(";")):
         for rate in options.rates:
             config = recipes.demo(update, options.seed)
@@ -40,21 +40,14 @@ def main() -> None:
                 steps=options.steps or config.steps,
                 out=str(Path(options.out) / "run"),
                 optimizer=replace(config.optimizer, learning_rate=rate),
-                evaluation=Held(eval_problems=0),
+                evaluation=Held(eval_split="tune"),
             )
             try:
-                result = train(config, overwrite=True)
+                result = train(config, overwrite=True, base=base)
             except RunStopped as error:
                 print(f"| `{update}` | {rate:g} | stopped: {error} | | | |", flush=True)
                 continue
-            session = reload(Path(config.out))
-            found = evaluate(
-                session.engine,
-                session.loaded,
-                tasks.parse(config.task),
-                config.sampling,
-                split="tune",
-            )
+            base, found = (Evaluation.from_json(result[key]) for key in ("base", "trained"))
             print(
                 f"| `{update}` | {rate:g} | {found.accuracy:.1%} [{found.low:.1%}, {found.high:.1%}]"
                 f" | {found.greedy:.1%} | {found.length:.0f} | {result['seconds']:.0f} |",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum import step
-from modicum.updates.surgical import FLOOR, RgnSchedule, SnrSchedule
+from modicum.updates.weighing import FLOOR, RgnSchedule, SnrSchedule
 from schedules import BATCH, session_of, walk
 
 # Weights by gradients --------------------------------------------------------------------

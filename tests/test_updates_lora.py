@@ -70,7 +70,7 @@ def test_b_steps_ratio_times_as_far_as_a() -> None:
     """Adam's first step is the learning rate, whatever the gradient."""
     prepared = apply("loraplus(rank=2, ratio=8)")
     before = {n: p.detach().clone() for n, p in prepared.trainable.items()}
-    held = Optimization(prepared, Optimizer(weight_decay=0.0), 1e-3)
+    held = Optimization(prepared, Optimizer(weight_decay=0.0))
     for parameter in prepared.trainable.values():
         parameter.grad = torch.full_like(parameter, 0.3)
     held.step(1e-3, prepared.schedule.rates(1))

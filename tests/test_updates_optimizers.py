@@ -21,7 +21,7 @@ from modicum.updates.base import DensePrepared, Method
 from modicum.updates.galore import GaLoreRule, basis_of
 from modicum.updates.optimizers import Optimized
 from modicum.updates.preview import preview
-from modicum.updates.rules import Sgd
+from modicum.updates.rules import SgdRule
 from test_updates import take_steps
 
 MATRIX = "model.layers.0.mlp.up_proj.weight"
@@ -58,13 +58,13 @@ def drawn(*shape: int, count: int = 6, seed: int = 0) -> list[Tensor]:
 def test_sgd_by_hand() -> None:
     """b1 = 2, b2 = 0.5 * 2 + 4 = 5; with decay 0.1 the gradient of w = 1 gets 0.1 more."""
     start, gradients = torch.ones(1), [torch.tensor([2.0]), torch.tensor([4.0])]
-    plain = move(Sgd(), start, gradients)
+    plain = move(SgdRule(), start, gradients)
     assert [v.item() for v in plain] == pytest.approx([1 - 0.02, 1 - 0.06])
-    heavy = move(Sgd(0.5), start, gradients)
+    heavy = move(SgdRule(0.5), start, gradients)
     assert [v.item() for v in heavy] == pytest.approx([1 - 0.02, 1 - 0.07])
     tensor = nn.Parameter(torch.ones(1))
     tensor.grad = torch.tensor([2.0])
-    optimizer_of(Sgd(), {"w": tensor}).step()
+    optimizer_of(SgdRule(), {"w": tensor}).step()
     assert tensor.item() == pytest.approx(1 - 0.01 * 2.1)
 
 
@@ -291,7 +291,7 @@ def test_an_optimizer_takes_any_update() -> None:
     assert both.rate_scale == sgd.rate_scale * updates.parse("lora").rate_scale
     assert updates.parse("sgd(momentum=0.75)").rate_scale == sgd.rate_scale / 4
     whole = updates.parse("sgd").apply(random_model("llama"))
-    assert isinstance(whole.rule, Sgd) and not whole.frozen
+    assert isinstance(whole.rule, SgdRule) and not whole.frozen
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ class Own(Method):
     name = "own"
 
     def apply(self, model: nn.Module, seed: int = 0, where: Any = None) -> Any:
-        return DensePrepared(model, dict(model.named_parameters()), rule=Sgd())
+        return DensePrepared(model, dict(model.named_parameters()), rule=SgdRule())
 
 
 @pytest.mark.parametrize(

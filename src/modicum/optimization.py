@@ -18,14 +18,15 @@ from modicum.config import Optimizer
 from modicum.models.precision import Dense, Masters, Sparse
 from modicum.types import UserError
 from modicum.updates.base import Prepared
+from modicum.updates.rules import park, unpark
 from modicum.updates.schedule import Decision
 
 
 class Optimization:
     """Moves what trains by its gradients."""
 
-    def __init__(self, prepared: Prepared, settings: Optimizer, rate: float) -> None:
-        self.prepared, self.settings, self.rate = prepared, settings, rate
+    def __init__(self, prepared: Prepared, settings: Optimizer) -> None:
+        self.prepared = prepared
         self.masters = Masters()
         self.entries: dict[str, Tensor] = dict(prepared.schedule.entries)
         self.parked: dict[str, dict[str, Tensor]] = {}
@@ -33,9 +34,8 @@ class Optimization:
         self.visited: set[str] = set()
         self.rebased: set[str] = set()
         """Tensors whose trained entries have changed, so that the base alone does not give them."""
-        self.peak_bytes = 0
         self._add_masters()
-        self.optimizer = prepared.rule.make(self._groups(1.0, {}), settings)
+        self.optimizer = prepared.rule.make(self._groups(0.0, {}), settings)
 
     # Step --------------------------------------------------------------------------------
 
@@ -71,7 +71,6 @@ class Optimization:
         self._set_rates(rate, multipliers)
         self.optimizer.step()
         self.visited.update(self.prepared.active)
-        self.peak_bytes = max(self.peak_bytes, self.state_bytes())
 
     def clear(self) -> None:
         """Drop all gradients."""
@@ -93,13 +92,14 @@ class Optimization:
         if len(self.optimizer.param_groups) == 1 and not multipliers:
             self.optimizer.param_groups[0]["lr"] = rate
             return
-        defaults = {
-            k: v
-            for k, v in self.optimizer.param_groups[0].items()
-            if k not in ("params", "lr", "names")
-        }
+        self._regroup(rate, multipliers)
+
+    def _regroup(self, rate: float, multipliers: Mapping[str, float]) -> None:
+        """New groups of what trains now, with the other settings of the old ones."""
+        old = self.optimizer.param_groups[0].items()
+        settings = {k: v for k, v in old if k not in ("params", "lr", "names")}
         groups = self._groups(rate, multipliers)
-        self.optimizer.param_groups = [{**defaults, **group} for group in groups]
+        self.optimizer.param_groups = [{**settings, **group} for group in groups]
 
     def _groups(self, rate: float, multipliers: Mapping[str, float]) -> list[dict[str, Any]]:
         """The masters of what trains now, those of one step size together."""
@@ -133,7 +133,7 @@ class Optimization:
         self._add_masters()
         for name in after & self.parked.keys():
             self._unpark(name)
-        self._regroup()
+        self._regroup(0.0, {})
 
     def _redone(self, decision: Decision) -> set[str]:
         """Tensors whose trained entries change with the decision; they begin anew."""
@@ -155,8 +155,7 @@ class Optimization:
     def _park(self, name: str) -> None:
         """Move the state of what stops to the CPU, its fp32 copy too; entries stay, being few."""
         master = self.masters.held[name]
-        state = self.optimizer.state.pop(master.tensor, {})
-        self.parked[name] = {key: value.to("cpu") for key, value in state.items()}
+        self.parked[name] = park(self.optimizer, master.tensor)
         if isinstance(master, Dense) and master.tensor is not master.parameter:
             self.parked[name]["master"] = master.tensor.detach().to("cpu")
             self.masters.drop([name])
@@ -167,13 +166,7 @@ class Optimization:
         if "master" in state:
             with torch.no_grad():
                 tensor.copy_(state.pop("master"))
-        if state:
-            self.optimizer.state[tensor] = {k: v.to(tensor.device) for k, v in state.items()}
-
-    def _regroup(self) -> None:
-        first = self.optimizer.param_groups[0]
-        defaults = {k: v for k, v in first.items() if k not in ("params", "lr", "names")}
-        self.optimizer.param_groups = [{**defaults, **g} for g in self._groups(first["lr"], {})]
+        unpark(self.optimizer, tensor, state)
 
     # Checkpoints -------------------------------------------------------------------------
 
@@ -246,4 +239,4 @@ class Optimization:
             for name, state in states["parked"].items()
         }
         self.visited, self.rebased = moved, set(parts["base"])
-        self._regroup()
+        self._regroup(0.0, {})

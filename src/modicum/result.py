@@ -27,7 +27,7 @@ def write(session: Session, run: runs.Run, evaluated: dict[str, Any], proof: str
         "trainable_tensors": len(session.prepared.trainable),
         "active_parameters_mean": session.active_sum
         / max(1, session.optimizer_steps - session.skipped),
-        "optimizer_bytes": session.optimization.peak_bytes,
+        "optimizer_bytes": session.optimizer_bytes,
         "decisions": session.decisions,
         "seconds": session.trained_seconds,
         "peak_memory_bytes": machine.peak_bytes(),

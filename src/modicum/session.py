@@ -33,6 +33,7 @@ COUNTERS = (
     "signal_steps",
     "active_sum",
     "decisions",
+    "optimizer_bytes",
 )
 
 
@@ -65,6 +66,8 @@ class Session:
     active_sum: int = 0
     """How many numbers trained, summed over the optimizer steps."""
     decisions: int = 0
+    optimizer_bytes: int = 0
+    """The most that the optimizer has held where the model is."""
 
     @property
     def trainable_parameters(self) -> int:
@@ -113,7 +116,7 @@ def prepare(config: TrainConfig) -> Session:
     settings = config.optimizer
     rate = settings.learning_rate or recipes.default_learning_rate(config.model, update)
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
-    optimization = Optimization(prepared, settings, rate)
+    optimization = Optimization(prepared, settings)
     proof = ChangeProof(prepared, optimization.masters)
     return Session(
         replace(config, optimizer=replace(settings, learning_rate=rate)),
@@ -172,9 +175,7 @@ def restore(session: Session, folder: Path) -> int:
     session.engine.follow(session.prepared.lowest_layer)
     for key in COUNTERS:
         setattr(session, key, state[key])
-    session.proof = session.proof.resumed(
-        session.optimization.masters, state["pushed"], state["moved"]
-    )
+    session.proof.resume(state["pushed"], state["moved"])
     return int(state["step"])
 
 

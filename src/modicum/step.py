@@ -222,9 +222,9 @@ def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> fl
         raise RunStopped("no tensor that trains got a gradient: the loss does not depend on them")
     norms = torch.stack(torch._foreach_norm(list(gradients.values())))
     norm, rate = float(norms.norm()), rate_at(session)
-    session.optimizer_steps += 1
     if not (abs(loss) < float("inf") and norm < float("inf")):
         held.clear()
+        session.optimizer_steps += 1
         session.skipped += 1
         session.skipped_in_row += 1
         if session.skipped_in_row >= MAX_SKIPPED:
@@ -239,9 +239,9 @@ def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> fl
         schedule.gradients(gradients)
         session.signal_steps += 1
     if schedule.holds:
-        session.optimizer_steps -= 1
         held.clear()
         return norm
+    session.optimizer_steps += 1
     if schedule.edits_gradients:
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         norm = float(norms.norm())
@@ -257,6 +257,7 @@ def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> fl
         schedule.stepping(session.masters.tensors)
     held.step(rate, rates)
     session.active_sum += session.active_parameters
+    session.optimizer_bytes = max(session.optimizer_bytes, held.state_bytes())
     if has_signal:
         schedule.stepped(session.masters.tensors, gradients)
     session.masters.publish()

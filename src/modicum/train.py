@@ -257,7 +257,7 @@ def _after(session: Session, run: runs.Run, observer: Observer, step: int) -> No
     if session.optimizer_steps and not session.checked_first:
         observer.note("change proof after the first step: " + session.proof.check("first step"))
         session.checked_first = True
-    if done == NO_SIGNAL_STEPS and not session.optimizer_steps:
+    if done == NO_SIGNAL_STEPS and not (session.optimizer_steps or session.signal_steps):
         last = runs.read_lines(run.folder / "samples.jsonl")[-1]
         observer.note(
             f"in {done} steps all rewards within a group were equal, so nothing was trained."

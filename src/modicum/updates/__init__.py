@@ -32,14 +32,14 @@ from modicum.updates.galore import GaLore
 from modicum.updates.lisa import Lisa
 from modicum.updates.lora import Dora, Lora, LoraFa, LoraPlus, RsLora
 from modicum.updates.lora_xs import LoraXs
-from modicum.updates.optimizers import SgdMember
+from modicum.updates.optimizers import Sgd
 from modicum.updates.pissa import Olora, Pissa
 from modicum.updates.shira import Shira
 from modicum.updates.slimfit import SlimFit
 from modicum.updates.sparse import Sparse
-from modicum.updates.surgical import Rgn, Snr
 from modicum.updates.tinylora import TinyLora
 from modicum.updates.vectors import Ia3, LnTuning, Vera
+from modicum.updates.weighing import Rgn, Snr
 
 UPDATES: dict[str, type] = {
     cls.name: cls
@@ -48,7 +48,7 @@ UPDATES: dict[str, type] = {
         *(Rgn, Snr, AutoFreeze, SlimFit, Lisa, BAdam, BAdamRatio),
         *(Lora, RsLora, LoraPlus, LoraFa, Dora, Pissa, Olora, AdaLora, LoraXs),
         *(Vera, Miss, Ia3, LnTuning, Oft, Shira, TinyLora),
-        *(Sparse, SgdMember, GaLore, Apollo, ApolloMini),
+        *(Sparse, Sgd, GaLore, Apollo, ApolloMini),
     )
 }
 

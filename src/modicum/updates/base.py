@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from modicum.spec import Spec
 from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
-from modicum.updates.rules import AdamW, Rule
+from modicum.updates.rules import AdamWRule, Rule
 from modicum.updates.schedule import Schedule
 
 
@@ -45,7 +45,7 @@ class Prepared(ABC):
         self.model = model
         self.trainable = trainable
         self.schedule = schedule or Schedule()
-        self.rule: Rule = rule or AdamW()
+        self.rule: Rule = rule or AdamWRule()
         chosen = {id(p) for p in trainable.values()}
         self.frozen = {n: p for n, p in model.named_parameters() if id(p) not in chosen}
         for parameter in self.frozen.values():

@@ -28,8 +28,8 @@ from modicum.config import Optimizer
 from modicum.models.precision import too_fine
 from modicum.types import RunStopped, UserError
 from modicum.updates.base import Prepared
-from modicum.updates.held import Entries, Kept, Rates, free_the_bottom, give_back
-from modicum.updates.rules import AdamW
+from modicum.updates.outside import Entries, Kept, Rates, free_the_bottom, give_back
+from modicum.updates.rules import AdamWRule, park, unpark
 from modicum.updates.schedule import Decision
 
 MAX_SKIPPED = 3  # steps in a row without a finite gradient
@@ -52,8 +52,8 @@ class Driver:
         """What was decided, after how many steps, and on what evidence."""
         self.steps = self.signal_steps = self.skipped = self.skipped_in_row = 0
         self.entries = Entries(prepared)
-        self.parked: dict[str, dict[str, tuple[Any, Any]]] = {}
-        """Optimizer state on the CPU, of what rests, and where it was."""
+        self.parked: dict[str, dict[str, Any]] = {}
+        """Optimizer state on the CPU, of what rests."""
         self.held: set[str] = set()
         self.shown: dict[str, Tensor] = {}
         """The gradients of the step that is taken; empty: none is, or it has no signal."""
@@ -94,7 +94,7 @@ class Driver:
                 f"the optimizer does not hold {missing[0]} ({len(missing)} such tensors), which may"
                 " train: make the callback before the optimizer, and on one device or under DDP"
             )
-        if type(self.prepared.rule) is not AdamW and bare is not self._made:
+        if type(self.prepared.rule) is not AdamWRule and bare is not self._made:
             raise UserError(
                 "this update has an optimizer of its own: make it with"
                 " driver.optimizer(learning_rate), and for a Trainer pass"
@@ -241,11 +241,11 @@ class Driver:
             redone |= before - after
         if policy == "cpu":
             for name in before - after:
-                self._park(name)
+                self.parked[name] = park(self._optimizer, self.prepared.trainable[name])
         self.entries.begin(redone)
         self.held |= after
         for name in after & self.parked.keys():
-            self._unpark(name)
+            unpark(self._optimizer, self.prepared.trainable[name], self.parked.pop(name))
         self.kept.mark(self.entries.masters)
         self.decisions.append(
             {
@@ -259,22 +259,6 @@ class Driver:
         for name in names:
             self._optimizer.state.pop(self.prepared.trainable[name], None)
             self.parked.pop(name, None)
-
-    def _park(self, name: str) -> None:
-        """Move the state of what stops to the CPU."""
-        state = self._optimizer.state.pop(self.prepared.trainable[name], {})
-        self.parked[name] = {
-            key: (value.to("cpu"), value.device) if isinstance(value, Tensor) else (value, None)
-            for key, value in state.items()
-        }
-
-    def _unpark(self, name: str) -> None:
-        state = self.parked.pop(name)
-        if state:
-            self._optimizer.state[self.prepared.trainable[name]] = {
-                key: value if device is None else value.to(device)
-                for key, (value, device) in state.items()
-            }
 
 
 def _bare(optimizer: Any) -> torch.optim.Optimizer:

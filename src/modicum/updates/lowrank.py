@@ -9,7 +9,7 @@ costs what it does for AdamW.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -53,7 +53,7 @@ def normalised(moment: Moment, gradient: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LowRankRule:
+class LowRankRule(ABC):
     """How matrices are treated; members say what is kept and which way it leads."""
 
     proportional: ClassVar[bool] = False

@@ -21,7 +21,7 @@ from modicum.spec import Spec
 from modicum.types import UserError
 from modicum.updates.base import Method, Placed, Prepared, Selection, placed
 from modicum.updates.dense import Full
-from modicum.updates.rules import AdamW, Rule, Sgd
+from modicum.updates.rules import AdamWRule, Rule, SgdRule
 
 Trains = Selection | Method | Placed
 
@@ -70,7 +70,7 @@ class Optimized:
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         """Apply the update and let the optimizer move what it trains."""
         prepared = self.update.apply(model, seed)
-        if type(prepared.rule) is not AdamW:
+        if type(prepared.rule) is not AdamWRule:
             raise UserError(f"{self}: {self.update} has an optimizer of its own; leave one out")
         prepared.rule = self.member.rule(seed)
         self.member.check(prepared)
@@ -92,7 +92,7 @@ def _no_second(left: object, right: object) -> None:
 
 
 @dataclass(frozen=True)
-class SgdMember(OptimizerMember):
+class Sgd(OptimizerMember):
     """Plain gradient descent: no optimizer state without momentum, and far larger rates."""
 
     name: ClassVar[str] = "sgd"
@@ -117,4 +117,4 @@ class SgdMember(OptimizerMember):
 
     def rule(self, seed: int) -> Rule:
         """torch's SGD."""
-        return Sgd(self.momentum)
+        return SgdRule(self.momentum)

@@ -91,12 +91,11 @@ class ChangeProof(Resting):
         """Tell which tensors had a gradient other than zero in a step that was taken."""
         self.pushed.update(names)
 
-    def resumed(self, masters: Masters, pushed: Iterable[str], moved: Iterable[str]) -> ChangeProof:
-        """The proof of a run that goes on from a checkpoint, with this one's start."""
-        self.masters, self.pushed, self.moved = masters, set(pushed), set(moved)
+    def resume(self, pushed: Iterable[str], moved: Iterable[str]) -> None:
+        """Go on from a checkpoint, whose values are in the model by now, with the same start."""
+        self.pushed, self.moved = set(pushed), set(moved)
         self.resting, self.outside = {}, {}
         self.rest()
-        return self
 
     def look(self) -> None:
         """See which masters have left their start; call before what trains changes."""

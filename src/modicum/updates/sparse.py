@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.past import past_values
+from modicum.updates.past_run import past_values
 from modicum.updates.schedule import Decision, Schedule
 
 Named = Mapping[str, nn.Parameter]
