@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -122,3 +123,15 @@ def test_a_resumed_run_has_the_rest_of_its_steps_left(quick: TrainConfig, case: 
     session = prepare(replace(quick, steps=steps, update="last(1)"))
     folder = save(session, runs.Run(Path(quick.out)), given["global_step"])
     assert steps - restore(session, folder) == case["expected"]
+
+
+def test_what_a_schedule_kept_must_be_whole(quick: TrainConfig) -> None:
+    config = replace(quick, update="badam(every=1)", steps=2)
+    train(config)
+    folder = runs.checkpoints(Path(quick.out))[-1]
+    state = json.loads((folder / "state.json").read_text())
+    assert state["schedule"].keys() == {"number", "since"}
+    for broken in ({"number": 1}, None, []):
+        (folder / "state.json").write_text(json.dumps({**state, "schedule": broken}))
+        with pytest.raises(UserError, match=r"damaged: what the schedule of badam\(every=1\) kept"):
+            restore(prepare(config), folder)

@@ -171,7 +171,13 @@ def restore(session: Session, folder: Path) -> int:
     drawn = {
         n.removeprefix("schedule/"): t for n, t in tensors.items() if n.startswith("schedule/")
     }
-    schedule.load(state["schedule"], drawn)
+    try:
+        schedule.load(state["schedule"], drawn)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"checkpoint {folder} is damaged: what the schedule of {session.config.update} kept"
+            f" cannot be read ({type(error).__name__} {error})"
+        ) from None
     session.engine.follow(session.prepared.lowest_layer)
     for key in COUNTERS:
         setattr(session, key, state[key])
