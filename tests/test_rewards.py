@@ -67,7 +67,8 @@ def test_a_score_lies_between_0_and_1(name: str) -> None:
     scores = term.score_group(TASK, PROBLEM, group, [])
     assert [type(score) for score in scores] == [float] * len(group)
     assert [t for t, score in zip(TEXTS, scores, strict=True) if not 0 <= score <= 1] == []
-    assert scores == [term.score(TASK, PROBLEM, completion) for completion in group]
+    if not term.placebo:
+        assert scores == [term.score(TASK, PROBLEM, completion) for completion in group]
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -91,7 +92,17 @@ def test_a_member_is_documented_frozen_and_parsed(name: str) -> None:
     assert rewards.parse(str(rewards.parse(f"0.25*{name}"))) == 0.25 * term
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", [name for name in MEMBERS if member(name).placebo])
+def test_a_placebo_knows_nothing_of_the_completion(name: str) -> None:
+    term, drawn = member(name), [TASK.problem("train", 0, n) for n in range(500)]
+    for said_of in (lambda p: f"<think>1 = 1</think><answer>{p.answer}</answer>", lambda p: ""):
+        scores = [term.score_group(TASK, p, [said(said_of(p))] * 4, []) for p in drawn]
+        # 2,000 coins of 1/2: five standard errors are 0.056.
+        assert abs(sum(map(sum, scores)) / 2000 - 0.5) < 0.056
+        assert len(set(map(tuple, scores))) == 16  # equal completions have coins of their own
+
+
+@pytest.mark.parametrize("name", [name for name in MEMBERS if not member(name).placebo])
 def test_a_good_completion_scores_full_and_an_empty_one_nothing(name: str) -> None:
     assert member(name).score(TASK, PROBLEM, said(RIGHT)) == 1
     assert member(name).score(TASK, PROBLEM, said("")) == 0

@@ -14,15 +14,26 @@ from modicum.rewards.format import Format
 from modicum.rewards.function import Function, rewrite
 from modicum.rewards.language import Language
 from modicum.rewards.length import Length
+from modicum.rewards.random import Random
 from modicum.rewards.repetition import Repetition
 
 __all__ = [
     "REWARDS", "Accuracy", "Consistency", "Format", "Function", "Language", "Length",
-    "Repetition", "Reward", "Term", "parse", "reward_of",
+    "Random", "Repetition", "Reward", "Term", "parse", "reward_of",
 ]  # fmt: skip
 
 REWARDS: dict[str, type[Term]] = {
-    cls.name: cls for cls in (Accuracy, Format, Consistency, Language, Length, Repetition, Function)
+    cls.name: cls
+    for cls in (
+        Accuracy,
+        Format,
+        Consistency,
+        Language,
+        Length,
+        Repetition,
+        Random,
+        Function,
+    )
 }
 
 

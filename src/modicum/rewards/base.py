@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from modicum.spec import Spec
 from modicum.tasks.base import Task
@@ -41,6 +42,9 @@ class Term(_Summand, Spec, ABC):
 
     A term writes `score`; one that compares the completions of a group also `score_group`.
     """
+
+    placebo: ClassVar[bool] = False
+    """Whether the score knows nothing of the completion."""
 
     @abstractmethod
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
