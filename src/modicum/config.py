@@ -73,6 +73,19 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """A limit besides `steps`: a run ends at the end of the step nearest to it."""
+
+    budget: float = 0.0
+    """What a run may spend in all; 0: only `steps` ends it."""
+    budget_unit: Literal["tokens", "flops", "seconds"] = "tokens"
+    """Of what: generated tokens, matrix FLOPs, or seconds of sampling and training."""
+
+    def __post_init__(self) -> None:
+        at_least(self, budget=0.0)
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """AdamW on what trains."""
 
@@ -168,6 +181,20 @@ class Records:
 
 
 @dataclass(frozen=True)
+class Tracking:
+    """Metrics to a tracker as well, beside the run's own files (docs/trackers.md)."""
+
+    tracker: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"
+    """Also log to this library, offline and into the run folder; each needs its extra."""
+    tracker_project: str = "modicum"
+    """The project (W&B, Trackio) or experiment (MLflow) that the run belongs to."""
+    tracker_folder: str = ""
+    """Folder of Trackio's or MLflow's store, for runs that share one; empty: the run folder."""
+    tracker_online: bool = False
+    """Let the tracker use the network, with its own login and environment variables."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole training run."""
 
@@ -184,18 +211,20 @@ class TrainConfig:
     curriculum: str = "uniform"
     """Which problems come next."""
     steps: int = 70
-    """Rollouts; each is followed by `updates_per_rollout` optimizer steps."""
+    """Rollouts at most; each is followed by `updates_per_rollout` optimizer steps."""
     seed: int = 0
     """Of problems, sampling noise and initialisation."""
     out: str = ""
     """The run folder; empty makes one under runs/ from update and seed."""
     sampling: Sampling = field(default_factory=Sampling)
     batch: Steps = field(default_factory=Steps)
+    budget: Budget = field(default_factory=Budget)
     optimizer: Optimizer = field(default_factory=Optimizer)
     compute: Compute = field(default_factory=Compute)
     trust: Trust = field(default_factory=Trust)
     evaluation: Held = field(default_factory=Held)
     records: Records = field(default_factory=Records)
+    tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
         at_least(self, steps=0, seed=0)

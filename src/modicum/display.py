@@ -41,6 +41,8 @@ class Display(Observer):
         self.first = 0
         self.total = 0
         self.update = ""
+        self.session: Session | None = None
+        self.behind = 0.0
 
     def begin(self, session: Session, first_step: int) -> None:
         """Say what trains and what a step is, before anything is done."""
@@ -49,6 +51,8 @@ class Display(Observer):
         rows = config.batch.prompts_per_step * config.batch.group_size
         self.update, self.total, self.first = config.update, config.steps, first_step
         self.began = 0.0
+        self.session = session
+        self.behind = session.progress(first_step)
         self.console.print(
             f"{config.update} on {config.model}: trains"
             f" {len(session.prepared.trainable)} tensors, {session.trainable_parameters:,} of"
@@ -63,6 +67,11 @@ class Display(Observer):
             f" optimizer steps at {session.learning_rate:g}"
             f" ({session.loaded.device}, {config.compute.dtype})"
         )
+        if config.budget.budget:
+            self.console.print(
+                f"ends after {config.budget.budget:,.0f} {config.budget.budget_unit}, or"
+                f" {config.steps} steps"
+            )
         if first_step:
             self.console.print(f"goes on after step {first_step}")
 
@@ -72,19 +81,22 @@ class Display(Observer):
         done = int(metrics["step"]) + 1
         if not self.began:
             self.began = now - metrics["time/step_seconds"]
-        pace = (now - self.began) / max(1, done - self.first)
+        assert self.session is not None
+        made = self.session.progress(done)
+        left = (now - self.began) * (1 - made) / max(made - self.behind, 1e-9)
+        over = self.session.ended(done)
         text = (
             f"reward {metrics['reward/mean']:.2f}  accuracy {metrics.get('reward/accuracy', 0):.2f}"
             f"  length {metrics['completions/length_mean']:.0f}"
             f"  KL {metrics.get('policy/kl', 0.0):.3f}"
             f"  {metrics['time/tokens_per_second']:.0f} tok/s"
-            f"  left {clock(pace * (self.total - done))}"
+            f"  left {clock(0.0 if over else left)}"
         )
         if self.live:
             self._bar(self.update, done, self.total, text)
-            if done == self.total:
+            if over:
                 self.close()
-        elif done % PLAIN_EVERY == 0 or done == self.total or done == self.first + 1:
+        elif done % PLAIN_EVERY == 0 or over or done == self.first + 1:
             self.console.print(f"step {done}/{self.total}  {text}")
 
     def evaluating(self, name: str, done: int, total: int) -> None:

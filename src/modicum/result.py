@@ -9,8 +9,13 @@ from modicum.models.load import load
 from modicum.session import Session
 
 
-def write(session: Session, run: runs.Run, evaluated: dict[str, Any], proof: str) -> dict[str, Any]:
-    """Write `result.json` and return what it holds; the session is spent afterwards."""
+def write(
+    session: Session, run: runs.Run, evaluated: dict[str, Any], proof: str, steps: int
+) -> dict[str, Any]:
+    """Write `result.json` of a run of `steps` steps and return what it holds.
+
+    The session is spent afterwards.
+    """
     config = session.config
     found = {
         "update": str(config.update),
@@ -19,7 +24,7 @@ def write(session: Session, run: runs.Run, evaluated: dict[str, Any], proof: str
         "reward": config.reward,
         "objective": config.objective,
         "seed": config.seed,
-        "steps": config.steps,
+        "steps": steps,
         "base": evaluated["base"] or None,
         "trained": evaluated["trained"] or None,
         "trainable_parameters": session.trainable_parameters,
@@ -31,7 +36,9 @@ def write(session: Session, run: runs.Run, evaluated: dict[str, Any], proof: str
         "decisions": session.decisions,
         "seconds": session.trained_seconds,
         "peak_memory_bytes": machine.peak_bytes(),
+        "start_memory_bytes": session.start_memory_bytes,
         "generated_tokens": session.generated_tokens,
+        "flops": session.flops,
         "skipped_steps": session.skipped,
         "change_proof": proof,
         "agreement_max": session.agreement_max,

@@ -8,6 +8,7 @@
     evaluations.jsonl  held-out evaluations
     completions-*.jsonl  what was written in them, with the verdicts
     checkpoints/       step-000025/{tensors.safetensors, state.json}, written aside, renamed
+    tracker.json       the id of the tracker's run (modicum.tracking)
     anatomy.json       what changed in every tensor (modicum.anatomy)
     result.json        what came of it; its presence says that the run is finished
 
@@ -21,7 +22,7 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.listeners: dict[str, Callable[[Mapping[str, Any]], None]] = {}
+        """Called with every line of a file, by its name."""
 
     @classmethod
     def create(cls, folder: Path, config_toml: str, overwrite: bool) -> Run:
@@ -61,6 +64,8 @@ class Run:
         """Add one JSON line to `metrics.jsonl`, `samples.jsonl` or `evaluations.jsonl`."""
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        if name in self.listeners:
+            self.listeners[name](entry)
 
     def cut(self, step: int) -> None:
         """Drop lines that belong to `step` or later: a resumed run writes them again."""

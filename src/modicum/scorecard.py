@@ -175,6 +175,7 @@ def rows(
                 "sample": name,
                 "question": problem.question,
                 "gold": problem.answer,
+                "difficulty": problem.difficulty,
                 "completion": completion.text,
                 "num_tokens": len(completion.tokens),
                 "finished": completion.finished,

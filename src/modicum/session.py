@@ -18,6 +18,7 @@ from modicum.engine.rollout import check_length
 from modicum.models.load import Loaded, load
 from modicum.models.precision import Masters
 from modicum.optimization import Optimization
+from modicum.plan.flops import FlopCounter
 from modicum.tasks.prompts import encode
 from modicum.types import UserError
 from modicum.updates.proofs import ChangeProof
@@ -34,6 +35,8 @@ COUNTERS = (
     "active_sum",
     "decisions",
     "optimizer_bytes",
+    "flops",
+    "last_spent",
 )
 
 
@@ -51,6 +54,7 @@ class Session:
     engine: Engine
     optimization: Optimization
     proof: ChangeProof
+    counter: FlopCounter
     learning_rate: float
     base: str
     """Hash of the frozen tensors, which a checkpoint must fit."""
@@ -68,6 +72,35 @@ class Session:
     decisions: int = 0
     optimizer_bytes: int = 0
     """The most that the optimizer has held where the model is."""
+    start_memory_bytes: int = 0
+    """What the process held before the model was loaded (CPU; on a GPU nothing)."""
+
+    flops: float = 0.0
+    """Matrix FLOPs of sampling and training so far."""
+    last_spent: float = 0.0
+    """What the last step took of the budget, in its unit."""
+
+    @property
+    def spent(self) -> float:
+        """What was spent so far, in the unit of the budget."""
+        counted = {
+            "tokens": self.generated_tokens,
+            "flops": self.flops,
+            "seconds": self.trained_seconds,
+        }
+        return counted[self.config.budget.budget_unit]
+
+    def progress(self, done: int) -> float:
+        """How much of the run lies behind it after `done` steps, from 0 to 1."""
+        limit = self.config.budget.budget
+        of_steps = done / self.config.steps if self.config.steps else 1.0
+        return min(1.0, max(of_steps, self.spent / limit if limit else 0.0))
+
+    def ended(self, done: int) -> bool:
+        """Whether the run ends after `done` steps: another would go further past the budget."""
+        limit = self.config.budget.budget
+        over = bool(limit) and done > 0 and self.spent + self.last_spent / 2 >= limit
+        return over or done >= self.config.steps
 
     @property
     def trainable_parameters(self) -> int:
@@ -129,6 +162,7 @@ def prepare(config: TrainConfig) -> Session:
         engine,
         optimization,
         proof,
+        FlopCounter(prepared, engine, config.batch, goal.kl > 0),
         rate,
         proof.base,
     )

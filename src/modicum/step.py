@@ -206,7 +206,10 @@ def rate_at(session: Session) -> float:
         return session.learning_rate * (index + 1) / settings.warmup_steps
     if settings.schedule == "constant":
         return session.learning_rate
-    return session.learning_rate * (total - index) / max(1, total - settings.warmup_steps)
+    left = (total - index) / max(1, total - settings.warmup_steps)
+    if session.config.budget.budget:
+        left = min(left, 1 - session.progress(0))
+    return session.learning_rate * left
 
 
 def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> float:

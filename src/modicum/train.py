@@ -8,19 +8,19 @@ and resumed gives what the uncut run gives.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from modicum import machine, result, runs, tasks
-from modicum.config import TrainConfig, from_mapping, read_toml, to_toml
+from modicum import machine, result, runs, tasks, tracking
+from modicum.config import TrainConfig
 from modicum.engine import LibraryEngine, agreement
 from modicum.evaluate import Evaluation, evaluate
 from modicum.metrics import rollout_metrics, sample, training_metrics
 from modicum.models.precision import too_fine
-from modicum.session import Session, prepare, restore, save
+from modicum.resume import begin
+from modicum.session import Session, prepare, save
 from modicum.step import (
     References,
     backward,
@@ -31,7 +31,7 @@ from modicum.step import (
     score,
     switch,
 )
-from modicum.types import Batch, Group, RunInterrupted, UserError
+from modicum.types import Batch, Group, RunInterrupted
 
 NO_SIGNAL_STEPS = 10  # steps without any signal before the user is told
 
@@ -69,10 +69,28 @@ def train(
     what cannot be done and RunStopped when a proof fails.
     """
     observer = observer or Observer()
+    tracking.check(config.tracking)
     machine.reuse_memory()
     machine.reset_peak()
+    before = machine.resident_bytes()
     session = prepare(config)
-    run, first = _open(session, overwrite, resume)
+    if session.loaded.device.type == "cpu":
+        session.start_memory_bytes = before
+    run, first = begin(session, overwrite, resume)
+    with tracking.open(
+        config.tracking, run.folder, run.folder.resolve().name, asdict(config), first, observer.note
+    ) as tracker:
+        run.listeners = {"metrics.jsonl": tracker.step, "evaluations.jsonl": tracker.evaluated}
+        found = _train(session, run, first, observer, base)
+        tracker.finish(found)
+    return found
+
+
+def _train(
+    session: Session, run: runs.Run, first: int, observer: Observer, base: Evaluation | None
+) -> dict[str, Any]:
+    """The run from step `first` to its result."""
+    config = session.config
     observer.begin(session, first)
     for text in [*tasks.notes(session.task), *session.prepared.notes]:
         observer.note(text)
@@ -92,52 +110,18 @@ def train(
     if "base" not in evaluated:
         evaluated["base"] = _evaluate(session, run, observer, "base", -1, base)
     with machine.Interrupts() as interrupts:
-        for step in range(first, config.steps):
-            observer.step(run_step(session, run, step, observer))
-            _after(session, run, observer, step)
-            if interrupts.asked and step + 1 < config.steps:
-                save(session, run, step + 1)
-                raise RunInterrupted(
-                    f"interrupted after step {step + 1}; --resume goes on from there"
-                )
-    finished = config.steps - 1
+        done = first
+        while not session.ended(done):
+            observer.step(run_step(session, run, done, observer))
+            _after(session, run, observer, done)
+            done += 1
+            if interrupts.asked and not session.ended(done):
+                save(session, run, done)
+                raise RunInterrupted(f"interrupted after step {done}; --resume goes on from there")
     proof = session.proof.check("end of the run")
     if "trained" not in evaluated:
-        evaluated["trained"] = _evaluate(session, run, observer, "trained", finished, None)
-    return result.write(session, run, evaluated, proof)
-
-
-def _open(session: Session, overwrite: bool, resume: bool) -> tuple[runs.Run, int]:
-    """The run folder and the step to begin with."""
-    config = session.config
-    folder = run_folder(config)
-    if not resume:
-        run = runs.Run.create(folder, to_toml(config), overwrite)
-        run.write("environment.json", machine.environment())
-        return run, 0
-    run = runs.open_run(folder)
-    if (folder / "result.json").exists():
-        raise UserError(f"{folder} holds a finished run; --overwrite starts anew")
-    past = from_mapping(TrainConfig, read_toml(folder / "config.toml"), str(folder / "config.toml"))
-    # The folder may have been moved, or be named in another way now.
-    old, new = (to_toml(replace(c, out="")).splitlines() for c in (past, config))
-    if old != new:
-        changed = next((a for a, b in zip(old, new, strict=False) if a != b), "")
-        raise UserError(
-            f"{folder} was begun with other settings ({changed.strip()}); it cannot go on"
-        )
-    saved = runs.checkpoints(folder)
-    first = restore(session, saved[-1]) if saved else 0
-    run.cut(first)
-    return run, first
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """The folder that the config names, or one under runs/ made from update and seed."""
-    if config.out:
-        return Path(config.out)
-    name = "".join(c if c.isalnum() else "-" for c in config.update).strip("-")
-    return Path("runs") / f"{name}-seed{config.seed}"
+        evaluated["trained"] = _evaluate(session, run, observer, "trained", done - 1, None)
+    return result.write(session, run, evaluated, proof, done)
 
 
 def _past_evaluations(run: runs.Run) -> list[dict[str, Any]]:
@@ -203,12 +187,20 @@ def run_step(
     if batch.rows:
         metrics |= _update(session, batch)
     ended = time.perf_counter()
+    before = session.spent
     session.generated_tokens += batch.num_tokens
     session.trained_seconds += ended - began
+    work = session.counter.step(groups, batch, session.config.batch.updates_per_rollout)
+    session.flops += work.total
+    session.last_spent = session.spent - before
     metrics |= {
         "reward/errors": len(faults),
         "policy/skipped_steps": session.skipped,
         "update/active_parameters": session.active_parameters,
+        "tokens/generated": session.generated_tokens,
+        "flops/sampling": work.sampling,
+        "flops/training": work.training,
+        "flops/total": session.flops,
         "time/step_seconds": ended - began,
         "time/sampling_seconds": sampled - began,
         "time/training_seconds": ended - scored,
@@ -217,7 +209,7 @@ def run_step(
         "memory/peak_bytes": machine.peak_bytes(),
     }
     run.append("metrics.jsonl", metrics)
-    if step % session.config.records.samples_every == 0 or step + 1 == session.config.steps:
+    if step % session.config.records.samples_every == 0 or session.ended(step + 1):
         _write_samples(session, run, step, groups[0], scores[0])
     return metrics
 
@@ -264,9 +256,9 @@ def _after(session: Session, run: runs.Run, observer: Observer, step: int) -> No
             f" Gold {last['gold']!r}, scores {last['scores']}, completion {last['completion']!r}"
         )
     every = config.evaluation.eval_every
-    if every and done % every == 0 and done < config.steps:
+    if every and done % every == 0 and not session.ended(done):
         _evaluate(session, run, observer, f"step {done}", step, None)
     every = config.records.checkpoint_every
-    if done == config.steps or (every and done % every == 0):
+    if session.ended(done) or (every and done % every == 0):
         session.proof.check(f"step {done}")
         save(session, run, done)

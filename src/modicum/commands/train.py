@@ -44,7 +44,8 @@ def run(args: list[str]) -> int:
     config = settings(found, read_toml(past) if past.is_file() else {})
 
     from modicum.display import Display
-    from modicum.train import run_folder, train
+    from modicum.resume import run_folder
+    from modicum.train import train
 
     display = Display()
     try:

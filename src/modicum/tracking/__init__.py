@@ -1,0 +1,166 @@
+"""The metrics of a run to TensorBoard, Weights & Biases, Trackio or MLflow, by their libraries.
+
+    line k of metrics.jsonl      all its metrics, under their names, at step k + 1
+    evaluation after k steps     `eval/NAME` at step k; the base's at 0
+    result                       `result/NAME` at the last step
+    config                       hyperparameters with dotted names
+
+The step counts the steps done, as the progress display and the names of checkpoints do, so
+that none is negative. Numbers only: no completions, no source code, nothing about the
+machine. What is not finite is left out.
+
+Offline nothing is contacted (docs/trackers.md has the checks). A run goes on when its tracker
+fails. `tracker.json` in the run folder names the tracker's run, which a resumed run goes on
+with. No torch here; a library is imported by the run that uses it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from modicum import runs
+from modicum.config import Tracking
+from modicum.tracking.backends import LIBRARIES
+from modicum.tracking.base import Backend, Guard, Start, evaluation, flat, numbers
+from modicum.types import UserError
+
+RECORD = "tracker.json"
+
+
+class Tracker:
+    """Is told what a run logs; this one does nothing with it.
+
+    As a context it finishes at the end, as failed when an error leaves it.
+    """
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        """A step has ended; `metrics` is its line of metrics.jsonl."""
+
+    def evaluated(self, entry: Mapping[str, Any]) -> None:
+        """An evaluation has ended; `entry` is its line of evaluations.jsonl."""
+
+    def finish(self, result: Mapping[str, Any], failed: bool = False) -> None:
+        """The run has ended, with this result or with none; later calls do nothing."""
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.finish({}, failed=kind is not None)
+
+
+class Logged(Tracker):
+    """Passes numbers on to a backend, until that fails."""
+
+    def __init__(self, backend: Backend, name: str, note: Callable[[str], None], done: int) -> None:
+        self.backend: Backend | None = backend
+        self.name = name
+        self.note = note
+        self.done = done
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        """Log the metrics."""
+        self.done = int(metrics["step"]) + 1
+        self._log(numbers(metrics), self.done)
+
+    def evaluated(self, entry: Mapping[str, Any]) -> None:
+        """Log what the evaluation found."""
+        self._log(evaluation(entry), int(entry["step"]) + 1)
+
+    def finish(self, result: Mapping[str, Any], failed: bool = False) -> None:
+        """Log the result and end the tracker's run."""
+        self._log(numbers(result, "result/"), self.done)
+        backend, self.backend = self.backend, None
+        if backend is not None:
+            self._works(lambda: backend.close(failed))
+
+    def _log(self, values: Mapping[str, float], step: int) -> None:
+        backend = self.backend
+        if backend is None or not values or self._works(lambda: backend.log(values, step)):
+            return
+        self.backend = None
+        with Guard(LIBRARIES[self.name].modules):
+            backend.close(failed=True)
+
+    def _works(self, call: Callable[[], None]) -> bool:
+        """Whether a call succeeds; the user is told when it does not."""
+        with Guard(LIBRARIES[self.name].modules) as guard:
+            call()
+        if guard.error is not None:
+            self.note(f"{self.name} failed, and the run goes on without it ({guard.reason})")
+        return guard.error is None
+
+
+def check(settings: Tracking) -> None:
+    """UserError when the tracker cannot be used here; cheap, so that it can come first."""
+    name = settings.tracker
+    if name == "none":
+        return
+    library = LIBRARIES[name]
+    missing = [module for module in library.modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(
+            f"tracker {name} needs the package {missing[0]}, which is not installed:"
+            f" pip install 'modicum[{name}]'"
+        )
+    if settings.tracker_online and not library.has_online:
+        raise UserError(f"tracker_online: {name} only writes files; leave it out")
+    if settings.tracker_online and library.servers and not any(map(os.getenv, library.servers)):
+        servers = " or ".join(library.servers)
+        raise UserError(f"tracker_online: {name} takes its server from {servers}; set it")
+
+
+def open(
+    settings: Tracking,
+    run_folder: Path,
+    run_name: str,
+    config: Mapping[str, Any],
+    resumed_at: int,
+    note: Callable[[str], None],
+) -> Tracker:
+    """The tracker of a run that begins, or goes on after `resumed_at` steps.
+
+    `config` is nested tables; `note` is told once when the tracker fails later. Raises
+    UserError when the tracker cannot begin.
+    """
+    name = settings.tracker
+    if name == "none":
+        return Tracker()
+    check(settings)
+    record = run_folder / RECORD
+    start = Start(
+        settings=settings,
+        folder=run_folder.absolute(),
+        name=run_name,
+        config=flat(config),
+        past=_past(record, name),
+        resumed_at=resumed_at,
+    )
+    with Guard(LIBRARIES[name].modules) as guard:
+        backend = LIBRARIES[name].begin(start)
+        runs.write_whole(record, json.dumps({"tracker": name, "id": backend.id}) + "\n")
+        return Logged(backend, name, note, resumed_at)
+    hint = f"; without {record} a new run of it begins" if start.past else ""
+    raise UserError(f"tracker {name} cannot begin ({guard.reason}){hint}")
+
+
+def _past(record: Path, name: str) -> str | None:
+    """The id of the run of this tracker that `tracker.json` names, if there is one."""
+    if not record.exists():
+        return None
+    try:
+        past = json.loads(record.read_text(encoding="utf-8"))
+        return str(past["id"]) if past["tracker"] == name else None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{record} is damaged; without it a new run of {name} begins") from None
