@@ -14,8 +14,8 @@ import torch
 from conftest import random_model
 from modicum import anatomy
 from modicum.config import Compute, Optimizer, Records, TrainConfig
+from modicum.report import frame, maps, weights, write
 from modicum.report import load as load_run
-from modicum.report import weights, write
 from modicum.train import train
 from modicum.types import UserError
 from modicum.updates.layout import Place
@@ -235,13 +235,15 @@ def test_the_report_shows_it(quick: TrainConfig, tmp_path: Path) -> None:
     assert rows["Effective rank, mlp (of full rank)"][1].endswith("(6%)")
     assert weights.measures([None]) == []
     shown = [(record.update, a) for record, a in zip(records, found, strict=True)]
-    svg = weights.change_map(shown)
-    assert svg == weights.change_map(shown)
-    assert ElementTree.fromstring(svg).tag.endswith("svg")
-    assert 'aria-label="Size of the change in every layer and part' in svg
+    drawing = frame.Figure(
+        "map", "Size of the change", "", lambda narrow: maps.change_map(shown, narrow)
+    )
+    (drawn,) = frame.draw([drawing])
+    assert ElementTree.fromstring(drawn.svg).tag.endswith("svg")
     # Four parts of one layer, and two parts of three layers.
-    assert svg.count("fill: var(--series-0") == 4 + 6
-    assert weights.change_map([("full", None)]) == ""
+    assert drawn.broad.count("fill: var(--series-0") == 4 + 6
+    assert maps.drawable(shown)
+    assert not maps.drawable([("full", None)])
     page = write([*folders, tmp_path / "c"], tmp_path / "report.html").read_text()
     assert "<h2>What changed in the weights</h2>" in page
     assert "by layer and part" in page

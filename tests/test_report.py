@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,73 +18,23 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from modicum.report import figures, load, tables, write
-from modicum.report.page import compare, headline, printable
+from fake_runs import make, make_whole
+from modicum import cli
+from modicum.report import (
+    completions,
+    content,
+    curves,
+    figures,
+    frame,
+    load,
+    tables,
+    training,
+    write,
+)
+from modicum.report.content import compare, headline
+from modicum.report.frame import printable
 from modicum.report.read import labels
 from modicum.types import UserError
-
-HOSTILE = '<script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)>'
-
-
-def evaluation(accuracy: float, **other: object) -> dict[str, object]:
-    return {
-        "accuracy": accuracy,
-        "low": accuracy - 0.03,
-        "high": accuracy + 0.03,
-        "greedy": accuracy + 0.01,
-        "lenient": accuracy + 0.02,
-        "format": 0.9,
-        "truncated": 0.05,
-        "length": 40.0 + 100 * accuracy,
-        "num_problems": 300,
-        "samples_per_problem": 4,
-    } | other
-
-
-def make(root: Path, update: str, trained: float = 0.3456, seed: int = 0, steps: int = 30) -> Path:
-    folder = root / f"{update}-{seed}"
-    folder.mkdir(parents=True)
-    (folder / "config.toml").write_text(
-        f'update = "{update}"\ntask = "arithmetic"\nseed = {seed}\n[sampling]\ngroup = 8\n'
-    )
-    rows = [
-        {
-            "step": step,
-            "reward/accuracy": 0.1 + step / 200,
-            "completions/length_mean": 40 + step,
-            "policy/entropy": 1.0 - step / 60,
-            "time/step_seconds": 2.5,
-            "time/sampling_seconds": 1.5,
-        }
-        for step in range(steps)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    samples = [
-        {"step": step, "question": "1 + 1?", "gold": "2", "completion": text, "reward": 0.5}
-        for step, text in ((0, "early words"), (15, "middle words"), (29, HOSTILE))
-    ]
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
-    result = {
-        "update": update,
-        "model": "tiny",
-        "task": "arithmetic",
-        "reward": "accuracy",
-        "objective": "grpo",
-        "seed": seed,
-        "steps": steps,
-        "base": evaluation(0.1234),
-        "trained": evaluation(trained),
-        "trainable_parameters": 123_456,
-        "total_parameters": 1_234_560,
-        "seconds": 654.3,
-        "peak_memory_bytes": 3 * 2**29,
-        "generated_tokens": 987_654,
-        "change_proof": "3 tensors changed, 9 are bit-identical",
-        "agreement_max": 2e-6,
-    }
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / "environment.json").write_text(json.dumps({"packages": {"numpy": "2.0"}}))
-    return folder
 
 
 @pytest.fixture
@@ -171,9 +124,9 @@ def test_table_shows_the_numbers_of_the_results(runs):
         "654",
         "1.50 GiB",
     )
-    lines = tables.markdown(rows).splitlines()
+    lines = frame.markdown_table(tables.table(rows)).splitlines()
     assert len(lines) == 5
-    assert "| `last(1)` | 123,456 (10.0%) | 12.3 → 34.6 [31.6, 37.6] |" in lines[3]
+    assert r"| `last(1)` | 123,456 (10.0%) | 12.3 → 34.6 \[31.6, 37.6] |" in lines[3]
 
 
 def test_terminal_table_fits_in_100_columns(runs):
@@ -190,7 +143,7 @@ def test_table_without_a_measure_shows_a_dash(tmp_path):
     (folder / "result.json").write_text('{"update": "full", "base": null, "trained": null}')
     (row,) = tables.results([load(folder)])
     assert tables.cells(row)[2] == "— → —"
-    assert figures.bars([row]) == ""
+    assert figures.figures([row]) == []
 
 
 @pytest.mark.parametrize(
@@ -222,50 +175,199 @@ def test_headline_says_what_went_where(runs):
 
 def test_figures_are_the_same_twice_and_well_formed(runs):
     records = [load(folder) for folder in runs]
-    rows = tables.results(records)
-    for draw in (lambda: figures.curves(records), lambda: figures.bars(rows)):
-        svg = draw()
-        assert svg == draw()
-        assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
-        assert "lora(rank=8)" in svg and "var(--series-2, #009e73)" in svg
-        ids = re.findall(r'\bid="([^"]+)"', svg)
-        assert len(ids) == len(set(ids))
-        for used in re.findall(r'(?:url\(|href=")#([^")]+)', svg):
-            assert used in ids
+    found = figures.figures(tables.results(records))
+    assert [figure.name for figure in found] == ["accuracy", "cost"]
+    drawn = frame.draw(found[:1])
+    assert drawn == frame.draw(found[:1])
+    for figure in drawn:
+        for svg in (figure.broad, figure.narrow, figure.svg):
+            assert ElementTree.fromstring(svg).attrib["role"] == "img"
+            assert ElementTree.fromstring(svg).attrib["aria-label"] == figure.label
+            assert "lora(rank=8)" in svg
+            ids = re.findall(r'\bid="([^"]+)"', svg)
+            assert len(ids) == len(set(ids))
+            for used in re.findall(r'(?:url\(|href=")#([^")]+)', svg):
+                assert used in ids
+        assert "var(--series-2, #009e73)" in figure.broad
+        # Other programs know no variables of CSS.
+        assert "var(" not in figure.svg and "#009e73" in figure.svg
+        assert figure.pdf.startswith(b"%PDF") and b"CreationDate" not in figure.pdf
 
 
 def test_smoothing_keeps_a_line_and_short_series():
-    np.testing.assert_allclose(figures.smooth(np.full(50, 3.0)), 3.0)
-    np.testing.assert_array_equal(figures.smooth(np.array([1.0, 5.0])), [1.0, 5.0])
+    np.testing.assert_allclose(curves.smooth(np.full(50, 3.0)), 3.0)
+    np.testing.assert_array_equal(curves.smooth(np.array([1.0, 5.0])), [1.0, 5.0])
 
 
-def test_page_is_self_contained_and_escapes_what_the_model_wrote(runs, tmp_path):
-    out = write(runs, tmp_path / "site" / "report.html", "A <b>title</b>")
-    text = out.read_text(encoding="utf-8")
+def test_steps_tokens_and_seconds_of_a_run(tmp_path):
+    folder = make_whole(tmp_path, "full")
+    record = load(folder)
+    np.testing.assert_array_equal(curves.against(record, "step"), np.arange(30))
+    np.testing.assert_allclose(curves.against(record, "seconds"), 2.5 * np.arange(1, 31))
+    # 4 prompts of 8 completions, of a mean length of 40, 41, ... tokens.
+    np.testing.assert_allclose(curves.against(record, "tokens")[:3], [32 * 40, 32 * 81, 32 * 123])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = [{**row, "tokens/generated": 7 * (1 + row["step"])} for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
+    np.testing.assert_array_equal(curves.against(load(folder), "tokens")[:3], [7, 14, 21])
+    # Neither is known.
+    assert curves.against(load(make(tmp_path, "last(1)")), "tokens") is None
+
+
+def test_every_term_has_a_panel_and_what_stands_still_is_said_in_words(tmp_path):
+    records = [load(make_whole(tmp_path, "full"))]
+    titles = [panel.title for panel in curves.panels(records)]
+    assert titles[:3] == ["Reward", "Accuracy on training samples", "Reward term format"]
+    learning, rest = training.figures(records, [0.1])
+    assert "generated tokens and seconds" in learning.caption
+    assert "reward term format (0.5)" in rest.caption
+    assert "clip share (0)" in rest.caption and "KL" not in rest.caption
+    assert "KL from the reference" in rest.label and "clip" not in rest.label
+
+
+def test_seeds_become_a_mean_and_a_band(tmp_path):
+    folders = [make(tmp_path, "full", seed=seed, steps=10 + 5 * seed) for seed in (0, 1)]
+    rows = (folders[1] / "metrics.jsonl").read_text()
+    (folders[1] / "metrics.jsonl").write_text(
+        rows.replace('"reward/accuracy": 0.1', '"reward/accuracy": 0.3')
+    )
+    records = [load(folder) for folder in folders]
+    panel = next(p for p in curves.panels(records) if p.metric == "reward/accuracy")
+    (line,) = curves.lines(records, panel)
+    np.testing.assert_array_equal(line.x, np.arange(10))  # as far as both went
+    np.testing.assert_allclose(line.high - line.low, 20)
+    np.testing.assert_allclose(line.y, (line.high + line.low) / 2)
+
+
+def test_the_frontier_is_what_no_other_beats():
+    points = [(3.0, 0.5), (1.0, 0.2), (2.0, 0.6), (4.0, 0.9), (1.0, 0.1), (5.0, 0.9)]
+    assert figures.best(points) == [(1.0, 0.2), (2.0, 0.6), (4.0, 0.9)]
+
+
+def test_completions_before_and_after_share_the_base_of_the_first_run(tmp_path):
+    folders = [make_whole(tmp_path, "full", 2), make_whole(tmp_path, "last(1)", 5, base=False)]
+    records = [load(folder) for folder in folders]
+    (group,) = completions.held(records)
+    assert group.runs == (0, 1) and len(group.base) == 36
+    levels = completions.levels(group)
+    assert [(level.name, level.problems) for level in levels] == [("1", 4), ("2", 4), ("3", 4)]
+    assert [level.accuracy for level in levels] == [(1, 1, 1), (0, 0.5, 1), (0, 0, 0.25)]
+    found = content.gather(records, "t")
+    first = found.answers[0]
+    assert first.question == "What is 0 + 0?" and len(found.answers) == 3
+    assert [(name, w.completion) for name, _, w in first.written] == [
+        ("base", "base of full says 0"),
+        ("full", "trained of full says 0"),
+        ("last(1)", "trained of last(1) says 0"),
+    ]
+    assert found.samples == ()
+    assert "difficulty" in [figure.name for figure in found.figures]
+
+
+def test_of_many_runs_the_first_six_show_what_they_wrote(tmp_path):
+    folders = [make(tmp_path, f"last({n})") for n in range(1, 9)]
+    found = content.gather([load(folder) for folder in folders], "t")
+    assert [run.label for run in found.samples] == [f"last({n})" for n in range(1, 7)]
+    assert found.more_runs == 2
+    # They are rows now, and all still have their numbers.
+    assert found.details.heads[0] == "run" and len(found.details.rows) == 8
+
+
+def test_a_column_that_no_run_has_is_left_out(tmp_path):
+    folder = make(tmp_path, "full")
+    (folder / "result.json").write_text('{"update": "full", "seconds": 12.5}')
+    found = tables.table(tables.results([load(folder)]))
+    assert found.heads == ("update", "seconds")
+    assert [cell.text for cell in found.rows[0]] == ["full", "12.5"]
+
+
+def test_many_difficulties_are_taken_together():
+    rows = tuple(
+        completions.Written(str(n), 0, "q", "g", "c", 1, True, n < 10, float(n)) for n in range(20)
+    )
+    levels = completions.levels(completions.Held((), (0,), (rows,)))
+    assert [level.name for level in levels] == [
+        "0 to 3",
+        "4 to 7",
+        "8 to 11",
+        "12 to 15",
+        "16 to 19",
+    ]
+    assert [level.accuracy for level in levels] == [
+        (None, 1),
+        (None, 1),
+        (None, 0.5),
+        (None, 0),
+        (None, 0),
+    ]
+
+
+def test_a_broken_completion_is_named_with_its_line(tmp_path):
+    folder = make_whole(tmp_path, "full")
+    lines = (folder / "completions-trained.jsonl").read_text().splitlines()
+    lines[2] = lines[2].replace('"strict": true', '"strict": "yes"')
+    (folder / "completions-trained.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"completions-trained\.jsonl:3: 'strict'"):
+        write([folder], tmp_path / "report.html")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The page of two runs with all there is, and of one without held-out completions."""
+    root = tmp_path_factory.mktemp("report")
+    folders = [make_whole(root, "full", 2), make_whole(root, "last(1)", 5), make(root, "lora")]
+    return write(folders, root / "site" / "report.html", "A <b>title</b>")
+
+
+@pytest.fixture(scope="module")
+def report(written):
+    return written.read_text(encoding="utf-8")
+
+
+def bare(folder):
+    """The run without a result and steps: nothing is to be drawn."""
+    (folder / "result.json").unlink()
+    (folder / "metrics.jsonl").write_text("")
+    return folder
+
+
+def test_page_is_self_contained_and_escapes_what_the_model_wrote(report):
+    text = report
     page = Loads(text)
-    assert page.found == []
+    assert page.found == ["script"]
     assert len(page.ids) == len(set(page.ids))
-    assert "<script" not in text and "&lt;script&gt;alert(" in text
+    assert "&lt;script&gt;alert(" in text
+    # The one script is the one that the policy allows.
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}';" in text
     assert re.findall(r"https?://", text.replace("src=https://evil.example", "")) == []
     assert "A &lt;b&gt;title&lt;/b&gt;" in text
-    for part in ("early words", "Step 29", "12.3 → 34.6", "3 tensors changed", "sampling.group"):
+    for part in (
+        "early words",
+        "base of full says 2",
+        "trained of last(1) says 2",
+        "Step 29",
+        "12.3 → 34.6 [31.6,\u00a037.6]",
+        "3 tensors changed",
+        "sampling.group",
+    ):
         assert part in text
     assert "middle words" not in text
 
 
 def test_page_of_bare_runs_has_no_empty_sections(tmp_path):
-    folder = make(tmp_path, "full")
-    for name in ("samples.jsonl", "result.json", "environment.json"):
+    folder = bare(make(tmp_path, "full"))
+    for name in ("samples.jsonl", "environment.json"):
         (folder / name).unlink()
-    (folder / "metrics.jsonl").write_text("")
     text = write([folder], tmp_path / "report.html").read_text(encoding="utf-8")
-    assert re.findall(r"<h2>(.*?)</h2>", text) == ["Settings"]
+    assert re.findall(r"<h2>(.*?)</h2>", text) == ["Settings", "How to repeat it"]
     assert "No result yet: full." in text
     assert "<figure" not in text and "<table" not in text
 
 
 def test_page_takes_any_text(tmp_path):
-    folder = make(tmp_path, "full")
+    folder = bare(make(tmp_path, "full"))
     odd = {
         "step": 0,
         "completion": "a\x00b\ud800c $x^2$ {{ 7*7 }}",
@@ -280,7 +382,69 @@ def test_page_refuses_no_runs_and_unwritable_places(tmp_path):
     with pytest.raises(UserError, match="at least one"):
         write([], tmp_path / "report.html")
     with pytest.raises(UserError, match="cannot be written"):
-        write([make(tmp_path, "full")], tmp_path)
+        write([bare(make(tmp_path, "full"))], tmp_path)
+
+
+def test_marks_have_texts_and_lines_can_be_read_at_the_pointer(report):
+    assert "<title>last(1): 34.6 % [31.6, 37.6]</title>" in report
+    assert "<title>last(1): 34.6 %, 123k trained parameters</title>" in report
+    # The limits that stand beside a box give the first and the last step of a line in it.
+    learning = report[report.index('aria-label="Accuracy on training') :]
+    box = re.findall(r'data-box="([^"]+) linear linear"', learning)[0]
+    x0, x1, _, _, left, right, *_ = map(float, box.split())
+    line = re.findall(r'data-line="full">\s*<path d="([^"]+)"', learning)[0]
+    places = [float(text) for text in re.findall(r"[-\d.]+", line)]
+    for place, step in ((places[0], 0), (places[-2], 29)):
+        assert left + (place - x0) / (x1 - x0) * (right - left) == pytest.approx(step, abs=0.01)
+
+
+def test_figures_are_files_beside_the_page(written):
+    names = ("accuracy", "cost", "difficulty", "learning", "training")
+    folder = written.with_name("report-figures")
+    assert {path.name for path in folder.iterdir()} == {
+        f"{name}.{kind}" for name in names for kind in ("svg", "pdf")
+    }
+    assert written.with_suffix(".md").exists()
+
+
+def test_headings_skip_no_level_and_tables_name_their_heads(report):
+    text = report
+    levels = [int(level) for level in re.findall(r"<h(\d)", text)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    for cell in re.findall(r"<th\b[^>]*>", text):
+        assert "scope=" in cell
+    assert text.count("<table") == text.count("<caption") > 3
+    assert text.count("<svg") == len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', text))
+    for id in re.findall(r'href="#([^"]+)"', text):
+        assert f'id="{id}"' in text
+
+
+def test_the_command_writes_the_report_of_one_folder_into_it(tmp_path, capsys):
+    folder = make_whole(tmp_path, "full")
+    (folder / "metrics.jsonl").write_text("")
+    assert cli.run(["report", str(folder), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("results")[0]["update"] == "full"
+    assert {key: Path(path) for key, path in printed.items()} == {
+        "report": folder / "report.html",
+        "markdown": folder / "report.md",
+        "figures": folder / "figures",
+    }
+    assert all(Path(path).exists() for path in printed.values())
+    (tmp_path / "study.toml").write_text("")
+    with pytest.raises(UserError, match="is a study"):
+        cli.run(["report", str(tmp_path), str(folder)])
+
+
+def test_places_of_a_report(tmp_path):
+    found = frame.places(tmp_path, "site/x.html")
+    assert (found.markdown, found.figures) == (Path("site/x.md"), Path("site/x-figures"))
+    folder = bare(make(tmp_path, "full"))
+    with pytest.raises(UserError, match="name of a file"):
+        write([folder, folder])
+    with pytest.raises(UserError, match=r"report\.html say"):
+        write([folder], tmp_path / "report.md")
 
 
 def test_settings_are_split_into_shared_and_different():

@@ -1,8 +1,13 @@
 """How figures look, and the SVG text that they become.
 
-The text stays text and every colour is a CSS variable with a default, so that a figure
-follows the page's light or dark scheme and still stands alone. The same runs give the
-same bytes. matplotlib is imported only when a figure is drawn, and never its pyplot.
+The text stays text. In a page every colour is a CSS variable with a default, so that a
+figure follows its light or dark scheme; a file has the plain colours, which every program
+reads. The same runs give the same bytes. matplotlib is imported only when a figure is
+drawn, and never its pyplot.
+
+Values under the pointer: `tip` gives a mark a text (an SVG `<title>`, so it needs no
+script), `name` gives a line a name, and the page's script reads the named lines of an axes
+at the pointer from the box and limits that `svg` notes on the axes.
 """
 
 from __future__ import annotations
@@ -10,22 +15,35 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import textwrap
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart by colour-blind readers too.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# After Okabe and Ito: told apart by colour-blind readers too. The last three are darker than
+# theirs, so that each has a contrast of 3 with white.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#a87900", "#4d8fa8")
+# Colour is never alone: a series has a marker of its own, and beyond six a line style.
+MARKERS = ("o", "s", "^", "D", "v", "P")
 Style = Literal["-", "--", ":"]
 STYLES: tuple[Style, ...] = ("-", "--", ":")
-INK, MUTED, GRID = "#24292e", "#6a7178", "#dfe3e6"
+INK, MUTED, GRID, PAPER = "#24292e", "#5d656c", "#dfe3e6", "#ffffff"
+LINE = 0.17  # inches of a line of a legend
+BROAD, NARROW = 9.6, 3.7  # inches: a page, and a phone
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "modicum",
+    "pdf.fonttype": 42,
     "text.parse_math": False,
     "font.family": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "legend.fontsize": 8,
     "text.color": INK,
     "axes.labelcolor": MUTED,
     "axes.titlecolor": INK,
@@ -44,6 +62,8 @@ STYLE: dict[str, Any] = {
     "ytick.color": MUTED,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
     "lines.solid_capstyle": "round",
@@ -51,20 +71,134 @@ STYLE: dict[str, Any] = {
 }
 
 
-def svg(figure: Figure, label: str) -> str:
-    """The figure as an `<svg>` element with ids of its own and colours as variables."""
+def series(number: int) -> tuple[str, str, Style]:
+    """Colour, marker and line style of the series of that number, from 0."""
+    kind = number % len(SERIES)
+    return SERIES[kind], MARKERS[kind], STYLES[number // len(SERIES) % len(STYLES)]
+
+
+def wrapped(text: str, inches: float) -> str:
+    """A label in lines that fit a width at the size of figures: about 14 letters an inch."""
+    return "\n".join(textwrap.wrap(text, max(8, int(14 * inches)), break_on_hyphens=False))
+
+
+def tip(artist: Artist, text: str) -> None:
+    """Give a mark a text that the page shows when the pointer is on it."""
+    artist.set_gid(f"tip:{text}")
+
+
+def name(artist: Artist, text: str) -> None:
+    """Name a line (`Line2D`), so that the page can read its value under the pointer."""
+    artist.set_gid(f"line:{text}")
+
+
+def legend(figure: Figure, shown: Mapping[str, int], base: bool = False, dot: bool = False) -> None:
+    """Above the panels: label -> number of its series; `base` adds the dashed line.
+
+    The figure grows by as much as more than one line of it takes.
+    """
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for number in shown.values():
+        colour, marker, style = series(number)
+        style = "" if dot else style
+        handle = Line2D([], [], color=colour, linewidth=1.7, linestyle=style, marker=marker)
+        handle.set_markersize(4.5)
+        handles.append(handle)
+    names = list(shown)
+    if base:
+        handles.append(Line2D([], [], color=INK, linewidth=0.9, dashes=(4, 3)))
+        names.append("base, held out")
+    # The handle takes half an inch; what does not fit goes to a further line.
+    width, height = figure.get_size_inches()
+    room = width - 0.6 if len(names) <= 6 else min(width - 0.6, 2.2)
+    names = [wrapped(label, room) for label in names]
+    lines = [label.split("\n") for label in names]
+    letters = max(len(line) for label in lines for line in label) + 6
+    columns = max(1, min(len(names), int(14 * width / letters)))
+    tall = -(-len(names) // columns) * max(len(label) for label in lines)
+    figure.set_size_inches(width, height + LINE * (tall - 1))
+    figure.legend(handles, names, loc="outside upper left", ncols=columns)
+
+
+def svg(figure: Figure, label: str, variables: bool = True) -> str:
+    """The figure as an `<svg>` element with ids of its own; `label` says it in words.
+
+    `variables` makes colours CSS variables with a default, for a page; without it they are
+    plain, and names of lines are left out.
+    """
+    return _finish(_drawn(figure), figure, label, variables)
+
+
+def forms(figure: Figure, label: str) -> tuple[str, str]:
+    """`svg` for a page and for a file, from one drawing, which also fixes the layout."""
+    text = _drawn(figure)
+    figure.set_layout_engine("none")
+    return _finish(text, figure, label, True), _finish(text, figure, label, False)
+
+
+def _drawn(figure: Figure) -> str:
+    """The SVG of matplotlib without what says when and how it was made."""
+    from matplotlib import rc_context
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     text = text[text.index("<svg") :].strip()
     text = text.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
     text = text.replace("xlink:href", "href")
-    # Two figures in one page must not share ids: each gets its own prefix.
-    prefix = "m" + hashlib.sha256(text.encode()).hexdigest()[:10] + "-"
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", text)
-    text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", text)
-    variables = {INK: "ink", MUTED: "muted", GRID: "grid", "#ffffff": "paper"}
-    variables |= {colour: f"series-{number}" for number, colour in enumerate(SERIES)}
-    for colour, name in variables.items():
-        text = text.replace(colour, f"var(--{name}, {colour})")
+    # A hundredth of a point is enough.
+    text = re.sub(r'(?<= )(?:d|x|y)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
+    text = re.sub(r"\s*\n\s*", "\n", re.sub(r"<g/>\s*", "", text))
+    return re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", text)
+
+
+def _finish(text: str, figure: Figure, label: str, variables: bool) -> str:
+    line = r'<g data-line="\1">' if variables else "<g>"
+    text = re.sub(r'<g id="line:([^"]*)">', line, text)
+    if variables:
+        for number, axes in enumerate(figure.axes, start=1):
+            place = f'<g id="axes_{number}"'
+            text = text.replace(f"{place}>", f'{place} data-box="{_box(figure, axes)}">')
+    text = _own_ids(text)
+    fonts = "system-ui, sans-serif" if variables else "'DejaVu Sans', sans-serif"
+    # matplotlib writes the family alone or at the end of the whole font.
+    text = re.sub(r"(font-family: |font: [^;\"]*?px )[^;\"]*", rf"\g<1>{fonts}", text)
+    if variables:
+        colours = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"}
+        colours |= {colour: f"series-{number}" for number, colour in enumerate(SERIES)}
+        for colour, variable in colours.items():
+            text = text.replace(colour, f"var(--{variable}, {colour})")
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1) + "\n"
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as a PDF without a date, text as text."""
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+    return buffer.getvalue()
+
+
+def _own_ids(text: str) -> str:
+    """Two figures in one page must not share ids: each gets its own prefix.
+
+    Those that nothing refers to are dropped.
+    """
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    prefix = "m" + hashlib.sha256(text.encode()).hexdigest()[:10] + "-"
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", text)
+
+
+def _box(figure: Figure, axes: Axes) -> str:
+    """Where an axes lies in the figure (points, y down), its limits and its scales."""
+    width, height = 72 * figure.get_figwidth(), 72 * figure.get_figheight()
+    box = axes.get_position()
+    sides = (box.x0 * width, box.x1 * width, (1 - box.y0) * height, (1 - box.y1) * height)
+    numbers = " ".join(f"{v:.6g}" for v in (*sides, *axes.get_xlim(), *axes.get_ylim()))
+    return f"{numbers} {axes.get_xscale()} {axes.get_yscale()}"

@@ -1,4 +1,4 @@
-"""The comparison of runs as rows: for the terminal, for Markdown and for the page."""
+"""The comparison of runs as rows: for the terminal and for the report."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from modicum.report import frame
+from modicum.report.frame import Cell, Table
 from modicum.report.read import Result, RunRecord, colours, labels
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 NONE = "—"
 ARROW = " → "
@@ -85,9 +87,11 @@ def short(value: float | None) -> str:
 
 
 def decimal(value: float | None) -> str:
-    """A length or a time: one decimal below 100, none above."""
+    """A length or a time: two digits below 1, one decimal below 100, none above."""
     if value is None or math.isnan(value):
         return NONE
+    if 0 < value < 0.95:
+        return f"{value:#.2g}"
     return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
 
 
@@ -137,13 +141,13 @@ def cells(row: Row, number: Callable[[float | None], str] = count) -> tuple[str,
     )
 
 
-def rich_table(rows: Sequence[Row]) -> Table:
+def rich_table(rows: Sequence[Row]) -> RichTable:
     """The rows as a table for a terminal of 100 columns."""
     from rich import box
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = Table(
+    table = RichTable(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -168,13 +172,24 @@ def rich_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table, ending in a line end."""
-    lines = [HEADS, (":--", *["--:"] * (len(HEADS) - 1))]
-    for row in rows:
-        update, *rest = (cell.replace("|", "\\|") for cell in cells(row))
-        lines.append((f"`{update}`", *rest))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def table(rows: Sequence[Row]) -> Table:
+    """The rows as a table of a report, sorted by values; a column that nobody has is left out."""
+    missing = {NONE, NONE + ARROW + NONE, f"{NONE} ({NONE})"}
+    texts = [cells(row) for row in rows]
+    shown = [n for n in range(1, len(HEADS)) if {line[n] for line in texts} - missing]
+    lines = []
+    for row, line in zip(rows, texts, strict=True):
+        values = _values(row)
+        first = Cell(line[0], series=row.colour, code=True)
+        lines.append([first, *(Cell(line[n], values[n - 1]) for n in shown)])
+    return frame.table("Results of the runs", [HEADS[0], *(HEADS[n] for n in shown)], lines)
+
+
+def _values(row: Row) -> tuple[float | None, ...]:
+    """What the columns after the first are sorted by: of base and trained, the trained."""
+    result, trained = row.result, row.result.trained
+    scores = (trained.accuracy, trained.greedy, trained.length) if trained else (None, None, None)
+    return (result.trainable_parameters, *scores, result.seconds, result.peak_memory_bytes)
 
 
 def _mean(record: RunRecord, name: str) -> float | None:

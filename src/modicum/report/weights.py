@@ -1,27 +1,17 @@
-"""What a run's training did to the weights, as `result.json` has it: the texts and the map.
+"""What a run's training did to the weights, as `result.json` has it: the texts.
 
 The numbers are those of modicum.anatomy, explained in docs/anatomy.md.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from modicum.report.style import INK, SERIES, STYLE, svg
 from modicum.spec import check
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 NONE = "—"
-PANELS_SHOWN = 6
-NUMBERED_LAYERS = 14  # with more, the numbers in the cells would not fit
-# Columns of the map outside of the layers: part -> (label, whether it comes before them).
-OUTSIDE = {"embedding": ("emb", True), "final norm": ("norm", False), "head": ("head", False)}
-DARKEST = 0.7  # the ink in a cell stays readable
 
 
 @dataclass(frozen=True)
@@ -130,74 +120,3 @@ def _rank(part: Part | None) -> str:
     if part is None or part.effective_rank is None or part.rank_share is None:
         return NONE
     return f"{part.effective_rank:.1f} ({100 * part.rank_share:.0f}%)"
-
-
-def change_map(runs: Sequence[tuple[str, Anatomy | None]], width: float = 9.6) -> str:
-    """The size of the change by layer and part, a panel for each run, as one SVG, or "".
-
-    `runs` are labels with what was measured. The shade goes with the root of the relative
-    change, on one scale for all panels; an empty cell did not change. `width` is in inches
-    (4.2 suits a phone).
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    shown = [(label, a) for label, a in runs if a is not None and a.map][:PANELS_SHOWN]
-    largest = max((value for _, a in shown for value in _values(a)), default=0.0)
-    if not largest:
-        return ""
-    heights = [0.27 * len(a.map) + 0.6 for _, a in shown]
-    settings = STYLE | {"font.size": 8, "axes.titlesize": 9, "axes.grid": False}
-    with rc_context(settings | {"axes.spines.left": False, "axes.spines.bottom": False}):
-        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-        grid = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights).ravel()
-        for axes, (label, found) in zip(grid, shown, strict=True):
-            _panel(axes, label, found, largest, numbered=width > 6)
-        grid[-1].set_xlabel("layer")
-        names = ", ".join(label for label, _ in shown)
-        return svg(figure, f"Size of the change in every layer and part of the weights: {names}")
-
-
-def _values(found: Anatomy) -> list[float]:
-    outside = [found.parts[name].relative_norm for name in OUTSIDE if name in found.parts]
-    inside = [value for row in found.map.values() for value in row]
-    return [value for value in (*inside, *outside) if value]
-
-
-def _panel(axes: Axes, label: str, found: Anatomy, largest: float, numbered: bool) -> None:
-    count, rows = len(next(iter(found.map.values()))), list(found.map)
-    numbered = numbered and count <= NUMBERED_LAYERS
-    ticks = {float(n): str(n) for n in range(count) if count <= NUMBERED_LAYERS or n % 4 == 0}
-    for number, part in enumerate(rows):
-        for layer, value in enumerate(found.map[part]):
-            _cell(axes, layer, number, 1, value, largest, numbered)
-    left, right = 0.0, count - 1.0
-    for part, (short, before) in OUTSIDE.items():
-        if part in found.parts:
-            if before:
-                left = place = left - 1.4
-            else:
-                right = place = right + 1.4
-            _cell(axes, place, 0, len(rows), found.parts[part].relative_norm, largest, numbered)
-            ticks[place] = short
-    axes.set_xlim(left - 0.6, right + 0.6)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xticks(sorted(ticks), [ticks[place] for place in sorted(ticks)])
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_title(label)
-
-
-def _cell(
-    axes: Axes, x: float, y: float, height: int, value: float | None, largest: float, text: bool
-) -> None:
-    """One cell, `height` rows tall, with its value in percent if `text`."""
-    from matplotlib.patches import Rectangle
-
-    corner, high = (x - 0.46, y - 0.44), height - 0.12
-    axes.add_patch(Rectangle(corner, 0.92, high, fill=False, edgecolor=INK, linewidth=0.3))
-    if value:
-        alpha = DARKEST * math.sqrt(value / largest)
-        axes.add_patch(Rectangle(corner, 0.92, high, facecolor=SERIES[0], alpha=alpha, linewidth=0))
-        if text:
-            middle = y + (height - 1) / 2
-            axes.text(x, middle, _percent(value), ha="center", va="center", fontsize=7)

@@ -1,0 +1,171 @@
+"""The forest plot: every arm's difference from the control, with the margin.
+
+Thick is the 90 % interval (the tests at 5 % read its ends), thin the 95 % interval. The axis
+covers what is near the margin; an interval that goes on beyond it ends in an arrow, and an
+arm that lies beyond it altogether is an arrow with its number beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from modicum.report.study import panels
+from modicum.report.study.analysis import Analysis, Arm, Difference
+from modicum.report.study.families import CONTROL, family, present, ranked
+from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, tip
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# In margins: an arm whose interval comes nearer than NEAR, or whose mean lies nearer than
+# SHOWN, decides how far the axis goes, up to FARTHEST (or 15 points, if that is more).
+NEAR, SHOWN, FARTHEST = 2.0, 5.0, 12.0
+COLUMNS = (0.12, 0.58, 1.58)  # inches from the axes to the words beside it
+RIGHT = 2.85  # inches that they need
+
+
+def points(value: float) -> str:
+    """A difference in percentage points with its sign and a true minus."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def interval(low: float, high: float) -> str:
+    """Both ends of an interval, in points."""
+    return f"[{points(low)}, {points(high)}]"
+
+
+def reach(analysis: Analysis) -> tuple[float, float]:
+    """The ends of the axis, as fractions: around the arms whose interval comes near the margin."""
+    margin, near = analysis.margin, NEAR * analysis.margin
+    found = [arm.difference for arm in analysis.arms if arm.difference and not arm.placebo]
+    close = [d for d in found if d.low90 < near and d.high90 > -near]
+    means = [d.mean for d in found if abs(d.mean) < SHOWN * margin]
+    limit = max(FARTHEST * margin, 0.15)
+    low = min([-2 * margin, *(d.low95 for d in close), *means])
+    high = max([2 * margin, *(d.high95 for d in close), *means])
+    room = 0.04 * (min(high, limit) - max(low, -limit))
+    return max(low, -limit) - room, min(high, limit) + room
+
+
+def draw(analysis: Analysis, narrow: bool) -> Figure:
+    """The figure: a row for each arm, the best first, placebos and failed arms apart."""
+    from matplotlib.figure import Figure
+
+    arms = ranked(analysis)
+    row = 0.46 if narrow else 0.28
+    across = NARROW if narrow else BROAD
+    families = present(analysis)
+    names = panels.width_of([arm.name for arm in arms])
+    left = 0.12 if narrow else min(2.5, names + 0.15)
+    right = 0.12 if narrow else RIGHT
+    top = 0.1 + 0.19 * panels.legend_lines(families, 0.1, across) + (0.08 if narrow else 0.28)
+    places = _places(analysis, arms)
+    height = row * (places[-1] + 1)
+    figure = Figure(figsize=(across, top + height + 0.42))
+    axes = panels.place(figure, left, top, across - left - right, height)
+    panels.legend(figure, families, 0.1, 0.06)
+    _frame(axes, analysis, places)
+    for arm, y in zip(arms, places, strict=True):
+        _arm(axes, analysis, arm, y + (0.22 if narrow else 0))
+        (_words_above if narrow else _words_beside)(axes, analysis, arm, y)
+    if not narrow:
+        _heads(axes)
+        axes.hlines(places, *axes.get_xlim(), color=GRID, linewidth=0.5, zorder=0)
+    return figure
+
+
+def _places(analysis: Analysis, arms: Sequence[Arm]) -> list[float]:
+    """The row of each arm; placebos and arms without a difference stand apart."""
+    places: list[float] = []
+    y, before = 0.0, None
+    for arm in arms:
+        kind = (arm.placebo, arm.difference is None and arm.name != analysis.control)
+        y += 0 if before is None else 1 if kind == before else 1.5
+        before = kind
+        places.append(y)
+    return places
+
+
+def _frame(axes: Axes, analysis: Analysis, places: Sequence[float]) -> None:
+    margin = 100 * analysis.margin
+    axes.axvspan(-margin, margin, color=GRID, alpha=0.55, linewidth=0)
+    axes.axvline(0, color=INK, linewidth=0.9)
+    for side in (-margin, margin):
+        axes.axvline(side, color=MUTED, linewidth=0.8, dashes=(3, 3))
+    axes.set_xlim(*(100 * end for end in reach(analysis)))
+    axes.set_ylim(places[-1] + 0.5, -0.5)
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.spines["left"].set_visible(False)
+    panels.numbers(axes, "x", 7)
+    axes.set_xlabel(f"difference in {analysis.primary} from {analysis.control} (points)")
+
+
+def _arm(axes: Axes, analysis: Analysis, arm: Arm, y: float) -> None:
+    """One arm's mark and intervals, cut with arrows at the ends of the axis."""
+    kind = family(analysis, arm)
+    if arm.name == analysis.control:
+        (mark,) = axes.plot(0, y, kind.marker, color=kind.colour, markersize=9, zorder=4)
+        tip(mark, f"{arm.name}: the control")
+        return
+    found = arm.difference
+    if found is None:
+        return
+    low, high = axes.get_xlim()
+    colour = kind.colour
+    for ends, width in (((found.low95, found.high95), 1.1), ((found.low90, found.high90), 3.2)):
+        a, b = (min(max(100 * end, low), high) for end in ends)
+        if b > a:
+            axes.plot([a, b], [y, y], color=colour, linewidth=width, solid_capstyle="butt")
+    for beyond, edge, arrow in (
+        (100 * found.low95 < low, low, "<"),
+        (100 * found.high95 > high, high, ">"),
+    ):
+        if beyond:
+            axes.plot(edge, y, arrow, color=colour, markersize=6, clip_on=False, zorder=4)
+    if low <= 100 * found.mean <= high:
+        style = {"markersize": 6, "markeredgecolor": PAPER, "markeredgewidth": 0.8}
+        (mark,) = axes.plot(100 * found.mean, y, kind.marker, color=colour, zorder=5, **style)
+        tip(mark, f"{arm.name}: {words(found)}, {arm.verdict}")
+
+
+def words(found: Difference) -> str:
+    """The difference and its 90 % interval in points."""
+    return f"{points(found.mean)} {interval(found.low90, found.high90)}"
+
+
+def _columns(axes: Axes) -> tuple[float, ...]:
+    """Where the words beside the axes begin, in its widths."""
+    figure = axes.get_figure(root=True)
+    width = axes.get_position().width * (BROAD if figure is None else figure.get_figwidth())
+    return tuple(1 + inches / width for inches in COLUMNS)
+
+
+def _words_beside(axes: Axes, analysis: Analysis, arm: Arm, y: float) -> None:
+    across, (first, second, third) = axes.get_yaxis_transform(), _columns(axes)
+    weight = "bold" if family(analysis, arm) is CONTROL else "normal"
+    style: dict[str, Any] = {"transform": across, "va": "center"}
+    axes.text(-0.02, y, panels.shorten(arm.name, 2.35), ha="right", fontweight=weight, **style)
+    if arm.difference is not None:
+        axes.text(first, y, points(arm.difference.mean), **style)
+        ends = interval(arm.difference.low90, arm.difference.high90)
+        axes.text(second, y, ends, color=MUTED, **style)
+    axes.text(third, y, panels.shorten(arm.verdict, RIGHT - COLUMNS[2]), **style)
+
+
+def _heads(axes: Axes) -> None:
+    for x, text in zip(_columns(axes), ("diff.", "90 % interval", "verdict"), strict=True):
+        axes.text(x, 1.0, text, transform=axes.transAxes, va="bottom", color=MUTED)
+
+
+def _words_above(axes: Axes, analysis: Analysis, arm: Arm, y: float) -> None:
+    across = axes.get_yaxis_transform()
+    verdict = panels.shorten(arm.verdict, 1.2)
+    if arm.difference is not None:
+        verdict = f"{points(arm.difference.mean)}  {verdict}"
+    name = panels.shorten(arm.name, 3.35 - panels.width_of([verdict]))
+    backing = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+    axes.text(0, y - 0.22, name, transform=across, va="center", fontweight="bold", bbox=backing)
+    axes.text(1, y - 0.22, verdict, transform=across, va="center", ha="right", bbox=backing)

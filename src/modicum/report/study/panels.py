@@ -1,0 +1,116 @@
+"""What the figures of a study share: grids of small panels, names that fit, axis numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from modicum.report.study.families import Family
+from modicum.report.style import BROAD, MUTED, NARROW
+from modicum.report.tables import short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LETTER = 0.62  # width of a letter of the figures' font, in its size
+
+
+def shorten(text: str, inches: float, size: float = 8) -> str:
+    """`text`, cut with an ellipsis where it would be wider than `inches` at `size` points."""
+    room = max(4, int(72 * inches / (LETTER * size)))
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
+def width_of(texts: Sequence[str], size: float = 8) -> float:
+    """About how wide the widest of `texts` is, in inches."""
+    return max(map(len, texts), default=0) * LETTER * size / 72
+
+
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """An axes at inches from the left and from the top of the figure."""
+    across, down = figure.get_figwidth(), figure.get_figheight()
+    bottom = 1 - (top + height) / down
+    return figure.add_axes((left / across, bottom, width / across, height / down))
+
+
+def grid(
+    titles: Sequence[str],
+    narrow: bool,
+    x_name: str,
+    y_name: str,
+    height: float = 1.05,
+    margin: float = 0.52,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of one small panel for each title; only the outer ones have numbers.
+
+    `height` is that of a panel and `margin` the room at the left, in inches. All panels
+    are to have the same limits.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(2 if narrow else 5, len(titles))
+    lines = -(-len(titles) // columns)
+    across = NARROW if narrow else BROAD
+    top, gap_x, gap_y, bottom = 0.48, 0.16, 0.36, 0.45
+    # A few panels stay small multiples: they do not grow to the width of the page.
+    width = min(2.6, (across - margin - 0.1 - gap_x * (columns - 1)) / columns)
+    down = top + lines * height + (lines - 1) * gap_y + bottom
+    figure = Figure(figsize=(across, down))
+    panels = []
+    for number, title in enumerate(titles):
+        line, column = divmod(number, columns)
+        left, above = margin + column * (width + gap_x), top + line * (height + gap_y)
+        axes = place(figure, left, above, width, height)
+        axes.set_title(shorten(title, width), fontsize=8, pad=3)
+        # The last of its column has the numbers, also where the last line is not full.
+        outer = number + columns >= len(titles)
+        axes.tick_params(labelleft=column == 0, labelbottom=outer, labelsize=7, pad=2)
+        panels.append(axes)
+    figure.text(margin / across, 0.08 / down, x_name, color=MUTED, va="bottom")
+    # Above, not turned at the side: a tall figure would have it far from what is seen.
+    figure.text(0.02 / across, 1 - 0.06 / down, y_name, color=MUTED, va="top")
+    return figure, panels
+
+
+def numbers(axes: Axes, axis: str, count: int = 4) -> None:
+    """At most `count` round numbers on an axis, as 20k, 1.5M."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    chosen = axes.xaxis if axis == "x" else axes.yaxis
+    chosen.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
+    chosen.set_major_formatter(FuncFormatter(_tick))
+
+
+def _tick(value: float, _: int) -> str:
+    return short(value) if abs(value) >= 1000 else f"{value:g}"
+
+
+def legend(figure: Figure, families: Sequence[Family], left: float, top: float) -> None:
+    """Marker and name of every family in lines that fit, from `top` inches below the top."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="", marker=f.marker, color=f.colour, markersize=5.5)
+        for f in families
+    ]
+    across, down = figure.get_figwidth(), figure.get_figheight()
+    figure.legend(
+        handles,
+        [f.name for f in families],
+        loc="upper left",
+        bbox_to_anchor=(left / across, 1 - top / down),
+        ncols=-(-len(families) // legend_lines(families, left, across)),
+        borderaxespad=0,
+        handletextpad=0.2,
+        columnspacing=1.2,
+    )
+
+
+def legend_lines(families: Sequence[Family], left: float, across: float) -> int:
+    """How many lines `legend` takes in a figure `across` inches wide."""
+    widths = [width_of([f.name]) + 0.33 for f in families]
+    if sum(widths) < across - left:
+        return 1
+    columns = max(1, int((across - left) / max(widths)))
+    return -(-len(families) // columns)

@@ -1,0 +1,82 @@
+"""Tuning curves: accuracy on the tuning problems against the learning rate, a panel an arm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from modicum.report.study import panels
+from modicum.report.study.analysis import Analysis, Arm
+from modicum.report.study.families import family
+from modicum.report.style import INK, MUTED, tip
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def arms(analysis: Analysis) -> list[Arm]:
+    """The arms whose rate was chosen among several, in the order of the study."""
+    return [arm for arm in analysis.arms if len(arm.tries) > 1]
+
+
+def chosen(arm: Arm, rate: float) -> bool:
+    """Whether `rate` is the arm's; rates are written with a few digits."""
+    return arm.learning_rate is not None and abs(rate / arm.learning_rate - 1) < 1e-3
+
+
+def ticks(rates: Sequence[float]) -> list[float]:
+    """The lowest and the highest rate, and powers of ten that are not too near to them."""
+    low, high = math.log10(min(rates)), math.log10(max(rates))
+    room = 0.3 * (high - low)
+    powers = range(math.ceil(low + room), math.floor(high - room) + 1)
+    return sorted({min(rates), max(rates), *(10.0**power for power in powers)})
+
+
+def rate_text(rate: float) -> str:
+    """A learning rate in two digits, short: 8e−4, 6.7e−5."""
+    digits, power = f"{rate:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}".replace("-", "−")
+
+
+def draw(analysis: Analysis, narrow: bool) -> Figure:
+    """The figure: the chosen rate is ringed, one at the edge says so, a cross failed."""
+    shown = arms(analysis)
+    figure, grid = panels.grid(
+        [arm.name for arm in shown], narrow, "learning rate", "accuracy, tuning problems (%)"
+    )
+    rates = [tried.rate for arm in shown for tried in arm.tries if tried.rate > 0]
+    seen = [100 * t.accuracy for arm in shown for t in arm.tries if t.accuracy is not None]
+    low, high = min(seen, default=0.0), max(seen, default=100.0)
+    room = 0.12 * (high - low) or 2.0
+    for axes, arm in zip(grid, shown, strict=True):
+        axes.set_xscale("log")
+        axes.set_xlim(min(rates) / 1.6, max(rates) * 1.6)
+        axes.set_xticks(ticks(rates), [rate_text(rate) for rate in ticks(rates)])
+        axes.set_ylim(max(-3.0, low - room), min(103.0, high + room))
+        panels.numbers(axes, "y", 4)
+        _panel(axes, arm, family(analysis, arm).colour)
+    return figure
+
+
+def _panel(axes: Axes, arm: Arm, colour: str) -> None:
+    from matplotlib.ticker import NullFormatter
+
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    tried = [(t.rate, 100 * t.accuracy) for t in arm.tries if t.accuracy is not None]
+    axes.plot(*zip(*tried, strict=True), color=colour, linewidth=1.2) if tried else None
+    for rate, accuracy in tried:
+        ring: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 1.2, "markersize": 7}
+        style = ring if chosen(arm, rate) else {"markersize": 3.5}
+        (mark,) = axes.plot(rate, accuracy, "o", color=colour, zorder=3, **style)
+        tip(mark, f"{arm.name} at {rate:.2g}: {accuracy:.1f} %")
+    for failed in (t for t in arm.tries if t.accuracy is None):
+        bottom = axes.get_ylim()[0]
+        (mark,) = axes.plot(failed.rate, bottom, "x", color=INK, markersize=5, clip_on=False)
+        tip(mark, f"{arm.name} at {failed.rate:.2g}: {failed.failed or 'failed'}")
+    if arm.rate_at_edge:
+        style = {"transform": axes.transAxes, "ha": "right", "fontsize": 7, "color": MUTED}
+        low, high = axes.get_ylim()
+        clear = all(accuracy > low + 0.3 * (high - low) for _, accuracy in tried)
+        axes.text(0.98, 0.05 if clear else 0.86, "best at the edge", **style)
