@@ -29,6 +29,7 @@ ORDER = [
     "machine",
     "config",
     "options",
+    "tracking",
     "scorecard",
     "report",
     "tasks",
@@ -41,8 +42,10 @@ ORDER = [
     "engine",
     "evaluate",
     "recipes",
+    "plan",
     "optimization",
     "session",
+    "resume",
     "metrics",
     "step",
     "result",
@@ -50,6 +53,7 @@ ORDER = [
     "export",
     "display",
     "scan",
+    "study",
     "commands",
     "cli",
     "__main__",
@@ -67,7 +71,18 @@ NO_TORCH = [
         "machine",
         "scorecard",
     ),
-    *("config", "options", "report", "tasks", "rewards", "curriculum", "recipes", "scan", "cli"),
+    *(
+        "config",
+        "options",
+        "tracking",
+        "report",
+        "tasks",
+        "rewards",
+        "curriculum",
+        "recipes",
+        "scan",
+        "cli",
+    ),
 ]
 HEAVY = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors")
 MAX_LINES = 300
@@ -143,7 +158,11 @@ def test_no_relative_imports(name: str) -> None:
 
 def test_light_modules_stay_free_of_torch() -> None:
     names = [f"modicum.{name}" for name in NO_TORCH]
-    names += [f"modicum.commands.{p.stem}" for p in (SOURCE / "commands").glob("[a-z]*.py")]
+    for package in ("commands", "study", "report", "tracking"):
+        found = (SOURCE / package).rglob("[a-z]*.py")
+        names += [
+            ".".join(("modicum", *p.relative_to(SOURCE).with_suffix("").parts)) for p in found
+        ]
     code = (
         "import importlib, sys\n"
         f"for name in {names!r}:\n"

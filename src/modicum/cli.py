@@ -16,6 +16,8 @@ from modicum.types import UserError
 COMMANDS = {
     "demo": "train the shipped base three ways and compare (minutes, two cores)",
     "train": "train a model with GRPO, updating the part that you name",
+    "study": "compare updates over seeds at one budget, with a verdict",
+    "plan": "memory, FLOPs and time of a run, before it",
     "scan": "train every layer, block or part alone and rank them",
     "evaluate": "accuracy and pass@k of a model or a run on held-out problems",
     "compare": "two evaluations of the same problems, problem by problem",

@@ -1,4 +1,4 @@
-"""Estimates and their uncertainty: pass@k, maj@k, standard errors, intervals over problems.
+"""Estimates and their uncertainty: pass@k, maj@k, standard errors, intervals, Holm's p-values.
 
 Problems are the clusters: several samples of one problem are first averaged to one score
 per problem, and the spread of those scores carries both the choice of problems and the
@@ -21,6 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from modicum.types import UserError
+
+ROUNDING = 1e-12  # 2/3 - 1/3 and 1 - 2/3 differ by less; scores that differ do so by more.
 
 
 @dataclass(frozen=True)
@@ -125,17 +127,41 @@ def _interval(values: NDArray[np.float64], level: float, bounds: tuple[float, fl
     if not 0 < level < 1:
         raise UserError(f"the level of an interval lies between 0 and 1, not at {level!r}")
     count, (least, most) = len(values), bounds
-    if np.ptp(values) == 0:
-        # No spread was seen, which does not say that there is none. Wilson's upper limit
-        # for 0 of n bounds the share of problems that behave otherwise, and those may lie
-        # anywhere within the bounds. At 0 and at 1 this is Wilson's interval exactly.
-        mean = float(values[0])
-        z = float(special.ndtri((1 + level) / 2))
-        unseen = z * z / (count + z * z)
-        return Interval(mean, mean - unseen * (mean - least), mean + unseen * (most - mean))
+    if np.ptp(values) < ROUNDING:
+        return no_spread(float(values[0]), count, level, bounds)
     mean = float(values.mean())
     half = float(special.stdtrit(count - 1, (1 + level) / 2)) * standard_error(values)
     return Interval(mean, max(least, mean - half), min(most, mean + half))
+
+
+def no_spread(mean: float, count: int, level: float, bounds: tuple[float, float]) -> Interval:
+    """Wilson's interval where all `count` values are equal to `mean`.
+
+    That no spread was seen does not say that there is none. Wilson's upper limit for 0 of
+    n, z^2 / (n + z^2), bounds the share of problems that behave otherwise, and those may
+    lie anywhere within the bounds. At 0 and at 1 this is Wilson's interval exactly.
+    """
+    least, most = bounds
+    z = float(special.ndtri((1 + level) / 2))
+    unseen = z * z / (count + z * z)
+    return Interval(mean, mean - unseen * (mean - least), mean + unseen * (most - mean))
+
+
+def holm(p_values: ArrayLike) -> list[float]:
+    """Holm's adjusted p-values, in the order given: reject those at most alpha.
+
+    The j-th smallest of m becomes the largest of min(1, (m - i + 1) p_(i)) over i <= j,
+    which holds the chance of any false rejection to alpha under every dependence (Holm
+    1979). Raises UserError when one is not between 0 and 1.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise UserError("p-values must be a list of numbers between 0 and 1")
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return [float(value) for value in adjusted]
 
 
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """Updates: what of a model trains.
 
-To add one: a file with a frozen dataclass (see `base.Update`), an entry in UPDATES. The
-contract suite (tests/test_updates.py) picks it up.
+To add one: a file with a frozen dataclass (see `base.Update`), an entry in UPDATES, its name
+among the kinds of report/study/families.py (a figure's colour). The contract suite
+(tests/test_updates.py) picks it up.
 """
 
 from __future__ import annotations

@@ -1,0 +1,177 @@
+"""From a study's runs to `analysis.json`: estimates, tests, verdicts, costs, and how to repeat it.
+
+The numbers are `inference.compare`'s, the words `verdict`'s. The generator of the resampling
+is seeded by the study (`analysis_seed`), so the same runs give the same file. `curves.json`
+beside it holds what the report shows of the runs, small enough to ship without them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modicum.report.study import read as report
+from modicum.runs import write_whole
+from modicum.study import cost, inference, verdict
+from modicum.study.collect import Found, Outcome, collect, difficulty, final
+from modicum.study.collect import cost as cost_of
+from modicum.study.collect import status as status_of
+from modicum.study.design import Study
+
+MEASURED = ("seconds", "step_seconds", "memory_bytes", "peak_memory_bytes")
+SHORT = 0.95  # a run that spent less of its budget is named
+
+
+def write(study: Study, folder: Path) -> dict[str, Any]:
+    """Write `analysis.json` and `curves.json` and return what the first holds."""
+    found = analyse(collect(study, folder), folder)
+    write_whole(folder / "analysis.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    curves = json.dumps(report.compact(folder), ensure_ascii=False, separators=(",", ":"))
+    write_whole(folder / "curves.json", curves + "\n")
+    return found
+
+
+def analyse(found: Found, folder: Path) -> dict[str, Any]:
+    """What `analysis.json` holds (docs/study.md)."""
+    study, base = found.study, found.base
+    control = found.outcomes[0]
+    compared = inference.compare(
+        {outcome.arm.name: outcome.scores for outcome in found.outcomes},
+        study.control,
+        found.base_scores,
+        study.margin,
+        np.random.default_rng(study.analysis_seed),
+        [outcome.arm.name for outcome in found.outcomes if outcome.arm.placebo],
+    )
+    scores_SI = np.array(list(control.scores.values()))
+    components = inference.variance(scores_SI)
+    first = next(iter(control.results.values()))
+    start = inference.arm_interval(found.base_scores[None, :])
+    whole: dict[str, Any] = {
+        "question": study.question,
+        "model": first["model"],
+        "task": first["task"],
+        "control": study.control,
+        "primary": study.primary,
+        "margin": study.margin,
+        "seeds": list(study.seeds),
+        "budget": {"unit": study.budget.unit, "amount": study.budget.amount},
+        "num_problems": base["num_problems"],
+        "samples_per_problem": base["samples_per_problem"],
+        "split": base["split"],
+        "base": start.__dict__,
+        "control_gain": _band(compared[study.control].gain),
+        "variance": None if components is None else dict(components.__dict__),
+        "arms": [
+            _arm(found, outcome, control, compared[outcome.arm.name], folder)
+            for outcome in found.outcomes
+        ],
+    }
+    for arm in whole["arms"]:
+        arm["sentence"] = verdict.sentence(arm, whole)
+    return whole | {
+        "conclusion": verdict.conclusion(whole),
+        "notes": [*verdict.notes(whole), *_notes(study, whole["arms"])],
+        "repeat": [f"modicum study run study.toml --jobs 1 --out {folder.name}-again"],
+    }
+
+
+def _arm(
+    found: Found, outcome: Outcome, control: Outcome, said: inference.Comparison, folder: Path
+) -> dict[str, Any]:
+    arm = outcome.arm
+    numbers = said.to_json()
+    numbers.pop("seeds")
+    paths = final(found.study, folder, arm)
+    return {
+        "name": arm.name,
+        "slug": arm.slug,
+        "placebo": arm.placebo,
+        "settings": dict(arm.settings),
+        "learning_rate": outcome.learning_rate,
+        "rate_at_edge": outcome.rate_at_edge,
+        "tries": [dict(entry) for entry in outcome.tries],
+        **numbers,
+        "difficulty": difficulty(found, outcome),
+        "cost": cost_of(outcome, control),
+        "folders": {
+            str(seed): path.relative_to(folder).as_posix()
+            for seed, path in paths.items()
+            if seed in outcome.results
+        },
+        "failed": list(outcome.failed),
+    }
+
+
+def _band(interval: Any) -> dict[str, float] | None:
+    return None if interval is None else dict(interval.__dict__)
+
+
+def _notes(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the design itself must own up to."""
+    notes = []
+    edges = [arm["name"] for arm in arms if arm["rate_at_edge"]]
+    if edges:
+        notes.append(
+            f"The best rate of {_listed(edges)} lies at the edge of its tries: a further one may"
+            " be better."
+        )
+    failed = [arm["name"] for arm in arms if any(entry["failed"] for entry in arm["tries"])]
+    if failed:
+        notes.append(f"Tries of {_listed(failed)} failed.")
+    unit = {"tokens": "generated_tokens"}.get(study.budget.unit, study.budget.unit)
+    short = [
+        arm["name"]
+        for arm in arms
+        if arm["cost"] and arm["cost"][unit] < SHORT * study.budget.amount
+    ]
+    if short:
+        notes.append(
+            f"{_listed(short)} ran out of steps ({study.budget.max_steps}) before the budget was"
+            " spent."
+        )
+    if study.tuning.share < 1 and len(study.tuning.factors) > 1:
+        notes.append(
+            f"Tries had {study.tuning.share:g} of a run's budget: short ones prefer high rates."
+        )
+    return notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def status(study: Study, folder: Path) -> dict[str, Any]:
+    """How far each arm is."""
+    return status_of(study, folder, len(cost.tries_of(study)))
+
+
+def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Where two analyses differ, but for what was measured with a clock or a memory gauge."""
+    return sorted(_differences("", _settled(one), _settled(other)))
+
+
+def _settled(found: Mapping[str, Any]) -> dict[str, Any]:
+    arms = []
+    for arm in found["arms"]:
+        kept = {k: v for k, v in arm.items() if k not in ("sentence", "folders")}
+        left = (*MEASURED, "time_ratio", "memory_ratio")
+        arms.append(kept | {"cost": {k: v for k, v in arm["cost"].items() if k not in left}})
+    return {**found, "arms": arms, "repeat": []}
+
+
+def _differences(where: str, one: Any, other: Any) -> list[str]:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return [
+            line
+            for key in sorted({*one, *other}, key=str)
+            for line in _differences(f"{where}.{key}".lstrip("."), one.get(key), other.get(key))
+        ]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [line for n, (a, b) in pairs for line in _differences(f"{where}[{n}]", a, b)]
+    return [] if one == other else [f"{where}: {one!r} and {other!r}"]

@@ -1,0 +1,156 @@
+"""One run of a study, in a process of its own, so that nothing leaks between runs.
+
+A cell is a run folder. It ends with `result.json`, or with `failed.json` that says why not;
+NAME.log beside it has what it would have printed. The base is evaluated once for each split, in a
+cell of its own, since all arms start from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import Any
+
+from modicum.config import TrainConfig
+from modicum.runs import make_folder, write_whole
+from modicum.types import RunInterrupted, UserError
+
+BASE = "evaluation.json"
+RESULT = "result.json"
+FAILED = "failed.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: what it is for, its settings, and the folder with the base's evaluation."""
+
+    label: str
+    config: TrainConfig
+    base: str = ""
+    """The cell that evaluated the base on the same problems; empty: this one does."""
+    keep: bool = False
+    """Keep its checkpoints."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs."""
+        return Path(self.config.out)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its result."""
+        return (self.folder / (RESULT if self.base else BASE)).is_file()
+
+    @property
+    def failure(self) -> str:
+        """Why it failed, or nothing."""
+        path = self.folder / FAILED
+        return str(read_json(path)["error"]) if path.is_file() else ""
+
+    @property
+    def log(self) -> Path:
+        """What it prints goes there."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def fail(self, why: str) -> None:
+        """Write down that it failed."""
+        make_folder(self.folder)
+        text = json.dumps({"error": why}, indent=2, ensure_ascii=False)
+        write_whole(self.folder / FAILED, text + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; UserError when it is missing or broken."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: an object is wanted")
+    return found
+
+
+def work(cell: Cell, threads: int) -> None:
+    """Run the cell in this process: exit code 0 when it is done or refused, 130 interrupted.
+
+    A fault of the program leaves its traceback in the log and exit code 1.
+    """
+    # Ctrl-C in a terminal goes to a whole group: the parent passes it on, once.
+    os.setpgrp()
+    _end_with_parent()
+    import torch
+
+    torch.set_num_threads(threads)
+    make_folder(cell.folder.parent)
+    sys.stdout = sys.stderr = cell.log.open("a", encoding="utf-8", buffering=1)
+    try:
+        _run(cell)
+    except (RunInterrupted, KeyboardInterrupt):
+        sys.exit(130)
+    except UserError as error:
+        cell.fail(str(error))
+
+
+def _run(cell: Cell) -> None:
+    from modicum.display import Display
+    from modicum.scorecard import Evaluation
+    from modicum.train import train
+
+    if not cell.base:
+        _evaluate_base(cell)
+        return
+    known = Evaluation.from_json(read_json(Path(cell.base) / BASE))
+    begun = (cell.folder / "config.toml").is_file()
+    train(cell.config, Display(), resume=begun, base=known)
+    if not cell.keep:
+        shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
+
+
+def _evaluate_base(cell: Cell) -> None:
+    from modicum import machine
+    from modicum.evaluate import evaluate
+    from modicum.runs import Run
+    from modicum.session import prepare
+
+    session = prepare(cell.config)
+    make_folder(cell.folder)
+    held, run = cell.config.evaluation, Run(cell.folder)
+    began = time.perf_counter()
+    found = evaluate(
+        session.engine,
+        session.loaded,
+        session.task,
+        cell.config.sampling,
+        held.eval_split,
+        num_problems=held.eval_problems,
+        samples=held.eval_samples,
+        rollout_batch=cell.config.batch.rollout_batch,
+        keep=lambda rows: run.write_lines("completions-base.jsonl", rows),
+    )
+    seconds = time.perf_counter() - began
+    run.write_lines("seconds.jsonl", [{"seconds": seconds}])
+    run.write("environment.json", machine.environment())
+    run.write(BASE, found.to_json())
+
+
+def _end_with_parent() -> None:
+    """End this process when the study's does, even when that was killed."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,196 @@
+"""A study's folder as data: scores by seed and problem, costs, tries, failures of each arm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modicum.runs import read_lines
+from modicum.study import design
+from modicum.study.cell import BASE, FAILED, RESULT, read_json
+from modicum.study.design import Arm, Study
+from modicum.types import UserError
+
+SCORES = {"accuracy": "scores", "lenient": "lenient_scores", "greedy": "greedy_scores"}
+LEVELS = ((0.0, "the base never solves"), (0.5, "the base solves up to half of the time"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an arm's final runs came to; `scores` has one array [problems] for each seed."""
+
+    arm: Arm
+    scores: Mapping[int, NDArray[np.float64]]
+    results: Mapping[int, Mapping[str, Any]]
+    steps: Mapping[int, float]
+    """Median seconds of a step, by seed."""
+    failed: tuple[str, ...]
+    learning_rate: float
+    rate_at_edge: bool
+    tries: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that the analysis needs."""
+
+    study: Study
+    base: Mapping[str, Any]
+    """The untrained model's evaluation."""
+    outcomes: tuple[Outcome, ...]
+    levels: tuple[str, ...]
+    """Of every problem, easiest level first in `level_names`."""
+    level_names: tuple[str, ...]
+
+    @property
+    def base_scores(self) -> NDArray[np.float64]:
+        """Of the untrained model, [problems]."""
+        return np.array(self.base[SCORES[self.study.primary]])
+
+
+def collect(study: Study, folder: Path) -> Found:
+    """Everything from the runs that are there; a study without a base or runs is a UserError."""
+    path = folder / "cells" / "base-test"
+    if not (path / BASE).is_file():
+        raise UserError(f"{folder} has no evaluation of the base yet; study run makes it")
+    base = read_json(path / BASE)
+    tuned = read_json(folder / "tuning.json") if (folder / "tuning.json").is_file() else {}
+    outcomes = tuple(
+        _outcome(study, arm, folder, tuned.get(arm.name, {})) for arm in design.arms(study)
+    )
+    if not outcomes[0].scores:
+        raise UserError(f"no run of the control {study.control} has ended yet in {folder}")
+    for outcome in outcomes:
+        for seed, result in outcome.results.items():
+            if result["trained"]["ids"] != base["ids"]:
+                raise UserError(
+                    f"{outcome.arm.name}, seed {seed} was judged on other problems than the base"
+                )
+    return Found(study, base, outcomes, *_levels(path, base))
+
+
+def final(study: Study, folder: Path, arm: Arm) -> dict[int, Path]:
+    """The folders of an arm's final runs by seed."""
+    return {seed: folder / "cells" / "final" / arm.slug / f"seed-{seed}" for seed in study.seeds}
+
+
+def _outcome(study: Study, arm: Arm, folder: Path, tuned: Mapping[str, Any]) -> Outcome:
+    scores, results, steps, failed = {}, {}, {}, []
+    for seed, path in final(study, folder, arm).items():
+        if (path / RESULT).is_file():
+            result = read_json(path / RESULT)
+            scores[seed] = np.array(result["trained"][SCORES[study.primary]])
+            results[seed] = result
+            lines = read_lines(path / "metrics.jsonl")
+            steps[seed] = median(line["time/step_seconds"] for line in lines)
+        elif (path / FAILED).is_file():
+            failed.append(f"seed {seed}: {read_json(path / FAILED)['error']}")
+    return Outcome(
+        arm,
+        scores,
+        results,
+        steps,
+        tuple(failed),
+        tuned.get("learning_rate", 0.0),
+        tuned.get("rate_at_edge", False),
+        tuple(tuned.get("tries", ())),
+    )
+
+
+def cost(outcome: Outcome, control: Outcome) -> dict[str, Any]:
+    """What an arm's runs took, in means over seeds; ratios to the control's."""
+    if not outcome.results:
+        return {}
+    mine, other = _means(outcome), _means(control) if control.results else {}
+    for name, of in (("time", "seconds"), ("memory", "memory_bytes"), ("flops", "flops")):
+        below = other.get(of) or 0.0
+        mine[f"{name}_ratio"] = mine[of] / below if below else None
+    mine["tuning_runs"] = len(outcome.tries)
+    return mine
+
+
+def _means(outcome: Outcome) -> dict[str, Any]:
+    results = list(outcome.results.values())
+
+    def mean(name: str) -> float:
+        return fmean(float(result[name]) for result in results)
+
+    first = results[0]
+    peak, start = mean("peak_memory_bytes"), mean("start_memory_bytes")
+    return {
+        "parameters": first["trainable_parameters"],
+        "active_parameters_mean": mean("active_parameters_mean"),
+        "total_parameters": first["total_parameters"],
+        "share": mean("active_parameters_mean") / first["total_parameters"],
+        "seconds": mean("seconds"),
+        "step_seconds": fmean(outcome.steps.values()),
+        "memory_bytes": peak - start,
+        "peak_memory_bytes": peak,
+        "optimizer_bytes": mean("optimizer_bytes"),
+        "generated_tokens": mean("generated_tokens"),
+        "steps": mean("steps"),
+        "flops": mean("flops"),
+    }
+
+
+def _levels(path: Path, base: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The level of every problem: the task's own difficulty, or how often the base solves it."""
+    rows = read_lines(path / "completions-base.jsonl")
+    known = {row["id"]: row.get("difficulty") for row in rows}
+    found = [known.get(name) for name in base["ids"]]
+    if None not in found and len(set(found)) > 1:
+        names = [f"{value:g}" for value in sorted({float(value) for value in found if value})]
+        return tuple(f"{value:g}" for value in found), tuple(names)
+    levels = [_level(score) for score in base["scores"]]
+    order = [*(name for _, name in LEVELS), "the base mostly solves"][::-1]
+    return tuple(levels), tuple(name for name in order if name in levels)
+
+
+def _level(score: float) -> str:
+    return next((name for limit, name in LEVELS if score <= limit), "the base mostly solves")
+
+
+def difficulty(found: Found, outcome: Outcome) -> list[dict[str, Any]]:
+    """Mean score of an arm over seeds and problems of each level, beside the base's."""
+    levels = np.array(found.levels)
+    rows: list[dict[str, Any]] = []
+    scores = np.array(list(outcome.scores.values()))
+    for name in found.level_names:
+        chosen = levels == name
+        rows.append(
+            {
+                "level": name,
+                "problems": int(chosen.sum()),
+                "accuracy": float(scores[:, chosen].mean()) if len(scores) else None,
+                "base": float(found.base_scores[chosen].mean()),
+            }
+        )
+    return rows
+
+
+def status(study: Study, folder: Path, tries: int) -> dict[str, Any]:
+    """How many tries and seeds of each arm are done, and what failed."""
+    rows = {}
+    for arm in design.arms(study):
+        paths = final(study, folder, arm)
+        tuned = list((folder / "cells" / "tune" / arm.slug).glob(f"*/{RESULT}"))
+        outcome = _outcome(study, arm, folder, {})
+        rows[arm.name] = {
+            "tuned": len(tuned),
+            "tries": 0 if arm.placebo else tries,
+            "done": len(outcome.scores),
+            "seeds": len(paths),
+            "failed": [*outcome.failed, *_failed_tries(folder, arm)],
+        }
+    return {"arms": rows, "folder": str(folder)}
+
+
+def _failed_tries(folder: Path, arm: Arm) -> Sequence[str]:
+    paths = sorted((folder / "cells" / "tune" / arm.slug).glob(f"*/{FAILED}"))
+    return [f"{path.parent.name}: {read_json(path)['error']}" for path in paths]

@@ -1,0 +1,129 @@
+"""What a study will cost: runs and tokens from its design, time from a short probe of each arm.
+
+    seconds = (steps or tokens of a run / those of a probe's step) x seconds of a step
+              + seconds of the evaluation
+
+summed over all runs and divided by the jobs. Probes run as the study will, so many at a time.
+A probe's completions are the base's: where training makes them longer, a step takes longer.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modicum.runs import read_lines
+from modicum.study import tuning
+from modicum.study.design import Study
+from modicum.study.launch import run_all
+from modicum.study.run import Work, base_cell, probe_cells, run_bases
+from modicum.types import UserError
+
+START_SECONDS = 1.5  # of a process and its model
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a whole study, before it is run."""
+
+    tuning_runs: int
+    final_runs: int
+    tokens: float | None
+    """Generated in training, all runs; None when the budget is not of tokens."""
+    seconds: float
+    """On this machine with these jobs."""
+    step_seconds: dict[str, float]
+    """By arm."""
+
+    def text(self) -> str:
+        """For a reader."""
+        tokens = "" if self.tokens is None else f", {self.tokens:,.0f} generated tokens"
+        return (
+            f"{self.tuning_runs} tuning runs and {self.final_runs} final runs{tokens}; about"
+            f" {duration(self.seconds)} on this machine"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dict(self.__dict__)
+
+
+def duration(seconds: float) -> str:
+    """Rounded for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def measure(work: Work) -> Cost:
+    """Run what the estimate needs (the base on the test split, a probe of each arm)."""
+    run_bases(work, ["test"])
+    cells = probe_cells(work)
+    run_all(cells, work.jobs, work.threads, work.told, retry_failed=True)
+    steps: dict[str, float] = {}
+    amounts: dict[str, float] = {}
+    for arm, cell in zip(work.arms, cells, strict=True):
+        if cell.failure:
+            raise UserError(f"arm {arm.name} cannot run: {cell.failure}")
+        lines = read_lines(cell.folder / "metrics.jsonl")
+        # The first step also loads and compiles what later ones have.
+        later = lines[1:] or lines
+        steps[arm.name] = statistics.median(line["time/step_seconds"] for line in later)
+        amounts[arm.name] = _spent(work.study, lines, steps[arm.name])
+    return estimate(work, steps, amounts, evaluation_seconds(base_cell(work, "test").folder))
+
+
+def estimate(
+    work: Work, steps: dict[str, float], amounts: dict[str, float], evaluating: float
+) -> Cost:
+    """The cost from seconds a step, budget spent a step, and seconds of an evaluation."""
+    study = work.study
+    tuned = [arm for arm in work.arms if not arm.placebo]
+    tries = tries_of(study)
+    seconds = 0.0
+    for arm in work.arms:
+        number = min(study.budget.max_steps, study.budget.amount / max(amounts[arm.name], 1e-9))
+        if study.budget.unit == "steps":
+            number = study.budget.amount
+        whole = number * steps[arm.name]
+        seconds += len(study.seeds) * (whole + evaluating + START_SECONDS)
+        if arm in tuned:
+            seconds += sum(share * whole + evaluating + START_SECONDS for share in tries)
+    final = len(work.arms) * len(study.seeds)
+    tokens = None
+    if study.budget.unit == "tokens":
+        tokens = study.budget.amount * (final + len(tuned) * sum(tries))
+    return Cost(len(tuned) * len(tries), final, tokens, seconds / work.jobs, steps)
+
+
+def tries_of(study: Study) -> list[float]:
+    """The share of the budget of every try of one arm."""
+    found: list[float] = []
+    count = len(study.tuning.factors)
+    if count < 2:
+        return found
+    for share in tuning.shares(study):
+        found += [share] * count
+        count = -(-count // 2)
+    return found
+
+
+def evaluation_seconds(folder: Path) -> float:
+    """How long the base's evaluation took."""
+    return float(read_lines(folder / "seconds.jsonl")[0]["seconds"])
+
+
+def _spent(study: Study, lines: Sequence[dict[str, Any]], step_seconds: float) -> float:
+    """What a step takes of the budget, by the probe."""
+    of_unit = {
+        "tokens": lines[-1]["tokens/generated"] / len(lines),
+        "steps": 1.0,
+        "seconds": step_seconds,
+        "flops": statistics.fmean(
+            line["flops/sampling"] + line["flops/training"] for line in lines
+        ),
+    }
+    return float(of_unit[study.budget.unit])

@@ -1,0 +1,274 @@
+"""What a study compares, as `study.toml` says it: arms, seeds, budget, tuning, margin.
+
+    question = "Does the last layer suffice?"
+    arms = ["full", "last(1)", "lora(rank=8)"]      # expressions of `vary`
+    seeds = [0, 1, 2, 3, 4]
+    margin = 0.02                                   # fixed before anything is run
+    [budget]
+    amount = 100_000                                # generated tokens
+    [config]                                        # any settings of `modicum train`
+    task = "arithmetic(terms=6)"
+
+An arm is a set of settings over the common ones: those of its expression in `arms`, and those
+of a table `[arm."NAME"]`. All arms have the same seeds, problems, budget and number of
+tuning runs. Placebo arms train the control's update with a reward that knows nothing of the
+answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from modicum.config import Budget, TrainConfig, at_least, from_mapping, read_toml, to_toml
+from modicum.options import merge
+from modicum.spec import nearest
+from modicum.types import UserError
+
+Unit = Literal["tokens", "steps", "flops", "seconds"]
+FREE = ("arms", "seeds")  # what may change in a study that has begun: by additions
+LATER_STEPS = 1000  # the limit where the budget is not of steps
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What every run of the comparison may spend."""
+
+    unit: Unit = "tokens"
+    """Generated tokens, steps, matrix FLOPs, or seconds of sampling and training."""
+    amount: float = 0.0
+    """How many."""
+    max_steps: int = LATER_STEPS
+    """Where a run ends that has not spent its budget by then."""
+
+    def __post_init__(self) -> None:
+        at_least(self, max_steps=1)
+        if self.amount <= 0:
+            raise UserError("amount must be above 0: what every run may spend")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How each arm gets its learning rate: the same tries for all, judged on the tune split."""
+
+    factors: tuple[float, ...] = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
+    """Tries, times the default rate of the arm's update; one factor tunes nothing."""
+    seed: int = 1000
+    """Of the tries; none of `seeds`."""
+    share: float = 1.0
+    """The budget of a try, as a share of a run's. Shorter tries prefer higher rates."""
+    halving: bool = False
+    """Successive halving: all rates for a part of the budget, the better half for twice it, ..."""
+    problems: int = 256
+    """Problems of the tune split."""
+    samples: int = 2
+    """Completions of each."""
+
+    def __post_init__(self) -> None:
+        at_least(self, seed=0, problems=1, samples=1)
+        if not self.factors or min(self.factors) <= 0:
+            raise UserError("factors must be at least one number, all above 0")
+        if len(set(self.factors)) < len(self.factors):
+            raise UserError("factors holds a number twice")
+        if not 0 < self.share <= 1:
+            raise UserError(f"share must be above 0 and at most 1, not {self.share:g}")
+
+
+@dataclass(frozen=True)
+class Placebos:
+    """Arms that train the control's update, at its rate, without knowing any answer."""
+
+    random_reward: bool = False
+    """Reward by a coin."""
+    format_only: bool = False
+    """Reward for the form of the answer alone."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One comparison; `base` and `extra` hold tables of settings of `modicum train`."""
+
+    question: str
+    """What the study is to answer, in words."""
+    arms: tuple[str, ...]
+    """What is compared, as expressions of `vary` or names of `[arm]` tables."""
+    vary: Literal["update", "reward", "objective", "curriculum"] = "update"
+    """The setting that an expression in `arms` is for."""
+    control: str = "full"
+    """The arm that all others are compared with."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Each arm is run once with each."""
+    primary: Literal["accuracy", "greedy", "lenient"] = "accuracy"
+    """The score that the verdict is about, by problem."""
+    margin: float = 0.02
+    """How far below the control still counts as not worse; fixed before running."""
+    threads: int = 0
+    """Threads of each run; 0 takes the cores over the jobs, when the study begins."""
+    keep: bool = False
+    """Keep the trained weights of the final runs."""
+    analysis_seed: int = 0
+    """Of the resampling in the analysis."""
+    budget: Allowance = field(default_factory=lambda: Allowance(amount=1))
+    tuning: Tuning = field(default_factory=Tuning)
+    placebo: Placebos = field(default_factory=Placebos)
+    base: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        at_least(self, threads=0, analysis_seed=0)
+        if not 0 < self.margin < 1:
+            raise UserError(f"margin must be above 0 and below 1, not {self.margin:g}")
+        for name in ("arms", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise UserError(f"{name} holds an entry twice")
+        if not self.seeds or min(self.seeds) < 0:
+            raise UserError("seeds must be at least one whole number, none below 0")
+        if self.tuning.seed in self.seeds:
+            raise UserError(f"the tuning seed {self.tuning.seed} is one of the seeds")
+        if len(self.arms) < 2:
+            raise UserError("arms needs at least two entries, the control and another")
+        if self.control not in self.arms:
+            raise UserError(f"control: {self.control!r} is not among the arms")
+        odd = [name for name in self.extra if name not in self.arms]
+        if odd:
+            raise UserError(f"[arm.{odd[0]!r}] is not in arms; {nearest(odd[0], self.arms)}")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm: its name, and the settings that it lays over the common ones."""
+
+    name: str
+    settings: Mapping[str, Any]
+    placebo: bool = False
+
+    @property
+    def slug(self) -> str:
+        """Of its folders."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-")
+
+
+def read(path: Path) -> Study:
+    """The study in a TOML file; anything wrong is a UserError that names file and key."""
+    return parse(read_toml(path), str(path))
+
+
+def parse(tables: Mapping[str, Any], where: str) -> Study:
+    """The study that `tables` hold, its arms and settings checked; `where` begins messages."""
+    own = dict(tables)
+    base, extra = own.pop("config", {}), own.pop("arm", {})
+    for name, table in (("config", base), ("arm", extra), *extra.items()):
+        if not isinstance(table, Mapping):
+            raise UserError(f"{where}: {name} must be a table")
+    known = {f.name for f in dataclasses.fields(Study)} - {"base", "extra"}
+    for key in own:
+        if key not in known:
+            raise UserError(
+                f"{where}: unknown key {key!r}; {nearest(key, [*known, 'config', 'arm'])}"
+            )
+    for key in ("question", "arms", "budget"):
+        if key not in own:
+            raise UserError(f"{where}: {key} is missing")
+    made = from_mapping(Study, own, where)
+    try:
+        study = replace(made, base=base, extra=extra)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    for name in ("seed", "out", "steps", "budget", "evaluation.eval_split"):
+        table, _, key = name.rpartition(".")
+        if key in (base.get(table, {}) if table else base):
+            raise UserError(f"{where}: config: {name} is the study's to say, not the config's")
+    slugs: dict[str, str] = {}
+    for arm in arms(study):
+        from_mapping(TrainConfig, _tables(study, arm), f"{where}: arm {arm.name}")
+        if slugs.setdefault(arm.slug, arm.name) != arm.name:
+            raise UserError(f"{where}: the arms {slugs[arm.slug]} and {arm.name} look alike")
+    return study
+
+
+def arms(study: Study) -> list[Arm]:
+    """The control, then the other arms, then the placebos."""
+    names = [study.control, *(name for name in study.arms if name != study.control)]
+    found = [Arm(name, _settings(study, name)) for name in names]
+    style = {**TrainConfig().sampling.__dict__, **study.base.get("sampling", {})}["style"]
+    control = found[0]
+    if study.placebo.random_reward:
+        found.append(Arm("random reward", {**control.settings, "reward": "random"}, placebo=True))
+    if study.placebo.format_only:
+        if style == "none":
+            raise UserError("placebo: format_only needs a style that asks for a form, not none")
+        reward = f"format(style={style!r})"
+        found.append(Arm("format only", {**control.settings, "reward": reward}, placebo=True))
+    return found
+
+
+def _settings(study: Study, name: str) -> dict[str, Any]:
+    extra = study.extra.get(name, {})
+    return {**({} if study.vary in extra else {study.vary: name}), **extra}
+
+
+def _tables(study: Study, arm: Arm) -> dict[str, Any]:
+    return merge(dict(study.base), dict(arm.settings))
+
+
+def config(
+    study: Study, arm: Arm, seed: int, out: Path, rate: float | None, share: float = 1.0
+) -> TrainConfig:
+    """The settings of one run of an arm, with `share` of the budget."""
+    made = from_mapping(TrainConfig, _tables(study, arm), f"arm {arm.name}")
+    allowed, steps, limit = study.budget, study.budget.max_steps, Budget()
+    if allowed.unit == "steps":
+        steps = max(1, round(allowed.amount * share))
+    else:
+        limit = Budget(allowed.amount * share, allowed.unit)
+    return replace(
+        made,
+        seed=seed,
+        out=str(out),
+        steps=steps,
+        budget=limit,
+        optimizer=replace(made.optimizer, learning_rate=rate or made.optimizer.learning_rate),
+    )
+
+
+def text(study: Study) -> str:
+    """The study as TOML that `read` takes."""
+    return _text(study, (), study.arms)
+
+
+def fixed(study: Study, names: Sequence[str]) -> list[str]:
+    """The lines of what may not change once a study of the arms `names` has begun."""
+    return _text(study, FREE, names).splitlines()
+
+
+def _text(study: Study, without: Sequence[str], names: Sequence[str]) -> str:
+    """The text without some keys, with the settings of the arms `names`."""
+    kept = [f.name for f in dataclasses.fields(study) if f.name not in without]
+    plain = {name: getattr(study, name) for name in kept}
+    base, extra = plain.pop("base"), plain.pop("extra")
+    lines = [f"{k} = {_value(v)}\n" for k, v in plain.items() if not dataclasses.is_dataclass(v)]
+    for name, value in plain.items():
+        if dataclasses.is_dataclass(value):
+            lines.append(f"\n[{name}]\n{to_toml(value)}")
+    lines.append(_table("config", base))
+    lines += [_table(f"arm.{_value(n)}", table) for n, table in extra.items() if n in names]
+    return "".join(lines)
+
+
+def _table(name: str, values: Mapping[str, Any]) -> str:
+    inner = {k: v for k, v in values.items() if isinstance(v, Mapping)}
+    plain = [f"{k} = {_value(v)}\n" for k, v in values.items() if k not in inner]
+    return f"\n[{name}]\n" + "".join(
+        [*plain, *(_table(f"{name}.{k}", v) for k, v in inner.items())]
+    )
+
+
+def _value(value: Any) -> str:
+    # Texts, numbers, switches and lists of them are the same in JSON and TOML, but for DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

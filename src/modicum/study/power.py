@@ -1,0 +1,51 @@
+"""How many seeds would settle an arm that is undecided.
+
+From the variances A (seeds), B (problems) and E (the rest) of its difference to the control
+(`twolevel.Spread.components`), with S seeds and I problems
+
+    h(p)^2 = t(S-1, p)^2 (A/S + E/(S I)) + t(I-1, p)^2 B/I
+
+and, if the difference is what it seems, S seeds show with a chance of 80 % that it is
+
+    not worse, when mean + margin >= h(1 - alpha) + h(0.8)
+    worse,     when -mean         >= h(0.975) + h(0.8)
+
+Both are guesses as good as the estimates that go in. More seeds do not shrink B/I: where it
+alone is too large, only more problems help.
+"""
+
+from __future__ import annotations
+
+import math
+
+from modicum.study.twolevel import Spread, critical
+
+POWER = 0.8
+MOST = 100
+
+
+def seeds_needed(found: Spread, margin: float, alpha: float = 0.05, most: int = MOST) -> int | None:
+    """The smallest number of seeds above those there are; None when `most` are not enough.
+
+    `alpha` is one-sided and belongs to "not worse". A single seed shows no spread of seeds,
+    so it gives None.
+    """
+    if found.num_seeds < 2 or found.none:
+        return None
+    for seeds in range(found.num_seeds + 1, most + 1):
+        with_power = _half_width(found, seeds, POWER)
+        not_worse = _half_width(found, seeds, 1 - alpha) + with_power
+        worse = _half_width(found, seeds, 0.975) + with_power
+        if found.mean + margin >= not_worse or -found.mean >= worse:
+            return seeds
+    return None
+
+
+def _half_width(found: Spread, seeds: int, probability: float) -> float:
+    """The half-width to expect of an interval with `probability` below its upper end."""
+    problems, parts = found.num_problems, found.components
+    limits = critical(seeds, problems, probability)
+    seen = parts.seed / seeds + parts.residual / (seeds * problems)
+    width = limits.half_width(seen, parts.problem / problems)
+    assert math.isfinite(width)
+    return width

@@ -1,0 +1,215 @@
+"""How often a study's statistics are wrong, on simulated studies whose truth is known.
+
+    python -m modicum.study.simulate
+
+draws 2,000 studies for each scenario and 3, 5 and 10 seeds, twice: with a true difference of
+0, and with one half a point beyond the margin. It prints how often intervals hold the
+truth and how often a false claim is made, in percent. docs/statistics.md has the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from modicum.stats import Interval
+from modicum.study import bootstrap
+from modicum.study.estimate import BOOTSTRAP, MAX_T_SEEDS, Difference, Estimate, difference
+from modicum.study.populations import Scenario, draw
+from modicum.study.retention import retention
+from modicum.study.twolevel import Table, spread
+
+MARGIN = 0.02
+BEYOND = 0.005
+RESAMPLES = 999  # Of each bootstrap; studies take 9,999.
+SCENARIOS = (
+    Scenario("usual", seed_sd=0.015, problem_sd=0.10),
+    Scenario("quiet", seed_sd=0.005, problem_sd=0.05, rest_sd=0.05),
+    Scenario("seeds vary", seed_sd=0.05, problem_sd=0.10, num_problems=128),
+    Scenario("problems vary", seed_sd=0.01, problem_sd=0.25, num_problems=128),
+    Scenario("both vary", seed_sd=0.03, problem_sd=0.20),
+    Scenario("no seeds", seed_sd=0.0, problem_sd=0.25, rest_sd=0.0, num_problems=128),
+    Scenario("no effects", seed_sd=0.0, problem_sd=0.0, rest_sd=0.0),
+    Scenario("near 95 %", seed_sd=0.005, problem_sd=0.05, rest_sd=0.05, accuracy=0.95),
+    Scenario("one in five collapses", seed_sd=0.01, problem_sd=0.10, collapse=0.2),
+)
+Method = Callable[[Table, np.random.Generator], Difference]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of simulated studies; `width` is a difference, as a fraction."""
+
+    scenario: str
+    seeds: int
+    studies: int
+    coverage95: float
+    """The 95 % interval holds a true difference of 0."""
+    coverage90: float
+    """The 90 % interval holds it."""
+    false_superior: float
+    """"Better" at a true difference of 0."""
+    false_not_worse: float
+    """"Not worse" at a true difference of -(margin + BEYOND)."""
+    not_worse: float
+    """"Not worse" at a true difference of 0, which is right."""
+    width: float
+    """Mean half-width of the 95 % interval."""
+    retention: float
+    """The 95 % interval of retention holds the true one, where the control's gain is clear."""
+
+
+def two_level(table_SI: Table, rng: np.random.Generator) -> Difference:
+    """What studies use (`estimate.estimate`), with fewer resamples."""
+    found = spread(table_SI)
+    resampled = found.num_seeds > MAX_T_SEEDS and not found.none
+    pivots_R = bootstrap.pivots(table_SI, rng, RESAMPLES) if resampled else None
+    return difference(Estimate(found, (-1.0, 1.0), pivots_R))
+
+
+def seed_means(table_SI: Table, rng: np.random.Generator) -> Difference:
+    """For comparison: the t-interval of the seeds' means, as if problems were all there are."""
+    means_S = table_SI.mean(1)
+    error = float(means_S.std(ddof=1)) / len(means_S) ** 0.5
+    narrow, wide = special.stdtrit(len(means_S) - 1, [0.95, 0.975]) * error
+    mean = float(means_S.mean())
+    return Difference(
+        mean, mean - narrow, mean + narrow, mean - wide, mean + wide, "t-interval over seeds"
+    )
+
+
+def percentile(table_SI: Table, rng: np.random.Generator) -> Difference:
+    """For comparison: the percentile interval of the same bootstrap."""
+    means_R = bootstrap.means(table_SI, rng, RESAMPLES)
+    low95, low90, high90, high95 = map(float, np.quantile(means_R, [0.025, 0.05, 0.95, 0.975]))
+    return Difference(float(table_SI.mean()), low90, high90, low95, high95, BOOTSTRAP)
+
+
+METHODS: dict[str, Method] = {
+    "two-level": two_level,
+    "seed-means": seed_means,
+    "percentile": percentile,
+}
+
+
+def simulate(
+    scenario: Scenario,
+    seeds: int,
+    studies: int,
+    rng: np.random.Generator,
+    method: Method = two_level,
+) -> Rates:
+    """The rates of one scenario over `studies` studies for each of the two true differences."""
+    equal = [_study(scenario, seeds, 0.0, rng, method) for _ in range(studies)]
+    below = [_study(scenario, seeds, -MARGIN - BEYOND, rng, method) for _ in range(studies)]
+    kept = [share for _, share in equal + below if share is not None]
+    same, lower = [found for found, _ in equal], [found for found, _ in below]
+    return Rates(
+        scenario=scenario.name,
+        seeds=seeds,
+        studies=studies,
+        coverage95=_share([d.low95 <= 0 <= d.high95 for d in same]),
+        coverage90=_share([d.low90 <= 0 <= d.high90 for d in same]),
+        false_superior=_share([d.low90 > -MARGIN and d.low95 > 0 for d in same]),
+        false_not_worse=_share([d.low90 > -MARGIN for d in lower]),
+        not_worse=_share([d.low90 > -MARGIN for d in same]),
+        width=float(np.mean([(d.high95 - d.low95) / 2 for d in same])),
+        retention=_share(kept),
+    )
+
+
+def _study(
+    scenario: Scenario, seeds: int, true: float, rng: np.random.Generator, method: Method
+) -> tuple[Difference, bool | None]:
+    """The difference that one study finds, and whether its retention holds the true one."""
+    scores = draw(scenario, seeds, true, rng)
+    share = retention(scores.arm_SI, scores.control_SI, scores.base_I)
+    held = share.low <= scores.retention <= share.high if isinstance(share, Interval) else None
+    return method(scores.arm_SI - scores.control_SI, rng), held
+
+
+def _share(values: Sequence[bool]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One scenario at one number of seeds, with random numbers of its own."""
+
+    scenario: Scenario
+    seeds: int
+    studies: int
+    method: str
+    seed: tuple[int, ...]
+
+
+def _run(task: _Task) -> Rates:
+    rng = np.random.default_rng(task.seed)
+    return simulate(task.scenario, task.seeds, task.studies, rng, METHODS[task.method])
+
+
+COLUMNS = {
+    "seeds": "seeds",
+    "coverage95": "95 % holds",
+    "coverage90": "90 % holds",
+    "false_superior": "false better",
+    "false_not_worse": "false not worse",
+    "not_worse": "not worse at 0",
+    "width": "half-width",
+    "retention": "retention holds",
+}
+
+
+def table(found: Sequence[Rates]) -> str:
+    """The rates as a Markdown table, in percent and points."""
+    lines = [f"| scenario | {' | '.join(COLUMNS.values())} |", "| --- " * (len(COLUMNS) + 1) + "|"]
+    for rates in found:
+        values = [
+            str(rates.seeds) if name == "seeds" else f"{100 * getattr(rates, name):.1f}"
+            for name in COLUMNS
+        ]
+        lines.append(f"| {rates.scenario} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table; options are in `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modicum.study.simulate", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--studies", type=int, default=2000, help="for each row and truth (2000)")
+    parser.add_argument("--counts", type=int, nargs="+", default=[3, 5, 10], help="of seeds")
+    parser.add_argument("--method", choices=METHODS, default="two-level")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (0)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes; the table is the same (1)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(arguments)
+    if min(given.studies, given.jobs) < 1 or min(given.counts) < 2:
+        parser.error("studies and jobs start at 1, counts of seeds at 2")
+    cells = product(enumerate(SCENARIOS), given.counts)
+    tasks = [
+        _Task(scenario, seeds, given.studies, given.method, (given.seed, place, seeds))
+        for (place, scenario), seeds in cells
+    ]
+    if given.jobs == 1:
+        found = [_run(task) for task in tasks]
+    else:
+        context = multiprocessing.get_context("spawn")  # Threads of a caller do not survive a fork.
+        with ProcessPoolExecutor(given.jobs, context) as pool:
+            found = list(pool.map(_run, tasks))
+    rows: list[dict[str, Any]] = [dataclasses.asdict(rates) for rates in found]
+    print(json.dumps(rows, indent=1) if given.json else table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""A table of scores, seeds x problems: its mean, mean squares and a t-interval of the mean.
+
+Two-way random effects, x_si = m + a_s + b_i + e_si, with variances A, B, E of seeds,
+problems and the rest. Over S seeds and I problems the mean has the variance
+
+    A/S + B/I + E/(S I) = (MS_seeds + MS_problems - MS_rest) / (S I)    in expectation
+
+since E[MS_seeds] = I A + E, E[MS_problems] = S B + E and E[MS_rest] = E (Searle, Casella
+and McCulloch 1992, ch. 4). The half-width h of the interval adds the squares of two parts,
+each with Student's t for its own degrees of freedom (a MOVER interval: Zou and Donner 2008):
+
+    h^2 = t(S-1)^2 MS_seeds / (S I)  +  t(I-1)^2 max(0, MS_problems - MS_rest) / (S I)
+
+The first part alone is the t-interval on seed means. Departure: Satterthwaite's single t
+is not used, since with two or three seeds its degrees of freedom are a matter of luck: a
+small MS_seeds makes both the variance and its t too small (docs/statistics.md).
+
+    S seed, I problem
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from modicum.stats import ROUNDING
+from modicum.types import UserError
+
+Table = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Components:
+    """Variances: of a seed's effect, of a problem's, and of what is left of one score."""
+
+    seed: float
+    problem: float
+    residual: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean of a table and its mean squares; with one seed only `problems` is not 0."""
+
+    num_seeds: int
+    num_problems: int
+    mean: float
+    seeds: float
+    problems: float
+    residual: float
+
+    @property
+    def none(self) -> bool:
+        """Whether all scores of the table are equal."""
+        return self.seeds == self.problems == self.residual == 0
+
+    @property
+    def parts(self) -> tuple[float, float]:
+        """The variance of the mean in its two parts: that seen over seeds, and problems' own."""
+        cells = self.num_seeds * self.num_problems
+        return self.seeds / cells, max(0.0, self.problems - self.residual) / cells
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, over seeds and problems."""
+        return math.sqrt(sum(self.parts))
+
+    @property
+    def components(self) -> Components:
+        """The moment estimates of the three variances; negative ones are 0."""
+        return Components(
+            max(0.0, self.seeds - self.residual) / self.num_problems,
+            max(0.0, self.problems - self.residual) / self.num_seeds,
+            self.residual,
+        )
+
+    def half_width(self, level: float) -> float:
+        """Half the width of the two-sided interval at `level`."""
+        return self.critical(level).half_width(*self.parts)
+
+    def critical(self, level: float) -> Critical:
+        """Student's t for both parts at a two-sided `level`."""
+        return critical(self.num_seeds, self.num_problems, (1 + level) / 2)
+
+
+@dataclass(frozen=True)
+class Critical:
+    """Student's t at one probability, for the degrees of freedom of seeds and of problems."""
+
+    seeds: float
+    problems: float
+
+    def half_width(self, seed_part: float, problem_part: float) -> float:
+        """The h of this module's docstring, from the two parts of the variance."""
+        return math.sqrt(self.seeds**2 * seed_part + self.problems**2 * problem_part)
+
+
+def critical(num_seeds: int, num_problems: int, probability: float) -> Critical:
+    """Student's t at a one-sided `probability`; 0 for the seeds when there is only one."""
+    seeds = float(special.stdtrit(num_seeds - 1, probability)) if num_seeds > 1 else 0.0
+    return Critical(seeds, float(special.stdtrit(num_problems - 1, probability)))
+
+
+def spread(table_SI: Table) -> Spread:
+    """The mean and the mean squares of a table."""
+    num_seeds, num_problems = table_SI.shape
+    mean = float(table_SI.mean())
+    if np.ptp(table_SI) < ROUNDING:
+        return Spread(num_seeds, num_problems, float(table_SI[0, 0]), 0.0, 0.0, 0.0)
+    centred_SI = table_SI - mean
+    rows_S, columns_I = centred_SI.mean(1), centred_SI.mean(0)
+    problems = num_seeds * float(columns_I @ columns_I) / (num_problems - 1)
+    if num_seeds == 1:
+        return Spread(1, num_problems, mean, 0.0, problems, 0.0)
+    seeds = num_problems * float(rows_S @ rows_S) / (num_seeds - 1)
+    rest_SI = centred_SI - rows_S[:, None] - columns_I
+    residual = float((rest_SI * rest_SI).sum()) / ((num_seeds - 1) * (num_problems - 1))
+    return Spread(num_seeds, num_problems, mean, seeds, problems, residual)
+
+
+def table(name: str, scores: ArrayLike) -> Table:
+    """Scores as a table of seeds x problems; one row may come without its seed axis.
+
+    Raises UserError when it is empty, has fewer than two problems, or holds a score
+    outside [0, 1]; `name` is whose scores they are.
+    """
+    try:
+        table_SI = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"the scores of {name} must be numbers, equally many for each seed"
+        ) from None
+    if table_SI.ndim != 2 or table_SI.shape[0] < 1 or table_SI.shape[1] < 2:
+        raise UserError(
+            f"the scores of {name} must be seeds x problems with at least two problems, "
+            f"not of shape {table_SI.shape}"
+        )
+    if not ((table_SI >= 0) & (table_SI <= 1)).all():
+        raise UserError(f"the scores of {name} must lie in [0, 1]")
+    return table_SI

@@ -1,0 +1,160 @@
+"""Cells in processes of their own: done once, kept when they fail, resumed when cut."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import metrics_of, tensors_of
+from modicum.config import Held, TrainConfig
+from modicum.study.cell import BASE, Cell, read_json
+from modicum.study.launch import locked, run_all
+from modicum.train import train
+from modicum.types import RunInterrupted, UserError
+
+
+def dies(completions: list[str], **columns: Any) -> list[float]:
+    """A reward that takes its process along, as the system does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def parity(completions: list[str], **columns: Any) -> list[float]:
+    """A reward that a random model gets sometimes, and that every process can import."""
+    return [float(len(text) % 2) for text in completions]
+
+
+def waits(completions: list[str], **columns: Any) -> list[float]:
+    """The same, after a while."""
+    time.sleep(0.3)
+    return parity(completions)
+
+
+def cell(config: TrainConfig, folder: Path, base: Path, **changes: Any) -> Cell:
+    changes = {"reward": REWARD.format("parity"), **changes}
+    made = replace(config, out=str(folder), evaluation=Held(2, 1), **changes)
+    return Cell(folder.name, made, str(base))
+
+
+def evaluated_base(config: TrainConfig, folder: Path) -> Cell:
+    made = Cell("base", cell(config, folder, folder).config)
+    run_all([made], 1, 1, Heard())
+    assert made.done, made.failure
+    return made
+
+
+REWARD = "function('test_study_launch:{}')"
+
+
+class Heard:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, int, str]] = []
+
+    def __call__(self, done: int, total: int, cell: Cell, seconds: float) -> None:
+        self.lines.append((done, total, cell.label))
+
+
+def names(cells: Sequence[Cell]) -> set[str]:
+    return {cell.label for cell in cells}
+
+
+def test_cells_run_once_and_failures_stay_until_asked_for(
+    quick: TrainConfig, tmp_path: Path
+) -> None:
+    base = evaluated_base(quick, tmp_path / "base")
+    assert read_json(base.folder / BASE)["num_problems"] == 2
+    cells = [
+        cell(quick, tmp_path / "good", base.folder, steps=2),
+        cell(quick, tmp_path / "none", base.folder, update="last(99)"),
+        cell(quick, tmp_path / "dead", base.folder, reward=REWARD.format("dies")),
+        cell(quick, tmp_path / "torn", base.folder, reward=REWARD.format("gone")),
+    ]
+    heard = Heard()
+    run_all(cells, 2, 1, heard)
+    assert {label for *_, label in heard.lines} == names(cells)
+    assert [line[:2] for line in heard.lines] == [(n, 4) for n in (1, 2, 3, 4)]
+    assert cells[0].done and not cells[0].failure
+    assert read_json(cells[0].folder / "result.json")["steps"] == 2
+    assert not (cells[0].folder / "checkpoints").exists()
+    assert "last" in cells[1].failure
+    assert "by signal 9" in cells[2].failure and "out of memory" in cells[2].failure
+    assert "gone" in cells[3].failure
+    heard = Heard()
+    run_all(cells, 2, 1, heard)
+    assert heard.lines == []
+    run_all(cells, 2, 1, heard, retry_failed=True)
+    assert {label for *_, label in heard.lines} == {"none", "dead", "torn"}
+
+
+def test_a_cell_is_the_run_that_train_makes(quick: TrainConfig, tmp_path: Path) -> None:
+    base = evaluated_base(quick, tmp_path / "base")
+    mine = replace(cell(quick, tmp_path / "cell", base.folder, steps=3), keep=True)
+    run_all([mine], 1, 1, Heard())
+    own = train(replace(mine.config, out=str(tmp_path / "own")))
+    assert metrics_of(mine.folder) == metrics_of(tmp_path / "own")
+    assert tensors_of(mine.folder) == tensors_of(tmp_path / "own")
+    assert read_json(mine.folder / "result.json")["base"] == own["base"] | {"step": -1}
+
+
+def test_ctrl_c_saves_the_running_cells_and_they_go_on(quick: TrainConfig, tmp_path: Path) -> None:
+    base = evaluated_base(quick, tmp_path / "base")
+    slow = {"reward": REWARD.format("waits"), "steps": 8}
+    mine = replace(cell(quick, tmp_path / "cell", base.folder, **slow), keep=True)
+
+    def stop() -> None:
+        path = mine.folder / "metrics.jsonl"
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not (path.is_file() and path.read_text().count("\n") >= 2):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(RunInterrupted, match="the same command goes on"):
+        run_all([mine], 1, 1, Heard())
+    assert not mine.done and not mine.failure
+    assert 2 <= len(metrics_of(mine.folder)) < 8
+    assert list((mine.folder / "checkpoints").glob("step-*"))
+    run_all([mine], 1, 1, Heard())
+    train(replace(mine.config, out=str(tmp_path / "own")))
+    assert metrics_of(mine.folder) == metrics_of(tmp_path / "own")
+    assert tensors_of(mine.folder) == tensors_of(tmp_path / "own")
+
+
+def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from modicum.study.launch import locked\n"
+        "from modicum.types import UserError\n"
+        "try:\n"
+        "    with locked(Path(sys.argv[1])): print('mine')\n"
+        "except UserError as error: print(error)\n"
+    )
+
+    def other() -> str:
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with locked(tmp_path):
+        assert "another process is running the study" in other()
+    assert other() == "mine\n"
+
+
+def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match=r"x\.json is not JSON"):
+        read_json(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(UserError, match="an object is wanted"):
+        read_json(tmp_path / "x.json")

@@ -1,0 +1,180 @@
+"""A whole small study by the command line: cells, analysis, report, the same numbers again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import modicum
+from modicum import cli
+from modicum.report.study.families import ADAPTERS, LAYERS, OPTIMIZERS, PARTS, SCHEDULES
+from modicum.study import analysis, collect, design
+from modicum.study.cell import read_json
+from modicum.types import UserError
+
+TEXT = """
+question = "Does the last layer suffice?"
+arms = ["full", "last(1)"]
+seeds = [0, 1]
+threads = 1
+[budget]
+amount = 60
+[tuning]
+factors = {factors}
+problems = 2
+samples = 1
+[placebo]
+random_reward = {placebo}
+[config]
+model = "{model}"
+reward = "function('test_study_launch:parity')"
+[config.sampling]
+max_tokens = 8
+[config.batch]
+prompts_per_step = 2
+group_size = 4
+[config.evaluation]
+eval_problems = 4
+eval_samples = 2
+"""
+
+
+def study_file(folder: Path, model: Path, factors: str = "[1]", placebo: str = "false") -> Path:
+    path = folder / "small.toml"
+    path.write_text(TEXT.format(model=model, factors=factors, placebo=placebo))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study of two arms and two seeds."""
+    root = tmp_path_factory.mktemp("study")
+    path = study_file(root, folders["qwen2"])
+    assert cli.run(["study", "run", str(path), "--out", str(root / "out"), "--jobs", "2"]) == 0
+    return root / "out"
+
+
+def test_a_study_leaves_its_numbers_and_its_report(finished: Path) -> None:
+    found = read_json(finished / "analysis.json")
+    assert [arm["name"] for arm in found["arms"]] == ["full", "last(1)"]
+    control, last = found["arms"]
+    assert set(last["by_seed"]) == {"0", "1"}
+    assert control["verdict"] == "control" and control["difference"] is None
+    # What the arms' numbers are made of, from the runs themselves.
+    runs = {
+        arm["name"]: [read_json(finished / f / "result.json") for f in arm["folders"].values()]
+        for arm in (control, last)
+    }
+    means = {name: sum(r["trained"]["accuracy"] for r in rows) / 2 for name, rows in runs.items()}
+    assert last["accuracy"]["mean"] == pytest.approx(means["last(1)"])
+    assert last["difference"]["mean"] == pytest.approx(means["last(1)"] - means["full"])
+    cost = last["cost"]
+    assert cost["parameters"] == runs["last(1)"][0]["trainable_parameters"]
+    assert cost["flops_ratio"] == pytest.approx(
+        sum(r["flops"] for r in runs["last(1)"]) / sum(r["flops"] for r in runs["full"])
+    )
+    assert cost["time_ratio"] > 0
+    # Each step generates 2 x 4 completions of at most 8 tokens.
+    assert all(abs(r["generated_tokens"] - 60) <= 32 for rows in runs.values() for r in rows)
+    for name in (
+        "report.html",
+        "report.md",
+        "curves.json",
+        "study.toml",
+        "figures/differences.svg",
+    ):
+        assert (finished / name).is_file(), name
+
+
+def test_a_finished_study_runs_nothing_again(finished: Path, capsys: Any) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("result.json")}
+    text = (finished / "analysis.json").read_text()
+    path = finished.parent / "small.toml"
+    assert cli.run(["study", "run", str(path), "--out", str(finished)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("result.json")} == before
+    assert (finished / "analysis.json").read_text() == text
+    assert "last(1), seed" not in capsys.readouterr().err
+
+
+def test_status_says_how_far_it_is(finished: Path, capsys: Any) -> None:
+    assert cli.run(["study", "status", str(finished), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["arms"]["last(1)"] == {
+        "tuned": 0, "tries": 0, "done": 2, "seeds": 2, "failed": [],
+    }  # fmt: skip
+
+
+def test_failed_seeds_are_shown_and_in_no_number(finished: Path) -> None:
+    study = design.read(finished / "study.toml")
+    result = finished / "cells" / "final" / "last-1" / "seed-1" / "result.json"
+    kept = result.read_text()
+    result.unlink()
+    (result.parent / "failed.json").write_text('{"error": "the loss was not finite"}')
+    found = analysis.analyse(collect.collect(study, finished), finished)
+    arm = found["arms"][1]
+    assert arm["failed"] == ["seed 1: the loss was not finite"]
+    assert list(arm["by_seed"]) == ["0"]
+    assert "1 of its 2 seeds did not finish" in arm["sentence"]
+    (result.parent / "failed.json").unlink()
+    result.write_text(kept)
+
+
+def test_the_same_but_for_clocks_and_memory(finished: Path, capsys: Any, tmp_path: Path) -> None:
+    found = read_json(finished / "analysis.json")
+    slower = json.loads(json.dumps(found))
+    slower["arms"][1]["cost"] |= {"seconds": 9.0, "time_ratio": 3.0, "peak_memory_bytes": 1}
+    slower["arms"][1]["sentence"] = "at 3.00 x the time"
+    assert analysis.same(found, slower) == []
+    slower["arms"][1]["by_seed"]["1"] += 0.01
+    assert [line.split(":")[0] for line in analysis.same(found, slower)] == ["arms[1].by_seed.1"]
+    (tmp_path / "analysis.json").write_text(json.dumps(slower))
+    assert cli.run(["study", "same", str(finished), str(finished)]) == 0
+    assert cli.run(["study", "same", str(finished), str(tmp_path)]) == 1
+    assert "1 numbers differ" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_same_study_gives_the_same_numbers_whatever_the_jobs(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = study_file(tmp_path, folders["qwen2"], "[0.5, 1, 2]", "true")
+    for jobs in ("1", "2"):
+        out = str(tmp_path / jobs)
+        done = modicum("study", "run", str(path), "--out", out, "--jobs", jobs)
+        assert done.returncode == 0, done.stderr
+    assert cli.run(["study", "same", str(tmp_path / "1"), str(tmp_path / "2")]) == 0
+
+
+def test_wrong_input_is_one_line(tmp_path: Path, folders: dict[str, Path]) -> None:
+    path = study_file(tmp_path, folders["qwen2"])
+    text = path.read_text()
+    for args, message in (
+        (["study"], "takes one of run"),
+        (["study", "go", str(path)], "not 'go'"),
+        (["study", "run"], "needs a study.toml"),
+        (["study", "run", str(path), "--jobs", "99"], "jobs must be at most"),
+        (["study", "status", str(tmp_path)], "is not the folder of a study"),
+        (["study", "same", str(tmp_path)], "needs two folders"),
+        (["study", "same", str(tmp_path), str(tmp_path)], "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cli.run(args)
+    for old, new, message in (
+        ("last(1)", "lst(1)", "arm lst"),
+        ("amount = 60", "", "amount must be above 0"),
+        ("max_tokens = 8", "max_token = 8", "unknown key 'max_token'"),
+    ):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=message):
+            cli.run(["study", "run", str(path), "--out", str(tmp_path / "none")])
+        assert not (tmp_path / "none").exists()
+
+
+def test_every_update_has_a_family() -> None:
+    from modicum.updates import UPDATES
+
+    known = "|".join((ADAPTERS, SCHEDULES, OPTIMIZERS, LAYERS, PARTS, "full")).split("|")
+    assert sorted(known) == sorted(UPDATES)
