@@ -18,7 +18,8 @@ from modicum.study.design import Arm, Study
 from modicum.types import UserError
 
 SCORES = {"accuracy": "scores", "lenient": "lenient_scores", "greedy": "greedy_scores"}
-LEVELS = ((0.0, "the base never solves"), (0.5, "the base solves up to half of the time"))
+# How often the base solves a problem, and what that level is called.
+LEVELS = ((0.0, "base: 0 %"), (0.5, "to 50 %"), (1.0, "above"))
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ def _means(outcome: Outcome) -> dict[str, Any]:
         "share": mean("active_parameters_mean") / first["total_parameters"],
         "seconds": mean("seconds"),
         "step_seconds": fmean(outcome.steps.values()),
-        "memory_bytes": peak - start,
-        "peak_memory_bytes": peak,
-        "optimizer_bytes": mean("optimizer_bytes"),
+        "memory_bytes": round(peak - start),
+        "peak_memory_bytes": round(peak),
+        "optimizer_bytes": round(mean("optimizer_bytes")),
         "generated_tokens": mean("generated_tokens"),
         "steps": mean("steps"),
         "flops": mean("flops"),
@@ -148,12 +149,12 @@ def _levels(path: Path, base: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple
         names = [f"{value:g}" for value in sorted({float(value) for value in found if value})]
         return tuple(f"{value:g}" for value in found), tuple(names)
     levels = [_level(score) for score in base["scores"]]
-    order = [*(name for _, name in LEVELS), "the base mostly solves"][::-1]
+    order = [name for _, name in LEVELS[::-1]]
     return tuple(levels), tuple(name for name in order if name in levels)
 
 
 def _level(score: float) -> str:
-    return next((name for limit, name in LEVELS if score <= limit), "the base mostly solves")
+    return next(name for limit, name in LEVELS if score <= limit)
 
 
 def difficulty(found: Found, outcome: Outcome) -> list[dict[str, Any]]:

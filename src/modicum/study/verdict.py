@@ -208,7 +208,10 @@ def _costs(arm: Values, with_ratios: bool = True) -> str:
 
 
 def _gains(gain: Values) -> str:
-    return f"gains {_signed(gain['mean'])} over the base (95 % interval {_span(gain['low'], gain['high'])})"
+    interval = f"(95 % interval {_span(gain['low'], gain['high'])})"
+    if round(100 * gain["mean"], 1) < 0:
+        return f"ends {_size(-gain['mean'])} below the base {interval}"
+    return f"gains {_signed(gain['mean'])} over the base {interval}"
 
 
 def _control_gain(study: Values) -> str:

@@ -54,6 +54,13 @@ def draw(analysis: Analysis, narrow: bool) -> Figure:
         axes.set_xscale("log")
         axes.set_xlim(min(rates) / 1.6, max(rates) * 1.6)
         axes.set_xticks(ticks(rates), [rate_text(rate) for rate in ticks(rates)])
+        # The outer labels stay within their panel: neighbours would touch.
+        labels = axes.get_xticklabels()
+        for label, side in (
+            *((x, "left") for x in labels[:1]),
+            *((x, "right") for x in labels[1:][-1:]),
+        ):
+            label.set_horizontalalignment(side)
         axes.set_ylim(max(-3.0, low - room), min(103.0, high + room))
         panels.numbers(axes, "y", 4)
         _panel(axes, arm, family(analysis, arm).colour)
