@@ -2,13 +2,14 @@
 # make test    set up, run the default test suite
 # make bench   compare with TRL, step about (44 minutes on 2 cores)
 # make bench-layers   what a partial update costs (9 minutes)
+# make bench-plan   planned memory beside measured peaks (about half an hour)
 # make check   format, lint, types, test: what CI runs
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 BENCH := .venv-bench
 
-.PHONY: setup demo test test-slow bench bench-layers check format lint types clean
+.PHONY: setup demo test test-slow bench bench-layers bench-plan check format lint types clean
 
 setup: $(STAMP)
 
@@ -38,11 +39,17 @@ bench: setup $(BENCH)/installed runs/bench/SmolLM2-135M/config.json
 bench-layers: setup runs/bench/SmolLM2-135M/config.json
 	$(BIN)/python benchmarks/layers.py
 
+bench-plan: setup models/SmolLM2-135M-Instruct/config.json
+	$(BIN)/python benchmarks/plan.py
+
 $(BENCH)/installed: benchmarks/requirements.txt
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
 	touch $@
+
+models/SmolLM2-135M-Instruct/config.json: | setup
+	$(BIN)/python scripts/fetch_smollm2.py
 
 runs/bench/SmolLM2-135M/config.json: | setup
 	$(BIN)/python scripts/fetch_smollm2.py --out runs/bench/SmolLM2-135M

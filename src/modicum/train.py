@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from modicum import machine, result, runs, tasks, tracking
+from modicum import machine, plan, result, runs, tasks, tracking
 from modicum.config import TrainConfig
 from modicum.engine import LibraryEngine, agreement
 from modicum.evaluate import Evaluation, evaluate
@@ -70,6 +70,7 @@ def train(
     """
     observer = observer or Observer()
     tracking.check(config.tracking)
+    plan.check(config)
     machine.reuse_memory()
     machine.reset_peak()
     before = machine.resident_bytes()

@@ -1,0 +1,169 @@
+"""Machines to plan for: memory, rates of matrix products, bandwidth.
+
+GPU numbers are the vendor's, dense (no 2:4 sparsity), bf16 with fp32 sums on tensor cores,
+fp32 without TF32, which torch leaves off: NVIDIA's data sheets of A10, L4, L40S, RTX A6000,
+RTX 6000 Ada, A100, H100 SXM and H200, and its white papers on GA102, Ada and Blackwell for the
+GeForce cards. A card's gigabytes are taken as GiB, which is close to what is usable.
+
+`this` is the machine that runs the plan: its free memory now, and on a CPU its rates as a
+matrix product and a sum of a quarter of a second show them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from modicum.models.load import DTYPES, choose_device
+from modicum.spec import nearest
+from modicum.types import UserError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device can do: FLOP/s in bf16 and fp32, bytes read a second; and who says so."""
+
+    bf16: float
+    fp32: float
+    bandwidth: float
+    source: str
+
+    def flops(self, dtype: str) -> float:
+        """FLOP/s in `dtype`."""
+        return self.bf16 if dtype == "bf16" else self.fp32
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One device of a machine, which is what a run gets."""
+
+    name: str
+    device: str
+    """cpu or cuda."""
+    memory: int | None
+    """Bytes that a run may take on it; None: not known."""
+    rates: Rates | None
+    count: int = 1
+    """How many such devices there are."""
+
+
+# GiB, bf16 TFLOP/s, fp32 TFLOP/s, GB/s
+GPUS = {
+    "a10": (24, 125, 31.2, 600),
+    "l4": (24, 121, 30.3, 300),
+    "rtx3090": (24, 71, 35.6, 936),
+    "rtx4090": (24, 165, 82.6, 1008),
+    "rtx5090": (32, 209.5, 104.8, 1792),
+    "a100-40gb": (40, 312, 19.5, 1555),
+    "rtxa6000": (48, 154.8, 38.7, 768),
+    "rtx6000ada": (48, 364, 91.1, 960),
+    "l40s": (48, 362, 91.6, 864),
+    "a100-80gb": (80, 312, 19.5, 2039),
+    "h100": (80, 989, 67, 3350),
+    "h200": (141, 989, 67, 4800),
+}
+SIDE, SUMMED, SHORTEST = 768, 2**24, 0.08  # of the two measurements: numbers and seconds
+
+
+def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
+    """The machine that `text` names: `2x48GB`, a GPU of the table, or `this`.
+
+    Of `this`, `device` says which device (as in a run's settings) and `dtype` what is
+    measured. UserError for an unknown name.
+    """
+    if text.strip().lower() == "this":
+        return this(device, dtype)
+    counted = re.fullmatch(r"(?:(\d+)\s*x\s*)?(.+)", text.strip().lower())
+    count, name = (int(counted[1] or 1), counted[2]) if counted else (1, "")
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*gi?b", name)
+    if size and count:
+        memory = float(size[1])
+        alike = [gpu for gpu, (gib, *_) in GPUS.items() if gib == memory]
+        slowest = min(alike, key=lambda gpu: GPUS[gpu][1], default=None)
+        return Machine(
+            f"{size[1]} GB",
+            "cuda",
+            round(memory * GIB),
+            _rates(slowest) if slowest else None,
+            count,
+        )
+    key = _plain(name)
+    for gpu, (gib, *_) in GPUS.items():
+        if key == _plain(gpu) and count:
+            return Machine(gpu, "cuda", gib * GIB, _rates(gpu), count)
+    raise UserError(
+        f"hardware {text!r} is not known; {nearest(name, GPUS)}, or memory alone (2x48GB), or this"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"nvidia|geforce|generation|laptop|gpu|[^a-z0-9]", "", name.lower())
+
+
+def _rates(gpu: str) -> Rates:
+    _, bf16, fp32, bandwidth = GPUS[gpu]
+    return Rates(bf16 * 1e12, fp32 * 1e12, bandwidth * 1e9, f"data sheet of {gpu}")
+
+
+def this(device: str = "auto", dtype: str = "fp32") -> Machine:
+    """The device that a run would get here, and its free memory."""
+    where = choose_device(device)
+    if where.type != "cuda":
+        return Machine("this machine's CPU", "cpu", free_memory(where), _measured(dtype))
+    name = torch.cuda.get_device_name(where)
+    known = next((gpu for gpu in GPUS if _plain(gpu) in _plain(name)), None)
+    rates = _rates(known) if known else None
+    return Machine(name, "cuda", free_memory(where), rates, torch.cuda.device_count())
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a new run could take on the device now; None where nothing says so."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [_number(Path("/proc/meminfo"), "MemAvailable:", 1024)]
+    group = Path("/sys/fs/cgroup")
+    most, now = _number(group / "memory.max"), _number(group / "memory.current")
+    if most is not None and now is not None:
+        # Pages of files are given back when memory is short.
+        pages = _number(group / "memory.stat", "inactive_file") or 0
+        limits.append(most - now + pages)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _number(path: Path, key: str = "", unit: int = 1) -> int | None:
+    """The number after `key` in a file of the kernel; None where there is none."""
+    try:
+        words = path.read_text().split()
+    except OSError:
+        return None
+    at = words.index(key) + 1 if key in words else 0
+    found = words[at] if at < len(words) and (at or not key) else ""
+    return int(found) * unit if found.isdigit() else None
+
+
+@torch.no_grad()
+def _measured(dtype: str) -> Rates:
+    """The rates of this CPU, by the fastest of a few short products and sums."""
+    square = torch.ones(SIDE, SIDE, dtype=DTYPES[dtype])
+    numbers = torch.ones(SUMMED)
+    flops = 2.0 * SIDE**3 / _fastest(lambda: square @ square)
+    bandwidth = 4.0 * SUMMED / _fastest(numbers.sum)
+    return Rates(flops, flops, bandwidth, f"measured here in {dtype}, just now")
+
+
+def _fastest(work: object) -> float:
+    """Seconds of the fastest call in `SHORTEST` seconds, two calls at least."""
+    assert callable(work)
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 2 or time.perf_counter() - began < SHORTEST:
+        before = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - before)
+    return min(times)

@@ -1,0 +1,210 @@
+"""Memory of a run by part and phase, from its config alone.
+
+    held all the time   weights, fp32 masters of what is not fp32, the reference's copies,
+                        state of the optimizer, what a schedule keeps
+    for a while         cache and logits (sampling, evaluation); activations, logits of a
+                        chunk, gradients (training); copies of one tensor (optimizer step)
+
+The second line, masters and gradients come from the engine's own code (`trace`). Weights,
+state of the optimizer and reference follow from shapes. Of sets that a schedule may choose,
+the one that reaches lowest and the largest are planned, and the larger plan counts.
+
+What is no tensor: `libraries`, and `allocator`: on a CPU the holes of glibc's heap, which
+`heap` goes through, in the phases that the heap grows in; on a GPU an assumed share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modicum import objective
+from modicum.config import TrainConfig
+from modicum.models.load import DTYPES
+from modicum.plan.live import peaks, tops
+from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
+from modicum.plan.trace import Held, Trace
+from modicum.updates.adalora import Ranks
+from modicum.updates.adapter import AdapterPrepared
+from modicum.updates.autofreeze import FreezingSchedule
+from modicum.updates.base import Prepared
+from modicum.updates.layout import depth
+from modicum.updates.rules import AdamWRule, SgdRule
+from modicum.updates.schedule import Schedule
+from modicum.updates.slimfit import SlimFitSchedule
+from modicum.updates.sparse import Warmup
+from modicum.updates.weighing import SnrSchedule
+
+MASTER = 4  # bytes of an fp32 number
+KEPT: dict[type[Schedule], int] = {
+    FreezingSchedule: 1,  # sums of gradients
+    SnrSchedule: 2,  # means and squares over groups
+    Warmup: 1,  # scores
+    Ranks: 3,  # importances and their averages
+}
+"""fp32 numbers that a schedule keeps of every number that trains."""
+LOW_RANK_STEP = 4  # tables of the size of the largest matrix in a step of a low-rank optimizer
+
+
+LIBRARIES = {"cpu": 50 * 2**20, "cuda": 500 * 2**20}
+"""Code that is loaded when it is first used, thread pools; the context of a GPU."""
+BF16_KERNELS = 110 * 2**20
+"""What oneDNN compiles and keeps for products in bf16 on a CPU."""
+TOKENIZER = 1024
+"""Bytes of the host for each token of the vocabulary."""
+LASTING = ("optimizer", "masters", "schedule")
+LATER_PASSES, LATER_PARTS = 0.12, 0.44
+"""By how much the heap grows further, as a share of what comes and goes: later passes are of
+other lengths and find the holes of the first too small, the more so where a step has several
+micro-batches, which are sorted by length. Found on some rows of benchmarks/plan.py."""
+CUDA_SLACK = 0.08
+"""What torch's caching allocator cannot use again, as a share of what lives (assumed)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is held at the fullest moment of a phase, in bytes by part."""
+
+    name: str
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The phases of a run; the fullest one decides."""
+
+    phases: tuple[Phase, ...]
+
+    @property
+    def peak(self) -> Phase:
+        """The fullest phase."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def largest(self) -> dict[str, int]:
+        """The most that each part takes in any phase."""
+        names = {name for phase in self.phases for name in phase.parts}
+        return {name: max(p.parts.get(name, 0) for p in self.phases) for name in sorted(names)}
+
+
+def estimate(
+    config: TrainConfig, lengths: Lengths, device: str = "cpu", model_config: Any = None
+) -> Memory:
+    """The memory of a run whose prompts and completions have such lengths."""
+    model_config = model_config or config_of(config.model, config.trust)
+    plans = []
+    for names in chosen_sets(prepare(config, model_config)):
+        prepared = prepare(config, model_config)
+        prepared.activate(names)
+        plans.append(_of_set(prepared, config, lengths, device, model_config))
+    return max(plans, key=lambda memory: memory.peak.total)
+
+
+def chosen_sets(prepared: Prepared) -> list[frozenset[str]]:
+    """The sets to plan for: the largest that may train at a time, and the lowest."""
+    schedule, trainable = prepared.schedule, prepared.trainable
+    layers: int = prepared.model.config.num_hidden_layers  # type: ignore[union-attr, assignment]
+
+    def lowest(names: frozenset[str]) -> int:
+        return min(depth(name, layers) for name in names)
+
+    typical = schedule.typical(trainable)
+    largest = max(typical, key=lambda names: sum(schedule.size(n, trainable[n]) for n in names))
+    deepest = min(typical, key=lowest)
+    return [largest] if lowest(largest) == lowest(deepest) else [largest, deepest]
+
+
+def _of_set(
+    prepared: Prepared, config: TrainConfig, lengths: Lengths, device: str, model_config: Any
+) -> Memory:
+    model = prepared.model
+    static = {"weights": num_bytes([*model.parameters(), *model.buffers()])}
+    static |= {"reference": _reference(prepared, config)}
+    vocabulary = model_config.get_text_config().vocab_size
+    held = _held(prepared, config, device)
+    loading = _loading(static["weights"], config, model_config, device)
+    trace = Trace(prepared, config, lengths, device)
+    trace.run(held)
+    found = {"loading": loading} | peaks(trace.live)
+    grown = tops(trace.live) if device == "cpu" else {}
+    libraries = LIBRARIES[device] + (TOKENIZER * vocabulary if device == "cpu" else 0)
+    if device == "cpu" and config.compute.dtype == "bf16":
+        libraries += BF16_KERNELS
+    batch = config.batch
+    several = batch.micro_batch < batch.prompts_per_step * batch.group_size
+    later = LATER_PARTS if several else LATER_PASSES
+    phases = []
+    for name, moving in found.items():
+        holes = _holes(moving, grown.get(name), later) if device == "cpu" else _unused(moving)
+        parts = {**static, **moving, "allocator": holes, "libraries": libraries}
+        phases.append(Phase(name, {part: size for part, size in parts.items() if size}))
+    return Memory(tuple(phases))
+
+
+def _holes(moving: Mapping[str, int], top: int | None, later: float) -> int:
+    """What glibc's heap has beside what lives; `later` is its further growth."""
+    live = sum(moving.values())
+    if top is None:
+        return 0
+    lasting = sum(moving.get(part, 0) for part in LASTING)
+    return max(0, round(top - live + later * (top - lasting)))
+
+
+def _unused(moving: Mapping[str, int]) -> int:
+    """What torch's caching allocator has beside what lives."""
+    return round(CUDA_SLACK * sum(moving.values()))
+
+
+def _reference(prepared: Prepared, config: TrainConfig) -> int:
+    """Bytes of the first values that are kept."""
+    of_trained = num_bytes(list(prepared.trainable.values()))
+    if isinstance(prepared, AdapterPrepared):
+        return of_trained if prepared.rewrites_base else 0
+    return of_trained if objective.parse(config.objective).kl > 0 else 0
+
+
+def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) -> dict[str, int]:
+    """The file's pages, where its numbers are not taken over as they are."""
+    stored = getattr(model_config, "dtype", None) or torch.float32
+    wanted = DTYPES[config.compute.dtype]
+    if device == "cuda" or stored == wanted:
+        return {}
+    return {"file": weights * stored.itemsize // wanted.itemsize}
+
+
+def _held(prepared: Prepared, config: TrainConfig, device: str) -> Held:
+    schedule, rule, trainable = prepared.schedule, prepared.rule, prepared.trainable
+    sizes = {name: schedule.size(name, p) for name, p in trainable.items()}
+
+    def moments(name: str) -> Iterator[int]:
+        whole = sizes[name] == trainable[name].numel()
+        shape = trainable[name].shape if whole else torch.Size([sizes[name]])
+        state = rule.state_bytes(name, shape)
+        yield from (state // 2, state - state // 2)
+
+    names = frozenset(prepared.active)
+    active = sum(trainable[n].numel() for n in names)
+    stays = schedule.policy == "keep" or (schedule.policy == "cpu" and device != "cuda")
+    if stays:
+        # Only what has trained by the end of the run has any.
+        steps = config.steps * config.batch.updates_per_rollout
+        names = names.union(*list(schedule.typical(trainable))[: max(1, steps)])
+    largest = max(trainable[n].numel() for n in prepared.active)
+    made = 0 if isinstance(rule, AdamWRule | SgdRule) else LOW_RANK_STEP * largest
+    if isinstance(schedule, SlimFitSchedule):
+        made += active
+    copies = next((n for kind, n in KEPT.items() if isinstance(schedule, kind)), 0)
+    return Held(
+        optimizer=tuple(size for name in sorted(names) for size in moments(name)),
+        schedule=MASTER * copies * active,
+        gradients=2 * MASTER * active if schedule.ever_by_group else 0,
+        step=MASTER * made,
+    )

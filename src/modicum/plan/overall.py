@@ -1,0 +1,276 @@
+"""The plan of a run: memory by part and phase, FLOPs, time, and whether it fits a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean as mean
+from typing import Any
+
+import torch
+
+from modicum import objective
+from modicum.config import TrainConfig
+from modicum.engine import make as make_engine
+from modicum.engine.rollout import num_trunk_bytes
+from modicum.models.load import DTYPES
+from modicum.plan import timing
+from modicum.plan.changes import advice
+from modicum.plan.flops import FlopCounter, StepFlops
+from modicum.plan.hardware import GIB, Machine
+from modicum.plan.memory import Memory, estimate
+from modicum.plan.shapes import PROMPT_TOKENS, Lengths, config_of, num_bytes, prepare, prompt_tokens
+from modicum.types import Batch, Completion, Group, Problem, Row
+from modicum.updates.base import Prepared
+
+MOST_SETS = 16  # of those that a schedule may choose
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need."""
+
+    model: str
+    update: str
+    dtype: str
+    machine: Machine
+    lengths: Lengths
+    trained: int
+    """Numbers that train at a time, on average."""
+    parameters: int
+    memory: Memory
+    flops: StepFlops
+    run_flops: float
+    """Of all steps, evaluations left out."""
+    times: timing.Times | None
+    """None: the rates of the machine are not known."""
+    advice: tuple[str, ...]
+    """If it does not fit: changes, each on top of those before, and what they come to."""
+    assumptions: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the peak is within the machine's memory; None: that is not known."""
+        memory = self.machine.memory
+        return None if memory is None else self.memory.peak.total <= memory
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values; bytes, FLOPs and seconds."""
+        found = dataclasses.asdict(self)
+        peak = self.memory.peak
+        found["memory"] = {
+            "peak_bytes": peak.total,
+            "peak_phase": peak.name,
+            "parts": self.memory.largest,
+            "phases": {phase.name: dict(phase.parts) for phase in self.memory.phases},
+        }
+        found["flops"] = {**found["flops"], "total": self.flops.total}
+        if self.times:
+            found["times"]["step"] = self.times.step
+        return {**found, "fits": self.fits}
+
+    def text(self) -> str:
+        """The plan for a reader."""
+        verdict = {True: "fits", False: "does not fit", None: "memory of the machine not known"}
+        room = "" if self.machine.memory is None else f" of {self.machine.memory / GIB:.1f} GiB"
+        peak = self.memory.peak
+        lines = [
+            f"{self.update} on {self.model}, {self.dtype}, {self.machine.name}",
+            f"trained        {self.trained:,} of {self.parameters:,} numbers",
+            f"peak memory    {peak.total / GIB:.2f} GiB{room}, in {peak.name}: "
+            f"{verdict[self.fits]}",
+            *(f"  {change}" for change in self.advice),
+            "",
+            *_phases(self.memory),
+            "",
+            f"FLOPs          {_exa(self.flops.total)} a step (sampling"
+            f" {_exa(self.flops.sampling)}, training {_exa(self.flops.training)}),"
+            f" {_exa(self.run_flops)} the run",
+        ]
+        if self.times:
+            lines.append(
+                f"time           about {_clock(self.times.step)} a step (sampling"
+                f" {_clock(self.times.sampling)}, training {_clock(self.times.training)}),"
+                f" {_clock(self.times.run)} the run; an estimate"
+            )
+        return "\n".join([*lines, *(f"note           {text}" for text in self.assumptions)])
+
+
+def make(
+    config: TrainConfig, machine: Machine, lengths: Lengths | None = None, advise: bool = True
+) -> Plan:
+    """The plan of a run on a machine.
+
+    Without `lengths` prompts are as long as the task's are and every completion has
+    `max_tokens`. `advise` looks for what would make it fit, if it does not.
+    """
+    given = lengths or lengths_of(config)
+    model_config = config_of(config.model, config.trust)
+    prepared = prepare(config, model_config)
+    schedule, trainable = prepared.schedule, prepared.trainable
+    typical = schedule.typical(trainable)
+    sizes = {name: schedule.size(name, p) for name, p in trainable.items()}
+    weights = list(prepared.model.parameters())
+    flops, token = _flops(config, prepared, given)
+    found = None
+    if machine.rates:
+        size = DTYPES[config.compute.dtype].itemsize
+        decoder = timing.decoder_of(model_config, token, num_bytes(weights), size)
+        found = timing.times(config, decoder, flops, given, machine.rates, machine.device)
+    plan = Plan(
+        model=config.model,
+        update=config.update,
+        dtype=config.compute.dtype,
+        machine=machine,
+        lengths=given,
+        trained=round(mean(sum(sizes[n] for n in names) for names in typical)),
+        parameters=sum(p.numel() for p in weights),
+        memory=estimate(config, given, machine.device, model_config),
+        flops=flops,
+        run_flops=flops.total * config.steps,
+        times=found,
+        advice=(),
+        assumptions=tuple(_assumptions(config, machine, given)),
+    )
+    if plan.fits is False and advise:
+        plan = replace(plan, advice=tuple(advice(config, machine, given, plan.memory)))
+    return plan
+
+
+def _flops(config: TrainConfig, prepared: Prepared, lengths: Lengths) -> tuple[StepFlops, float]:
+    """The FLOPs of a step, the mean over what may train at a time; of a token's forward."""
+    compute, batch = config.compute, config.batch
+    engine = make_engine(
+        prepared.model,
+        torch.device("meta"),
+        prepared.lowest_layer,
+        compute.engine,
+        compute.checkpointing,
+    )
+    counter = FlopCounter(prepared, engine, batch, objective.parse(config.objective).kl > 0)
+    limit = config.sampling.max_tokens
+    prompts = lengths.prompts(batch.prompts_per_step)
+    room = num_trunk_bytes(engine, prompts, batch.group_size, limit) <= compute.trunk_bytes
+    found = []
+    typical = prepared.schedule.typical(prepared.trainable)
+    for names in typical[:: -(-len(typical) // MOST_SETS)]:
+        prepared.activate(names)
+        engine.follow(prepared.lowest_layer)
+        groups, rows = _step(config, lengths, kept=room and prepared.lowest_layer > 0)
+        found.append(counter.step(groups, rows, batch.updates_per_rollout))
+    step = StepFlops(mean(f.sampling for f in found), mean(f.training for f in found))
+    return step, sum(counter.adapted) + counter.head
+
+
+def lengths_of(config: TrainConfig, prompt: int | None = None) -> Lengths:
+    """The task's prompts (or `prompt` tokens) and completions of `max_tokens`, the worst case."""
+    shortest, longest = (prompt, prompt) if prompt else prompt_tokens(config) or (0, 0)
+    if not longest or not shortest:
+        shortest, longest = PROMPT_TOKENS - 1, PROMPT_TOKENS
+    limit = config.sampling.max_tokens
+    return Lengths(shortest, longest, limit, limit)
+
+
+def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group], Batch]:
+    """The groups of a step in which every row has a signal."""
+    count, size = config.batch.prompts_per_step, config.batch.group_size
+    problem = Problem("", "", "")
+    completions = [
+        Completion(tokens, (), "", True, trunk=kept or None)
+        for tokens in lengths.completions(count * size)
+    ]
+    groups = [
+        Group(problem, prompt, tuple(completions[p * size : (p + 1) * size]))
+        for p, prompt in enumerate(lengths.prompts(count))
+    ]
+    rows = [
+        Row(group.prompt, c.tokens, (), 1.0, number, c.trunk)
+        for number, group in enumerate(groups)
+        for c in group.completions
+    ]
+    return groups, Batch(tuple(rows), len(rows), sum(len(row.tokens) for row in rows))
+
+
+# For a reader ----------------------------------------------------------------------------
+
+
+def _assumptions(config: TrainConfig, machine: Machine, lengths: Lengths) -> Iterator[str]:
+    yield (
+        f"prompts of {lengths.prompt} tokens, completions of {lengths.completion}, every group"
+        " with a signal; shorter completions and groups without one take less"
+    )
+    if config.budget.budget:
+        yield f"the run is {config.steps} steps; its budget may end it sooner"
+    if machine.count > 1:
+        yield (
+            f"one run uses one GPU: this is the plan for one of {machine.count}; the others can"
+            " take other runs side by side"
+        )
+    if machine.rates:
+        share = timing.SHARE[machine.device]
+        yield (
+            f"times take {share:.0%} of {machine.rates.flops(config.compute.dtype) / 1e12:.3g}"
+            f" TFLOP/s and {timing.BANDWIDTH_SHARE[machine.device]:.0%} of"
+            f" {machine.rates.bandwidth / 1e9:.3g} GB/s ({machine.rates.source})"
+        )
+    if machine.device == "cuda":
+        yield "memory and times on a GPU have not been compared with runs on one"
+
+
+def _phases(memory: Memory) -> list[str]:
+    """A table of parts by phase, in MiB."""
+    parts = [name for name, _ in sorted(memory.largest.items(), key=lambda item: -item[1])]
+    head = ["MiB", *(phase.name for phase in memory.phases)]
+    rows = [
+        [part, *(f"{phase.parts.get(part, 0) / 2**20:,.0f}" for phase in memory.phases)]
+        for part in parts
+    ]
+    rows.append(["all", *(f"{phase.total / 2**20:,.0f}" for phase in memory.phases)])
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in [head, *rows]
+    ]
+
+
+def table(plans: Sequence[Plan], markdown: bool = False) -> str:
+    """A line a plan: what trains, peak memory, FLOPs and seconds of a step."""
+    head = ["model", "update", "trained", "peak GiB", "fits", "most of it", "PFLOP a step", "step"]
+    rows = []
+    for plan in plans:
+        peak = plan.memory.peak
+        largest = sorted(peak.parts, key=lambda part: -peak.parts[part])[:2]
+        shown = ", ".join(f"{part} {peak.parts[part] / GIB:.1f}" for part in largest)
+        rows.append(
+            [
+                plan.model,
+                f"`{plan.update}`" if markdown else plan.update,
+                f"{plan.trained / plan.parameters:.2%}",
+                f"{peak.total / GIB:.1f}",
+                {True: "yes", False: "no", None: "?"}[plan.fits],
+                shown,
+                f"{plan.flops.total / 1e15:.3g}",
+                _clock(plan.times.step) if plan.times else "?",
+            ]
+        )
+    if markdown:
+        rule = ["---"] * len(head)
+        return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in [head, *rows])
+
+
+def _exa(flops: float) -> str:
+    """FLOPs with the largest unit that leaves a number above 1."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if flops >= size:
+            return f"{flops / size:.3g} {unit}FLOP"
+    return f"{flops:.3g} FLOP"
+
+
+def _clock(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

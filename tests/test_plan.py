@@ -1,0 +1,164 @@
+"""Plans as a whole: machines, times, and the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from modicum import cli
+from modicum.config import Held, Sampling, Steps, TrainConfig
+from modicum.plan import changes, hardware, overall, timing
+from modicum.plan.flops import StepFlops
+from modicum.plan.hardware import GIB, Machine, Rates
+from modicum.plan.memory import Memory, Phase
+from modicum.plan.shapes import Lengths, config_of
+from modicum.types import UserError
+
+SHORT = [
+    "--max-tokens",
+    "8",
+    "--prompts-per-step",
+    "2",
+    "--group-size",
+    "2",
+    "--eval-problems",
+    "0",
+]
+
+
+def test_hardware_is_a_card_or_memory() -> None:
+    found = hardware.parse("2x48GB")
+    assert (found.count, found.memory, found.device) == (2, 48 * GIB, "cuda")
+    # The slowest card of that memory.
+    assert found.rates == hardware.parse("RTX A6000").rates
+    named = hardware.parse("4 x A100-80GB")
+    assert (named.count, named.memory) == (4, 80 * GIB)
+    assert named.rates is not None and named.rates.flops("bf16") == 312e12
+    assert hardware.parse("NVIDIA GeForce RTX 4090").memory == 24 * GIB
+    assert hardware.parse("7 GB").rates is None
+
+
+@pytest.mark.parametrize("text", ["rtx4091", "0x48GB", "", "48"])
+def test_unknown_hardware_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match=r"is not known") as caught:
+        hardware.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_this_machine_is_measured() -> None:
+    found = hardware.parse("this", "cpu")
+    assert found.device == "cpu" and found.rates is not None
+    # A CPU does more than a million and less than a million billion operations a second.
+    assert 1e6 < found.rates.fp32 < 1e15 and 1e6 < found.rates.bandwidth < 1e13
+
+
+def test_times_are_a_roofline() -> None:
+    config = TrainConfig(
+        steps=10,
+        sampling=Sampling(max_tokens=100),
+        batch=Steps(prompts_per_step=4, group_size=8),
+        evaluation=Held(eval_problems=0),
+    )
+    lengths = Lengths(50, 50, 100, 100)
+    rates = Rates(bf16=1e12, fp32=1e11, bandwidth=1e10, source="")
+    flops = StepFlops(sampling=0.0, training=7e11)
+    # Bound by weights: 7 s / 0.7 of the bandwidth a token, 100 tokens; prompts are for free.
+    heavy = timing.Decoder(layers=1, weight_bytes=70 * 10**9, token_flops=0.0, cache_bytes=0)
+    found = timing.times(config, heavy, flops, lengths, rates, "cpu")
+    assert found.sampling == pytest.approx(100 * 70e9 / (0.7 * 1e10))
+    assert found.training == pytest.approx(7e11 / (0.7 * 1e11))
+    assert found.run == pytest.approx(10 * found.step)
+    # Bound by FLOPs: 4 prompts of 50, and 32 rows of 100.
+    busy = timing.Decoder(layers=1, weight_bytes=0, token_flops=7e9, cache_bytes=0)
+    found = timing.times(config, busy, flops, lengths, rates, "cpu")
+    assert found.sampling == pytest.approx((4 * 50 + 32 * 100) * 7e9 / (0.7 * 1e11))
+    # Bound by the cache: prompts once a group, rows half full on average.
+    cached = timing.Decoder(layers=1, weight_bytes=0, token_flops=0.0, cache_bytes=7 * 10**6)
+    found = timing.times(config, cached, flops, lengths, rates, "cpu")
+    assert found.sampling == pytest.approx(100 * (4 * 50 + 32 * 50) * 7e6 / (0.7 * 1e10))
+
+
+def test_the_cache_of_a_token_is_the_published_one() -> None:
+    for size, expected in {"0.5B": 12_288, "1.5B": 28_672, "3B": 36_864, "7B": 57_344}.items():
+        decoder = timing.decoder_of(config_of(f"Qwen/Qwen2.5-{size}"), 0.0, 0, itemsize=2)
+        assert decoder.cache_bytes == expected
+
+
+def test_what_to_change_is_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TrainConfig] = []
+
+    def estimate(config: TrainConfig, *_: object) -> Memory:
+        asked.append(config)
+        done = config.compute.checkpointing and config.compute.dtype == "bf16"
+        return Memory((Phase("training", {"activations": 5 if done else 20}),))
+
+    monkeypatch.setattr(changes, "estimate", estimate)
+    config, lengths = TrainConfig(update="lora"), Lengths(12, 12, 8, 8)
+    machine = Machine("small", "cpu", 10, None)
+
+    def said(memory: Memory) -> list[str]:
+        return [text.split(":")[0] for text in changes.advice(config, machine, lengths, memory)]
+
+    assert said(Memory((Phase("training", {"weights": 5, "activations": 15}),))) == [
+        *("with --micro-batch 8", "and --micro-batch 1", "and --checkpointing"),
+        "and --dtype bf16",
+    ]
+    assert asked[-1].batch.micro_batch == 1 and asked[-1].update == "lora"
+    # What a batch does not change is too much already, so that comes later.
+    assert said(Memory((Phase("evaluation", {"weights": 15, "cache": 15}),))) == [
+        *("with --dtype bf16", "and --update 'last(1)'", "and --rollout-batch 8"),
+        *("and --micro-batch 8", "and --micro-batch 1", "and --checkpointing"),
+    ]
+    assert asked[-1].update == "last(1)" and asked[-1].batch.rollout_batch == 8
+    monkeypatch.setattr(
+        changes, "estimate", lambda *_: Memory((Phase("training", {"weights": 20}),))
+    )
+    assert said(Memory((Phase("training", {"weights": 20}),)))[-1] == "not even so"
+
+
+def test_the_command_gives_json_and_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["plan", "--hardware", "2x48GB", "--json", *SHORT]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is True and found["parameters"] == 997_760
+    assert found["memory"]["phases"][found["memory"]["peak_phase"]]
+    assert found["flops"]["total"] == found["flops"]["sampling"] + found["flops"]["training"]
+    assert any("one of 2" in text for text in found["assumptions"])
+    args = ["plan", "--hardware", "1GB", "--updates", "last(1); bitfit", "--markdown", *SHORT]
+    assert cli.run(args) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["`last(1)`", "`bitfit`"]
+
+
+def test_the_command_shows_parts_and_refuses_if_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["plan", "--update", "last(1)", "--hardware", "l4", "--prompt-tokens", "20", *SHORT]
+    assert cli.run([*args, "--require-fit"]) == 0
+    shown = capsys.readouterr().out
+    assert "of 24.0 GiB" in shown and "fits" in shown and "prompts of 20 tokens" in shown
+    assert "optimizer" in shown and "an estimate" in shown
+
+
+@pytest.mark.parametrize("tokens", ["0", "-3", "many"])
+def test_wrong_prompt_tokens_are_refused(tokens: str) -> None:
+    with pytest.raises(UserError, match="prompt-tokens"):
+        cli.run(["plan", "--prompt-tokens", tokens])
+
+
+def test_require_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine("none", "cpu", 1, None)
+    monkeypatch.setattr(hardware, "parse", lambda *_: machine)
+    config = TrainConfig(sampling=Sampling(max_tokens=8), batch=Steps(2, 2))
+    plan = overall.make(config, Machine("any", "cpu", None, None), Lengths(9, 9, 8, 8))
+    assert plan.fits is None
+    monkeypatch.setattr(overall, "make", lambda *_, **__: replace(plan, machine=machine))
+    assert cli.run(["plan", *SHORT]) == 0
+    with pytest.raises(UserError, match=r"full on tiny does not fit none"):
+        cli.run(["plan", "--require-fit", *SHORT])
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from modicum.commands import plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
