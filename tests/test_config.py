@@ -14,12 +14,14 @@ import pytest
 from modicum import options
 from modicum.commands import demo, evaluate, export, report, tasks, train, updates
 from modicum.config import (
+    Budget,
     Compute,
     Held,
     Optimizer,
     Records,
     Sampling,
     Steps,
+    Tracking,
     TrainConfig,
     Trust,
     from_mapping,
@@ -29,7 +31,7 @@ from modicum.config import (
 from modicum.options import Parser, convert, field_docs, given, merge
 from modicum.types import UserError
 
-SECTIONS = (Sampling, Steps, Optimizer, Compute, Held, Records, Trust)
+SECTIONS = (Sampling, Steps, Budget, Optimizer, Compute, Held, Records, Tracking, Trust)
 TEXTS = [
     "",
     "plain",
@@ -75,11 +77,13 @@ def test_a_config_survives_toml(tmp_path: Path) -> None:
         out="runs/x",
         sampling=Sampling(0.7, 0.9, 20, 33, 100, "plain", "boxed", "Be brief."),
         batch=Steps(3, 5, 2, 7, 11),
+        budget=Budget(5e4, "flops"),
         optimizer=Optimizer(1e-7, 0.1, 0.8, 0.95, 1e-12, 0.0, "linear", 3),
         compute=Compute("cpu", "bf16"),
         trust=Trust(True, True),
         evaluation=Held(0, 2, 5),
         records=Records(0, 1),
+        tracking=Tracking("mlflow", "mine", "store", True),
     )
     assert through_toml(other, tmp_path) == other
     changed = {f.name for f in dataclasses.fields(other)} - {"task", "reward", "objective"}
