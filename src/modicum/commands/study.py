@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,8 @@ def run(args: list[str]) -> int:
 
     study = design.read(path)
     check_arms(study)
-    with locked(folder):
+    # Looking at a study that is being run is no second run.
+    with nullcontext() if found.action == "status" else locked(folder):
         outcome = ACTIONS_OF[found.action](_work(study, folder, options))
     if found.json:
         print(json.dumps(outcome))
