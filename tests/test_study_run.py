@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from modicum.study import analysis, collect, design
 from modicum.study.cell import read_json
 from modicum.types import UserError
 
+TESTS = str(Path(__file__).parent)  # where the cells find the reward
 TEXT = """
 question = "Does the last layer suffice?"
 arms = ["full", "last(1)"]
@@ -143,7 +148,7 @@ def test_the_same_study_gives_the_same_numbers_whatever_the_jobs(
     path = study_file(tmp_path, folders["qwen2"], "[0.5, 1, 2]", "true")
     for jobs in ("1", "2"):
         out = str(tmp_path / jobs)
-        done = modicum("study", "run", str(path), "--out", out, "--jobs", jobs)
+        done = modicum("study", "run", str(path), "--out", out, "--jobs", jobs, PYTHONPATH=TESTS)
         assert done.returncode == 0, done.stderr
     assert cli.run(["study", "same", str(tmp_path / "1"), str(tmp_path / "2")]) == 0
 
@@ -151,6 +156,9 @@ def test_the_same_study_gives_the_same_numbers_whatever_the_jobs(
 def test_wrong_input_is_one_line(tmp_path: Path, folders: dict[str, Path]) -> None:
     path = study_file(tmp_path, folders["qwen2"])
     text = path.read_text()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "analysis.json").write_text('{"arms": 3}')
     for args, message in (
         (["study"], "takes one of run"),
         (["study", "go", str(path)], "not 'go'"),
@@ -159,6 +167,7 @@ def test_wrong_input_is_one_line(tmp_path: Path, folders: dict[str, Path]) -> No
         (["study", "status", str(tmp_path)], "is not the folder of a study"),
         (["study", "same", str(tmp_path)], "needs two folders"),
         (["study", "same", str(tmp_path), str(tmp_path)], "cannot be read"),
+        (["study", "same", str(broken), str(broken)], r"analysis\.json: 'question' is missing"),
     ):
         with pytest.raises(UserError, match=message):
             cli.run(args)
@@ -171,6 +180,43 @@ def test_wrong_input_is_one_line(tmp_path: Path, folders: dict[str, Path]) -> No
         with pytest.raises(UserError, match=message):
             cli.run(["study", "run", str(path), "--out", str(tmp_path / "none")])
         assert not (tmp_path / "none").exists()
+
+
+def test_levels_come_from_the_task_or_from_the_base(tmp_path: Path) -> None:
+    def levels(*difficulties: float | None) -> tuple[Any, Any]:
+        rows = [{"id": str(n), "difficulty": d} for n, d in enumerate(difficulties)]
+        path = tmp_path / "completions-base.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        ids = [row["id"] for row in rows]
+        return collect._levels(tmp_path, {"ids": ids, "scores": [0.0, 0.25, 1.0]})
+
+    assert levels(10, 0, 2) == (("10", "0", "2"), ("0", "2", "10"))
+    by_base = (("base: 0 %", "to 50 %", "above"), ("above", "to 50 %", "base: 0 %"))
+    assert levels(4, 4, 4) == levels(None, 1, 2) == by_base
+
+
+@pytest.mark.slow
+def test_a_study_that_was_killed_leaves_no_run_behind(tmp_path: Path) -> None:
+    """Its cells end with it, and the same command goes on; nothing counts as failed."""
+    path = tmp_path / "killed.toml"
+    text = TEXT.format(model="tiny", factors="[1]", placebo="false").replace("= 60", "= 4000")
+    path.write_text(text)
+    command = [sys.executable, "-m", "modicum", "study", "run", str(path), "--jobs", "2"]
+    command += ["--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": TESTS}
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    metrics = tmp_path / "out/cells/final/full/seed-0/metrics.jsonl"
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not metrics.is_file():
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    time.sleep(2)
+    size = metrics.stat().st_size
+    time.sleep(2)
+    assert metrics.stat().st_size == size
+    assert modicum(*command[3:], PYTHONPATH=TESTS).returncode == 0
+    assert not list((tmp_path / "out").rglob("failed.json"))
 
 
 def test_every_update_has_a_family() -> None:

@@ -287,7 +287,11 @@ def to_toml(config: Any) -> str:
         if dataclasses.is_dataclass(value):
             tables.append(f"\n[{entry.name}]\n{to_toml(value)}")
         elif value is not None:
-            # TOML texts are JSON texts, but for pairs of escapes (not needed) and DEL.
-            shown = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-            lines.append(f"{entry.name} = {shown}\n")
+            lines.append(f"{entry.name} = {toml_value(value)}\n")
     return "".join(lines + tables)
+
+
+def toml_value(value: Any) -> str:
+    """A text, number, switch or list of them in TOML."""
+    # The same in JSON, but for pairs of escapes (not needed) and DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -34,6 +34,18 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
+class Difference:
+    """One mean minus another, with its limits at 90 and at 95 %, and how they were made."""
+
+    mean: float
+    low90: float
+    high90: float
+    low95: float
+    high95: float
+    method: str = ""
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The chance that at least one of `k` samples is right, when `c` of `n` drawn were.
 

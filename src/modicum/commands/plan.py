@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentTypeError
 from dataclasses import replace
 
-from modicum.commands.train import settings
+from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig
 from modicum.options import Parser, add_options
 from modicum.types import UserError
@@ -21,12 +22,7 @@ modicum plan --recipe tinyzero --hardware a100-80gb --require-fit
 def run(args: list[str]) -> int:
     """Print the plan of a run; with --require-fit exit code 2 if it does not fit."""
     parser = Parser("plan", "Memory, FLOPs and time of a run, from its settings alone.", EXAMPLES)
-    parser.add_argument(
-        "--config", metavar="FILE", help="TOML file with settings; options override"
-    )
-    parser.add_argument(
-        "--recipe", metavar="NAME", help="settings of a recipe (modicum recipes); options override"
-    )
+    add_sources(parser)
     parser.add_argument(
         "--hardware",
         metavar="NAME",
@@ -82,10 +78,9 @@ def run(args: list[str]) -> int:
 
 def _tokens(text: str) -> int:
     """A number of tokens of at least 1."""
-    count = int(text)
-    if count < 1:
-        raise ValueError
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def _variants(config: TrainConfig, models: str | None, updates: str | None) -> list[TrainConfig]:

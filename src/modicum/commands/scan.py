@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from modicum.commands.train import settings
+from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig, at_least, from_mapping, read_toml, to_toml
 from modicum.options import Parser, add_options, given
 from modicum.runs import make_folder, read_lines, write_whole
@@ -56,8 +56,7 @@ class Options:
 def run(args: list[str]) -> int:
     """Train every unit alone, rank them and name the update that the best ones make."""
     parser = Parser("scan", SUMMARY, EXAMPLES)
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings of all runs")
-    parser.add_argument("--recipe", metavar="NAME", help="settings of a recipe for all runs")
+    add_sources(parser)
     parser.add_argument(
         "--rates", nargs="+", metavar="X", help="learning rates that every unit is tried with"
     )

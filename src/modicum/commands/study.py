@@ -177,12 +177,17 @@ def _status(work: Work) -> dict[str, Any]:
 
 def _same(one: Path, other: str | None, as_json: bool) -> int:
     """Compare two analyses; exit code 1 when they differ."""
+    from modicum.report.study.analysis import parse
     from modicum.study import analysis
     from modicum.study.cell import read_json
 
     if not other:
         raise UserError("study same needs two folders")
-    found = analysis.same(*(read_json(Path(f) / "analysis.json") for f in (one, other)))
+    files = [Path(folder) / "analysis.json" for folder in (one, other)]
+    read = [read_json(file) for file in files]
+    for file, values in zip(files, read, strict=True):
+        parse(values, str(file))  # what is no analysis is a UserError
+    found = analysis.same(*read)
     if as_json:
         print(json.dumps({"same": not found, "differences": found}))
     elif found:

@@ -25,12 +25,7 @@ modicum train --out runs/last1 --resume
 def run(args: list[str]) -> int:
     """Train as the TOML file and the options say."""
     parser = Parser("train", "Train a model with GRPO, updating the part that you name.", EXAMPLES)
-    parser.add_argument(
-        "--config", metavar="FILE", help="TOML file with settings; options override"
-    )
-    parser.add_argument(
-        "--recipe", metavar="NAME", help="settings of a recipe (modicum recipes); options override"
-    )
+    add_sources(parser)
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -63,6 +58,16 @@ def run(args: list[str]) -> int:
         tables_of.show(rows)
         print(f"run folder: {run_folder(config)}")
     return 0
+
+
+def add_sources(parser: Parser) -> None:
+    """The options that `settings` starts from."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML file with settings; options override"
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="settings of a recipe (modicum recipes); options override"
+    )
 
 
 def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:

@@ -26,6 +26,7 @@ from modicum.types import RunInterrupted, UserError
 BASE = "evaluation.json"
 RESULT = "result.json"
 FAILED = "failed.json"
+SECONDS = "seconds.json"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class Cell:
     @property
     def failure(self) -> str:
         """Why it failed, or nothing."""
-        path = self.folder / FAILED
-        return str(read_json(path)["error"]) if path.is_file() else ""
+        return failure(self.folder)
 
     @property
     def log(self) -> Path:
@@ -65,6 +65,12 @@ class Cell:
         make_folder(self.folder)
         text = json.dumps({"error": why}, indent=2, ensure_ascii=False)
         write_whole(self.folder / FAILED, text + "\n")
+
+
+def failure(folder: Path) -> str:
+    """Why the cell in a folder failed, or nothing."""
+    path = folder / FAILED
+    return str(read_json(path)["error"]) if path.is_file() else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -138,7 +144,7 @@ def _evaluate_base(cell: Cell) -> None:
         keep=lambda rows: run.write_lines("completions-base.jsonl", rows),
     )
     seconds = time.perf_counter() - began
-    run.write_lines("seconds.jsonl", [{"seconds": seconds}])
+    run.write(SECONDS, {"seconds": seconds})
     run.write("environment.json", machine.environment())
     run.write(BASE, found.to_json())
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from modicum.runs import read_lines
 from modicum.study import design
-from modicum.study.cell import BASE, FAILED, RESULT, read_json
+from modicum.study.cell import BASE, FAILED, RESULT, failure, read_json
 from modicum.study.design import Arm, Study
 from modicum.types import UserError
 
@@ -90,8 +90,8 @@ def _outcome(study: Study, arm: Arm, folder: Path, tuned: Mapping[str, Any]) -> 
             results[seed] = result
             lines = read_lines(path / "metrics.jsonl")
             steps[seed] = median(line["time/step_seconds"] for line in lines)
-        elif (path / FAILED).is_file():
-            failed.append(f"seed {seed}: {read_json(path / FAILED)['error']}")
+        elif why := failure(path):
+            failed.append(f"seed {seed}: {why}")
     return Outcome(
         arm,
         scores,
@@ -144,9 +144,10 @@ def _levels(path: Path, base: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple
     """The level of every problem: the task's own difficulty, or how often the base solves it."""
     rows = read_lines(path / "completions-base.jsonl")
     known = {row["id"]: row.get("difficulty") for row in rows}
-    found = [known.get(name) for name in base["ids"]]
-    if None not in found and len(set(found)) > 1:
-        names = [f"{value:g}" for value in sorted({float(value) for value in found if value})]
+    measures = [known.get(name) for name in base["ids"]]
+    found = [float(value) for value in measures if value is not None]
+    if len(found) == len(measures) and len(set(found)) > 1:
+        names = [f"{value:g}" for value in sorted(set(found))]
         return tuple(f"{value:g}" for value in found), tuple(names)
     levels = [_level(score) for score in base["scores"]]
     order = [name for _, name in LEVELS[::-1]]
@@ -194,4 +195,4 @@ def status(study: Study, folder: Path, tries: int) -> dict[str, Any]:
 
 def _failed_tries(folder: Path, arm: Arm) -> Sequence[str]:
     paths = sorted((folder / "cells" / "tune" / arm.slug).glob(f"*/{FAILED}"))
-    return [f"{path.parent.name}: {read_json(path)['error']}" for path in paths]
+    return [f"{path.parent.name}: {failure(path.parent)}" for path in paths]

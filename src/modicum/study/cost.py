@@ -17,6 +17,7 @@ from typing import Any
 
 from modicum.runs import read_lines
 from modicum.study import tuning
+from modicum.study.cell import SECONDS, read_json
 from modicum.study.design import Study
 from modicum.study.launch import run_all
 from modicum.study.run import Work, base_cell, probe_cells, run_bases
@@ -113,7 +114,7 @@ def tries_of(study: Study) -> list[float]:
 
 def evaluation_seconds(folder: Path) -> float:
     """How long the base's evaluation took."""
-    return float(read_lines(folder / "seconds.jsonl")[0]["seconds"])
+    return float(read_json(folder / SECONDS)["seconds"])
 
 
 def _spent(study: Study, lines: Sequence[dict[str, Any]], step_seconds: float) -> float:

@@ -18,14 +18,21 @@ answer.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from modicum.config import Budget, TrainConfig, at_least, from_mapping, read_toml, to_toml
+from modicum.config import (
+    Budget,
+    TrainConfig,
+    at_least,
+    from_mapping,
+    read_toml,
+    to_toml,
+    toml_value,
+)
 from modicum.options import merge
 from modicum.spec import nearest
 from modicum.types import UserError
@@ -252,23 +259,20 @@ def _text(study: Study, without: Sequence[str], names: Sequence[str]) -> str:
     kept = [f.name for f in dataclasses.fields(study) if f.name not in without]
     plain = {name: getattr(study, name) for name in kept}
     base, extra = plain.pop("base"), plain.pop("extra")
-    lines = [f"{k} = {_value(v)}\n" for k, v in plain.items() if not dataclasses.is_dataclass(v)]
+    lines = [
+        f"{k} = {toml_value(v)}\n" for k, v in plain.items() if not dataclasses.is_dataclass(v)
+    ]
     for name, value in plain.items():
         if dataclasses.is_dataclass(value):
             lines.append(f"\n[{name}]\n{to_toml(value)}")
     lines.append(_table("config", base))
-    lines += [_table(f"arm.{_value(n)}", table) for n, table in extra.items() if n in names]
+    lines += [_table(f"arm.{toml_value(n)}", table) for n, table in extra.items() if n in names]
     return "".join(lines)
 
 
 def _table(name: str, values: Mapping[str, Any]) -> str:
     inner = {k: v for k, v in values.items() if isinstance(v, Mapping)}
-    plain = [f"{k} = {_value(v)}\n" for k, v in values.items() if k not in inner]
+    plain = [f"{k} = {toml_value(v)}\n" for k, v in values.items() if k not in inner]
     return f"\n[{name}]\n" + "".join(
         [*plain, *(_table(f"{name}.{k}", v) for k, v in inner.items())]
     )
-
-
-def _value(value: Any) -> str:
-    # Texts, numbers, switches and lists of them are the same in JSON and TOML, but for DEL.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

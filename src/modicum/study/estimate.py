@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modicum.stats import Interval, no_spread
+from modicum.stats import Difference, Interval, no_spread
 from modicum.study import bootstrap
 from modicum.study.twolevel import Spread, Table, spread
 
@@ -94,22 +93,6 @@ def estimate(
     if rng is None or found.none or found.num_seeds <= MAX_T_SEEDS:
         return Estimate(found, bounds)
     return Estimate(found, bounds, bootstrap.pivots(table_SI, rng))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """An arm minus the control: its mean and its limits at 90 and at 95 %."""
-
-    mean: float
-    low90: float
-    high90: float
-    low95: float
-    high95: float
-    method: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return dict(vars(self))
 
 
 def difference(found: Estimate) -> Difference:

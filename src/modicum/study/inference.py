@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modicum import stats
-from modicum.stats import Interval
-from modicum.study.estimate import Difference, Estimate, difference, estimate
+from modicum.stats import Difference, Interval
+from modicum.study.estimate import Estimate, difference, estimate
 from modicum.study.power import seeds_needed
 from modicum.study.retention import retention
 from modicum.study.twolevel import Components, Table, spread, table

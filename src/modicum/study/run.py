@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from pathlib import Path
 from modicum.config import Held, TrainConfig
 from modicum.runs import write_whole
 from modicum.study import design, tuning
-from modicum.study.cell import BASE, Cell, read_json
+from modicum.study.cell import BASE, RESULT, Cell, failure, read_json
 from modicum.study.design import Arm, Study
 from modicum.study.launch import Told, run_all
 from modicum.study.tuning import Choice, Try
@@ -55,18 +56,27 @@ class Work:
 def begin(study: Study, folder: Path, jobs: int) -> Study:
     """The study as its folder holds it, begun now or before.
 
-    What is fixed before running cannot change afterwards; arms and seeds can be added.
+    Once an arm has been judged, by a try or a final run, what was fixed before cannot change;
+    arms and seeds can still be added. Until then (after `cost`) another text starts anew.
     """
     path = folder / "study.toml"
     threads = study.threads or max(1, (os.cpu_count() or 1) // jobs)
-    if not path.is_file():
-        if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
-            raise UserError(f"{folder} is there and is no study; --out takes another folder")
-        study = replace(study, threads=threads)
-        write_whole(path, design.text(study))
-        return study
-    old = design.read(path)
-    study = replace(study, threads=study.threads or old.threads)
+    if path.is_file():
+        old = design.read(path)
+        study = replace(study, threads=study.threads or old.threads)
+        if any((folder / "cells" / kind).exists() for kind in ("tune", "final")):
+            _continues(old, study, folder)
+        elif study != old:
+            shutil.rmtree(folder / "cells", ignore_errors=True)
+    elif folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
+        raise UserError(f"{folder} is there and is no study; --out takes another folder")
+    study = replace(study, threads=study.threads or threads)
+    write_whole(path, design.text(study))
+    return study
+
+
+def _continues(old: Study, study: Study, folder: Path) -> None:
+    """UserError where a study takes back or changes what the one in its folder had fixed."""
     for name in design.FREE:
         lost = [str(entry) for entry in getattr(old, name) if entry not in getattr(study, name)]
         if lost:
@@ -78,8 +88,6 @@ def begin(study: Study, folder: Path, jobs: int) -> Study:
             f"{folder} was begun with other settings ({changed}); they are fixed before running."
             " --out takes another folder"
         )
-    write_whole(path, design.text(study))
-    return study
 
 
 def default_rate(study: Study, arm: Arm, folder: Path) -> float:
@@ -166,11 +174,10 @@ def _base(work: Work, split: str) -> Path:
 
 
 def _outcome(work: Work, entry: Try) -> Try:
-    cell = Cell("", TrainConfig(out=str(work.folder / entry.folder)), base="base")
-    if not cell.done:
-        return replace(entry, failed=cell.failure or "it has not run")
-    result = read_json(cell.folder / "result.json")
-    return replace(entry, accuracy=result["trained"][work.study.primary])
+    folder = work.folder / entry.folder
+    if not (folder / RESULT).is_file():
+        return replace(entry, failed=failure(folder) or "it has not run")
+    return replace(entry, accuracy=read_json(folder / RESULT)["trained"][work.study.primary])
 
 
 def final_cells(work: Work, choices: dict[str, Choice]) -> list[Cell]:

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from modicum.stats import Interval
+from modicum.stats import Difference, Interval
 from modicum.study import bootstrap
-from modicum.study.estimate import BOOTSTRAP, MAX_T_SEEDS, Difference, Estimate, difference
+from modicum.study.estimate import BOOTSTRAP, MAX_T_SEEDS, Estimate, difference
 from modicum.study.populations import Scenario, draw
 from modicum.study.retention import retention
 from modicum.study.twolevel import Table, spread

@@ -161,7 +161,7 @@ def _matching(arms: Sequence[Values], study: Values) -> str:
         return f"None of {len(arms)} arms was shown to be {claim}."
     better = [arm for arm in found if arm["verdict"] == "better"]
     more = f"; better than it: {_names(better)}" if better else ""
-    least = min(found, key=lambda arm: arm["cost"]["parameters"])
+    least = min(found, key=lambda arm: arm["cost"]["share"])
     trains = f"trains {_percent(least['cost']['share'])} of the parameters"
     if len(found) == 1:
         return f"{_names(found)} is {claim}, and {trains}{more}."

@@ -14,35 +14,15 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, TypeVar
 
 from modicum.spec import check
+from modicum.stats import Difference, Interval
 from modicum.types import UserError
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Band:
-    """A mean and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Difference:
-    """An arm's accuracy minus the control's, with its intervals."""
-
-    mean: float
-    low90: float
-    high90: float
-    low95: float
-    high95: float
-    method: str = ""
-
-
-@dataclass(frozen=True)
 class Test:
-    """A one-sided test: its p-value, the same adjusted by Holm, and whether it holds."""
+    """A test: its p-value, the same adjusted by Holm, and whether it holds."""
 
     p: float | None = None
     holm: float | None = None
@@ -105,11 +85,11 @@ class Arm:
     rate_at_edge: bool = False
     tries: tuple[Try, ...] = ()
     by_seed: Mapping[str, float] = field(default_factory=dict)
-    accuracy: Band | None = None
-    gain: Band | None = None
+    accuracy: Interval | None = None
+    gain: Interval | None = None
     difference: Difference | None = None
     tests: Mapping[str, Test] | None = None
-    retention: Band | None = None
+    retention: Interval | None = None
     retention_note: str = ""
     seeds_needed: int | None = None
     difficulty: tuple[Level, ...] = ()
@@ -151,8 +131,8 @@ class Analysis:
     num_problems: int | None = None
     samples_per_problem: int | None = None
     split: str = "test"
-    base: Band | None = None
-    control_gain: Band | None = None
+    base: Interval | None = None
+    control_gain: Interval | None = None
     variance: Variance | None = None
     conclusion: str = ""
     notes: tuple[str, ...] = ()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from modicum.report import tables
 from modicum.report.frame import Cell, Table, table
-from modicum.report.study.analysis import Analysis, Arm, Band
+from modicum.report.study.analysis import Analysis, Arm
 from modicum.report.study.families import family, ranked
 from modicum.report.study.forest import interval, points
 from modicum.report.study.tuning import rate_text
+from modicum.stats import Interval
 
 NONE = tables.NONE
 EDGE = " at\u00a0edge"
@@ -111,7 +112,7 @@ def tests(analysis: Analysis) -> Table | None:
     return table("p-values of the tests, in brackets after Holm", heads, rows)
 
 
-def _accuracy(band: Band | None) -> Cell:
+def _accuracy(band: Interval | None) -> Cell:
     if band is None:
         return Cell(NONE)
     ends = f"[{tables.percent(band.low)}, {tables.percent(band.high)}]"
@@ -125,7 +126,7 @@ def _difference(arm: Arm) -> Cell:
     return Cell(f"{points(found.mean)} {_whole(interval(found.low90, found.high90))}", found.mean)
 
 
-def _retention(band: Band | None) -> Cell:
+def _retention(band: Interval | None) -> Cell:
     if band is None:
         return Cell(NONE)
     text = f"{100 * band.mean:.0f}\u00a0% "

@@ -56,11 +56,10 @@ def draw(analysis: Analysis, narrow: bool) -> Figure:
         axes.set_xticks(ticks(rates), [rate_text(rate) for rate in ticks(rates)])
         # The outer labels stay within their panel: neighbours would touch.
         labels = axes.get_xticklabels()
-        for label, side in (
-            *((x, "left") for x in labels[:1]),
-            *((x, "right") for x in labels[1:][-1:]),
-        ):
-            label.set_horizontalalignment(side)
+        for label in labels[:1]:
+            label.set_horizontalalignment("left")
+        for label in labels[1:][-1:]:
+            label.set_horizontalalignment("right")
         axes.set_ylim(max(-3.0, low - room), min(103.0, high + room))
         panels.numbers(axes, "y", 4)
         _panel(axes, arm, family(analysis, arm).colour)
