@@ -12,7 +12,7 @@ from modicum.options import Parser, add_options, given
 from modicum.types import UserError
 
 if TYPE_CHECKING:
-    from modicum.report.frame import Places
+    from modicum.report.output import Places
 
 EXAMPLES = """
 modicum report runs/full-seed0                         # runs/full-seed0/report.html
@@ -53,11 +53,11 @@ def run(args: list[str]) -> int:
 
 
 def _runs(folders: list[Path], options: Options, as_json: bool) -> int:
-    from modicum.report import frame, page, read, tables
+    from modicum.report import output, page, read, tables
 
     out = options.out or (None if len(folders) == 1 else "report.html")
     page.write(folders, out, options.title or "modicum report")
-    places = frame.places(folders[0], out)
+    places = output.places(folders[0], out)
     if as_json:
         results = [
             json.loads((f / "result.json").read_text(encoding="utf-8"))
@@ -72,12 +72,12 @@ def _runs(folders: list[Path], options: Options, as_json: bool) -> int:
 
 
 def _study(folder: Path, options: Options, as_json: bool) -> int:
-    from modicum.report import frame
+    from modicum.report import output
     from modicum.report.study import page
 
     out = Path(options.out) if options.out else None
     page.write(folder, out, options.title or None)
-    places = frame.places(folder, out)
+    places = output.places(folder, out)
     print(json.dumps(_paths(places)) if as_json else _lines(places))
     return 0
 

@@ -177,7 +177,7 @@ def _status(work: Work) -> dict[str, Any]:
 
 def _same(one: Path, other: str | None, as_json: bool) -> int:
     """Compare two analyses; exit code 1 when they differ."""
-    from modicum.report.study.analysis import parse
+    from modicum.results import Analysis
     from modicum.study import analysis
     from modicum.study.cell import read_json
 
@@ -186,7 +186,7 @@ def _same(one: Path, other: str | None, as_json: bool) -> int:
     files = [Path(folder) / "analysis.json" for folder in (one, other)]
     read = [read_json(file) for file in files]
     for file, values in zip(files, read, strict=True):
-        parse(values, str(file))  # what is no analysis is a UserError
+        Analysis.from_json(values, str(file))  # what is no analysis is a UserError
     found = analysis.same(*read)
     if as_json:
         print(json.dumps({"same": not found, "differences": found}))
