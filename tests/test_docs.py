@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modicum import cli, rewards, runs, tasks, updates
+from modicum import cli, logged, rewards, runs, tasks, updates
+from modicum.results import RunResult
 from modicum.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,10 +20,30 @@ def test_every_metric_is_explained(quick: Any) -> None:
     config = replace(quick, objective="grpo(kl=0.01)", steps=3, update="last(1)")
     train(config)
     lines = runs.read_lines(Path(config.out) / "metrics.jsonl")
-    logged = {key for line in lines for key in line if key != "reward/digits"}
+    seen = {key for line in lines for key in line if key != "reward/digits"}
     explained = set(re.findall(r"^\| `([^`]+)`", (ROOT / "docs/metrics.md").read_text(), re.M))
-    assert logged <= explained
-    assert explained - logged == {"reward/TERM"}
+    assert seen <= explained
+    assert explained - seen == {"reward/TERM"}
+    # What the run ends with is typed, too.
+    written = runs.read_object(Path(config.out) / "result.json")
+    assert set(written) == {item.name for item in fields(RunResult)}
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    lines = (ROOT / "docs/metrics.md").read_text().splitlines()
+    for metric in logged.METRICS.values():
+        unit = f"{metric.unit} |".lstrip()
+        assert f"| `{metric.key}` | {metric.text} | {unit}" in lines
+        assert metric.title
+    assert len(logged.METRICS) == 28
+    clipped = logged.METRICS["policy/clip_fraction"]
+    assert (clipped.title, clipped.shown, clipped.factor) == ("Clip share", "tokens (%)", 100)
+    term = logged.metric_of("reward/format")
+    assert (term.title, term.words, term.factor) == (
+        *("Reward term format", "reward term format"),
+        1,
+    )
+    assert logged.METRICS["policy/kl"].words == "KL from the reference"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from modicum.report import runs as report_of_runs
 from modicum.report.document import Document, SideBySide, Table
 from modicum.report.figures import accuracy, cost, curves, learning
 from modicum.report.html import printable
-from modicum.report.read import HeldOut, labels
+from modicum.report.read import HeldCompletion, labels
 from modicum.report.runs import headline
 from modicum.report.sections import compare
 from modicum.types import UserError
@@ -279,7 +279,9 @@ def test_a_column_that_no_run_has_is_left_out(tmp_path):
 
 
 def test_many_difficulties_are_taken_together():
-    rows = tuple(HeldOut(str(n), 0, "q", "g", "c", 1, True, n < 10, float(n)) for n in range(20))
+    rows = tuple(
+        HeldCompletion(str(n), 0, "q", "g", "c", 1, True, n < 10, float(n)) for n in range(20)
+    )
     levels = held.levels(held.HeldGroup((), (0,), (rows,)))
     assert [level.name for level in levels] == [
         "0 to 3",

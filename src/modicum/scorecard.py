@@ -124,7 +124,7 @@ def rows(
 
 
 @dataclass(frozen=True)
-class PairedComparison:
+class Comparison:
     """after - before on the same problems, with 95 % t-intervals of the paired difference."""
 
     num_problems: int
@@ -141,7 +141,7 @@ class PairedComparison:
         return dataclasses.asdict(self)
 
 
-def compare(after: Evaluation, before: Evaluation) -> PairedComparison:
+def compare(after: Evaluation, before: Evaluation) -> Comparison:
     """The paired comparison; UserError when the two did not answer the same problems alike."""
     for name in SETTINGS:
         one, two = getattr(after, name), getattr(before, name)
@@ -150,7 +150,7 @@ def compare(after: Evaluation, before: Evaluation) -> PairedComparison:
     if after.ids != before.ids:
         raise UserError("the two evaluations are of different problems")
     gains = [a - b for a, b in zip(after.scores, before.scores, strict=True)]
-    return PairedComparison(
+    return Comparison(
         len(gains),
         stats.paired_interval(after.scores, before.scores),
         stats.paired_interval(after.lenient_scores, before.lenient_scores),

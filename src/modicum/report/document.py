@@ -16,16 +16,16 @@ LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
 
 
-class Block:
-    """A part of a section."""
+class Piece:
+    """A block of a section."""
 
-    def within(self) -> Sequence[Block]:
+    def within(self) -> Sequence[Piece]:
         """The blocks within it."""
         return ()
 
 
 @dataclass(frozen=True)
-class Text(Block):
+class Text(Piece):
     """A paragraph; a note is set smaller."""
 
     text: str
@@ -33,21 +33,21 @@ class Text(Block):
 
 
 @dataclass(frozen=True)
-class Heading(Block):
+class Heading(Piece):
     """A heading within a section."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Bullets(Block):
+class Bullets(Piece):
     """A list of texts."""
 
     texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Values(Block):
+class Values(Piece):
     """Settings: name -> value, under a name of their own unless it is empty."""
 
     name: str
@@ -55,7 +55,7 @@ class Values(Block):
 
 
 @dataclass(frozen=True)
-class Proofs(Block):
+class Proofs(Piece):
     """What was proven of each run: (name, text)."""
 
     name: str
@@ -63,7 +63,7 @@ class Proofs(Block):
 
 
 @dataclass(frozen=True)
-class Commands(Block):
+class Commands(Piece):
     """Lines for a shell."""
 
     lines: tuple[str, ...]
@@ -89,7 +89,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class SideBySide(Block):
+class SideBySide(Piece):
     """Completions side by side, under a title: a question with its answer, or a run."""
 
     title: str
@@ -112,7 +112,7 @@ class TableCell:
 
 
 @dataclass(frozen=True)
-class Table(Block):
+class Table(Piece):
     """A table: its name for those who do not see it, heads and rows; the first cell heads a row.
 
     `wrap` lets the cells of other columns than the first have several lines; `plain` keeps the
@@ -128,7 +128,7 @@ class Table(Block):
 
 
 @dataclass(frozen=True)
-class Figure(Block):
+class Figure(Piece):
     """A figure that can be drawn: `draw(narrow)` gives it for a page or for a phone.
 
     `name` is its file's name (a-z, 0-9, -), `label` says in words what it shows, for those
@@ -142,13 +142,13 @@ class Figure(Block):
 
 
 @dataclass(frozen=True)
-class Folded(Block):
+class Folded(Piece):
     """Blocks behind a line that unfolds them."""
 
     summary: str
-    parts: tuple[Block, ...]
+    parts: tuple[Piece, ...]
 
-    def within(self) -> Sequence[Block]:
+    def within(self) -> Sequence[Piece]:
         """The blocks that it hides."""
         return self.parts
 
@@ -159,7 +159,7 @@ class Section:
 
     id: str
     title: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -178,22 +178,22 @@ class Document:
         return [block for block in found if isinstance(block, Figure)]
 
 
-def section(id: str, title: str, *blocks: Block | Iterable[Block] | None) -> Section:
+def section(id: str, title: str, *blocks: Piece | Iterable[Piece] | None) -> Section:
     """A section of blocks and lists of blocks; None is left out."""
     return Section(id, title, flat(*blocks))
 
 
-def flat(*blocks: Block | Iterable[Block] | None) -> tuple[Block, ...]:
+def flat(*blocks: Piece | Iterable[Piece] | None) -> tuple[Piece, ...]:
     """The blocks in one row; None is left out."""
     return tuple(
         block
         for item in blocks
         if item is not None
-        for block in ((item,) if isinstance(item, Block) else item)
+        for block in ((item,) if isinstance(item, Piece) else item)
     )
 
 
-def folded(summary: str, *blocks: Block | None) -> list[Block]:
+def folded(summary: str, *blocks: Piece | None) -> list[Piece]:
     """The blocks behind a line, or nothing where the first is None."""
     return [] if blocks[0] is None else [Folded(summary, flat(*blocks))]
 
@@ -233,7 +233,7 @@ def marked(text: str) -> list[tuple[bool, str]]:
     return [(number % 2 == 1, piece) for number, piece in enumerate(pieces) if piece]
 
 
-def _walk(blocks: Iterable[Block]) -> Iterator[Block]:
+def _walk(blocks: Iterable[Piece]) -> Iterator[Piece]:
     for block in blocks:
         yield block
         yield from _walk(block.within())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modicum.report.figures.levels import LevelScores
-from modicum.report.read import HeldOut, RunRecord
+from modicum.report.read import HeldCompletion, RunRecord
 
 PROBLEMS_SHOWN = 3
 LEVELS_SHOWN = 8
@@ -20,9 +20,9 @@ class HeldGroup:
     `runs` are numbers of records, `trained` one tuple for each of them.
     """
 
-    base: tuple[HeldOut, ...]
+    base: tuple[HeldCompletion, ...]
     runs: tuple[int, ...]
-    trained: tuple[tuple[HeldOut, ...], ...]
+    trained: tuple[tuple[HeldCompletion, ...], ...]
 
 
 def groups(records: Sequence[RunRecord]) -> list[HeldGroup]:
@@ -42,7 +42,7 @@ def groups(records: Sequence[RunRecord]) -> list[HeldGroup]:
     ]
 
 
-def first(rows: Sequence[HeldOut], count: int = PROBLEMS_SHOWN) -> dict[str, HeldOut]:
+def first(rows: Sequence[HeldCompletion], count: int = PROBLEMS_SHOWN) -> dict[str, HeldCompletion]:
     """The first sample of the first problems: id -> completion."""
     return {row.id: row for row in [row for row in rows if row.sample == 0][:count]}
 
@@ -69,16 +69,16 @@ def levels(group: HeldGroup) -> list[LevelScores]:
     return made
 
 
-def _accuracy(rows: Sequence[HeldOut], ids: set[str]) -> float | None:
+def _accuracy(rows: Sequence[HeldCompletion], ids: set[str]) -> float | None:
     verdicts = [row.strict for row in rows if row.id in ids and row.sample != "greedy"]
     return sum(verdicts) / len(verdicts) if verdicts else None
 
 
-def _ids(rows: Sequence[HeldOut]) -> tuple[str, ...]:
+def _ids(rows: Sequence[HeldCompletion]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.id for row in rows))
 
 
-def _base(records: Sequence[RunRecord], ids: tuple[str, ...]) -> tuple[HeldOut, ...]:
+def _base(records: Sequence[RunRecord], ids: tuple[str, ...]) -> tuple[HeldCompletion, ...]:
     """The base's completions of those problems; the first of the runs has them."""
     found = (record.completions("base") for record in records)
     return next((rows for rows in found if rows and _ids(rows) == ids), ())

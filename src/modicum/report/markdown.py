@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from modicum.report import document
-from modicum.report.document import LETTERS_SHOWN, Block, Document, TableCell, marked
+from modicum.report.document import LETTERS_SHOWN, Document, Piece, TableCell, marked
 from modicum.report.html import printable
 
 SPECIAL = re.compile(r"([\\`*_\[<>|&#~$])")
@@ -63,7 +63,7 @@ def _keep(text: str) -> str:
     return f"{start}{escaped(text)}{end}"
 
 
-def _blocks(blocks: Iterable[Block], figures: str, title: str) -> Iterator[str]:
+def _blocks(blocks: Iterable[Piece], figures: str, title: str) -> Iterator[str]:
     """The texts of blocks under a title, which a table of the same name does not repeat."""
     for found in blocks:
         name = getattr(found, "name", "")

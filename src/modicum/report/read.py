@@ -36,7 +36,7 @@ class LoggedSample:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldCompletion:
     """One graded completion of a held-out problem; `sample` is 0, 1, ... or "greedy"."""
 
     id: str
@@ -79,9 +79,9 @@ class RunRecord:
             return self.result.update
         return str(self.config.get("update", self.folder.name))
 
-    def completions(self, of: str) -> tuple[HeldOut, ...]:
+    def completions(self, of: str) -> tuple[HeldCompletion, ...]:
         """Those of `base` or `trained`; runs of one base may share the file of the first."""
-        return rows(HeldOut, self.folder / f"completions-{of}.jsonl")
+        return rows(HeldCompletion, self.folder / f"completions-{of}.jsonl")
 
 
 def load(folder: str | Path) -> RunRecord:

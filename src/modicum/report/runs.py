@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from modicum.report import held, sections, tables
 from modicum.report.document import (
-    Block,
     Document,
     Heading,
+    Piece,
     Proofs,
     Sample,
     Section,
@@ -23,7 +23,7 @@ from modicum.report.document import (
 from modicum.report.figures import accuracy, changes, cost, learning, levels
 from modicum.report.html import printable
 from modicum.report.numbers import ARROW, NONE, count, decimal, percent, share
-from modicum.report.read import HeldOut, LoggedSample, RunRecord, colours, labels
+from modicum.report.read import HeldCompletion, LoggedSample, RunRecord, colours, labels
 from modicum.report.tables import RunRow
 
 SAMPLES_SHOWN = 2
@@ -159,11 +159,11 @@ def _difficulty(groups: Sequence[held.HeldGroup], names: Sequence[str]) -> Secti
 
 def _written(
     records: Sequence[RunRecord], names: Sequence[str], groups: Sequence[held.HeldGroup]
-) -> list[Block]:
+) -> list[Piece]:
     """What was written on held-out problems; of runs without those, training samples."""
     answers = [block for group in groups for block in _answers(group, names, colours(records))]
     answered = {number for group in groups for number in group.runs}
-    ends: list[Block] = [
+    ends: list[Piece] = [
         SideBySide(name, _ends(record.samples), series=colour)
         for n, (name, colour, record) in enumerate(
             zip(names, colours(records), records, strict=True)
@@ -187,13 +187,13 @@ def _written(
     ]
 
 
-def _answers(group: held.HeldGroup, names: Sequence[str], series: Sequence[int]) -> list[Block]:
+def _answers(group: held.HeldGroup, names: Sequence[str], series: Sequence[int]) -> list[Piece]:
     """The first problems, each with the first sample of the base and of the first runs."""
-    sides: list[tuple[str, int | None, Mapping[str, HeldOut]]]
+    sides: list[tuple[str, int | None, Mapping[str, HeldCompletion]]]
     sides = [("base", None, held.first(group.base))]
     for number, rows in list(zip(group.runs, group.trained, strict=True))[:RUNS_SHOWN]:
         sides.append((names[number], series[number], held.first(rows)))
-    made: list[Block] = []
+    made: list[Piece] = []
     for key, row in sides[-1][2].items():
         columns = tuple(
             Written(name, kind, (Sample(rows[key].completion, rows[key].about),))
@@ -239,7 +239,7 @@ def _proofs(rows: Sequence[RunRow]) -> Proofs | None:
     return Proofs("", tuple(found)) if found else None
 
 
-def _intervals(rows: Sequence[RunRow]) -> list[Block]:
+def _intervals(rows: Sequence[RunRow]) -> list[Piece]:
     if not rows:
         return []
     one_seed = len({row.colour for row in rows}) == len(rows) > 1

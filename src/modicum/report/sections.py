@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modicum.report.document import LETTERS_SHOWN, Block, Commands, Section, Text, Values, section
+from modicum.report.document import LETTERS_SHOWN, Commands, Piece, Section, Text, Values, section
 from modicum.report.html import printable
 from modicum.report.numbers import NONE
 
@@ -36,7 +36,7 @@ def compare(configs: Sequence[Mapping[str, Any]]) -> SharedSettings:
     )
 
 
-def shared(name: str, values: Mapping[str, Any]) -> list[Block]:
+def shared(name: str, values: Mapping[str, Any]) -> list[Piece]:
     """Settings under a name, tables within them flat; nothing where there are none."""
     flat = compare([values]).shared
     return [Values(name, flat)] if flat else []

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modicum.report.study import read as report
+from modicum.results import Analysis
 from modicum.runs import write_whole
 from modicum.study import cost, inference, verdict
 from modicum.study.collect import Found, Outcome, collect, difficulty, final
@@ -28,7 +30,8 @@ SHORT = 0.95  # a run that spent less of its budget is named
 
 def write(study: Study, folder: Path) -> dict[str, Any]:
     """Write `analysis.json` and `curves.json` and return what the first holds."""
-    found = analyse(collect(study, folder), folder)
+    values = analyse(collect(study, folder), folder)
+    found = asdict(Analysis.from_json(values, str(folder / "analysis.json")))
     write_whole(folder / "analysis.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     curves = json.dumps(report.compact(folder), ensure_ascii=False, separators=(",", ":"))
     write_whole(folder / "curves.json", curves + "\n")

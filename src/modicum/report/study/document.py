@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from modicum.report import sections
 from modicum.report.document import (
-    Block,
     Bullets,
     Document,
     Heading,
+    Piece,
     Proofs,
     Sample,
     Section,
@@ -137,7 +137,7 @@ def _result(study: StudyRecord) -> Section:
 
 
 def _training(study: StudyRecord) -> Section:
-    blocks: list[Block] = []
+    blocks: list[Piece] = []
     for figure in arm_curves.figures(study):
         against = figure.name.removeprefix("learning-")
         blocks += folded(f"The same against {against}", figure) if blocks else [figure]
@@ -146,11 +146,11 @@ def _training(study: StudyRecord) -> Section:
     return section("training", "During training", blocks, more)
 
 
-def _written(study: StudyRecord) -> list[Block]:
+def _written(study: StudyRecord) -> list[Piece]:
     analysis, samples = study.analysis, study.runs.samples
     names: dict[str, tuple[str, int | None]] = {"": ("base", None)}
     names |= {arm.slug: (arm.name, family(analysis, arm).series) for arm in analysis.arms}
-    found: list[Block] = []
+    found: list[Piece] = []
     for problem in samples.problems:
         columns = [
             Written(*name, (Sample(text.completion, "right" if text.strict else "wrong"),))
@@ -161,7 +161,7 @@ def _written(study: StudyRecord) -> list[Block]:
     return [Text(samples.rule, note=True), *found] if found else []
 
 
-def _failures(study: StudyRecord) -> list[Block]:
+def _failures(study: StudyRecord) -> list[Piece]:
     found = [f"`{arm.name}`: {text}" for arm in study.analysis.arms for text in arm.failed]
     note = Text("Runs that ended without a result.", note=True)
     return [note, Bullets(tuple(found))] if found else []
