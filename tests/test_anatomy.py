@@ -17,7 +17,7 @@ from modicum.config import Compute, Optimizer, Records, TrainConfig
 from modicum.report import load as load_run
 from modicum.report import output, write
 from modicum.report.figures import changes
-from modicum.train import train
+from modicum.training.loop import train
 from modicum.types import UserError
 from modicum.updates.layout import Place
 

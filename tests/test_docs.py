@@ -11,7 +11,7 @@ import pytest
 
 from modicum import cli, logged, rewards, runs, tasks, updates
 from modicum.results import RunResult
-from modicum.train import train
+from modicum.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 
