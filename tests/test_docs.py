@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_every_metric_is_explained(quick: Any) -> None:
     config = replace(quick, objective="grpo(kl=0.01)", steps=3, update="last(1)")
+    config = replace(config, curriculum="easy_to_hard(stages=2)")
     train(config)
     lines = runs.read_lines(Path(config.out) / "metrics.jsonl")
     seen = {key for line in lines for key in line if key != "reward/digits"}
@@ -35,7 +36,7 @@ def test_the_table_of_metrics_is_that_of_the_code() -> None:
         unit = f"{metric.unit} |".lstrip()
         assert f"| `{metric.key}` | {metric.text} | {unit}" in lines
         assert metric.title
-    assert len(logged.METRICS) == 28
+    assert len(logged.METRICS) == 30
     clipped = logged.METRICS["policy/clip_fraction"]
     assert (clipped.title, clipped.shown, clipped.factor) == ("Clip share", "tokens (%)", 100)
     term = logged.metric_of("reward/format")
