@@ -16,9 +16,13 @@ from modicum.training.loop import train
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_every_metric_is_explained(quick: Any) -> None:
+def test_every_metric_is_explained(quick: Any, tmp_path: Path) -> None:
+    problems = [{"question": f"{n} + {n}?", "answer": 2 * n, "level": n} for n in range(60)]
+    file = tmp_path / "problems.jsonl"
+    file.write_text(runs.to_lines(problems))
     config = replace(quick, objective="grpo(kl=0.01)", steps=3, update="last(1)")
-    config = replace(config, curriculum="easy_to_hard(stages=2)")
+    task = f"file({str(file)!r}, difficulty='level')"
+    config = replace(config, task=task, curriculum="easy_to_hard(stages=2)")
     train(config)
     lines = runs.read_lines(Path(config.out) / "metrics.jsonl")
     seen = {key for line in lines for key in line if key != "reward/digits"}
