@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from modicum.config import read_toml
 from modicum.results import Column, RunResult, fill
 from modicum.runs import numbered, read_object
 from modicum.spec import check
@@ -96,7 +96,7 @@ def load(folder: str | Path) -> RunRecord:
     result, environment = (folder / f"{name}.json" for name in ("result", "environment"))
     return RunRecord(
         folder=folder,
-        config=toml(folder / "config.toml"),
+        config=read_toml(folder / "config.toml"),
         metrics=_columns(folder / "metrics.jsonl"),
         samples=rows(LoggedSample, folder / "samples.jsonl"),
         result=fill(RunResult, read_object(result), str(result)) if result.exists() else None,
@@ -108,18 +108,6 @@ def rows(cls: type[T], file: Path) -> tuple[T, ...]:
     """The lines of a file, or none where there is no file."""
     lines = numbered(file) if file.exists() else ()
     return tuple(fill(cls, row, where) for where, row in lines)
-
-
-def toml(file: Path) -> dict[str, Any]:
-    """What a TOML file says; UserError with the line of one that is broken."""
-    try:
-        return tomllib.loads(file.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from None
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:

@@ -60,49 +60,38 @@ class RunRow:
         )
         return base, trained
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval of the trained model's accuracy, or NaN."""
+        return self.scores("low")[1], self.scores("high")[1]
+
     def change(self, name: str, show: Number = percent) -> str:
         """`base → trained` of one number of the evaluations; a dash where one is missing."""
         return ARROW.join(map(show, self.scores(name)))
 
 
-# Head, the same on a terminal, text (parameters are shown by the function given), sort value.
-COLUMNS: tuple[tuple[str, str, Callable[[RunRow, Number], str], Callable[[RunRow], object]], ...]
+# Head, text (parameters are written by the function given), value to sort by.
+COLUMNS: tuple[tuple[str, Callable[[RunRow, Number], str], Callable[[RunRow], float | None]], ...]
 COLUMNS = (
     (
         "trained parameters",
-        "trained\nparameters",
         lambda row, number: f"{number(row.result.trainable_parameters)} ({share(row.share)})",
         lambda row: row.result.trainable_parameters,
     ),
     (
         "sampled accuracy (%), 95% interval",
-        "sampled accuracy\n(%, 95% interval)",
-        lambda row, _: (
-            f"{row.change('accuracy')} {limits(row.scores('low')[1], row.scores('high')[1])}".strip()
-        ),
+        lambda row, _: f"{row.change('accuracy')} {limits(*row.ends)}".strip(),
         lambda row: row.scores("accuracy")[1],
     ),
-    (
-        "greedy (%)",
-        "greedy\n(%)",
-        lambda row, _: row.change("greedy"),
-        lambda row: row.scores("greedy")[1],
-    ),
+    ("greedy (%)", lambda row, _: row.change("greedy"), lambda row: row.scores("greedy")[1]),
     (
         "length (tokens)",
-        "length\n(tokens)",
         lambda row, _: row.change("length", decimal),
         lambda row: row.scores("length")[1],
     ),
-    (
-        "seconds",
-        "seconds",
-        lambda row, _: decimal(row.result.seconds),
-        lambda row: row.result.seconds,
-    ),
+    ("seconds", lambda row, _: decimal(row.result.seconds), lambda row: row.result.seconds),
     (
         "peak memory",
-        "peak\nmemory",
         lambda row, _: memory(row.result.peak_memory_bytes),
         lambda row: row.result.peak_memory_bytes,
     ),
@@ -120,17 +109,17 @@ def results(records: Sequence[RunRecord]) -> list[RunRow]:
 
 def cells(row: RunRow, number: Number = count) -> tuple[str, ...]:
     """The texts of a row: its label, and one for each column."""
-    return (row.label, *(text(row, number) for _, _, text, _ in COLUMNS))
+    return (row.label, *(text(row, number) for _, text, _ in COLUMNS))
 
 
 def table(rows: Sequence[RunRow]) -> Table:
     """The rows as a table of a report, sorted by values; a column that nobody has is left out."""
     missing = {NONE, NONE + ARROW + NONE, f"{NONE} ({NONE})"}
-    shown = [column for column in COLUMNS if {column[2](row, count) for row in rows} - missing]
+    shown = [column for column in COLUMNS if {column[1](row, count) for row in rows} - missing]
     lines = [
         [
             TableCell(row.label, series=row.colour, code=True),
-            *(TableCell(text(row, count), _known(value(row))) for _, _, text, value in shown),
+            *(TableCell(text(row, count), _known(value(row))) for _, text, value in shown),
         ]
         for row in rows
     ]
@@ -138,13 +127,17 @@ def table(rows: Sequence[RunRow]) -> Table:
     return document.table("Results of the runs", heads, lines)
 
 
-def _known(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not math.isnan(value) else None
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def rich_table(rows: Sequence[RunRow]) -> RichTable:
     """The rows as a table for a terminal of 100 columns."""
-    heads = ("update", *(head for _, head, *_ in COLUMNS))
+    # What stands in brackets, or the second word, goes to the next line.
+    heads = ["update"]
+    for head, *_ in COLUMNS:
+        first, _, rest = head.partition(" (" if "(" in head else " ")
+        heads.append(f"{first}\n({rest}" if "(" in head else f"{first}\n{rest}".strip())
     caption = "base → trained on held-out problems"
     return terminal_table(heads, [cells(row, short) for row in rows], caption)
 

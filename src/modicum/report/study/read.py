@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modicum.report.read import toml
+from modicum.config import read_toml
 from modicum.report.study import cells
 from modicum.results import Analysis, Anatomy, ArmResult, Column, fill
 from modicum.runs import read_object
@@ -100,7 +100,7 @@ def load(folder: str | Path) -> StudyRecord:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a study folder")
-    analysis, stored, toml_file = _analysis(folder), folder / "curves.json", folder / "study.toml"
+    analysis, stored, design = _analysis(folder), folder / "curves.json", folder / "study.toml"
     data = read_object(stored) if stored.is_file() else {"format": cells.FORMAT}
     if data.get("format") != cells.FORMAT:
         raise UserError(f"{stored}: 'format' is {data.get('format')!r}, not {cells.FORMAT}")
@@ -116,7 +116,7 @@ def load(folder: str | Path) -> StudyRecord:
                 raise UserError(
                     f"{stored}: {slug}: the columns of seed {seed} are not of one length"
                 )
-    return StudyRecord(folder, analysis, toml(toml_file) if toml_file.is_file() else {}, runs)
+    return StudyRecord(folder, analysis, read_toml(design) if design.is_file() else {}, runs)
 
 
 def compact(folder: str | Path) -> dict[str, Any]:
