@@ -77,6 +77,8 @@ class Trace:
             config.compute.checkpointing,
         )
         self.objective = objectives.parse(config.objective)
+        if self.objective.needs_reference:
+            prepared.keep_reference()
         self.others: Tensor | None = None
 
     def run(self, held: Held) -> None:
