@@ -93,7 +93,7 @@ def _arm(
         "slug": arm.slug,
         "placebo": arm.placebo,
         "settings": dict(arm.settings),
-        "kind": _kind(arm),
+        "kind": kind_of(arm),
         "learning_rate": outcome.learning_rate,
         "rate_at_edge": outcome.rate_at_edge,
         "tries": [dict(entry) for entry in outcome.tries],
@@ -109,7 +109,7 @@ def _arm(
     }
 
 
-def _kind(arm: Arm) -> str:
+def kind_of(arm: Arm) -> str:
     """The kind of the update that an arm sets; empty where it sets other things."""
     from modicum import updates  # torch is slow to import
 
