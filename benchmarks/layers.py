@@ -32,7 +32,7 @@ from modicum.engine import logprobs
 from modicum.engine.base import tokens_of
 from modicum.training import session, step
 from modicum.types import Batch
-from modicum.updates.preview import backward_products
+from modicum.updates.products import backward_products
 
 HERE = Path(__file__).parent
 
@@ -115,10 +115,9 @@ def modelled(made: session.Session, batch: Batch, num_tokens: int) -> float:
     prepared, decoder = made.prepared, made.policy.scorer.decoder  # type: ignore[attr-defined]
     predicted = sum(len(row.tokens) for row in batch.rows)
     total = 2.0 * decoder.head.weight.numel() * predicted
-    found = backward_products(prepared.model, prepared.trainable, decoder.num_layers)
-    for _, layer, products in found:
-        tokens = predicted if layer is decoder.head else num_tokens
-        total += 2.0 * products * layer.weight.numel() * tokens
+    for product in backward_products(prepared, prepared.trainable, decoder.num_layers):
+        tokens = predicted if product.module is decoder.head else num_tokens
+        total += 2.0 * product.passes * product.numbers * tokens
     return total
 
 

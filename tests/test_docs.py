@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modicum import cli, logged, rewards, runs, tasks, updates
+from modicum import cli, curricula, logged, objectives, rewards, runs, tasks, updates
 from modicum.results import RunResult
 from modicum.training.loop import train
 
@@ -58,8 +58,10 @@ def test_the_table_of_metrics_is_that_of_the_code() -> None:
         ("docs/rewards.md", rewards.REWARDS),
         ("docs/tasks.md", tasks.TASKS),
         ("README.md", cli.COMMANDS),
+        ("docs/method.md", objectives.OBJECTIVES),
+        ("docs/method.md", curricula.CURRICULA),
     ],
-    ids=["updates", "rewards", "tasks", "commands"],
+    ids=["updates", "rewards", "tasks", "commands", "objectives", "curricula"],
 )
 def test_every_member_is_documented(page: str, names: dict[str, Any]) -> None:
     text = (ROOT / page).read_text()

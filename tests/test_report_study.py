@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.patches import Rectangle
 
 import fake_study
+from modicum import updates
 from modicum.report import document, html, markdown, numbers, output, style
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures import difficulty, forest, frontier, labels, signals, tuning
@@ -356,7 +357,8 @@ def test_arms_are_ranked_by_difference_with_the_control_at_zero(large: Analysis)
     ],
 )
 def test_the_family_of_an_update(update: str, name: str) -> None:
-    arms = (ArmResult("c", "c", "control"), ArmResult("a", "a", "", settings={"update": update}))
+    found = ArmResult("a", "a", "", kind=updates.parse(update).kind)
+    arms = (ArmResult("c", "c", "control"), found)
     assert families.family(Analysis("?", "c", arms), arms[1]).name == name
 
 

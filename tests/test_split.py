@@ -170,7 +170,7 @@ def test_backward_costs_what_the_model_says(update: str) -> None:
     tokens, predicted = 3 + 6 * 3, 6 * 4
     head = engine.decoder.head
     wanted = 2 * head.weight.numel() * predicted  # its forward, inside the same phase
-    for product in backward_products(prepared.model, prepared.trainable, 4):
+    for product in backward_products(prepared, prepared.trainable, 4):
         rows_of = predicted if product.module is head else tokens
         wanted += 2 * product.passes * product.numbers * rows_of
     assert found == pytest.approx(wanted, rel=0.02)

@@ -81,8 +81,11 @@ def trained(
     folders: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trained:
-    """A few steps with weight decay on rows made by hand, under a KL term."""
-    family, text = request.param
+    return take_first_steps(*request.param, folders, tmp_path_factory.mktemp("run"))
+
+
+def take_first_steps(family: str, text: str, folders: dict[str, Path], out: Path) -> Trained:
+    """A few steps with weight decay on rows made by hand, under a KL term; saved in `out`."""
     config = replace(
         TrainConfig(),
         model=str(folders.get(family, family)),
@@ -106,7 +109,7 @@ def trained(
         set(),
     )
     found.active |= take_steps(made, 0, 2)
-    found.saved = checkpoint.save(made, runs.Run(tmp_path_factory.mktemp("run")), 2)
+    found.saved = checkpoint.save(made, runs.Run(out), 2)
     found.active |= take_steps(made, 2, config.steps)
     return found
 
@@ -244,6 +247,45 @@ def test_resuming_from_a_checkpoint_changes_nothing(trained: Trained) -> None:
         assert torch.equal(second.prepared.trainable[name], parameter), name
     assert second.prepared.schedule.state() == whole.prepared.schedule.state()
     assert second.proof.check("test") == whole.proof.check("test")
+
+
+@pytest.mark.parametrize(
+    ("text", "bare", "trunk", "without_kl", "with_kl"),
+    [
+        # A layer of the random llama has 2 x 32 x 32 + 2 x 16 x 32 + 3 x 48 x 32 + 2 x 32 numbers.
+        ("last(1)", False, True, 0, 4 * 7744),
+        ("badam(order='descending')", False, False, 0, 4 * 3 * 7744),
+        ("lora(rank=2) @ last(1)", True, True, 0, 0),
+        # Rank 1: (in + out) of the seven linear layers, kept in any case.
+        ("pissa(rank=1) @ last(1)", False, True, 4 * 464, 4 * 464),
+    ],
+)
+def test_what_the_reference_is(
+    text: str, bare: bool, trunk: bool, without_kl: int, with_kl: int
+) -> None:
+    prepared = updates.parse(text).apply(random_model("llama"), 0)
+    assert (prepared.reference_is_bare, prepared.trunk_is_reference) == (bare, trunk)
+    assert prepared.reference_bytes(kl=False) == without_kl
+    assert prepared.reference_bytes(kl=True) == with_kl
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("last(1) + parts(norm)", "layers"),
+        ("parts(norm) + last(1)", "layers"),
+        ("parts(norm) & parts(attention)", "parts of layers"),
+        ("parts(norm) + full", "parts of layers"),
+        ("lora @ last(2)", "adapters"),
+        ("sparse @ parts(mlp)", "schedules, masks"),
+        ("sgd", "optimizers"),
+        ("sgd @ last(2)", "optimizers"),
+        ("sgd @ (lisa @ last(2))", "schedules, masks"),
+        ("galore @ (lora @ last(2))", "adapters"),
+    ],
+)
+def test_what_is_joined_is_of_the_kind_that_says_most(text: str, kind: str) -> None:
+    assert updates.parse(text).kind == kind
 
 
 # What backward costs ---------------------------------------------------------------------

@@ -60,9 +60,7 @@ def export_merged(prepared: Prepared, loaded: Loaded | Policy, out: Path) -> flo
 
     An adapter is added in fp32, and its logits are compared with the unmerged policy's.
     """
-    if isinstance(prepared, AdapterPrepared):
-        prepared.model.float()
-    policy = probe(prepared.model, loaded)
+    policy = probe(prepared.mergeable(), loaded)
     merged = prepared.merged()
     _compare(policy, probe(merged, loaded), out)
     return export_model(merged, loaded, out)

@@ -32,8 +32,7 @@ HALF = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 class Evaluation:
     """What an evaluation found; what an older file does not hold is NaN, 0 or empty.
 
-    Limits are those of 95 % intervals. `lenient` takes unmarked answers, too; `format` is the
-    share in the form asked for, `truncated` that which the token limit cut, `length` in tokens.
+    Limits are of 95 % intervals; `format` is the share in the form asked for, `length` in tokens.
     """
 
     task: str = ""
@@ -196,6 +195,7 @@ class ArmResult:
     verdict: str
     placebo: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""  # of its update; empty where it sets other things or the file does not say
     learning_rate: float | None = None
     rate_at_edge: bool = False
     tries: tuple[TuningRun, ...] = ()

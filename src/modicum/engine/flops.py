@@ -204,7 +204,7 @@ class FlopCounter:
         )
 
     def _products(self) -> list[Product]:
-        return list(backward_products(self.prepared.model, self.prepared.active, self.num_layers))
+        return list(backward_products(self.prepared, self.prepared.active, self.num_layers))
 
     def _layer(self, product: Product) -> int:
         return place(product.name, self.num_layers)[0]

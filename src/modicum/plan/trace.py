@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ class Trace:
         for held in (prepared.trainable, prepared.frozen, prepared.active):
             held |= renewed(held, made)
         self.live = Live()
-        _without_sparse(prepared)
+        prepared.without_data()
         self.engine: Engine = make(
             prepared.model,
             CPU,
@@ -77,6 +76,8 @@ class Trace:
             config.compute.checkpointing,
         )
         self.objective = objectives.parse(config.objective)
+        if self.objective.needs_reference:
+            prepared.keep_reference()
         self.others: Tensor | None = None
 
     def run(self, held: Held) -> None:
@@ -270,19 +271,3 @@ class Watched(Scorer):
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         return self.scorer.logits(hidden_NH)
-
-
-def _without_sparse(prepared: Prepared) -> None:
-    """Let SHiRA's layers add something that has no memory either, for sparse tensors need data.
-
-    Where its weights lie (16 bytes a number) is left out.
-    """
-    for layer in prepared.model.modules():
-        if hasattr(layer, "shira_weight"):
-            layer.get_delta_weight = partial(_expanded, layer)  # type: ignore[assignment]
-
-
-def _expanded(layer: Any, adapter: str) -> Tensor:
-    """A table of the weight's shape through which the adapter's numbers get a gradient."""
-    total = (layer.shira_weight[adapter] * layer.scaling[adapter]).sum()
-    return total.expand(layer.out_features, layer.in_features)

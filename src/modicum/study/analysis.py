@@ -22,7 +22,8 @@ from modicum.study import cost, inference, verdict
 from modicum.study.collect import Found, Outcome, collect, difficulty, final
 from modicum.study.collect import cost as cost_of
 from modicum.study.collect import status as status_of
-from modicum.study.design import Study
+from modicum.study.design import Arm, Study
+from modicum.types import UserError
 
 MEASURED = ("seconds", "step_seconds", "memory_bytes", "peak_memory_bytes")
 SHORT = 0.95  # a run that spent less of its budget is named
@@ -95,6 +96,7 @@ def _arm(
         "slug": arm.slug,
         "placebo": arm.placebo,
         "settings": dict(arm.settings),
+        "kind": kind_of(arm),
         "learning_rate": outcome.learning_rate,
         "rate_at_edge": outcome.rate_at_edge,
         "tries": [dict(entry) for entry in outcome.tries],
@@ -108,6 +110,16 @@ def _arm(
         },
         "failed": list(outcome.failed),
     }
+
+
+def kind_of(arm: Arm) -> str:
+    """The kind of the update that an arm sets; empty where it sets other things."""
+    from modicum import updates  # torch is slow to import
+
+    try:
+        return updates.parse(str(arm.settings["update"])).kind
+    except (KeyError, UserError):  # an update of another version or of the user's own
+        return ""
 
 
 def _band(interval: Any) -> dict[str, float] | None:
