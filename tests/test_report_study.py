@@ -522,6 +522,12 @@ def test_difficulties_are_in_the_order_of_their_numbers(large: Analysis) -> None
         {"question": "?", "control": "full", "arms": [data | {"difficulty": levels}]}, ""
     )
     assert list(difficulty.levels(found)) == ["2", "9.5", "10", "x"]
+    # An arm of which no run finished has the levels and no accuracy.
+    none = [{"level": "2", "problems": 3, "accuracy": None, "base": 0.5}]
+    failed = Analysis.from_json(
+        {"question": "?", "control": "full", "arms": [data | {"difficulty": none}]}, ""
+    )
+    assert difficulty.rows(failed) == [("base", {"2": 0.5}), ("full", {})]
     assert [name for name, _ in difficulty.rows(large)][:2] == ["base", "lora(rank=8)"]
 
 

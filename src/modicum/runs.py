@@ -24,7 +24,7 @@ import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from modicum.types import UserError
 
@@ -157,13 +157,7 @@ def numbered(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     A last line without its end, which a run is writing, is left out when it is no JSON.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    with file:
+    with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -182,11 +176,8 @@ def numbered(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; UserError, with the line, where there is none."""
     try:
-        data = json.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        with _opened(path) as file:
+            data = json.loads(file.read().decode("utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
     except (UnicodeDecodeError, RecursionError) as error:
@@ -194,6 +185,15 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: an object is wanted, not {type(data).__name__}")
     return data
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def to_lines(entries: Iterable[Mapping[str, Any]]) -> str:
