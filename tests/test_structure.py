@@ -43,7 +43,6 @@ ORDER = [
     "evaluate",
     "recipes",
     "plan",
-    "optimization",
     "session",
     "resume",
     "metrics",

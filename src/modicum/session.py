@@ -17,11 +17,12 @@ from modicum.engine import Engine, make
 from modicum.engine.rollout import check_length
 from modicum.models.load import Loaded, load
 from modicum.models.precision import Masters
-from modicum.optimization import Optimization
 from modicum.plan.flops import FlopCounter
 from modicum.tasks.prompts import encode
 from modicum.types import UserError
+from modicum.updates.optimization import Optimization
 from modicum.updates.proofs import ChangeProof
+from modicum.updates.stepper import StepCounters
 
 COUNTERS = (
     "optimizer_steps",
@@ -41,7 +42,7 @@ COUNTERS = (
 
 
 @dataclass
-class Session:
+class Session(StepCounters):
     """Everything that a run works with, after its config has been read."""
 
     config: TrainConfig
@@ -58,20 +59,10 @@ class Session:
     learning_rate: float
     base: str
     """Hash of the frozen tensors, which a checkpoint must fit."""
-    optimizer_steps: int = 0
-    skipped: int = 0
-    skipped_in_row: int = 0
     generated_tokens: int = 0
     agreement_max: float = 0.0
     trained_seconds: float = 0.0
     checked_first: bool = False
-    signal_steps: int = 0
-    """Steps that the schedule was shown: with a signal, and finite."""
-    active_sum: int = 0
-    """How many numbers trained, summed over the optimizer steps."""
-    decisions: int = 0
-    optimizer_bytes: int = 0
-    """The most that the optimizer has held where the model is."""
     start_memory_bytes: int = 0
     """What the process held before the model was loaded (CPU; on a GPU nothing)."""
 
@@ -105,16 +96,12 @@ class Session:
     @property
     def trainable_parameters(self) -> int:
         """How many numbers may train."""
-        return sum(self._size(name) for name in self.prepared.trainable)
+        return self.optimization.size(self.prepared.trainable)
 
     @property
     def active_parameters(self) -> int:
         """How many numbers train now."""
-        return sum(self._size(name) for name in self.prepared.active)
-
-    def _size(self, name: str) -> int:
-        entries = self.optimization.entries.get(name)
-        return self.prepared.trainable[name].numel() if entries is None else entries.numel()
+        return self.optimization.size(self.prepared.active)
 
     @property
     def masters(self) -> Masters:
@@ -150,8 +137,7 @@ def prepare(config: TrainConfig) -> Session:
     rate = settings.learning_rate or recipes.default_learning_rate(config.model, update)
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
     optimization = Optimization(prepared, settings)
-    proof = ChangeProof(prepared, optimization.masters)
-    return Session(
+    session = Session(
         replace(config, optimizer=replace(settings, learning_rate=rate)),
         loaded,
         task,
@@ -161,11 +147,13 @@ def prepare(config: TrainConfig) -> Session:
         prepared,
         engine,
         optimization,
-        proof,
+        optimization.proof,
         FlopCounter(prepared, engine, config.batch, goal.kl > 0),
         rate,
-        proof.base,
+        optimization.proof.base,
     )
+    optimization.counters = session
+    return session
 
 
 def save(session: Session, run: runs.Run, step: int) -> Path:

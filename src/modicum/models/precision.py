@@ -22,7 +22,9 @@ class Master(Protocol):
 
     parameter: nn.Parameter
     tensor: Tensor
-    """The fp32 leaf that moves."""
+    """The fp32 numbers that move."""
+    leaf: Tensor
+    """What the optimizer holds of them."""
 
     def collect(self) -> None:
         """Add the parameter's gradient to the master's, in fp32."""
@@ -47,6 +49,7 @@ class Dense:
             if parameter.dtype == torch.float32
             else parameter.detach().float().requires_grad_()
         )
+        self.leaf = self.tensor
 
     def collect(self) -> None:
         if self.tensor is self.parameter or self.parameter.grad is None:
@@ -69,7 +72,7 @@ class Sparse:
         self.parameter = parameter
         self.entries = entries
         self.origin = parameter.detach().flatten()[entries].float()
-        self.tensor: Tensor = torch.zeros_like(self.origin).requires_grad_()
+        self.tensor = self.leaf = torch.zeros_like(self.origin).requires_grad_()
         self.hook: Any = None
         if parameter.requires_grad:
             self.hook = parameter.register_post_accumulate_grad_hook(lambda _: self.collect())

@@ -1,0 +1,151 @@
+"""The stepper of the package's own loop: it makes its optimizer, and can be saved.
+
+The optimizer sees the masters of what trains now, in groups of equal step size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from modicum.config import Optimizer
+from modicum.models.precision import Masters, Sparse
+from modicum.types import UserError
+from modicum.updates.base import Prepared
+from modicum.updates.proofs import ChangeProof
+from modicum.updates.schedule import Decision
+from modicum.updates.stepper import StepCounters, Stepper
+
+
+class Optimization(Stepper):
+    """Moves what trains by its gradients."""
+
+    not_finite: ClassVar[str] = (
+        "the loss ({loss:g}) or its gradient ({norm:g}) was not finite for {count} steps in a"
+        " row; a smaller learning rate, fp32 or a KL term may help. Skipped steps changed"
+        " nothing and the last checkpoint is good"
+    )
+    proof: ChangeProof
+
+    def __init__(
+        self, prepared: Prepared, settings: Optimizer, counters: StepCounters | None = None
+    ) -> None:
+        masters = Masters(prepared.active, prepared.schedule.entries)
+        proof = ChangeProof(prepared, masters)
+        counters = StepCounters() if counters is None else counters
+        super().__init__(prepared, masters, proof, counters, settings.max_grad_norm)
+        self.attach(prepared.rule.make([{**self._trained(), "lr": 0.0}], settings))
+
+    def step(self, loss: float, rate: float, has_signal: bool = True) -> float:
+        """Clip, step and drop the gradients, as `before` says; returns the gradient's norm."""
+        self.join()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = self.before(loss, rate, has_signal)
+        if self.taken:
+            self.optimizer.step()
+            counters = self.counters
+            counters.optimizer_bytes = max(counters.optimizer_bytes, self.state_bytes())
+            self.after()
+            self.clear()
+        return norm
+
+    def state_bytes(self) -> int:
+        """Bytes of the optimizer's state where the model is, step counters left out."""
+        return sum(
+            value.numel() * value.element_size()
+            for state in self.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor) and value.dim() > 0
+        )
+
+    def _change(self, decision: Decision) -> None:
+        super()._change(decision)
+        self._regroup()
+
+    def _regroup(self) -> None:
+        """One group of what trains now, with the settings of the old one."""
+        self.join()
+        (group,) = self.optimizer.param_groups
+        self.optimizer.param_groups = [{**group, **self._trained()}]
+
+    def _trained(self) -> dict[str, Any]:
+        held = self.masters.tensors
+        names = list(self.prepared.active)
+        return {"params": [held[name] for name in names], "names": names}
+
+    # Checkpoints -------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Values of all that has trained, state of the optimizer, entries, as one flat dict."""
+        held = self.masters.held
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.prepared.trainable.items():
+            if name in held:
+                found[f"value/{name}"] = held[name].tensor
+                for key, value in self.optimizer.state.get(held[name].tensor, {}).items():
+                    found[f"optimizer/{key}/{name}"] = value
+            elif name in self.visited:
+                found[f"value/{name}"] = parameter
+            if name in self.rebased:
+                master = held.get(name)
+                found[f"base/{name}"] = (
+                    master.at_start() if isinstance(master, Sparse) else parameter
+                )
+        for name, state in self.parked.items():
+            found |= {f"parked/{key}/{name}": value for key, value in state.items()}
+        found |= {f"entries/{name}": where for name, where in self.entries.items()}
+        return {name: t.detach().contiguous() for name, t in found.items()}
+
+    def load(self, tensors: Mapping[str, Tensor], active: frozenset[str], folder: object) -> None:
+        """Set what `tensors` gave, with `active` training; UserError when it does not fit."""
+        parts: dict[str, dict[str, Tensor]] = {"value": {}, "entries": {}, "base": {}}
+        states: dict[str, dict[str, dict[str, Tensor]]] = {"optimizer": {}, "parked": {}}
+        for full, tensor in tensors.items():
+            kind, _, rest = full.partition("/")
+            if kind in parts:
+                parts[kind][rest] = tensor
+            elif kind in states:
+                key, _, owner = rest.partition("/")
+                states[kind].setdefault(owner, {})[key] = tensor
+        trainable, values = self.prepared.trainable, parts["value"]
+        odd = sorted((values.keys() | active) - trainable.keys()) or sorted(active - values.keys())
+        if odd:
+            raise UserError(f"checkpoint {folder} is of another update or model (see {odd[0]})")
+        self.entries = parts["entries"]
+        self.masters.drop(self.masters.held)
+        self.optimizer.state.clear()
+        self.prepared.activate(active)
+        for name, value in parts["base"].items():
+            with torch.no_grad():
+                trainable[name].copy_(value)
+        # What has optimizer state, or more than the model holds of it, has a master, resting
+        # under `keep` or training.
+        for name, parameter in trainable.items():
+            own = values.get(name, parameter)
+            more = (own.dtype, own.shape) != (parameter.dtype, parameter.shape)
+            if name in active or name in states["optimizer"] or more:
+                self.masters.add(name, parameter, self.entries.get(name))
+        # What the schedule only looks at so far is in the checkpoint and has not been stepped.
+        moved = parts["base"].keys() | states["optimizer"].keys() | states["parked"].keys()
+        for name, value in values.items():
+            held = self.masters.held.get(name)
+            target = trainable[name] if held is None else held.tensor
+            if target.shape != value.shape:
+                raise UserError(f"checkpoint {folder} is of another update or model (see {name})")
+            if not torch.equal(target.detach(), value):
+                moved.add(name)
+            with torch.no_grad():
+                target.copy_(value)
+        self.masters.publish()
+        for name, state in states["optimizer"].items():
+            self.optimizer.state[self.masters.held[name].tensor] = dict(state)
+        self.parked = {
+            name: {key: value.to("cpu") for key, value in state.items()}
+            for name, state in states["parked"].items()
+        }
+        self.visited, self.rebased = moved, set(parts["base"])
+        self._regroup()
