@@ -21,7 +21,7 @@ from modicum.plan.flops import FlopCounter
 from modicum.tasks.prompts import encode
 from modicum.types import UserError
 from modicum.updates.optimization import Optimization
-from modicum.updates.proofs import ChangeProof
+from modicum.updates.proofs import Proof
 from modicum.updates.stepper import StepCounters
 
 COUNTERS = (
@@ -54,7 +54,7 @@ class Session(StepCounters):
     prepared: updates.Prepared
     engine: Engine
     optimization: Optimization
-    proof: ChangeProof
+    proof: Proof
     counter: FlopCounter
     learning_rate: float
     base: str

@@ -2,16 +2,7 @@
 
 The driver lets a `Stepper` work on any torch optimizer, as `optimization` does on its own.
 The loop keeps its loss, its optimizer and its scheduler of the learning rate.
-
-Departures from the package's own loop:
-- There are no fp32 masters: the optimizer moves the model's own tensors. A warning says
-  when these are too coarse for the step size.
-- A step without a signal is one whose gradient is zero. With a KL term it never is.
-- A step in which a schedule only measures moves nothing, but the loop counts it.
-- Where some entries of a tensor train, its gradient has zeros elsewhere, and all else is
-  put back after the step. Weight decay acts on the entries' values, not on their
-  difference from the start, and moments have the size of the whole tensor.
-- Gradients of single groups do not exist here: schedules that need them are refused.
+docs/outside.md says how this departs from the package's own loop.
 """
 
 from __future__ import annotations
@@ -20,16 +11,18 @@ import warnings
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from modicum.config import Optimizer
-from modicum.models.precision import too_fine
+from modicum.models.precision import InPlace, too_fine
 from modicum.types import UserError
 from modicum.updates.base import Prepared
-from modicum.updates.outside import InPlace, free_the_bottom, give_back
 from modicum.updates.proofs import Kept
 from modicum.updates.rules import AdamWRule
 from modicum.updates.schedule import Decision
-from modicum.updates.stepper import StepCounters, Stepper
+from modicum.updates.stepper import MAX_SKIPPED, StepCounters, Stepper
+
+HOOKS = ("make_inputs_require_grads", "make_inputs_require_grad")  # of transformers, of PEFT
 
 
 class Driver:
@@ -45,8 +38,7 @@ class Driver:
             raise UserError(f"max_grad_norm must be at least 0, not {max_grad_norm}")
         self.prepared, self.held = prepared, InPlace()
         self.kept = Kept(prepared, self.held)
-        self.counters = StepCounters()
-        self.stepper = Stepper(prepared, self.held, self.kept, self.counters, max_grad_norm)
+        self.stepper = Stepper(prepared, self.held, self.kept, StepCounters(), max_grad_norm)
         self.steps = 0
         """Steps of the loop, those that moved nothing too."""
         self.decisions: list[dict[str, Any]] = []
@@ -56,12 +48,12 @@ class Driver:
     @property
     def signal_steps(self) -> int:
         """Steps that the schedule was shown: with a signal, and finite."""
-        return self.counters.signal_steps
+        return self.stepper.counters.signal_steps
 
     @property
     def skipped(self) -> int:
         """Steps without a finite gradient."""
-        return self.counters.skipped
+        return self.stepper.counters.skipped
 
     # Begin and end -----------------------------------------------------------------------
 
@@ -70,15 +62,10 @@ class Driver:
 
         `settings`: weight_decay, beta1, beta2, epsilon.
         """
-        groups = [
-            {
-                "params": list(self.prepared.trainable.values()),
-                "names": list(self.prepared.trainable),
-                "lr": learning_rate,
-            }
-        ]
+        trainable = self.prepared.trainable
+        group = {"params": [*trainable.values()], "names": [*trainable], "lr": learning_rate}
         chosen = Optimizer(learning_rate=learning_rate, **settings)
-        self._made = self.prepared.rule.make(groups, chosen)
+        self._made = self.prepared.rule.make([group], chosen)
         return self._made
 
     def unlock(self) -> None:
@@ -88,7 +75,7 @@ class Driver:
 
     def attach(self, optimizer: Any, total_steps: int) -> Self:
         """Drive `optimizer`, which holds all that may train, for at most `total_steps` steps."""
-        bare = _bare(optimizer)
+        bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's
         there = {id(p) for group in bare.param_groups for p in group["params"]}
         missing = sorted(n for n, p in self.prepared.trainable.items() if id(p) not in there)
         if missing:
@@ -103,8 +90,7 @@ class Driver:
                 " optimizers=(callback.driver.optimizer(learning_rate), None)"
             )
         rate = max(float(group.get("initial_lr", group["lr"])) for group in bare.param_groups)
-        coarse = too_fine(self.prepared.trainable, rate)
-        if coarse:
+        if coarse := too_fine(self.prepared.trainable, rate):
             warnings.warn(
                 f"{coarse[0]} ({len(coarse)} such tensors) is too coarse for a learning rate of"
                 f" {rate:g}: steps are lost in rounding. Load the model in float32",
@@ -115,9 +101,9 @@ class Driver:
         self.prepared.activate(list(self.prepared.active))
         self.kept.check("when training began")
         self.stepper.attach(bare)
-        if getattr(optimizer, "scaler", None) is not None:
-            # A scaler of fp16 gradients looks for its factor by steps that are not finite.
-            self.stepper.max_skipped = float("inf")
+        # A scaler of fp16 gradients looks for its factor by steps that are not finite.
+        scales = getattr(optimizer, "scaler", None) is not None
+        self.stepper.max_skipped = float("inf") if scales else MAX_SKIPPED
         return self
 
     def report(self, resting: bool = True) -> str:
@@ -126,7 +112,8 @@ class Driver:
 
     def detach(self) -> None:
         """Leave the model as other training would expect it, the update's freezing aside."""
-        give_back(self.prepared.model)
+        for module in self.prepared.model.modules():
+            module.__dict__.pop("enable_input_require_grads", None)
 
     # Step --------------------------------------------------------------------------------
 
@@ -146,8 +133,7 @@ class Driver:
         self._freeze_others()
         self.held.collect()
         self.steps += 1
-        rate = min(group["lr"] for group in self.stepper.optimizer.param_groups)
-        self.stepper.before(0.0, float(rate))
+        self.stepper.before()
         for master in self.held.within:
             master.spread()
 
@@ -164,10 +150,8 @@ class Driver:
         """Whatever PEFT or a trainer has switched on in between is off again."""
         active = {id(p) for p in self.prepared.active.values()}
         for parameter in self.prepared.model.parameters():
-            wanted = id(parameter) in active
-            if parameter.requires_grad != wanted:
-                parameter.requires_grad_(wanted)
-            if not wanted:
+            parameter.requires_grad_(id(parameter) in active)
+            if not parameter.requires_grad:
                 parameter.grad = None
 
     def _check_attached(self) -> None:
@@ -175,7 +159,29 @@ class Driver:
             raise UserError("call driver.attach(optimizer, total_steps) before the first step")
 
 
-def _bare(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer itself: accelerate wraps it."""
-    inner = getattr(optimizer, "optimizer", None)
-    return optimizer if inner is None else inner
+def _nothing() -> None:
+    """Stands in for `enable_input_require_grads` while a driver is at work."""
+
+
+def free_the_bottom(model: nn.Module) -> None:
+    """No gradient of the inputs, now or when checkpointing is switched on again.
+
+    Gradient checkpointing asks for it, and then every frozen layer has one too. Switched on by
+    transformers it hooks the embedding, TRL does so once more for PEFT and after every
+    generation. UserError for the reentrant kind, which needs that gradient.
+    """
+    for module in model.modules():
+        run = getattr(module, "_gradient_checkpointing_func", None)
+        options = getattr(run, "keywords", {})
+        if getattr(module, "gradient_checkpointing", False) and options.get("use_reentrant", True):
+            raise UserError(
+                "reentrant gradient checkpointing needs gradients through the frozen layers; give"
+                " gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        if hasattr(type(module), "enable_input_require_grads"):
+            module.disable_input_require_grads()  # type: ignore[operator]
+            module.__dict__["enable_input_require_grads"] = _nothing
+        # A second hook is forgotten by the first's owner, and stays.
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "") in HOOKS:
+                del module._forward_hooks[key]

@@ -28,7 +28,6 @@ class Optimization(Stepper):
         " row; a smaller learning rate, fp32 or a KL term may help. Skipped steps changed"
         " nothing and the last checkpoint is good"
     )
-    proof: ChangeProof
 
     def __init__(
         self, prepared: Prepared, settings: Optimizer, counters: StepCounters | None = None
@@ -92,14 +91,14 @@ class Optimization(Stepper):
                 found[f"value/{name}"] = parameter
             if name in self.rebased:
                 master = held.get(name)
-                found[f"base/{name}"] = (
-                    master.at_start() if isinstance(master, Sparse) else parameter
-                )
+                some = isinstance(master, Sparse)
+                found[f"base/{name}"] = master.at_start() if some else parameter
         for name, state in self.parked.items():
             found |= {f"parked/{key}/{name}": value for key, value in state.items()}
         found |= {f"entries/{name}": where for name, where in self.entries.items()}
         return {name: t.detach().contiguous() for name, t in found.items()}
 
+    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], active: frozenset[str], folder: object) -> None:
         """Set what `tensors` gave, with `active` training; UserError when it does not fit."""
         parts: dict[str, dict[str, Tensor]] = {"value": {}, "entries": {}, "base": {}}
@@ -120,26 +119,22 @@ class Optimization(Stepper):
         self.optimizer.state.clear()
         self.prepared.activate(active)
         for name, value in parts["base"].items():
-            with torch.no_grad():
-                trainable[name].copy_(value)
-        # What has optimizer state, or more than the model holds of it, has a master, resting
-        # under `keep` or training.
-        for name, parameter in trainable.items():
-            own = values.get(name, parameter)
-            more = (own.dtype, own.shape) != (parameter.dtype, parameter.shape)
-            if name in active or name in states["optimizer"] or more:
-                self.masters.add(name, parameter, self.entries.get(name))
+            trainable[name].copy_(value)
         # What the schedule only looks at so far is in the checkpoint and has not been stepped.
         moved = parts["base"].keys() | states["optimizer"].keys() | states["parked"].keys()
-        for name, value in values.items():
-            held = self.masters.held.get(name)
-            target = trainable[name] if held is None else held.tensor
+        for name, parameter in trainable.items():
+            value, target = values.get(name, parameter.detach()), parameter.detach()
+            # What has optimizer state, or more than the model holds of it, has a master, resting
+            # under `keep` or training.
+            more = (value.dtype, value.shape) != (parameter.dtype, parameter.shape)
+            if name in active or name in states["optimizer"] or more:
+                self.masters.add(name, parameter, self.entries.get(name))
+                target = self.masters.held[name].tensor.detach()
             if target.shape != value.shape:
                 raise UserError(f"checkpoint {folder} is of another update or model (see {name})")
-            if not torch.equal(target.detach(), value):
+            if not torch.equal(target, value):
                 moved.add(name)
-            with torch.no_grad():
-                target.copy_(value)
+            target.copy_(value)
         self.masters.publish()
         for name, state in states["optimizer"].items():
             self.optimizer.state[self.masters.held[name].tensor] = dict(state)

@@ -3,9 +3,11 @@
 Every tensor is hashed before training. After the first step, at each checkpoint and at
 the end the hashes are taken again. A violation stops the run with the tensor's name. Of
 what has an fp32 master the master must change, as small steps add up there before they
-show in a rounded weight, and the weight must be the master, rounded. Of a tensor of which
-some entries train, all others must be as they were. Buffers (the frozen projections of
-some adapters) must stay as they are too; rotary frequencies may follow the length of a text.
+show in a rounded weight, and the weight must be the master, rounded. What may train but
+rests (under a schedule) is hashed when it stops; it must have the same hash when it starts
+again and at every check. Of a tensor of which some entries train, all others must be as
+they were. Buffers (the frozen projections of some adapters) must stay as they are too;
+rotary frequencies may follow the length of a text.
 """
 
 from __future__ import annotations
@@ -42,23 +44,25 @@ def combined(marks: Mapping[str, str]) -> str:
 
 
 class Proof:
-    """Remembers the start and checks against it.
-
-    What may train but rests (under a schedule) is hashed when it stops; it must have the same
-    hash when it starts again and at every check. Of a tensor of which some entries train, so
-    must all else.
-    """
+    """Remembers the start and checks against it."""
 
     since: ClassVar[str] = ""
 
     def __init__(self, prepared: Prepared, masters: Masters) -> None:
         self.prepared, self.masters = prepared, masters
         self.frozen = fingerprints(prepared.frozen)
+        self.base = combined(self.frozen)
         self.started = {n: _wide(p) for n, p in prepared.trainable.items()}
         self.resting: dict[str, str] = {}
         self.outside: dict[str, tuple[Sparse, str]] = {}
         self.pushed: set[str] = set()  # tensors that have had a gradient
         self.moved: set[str] = set()  # tensors that were seen to have changed
+
+    def resume(self, pushed: Iterable[str], moved: Iterable[str]) -> None:
+        """Go on from a checkpoint, whose values are in the model by now, with the same start."""
+        self.pushed, self.moved = set(pushed), set(moved)
+        self.resting, self.outside = {}, {}
+        self.rest()
 
     @property
     def waiting(self) -> bool:
@@ -152,14 +156,6 @@ class ChangeProof(Proof):
     def __init__(self, prepared: Prepared, masters: Masters) -> None:
         super().__init__(prepared, masters)
         self.buffers = fingerprints(_buffers(prepared))
-        self.base = combined(self.frozen)
-        self.rest()
-
-    def resume(self, pushed: Iterable[str], moved: Iterable[str]) -> None:
-        """Go on from a checkpoint, whose values are in the model by now, with the same start."""
-        self.pushed, self.moved = set(pushed), set(moved)
-        self.resting, self.outside = {}, {}
-        self.rest()
 
     def check(self, when: str, resting: bool = True) -> str:
         """Buffers are as they were too, and weights are their masters, rounded."""

@@ -1,7 +1,7 @@
 """One optimizer step under a schedule, and what becomes of the optimizer at a switch.
 
 The same for the package's own loop (`optimization`) and for others (`driver`). A stepper is
-given what holds the numbers that train (`Masters`, or `outside.InPlace`), a torch optimizer
+given what holds the numbers that train (`Masters`, or `InPlace`), a torch optimizer
 whose `leaf` tensors these are, and the proof that is to be told. When a schedule changes what
 trains, the state of what stops is kept, deleted or moved to the CPU (`Schedule.policy`); what
 starts gets fresh moments, their bias correction included, or those that were kept.
@@ -16,11 +16,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from modicum.models.precision import Dense, Masters
+from modicum.models.precision import Masters, Sparse
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import Proof
-from modicum.updates.rules import park, unpark
 from modicum.updates.schedule import Decision
 
 MAX_SKIPPED = 3  # steps in a row without a finite loss and gradient
@@ -66,7 +65,7 @@ class Stepper:
         self.counters, self.max_grad_norm = counters, max_grad_norm
         self.max_skipped: float = MAX_SKIPPED
         self.entries: dict[str, Tensor] = dict(prepared.schedule.entries)
-        self.parked: dict[str, dict[str, Tensor]] = {}
+        self.parked: dict[str, dict[str, Any]] = {}
         """Optimizer state on the CPU, of what rests."""
         self.visited: set[str] = set()
         self.rebased: set[str] = set()
@@ -96,12 +95,15 @@ class Stepper:
         found = {name: held[name].grad for name in self.prepared.active}
         return {name: grad for name, grad in found.items() if grad is not None}
 
-    def before(self, loss: float, rate: float, has_signal: bool | None = None) -> float:
-        """Look at the gradients of a step, clip them and set step sizes; `taken`: go on.
+    def before(
+        self, loss: float = 0.0, rate: float = float("inf"), has_signal: bool | None = None
+    ) -> float:
+        """Look at the gradients of a step, clip them and set multipliers; `taken`: go on.
 
         A loss or gradient that is not finite is skipped and counted. The schedule is shown
         finite gradients of steps with a signal (None: whose gradient is not zero) before
-        clipping. Returns the norm of the gradient before clipping. Raises RunStopped after
+        clipping. The proof expects of every step what the learning rate makes certain.
+        Returns the norm of the gradient before clipping. Raises RunStopped after
         `max_skipped` skipped steps in a row.
         """
         schedule, counters = self.prepared.schedule, self.counters
@@ -253,17 +255,22 @@ class Stepper:
     def _park(self, name: str) -> None:
         """Move the state of what stops to the CPU, its fp32 copy too; entries stay, being few."""
         master = self.masters.held[name]
-        self.parked[name] = park(self.optimizer, master.leaf)
-        if isinstance(master, Dense) and master.tensor is not master.parameter:
+        self.parked[name] = _moved(self.optimizer.state.pop(master.leaf, {}), "cpu")
+        if not isinstance(master, Sparse) and master.tensor is not master.parameter:
             self.parked[name]["master"] = master.tensor.detach().to("cpu")
             self.masters.drop([name])
 
+    @torch.no_grad()
     def _unpark(self, name: str) -> None:
         state, master = self.parked.pop(name), self.masters.held[name]
         if "master" in state:
-            with torch.no_grad():
-                master.tensor.copy_(state.pop("master"))
-        unpark(self.optimizer, master.leaf, state)
+            master.tensor.copy_(state.pop("master"))
+        if state:
+            self.optimizer.state[master.leaf] = _moved(state, master.leaf.device)
+
+
+def _moved(state: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
 
 
 def _norms(gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
