@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import asdict, dataclass
 
 import pytest
@@ -59,7 +60,10 @@ def test_what_is_counted() -> None:
         stepper.switch()
         for parameter in prepared.active.values():
             parameter.grad = torch.full_like(parameter, size / NUMBERS**0.5)
-        return stepper.step(0.0, 1e-3, has_signal)
+        gradients = [weakref.ref(parameter.grad) for parameter in prepared.active.values()]
+        norm = stepper.step(0.0, 1e-3, has_signal)
+        assert all(gradient() is None for gradient in gradients), "nothing holds them"
+        return norm
 
     def counted() -> list[int]:
         return list(asdict(counters).values())

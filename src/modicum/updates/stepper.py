@@ -150,6 +150,7 @@ class Stepper:
             self.counters.active_sum += self.size(self.prepared.active)
             if self.shown:
                 self.prepared.schedule.stepped(self.masters.tensors, self.shown)
+            self.shown = {}  # or they would outlive the step
             self.masters.publish()
 
     def sure_to_move(
