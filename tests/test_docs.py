@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modicum import cli, rewards, runs, tasks, updates
-from modicum.train import train
+from modicum.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 

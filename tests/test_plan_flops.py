@@ -16,11 +16,11 @@ from torch.utils.flop_counter import (
 
 from modicum import updates
 from modicum.config import Sampling, Steps
-from modicum.engine import Engine, logprobs, make
+from modicum.engine import Changed, Engine, logprobs, make
 from modicum.engine.base import tokens_of
-from modicum.engine.rollout import rollout
+from modicum.engine.flops import FlopCounter
+from modicum.engine.local import LocalSampler
 from modicum.models.load import Loaded, load
-from modicum.plan.flops import FlopCounter
 from modicum.types import Batch, Group, Problem, Row
 from modicum.updates.base import Prepared
 
@@ -60,7 +60,8 @@ def setting(
 def sampled(loaded: Loaded, engine: Engine, trunk_bytes: int = 0) -> list[Group]:
     """Two groups of three completions."""
     keys: list[tuple[object, ...]] = [(0,), (1,)]
-    made = rollout(engine, loaded, PROMPTS, keys, GROUP, SETTINGS, trunk_bytes=trunk_bytes)
+    sampler = LocalSampler(engine, loaded.tokenizer, loaded.end_tokens, trunk_bytes=trunk_bytes)
+    made = sampler.sample(PROMPTS, keys, GROUP, SETTINGS, keep_trunk=True)
     none = Problem("", "", "")
     return [Group(none, prompt, found) for prompt, found in zip(PROMPTS, made, strict=True)]
 
@@ -72,7 +73,8 @@ def batch_of(groups: Sequence[Group]) -> Batch:
         for number, group in enumerate(groups)
         for c in group.completions
     ]
-    return Batch(tuple(rows), len(rows), sum(len(row.tokens) for row in rows))
+    tokens = sum(len(row.tokens) for row in rows)
+    return Batch(tuple(rows), len(rows), tokens, frozenset(range(len(groups))))
 
 
 def trained(engine: Engine, batch: Batch) -> int:
@@ -118,7 +120,7 @@ def test_a_kept_trunk_costs_nothing_in_training() -> None:
 def test_more_updates_a_reference_and_rows_without_signal() -> None:
     prepared, loaded, engine = setting("lora(rank=8)")
     groups = sampled(loaded, engine)
-    batch, nothing = batch_of(groups), Batch((), 6, 72)
+    batch, nothing = batch_of(groups), Batch((), 6, 72, frozenset())
     plain = FlopCounter(prepared, engine, BATCH, kl=False)
     once, twice = (plain.step(groups, batch, number).training for number in (1, 2))
     assert twice == 2 * once
@@ -149,5 +151,5 @@ def test_what_trains_now_counts() -> None:
     found = FlopCounter(prepared, engine, BATCH, kl=False)
     before = found.step(groups, batch, 1).training
     prepared.activate(name for name in prepared.trainable if "layers.5." in name)
-    engine.follow(prepared.lowest_layer)
+    engine.follow(Changed(prepared.active, prepared.lowest_layer))
     assert found.step(groups, batch, 1).training == trained(engine, batch) < before

@@ -12,8 +12,9 @@ import pytest
 from scipy import special
 
 from helpers import Fails
-from modicum import cli, runs, train, updates
+from modicum import cli, runs, updates
 from modicum.scan import Cell, Outcome, Unit, judge, placed, plan, together, units
+from modicum.training import loop
 from modicum.types import RunInterrupted, RunStopped, UserError
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -181,7 +182,7 @@ def test_a_scan_ranks_and_goes_on(
     fails: Fails,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, calls = train.train, []
+    real, calls = loop.train, []
 
     def watched(config: Any, *rest: Any, **more: Any) -> Any:
         calls.append((config.update, more["resume"], more["base"] is not None))
@@ -195,7 +196,7 @@ def test_a_scan_ranks_and_goes_on(
             raise RunStopped("the agreement proof failed")
         return real(config, *rest, **more)
 
-    monkeypatch.setattr(train, "train", watched)
+    monkeypatch.setattr(loop, "train", watched)
     first = command(folders, tmp_path)
     assert "the same command goes on from there" in fails(*first, late=True)
     found = scanned()

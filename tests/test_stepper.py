@@ -10,9 +10,9 @@ import torch
 
 from conftest import random_model
 from modicum.config import Optimizer
+from modicum.training.optimization import Optimization
 from modicum.types import RunStopped
 from modicum.updates.base import DensePrepared
-from modicum.updates.optimization import Optimization
 from modicum.updates.schedule import Decision, Schedule
 from modicum.updates.stepper import StepCounters
 

@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import FAMILIES, random_model
 from helpers import engine_of
-from modicum import runs, session, step, updates
+from modicum import runs, updates
 from modicum.config import Optimizer, TrainConfig
 from modicum.engine.logprobs import logprobs
 from modicum.models.load import load
+from modicum.training import checkpoint, session, step
 from modicum.types import Row, UserError
 from modicum.updates import UPDATES
 from modicum.updates.adapter import AdapterPrepared
@@ -105,7 +106,7 @@ def trained(
         set(),
     )
     found.active |= take_steps(made, 0, 2)
-    found.saved = session.save(made, runs.Run(tmp_path_factory.mktemp("run")), 2)
+    found.saved = checkpoint.save(made, runs.Run(tmp_path_factory.mktemp("run")), 2)
     found.active |= take_steps(made, 2, config.steps)
     return found
 
@@ -117,7 +118,7 @@ def take_steps(made: session.Session, first: int, last: int) -> set[str]:
         step.switch(made)
         active |= made.prepared.active.keys()
         step.optimizer_step(made, step.backward(made, batch_of(made), {})["loss"])
-    assert made.skipped == 0
+    assert made.counters.skipped == 0
     return active
 
 
@@ -168,7 +169,7 @@ def test_exactly_what_is_declared_trains(trained: Trained) -> None:
     assert all(prepared.trainable[name].grad is None for name in resting)
     groups = trained.session.optimization.optimizer.param_groups
     held = [id(tensor) for group in groups for tensor in group["params"]]
-    masters = trained.session.masters.tensors
+    masters = trained.session.optimization.masters.tensors
     assert sorted(held) == sorted(id(masters[name]) for name in prepared.active)
 
 
@@ -191,7 +192,7 @@ def test_only_declared_tensors_move(trained: Trained) -> None:
 
 def test_the_base_keeps_its_hash(trained: Trained) -> None:
     prepared = trained.session.prepared
-    assert combined(fingerprints(prepared.frozen)) == trained.session.base
+    assert combined(fingerprints(prepared.frozen)) == trained.session.proof.base
 
 
 def test_the_reference_is_the_base_and_the_policy_comes_back(trained: Trained) -> None:
@@ -232,7 +233,7 @@ def test_the_preview_counts_what_is_there(trained: Trained) -> None:
 def test_resuming_from_a_checkpoint_changes_nothing(trained: Trained) -> None:
     """What was saved after two of the steps, taken up by a session of its own: the same bits."""
     second = session.prepare(trained.session.config)
-    assert session.restore(second, trained.saved) == 2
+    assert checkpoint.restore(second, trained.saved) == 2
     whole = trained.session
     take_steps(second, 2, whole.config.steps)
     assert second.prepared.active.keys() == whole.prepared.active.keys()

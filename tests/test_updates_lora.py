@@ -12,10 +12,10 @@ from conftest import random_model
 from modicum import updates
 from modicum.config import Optimizer
 from modicum.models.linear import adapted
+from modicum.training.optimization import Optimization
 from modicum.types import UserError
 from modicum.updates.adapter import AdapterPrepared
 from modicum.updates.lora import lora_layers
-from modicum.updates.optimization import Optimization
 from modicum.updates.pissa import rounded, triplets
 
 IDS = torch.tensor([[40, 41, 42, 43, 44, 45]])

@@ -226,7 +226,7 @@ def _run(
 ) -> tuple[Outcome, dict[str, Any]]:
     """The outcome of one run, done now or before, and its evaluation of the base."""
     from modicum.scorecard import Evaluation
-    from modicum.train import train
+    from modicum.training.loop import train
 
     folder = root / cell.name
     mine = replace(config, update=cell.update, seed=cell.seed, out=str(folder))

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from modicum import objective
+from modicum import objectives
 from modicum.config import TrainConfig
 from modicum.models.load import DTYPES
 from modicum.plan.live import peaks, tops
@@ -168,7 +168,7 @@ def _reference(prepared: Prepared, config: TrainConfig) -> int:
     of_trained = num_bytes(list(prepared.trainable.values()))
     if isinstance(prepared, AdapterPrepared):
         return of_trained if prepared.rewrites_base else 0
-    return of_trained if objective.parse(config.objective).kl > 0 else 0
+    return of_trained if objectives.parse(config.objective).needs_reference else 0
 
 
 def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) -> dict[str, int]:

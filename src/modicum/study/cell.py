@@ -110,7 +110,7 @@ def work(cell: Cell, threads: int) -> None:
 def _run(cell: Cell) -> None:
     from modicum.display import Display
     from modicum.scorecard import Evaluation
-    from modicum.train import train
+    from modicum.training.loop import train
 
     if not cell.base:
         _evaluate_base(cell)
@@ -126,21 +126,19 @@ def _evaluate_base(cell: Cell) -> None:
     from modicum import machine
     from modicum.evaluate import evaluate
     from modicum.runs import Run
-    from modicum.session import prepare
+    from modicum.training.session import prepare
 
     session = prepare(cell.config)
     make_folder(cell.folder)
     held, run = cell.config.evaluation, Run(cell.folder)
     began = time.perf_counter()
     found = evaluate(
-        session.engine,
-        session.loaded,
+        session.policy,
         session.task,
         cell.config.sampling,
         held.eval_split,
         num_problems=held.eval_problems,
         samples=held.eval_samples,
-        rollout_batch=cell.config.batch.rollout_batch,
         keep=lambda rows: run.write_lines("completions-base.jsonl", rows),
     )
     seconds = time.perf_counter() - began

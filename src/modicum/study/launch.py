@@ -26,7 +26,7 @@ from modicum.types import RunInterrupted, UserError
 
 INTERRUPTED = 130
 POLL_SECONDS = 1.0
-PRELOAD = ["modicum.train", "modicum.evaluate", "modicum.display", "peft"]
+PRELOAD = ["modicum.training.loop", "modicum.evaluate", "modicum.display", "peft"]
 
 Told = Callable[[int, int, Cell, float], None]
 """Called with (done, all, cell, seconds since the first began) when a cell has ended."""

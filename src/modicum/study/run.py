@@ -205,15 +205,15 @@ def run_bases(work: Work, splits: Sequence[str]) -> None:
 
 def check_arms(study: Study) -> None:
     """UserError for an arm whose expressions say nothing, before anything is run."""
-    from modicum import curriculum, objective, rewards, tasks, updates
+    from modicum import curricula, objectives, rewards, tasks, updates
 
     for arm in design.arms(study):
         config = design.config(study, arm, 0, Path("."), None)
         try:
             updates.parse(config.update)
             rewards.parse(config.reward)
-            objective.parse(config.objective)
-            curriculum.parse(config.curriculum)
+            objectives.parse(config.objective)
+            curricula.parse(config.curriculum)
             tasks.parse(config.task)
         except UserError as error:
             raise UserError(f"arm {arm.name}: {error}") from None

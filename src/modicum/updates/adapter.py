@@ -62,6 +62,10 @@ class AdapterPrepared(Prepared):
             )
         return found
 
+    @property
+    def reference_is_bare(self) -> bool:
+        return not self.rewrites_base
+
     def keep_reference(self) -> None:
         """Nothing: the adapter is off, or its first values are kept already."""
 

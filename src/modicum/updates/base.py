@@ -89,6 +89,19 @@ class Prepared(ABC):
         """The lowest layer that may train in this run: below it all is as it was."""
         return self._lowest(self.trainable)
 
+    @property
+    def trunk_is_reference(self) -> bool:
+        """Whether what lies below the lowest trained layer is the reference's too.
+
+        What rests now may have trained before: then the trunk is not what it was.
+        """
+        return self.lowest_ever == self.lowest_layer
+
+    @property
+    def reference_is_bare(self) -> bool:
+        """Whether the reference is the model without what the update added to it."""
+        return False
+
     def _lowest(self, names: Iterable[str]) -> int:
         count = self.model.config.num_hidden_layers  # type: ignore[union-attr]
         return min(depth(name, count) for name in names)

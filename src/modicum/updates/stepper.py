@@ -1,6 +1,6 @@
 """One optimizer step under a schedule, and what becomes of the optimizer at a switch.
 
-The same for the package's own loop (`optimization`) and for others (`driver`). A stepper is
+The same for the package's own loop (`training.optimization`) and for others (`driver`). A stepper is
 given what holds the numbers that train (`Masters`, or `InPlace`), a torch optimizer
 whose `leaf` tensors these are, and the proof that is to be told. When a schedule changes what
 trains, the state of what stops is kept, deleted or moved to the CPU (`Schedule.policy`); what
@@ -26,7 +26,7 @@ MAX_SKIPPED = 3  # steps in a row without a finite loss and gradient
 LISTS = ("params", "names", "param_names")  # of an optimizer's group: one item a tensor
 
 
-@dataclass(kw_only=True)
+@dataclass
 class StepCounters:
     """What a stepper counts, and nobody else."""
 
