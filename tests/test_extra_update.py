@@ -13,21 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modicum.report.study.analysis import Arm
-from modicum.train import train
 from torch.utils.flop_counter import FlopCounterMode
 
 import fake_study
 import test_updates as contract
 from conftest import random_model
 from extra_update import ROW
-from modicum import cli, plan, session, updates
+from modicum import cli, plan, updates
 from modicum.config import Held, Sampling, Steps, TrainConfig
 from modicum.plan import hardware
 from modicum.plan.shapes import Lengths
 from modicum.report.study import families, page, read
+from modicum.results import ArmResult
 from modicum.study import analysis, design
 from modicum.study.run import check_arms
+from modicum.training import checkpoint
+from modicum.training.loop import train
 from modicum.updates.preview import preview
 from rows import IDS
 
@@ -156,7 +157,7 @@ def test_a_run_of_it_is_exported_and_reported(quick: Any, tmp_path: Path, capsys
         said = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert said["largest_logit_difference"] < 1e-4
     assert "adapter_config.json" in {path.name for path in (tmp_path / "adapter").iterdir()}
-    resumed = session.reload(Path(quick.out)).prepared
+    resumed = checkpoint.reload(Path(quick.out)).prepared
     assert resumed.trainable.keys() == {n for n in resumed.trainable if ".hada_w" in n}
     page_of_run = tmp_path / "report.html"
     assert cli.run(["report", quick.out, "--out", str(page_of_run)]) == 0
@@ -178,5 +179,5 @@ def test_a_study_of_it_has_its_colour(tmp_path: Path, monkeypatch: pytest.Monkey
     found = read.load(tmp_path)
     look = families.family(found.analysis, found.analysis.arms[1])
     assert (look.name, look.marker) == ("adapters", families.KINDS["adapters"].marker)
-    assert families.family(found.analysis, Arm("a", "a", "")).name == "other settings"
+    assert families.family(found.analysis, ArmResult("a", "a", "")).name == "other settings"
     assert USUAL in page.write(tmp_path, tmp_path / "report.html").read_text()
