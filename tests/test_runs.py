@@ -141,7 +141,7 @@ def test_a_last_line_that_a_crash_cut_is_left_out(kept: int, tmp_path: Path) -> 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n{"step": \n{"step": 2}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not JSON"):
         runs.read_lines(path)
 
 

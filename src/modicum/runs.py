@@ -163,7 +163,7 @@ def numbered(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             where = f"{path}:{number}"
             try:
-                row = json.loads(line.decode("utf-8"))
+                row = json.loads(line.decode("utf-8").rstrip())
             except (ValueError, RecursionError) as error:
                 if line.endswith(b"\n"):
                     raise UserError(f"{where}: not JSON ({error})") from None
