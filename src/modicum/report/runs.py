@@ -10,7 +10,6 @@ from modicum.report.document import (
     Document,
     Heading,
     Piece,
-    Proofs,
     Sample,
     Section,
     SideBySide,
@@ -63,6 +62,7 @@ def document(records: Sequence[RunRecord], title: str) -> Document:
         curves,
         Text("Means over the first and over the last tenth of the steps.", note=True),
     )
+    proven = sections.proofs("", ((row.label, row.result.change_proof) for row in rows))
     unfinished = [n for n, r in zip(names, records, strict=True) if r.result is None]
     shown = (
         _results(rows),
@@ -70,7 +70,7 @@ def document(records: Sequence[RunRecord], title: str) -> Document:
         section("training", "During training", learning.figures(records, bases), fold),
         section("written", "What the model wrote", _written(records, names, groups)),
         _weights(rows),
-        section("proof", "Proof of what was trained", _proofs(rows)),
+        section("proof", "Proof of what was trained", proven),
         section("intervals", "How the intervals are computed", _intervals(rows)),
         _settings("settings", "Settings", [record.config for record in records], names),
         _settings("versions", "Versions", [record.environment for record in records], names),
@@ -232,11 +232,6 @@ def _weights(rows: Sequence[RunRow]) -> Section:
     shown = [(row.label, row.result.anatomy) for _, row in sorted(firsts.items())]
     blocks = (changes.figure(shown), numbers, Text(WEIGHTS, note=True)) if numbers else ()
     return section("weights", "What changed in the weights", *blocks)
-
-
-def _proofs(rows: Sequence[RunRow]) -> Proofs | None:
-    found = [(r.label, r.result.change_proof) for r in rows if r.result.change_proof]
-    return Proofs("", tuple(found)) if found else None
 
 
 def _intervals(rows: Sequence[RunRow]) -> list[Piece]:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modicum.report.document import LETTERS_SHOWN, Commands, Piece, Section, Text, Values, section
+from modicum.report.document import (
+    LETTERS_SHOWN,
+    Commands,
+    Piece,
+    Proofs,
+    Section,
+    Text,
+    Values,
+    section,
+)
 from modicum.report.html import printable
 from modicum.report.numbers import NONE
 
@@ -40,6 +49,12 @@ def shared(name: str, values: Mapping[str, Any]) -> list[Piece]:
     """Settings under a name, tables within them flat; nothing where there are none."""
     flat = compare([values]).shared
     return [Values(name, flat)] if flat else []
+
+
+def proofs(name: str, items: Iterable[tuple[str, str | None]]) -> Proofs | None:
+    """What was proven of each run or arm; None where nothing was."""
+    proven = tuple((run, proof) for run, proof in items if proof)
+    return Proofs(name, proven) if proven else None
 
 
 def repeat(lines: Sequence[str]) -> Section:

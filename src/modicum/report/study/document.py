@@ -8,7 +8,6 @@ from modicum.report.document import (
     Document,
     Heading,
     Piece,
-    Proofs,
     Sample,
     Section,
     SideBySide,
@@ -171,15 +170,14 @@ def _method(study: StudyRecord) -> Section:
     analysis = study.analysis
     tests = tables.tests(analysis)
     title = "Proof of what was trained, one seed of each arm"
-    found = [(a.name, study.curves[a.slug].change_proof) for a in arm_curves.arms(study)]
-    proven = tuple((name, proof) for name, proof in found if proof)
+    found = ((a.name, study.curves[a.slug].change_proof) for a in arm_curves.arms(study))
     return section(
         "method",
         "How the numbers are made",
         (Text(text) for text in method.paragraphs(analysis)),
         (Text(note, note=True) for note in analysis.notes),
-        folded(tests.name, tests, Text(TESTS, note=True)) if tests else None,
-        folded(title, Proofs(title, proven)) if proven else None,
+        folded(tests.name if tests else "", tests, Text(TESTS, note=True)),
+        folded(title, sections.proofs(title, found)),
     )
 
 
