@@ -1,4 +1,4 @@
-"""modicum.scan: units, ranking, contributions; and the command on a random model."""
+"""Scans: units, ranking, contributions; and the command on a random model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from scipy import special
 
 from helpers import Fails
 from modicum import cli, runs, train, updates
-from modicum.scan import Cell, Outcome, Unit, judge, placed, plan, together, units
+from modicum.study.ranking import (
+    Trial,
+    TrialOutcome,
+    Unit,
+    judge,
+    placed,
+    plan,
+    together,
+    units,
+)
 from modicum.types import RunInterrupted, RunStopped, UserError
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -66,12 +75,12 @@ def test_every_run_has_a_folder_of_its_own() -> None:
     cells = list(plan(given, [4, 5], [1e-3, 2e-3]))
     assert len(cells) == len({cell.name for cell in cells}) == 12
     assert [cell.unit for cell in cells[:3]] == ["0", "1", "full"]
-    assert Cell("0", "layers(0)", 4).name == "layers-0-seed4"
-    assert Cell("0", "layers(0)", 4, 2e-3).name == "layers-0-rate0.002-seed4"
+    assert Trial("0", "layers(0)", 4).name == "layers-0-seed4"
+    assert Trial("0", "layers(0)", 4, 2e-3).name == "layers-0-rate0.002-seed4"
 
 
-def outcome(unit: str, seed: int, *scores: float, rate: float | None = None) -> Outcome:
-    return Outcome(Cell(unit, f"layers({unit})", seed, rate), scores, rate, 10, 2.0)
+def outcome(unit: str, seed: int, *scores: float, rate: float | None = None) -> TrialOutcome:
+    return TrialOutcome(Trial(unit, f"layers({unit})", seed, rate), scores, rate, 10, 2.0)
 
 
 BASE = (0.0, 0.5, 0.0, 0.5)  # mean 0.25
@@ -116,7 +125,7 @@ def test_contributions_are_shares_of_a_clear_gain_of_full() -> None:
 
 
 def test_what_is_level_with_the_best_is_paired_by_seed() -> None:
-    def at(unit: str, *accuracies: float) -> list[Outcome]:
+    def at(unit: str, *accuracies: float) -> list[TrialOutcome]:
         return [outcome(unit, seed, *[a] * 4) for seed, a in enumerate(accuracies)]
 
     # Seeds differ by far more than the units do, but unit 0 leads in each by 0.1 or so.
@@ -127,14 +136,14 @@ def test_what_is_level_with_the_best_is_paired_by_seed() -> None:
 
 
 def test_a_unit_stands_with_its_best_rate_and_a_stopped_one_stands_last() -> None:
-    stopped = Outcome(Cell("2", "layers(2)", 0, 1e-3), failed="the loss was not finite")
+    stopped = TrialOutcome(Trial("2", "layers(2)", 0, 1e-3), failed="the loss was not finite")
     found = judge(
         [
             outcome("1", 0, *[0.3] * 4, rate=1e-3),
             outcome("1", 0, *[0.4] * 4, rate=2e-3),
             stopped,
             outcome("3", 0, *[0.9] * 4, rate=1e-3),
-            Outcome(Cell("3", "layers(3)", 1, 1e-3), failed="diverged"),
+            TrialOutcome(Trial("3", "layers(3)", 1, 1e-3), failed="diverged"),
             outcome("3", 0, *[0.35] * 4, rate=2e-3),
             outcome("3", 1, *[0.35] * 4, rate=2e-3),
         ],
@@ -200,7 +209,7 @@ def test_a_scan_ranks_and_goes_on(
     assert "the same command goes on from there" in fails(*first, late=True)
     found = scanned()
     assert calls == [
-        ("layers(0)", False, False),
+        ("layers(0)", False, True),
         ("layers(1)", False, True),
         ("layers(1)", True, True),
         ("layers(2)", False, True),

@@ -52,7 +52,6 @@ ORDER = [
     "train",
     "export",
     "display",
-    "scan",
     "study",
     "commands",
     "cli",
@@ -80,7 +79,6 @@ NO_TORCH = [
         "rewards",
         "curriculum",
         "recipes",
-        "scan",
         "cli",
     ),
 ]

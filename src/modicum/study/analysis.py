@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from modicum.report.study import read as report
+from modicum.report.study.analysis import parse
 from modicum.runs import write_whole
-from modicum.study import cost, inference, verdict
-from modicum.study.collect import Found, Outcome, collect, difficulty, final
+from modicum.study import inference, verdict
+from modicum.study.cell import read_json
+from modicum.study.collect import ArmRuns, Collected, collect, difficulty, final
 from modicum.study.collect import cost as cost_of
-from modicum.study.collect import status as status_of
 from modicum.study.design import Study
 
 MEASURED = ("seconds", "step_seconds", "memory_bytes", "peak_memory_bytes")
@@ -35,7 +36,7 @@ def write(study: Study, folder: Path) -> dict[str, Any]:
     return found
 
 
-def analyse(found: Found, folder: Path) -> dict[str, Any]:
+def analyse(found: Collected, folder: Path) -> dict[str, Any]:
     """What `analysis.json` holds (docs/study.md)."""
     study, base = found.study, found.base
     control = found.outcomes[0]
@@ -81,7 +82,7 @@ def analyse(found: Found, folder: Path) -> dict[str, Any]:
 
 
 def _arm(
-    found: Found, outcome: Outcome, control: Outcome, said: inference.Comparison, folder: Path
+    found: Collected, outcome: ArmRuns, control: ArmRuns, said: inference.Comparison, folder: Path
 ) -> dict[str, Any]:
     arm = outcome.arm
     numbers = said.to_json()
@@ -145,9 +146,13 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def status(study: Study, folder: Path) -> dict[str, Any]:
-    """How far each arm is."""
-    return status_of(study, folder, len(cost.tries_of(study)))
+def differences(one: Path, other: Path) -> list[str]:
+    """Where the analyses in two folders differ; what is no analysis is a UserError."""
+    files = [folder / "analysis.json" for folder in (one, other)]
+    first, second = (read_json(file) for file in files)
+    for file, values in zip(files, (first, second), strict=True):
+        parse(values, str(file))
+    return same(first, second)
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
