@@ -27,7 +27,6 @@ def run(args: list[str]) -> int:
     parser.add_argument(
         "before", metavar="B", nargs="?", help="what A is compared with; a run has its own base"
     )
-    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     found = parser.read(args)
 
     from modicum.scorecard import Evaluation, compare

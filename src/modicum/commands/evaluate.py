@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from modicum.config import Compute, Sampling, Trust, at_least, from_mapping
-from modicum.options import Parser, add_options, given, merge
+from modicum.options import Parser, add_options, given, merge, show
 from modicum.runs import Run, make_folder
 from modicum.scorecard import Evaluation
 from modicum.types import UserError
@@ -57,7 +56,6 @@ def run(args: list[str]) -> int:
     parser.add_argument(
         "run", nargs="?", metavar="RUN", help="a run folder; none evaluates --model"
     )
-    parser.add_argument("--json", action="store_true", help="print the evaluation as JSON")
     add_options(parser, Options, "evaluation")
     found = parser.read(args)
     tables = given(Options, found)
@@ -105,7 +103,7 @@ def run(args: list[str]) -> int:
         folder.write("evaluation.json", values)
     for note in tasks.notes(task):
         display.note(note)
-    print(json.dumps(values) if found.json else text_of(name, result, options.sampling))
+    show(found.json, values, text_of(name, result, options.sampling))
     return 0
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modicum.config import from_mapping
-from modicum.options import Parser, add_options, given
+from modicum.options import Parser, show
 from modicum.types import UserError
 
 if TYPE_CHECKING:
@@ -37,10 +36,7 @@ def run(args: list[str]) -> int:
     """Write the report of runs or of a study: HTML, Markdown, figures; print the runs' table."""
     parser = Parser("report", "Make an HTML report and a table of runs, or of a study.", EXAMPLES)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, or one of a study")
-    parser.add_argument("--json", action="store_true", help="print paths and results as JSON")
-    add_options(parser, Options, "report")
-    found = parser.read(args)
-    options = from_mapping(Options, given(Options, found), "options")
+    found, options = parser.options(args, Options, "report")
     folders = [Path(name) for name in found.runs]
     if not folders:
         raise UserError("report needs at least one run folder")
@@ -78,7 +74,7 @@ def _study(folder: Path, options: Options, as_json: bool) -> int:
     out = Path(options.out) if options.out else None
     page.write(folder, out, options.title or None)
     places = frame.places(folder, out)
-    print(json.dumps(_paths(places)) if as_json else _lines(places))
+    show(as_json, _paths(places), _lines(places))
     return 0
 
 

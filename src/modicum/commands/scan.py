@@ -45,7 +45,6 @@ def run(args: list[str]) -> int:
         "--rates", nargs="+", metavar="X", help="learning rates that every unit is tried with"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the scan in --out")
-    parser.add_argument("--json", action="store_true", help="print what scan.json holds")
     for cls, title in ((Scan, "scan"), (Options, "runs"), (TrainConfig, "run")):
         add_options(parser, cls, title)
     found = parser.read(args)

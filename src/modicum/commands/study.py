@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modicum.config import from_mapping
-from modicum.options import Parser, add_options, given
+from modicum.options import Parser, show
 from modicum.study.launch import StudyObserver
 from modicum.types import UserError
 
@@ -65,10 +63,7 @@ def run(args: list[str]) -> int:
     parser.add_argument("action", nargs="?", metavar="|".join(ACTIONS), help="what to do")
     parser.add_argument("file", nargs="?", metavar="FILE", help="study.toml, or the folder")
     parser.add_argument("other", nargs="?", metavar="FOLDER", help="the second folder of same")
-    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
-    add_options(parser, Options, "study")
-    found = parser.read(args)
-    options = from_mapping(Options, given(Options, found), "options")
+    found, options = parser.options(args, Options, "study")
     if found.action not in ACTIONS:
         raise UserError(f"study takes one of {', '.join(ACTIONS)} first, not {found.action!r}")
     if not found.file:
@@ -78,7 +73,7 @@ def run(args: list[str]) -> int:
     if found.other:
         raise UserError(f"study {found.action} takes one study, not also {found.other!r}")
     values, text = DOING[found.action](found.file, options)
-    print(json.dumps(values) if found.json else text)
+    show(found.json, values, text)
     return 0
 
 
@@ -129,7 +124,7 @@ def _same(one: str, other: str | None, as_json: bool) -> int:
         raise UserError("study same needs two folders")
     found = differences(Path(one), Path(other))
     text = "\n".join([*found[:20], f"{len(found)} numbers differ"]) if found else "the same numbers"
-    print(json.dumps({"same": not found, "differences": found}) if as_json else text)
+    show(as_json, {"same": not found, "differences": found}, text)
     return 1 if found else 0
 
 
