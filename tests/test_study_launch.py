@@ -18,7 +18,7 @@ import pytest
 from helpers import metrics_of, tensors_of
 from modicum.config import Held, TrainConfig
 from modicum.study.cell import BASE, Cell, read_json
-from modicum.study.launch import LAUNCHERS, Launcher, Processes, locked, named, run_all
+from modicum.study.launch import LAUNCHERS, Bench, Launcher, Processes, StudyObserver, locked, named
 from modicum.train import train
 from modicum.types import RunInterrupted, UserError
 
@@ -56,13 +56,13 @@ def evaluated_base(config: TrainConfig, folder: Path) -> Cell:
 REWARD = "function('test_study_launch:{}')"
 
 
-class Heard:
+class Heard(StudyObserver):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[int, int, str]] = []
 
-    def __call__(self, done: int, total: int, cell: Cell, seconds: float) -> None:
+    def ended(self, done: int, total: int, cell: Cell, seconds: float) -> None:
         self.lines.append((done, total, cell.label))
 
 
@@ -70,6 +70,13 @@ class Heard:
 def launcher(request: pytest.FixtureRequest) -> Launcher:
     """Every launcher that there is."""
     return LAUNCHERS[request.param](threads=1)
+
+
+def run_all(
+    cells: Sequence[Cell], launcher: Launcher, heard: Heard, retry_failed: bool = False
+) -> None:
+    bench = Bench(folder=Path(), launcher=launcher, observer=heard, retry_failed=retry_failed)
+    bench.run(cells)
 
 
 def names(cells: Sequence[Cell]) -> set[str]:

@@ -16,6 +16,8 @@ modicum demo
 modicum demo --seed 1 --out runs/demo-1
 modicum demo --updates 'full; last(2); first(2); lora(rank=1)'
 """
+SCORES = ("accuracy", "low", "high", "greedy")
+COSTS = ("trainable_parameters", "total_parameters", "seconds", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,8 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
     """One run's line of `summary.json`."""
     base, trained = result["base"], result["trained"]
     return {
-        "update": result["update"],
-        "seed": result["seed"],
-        "base_accuracy": base["accuracy"],
-        "base_low": base["low"],
-        "base_high": base["high"],
-        "accuracy": trained["accuracy"],
-        "low": trained["low"],
-        "high": trained["high"],
-        "base_greedy": base["greedy"],
-        "greedy": trained["greedy"],
-        "num_problems": trained["num_problems"],
-        "trainable_parameters": result["trainable_parameters"],
-        "total_parameters": result["total_parameters"],
-        "seconds": result["seconds"],
-        "peak_memory_bytes": result["peak_memory_bytes"],
+        **{name: result[name] for name in ("update", "seed")},
+        **{f"base_{name}": base[name] for name in SCORES},
+        **{name: trained[name] for name in (*SCORES, "num_problems")},
+        **{name: result[name] for name in COSTS},
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.options import Parser, show
+from modicum.study.cell import read_json
 from modicum.study.launch import StudyObserver
 from modicum.types import UserError
 
@@ -72,48 +73,28 @@ def run(args: list[str]) -> int:
         return _same(found.file, found.other, found.json)
     if found.other:
         raise UserError(f"study {found.action} takes one study, not also {found.other!r}")
-    values, text = DOING[found.action](found.file, options)
+
+    from modicum.study.run import analyse_study, run_study, study_cost, study_status
+
+    how: dict[str, Any] = {**vars(options), "observer": Printed()}
+    if found.action == "status":
+        values = study_status(found.file, options.out)
+        text = "\n".join(_line(name, row) for name, row in values["arms"].items())
+    elif found.action == "cost":
+        cost = study_cost(found.file, **how)
+        values, text = cost.to_json(), f"cost: {cost.text()}"
+    else:
+        outcome = (run_study if found.action == "run" else analyse_study)(found.file, **how)
+        values = read_json(outcome.folder / "analysis.json")
+        text = f"{outcome.analysis.conclusion}\nreport: {outcome.report}"
     show(found.json, values, text)
     return 0
 
 
-def _run(file: str, options: Options) -> tuple[Any, str]:
-    from modicum.study.run import run_study
-
-    return _shown(run_study(file, observer=Printed(), **vars(options)))
-
-
-def _analyse(file: str, options: Options) -> tuple[Any, str]:
-    from modicum.study.run import analyse_study
-
-    return _shown(analyse_study(file, options.out, Printed()))
-
-
-def _shown(outcome: Any) -> tuple[Any, str]:
-    from modicum.study.cell import read_json
-
-    values = read_json(outcome.folder / "analysis.json")
-    return values, f"{outcome.analysis.conclusion}\nreport: {outcome.report}"
-
-
-def _cost(file: str, options: Options) -> tuple[Any, str]:
-    from modicum.study.run import study_cost
-
-    found = study_cost(
-        file, options.out, jobs=options.jobs, launcher=options.launcher, observer=Printed()
-    )
-    return found.to_json(), f"cost: {found.text()}"
-
-
-def _status(file: str, options: Options) -> tuple[Any, str]:
-    from modicum.study.run import study_status
-
-    found = study_status(file, options.out)
-    lines = []
-    for name, row in found["arms"].items():
-        done = f"{row['tuned']} of {row['tries']} tries, {row['done']} of {row['seeds']} seeds"
-        lines.append("  ".join([f"{name}: {done}", *(f"failed: {why}" for why in row["failed"])]))
-    return found, "\n".join(lines)
+def _line(name: str, row: dict[str, Any]) -> str:
+    """How far an arm is."""
+    done = f"{row['tuned']} of {row['tries']} tries, {row['done']} of {row['seeds']} seeds"
+    return "  ".join([f"{name}: {done}", *(f"failed: {why}" for why in row["failed"])])
 
 
 def _same(one: str, other: str | None, as_json: bool) -> int:
@@ -126,6 +107,3 @@ def _same(one: str, other: str | None, as_json: bool) -> int:
     text = "\n".join([*found[:20], f"{len(found)} numbers differ"]) if found else "the same numbers"
     show(as_json, {"same": not found, "differences": found}, text)
     return 1 if found else 0
-
-
-DOING = {"run": _run, "cost": _cost, "status": _status, "analyse": _analyse}

@@ -60,7 +60,7 @@ def duration(seconds: float) -> str:
 def measure(bench: StudyBench) -> CostEstimate:
     """Run what the estimate needs (the base on the test split, a probe of each arm)."""
     base = base_cell(bench, "test")
-    bench.evaluate([base])
+    bench.evaluate(base)
     cells = probe_cells(bench)
     bench.run(cells, retry_failed=True)
     steps: dict[str, float] = {}
@@ -103,14 +103,9 @@ def estimate(
 
 def tries_of(study: Study) -> list[float]:
     """The share of the budget of every try of one arm."""
-    found: list[float] = []
     count = len(study.tuning.factors)
-    if count < 2:
-        return found
-    for share in tuning.shares(study):
-        found += [share] * count
-        count = -(-count // 2)
-    return found
+    rounds = enumerate(tuning.shares(study) if count > 1 else [])
+    return [share for number, share in rounds for _ in range(-(-count // 2**number))]
 
 
 def _spent(study: Study, lines: Sequence[dict[str, Any]], step_seconds: float) -> float:

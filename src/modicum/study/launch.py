@@ -19,9 +19,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import ClassVar
 
@@ -37,8 +37,7 @@ INTERRUPTED = 130
 POLL_SECONDS = 1.0
 PRELOAD = ["modicum.train", "modicum.evaluate", "modicum.display", "peft"]
 
-Told = Callable[[int, int, Cell, float], None]
-"""Called with (done, all, cell, seconds since the first began) when a cell has ended."""
+Ended = Callable[[Cell], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Launcher(ABC):
         at_least(self, jobs=1, threads=0)
 
     @abstractmethod
-    def run(self, cells: Sequence[Cell], ended: Callable[[Cell], None]) -> None:
+    def run(self, cells: Sequence[Cell], ended: Ended) -> None:
         """Run all `cells` and call `ended` with each that has its result or its failure.
 
         Raises RunInterrupted after Ctrl-C, when the running cells have saved what they had.
@@ -73,7 +72,7 @@ class Here(Launcher):
         if self.jobs > 1:
             raise UserError("the launcher here runs one at a time; several need processes")
 
-    def run(self, cells: Sequence[Cell], ended: Callable[[Cell], None]) -> None:
+    def run(self, cells: Sequence[Cell], ended: Ended) -> None:
         """See `Launcher.run`."""
         import torch
 
@@ -103,12 +102,15 @@ class Processes(Launcher):
         if self.jobs > (os.cpu_count() or 1):
             raise UserError(f"jobs must be at most {os.cpu_count()}, the number of cores")
 
-    def run(self, cells: Sequence[Cell], ended: Callable[[Cell], None]) -> None:
+    def run(self, cells: Sequence[Cell], ended: Ended) -> None:
         """See `Launcher.run`."""
         waiting = list(cells)
         threads = self.threads or share_of_cores(self.jobs)
         running: dict[int, tuple[Cell, ForkServerProcess]] = {}
-        context = _context(threads)
+        # Read by the libraries when the server loads them.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
         with Interrupts() as interrupts:
             while waiting or running:
                 while waiting and len(running) < self.jobs and not interrupts.asked:
@@ -160,36 +162,28 @@ class Bench:
 
     folder: Path
     launcher: Launcher
-    observer: StudyObserver = field(default_factory=StudyObserver)
+    observer: StudyObserver
     retry_failed: bool = False
 
     def run(self, cells: Sequence[Cell], retry_failed: bool = False) -> None:
-        """Run the cells that have neither a result nor, unless asked, a failure."""
-        retry = retry_failed or self.retry_failed
-        run_all(cells, self.launcher, self.observer.ended, retry)
-
-    def evaluate(self, cells: Sequence[Cell]) -> None:
-        """Evaluate the untrained model; without that nothing can go on."""
-        self.run(cells, retry_failed=True)
+        """Run the cells that have neither a result nor, unless these are asked for, a failure."""
         for cell in cells:
-            if cell.failure:
-                raise UserError(f"the base cannot be evaluated: {cell.failure}")
-
-
-def run_all(
-    cells: Sequence[Cell], launcher: Launcher, told: Told, retry_failed: bool = False
-) -> None:
-    """Run the cells that have neither a result nor a failure; `retry_failed` these too."""
-    if retry_failed:
-        for cell in cells:
-            if cell.failure:
+            if cell.failure and (retry_failed or self.retry_failed):
                 shutil.rmtree(cell.folder)
-    waiting = [cell for cell in cells if not cell.done and not cell.failure]
-    number, began = itertools.count(1), time.perf_counter()
-    launcher.run(
-        waiting,
-        lambda cell: told(next(number), len(waiting), cell, time.perf_counter() - began),
-    )
+        waiting = [cell for cell in cells if not cell.done and not cell.failure]
+        number, began = itertools.count(1), time.perf_counter()
+
+        def ended(cell: Cell) -> None:
+            seconds = time.perf_counter() - began
+            self.observer.ended(next(number), len(waiting), cell, seconds)
+
+        self.launcher.run(waiting, ended)
+
+    def evaluate(self, base: Cell) -> None:
+        """Evaluate the untrained model; without that nothing can go on."""
+        self.run([base], retry_failed=True)
+        if base.failure:
+            raise UserError(f"the base cannot be evaluated: {base.failure}")
 
 
 @contextmanager
@@ -198,8 +192,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
     A folder of something else, or one that another process holds, is a UserError.
     """
-    others = any(e.name != ".lock" for e in folder.iterdir()) if folder.is_dir() else False
-    if (others or folder.is_file()) and not (folder / f"{what}.toml").is_file():
+    others = folder.is_file() or any(entry.name != ".lock" for entry in folder.glob("*"))
+    if others and not (folder / f"{what}.toml").is_file():
         raise UserError(f"{folder} is there and is no {what}; --out takes another folder")
     make_folder(folder)
     with (folder / ".lock").open("w") as file:
@@ -208,14 +202,6 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         except OSError:
             raise UserError(f"another process is running the {what} in {folder}") from None
         yield
-
-
-def _context(threads: int) -> ForkServerContext:
-    # Read by the libraries when the server loads them.
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
 
 
 def _close(cell: Cell, process: ForkServerProcess) -> None:

@@ -63,12 +63,12 @@ def run_study(
     unless `retry_failed`. `observer` is told how it goes. Raises UserError for what cannot be
     done and RunInterrupted after Ctrl-C; the same call goes on from there.
     """
-    with _opened(study, out, jobs, launcher, observer, retry_failed) as bench:
+    with _opened(study, out, jobs, launcher, retry_failed, observer) as bench:
         made, say = bench.study, bench.observer.say
         say(f"{made.question}\n{len(bench.arms)} arms x {len(made.seeds)} seeds in {bench.folder}")
         say(f"cost: {cost.measure(bench).text()}")
         if len(made.tuning.factors) > 1:
-            bench.evaluate([cells.base_cell(bench, "tune")])
+            bench.evaluate(cells.base_cell(bench, "tune"))
         choices = cells.tune(bench)
         for name, choice in choices.items():
             edge = ", at the edge of its grid" if choice.at_edge else ""
@@ -77,25 +77,16 @@ def run_study(
         return _analyse(bench)
 
 
-def study_cost(
-    study: Study | Path | str,
-    out: Path | str = "",
-    *,
-    jobs: int = 1,
-    launcher: str = "processes",
-    observer: StudyObserver | None = None,
-) -> CostEstimate:
+def study_cost(study: Study | Path | str, out: Path | str = "", **how: Any) -> CostEstimate:
     """What a study will take, from a short probe of each arm; arguments as of `run_study`."""
-    with _opened(study, out, jobs, launcher, observer) as bench:
+    with _opened(study, out, **how) as bench:
         return cost.measure(bench)
 
 
-def analyse_study(
-    study: Study | Path | str, out: Path | str = "", observer: StudyObserver | None = None
-) -> StudyOutcome:
+def analyse_study(study: Study | Path | str, out: Path | str = "", **how: Any) -> StudyOutcome:
     """The analysis and the report of the runs that are there; arguments as of `run_study`."""
     _placed(study, out, begun=True)
-    with _opened(study, out, 1, "processes", observer) as bench:
+    with _opened(study, out, **how) as bench:
         return _analyse(bench)
 
 
@@ -127,10 +118,10 @@ def _analyse(bench: StudyBench) -> StudyOutcome:
 def _opened(
     study: Study | Path | str,
     out: Path | str,
-    jobs: int,
-    launcher: str,
-    observer: StudyObserver | None,
+    jobs: int = 1,
+    launcher: str = "processes",
     retry_failed: bool = False,
+    observer: StudyObserver | None = None,
 ) -> Iterator[StudyBench]:
     """The study with its arms checked, its folder begun and held."""
     made, folder = _placed(study, out)

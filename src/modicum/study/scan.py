@@ -21,23 +21,11 @@ from typing import Any, Literal
 
 from modicum.config import TrainConfig, at_least, read_toml, to_toml
 from modicum.runs import write_whole
-from modicum.study import launch
+from modicum.study import launch, ranking
 from modicum.study.cell import BASE, RESULT, Cell, read_json
 from modicum.study.cells import check_expressions
 from modicum.study.launch import Bench, StudyObserver
-from modicum.study.ranking import (
-    FULL,
-    Over,
-    Standing,
-    Trial,
-    TrialOutcome,
-    Unit,
-    judge,
-    placed,
-    plan,
-    together,
-    units,
-)
+from modicum.study.ranking import FULL, Over, Standing, Trial, TrialOutcome, Unit
 from modicum.types import UserError
 
 
@@ -74,7 +62,7 @@ class Scan:
 
     def update(self, place: str) -> str:
         """The update that trains the method in a place."""
-        return placed(self.method, self.sign, place)
+        return ranking.placed(self.method, self.sign, place)
 
 
 def run_scan(
@@ -105,7 +93,9 @@ def run_scan(
     seeds = range(config.seed, config.seed + scan.seeds)
     expressions = {unit.label: scan.update(unit.place) for unit in chosen}
     trials = list(
-        plan(expressions | ({FULL: FULL} if scan.full else {}), seeds, list(rates) or [None])
+        ranking.plan(
+            expressions | ({FULL: FULL} if scan.full else {}), seeds, list(rates) or [None]
+        )
     )
     check_expressions(_config(trials[0], config, Path()))
     root, how = Path(out), launch.named(launcher, jobs)
@@ -120,21 +110,20 @@ def run_scan(
         base = Cell(
             f"base on the {split} split", _config(trials[0], config, root / f"base-{split}")
         )
-        bench.evaluate([base])
+        bench.evaluate(base)
         bench.observer.say(f"scan: {len(trials)} runs of {config.steps} steps in {root}")
-        cells = [
-            Cell(
+        cells = {
+            trial: Cell(
                 f"{trial.update}, seed {trial.seed}",
                 _config(trial, config, root / trial.name),
                 str(base.folder),
                 scan.keep,
             )
             for trial in trials
-        ]
-        bench.run(cells)
-        outcomes = [_outcome(trial, cell) for trial, cell in zip(trials, cells, strict=True)]
-        known = read_json(base.folder / BASE)
-        found = _result(scan, config, chosen, outcomes, known)
+        }
+        bench.run(list(cells.values()))
+        outcomes = [_outcome(trial, cell) for trial, cell in cells.items()]
+        found = _result(scan, config, chosen, outcomes, read_json(base.folder / BASE))
         found["notes"] = [*notes, *found["notes"]]
         write_whole(root / "scan.json", json.dumps(found, indent=2) + "\n")
         gains.draw(found, root)
@@ -178,7 +167,7 @@ def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
     whole = preview(updates.parse(FULL), config.model, config.trust)
     found: dict[tuple[str, ...], Unit] = {}
     missing: list[str] = []
-    for unit in units(scan.over, whole.num_layers, scan.blocks, PARTS):
+    for unit in ranking.units(scan.over, whole.num_layers, scan.blocks, PARTS):
         place = str(updates.parse(unit.place))
         update = updates.parse(scan.update(place))
         try:
@@ -217,12 +206,12 @@ def _result(
     base: dict[str, Any],
 ) -> dict[str, Any]:
     """What `scan.json` holds."""
-    standings = judge(outcomes, base["scores"])
+    standings = ranking.judge(outcomes, base["scores"])
     full = next((s for s in standings if s.unit == FULL), None)
-    ranking = [s for s in standings if s.unit != FULL]
-    if all(standing.gain is None for standing in ranking):
+    units = [s for s in standings if s.unit != FULL]
+    if all(standing.gain is None for standing in units):
         raise UserError(f"every run stopped itself; the first: {outcomes[0].failed}")
-    best = [s.unit for s in ranking if s.gain is not None][: scan.best]
+    best = [s.unit for s in units if s.gain is not None][: scan.best]
     labels = [unit.label for unit in chosen]
     places = [unit.place for unit in chosen if unit.label in best]
     rates = dict.fromkeys(outcome.trial.rate for outcome in outcomes)
@@ -237,35 +226,31 @@ def _result(
         "split": config.evaluation.eval_split,
         "base": {key: base[key] for key in ("accuracy", "low", "high", "num_problems")},
         "units": [
-            {
-                "place": labels.index(s.unit),
-                "chosen": s.unit in best,
-                **dataclasses.asdict(s),
-            }
-            for s in ranking
+            {"place": labels.index(s.unit), "chosen": s.unit in best, **dataclasses.asdict(s)}
+            for s in units
         ],
         "full": dataclasses.asdict(full) if full else None,
         "best_units": best,
-        "best": scan.update(together(scan.over, places)),
-        "notes": _notes(ranking, full, len(rates)),
+        "best": scan.update(ranking.together(scan.over, places)),
+        "notes": _notes(units, full, len(rates)),
     }
 
 
-def _notes(ranking: Sequence[Standing], full: Standing | None, num_rates: int) -> list[str]:
+def _notes(units: Sequence[Standing], full: Standing | None, num_rates: int) -> list[str]:
     """What a reader of the ranking should know."""
     notes = []
-    used = sorted({s.learning_rate for s in ranking if s.learning_rate is not None})
+    used = sorted({s.learning_rate for s in units if s.learning_rate is not None})
     shown = ", ".join(f"{rate:g}" for rate in used)
     if num_rates == 1:
         notes.append(f"all units had one learning rate ({shown}); another may rank them otherwise")
     else:
         notes.append(f"each unit stands with the best of {num_rates} learning rates ({shown})")
-    level = sum(s.level_with_best for s in ranking[1:])
+    level = sum(s.level_with_best for s in units[1:])
     if level:
-        notes.append(f"{level} of the {len(ranking) - 1} others cannot be told from the best")
-    if not any(s.clear for s in ranking):
+        notes.append(f"{level} of the {len(units) - 1} others cannot be told from the best")
+    if not any(s.clear for s in units):
         notes.append("no gain is clearly above 0: more steps, seeds or problems may rank them")
     if full is not None and full.gain is not None and not full.clear:
         notes.append("full's gain is not clearly above 0, so shares of it are not given")
-    stopped = [(s.unit, text) for s in (*ranking, *([full] if full else [])) for text in s.failed]
+    stopped = [(s.unit, text) for s in (*units, *([full] if full else [])) for text in s.failed]
     return notes + [f"{unit}, {text}" for unit, text in stopped]
