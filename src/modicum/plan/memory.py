@@ -26,7 +26,7 @@ from modicum.config import TrainConfig
 from modicum.models.load import DTYPES
 from modicum.plan.live import peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
-from modicum.plan.trace import Held, Trace
+from modicum.plan.trace import ResidentBytes, Trace
 from modicum.updates.adalora import Ranks
 from modicum.updates.adapter import AdapterPrepared
 from modicum.updates.autofreeze import FreezingSchedule
@@ -180,7 +180,7 @@ def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) 
     return {"file": weights * stored.itemsize // wanted.itemsize}
 
 
-def _held(prepared: Prepared, config: TrainConfig, device: str) -> Held:
+def _held(prepared: Prepared, config: TrainConfig, device: str) -> ResidentBytes:
     schedule, rule, trainable = prepared.schedule, prepared.rule, prepared.trainable
     sizes = {name: schedule.size(name, p) for name, p in trainable.items()}
 
@@ -202,7 +202,7 @@ def _held(prepared: Prepared, config: TrainConfig, device: str) -> Held:
     if isinstance(schedule, SlimFitSchedule):
         made += active
     copies = next((n for kind, n in KEPT.items() if isinstance(schedule, kind)), 0)
-    return Held(
+    return ResidentBytes(
         optimizer=tuple(size for name in sorted(names) for size in moments(name)),
         schedule=MASTER * copies * active,
         gradients=2 * MASTER * active if schedule.ever_by_group else 0,

@@ -82,7 +82,11 @@ def analyse(found: Collected, folder: Path) -> dict[str, Any]:
 
 
 def _arm(
-    found: Collected, outcome: ArmRuns, control: ArmRuns, said: inference.Comparison, folder: Path
+    found: Collected,
+    outcome: ArmRuns,
+    control: ArmRuns,
+    said: inference.ArmComparison,
+    folder: Path,
 ) -> dict[str, Any]:
     arm = outcome.arm
     numbers = said.to_json()

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from modicum import stats
 from modicum.types import UserError
 
 Over = Literal["layers", "blocks", "parts"]
@@ -209,6 +208,8 @@ def _by_problem(runs: Sequence[TrialOutcome]) -> list[float]:
 
 
 def _band(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
+    from modicum import stats
+
     found = stats.paired_interval(after, before)
     return found.low, found.high
 

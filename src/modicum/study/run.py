@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modicum.runs import write_whole
-from modicum.study import cells, collect, cost, design, launch
+from modicum.study import cells, cost, design, launch
 from modicum.study.cell import RESULT, failure
 from modicum.study.cells import StudyBench
 from modicum.study.cost import CostEstimate
@@ -92,6 +92,8 @@ def analyse_study(study: Study | Path | str, out: Path | str = "", **how: Any) -
 
 def study_status(study: Study | Path | str, out: Path | str = "") -> dict[str, Any]:
     """How many tries and seeds of each arm are done, and what failed; takes no lock."""
+    from modicum.study import collect
+
     made, folder = _placed(study, out, begun=True)
     return collect.status(made, folder, len(cost.tries_of(made)))
 
@@ -99,7 +101,7 @@ def study_status(study: Study | Path | str, out: Path | str = "") -> dict[str, A
 def _analyse(bench: StudyBench) -> StudyOutcome:
     from modicum.report.study import page
     from modicum.report.study.analysis import parse
-    from modicum.study import analysis
+    from modicum.study import analysis, collect
 
     study, folder = bench.study, bench.folder
     found = parse(analysis.write(study, folder), str(folder / "analysis.json"))
@@ -144,8 +146,12 @@ def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> 
     if isinstance(study, Study):
         if not out:
             raise UserError("a study that is no file needs out, its folder")
+        try:
+            text = design.text(study)
+        except TypeError as error:
+            raise UserError(f"study: a setting is nothing that a file can hold: {error}") from None
         # A file has 1.0 where Python may have said 1, and its settings are checked.
-        made = design.parse(tomllib.loads(design.text(study)), "study")
+        made = design.parse(tomllib.loads(text), "study")
     else:
         path = Path(study)
         if path.is_dir():

@@ -47,7 +47,7 @@ Method = Callable[[Table, np.random.Generator], Difference]
 
 
 @dataclass(frozen=True)
-class Rates:
+class ErrorRates:
     """Shares of simulated studies; `width` is a difference, as a fraction."""
 
     scenario: str
@@ -108,13 +108,13 @@ def simulate(
     studies: int,
     rng: np.random.Generator,
     method: Method = two_level,
-) -> Rates:
+) -> ErrorRates:
     """The rates of one scenario over `studies` studies for each of the two true differences."""
     equal = [_study(scenario, seeds, 0.0, rng, method) for _ in range(studies)]
     below = [_study(scenario, seeds, -MARGIN - BEYOND, rng, method) for _ in range(studies)]
     kept = [share for _, share in equal + below if share is not None]
     same, lower = [found for found, _ in equal], [found for found, _ in below]
-    return Rates(
+    return ErrorRates(
         scenario=scenario.name,
         seeds=seeds,
         studies=studies,
@@ -153,7 +153,7 @@ class _Task:
     seed: tuple[int, ...]
 
 
-def _run(task: _Task) -> Rates:
+def _run(task: _Task) -> ErrorRates:
     rng = np.random.default_rng(task.seed)
     return simulate(task.scenario, task.seeds, task.studies, rng, METHODS[task.method])
 
@@ -170,7 +170,7 @@ COLUMNS = {
 }
 
 
-def table(found: Sequence[Rates]) -> str:
+def table(found: Sequence[ErrorRates]) -> str:
     """The rates as a Markdown table, in percent and points."""
     lines = [f"| scenario | {' | '.join(COLUMNS.values())} |", "| --- " * (len(COLUMNS) + 1) + "|"]
     for rates in found:
