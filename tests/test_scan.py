@@ -13,6 +13,7 @@ from scipy import special
 
 from helpers import Fails
 from modicum import cli, runs, train, updates
+from modicum.config import Held, Records, Sampling, Steps, TrainConfig
 from modicum.study.ranking import (
     Trial,
     TrialOutcome,
@@ -23,6 +24,7 @@ from modicum.study.ranking import (
     together,
     units,
 )
+from modicum.study.scan import Scan, run_scan
 from modicum.types import RunInterrupted, RunStopped, UserError
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -238,6 +240,34 @@ def test_a_scan_ranks_and_goes_on(
     assert cli.run([*first, "--best", "1"]) == 0
 
 
+def test_a_scan_from_python_in_processes_tries_again_only_what_is_asked(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config = TrainConfig(
+        model=str(folders["qwen2"]),
+        steps=1,
+        sampling=Sampling(max_tokens=6),
+        batch=Steps(prompts_per_step=2, group_size=2),
+        evaluation=Held(3, 1, eval_split="test"),
+        records=Records(anatomy=False),
+    )
+    design, out = Scan(over="blocks", blocks=2, seeds=1, best=1), tmp_path / "scan"
+    found = run_scan(design, config, out, launcher="processes")
+    assert [unit["unit"] for unit in found["units"]] == ["block 0", "block 1"]
+    assert (found["split"], found["full"]["unit"]) == ("tune", "full")
+    assert found["best"] in ("surgical(0, of=2)", "surgical(1, of=2)")
+    folder = out / "surgical-1--of-2-seed0"
+    (folder / "result.json").unlink()
+    (folder / "failed.json").write_text('{"error": "the loss was not finite"}')
+    again = run_scan(design, config, out, launcher="processes")
+    assert again["units"][-1]["failed"] == ("seed 0: the loss was not finite",)
+    assert again["best_units"] == ["block 0"]
+    once_more = run_scan(design, config, out, launcher="processes", retry_failed=True)
+    for unit in (*found["units"], *once_more["units"], found["full"], once_more["full"]):
+        del unit["seconds"]
+    assert once_more == found
+
+
 def test_parts_that_a_method_cannot_train_are_left_out(scanned: Callable[..., Any]) -> None:
     found = scanned(
         *("--over", "parts", "--method", "lora(rank=1)", "--no-full", "--keep", "--best", "9"),
@@ -263,3 +293,7 @@ def test_a_scan_that_cannot_be_is_one_line(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
     assert "is no scan" in fails(*start, "--out", str(tmp_path / "other"), "--overwrite")
+    assert "must be" in fails(*start, "--rates", "1e-3", "-1")
+    assert "unknown" in fails(*start, "--reward", "acuracy")
+    assert "one at a time" in fails(*start, "--jobs", "2")
+    assert not (tmp_path / "scan").exists()

@@ -163,6 +163,7 @@ def test_what_a_design_made_in_python_says_wrong_is_one_line(tmp_path: Path) -> 
         (replace(made, base={"steps": 3}), "x", "steps is the study's to say"),
         (replace(made, base={"modle": "x"}), "x", "unknown key 'modle'; did you mean 'model'"),
         (replace(made, base={"model": object()}), "x", "nothing that a file can hold"),
+        (replace(made, base={"model": None}), "x", "nothing that a file can hold"),
         (replace(made, extra={"last(1)": {"reward": "acuracy"}}), "x", r"arm last\(1\): .*acuracy"),
     ):
         with pytest.raises(UserError, match=message):

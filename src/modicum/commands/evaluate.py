@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from modicum.config import Compute, Sampling, Trust, at_least, from_mapping
 from modicum.options import Parser, add_options, given, merge, show
@@ -71,7 +71,7 @@ def run(args: list[str]) -> int:
     if found.run:
         past = past_config(Path(found.run))
         own = {"task": past.task, "model": past.model}
-        own |= {"sampling": _table(past.sampling), "compute": _table(past.compute)}
+        own |= {"sampling": dict(vars(past.sampling)), "compute": dict(vars(past.compute))}
         options = from_mapping(Options, merge(own, tables), "options")
         session = reload(Path(found.run), options.compute)
         engine, loaded = session.engine, session.loaded
@@ -98,7 +98,7 @@ def run(args: list[str]) -> int:
         )
     finally:
         display.close()
-    values = {"model": name, **result.to_json(), "sampling": _table(options.sampling)}
+    values = {"model": name, **result.to_json(), "sampling": dict(vars(options.sampling))}
     if folder is not None:
         folder.write("evaluation.json", values)
     for note in tasks.notes(task):
@@ -141,7 +141,3 @@ def text_of(name: str, found: Evaluation, sampling: Sampling) -> str:
 
 def _line(name: str, mean: float, low: float, high: float) -> str:
     return f"{name:<9} {mean:.1%}  [{low:.1%}, {high:.1%}]"
-
-
-def _table(section: Any) -> dict[str, Any]:
-    return dict(vars(section))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
-from typing import Any
+from argparse import ArgumentTypeError
+from dataclasses import dataclass
 
 from modicum.commands.study import Printed
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig, from_mapping
-from modicum.options import Parser, add_options, given
+from modicum.options import Parser, add_options, given, show
 from modicum.study.scan import Scan, run_scan
 from modicum.types import UserError
 
@@ -42,7 +41,12 @@ def run(args: list[str]) -> int:
     parser = Parser("scan", SUMMARY, EXAMPLES)
     add_sources(parser)
     parser.add_argument(
-        "--rates", nargs="+", metavar="X", help="learning rates that every unit is tried with"
+        "--rates",
+        nargs="+",
+        metavar="X",
+        type=_rate,
+        default=[],
+        help="learning rates that every unit is tried with",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the scan in --out")
     for cls, title in ((Scan, "scan"), (Options, "runs"), (TrainConfig, "run")):
@@ -50,8 +54,10 @@ def run(args: list[str]) -> int:
     found = parser.read(args)
     scan = from_mapping(Scan, given(Scan, found), "options")
     options = from_mapping(Options, given(Options, found), "options")
-    config, rates = _settings(found)
     said = given(TrainConfig, found)
+    if "update" in said:
+        raise UserError("scan says itself what trains; --method says what is put there")
+    config = settings(found, {})
     out = said.get("out", "runs/scan")
     # Recipes and the configs of runs say `test`, but nothing may be chosen on it.
     split = said.get("evaluation", {}).get("eval_split", "tune")
@@ -59,38 +65,26 @@ def run(args: list[str]) -> int:
         scan,
         config,
         out,
-        rates,
+        found.rates,
         split=split,
         overwrite=found.overwrite,
         observer=Printed(),
         **vars(options),
     )
-    if found.json:
-        print(json.dumps(result))
-        return 0
+    if not found.json:
+        from modicum.report import gains
 
-    from modicum.report import gains
-
-    gains.show(result)
-    for text in result["notes"]:
-        print(f"note: {text}")
-    print(f"best {len(result['best_units'])}: {result['best']}")
-    print(f"files: {out}/scan.json, scan.png, scan.svg")
+        gains.show(result)
+    lines = [f"note: {text}" for text in result["notes"]]
+    lines.append(f"best {len(result['best_units'])}: {result['best']}")
+    lines.append(f"files: {out}/scan.json, scan.png, scan.svg")
+    show(found.json, result, "\n".join(lines))
     return 0
 
 
-def _settings(found: Any) -> tuple[TrainConfig, list[float]]:
-    """The settings of all runs, and the rates to try."""
-    if "update" in given(TrainConfig, found):
-        raise UserError("scan says itself what trains; --method says what is put there")
-    config = settings(found, {})
-    if config.optimizer.learning_rate is not None and found.rates:
-        raise UserError("--rates and --learning-rate exclude each other")
-    rates: list[float] = []
-    for text in found.rates or []:
-        try:
-            rates.append(float(text))
-        except ValueError:
-            raise UserError(f"--rates takes numbers such as 1e-4, not {text!r}") from None
-        replace(config.optimizer, learning_rate=rates[-1])  # checks its range
-    return config, rates
+def _rate(text: str) -> float:
+    """A learning rate; its range is checked where it is used."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"numbers such as 1e-4, not {text!r}") from None

@@ -36,12 +36,23 @@ class StudyBench(Bench):
         """All arms, the control first."""
         return design.arms(self.study)
 
+    def config(
+        self, arm: PlannedArm, seed: int, path: str, rate: float | None, share: float = 1.0
+    ) -> TrainConfig:
+        """The settings of a run of an arm in a `path` under the folder."""
+        return design.config(self.study, arm, seed, self.folder / path, rate, share)
 
-def default_rate(study: Study, arm: PlannedArm, folder: Path) -> float:
+    def cell(self, label: str, config: TrainConfig, split: str, keep: bool = False) -> Cell:
+        """A run judged on a split, with the base's evaluation on it."""
+        base = str(self.folder / "cells" / f"base-{split}")
+        return Cell(label, _held(self.study, config, split), base, keep)
+
+
+def default_rate(bench: StudyBench, arm: PlannedArm) -> float:
     """The default learning rate of an arm's update, or the one its settings name."""
     from modicum import recipes, updates
 
-    config = design.config(study, arm, 0, folder, None)
+    config = bench.config(arm, 0, "", None)
     return config.optimizer.learning_rate or recipes.default_learning_rate(
         config.model, updates.parse(config.update)
     )
@@ -49,9 +60,7 @@ def default_rate(study: Study, arm: PlannedArm, folder: Path) -> float:
 
 def base_cell(bench: StudyBench, split: str) -> Cell:
     """The evaluation of the untrained model on a split."""
-    config = design.config(
-        bench.study, bench.arms[0], 0, bench.folder / f"cells/base-{split}", None
-    )
+    config = bench.config(bench.arms[0], 0, f"cells/base-{split}", None)
     return Cell(f"base on the {split} split", _held(bench.study, config, split))
 
 
@@ -69,16 +78,15 @@ def probe_cells(bench: StudyBench) -> list[Cell]:
     """A few steps of every arm at its default rate."""
     found = []
     for arm in bench.arms:
-        folder = bench.folder / "cells" / "probe" / arm.slug
-        rate = default_rate(bench.study, arm, folder)
-        config = design.config(bench.study, arm, bench.study.tuning.seed, folder, rate)
+        rate, seed = default_rate(bench, arm), bench.study.tuning.seed
+        config = bench.config(arm, seed, f"cells/probe/{arm.slug}", rate)
         config = replace(
             config,
             steps=min(PROBE_STEPS, config.steps),
             evaluation=Held(eval_problems=0),
             records=replace(config.records, anatomy=False),
         )
-        found.append(Cell(f"probe {arm.name}", config, base=str(_base(bench, "test"))))
+        found.append(bench.cell(f"probe {arm.name}", config, "test"))
     return found
 
 
@@ -86,7 +94,7 @@ def tune(bench: StudyBench) -> dict[str, Choice]:
     """The rate of every arm, by name; runs the tries that are missing."""
     study = bench.study
     tuned = [arm for arm in bench.arms if not arm.placebo]
-    defaults = {arm.name: default_rate(study, arm, bench.folder) for arm in tuned}
+    defaults = {arm.name: default_rate(bench, arm) for arm in tuned}
     rounds: dict[str, list[list[RateTry]]] = {arm.name: [] for arm in tuned}
     for number, share in enumerate(tuning.shares(study)):
         tries = {
@@ -98,7 +106,7 @@ def tune(bench: StudyBench) -> dict[str, Choice]:
         cells = [_tuning_cell(bench, arm, entry) for arm in tuned for entry in tries[arm.name]]
         bench.run(cells)
         for arm in tuned:
-            rounds[arm.name].append([_outcome(bench, entry) for entry in tries[arm.name]])
+            rounds[arm.name].append([_tried(bench, entry) for entry in tries[arm.name]])
     found = {a.name: tuning.choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
     control = found[study.control]
     found |= {a.name: Choice(control.rate, False) for a in bench.arms if a.placebo}
@@ -108,21 +116,11 @@ def tune(bench: StudyBench) -> dict[str, Choice]:
 
 
 def _tuning_cell(bench: StudyBench, arm: PlannedArm, entry: RateTry) -> Cell:
-    study = bench.study
-    folder = bench.folder / entry.folder
-    config = design.config(study, arm, study.tuning.seed, folder, entry.rate, entry.share)
-    return Cell(
-        f"tuning {arm.name} at {entry.rate:.2g}",
-        _held(study, config, "tune"),
-        base=str(_base(bench, "tune")),
-    )
+    config = bench.config(arm, bench.study.tuning.seed, entry.folder, entry.rate, entry.share)
+    return bench.cell(f"tuning {arm.name} at {entry.rate:.2g}", config, "tune")
 
 
-def _base(bench: StudyBench, split: str) -> Path:
-    return bench.folder / "cells" / f"base-{split}"
-
-
-def _outcome(bench: StudyBench, entry: RateTry) -> RateTry:
+def _tried(bench: StudyBench, entry: RateTry) -> RateTry:
     folder = bench.folder / entry.folder
     if not (folder / RESULT).is_file():
         return replace(entry, failed=failure(folder) or "it has not run")
@@ -134,11 +132,9 @@ def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
     found = []
     for seed in bench.study.seeds:
         for arm in bench.arms:
-            folder = bench.folder / "cells" / "final" / arm.slug / f"seed-{seed}"
-            config = design.config(bench.study, arm, seed, folder, choices[arm.name].rate)
-            label = f"{arm.name}, seed {seed}"
-            base = str(_base(bench, "test"))
-            found.append(Cell(label, _held(bench.study, config, "test"), base, bench.study.keep))
+            path = f"cells/final/{arm.slug}/seed-{seed}"
+            config = bench.config(arm, seed, path, choices[arm.name].rate)
+            found.append(bench.cell(f"{arm.name}, seed {seed}", config, "test", bench.study.keep))
     return found
 
 

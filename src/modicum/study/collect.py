@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from modicum.runs import read_lines
 from modicum.study import design
-from modicum.study.cell import BASE, FAILED, RESULT, failure, read_json
+from modicum.study.cell import BASE, RESULT, failure, read_json
 from modicum.study.design import PlannedArm, Study
 from modicum.types import UserError
 
@@ -180,19 +180,13 @@ def status(study: Study, folder: Path, tries: int) -> dict[str, Any]:
     """How many tries and seeds of each arm are done, and what failed."""
     rows = {}
     for arm in design.arms(study):
-        paths = final(study, folder, arm)
-        tuned = list((folder / "cells" / "tune" / arm.slug).glob(f"*/{RESULT}"))
-        outcome = _outcome(study, arm, folder, {})
+        seeds = {f"seed {seed}": path for seed, path in final(study, folder, arm).items()}
+        tuned = {path.name: path for path in sorted((folder / "cells/tune" / arm.slug).glob("*"))}
         rows[arm.name] = {
-            "tuned": len(tuned),
+            "tuned": sum((path / RESULT).is_file() for path in tuned.values()),
             "tries": 0 if arm.placebo else tries,
-            "done": len(outcome.scores),
-            "seeds": len(paths),
-            "failed": [*outcome.failed, *_failed_tries(folder, arm)],
+            "done": sum((path / RESULT).is_file() for path in seeds.values()),
+            "seeds": len(seeds),
+            "failed": [f"{n}: {failure(p)}" for n, p in (seeds | tuned).items() if failure(p)],
         }
     return {"arms": rows, "folder": str(folder)}
-
-
-def _failed_tries(folder: Path, arm: PlannedArm) -> Sequence[str]:
-    paths = sorted((folder / "cells" / "tune" / arm.slug).glob(f"*/{FAILED}"))
-    return [f"{path.parent.name}: {failure(path.parent)}" for path in paths]

@@ -147,11 +147,11 @@ def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> 
         if not out:
             raise UserError("a study that is no file needs out, its folder")
         try:
-            text = design.text(study)
-        except TypeError as error:
+            tables = tomllib.loads(design.text(study))
+        except (TypeError, ValueError) as error:
             raise UserError(f"study: a setting is nothing that a file can hold: {error}") from None
         # A file has 1.0 where Python may have said 1, and its settings are checked.
-        made = design.parse(tomllib.loads(text), "study")
+        made = design.parse(tables, "study")
     else:
         path = Path(study)
         if path.is_dir():

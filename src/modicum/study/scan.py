@@ -89,38 +89,31 @@ def run_scan(
     config = replace(config, evaluation=replace(config.evaluation, eval_split=split))
     if not config.evaluation.eval_problems:
         raise UserError("scan ranks by held-out accuracy: eval_problems must be at least 1")
+    if config.optimizer.learning_rate is not None and rates:
+        raise UserError("--rates and --learning-rate exclude each other")
     chosen, notes = _fitting(scan, config)
     seeds = range(config.seed, config.seed + scan.seeds)
     expressions = {unit.label: scan.update(unit.place) for unit in chosen}
-    trials = list(
-        ranking.plan(
-            expressions | ({FULL: FULL} if scan.full else {}), seeds, list(rates) or [None]
-        )
-    )
-    check_expressions(_config(trials[0], config, Path()))
+    expressions |= {FULL: FULL} if scan.full else {}
+    trials = list(ranking.plan(expressions, seeds, list(rates) or [None]))
     root, how = Path(out), launch.named(launcher, jobs)
+    base = Cell(f"base on the {split} split", _config(trials[0], config, root / f"base-{split}"))
+    check_expressions(base.config)
+    cells = {
+        trial: Cell(
+            f"{trial.update}, seed {trial.seed}",
+            _config(trial, config, root / trial.name),
+            str(base.folder),
+            scan.keep,
+        )
+        for trial in trials
+    }
     with launch.locked(root, "scan"):
         _begin(root, config, overwrite)
-        bench = Bench(
-            folder=root,
-            launcher=how,
-            observer=observer or StudyObserver(),
-            retry_failed=retry_failed,
-        )
-        base = Cell(
-            f"base on the {split} split", _config(trials[0], config, root / f"base-{split}")
-        )
+        told = observer or StudyObserver()
+        bench = Bench(folder=root, launcher=how, observer=told, retry_failed=retry_failed)
         bench.evaluate(base)
-        bench.observer.say(f"scan: {len(trials)} runs of {config.steps} steps in {root}")
-        cells = {
-            trial: Cell(
-                f"{trial.update}, seed {trial.seed}",
-                _config(trial, config, root / trial.name),
-                str(base.folder),
-                scan.keep,
-            )
-            for trial in trials
-        }
+        told.say(f"scan: {len(cells)} runs of {config.steps} steps in {root}")
         bench.run(list(cells.values()))
         outcomes = [_outcome(trial, cell) for trial, cell in cells.items()]
         found = _result(scan, config, chosen, outcomes, read_json(base.folder / BASE))
