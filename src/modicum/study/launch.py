@@ -47,7 +47,7 @@ class Launcher(ABC):
     jobs: int = 1
     """Cells at the same time."""
     threads: int = 0
-    """Of each cell; 0 leaves them as they are."""
+    """Of each cell; 0 leaves them as they are here, and shares out the cores elsewhere."""
     isolated: ClassVar[bool]
     """Whether a cell that takes its process along fails alone."""
 
