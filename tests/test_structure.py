@@ -46,7 +46,6 @@ ORDER = [
     "training",
     "export",
     "display",
-    "scan",
     "study",
     "commands",
     "cli",
@@ -74,7 +73,6 @@ NO_TORCH = [
         "rewards",
         "curricula",
         "recipes",
-        "scan",
         "cli",
     ),
 ]
