@@ -24,7 +24,7 @@ from modicum.config import Held, Sampling, Steps, TrainConfig
 from modicum.plan import hardware
 from modicum.plan.shapes import Lengths
 from modicum.report.study import families, page, read
-from modicum.report.study.analysis import Arm
+from modicum.results import ArmResult
 from modicum.study import analysis, design
 from modicum.study.run import check_arms
 from modicum.training import checkpoint
@@ -179,5 +179,5 @@ def test_a_study_of_it_has_its_colour(tmp_path: Path, monkeypatch: pytest.Monkey
     found = read.load(tmp_path)
     look = families.family(found.analysis, found.analysis.arms[1])
     assert (look.name, look.marker) == ("adapters", families.KINDS["adapters"].marker)
-    assert families.family(found.analysis, Arm("a", "a", "")).name == "other settings"
+    assert families.family(found.analysis, ArmResult("a", "a", "")).name == "other settings"
     assert USUAL in page.write(tmp_path, tmp_path / "report.html").read_text()

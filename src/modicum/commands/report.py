@@ -41,7 +41,7 @@ def run(args: list[str]) -> int:
     if studies and len(folders) > 1:
         raise UserError(f"{studies[0]} is a study: it gets a report of its own")
 
-    from modicum.report import frame, page, read, tables
+    from modicum.report import output, page, read, tables
     from modicum.report.study import page as study_page
 
     out = options.out or (None if len(folders) == 1 else "report.html")
@@ -49,7 +49,7 @@ def run(args: list[str]) -> int:
         study_page.write(folders[0], Path(out) if out else None, options.title or None)
     else:
         page.write(folders, out, options.title or "modicum report")
-    places = frame.places(folders[0], out)
+    places = output.places(folders[0], out)
     paths = {"report": places.page, "markdown": places.markdown, "figures": places.figures}
     values: dict[str, Any] = {name: str(path) for name, path in paths.items()}
     if not studies and not found.json:
