@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,12 @@ import torch
 from inputs import write_problems, write_small_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from modicum import machine, rewards, session, step
+from modicum import machine, rewards
 from modicum.engine import logprobs
 from modicum.engine.base import tokens_of
+from modicum.training import session, step
 from modicum.types import Batch
-from modicum.updates.preview import backward_products
+from modicum.updates.products import backward_products
 
 HERE = Path(__file__).parent
 
@@ -80,7 +80,7 @@ def train_once(made: session.Session, batch: Batch, count: bool) -> dict[str, Ph
     """The phases of training on a batch: reference, forward, backward; in micro-batches of all."""
     names = ("reference", "forward", "backward", "optimizer")
     totals = {name: Phase(False) for name in names}
-    engine, sampling = made.engine, made.config.sampling
+    engine, sampling = made.policy.scorer, made.config.sampling
     size = made.config.batch.micro_batch
 
     @contextmanager
@@ -101,7 +101,7 @@ def train_once(made: session.Session, batch: Batch, count: bool) -> dict[str, Ph
             hidden_NH = engine.hidden(pack, trunk)
         with phase("backward"):  # of the head's chunks their forward too
             logprobs.backward(engine, hidden_NH, tokens_N, sampling, lambda p, _: p.mean())
-        made.masters.collect()
+        made.optimization.masters.collect()
     with phase("optimizer"):
         step.optimizer_step(made, 0.0)
     return totals
@@ -112,13 +112,12 @@ def modelled(made: session.Session, batch: Batch, num_tokens: int) -> float:
 
     The head meets the completion tokens alone; its forward is run inside the same phase.
     """
-    prepared, decoder = made.prepared, made.engine.decoder  # type: ignore[attr-defined]
+    prepared, decoder = made.prepared, made.policy.scorer.decoder  # type: ignore[attr-defined]
     predicted = sum(len(row.tokens) for row in batch.rows)
     total = 2.0 * decoder.head.weight.numel() * predicted
-    found = backward_products(prepared.model, prepared.trainable, decoder.num_layers)
-    for _, layer, products in found:
-        tokens = predicted if layer is decoder.head else num_tokens
-        total += 2.0 * products * layer.weight.numel() * tokens
+    for product in backward_products(prepared, prepared.trainable, decoder.num_layers):
+        tokens = predicted if product.module is decoder.head else num_tokens
+        total += 2.0 * product.passes * product.numbers * tokens
     return total
 
 
@@ -128,15 +127,14 @@ def measure(job: dict[str, Any], counts: list[int], repeat: int, rate: float) ->
     for count in counts:
         update = f"last({count})" if count else "full"
         made = session.prepare(modicum_worker.config_of(job | {"update": update}))
-        made.loaded = replace(made.loaded, end_tokens=())
+        made.policy.sampler.end_tokens = ()  # type: ignore[attr-defined]
         with FlopCounterMode(display=False) as counter:
             groups = step.sample_groups(made, 0)
         began = time.perf_counter()
         groups = step.sample_groups(made, 0)
         sampling = time.perf_counter() - began
-        scores = step.score(made, groups)
-        totals_PG = torch.tensor([[made.reward.total(s) for s in row] for row in scores])
-        batch = step.make_batch(made, groups, totals_PG)
+        _, rewards_PG = step.score(made.task, made.reward, groups, [])
+        batch = step.make_batch(made.objective, groups, rewards_PG)
         counted = train_once(made, batch, count=True)
         timed = [train_once(made, batch, count=False) for _ in range(repeat)]
         num_tokens = sum(len(g.prompt) for g in groups)
@@ -152,8 +150,8 @@ def measure(job: dict[str, Any], counts: list[int], repeat: int, rate: float) ->
             {
                 "model": Path(job["model"]).name,
                 "update": update,
-                "layers": count or made.engine.decoder.num_layers,  # type: ignore[attr-defined]
-                "num_layers": made.engine.decoder.num_layers,  # type: ignore[attr-defined]
+                "layers": count or made.policy.scorer.decoder.num_layers,  # type: ignore[attr-defined]
+                "num_layers": made.policy.scorer.decoder.num_layers,  # type: ignore[attr-defined]
                 "training_seconds": training,
                 "phases": {n: {"seconds": s, "flops": f} for n, (s, f) in phases.items()},
                 "matrix_share": {n: f / s / rate for n, (s, f) in phases.items() if f},

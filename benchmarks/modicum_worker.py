@@ -21,9 +21,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from modicum import machine, rewards, runs, session, train
+from modicum import curricula, machine, rewards, runs
 from modicum.config import Compute, Held, Records, Sampling, Steps, TrainConfig
 from modicum.tasks.prompts import encode
+from modicum.training import loop, session
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ def config_of(job: dict[str, Any]) -> TrainConfig:
 
 def prompts_of(made: session.Session) -> list[list[str]]:
     """The prompts of every step as texts that encode to themselves."""
-    config, tokenizer = made.config, made.loaded.tokenizer
+    config, tokenizer = made.config, made.policy.tokenizer
     every = []
-    for step in range(config.steps):
-        count = config.batch.prompts_per_step
-        problems = made.curriculum.problems(made.task, config.seed, step, count)
+    order = curricula.parse(config.curriculum).begin(made.task, config.seed)
+    for _ in range(config.steps):
+        problems = order.next(config.batch.prompts_per_step, 0.0)
         ids = [encode(p, tokenizer, config.sampling) for p in problems]
         texts = [tokenizer.decode(found) for found in ids]
         assert [tuple(tokenizer(text)["input_ids"]) for text in texts] == ids
@@ -83,11 +84,11 @@ def main() -> None:
     rewards.REWARDS["checksum"] = Checksum
     made = session.prepare(config_of(job))
     # Never ends early: every completion has the full length.
-    made.loaded = replace(made.loaded, end_tokens=())
+    made.policy.sampler.end_tokens = ()  # type: ignore[attr-defined]
     run = runs.Run.create(Path(job["out"]), "", overwrite=True)
     packages = ("torch", "transformers", "peft")
     prompts = prompts_of(made)
-    ids = [made.loaded.tokenizer(text)["input_ids"] for step in prompts for text in step]
+    ids = [made.policy.tokenizer(text)["input_ids"] for step in prompts for text in step]
     ready = {
         "prompts": prompts,
         "prompt_tokens": round(sum(map(len, ids)) / len(ids)),
@@ -99,7 +100,7 @@ def main() -> None:
         if not sys.stdin.readline():
             return
         began = time.perf_counter()
-        metrics = train.run_step(made, run, step)
+        metrics = loop.run_step(made, run, step)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         line = {

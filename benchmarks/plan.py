@@ -141,7 +141,7 @@ def config_of(row: Row) -> Any:
 def measure(row: Row) -> tuple[Row, dict[str, Any]]:
     """Run a row; bytes above the start, and the lengths of completions."""
     from modicum import runs
-    from modicum.train import train
+    from modicum.training.loop import train
     from modicum.types import UserError
 
     config = config_of(row)

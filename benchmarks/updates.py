@@ -91,8 +91,8 @@ def run(cell: Cell) -> tuple[Cell, dict[str, Any]]:
     """Train and evaluate a cell; what went wrong is kept as `error`."""
     from modicum import tasks
     from modicum.evaluate import evaluate
-    from modicum.session import reload
-    from modicum.train import train
+    from modicum.training.checkpoint import reload
+    from modicum.training.loop import train
     from modicum.types import RunStopped, UserError
 
     path = Path(cell.folder) / "cell.json"
@@ -103,8 +103,7 @@ def run(cell: Cell) -> tuple[Cell, dict[str, Any]]:
         result = train(config, overwrite=True)
         made = reload(Path(cell.folder))
         found = evaluate(
-            made.engine,
-            made.loaded,
+            made.policy,
             tasks.parse(config.task),
             config.sampling,
             split=cell.split,
@@ -123,7 +122,7 @@ def run(cell: Cell) -> tuple[Cell, dict[str, Any]]:
 def measure(update: str) -> tuple[str, dict[str, Any]]:
     """Seconds a step (median) and the process's peak memory of a short run."""
     from modicum import runs
-    from modicum.train import train
+    from modicum.training.loop import train
     from modicum.types import UserError
 
     folder = f"runs/updates/time/{slug(update)}"
@@ -201,7 +200,7 @@ def finals(chosen: dict[str, tuple[Cell, bool]], options: argparse.Namespace) ->
 def run_all(cells: list[Cell], jobs: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """The cells, each in a fresh process, so many at a time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["modicum.train", "modicum.evaluate", "peft"])
+    context.set_forkserver_preload(["modicum.training.loop", "modicum.evaluate", "peft"])
     began = time.perf_counter()
     with context.Pool(jobs, maxtasksperchild=1) as pool:
         for number, (cell, row) in enumerate(pool.imap_unordered(run, cells, chunksize=1), 1):
@@ -279,7 +278,7 @@ def main() -> None:
     kept = json.loads(store.read_text()) if store.exists() else {"rows": [], "times": {}}
     if options.time:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["modicum.train", "peft"])
+        context.set_forkserver_preload(["modicum.training.loop", "peft"])
         with context.Pool(1, maxtasksperchild=1) as pool:
             for update, found in pool.imap(measure, updates, chunksize=1):
                 kept["times"][update] = found

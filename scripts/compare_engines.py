@@ -18,7 +18,7 @@ from typing import Any
 
 from modicum import recipes, runs
 from modicum.config import Compute
-from modicum.train import train
+from modicum.training.loop import train
 
 
 def run(update: str, seed: int, kind: Any, out: Path) -> tuple[dict[str, Any], list[float]]:

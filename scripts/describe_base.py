@@ -14,8 +14,7 @@ from collections.abc import Sequence
 
 from modicum import stats, tasks
 from modicum.config import Sampling
-from modicum.engine import make
-from modicum.engine.rollout import rollout
+from modicum.engine import policy_of
 from modicum.evaluate import held_out
 from modicum.models.load import load
 from modicum.tasks.prompts import encode
@@ -53,7 +52,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     options = parser.parse_args()
     loaded, sampling = load(options.model), Sampling()
-    engine = make(loaded.model, loaded.device)
+    policy = policy_of(loaded)
     print("| task | sampled | greedy | works | right if it works | at once | right if at once |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in TASKS:
@@ -61,8 +60,8 @@ def main() -> None:
         problems = held_out(task, "test", options.problems)
         prompts = [encode(p, loaded.tokenizer, sampling) for p in problems]
         keys = [("describe", index) for index in range(len(problems))]
-        drawn = rollout(engine, loaded, prompts, keys, options.samples, sampling)
-        greedy = rollout(engine, loaded, prompts, keys, 1, Sampling(temperature=0.0))
+        drawn = policy.sample(prompts, keys, options.samples, sampling)
+        greedy = policy.sample(prompts, keys, 1, Sampling(temperature=0.0))
         pairs = [(p, c) for p, group in zip(problems, drawn, strict=True) for c in group]
         right = {id(c): task.grade(p, c.text).strict for p, c in pairs}
         means = [sum(right[id(c)] for c in group) / len(group) for group in drawn]

@@ -16,7 +16,7 @@ from pathlib import Path
 from modicum import recipes
 from modicum.config import Held
 from modicum.evaluate import Evaluation
-from modicum.train import train
+from modicum.training.loop import train
 from modicum.types import RunStopped
 
 

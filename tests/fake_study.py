@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from modicum import updates
+
 TOTAL, BASE, MARGIN = 997_760, 0.349, 0.02
 LAYERS, PROBLEMS, RATES = 6, 256, (2e-4, 4e-4, 8e-4, 1.6e-3)
 LEVELS = {"2": 40, "3": 56, "4": 60, "5": 56, "6": 44}
@@ -127,6 +129,7 @@ def describe(fake: Fake, scores: np.ndarray, control: np.ndarray, seeds: int) ->
         "settings": {"update": "full", "reward": "random"}
         if fake.reward == "random"
         else {"update": fake.name},
+        "kind": updates.parse("full" if fake.reward == "random" else fake.name).kind,
         "learning_rate": RATES[-1] if fake.edge else RATES[1],
         "rate_at_edge": fake.edge,
         "tries": [tried(fake, number, rate) for number, rate in enumerate(RATES)],

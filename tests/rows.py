@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from helpers import engine_of
-from modicum import session
 from modicum.engine.logprobs import logprobs
+from modicum.training import session
 from modicum.types import Batch, Row
 
 IDS = torch.tensor([[40, 41, 42, 43, 44, 45], [50, 51, 52, 53, 54, 55]])
@@ -25,7 +25,7 @@ def batch_of(made: session.Session) -> Batch:
         engine = engine_of(made.prepared.model)
         old = logprobs(engine, bare, made.config.sampling)[0].view(4, 4).tolist()
     rows = [replace(row, logprobs=tuple(line)) for row, line in zip(bare, old, strict=True)]
-    return Batch(tuple(rows), 4, 16)
+    return Batch(tuple(rows), 4, 16, frozenset({0, 1}))
 
 
 # The contract of every member ------------------------------------------------------------

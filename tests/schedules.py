@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from conftest import random_model
-from modicum import session, step, updates
+from modicum import updates
 from modicum.config import Compute, Optimizer, TrainConfig
-from modicum.session import Session
+from modicum.training import session, step
+from modicum.training.session import Session
 from modicum.types import Batch, Row
 
 ROWS = tuple(
     Row((40, 41 + i // 2), (50 + i, 60), (-5.5, -5.5), (-1.0) ** i, group=i // 2) for i in range(4)
 )
-BATCH = Batch(ROWS, 4, 8)
+BATCH = Batch(ROWS, 4, 8, frozenset({0, 1}))
 
 
 def session_of(folder: Path, update: str, dtype: Any = "fp32", rate: float = 1e-3, kl: float = 0):

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from modicum import cli, session
+from modicum import cli
 from modicum.config import Compute, Optimizer, TrainConfig
 from modicum.export import adapter_of, export_adapter, export_merged
 from modicum.models.load import load
-from modicum.train import train
+from modicum.training import checkpoint, session
+from modicum.training.loop import train
 from modicum.types import UserError
 from modicum.updates import UPDATES
 from modicum.updates.adapter import Adapter
@@ -62,7 +63,7 @@ def test_every_adapter_is_exported(text: str, folders: dict[str, Path], tmp_path
     made = session_of(text, folders)
     policy = logits(made.prepared.model)
     adapter = adapter_of(made.prepared, tmp_path, text)
-    export_adapter(adapter, made.loaded, base_of(folders), tmp_path)
+    export_adapter(adapter, made.policy, base_of(folders), tmp_path)
     base = base_of(folders)
     before = logits(base)
     found = logits(PeftModel.from_pretrained(base, str(tmp_path)))
@@ -79,9 +80,9 @@ def test_a_bf16_run_is_exported_both_ways(
     moved = float((logits(made.prepared.model) - logits(base_of(folders, "bf16"))).abs().max())
     adapter = adapter_of(made.prepared, tmp_path, text)
     base = base_of(folders, "bf16")
-    assert export_adapter(adapter, made.loaded, base, tmp_path / "adapter") < 1e-2 * moved
+    assert export_adapter(adapter, made.policy, base, tmp_path / "adapter") < 1e-2 * moved
     made = session_of(text, folders, "bf16")
-    assert export_merged(made.prepared, made.loaded, tmp_path / "merged") < 1e-2 * moved
+    assert export_merged(made.prepared, made.policy, tmp_path / "merged") < 1e-2 * moved
 
 
 def test_what_cannot_be_exported_as_an_adapter_says_so(
@@ -115,7 +116,7 @@ def test_a_pissa_run_is_exported_for_the_base_as_it_is(
     assert cli.run(["export", config.out, "--out", str(out), "--format", "adapter"]) == 0
     saved = json.loads((out / "adapter_config.json").read_text())
     assert (saved["r"], saved["init_lora_weights"]) == (4, True)
-    policy = logits(session.reload(Path(config.out)).prepared.model)
+    policy = logits(checkpoint.reload(Path(config.out)).prepared.model)
     base = base_of(folders)
     before = logits(base)
     found = logits(PeftModel.from_pretrained(base, str(out)))

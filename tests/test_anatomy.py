@@ -16,7 +16,7 @@ from modicum import anatomy
 from modicum.config import Compute, Optimizer, Records, TrainConfig
 from modicum.report import frame, maps, weights, write
 from modicum.report import load as load_run
-from modicum.train import train
+from modicum.training.loop import train
 from modicum.types import UserError
 from modicum.updates.layout import Place
 

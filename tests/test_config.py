@@ -325,7 +325,7 @@ def test_options_beat_the_file_and_the_file_beats_the_defaults(
         seen.append(config)
         raise UserError("seen")
 
-    monkeypatch.setattr("modicum.train.train", catch)
+    monkeypatch.setattr("modicum.training.loop.train", catch)
     path = tmp_path / "my.toml"
     path.write_text("steps = 5\nseed = 6\n[batch]\ngroup_size = 3\nmicro_batch = 9\n")
     with pytest.raises(UserError, match="seen"):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers import Fails, engine_of
+from helpers import Fails
 from modicum import cli, stats, tasks
 from modicum.config import Sampling
+from modicum.engine import policy_of
 from modicum.evaluate import evaluate, grade, held_out
 from modicum.models.load import Loaded, load
 from modicum.runs import read_lines
@@ -28,9 +29,7 @@ def tiny() -> Loaded:
 def test_the_same_however_it_is_batched(tiny: Loaded) -> None:
     task = tasks.parse("arithmetic(terms=2, digits=1)")
     found = [
-        evaluate(
-            engine_of(tiny.model), tiny, task, SHORT, num_problems=9, samples=2, rollout_batch=size
-        )
+        evaluate(policy_of(tiny, rollout_batch=size), task, SHORT, num_problems=9, samples=2)
         for size in (1, 6, 512)
     ]
     assert found[0].scores == found[1].scores == found[2].scores
@@ -40,17 +39,14 @@ def test_the_same_however_it_is_batched(tiny: Loaded) -> None:
 def test_the_noise_seed_changes_samples_and_not_problems(tiny: Loaded) -> None:
     task = tasks.parse("arithmetic")
     one, two = (
-        evaluate(engine_of(tiny.model), tiny, task, SHORT, num_problems=24, samples=4, seed=s)
-        for s in (0, 1)
+        evaluate(policy_of(tiny), task, SHORT, num_problems=24, samples=4, seed=s) for s in (0, 1)
     )
     assert one.greedy == two.greedy
     assert one.scores != two.scores
 
 
 def test_json_gives_the_evaluation_back(tiny: Loaded) -> None:
-    found = evaluate(
-        engine_of(tiny.model), tiny, tasks.parse("countdown"), SHORT, num_problems=3, samples=2
-    )
+    found = evaluate(policy_of(tiny), tasks.parse("countdown"), SHORT, num_problems=3, samples=2)
     assert Evaluation.from_json({**found.to_json(), "step": 3, "name": "x"}) == found
 
 
@@ -193,13 +189,12 @@ def test_a_problem_is_held_out_once() -> None:
 
 def test_an_unknown_split_is_refused(tiny: Loaded) -> None:
     with pytest.raises(UserError, match="no split 'dev'"):
-        evaluate(engine_of(tiny.model), tiny, tasks.parse("arithmetic"), SHORT, split="dev")
+        evaluate(policy_of(tiny), tasks.parse("arithmetic"), SHORT, split="dev")
 
 
 def test_temperature_zero_samples_once(tiny: Loaded) -> None:
     found = evaluate(
-        engine_of(tiny.model),
-        tiny,
+        policy_of(tiny),
         tasks.parse("arithmetic"),
         replace(SHORT, temperature=0.0),
         num_problems=5,

@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import make_run
-from modicum import cli, runs, session
+from modicum import cli, runs
 from modicum.config import Optimizer, TrainConfig
 from modicum.export import export_model, new_folder
 from modicum.models.load import TINY, load
-from modicum.train import train
+from modicum.training.checkpoint import reload
+from modicum.training.loop import train
 from modicum.types import RunStopped, UserError
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -65,7 +66,7 @@ def test_a_run_is_exported_as_an_ordinary_model(
     config = run_of(quick, folders, family, update)
     export(config.out, "--out", tmp_path / "out")
     found = plain(tmp_path / "out")
-    policy = logits(session.reload(Path(config.out)).prepared.model)
+    policy = logits(reload(Path(config.out)).prepared.model)
     assert close(logits(found), policy)
     assert not close(logits(found), logits(plain(folders[family])))
     tied = found.get_output_embeddings().weight is found.get_input_embeddings().weight
@@ -103,7 +104,7 @@ def test_an_adapter_is_exported_without_a_network(
     base = plain(folders[family])
     before = logits(base)
     found = logits(PeftModel.from_pretrained(base, str(out)))
-    assert close(found, logits(session.reload(Path(config.out)).prepared.model))
+    assert close(found, logits(reload(Path(config.out)).prepared.model))
     assert not close(found, before)
 
 
@@ -127,7 +128,7 @@ def test_lora_14_a_second_export_gives_the_newer_weights(
     assert any(not torch.equal(first[n], second[n]) for n in first)
     assert not (out / "stale.safetensors").exists()
     if form == "merged":
-        assert close(logits(plain(out)), logits(session.reload(Path(config.out)).prepared.model))
+        assert close(logits(plain(out)), logits(reload(Path(config.out)).prepared.model))
 
 
 @pytest.mark.parametrize("update", ["last(1)", "lora(rank=2)"])
@@ -238,7 +239,7 @@ def test_lora_08_a_checkpoint_with_other_tensors_is_refused(
 
     change_tensors(checkpoint, change)
     with pytest.raises(UserError, match="is of another update or model") as caught:
-        session.reload(Path(config.out))
+        reload(Path(config.out))
     assert str(checkpoint) in str(caught.value)
     assert any(name in str(caught.value) for name in named)
 
@@ -248,12 +249,12 @@ def test_a_checkpoint_on_another_base_is_refused(
 ) -> None:
     base = shutil.copytree(folders["llama"], tmp_path / "base")
     config = run_of(quick, {"llama": base}, "llama", "last(1)")
-    session.reload(Path(config.out))
+    reload(Path(config.out))
     tensors = load_file(base / "model.safetensors")
     tensors["model.embed_tokens.weight"][3, 3] += 0.01
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="another base model"):
-        session.reload(Path(config.out))
+        reload(Path(config.out))
 
 
 def test_a_run_without_a_checkpoint_cannot_be_exported(
@@ -274,4 +275,4 @@ def test_a_run_is_exported_where_its_problems_are_no_more(
     run = make_run(tmp_path / "run", folders["qwen2"], "--task", f"file({str(data)!r})")
     data.unlink()
     assert cli.run(["export", str(run), "--out", str(tmp_path / "out")]) == 0
-    assert session.reload(run).config.task == f"file({str(data)!r})"
+    assert reload(run).config.task == f"file({str(data)!r})"

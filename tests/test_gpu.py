@@ -13,8 +13,8 @@ from helpers import metrics_of
 from modicum import updates
 from modicum.config import Compute, Sampling
 from modicum.engine import logprobs, make
-from modicum.resume import run_folder
-from modicum.train import train
+from modicum.training.folder import run_folder
+from modicum.training.loop import train
 from modicum.types import Row
 
 pytestmark = [

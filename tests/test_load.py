@@ -20,7 +20,7 @@ from modicum.config import Trust
 from modicum.models import gguf
 from modicum.models.decoder import FAMILIES
 from modicum.models.load import TINY, load
-from modicum.train import train
+from modicum.training.loop import train
 from modicum.types import UserError
 
 # What a family's config needs beside the sizes of `random_model`.

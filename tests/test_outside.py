@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from conftest import random_model
-from modicum import session, step, updates
+from modicum import updates
 from modicum.config import Optimizer, TrainConfig
+from modicum.training import session, step
 from modicum.types import RunStopped, UserError
 from modicum.updates import UPDATES
 from modicum.updates.adapter import Adapter
@@ -50,7 +51,7 @@ def test_the_driver_does_what_the_package_does(text: str, folders: dict[str, Pat
     config = replace(TrainConfig(), model=str(folders["qwen2"]), update=text, optimizer=settings)
     own, other = session.prepare(config), session.prepare(config)
     # Without masters gradients stay where backward puts them.
-    other.masters.drop(other.masters.held)
+    other.optimization.masters.drop(other.optimization.masters.held)
     try:
         driver = updates.Driver(other.prepared, settings.max_grad_norm)
     except UserError as error:
@@ -62,16 +63,16 @@ def test_the_driver_does_what_the_package_does(text: str, folders: dict[str, Pat
     for _ in range(STEPS):
         step.switch(own)
         driver.begin_step()
-        other.engine.follow(other.prepared.lowest_layer)
+        other.policy.follow(other.prepared)
         step.optimizer_step(own, step.backward(own, batch_of(own), {})["loss"])
         step.backward(other, batch_of(other), {})
         driver.after_backward()
         optimizer.step()
         driver.after_step()
         optimizer.zero_grad()
-    assert own.signal_steps == driver.signal_steps == STEPS
+    assert own.counters.signal_steps == driver.signal_steps == STEPS
     assert own.prepared.active.keys() == other.prepared.active.keys()
-    assert own.decisions == len(driver.decisions)
+    assert own.counters.decisions == len(driver.decisions)
     for name, parameter in own.prepared.trainable.items():
         found = other.prepared.trainable[name]
         if name in own.optimization.entries:  # a difference is added to the start at another time

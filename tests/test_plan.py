@@ -11,8 +11,8 @@ import pytest
 
 from modicum import cli
 from modicum.config import Held, Sampling, Steps, TrainConfig
+from modicum.engine.flops import StepFlops
 from modicum.plan import changes, hardware, overall, timing
-from modicum.plan.flops import StepFlops
 from modicum.plan.hardware import GIB, DeviceRates, Machine
 from modicum.plan.memory import Memory, Phase
 from modicum.plan.shapes import Lengths, config_of

@@ -16,11 +16,11 @@ from torch.utils.flop_counter import (
 
 from modicum import updates
 from modicum.config import Sampling, Steps
-from modicum.engine import Engine, logprobs, make
+from modicum.engine import Changed, Engine, logprobs, make
 from modicum.engine.base import tokens_of
-from modicum.engine.rollout import rollout
+from modicum.engine.flops import FlopCounter
+from modicum.engine.local import LocalSampler
 from modicum.models.load import Loaded, load
-from modicum.plan.flops import FlopCounter
 from modicum.types import Batch, Group, Problem, Row
 from modicum.updates.base import Prepared
 
@@ -60,7 +60,8 @@ def setting(
 def sampled(loaded: Loaded, engine: Engine, trunk_bytes: int = 0) -> list[Group]:
     """Two groups of three completions."""
     keys: list[tuple[object, ...]] = [(0,), (1,)]
-    made = rollout(engine, loaded, PROMPTS, keys, GROUP, SETTINGS, trunk_bytes=trunk_bytes)
+    sampler = LocalSampler(engine, loaded.tokenizer, loaded.end_tokens, trunk_bytes=trunk_bytes)
+    made = sampler.sample(PROMPTS, keys, GROUP, SETTINGS, keep_trunk=True)
     none = Problem("", "", "")
     return [Group(none, prompt, found) for prompt, found in zip(PROMPTS, made, strict=True)]
 
@@ -72,7 +73,8 @@ def batch_of(groups: Sequence[Group]) -> Batch:
         for number, group in enumerate(groups)
         for c in group.completions
     ]
-    return Batch(tuple(rows), len(rows), sum(len(row.tokens) for row in rows))
+    tokens = sum(len(row.tokens) for row in rows)
+    return Batch(tuple(rows), len(rows), tokens, frozenset(range(len(groups))))
 
 
 def trained(engine: Engine, batch: Batch) -> int:
@@ -91,7 +93,7 @@ def test_a_step_costs_what_torch_counts(update: str, checkpointing: bool) -> Non
     prepared, loaded, engine = setting(update, again=checkpointing)
     with counter() as mode:
         groups = sampled(loaded, engine)
-    found = FlopCounter(prepared, engine, BATCH, kl=False).step(groups, batch_of(groups), 1)
+    found = FlopCounter(prepared, engine, BATCH, reference=False).step(groups, batch_of(groups), 1)
     assert found.sampling == mode.get_total_flops()
     assert found.training == trained(engine, batch_of(groups))
     assert found.total == found.sampling + found.training
@@ -101,7 +103,7 @@ def test_the_library_engine_repeats_prompts_and_layers() -> None:
     prepared, loaded, engine = setting("last(1)", kind="library")
     with counter() as mode:
         groups = sampled(loaded, engine)
-    found = FlopCounter(prepared, engine, BATCH, kl=False).step(groups, batch_of(groups), 1)
+    found = FlopCounter(prepared, engine, BATCH, reference=False).step(groups, batch_of(groups), 1)
     assert found.sampling == mode.get_total_flops()
     assert found.training == trained(engine, batch_of(groups))
     _, _, split = setting("last(1)")
@@ -111,15 +113,15 @@ def test_the_library_engine_repeats_prompts_and_layers() -> None:
 def test_a_kept_trunk_costs_nothing_in_training() -> None:
     prepared, loaded, engine = setting("last(2)")
     groups = sampled(loaded, engine, trunk_bytes=2**30)
-    found = FlopCounter(prepared, engine, BATCH, kl=False).step(groups, batch_of(groups), 1)
+    found = FlopCounter(prepared, engine, BATCH, reference=False).step(groups, batch_of(groups), 1)
     assert found.training == trained(engine, batch_of(groups))
 
 
 def test_more_updates_a_reference_and_rows_without_signal() -> None:
     prepared, loaded, engine = setting("lora(rank=8)")
     groups = sampled(loaded, engine)
-    batch, nothing = batch_of(groups), Batch((), 6, 72)
-    plain = FlopCounter(prepared, engine, BATCH, kl=False)
+    batch, nothing = batch_of(groups), Batch((), 6, 72, frozenset())
+    plain = FlopCounter(prepared, engine, BATCH, reference=False)
     once, twice = (plain.step(groups, batch, number).training for number in (1, 2))
     assert twice == 2 * once
     assert plain.step(groups, nothing, 1).training == 0
@@ -128,7 +130,7 @@ def test_more_updates_a_reference_and_rows_without_signal() -> None:
     with counter() as mode, torch.no_grad():
         hidden = base[2].hidden(base[2].pack(batch.rows), None)
         base[2].logits(hidden)
-    with_kl = FlopCounter(prepared, engine, BATCH, kl=True).step(groups, batch, 2).training
+    with_kl = FlopCounter(prepared, engine, BATCH, reference=True).step(groups, batch, 2).training
     assert with_kl - twice == mode.get_total_flops()
 
 
@@ -137,7 +139,7 @@ def test_a_group_in_two_micro_batches_runs_its_prompt_twice() -> None:
     groups = sampled(loaded, engine)
     batch = batch_of(groups)
     small = replace(BATCH, micro_batch=2)
-    found = FlopCounter(prepared, engine, small, kl=False).step(groups, batch, 1).training
+    found = FlopCounter(prepared, engine, small, reference=False).step(groups, batch, 1).training
     parts = [replace(batch, rows=batch.rows[at : at + 2]) for at in (0, 2, 4)]
     assert found == sum(trained(engine, part) for part in parts)
 
@@ -146,8 +148,8 @@ def test_what_trains_now_counts() -> None:
     prepared, loaded, engine = setting("full")
     groups = sampled(loaded, engine)
     batch = batch_of(groups)
-    found = FlopCounter(prepared, engine, BATCH, kl=False)
+    found = FlopCounter(prepared, engine, BATCH, reference=False)
     before = found.step(groups, batch, 1).training
     prepared.activate(name for name in prepared.trainable if "layers.5." in name)
-    engine.follow(prepared.lowest_layer)
+    engine.follow(Changed(prepared.active, prepared.lowest_layer))
     assert found.step(groups, batch, 1).training == trained(engine, batch) < before

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers import QUICK, Fails
-from modicum import cli, objective, recipes, rewards, tasks, updates
+from modicum import cli, objectives, recipes, rewards, tasks, updates
 from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.styles import STYLES
 
@@ -21,7 +21,7 @@ def test_a_recipe_is_whole(name: str) -> None:
     config = recipes.RECIPES[name]()
     tasks.parse(config.task)
     updates.parse(config.update)
-    objective.parse(config.objective)
+    objectives.parse(config.objective)
     reward = rewards.parse(config.reward)
     # What its prompt asks for is what its format term rewards.
     asked = [term.style for _, term in reward.terms if isinstance(term, rewards.Format)]

@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.patches import Rectangle
 
 import fake_study
+from modicum import updates
 from modicum.report import frame
 from modicum.report.study import (
     cells,
@@ -369,7 +370,7 @@ def test_arms_are_ranked_by_difference_with_the_control_at_zero(large: Analysis)
     ],
 )
 def test_the_family_of_an_update(update: str, name: str) -> None:
-    arms = (Arm("c", "c", "control"), Arm("a", "a", "", settings={"update": update}))
+    arms = (Arm("c", "c", "control"), Arm("a", "a", "", kind=updates.parse(update).kind))
     assert families.family(Analysis("?", "c", arms), arms[1]).name == name
 
 

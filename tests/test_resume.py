@@ -17,8 +17,9 @@ from cases import load
 from helpers import metrics_of, tensors_of
 from modicum import cli, runs
 from modicum.config import TrainConfig, from_mapping
-from modicum.session import prepare, restore, save
-from modicum.train import Observer, train
+from modicum.training.checkpoint import restore, save
+from modicum.training.loop import Observer, train
+from modicum.training.session import prepare
 from modicum.types import UserError
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from modicum import rewards, runs
-from modicum.metrics import rollout_metrics
 from modicum.rewards import Reward
 from modicum.rewards.function import load, rewrite
 from modicum.tasks.arithmetic import Arithmetic
-from modicum.train import Observer, train
+from modicum.training.loop import Observer, train
+from modicum.training.metrics import rollout_metrics
 from modicum.types import Completion, Group, Problem, UserError
 
 PROBLEM = Problem("p", "What is 3+4?", "7", data={"solution": "3+4 = 7", "terms": (3, 4)})

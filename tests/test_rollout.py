@@ -19,10 +19,11 @@ from helpers import engine_of
 from modicum import updates
 from modicum.config import Sampling
 from modicum.engine.library import position_ids
+from modicum.engine.local import LocalSampler
 from modicum.engine.logprobs import logprobs
-from modicum.engine.rollout import rollout
-from modicum.metrics import rollout_metrics
-from modicum.models.load import TINY, Loaded
+from modicum.engine.policy import Policy
+from modicum.models.load import TINY
+from modicum.training.metrics import rollout_metrics
 from modicum.types import Completion, Group, Problem, Row, UserError
 from test_engine import CUTS, cut, gemma2
 
@@ -46,10 +47,13 @@ def sample(
 ) -> list[tuple[Completion, ...]]:
     """A rollout in which the noise of a prompt depends on its tokens and nothing else."""
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    loaded = Loaded(model, tokenizer, ends, torch.device("cpu"))
     keys = [("test", prompt) for prompt in prompts]
     engine = engine_of(model, "library" if isinstance(model, Scripted) else KIND)
-    return rollout(engine, loaded, prompts, keys, group_size, sampling, **options)
+    sampler = LocalSampler(
+        engine, tokenizer, ends, **{k: options.pop(k) for k in SIZES & options.keys()}
+    )
+    policy = Policy(model, tokenizer, ends, torch.device("cpu"), engine, sampler)
+    return policy.sample(prompts, keys, group_size, sampling, keep_trunk=True, **options)
 
 
 def tokens(groups: list[tuple[Completion, ...]]) -> list[tuple[int, ...]]:
@@ -69,6 +73,7 @@ def close(left: list[tuple[Completion, ...]], right: list[tuple[Completion, ...]
     return all(abs(a - b) < 1e-4 for a, b in pairs)
 
 
+SIZES = {"rollout_batch", "trunk_bytes"}
 KIND = "auto"  # the engine of real models
 
 

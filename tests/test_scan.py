@@ -12,7 +12,7 @@ import pytest
 from scipy import special
 
 from helpers import Fails
-from modicum import cli, runs, train, updates
+from modicum import cli, runs, updates
 from modicum.config import Held, Records, Sampling, Steps, TrainConfig
 from modicum.study.ranking import (
     Trial,
@@ -25,6 +25,7 @@ from modicum.study.ranking import (
     units,
 )
 from modicum.study.scan import Scan, run_scan
+from modicum.training import loop
 from modicum.types import RunInterrupted, RunStopped, UserError
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -192,7 +193,7 @@ def test_a_scan_ranks_and_goes_on(
     fails: Fails,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, calls = train.train, []
+    real, calls = loop.train, []
 
     def watched(config: Any, *rest: Any, **more: Any) -> Any:
         calls.append((config.update, more["resume"], more["base"] is not None))
@@ -206,7 +207,7 @@ def test_a_scan_ranks_and_goes_on(
             raise RunStopped("the agreement proof failed")
         return real(config, *rest, **more)
 
-    monkeypatch.setattr(train, "train", watched)
+    monkeypatch.setattr(loop, "train", watched)
     first = command(folders, tmp_path)
     assert "the same command goes on from there" in fails(*first, late=True)
     found = scanned()

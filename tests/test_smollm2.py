@@ -19,7 +19,7 @@ import torch
 
 from helpers import metrics_of
 from modicum.config import Held, Records, Sampling, Steps, TrainConfig
-from modicum.train import train
+from modicum.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).parent / "data" / "gsm8k"
@@ -48,8 +48,8 @@ def test_train_resume_export_reload(smollm2: Path, tmp_path: Path, update: str) 
     from transformers import AutoModelForCausalLM
 
     from modicum import cli
-    from modicum.session import reload
-    from modicum.train import Observer
+    from modicum.training.checkpoint import reload
+    from modicum.training.loop import Observer
 
     class StopAfterOne(Observer):
         def step(self, metrics: dict[str, float]) -> None:
@@ -81,7 +81,7 @@ def test_train_resume_export_reload(smollm2: Path, tmp_path: Path, update: str) 
     assert cli.run(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     session = reload(tmp_path / "run")
-    ids = torch.tensor([session.loaded.tokenizer("What is 2+3?")["input_ids"]])
+    ids = torch.tensor([session.policy.tokenizer("What is 2+3?")["input_ids"]])
     with torch.no_grad():
         difference = again(input_ids=ids).logits - session.prepared.model(input_ids=ids).logits
     assert float(difference.abs().max()) < 1e-3
@@ -98,7 +98,7 @@ def test_gsm8k_numbers_are_lm_evals(smollm2: Path, tmp_path: Path) -> None:
     from lm_eval.models.huggingface import HFLM
 
     from modicum import tasks
-    from modicum.engine import make
+    from modicum.engine import policy_of
     from modicum.evaluate import evaluate, held_out
     from modicum.models.load import load
     from modicum.tasks.prompts import prompt_text
@@ -159,8 +159,7 @@ def test_gsm8k_numbers_are_lm_evals(smollm2: Path, tmp_path: Path) -> None:
     }
     kept: list[dict[str, Any]] = []
     ours = evaluate(
-        make(loaded.model, loaded.device),
-        loaded,
+        policy_of(loaded),
         task,
         sampling,
         num_problems=count,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from modicum import curriculum, objective, rewards, spec, tasks, updates
+from modicum import curricula, objectives, rewards, spec, tasks, updates
 from modicum.types import UserError
 from modicum.updates.base import Intersection, Placed, Union
 from modicum.updates.dense import Full, Last, Layers, Parts
@@ -18,8 +18,8 @@ PARSERS = {
     "update": updates.parse,
     "task": tasks.parse,
     "reward": rewards.parse,
-    "objective": objective.parse,
-    "curriculum": curriculum.parse,
+    "objective": objectives.parse,
+    "curriculum": curricula.parse,
 }
 
 
@@ -158,9 +158,9 @@ ROUND_TRIPS = {
     ],
     "objective": [
         *("grpo", "grpo(kl=0.04)", "grpo(clip_high=0.3)", "dr_grpo(clip=0.1, clip_high=0.3)"),
-        *("dapo", "dapo(clip_high=None)", "dapo(kl=1)"),
+        *("dapo", "dapo(clip_high=None)", "dapo(kl=1)", "rloo", "gspo(clip=0.001)"),
     ],
-    "curriculum": ["uniform", "uniform()"],
+    "curriculum": ["uniform", "uniform()", "easy_to_hard(stages=3, cumulative=False)"],
 }
 
 
@@ -178,8 +178,8 @@ def test_every_member_of_every_kind_is_in_a_round_trip() -> None:
         "update": updates.UPDATES,
         "task": tasks.TASKS,
         "reward": rewards.REWARDS,
-        "objective": objective.OBJECTIVES,
-        "curriculum": curriculum.CURRICULA,
+        "objective": objectives.OBJECTIVES,
+        "curriculum": curricula.CURRICULA,
     }
     for kind, members in known.items():
         for name in members:

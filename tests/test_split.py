@@ -15,15 +15,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import random_model
 from helpers import engine_of
-from modicum import runs, step, updates
+from modicum import runs, updates
 from modicum.config import Compute, Sampling, Steps, TrainConfig
 from modicum.engine import agreement, logprobs, make
 from modicum.engine.base import tokens_of
-from modicum.engine.rollout import num_trunk_bytes
+from modicum.engine.local import num_trunk_bytes
 from modicum.engine.sampling import distribution, token_logprobs
 from modicum.models.attention import _Spread
-from modicum.session import Session, prepare
-from modicum.train import train
+from modicum.training import step
+from modicum.training.loop import train
+from modicum.training.session import Session, prepare
 from modicum.types import Group, Row, RunStopped, UserError
 from modicum.updates.products import backward_products
 
@@ -49,13 +50,16 @@ def gradients(made: Session) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradients and sums of the second step, when the policy is no longer the reference."""
     for number in range(2):
         groups = step.sample_groups(made, number)
-        scores = step.score(made, groups)
-        totals = torch.tensor([[made.reward.total(s) for s in row] for row in scores])
-        batch = step.make_batch(made, groups, totals)
+        _, totals = step.score(made.task, made.reward, groups, [])
+        batch = step.make_batch(made.objective, groups, totals)
         sums = step.backward(made, batch, {})
         if number == 0:
             step.optimizer_step(made, 0.0)
-    held = {n: t.grad.clone() for n, t in made.masters.tensors.items() if t.grad is not None}
+    held = {
+        n: t.grad.clone()
+        for n, t in made.optimization.masters.tensors.items()
+        if t.grad is not None
+    }
     return held, sums
 
 
@@ -97,7 +101,7 @@ def test_learning_is_that_of_the_plain_path(
 
 def calls(made: Session) -> dict[str, list[int]]:
     """How often each layer runs in sampling and in training."""
-    counts = {"now": [0] * made.engine.decoder.num_layers}  # type: ignore[attr-defined]
+    counts = {"now": [0] * made.policy.scorer.decoder.num_layers}  # type: ignore[attr-defined]
 
     def count(index: int) -> Any:
         def hook(*_: Any) -> None:
@@ -105,13 +109,13 @@ def calls(made: Session) -> dict[str, list[int]]:
 
         return hook
 
-    for index, layer in enumerate(made.engine.decoder.layers):  # type: ignore[attr-defined]
+    for index, layer in enumerate(made.policy.scorer.decoder.layers):  # type: ignore[attr-defined]
         layer.register_forward_pre_hook(count(index))
     groups = step.sample_groups(made, 0)
     found = {"sampling": counts["now"][:]}
     counts["now"] = [0] * len(counts["now"])
     totals = torch.arange(12.0).view(3, 4)
-    step.backward(made, step.make_batch(made, groups, totals), {})
+    step.backward(made, step.make_batch(made.objective, groups, totals), {})
     return found | {"training": counts["now"]}
 
 
@@ -135,13 +139,13 @@ def test_trunks_are_kept_within_their_budget(quick: TrainConfig, folders: dict[s
     made = made_of(quick, folders["llama"], "last(1)", Compute())
     groups = step.sample_groups(made, 0)
     prompts = [group.prompt for group in groups]
-    needed = num_trunk_bytes(made.engine, prompts, 4, made.config.sampling.max_tokens)
+    needed = num_trunk_bytes(made.policy.scorer, prompts, 4, made.config.sampling.max_tokens)
     for group in groups:
         for completion in group.completions:
             assert completion.trunk.prompt.shape == (len(group.prompt), 32)
             assert completion.trunk.completion.shape == (len(completion.tokens) - 1, 32)
     for budget, held in ((needed, True), (needed - 1, False)):
-        made.config = replace(made.config, compute=Compute(trunk_bytes=budget))
+        made.policy.sampler.trunk_bytes = budget  # type: ignore[attr-defined]
         (first, *_) = step.sample_groups(made, 0)
         assert (first.completions[0].trunk is not None) == held
 
@@ -166,7 +170,7 @@ def test_backward_costs_what_the_model_says(update: str) -> None:
     tokens, predicted = 3 + 6 * 3, 6 * 4
     head = engine.decoder.head
     wanted = 2 * head.weight.numel() * predicted  # its forward, inside the same phase
-    for product in backward_products(prepared.model, prepared.trainable, 4):
+    for product in backward_products(prepared, prepared.trainable, 4):
         rows_of = predicted if product.module is head else tokens
         wanted += 2 * product.passes * product.numbers * rows_of
     assert found == pytest.approx(wanted, rel=0.02)
@@ -271,10 +275,10 @@ def test_agreement_is_with_the_librarys_forward(
     made = made_of(quick, folders["llama"], "last(1)", Compute())
     groups: list[Group] = step.sample_groups(made, 0)
     model, settings = made.prepared.model, made.config.sampling
-    assert agreement.compare(model, made.engine.device, groups, settings) < 1e-5
+    assert agreement.compare(model, made.policy.scorer.device, groups, settings) < 1e-5
     with torch.no_grad():
         made.prepared.frozen["model.layers.0.mlp.up_proj.weight"].mul_(1.1)
-    far = agreement.compare(model, made.engine.device, groups, settings)
+    far = agreement.compare(model, made.policy.scorer.device, groups, settings)
     assert far > 1e-3
     for wrong in (far, float("nan")):
         with pytest.raises(RunStopped, match="sampler and library differ"):

@@ -34,8 +34,8 @@ ORDER = [
     "report",
     "tasks",
     "rewards",
-    "objective",
-    "curriculum",
+    "objectives",
+    "curricula",
     "models",
     "updates",
     "anatomy",
@@ -43,13 +43,7 @@ ORDER = [
     "evaluate",
     "recipes",
     "plan",
-    "optimization",
-    "session",
-    "resume",
-    "metrics",
-    "step",
-    "result",
-    "train",
+    "training",
     "export",
     "display",
     "study",
@@ -77,7 +71,7 @@ NO_TORCH = [
         "report",
         "tasks",
         "rewards",
-        "curriculum",
+        "curricula",
         "recipes",
         "cli",
     ),
@@ -140,12 +134,12 @@ def test_imports_go_one_way(name: str) -> None:
 def test_the_check_of_imports_sees_all_forms(tmp_path: Path) -> None:
     path = tmp_path / "sample.py"
     path.write_text(
-        "import modicum.train\n"
-        "from modicum import step, types as t\n"
+        "import modicum.training\n"
+        "from modicum import evaluate, types as t\n"
         "def f():\n"
-        "    from modicum.engine.rollout import rollout\n"
+        "    from modicum.engine.local import draw\n"
     )
-    assert [name for _, name in own_imports(path)] == ["train", "step", "types", "engine"]
+    assert [name for _, name in own_imports(path)] == ["training", "evaluate", "types", "engine"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -19,7 +19,7 @@ from helpers import metrics_of, tensors_of
 from modicum.config import Held, TrainConfig
 from modicum.study.cell import BASE, Cell, read_json
 from modicum.study.launch import LAUNCHERS, Bench, Launcher, Processes, StudyObserver, locked, named
-from modicum.train import train
+from modicum.training.loop import train
 from modicum.types import RunInterrupted, UserError
 
 

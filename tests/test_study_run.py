@@ -15,7 +15,7 @@ import pytest
 
 from helpers import modicum
 from modicum import cli
-from modicum.report.study.families import ADAPTERS, LAYERS, OPTIMIZERS, PARTS, SCHEDULES
+from modicum.report.study import families
 from modicum.study import (
     Allowance,
     Study,
@@ -201,6 +201,7 @@ def test_failed_seeds_are_shown_and_in_no_number(finished: Path) -> None:
     (result.parent / "failed.json").write_text('{"error": "the loss was not finite"}')
     found = analysis.analyse(collect.collect(study, finished), finished)
     arm = found["arms"][1]
+    assert arm["kind"] == "layers"
     assert arm["failed"] == ["seed 1: the loss was not finite"]
     assert list(arm["by_seed"]) == ["0"]
     assert "1 of its 2 seeds did not finish" in arm["sentence"]
@@ -300,8 +301,20 @@ def test_a_study_that_was_killed_leaves_no_run_behind(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").rglob("failed.json"))
 
 
+KINDS = {
+    "adapters": "lora rslora loraplus lorafa dora pissa olora adalora loraxs vera miss ia3"
+    " lntuning oft shira tinylora",
+    "schedules, masks": "lisa badam badam_ratio autofreeze slimfit rgn snr sparse",
+    "optimizers": "sgd galore apollo apollo_mini",
+    "layers": "first last middle layers every surgical",
+    "parts of layers": "parts bitfit",
+    "whole model": "full",
+}
+
+
 def test_every_update_has_a_family() -> None:
     from modicum.updates import UPDATES
 
-    known = "|".join((ADAPTERS, SCHEDULES, OPTIMIZERS, LAYERS, PARTS, "full")).split("|")
-    assert sorted(known) == sorted(UPDATES)
+    for kind, names in KINDS.items():
+        assert {UPDATES[name].kind for name in names.split()} == {kind}
+    assert {cls.kind for cls in UPDATES.values()} - {"whole model"} == families.KINDS.keys()

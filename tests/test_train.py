@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from helpers import metrics_of, tensors_of
-from modicum import runs, step
+from modicum import runs
 from modicum.config import Held, Optimizer, Steps, TrainConfig
-from modicum.objective import group_advantages
-from modicum.session import Session, prepare, reload, restore
-from modicum.train import Observer, train
+from modicum.objectives import OBJECTIVES
+from modicum.objectives.base import over_deviation
+from modicum.training import step
+from modicum.training.checkpoint import reload, restore
+from modicum.training.loop import Observer, train
+from modicum.training.session import Session, prepare
 from modicum.types import Batch, Group, RunStopped, UserError
 from modicum.updates.proofs import fingerprints
 
@@ -25,15 +28,18 @@ from modicum.updates.proofs import fingerprints
 def sampled(session: Session) -> tuple[list[Group], Batch]:
     """The groups and the batch of step 0."""
     groups = step.sample_groups(session, 0)
-    scores = step.score(session, groups)
-    totals = torch.tensor([[session.reward.total(s) for s in row] for row in scores])
-    return groups, step.make_batch(session, groups, totals)
+    _, totals = step.score(session.task, session.reward, groups, [])
+    return groups, step.make_batch(session.objective, groups, totals)
 
 
 def gradients(session: Session, batch: Batch) -> dict[str, Tensor]:
     """The gradient of the batch, by name of what trains."""
     step.backward(session, batch, {})
-    found = {n: t.grad.clone() for n, t in session.masters.tensors.items() if t.grad is not None}
+    found = {
+        n: t.grad.clone()
+        for n, t in session.optimization.masters.tensors.items()
+        if t.grad is not None
+    }
     session.optimization.clear()
     return found
 
@@ -57,7 +63,7 @@ def test_another_seed_gives_another_run(quick: TrainConfig, tmp_path: Path) -> N
     assert metrics_of(tmp_path / "a") != metrics_of(tmp_path / "b")
 
 
-@pytest.mark.parametrize("objective", ["grpo", "grpo(kl=0.1)", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("objective", ["grpo", "grpo(kl=0.1)", *OBJECTIVES])
 def test_micro_batches_do_not_change_the_gradient(quick: TrainConfig, objective: str) -> None:
     batch_of = Steps(prompts_per_step=4, group_size=8, micro_batch=64)
     session = prepare(replace(quick, objective=objective, batch=batch_of))
@@ -77,7 +83,7 @@ def test_rows_without_signal_are_left_out_and_change_nothing(quick: TrainConfig)
     session = prepare(replace(quick, batch=Steps(prompts_per_step=2, group_size=4)))
     groups, _ = sampled(session)
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5]])
-    batch = step.make_batch(session, groups, rewards)
+    batch = step.make_batch(session.objective, groups, rewards)
     assert len(batch.rows) == 4 and batch.num_rows == 8
     alone = gradients(session, batch)
     with_all = replace(batch, rows=batch.rows + every_row(groups[1:], rewards[1:]))
@@ -89,7 +95,7 @@ def every_row(groups: Sequence[Group], rewards: Tensor) -> tuple[Any, ...]:
     """Rows of all completions, signal or not."""
     from modicum.types import Row
 
-    table = group_advantages(rewards).tolist()
+    table = over_deviation(rewards).tolist()
     return tuple(
         Row(group.prompt, completion.tokens, completion.logprobs, advantage)
         for group, advantages in zip(groups, table, strict=True)
@@ -160,11 +166,11 @@ def spoil(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> list[int]:
         calls.append(len(calls))
         sums = real(session, batch, references)
         if calls[-1] in bad_calls:
-            next(iter(session.masters.tensors.values())).grad.fill_(float("nan"))
+            next(iter(session.optimization.masters.tensors.values())).grad.fill_(float("nan"))
             sums["loss"] = float("nan")
         return sums
 
-    monkeypatch.setattr("modicum.train.backward", backward)
+    monkeypatch.setattr("modicum.training.loop.backward", backward)
     return calls
 
 
@@ -199,7 +205,7 @@ def test_a_stale_sampler_stops_the_run(quick: TrainConfig, monkeypatch: pytest.M
                 parameter.mul_(1.05)
         return groups
 
-    monkeypatch.setattr("modicum.train.sample_groups", stale)
+    monkeypatch.setattr("modicum.training.loop.sample_groups", stale)
     with pytest.raises(RunStopped, match="agreement proof"):
         train(quick)
 
@@ -215,7 +221,7 @@ def test_a_frozen_tensor_that_moves_stops_the_run(
             session.prepared.frozen["model.layers.0.mlp.up_proj.weight"][0, 0] += 1e-6
         return norm
 
-    monkeypatch.setattr("modicum.train.optimizer_step", leaky)
+    monkeypatch.setattr("modicum.training.loop.optimizer_step", leaky)
     with pytest.raises(RunStopped, match=r"layers\.0\.mlp\.up_proj\.weight should be frozen"):
         train(replace(quick, update="last(1)"))
 
@@ -227,10 +233,13 @@ def test_bf16_compute_has_fp32_masters(quick: TrainConfig) -> None:
     train(config)
     session = reload(Path(quick.out))
     assert all(p.dtype == torch.bfloat16 for p in session.prepared.model.parameters())
-    for name, master in session.masters.tensors.items():
+    for name, master in session.optimization.masters.tensors.items():
         assert master.dtype == torch.float32
         assert torch.equal(master.to(torch.bfloat16), session.prepared.trainable[name])
-    assert any(not torch.equal(m, m.bfloat16().float()) for m in session.masters.tensors.values())
+    assert any(
+        not torch.equal(m, m.bfloat16().float())
+        for m in session.optimization.masters.tensors.values()
+    )
 
 
 def test_the_run_folder_holds_what_it_should(quick: TrainConfig) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from cases import load
 from conftest import random_model
-from modicum import session, updates
+from modicum import updates
 from modicum.config import Compute, Optimizer, TrainConfig
 from modicum.models.precision import Masters, too_fine
-from modicum.step import backward, optimizer_step
+from modicum.training import session
+from modicum.training.step import backward, optimizer_step
 from modicum.types import Batch, Row, RunStopped
 from modicum.updates.proofs import ChangeProof, combined, fingerprint, fingerprints
 
@@ -36,7 +37,7 @@ def flip(tensor: Tensor, bit: int) -> None:
 
 
 def one_step(made: session.Session) -> float:
-    sums = backward(made, Batch(ROWS, 4, 8), {})
+    sums = backward(made, Batch(ROWS, 4, 8, frozenset({0, 1})), {})
     return optimizer_step(made, sums["loss"])
 
 
@@ -134,14 +135,14 @@ def test_a_skipped_step_changes_and_pushes_nothing(value: float, folders: dict[s
     made = session_of(folders["llama"], update="last(1)")
     before = fingerprints(made.prepared.trainable)
     for attempt in range(3):
-        backward(made, Batch(ROWS, 4, 8), {})
+        backward(made, Batch(ROWS, 4, 8, frozenset({0, 1})), {})
         if attempt == 2:
             with pytest.raises(RunStopped, match="3 steps in a row"):
                 optimizer_step(made, value)
         else:
             optimizer_step(made, value)
     assert fingerprints(made.prepared.trainable) == before
-    assert not made.proof.pushed and made.skipped == 3
+    assert not made.proof.pushed and made.counters.skipped == 3
     assert all(p.grad is None for p in made.prepared.trainable.values())
 
 
@@ -190,10 +191,10 @@ def test_fp32_needs_no_second_copy() -> None:
 def test_a_bf16_model_trains_with_masters_of_what_trains_alone(folders: dict[str, Path]) -> None:
     made = session_of(folders["llama"], "bf16", update="last(1)")
     assert all(p.dtype == torch.bfloat16 for p in made.prepared.model.parameters())
-    assert made.masters.tensors.keys() == made.prepared.trainable.keys()
-    start = {name: master.clone() for name, master in made.masters.tensors.items()}
+    assert made.optimization.masters.tensors.keys() == made.prepared.trainable.keys()
+    start = {name: master.clone() for name, master in made.optimization.masters.tensors.items()}
     one_step(made)
-    for name, master in made.masters.tensors.items():
+    for name, master in made.optimization.masters.tensors.items():
         assert master.dtype == torch.float32
         assert not torch.equal(master, start[name])
         assert torch.equal(made.prepared.trainable[name], master.bfloat16())

@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import FAMILIES, random_model
 from helpers import engine_of
-from modicum import runs, session, step, updates
+from modicum import runs, updates
 from modicum.config import Optimizer, TrainConfig
 from modicum.engine.logprobs import logprobs
 from modicum.models.load import load
+from modicum.training import checkpoint, session, step
 from modicum.types import Row, UserError
 from modicum.updates import UPDATES
 from modicum.updates.adapter import AdapterPrepared
@@ -80,8 +81,11 @@ def trained(
     folders: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trained:
-    """A few steps with weight decay on rows made by hand, under a KL term."""
-    family, text = request.param
+    return take_first_steps(*request.param, folders, tmp_path_factory.mktemp("run"))
+
+
+def take_first_steps(family: str, text: str, folders: dict[str, Path], out: Path) -> Trained:
+    """A few steps with weight decay on rows made by hand, under a KL term; saved in `out`."""
     config = replace(
         TrainConfig(),
         model=str(folders.get(family, family)),
@@ -105,7 +109,7 @@ def trained(
         set(),
     )
     found.active |= take_steps(made, 0, 2)
-    found.saved = session.save(made, runs.Run(tmp_path_factory.mktemp("run")), 2)
+    found.saved = checkpoint.save(made, runs.Run(out), 2)
     found.active |= take_steps(made, 2, config.steps)
     return found
 
@@ -117,7 +121,7 @@ def take_steps(made: session.Session, first: int, last: int) -> set[str]:
         step.switch(made)
         active |= made.prepared.active.keys()
         step.optimizer_step(made, step.backward(made, batch_of(made), {})["loss"])
-    assert made.skipped == 0
+    assert made.counters.skipped == 0
     return active
 
 
@@ -168,7 +172,7 @@ def test_exactly_what_is_declared_trains(trained: Trained) -> None:
     assert all(prepared.trainable[name].grad is None for name in resting)
     groups = trained.session.optimization.optimizer.param_groups
     held = [id(tensor) for group in groups for tensor in group["params"]]
-    masters = trained.session.masters.tensors
+    masters = trained.session.optimization.masters.tensors
     assert sorted(held) == sorted(id(masters[name]) for name in prepared.active)
 
 
@@ -191,7 +195,7 @@ def test_only_declared_tensors_move(trained: Trained) -> None:
 
 def test_the_base_keeps_its_hash(trained: Trained) -> None:
     prepared = trained.session.prepared
-    assert combined(fingerprints(prepared.frozen)) == trained.session.base
+    assert combined(fingerprints(prepared.frozen)) == trained.session.proof.base
 
 
 def test_the_reference_is_the_base_and_the_policy_comes_back(trained: Trained) -> None:
@@ -232,7 +236,7 @@ def test_the_preview_counts_what_is_there(trained: Trained) -> None:
 def test_resuming_from_a_checkpoint_changes_nothing(trained: Trained) -> None:
     """What was saved after two of the steps, taken up by a session of its own: the same bits."""
     second = session.prepare(trained.session.config)
-    assert session.restore(second, trained.saved) == 2
+    assert checkpoint.restore(second, trained.saved) == 2
     whole = trained.session
     take_steps(second, 2, whole.config.steps)
     assert second.prepared.active.keys() == whole.prepared.active.keys()
@@ -243,6 +247,45 @@ def test_resuming_from_a_checkpoint_changes_nothing(trained: Trained) -> None:
         assert torch.equal(second.prepared.trainable[name], parameter), name
     assert second.prepared.schedule.state() == whole.prepared.schedule.state()
     assert second.proof.check("test") == whole.proof.check("test")
+
+
+@pytest.mark.parametrize(
+    ("text", "bare", "trunk", "without_kl", "with_kl"),
+    [
+        # A layer of the random llama has 2 x 32 x 32 + 2 x 16 x 32 + 3 x 48 x 32 + 2 x 32 numbers.
+        ("last(1)", False, True, 0, 4 * 7744),
+        ("badam(order='descending')", False, False, 0, 4 * 3 * 7744),
+        ("lora(rank=2) @ last(1)", True, True, 0, 0),
+        # Rank 1: (in + out) of the seven linear layers, kept in any case.
+        ("pissa(rank=1) @ last(1)", False, True, 4 * 464, 4 * 464),
+    ],
+)
+def test_what_the_reference_is(
+    text: str, bare: bool, trunk: bool, without_kl: int, with_kl: int
+) -> None:
+    prepared = updates.parse(text).apply(random_model("llama"), 0)
+    assert (prepared.reference_is_bare, prepared.trunk_is_reference) == (bare, trunk)
+    assert prepared.reference_bytes(kl=False) == without_kl
+    assert prepared.reference_bytes(kl=True) == with_kl
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("last(1) + parts(norm)", "layers"),
+        ("parts(norm) + last(1)", "layers"),
+        ("parts(norm) & parts(attention)", "parts of layers"),
+        ("parts(norm) + full", "parts of layers"),
+        ("lora @ last(2)", "adapters"),
+        ("sparse @ parts(mlp)", "schedules, masks"),
+        ("sgd", "optimizers"),
+        ("sgd @ last(2)", "optimizers"),
+        ("sgd @ (lisa @ last(2))", "schedules, masks"),
+        ("galore @ (lora @ last(2))", "adapters"),
+    ],
+)
+def test_what_is_joined_is_of_the_kind_that_says_most(text: str, kind: str) -> None:
+    assert updates.parse(text).kind == kind
 
 
 # What backward costs ---------------------------------------------------------------------

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from conftest import random_model
-from modicum import session, step, updates
+from modicum import updates
 from modicum.config import Optimizer, TrainConfig
+from modicum.training import session, step
 from modicum.types import Batch, Row, UserError
 from modicum.updates.adapter import quiet
 
@@ -134,7 +135,9 @@ def adalora_session(folders: dict[str, Path], text: str, steps: int) -> session.
 
 def take(made: session.Session, signal: bool = True) -> dict[str, Any] | None:
     decided = step.switch(made)
-    step.optimizer_step(made, step.backward(made, Batch(ROWS, 4, 8), {})["loss"], signal)
+    step.optimizer_step(
+        made, step.backward(made, Batch(ROWS, 4, 8, frozenset({0, 1})), {})["loss"], signal
+    )
     return decided
 
 

@@ -16,7 +16,7 @@ from conftest import random_model
 from modicum import updates
 from modicum.config import Compute, TrainConfig
 from modicum.models.precision import Masters
-from modicum.train import train
+from modicum.training.loop import train
 from modicum.types import RunStopped, UserError
 from modicum.updates import UPDATES
 from modicum.updates.adapter import Adapter

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from modicum import step
+from modicum.training import step
 from modicum.updates.autofreeze import AutoFreeze, FreezingSchedule
 from modicum.updates.slimfit import HUGE, SlimFitSchedule
 from schedules import BATCH, numbers, session_of, walk
@@ -154,10 +154,10 @@ def test_distances_are_those_of_the_masters(folders: dict[str, Path]) -> None:
     made = session_of(folders["llama"], "slimfit", "bf16", rate=1e-6)
     step.switch(made)
     chosen = made.prepared.schedule.chosen
-    before = {name: made.masters.tensors[name].detach().clone() for name in chosen}
+    before = {name: made.optimization.masters.tensors[name].detach().clone() for name in chosen}
     step.optimizer_step(made, step.backward(made, BATCH, {})["loss"])
     for name, old in before.items():
-        new = made.masters.tensors[name].detach()
+        new = made.optimization.masters.tensors[name].detach()
         wanted = float(((new - old).abs() / (old.abs() + 1e-8)).mean())
         assert wanted > 0
         assert made.prepared.schedule.distances[name] == pytest.approx(wanted, rel=1e-6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modicum import step
+from modicum.training import step
 from modicum.updates.weighing import FLOOR, RgnSchedule, SnrSchedule
 from schedules import BATCH, session_of, walk
 

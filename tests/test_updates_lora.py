@@ -12,7 +12,7 @@ from conftest import random_model
 from modicum import updates
 from modicum.config import Optimizer
 from modicum.models.linear import adapted
-from modicum.optimization import Optimization
+from modicum.training.optimization import Optimization
 from modicum.types import UserError
 from modicum.updates.adapter import AdapterPrepared
 from modicum.updates.lora import lora_layers

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from conftest import random_model
-from modicum import runs, session, updates
+from modicum import runs, updates
 from modicum.config import Compute, Optimizer, TrainConfig
+from modicum.training import checkpoint, session
 from modicum.types import UserError
 from modicum.updates.apollo import ApolloRule
 from modicum.updates.base import DensePrepared, Method
@@ -90,7 +91,7 @@ def test_a_step_too_small_for_a_tensor_is_no_violation(folders: dict[str, Path])
     assert made.proof.waiting and norm_weight not in made.proof.pushed
     assert "of 9 trainable tensors changed" in made.proof.check("test")
     sizes = dict.fromkeys(made.prepared.trainable, 1.0)
-    norm = made.masters.tensors[DOWN].norm().item()
+    norm = made.optimization.masters.tensors[DOWN].norm().item()
     bound = torch.finfo(torch.float32).eps * norm
     for factor, sure in [(0.99, False), (1.01, True), (0.51, False)]:
         assert (DOWN in made.optimization.sure_to_move(sizes, factor * bound, {})) is sure
@@ -351,13 +352,13 @@ def test_resting_masters_without_state_survive_a_resume(
     )
     whole = session.prepare(config)
     take_steps(whole, 0, 3)
-    resting = whole.masters.held.keys() - whole.prepared.active.keys()
+    resting = whole.optimization.masters.held.keys() - whole.prepared.active.keys()
     assert resting, "another layer has trained before"
-    folder = session.save(whole, runs.Run(tmp_path), 3)
+    folder = checkpoint.save(whole, runs.Run(tmp_path), 3)
     take_steps(whole, 3, 5)
     again = session.prepare(config)
-    session.restore(again, folder)
-    assert resting <= again.masters.held.keys()
+    checkpoint.restore(again, folder)
+    assert resting <= again.optimization.masters.held.keys()
     take_steps(again, 3, 5)
     for name, tensor in whole.optimization.tensors().items():
         assert torch.equal(again.optimization.tensors()[name], tensor), name

@@ -11,10 +11,11 @@ import torch
 
 from conftest import random_model
 from helpers import engine_of, metrics_of, tensors_of
-from modicum import runs, step, updates
+from modicum import runs, updates
 from modicum.config import TrainConfig
 from modicum.engine.logprobs import logprobs
-from modicum.train import train
+from modicum.training import step
+from modicum.training.loop import train
 from modicum.types import UserError
 from schedules import BATCH, ROWS, layer_of, session_of, walk
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from conftest import random_model
-from modicum import runs, session, step, updates
+from modicum import runs, updates
 from modicum.config import Compute, Held, Optimizer, TrainConfig
 from modicum.models.precision import Masters
-from modicum.train import train
+from modicum.training import checkpoint, session, step
+from modicum.training.loop import train
 from modicum.types import RunStopped, UserError
 from modicum.updates.preview import preview
 from modicum.updates.sparse import best, count
@@ -186,7 +187,7 @@ def test_measured_entries_by_hand(
     before = {name: p.detach().clone() for name, p in made.prepared.trainable.items()}
     take_steps(made, 0, 2)
     assert all(torch.equal(p, before[n]) for n, p in made.prepared.trainable.items())
-    assert made.optimizer_steps == 0 and not made.proof.pushed
+    assert made.counters.optimizer_steps == 0 and not made.proof.pushed
     decided = step.switch(made)
     assert decided is not None
     groups = {"fisher": 4, "taylor": 0}[by]
@@ -198,7 +199,7 @@ def test_measured_entries_by_hand(
         assert inside.sum() == count(0.1, len(scores))
         assert scores[inside].min() >= scores[~inside].max() * (1 - 1e-4), name
     take_steps(made, 2, 4)
-    assert step.switch(made) is None and made.optimizer_steps == 2
+    assert step.switch(made) is None and made.counters.optimizer_steps == 2
     assert made.proof.check("test").startswith("18 of 18")
 
 
@@ -209,9 +210,9 @@ def test_a_resume_in_the_warm_up_goes_on_measuring(
     whole, cut = session_of(folders["llama"], text), session_of(folders["llama"], text)
     take_steps(whole, 0, 4)
     take_steps(cut, 0, 1)
-    folder = session.save(cut, runs.Run(tmp_path), 1)
+    folder = checkpoint.save(cut, runs.Run(tmp_path), 1)
     again = session_of(folders["llama"], text)
-    session.restore(again, folder)
+    checkpoint.restore(again, folder)
     schedule: Any = again.prepared.schedule
     assert schedule.holds and schedule.state() == {"seen": 1, "groups": 2, "decided": False}
     take_steps(again, 1, 4)

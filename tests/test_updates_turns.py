@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from conftest import random_model
 from modicum import updates
-from modicum.session import Session
+from modicum.training.session import Session
 from schedules import layer_of, numbers, schedule_of, session_of, walk
 
 # Turns -----------------------------------------------------------------------------------
@@ -129,7 +129,8 @@ def test_moments_of_a_block_begin_anew(folders: dict[str, Path]) -> None:
         walk(made, 6)  # a b a, or b a b
         states = made.optimization.optimizer.state
         counts = {
-            float(states[made.masters.tensors[name]]["step"]) for name in made.prepared.active
+            float(states[made.optimization.masters.tensors[name]]["step"])
+            for name in made.prepared.active
         }
         assert counts == {wanted}
 

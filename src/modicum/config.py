@@ -127,6 +127,8 @@ class Compute:
     """Precision of the forward and backward pass; what trains has fp32 masters."""
     engine: Literal["auto", "split", "library"] = "auto"
     """How the model is run: in stretches of layers, or by the library's whole forward."""
+    sampler: str = "local"
+    """What draws completions, as an expression: this process, token by token."""
     trunk_bytes: int = 2**30
     """Most memory for states of frozen layers kept from sampling; past it they are run again."""
     checkpointing: bool = False

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from modicum.evaluate import Evaluation
-from modicum.session import Session
-from modicum.train import Observer
+from modicum.training.loop import Observer
+from modicum.training.session import Session
 
 PLAIN_EVERY = 10  # steps between lines where there is no terminal
 
@@ -58,14 +58,15 @@ class Display(Observer):
             f" {len(session.prepared.trainable)} tensors, {session.trainable_parameters:,} of"
             f" {session.total_parameters:,} parameters ({share:.1%})"
         )
-        kl = f"KL {session.objective.kl:g} in the loss" if session.objective.kl else "no KL term"
+        weight = getattr(session.objective, "kl", 0.0)
+        kl = f"KL {weight:g} in the loss" if weight else "no KL term"
         self.console.print(
             f"{config.task}, reward {session.reward}, {config.objective}, {kl};"
             f" a step samples {config.batch.prompts_per_step} x {config.batch.group_size} completions,"
             f" at most {rows * config.sampling.max_tokens:,} tokens at temperature"
             f" {config.sampling.temperature:g}, and takes {config.batch.updates_per_rollout}"
             f" optimizer steps at {session.learning_rate:g}"
-            f" ({session.loaded.device}, {config.compute.dtype})"
+            f" ({session.policy.device}, {config.compute.dtype})"
         )
         if config.budget.budget:
             self.console.print(

@@ -12,9 +12,7 @@ from typing import Any
 
 from modicum import scorecard
 from modicum.config import Sampling
-from modicum.engine import Engine
-from modicum.engine.rollout import rollout
-from modicum.models.load import Loaded
+from modicum.engine import Policy
 from modicum.scorecard import Evaluation, Graded
 from modicum.tasks.base import Task, check_split
 from modicum.tasks.prompts import encode
@@ -45,15 +43,13 @@ def held_out(task: Task, split: Split, count: int) -> list[Problem]:
 
 
 def evaluate(
-    engine: Engine,
-    loaded: Loaded,
+    policy: Policy,
     task: Task,
     sampling: Sampling,
     split: str = "test",
     num_problems: int = 256,
     samples: int = 4,
     seed: int = 0,
-    rollout_batch: int = 512,
     progress: Callable[[int, int], None] | None = None,
     keep: Callable[[Iterable[dict[str, Any]]], None] | None = None,
 ) -> Evaluation:
@@ -64,7 +60,7 @@ def evaluate(
     """
     problems = held_out(task, check_split(split), num_problems)
     total = 2 * len(problems)
-    prompts = [encode(p, loaded.tokenizer, sampling) for p in problems]
+    prompts = [encode(p, policy.tokenizer, sampling) for p in problems]
     keys = [("evaluate", seed, split, index) for index in range(len(problems))]
 
     def run(settings: Sampling, count: int, done: int) -> list[list[Graded]]:
@@ -72,7 +68,7 @@ def evaluate(
             if progress is not None:
                 progress(done + number, total)
 
-        groups = rollout(engine, loaded, prompts, keys, count, settings, rollout_batch, told)
+        groups = policy.sample(prompts, keys, count, settings, progress=told)
         return grade(task, problems, groups)
 
     greedy = run(dataclasses.replace(sampling, temperature=0.0), 1, 0)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modicum.engine import Policy
 from modicum.models.load import Loaded
 from modicum.runs import make_folder
 from modicum.types import RunStopped, UserError
@@ -36,14 +37,14 @@ def new_folder(out: Path, overwrite: bool) -> None:
 
 
 @torch.inference_mode()
-def probe(model: Any, loaded: Loaded) -> Tensor:
+def probe(model: Any, loaded: Loaded | Policy) -> Tensor:
     """The logits of a short fixed text, in fp32 on the CPU."""
     text = "What is 1+2?\n<think>1+2=3</think><answer>3</answer>"
     ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     return model(input_ids=ids.to(loaded.device)).logits.float().cpu()
 
 
-def export_model(model: Any, loaded: Loaded, out: Path) -> float:
+def export_model(model: Any, loaded: Loaded | Policy, out: Path) -> float:
     """Write an ordinary model to `out`; returns the largest logit difference on reload."""
     from transformers import AutoModelForCausalLM
 
@@ -54,14 +55,12 @@ def export_model(model: Any, loaded: Loaded, out: Path) -> float:
     return _compare(expected, probe(again.to(loaded.device).eval(), loaded), out)
 
 
-def export_merged(prepared: Prepared, loaded: Loaded, out: Path) -> float:
+def export_merged(prepared: Prepared, loaded: Loaded | Policy, out: Path) -> float:
     """Write the model with its update inside; `prepared` is spent afterwards.
 
     An adapter is added in fp32, and its logits are compared with the unmerged policy's.
     """
-    if isinstance(prepared, AdapterPrepared):
-        prepared.model.float()
-    policy = probe(prepared.model, loaded)
+    policy = probe(prepared.mergeable(), loaded)
     merged = prepared.merged()
     _compare(policy, probe(merged, loaded), out)
     return export_model(merged, loaded, out)
@@ -79,7 +78,9 @@ def adapter_of(prepared: Prepared, run: Path, update: str) -> AdapterPrepared:
     return prepared
 
 
-def export_adapter(prepared: AdapterPrepared, loaded: Loaded, base: Any, out: Path) -> float:
+def export_adapter(
+    prepared: AdapterPrepared, loaded: Loaded | Policy, base: Any, out: Path
+) -> float:
     """Write the adapter to `out`; `prepared` is spent afterwards.
 
     `base` is a fresh copy of its base, in the dtype of the run. Both compute in fp32, so

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,24 @@ from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 PACKAGES = ("modicum", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
+
+
+class Stopwatch:
+    """Seconds of the stages of something, one after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """`stage` has ended, which began when the one before it ended."""
+        now = time.perf_counter()
+        self.seconds[stage], self._last = now - self._last, now
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages so far."""
+        return sum(self.seconds.values())
 
 
 def reuse_memory() -> None:

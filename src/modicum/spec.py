@@ -77,7 +77,9 @@ def describe(cls: type) -> dict[str, str]:
 def nearest(word: str, known: typing.Iterable[str]) -> str:
     """`did you mean 'x'?` when something known is close to `word`, and all that is known."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    # Of equally near ones that with the same letters is meant: gpro is grpo, not gspo.
+    close.sort(key=lambda name: sorted(name) != sorted(word))
     listed = ", ".join(known)
     return f"did you mean {close[0]!r}? (known: {listed})" if close else f"known are {listed}"
 

@@ -6,12 +6,14 @@ completions can be made, stored and tested without loading a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Split = Literal["train", "tune", "test"]
 SPLITS: tuple[Split, ...] = ("train", "tune", "test")
+Advantage = float | Sequence[float]
+"""Of a completion: one number, or one for each of its tokens."""
 
 
 class UserError(ValueError):
@@ -95,9 +97,16 @@ class Row:
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
-    advantage: float
+    advantage: Advantage
     group: int = 0
     trunk: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def advantages(self) -> Sequence[float]:
+        """The advantage of every token."""
+        if isinstance(self.advantage, Sequence):
+            return self.advantage
+        return [self.advantage] * len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -106,14 +115,16 @@ class Batch:
 
     `num_rows` and `num_tokens` count the whole batch that was sampled for this update,
     before rows without a signal were left out, so that leaving them out and splitting
-    the rest into micro-batches change nothing.
+    the rest into micro-batches change nothing. `signal` has the numbers of the groups whose
+    rewards differ.
     """
 
     rows: tuple[Row, ...]
     num_rows: int
     num_tokens: int
+    signal: frozenset[int]
 
     @property
     def has_signal(self) -> bool:
-        """Whether some reward differs from the others of its group."""
-        return any(row.advantage != 0 for row in self.rows)
+        """Whether the rewards of some group that is here differ."""
+        return any(row.group in self.signal for row in self.rows)

@@ -46,9 +46,9 @@ def run(args: list[str]) -> int:
     from modicum.display import Display
     from modicum.evaluate import Evaluation
     from modicum.report import page, read, tables
-    from modicum.resume import run_folder
     from modicum.runs import write_whole
-    from modicum.train import train
+    from modicum.training.folder import run_folder
+    from modicum.training.loop import train
 
     for text in wanted:
         updates.parse(text)  # a wrong name fails before anything is trained

@@ -62,10 +62,10 @@ def run(args: list[str]) -> int:
 
     from modicum import tasks
     from modicum.display import Display
-    from modicum.engine import make
+    from modicum.engine import policy_of
     from modicum.evaluate import evaluate
     from modicum.models.load import load
-    from modicum.session import past_config, reload
+    from modicum.training.checkpoint import past_config, reload
 
     display = Display()
     if found.run:
@@ -73,26 +73,23 @@ def run(args: list[str]) -> int:
         own = {"task": past.task, "model": past.model}
         own |= {"sampling": dict(vars(past.sampling)), "compute": dict(vars(past.compute))}
         options = from_mapping(Options, merge(own, tables), "options")
-        session = reload(Path(found.run), options.compute)
-        engine, loaded = session.engine, session.loaded
+        policy = reload(Path(found.run), options.compute, options.batch).policy
     else:
         options = from_mapping(Options, tables, "options")
         loaded = load(options.model, options.compute.device, options.compute.dtype, options.trust)
-        engine = make(loaded.model, loaded.device, kind=options.compute.engine)
+        policy = policy_of(loaded, None, options.compute, options.batch)
     name = found.run or options.model
     folder = _folder(options.out) if options.out else None
     task = tasks.parse(options.task)
     try:
         result = evaluate(
-            engine,
-            loaded,
+            policy,
             task,
             options.sampling,
             options.split,
             options.problems,
             options.samples,
             options.seed,
-            options.batch,
             progress=lambda done, total: display.evaluating(name, done, total),
             keep=None if folder is None else partial(folder.write_lines, "completions.jsonl"),
         )

@@ -43,12 +43,12 @@ def run(args: list[str]) -> int:
 
     from modicum import export
     from modicum.models.load import load
-    from modicum.session import past_config, reload
+    from modicum.training.checkpoint import past_config, reload
 
     out = Path(options.out)
     if found.run:
         session = reload(Path(found.run))
-        loaded, prepared = session.loaded, session.prepared
+        policy, prepared = session.policy, session.prepared
         if options.format == "adapter":
             adapter = export.adapter_of(
                 prepared, Path(found.run), past_config(Path(found.run)).update
@@ -56,10 +56,10 @@ def run(args: list[str]) -> int:
             past = session.config
             base = load(past.model, past.compute.device, past.compute.dtype, past.trust).model
             export.new_folder(out, found.overwrite)
-            difference = export.export_adapter(adapter, loaded, base, out)
+            difference = export.export_adapter(adapter, policy, base, out)
         else:
             export.new_folder(out, found.overwrite)
-            difference = export.export_merged(prepared, loaded, out)
+            difference = export.export_merged(prepared, policy, out)
     else:
         loaded = load(options.model, trust=options.trust)
         export.new_folder(out, found.overwrite)

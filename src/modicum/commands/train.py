@@ -37,8 +37,8 @@ def run(args: list[str]) -> int:
     config = settings(found, read_toml(past) if past.is_file() else {})
 
     from modicum.display import Display
-    from modicum.resume import run_folder
-    from modicum.train import train
+    from modicum.training.folder import run_folder
+    from modicum.training.loop import train
 
     display = Display()
     try:

@@ -33,7 +33,7 @@ def run(args: list[str]) -> int:
 
     if found.expression is None:
         entries = [
-            {**spec.describe(cls), "default": cls.examples[0]}  # type: ignore[attr-defined]
+            {**spec.describe(cls), "kind": cls.kind, "default": cls.examples[0]}  # type: ignore[attr-defined]
             for cls in updates.UPDATES.values()
         ]
         lines = [f"{entry['signature']}\n    {entry['summary']}" for entry in entries]

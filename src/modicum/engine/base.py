@@ -1,8 +1,12 @@
-"""What an engine does for sampling and training, whichever forward it uses.
+"""The two roles: a `Sampler` draws completions, a `Scorer` gives their log-probs a gradient.
 
-`SplitEngine` runs the decoder's layers itself: prompts once for their group, the frozen
-trunk once for sampling, reference and training. `LibraryEngine` runs the library's whole
-forward, for every architecture, with none of that.
+They share nothing but the policy's weights, and both hear what changed after a step. An
+`Engine` is a scorer that can also decode token by token, which is what the sampler `local`
+needs; a sampler that owns its loop (a server) needs no engine. `SplitEngine` runs the
+decoder's layers itself: prompts once for their group, the frozen trunk once for sampling,
+reference and training. `LibraryEngine` runs the library's whole forward, for every
+architecture, with none of that. What one can do is asked (`splits`, `recomputes`,
+`keeps_trunk`), never which class it is.
 
 Shapes: P prompt, G member, B = P x G rows, N completion tokens laid end to end, H hidden,
 V vocabulary.
@@ -11,14 +15,15 @@ V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from modicum.types import Row
+from modicum.config import Sampling
+from modicum.types import Completion, Row
 
 Prompt = tuple[int, ...]
 
@@ -53,24 +58,72 @@ class Decoding(ABC):
     def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:
         """What was kept of every row that was begun, by its completion's length."""
 
+    @abstractmethod
+    def skip_to(self, length: int) -> None:
+        """Go on as if completions had `length` tokens already; for runs without data."""
 
-class Engine(ABC):
-    """Runs a policy, adapters included, for sampling and for training."""
+    def held(self) -> Mapping[str, Sequence[Tensor]]:
+        """The tensors that it fills as it goes, as `cache` and `trunk`.
 
-    def __init__(self, head: Tensor, device: torch.device) -> None:
+        Without a `cache` the library's own grows instead.
+        """
+        return {}
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What is different in the policy since it was last used."""
+
+    tensors: Mapping[str, Tensor]
+    """The tensors that train now, by name."""
+    lowest: int
+    """The lowest layer that trains now; -1: the embedding, number of layers: only above."""
+
+
+class Sampler(ABC):
+    """Draws completions from the policy; how is its own affair."""
+
+    keeps_trunk: ClassVar[bool] = False
+    """Whether completions may come with their trunk's states."""
+
+    @abstractmethod
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        keys: Sequence[tuple[object, ...]],
+        group_size: int,
+        sampling: Sampling,
+        keep_trunk: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        """`group_size` completions for every prompt, in order, with their log-probs.
+
+        `keys[p]` names prompt p's noise: the same keys and weights give the same completions.
+        `progress` is told the number of finished prompts. Temperature 0 takes the most
+        probable token.
+        """
+
+    @abstractmethod
+    def follow(self, changed: Changed) -> None:
+        """Sample from the policy as it is now."""
+
+
+class Scorer(ABC):
+    """Runs a policy, adapters included, for the log-probs of completions."""
+
+    splits: ClassVar[bool] = False
+    """Whether layers are run in stretches: prompts once a group, the frozen trunk once."""
+
+    def __init__(self, head: Tensor, device: torch.device, recomputes: bool = False) -> None:
         self.device = device
         self.vocabulary = len(head)
         self.state_bytes = head.shape[1] * head.element_size()  # of one hidden state
+        self.recomputes = recomputes
+        """Whether backward computes the activations of trained layers once more."""
 
     @abstractmethod
-    def follow(self, lowest: int) -> None:
-        """Hear that the lowest trained layer is now `lowest` (-1: the embedding)."""
-
-    @abstractmethod
-    def decode(
-        self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
-    ) -> Decoding:
-        """Begin `group_size` completions of each prompt; `keep` asks for their trunks."""
+    def follow(self, changed: Changed) -> None:
+        """Score with the policy as it is now."""
 
     @abstractmethod
     def pack(self, rows: Sequence[Row]) -> Any:
@@ -90,6 +143,16 @@ class Engine(ABC):
     @abstractmethod
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of such states."""
+
+
+class Engine(Scorer):
+    """A scorer that can also decode, token by token, for the sampler `local`."""
+
+    @abstractmethod
+    def decode(
+        self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
+    ) -> Decoding:
+        """Begin `group_size` completions of each prompt; `keep` asks for their trunks."""
 
 
 def tokens_of(rows: Sequence[Row], device: torch.device) -> Tensor:

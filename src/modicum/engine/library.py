@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum.engine.base import Decoding, Engine, Prompt, Trunk
+from modicum.engine.base import Changed, Decoding, Engine, Prompt, Trunk
 from modicum.models.decoder import cap
 from modicum.models.load import inner
 from modicum.types import Row
@@ -29,7 +29,7 @@ class LibraryEngine(Engine):
         self.model = model
         super().__init__(inner(model).get_output_embeddings().weight, device)
 
-    def follow(self, lowest: int) -> None:
+    def follow(self, changed: Changed) -> None:
         """The whole model is run every time, wherever it trains."""
 
     def decode(
@@ -123,6 +123,9 @@ class LibraryDecoding(Decoding):
     def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:
         """Nothing was kept."""
         return [None] * self.count
+
+    def skip_to(self, length: int) -> None:
+        """The library's cache grows as it goes."""
 
 
 def position_ids(mask_BT: Tensor) -> Tensor:

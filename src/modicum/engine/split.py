@@ -11,13 +11,14 @@ T completion token, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from modicum.engine.base import Decoding, Engine, Prompt, Trunk
+from modicum.engine.base import Changed, Decoding, Engine, Prompt, Trunk
 from modicum.models.attention import Packed
 from modicum.models.cache import Cache
 from modicum.models.decoder import Decoder
@@ -44,15 +45,16 @@ class SplitEngine(Engine):
     `num_layers` that only what lies above the layers does.
     """
 
-    def __init__(self, decoder: Decoder, lowest: int, recompute: bool = False) -> None:
+    splits: ClassVar[bool] = True
+
+    def __init__(self, decoder: Decoder, lowest: int, recomputes: bool = False) -> None:
         self.decoder = decoder
         self.lowest = lowest
-        self.recompute = recompute
-        super().__init__(decoder.head.weight, decoder.head.weight.device)
+        super().__init__(decoder.head.weight, decoder.head.weight.device, recomputes)
 
-    def follow(self, lowest: int) -> None:
-        """What lies below `lowest` is the trunk from now on."""
-        self.lowest = lowest
+    def follow(self, changed: Changed) -> None:
+        """What lies below the lowest trained layer is the trunk from now on."""
+        self.lowest = changed.lowest
 
     def decode(
         self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
@@ -109,7 +111,7 @@ class SplitEngine(Engine):
             pack.positions_N,
             pack.plan,
             0 if trunk is None else self.lowest,
-            recompute=self.recompute,
+            recompute=self.recomputes,
         )
         return self.decoder.finish(states_NH.index_select(0, pack.predicts))
 
@@ -175,3 +177,13 @@ class SplitDecoding(Decoding):
             Trunk(self.prompts[row // self.group_size], self.states_STH[row, : length - 1])
             for row, length in enumerate(lengths)
         ]
+
+    def skip_to(self, length: int) -> None:
+        """The cache is as long as if completions had `length` tokens already."""
+        self.cache.length = length
+
+    def held(self) -> Mapping[str, Sequence[Tensor]]:
+        """The cache, and the trunk's states where they are kept."""
+        pairs = (*self.cache.prompts.values(), *self.cache.rows.values())
+        states = [] if self.states_STH is None else [*self.prompts, self.states_STH]
+        return {"cache": [tensor for pair in pairs for tensor in pair], "trunk": states}

@@ -21,34 +21,16 @@ from typing import Any
 
 import torch
 
-from modicum import objective
+from modicum import objectives
 from modicum.config import TrainConfig
 from modicum.models.load import DTYPES
 from modicum.plan.live import peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
 from modicum.plan.trace import ResidentBytes, Trace
-from modicum.updates.adalora import Ranks
-from modicum.updates.adapter import AdapterPrepared
-from modicum.updates.autofreeze import FreezingSchedule
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
-from modicum.updates.rules import AdamWRule, SgdRule
-from modicum.updates.schedule import Schedule
-from modicum.updates.slimfit import SlimFitSchedule
-from modicum.updates.sparse import Warmup
-from modicum.updates.weighing import SnrSchedule
 
 MASTER = 4  # bytes of an fp32 number
-KEPT: dict[type[Schedule], int] = {
-    FreezingSchedule: 1,  # sums of gradients
-    SnrSchedule: 2,  # means and squares over groups
-    Warmup: 1,  # scores
-    Ranks: 3,  # importances and their averages
-}
-"""fp32 numbers that a schedule keeps of every number that trains."""
-LOW_RANK_STEP = 4  # tables of the size of the largest matrix in a step of a low-rank optimizer
-
-
 LIBRARIES = {"cpu": 50 * 2**20, "cuda": 500 * 2**20}
 """Code that is loaded when it is first used, thread pools; the context of a GPU."""
 BF16_KERNELS = 110 * 2**20
@@ -127,7 +109,8 @@ def _of_set(
 ) -> Memory:
     model = prepared.model
     static = {"weights": num_bytes([*model.parameters(), *model.buffers()])}
-    static |= {"reference": _reference(prepared, config)}
+    objective = objectives.parse(config.objective)
+    static |= {"reference": prepared.reference_bytes(objective.needs_reference)}
     vocabulary = model_config.get_text_config().vocab_size
     held = _held(prepared, config, device)
     loading = _loading(static["weights"], config, model_config, device)
@@ -163,14 +146,6 @@ def _unused(moving: Mapping[str, int]) -> int:
     return round(CUDA_SLACK * sum(moving.values()))
 
 
-def _reference(prepared: Prepared, config: TrainConfig) -> int:
-    """Bytes of the first values that are kept."""
-    of_trained = num_bytes(list(prepared.trainable.values()))
-    if isinstance(prepared, AdapterPrepared):
-        return of_trained if prepared.rewrites_base else 0
-    return of_trained if objective.parse(config.objective).kl > 0 else 0
-
-
 def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) -> dict[str, int]:
     """The file's pages, where its numbers are not taken over as they are."""
     stored = getattr(model_config, "dtype", None) or torch.float32
@@ -198,13 +173,9 @@ def _held(prepared: Prepared, config: TrainConfig, device: str) -> ResidentBytes
         steps = config.steps * config.batch.updates_per_rollout
         names = names.union(*list(schedule.typical(trainable))[: max(1, steps)])
     largest = max(trainable[n].numel() for n in prepared.active)
-    made = 0 if isinstance(rule, AdamWRule | SgdRule) else LOW_RANK_STEP * largest
-    if isinstance(schedule, SlimFitSchedule):
-        made += active
-    copies = next((n for kind, n in KEPT.items() if isinstance(schedule, kind)), 0)
     return ResidentBytes(
         optimizer=tuple(size for name in sorted(names) for size in moments(name)),
-        schedule=MASTER * copies * active,
+        schedule=MASTER * schedule.kept_numbers * active,
         gradients=2 * MASTER * active if schedule.ever_by_group else 0,
-        step=MASTER * made,
+        step=MASTER * (rule.step_numbers(largest) + schedule.step_numbers * active),
     )

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from modicum import objective
+from modicum import objectives
 from modicum.config import TrainConfig
+from modicum.engine import Changed
 from modicum.engine import make as make_engine
-from modicum.engine.rollout import num_trunk_bytes
+from modicum.engine.flops import FlopCounter, StepFlops
+from modicum.engine.local import num_trunk_bytes
 from modicum.models.load import DTYPES
 from modicum.plan import timing
 from modicum.plan.changes import advice
-from modicum.plan.flops import FlopCounter, StepFlops
 from modicum.plan.hardware import GIB, Machine
 from modicum.plan.memory import Memory, estimate
 from modicum.plan.shapes import PROMPT_TOKENS, Lengths, config_of, num_bytes, prepare, prompt_tokens
@@ -148,7 +149,8 @@ def _flops(config: TrainConfig, prepared: Prepared, lengths: Lengths) -> tuple[S
         compute.engine,
         compute.checkpointing,
     )
-    counter = FlopCounter(prepared, engine, batch, objective.parse(config.objective).kl > 0)
+    reference = objectives.parse(config.objective).needs_reference
+    counter = FlopCounter(prepared, engine, batch, reference)
     limit = config.sampling.max_tokens
     prompts = lengths.prompts(batch.prompts_per_step)
     room = num_trunk_bytes(engine, prompts, batch.group_size, limit) <= compute.trunk_bytes
@@ -156,7 +158,7 @@ def _flops(config: TrainConfig, prepared: Prepared, lengths: Lengths) -> tuple[S
     typical = prepared.schedule.typical(prepared.trainable)
     for names in typical[:: -(-len(typical) // MOST_SETS)]:
         prepared.activate(names)
-        engine.follow(prepared.lowest_layer)
+        engine.follow(Changed(prepared.active, prepared.lowest_layer))
         groups, rows = _step(config, lengths, kept=room and prepared.lowest_layer > 0)
         found.append(counter.step(groups, rows, batch.updates_per_rollout))
     step = StepFlops(mean(f.sampling for f in found), mean(f.training for f in found))
@@ -189,7 +191,8 @@ def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group
         for number, group in enumerate(groups)
         for c in group.completions
     ]
-    return groups, Batch(tuple(rows), len(rows), sum(len(row.tokens) for row in rows))
+    tokens = sum(len(row.tokens) for row in rows)
+    return groups, Batch(tuple(rows), len(rows), tokens, frozenset(range(count)))
 
 
 # For a reader ----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modicum.config import TrainConfig
-from modicum.plan.flops import StepFlops
+from modicum.engine.flops import StepFlops
 from modicum.plan.hardware import DeviceRates
 from modicum.plan.shapes import Lengths, cache_numbers
 

@@ -9,22 +9,23 @@ optimizer keeps (`Rule.state_bytes`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modicum import objective
+from modicum import objectives
 from modicum.config import Sampling, TrainConfig
-from modicum.engine import Engine, logprobs, make
-from modicum.engine.base import Decoding, Trunk, tokens_of
-from modicum.engine.rollout import num_trunk_bytes
+from modicum.engine import Changed, Engine, Policy, Scorer, Trunk, make
+from modicum.engine.backward import forward_backward
+from modicum.engine.base import Decoding
+from modicum.engine.local import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
-from modicum.engine.split import SplitDecoding
 from modicum.models.load import inner
 from modicum.models.precision import Masters
+from modicum.objectives import Counts
 from modicum.plan.live import Live, renewed, without_data
 from modicum.plan.shapes import Lengths, cache_numbers
 from modicum.types import Row
@@ -66,7 +67,7 @@ class Trace:
         for held in (prepared.trainable, prepared.frozen, prepared.active):
             held |= renewed(held, made)
         self.live = Live()
-        _without_sparse(prepared)
+        prepared.without_data()
         self.engine: Engine = make(
             prepared.model,
             CPU,
@@ -74,7 +75,9 @@ class Trace:
             config.compute.engine,
             config.compute.checkpointing,
         )
-        self.goal = objective.parse(config.objective)
+        self.objective = objectives.parse(config.objective)
+        if self.objective.needs_reference:
+            prepared.keep_reference()
         self.others: Tensor | None = None
 
     def run(self, held: ResidentBytes) -> None:
@@ -174,8 +177,8 @@ class Trace:
             decoding = self.engine.decode(prompts, group_size, self.room, keep)
             self._recount(decoding)
             drawn = self._draw(decoding.logits_BV, settings)
-            if longest > 1 and isinstance(decoding, SplitDecoding):
-                decoding.cache.length = longest - 2
+            if longest > 1:
+                decoding.skip_to(longest - 2)
             cache = self._hold("cache", self._library_cache(decoding, count * group_size))
             if longest > 1:
                 decoding.advance(torch.zeros(count * group_size, dtype=torch.long))
@@ -186,22 +189,16 @@ class Trace:
 
     def _library_cache(self, decoding: Decoding, rows: int) -> int:
         """Bytes of the library's cache of completions, which grows as it decodes."""
-        if isinstance(decoding, SplitDecoding):
+        if "cache" in decoding.held():
             return 0
         base = inner(self.prepared.model)
         return rows * self.lengths.longest * cache_numbers(base.config) * base.dtype.itemsize
 
-    def _recount(self, decoding: Any) -> None:
+    def _recount(self, decoding: Decoding) -> None:
         """Count the cache and the kept states as what they are."""
-        if not isinstance(decoding, SplitDecoding):
-            return
-        cache = decoding.cache
-        for pair in (*cache.prompts.values(), *cache.rows.values()):
-            for tensor in pair:
-                self.live.recount(tensor, "cache")
-        if decoding.states_STH is not None:
-            for tensor in (*decoding.prompts, decoding.states_STH):
-                self.live.recount(tensor, "trunk")
+        for category, tensors in decoding.held().items():
+            for tensor in tensors:
+                self.live.recount(tensor, category)
 
     def _draw(self, logits_BV: Tensor, settings: Sampling) -> Tensor:
         """What `engine.rollout.draw` makes of logits; returns what it holds on to."""
@@ -213,34 +210,21 @@ class Trace:
     # Training ----------------------------------------------------------------------------
 
     def _training(self, masters: Masters, trunks: Sequence[Trunk | None]) -> None:
-        live, rows = self.live, self._rows(trunks)
+        live, rows, config = self.live, self._rows(trunks), self.config
+        watched = Watched(self.engine, live)
+        sampler = LocalSampler(self.engine, None, ())
+        policy = Policy(self.prepared.model, None, (), CPU, watched, sampler)
+        tokens = sum(len(row.tokens) for row in rows)
+        counts = Counts(len(rows), tokens, config.sampling.max_tokens)
         with live.phase("training"), live.category("activations"):
-            token_N = tokens_of(rows, CPU)
-            pack = self.engine.pack(rows)
-            trunk = self.engine.trunk(pack)
-            if trunk is not None:
-                live.recount(trunk, "trunk")
-            if self.goal.kl > 0:
-                self._reference(pack, trunk, token_N)
-            with live.growing():
-                hidden_NH = self.engine.hidden(pack, trunk)
-            if hidden_NH.requires_grad:
-                # Called when backward leaves the head for the layers.
-                hidden_NH.register_hook(lambda _: live.switch("activations"))
-            with live.category("logits"):
-                logprobs.backward(self.engine, hidden_NH, token_N, self.config.sampling, _loss)
+            forward_backward(
+                policy, self.prepared, self.objective, rows, counts, config.sampling, None
+            )
             with live.category("gradients"):
                 masters.collect()
             for master in masters.held.values():
                 if master.tensor.grad is not None:
                     live.recount(master.tensor.grad, "gradients")
-
-    @torch.no_grad()
-    def _reference(self, pack: Any, trunk: Tensor | None, token_N: Tensor) -> None:
-        same = self.prepared.lowest_ever == self.prepared.lowest_layer
-        hidden_NH = self.engine.hidden(pack, trunk if same else None)
-        with self.live.category("logits"):
-            logprobs.head_logprobs(self.engine, hidden_NH, token_N, self.config.sampling)
 
     def _rows(self, trunks: Sequence[Trunk | None]) -> list[Row]:
         """The rows of a micro-batch that all have a signal."""
@@ -256,22 +240,34 @@ class Trace:
         return rows
 
 
-def _loss(policy_N: Tensor, where: slice) -> Tensor:
-    """A sum over tokens, as every objective is."""
-    return policy_N.exp().sum()
+class Watched(Scorer):
+    """A scorer whose work is counted as what it is: trunk, activations, logits."""
 
+    def __init__(self, scorer: Scorer, live: Live) -> None:
+        self.__dict__ |= scorer.__dict__
+        self.scorer, self.live = scorer, live
 
-def _without_sparse(prepared: Prepared) -> None:
-    """Let SHiRA's layers add something that has no memory either, for sparse tensors need data.
+    def follow(self, changed: Changed) -> None:
+        self.scorer.follow(changed)
 
-    Where its weights lie (16 bytes a number) is left out.
-    """
-    for layer in prepared.model.modules():
-        if hasattr(layer, "shira_weight"):
-            layer.get_delta_weight = partial(_expanded, layer)  # type: ignore[assignment]
+    def pack(self, rows: Sequence[Row]) -> Any:
+        return self.scorer.pack(rows)
 
+    def trunk(self, pack: Any) -> Tensor | None:
+        trunk = self.scorer.trunk(pack)
+        if trunk is not None:
+            self.live.recount(trunk, "trunk")
+        return trunk
 
-def _expanded(layer: Any, adapter: str) -> Tensor:
-    """A table of the weight's shape through which the adapter's numbers get a gradient."""
-    total = (layer.shira_weight[adapter] * layer.scaling[adapter]).sum()
-    return total.expand(layer.out_features, layer.in_features)
+    def hidden(self, pack: Any, trunk: Tensor | None) -> Tensor:
+        self.live.switch("activations")
+        with self.live.growing() if torch.is_grad_enabled() else nullcontext():
+            hidden_NH = self.scorer.hidden(pack, trunk)
+        self.live.switch("logits")
+        if hidden_NH.requires_grad:
+            # Called when backward leaves the head for the layers.
+            hidden_NH.register_hook(lambda _: self.live.switch("activations"))
+        return hidden_NH
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        return self.scorer.logits(hidden_NH)

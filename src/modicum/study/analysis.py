@@ -21,7 +21,8 @@ from modicum.study import inference, verdict
 from modicum.study.cell import read_json
 from modicum.study.collect import ArmRuns, Collected, collect, difficulty, final
 from modicum.study.collect import cost as cost_of
-from modicum.study.design import Study
+from modicum.study.design import PlannedArm, Study
+from modicum.types import UserError
 
 MEASURED = ("seconds", "step_seconds", "memory_bytes", "peak_memory_bytes")
 SHORT = 0.95  # a run that spent less of its budget is named
@@ -97,6 +98,7 @@ def _arm(
         "slug": arm.slug,
         "placebo": arm.placebo,
         "settings": dict(arm.settings),
+        "kind": kind_of(arm),
         "learning_rate": outcome.learning_rate,
         "rate_at_edge": outcome.rate_at_edge,
         "tries": [dict(entry) for entry in outcome.tries],
@@ -110,6 +112,16 @@ def _arm(
         },
         "failed": list(outcome.failed),
     }
+
+
+def kind_of(arm: PlannedArm) -> str:
+    """The kind of the update that an arm sets; empty where it sets other things."""
+    from modicum import updates  # torch is slow to import
+
+    try:
+        return updates.parse(str(arm.settings["update"])).kind
+    except (KeyError, UserError):  # an update of another version or of the user's own
+        return ""
 
 
 def _band(interval: Any) -> dict[str, float] | None:

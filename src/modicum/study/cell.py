@@ -137,7 +137,7 @@ def execute(cell: Cell) -> None:
 
 def _run(cell: Cell, display: Display) -> None:
     from modicum.scorecard import Evaluation
-    from modicum.train import train
+    from modicum.training.loop import train
 
     if not cell.base:
         _evaluate_base(cell, display)
@@ -153,21 +153,19 @@ def _evaluate_base(cell: Cell, display: Display) -> None:
     from modicum import machine
     from modicum.evaluate import evaluate
     from modicum.runs import Run
-    from modicum.session import prepare
+    from modicum.training.session import prepare
 
     session = prepare(cell.config)
     make_folder(cell.folder)
     held, run = cell.config.evaluation, Run(cell.folder)
     began = time.perf_counter()
     found = evaluate(
-        session.engine,
-        session.loaded,
+        session.policy,
         session.task,
         cell.config.sampling,
         held.eval_split,
         num_problems=held.eval_problems,
         samples=held.eval_samples,
-        rollout_batch=cell.config.batch.rollout_batch,
         progress=partial(display.evaluating, "base"),
         keep=lambda rows: run.write_lines("completions-base.jsonl", rows),
     )

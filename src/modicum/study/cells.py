@@ -149,10 +149,10 @@ def check_arms(study: Study) -> None:
 
 def check_expressions(config: TrainConfig) -> None:
     """UserError for an expression that says nothing."""
-    from modicum import curriculum, objective, rewards, tasks, updates
+    from modicum import curricula, objectives, rewards, tasks, updates
 
     updates.parse(config.update)
     rewards.parse(config.reward)
-    objective.parse(config.objective)
-    curriculum.parse(config.curriculum)
+    objectives.parse(config.objective)
+    curricula.parse(config.curriculum)
     tasks.parse(config.task)

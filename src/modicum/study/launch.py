@@ -35,7 +35,7 @@ from modicum.types import RunInterrupted, UserError
 GOES_ON = "interrupted; the same command goes on from there"
 INTERRUPTED = 130
 POLL_SECONDS = 1.0
-PRELOAD = ["modicum.train", "modicum.evaluate", "modicum.display", "peft"]
+PRELOAD = ["modicum.training.loop", "modicum.evaluate", "modicum.display", "peft"]
 
 Ended = Callable[[Cell], None]
 

@@ -1,7 +1,7 @@
 """Updates: what of a model trains.
 
-To add one: a file with a frozen dataclass (see `base.Update`), an entry in UPDATES, its name
-among the kinds of report/study/families.py (a figure's colour). The contract suite
+To add one: exactly one file, with a frozen dataclass that says what it trains, costs and what
+kind it is, and one row in UPDATES (docs/updates.md, "Adding an update"). The contract suite
 (tests/test_updates.py) picks it up.
 """
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.types import UserError
+from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.lora import MAX_RANK, LowRank
 from modicum.updates.schedule import Decision, Schedule
 
@@ -42,6 +43,7 @@ class Ranks(Schedule):
     """Drives the ranks of PEFT's AdaLoRA and adds the penalty's gradient."""
 
     edits_gradients: ClassVar[bool] = True
+    kept_numbers: ClassVar[int] = 3  # importances and their averages
 
     def __init__(self, update: AdaLora, model: Any, trainable: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
@@ -200,6 +202,12 @@ class AdaLora(LowRank):
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
+
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """A, at which the diagonal stands, then B."""
+        down, up, diagonal = (held[ADAPTER] for held in (layer.lora_A, layer.lora_B, layer.lora_E))
+        first = Link(down.numel(), trains(down) or trains(diagonal))
+        return Chain((first, Link(up.numel(), trains(up))))
 
     def trains(self, name: str) -> bool:
         return ".ranknum." not in name

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -25,9 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from modicum.types import UserError
-from modicum.updates.base import Method, Prepared, Selection, Swap
-from modicum.updates.rules import Rule
+from modicum.updates.base import Method, Prepared, Selection
+from modicum.updates.chains import Chain, Trains
+from modicum.updates.kinds import Kind
 from modicum.updates.schedule import Schedule
+from modicum.updates.swap import Swap
 
 
 class AdapterPrepared(Prepared):
@@ -37,18 +39,14 @@ class AdapterPrepared(Prepared):
         self,
         model: nn.Module,
         trainable: dict[str, nn.Parameter],
-        rewrites_base: bool = False,
-        start_tolerance: float = 1e-6,
-        schedule: Schedule | None = None,
-        rule: Rule | None = None,
-        plain: Callable[[nn.Module], nn.Module] = lambda model: model,
+        adapter: Adapter,
     ) -> None:
-        super().__init__(model, trainable, schedule, rule)
-        self.rewrites_base = rewrites_base
-        self.start_tolerance = start_tolerance
+        super().__init__(model, trainable, adapter.schedule(model, trainable))
+        self.adapter = adapter
+        self.rewrites_base = adapter.rewrites_base
+        self.start_tolerance = adapter.start_tolerance
         self.swap = Swap(trainable)
-        self.plain = plain
-        if rewrites_base:  # an export needs them too, so they are kept in any case
+        if self.rewrites_base:  # an export needs them too, so they are kept in any case
             self.swap.keep()
 
     @property
@@ -81,15 +79,36 @@ class AdapterPrepared(Prepared):
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(flags[name])
 
+    @property
+    def reference_is_bare(self) -> bool:
+        """Unless the start has rewritten the base."""
+        return not self.rewrites_base
+
+    def reference_bytes(self, kl: bool) -> int:
+        """Those of the adapter's first values, which a rewritten base needs in any case."""
+        return super().reference_bytes(self.rewrites_base)
+
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """The adapter's."""
+        return self.adapter.chain(layer, trains)
+
+    def without_data(self) -> None:
+        """As the adapter does it."""
+        self.adapter.without_data(self.model)
+
+    def mergeable(self) -> nn.Module:
+        """The model in fp32."""
+        return self.model.float()
+
     def merged(self) -> nn.Module:
         """The base with the adapter added, in fp32."""
-        return self.model.float().merge_and_unload()  # type: ignore[operator]
+        return self.mergeable().merge_and_unload()  # type: ignore[operator]
 
     def exportable(self) -> nn.Module:
         """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards."""
         if self.rewrites_base:
             relative_to_base(self.model, self.swap.originals)
-        return self.plain(self.model)
+        return self.adapter.plain(self.model)
 
 
 @torch.no_grad()
@@ -150,6 +169,7 @@ def linear_layers(model: nn.Module, where: Selection | None) -> list[str]:
 class Adapter(Method):
     """A PEFT adapter. Members say their config; the rest is here, to be overridden."""
 
+    kind: ClassVar[Kind] = "adapters"
     rewrites_base: ClassVar[bool] = False
     start_tolerance: ClassVar[float] = 1e-6
     """How far the start's logits may be from the base's, over the largest of them (at least 1)."""
@@ -157,6 +177,13 @@ class Adapter(Method):
     @abstractmethod
     def config(self, targets: list[str], seed: int) -> Any:
         """The PEFT config that puts the adapter into the modules named `targets`."""
+
+    @abstractmethod
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """What the adapter multiplies by in `layer`, PEFT's module around a linear one."""
+
+    def without_data(self, model: nn.Module) -> None:
+        """Replace what needs the values of tensors in `model`, whose tensors have none."""
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The modules that get an adapter."""
@@ -191,11 +218,4 @@ class Adapter(Method):
         trainable = {
             n: p for n, p in adapted.named_parameters() if p.requires_grad and self.trains(n)
         }
-        return AdapterPrepared(
-            adapted,
-            trainable,
-            self.rewrites_base,
-            self.start_tolerance,
-            self.schedule(adapted, trainable),
-            plain=self.plain,
-        )
+        return AdapterPrepared(adapted, trainable, self)

@@ -33,6 +33,8 @@ from modicum.updates.schedule import Decision, Policy, Schedule
 class FreezingSchedule(Schedule):
     """Which layer is the lowest that trains; it only rises."""
 
+    kept_numbers: ClassVar[int] = 1  # sums of gradients
+
     def __init__(
         self,
         layers: Mapping[int, frozenset[str]],

@@ -11,18 +11,21 @@ model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 from modicum.spec import Spec
 from modicum.types import UserError
+from modicum.updates.chains import Chain, Trains
+from modicum.updates.kinds import Kind, leading
 from modicum.updates.layout import Layout, depth, layout
 from modicum.updates.rules import AdamWRule, Rule
 from modicum.updates.schedule import Schedule
+from modicum.updates.swap import Swap
 
 
 class Prepared(ABC):
@@ -89,6 +92,14 @@ class Prepared(ABC):
         """The lowest layer that may train in this run: below it all is as it was."""
         return self._lowest(self.trainable)
 
+    @property
+    def trunk_is_reference(self) -> bool:
+        """Whether what lies below the lowest trained layer is the reference's as well.
+
+        It is while nothing lower has trained before, or will: that would differ from the start.
+        """
+        return self.lowest_ever == self.lowest_layer
+
     def _lowest(self, names: Iterable[str]) -> int:
         count = self.model.config.num_hidden_layers  # type: ignore[union-attr]
         return min(depth(name, count) for name in names)
@@ -101,6 +112,26 @@ class Prepared(ABC):
     def reference(self) -> AbstractContextManager[None]:
         """A context in which the model is what it was when it was prepared."""
 
+    @property
+    def reference_is_bare(self) -> bool:
+        """Whether the reference runs the base without what the update adds to its layers."""
+        return False
+
+    def reference_bytes(self, kl: bool) -> int:
+        """Bytes of the first values that are kept, with or without a KL term."""
+        return sum(p.numel() * p.element_size() for p in self.trainable.values()) if kl else 0
+
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """What the update adds to a linear layer that it has wrapped."""
+        raise AssertionError(f"{type(self)} wraps no layer, and {type(layer)} is wrapped")
+
+    def without_data(self) -> None:  # noqa: B027  # most need nothing
+        """Let the model run on tensors without data, for the planner; it is spent afterwards."""
+
+    def mergeable(self) -> nn.Module:
+        """The model in the precision that `merged` adds in; nothing trains on it afterwards."""
+        return self.model
+
     @abstractmethod
     def merged(self) -> nn.Module:
         """The ordinary model with the update inside; `model` is spent afterwards."""
@@ -112,35 +143,12 @@ class Update(Protocol):
 
     rate_scale: float
     """The default learning rate, over that of full training."""
+    kind: Kind
+    """What an arm of a study that trains by it is called among many."""
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         """Freeze what does not train and return what does; UserError if nothing fits."""
         ...
-
-
-class Swap:
-    """Old values of some tensors, to be put in their place for a while."""
-
-    def __init__(self, tensors: Mapping[str, nn.Parameter]) -> None:
-        self.tensors = tensors
-        self.originals: dict[str, Tensor] = {}
-
-    def keep(self) -> None:
-        """Copy the values of these tensors, and of nothing else."""
-        self.originals = {name: p.detach().clone() for name, p in self.tensors.items()}
-
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """The copies are in the model, and the present values afterwards."""
-        assert self.originals, "keep_reference was not called"
-        present = {name: p.data for name, p in self.tensors.items()}
-        for name, parameter in self.tensors.items():
-            parameter.data = self.originals[name]
-        try:
-            yield
-        finally:
-            for name, parameter in self.tensors.items():
-                parameter.data = present[name]
 
 
 class DensePrepared(Prepared):
@@ -167,6 +175,7 @@ class Selection(Spec, ABC):
     """A dense update: a predicate on parameters. `a + b` is the union, `a & b` both."""
 
     rate_scale: ClassVar[float] = 1.0
+    kind: ClassVar[Kind]
     examples: ClassVar[tuple[str, ...]]
     """Expressions that run on the tiny base, the usual one first."""
 
@@ -198,41 +207,48 @@ class Selection(Spec, ABC):
 
 
 @dataclass(frozen=True)
-class Union(Selection):
-    """What either selects."""
+class Joined(Selection):
+    """Two selections."""
 
     left: Selection
     right: Selection
+
+    @property
+    def kind(self) -> Kind:  # type: ignore[override]
+        """That of the side that says more."""
+        return leading(self.left.kind, self.right.kind)
+
+    def text(self, sign: str, other: type) -> str:
+        """Both sides around a sign, with brackets where `other` would bind otherwise."""
+        sides = (f"({s})" if isinstance(s, other) else str(s) for s in (self.left, self.right))
+        return f" {sign} ".join(sides)
+
+
+class Union(Joined):
+    """What either selects."""
 
     def names(self, layout: Layout) -> set[str]:
         return self.left.names(layout) | self.right.names(layout)
 
     def __str__(self) -> str:
-        sides = [
-            f"({s})" if isinstance(s, Intersection) else str(s) for s in (self.left, self.right)
-        ]
-        return " + ".join(sides)
+        return self.text("+", Intersection)
 
 
-@dataclass(frozen=True)
-class Intersection(Selection):
+class Intersection(Joined):
     """What both select."""
-
-    left: Selection
-    right: Selection
 
     def names(self, layout: Layout) -> set[str]:
         return self.left.names(layout) & self.right.names(layout)
 
     def __str__(self) -> str:
-        sides = [f"({s})" if isinstance(s, Union) else str(s) for s in (self.left, self.right)]
-        return " & ".join(sides)
+        return self.text("&", Union)
 
 
 class Method(Spec, ABC):
     """A way of training that can be told where: `lora(rank=4) @ last(2)`."""
 
     rate_scale: ClassVar[float] = 1.0
+    kind: ClassVar[Kind] = "schedules, masks"
     examples: ClassVar[tuple[str, ...]]
     """Expressions that run on the tiny base, the usual one first."""
 
@@ -270,6 +286,11 @@ class Placed:
     def rate_scale(self) -> float:
         """That of the method."""
         return self.method.rate_scale
+
+    @property
+    def kind(self) -> Kind:
+        """That of the method, as a selection says less."""
+        return self.method.kind
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         """Apply the method to the selected part of the model."""

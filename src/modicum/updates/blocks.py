@@ -29,6 +29,7 @@ from torch import nn
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter, at_least_one, linear_layers
 from modicum.updates.base import Selection
+from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 
 
 def _inputs(model: nn.Module, names: list[str]) -> dict[str, int]:
@@ -64,6 +65,11 @@ class Miss(Adapter):
         import peft
 
         return peft.MissConfig(r=self.rank, target_modules=targets, task_type="CAUSAL_LM")
+
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """D."""
+        block = layer.miss_block[ADAPTER]
+        return Chain((Link(block.numel(), trains(block)),))
 
 
 @dataclass(frozen=True)
@@ -106,3 +112,9 @@ class Oft(Adapter):
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
+
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """A rotation of the input, block by block."""
+        rotation = layer.oft_R[ADAPTER]
+        link = Link(layer.in_features * rotation.block_size, trains(rotation))
+        return Chain((link,), inside=True)

@@ -18,6 +18,7 @@ from typing import ClassVar
 from modicum.spec import nearest
 from modicum.types import UserError
 from modicum.updates.base import Selection
+from modicum.updates.kinds import Kind
 from modicum.updates.layout import PARTS, Layout
 
 
@@ -31,6 +32,7 @@ class Full(Selection):
     """Every tensor trains."""
 
     name: ClassVar[str] = "full"
+    kind: ClassVar[Kind] = "whole model"
     examples: ClassVar[tuple[str, ...]] = ("full",)
 
     def names(self, layout: Layout) -> set[str]:
@@ -41,6 +43,7 @@ class Full(Selection):
 class Region(Selection):
     """Whole decoder layers, and what lies outside of them if it is asked for."""
 
+    kind: ClassVar[Kind] = "layers"
     embedding: bool = False
     norm: bool = False
     head: bool = False
@@ -206,6 +209,7 @@ class Parts(Selection):
     """Parts by kind, in every layer: attention, mlp, norm, bias, embedding, head."""
 
     name: ClassVar[str] = "parts"
+    kind: ClassVar[Kind] = "parts of layers"
     examples: ClassVar[tuple[str, ...]] = ("parts(attention, norm)", "parts(head)")
     varargs: ClassVar[str | None] = "kinds"
     kinds: tuple[str, ...]
@@ -227,6 +231,7 @@ class BitFit(Selection):
     """All biases; a model without any is refused. Ten times the rate of full training."""
 
     name: ClassVar[str] = "bitfit"
+    kind: ClassVar[Kind] = "parts of layers"
     rate_scale: ClassVar[float] = 10.0
     examples: ClassVar[tuple[str, ...]] = ("bitfit",)
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
+from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Schedule
 
 MAX_RANK = 1024
@@ -55,6 +56,11 @@ class LowRank(Adapter):
             task_type="CAUSAL_LM",
             **self.settings(),
         )
+
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """A, then B."""
+        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        return Chain((Link(down.numel(), trains(down)), Link(up.numel(), trains(up))))
 
     def settings(self) -> dict[str, Any]:
         """What differs from plain LoRA."""

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.lora import lora_layers
 from modicum.updates.pissa import FromBase, rounded, triplets
 
@@ -52,6 +53,12 @@ class LoraXs(FromBase):
     examples: ClassVar[tuple[str, ...]] = ("loraxs(rank=4)", "loraxs(rank=4) @ last(1)")
     rank: int = 16
     alpha: int = 16
+
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """V^T, the core, U S."""
+        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER]
+        core = Link(up.core.numel(), trains(up.core))
+        return Chain((Link(down.numel(), False), core, Link(up.left.numel(), False)))
 
     def trains(self, name: str) -> bool:
         return name.endswith(".core")

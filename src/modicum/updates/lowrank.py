@@ -26,6 +26,7 @@ from modicum.updates.rules import Groups
 
 State = dict[str, Tensor]
 MAX_RANK = 4096
+STEP_TABLES = 4  # as large as a matrix, which a step makes
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class LowRankRule(ABC):
         """Two moments of every number, or what the treatment keeps."""
         numbers = self.kept(*shape) if self.projects(name, shape) else 2 * shape.numel()
         return 4 * numbers
+
+    def step_numbers(self, largest: int) -> int:
+        """Tables of the size of the largest matrix: its gradient's projection and way back."""
+        return STEP_TABLES * largest
 
     @abstractmethod
     def kept(self, rows: int, columns: int) -> int:

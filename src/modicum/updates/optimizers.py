@@ -21,6 +21,7 @@ from modicum.spec import Spec
 from modicum.types import UserError
 from modicum.updates.base import Method, Placed, Prepared, Selection, placed
 from modicum.updates.dense import Full
+from modicum.updates.kinds import Kind, leading
 from modicum.updates.rules import AdamWRule, Rule, SgdRule
 
 Trains = Selection | Method | Placed
@@ -31,6 +32,7 @@ class OptimizerMember(Spec, ABC):
 
     faster: ClassVar[float] = 1.0
     """Its default rate, over that of AdamW."""
+    kind: ClassVar[Kind] = "optimizers"
     examples: ClassVar[tuple[str, ...]]
     """Expressions that run on the tiny base, the usual one first."""
 
@@ -66,6 +68,11 @@ class Optimized:
     def rate_scale(self) -> float:
         """The optimizer's, over Adam's, times the update's."""
         return self.member.rate_scale * self.update.rate_scale
+
+    @property
+    def kind(self) -> Kind:
+        """That of an adapter or a schedule, else the optimizer's."""
+        return leading(self.member.kind, self.update.kind)
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         """Apply the update and let the optimizer move what it trains."""

@@ -100,7 +100,7 @@ def preview(update: Update, model: str, trust: Trust | None = None) -> Preview:
     typical = prepared.schedule.typical(trained)
     keeps = prepared.schedule.policy == "keep"
     shares = [
-        backward_share(prepared.model, {n: trained[n] for n in chosen}, places.num_layers)
+        backward_share(prepared, {n: trained[n] for n in chosen}, places.num_layers)
         for chosen in typical
     ]
     return Preview(

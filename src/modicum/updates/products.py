@@ -2,7 +2,7 @@
 
 A matrix costs one product a token for its own gradient, if it trains, and one for that of
 its input, if anything that trains comes before it (F.2 in docs/updates.md). An adapter is
-a chain of matrices beside or inside its base layer; `CHAINS` says how each kind looks.
+a chain of matrices beside or inside its base layer, as it says itself (`Prepared.chain`).
 Left out: attention scores, the head's second forward in chunks, and work that does not
 grow with the tokens (DoRA's norms, OFT's rotation from its angles, TinyLoRA's and
 LoRA-XS's small matrix).
@@ -10,15 +10,16 @@ LoRA-XS's small matrix).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from modicum.updates.base import Prepared
+from modicum.updates.chains import Chain, Trains
 from modicum.updates.layout import depth
 
-ADAPTER = "default"  # PEFT's name of the only adapter
 # What a layer does in order; the first line that fits a name is its stage.
 STAGES = (
     ("input_layernorm",),
@@ -42,91 +43,6 @@ class Product:
     """Whether it is the model's own, not an adapter's."""
 
 
-@dataclass(frozen=True)
-class Link:
-    """A matrix that an adapter multiplies by, or a scale, which has no product (0 numbers)."""
-
-    numbers: int
-    trains: bool
-
-
-@dataclass(frozen=True)
-class Chain:
-    """What an adapter does, in order.
-
-    `inside`: it changes the input of the base layer. `whole`: its gradient is made from
-    that of the whole weight.
-    """
-
-    links: tuple[Link, ...]
-    inside: bool = False
-    whole: bool = False
-
-
-Trains = Callable[[Any], bool]
-"""Whether a parameter, or any in a module, trains."""
-
-
-def _numbers(held: nn.Module | Tensor) -> int:
-    return (held if isinstance(held, Tensor) else held.weight).numel()  # type: ignore[union-attr, operator]
-
-
-def _lora(layer: Any, trains: Trains) -> Chain:
-    """LoRA, DoRA, PiSSA; AdaLoRA, whose diagonal stands at A; LoRA-XS, whose B has a core."""
-    down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-    core = getattr(up, "core", None)
-    if core is not None:
-        inner = Link(core.numel(), trains(core))
-        return Chain((Link(_numbers(down), False), inner, Link(_numbers(up), False)))
-    diagonal = getattr(layer, "lora_E", None)
-    first = trains(down) or (diagonal is not None and trains(diagonal[ADAPTER]))
-    return Chain((Link(_numbers(down), first), Link(_numbers(up), trains(up))))
-
-
-def _vera(layer: Any, trains: Trains) -> Chain:
-    rank = layer.r[ADAPTER]
-    down, up = Link(rank * layer.in_features, False), Link(rank * layer.out_features, False)
-    return Chain((down, Link(0, trains(layer.vera_lambda_d[ADAPTER])), up))
-
-
-def _miss(layer: Any, trains: Trains) -> Chain:
-    block = layer.miss_block[ADAPTER]
-    return Chain((Link(block.numel(), trains(block)),))
-
-
-def _ia3(layer: Any, trains: Trains) -> Chain:
-    return Chain((Link(0, trains(layer.ia3_l[ADAPTER])),), inside=layer.is_feedforward)
-
-
-def _oft(layer: Any, trains: Trains) -> Chain:
-    rotation = layer.oft_R[ADAPTER]
-    numbers = layer.in_features * rotation.block_size
-    return Chain((Link(numbers, trains(rotation)),), inside=True)
-
-
-def _shira(layer: Any, trains: Trains) -> Chain:
-    return Chain((Link(0, trains(layer.shira_weight[ADAPTER])),), whole=True)
-
-
-def _tinylora(layer: Any, trains: Trains) -> Chain:
-    rank = layer.r[ADAPTER]
-    vector = layer.tinylora_v[ADAPTER][layer._tinylora_v_key[ADAPTER]]
-    down, up = Link(rank * layer.in_features, False), Link(rank * layer.out_features, False)
-    return Chain((down, Link(rank * rank, trains(vector)), up))
-
-
-CHAINS: dict[str, Callable[[Any, Trains], Chain]] = {
-    "lora_A": _lora,
-    "vera_lambda_b": _vera,
-    "miss_block": _miss,
-    "ia3_l": _ia3,
-    "oft_R": _oft,
-    "shira_weight": _shira,
-    "tinylora_v": _tinylora,
-}
-"""How an adapter's chain is read from its layer, by an attribute that only its kind has."""
-
-
 def place(name: str, num_layers: int) -> tuple[int, int]:
     """Where a tensor comes in the forward pass: (layer, stage within it).
 
@@ -138,15 +54,15 @@ def place(name: str, num_layers: int) -> tuple[int, int]:
     return layer, next((i for i, words in enumerate(STAGES) if any(w in name for w in words)), 0)
 
 
-def backward_share(model: nn.Module, trained: dict[str, nn.Parameter], num_layers: int) -> float:
+def backward_share(prepared: Prepared, trained: dict[str, nn.Parameter], num_layers: int) -> float:
     """Matrix work of backward over that of full training; above 1 for very wide adapters."""
-    found = list(backward_products(model, trained, num_layers))
+    found = list(backward_products(prepared, trained, num_layers))
     full = sum(2 * product.numbers for product in found if product.base)
     return sum(product.passes * product.numbers for product in found) / full
 
 
 def backward_products(
-    model: nn.Module, trained: dict[str, nn.Parameter], num_layers: int
+    prepared: Prepared, trained: dict[str, nn.Parameter], num_layers: int
 ) -> Iterator[Product]:
     """Every matrix of the linear layers and their adapters, with its products in backward."""
     chosen = {id(parameter) for parameter in trained.values()}
@@ -156,7 +72,7 @@ def backward_products(
         parameters = [held] if isinstance(held, Tensor) else held.parameters()
         return any(id(parameter) in chosen for parameter in parameters)
 
-    for name, layer, chain in linear_layers(model, trains):
+    for name, layer, chain in linear_layers(prepared, trains):
         after = place(name, num_layers) > lowest
         learns = any(link.trains for link in chain.links)
         passes = (trains(layer.weight) or (chain.whole and learns)) + (
@@ -168,18 +84,16 @@ def backward_products(
             after = after or link.trains
 
 
-def linear_layers(model: nn.Module, trains: Trains) -> Iterator[tuple[str, nn.Linear, Chain]]:
+def linear_layers(prepared: Prepared, trains: Trains) -> Iterator[tuple[str, nn.Linear, Chain]]:
     """The model's own linear layers by name, each with what an adapter adds to it."""
     inside: set[int] = set()
-    for name, module in model.named_modules():
+    for name, module in prepared.model.named_modules():
         if id(module) in inside:
             continue
         base = getattr(module, "base_layer", None)
         if base is not None:
             inside.update(id(part) for part in module.modules())
-            kinds = [kind for kind in CHAINS if hasattr(module, kind)]
             if isinstance(base, nn.Linear):
-                assert kinds, f"the chain of {type(module)} is not known"
-                yield name, base, CHAINS[kinds[0]](module, trains)
+                yield name, base, prepared.chain(module, trains)
         elif isinstance(module, nn.Linear):
-            yield name, module, Chain(())
+            yield name, module, Chain()

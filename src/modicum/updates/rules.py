@@ -32,6 +32,10 @@ class Rule(Protocol):
         """Bytes that the optimizer keeps of one fp32 tensor, the step counter left out."""
         ...
 
+    def step_numbers(self, largest: int) -> int:
+        """fp32 numbers that a step makes and drops; the largest tensor has `largest`."""
+        ...
+
 
 class AdamWRule:
     """Adam with decoupled weight decay (arXiv 1711.05101): two moments of every number."""
@@ -52,6 +56,10 @@ class AdamWRule:
         """Two fp32 numbers for each."""
         return 8 * shape.numel()
 
+    def step_numbers(self, largest: int) -> int:
+        """None: one fused pass."""
+        return 0
+
 
 @dataclass(frozen=True)
 class SgdRule:
@@ -71,6 +79,10 @@ class SgdRule:
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         """One fp32 number for each under momentum, else nothing."""
         return 4 * shape.numel() if self.momentum else 0
+
+    def step_numbers(self, largest: int) -> int:
+        """None: in place."""
+        return 0
 
 
 def park(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Any]:

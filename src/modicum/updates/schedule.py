@@ -40,6 +40,10 @@ class Schedule:
     policy: Policy = "keep"
     edits_gradients: ClassVar[bool] = False
     """Whether `gradients` changes them."""
+    kept_numbers: ClassVar[int] = 0
+    """fp32 numbers that it keeps of every number that trains."""
+    step_numbers: ClassVar[int] = 0
+    """fp32 numbers of every number that trains that it holds during an optimizer step only."""
     may_return: frozenset[str] = frozenset()
     """Tensors that may come back to their first values (a pruned rank)."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter, at_least_one, linear_layers
 from modicum.updates.base import Selection
+from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,25 @@ class Shira(Adapter):
         for layer in model.modules():
             for indices in getattr(layer, "shira_indices", {}).values():
                 layer.register_buffer("trained_entries", indices, persistent=False)
+
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """No matrix of its own, but the gradient of the whole weight."""
+        return Chain((Link(0, trains(layer.shira_weight[ADAPTER])),), whole=True)
+
+    def without_data(self, model: nn.Module) -> None:
+        """Let layers add a table without memory, as sparse tensors need data.
+
+        Where the entries lie (16 bytes a number) is left out.
+        """
+        for layer in model.modules():
+            if hasattr(layer, "shira_weight"):
+                layer.get_delta_weight = partial(_expanded, layer)  # type: ignore[assignment]
+
+
+def _expanded(layer: Any, adapter: str) -> Tensor:
+    """A table of the weight's shape through which the adapter's numbers get a gradient."""
+    total = (layer.shira_weight[adapter] * layer.scaling[adapter]).sum()
+    return total.expand(layer.out_features, layer.in_features)
 
 
 def drawn(seed: int) -> Callable[..., Tensor | None]:

@@ -35,6 +35,8 @@ SHOWN = 5  # distances in the evidence
 class SlimFitSchedule(Schedule):
     """Which units train: those with the largest distances."""
 
+    step_numbers: ClassVar[int] = 1  # what the units were before the step
+
     def __init__(
         self,
         units: list[str],

@@ -91,6 +91,8 @@ MEASURED = {
 class Warmup(Schedule):
     """Measures gradients for some steps, in which nothing moves, then says which entries train."""
 
+    kept_numbers: ClassVar[int] = 1  # scores
+
     def __init__(self, trainable: Named, keep: float, measure: Measure, steps: int) -> None:
         super().__init__()
         self.trainable, self.keep, self.measure, self.steps = trainable, keep, measure, steps

@@ -28,6 +28,7 @@ import torch
 
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter, at_least_one
+from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ class TinyLora(Adapter):
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
+
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """A, R, B."""
+        rank = layer.r[ADAPTER]
+        vector = layer.tinylora_v[ADAPTER][layer._tinylora_v_key[ADAPTER]]
+        down, up = Link(rank * layer.in_features, False), Link(rank * layer.out_features, False)
+        return Chain((down, Link(rank * rank, trains(vector)), up))
 
     @torch.no_grad()
     def finish(self, model: Any) -> None:

@@ -29,6 +29,7 @@ from torch import nn
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter, at_least_one, linear_layers
 from modicum.updates.base import Selection
+from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.layout import layout
 
 OUTPUTS, INPUTS, FUSED = ("k_proj", "v_proj"), ("down_proj",), ("qkv_proj", "c_attn")
@@ -66,6 +67,12 @@ class Vera(Adapter):
             task_type="CAUSAL_LM",
         )
 
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """A, the scale d, B."""
+        rank = layer.r[ADAPTER]
+        down, up = Link(rank * layer.in_features, False), Link(rank * layer.out_features, False)
+        return Chain((down, Link(0, trains(layer.vera_lambda_d[ADAPTER])), up))
+
 
 @dataclass(frozen=True)
 class Ia3(Adapter):
@@ -101,6 +108,10 @@ class Ia3(Adapter):
             task_type="CAUSAL_LM",
         )
 
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """A scale, of the output or the input."""
+        return Chain((Link(0, trains(layer.ia3_l[ADAPTER])),), inside=layer.is_feedforward)
+
 
 @dataclass(frozen=True)
 class LnTuning(Adapter):
@@ -124,3 +135,7 @@ class LnTuning(Adapter):
         import peft
 
         return peft.LNTuningConfig(target_modules=targets, task_type="CAUSAL_LM")
+
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """Nothing: no linear layer is touched."""
+        return Chain()

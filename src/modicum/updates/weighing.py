@@ -145,6 +145,8 @@ class RgnSchedule(Weighing):
 class SnrSchedule(Weighing):
     """By the mean of the gradient, squared, over its variance among groups."""
 
+    kept_numbers: ClassVar[int] = 2  # means and squares over groups
+
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],

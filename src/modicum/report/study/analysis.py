@@ -81,6 +81,8 @@ class Arm:
     sentence: str = ""
     placebo: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""
+    """Of its update; empty where it sets other things, or where the file does not say."""
     learning_rate: float | None = None
     rate_at_edge: bool = False
     tries: tuple[Try, ...] = ()

@@ -6,17 +6,22 @@ from typing import Any
 
 from modicum import anatomy, machine, runs
 from modicum.models.load import load
-from modicum.session import Session
+from modicum.training.session import Session
 
 
 def write(
-    session: Session, run: runs.Run, evaluated: dict[str, Any], proof: str, steps: int
+    session: Session,
+    run: runs.Run,
+    evaluated: dict[str, Any],
+    proof: str,
+    steps: int,
+    start_memory: int,
 ) -> dict[str, Any]:
     """Write `result.json` of a run of `steps` steps and return what it holds.
 
     The session is spent afterwards.
     """
-    config = session.config
+    config, counters = session.config, session.counters
     found = {
         "update": str(config.update),
         "model": config.model,
@@ -30,19 +35,19 @@ def write(
         "trainable_parameters": session.trainable_parameters,
         "total_parameters": session.total_parameters,
         "trainable_tensors": len(session.prepared.trainable),
-        "active_parameters_mean": session.active_sum
-        / max(1, session.optimizer_steps - session.skipped),
-        "optimizer_bytes": session.optimizer_bytes,
-        "decisions": session.decisions,
-        "seconds": session.trained_seconds,
+        "active_parameters_mean": counters.active_sum
+        / max(1, counters.optimizer_steps - counters.skipped),
+        "optimizer_bytes": counters.optimizer_bytes,
+        "decisions": counters.decisions,
+        "seconds": counters.trained_seconds,
         "peak_memory_bytes": machine.peak_bytes(),
-        "start_memory_bytes": session.start_memory_bytes,
-        "generated_tokens": session.generated_tokens,
-        "flops": session.flops,
-        "skipped_steps": session.skipped,
+        "start_memory_bytes": start_memory,
+        "generated_tokens": counters.generated_tokens,
+        "flops": counters.flops,
+        "skipped_steps": counters.skipped,
         "change_proof": proof,
-        "agreement_max": session.agreement_max,
-        "base_hash": session.base,
+        "agreement_max": counters.agreement_max,
+        "base_hash": session.proof.base,
     }
     # Twice, so that no trouble with the anatomy (memory, say) costs the result.
     run.write("result.json", found)
@@ -56,10 +61,10 @@ def _anatomy(session: Session, run: runs.Run) -> dict[str, Any]:
     """Compare the policy with the base, loaded again; the parts to `anatomy.json`."""
     config = session.config
     # On the CPU, since merging makes the model fp32 and the base comes on top.
-    session.prepared.model.to("cpu")
+    session.policy.model.to("cpu")
     policy = session.prepared.merged()
     base = load(config.model, "cpu", config.compute.dtype, config.trust).model
-    changes = anatomy.measure(policy, base, session.loaded.device)
+    changes = anatomy.measure(policy, base, session.policy.device)
     run.write(
         "anatomy.json",
         {"dtype": config.compute.dtype, "tensors": [change.to_json() for change in changes]},

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from modicum import machine, runs
 from modicum.config import Tracking, TrainConfig, from_mapping, read_toml, to_toml
-from modicum.session import Session, restore
+from modicum.training.checkpoint import restore
+from modicum.training.session import Session
 from modicum.types import UserError
 
 

@@ -7,21 +7,21 @@ and resumed gives what the uncut run gives.
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
-from modicum import machine, plan, result, runs, tasks, tracking
+from modicum import machine, plan, runs, tasks, tracking
 from modicum.config import TrainConfig
-from modicum.engine import LibraryEngine, agreement
+from modicum.engine import agreement
 from modicum.evaluate import Evaluation, evaluate
-from modicum.metrics import rollout_metrics, sample, training_metrics
+from modicum.models.load import inner
 from modicum.models.precision import too_fine
-from modicum.resume import begin
-from modicum.session import Session, prepare, save
-from modicum.step import (
+from modicum.training import result
+from modicum.training.checkpoint import save
+from modicum.training.folder import begin
+from modicum.training.metrics import rollout_metrics, run_metrics, sample, training_metrics
+from modicum.training.session import Session, prepare
+from modicum.training.step import (
     References,
     backward,
     make_batch,
@@ -29,6 +29,7 @@ from modicum.step import (
     rate_at,
     sample_groups,
     score,
+    seen,
     switch,
 )
 from modicum.types import Batch, Group, RunInterrupted
@@ -75,28 +76,29 @@ def train(
     machine.reset_peak()
     before = machine.resident_bytes()
     session = prepare(config)
-    if session.loaded.device.type == "cpu":
-        session.start_memory_bytes = before
+    # What the process held before the model was loaded; on a GPU nothing.
+    start_memory = before if session.policy.device.type == "cpu" else 0
     run, first = begin(session, overwrite, resume)
     with tracking.open(
         config.tracking, run.folder, run.folder.resolve().name, asdict(config), first, observer.note
     ) as tracker:
         run.listeners = {"metrics.jsonl": tracker.step, "evaluations.jsonl": tracker.evaluated}
-        found = _train(session, run, first, observer, base)
+        steps, evaluated, proof = _train(session, run, first, observer, base)
+        found = result.write(session, run, evaluated, proof, steps, start_memory)
         tracker.finish(found)
     return found
 
 
 def _train(
     session: Session, run: runs.Run, first: int, observer: Observer, base: Evaluation | None
-) -> dict[str, Any]:
-    """The run from step `first` to its result."""
+) -> tuple[int, dict[str, Any], str]:
+    """The run from step `first` to its end: its steps, its evaluations, the change proof."""
     config = session.config
     observer.begin(session, first)
     for text in [*tasks.notes(session.task), *session.prepared.notes]:
         observer.note(text)
-    if config.compute.engine == "auto" and isinstance(session.engine, LibraryEngine):
-        name = session.loaded.model.config.model_type  # type: ignore[union-attr]
+    if config.compute.engine == "auto" and not session.policy.scorer.splits:
+        name = inner(session.policy.model).config.model_type
         observer.note(
             f"the engine does not know the architecture {name!r}: its own forward is used, with"
             " prompts repeated for every completion and frozen layers run every time"
@@ -122,7 +124,7 @@ def _train(
     proof = session.proof.check("end of the run")
     if "trained" not in evaluated:
         evaluated["trained"] = _evaluate(session, run, observer, "trained", done - 1, None)
-    return result.write(session, run, evaluated, proof, done)
+    return done, evaluated, proof
 
 
 def _past_evaluations(run: runs.Run) -> list[dict[str, Any]]:
@@ -144,14 +146,12 @@ def _evaluate(
     if held.eval_problems == 0:
         return {}
     found = known or evaluate(
-        session.engine,
-        session.loaded,
+        session.policy,
         session.task,
         config.sampling,
         held.eval_split,
         num_problems=held.eval_problems,
         samples=held.eval_samples,
-        rollout_batch=config.batch.rollout_batch,
         progress=lambda done, total: observer.evaluating(name, done, total),
         keep=lambda rows: run.write_lines(f"completions-{name.replace(' ', '-')}.jsonl", rows),
     )
@@ -165,50 +165,30 @@ def run_step(
     session: Session, run: runs.Run, step: int, observer: Observer | None = None
 ) -> dict[str, float]:
     """One rollout and its optimizer steps; returns and logs the metrics."""
-    faults: list[str] = []
-    began = time.perf_counter()
+    watch, faults = machine.Stopwatch(), list[str]()
     decided = switch(session)
     if decided is not None:
         run.append("decisions.jsonl", {"step": step, **decided})
     groups = sample_groups(session, step)
-    sampled = time.perf_counter()
+    watch.lap("sampling")
     every = session.config.compute.agreement_every
     if every and step % every == 0:
-        model, settings = session.prepared.model, session.config.sampling
-        found = agreement.compare(model, session.loaded.device, groups, settings)
-        _agree(session, found, "library")
-    compared = time.perf_counter()
-    scores = score(session, groups, faults)
+        policy, sampling = session.policy, session.config.sampling
+        _agree(session, agreement.compare(policy.model, policy.device, groups, sampling), "library")
+    watch.lap("agreement")
+    scores, rewards_PG = score(session.task, session.reward, groups, faults)
     if faults and observer:
         observer.note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
-    totals_PG = torch.tensor([[session.reward.total(s) for s in row] for row in scores])
-    batch = make_batch(session, groups, totals_PG)
-    metrics = rollout_metrics(step, groups, scores, totals_PG)
-    scored = time.perf_counter()
+    session.order.observe(seen(groups, scores, rewards_PG))
+    batch = make_batch(session.objective, groups, rewards_PG)
+    metrics = rollout_metrics(step, groups, scores, rewards_PG)
+    watch.lap("scoring")
     if batch.rows:
         metrics |= _update(session, batch)
-    ended = time.perf_counter()
-    before = session.spent
-    session.generated_tokens += batch.num_tokens
-    session.trained_seconds += ended - began
-    work = session.counter.step(groups, batch, session.config.batch.updates_per_rollout)
-    session.flops += work.total
-    session.last_spent = session.spent - before
-    metrics |= {
-        "reward/errors": len(faults),
-        "policy/skipped_steps": session.skipped,
-        "update/active_parameters": session.active_parameters,
-        "tokens/generated": session.generated_tokens,
-        "flops/sampling": work.sampling,
-        "flops/training": work.training,
-        "flops/total": session.flops,
-        "time/step_seconds": ended - began,
-        "time/sampling_seconds": sampled - began,
-        "time/training_seconds": ended - scored,
-        "time/agreement_seconds": compared - sampled,
-        "time/tokens_per_second": batch.num_tokens / (ended - began),
-        "memory/peak_bytes": machine.peak_bytes(),
-    }
+    watch.lap("training")
+    work = session.flops.step(groups, batch, session.config.batch.updates_per_rollout)
+    session.count(batch.num_tokens, work.total, watch.total)
+    metrics |= session.order.metrics() | run_metrics(session, batch, len(faults), work, watch)
     run.append("metrics.jsonl", metrics)
     if step % session.config.records.samples_every == 0 or session.ended(step + 1):
         _write_samples(session, run, step, groups[0], scores[0])
@@ -225,6 +205,7 @@ def _update(session: Session, batch: Batch) -> dict[str, float]:
         if number == 0:
             _agree(session, sums["difference"] / sums["tokens"], "trainer")
         norm = optimizer_step(session, sums["loss"], batch.has_signal)
+        session.policy.follow(session.prepared)
         metrics = training_metrics(sums)
         metrics |= {"policy/grad_norm": norm, "policy/learning_rate": rate}
     return metrics
@@ -232,7 +213,7 @@ def _update(session: Session, batch: Batch) -> dict[str, float]:
 
 def _agree(session: Session, mean: float, by: str) -> None:
     """The agreement proof, for a mean difference of log-probs."""
-    session.agreement_max = max(session.agreement_max, mean)
+    session.counters.agreement_max = max(session.counters.agreement_max, mean)
     agreement.require(mean, session.config.compute.dtype, by)
 
 
@@ -247,10 +228,11 @@ def _write_samples(
 def _after(session: Session, run: runs.Run, observer: Observer, step: int) -> None:
     """What is due after a step: the change proof, a checkpoint, an evaluation."""
     config, done = session.config, step + 1
-    if session.optimizer_steps and not session.checked_first:
+    counters = session.counters
+    if counters.optimizer_steps and not counters.checked_first:
         observer.note("change proof after the first step: " + session.proof.check("first step"))
-        session.checked_first = True
-    if done == NO_SIGNAL_STEPS and not (session.optimizer_steps or session.signal_steps):
+        counters.checked_first = True
+    if done == NO_SIGNAL_STEPS and not (counters.optimizer_steps or counters.signal_steps):
         last = runs.read_lines(run.folder / "samples.jsonl")[-1]
         observer.note(
             f"in {done} steps all rewards within a group were equal, so nothing was trained."

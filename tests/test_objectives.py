@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,15 +11,30 @@ import torch
 from torch import Tensor
 
 from cases import load
-from modicum import objective, step
-from modicum.metrics import rollout_metrics, training_metrics
-from modicum.objective import OBJECTIVES, Tokens, clipped, group_advantages, kl3, parse, weights
+from modicum.engine.logprobs import chunks
+from modicum.objectives import OBJECTIVES, Counts, Objective, Tokens, parse
+from modicum.objectives.base import (
+    centred,
+    clipped,
+    constant_length,
+    kl3,
+    over_deviation,
+    sequence_mean,
+    token_mean,
+)
+from modicum.objectives.dapo import Dapo
+from modicum.objectives.grpo import Grpo
+from modicum.objectives.gspo import Gspo
+from modicum.training import step
+from modicum.training.metrics import rollout_metrics, training_metrics
 from modicum.types import Completion, Group, Problem, UserError
 
 WITH_KL = [f"{name}(kl=0.05)" for name in OBJECTIVES]
 ALL = [*OBJECTIVES, *WITH_KL]
 LENGTHS = torch.tensor([3, 5, 1, 2, 4])
 LIMIT = 7
+COUNTS = Counts(len(LENGTHS), int(LENGTHS.sum()), LIMIT)
+HOW = {"sequence_mean": sequence_mean, "token_mean": token_mean, "constant": constant_length}
 
 
 def grouped(given: dict[str, Any]) -> Tensor:
@@ -42,7 +57,8 @@ def sample(seed: int = 0) -> tuple[Tensor, Tokens]:
     count = int(LENGTHS.sum())
     policy, old, reference = (-3 * torch.rand(3, count, generator=draw)).unbind()
     advantages = torch.randn(len(LENGTHS), generator=draw).repeat_interleave(LENGTHS)
-    return policy.requires_grad_(), Tokens(old, advantages, reference, torch.ones(count))
+    row_N = torch.arange(len(LENGTHS)).repeat_interleave(LENGTHS)
+    return policy.requires_grad_(), Tokens(old, advantages, reference, torch.ones(count), row_N)
 
 
 def run(text: str, policy: Tensor, tokens: Tokens, rows: list[slice]) -> tuple[Tensor, Tensor]:
@@ -53,10 +69,10 @@ def run(text: str, policy: Tensor, tokens: Tokens, rows: list[slice]) -> tuple[T
     for part in rows:
         lengths = LENGTHS[part]
         span = slice(starts[part.start], starts[part.start + len(lengths)])
-        weight = weights(lengths, goal.aggregate, len(LENGTHS), int(LENGTHS.sum()), LIMIT)
-        reference = tokens.reference_N[span] if goal.kl > 0 else None  # type: ignore[index]
-        inputs = Tokens(tokens.old_N[span], tokens.advantages_N[span], reference, weight)
-        value, _ = objective.loss(goal, policy[span], inputs)
+        inputs = replace(tokens.part(span), weights_N=goal.weights(lengths, COUNTS))
+        if not goal.needs_reference:
+            inputs = replace(inputs, reference_N=None)
+        value, _ = goal.loss(policy[span], inputs)
         value.backward()
         total = total + value.detach()
     assert policy.grad is not None
@@ -69,9 +85,10 @@ def run(text: str, policy: Tensor, tokens: Tokens, rows: list[slice]) -> tuple[T
 @pytest.mark.parametrize("case", [c for c in load("advantage") if "tokens" not in c["input"]])
 def test_advantage_cases(case: dict[str, Any]) -> None:
     given = case["input"]
-    scale = "none" if given.get("std") == "none" else "std"
-    found = group_advantages(grouped(given), scale, given.get("eps", 1e-4)).flatten()
-    assert found.tolist() == pytest.approx(case["expected"], abs=case["tol"])
+    rewards = grouped(given)
+    plain = given.get("std") == "none"
+    found = centred(rewards)[0] if plain else over_deviation(rewards, given.get("eps", 1e-4))
+    assert found.flatten().tolist() == pytest.approx(case["expected"], abs=case["tol"])
 
 
 def test_length_plays_no_part_in_advantages() -> None:
@@ -82,27 +99,27 @@ def test_length_plays_no_part_in_advantages() -> None:
     """
     (case,) = [c for c in load("advantage") if "tokens" in c["input"]]
     assert case["policy"], "the case is a choice of definition"
-    assert group_advantages(grouped(case["input"]), "none").tolist() == [[49.5, -49.5]]
+    assert centred(grouped(case["input"]))[0].tolist() == [[49.5, -49.5]]
 
 
 @pytest.mark.parametrize("right, up, down", [(1, 2.474, -0.353), (4, 0.935, -0.935)])
 def test_advantages_of_binary_rewards(right: int, up: float, down: float) -> None:
     """methods B.0, G = 8."""
     rewards = torch.tensor([[1.0] * right + [0.0] * (8 - right)])
-    found = group_advantages(rewards)[0]
+    found = over_deviation(rewards)[0]
     assert found[0].item() == pytest.approx(up, abs=1e-3)
     assert found[-1].item() == pytest.approx(down, abs=1e-3)
 
 
 def test_missing_verdicts_are_left_out_of_the_deviation_too() -> None:
-    found = group_advantages(torch.tensor([[1.0, 0.0, math.nan, 1.0]]))[0].tolist()
+    found = over_deviation(torch.tensor([[1.0, 0.0, math.nan, 1.0]]))[0].tolist()
     deviation = math.sqrt((2 / 9 + 4 / 9) / 2) + 1e-4
     assert found == pytest.approx([1 / 3 / deviation, -2 / 3 / deviation, 0, 1 / 3 / deviation])
 
 
 def test_groups_with_one_or_no_verdict_have_no_advantage() -> None:
     rewards = torch.tensor([[math.nan, 1.0], [math.nan, math.nan]])
-    assert group_advantages(rewards).tolist() == [[0, 0], [0, 0]]
+    assert over_deviation(rewards).tolist() == [[0, 0], [0, 0]]
 
 
 def test_dead_group_fraction_case() -> None:
@@ -118,11 +135,11 @@ def test_groups_without_signal_count_but_train_only_under_a_kl_term(
     text: str, trained: list[int]
 ) -> None:
     """KL-04: their rows are left out when beta is 0; the counts stay those of the batch."""
-    session: Any = SimpleNamespace(objective=parse(text))
     rewards = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    batch = step.make_batch(session, [group(3, 4), group(1, 2)], rewards)
+    batch = step.make_batch(parse(text), [group(3, 4), group(1, 2)], rewards)
     assert sorted(len(row.tokens) for row in batch.rows) == sorted(trained)
     assert (batch.num_rows, batch.num_tokens) == (4, 10)
+    assert batch.signal == {1} and batch.has_signal
 
 
 # Adding up -------------------------------------------------------------------------------
@@ -140,7 +157,9 @@ def test_loss_agg_cases(case: dict[str, Any]) -> None:
         part = kept[start::parts]
         lengths = torch.tensor([len(row) for row in part], dtype=torch.long)
         values = torch.tensor([v for row in part for v in row], dtype=torch.float)
-        total += (values * weights(lengths, given["mode"], len(kept), tokens, LIMIT)).sum().item()
+        total += (
+            (values * HOW[given["mode"]](lengths, Counts(len(kept), tokens, LIMIT))).sum().item()
+        )
     assert total == pytest.approx(case["expected"], abs=case["tol"])
 
 
@@ -149,7 +168,7 @@ def test_loss_window_case() -> None:
     (case,) = load("loss_window")
     given, lengths = case["input"], torch.tensor([3, 2])
     parts = given["steps_per_generation"] * given["grad_accum"]
-    weight = weights(lengths, "token_mean", 2 * parts, 5 * parts, LIMIT).sum().item()
+    weight = token_mean(lengths, Counts(2 * parts, 5 * parts, LIMIT)).sum().item()
     assert parts * weight * given["per_token_loss"] == pytest.approx(case["expected"])
 
 
@@ -169,7 +188,7 @@ def test_metric_windows_case() -> None:
 )
 def test_token_weights_of_lengths_1_and_9(name: str, weight: tuple[float, float]) -> None:
     """methods B.13: sequences 1:1, 1:9, and 1:9 scaled by 1/(2 L), L = 20."""
-    found = weights(torch.tensor([1, 9]), parse(name).aggregate, 2, 10, 20).tolist()
+    found = parse(name).weights(torch.tensor([1, 9]), Counts(2, 10, 20)).tolist()
     assert found == pytest.approx([weight[0], *[weight[1]] * 9])
 
 
@@ -184,11 +203,11 @@ def test_token_weights_of_lengths_1_and_9(name: str, weight: tuple[float, float]
 )
 def test_gradient_by_hand_at_ratio_1(name: str, first: float, later: float) -> None:
     goal, lengths = parse(name), torch.tensor([1, 9])
-    advantages = group_advantages(torch.tensor([[1.0, 0.0]]), goal.scale)[0]
+    advantages = goal.advantages(torch.tensor([[1.0, 0.0]]))[0]
     policy = torch.full((10,), -1.5, requires_grad=True)
-    weight = weights(lengths, goal.aggregate, 2, 10, 20)
-    tokens = Tokens(policy.detach(), advantages.repeat_interleave(lengths), None, weight)
-    objective.loss(goal, policy, tokens)[0].backward()
+    weight, row_N = goal.weights(lengths, Counts(2, 10, 20)), torch.tensor([0] + [1] * 9)
+    tokens = Tokens(policy.detach(), advantages.repeat_interleave(lengths), None, weight, row_N)
+    goal.loss(policy, tokens)[0].backward()
     assert policy.grad is not None
     assert policy.grad.tolist() == pytest.approx([first] + [later] * 9, rel=1e-4)
 
@@ -211,8 +230,9 @@ def test_dapo_lets_ratios_rise_further_than_grpo() -> None:
         *(("grpo", 0.75, -1.0, 0.0), ("dapo", 0.75, -1.0, 0.0), ("dapo", 0.85, -1.0, 0.85)),
     ):
         policy = torch.tensor([math.log(ratio)], requires_grad=True)
-        tokens = Tokens(torch.zeros(1), torch.tensor([advantage]), None, torch.ones(1))
-        value, sums = objective.loss(parse(name), policy, tokens)
+        rest = (None, torch.ones(1), torch.zeros(1, dtype=torch.long))
+        tokens = Tokens(torch.zeros(1), torch.tensor([advantage]), *rest)
+        value, sums = parse(name).loss(policy, tokens)
         value.backward()
         assert policy.grad is not None
         assert policy.grad.item() == pytest.approx(slope), (name, ratio)
@@ -280,11 +300,158 @@ def test_bad_settings_are_refused(name: str) -> None:
 def test_gradient_at_ratio_1_is_that_of_the_advantage_times_the_log_prob(text: str) -> None:
     goal = parse(text)
     policy, tokens = sample()
-    tokens = Tokens(policy.detach().clone(), tokens.advantages_N, policy.detach(), tokens.weights_N)
+    here = policy.detach()
+    tokens = replace(tokens, old_N=here.clone(), reference_N=here)
     _, gradient = run(text, policy, tokens, [slice(0, 5)])
-    weight = weights(LENGTHS, goal.aggregate, 5, int(LENGTHS.sum()), LIMIT)
+    weight = goal.weights(LENGTHS, COUNTS)
     # The reference is the policy here, so a KL term adds nothing.
     torch.testing.assert_close(gradient, -weight * tokens.advantages_N)
+
+
+def check_example(cls: type[Objective]) -> None:
+    """The objective's own example, worked out by hand: advantages, loss, gradient."""
+    example, goal = cls.example, parse(f"{cls.name}({cls.example.settings})")
+    found = goal.advantages(torch.tensor([example.rewards]))[0]
+    assert found.tolist() == pytest.approx(example.advantages, abs=1e-6)
+    lengths = torch.tensor([len(row.policy) for row in example.rows])
+    policy = torch.tensor([p for row in example.rows for p in row.policy], requires_grad=True)
+    tokens = Tokens(
+        torch.tensor([p for row in example.rows for p in row.old]),
+        torch.tensor([row.advantage for row in example.rows]).repeat_interleave(lengths),
+        torch.tensor([p for row in example.rows for p in row.reference]),
+        goal.weights(lengths, example.counts),
+        torch.arange(len(lengths)).repeat_interleave(lengths),
+    )
+    value, _ = goal.loss(policy, tokens)
+    value.backward()
+    assert policy.grad is not None
+    assert value.item() == pytest.approx(example.loss, abs=1e-6)
+    assert policy.grad.tolist() == pytest.approx(example.gradient, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_example_of_a_member(name: str) -> None:
+    example = OBJECTIVES[name].example
+    check_example(OBJECTIVES[name])
+    sizes = (example.counts.num_rows, example.counts.num_tokens, example.counts.max_tokens)
+    assert len(set(sizes)) == 3, "one count would hide that another is meant"
+    assert any(example.gradient) and "kl" in example.settings
+
+
+@dataclass(frozen=True)
+class GrpoOfAll(Grpo):
+    """Planted: the deviation over G in place of G - 1."""
+
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        return centred(rewards_PG)[0] / (rewards_PG.std(1, correction=0, keepdim=True) + 1e-4)
+
+
+@dataclass(frozen=True)
+class DapoByRows(Dapo):
+    """Planted: each completion counts the same."""
+
+    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
+        return sequence_mean(lengths_R, counts)
+
+
+@dataclass(frozen=True)
+class GspoByTokens(Gspo):
+    """Planted: the ratio of each token."""
+
+    def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
+        return policy_N - tokens.old_N
+
+
+@pytest.mark.parametrize("wrong", [GrpoOfAll, DapoByRows, GspoByTokens])
+def test_a_wrong_formula_fails_the_contract(
+    wrong: type[Objective], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OBJECTIVES, wrong.name, wrong)
+    with pytest.raises(AssertionError):
+        check_example(wrong)
+
+
+@pytest.mark.parametrize("text", ALL)
+def test_rows_without_advantage_may_be_dropped_where_it_says_so(text: str) -> None:
+    goal, (policy, tokens) = parse(text), sample()
+    tokens.advantages_N[:8] = 0.0  # the first two rows
+    _, gradient = run(text, policy, tokens, [slice(0, 5)])
+    assert bool(gradient[:8].any()) != goal.droppable
+    assert gradient[8:].any()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_loss_of_whole_rows_gets_whole_rows(name: str) -> None:
+    """Chunks of the head change nothing: they end where the objective needs them to."""
+    goal, (policy, tokens) = parse(name), sample()
+    tokens = replace(tokens, old_N=policy.detach() + 1e-4 * tokens.old_N)
+    whole = run(name, policy, tokens, [slice(0, 5)])
+    weight, ends = goal.weights(LENGTHS, COUNTS), LENGTHS.cumsum(0).tolist()
+    policy.grad, total = None, torch.zeros(())
+    inputs = replace(tokens, weights_N=weight, reference_N=None)
+    for part in chunks(len(policy), 4, ends if goal.whole_rows else None):
+        value, _ = goal.loss(policy[part], inputs.part(part))
+        value.backward()
+        total = total + value.detach()
+    torch.testing.assert_close((total, policy.grad), whole, atol=1e-6, rtol=1e-5)
+
+
+def test_chunks_end_at_row_ends() -> None:
+    ends = [3, 8, 9, 11, 15]
+    assert [(c.start, c.stop) for c in chunks(15, 4, ends)] == [(0, 3), (3, 8), (8, 11), (11, 15)]
+    assert [(c.start, c.stop) for c in chunks(15, 9, ends)] == [(0, 9), (9, 15)]
+    assert [(c.start, c.stop) for c in chunks(15, 1, ends)] == [
+        (0, 3),
+        (3, 8),
+        (8, 9),
+        (9, 11),
+        (11, 15),
+    ]
+    assert [(c.start, c.stop) for c in chunks(9, 4)] == [(0, 4), (4, 8), (8, 9)]
+    assert list(chunks(0, 4)) == []
+
+
+@dataclass(frozen=True)
+class Stepped(Grpo):
+    """An advantage for each token: the first gets all of it."""
+
+    name = "stepped"
+
+    def row_advantages(self, groups: Any, rewards_PG: Tensor) -> Any:
+        return [
+            [(a, *[0.0] * (len(c.tokens) - 1)) for a, c in zip(row, g.completions, strict=True)]
+            for row, g in zip(self.advantages(rewards_PG).tolist(), groups, strict=True)
+        ]
+
+
+def test_advantages_may_differ_from_token_to_token() -> None:
+    rewards = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    batch = step.make_batch(Stepped(), [group(3, 4), group(1, 2)], rewards)
+    found = [list(row.advantages) for row in batch.rows]
+    assert found == [[pytest.approx(0.707, abs=1e-3)], [pytest.approx(-0.707, abs=1e-3), 0.0]]
+
+
+def test_rloo_is_dr_grpo_times_the_size_of_the_group_over_one_less() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, math.nan, 0.0], [0.3] * 4])
+    found, plain = (parse(n).advantages(rewards) for n in ("rloo", "dr_grpo"))
+    torch.testing.assert_close(found[0], plain[0] * 4 / 3)
+    torch.testing.assert_close(found[1], plain[1] * 3 / 2)
+    assert not found[2].any()
+    alone = torch.tensor([[1.0, math.nan]])
+    assert parse("rloo").advantages(alone).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("right, wrong, clips", [(1.0, 0.0, True), (-1.0, -1.01005, False)])
+def test_a_gspo_row_is_clipped_as_one(right: float, wrong: float, clips: bool) -> None:
+    """methods 2.1.4: log rho = .01, -.02, .04 has s = 1.01005 for all three tokens."""
+    goal = parse("gspo")
+    policy = torch.tensor([0.01, -0.02, 0.04], requires_grad=True)
+    rest = (torch.full((3,), right), None, torch.full((3,), 1 / 3), torch.zeros(3).long())
+    value, sums = goal.loss(policy, Tokens(torch.zeros(3), *rest))
+    value.backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == pytest.approx([-wrong / 3] * 3, abs=1e-6)
+    assert sums["clipped"].item() == (3 if clips else 0)
 
 
 @pytest.mark.parametrize("text", ALL)
@@ -336,6 +503,6 @@ def test_the_kl_term_pulls_to_the_reference_and_only_there(text: str) -> None:
     value, gradient = run(text, policy, tokens, [slice(0, 5)])
     assert value > 0
     assert torch.equal(gradient.sign(), (policy.detach() - reference).sign())
-    at_home = Tokens(tokens.old_N, tokens.advantages_N, policy.detach().clone(), tokens.weights_N)
+    at_home = replace(tokens, reference_N=policy.detach().clone())
     value, gradient = run(text, policy, at_home, [slice(0, 5)])
     assert value == 0 and not gradient.any()

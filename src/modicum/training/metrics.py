@@ -8,8 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from modicum.objective import SAME_REWARD
-from modicum.types import Group, Problem
+from modicum import machine
+from modicum.engine.flops import StepFlops
+from modicum.objectives.base import has_signal
+from modicum.training.session import Session
+from modicum.types import Batch, Group, Problem
 
 
 def rollout_metrics(
@@ -23,8 +26,6 @@ def rollout_metrics(
     flat = [s for row in scores for s in row]
     verdicts = {n: [s[n] for s in flat if not math.isnan(s[n])] for n in flat[0]}
     lengths = [len(c.tokens) for c in completions]
-    highest_P = totals_PG.nan_to_num(-math.inf).amax(1)
-    spread_P = highest_P - totals_PG.nan_to_num(math.inf).amin(1)
     terms = {f"reward/{name}": sum(known) / len(known) for name, known in verdicts.items() if known}
     return {
         "step": step,
@@ -37,7 +38,7 @@ def rollout_metrics(
             {(g.problem.id, c.tokens) for g in groups for c in g.completions}
         )
         / len(completions),
-        "groups/no_signal": float((spread_P <= SAME_REWARD).float().mean()),
+        "groups/no_signal": float((~has_signal(totals_PG)).float().mean()),
     }
 
 
@@ -68,4 +69,26 @@ def training_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         "policy/entropy": sums["entropy"] / tokens,
         "policy/clip_fraction": sums["clipped"] / tokens,
         "policy/ratio_error": sums["ratio_error"] / tokens,
+    }
+
+
+def run_metrics(
+    session: Session, batch: Batch, faults: int, work: StepFlops, watch: machine.Stopwatch
+) -> dict[str, float]:
+    """Metrics of what the step cost and of the run so far."""
+    counters = session.counters
+    return {
+        "reward/errors": faults,
+        "policy/skipped_steps": counters.skipped,
+        "update/active_parameters": session.active_parameters,
+        "tokens/generated": counters.generated_tokens,
+        "flops/sampling": work.sampling,
+        "flops/training": work.training,
+        "flops/total": counters.flops,
+        "time/step_seconds": watch.total,
+        "time/sampling_seconds": watch.seconds["sampling"],
+        "time/training_seconds": watch.seconds["training"],
+        "time/agreement_seconds": watch.seconds["agreement"],
+        "time/tokens_per_second": batch.num_tokens / watch.total,
+        "memory/peak_bytes": machine.peak_bytes(),
     }

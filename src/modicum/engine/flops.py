@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from modicum.config import Steps
-from modicum.engine import Engine, SplitEngine
+from modicum.engine.base import Scorer
 from modicum.models.load import inner
 from modicum.types import Batch, Group, Row
-from modicum.updates.adapter import AdapterPrepared
 from modicum.updates.base import Prepared
 from modicum.updates.products import Product, backward_products, place
 
@@ -84,10 +83,9 @@ class Backward:
 class FlopCounter:
     """Counts the matrix FLOPs of steps; what depends on what trains now is remembered."""
 
-    def __init__(self, prepared: Prepared, engine: Engine, batch: Steps, kl: bool) -> None:
-        self.prepared, self.batch, self.kl = prepared, batch, kl
-        self.split = isinstance(engine, SplitEngine)
-        self.recompute = isinstance(engine, SplitEngine) and engine.recompute
+    def __init__(self, prepared: Prepared, scorer: Scorer, batch: Steps, reference: bool) -> None:
+        self.prepared, self.batch, self.reference = prepared, batch, reference
+        self.split, self.recompute = scorer.splits, scorer.recomputes
         config: Any = inner(prepared.model).config.get_text_config()
         self.num_layers: int = config.num_hidden_layers
         heads = config.num_attention_heads
@@ -105,8 +103,7 @@ class FlopCounter:
             self.adapted[layer] += flops
             self.base[layer] += flops if product.base else 0.0
         self.tails = self._tails()
-        adapter = isinstance(prepared, AdapterPrepared) and not prepared.rewrites_base
-        self.of_reference = self.base if adapter else self.adapted
+        self.of_reference = self.base if prepared.reference_is_bare else self.adapted
         self._known: dict[frozenset[str], Backward] = {}
 
     def step(self, groups: Sequence[Group], batch: Batch, updates: int) -> StepFlops:
@@ -143,7 +140,6 @@ class FlopCounter:
         size = self.batch.micro_batch
         total, costs = 0.0, self._backward()
         first = max(0, self.prepared.lowest_layer) if self.split else 0
-        same = self.prepared.lowest_ever == self.prepared.lowest_layer
         for start in range(0, len(batch.rows), size):
             rows = batch.rows[start : start + size]
             load = self._packed(rows) if self.split else _padded(rows)
@@ -154,8 +150,8 @@ class FlopCounter:
             if self.recompute:
                 behind += costs.recompute.of(load)
             total += updates * (trunk + forward + behind)
-            if self.kl:
-                since = first if same else 0
+            if self.reference:
+                since = first if self.prepared.trunk_is_reference else 0
                 total += self._forward(self.of_reference, since).of(load)
                 total += self.head * load.predicting
         return total
@@ -208,7 +204,7 @@ class FlopCounter:
         )
 
     def _products(self) -> list[Product]:
-        return list(backward_products(self.prepared.model, self.prepared.active, self.num_layers))
+        return list(backward_products(self.prepared, self.prepared.active, self.num_layers))
 
     def _layer(self, product: Product) -> int:
         return place(product.name, self.num_layers)[0]

@@ -1,0 +1,90 @@
+"""What a curriculum is: settings that begin an order of problems.
+
+A curriculum is a frozen dataclass; `begin` makes the `Order` of a run, which has a state.
+The loop asks it for the problems of a step, shows it what came of all that were drawn
+(before any group is left out), and keeps its state in checkpoints, so that a resumed run
+goes on as the uncut one would.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from modicum.spec import Spec
+from modicum.tasks.base import Task
+from modicum.types import Problem
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of one problem that was drawn.
+
+    `rewards` are the totals of its completions, NaN for no verdict. `right` of `known`
+    verdicts of the term `accuracy` were full; both are 0 where the reward has no such term.
+    """
+
+    problem: Problem
+    rewards: tuple[float, ...]
+    right: int
+    known: int
+
+
+class Order(ABC):
+    """The problems of one run, in order."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task, self.seed = task, seed
+
+    @abstractmethod
+    def next(self, count: int, progress: float) -> list[Problem]:
+        """`count` more training problems; `progress` of the run is behind it, from 0 to 1."""
+
+    @abstractmethod
+    def observe(self, seen: Sequence[Seen]) -> None:
+        """Hear what came of the problems of a step, all of them."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, as JSON values."""
+
+    @abstractmethod
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Set what `state` gave."""
+
+    def metrics(self) -> dict[str, float]:
+        """What the last step's problems were, by names that begin with `curriculum/`."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A step of an example: what is asked for, and the difficulties of what must come."""
+
+    count: int
+    progress: float
+    difficulties: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A curriculum worked out by hand, which its contract suite compares with.
+
+    The task has problems of these difficulties, in this order, again and again.
+    """
+
+    settings: str
+    difficulties: tuple[float | None, ...]
+    draws: tuple[Draw, ...]
+
+
+class Curriculum(Spec, ABC):
+    """Chooses the problems of every step."""
+
+    example: ClassVar[Example]
+
+    @abstractmethod
+    def begin(self, task: Task, seed: int) -> Order:
+        """The order of a run on `task`; UserError where the task does not fit."""

@@ -1,0 +1,117 @@
+"""Easy problems first, in stages by the rank of their difficulty.
+
+    stage s = min(floor(u S), S - 1)      u: how much of the run is behind it
+    ranks in [0, (s + 1) / S]             cumulative: easier problems stay
+    ranks in [s / S, (s + 1) / S]         otherwise
+
+The rank of a problem is the share of the train split that is easier; of equal ones a hash
+of seed and problem decides, so that stages have equal sizes. A split of up to `RANKED`
+problems is ranked whole, another one by its first `RANKED`. Problems without a difficulty
+come in the last stage. Source of the staged form: curriculum learning (Bengio et al. 2009).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from modicum.curricula.base import Curriculum, Draw, Example, Order, Seen
+from modicum.tasks.base import Task, stream
+from modicum.types import Problem, UserError
+
+RANKED = 10_000  # problems of a split that has an end
+SAMPLED = 2_000  # problems of one that has none
+
+
+class StagedOrder(Order):
+    """The task's own order without what does not belong to the present stage."""
+
+    def __init__(self, task: Task, seed: int, stages: int, cumulative: bool) -> None:
+        super().__init__(task, seed)
+        self.stages, self.cumulative = stages, cumulative
+        self.cursor, self.stage = 0, 0
+        self.shown: list[float] = []
+        size = task.size("train")
+        self.size = SAMPLED if size is None else min(size, RANKED)
+        first = (task.problem("train", seed, index) for index in range(self.size))
+        self.ranked = sorted({key for p in first if (key := self._key(p)) is not None})
+        if len(self.ranked) < stages:
+            raise UserError(
+                f"easy_to_hard(stages={stages}) needs at least {stages} problems with a difficulty;"
+                f" of {self.size} problems of {task} {len(self.ranked)} have one"
+            )
+        if self.ranked[0][0] == self.ranked[-1][0]:
+            raise UserError(
+                f"easy_to_hard: all problems of {task} have the same difficulty"
+                f" ({self.ranked[0][0]:g}), so none is easier than another"
+            )
+
+    def next(self, count: int, progress: float) -> list[Problem]:
+        self.stage = min(int(progress * self.stages), self.stages - 1)
+        found: list[Problem] = []
+        while len(found) < count:
+            problem = self.task.problem("train", self.seed, self.cursor)
+            self.cursor += 1
+            if self._belongs(problem):
+                found.append(problem)
+        self.shown = [p.difficulty for p in found if p.difficulty is not None]
+        return found
+
+    def observe(self, seen: Sequence[Seen]) -> None:
+        """Stages follow the progress alone."""
+
+    def state(self) -> dict[str, Any]:
+        return {"cursor": self.cursor}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.cursor = int(state["cursor"])
+
+    def metrics(self) -> dict[str, float]:
+        found = {"curriculum/stage": float(self.stage)}
+        if self.shown:
+            found["curriculum/difficulty"] = sum(self.shown) / len(self.shown)
+        return found
+
+    def _belongs(self, problem: Problem) -> bool:
+        key = self._key(problem)
+        if key is None:
+            return self.stage == self.stages - 1
+        rank = bisect.bisect_left(self.ranked, key) / len(self.ranked)
+        # The hardest of all has a rank just below 1; a harder one that was not ranked has 1.
+        place = min(int(rank * self.stages), self.stages - 1)
+        return place <= self.stage if self.cumulative else place == self.stage
+
+    def _key(self, problem: Problem) -> tuple[float, float] | None:
+        if problem.difficulty is None:
+            return None
+        return problem.difficulty, stream(self.seed, "easy_to_hard", problem.id).random()
+
+
+@dataclass(frozen=True)
+class EasyToHard(Curriculum):
+    """The easiest part of the problems first, a harder part with every stage."""
+
+    name: ClassVar[str] = "easy_to_hard"
+    example: ClassVar[Example] = Example(
+        settings="stages=4",
+        difficulties=(4.0, 1.0, 8.0, None, 2.0, 6.0, 3.0, 5.0, 7.0),
+        draws=(
+            Draw(3, 0.0, (1.0, 2.0, 1.0)),
+            Draw(3, 0.24, (2.0, 1.0, 2.0)),
+            Draw(3, 0.25, (3.0, 4.0, 1.0)),
+            Draw(4, 0.5, (2.0, 6.0, 3.0, 5.0)),
+            Draw(5, 0.999, (7.0, 4.0, 1.0, 8.0, None)),
+            Draw(2, 1.0, (2.0, 6.0)),
+        ),
+    )
+    stages: int = 4
+    cumulative: bool = True
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.stages <= 100:
+            raise UserError(f"easy_to_hard: stages must be from 2 to 100, not {self.stages}")
+
+    def begin(self, task: Task, seed: int) -> Order:
+        return StagedOrder(task, seed, self.stages, self.cumulative)

@@ -1,0 +1,131 @@
+"""The sampler of this process: P prompts, G completions of each, token by token.
+
+The engine runs a prompt once for the G members, and rows that have ended leave the batch.
+
+Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modicum.config import Sampling
+from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
+from modicum.engine.sampling import choose, distribution, noise
+from modicum.types import Completion
+
+
+class LocalSampler(Sampler):
+    """Draws token by token with an engine of this process, which holds the policy itself.
+
+    At most `rollout_batch` rows (but at least one group) are sampled at a time. Trunks are
+    kept, where they are asked for, if those of all rows fit into `trunk_bytes`.
+    """
+
+    keeps_trunk: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        end_tokens: Sequence[int],
+        rollout_batch: int = 512,
+        trunk_bytes: int = 0,
+    ) -> None:
+        self.engine, self.tokenizer, self.end_tokens = engine, tokenizer, end_tokens
+        self.rollout_batch, self.trunk_bytes = rollout_batch, trunk_bytes
+
+    def follow(self, changed: Changed) -> None:
+        """The engine runs the policy's own tensors."""
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        keys: Sequence[tuple[object, ...]],
+        group_size: int,
+        sampling: Sampling,
+        keep_trunk: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        """Completions of every prompt; the member is added to its key in the noise table."""
+        engine, limit = self.engine, sampling.max_tokens
+        most = num_trunk_bytes(engine, prompts, group_size, limit)
+        keep = keep_trunk and most <= self.trunk_bytes
+        per_pass = max(1, self.rollout_batch // group_size)
+        groups: list[tuple[Completion, ...]] = []
+        for start in range(0, len(prompts), per_pass):
+            part = slice(start, start + per_pass)
+            rows = [(*key, member) for key in keys[part] for member in range(group_size)]
+            table = np.stack([noise(row, limit) for row in rows])
+            uniforms_RT = torch.from_numpy(table).to(engine.device)
+            with torch.inference_mode():
+                decoding = engine.decode(prompts[part], group_size, limit, keep)
+                drawn = draw(decoding, uniforms_RT, sampling, self.end_tokens)
+                trunks = decoding.trunks([len(tokens) for tokens, _ in drawn])
+            made = completions(self.tokenizer, drawn, trunks, self.end_tokens)
+            groups += [tuple(made[i : i + group_size]) for i in range(0, len(made), group_size)]
+            if progress is not None:
+                progress(len(groups))
+        return groups
+
+
+Drawn = tuple[tuple[int, ...], tuple[float, ...]]
+"""Tokens, up to and with the end token, and their log-probs."""
+
+
+def completions(
+    tokenizer: Any, drawn: Sequence[Drawn], trunks: Sequence[Any], end_tokens: Sequence[int]
+) -> list[Completion]:
+    """Completions with their texts."""
+    texts = tokenizer.batch_decode(
+        [tokens for tokens, _ in drawn],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+    return [
+        Completion(tokens, logprobs, text, tokens[-1] in end_tokens, trunk)
+        for (tokens, logprobs), text, trunk in zip(drawn, texts, trunks, strict=True)
+    ]
+
+
+def num_trunk_bytes(
+    scorer: Scorer, prompts: Sequence[Prompt], group_size: int, max_tokens: int
+) -> int:
+    """The most that the trunks of a rollout can take."""
+    tokens = sum(map(len, prompts)) + len(prompts) * group_size * max_tokens
+    return tokens * scorer.state_bytes
+
+
+def draw(
+    decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, end_tokens: Sequence[int]
+) -> list[Drawn]:
+    """The sampled tokens and log-probs of every row, up to and with its end token."""
+    device, (count, steps) = uniforms_RT.device, uniforms_RT.shape
+    row_B = torch.arange(count, device=device)  # where each living row's results go
+    tokens_RT = torch.zeros(count, steps, dtype=torch.long, device=device)
+    logprobs_RT = torch.zeros(count, steps, device=device)
+    length_R = torch.full_like(row_B, steps)
+    ends = torch.tensor(end_tokens, dtype=torch.long, device=device)
+    greedy = sampling.temperature == 0
+    for step in range(steps):
+        logprobs_BV = distribution(decoding.logits_BV, sampling)
+        token_B = choose(logprobs_BV, uniforms_RT[row_B, step], greedy)
+        tokens_RT[row_B, step] = token_B
+        logprobs_RT[row_B, step] = logprobs_BV.gather(-1, token_B[:, None]).squeeze(-1)
+        ended_B = torch.isin(token_B, ends)
+        live_B = (~ended_B).nonzero().squeeze(-1)
+        if len(live_B) < len(row_B):
+            length_R[row_B[ended_B]] = step + 1
+            row_B, token_B = row_B[live_B], token_B[live_B]
+        if not len(live_B) or step + 1 == steps:
+            break
+        if len(live_B) < len(ended_B):
+            decoding.keep(live_B)
+        decoding.advance(token_B)
+    rows = zip(tokens_RT.tolist(), logprobs_RT.tolist(), length_R.tolist(), strict=True)
+    return [(tuple(tokens[:n]), tuple(found[:n])) for tokens, found, n in rows]

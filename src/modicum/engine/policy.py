@@ -1,0 +1,106 @@
+"""The policy: one model under one name, with what samples from it and what scores it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from modicum.config import Compute, Sampling
+from modicum.engine import samplers
+from modicum.engine.base import Changed, Engine, Prompt, Sampler, Scorer
+from modicum.engine.library import LibraryEngine
+from modicum.engine.split import SplitEngine
+from modicum.models.decoder import view
+from modicum.models.load import Loaded, inner
+from modicum.types import Completion, UserError
+from modicum.updates.base import Prepared
+
+
+@dataclass
+class Policy:
+    """A model, adapters included, and all that it takes to run it."""
+
+    model: nn.Module
+    tokenizer: Any
+    end_tokens: tuple[int, ...]
+    device: torch.device
+    scorer: Scorer
+    sampler: Sampler
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        keys: Sequence[tuple[object, ...]],
+        group_size: int,
+        sampling: Sampling,
+        keep_trunk: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        """`group_size` completions for every prompt (see `Sampler.sample`).
+
+        Raises UserError when a prompt and a completion together are longer than the model's
+        positions.
+        """
+        check_length(prompts, self.model, sampling)
+        return self.sampler.sample(prompts, keys, group_size, sampling, keep_trunk, progress)
+
+    def follow(self, prepared: Prepared) -> None:
+        """Tell sampler and scorer what trains now; call after every change of the weights."""
+        changed = Changed(prepared.active, prepared.lowest_layer)
+        self.scorer.follow(changed)
+        self.sampler.follow(changed)
+
+
+def policy_of(
+    loaded: Loaded,
+    prepared: Prepared | None = None,
+    compute: Compute | None = None,
+    rollout_batch: int = 512,
+) -> Policy:
+    """The policy of a loaded model, under an update if it trains."""
+    compute = compute or Compute()
+    model = loaded.model if prepared is None else prepared.model
+    lowest = -1 if prepared is None else prepared.lowest_layer
+    engine = make(model, loaded.device, lowest, compute.engine, compute.checkpointing)
+    settings = samplers.parse(compute.sampler)
+    sampler = settings.begin(engine, loaded, prepared, compute, rollout_batch)
+    rest = (loaded.tokenizer, loaded.end_tokens, loaded.device, engine, sampler)
+    return Policy(model, *rest)
+
+
+def make(
+    model: Any,
+    device: torch.device,
+    lowest: int = -1,
+    kind: str = "auto",
+    recompute: bool = False,
+) -> Engine:
+    """The engine of a model whose lowest trained layer is `lowest` (-1: the embedding).
+
+    `auto` splits the forward where the family is known. `recompute` is gradient
+    checkpointing. Raises UserError for what an architecture cannot do.
+    """
+    decoder = None if kind == "library" else view(model)
+    if decoder is not None:
+        return SplitEngine(decoder, lowest, recompute)
+    if kind == "split":
+        name = model.config.model_type
+        raise UserError(f"engine split: the architecture {name!r} is not one that it knows")
+    if recompute:
+        raise UserError("gradient checkpointing needs engine split, which this model cannot use")
+    return LibraryEngine(model, device)
+
+
+def check_length(prompts: Sequence[Prompt], model: Any, sampling: Sampling) -> None:
+    """UserError when a prompt and a completion are longer than the model's positions."""
+    limit = getattr(inner(model).config, "max_position_embeddings", None)
+    longest = max(map(len, prompts)) + sampling.max_tokens
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"a prompt and max_tokens = {sampling.max_tokens} make {longest} tokens;"
+            f" the model has positions for {limit}"
+        )

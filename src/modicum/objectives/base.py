@@ -1,0 +1,257 @@
+"""What an objective is: advantages, token losses, weights, and what it asks of the batch.
+
+    A_i  = (r_i - mean(r)) / (std(r) + 1e-4)                   group of G, ddof 1
+    L    = sum_t w_t [ -min(rho A, clip(rho, 1-e, 1+e) A) + beta k3 ]
+    k3   = exp(x) - x - 1,   x = log pi_ref - log pi_theta
+
+An objective is a frozen dataclass with methods. Weights are made from counts of the whole
+batch, so that micro-batches do not change the result. `Clipped` is what all members with a
+clipped surrogate share; the functions here are its parts.
+
+Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to
+end.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from modicum import spec
+from modicum.types import Advantage, Group, UserError
+
+SAME_REWARD = 1e-8  # rewards closer than this are the same reward
+Sums = dict[str, Tensor]
+"""Sums over tokens, for the log."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of the whole batch that was sampled, before any row was left out."""
+
+    num_rows: int
+    num_tokens: int
+    max_tokens: int
+    """The longest that a completion may be."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a loss needs to know of N completion tokens laid end to end, row after row."""
+
+    old_N: Tensor
+    """Log-probs at sampling."""
+    advantages_N: Tensor
+    """The advantage of each token; most objectives give all tokens of a row the same."""
+    reference_N: Tensor | None
+    """Log-probs under the reference; None if the objective needs none."""
+    weights_N: Tensor
+    """From `Objective.weights`."""
+    row_N: Tensor
+    """The number of each token's row, rising."""
+
+    def part(self, where: slice) -> Tokens:
+        """Some of the tokens."""
+        reference_N = None if self.reference_N is None else self.reference_N[where]
+        rest = (self.advantages_N[where], reference_N, self.weights_N[where], self.row_N[where])
+        return Tokens(self.old_N[where], *rest)
+
+    def row_means(self, values_N: Tensor) -> Tensor:
+        """The mean over each token's row, [N]; the tokens must be of whole rows."""
+        _, row_N, size_R = self.row_N.unique_consecutive(return_inverse=True, return_counts=True)
+        sums_R = values_N.new_zeros(len(size_R)).index_add(0, row_N, values_N)
+        return (sums_R / size_R)[row_N]
+
+
+@dataclass(frozen=True)
+class ExampleRow:
+    """A completion of an example: its advantage and its tokens' log-probs."""
+
+    advantage: float
+    old: tuple[float, ...]
+    policy: tuple[float, ...]
+    reference: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An objective worked out by hand, which its contract suite compares with."""
+
+    settings: str
+    """Arguments of the expression, such as `kl=0.1`."""
+    rewards: tuple[float, ...]
+    """Of one group."""
+    advantages: tuple[float, ...]
+    rows: tuple[ExampleRow, ...]
+    counts: Counts
+    loss: float
+    gradient: tuple[float, ...]
+    """By the policy's log-prob of every token, row after row."""
+
+
+class Objective(spec.Spec, ABC):
+    """A loss for group-relative policy optimisation."""
+
+    example: ClassVar[Example]
+    whole_rows: ClassVar[bool] = False
+    """Whether `token_loss` must see all tokens of a row at once."""
+
+    @property
+    @abstractmethod
+    def needs_reference(self) -> bool:
+        """Whether the loss looks at the reference's log-probs."""
+
+    @property
+    @abstractmethod
+    def droppable(self) -> bool:
+        """Whether a row without advantage has no gradient, so that it need not be run."""
+
+    @abstractmethod
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        """Advantages [P, G] of rewards [P, G]; NaN is no verdict and gets 0."""
+
+    def row_advantages(
+        self, groups: Sequence[Group], rewards_PG: Tensor
+    ) -> Sequence[Sequence[Advantage]]:
+        """The advantage of every row: one number, or one for each of its tokens."""
+        return self.advantages(rewards_PG).tolist()
+
+    @abstractmethod
+    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
+        """The weight of every token's loss, [N], for rows of such lengths."""
+
+    @abstractmethod
+    def token_loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
+        """The loss of every token, [N], unweighted, and sums for the log.
+
+        The sums are `clipped` (tokens whose gradient the clip cuts), `kl` and `ratio_error`
+        (|rho - 1|).
+        """
+
+    def loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
+        """The weighted loss of some tokens, to be added up over the batch, and sums."""
+        losses_N, sums = self.token_loss(policy_N, tokens)
+        return (losses_N * tokens.weights_N).sum(), sums
+
+
+@dataclass(frozen=True)
+class Clipped(Objective):
+    """PPO's clipped surrogate with a k3 term to the reference, if `kl` is above 0."""
+
+    kl: float = 0.0
+    clip: float = 0.2
+    clip_high: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("clip", "clip_high"):
+            bound = getattr(self, name)
+            if bound is not None and not bound > 0:
+                raise UserError(f"{self.name}: {name} must be above 0, not {bound}")
+        if self.kl < 0:
+            raise UserError(f"{self.name}: kl must not be negative, not {self.kl}")
+
+    @property
+    def needs_reference(self) -> bool:
+        """With a KL term."""
+        return self.kl > 0
+
+    @property
+    def droppable(self) -> bool:
+        """Without a KL term, which acts on rows without advantage too."""
+        return not self.needs_reference
+
+    def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
+        """The log of the ratio of each token, [N]."""
+        return policy_N - tokens.old_N
+
+    def token_loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
+        """The clipped surrogate, and the KL term."""
+        # An infinite ratio times a zero advantage, or a zero gradient, would be NaN.
+        ratio_N = torch.exp(self.log_ratios(policy_N, tokens).clamp(max=20))
+        high = self.clip if self.clip_high is None else self.clip_high
+        surrogate_N = clipped(ratio_N, tokens.advantages_N, self.clip, high)
+        losses_N = -surrogate_N
+        sums = {
+            "clipped": (surrogate_N < ratio_N * tokens.advantages_N).sum(),
+            "ratio_error": (ratio_N.detach() - 1).abs().sum(),
+            "kl": torch.zeros((), device=policy_N.device),
+        }
+        if tokens.reference_N is not None:
+            kl_N = kl3(policy_N, tokens.reference_N)
+            losses_N = losses_N + self.kl * kl_N
+            sums["kl"] = kl_N.detach().sum()
+        return losses_N, sums
+
+
+# Parts -----------------------------------------------------------------------------------
+
+
+def centred(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards [P, G] less the mean of their group, and how many of it are known, [P, 1].
+
+    NaN rewards (no verdict) are left out of the mean and get 0. A group whose rewards are
+    all equal gets exactly 0.
+    """
+    known = ~rewards_PG.isnan()
+    count_P1 = known.sum(1, keepdim=True)
+    filled = rewards_PG.nan_to_num(0.0)
+    centred = (filled - filled.sum(1, keepdim=True) / count_P1.clamp(min=1)) * known
+    zeros = torch.zeros_like(centred)
+    return torch.where(has_signal(rewards_PG)[:, None], centred, zeros), count_P1
+
+
+def over_deviation(rewards_PG: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """Centred rewards [P, G] over the standard deviation (ddof 1) of their group."""
+    centred_PG, count_P1 = centred(rewards_PG)
+    variance_P1 = centred_PG.square().sum(1, keepdim=True) / (count_P1 - 1).clamp(min=1)
+    return centred_PG / (variance_P1.sqrt() + epsilon)
+
+
+def has_signal(rewards_PG: Tensor) -> Tensor:
+    """Whether the known rewards of each group differ, [P]."""
+    unknown = rewards_PG.isnan()
+    low = rewards_PG.masked_fill(unknown, float("inf")).amin(1)
+    high = rewards_PG.masked_fill(unknown, float("-inf")).amax(1)
+    return high - low > SAME_REWARD
+
+
+def clipped(ratio_N: Tensor, advantages_N: Tensor, low: float, high: float) -> Tensor:
+    """The clipped surrogate min(rho A, clip(rho, 1-low, 1+high) A), to be maximised."""
+    bounded = ratio_N.clamp(1 - low, 1 + high)
+    return torch.minimum(ratio_N * advantages_N, bounded * advantages_N)
+
+
+def kl3(policy_N: Tensor, reference_N: Tensor) -> Tensor:
+    """The k3 estimate of KL(policy || reference) for each token, never negative.
+
+    The log-ratio is bounded at 20 so that a token the reference likes e^100 times better
+    gives a large number and not infinity.
+    """
+    difference = (reference_N - policy_N).clamp(-20, 20)
+    return torch.expm1(difference) - difference
+
+
+def sequence_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
+    """Weights [N] of a mean over each row's tokens, then over all rows."""
+    lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
+    return 1.0 / (lengths_N * max(1, counts.num_rows))
+
+
+def token_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
+    """Weights [N] of a mean over all tokens of the batch."""
+    return _same(lengths_R, counts.num_tokens)
+
+
+def constant_length(lengths_R: Tensor, counts: Counts) -> Tensor:
+    """Weights [N] of a sum over tokens, divided by rows times the longest possible length."""
+    return _same(lengths_R, counts.num_rows * counts.max_tokens)
+
+
+def _same(lengths_R: Tensor, divisor: int) -> Tensor:
+    lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
+    return torch.full_like(lengths_N, 1.0 / max(1, divisor), dtype=torch.float32)

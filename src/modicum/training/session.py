@@ -1,0 +1,116 @@
+"""What a run works with: policy, update, optimizer, proof, problems, rewards, counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from modicum import curricula, objectives, recipes, rewards, tasks, updates
+from modicum.config import TrainConfig
+from modicum.curricula import Order
+from modicum.engine import Policy, policy_of
+from modicum.engine.flops import FlopCounter
+from modicum.engine.policy import check_length
+from modicum.models.load import load
+from modicum.tasks.prompts import encode
+from modicum.training.counters import Counters
+from modicum.training.optimization import Optimization
+from modicum.updates.proofs import ChangeProof
+
+
+@dataclass
+class Session:
+    """Everything that a run works with, after its config has been read."""
+
+    config: TrainConfig
+    """With the learning rate that is used."""
+    task: tasks.Task
+    reward: rewards.Reward
+    objective: objectives.Objective
+    order: Order
+    policy: Policy
+    prepared: updates.Prepared
+    optimization: Optimization
+    proof: ChangeProof
+    flops: FlopCounter
+    counters: Counters = field(default_factory=Counters)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate after warm-up and before decay."""
+        rate = self.config.optimizer.learning_rate
+        assert rate is not None
+        return rate
+
+    def progress(self, done: int) -> float:
+        """How much of the run lies behind it after `done` steps, from 0 to 1."""
+        budget = self.config.budget
+        of_steps = done / self.config.steps if self.config.steps else 1.0
+        spent = self.counters.spent(budget.budget_unit)
+        return min(1.0, max(of_steps, spent / budget.budget if budget.budget else 0.0))
+
+    def ended(self, done: int) -> bool:
+        """Whether the run ends after `done` steps: another would go further past the budget."""
+        budget, counters = self.config.budget, self.counters
+        spent = counters.spent(budget.budget_unit) + counters.last_spent / 2
+        over = bool(budget.budget) and done > 0 and spent >= budget.budget
+        return over or done >= self.config.steps
+
+    def count(self, tokens: int, flops: float, seconds: float) -> None:
+        """A step has ended that generated and cost so much."""
+        counters, unit = self.counters, self.config.budget.budget_unit
+        before = counters.spent(unit)
+        counters.generated_tokens += tokens
+        counters.trained_seconds += seconds
+        counters.flops += flops
+        counters.last_spent = counters.spent(unit) - before
+
+    @property
+    def trainable_parameters(self) -> int:
+        """How many numbers may train."""
+        return sum(self._size(name) for name in self.prepared.trainable)
+
+    @property
+    def active_parameters(self) -> int:
+        """How many numbers train now."""
+        return sum(self._size(name) for name in self.prepared.active)
+
+    def _size(self, name: str) -> int:
+        entries = self.optimization.entries.get(name)
+        return self.prepared.trainable[name].numel() if entries is None else entries.numel()
+
+    @property
+    def total_parameters(self) -> int:
+        """How many numbers the model has, adapters included."""
+        return sum(p.numel() for p in self.policy.model.parameters())
+
+
+def prepare(config: TrainConfig) -> Session:
+    """Load the model, apply the update, and build what the loop needs."""
+    task, update = tasks.parse(config.task), updates.parse(config.update)
+    reward, objective = rewards.parse(config.reward), objectives.parse(config.objective)
+    curriculum, compute = curricula.parse(config.curriculum), config.compute
+    first = task.problem("train", config.seed, 0)  # a bad task fails before the model loads
+    order = curriculum.begin(task, config.seed)
+    loaded = load(config.model, compute.device, compute.dtype, config.trust)
+    prompt = encode(first, loaded.tokenizer, config.sampling)
+    check_length([prompt], loaded.model, config.sampling)
+    prepared = update.apply(loaded.model, config.seed)
+    if objective.needs_reference:
+        prepared.keep_reference()
+    policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
+    settings = config.optimizer
+    rate = settings.learning_rate or recipes.default_learning_rate(config.model, update)
+    prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
+    optimization = Optimization(prepared, settings)
+    return Session(
+        replace(config, optimizer=replace(settings, learning_rate=rate)),
+        task,
+        reward,
+        objective,
+        order,
+        policy,
+        prepared,
+        optimization,
+        ChangeProof(prepared, optimization.masters),
+        FlopCounter(prepared, policy.scorer, config.batch, objective.needs_reference),
+    )

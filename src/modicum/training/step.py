@@ -1,0 +1,239 @@
+"""One step, from problems to new weights.
+
+    switch          the schedule says what trains now
+    sample_groups   problems in order, completions of the current policy
+    score           rewards, one column a term; the curriculum hears of them
+    make_batch      advantages; rows that would change nothing are left out
+    backward        log-probs, loss and gradients, a micro-batch at a time
+    optimizer_step  clip and step
+
+Forward only: each stage takes what the one before it made; `loop.run_step` calls them.
+
+Shapes: P problem, G member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modicum.curricula import Seen
+from modicum.engine.backward import forward_backward
+from modicum.objectives import Counts, Objective
+from modicum.objectives.base import has_signal
+from modicum.rewards import Reward
+from modicum.tasks import Task
+from modicum.tasks.prompts import encode
+from modicum.training.session import Session
+from modicum.types import Batch, Group, Row, RunStopped
+
+References = dict[tuple[int, int], Tensor]
+"""Log-probs of the reference by (group or -1, micro-batch)."""
+Scores = list[list[dict[str, float]]]
+"""The value of every reward term, for every completion of every group."""
+MAX_SKIPPED = 3  # steps in a row without a finite loss
+
+
+def switch(session: Session) -> dict[str, Any] | None:
+    """At a rollout boundary, let the schedule say what trains now.
+
+    Returns what was decided and on what evidence, for the log; None: nothing was.
+    """
+    prepared = session.prepared
+    decision = prepared.schedule.decide(session.counters.signal_steps)
+    if decision is None:
+        return None
+    session.proof.look()
+    session.optimization.switch(decision)
+    session.proof.rest()
+    session.policy.follow(prepared)
+    session.counters.decisions += 1
+    everything = len(prepared.active) == len(prepared.trainable)
+    return {
+        "trains": "all" if everything else sorted(prepared.active),
+        "parameters": session.active_parameters,
+        "optimizer_bytes": session.optimization.state_bytes(),
+        "evidence": dict(decision.evidence),
+    }
+
+
+def sample_groups(session: Session, step: int) -> list[Group]:
+    """The problems of a step and G completions of each, from the current policy."""
+    config = session.config
+    problems = session.order.next(config.batch.prompts_per_step, session.progress(step))
+    prompts = [encode(p, session.policy.tokenizer, config.sampling) for p in problems]
+    keys = [("train", config.seed, step, index) for index in range(len(problems))]
+    size = config.batch.group_size
+    completions = session.policy.sample(prompts, keys, size, config.sampling, keep_trunk=True)
+    return [Group(*parts) for parts in zip(problems, prompts, completions, strict=True)]
+
+
+def score(
+    task: Task, reward: Reward, groups: Sequence[Group], faults: list[str]
+) -> tuple[Scores, Tensor]:
+    """The raw value of every reward term, and the totals [P, G].
+
+    NaN is no verdict. What could not be scored has 0 and a line in `faults`.
+    """
+    scores = [reward.score_group(task, g.problem, g.completions, faults) for g in groups]
+    return scores, torch.tensor([[reward.total(s) for s in row] for row in scores])
+
+
+def seen(groups: Sequence[Group], scores: Scores, rewards_PG: Tensor) -> list[Seen]:
+    """What came of every problem, for the curriculum."""
+    found = []
+    for group, row, rewards in zip(groups, scores, rewards_PG.tolist(), strict=True):
+        verdicts = [s["accuracy"] for s in row if s.get("accuracy", float("nan")) >= 0]
+        right = sum(verdict == 1 for verdict in verdicts)
+        found.append(Seen(group.problem, tuple(rewards), right, len(verdicts)))
+    return found
+
+
+def make_batch(objective: Objective, groups: Sequence[Group], rewards_PG: Tensor) -> Batch:
+    """The rows that change something, and the counts of all rows.
+
+    Rows without advantage are left out where the objective says that they may be.
+    """
+    rows, num_rows, num_tokens, longest = [], 0, 0, {}
+    advantages = objective.row_advantages(groups, rewards_PG)
+    for index, (group, of_group) in enumerate(zip(groups, advantages, strict=True)):
+        longest[index] = max(len(completion.tokens) for completion in group.completions)
+        for completion, advantage in zip(group.completions, of_group, strict=True):
+            num_rows += 1
+            num_tokens += len(completion.tokens)
+            given = (completion.tokens, completion.logprobs, advantage)
+            row = Row(group.prompt, *given, group=index, trunk=completion.trunk)
+            if not objective.droppable or any(row.advantages):
+                rows.append(row)
+    # Rows of a group share a micro-batch and its prompt; groups of similar length are near.
+    rows.sort(key=lambda row: (longest[row.group], row.group))
+    signal = frozenset(has_signal(rewards_PG).nonzero().flatten().tolist())
+    return Batch(tuple(rows), num_rows, num_tokens, signal)
+
+
+def backward(session: Session, batch: Batch, references: References) -> dict[str, float]:
+    """Accumulate the gradient of the whole batch in the masters; returns sums for the log.
+
+    `references` holds the reference's log-probs of each micro-batch; what is missing and
+    needed is put there, so that further updates on the batch find it. A schedule that asks
+    for it is shown the gradient of each group with a signal.
+    """
+    schedule, held = session.prepared.schedule, session.optimization
+    sums = {"loss": 0.0, "tokens": 0.0}
+    if not (schedule.by_group and batch.has_signal):
+        _backward(session, batch, references, -1, sums)
+        return sums
+    total: dict[str, Tensor] = {}
+    for group, part in _of_groups(batch):
+        _backward(session, part, references, group, sums)
+        gradients = {name: grad.detach().clone() for name, grad in held.gradients().items()}
+        if part.has_signal:
+            schedule.group_gradients(gradients)
+        for name, grad in gradients.items():
+            total[name] = grad if name not in total else total[name] + grad
+        held.clear()
+    for name, grad in total.items():
+        held.masters.held[name].tensor.grad = grad
+    return sums
+
+
+def _of_groups(batch: Batch) -> Iterator[tuple[int, Batch]]:
+    """The batch in parts that hold one group each, with the counts of the whole."""
+    for number in dict.fromkeys(row.group for row in batch.rows):
+        yield number, replace(batch, rows=tuple(r for r in batch.rows if r.group == number))
+
+
+def _backward(
+    session: Session, batch: Batch, references: References, group: int, sums: dict[str, float]
+) -> None:
+    """`backward` of the batch, or of one group of it."""
+    size, sampling = session.config.batch.micro_batch, session.config.sampling
+    counts = Counts(batch.num_rows, batch.num_tokens, sampling.max_tokens)
+    for number, start in enumerate(range(0, len(batch.rows), size)):
+        found = forward_backward(
+            session.policy,
+            session.prepared,
+            session.objective,
+            batch.rows[start : start + size],
+            counts,
+            sampling,
+            sums,
+            references.get((group, number)),
+        )
+        if found is not None:
+            references[group, number] = found
+        session.optimization.masters.collect()
+
+
+def rate_at(session: Session) -> float:
+    """The learning rate of the next optimizer step."""
+    settings, index = session.config.optimizer, session.counters.optimizer_steps
+    total = session.config.steps * session.config.batch.updates_per_rollout
+    if index < settings.warmup_steps:
+        return session.learning_rate * (index + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return session.learning_rate
+    left = (total - index) / max(1, total - settings.warmup_steps)
+    if session.config.budget.budget:
+        left = min(left, 1 - session.progress(0))
+    return session.learning_rate * left
+
+
+def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> float:
+    """Clip and step; a loss or gradient that is not finite is skipped and counted.
+
+    The schedule is shown finite gradients of steps with a signal before clipping. Returns
+    the norm of the gradient before clipping. Raises RunStopped after `MAX_SKIPPED`
+    skipped steps in a row.
+    """
+    held, schedule = session.optimization, session.prepared.schedule
+    gradients = held.gradients()
+    if not gradients:
+        raise RunStopped("no tensor that trains got a gradient: the loss does not depend on them")
+    norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+    norm, rate = float(norms.norm()), rate_at(session)
+    if not (abs(loss) < float("inf") and norm < float("inf")):
+        held.clear()
+        session.counters.optimizer_steps += 1
+        session.counters.skipped += 1
+        session.counters.skipped_in_row += 1
+        if session.counters.skipped_in_row >= MAX_SKIPPED:
+            raise RunStopped(
+                f"the loss ({loss:g}) or its gradient ({norm:g}) was not finite for"
+                f" {MAX_SKIPPED} steps in a row; a smaller learning rate, fp32 or a KL term may"
+                " help. Skipped steps changed nothing and the last checkpoint is good"
+            )
+        return norm
+    session.counters.skipped_in_row = 0
+    if has_signal:
+        schedule.gradients(gradients)
+        session.counters.signal_steps += 1
+    if schedule.holds:
+        held.clear()
+        return norm
+    session.counters.optimizer_steps += 1
+    if schedule.edits_gradients:
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        norm = float(norms.norm())
+    limit = session.config.optimizer.max_grad_norm
+    shrink = limit / norm if 0 < limit < norm else 1.0
+    rates = schedule.rates(session.counters.signal_steps)
+    if session.proof.waiting:
+        sizes = dict(zip(gradients, norms.tolist(), strict=True))
+        session.proof.push(held.sure_to_move(sizes, shrink * rate, rates))
+    if shrink < 1:
+        torch._foreach_mul_(list(gradients.values()), shrink)
+    if has_signal:
+        schedule.stepping(held.masters.tensors)
+    held.step(rate, rates)
+    session.counters.active_sum += session.active_parameters
+    session.counters.optimizer_bytes = max(session.counters.optimizer_bytes, held.state_bytes())
+    if has_signal:
+        schedule.stepped(held.masters.tensors, gradients)
+    held.masters.publish()
+    held.clear()
+    return norm

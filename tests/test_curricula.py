@@ -1,0 +1,209 @@
+"""Curricula: the contract of every member, and each problem once an epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cases import load
+from helpers import metrics_of, tensors_of
+from modicum import curricula, runs
+from modicum.curricula import CURRICULA, Order, Seen
+from modicum.curricula.easy_to_hard import StagedOrder
+from modicum.tasks.base import Task
+from modicum.tasks.file import FileTask
+from modicum.training.loop import Observer, train
+from modicum.types import Grade, Problem, RunInterrupted, Split, UserError
+
+MEMBERS = sorted(CURRICULA)
+
+
+@pytest.fixture
+def nine(tmp_path: Path) -> FileTask:
+    """A file of which exactly nine problems fall into the train split."""
+    path = tmp_path / "problems.jsonl"
+    lines: list[str] = []
+    while not lines or FileTask(str(path)).size("train") != 9:
+        number = len(lines)
+        row = {"question": f"q{number}", "answer": str(number), "level": number}
+        lines.append(json.dumps(row))
+        path.write_text("\n".join(lines) + "\n")
+    return FileTask(str(path), difficulty="level")
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_member_comes_back_from_its_expression(name: str) -> None:
+    made = curricula.parse(name)
+    assert curricula.parse(str(made)) == made
+
+
+class Cycle:
+    """A train split of problems of given difficulties, in their order again and again."""
+
+    def __init__(self, difficulties: Sequence[float | None], ends: bool = True) -> None:
+        self.difficulties, self.ends = difficulties, ends
+
+    def __str__(self) -> str:
+        return "cycle"
+
+    def size(self, split: Split) -> int | None:
+        return len(self.difficulties) if self.ends else None
+
+    def problem(self, split: Split, seed: int, index: int) -> Problem:
+        place = index % len(self.difficulties)
+        number = place if self.ends else index
+        return Problem(f"{split}/{number}", f"q{number}", "1", self.difficulties[place])
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        raise AssertionError("no curriculum grades")
+
+
+def task_of(name: str) -> Task:
+    """A task that the member's expression fits."""
+    return Cycle([float(i * 37 % 100) for i in range(100)], ends=False)
+
+
+def seen_of(problems: Sequence[Problem], right: int = 1) -> list[Seen]:
+    return [Seen(p, (1.0, 0.0, float("nan")), right, 2) for p in problems]
+
+
+def check_example(name: str) -> None:
+    example = CURRICULA[name].example
+    order = curricula.parse(f"{name}({example.settings})").begin(Cycle(example.difficulties), 0)
+    for draw in example.draws:
+        found = order.next(draw.count, draw.progress)
+        assert tuple(p.difficulty for p in found) == draw.difficulties, draw
+        order.observe(seen_of(found))
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_example_of_a_member(name: str) -> None:
+    check_example(name)
+    assert len({d for draw in CURRICULA[name].example.draws for d in draw.difficulties}) > 2
+
+
+def test_a_wrong_rule_fails_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    hardest = property(lambda self: 0, lambda self, stage: None)
+    monkeypatch.setattr(StagedOrder, "stage", hardest, raising=False)
+    with pytest.raises(AssertionError):
+        check_example("easy_to_hard")
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_problems_depend_on_task_and_seed_alone(name: str) -> None:
+    task = task_of(name)
+    first = curricula.parse(name).begin(task, 3).next(4, 0.0)
+    assert first == curricula.parse(name).begin(task, 3).next(4, 0.0)
+    assert len(first) == 4
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_a_resumed_order_is_the_uncut_one(name: str, cut: int) -> None:
+    """Its state is JSON, and all that a new order needs."""
+
+    def walk(order: Order, first: int, last: int) -> list[Any]:
+        found = []
+        for step in range(first, last):
+            problems = order.next(3, step / 8)
+            order.observe(seen_of(problems, step % 3))
+            found += [[p.id for p in problems], order.metrics()]
+        return found
+
+    curriculum, task = curricula.parse(name), task_of(name)
+    uncut = curriculum.begin(task, 1)
+    before = walk(uncut, 0, cut)
+    kept = json.loads(json.dumps(uncut.state()))
+    resumed = curriculum.begin(task, 1)
+    resumed.load(kept)
+    assert walk(resumed, cut, 8) == walk(uncut, cut, 8)
+    assert walk(curriculum.begin(task, 1), 0, cut) == before
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_metrics_of_an_order_are_explained(name: str) -> None:
+    order = curricula.parse(name).begin(task_of(name), 0)
+    order.observe(seen_of(order.next(4, 0.5)))
+    known = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    for key in order.metrics():
+        assert key.startswith("curriculum/") and f"`{key}`" in known
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_problems_come_from_the_train_split(name: str, nine: FileTask) -> None:
+    known = {nine.problem("train", 0, index).id for index in range(9)}
+    order = curricula.parse(name).begin(nine, 0)
+    drawn = [p for step in range(12) for p in order.next(3, min(1.0, step / 6))]
+    assert {p.id for p in drawn} == known
+
+
+def test_equal_difficulties_are_parted_evenly() -> None:
+    """Two levels in four stages: a hash decides which of the easy half comes first."""
+    task = Cycle([1.0] * 200 + [2.0] * 200)
+    parts = []
+    for stage in range(4):
+        order = curricula.parse("easy_to_hard(cumulative=False)").begin(task, 0)
+        parts.append({p.id for p in order.next(100, stage / 4)})
+    assert [len(part) for part in parts] == [100] * 4, "each problem once in an epoch of a stage"
+    assert len(set.union(*parts)) == 400
+
+
+@pytest.mark.parametrize(
+    "difficulties, word",
+    [([None] * 9, "0 have one"), ([1.0, 2.0, None], "2 have one"), ([3.0] * 9, "same difficulty")],
+)
+def test_a_task_without_enough_difficulties_is_refused(difficulties: Any, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        curricula.parse("easy_to_hard").begin(Cycle(difficulties), 0)
+    with pytest.raises(UserError, match="stages must be from 2"):
+        curricula.parse("easy_to_hard(stages=1)")
+
+
+def test_a_run_under_a_curriculum_is_resumed(quick: Any, nine: FileTask, tmp_path: Path) -> None:
+    """Cut after two of four steps: problems, metrics and tensors are those of the uncut run."""
+    task = f"file({nine.path!r}, difficulty='level')"
+    config = replace(quick, task=task, curriculum="easy_to_hard(stages=2)", steps=4)
+    train(config)
+    stages = [line["curriculum/stage"] for line in runs.read_lines(tmp_path / "run/metrics.jsonl")]
+    assert stages == [0, 0, 1, 1]
+    cut = replace(config, out=str(tmp_path / "cut"))
+    with pytest.raises(RunInterrupted):
+        train(cut, StopAfter(2))
+    train(cut, resume=True)
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "run")
+    assert tensors_of(tmp_path / "cut") == tensors_of(tmp_path / "run")
+
+
+class StopAfter(Observer):
+    """Presses Ctrl-C after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self, metrics: dict[str, float]) -> None:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("case", load("epoch_counts"), ids=lambda case: case["id"])
+def test_an_epoch_of_uniform_has_every_problem_once(case: dict, nine: FileTask) -> None:
+    given, order = case["input"], curricula.parse("uniform").begin(nine, 0)
+    assert given["n_prompts"] == nine.size("train")
+    steps = given["n_prompts"] // given["prompts_per_batch"]
+    drawn = [
+        problem.id
+        for step in range(steps)
+        for problem in order.next(given["prompts_per_batch"], step / steps)
+        for _ in range(given["group"] * given["iterations"])
+    ]
+    assert set(Counter(drawn).values()) == {case["expected"]["per_prompt"]}
+    assert len(drawn) == case["expected"]["total"]

@@ -1,0 +1,172 @@
+"""The contract of every sampler, among them one that owns its loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import metrics_of, tensors_of
+from http_sampler import Http, HttpSampler, Server
+from modicum import updates
+from modicum.config import Compute, Sampling
+from modicum.engine import Changed, Policy, policy_of, samplers
+from modicum.engine.logprobs import logprobs
+from modicum.engine.samplers import SAMPLERS
+from modicum.models.load import load
+from modicum.training.loop import train
+from modicum.types import Completion, Row, RunStopped, UserError
+from modicum.updates import Prepared
+
+MEMBERS = [*SAMPLERS, "http"]  # the second one is one file (http_sampler.py) and this row
+PROMPTS = [(40, 41, 42, 43), (50,), (60, 61, 62)]
+KEYS: list[tuple[object, ...]] = [("test", 0), ("test", 1), ("test", 2)]
+SHORT = Sampling(max_tokens=8, temperature=1.3)
+
+
+@pytest.fixture(autouse=True)
+def http(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The server's row; all servers are shut down afterwards."""
+    made: list[Server] = []
+    begin = Server.__init__
+
+    def watched(self: Server, *args: Any) -> None:
+        begin(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(Server, "__init__", watched)
+    monkeypatch.setitem(SAMPLERS, "http", Http)
+    yield
+    for server in made:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(params=MEMBERS)
+def made(request: pytest.FixtureRequest) -> tuple[Policy, Prepared]:
+    """The tiny base under LoRA, moved a little, so that the adapter counts."""
+    loaded = load("tiny", device="cpu")
+    prepared = updates.parse("lora(rank=2)").apply(loaded.model)
+    policy = policy_of(loaded, prepared, Compute(sampler=request.param))
+    move(policy, prepared)
+    return policy, prepared
+
+
+def move(policy: Policy, prepared: Prepared) -> None:
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in prepared.active.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+    policy.follow(prepared)
+
+
+def flat(groups: list[tuple[Completion, ...]]) -> list[Completion]:
+    return [completion for group in groups for completion in group]
+
+
+def off(policy: Policy, groups: list[tuple[Completion, ...]], sampling: Sampling) -> float:
+    """The largest difference between the sampler's log-probs and the scorer's."""
+    rows = [
+        Row(prompt, c.tokens, c.logprobs, 0.0, group=number)
+        for number, (prompt, group) in enumerate(zip(PROMPTS, groups, strict=True))
+        for c in group
+    ]
+    with torch.no_grad():
+        found, _ = logprobs(policy.scorer, rows, sampling)
+    said = torch.tensor([p for row in rows for p in row.logprobs])
+    return float((found - said).abs().max())
+
+
+def test_completions_come_in_order_and_whole(made: tuple[Policy, Prepared]) -> None:
+    policy, told = made[0], list[int]()
+    groups = policy.sample(PROMPTS, KEYS, 4, SHORT, progress=told.append)
+    assert [len(group) for group in groups] == [4, 4, 4]
+    assert told[-1] == 3
+    for completion in flat(groups):
+        assert 1 <= len(completion.tokens) == len(completion.logprobs) <= 8
+        assert completion.finished == (completion.tokens[-1] in policy.end_tokens)
+        assert completion.finished or len(completion.tokens) == 8
+        shown = policy.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        assert completion.text == shown
+    alone = policy.sample(PROMPTS[1:2], KEYS[1:2], 4, SHORT)
+    assert [c.tokens for c in alone[0]] == [c.tokens for c in groups[1]]
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 5}, {"top_p": 0.8}, {"temperature": 0.7}])
+def test_log_probs_are_those_of_the_sampling_distribution(
+    made: tuple[Policy, Prepared], cut: dict[str, Any]
+) -> None:
+    policy, sampling = made[0], replace(SHORT, **cut)
+    assert off(policy, policy.sample(PROMPTS, KEYS, 3, sampling), sampling) < 1e-4
+
+
+def test_keys_decide_what_is_drawn(made: tuple[Policy, Prepared]) -> None:
+    policy = made[0]
+    one, again, other = (
+        [c.tokens for c in flat(policy.sample(PROMPTS, keys, 3, SHORT))]
+        for keys in (KEYS, KEYS, [(*key, 1) for key in KEYS])
+    )
+    assert one == again != other
+    assert len(set(one)) > 6, "members differ"
+
+
+def test_temperature_zero_takes_the_most_probable_token(made: tuple[Policy, Prepared]) -> None:
+    policy = made[0]
+    greedy = replace(SHORT, temperature=0.0)
+    first, second = (policy.sample(PROMPTS, keys, 2, greedy) for keys in (KEYS, [("x",)] * 3))
+    assert [c.tokens for c in flat(first)] == [c.tokens for c in flat(second)]
+    for prompt, group in zip(PROMPTS, first, strict=True):
+        with torch.no_grad():
+            logits = policy.model(input_ids=torch.tensor([prompt])).logits[0, -1]
+        assert group[0].tokens[0] == group[1].tokens[0] == int(logits.argmax())
+
+
+def test_it_follows_the_policy(made: tuple[Policy, Prepared]) -> None:
+    policy, prepared = made
+    before = policy.sample(PROMPTS, KEYS, 3, SHORT)
+    move(policy, prepared)
+    after = policy.sample(PROMPTS, KEYS, 3, SHORT)
+    assert off(policy, after, SHORT) < 1e-4
+    assert off(policy, before, SHORT) > 1e-2
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_prompts_that_are_too_long_are_refused(name: str) -> None:
+    policy = policy_of(load("tiny", device="cpu"), None, Compute(sampler=name))
+    with pytest.raises(UserError, match="the model has positions for"):
+        policy.sample([(5,) * 600], [("x",)], 2, Sampling(max_tokens=600))
+
+
+@pytest.mark.parametrize("update", ["last(1)", "lora(rank=2)", "lisa(layers=1, every=1)"])
+def test_a_run_on_a_server_is_the_run_in_one_process(
+    quick: Any, tmp_path: Path, update: str
+) -> None:
+    for name in MEMBERS:
+        compute = Compute("cpu", sampler=name, trunk_bytes=0, agreement_every=1)
+        train(replace(quick, update=update, compute=compute, out=str(tmp_path / name)))
+    assert metrics_of(tmp_path / "http") == metrics_of(tmp_path / "local")
+    assert tensors_of(tmp_path / "http") == tensors_of(tmp_path / "local")
+
+
+def test_a_server_that_is_not_told_is_found(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deaf(self: HttpSampler, changed: Changed) -> None:
+        pass
+
+    monkeypatch.setattr(HttpSampler, "follow", deaf)
+    rate = replace(quick.optimizer, learning_rate=1e-2)
+    config = replace(quick, compute=Compute("cpu", sampler="http"), optimizer=rate)
+    with pytest.raises(RunStopped, match="agreement proof"):
+        train(config)
+
+
+@pytest.mark.parametrize("name", [name for name in MEMBERS if name != "http"])
+def test_a_member_comes_back_from_its_expression(name: str) -> None:
+    assert samplers.parse(str(samplers.parse(name))) == samplers.parse(name)
+    with pytest.raises(UserError, match="unknown sampler"):
+        samplers.parse(name + "x")
+    assert json.dumps(str(samplers.parse(name)))
