@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modicum.train import train
 from torch.utils.flop_counter import FlopCounterMode
 
 import fake_study
 import test_updates as contract
 from conftest import random_model
 from extra_update import ROW
-from modicum import cli, plan, session, updates
+from modicum import cli, plan, updates
 from modicum.config import Held, Sampling, Steps, TrainConfig
 from modicum.plan import hardware
 from modicum.plan.shapes import Lengths
@@ -28,6 +27,8 @@ from modicum.report.study import families, page, read
 from modicum.report.study.analysis import Arm
 from modicum.study import analysis, design
 from modicum.study.run import check_arms
+from modicum.training import checkpoint
+from modicum.training.loop import train
 from modicum.updates.preview import preview
 from rows import IDS
 
@@ -156,7 +157,7 @@ def test_a_run_of_it_is_exported_and_reported(quick: Any, tmp_path: Path, capsys
         said = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert said["largest_logit_difference"] < 1e-4
     assert "adapter_config.json" in {path.name for path in (tmp_path / "adapter").iterdir()}
-    resumed = session.reload(Path(quick.out)).prepared
+    resumed = checkpoint.reload(Path(quick.out)).prepared
     assert resumed.trainable.keys() == {n for n in resumed.trainable if ".hada_w" in n}
     page_of_run = tmp_path / "report.html"
     assert cli.run(["report", quick.out, "--out", str(page_of_run)]) == 0
