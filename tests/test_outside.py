@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -227,6 +228,22 @@ def test_steps_without_a_signal_are_not_counted_and_not_finite_ones_are_skipped(
     take(float("nan"))
     with pytest.raises(RunStopped, match="not finite for 3 steps"):
         take(float("nan"))
+
+
+def test_a_scaler_may_look_for_its_factor_as_long_as_it_likes() -> None:
+    """accelerate's wrapper of an optimizer; fp16 begins with gradients that are not finite."""
+    prepared = by_hand()
+    bare = torch.optim.AdamW(prepared.trainable.values(), lr=1e-2)
+    driver = updates.Driver(prepared)
+    driver.attach(SimpleNamespace(optimizer=bare, scaler=object()), 5)
+    for _ in range(5):
+        driver.begin_step()
+        backward(prepared, float("inf"))
+        driver.after_backward()
+        bare.step()
+        driver.after_step()
+    assert (driver.steps, driver.skipped) == (5, 5)
+    assert driver.report().startswith("0 of 2 trainable tensors changed, 28 frozen")
 
 
 def test_what_goes_wrong_in_a_loop_is_said() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from conftest import random_model
 from modicum import updates
 from modicum.training.session import Session
+from modicum.types import RunStopped
 from schedules import layer_of, numbers, schedule_of, session_of, walk
 
 # Turns -----------------------------------------------------------------------------------
@@ -165,6 +166,20 @@ def test_a_round_of_entries_trains_each_once(folders: dict[str, Path]) -> None:
     up = trainable["model.layers.1.mlp.up_proj.weight"].detach().flatten()
     assert (up != start["model.layers.1.mlp.up_proj.weight"]).float().mean() > 0.95
     assert "bit-identical" in made.proof.check("test")
+
+
+def test_what_changed_beside_the_entries_is_found_when_others_take_their_turn(
+    folders: dict[str, Path],
+) -> None:
+    """Afterwards it could not be told from their work."""
+    made = session_of(folders["qwen2"], "badam_ratio(ratio=0.25, every=1)", rate=1e-2)
+    walk(made, 2)
+    name = "model.layers.1.mlp.up_proj.weight"
+    beside = next(i for i in range(48 * 32) if i not in made.optimization.entries[name])
+    with torch.no_grad():
+        made.prepared.trainable[name].view(-1)[beside] += 1e-6
+    with pytest.raises(RunStopped, match=rf"{name} has changed where it should not train"):
+        walk(made, 1)
 
 
 def test_entries_are_drawn_from_the_seed_and_differ_from_round_to_round() -> None:

@@ -11,75 +11,56 @@ it, so that only one such tensor has a whole gradient at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class Master(Protocol):
-    """What the optimizer holds of one parameter."""
+class Master:
+    """What the optimizer holds of one parameter: the parameter itself, or its fp32 copy."""
 
-    parameter: nn.Parameter
-    tensor: Tensor
-    """The fp32 leaf that moves."""
+    def __init__(self, parameter: nn.Parameter, tensor: Tensor) -> None:
+        self.parameter = parameter
+        self.tensor = tensor
+        """The numbers that move."""
+        self.leaf = tensor
+        """The tensor of the optimizer that holds them."""
+
+    def seen(self, tensor: Tensor) -> Tensor:
+        """What of a tensor like the parameter is of interest here."""
+        return tensor
 
     def collect(self) -> None:
         """Add the parameter's gradient to the master's, in fp32."""
-        ...
-
-    def published(self) -> Tensor:
-        """What the parameter is to be, in its dtype."""
-        ...
-
-    def release(self) -> None:
-        """Leave the parameter alone from now on."""
-        ...
-
-
-class Dense:
-    """All entries train: the parameter itself, or its fp32 copy."""
-
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.parameter = parameter
-        self.tensor: Tensor = (
-            parameter
-            if parameter.dtype == torch.float32
-            else parameter.detach().float().requires_grad_()
-        )
-
-    def collect(self) -> None:
         if self.tensor is self.parameter or self.parameter.grad is None:
             return
-        gradient = self.parameter.grad.float()
+        gradient = self.seen(self.parameter.grad).float()
         self.tensor.grad = gradient if self.tensor.grad is None else self.tensor.grad + gradient
         self.parameter.grad = None
 
     def published(self) -> Tensor:
+        """What the parameter is to be, in its dtype."""
         return self.tensor.detach().to(self.parameter.dtype)
 
     def release(self) -> None:
-        pass
+        """Leave the parameter alone from now on."""
 
 
-class Sparse:
+class Sparse(Master):
     """Some entries train: a vector of differences from `origin`, at flat indices `entries`."""
 
     def __init__(self, parameter: nn.Parameter, entries: Tensor) -> None:
-        self.parameter = parameter
         self.entries = entries
-        self.origin = parameter.detach().flatten()[entries].float()
-        self.tensor: Tensor = torch.zeros_like(self.origin).requires_grad_()
+        self.origin = self.seen(parameter.detach()).float()
+        super().__init__(parameter, torch.zeros_like(self.origin).requires_grad_())
         self.hook: Any = None
         if parameter.requires_grad:
             self.hook = parameter.register_post_accumulate_grad_hook(lambda _: self.collect())
 
-    def collect(self) -> None:
-        if self.parameter.grad is None:
-            return
-        gradient = self.parameter.grad.flatten()[self.entries].float()
-        self.tensor.grad = gradient if self.tensor.grad is None else self.tensor.grad + gradient
-        self.parameter.grad = None
+    def seen(self, tensor: Tensor) -> Tensor:
+        """Its entries."""
+        return tensor.flatten()[self.entries]
 
     def published(self) -> Tensor:
         flat = self.parameter.detach().clone().flatten()
@@ -116,7 +97,12 @@ class Masters:
 
     def add(self, name: str, parameter: nn.Parameter, entries: Tensor | None = None) -> None:
         """Make the master of one more parameter, or of some of its entries."""
-        self.held[name] = Dense(parameter) if entries is None else Sparse(parameter, entries)
+        if entries is None:
+            fine = parameter.dtype == torch.float32
+            tensor = parameter if fine else parameter.detach().float().requires_grad_()
+            self.held[name] = Master(parameter, tensor)
+        else:
+            self.held[name] = Sparse(parameter, entries)
 
     def drop(self, names: Iterable[str]) -> None:
         """Forget masters; the rounded values stay in the model."""
@@ -135,12 +121,54 @@ class Masters:
             if master.tensor is not master.parameter:
                 master.parameter.copy_(master.published())
 
-    @torch.no_grad()
-    def load(self, values: Mapping[str, Tensor]) -> None:
-        """Set the masters to `values` (all of them, by name) and publish."""
-        for name, master in self.held.items():
-            master.tensor.copy_(values[name])
-        self.publish()
+
+class Within(Sparse):
+    """Some entries train of a tensor that the optimizer moves as a whole.
+
+    A schedule is shown the same as of other masters: the vector of the entries' differences
+    from the start, and its gradient.
+    """
+
+    def __init__(self, parameter: nn.Parameter, entries: Tensor) -> None:
+        super().__init__(parameter, entries)
+        self.release()  # no hook: other trainers clip, unscale and average whole gradients
+        self.leaf = parameter
+        self.before: Tensor | None = None
+        """The whole values before the step."""
+
+    def collect(self) -> None:
+        """The gradient of the tensor becomes that of the entries."""
+        self.tensor.grad = None
+        super().collect()
+
+    def spread(self) -> None:
+        """The gradient of the entries becomes that of the tensor, whose values are kept."""
+        if self.tensor.grad is not None:
+            flat = torch.zeros_like(self.parameter).flatten()
+            flat[self.entries] = self.tensor.grad.to(flat.dtype)
+            self.parameter.grad = flat.view_as(self.parameter)
+            self.before = self.parameter.detach().clone()
+
+    def put_back(self) -> None:
+        """After the step: take its difference from the start in the entries, and undo it."""
+        if self.before is not None:
+            self.tensor.copy_(self.seen(self.parameter).float() - self.origin)
+            self.parameter.copy_(self.before)
+            self.before = None
+
+
+class InPlace(Masters):
+    """No fp32 tensors: the optimizer holds the model's own, whole."""
+
+    def add(self, name: str, parameter: nn.Parameter, entries: Tensor | None = None) -> None:
+        """Make the master of one more parameter, or of some of its entries."""
+        whole = entries is None
+        self.held[name] = Master(parameter, parameter) if whole else Within(parameter, entries)
+
+    @property
+    def within(self) -> list[Within]:
+        """Those of which some entries train."""
+        return [master for master in self.held.values() if isinstance(master, Within)]
 
 
 @torch.no_grad()

@@ -6,28 +6,18 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from modicum.types import UserError
+from modicum.updates.stepper import StepCounters
 
 
 @dataclass
-class Counters:
-    """Counts since the beginning of a run, resumed or not."""
+class Counters(StepCounters):
+    """Counts since the beginning of a run, resumed or not; the stepper's are the stepper's."""
 
-    optimizer_steps: int = 0
-    skipped: int = 0
-    """Steps whose loss or gradient was not finite."""
-    skipped_in_row: int = 0
     generated_tokens: int = 0
     agreement_max: float = 0.0
     trained_seconds: float = 0.0
     checked_first: bool = False
     """Whether the change proof of the first step has been made."""
-    signal_steps: int = 0
-    """Steps that the schedule was shown: with a signal, and finite."""
-    active_sum: int = 0
-    """How many numbers trained, summed over the optimizer steps."""
-    decisions: int = 0
-    optimizer_bytes: int = 0
-    """The most that the optimizer has held where the model is."""
     flops: float = 0.0
     """Matrix FLOPs of sampling and training so far."""
     last_spent: float = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from modicum import curricula, objectives, recipes, rewards, tasks, updates
 from modicum.config import TrainConfig
@@ -14,7 +14,7 @@ from modicum.models.load import load
 from modicum.tasks.prompts import encode
 from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
-from modicum.updates.proofs import ChangeProof
+from modicum.updates.proofs import Proof
 
 
 @dataclass
@@ -30,9 +30,9 @@ class Session:
     policy: Policy
     prepared: updates.Prepared
     optimization: Optimization
-    proof: ChangeProof
+    proof: Proof
     flops: FlopCounter
-    counters: Counters = field(default_factory=Counters)
+    counters: Counters
 
     @property
     def learning_rate(self) -> float:
@@ -67,16 +67,12 @@ class Session:
     @property
     def trainable_parameters(self) -> int:
         """How many numbers may train."""
-        return sum(self._size(name) for name in self.prepared.trainable)
+        return self.optimization.size(self.prepared.trainable)
 
     @property
     def active_parameters(self) -> int:
         """How many numbers train now."""
-        return sum(self._size(name) for name in self.prepared.active)
-
-    def _size(self, name: str) -> int:
-        entries = self.optimization.entries.get(name)
-        return self.prepared.trainable[name].numel() if entries is None else entries.numel()
+        return self.optimization.size(self.prepared.active)
 
     @property
     def total_parameters(self) -> int:
@@ -101,7 +97,8 @@ def prepare(config: TrainConfig) -> Session:
     settings = config.optimizer
     rate = settings.learning_rate or recipes.default_learning_rate(config.model, update)
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
-    optimization = Optimization(prepared, settings)
+    counters = Counters()
+    optimization = Optimization(prepared, settings, counters)
     return Session(
         replace(config, optimizer=replace(settings, learning_rate=rate)),
         task,
@@ -111,6 +108,7 @@ def prepare(config: TrainConfig) -> Session:
         policy,
         prepared,
         optimization,
-        ChangeProof(prepared, optimization.masters),
+        optimization.proof,
         FlopCounter(prepared, policy.scorer, config.batch, objective.needs_reference),
+        counters,
     )

@@ -29,13 +29,12 @@ from modicum.rewards import Reward
 from modicum.tasks import Task
 from modicum.tasks.prompts import encode
 from modicum.training.session import Session
-from modicum.types import Batch, Group, Row, RunStopped
+from modicum.types import Batch, Group, Row
 
 References = dict[tuple[int, int], Tensor]
 """Log-probs of the reference by (group or -1, micro-batch)."""
 Scores = list[list[dict[str, float]]]
 """The value of every reward term, for every completion of every group."""
-MAX_SKIPPED = 3  # steps in a row without a finite loss
 
 
 def switch(session: Session) -> dict[str, Any] | None:
@@ -43,15 +42,10 @@ def switch(session: Session) -> dict[str, Any] | None:
 
     Returns what was decided and on what evidence, for the log; None: nothing was.
     """
-    prepared = session.prepared
-    decision = prepared.schedule.decide(session.counters.signal_steps)
+    prepared, decision = session.prepared, session.optimization.switch()
     if decision is None:
         return None
-    session.proof.look()
-    session.optimization.switch(decision)
-    session.proof.rest()
     session.policy.follow(prepared)
-    session.counters.decisions += 1
     everything = len(prepared.active) == len(prepared.trainable)
     return {
         "trains": "all" if everything else sorted(prepared.active),
@@ -184,56 +178,5 @@ def rate_at(session: Session) -> float:
 
 
 def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> float:
-    """Clip and step; a loss or gradient that is not finite is skipped and counted.
-
-    The schedule is shown finite gradients of steps with a signal before clipping. Returns
-    the norm of the gradient before clipping. Raises RunStopped after `MAX_SKIPPED`
-    skipped steps in a row.
-    """
-    held, schedule = session.optimization, session.prepared.schedule
-    gradients = held.gradients()
-    if not gradients:
-        raise RunStopped("no tensor that trains got a gradient: the loss does not depend on them")
-    norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-    norm, rate = float(norms.norm()), rate_at(session)
-    if not (abs(loss) < float("inf") and norm < float("inf")):
-        held.clear()
-        session.counters.optimizer_steps += 1
-        session.counters.skipped += 1
-        session.counters.skipped_in_row += 1
-        if session.counters.skipped_in_row >= MAX_SKIPPED:
-            raise RunStopped(
-                f"the loss ({loss:g}) or its gradient ({norm:g}) was not finite for"
-                f" {MAX_SKIPPED} steps in a row; a smaller learning rate, fp32 or a KL term may"
-                " help. Skipped steps changed nothing and the last checkpoint is good"
-            )
-        return norm
-    session.counters.skipped_in_row = 0
-    if has_signal:
-        schedule.gradients(gradients)
-        session.counters.signal_steps += 1
-    if schedule.holds:
-        held.clear()
-        return norm
-    session.counters.optimizer_steps += 1
-    if schedule.edits_gradients:
-        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-        norm = float(norms.norm())
-    limit = session.config.optimizer.max_grad_norm
-    shrink = limit / norm if 0 < limit < norm else 1.0
-    rates = schedule.rates(session.counters.signal_steps)
-    if session.proof.waiting:
-        sizes = dict(zip(gradients, norms.tolist(), strict=True))
-        session.proof.push(held.sure_to_move(sizes, shrink * rate, rates))
-    if shrink < 1:
-        torch._foreach_mul_(list(gradients.values()), shrink)
-    if has_signal:
-        schedule.stepping(held.masters.tensors)
-    held.step(rate, rates)
-    session.counters.active_sum += session.active_parameters
-    session.counters.optimizer_bytes = max(session.counters.optimizer_bytes, held.state_bytes())
-    if has_signal:
-        schedule.stepped(held.masters.tensors, gradients)
-    held.masters.publish()
-    held.clear()
-    return norm
+    """Clip and step (`Optimization.step`); returns the norm of the gradient before clipping."""
+    return session.optimization.step(loss, rate_at(session), has_signal)

@@ -1,19 +1,8 @@
 """Driving an update in a training loop that is not the package's own.
 
-The driver does to any torch optimizer what `optimization` and `step` do to theirs: what
-trains changes at rollout boundaries, the schedule is shown gradients and steps, state of
-what stops is kept, deleted or moved to the CPU, multipliers hold for one step. The loop
-keeps its loss, its optimizer and its scheduler of the learning rate.
-
-Departures from the package's own loop:
-- There are no fp32 masters: the optimizer moves the model's own tensors. A warning says
-  when these are too coarse for the step size.
-- A step without a signal is one whose gradient is zero. With a KL term it never is.
-- A step in which a schedule only measures moves nothing, but the loop counts it.
-- Where some entries of a tensor train, its gradient has zeros elsewhere, and all else is
-  put back after the step. Weight decay acts on the entries' values, not on their
-  difference from the start, and moments have the size of the whole tensor.
-- Gradients of single groups do not exist here: schedules that need them are refused.
+The driver lets a `Stepper` work on any torch optimizer, as `training` does on its own.
+The loop keeps its loss, its optimizer and its scheduler of the learning rate.
+docs/outside.md says how this departs from the package's own loop.
 """
 
 from __future__ import annotations
@@ -22,17 +11,18 @@ import warnings
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from modicum.config import Optimizer
-from modicum.models.precision import too_fine
-from modicum.types import RunStopped, UserError
+from modicum.models.precision import InPlace, too_fine
+from modicum.types import UserError
 from modicum.updates.base import Prepared
-from modicum.updates.outside import Entries, Kept, Rates, free_the_bottom, give_back
-from modicum.updates.rules import AdamWRule, park, unpark
+from modicum.updates.proofs import Kept
+from modicum.updates.rules import AdamWRule
 from modicum.updates.schedule import Decision
+from modicum.updates.stepper import MAX_SKIPPED, StepCounters, Stepper
 
-MAX_SKIPPED = 3  # steps in a row without a finite gradient
+HOOKS = ("make_inputs_require_grads", "make_inputs_require_grad")  # of transformers, of PEFT
 
 
 class Driver:
@@ -46,19 +36,24 @@ class Driver:
             )
         if max_grad_norm < 0:
             raise UserError(f"max_grad_norm must be at least 0, not {max_grad_norm}")
-        self.prepared, self.max_grad_norm = prepared, max_grad_norm
-        self.kept = Kept(prepared)
+        self.prepared, self.held = prepared, InPlace()
+        self.kept = Kept(prepared, self.held)
+        self.stepper = Stepper(prepared, self.held, self.kept, StepCounters(), max_grad_norm)
+        self.steps = 0
+        """Steps of the loop, those that moved nothing too."""
         self.decisions: list[dict[str, Any]] = []
         """What was decided, after how many steps, and on what evidence."""
-        self.steps = self.signal_steps = self.skipped = self.skipped_in_row = 0
-        self.entries = Entries(prepared)
-        self.parked: dict[str, dict[str, Any]] = {}
-        """Optimizer state on the CPU, of what rests."""
-        self.held: set[str] = set()
-        self.shown: dict[str, Tensor] = {}
-        """The gradients of the step that is taken; empty: none is, or it has no signal."""
         self._made: torch.optim.Optimizer | None = None
-        self._scales = False
+
+    @property
+    def signal_steps(self) -> int:
+        """Steps that the schedule was shown: with a signal, and finite."""
+        return self.stepper.counters.signal_steps
+
+    @property
+    def skipped(self) -> int:
+        """Steps without a finite gradient."""
+        return self.stepper.counters.skipped
 
     # Begin and end -----------------------------------------------------------------------
 
@@ -67,15 +62,10 @@ class Driver:
 
         `settings`: weight_decay, beta1, beta2, epsilon.
         """
-        groups = [
-            {
-                "params": list(self.prepared.trainable.values()),
-                "names": list(self.prepared.trainable),
-                "lr": learning_rate,
-            }
-        ]
+        trainable = self.prepared.trainable
+        group = {"params": [*trainable.values()], "names": [*trainable], "lr": learning_rate}
         chosen = Optimizer(learning_rate=learning_rate, **settings)
-        self._made = self.prepared.rule.make(groups, chosen)
+        self._made = self.prepared.rule.make([group], chosen)
         return self._made
 
     def unlock(self) -> None:
@@ -85,8 +75,7 @@ class Driver:
 
     def attach(self, optimizer: Any, total_steps: int) -> Self:
         """Drive `optimizer`, which holds all that may train, for at most `total_steps` steps."""
-        bare = _bare(optimizer)
-        self._scales = getattr(optimizer, "scaler", None) is not None
+        bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's
         there = {id(p) for group in bare.param_groups for p in group["params"]}
         missing = sorted(n for n, p in self.prepared.trainable.items() if id(p) not in there)
         if missing:
@@ -101,21 +90,20 @@ class Driver:
                 " optimizers=(callback.driver.optimizer(learning_rate), None)"
             )
         rate = max(float(group.get("initial_lr", group["lr"])) for group in bare.param_groups)
-        coarse = too_fine(self.prepared.trainable, rate)
-        if coarse:
+        if coarse := too_fine(self.prepared.trainable, rate):
             warnings.warn(
                 f"{coarse[0]} ({len(coarse)} such tensors) is too coarse for a learning rate of"
                 f" {rate:g}: steps are lost in rounding. Load the model in float32",
                 stacklevel=2,
             )
-        self._optimizer, self._rates = bare, Rates(bare)
         free_the_bottom(self.prepared.model)
         self.prepared.schedule.plan(total_steps)
         self.prepared.activate(list(self.prepared.active))
-        self.entries.begin()
-        self.held |= self.prepared.active.keys()
         self.kept.check("when training began")
-        self.kept.mark(self.entries.masters)
+        self.stepper.attach(bare)
+        # A scaler of fp16 gradients looks for its factor by steps that are not finite.
+        scales = getattr(optimizer, "scaler", None) is not None
+        self.stepper.max_skipped = float("inf") if scales else MAX_SKIPPED
         return self
 
     def report(self, resting: bool = True) -> str:
@@ -124,16 +112,18 @@ class Driver:
 
     def detach(self) -> None:
         """Leave the model as other training would expect it, the update's freezing aside."""
-        give_back(self.prepared.model)
+        for module in self.prepared.model.modules():
+            module.__dict__.pop("enable_input_require_grads", None)
 
     # Step --------------------------------------------------------------------------------
 
     def begin_step(self, boundary: bool = True) -> Decision | None:
         """Before the forward pass; at a `boundary`, before new completions, what trains may change."""
         self._check_attached()
-        decision = self.prepared.schedule.decide(self.signal_steps) if boundary else None
+        decision = self.stepper.switch() if boundary else None
         if decision is not None:
-            self._switch(decision)
+            trains, evidence = sorted(self.prepared.active), dict(decision.evidence)
+            self.decisions.append({"steps": self.steps, "trains": trains, "evidence": evidence})
         self._freeze_others()
         return decision
 
@@ -141,131 +131,57 @@ class Driver:
         """When the gradients of the whole step are there, before the optimizer's step."""
         self._check_attached()
         self._freeze_others()
-        schedule, active = self.prepared.schedule, self.prepared.active
-        self.entries.collect()
-        tensors = self.entries.tensors()
-        maybe = {name: tensors[name].grad for name in active}
-        found = {name: grad for name, grad in maybe.items() if grad is not None}
-        if not found:
-            raise RunStopped(
-                "no tensor that trains got a gradient: the loss does not depend on them"
-            )
+        self.held.collect()
         self.steps += 1
-        self.shown = {}
-        sizes = _norms(found)
-        if not self._is_finite(float(sizes.norm())):
-            return
-        has_signal = bool(sizes.norm() > 0)
-        if has_signal:
-            schedule.gradients(found)
-            self.signal_steps += 1
-            self.shown = found
-        if schedule.holds:
-            self._drop()
-            return
-        if schedule.edits_gradients:
-            sizes = _norms(found)
-        self.kept.pushed.update(
-            n for n, size in zip(found, sizes.tolist(), strict=True) if size > 0
-        )
-        norm = float(sizes.norm())
-        if 0 < self.max_grad_norm < norm:
-            torch._foreach_mul_(list(found.values()), self.max_grad_norm / norm)
-        if self.shown:
-            schedule.stepping(tensors)
-        self.entries.spread()
-        rates = schedule.rates(self.signal_steps)
-        self._rates.split({id(self.prepared.trainable[n]): x for n, x in rates.items()})
+        self.stepper.before()
+        for master in self.held.within:
+            master.spread()
 
     @torch.no_grad()
     def after_step(self) -> None:
         """After the optimizer's step, with the gradients still there."""
         self._check_attached()
-        self._rates.join()
-        self.entries.put_back()
-        if self.shown:
-            tensors = self.entries.tensors()
-            values = {name: tensors[name] for name in tensors if name in self.held}
-            with self.entries.edited():
-                self.prepared.schedule.stepped(values, self.shown)
-            self.shown = {}
-
-    def _is_finite(self, norm: float) -> bool:
-        """Whether the step can be taken; if not it is skipped, and that is counted."""
-        if norm < float("inf"):
-            self.skipped_in_row = 0
-            return True
-        self._drop()
-        self.skipped += 1
-        self.skipped_in_row += 1
-        # A scaler of fp16 gradients looks for its factor by such steps.
-        if self.skipped_in_row >= MAX_SKIPPED and not self._scales:
-            raise RunStopped(
-                f"the gradient ({norm:g}) was not finite for {MAX_SKIPPED} steps in a row; skipped"
-                " steps changed nothing"
-            )
-        return False
-
-    def _drop(self) -> None:
-        """No gradients: the optimizer passes over everything."""
-        self.shown = {}
-        for parameter in self.prepared.active.values():
-            parameter.grad = None
+        self.stepper.join()
+        for master in self.held.within:
+            master.put_back()
+        self.stepper.after()
 
     def _freeze_others(self) -> None:
         """Whatever PEFT or a trainer has switched on in between is off again."""
         active = {id(p) for p in self.prepared.active.values()}
         for parameter in self.prepared.model.parameters():
-            wanted = id(parameter) in active
-            if parameter.requires_grad != wanted:
-                parameter.requires_grad_(wanted)
-            if not wanted:
+            parameter.requires_grad_(id(parameter) in active)
+            if not parameter.requires_grad:
                 parameter.grad = None
 
     def _check_attached(self) -> None:
-        if not hasattr(self, "_rates"):
+        if not hasattr(self.stepper, "optimizer"):
             raise UserError("call driver.attach(optimizer, total_steps) before the first step")
 
-    # Switch ------------------------------------------------------------------------------
 
-    def _switch(self, decision: Decision) -> None:
-        """Train what the decision says from now on, by the schedule's policy."""
-        before = set(self.prepared.active)
-        redone = self.entries.change(decision.entries)
-        self.prepared.activate(decision.active)
-        after, policy = set(self.prepared.active), self.prepared.schedule.policy
-        self._forget(set(self.held) if decision.restart else redone)
-        if policy == "reset":
-            self._forget(before - after)
-            self.held -= before - after
-            redone |= before - after
-        if policy == "cpu":
-            for name in before - after:
-                self.parked[name] = park(self._optimizer, self.prepared.trainable[name])
-        self.entries.begin(redone)
-        self.held |= after
-        for name in after & self.parked.keys():
-            unpark(self._optimizer, self.prepared.trainable[name], self.parked.pop(name))
-        self.kept.mark(self.entries.masters)
-        self.decisions.append(
-            {
-                "steps": self.steps,
-                "trains": sorted(after),
-                "evidence": dict(decision.evidence),
-            }
-        )
-
-    def _forget(self, names: set[str]) -> None:
-        for name in names:
-            self._optimizer.state.pop(self.prepared.trainable[name], None)
-            self.parked.pop(name, None)
+def _nothing() -> None:
+    """Stands in for `enable_input_require_grads` while a driver is at work."""
 
 
-def _bare(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer itself: accelerate wraps it."""
-    inner = getattr(optimizer, "optimizer", None)
-    return optimizer if inner is None else inner
+def free_the_bottom(model: nn.Module) -> None:
+    """No gradient of the inputs, now or when checkpointing is switched on again.
 
-
-def _norms(gradients: dict[str, Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(list(gradients.values())))
+    Gradient checkpointing asks for it, and then every frozen layer has one too. Switched on by
+    transformers it hooks the embedding, TRL does so once more for PEFT and after every
+    generation. UserError for the reentrant kind, which needs that gradient.
+    """
+    for module in model.modules():
+        run = getattr(module, "_gradient_checkpointing_func", None)
+        options = getattr(run, "keywords", {})
+        if getattr(module, "gradient_checkpointing", False) and options.get("use_reentrant", True):
+            raise UserError(
+                "reentrant gradient checkpointing needs gradients through the frozen layers; give"
+                " gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        if hasattr(type(module), "enable_input_require_grads"):
+            module.disable_input_require_grads()  # type: ignore[operator]
+            module.__dict__["enable_input_require_grads"] = _nothing
+        # A second hook is forgotten by the first's owner, and stays.
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "") in HOOKS:
+                del module._forward_hooks[key]

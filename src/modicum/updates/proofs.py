@@ -3,15 +3,18 @@
 Every tensor is hashed before training. After the first step, at each checkpoint and at
 the end the hashes are taken again. A violation stops the run with the tensor's name. Of
 what has an fp32 master the master must change, as small steps add up there before they
-show in a rounded weight, and the weight must be the master, rounded. Of a tensor of which
-some entries train, all others must be as they were. Buffers (the frozen projections of
-some adapters) must stay as they are too; rotary frequencies may follow the length of a text.
+show in a rounded weight, and the weight must be the master, rounded. What may train but
+rests (under a schedule) is hashed when it stops; it must have the same hash when it starts
+again and at every check. Of a tensor of which some entries train, all others must be as
+they were. Buffers (the frozen projections of some adapters) must stay as they are too;
+rotary frequencies may follow the length of a text.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,46 +43,25 @@ def combined(marks: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(f"{n}{marks[n]}" for n in sorted(marks)).encode()).hexdigest()
 
 
-class Resting:
-    """What may train but rests (under a schedule): hashed when it stops.
-
-    It must have the same hash when it starts again and at every check.
-    """
-
-    def __init__(self, prepared: Prepared) -> None:
-        self.prepared = prepared
-        self.resting: dict[str, str] = {}
-
-    def rest(self) -> None:
-        """What trains has changed: hash what stopped, check and forget what started."""
-        active = self.prepared.active
-        self.check_resting("when it started to train again", self.resting.keys() & active.keys())
-        for name in self.resting.keys() & active.keys():
-            del self.resting[name]
-        for name, parameter in self.prepared.trainable.items():
-            if name not in active and name not in self.resting:
-                self.resting[name] = fingerprint(parameter)
-
-    def check_resting(self, when: str, names: Iterable[str] | None = None) -> None:
-        """RunStopped when one of what rests, or of `names`, has changed."""
-        for name in sorted(self.resting if names is None else names):
-            if fingerprint(self.prepared.trainable[name]) != self.resting[name]:
-                raise RunStopped(f"change proof ({when}): {name} rested and has changed")
-
-
-class ChangeProof(Resting):
+class Proof:
     """Remembers the start and checks against it."""
 
+    since: ClassVar[str] = ""
+
     def __init__(self, prepared: Prepared, masters: Masters) -> None:
-        super().__init__(prepared)
-        self.masters = masters
+        self.prepared, self.masters = prepared, masters
         self.frozen = fingerprints(prepared.frozen)
-        self.buffers = fingerprints(_buffers(prepared))
-        self.started = {n: _wide(p) for n, p in prepared.trainable.items()}
-        self.outside: dict[str, tuple[Sparse, str]] = {}
         self.base = combined(self.frozen)
+        self.started = {n: _wide(p) for n, p in prepared.trainable.items()}
+        self.resting: dict[str, str] = {}
+        self.outside: dict[str, tuple[Sparse, str]] = {}
         self.pushed: set[str] = set()  # tensors that have had a gradient
         self.moved: set[str] = set()  # tensors that were seen to have changed
+
+    def resume(self, pushed: Iterable[str], moved: Iterable[str]) -> None:
+        """Go on from a checkpoint, whose values are in the model by now, with the same start."""
+        self.pushed, self.moved = set(pushed), set(moved)
+        self.resting, self.outside = {}, {}
         self.rest()
 
     @property
@@ -91,15 +73,9 @@ class ChangeProof(Resting):
         """Tell which tensors had a gradient other than zero in a step that was taken."""
         self.pushed.update(names)
 
-    def resume(self, pushed: Iterable[str], moved: Iterable[str]) -> None:
-        """Go on from a checkpoint, whose values are in the model by now, with the same start."""
-        self.pushed, self.moved = set(pushed), set(moved)
-        self.resting, self.outside = {}, {}
-        self.rest()
-
-    def look(self) -> None:
-        """See which masters have left their start; call before what trains changes."""
-        for name in self.prepared.active:
+    def look(self, names: Iterable[str]) -> None:
+        """See which masters have left their start; call before these stop or begin anew."""
+        for name in names:
             master = self.masters.held[name]
             left = (
                 bool(master.tensor.any())
@@ -112,45 +88,91 @@ class ChangeProof(Resting):
                 self.moved.discard(name)
 
     def rest(self) -> None:
-        """What trains has changed; also hash what does not train of a tensor of which some does."""
-        super().rest()
-        for name, master in self.masters.held.items():
-            if isinstance(master, Sparse) and self.outside.get(name, (None, ""))[0] is not master:
+        """What trains has changed: hash what stopped, check and forget what started."""
+        active = self.prepared.active
+        started = self.resting.keys() & active.keys()
+        self._check_resting("when it started to train again", started)
+        for name in started:
+            del self.resting[name]
+        for name, parameter in self.prepared.trainable.items():
+            if name not in active and name not in self.resting:
+                self.resting[name] = fingerprint(parameter)
+        held = self.masters.held
+        ended = [name for name, (master, _) in self.outside.items() if held.get(name) is not master]
+        self._check_outside("when what trains changed", ended)
+        for name in ended:
+            del self.outside[name]
+        for name, master in held.items():
+            if isinstance(master, Sparse) and name not in self.outside:
                 self.outside[name] = (master, fingerprint(master.at_start()))
 
-    def check(self, when: str) -> str:
-        """A sentence that says what was proven; RunStopped when it does not hold."""
-        for name, tensor in self.prepared.frozen.items():
-            if fingerprint(tensor) != self.frozen[name]:
-                raise RunStopped(f"change proof ({when}): {name} should be frozen and has changed")
-        for name, tensor in _buffers(self.prepared).items():
-            if fingerprint(tensor) != self.buffers.get(name):
-                raise RunStopped(f"change proof ({when}): the buffer {name} has changed")
-        self.check_resting(when)
-        for name, master in self.masters.held.items():
-            if name in self.resting:
-                continue
-            if not torch.equal(master.published(), master.parameter):
-                raise RunStopped(f"change proof ({when}): {name} is not its fp32 master, rounded")
-            if (
-                isinstance(master, Sparse)
-                and fingerprint(master.at_start()) != self.outside[name][1]
-            ):
+    def _check_resting(self, when: str, names: Iterable[str]) -> None:
+        for name in sorted(names):
+            if fingerprint(self.prepared.trainable[name]) != self.resting[name]:
+                raise RunStopped(f"change proof ({when}): {name} rested and has changed")
+
+    def _check_outside(self, when: str, names: Iterable[str]) -> None:
+        for name in names:
+            master, mark = self.outside[name]
+            if fingerprint(master.at_start()) != mark:
                 raise RunStopped(
                     f"change proof ({when}): {name} has changed where it should not train"
                 )
-        self.look()
+
+    def check(self, when: str, resting: bool = True) -> str:
+        """A sentence that says what was proven; RunStopped when it does not hold."""
+        for name, tensor in self.prepared.frozen.items():
+            if fingerprint(tensor) != self.frozen[name]:
+                raise RunStopped(
+                    f"change proof ({when}): {name} should be frozen and has changed{self.since}"
+                )
+        if resting:
+            self._check_resting(when, self.resting)
+        self._check_outside(when, self.outside)
+        self.look(self.prepared.active.keys() & self.masters.held.keys())
         # What may come back to its start cannot be told from what never left it.
         still = sorted(self.pushed - self.moved - self.prepared.schedule.may_return)
-        if still:
-            raise RunStopped(
-                f"change proof ({when}): {still[0]} trains and has not changed"
-                f" ({len(still)} such tensors); the learning rate may be too small"
-            )
-        kept = f", {len(self.resting)} of them rest now" if self.resting else ""
         return (
-            f"{len(self.moved)} of {len(self.started)} trainable tensors changed{kept},"
-            f" {len(self.frozen)} frozen ones are bit-identical"
+            f"{len(self.moved)} of {len(self.started)} trainable tensors changed"
+            + (f", {len(self.resting)} of them rest now" if self.resting else "")
+            + (self.stayed(when, still) if still else "")
+            + f", {len(self.frozen)} frozen ones are bit-identical"
+        )
+
+    def stayed(self, when: str, still: Sequence[str]) -> str:
+        """What to say of tensors that had a gradient and did not change."""
+        return f", {len(still)} had a gradient and did not change"
+
+
+class Kept(Proof):
+    """Of a loop from outside, which may move less than it should; it says so."""
+
+    since: ClassVar[str] = " since the callback was made, in its values or its dtype"
+
+
+class ChangeProof(Proof):
+    """Of the package's own loop: also of buffers and masters, and of what must have changed."""
+
+    def __init__(self, prepared: Prepared, masters: Masters) -> None:
+        super().__init__(prepared, masters)
+        self.buffers = fingerprints(_buffers(prepared))
+
+    def check(self, when: str, resting: bool = True) -> str:
+        """Buffers are as they were too, and weights are their masters, rounded."""
+        for name, tensor in _buffers(self.prepared).items():
+            if fingerprint(tensor) != self.buffers.get(name):
+                raise RunStopped(f"change proof ({when}): the buffer {name} has changed")
+        for name in sorted(self.masters.held.keys() - self.resting.keys()):
+            master = self.masters.held[name]
+            if not torch.equal(master.published(), master.parameter):
+                raise RunStopped(f"change proof ({when}): {name} is not its fp32 master, rounded")
+        return super().check(when, resting)
+
+    def stayed(self, when: str, still: Sequence[str]) -> str:
+        """They should have changed."""
+        raise RunStopped(
+            f"change proof ({when}): {still[0]} trains and has not changed"
+            f" ({len(still)} such tensors); the learning rate may be too small"
         )
 
 

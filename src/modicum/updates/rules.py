@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
 
 from modicum.config import Optimizer
 
@@ -83,17 +82,3 @@ class SgdRule:
     def step_numbers(self, largest: int) -> int:
         """None: in place."""
         return 0
-
-
-def park(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Any]:
-    """Take the optimizer's state of a tensor that rests away, to the CPU."""
-    state = optimizer.state.pop(tensor, {})
-    return {k: v.to("cpu") if isinstance(v, Tensor) else v for k, v in state.items()}
-
-
-def unpark(optimizer: torch.optim.Optimizer, tensor: Tensor, state: dict[str, Any]) -> None:
-    """Give such state back, on the tensor's device."""
-    if state:
-        optimizer.state[tensor] = {
-            k: v.to(tensor.device) if isinstance(v, Tensor) else v for k, v in state.items()
-        }

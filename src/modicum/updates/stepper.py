@@ -1,0 +1,290 @@
+"""One optimizer step under a schedule, and what becomes of the optimizer at a switch.
+
+The same for the package's own loop (`training.optimization`) and for others (`driver`). A stepper is
+given what holds the numbers that train (`Masters`, or `InPlace`), a torch optimizer
+whose `leaf` tensors these are, and the proof that is to be told. When a schedule changes what
+trains, the state of what stops is kept, deleted or moved to the CPU (`Schedule.policy`); what
+starts gets fresh moments, their bias correction included, or those that were kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from modicum.models.precision import Masters, Sparse
+from modicum.types import RunStopped
+from modicum.updates.base import Prepared
+from modicum.updates.proofs import Proof
+from modicum.updates.schedule import Decision
+
+MAX_SKIPPED = 3  # steps in a row without a finite loss and gradient
+LISTS = ("params", "names", "param_names")  # of an optimizer's group: one item a tensor
+
+
+@dataclass
+class StepCounters:
+    """What a stepper counts, and nobody else."""
+
+    optimizer_steps: int = 0
+    """Steps that moved something or were skipped."""
+    skipped: int = 0
+    """Steps without a finite loss and gradient."""
+    skipped_in_row: int = 0
+    signal_steps: int = 0
+    """Steps that the schedule was shown: with a signal, and finite."""
+    active_sum: int = 0
+    """How many numbers trained, summed over the optimizer steps."""
+    decisions: int = 0
+    optimizer_bytes: int = 0
+    """The most that the optimizer has held where the model is."""
+
+
+class Stepper:
+    """Takes steps: `attach` once, then `switch`, `before`, the optimizer's step, `after`."""
+
+    not_finite: ClassVar[str] = (
+        "the gradient ({norm:g}) was not finite for {count} steps in a row; skipped steps"
+        " changed nothing"
+    )
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        masters: Masters,
+        proof: Proof,
+        counters: StepCounters,
+        max_grad_norm: float,
+    ) -> None:
+        self.prepared, self.masters, self.proof = prepared, masters, proof
+        self.counters, self.max_grad_norm = counters, max_grad_norm
+        self.max_skipped: float = MAX_SKIPPED
+        self.entries: dict[str, Tensor] = dict(prepared.schedule.entries)
+        self.parked: dict[str, dict[str, Any]] = {}
+        """Optimizer state on the CPU, of what rests."""
+        self.visited: set[str] = set()
+        self.rebased: set[str] = set()
+        """Tensors whose trained entries have changed, so that the base alone does not give them."""
+        self.taken = False
+        """Whether the step that `before` looked at is taken."""
+        self.shown: dict[str, Tensor] = {}
+        """The gradients that the schedule was shown of a step that is taken."""
+        self._whole: list[dict[str, Any]] | None = None
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step by this optimizer from now on."""
+        self.optimizer = optimizer
+        self._add_masters()
+        self.proof.rest()
+
+    def size(self, names: Iterable[str]) -> int:
+        """How many numbers train when these tensors do."""
+        trainable = self.prepared.trainable
+        return sum(self.entries.get(name, trainable[name]).numel() for name in names)
+
+    # Step --------------------------------------------------------------------------------
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients of the masters of what trains now, by name."""
+        held = self.masters.tensors
+        found = {name: held[name].grad for name in self.prepared.active}
+        return {name: grad for name, grad in found.items() if grad is not None}
+
+    def before(
+        self, loss: float = 0.0, rate: float = float("inf"), has_signal: bool | None = None
+    ) -> float:
+        """Look at the gradients of a step, clip them and set multipliers; `taken`: go on.
+
+        A loss or gradient that is not finite is skipped and counted. The schedule is shown
+        finite gradients of steps with a signal (None: whose gradient is not zero) before
+        clipping. The proof expects of every step what the learning rate makes certain.
+        Returns the norm of the gradient before clipping. Raises RunStopped after
+        `max_skipped` skipped steps in a row.
+        """
+        schedule, counters = self.prepared.schedule, self.counters
+        self.taken, self.shown = False, {}
+        gradients = self.gradients()
+        if not gradients:
+            raise RunStopped(
+                "no tensor that trains got a gradient: the loss does not depend on them"
+            )
+        norms, norm = _norms(gradients)
+        if not (abs(loss) < float("inf") and norm < float("inf")):
+            self._skip(loss, norm)
+            return norm
+        counters.skipped_in_row = 0
+        has_signal = norm > 0 if has_signal is None else has_signal
+        if has_signal:
+            schedule.gradients(gradients)
+            counters.signal_steps += 1
+        if schedule.holds:
+            self.clear()
+            return norm
+        counters.optimizer_steps += 1
+        if schedule.edits_gradients:
+            norms, norm = _norms(gradients)
+        shrink = self.max_grad_norm / norm if 0 < self.max_grad_norm < norm else 1.0
+        rates = schedule.rates(counters.signal_steps)
+        if self.proof.waiting:
+            sizes = dict(zip(gradients, norms.tolist(), strict=True))
+            self.proof.push(self.sure_to_move(sizes, shrink * rate, rates))
+        if shrink < 1:
+            torch._foreach_mul_(list(gradients.values()), shrink)
+        if has_signal:
+            schedule.stepping(self.masters.tensors)
+            self.shown = gradients
+        self._split(rates)
+        self.taken = True
+        return norm
+
+    def after(self) -> None:
+        """When the optimizer has stepped, with the gradients still there."""
+        if self.taken:
+            self.taken = False
+            self.visited.update(self.prepared.active)
+            self.counters.active_sum += self.size(self.prepared.active)
+            if self.shown:
+                self.prepared.schedule.stepped(self.masters.tensors, self.shown)
+            self.shown = {}  # or they would outlive the step
+            self.masters.publish()
+
+    def sure_to_move(
+        self, norms: Mapping[str, float], rate: float, multipliers: Mapping[str, float]
+    ) -> list[str]:
+        """Names of what the next step changes for certain, by the norms of the gradients.
+
+        Where steps are in proportion to gradients, one that is small beside a tensor's own
+        spacing may leave it as it is. One whose norm is above the tensor's times the
+        spacing at 1 is above the spacing of some entry.
+        """
+        pushed = [name for name, norm in norms.items() if norm > 0]
+        if not self.prepared.rule.proportional or not pushed:
+            return pushed
+        held = self.masters.tensors
+        own = torch.stack(torch._foreach_norm([held[name].detach() for name in pushed])).tolist()
+        spacing = torch.finfo(torch.float32).eps
+        return [
+            name
+            for name, size in zip(pushed, own, strict=True)
+            if rate * multipliers.get(name, 1.0) * norms[name] > spacing * size
+        ]
+
+    def clear(self) -> None:
+        """Drop all gradients: an optimizer passes over what has none."""
+        for tensor in [*self.masters.tensors.values(), *self.prepared.active.values()]:
+            tensor.grad = None
+
+    def _skip(self, loss: float, norm: float) -> None:
+        counters = self.counters
+        self.clear()
+        counters.optimizer_steps += 1
+        counters.skipped += 1
+        counters.skipped_in_row += 1
+        if counters.skipped_in_row >= self.max_skipped:
+            count = counters.skipped_in_row
+            raise RunStopped(self.not_finite.format(loss=loss, norm=norm, count=count))
+
+    def _split(self, multipliers: Mapping[str, float]) -> None:
+        """Groups of one multiplier each; `join` puts the old ones back.
+
+        So a scheduler of the learning rate, which knows groups by number, sees nothing.
+        """
+        held = self.masters.held
+        factors = {id(held[n].leaf): multipliers.get(n, 1.0) for n in self.prepared.active}
+        if any(factor != 1.0 for factor in factors.values()):
+            self._whole = self.optimizer.param_groups
+            self.optimizer.param_groups = [p for g in self._whole for p in _parts(g, factors)]
+
+    def join(self) -> None:
+        """Put the groups back that were split for a step."""
+        if self._whole is not None:
+            self.optimizer.param_groups, self._whole = self._whole, None
+
+    # Switch ------------------------------------------------------------------------------
+
+    def switch(self) -> Decision | None:
+        """At a rollout boundary, let the schedule say what trains from now on."""
+        decision = self.prepared.schedule.decide(self.counters.signal_steps)
+        if decision is not None:
+            self._change(decision)
+            self.counters.decisions += 1
+        return decision
+
+    def _change(self, decision: Decision) -> None:
+        """Train what the decision says from now on, by the schedule's policy."""
+        prepared, held = self.prepared, self.masters.held
+        stopped = prepared.active.keys() - decision.active
+        redone = self._redone(decision)
+        self.proof.look(stopped | redone)
+        prepared.activate(decision.active)
+        self._forget(set(held) if decision.restart else redone)
+        if prepared.schedule.policy == "reset":
+            self._forget(stopped)
+            self.masters.drop(stopped)
+        if prepared.schedule.policy == "cpu":
+            for name in stopped:
+                self._park(name)
+        self.masters.drop(redone & held.keys())
+        self.rebased |= redone & self.visited
+        self._add_masters()
+        for name in prepared.active.keys() & self.parked.keys():
+            self._unpark(name)
+        self.proof.rest()
+
+    def _redone(self, decision: Decision) -> set[str]:
+        """Tensors whose trained entries change with the decision; they begin anew."""
+        if decision.entries is None:
+            return set()
+        old, self.entries = self.entries, dict(decision.entries)
+        return {name for name in self.masters.held if old.get(name) is not self.entries.get(name)}
+
+    def _add_masters(self) -> None:
+        for name, parameter in self.prepared.active.items():
+            if name not in self.masters.held:
+                self.masters.add(name, parameter, self.entries.get(name))
+
+    def _forget(self, names: set[str]) -> None:
+        for name in names & self.masters.held.keys():
+            self.optimizer.state.pop(self.masters.held[name].leaf, None)
+            self.parked.pop(name, None)
+
+    def _park(self, name: str) -> None:
+        """Move the state of what stops to the CPU, its fp32 copy too; entries stay, being few."""
+        master = self.masters.held[name]
+        self.parked[name] = _moved(self.optimizer.state.pop(master.leaf, {}), "cpu")
+        if not isinstance(master, Sparse) and master.tensor is not master.parameter:
+            self.parked[name]["master"] = master.tensor.detach().to("cpu")
+            self.masters.drop([name])
+
+    @torch.no_grad()
+    def _unpark(self, name: str) -> None:
+        state, master = self.parked.pop(name), self.masters.held[name]
+        if "master" in state:
+            master.tensor.copy_(state.pop("master"))
+        if state:
+            self.optimizer.state[master.leaf] = _moved(state, master.leaf.device)
+
+
+def _moved(state: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
+
+
+def _norms(gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+    """The norm of each gradient, and that of all."""
+    norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+    return norms, float(norms.norm())
+
+
+def _parts(group: dict[str, Any], factors: Mapping[int, float]) -> Iterator[dict[str, Any]]:
+    """A group in parts of one multiplier each."""
+    places: dict[float, list[int]] = {}
+    for index, parameter in enumerate(group["params"]):
+        places.setdefault(factors.get(id(parameter), 1.0), []).append(index)
+    for factor, indices in places.items():
+        lists = {key: [group[key][i] for i in indices] for key in LISTS if key in group}
+        yield {**group, **lists, "lr": group["lr"] * factor}
