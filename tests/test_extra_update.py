@@ -26,7 +26,7 @@ from modicum.plan.shapes import Lengths
 from modicum.report.study import families, page, read
 from modicum.report.study.analysis import Arm
 from modicum.study import analysis, design
-from modicum.study.run import check_arms
+from modicum.study.cells import check_arms
 from modicum.training import checkpoint
 from modicum.training.loop import train
 from modicum.updates.preview import preview
