@@ -26,7 +26,7 @@ from modicum.plan.shapes import Lengths
 from modicum.report.study import families, page, read
 from modicum.results import ArmResult
 from modicum.study import analysis, design
-from modicum.study.run import check_arms
+from modicum.study.cells import check_arms
 from modicum.training import checkpoint
 from modicum.training.loop import train
 from modicum.updates.preview import preview
@@ -171,8 +171,8 @@ def test_a_study_of_it_has_its_colour(tmp_path: Path, monkeypatch: pytest.Monkey
     check_arms(study)
     _, arm = design.arms(study)[:2]
     assert analysis.kind_of(arm) == "adapters"
-    assert analysis.kind_of(design.Arm("x", {"update": "gone(1)"})) == ""
-    assert analysis.kind_of(design.Arm("x", {"objective": "dapo"})) == ""
+    assert analysis.kind_of(design.PlannedArm("x", {"update": "gone(1)"})) == ""
+    assert analysis.kind_of(design.PlannedArm("x", {"objective": "dapo"})) == ""
     shown = (fake_study.ARMS[0], replace(fake_study.ARMS[5], name=USUAL))
     monkeypatch.setattr(fake_study, "ARMS", shown)
     fake_study.build(tmp_path, arms=2)

@@ -48,7 +48,6 @@ ORDER = [
     "training",
     "export",
     "display",
-    "scan",
     "study",
     "commands",
     "cli",
@@ -78,7 +77,6 @@ NO_TORCH = [
         "rewards",
         "curricula",
         "recipes",
-        "scan",
         "cli",
     ),
 ]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from modicum.options import Parser
-from modicum.runs import read_lines
-from modicum.types import UserError
+from modicum.options import Parser, show
 
 EXAMPLES = """
 modicum compare runs/last1            # a run after and before its training
@@ -27,41 +24,22 @@ def run(args: list[str]) -> int:
     parser.add_argument(
         "before", metavar="B", nargs="?", help="what A is compared with; a run has its own base"
     )
-    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     found = parser.read(args)
 
-    from modicum.scorecard import Evaluation, compare
+    from modicum.scorecard import compare, read
 
-    def read(folder: str, name: str) -> Evaluation:
-        path, lines = Path(folder) / "evaluation.json", Path(folder) / "evaluations.jsonl"
-        if path.is_file():
-            try:
-                return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{path}: {error}") from None
-        if lines.is_file():
-            for entry in read_lines(lines):
-                if entry.get("name") == name:
-                    return Evaluation.from_json(entry)
-            raise UserError(f"{lines} holds no evaluation of the {name} model")
-        raise UserError(f"{folder} holds no evaluation; `modicum evaluate --out` makes one")
-
-    after = read(found.after, "trained")
-    before = read(found.before, "trained") if found.before else read(found.after, "base")
+    after = read(Path(found.after), "trained")
+    before = read(Path(found.before or found.after), "trained" if found.before else "base")
     result = compare(after, before)
     other = found.before or f"{found.after} before training"
-    if found.json:
-        print(json.dumps({"after": found.after, "before": other, **result.to_json()}))
-        return 0
-    print(
+    lines = [
         f"{found.after} minus {other}: {after.task}, split {after.split},"
         f" the same {result.num_problems} problems"
-    )
+    ]
     for name in ("accuracy", "lenient", "greedy"):
-        band = getattr(result, name)
-        print(
-            f"{name:<9} {100 * band.mean:+.1f} points"
-            f"  [{100 * band.low:+.1f}, {100 * band.high:+.1f}]"
-        )
-    print(f"{result.better} problems better, {result.worse} worse (accuracy)")
+        mean, low, high = (100 * value for value in vars(getattr(result, name)).values())
+        lines.append(f"{name:<9} {mean:+.1f} points  [{low:+.1f}, {high:+.1f}]")
+    lines.append(f"{result.better} problems better, {result.worse} worse (accuracy)")
+    values = {"after": found.after, "before": other, **result.to_json()}
+    show(found.json, values, "\n".join(lines))
     return 0

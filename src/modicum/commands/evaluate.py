@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from modicum.config import Compute, Sampling, Trust, at_least, from_mapping
-from modicum.options import Parser, add_options, given, merge
+from modicum.options import Parser, add_options, given, merge, show
 from modicum.runs import Run, make_folder
 from modicum.scorecard import Evaluation
 from modicum.types import UserError
@@ -57,7 +56,6 @@ def run(args: list[str]) -> int:
     parser.add_argument(
         "run", nargs="?", metavar="RUN", help="a run folder; none evaluates --model"
     )
-    parser.add_argument("--json", action="store_true", help="print the evaluation as JSON")
     add_options(parser, Options, "evaluation")
     found = parser.read(args)
     tables = given(Options, found)
@@ -73,7 +71,7 @@ def run(args: list[str]) -> int:
     if found.run:
         past = past_config(Path(found.run))
         own = {"task": past.task, "model": past.model}
-        own |= {"sampling": _table(past.sampling), "compute": _table(past.compute)}
+        own |= {"sampling": dict(vars(past.sampling)), "compute": dict(vars(past.compute))}
         options = from_mapping(Options, merge(own, tables), "options")
         policy = reload(Path(found.run), options.compute, options.batch).policy
     else:
@@ -97,12 +95,12 @@ def run(args: list[str]) -> int:
         )
     finally:
         display.close()
-    values = {"model": name, **result.to_json(), "sampling": _table(options.sampling)}
+    values = {"model": name, **result.to_json(), "sampling": dict(vars(options.sampling))}
     if folder is not None:
         folder.write("evaluation.json", values)
     for note in tasks.notes(task):
         display.note(note)
-    print(json.dumps(values) if found.json else text_of(name, result, options.sampling))
+    show(found.json, values, text_of(name, result, options.sampling))
     return 0
 
 
@@ -140,7 +138,3 @@ def text_of(name: str, found: Evaluation, sampling: Sampling) -> str:
 
 def _line(name: str, mean: float, low: float, high: float) -> str:
     return f"{name:<9} {mean:.1%}  [{low:.1%}, {high:.1%}]"
-
-
-def _table(section: Any) -> dict[str, Any]:
-    return dict(vars(section))

@@ -18,28 +18,29 @@ import numpy as np
 from modicum.report.study import read as report
 from modicum.results import Analysis
 from modicum.runs import write_whole
-from modicum.study import cost, inference, verdict
-from modicum.study.collect import Found, Outcome, collect, difficulty, final
+from modicum.study import inference, verdict
+from modicum.study.cell import read_json
+from modicum.study.collect import ArmRuns, Collected, collect, difficulty, final
 from modicum.study.collect import cost as cost_of
-from modicum.study.collect import status as status_of
-from modicum.study.design import Arm, Study
+from modicum.study.design import PlannedArm, Study
 from modicum.types import UserError
 
 MEASURED = ("seconds", "step_seconds", "memory_bytes", "peak_memory_bytes")
 SHORT = 0.95  # a run that spent less of its budget is named
 
 
-def write(study: Study, folder: Path) -> dict[str, Any]:
+def write(study: Study, folder: Path) -> Analysis:
     """Write `analysis.json` and `curves.json` and return what the first holds."""
     values = analyse(collect(study, folder), folder)
-    found = asdict(Analysis.from_json(values, str(folder / "analysis.json")))
-    write_whole(folder / "analysis.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    found = Analysis.from_json(values, str(folder / "analysis.json"))
+    text = json.dumps(asdict(found), indent=1, ensure_ascii=False)
+    write_whole(folder / "analysis.json", text + "\n")
     curves = json.dumps(report.compact(folder), ensure_ascii=False, separators=(",", ":"))
     write_whole(folder / "curves.json", curves + "\n")
     return found
 
 
-def analyse(found: Found, folder: Path) -> dict[str, Any]:
+def analyse(found: Collected, folder: Path) -> dict[str, Any]:
     """What `analysis.json` holds (docs/study.md)."""
     study, base = found.study, found.base
     control = found.outcomes[0]
@@ -85,7 +86,11 @@ def analyse(found: Found, folder: Path) -> dict[str, Any]:
 
 
 def _arm(
-    found: Found, outcome: Outcome, control: Outcome, said: inference.Comparison, folder: Path
+    found: Collected,
+    outcome: ArmRuns,
+    control: ArmRuns,
+    said: inference.ArmComparison,
+    folder: Path,
 ) -> dict[str, Any]:
     arm = outcome.arm
     numbers = said.to_json()
@@ -112,7 +117,7 @@ def _arm(
     }
 
 
-def kind_of(arm: Arm) -> str:
+def kind_of(arm: PlannedArm) -> str:
     """The kind of the update that an arm sets; empty where it sets other things."""
     from modicum import updates  # torch is slow to import
 
@@ -160,9 +165,13 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def status(study: Study, folder: Path) -> dict[str, Any]:
-    """How far each arm is."""
-    return status_of(study, folder, len(cost.tries_of(study)))
+def differences(one: Path, other: Path) -> list[str]:
+    """Where the analyses in two folders differ; what is no analysis is a UserError."""
+    files = [folder / "analysis.json" for folder in (one, other)]
+    first, second = (read_json(file) for file in files)
+    for file, values in zip(files, (first, second), strict=True):
+        Analysis.from_json(values, str(file))
+    return same(first, second)
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
