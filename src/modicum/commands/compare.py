@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from modicum.options import Parser
-from modicum.runs import read_lines
-from modicum.types import UserError
 
 EXAMPLES = """
 modicum compare runs/last1            # a run after and before its training
@@ -30,25 +27,11 @@ def run(args: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     found = parser.read(args)
 
-    from modicum.scorecard import Evaluation, compare
+    from modicum.face import compare
+    from modicum.face.evaluation import evaluation_of
 
-    def read(folder: str, name: str) -> Evaluation:
-        path, lines = Path(folder) / "evaluation.json", Path(folder) / "evaluations.jsonl"
-        if path.is_file():
-            try:
-                return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{path}: {error}") from None
-        if lines.is_file():
-            for entry in read_lines(lines):
-                if entry.get("name") == name:
-                    return Evaluation.from_json(entry)
-            raise UserError(f"{lines} holds no evaluation of the {name} model")
-        raise UserError(f"{folder} holds no evaluation; `modicum evaluate --out` makes one")
-
-    after = read(found.after, "trained")
-    before = read(found.before, "trained") if found.before else read(found.after, "base")
-    result = compare(after, before)
+    after = evaluation_of(found.after)
+    result = compare(found.after, found.before)
     other = found.before or f"{found.after} before training"
     if found.json:
         print(json.dumps({"after": found.after, "before": other, **result.to_json()}))

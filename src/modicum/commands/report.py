@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from modicum.config import from_mapping
 from modicum.options import Parser, add_options, given
-from modicum.types import UserError
 
 if TYPE_CHECKING:
     from modicum.report.frame import Places
@@ -20,7 +19,6 @@ modicum report runs/full-seed0 runs/last-1-seed0
 modicum report runs/demo/*-seed0 --out demo.html
 modicum report studies/tiny                            # a study: studies/tiny/report.html
 """
-STUDY = "study.toml"
 
 
 @dataclass(frozen=True)
@@ -42,21 +40,19 @@ def run(args: list[str]) -> int:
     found = parser.read(args)
     options = from_mapping(Options, given(Options, found), "options")
     folders = [Path(name) for name in found.runs]
-    if not folders:
-        raise UserError("report needs at least one run folder")
-    studies = [folder for folder in folders if (folder / STUDY).is_file()]
-    if studies and len(folders) > 1:
-        raise UserError(f"{studies[0]} is a study: it gets a report of its own")
-    if studies:
+
+    from modicum.face.reports import STUDY, report
+
+    report(*folders, out=options.out, title=options.title)
+    if (folders[0] / STUDY).is_file():
         return _study(folders[0], options, found.json)
     return _runs(folders, options, found.json)
 
 
 def _runs(folders: list[Path], options: Options, as_json: bool) -> int:
-    from modicum.report import frame, page, read, tables
+    from modicum.report import frame, read, tables
 
     out = options.out or (None if len(folders) == 1 else "report.html")
-    page.write(folders, out, options.title or "modicum report")
     places = frame.places(folders[0], out)
     if as_json:
         results = [
@@ -73,11 +69,8 @@ def _runs(folders: list[Path], options: Options, as_json: bool) -> int:
 
 def _study(folder: Path, options: Options, as_json: bool) -> int:
     from modicum.report import frame
-    from modicum.report.study import page
 
-    out = Path(options.out) if options.out else None
-    page.write(folder, out, options.title or None)
-    places = frame.places(folder, out)
+    places = frame.places(folder, options.out or None)
     print(json.dumps(_paths(places)) if as_json else _lines(places))
     return 0
 
