@@ -242,7 +242,7 @@ def test_a_resumed_run_of_objects_equals_the_uncut_one(train: Train, tmp_path: P
     with pytest.raises(MemoryError):
         train(steps=4, out=cut, observer=StopAt(1))
     with pytest.raises(UserError, match=r"was begun with other settings .task = "):
-        train(steps=4, out=cut, resume=True, task=PROBLEMS[:-1])
+        train(steps=4, out=cut, resume=True, task=[*PROBLEMS[:-1], {**PROBLEMS[-1], "answer": 99}])
     with pytest.raises(UserError, match=r"reward given.'share'. was an object in Python"):
         modicum.train(out=cut, resume=True, task=PROBLEMS, progress=False)
     result = train(steps=4, out=cut, resume=True)
@@ -363,6 +363,7 @@ def test_an_update_of_ones_own(train: Train, tmp_path: Path) -> None:
         ({"task": 3}, "task: must be an expression, a task or a list, not int"),
         ({"task": ["1+1"]}, "the list of problems, number 1: must be a dict or a Problem, not str"),
         ({"task": PROBLEMS[0]}, "a list of dicts, or .* not dict with 'question'"),
+        ({"task": {}}, "a list of dicts, or .* not dict with 'nothing'"),
         (
             {"task": [{"question": "1+1?"}]},
             "the list of problems has no column 'answer'; known are question",

@@ -60,10 +60,10 @@ class GivenTask(DataTask):
         """The task of a list of problems, or of {"train": ..., "test": ...}."""
         named = problems if isinstance(problems, Mapping) else {"": problems}
         wrong = [part for part in named if part not in ROLES]
-        if wrong or (not isinstance(problems, Mapping) and isinstance(problems, str | bytes)):
+        if wrong or not named:
             raise UserError(
-                "task: problems are a list of dicts, or {'train': [...], 'test': [...]},"
-                f" not {type(problems).__name__}" + (f" with {wrong[0]!r}" if wrong else "")
+                "task: problems are a list of dicts, or {'train': [...], 'test': [...]}, not"
+                f" {type(problems).__name__} with {next(iter(wrong), 'nothing')!r}"
             )
         return cls.made({part: _rows(part, entries) for part, entries in named.items()})
 
