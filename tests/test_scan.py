@@ -1,4 +1,4 @@
-"""modicum.scan: units, ranking, contributions; and the command on a random model."""
+"""Scans: units, ranking, contributions; and the command on a random model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from scipy import special
 
 from helpers import Fails
 from modicum import cli, runs, updates
-from modicum.scan import Cell, Outcome, Unit, judge, placed, plan, together, units
+from modicum.config import Held, Records, Sampling, Steps, TrainConfig
+from modicum.study.ranking import (
+    Trial,
+    TrialOutcome,
+    Unit,
+    judge,
+    placed,
+    plan,
+    together,
+    units,
+)
+from modicum.study.scan import Scan, run_scan
 from modicum.training import loop
 from modicum.types import RunInterrupted, RunStopped, UserError
 
@@ -67,12 +78,12 @@ def test_every_run_has_a_folder_of_its_own() -> None:
     cells = list(plan(given, [4, 5], [1e-3, 2e-3]))
     assert len(cells) == len({cell.name for cell in cells}) == 12
     assert [cell.unit for cell in cells[:3]] == ["0", "1", "full"]
-    assert Cell("0", "layers(0)", 4).name == "layers-0-seed4"
-    assert Cell("0", "layers(0)", 4, 2e-3).name == "layers-0-rate0.002-seed4"
+    assert Trial("0", "layers(0)", 4).name == "layers-0-seed4"
+    assert Trial("0", "layers(0)", 4, 2e-3).name == "layers-0-rate0.002-seed4"
 
 
-def outcome(unit: str, seed: int, *scores: float, rate: float | None = None) -> Outcome:
-    return Outcome(Cell(unit, f"layers({unit})", seed, rate), scores, rate, 10, 2.0)
+def outcome(unit: str, seed: int, *scores: float, rate: float | None = None) -> TrialOutcome:
+    return TrialOutcome(Trial(unit, f"layers({unit})", seed, rate), scores, rate, 10, 2.0)
 
 
 BASE = (0.0, 0.5, 0.0, 0.5)  # mean 0.25
@@ -117,7 +128,7 @@ def test_contributions_are_shares_of_a_clear_gain_of_full() -> None:
 
 
 def test_what_is_level_with_the_best_is_paired_by_seed() -> None:
-    def at(unit: str, *accuracies: float) -> list[Outcome]:
+    def at(unit: str, *accuracies: float) -> list[TrialOutcome]:
         return [outcome(unit, seed, *[a] * 4) for seed, a in enumerate(accuracies)]
 
     # Seeds differ by far more than the units do, but unit 0 leads in each by 0.1 or so.
@@ -128,14 +139,14 @@ def test_what_is_level_with_the_best_is_paired_by_seed() -> None:
 
 
 def test_a_unit_stands_with_its_best_rate_and_a_stopped_one_stands_last() -> None:
-    stopped = Outcome(Cell("2", "layers(2)", 0, 1e-3), failed="the loss was not finite")
+    stopped = TrialOutcome(Trial("2", "layers(2)", 0, 1e-3), failed="the loss was not finite")
     found = judge(
         [
             outcome("1", 0, *[0.3] * 4, rate=1e-3),
             outcome("1", 0, *[0.4] * 4, rate=2e-3),
             stopped,
             outcome("3", 0, *[0.9] * 4, rate=1e-3),
-            Outcome(Cell("3", "layers(3)", 1, 1e-3), failed="diverged"),
+            TrialOutcome(Trial("3", "layers(3)", 1, 1e-3), failed="diverged"),
             outcome("3", 0, *[0.35] * 4, rate=2e-3),
             outcome("3", 1, *[0.35] * 4, rate=2e-3),
         ],
@@ -201,7 +212,7 @@ def test_a_scan_ranks_and_goes_on(
     assert "the same command goes on from there" in fails(*first, late=True)
     found = scanned()
     assert calls == [
-        ("layers(0)", False, False),
+        ("layers(0)", False, True),
         ("layers(1)", False, True),
         ("layers(1)", True, True),
         ("layers(2)", False, True),
@@ -230,6 +241,34 @@ def test_a_scan_ranks_and_goes_on(
     assert cli.run([*first, "--best", "1"]) == 0
 
 
+def test_a_scan_from_python_in_processes_tries_again_only_what_is_asked(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config = TrainConfig(
+        model=str(folders["qwen2"]),
+        steps=1,
+        sampling=Sampling(max_tokens=6),
+        batch=Steps(prompts_per_step=2, group_size=2),
+        evaluation=Held(3, 1, eval_split="test"),
+        records=Records(anatomy=False),
+    )
+    design, out = Scan(over="blocks", blocks=2, seeds=1, best=1), tmp_path / "scan"
+    found = run_scan(design, config, out, launcher="processes")
+    assert [unit["unit"] for unit in found["units"]] == ["block 0", "block 1"]
+    assert (found["split"], found["full"]["unit"]) == ("tune", "full")
+    assert found["best"] in ("surgical(0, of=2)", "surgical(1, of=2)")
+    folder = out / "surgical-1--of-2-seed0"
+    (folder / "result.json").unlink()
+    (folder / "failed.json").write_text('{"error": "the loss was not finite"}')
+    again = run_scan(design, config, out, launcher="processes")
+    assert again["units"][-1]["failed"] == ("seed 0: the loss was not finite",)
+    assert again["best_units"] == ["block 0"]
+    once_more = run_scan(design, config, out, launcher="processes", retry_failed=True)
+    for unit in (*found["units"], *once_more["units"], found["full"], once_more["full"]):
+        del unit["seconds"]
+    assert once_more == found
+
+
 def test_parts_that_a_method_cannot_train_are_left_out(scanned: Callable[..., Any]) -> None:
     found = scanned(
         *("--over", "parts", "--method", "lora(rank=1)", "--no-full", "--keep", "--best", "9"),
@@ -255,3 +294,7 @@ def test_a_scan_that_cannot_be_is_one_line(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
     assert "is no scan" in fails(*start, "--out", str(tmp_path / "other"), "--overwrite")
+    assert "must be" in fails(*start, "--rates", "1e-3", "-1")
+    assert "unknown" in fails(*start, "--reward", "acuracy")
+    assert "one at a time" in fails(*start, "--jobs", "2")
+    assert not (tmp_path / "scan").exists()

@@ -11,8 +11,9 @@ import pytest
 
 from modicum.study import cost, design, tuning
 from modicum.study.design import Study
+from modicum.study.launch import locked
 from modicum.study.run import begin
-from modicum.study.tuning import Try
+from modicum.study.tuning import RateTry
 from modicum.types import UserError
 
 TEXT = """
@@ -119,7 +120,7 @@ def test_what_is_wrong_is_named(old: str, new: str, message: str) -> None:
 
 def check_updates(study: Study) -> None:
     """The expressions, which the command checks before it begins."""
-    from modicum.study.run import check_arms
+    from modicum.study.cells import check_arms
 
     check_arms(study)
 
@@ -157,14 +158,16 @@ def test_until_an_arm_is_judged_another_text_starts_anew(tmp_path: Path) -> None
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is there and is no study"):
-        begin(made(), tmp_path, jobs=1)
+    for what in ("study", "scan"):
+        with pytest.raises(UserError, match=f"is there and is no {what}"), locked(tmp_path, what):
+            pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
 
 
 # Tuning ------------------------------------------------------------------------------------
 
 
-def rated(tries: list[Try], accuracies: dict[float, float]) -> list[Try]:
+def rated(tries: list[RateTry], accuracies: dict[float, float]) -> list[RateTry]:
     return [replace(entry, accuracy=accuracies[entry.rate]) for entry in tries]
 
 

@@ -318,7 +318,7 @@ def arm(difference: float, seed: int = 1, seed_sd: float = 0.004) -> dict[int, N
     return rows(CONTROL + noisy(5, 100, difference, (seed_sd, 0.02, 0.01), seed))
 
 
-def judged(**arms: dict[int, NDArray[np.float64]]) -> dict[str, inference.Comparison]:
+def judged(**arms: dict[int, NDArray[np.float64]]) -> dict[str, inference.ArmComparison]:
     return compare({"full": rows(CONTROL), **arms}, "full", BASE, 0.02, rng())
 
 

@@ -1,4 +1,4 @@
-"""Cells in processes of their own: done once, kept when they fail, resumed when cut."""
+"""The contract of launchers: cells done once, kept when they fail, resumed when cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from helpers import metrics_of, tensors_of
 from modicum.config import Held, TrainConfig
 from modicum.study.cell import BASE, Cell, read_json
-from modicum.study.launch import locked, run_all
+from modicum.study.launch import LAUNCHERS, Bench, Launcher, Processes, StudyObserver, locked, named
 from modicum.training.loop import train
 from modicum.types import RunInterrupted, UserError
 
@@ -48,7 +48,7 @@ def cell(config: TrainConfig, folder: Path, base: Path, **changes: Any) -> Cell:
 
 def evaluated_base(config: TrainConfig, folder: Path) -> Cell:
     made = Cell("base", cell(config, folder, folder).config)
-    run_all([made], 1, 1, Heard())
+    run_all([made], LAUNCHERS["here"](), Heard())
     assert made.done, made.failure
     return made
 
@@ -56,14 +56,27 @@ def evaluated_base(config: TrainConfig, folder: Path) -> Cell:
 REWARD = "function('test_study_launch:{}')"
 
 
-class Heard:
+class Heard(StudyObserver):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[int, int, str]] = []
 
-    def __call__(self, done: int, total: int, cell: Cell, seconds: float) -> None:
+    def ended(self, done: int, total: int, cell: Cell, seconds: float) -> None:
         self.lines.append((done, total, cell.label))
+
+
+@pytest.fixture(params=LAUNCHERS)
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    """Every launcher that there is."""
+    return LAUNCHERS[request.param](threads=1)
+
+
+def run_all(
+    cells: Sequence[Cell], launcher: Launcher, heard: Heard, retry_failed: bool = False
+) -> None:
+    bench = Bench(folder=Path(), launcher=launcher, observer=heard, retry_failed=retry_failed)
+    bench.run(cells)
 
 
 def names(cells: Sequence[Cell]) -> set[str]:
@@ -71,44 +84,64 @@ def names(cells: Sequence[Cell]) -> set[str]:
 
 
 def test_cells_run_once_and_failures_stay_until_asked_for(
-    quick: TrainConfig, tmp_path: Path
+    quick: TrainConfig, tmp_path: Path, launcher: Launcher
 ) -> None:
     base = evaluated_base(quick, tmp_path / "base")
     assert read_json(base.folder / BASE)["num_problems"] == 2
     cells = [
         cell(quick, tmp_path / "good", base.folder, steps=2),
         cell(quick, tmp_path / "none", base.folder, update="last(99)"),
-        cell(quick, tmp_path / "dead", base.folder, reward=REWARD.format("dies")),
         cell(quick, tmp_path / "torn", base.folder, reward=REWARD.format("gone")),
     ]
     heard = Heard()
-    run_all(cells, 2, 1, heard)
+    run_all(cells, launcher, heard)
     assert {label for *_, label in heard.lines} == names(cells)
-    assert [line[:2] for line in heard.lines] == [(n, 4) for n in (1, 2, 3, 4)]
+    assert [line[:2] for line in heard.lines] == [(n, 3) for n in (1, 2, 3)]
     assert cells[0].done and not cells[0].failure
     assert read_json(cells[0].folder / "result.json")["steps"] == 2
     assert not (cells[0].folder / "checkpoints").exists()
     assert "last" in cells[1].failure
-    assert "by signal 9" in cells[2].failure and "out of memory" in cells[2].failure
-    assert "gone" in cells[3].failure
+    assert "gone" in cells[2].failure
+    assert cells[0].summary.endswith("%") and cells[1].summary.startswith("failed: ")
     heard = Heard()
-    run_all(cells, 2, 1, heard)
+    run_all(cells, launcher, heard)
     assert heard.lines == []
-    run_all(cells, 2, 1, heard, retry_failed=True)
-    assert {label for *_, label in heard.lines} == {"none", "dead", "torn"}
+    run_all(cells, launcher, heard, retry_failed=True)
+    assert {label for *_, label in heard.lines} == {"none", "torn"}
 
 
-def test_a_cell_is_the_run_that_train_makes(quick: TrainConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [n for n, kind in LAUNCHERS.items() if kind.isolated])
+def test_a_cell_that_takes_its_process_along_fails_alone(
+    quick: TrainConfig, tmp_path: Path, name: str
+) -> None:
+    base = evaluated_base(quick, tmp_path / "base")
+    cells = [
+        cell(quick, tmp_path / "dead", base.folder, reward=REWARD.format("dies")),
+        cell(quick, tmp_path / "good", base.folder, steps=2),
+    ]
+    run_all(cells, LAUNCHERS[name](2, 1), Heard())
+    assert "by signal 9" in cells[0].failure and "out of memory" in cells[0].failure
+    assert cells[1].done and not cells[1].failure
+    heard = Heard()
+    run_all(cells, LAUNCHERS[name](2, 1), heard, retry_failed=True)
+    assert heard.lines == [(1, 1, "dead")]
+
+
+def test_a_cell_is_the_run_that_train_makes(
+    quick: TrainConfig, tmp_path: Path, launcher: Launcher
+) -> None:
     base = evaluated_base(quick, tmp_path / "base")
     mine = replace(cell(quick, tmp_path / "cell", base.folder, steps=3), keep=True)
-    run_all([mine], 1, 1, Heard())
+    run_all([mine], launcher, Heard())
     own = train(replace(mine.config, out=str(tmp_path / "own")))
     assert metrics_of(mine.folder) == metrics_of(tmp_path / "own")
     assert tensors_of(mine.folder) == tensors_of(tmp_path / "own")
     assert read_json(mine.folder / "result.json")["base"] == own["base"] | {"step": -1}
 
 
-def test_ctrl_c_saves_the_running_cells_and_they_go_on(quick: TrainConfig, tmp_path: Path) -> None:
+def test_ctrl_c_saves_the_running_cells_and_they_go_on(
+    quick: TrainConfig, tmp_path: Path, launcher: Launcher
+) -> None:
     base = evaluated_base(quick, tmp_path / "base")
     slow = {"reward": REWARD.format("waits"), "steps": 8}
     mine = replace(cell(quick, tmp_path / "cell", base.folder, **slow), keep=True)
@@ -122,14 +155,27 @@ def test_ctrl_c_saves_the_running_cells_and_they_go_on(quick: TrainConfig, tmp_p
 
     threading.Thread(target=stop).start()
     with pytest.raises(RunInterrupted, match="the same command goes on"):
-        run_all([mine], 1, 1, Heard())
+        run_all([mine], launcher, Heard())
     assert not mine.done and not mine.failure
     assert 2 <= len(metrics_of(mine.folder)) < 8
     assert list((mine.folder / "checkpoints").glob("step-*"))
-    run_all([mine], 1, 1, Heard())
+    run_all([mine], launcher, Heard())
     train(replace(mine.config, out=str(tmp_path / "own")))
     assert metrics_of(mine.folder) == metrics_of(tmp_path / "own")
     assert tensors_of(mine.folder) == tensors_of(tmp_path / "own")
+
+
+def test_what_a_launcher_cannot_do_is_one_line() -> None:
+    with pytest.raises(UserError, match="there is no launcher 'proceses'; did you mean"):
+        named("proceses", 1)
+    with pytest.raises(UserError, match="one at a time"):
+        named("here", 2)
+    with pytest.raises(UserError, match=f"jobs must be at most {os.cpu_count()}"):
+        named("processes", 1 + (os.cpu_count() or 1))
+    for name in LAUNCHERS:
+        with pytest.raises(UserError, match="jobs must be at least 1, not 0"):
+            named(name, 0)
+    assert named("processes", 1) == Processes(1, 0)
 
 
 def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
@@ -138,7 +184,7 @@ def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
         "from modicum.study.launch import locked\n"
         "from modicum.types import UserError\n"
         "try:\n"
-        "    with locked(Path(sys.argv[1])): print('mine')\n"
+        "    with locked(Path(sys.argv[1]), 'study'): print('mine')\n"
         "except UserError as error: print(error)\n"
     )
 
@@ -146,7 +192,7 @@ def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, str(tmp_path)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    with locked(tmp_path):
+    with locked(tmp_path, "study"):
         assert "another process is running the study" in other()
     assert other() == "mine\n"
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ import pytest
 from helpers import modicum
 from modicum import cli
 from modicum.report.study import families
-from modicum.study import analysis, collect, design
+from modicum.study import (
+    Allowance,
+    Study,
+    StudyObserver,
+    Tuning,
+    analysis,
+    collect,
+    design,
+    run_study,
+    study_status,
+)
 from modicum.study.cell import read_json
 from modicum.types import UserError
 
@@ -92,6 +103,76 @@ def test_a_study_leaves_its_numbers_and_its_report(finished: Path) -> None:
         "figures/differences.svg",
     ):
         assert (finished / name).is_file(), name
+
+
+class Heard(StudyObserver):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_design_made_in_python_gives_the_numbers_of_the_file(
+    finished: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    made = Study(
+        question="Does the last layer suffice?",
+        arms=["full", "last(1)"],  # type: ignore[arg-type]
+        seeds=(0, 1),
+        threads=1,
+        budget=Allowance(amount=60),
+        tuning=Tuning(factors=(1,), problems=2, samples=1),
+        base={
+            "model": folders["qwen2"],
+            "reward": "function('test_study_launch:parity')",
+            "sampling": {"max_tokens": 8},
+            "batch": {"prompts_per_step": 2, "group_size": 4},
+            "evaluation": {"eval_problems": 4, "eval_samples": 2},
+        },
+    )
+    heard = Heard()
+    outcome = run_study(made, tmp_path / "out", launcher="here", observer=heard)
+    assert analysis.differences(finished, outcome.folder) == []
+    assert (outcome.folder, outcome.missing) == (tmp_path / "out", ())
+    assert outcome.report == tmp_path / "out" / "report.html" and outcome.report.is_file()
+    assert [arm.name for arm in outcome.analysis.arms] == ["full", "last(1)"]
+    assert outcome.analysis.conclusion.startswith("Nothing to match: `full` itself")
+    assert heard.lines[0].startswith("Does the last layer suffice?\n2 arms x 2 seeds in ")
+    cells = [line.split("  ")[-1].split(":")[0] for line in heard.lines if "left" in line]
+    assert cells == [
+        *("base on the test split", "probe full", "probe last(1)"),
+        *("full, seed 0", "last(1), seed 0", "full, seed 1", "last(1), seed 1"),
+    ]
+    # Once more: nothing is run, and what has no number is named.
+    (outcome.folder / "cells/final/last-1/seed-1/result.json").unlink()
+    (outcome.folder / "cells/final/last-1/seed-1/failed.json").write_text('{"error": "diverged"}')
+    heard = Heard()
+    again = run_study(outcome.folder, launcher="here", observer=heard)
+    assert again.missing == ("last(1), seed 1: diverged",)
+    assert not any("left" in line for line in heard.lines)
+    assert study_status(outcome.folder)["arms"]["last(1)"]["failed"] == ["seed 1: diverged"]
+
+
+def test_what_a_design_made_in_python_says_wrong_is_one_line(tmp_path: Path) -> None:
+    made = Study("Why?", ("full", "last(1)"), budget=Allowance("steps", 1))
+    for design_of, out, message in (
+        (made, "", "a study that is no file needs out"),
+        (replace(made, base={"steps": 3}), "x", "steps is the study's to say"),
+        (replace(made, base={"modle": "x"}), "x", "unknown key 'modle'; did you mean 'model'"),
+        (replace(made, base={"model": object()}), "x", "nothing that a file can hold"),
+        (replace(made, base={"model": None}), "x", "nothing that a file can hold"),
+        (replace(made, extra={"last(1)": {"reward": "acuracy"}}), "x", r"arm last\(1\): .*acuracy"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_study(design_of, out and tmp_path / out)
+    with pytest.raises(UserError, match="there is no launcher 'slurm'"):
+        run_study(made, tmp_path / "x", launcher="slurm")
+    with pytest.raises(UserError, match="is not the folder of a study"):
+        study_status(made, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_finished_study_runs_nothing_again(finished: Path, capsys: Any) -> None:

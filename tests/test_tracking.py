@@ -24,7 +24,7 @@ from fake_trackers import FAKES, Run, Store
 from modicum import tracking
 from modicum.config import Tracking, TrainConfig
 from modicum.tracking.backends import LIBRARIES
-from modicum.tracking.base import Guard, flat, numbers
+from modicum.tracking.base import LibraryGuard, flat, numbers
 from modicum.types import UserError
 
 NAMES = tuple(LIBRARIES)
@@ -345,15 +345,15 @@ def test_a_full_disk_for_real(tmp_path: Path) -> None:
 def test_what_a_guard_catches() -> None:
     own = type("Error", (Exception,), {"__module__": "wandb.errors"})
     for error in (own("gone"), OSError("disk"), ImportError("x"), RuntimeError("x")):
-        with Guard(("wandb",)) as guard:
+        with LibraryGuard(("wandb",)) as guard:
             raise error
         assert guard.error is error
     for error in (TypeError("ours"), UserError("ours"), KeyboardInterrupt(), MemoryError()):
-        with pytest.raises(type(error)), Guard(("wandb",)):
+        with pytest.raises(type(error)), LibraryGuard(("wandb",)):
             raise error
-    with pytest.raises(own), Guard(("mlflow",)):
+    with pytest.raises(own), LibraryGuard(("mlflow",)):
         raise own("another's")
-    with Guard(()) as guard:
+    with LibraryGuard(()) as guard:
         raise OSError("first line\n" + "x" * 1000)
     assert "\n" not in guard.reason and len(guard.reason) < 400
 

@@ -8,8 +8,11 @@ process with a time limit (modicum.grading.symbolic). No text raises, whatever i
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from modicum.grading import comparison
 from modicum.grading import symbolic as algebra
@@ -20,7 +23,7 @@ from modicum.types import Grade, UserError
 
 __all__ = [
     "TIME_LIMIT", "check_gold", "countdown", "equal", "extract", "extract_lenient", "format_ok",
-    "gold_from_gsm8k", "grade", "grade_countdown", "number",
+    "gold_from_gsm8k", "grade", "grade_countdown", "grade_lines", "number",
 ]  # fmt: skip
 
 TIME_LIMIT = 2.0  # seconds for the algebra of one answer
@@ -124,3 +127,88 @@ def gold_from_gsm8k(solution: str) -> str:
     if not mark or number(gold) is None:
         raise UserError(f"no number follows #### in the solution that ends {solution[-60:]!r}")
     return gold
+
+
+READ = ("gold", "answer", "completion", "numbers", "target")  # keys of a line
+
+
+def grade_lines(
+    lines: Iterable[bytes], symbolic: bool = True, time_limit: float = TIME_LIMIT
+) -> Iterator[dict[str, Any]]:
+    """One result for each line, in order; a line that cannot be graded has an `error`."""
+    for place, line in enumerate(lines, 1):
+        record: dict[str, Any] = {}
+        try:
+            record = _record(line)
+            grade = _grade_record(record, symbolic, time_limit)
+            verdict = dict(vars(grade))
+        except UserError as error:
+            verdict = dict(vars(Grade(False, False, None, "not graded")))
+            verdict["error"] = f"line {place}: {error}"
+        yield {key: value for key, value in record.items() if key not in READ} | verdict
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(
+            line.decode("utf-8-sig"), parse_float=_finite, parse_constant=_no_constant
+        )
+    except RecursionError as error:
+        raise UserError("the JSON is nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"not JSON ({error})" if line.strip() else "empty") from error
+    if not isinstance(record, dict):
+        raise UserError("not an object; write {...}")
+    return record
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text} is too large")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _grade_record(record: dict[str, Any], symbolic: bool, time_limit: float) -> Grade:
+    whole = "completion" in record
+    if whole == ("answer" in record):
+        raise UserError("needs either `answer` or `completion`" + (", not both" if whole else ""))
+    text = _text(record, "completion") if whole else _text(record, "answer")
+    if "numbers" in record or "target" in record:
+        numbers, target = _countdown(record)
+        if whole:
+            return grade_countdown(text, numbers, target)
+        right = countdown(text, numbers, target)
+    else:
+        gold = check_gold(_text(record, "gold"))
+        if whole:
+            return grade(text, gold, symbolic, time_limit)
+        right = equal(gold, text, symbolic, time_limit)
+    return Grade(right, right, text, "the answer is " + ("right" if right else "wrong"))
+
+
+def _text(record: dict[str, Any], key: str) -> str:
+    """A text, or a number as one."""
+    if key not in record:
+        raise UserError(f"`{key}` is missing")
+    value = record[key]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"`{key}` must be a text, not {json.dumps(value)[:40]}")
+    return str(value)
+
+
+def _countdown(record: dict[str, Any]) -> tuple[list[int], int]:
+    numbers, target = record.get("numbers"), record.get("target")
+    if not isinstance(numbers, list) or not numbers or not all(map(_is_whole, numbers)):
+        raise UserError("`numbers` must be a list of whole numbers, such as [3, 8]")
+    if not _is_whole(target):
+        raise UserError("`target` must be a whole number")
+    assert isinstance(target, int)
+    return numbers, target
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -294,6 +295,6 @@ def to_toml(config: Any) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A text, number, switch or list of them in TOML."""
+    """A text, path, number, switch or list of them in TOML."""
     # The same in JSON, but for pairs of escapes (not needed) and DEL.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value, ensure_ascii=False, default=os.fspath).replace("\x7f", "\\u007f")

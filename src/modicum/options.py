@@ -14,15 +14,19 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import json
 import textwrap
 import typing
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+from modicum.config import from_mapping
 from modicum.types import UserError
+
+C = TypeVar("C")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit code 2."""
+    """An argument parser whose errors are one line and exit code 2; every command has --json."""
 
     def __init__(self, name: str, summary: str, examples: str) -> None:
         super().__init__(
@@ -32,6 +36,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError with the message."""
@@ -47,6 +52,17 @@ class Parser(argparse.ArgumentParser):
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"unknown option {unknown[0]!r}{hint}")
         return found
+
+    def options(self, args: list[str], cls: type[C], title: str) -> tuple[argparse.Namespace, C]:
+        """Parse `args` with an option for every field of `cls`: all that was found, and a `cls`."""
+        add_options(self, cls, title)
+        found = self.read(args)
+        return found, from_mapping(cls, given(cls, found), "options")
+
+
+def show(as_json: bool, values: Any, text: str) -> None:
+    """Print an outcome to standard output: for scripts or for people."""
+    print(json.dumps(values) if as_json else text)
 
 
 def field_docs(cls: type) -> dict[str, str]:

@@ -11,13 +11,16 @@ only, lenient guesses where nothing is marked: a gain in strict alone is a gain 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from modicum import answers, stats
 from modicum.config import Sampling
 from modicum.grading.quantities import clean
+from modicum.runs import read_lines
 from modicum.styles import STYLES
 from modicum.types import Completion, Grade, Problem, UserError
 
@@ -181,6 +184,22 @@ def rows(
                 "finished": completion.finished,
                 **dataclasses.asdict(grade),
             }
+
+
+def read(folder: Path, name: str = "trained") -> Evaluation:
+    """The evaluation in a folder of `evaluate --out`, or that of the `name`d model of a run."""
+    path, lines = folder / "evaluation.json", folder / "evaluations.jsonl"
+    if path.is_file():
+        try:
+            return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: {error}") from None
+    if not lines.is_file():
+        raise UserError(f"{folder} holds no evaluation; `modicum evaluate --out` makes one")
+    for entry in read_lines(lines):
+        if entry.get("name") == name:
+            return Evaluation.from_json(entry)
+    raise UserError(f"{lines} holds no evaluation of the {name} model")
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from modicum.config import at_least, from_mapping
-from modicum.options import Parser, add_options, given
+from modicum.config import at_least
+from modicum.options import Parser, show
 from modicum.types import UserError
-
-if TYPE_CHECKING:
-    from modicum.rewards.audit import Finding
 
 SUMMARY = """Try degenerate answers on a reward before training; needs no model.
 
@@ -52,14 +47,11 @@ class Options:
 def run(args: list[str]) -> int:
     """Print what degenerate answers earn; 1 if one is flagged and --strict is given."""
     parser = Parser("audit-reward", SUMMARY, EXAMPLES)
-    parser.add_argument("--json", action="store_true", help="print as JSON, with the texts")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if one is flagged")
-    add_options(parser, Options, "audit")
-    found = parser.read(args)
-    options = from_mapping(Options, given(Options, found), "options")
+    found, options = parser.options(args, Options, "audit")
 
     from modicum import rewards, tasks
-    from modicum.rewards.audit import audit
+    from modicum.rewards.audit import audit, table
     from modicum.styles import STYLES
 
     task, reward = tasks.parse(options.task), rewards.parse(options.reward)
@@ -68,36 +60,11 @@ def run(args: list[str]) -> int:
     problems = [task.problem("train", options.seed, i) for i in range(max(1, count))]
     findings = audit(task, reward, STYLES[options.style], problems, options.share)
     flagged = [finding for finding in findings if finding.why]
-    if found.json:
-        entries = [_entry(finding) for finding in findings]
-        head = {"task": str(task), "reward": str(reward), "style": options.style}
-        print(json.dumps({**head, "problems": len(problems), "answers": entries}))
-    else:
-        print(f"{reward} on {task}, style {options.style}: means over {len(problems)} problems\n")
-        print(table(findings))
-        print(f"\n{len(flagged)} of {len(findings) - 1} degenerate answers are flagged")
+    head = {"task": str(task), "reward": str(reward), "style": options.style}
+    values = {**head, "problems": len(problems), "answers": [f.to_json() for f in findings]}
+    text = (
+        f"{reward} on {task}, style {options.style}: means over {len(problems)} problems\n\n"
+        f"{table(findings)}\n\n{len(flagged)} of {len(findings) - 1} degenerate answers are flagged"
+    )
+    show(found.json, values, text)
     return int(bool(flagged) and found.strict)
-
-
-def _entry(finding: Finding) -> dict[str, object]:
-    """As JSON, which has no NaN: what has no verdict is null."""
-    scores = {n: None if math.isnan(s) else s for n, s in finding.scores.items()}
-    total = None if math.isnan(finding.total) else finding.total
-    return {**asdict(finding), "total": total, "scores": scores}
-
-
-def table(findings: list[Finding]) -> str:
-    """A line an answer: its name, the total, the terms, why it is flagged."""
-    names = list(findings[0].scores)
-    rows = [["answer", "total", *(names if len(names) > 1 else [])]]
-    for finding in findings:
-        terms = [finding.scores[name] for name in names] if len(names) > 1 else []
-        shown = ["-" if math.isnan(value) else f"{value:.2f}" for value in (finding.total, *terms)]
-        rows.append([finding.name, *shown])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row, why in zip(rows, ["", *(finding.why for finding in findings)], strict=True):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([*cells, f"<- {why}" if why else ""]).rstrip())
-    return "\n".join(lines)

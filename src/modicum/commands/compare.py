@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from modicum.options import Parser
+from modicum.options import Parser, show
 
 EXAMPLES = """
 modicum compare runs/last1            # a run after and before its training
@@ -24,7 +22,6 @@ def run(args: list[str]) -> int:
     parser.add_argument(
         "before", metavar="B", nargs="?", help="what A is compared with; a run has its own base"
     )
-    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     found = parser.read(args)
 
     from modicum.face import compare
@@ -33,18 +30,14 @@ def run(args: list[str]) -> int:
     after = evaluation_of(found.after)
     result = compare(found.after, found.before)
     other = found.before or f"{found.after} before training"
-    if found.json:
-        print(json.dumps({"after": found.after, "before": other, **result.to_json()}))
-        return 0
-    print(
+    lines = [
         f"{found.after} minus {other}: {after.task}, split {after.split},"
         f" the same {result.num_problems} problems"
-    )
+    ]
     for name in ("accuracy", "lenient", "greedy"):
-        band = getattr(result, name)
-        print(
-            f"{name:<9} {100 * band.mean:+.1f} points"
-            f"  [{100 * band.low:+.1f}, {100 * band.high:+.1f}]"
-        )
-    print(f"{result.better} problems better, {result.worse} worse (accuracy)")
+        mean, low, high = (100 * value for value in vars(getattr(result, name)).values())
+        lines.append(f"{name:<9} {mean:+.1f} points  [{low:+.1f}, {high:+.1f}]")
+    lines.append(f"{result.better} problems better, {result.worse} worse (accuracy)")
+    values = {"after": found.after, "before": other, **result.to_json()}
+    show(found.json, values, "\n".join(lines))
     return 0

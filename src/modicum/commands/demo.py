@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modicum.config import TrainConfig, from_mapping
-from modicum.options import Parser, add_options, given
+from modicum.config import TrainConfig
+from modicum.options import Parser, show
 from modicum.types import UserError
 
 EXAMPLES = """
@@ -16,6 +16,8 @@ modicum demo
 modicum demo --seed 1 --out runs/demo-1
 modicum demo --updates 'full; last(2); first(2); lora(rank=1)'
 """
+SCORES = ("accuracy", "low", "high", "greedy")
+COSTS = ("trainable_parameters", "total_parameters", "seconds", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,7 @@ class Options:
 def run(args: list[str]) -> int:
     """Train the tiny base with several updates on the same problems and compare them."""
     parser = Parser("demo", "Train the shipped base three ways and compare.", EXAMPLES)
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    add_options(parser, Options, "demo")
-    found = parser.read(args)
-    options = from_mapping(Options, given(Options, found), "options")
+    found, options = parser.options(args, Options, "demo")
     wanted = [text.strip() for text in options.updates.split(";") if text.strip()]
     if not wanted:
         raise UserError("demo needs at least one update, such as --updates 'full; last(1)'")
@@ -69,12 +68,10 @@ def run(args: list[str]) -> int:
         summary.append(row(result))
         write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     report = page.write(folders, out / "report.html", "modicum demo")
-    if found.json:
-        print(json.dumps({"summary": summary, "report": str(report)}))
-    else:
+    if not found.json:
         tables.show(tables.results([read.load(folder) for folder in folders]))
-        print(f"summary: {out / 'summary.json'}")
-        print(f"report:  {report}")
+    text = f"summary: {out / 'summary.json'}\nreport:  {report}"
+    show(found.json, {"summary": summary, "report": str(report)}, text)
     return 0
 
 
@@ -82,19 +79,8 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
     """One run's line of `summary.json`."""
     base, trained = result["base"], result["trained"]
     return {
-        "update": result["update"],
-        "seed": result["seed"],
-        "base_accuracy": base["accuracy"],
-        "base_low": base["low"],
-        "base_high": base["high"],
-        "accuracy": trained["accuracy"],
-        "low": trained["low"],
-        "high": trained["high"],
-        "base_greedy": base["greedy"],
-        "greedy": trained["greedy"],
-        "num_problems": trained["num_problems"],
-        "trainable_parameters": result["trainable_parameters"],
-        "total_parameters": result["total_parameters"],
-        "seconds": result["seconds"],
-        "peak_memory_bytes": result["peak_memory_bytes"],
+        **{name: result[name] for name in ("update", "seed")},
+        **{f"base_{name}": base[name] for name in SCORES},
+        **{name: trained[name] for name in (*SCORES, "num_problems")},
+        **{name: result[name] for name in COSTS},
     }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from modicum.config import Sampling
 from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
-from modicum.options import Parser, add_options, given
+from modicum.options import Parser, add_options, given, show
 from modicum.scorecard import Evaluation
 
 EXAMPLES = """
@@ -25,7 +24,6 @@ def run(args: list[str]) -> int:
     parser.add_argument(
         "run", nargs="?", metavar="RUN", help="a run folder; none evaluates --model"
     )
-    parser.add_argument("--json", action="store_true", help="print the evaluation as JSON")
     add_options(parser, EvaluateConfig, "evaluation")
     found = parser.read(args)
     place = Path(found.run) if found.run else None
@@ -39,8 +37,8 @@ def run(args: list[str]) -> int:
     finally:
         display.close()
     name = found.run or options.model
-    values = values_of(options, name, result)
-    print(json.dumps(values) if found.json else text_of(name, result, options.sampling))
+    text = text_of(name, result, options.sampling)
+    show(found.json, values_of(options, name, result), text)
     return 0
 
 

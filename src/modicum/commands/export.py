@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from modicum.config import Trust, from_mapping
-from modicum.options import Parser, add_options, given
+from modicum.config import Trust
+from modicum.options import Parser, show
 from modicum.types import UserError
 
 EXAMPLES = """
@@ -36,10 +35,7 @@ def run(args: list[str]) -> int:
     parser = Parser("export", "Write an ordinary Hugging Face folder or a PEFT adapter.", EXAMPLES)
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder; none exports --model")
     parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
-    add_options(parser, Options, "export")
-    found = parser.read(args)
-    options = from_mapping(Options, given(Options, found), "options")
+    found, options = parser.options(args, Options, "export")
     if not options.out:
         raise UserError("export needs --out FOLDER")
     if options.format == "adapter" and not found.run:
@@ -57,9 +53,8 @@ def run(args: list[str]) -> int:
         difference = export.export_model(loaded.model, loaded, out)
     files = sorted(p.name for p in out.iterdir())
     result = {"out": str(out), "files": files, "largest_logit_difference": difference}
-    if found.json:
-        print(json.dumps(result))
-    else:
-        print(f"wrote {out} ({', '.join(files)})")
-        print(f"loaded again: logits differ by at most {difference:.2g}")
+    text = (
+        f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most {difference:.2g}"
+    )
+    show(found.json, result, text)
     return 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentTypeError
 from dataclasses import replace
 
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig
-from modicum.options import Parser, add_options
+from modicum.options import Parser, add_options, show
 from modicum.types import UserError
 
 EXAMPLES = """
@@ -43,7 +42,6 @@ def run(args: list[str]) -> int:
     )
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     parser.add_argument("--require-fit", action="store_true", help="exit code 2 if it does not fit")
-    parser.add_argument("--json", action="store_true", help="print as JSON")
     add_options(parser, TrainConfig)
     found = parser.read(args)
     config = settings(found, {})
@@ -61,15 +59,11 @@ def run(args: list[str]) -> int:
         )
         for changed in _variants(config, found.models, found.updates)
     ]
-    if found.json:
-        made = [plan.to_json() for plan in plans]
-        print(json.dumps(made if several else made[0]))
-    elif several:
-        print(overall.table(plans, found.markdown))
-        if not found.markdown:
-            print("\n".join(f"note: {text}" for text in plans[0].assumptions))
-    else:
-        print(plans[0].text())
+    made = [plan.to_json() for plan in plans]
+    text = overall.table(plans, found.markdown) if several else plans[0].text()
+    if several and not found.markdown:
+        text = "\n".join([text, *(f"note: {note}" for note in plans[0].assumptions)])
+    show(found.json, made if several else made[0], text)
     if found.require_fit and any(plan.fits is not True for plan in plans):
         odd = next(plan for plan in plans if plan.fits is not True)
         raise UserError(f"{odd.update} on {odd.model} does not fit {machine.name}")

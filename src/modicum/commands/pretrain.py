@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from modicum.config import from_mapping
-from modicum.options import Parser, add_options, given
+from modicum.options import Parser, show
 from modicum.types import UserError
 
 EXAMPLES = """
@@ -25,12 +23,9 @@ def run(args: list[str]) -> int:
         "pretrain", "Make a tiny base model; without options, the shipped one.", EXAMPLES
     )
     parser.add_argument("--out", metavar="FOLDER", help="the model folder to write; needed")
-    parser.add_argument("--json", action="store_true", help="print the last loss as JSON")
-    add_options(parser, PretrainConfig, "pretraining")
-    found = parser.read(args)
+    found, config = parser.options(args, PretrainConfig, "pretraining")
     if not found.out:
         raise UserError("pretrain needs --out FOLDER")
-    config = from_mapping(PretrainConfig, given(PretrainConfig, found), "options")
     out = Path(found.out)
     if (out / "model.safetensors").exists():
         raise UserError(f"{out} holds a finished model; --out takes another folder")
@@ -52,8 +47,6 @@ def run(args: list[str]) -> int:
             )
 
     pretrain(config, out, report)
-    if found.json:
-        print(json.dumps({"out": str(out), "loss": losses[-1], "steps": config.steps}))
-    else:
-        print(f"wrote {out}")
+    values = {"out": str(out), "loss": losses[-1], "steps": config.steps}
+    show(found.json, values, f"wrote {out}")
     return 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 
-from modicum.options import Parser
+from modicum.options import Parser, show
 from modicum.types import UserError
 
 EXAMPLES = """
@@ -21,7 +20,6 @@ def run(args: list[str]) -> int:
     """List the recipes, or show one as TOML with its description as comments."""
     parser = Parser("recipes", "Whole configs for set-ups that people know.", EXAMPLES)
     parser.add_argument("name", nargs="?", metavar="RECIPE", help="the recipe to show")
-    parser.add_argument("--json", action="store_true", help="print as JSON")
     found = parser.read(args)
 
     from modicum.config import to_toml
@@ -31,17 +29,14 @@ def run(args: list[str]) -> int:
     if found.name is not None and found.name not in RECIPES:
         raise UserError(f"there is no recipe {found.name!r}; {nearest(found.name, RECIPES)}")
     texts = {name: inspect.getdoc(make) or "" for name, make in RECIPES.items()}
-    if found.json:
-        names = [found.name] if found.name else list(RECIPES)
-        entries = [
-            {"name": n, "about": texts[n], "config": dataclasses.asdict(RECIPES[n]())}
-            for n in names
-        ]
-        print(json.dumps(entries))
-    elif found.name:
-        print("".join(f"# {line}".rstrip() + "\n" for line in texts[found.name].splitlines()))
-        print(to_toml(RECIPES[found.name]()), end="")
+    names = [found.name] if found.name else list(RECIPES)
+    entries = [
+        {"name": n, "about": texts[n], "config": dataclasses.asdict(RECIPES[n]())} for n in names
+    ]
+    if found.name:
+        about = "".join(f"# {line}".rstrip() + "\n" for line in texts[found.name].splitlines())
+        text = f"{about}\n{to_toml(RECIPES[found.name]())}".rstrip("\n")
     else:
-        for name, text in texts.items():
-            print(f"{name:<12} {text.splitlines()[0]}")
+        text = "\n".join(f"{name:<12} {text.splitlines()[0]}" for name, text in texts.items())
+    show(found.json, entries, text)
     return 0

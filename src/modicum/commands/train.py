@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from modicum.config import TrainConfig, from_mapping, read_toml
-from modicum.options import Parser, add_options, given, merge
+from modicum.options import Parser, add_options, given, merge, show
 from modicum.types import UserError
 
 EXAMPLES = """
@@ -28,7 +27,6 @@ def run(args: list[str]) -> int:
     add_sources(parser)
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_options(parser, TrainConfig)
     found = parser.read(args)
     if found.resume and found.overwrite:
@@ -47,16 +45,12 @@ def run(args: list[str]) -> int:
         result = train(config, display, found.overwrite, found.resume)
     finally:
         display.close()
-    if found.json:
-        print(json.dumps(result))
-    else:
-        from modicum.report import read
-        from modicum.report import tables as tables_of
+    if not found.json:
+        from modicum.report import read, tables
 
         display.console.print(f"change proof: {result['change_proof']}")
-        rows = tables_of.results([read.load(run_folder(config))])
-        tables_of.show(rows)
-        print(f"run folder: {run_folder(config)}")
+        tables.show(tables.results([read.load(run_folder(config))]))
+    show(found.json, result, f"run folder: {run_folder(config)}")
     return 0
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
-from modicum.config import Trust, from_mapping
-from modicum.options import Parser, add_options, given
+from modicum.config import Trust
+from modicum.options import Parser, show
 
 EXAMPLES = """
 modicum updates
@@ -28,10 +27,7 @@ def run(args: list[str]) -> int:
     """List the updates, or preview what an expression trains."""
     parser = Parser("updates", "List the updates, or preview what one trains in a model.", EXAMPLES)
     parser.add_argument("expression", nargs="?", metavar="UPDATE", help="an update expression")
-    parser.add_argument("--json", action="store_true", help="print as JSON")
-    add_options(parser, Options, "preview")
-    found = parser.read(args)
-    options = from_mapping(Options, given(Options, found), "options")
+    found, options = parser.options(args, Options, "preview")
 
     from modicum import spec, updates
 
@@ -40,20 +36,16 @@ def run(args: list[str]) -> int:
             {**spec.describe(cls), "kind": cls.kind, "default": cls.examples[0]}  # type: ignore[attr-defined]
             for cls in updates.UPDATES.values()
         ]
-        if found.json:
-            print(json.dumps(entries))
-        else:
-            for entry in entries:
-                print(f"{entry['signature']}\n    {entry['summary']}")
-            print("\na + b: both   a & b: what both select   method @ a: where a method applies")
-            print("optimizer @ update: which rule moves what the update trains")
+        lines = [f"{entry['signature']}\n    {entry['summary']}" for entry in entries]
+        lines += [
+            "\na + b: both   a & b: what both select   method @ a: where a method applies",
+            "optimizer @ update: which rule moves what the update trains",
+        ]
+        show(found.json, entries, "\n".join(lines))
         return 0
 
     from modicum.updates.preview import preview
 
     result = preview(updates.parse(found.expression), options.model, options.trust)
-    if found.json:
-        print(json.dumps(result.to_json()))
-    else:
-        print(result.text())
+    show(found.json, result.to_json(), result.text())
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,7 +13,7 @@ from modicum.config import Compute, Sampling, Trust, at_least
 from modicum.face.result import TrainResult, folder_of
 from modicum.face.settings import config_of, tables
 from modicum.parts import Parts, past_config, past_task
-from modicum.runs import Run, make_folder, read_lines
+from modicum.runs import Run, make_folder
 from modicum.scorecard import Comparison, Evaluation
 from modicum.types import UserError
 
@@ -165,16 +164,4 @@ def evaluation_of(
     """The evaluation that is kept in a folder; of a run the one with this name."""
     if isinstance(source, Evaluation):
         return source
-    folder = folder_of(source)
-    path, lines = folder / "evaluation.json", folder / "evaluations.jsonl"
-    if path.is_file():
-        try:
-            return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: {error}") from None
-    if lines.is_file():
-        for entry in read_lines(lines):
-            if entry.get("name") == name:
-                return Evaluation.from_json(entry)
-        raise UserError(f"{lines} holds no evaluation of the {name} model")
-    raise UserError(f"{folder} holds no evaluation; `modicum evaluate --out` makes one")
+    return scorecard.read(folder_of(source), name)

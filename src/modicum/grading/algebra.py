@@ -17,7 +17,7 @@ import random
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
-from modicum.grading.latex import Chain, Node, parse
+from modicum.grading.latex import Node, Relations, parse
 from modicum.grading.quantities import quantity, shows
 from modicum.grading.values import CONTEXT, Value, close, divide, value_at
 
@@ -76,7 +76,7 @@ def _is_rounded(gold: Node, answer: str) -> bool:
     return shows(near, found.value, found.digits)
 
 
-def _same_relation(gold: Chain, answer: Chain) -> bool:
+def _same_relation(gold: Relations, answer: Relations) -> bool:
     """Whether two (in)equalities say the same: one's difference is a multiple of the other's."""
     flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
     for turned in (False, True):

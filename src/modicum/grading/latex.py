@@ -21,7 +21,7 @@ from modicum.grading.lexer import FUNCTIONS, TooLarge, Unreadable, tokens_of
 
 Node = tuple[Any, ...]
 
-__all__ = ["Chain", "Node", "TooLarge", "Unreadable", "parse"]
+__all__ = ["Node", "Relations", "TooLarge", "Unreadable", "parse"]
 
 MAX_NESTING = 30
 RELATIONS = {
@@ -34,7 +34,7 @@ DEGREE = ("fn", "degree")
 CONSTANTS = frozenset(("pi", "e", "i"))
 
 
-class Chain(NamedTuple):
+class Relations(NamedTuple):
     """Expressions joined by relations; one expression alone has no relation."""
 
     sides: tuple[Node, ...]
@@ -42,7 +42,7 @@ class Chain(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def parse(text: str) -> Chain:
+def parse(text: str) -> Relations:
     """The tree of a formula; raises Unreadable."""
     return _Parser(tokens_of(text)).chain()
 
@@ -71,14 +71,14 @@ class _Parser:
         if not self.take(wanted):
             raise Unreadable(f"{wanted} is missing")
 
-    def chain(self) -> Chain:
+    def chain(self) -> Relations:
         sides, relations = [self.sum()], []
         while self.next in RELATIONS:
             relations.append(RELATIONS[self.take(*RELATIONS)])
             sides.append(self.sum())
         if self.next:
             raise Unreadable(self.next)
-        return Chain(tuple(sides), tuple(relations))
+        return Relations(tuple(sides), tuple(relations))
 
     def sum(self) -> Node:
         total = self.product()

@@ -25,7 +25,7 @@ NAME = "modicum"
 
 
 @dataclass(frozen=True)
-class Rule:
+class ScoreRule:
     """How scores are made: their factor, Gemma's cap, and how far back a token looks."""
 
     scaling: float
@@ -36,7 +36,9 @@ class Rule:
 class Plan(Protocol):
     """What may look at what in one call of the layers."""
 
-    def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: Rule) -> Tensor:
+    def attend(
+        self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: ScoreRule
+    ) -> Tensor:
         """The values [N, H, D] that the queries gather."""
         ...
 
@@ -54,7 +56,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention function `modicum`: hands the layer's tensors to its plan."""
     q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (query, key, value))
-    rule = Rule(scaling, softcap, sliding_window)
+    rule = ScoreRule(scaling, softcap, sliding_window)
     return attention_mask.attend(module.layer_idx, q_NHD, k_NKD, v_NKD, rule)[None], None
 
 
@@ -62,7 +64,7 @@ AttentionInterface.register(NAME, attention)
 
 
 def weigh(
-    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None, rule: Rule
+    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None, rule: ScoreRule
 ) -> Tensor:
     """Attention [B, T, H, D] of queries to S keys; causal where `mask` is None.
 
@@ -122,7 +124,9 @@ class Packed:
         every = [prompts.expand(self.prompt_PL.shape), rows + first_B[:, None]]
         return torch.cat([part.flatten() for part in every])[self.where_N]
 
-    def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: Rule) -> Tensor:
+    def attend(
+        self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: ScoreRule
+    ) -> Tensor:
         """Prompts look at themselves, rows at their prompt and themselves, all backwards."""
         if not self.tight:
             q_NHD, k_NKD, v_NKD = (

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from modicum.models.attention import Rule
+from modicum.models.attention import ScoreRule
 
 SHRINK = 0.75  # slots are copied together when at most this share of them is needed
 
@@ -50,7 +50,9 @@ class Cache:
         self.length += 1
         self._masks = {}
 
-    def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: Rule) -> Tensor:
+    def attend(
+        self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: ScoreRule
+    ) -> Tensor:
         """Every row's token looks at the prompt, the row's tokens and itself."""
         (k_PKLD, v_PKLD), held = self.prompts[layer], self.rows[layer]
         for x_PKGTD, x_NKD in zip(held, (k_NKD, v_NKD), strict=True):

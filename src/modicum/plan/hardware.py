@@ -26,7 +26,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Rates:
+class DeviceRates:
     """What a device can do: FLOP/s in bf16 and fp32, bytes read a second; and who says so."""
 
     bf16: float
@@ -48,7 +48,7 @@ class Machine:
     """cpu or cuda."""
     memory: int | None
     """Bytes that a run may take on it; None: not known."""
-    rates: Rates | None
+    rates: DeviceRates | None
     count: int = 1
     """How many such devices there are."""
 
@@ -106,9 +106,9 @@ def _plain(name: str) -> str:
     return re.sub(r"nvidia|geforce|generation|laptop|gpu|[^a-z0-9]", "", name.lower())
 
 
-def _rates(gpu: str) -> Rates:
+def _rates(gpu: str) -> DeviceRates:
     _, bf16, fp32, bandwidth = GPUS[gpu]
-    return Rates(bf16 * 1e12, fp32 * 1e12, bandwidth * 1e9, f"data sheet of {gpu}")
+    return DeviceRates(bf16 * 1e12, fp32 * 1e12, bandwidth * 1e9, f"data sheet of {gpu}")
 
 
 def this(device: str = "auto", dtype: str = "fp32") -> Machine:
@@ -148,13 +148,13 @@ def _number(path: Path, key: str = "", unit: int = 1) -> int | None:
 
 
 @torch.no_grad()
-def _measured(dtype: str) -> Rates:
+def _measured(dtype: str) -> DeviceRates:
     """The rates of this CPU, by the fastest of a few short products and sums."""
     square = torch.ones(SIDE, SIDE, dtype=DTYPES[dtype])
     numbers = torch.ones(SUMMED)
     flops = 2.0 * SIDE**3 / _fastest(lambda: square @ square)
     bandwidth = 4.0 * SUMMED / _fastest(numbers.sum)
-    return Rates(flops, flops, bandwidth, f"measured here in {dtype}, just now")
+    return DeviceRates(flops, flops, bandwidth, f"measured here in {dtype}, just now")
 
 
 def _fastest(work: object) -> float:

@@ -26,7 +26,7 @@ from modicum.config import TrainConfig
 from modicum.models.load import DTYPES
 from modicum.plan.live import peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
-from modicum.plan.trace import Held, Trace
+from modicum.plan.trace import ResidentBytes, Trace
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
 
@@ -155,7 +155,7 @@ def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) 
     return {"file": weights * stored.itemsize // wanted.itemsize}
 
 
-def _held(prepared: Prepared, config: TrainConfig, device: str) -> Held:
+def _held(prepared: Prepared, config: TrainConfig, device: str) -> ResidentBytes:
     schedule, rule, trainable = prepared.schedule, prepared.rule, prepared.trainable
     sizes = {name: schedule.size(name, p) for name, p in trainable.items()}
 
@@ -173,7 +173,7 @@ def _held(prepared: Prepared, config: TrainConfig, device: str) -> Held:
         steps = config.steps * config.batch.updates_per_rollout
         names = names.union(*list(schedule.typical(trainable))[: max(1, steps)])
     largest = max(trainable[n].numel() for n in prepared.active)
-    return Held(
+    return ResidentBytes(
         optimizer=tuple(size for name in sorted(names) for size in moments(name)),
         schedule=MASTER * schedule.kept_numbers * active,
         gradients=2 * MASTER * active if schedule.ever_by_group else 0,

@@ -29,7 +29,7 @@ MOST_SETS = 16  # of those that a schedule may choose
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run will need."""
 
     model: str
@@ -100,7 +100,7 @@ class Plan:
 
 def make(
     config: TrainConfig, machine: Machine, lengths: Lengths | None = None, advise: bool = True
-) -> Plan:
+) -> RunPlan:
     """The plan of a run on a machine.
 
     Without `lengths` prompts are as long as the task's are and every completion has
@@ -119,7 +119,7 @@ def make(
         size = DTYPES[config.compute.dtype].itemsize
         decoder = timing.decoder_of(model_config, token, num_bytes(weights), size)
         found = timing.times(config, decoder, flops, given, machine.rates, machine.device)
-    plan = Plan(
+    plan = RunPlan(
         model=config.model,
         update=config.update,
         dtype=config.compute.dtype,
@@ -237,7 +237,7 @@ def _phases(memory: Memory) -> list[str]:
     ]
 
 
-def table(plans: Sequence[Plan], markdown: bool = False) -> str:
+def table(plans: Sequence[RunPlan], markdown: bool = False) -> str:
     """A line a plan: what trains, peak memory, FLOPs and seconds of a step."""
     head = ["model", "update", "trained", "peak GiB", "fits", "most of it", "PFLOP a step", "step"]
     rows = []

@@ -16,7 +16,7 @@ from typing import Any
 
 from modicum.config import TrainConfig
 from modicum.engine.flops import StepFlops
-from modicum.plan.hardware import Rates
+from modicum.plan.hardware import DeviceRates
 from modicum.plan.shapes import Lengths, cache_numbers
 
 SHARE = {"cpu": 0.7, "cuda": 0.4}
@@ -42,7 +42,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecodingCost:
     """What decoding costs in a model."""
 
     layers: int
@@ -54,7 +54,12 @@ class Decoder:
 
 
 def times(
-    config: TrainConfig, decoder: Decoder, flops: StepFlops, lengths: Lengths, rates: Rates, on: str
+    config: TrainConfig,
+    decoder: DecodingCost,
+    flops: StepFlops,
+    lengths: Lengths,
+    rates: DeviceRates,
+    on: str,
 ) -> Times:
     """The times of a run on a device (`on` is cpu or cuda) of such rates."""
     rate = rates.flops(config.compute.dtype) * SHARE[on]
@@ -87,7 +92,9 @@ def times(
     return Times(sampling, training, evaluation, run)
 
 
-def decoder_of(model_config: Any, token_flops: float, weight_bytes: int, itemsize: int) -> Decoder:
+def decoder_of(
+    model_config: Any, token_flops: float, weight_bytes: int, itemsize: int
+) -> DecodingCost:
     """The decoder of a Hugging Face config."""
     layers = model_config.get_text_config().num_hidden_layers
-    return Decoder(layers, weight_bytes, token_flops, itemsize * cache_numbers(model_config))
+    return DecodingCost(layers, weight_bytes, token_flops, itemsize * cache_numbers(model_config))

@@ -38,7 +38,7 @@ MOST_PARTS = 3  # micro-batches of a step that are gone through; more leave no o
 
 
 @dataclass(frozen=True)
-class Held:
+class ResidentBytes:
     """Bytes that live through training and that the trace does not make itself."""
 
     optimizer: tuple[int, ...]
@@ -80,7 +80,7 @@ class Trace:
             prepared.keep_reference()
         self.others: Tensor | None = None
 
-    def run(self, held: Held) -> None:
+    def run(self, held: ResidentBytes) -> None:
         """Set-up, evaluation and two steps: sampling, micro-batches, and the optimizer's step.
 
         The optimizer's state is there from the first step's end.

@@ -46,6 +46,12 @@ class Finding:
     example: str
     why: str = ""
 
+    def to_json(self) -> dict[str, object]:
+        """As JSON, which has no NaN: what has no verdict is null."""
+        scores = {n: None if math.isnan(s) else s for n, s in self.scores.items()}
+        total = None if math.isnan(self.total) else self.total
+        return {**vars(self), "total": total, "scores": scores}
+
 
 def answers_to(problem: Problem, style: Style) -> list[Answer]:
     """The right answer first, then the degenerate ones."""
@@ -147,3 +153,20 @@ def _why(answer: Answer, total: float, right: float, share: float) -> str:
     if total >= right - 1e-9:
         return "earns as much as the right answer" if right else "the right answer earns nothing"
     return f"earns more than {share:.0%} of it" if total > share * right else ""
+
+
+def table(findings: list[Finding]) -> str:
+    """A line an answer: its name, the total, the terms, why it is flagged."""
+    names = list(findings[0].scores)
+    rows = [["answer", "total", *(names if len(names) > 1 else [])]]
+    for finding in findings:
+        terms = [finding.scores[name] for name in names] if len(names) > 1 else []
+        shown = ["-" if math.isnan(value) else f"{value:.2f}" for value in (finding.total, *terms)]
+        rows.append([finding.name, *shown])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row, why in zip(rows, ["", *(finding.why for finding in findings)], strict=True):
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([*cells, f"<- {why}" if why else ""]).rstrip())
+    return "\n".join(lines)

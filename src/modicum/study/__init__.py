@@ -1,8 +1,9 @@
 """Studies: several updates, each tuned and run over several seeds, compared with one control.
 
-    design      study.toml: arms, seeds, budget, tuning, margin
+    design      what is compared, as study.toml or Python says it
+    run         the order of the work: cost, base, tuning, runs, analysis, report
+    cells       its runs; cell: one of them; launch: where they run, so many at a time
     cost        what it will take
-    run         its cells in order; launch: so many at a time; cell: one, in its own process
     tuning      the learning rate of each arm
     collect     the folder as data; analysis: that to analysis.json
     twolevel    a table of seeds x problems: its mean squares and a t-interval
@@ -12,8 +13,18 @@
     retention   the share of the control's gain that an arm keeps
     power       how many seeds would settle an arm
     verdict     the same in words
+    scan        a study of every layer, block or part alone; ranking: its statistics
     populations studies of known truth
     simulate    `python -m modicum.study.simulate`: how often the verdicts are wrong on them
 
 docs/statistics.md has the statistics: model, formulas, measured error rates.
 """
+
+from modicum.study.design import Allowance, Placebos, Study, Tuning
+from modicum.study.launch import StudyObserver
+from modicum.study.run import StudyOutcome, analyse_study, run_study, study_cost, study_status
+
+__all__ = [
+    "Allowance", "Placebos", "Study", "StudyObserver", "StudyOutcome", "Tuning",
+    "analyse_study", "run_study", "study_cost", "study_status",
+]  # fmt: skip

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from modicum.report.study import read as report
+from modicum.report.study.analysis import parse
 from modicum.runs import write_whole
-from modicum.study import cost, inference, verdict
-from modicum.study.collect import Found, Outcome, collect, difficulty, final
+from modicum.study import inference, verdict
+from modicum.study.cell import read_json
+from modicum.study.collect import ArmRuns, Collected, collect, difficulty, final
 from modicum.study.collect import cost as cost_of
-from modicum.study.collect import status as status_of
-from modicum.study.design import Arm, Study
+from modicum.study.design import PlannedArm, Study
 from modicum.types import UserError
 
 MEASURED = ("seconds", "step_seconds", "memory_bytes", "peak_memory_bytes")
@@ -36,7 +37,7 @@ def write(study: Study, folder: Path) -> dict[str, Any]:
     return found
 
 
-def analyse(found: Found, folder: Path) -> dict[str, Any]:
+def analyse(found: Collected, folder: Path) -> dict[str, Any]:
     """What `analysis.json` holds (docs/study.md)."""
     study, base = found.study, found.base
     control = found.outcomes[0]
@@ -82,7 +83,11 @@ def analyse(found: Found, folder: Path) -> dict[str, Any]:
 
 
 def _arm(
-    found: Found, outcome: Outcome, control: Outcome, said: inference.Comparison, folder: Path
+    found: Collected,
+    outcome: ArmRuns,
+    control: ArmRuns,
+    said: inference.ArmComparison,
+    folder: Path,
 ) -> dict[str, Any]:
     arm = outcome.arm
     numbers = said.to_json()
@@ -109,7 +114,7 @@ def _arm(
     }
 
 
-def kind_of(arm: Arm) -> str:
+def kind_of(arm: PlannedArm) -> str:
     """The kind of the update that an arm sets; empty where it sets other things."""
     from modicum import updates  # torch is slow to import
 
@@ -157,9 +162,13 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def status(study: Study, folder: Path) -> dict[str, Any]:
-    """How far each arm is."""
-    return status_of(study, folder, len(cost.tries_of(study)))
+def differences(one: Path, other: Path) -> list[str]:
+    """Where the analyses in two folders differ; what is no analysis is a UserError."""
+    files = [folder / "analysis.json" for folder in (one, other)]
+    first, second = (read_json(file) for file in files)
+    for file, values in zip(files, (first, second), strict=True):
+        parse(values, str(file))
+    return same(first, second)
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

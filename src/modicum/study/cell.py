@@ -1,8 +1,8 @@
-"""One run of a study, in a process of its own, so that nothing leaks between runs.
+"""One run of a study or a scan, here or in a process of its own.
 
 A cell is a run folder. It ends with `result.json`, or with `failed.json` that says why not;
-NAME.log beside it has what it would have printed. The base is evaluated once for each split, in a
-cell of its own, since all arms start from it.
+NAME.log beside it has what its process would have printed. The base is evaluated once for each
+split, in a cell of its own, since all arms start from it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modicum.config import TrainConfig
 from modicum.runs import make_folder, write_whole
 from modicum.types import RunInterrupted, UserError
+
+if TYPE_CHECKING:
+    from modicum.display import Display
 
 BASE = "evaluation.json"
 RESULT = "result.json"
@@ -54,6 +58,17 @@ class Cell:
     def failure(self) -> str:
         """Why it failed, or nothing."""
         return failure(self.folder)
+
+    @property
+    def summary(self) -> str:
+        """What came of it, in a few words."""
+        if self.failure:
+            return f"failed: {self.failure}"
+        if not self.done:
+            return "stopped"
+        found = read_json(self.folder / (RESULT if self.base else BASE))
+        found = found["trained"] if self.base else found
+        return f"{found['accuracy']:.1%}" if found else "done"
 
     @property
     def log(self) -> Path:
@@ -100,29 +115,41 @@ def work(cell: Cell, threads: int) -> None:
     make_folder(cell.folder.parent)
     sys.stdout = sys.stderr = cell.log.open("a", encoding="utf-8", buffering=1)
     try:
-        _run(cell)
+        execute(cell)
     except (RunInterrupted, KeyboardInterrupt):
         sys.exit(130)
+
+
+def execute(cell: Cell) -> None:
+    """Run the cell in this process; what it is refused or stops itself for is its failure."""
+    from modicum.display import Display
+
+    display = Display()
+    try:
+        _run(cell, display)
+    except RunInterrupted:
+        raise
     except UserError as error:
         cell.fail(str(error))
+    finally:
+        display.close()
 
 
-def _run(cell: Cell) -> None:
-    from modicum.display import Display
+def _run(cell: Cell, display: Display) -> None:
     from modicum.scorecard import Evaluation
     from modicum.training.loop import train
 
     if not cell.base:
-        _evaluate_base(cell)
+        _evaluate_base(cell, display)
         return
     known = Evaluation.from_json(read_json(Path(cell.base) / BASE))
     begun = (cell.folder / "config.toml").is_file()
-    train(cell.config, Display(), resume=begun, base=known)
+    train(cell.config, display, resume=begun, base=known)
     if not cell.keep:
         shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
 
 
-def _evaluate_base(cell: Cell) -> None:
+def _evaluate_base(cell: Cell, display: Display) -> None:
     from modicum import machine
     from modicum.evaluate import evaluate
     from modicum.runs import Run
@@ -139,6 +166,7 @@ def _evaluate_base(cell: Cell) -> None:
         held.eval_split,
         num_problems=held.eval_problems,
         samples=held.eval_samples,
+        progress=partial(display.evaluating, "base"),
         keep=lambda rows: run.write_lines("completions-base.jsonl", rows),
     )
     seconds = time.perf_counter() - began

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from modicum.runs import read_lines
 from modicum.study import design
-from modicum.study.cell import BASE, FAILED, RESULT, failure, read_json
-from modicum.study.design import Arm, Study
+from modicum.study.cell import BASE, RESULT, failure, read_json
+from modicum.study.design import PlannedArm, Study
 from modicum.types import UserError
 
 SCORES = {"accuracy": "scores", "lenient": "lenient_scores", "greedy": "greedy_scores"}
@@ -23,10 +23,10 @@ LEVELS = ((0.0, "base: 0 %"), (0.5, "to 50 %"), (1.0, "above"))
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ArmRuns:
     """What an arm's final runs came to; `scores` has one array [problems] for each seed."""
 
-    arm: Arm
+    arm: PlannedArm
     scores: Mapping[int, NDArray[np.float64]]
     results: Mapping[int, Mapping[str, Any]]
     steps: Mapping[int, float]
@@ -38,13 +38,13 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Found:
+class Collected:
     """All that the analysis needs."""
 
     study: Study
     base: Mapping[str, Any]
     """The untrained model's evaluation."""
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ArmRuns, ...]
     levels: tuple[str, ...]
     """Of every problem, easiest level first in `level_names`."""
     level_names: tuple[str, ...]
@@ -55,7 +55,7 @@ class Found:
         return np.array(self.base[SCORES[self.study.primary]])
 
 
-def collect(study: Study, folder: Path) -> Found:
+def collect(study: Study, folder: Path) -> Collected:
     """Everything from the runs that are there; a study without a base or runs is a UserError."""
     path = folder / "cells" / "base-test"
     if not (path / BASE).is_file():
@@ -73,15 +73,15 @@ def collect(study: Study, folder: Path) -> Found:
                 raise UserError(
                     f"{outcome.arm.name}, seed {seed} was judged on other problems than the base"
                 )
-    return Found(study, base, outcomes, *_levels(path, base))
+    return Collected(study, base, outcomes, *_levels(path, base))
 
 
-def final(study: Study, folder: Path, arm: Arm) -> dict[int, Path]:
+def final(study: Study, folder: Path, arm: PlannedArm) -> dict[int, Path]:
     """The folders of an arm's final runs by seed."""
     return {seed: folder / "cells" / "final" / arm.slug / f"seed-{seed}" for seed in study.seeds}
 
 
-def _outcome(study: Study, arm: Arm, folder: Path, tuned: Mapping[str, Any]) -> Outcome:
+def _outcome(study: Study, arm: PlannedArm, folder: Path, tuned: Mapping[str, Any]) -> ArmRuns:
     scores, results, steps, failed = {}, {}, {}, []
     for seed, path in final(study, folder, arm).items():
         if (path / RESULT).is_file():
@@ -92,7 +92,7 @@ def _outcome(study: Study, arm: Arm, folder: Path, tuned: Mapping[str, Any]) -> 
             steps[seed] = median(line["time/step_seconds"] for line in lines)
         elif why := failure(path):
             failed.append(f"seed {seed}: {why}")
-    return Outcome(
+    return ArmRuns(
         arm,
         scores,
         results,
@@ -104,7 +104,7 @@ def _outcome(study: Study, arm: Arm, folder: Path, tuned: Mapping[str, Any]) -> 
     )
 
 
-def cost(outcome: Outcome, control: Outcome) -> dict[str, Any]:
+def cost(outcome: ArmRuns, control: ArmRuns) -> dict[str, Any]:
     """What an arm's runs took, in means over seeds; ratios to the control's."""
     if not outcome.results:
         return {}
@@ -116,7 +116,7 @@ def cost(outcome: Outcome, control: Outcome) -> dict[str, Any]:
     return mine
 
 
-def _means(outcome: Outcome) -> dict[str, Any]:
+def _means(outcome: ArmRuns) -> dict[str, Any]:
     results = list(outcome.results.values())
 
     def mean(name: str) -> float:
@@ -158,7 +158,7 @@ def _level(score: float) -> str:
     return next(name for limit, name in LEVELS if score <= limit)
 
 
-def difficulty(found: Found, outcome: Outcome) -> list[dict[str, Any]]:
+def difficulty(found: Collected, outcome: ArmRuns) -> list[dict[str, Any]]:
     """Mean score of an arm over seeds and problems of each level, beside the base's."""
     levels = np.array(found.levels)
     rows: list[dict[str, Any]] = []
@@ -180,19 +180,13 @@ def status(study: Study, folder: Path, tries: int) -> dict[str, Any]:
     """How many tries and seeds of each arm are done, and what failed."""
     rows = {}
     for arm in design.arms(study):
-        paths = final(study, folder, arm)
-        tuned = list((folder / "cells" / "tune" / arm.slug).glob(f"*/{RESULT}"))
-        outcome = _outcome(study, arm, folder, {})
+        seeds = {f"seed {seed}": path for seed, path in final(study, folder, arm).items()}
+        tuned = {path.name: path for path in sorted((folder / "cells/tune" / arm.slug).glob("*"))}
         rows[arm.name] = {
-            "tuned": len(tuned),
+            "tuned": sum((path / RESULT).is_file() for path in tuned.values()),
             "tries": 0 if arm.placebo else tries,
-            "done": len(outcome.scores),
-            "seeds": len(paths),
-            "failed": [*outcome.failed, *_failed_tries(folder, arm)],
+            "done": sum((path / RESULT).is_file() for path in seeds.values()),
+            "seeds": len(seeds),
+            "failed": [f"{n}: {failure(p)}" for n, p in (seeds | tuned).items() if failure(p)],
         }
     return {"arms": rows, "folder": str(folder)}
-
-
-def _failed_tries(folder: Path, arm: Arm) -> Sequence[str]:
-    paths = sorted((folder / "cells" / "tune" / arm.slug).glob(f"*/{FAILED}"))
-    return [f"{path.parent.name}: {failure(path.parent)}" for path in paths]

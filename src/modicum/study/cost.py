@@ -12,22 +12,20 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from modicum.runs import read_lines
 from modicum.study import tuning
 from modicum.study.cell import SECONDS, read_json
+from modicum.study.cells import StudyBench, base_cell, probe_cells
 from modicum.study.design import Study
-from modicum.study.launch import run_all
-from modicum.study.run import Work, base_cell, probe_cells, run_bases
 from modicum.types import UserError
 
 START_SECONDS = 1.5  # of a process and its model
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostEstimate:
     """Of a whole study, before it is run."""
 
     tuning_runs: int
@@ -59,33 +57,34 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def measure(work: Work) -> Cost:
+def measure(bench: StudyBench) -> CostEstimate:
     """Run what the estimate needs (the base on the test split, a probe of each arm)."""
-    run_bases(work, ["test"])
-    cells = probe_cells(work)
-    run_all(cells, work.jobs, work.threads, work.told, retry_failed=True)
+    base = base_cell(bench, "test")
+    bench.evaluate(base)
+    cells = probe_cells(bench)
+    bench.run(cells, retry_failed=True)
     steps: dict[str, float] = {}
     amounts: dict[str, float] = {}
-    for arm, cell in zip(work.arms, cells, strict=True):
+    for arm, cell in zip(bench.arms, cells, strict=True):
         if cell.failure:
             raise UserError(f"arm {arm.name} cannot run: {cell.failure}")
         lines = read_lines(cell.folder / "metrics.jsonl")
         # The first step also loads and compiles what later ones have.
         later = lines[1:] or lines
         steps[arm.name] = statistics.median(line["time/step_seconds"] for line in later)
-        amounts[arm.name] = _spent(work.study, lines, steps[arm.name])
-    return estimate(work, steps, amounts, evaluation_seconds(base_cell(work, "test").folder))
+        amounts[arm.name] = _spent(bench.study, lines, steps[arm.name])
+    return estimate(bench, steps, amounts, float(read_json(base.folder / SECONDS)["seconds"]))
 
 
 def estimate(
-    work: Work, steps: dict[str, float], amounts: dict[str, float], evaluating: float
-) -> Cost:
+    bench: StudyBench, steps: dict[str, float], amounts: dict[str, float], evaluating: float
+) -> CostEstimate:
     """The cost from seconds a step, budget spent a step, and seconds of an evaluation."""
-    study = work.study
-    tuned = [arm for arm in work.arms if not arm.placebo]
+    study = bench.study
+    tuned = [arm for arm in bench.arms if not arm.placebo]
     tries = tries_of(study)
     seconds = 0.0
-    for arm in work.arms:
+    for arm in bench.arms:
         number = min(study.budget.max_steps, study.budget.amount / max(amounts[arm.name], 1e-9))
         if study.budget.unit == "steps":
             number = study.budget.amount
@@ -93,28 +92,20 @@ def estimate(
         seconds += len(study.seeds) * (whole + evaluating + START_SECONDS)
         if arm in tuned:
             seconds += sum(share * whole + evaluating + START_SECONDS for share in tries)
-    final = len(work.arms) * len(study.seeds)
+    final = len(bench.arms) * len(study.seeds)
     tokens = None
     if study.budget.unit == "tokens":
         tokens = study.budget.amount * (final + len(tuned) * sum(tries))
-    return Cost(len(tuned) * len(tries), final, tokens, seconds / work.jobs, steps)
+    return CostEstimate(
+        len(tuned) * len(tries), final, tokens, seconds / bench.launcher.jobs, steps
+    )
 
 
 def tries_of(study: Study) -> list[float]:
     """The share of the budget of every try of one arm."""
-    found: list[float] = []
     count = len(study.tuning.factors)
-    if count < 2:
-        return found
-    for share in tuning.shares(study):
-        found += [share] * count
-        count = -(-count // 2)
-    return found
-
-
-def evaluation_seconds(folder: Path) -> float:
-    """How long the base's evaluation took."""
-    return float(read_json(folder / SECONDS)["seconds"])
+    rounds = enumerate(tuning.shares(study) if count > 1 else [])
+    return [share for number, share in rounds for _ in range(-(-count // 2**number))]
 
 
 def _spent(study: Study, lines: Sequence[dict[str, Any]], step_seconds: float) -> float:

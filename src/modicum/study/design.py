@@ -148,7 +148,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Arm:
+class PlannedArm:
     """One arm: its name, and the settings that it lays over the common ones."""
 
     name: str
@@ -199,19 +199,23 @@ def parse(tables: Mapping[str, Any], where: str) -> Study:
     return study
 
 
-def arms(study: Study) -> list[Arm]:
+def arms(study: Study) -> list[PlannedArm]:
     """The control, then the other arms, then the placebos."""
     names = [study.control, *(name for name in study.arms if name != study.control)]
-    found = [Arm(name, _settings(study, name)) for name in names]
+    found = [PlannedArm(name, _settings(study, name)) for name in names]
     style = {**TrainConfig().sampling.__dict__, **study.base.get("sampling", {})}["style"]
     control = found[0]
     if study.placebo.random_reward:
-        found.append(Arm("random reward", {**control.settings, "reward": "random"}, placebo=True))
+        found.append(
+            PlannedArm("random reward", {**control.settings, "reward": "random"}, placebo=True)
+        )
     if study.placebo.format_only:
         if style == "none":
             raise UserError("placebo: format_only needs a style that asks for a form, not none")
         reward = f"format(style={style!r})"
-        found.append(Arm("format only", {**control.settings, "reward": reward}, placebo=True))
+        found.append(
+            PlannedArm("format only", {**control.settings, "reward": reward}, placebo=True)
+        )
     return found
 
 
@@ -220,12 +224,12 @@ def _settings(study: Study, name: str) -> dict[str, Any]:
     return {**({} if study.vary in extra else {study.vary: name}), **extra}
 
 
-def _tables(study: Study, arm: Arm) -> dict[str, Any]:
+def _tables(study: Study, arm: PlannedArm) -> dict[str, Any]:
     return merge(dict(study.base), dict(arm.settings))
 
 
 def config(
-    study: Study, arm: Arm, seed: int, out: Path, rate: float | None, share: float = 1.0
+    study: Study, arm: PlannedArm, seed: int, out: Path, rate: float | None, share: float = 1.0
 ) -> TrainConfig:
     """The settings of one run of an arm, with `share` of the budget."""
     made = from_mapping(TrainConfig, _tables(study, arm), f"arm {arm.name}")

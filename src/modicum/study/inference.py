@@ -52,7 +52,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArmComparison:
     """What the scores of one arm say; None where a number does not exist."""
 
     seeds: tuple[int, ...]
@@ -127,7 +127,7 @@ def compare(
     rng: np.random.Generator,
     placebos: Collection[str] = (),
     alpha: float = ALPHA,
-) -> dict[str, Comparison]:
+) -> dict[str, ArmComparison]:
     """Every arm against the control; `scores` has by arm and seed one score a problem.
 
     All arms are bootstrapped with the same random numbers, so that what one shows does not
@@ -159,7 +159,7 @@ def compare(
     for name, arm in arms.items():
         verdict = _verdict(arm, tests.get(name), name == control, name in placebos, clear)
         settle = verdict == "undecided" and clear and name in tests and arm.difference is not None
-        found[name] = Comparison(
+        found[name] = ArmComparison(
             seeds=arm.seeds,
             by_seed={str(seed): float(np.mean(row)) for seed, row in sorted(arm.rows.items())},
             accuracy=arm.accuracy,

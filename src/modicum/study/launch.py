@@ -1,86 +1,207 @@
-"""Run cells, so many at a time, each in a fresh process; go on where a study was.
+"""Where cells run: a kind. A launcher runs cells and says when each has ended.
 
-The processes are forked from a server that has the libraries loaded, so a cell starts in a
-moment and still shares no state with another. Ctrl-C lets the running cells write a
-checkpoint first; the same command goes on from there.
+    here         in this process, one after the other
+    processes    so many at a time, each in a fresh process
+
+A cell that is there already is never run again, so the same command goes on where a study
+was. Another launcher (of a cluster, say) is a class with `run` and its row in `LAUNCHERS`.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import ClassVar
 
+from modicum.config import at_least
 from modicum.machine import Interrupts
 from modicum.runs import make_folder
-from modicum.study.cell import Cell, work
+from modicum.spec import nearest
+from modicum.study.cell import Cell, execute, work
 from modicum.types import RunInterrupted, UserError
 
+GOES_ON = "interrupted; the same command goes on from there"
 INTERRUPTED = 130
 POLL_SECONDS = 1.0
 PRELOAD = ["modicum.training.loop", "modicum.evaluate", "modicum.display", "peft"]
 
-Told = Callable[[int, int, Cell, float], None]
-"""Called with (done, all, cell, seconds since the first began) when a cell has ended."""
+Ended = Callable[[Cell], None]
+
+
+@dataclass(frozen=True)
+class Launcher(ABC):
+    """One way to run cells."""
+
+    jobs: int = 1
+    """Cells at the same time."""
+    threads: int = 0
+    """Of each cell; 0 leaves them as they are here, and shares out the cores elsewhere."""
+    isolated: ClassVar[bool]
+    """Whether a cell that takes its process along fails alone."""
+
+    def __post_init__(self) -> None:
+        at_least(self, jobs=1, threads=0)
+
+    @abstractmethod
+    def run(self, cells: Sequence[Cell], ended: Ended) -> None:
+        """Run all `cells` and call `ended` with each that has its result or its failure.
+
+        Raises RunInterrupted after Ctrl-C, when the running cells have saved what they had.
+        """
+
+
+class Here(Launcher):
+    """In this process, one after the other; shows each run's progress."""
+
+    isolated = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jobs > 1:
+            raise UserError("the launcher here runs one at a time; several need processes")
+
+    def run(self, cells: Sequence[Cell], ended: Ended) -> None:
+        """See `Launcher.run`."""
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            for cell in cells:
+                execute(cell)
+                ended(cell)
+        except RunInterrupted:
+            raise RunInterrupted(GOES_ON) from None
+        finally:
+            torch.set_num_threads(before)
+
+
+class Processes(Launcher):
+    """So many at a time on this machine, each in a fresh process.
+
+    They are forked from a server that has the libraries loaded, so a cell starts in a moment
+    and still shares no state with another.
+    """
+
+    isolated = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jobs > (os.cpu_count() or 1):
+            raise UserError(f"jobs must be at most {os.cpu_count()}, the number of cores")
+
+    def run(self, cells: Sequence[Cell], ended: Ended) -> None:
+        """See `Launcher.run`."""
+        waiting = list(cells)
+        threads = self.threads or share_of_cores(self.jobs)
+        running: dict[int, tuple[Cell, ForkServerProcess]] = {}
+        # Read by the libraries when the server loads them.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        with Interrupts() as interrupts:
+            while waiting or running:
+                while waiting and len(running) < self.jobs and not interrupts.asked:
+                    cell = waiting.pop(0)
+                    process = context.Process(target=work, args=(cell, threads))
+                    process.start()
+                    running[process.sentinel] = (cell, process)
+                for sentinel in connection.wait(list(running), POLL_SECONDS):
+                    cell, process = running.pop(sentinel)  # type: ignore[arg-type]
+                    _close(cell, process)
+                    ended(cell)
+                if interrupts.asked:
+                    _interrupt([process for _, process in running.values()])
+                    raise RunInterrupted(GOES_ON)
+
+
+LAUNCHERS: dict[str, type[Launcher]] = {"here": Here, "processes": Processes}
+
+
+def named(name: str, jobs: int) -> Launcher:
+    """The launcher called `name`; an unknown one is a UserError."""
+    if name not in LAUNCHERS:
+        raise UserError(f"there is no launcher {name!r}; {nearest(name, LAUNCHERS)}")
+    return LAUNCHERS[name](jobs)
+
+
+def share_of_cores(jobs: int) -> int:
+    """The threads of each of `jobs` runs at the same time."""
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+class StudyObserver:
+    """Is told what happens during a study or a scan; this one does nothing with it."""
+
+    def say(self, text: str) -> None:
+        """Something for the reader: what begins, a cell that has ended, a verdict."""
+
+    def ended(self, done: int, total: int, cell: Cell, seconds: float) -> None:
+        """A cell has ended: `done` of `total`, `seconds` after the first of them began."""
+        from modicum.display import clock
+
+        left = clock(seconds / done * (total - done))
+        self.say(f"{done}/{total}  {clock(seconds)}, left {left}  {cell.label}: {cell.summary}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """The folder that cells are in, and how they are run."""
+
+    folder: Path
+    launcher: Launcher
+    observer: StudyObserver
+    retry_failed: bool = False
+
+    def run(self, cells: Sequence[Cell], retry_failed: bool = False) -> None:
+        """Run the cells that have neither a result nor, unless these are asked for, a failure."""
+        for cell in cells:
+            if cell.failure and (retry_failed or self.retry_failed):
+                shutil.rmtree(cell.folder)
+        waiting = [cell for cell in cells if not cell.done and not cell.failure]
+        number, began = itertools.count(1), time.perf_counter()
+
+        def ended(cell: Cell) -> None:
+            seconds = time.perf_counter() - began
+            self.observer.ended(next(number), len(waiting), cell, seconds)
+
+        self.launcher.run(waiting, ended)
+
+    def evaluate(self, base: Cell) -> None:
+        """Evaluate the untrained model; without that nothing can go on."""
+        self.run([base], retry_failed=True)
+        if base.failure:
+            raise UserError(f"the base cannot be evaluated: {base.failure}")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a study's folder: a second process that wants it gets a UserError."""
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold the folder of a study or a scan, as `what` says.
+
+    A folder of something else, or one that another process holds, is a UserError.
+    """
+    others = folder.is_file() or any(entry.name != ".lock" for entry in folder.glob("*"))
+    if others and not (folder / f"{what}.toml").is_file():
+        raise UserError(f"{folder} is there and is no {what}; --out takes another folder")
     make_folder(folder)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"another process is running the study in {folder}") from None
+            raise UserError(f"another process is running the {what} in {folder}") from None
         yield
-
-
-def run_all(
-    cells: Sequence[Cell], jobs: int, threads: int, told: Told, retry_failed: bool = False
-) -> None:
-    """Run the cells that have neither a result nor a failure; `retry_failed` these too.
-
-    Raises RunInterrupted after Ctrl-C, when the running cells have saved what they had.
-    """
-    if retry_failed:
-        for cell in cells:
-            if cell.failure:
-                shutil.rmtree(cell.folder)
-    waiting = [cell for cell in cells if not cell.done and not cell.failure]
-    total, began = len(waiting), time.perf_counter()
-    running: dict[int, tuple[Cell, ForkServerProcess]] = {}
-    context = _context(threads)
-    with Interrupts() as interrupts:
-        while waiting or running:
-            while waiting and len(running) < jobs and not interrupts.asked:
-                cell = waiting.pop(0)
-                process = context.Process(target=work, args=(cell, threads))
-                process.start()
-                running[process.sentinel] = (cell, process)
-            for sentinel in connection.wait(list(running), POLL_SECONDS):
-                cell, process = running.pop(sentinel)  # type: ignore[arg-type]
-                _close(cell, process)
-                told(total - len(waiting) - len(running), total, cell, time.perf_counter() - began)
-            if interrupts.asked:
-                _interrupt([process for _, process in running.values()])
-                raise RunInterrupted("interrupted; the same command goes on from there")
-
-
-def _context(threads: int) -> multiprocessing.context.ForkServerContext:
-    # Read by the libraries when the server loads them.
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
 
 
 def _close(cell: Cell, process: ForkServerProcess) -> None:

@@ -1,10 +1,9 @@
-"""A study from its file to its cells: probe, base, tuning, final runs.
+"""A study from its design to its verdict: the order of the work, and its folder.
 
-    cells/probe/ARM                 a few steps, for the estimate of the cost
-    cells/base-tune, cells/base-test   the untrained model
-    cells/tune/ARM/rate-...         tries of the learning rate
-    cells/final/ARM/seed-N          the comparison
-    tuning.json                     the rate of each arm and its tries
+    run_study      cost, base, tuning, final runs, analysis, report
+    study_cost     the first of these only
+    study_status   how far it is
+    analyse_study  the last two once more, from the runs that are there
 
 Only what is missing is run, so an interrupted study goes on where it was.
 """
@@ -12,45 +11,158 @@ Only what is missing is run, so an interrupted study goes on where it was.
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import shutil
-from collections.abc import Callable, Sequence
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from modicum.config import Held, TrainConfig
 from modicum.runs import write_whole
-from modicum.study import design, tuning
-from modicum.study.cell import BASE, RESULT, Cell, failure, read_json
-from modicum.study.design import Arm, Study
-from modicum.study.launch import Told, run_all
-from modicum.study.tuning import Choice, Try
+from modicum.study import cells, cost, design, launch
+from modicum.study.cell import RESULT, failure
+from modicum.study.cells import StudyBench
+from modicum.study.cost import CostEstimate
+from modicum.study.design import Study
+from modicum.study.launch import StudyObserver
 from modicum.types import UserError
 
-PROBE_STEPS = 4
+if TYPE_CHECKING:
+    from modicum.report.study.analysis import Analysis
 
 
 @dataclass(frozen=True)
-class Work:
-    """A study and where and how it is run."""
+class StudyOutcome:
+    """What a study came to."""
 
-    study: Study
     folder: Path
-    jobs: int
-    say: Callable[[str], None]
-    told: Told
-    retry_failed: bool = False
+    """Its runs, `analysis.json` and `curves.json`."""
+    analysis: Analysis
+    """Estimates, tests, verdicts, in numbers and words."""
+    report: Path
+    """The page."""
+    missing: tuple[str, ...]
+    """Final runs that are in no number, and why: `last(1), seed 3: the loss was not finite`."""
 
-    @property
-    def threads(self) -> int:
-        """Of each run; the study keeps it, since last bits depend on it."""
-        return self.study.threads
 
-    @property
-    def arms(self) -> list[Arm]:
-        """All arms, the control first."""
-        return design.arms(self.study)
+def run_study(
+    study: Study | Path | str,
+    out: Path | str = "",
+    *,
+    jobs: int = 1,
+    launcher: str = "processes",
+    retry_failed: bool = False,
+    observer: StudyObserver | None = None,
+) -> StudyOutcome:
+    """Run what is missing of a study, analyse it and write its report.
+
+    `study` is a design, the file of one, or the folder of one that has begun; `out` is its
+    folder, by default the folder given, or runs/ and the name of the file. `jobs` runs go at
+    the same time; `launcher` says where ("processes", "here"). Cells that failed stay failed
+    unless `retry_failed`. `observer` is told how it goes. Raises UserError for what cannot be
+    done and RunInterrupted after Ctrl-C; the same call goes on from there.
+    """
+    with _opened(study, out, jobs, launcher, retry_failed, observer) as bench:
+        made, say = bench.study, bench.observer.say
+        say(f"{made.question}\n{len(bench.arms)} arms x {len(made.seeds)} seeds in {bench.folder}")
+        say(f"cost: {cost.measure(bench).text()}")
+        if len(made.tuning.factors) > 1:
+            bench.evaluate(cells.base_cell(bench, "tune"))
+        choices = cells.tune(bench)
+        for name, choice in choices.items():
+            edge = ", at the edge of its grid" if choice.at_edge else ""
+            say(f"rate of {name}: {choice.rate:.2g}{edge}")
+        bench.run(cells.final_cells(bench, choices))
+        return _analyse(bench)
+
+
+def study_cost(study: Study | Path | str, out: Path | str = "", **how: Any) -> CostEstimate:
+    """What a study will take, from a short probe of each arm; arguments as of `run_study`."""
+    with _opened(study, out, **how) as bench:
+        return cost.measure(bench)
+
+
+def analyse_study(study: Study | Path | str, out: Path | str = "", **how: Any) -> StudyOutcome:
+    """The analysis and the report of the runs that are there; arguments as of `run_study`."""
+    _placed(study, out, begun=True)
+    with _opened(study, out, **how) as bench:
+        return _analyse(bench)
+
+
+def study_status(study: Study | Path | str, out: Path | str = "") -> dict[str, Any]:
+    """How many tries and seeds of each arm are done, and what failed; takes no lock."""
+    from modicum.study import collect
+
+    made, folder = _placed(study, out, begun=True)
+    return collect.status(made, folder, len(cost.tries_of(made)))
+
+
+def _analyse(bench: StudyBench) -> StudyOutcome:
+    from modicum.report.study import page
+    from modicum.report.study.analysis import parse
+    from modicum.study import analysis, collect
+
+    study, folder = bench.study, bench.folder
+    found = parse(analysis.write(study, folder), str(folder / "analysis.json"))
+    for arm in found.arms:
+        bench.observer.say(arm.sentence)
+    missing = [
+        f"{arm.name}, seed {seed}: {failure(path) or 'it has not run'}"
+        for arm in bench.arms
+        for seed, path in collect.final(study, folder, arm).items()
+        if not (path / RESULT).is_file()
+    ]
+    return StudyOutcome(folder, found, page.write(folder), tuple(missing))
+
+
+@contextmanager
+def _opened(
+    study: Study | Path | str,
+    out: Path | str,
+    jobs: int = 1,
+    launcher: str = "processes",
+    retry_failed: bool = False,
+    observer: StudyObserver | None = None,
+) -> Iterator[StudyBench]:
+    """The study with its arms checked, its folder begun and held."""
+    made, folder = _placed(study, out)
+    cells.check_arms(made)
+    how = launch.named(launcher, jobs)
+    with launch.locked(folder, "study"):
+        made = begin(made, folder, jobs)
+        yield StudyBench(
+            study=made,
+            folder=folder,
+            launcher=replace(how, threads=made.threads),
+            observer=observer or StudyObserver(),
+            retry_failed=retry_failed,
+        )
+
+
+def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> tuple[Study, Path]:
+    """The design and the folder of a study; where it must have `begun`, UserError if not."""
+    folder = Path(out)
+    if isinstance(study, Study):
+        if not out:
+            raise UserError("a study that is no file needs out, its folder")
+        try:
+            tables = tomllib.loads(design.text(study))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"study: a setting is nothing that a file can hold: {error}") from None
+        # A file has 1.0 where Python may have said 1, and its settings are checked.
+        made = design.parse(tables, "study")
+    else:
+        path = Path(study)
+        if path.is_dir():
+            path, folder = path / "study.toml", path
+        elif not out:
+            name = path.stem if path.stem != "study" else path.resolve().parent.name
+            folder = Path("runs") / name
+        made = path
+    if begun and not (folder / "study.toml").is_file():
+        raise UserError(f"{folder} is not the folder of a study; study run begins one")
+    return made if isinstance(made, Study) else design.read(made), folder
 
 
 def begin(study: Study, folder: Path, jobs: int) -> Study:
@@ -60,7 +172,7 @@ def begin(study: Study, folder: Path, jobs: int) -> Study:
     arms and seeds can still be added. Until then (after `cost`) another text starts anew.
     """
     path = folder / "study.toml"
-    threads = study.threads or max(1, (os.cpu_count() or 1) // jobs)
+    threads = study.threads or launch.share_of_cores(jobs)
     if path.is_file():
         old = design.read(path)
         study = replace(study, threads=study.threads or old.threads)
@@ -68,8 +180,6 @@ def begin(study: Study, folder: Path, jobs: int) -> Study:
             _continues(old, study, folder)
         elif study != old:
             shutil.rmtree(folder / "cells", ignore_errors=True)
-    elif folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
-        raise UserError(f"{folder} is there and is no study; --out takes another folder")
     study = replace(study, threads=study.threads or threads)
     write_whole(path, design.text(study))
     return study
@@ -88,132 +198,3 @@ def _continues(old: Study, study: Study, folder: Path) -> None:
             f"{folder} was begun with other settings ({changed}); they are fixed before running."
             " --out takes another folder"
         )
-
-
-def default_rate(study: Study, arm: Arm, folder: Path) -> float:
-    """The default learning rate of an arm's update, or the one its settings name."""
-    from modicum import recipes, updates
-
-    config = design.config(study, arm, 0, folder, None)
-    return config.optimizer.learning_rate or recipes.default_learning_rate(
-        config.model, updates.parse(config.update)
-    )
-
-
-def base_cell(work: Work, split: str) -> Cell:
-    """The evaluation of the untrained model on a split."""
-    config = design.config(work.study, work.arms[0], 0, work.folder / f"cells/base-{split}", None)
-    return Cell(f"base on the {split} split", _held(work.study, config, split))
-
-
-def _held(study: Study, config: TrainConfig, split: str) -> TrainConfig:
-    """The config with the evaluation of its split; what trains is not measured twice."""
-    if split == "test":
-        return replace(config, evaluation=replace(config.evaluation, eval_split="test"))
-    held = Held(study.tuning.problems, study.tuning.samples, 0, "tune")
-    return replace(
-        config, evaluation=held, records=replace(config.records, anatomy=False, checkpoint_every=0)
-    )
-
-
-def probe_cells(work: Work) -> list[Cell]:
-    """A few steps of every arm at its default rate."""
-    found = []
-    for arm in work.arms:
-        folder = work.folder / "cells" / "probe" / arm.slug
-        rate = default_rate(work.study, arm, folder)
-        config = design.config(work.study, arm, work.study.tuning.seed, folder, rate)
-        config = replace(
-            config,
-            steps=min(PROBE_STEPS, config.steps),
-            evaluation=Held(eval_problems=0),
-            records=replace(config.records, anatomy=False),
-        )
-        found.append(Cell(f"probe {arm.name}", config, base=str(_base(work, "test"))))
-    return found
-
-
-def tune(work: Work) -> dict[str, Choice]:
-    """The rate of every arm, by name; runs the tries that are missing."""
-    study = work.study
-    tuned = [arm for arm in work.arms if not arm.placebo]
-    defaults = {arm.name: default_rate(study, arm, work.folder) for arm in tuned}
-    rounds: dict[str, list[list[Try]]] = {arm.name: [] for arm in tuned}
-    for number, share in enumerate(tuning.shares(study)):
-        tries = {
-            arm.name: tuning.next_round(study, arm, rounds[arm.name][-1], share)
-            if number
-            else tuning.first_round(study, arm, defaults[arm.name])
-            for arm in tuned
-        }
-        cells = [_tuning_cell(work, arm, entry) for arm in tuned for entry in tries[arm.name]]
-        run_all(cells, work.jobs, work.threads, work.told, work.retry_failed)
-        for arm in tuned:
-            rounds[arm.name].append([_outcome(work, entry) for entry in tries[arm.name]])
-    found = {a.name: tuning.choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
-    control = found[study.control]
-    found |= {a.name: Choice(control.rate, False) for a in work.arms if a.placebo}
-    kept = {name: tuning.to_json(choice) for name, choice in found.items()}
-    write_whole(work.folder / "tuning.json", json.dumps(kept, indent=2) + "\n")
-    return found
-
-
-def _tuning_cell(work: Work, arm: Arm, entry: Try) -> Cell:
-    study = work.study
-    folder = work.folder / entry.folder
-    config = design.config(study, arm, study.tuning.seed, folder, entry.rate, entry.share)
-    return Cell(
-        f"tuning {arm.name} at {entry.rate:.2g}",
-        _held(study, config, "tune"),
-        base=str(_base(work, "tune")),
-    )
-
-
-def _base(work: Work, split: str) -> Path:
-    return work.folder / "cells" / f"base-{split}"
-
-
-def _outcome(work: Work, entry: Try) -> Try:
-    folder = work.folder / entry.folder
-    if not (folder / RESULT).is_file():
-        return replace(entry, failed=failure(folder) or "it has not run")
-    return replace(entry, accuracy=read_json(folder / RESULT)["trained"][work.study.primary])
-
-
-def final_cells(work: Work, choices: dict[str, Choice]) -> list[Cell]:
-    """The runs of the comparison, seed by seed, so that what is there early has every arm."""
-    found = []
-    for seed in work.study.seeds:
-        for arm in work.arms:
-            folder = work.folder / "cells" / "final" / arm.slug / f"seed-{seed}"
-            config = design.config(work.study, arm, seed, folder, choices[arm.name].rate)
-            label = f"{arm.name}, seed {seed}"
-            base = str(_base(work, "test"))
-            found.append(Cell(label, _held(work.study, config, "test"), base, work.study.keep))
-    return found
-
-
-def run_bases(work: Work, splits: Sequence[str]) -> None:
-    """Evaluate the untrained model; without that nothing can go on."""
-    cells = [base_cell(work, split) for split in splits]
-    run_all(cells, work.jobs, work.threads, work.told, retry_failed=True)
-    for cell in cells:
-        if cell.failure:
-            raise UserError(f"the base cannot be evaluated: {cell.failure}")
-        assert (cell.folder / BASE).is_file()
-
-
-def check_arms(study: Study) -> None:
-    """UserError for an arm whose expressions say nothing, before anything is run."""
-    from modicum import curricula, objectives, rewards, tasks, updates
-
-    for arm in design.arms(study):
-        config = design.config(study, arm, 0, Path("."), None)
-        try:
-            updates.parse(config.update)
-            rewards.parse(config.reward)
-            objectives.parse(config.objective)
-            curricula.parse(config.curriculum)
-            tasks.parse(config.task)
-        except UserError as error:
-            raise UserError(f"arm {arm.name}: {error}") from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing
 from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ Method = Callable[[Table, np.random.Generator], Difference]
 
 
 @dataclass(frozen=True)
-class Rates:
+class ErrorRates:
     """Shares of simulated studies; `width` is a difference, as a fraction."""
 
     scenario: str
@@ -108,13 +109,13 @@ def simulate(
     studies: int,
     rng: np.random.Generator,
     method: Method = two_level,
-) -> Rates:
+) -> ErrorRates:
     """The rates of one scenario over `studies` studies for each of the two true differences."""
     equal = [_study(scenario, seeds, 0.0, rng, method) for _ in range(studies)]
     below = [_study(scenario, seeds, -MARGIN - BEYOND, rng, method) for _ in range(studies)]
     kept = [share for _, share in equal + below if share is not None]
     same, lower = [found for found, _ in equal], [found for found, _ in below]
-    return Rates(
+    return ErrorRates(
         scenario=scenario.name,
         seeds=seeds,
         studies=studies,
@@ -142,20 +143,10 @@ def _share(values: Sequence[bool]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-@dataclass(frozen=True)
-class _Task:
+def _row(scenario: Scenario, seeds: int, given: argparse.Namespace) -> ErrorRates:
     """One scenario at one number of seeds, with random numbers of its own."""
-
-    scenario: Scenario
-    seeds: int
-    studies: int
-    method: str
-    seed: tuple[int, ...]
-
-
-def _run(task: _Task) -> Rates:
-    rng = np.random.default_rng(task.seed)
-    return simulate(task.scenario, task.seeds, task.studies, rng, METHODS[task.method])
+    rng = np.random.default_rng((given.seed, SCENARIOS.index(scenario), seeds))
+    return simulate(scenario, seeds, given.studies, rng, METHODS[given.method])
 
 
 COLUMNS = {
@@ -170,7 +161,7 @@ COLUMNS = {
 }
 
 
-def table(found: Sequence[Rates]) -> str:
+def table(found: Sequence[ErrorRates]) -> str:
     """The rates as a Markdown table, in percent and points."""
     lines = [f"| scenario | {' | '.join(COLUMNS.values())} |", "| --- " * (len(COLUMNS) + 1) + "|"]
     for rates in found:
@@ -196,17 +187,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if min(given.studies, given.jobs) < 1 or min(given.counts) < 2:
         parser.error("studies and jobs start at 1, counts of seeds at 2")
-    cells = product(enumerate(SCENARIOS), given.counts)
-    tasks = [
-        _Task(scenario, seeds, given.studies, given.method, (given.seed, place, seeds))
-        for (place, scenario), seeds in cells
-    ]
+    row = functools.partial(_row, given=given)
+    cells = list(zip(*product(SCENARIOS, given.counts), strict=True))
     if given.jobs == 1:
-        found = [_run(task) for task in tasks]
+        found = list(map(row, *cells))
     else:
         context = multiprocessing.get_context("spawn")  # Threads of a caller do not survive a fork.
         with ProcessPoolExecutor(given.jobs, context) as pool:
-            found = list(pool.map(_run, tasks))
+            found = list(pool.map(row, *cells))
     rows: list[dict[str, Any]] = [dataclasses.asdict(rates) for rates in found]
     print(json.dumps(rows, indent=1) if given.json else table(found))
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modicum.study.design import Arm, Study
+from modicum.study.design import PlannedArm, Study
 
 
 @dataclass(frozen=True)
-class Try:
+class RateTry:
     """One tuning run of an arm; `accuracy` None: it has not run, or failed."""
 
     rate: float
@@ -37,7 +37,7 @@ class Choice:
     rate: float
     at_edge: bool
     """The best rate is the lowest or the highest of its grid: a further one may be better."""
-    tries: tuple[Try, ...] = ()
+    tries: tuple[RateTry, ...] = ()
 
 
 def grid(study: Study, default: float) -> list[float]:
@@ -52,20 +52,22 @@ def shares(study: Study) -> list[float]:
     return [tuning.share / 2**left for left in range(rounds - 1, -1, -1)]
 
 
-def first_round(study: Study, arm: Arm, default: float) -> list[Try]:
+def first_round(study: Study, arm: PlannedArm, default: float) -> list[RateTry]:
     """The tries of an arm that need no other's outcome; none where there is nothing to tune."""
     if arm.placebo or len(study.tuning.factors) < 2:
         return []
     return [_try(arm, rate, shares(study)[0]) for rate in grid(study, default)]
 
 
-def next_round(study: Study, arm: Arm, outcomes: Sequence[Try], share: float) -> list[Try]:
+def next_round(
+    study: Study, arm: PlannedArm, outcomes: Sequence[RateTry], share: float
+) -> list[RateTry]:
     """The better half of a round, with more of the budget."""
     best = sorted(outcomes, key=_rank, reverse=True)[: math.ceil(len(outcomes) / 2)]
     return [_try(arm, rate, share) for rate in sorted(entry.rate for entry in best)]
 
 
-def choose(study: Study, default: float, rounds: Sequence[Sequence[Try]]) -> Choice:
+def choose(study: Study, default: float, rounds: Sequence[Sequence[RateTry]]) -> Choice:
     """The best try of the last round; without tries the one factor of the default."""
     if not rounds or not rounds[0]:
         return Choice(
@@ -77,14 +79,14 @@ def choose(study: Study, default: float, rounds: Sequence[Sequence[Try]]) -> Cho
     return Choice(best.rate, best.rate in (min(rates), max(rates)), tries)
 
 
-def _rank(entry: Try) -> tuple[bool, float, float]:
+def _rank(entry: RateTry) -> tuple[bool, float, float]:
     """Higher is better; of equal ones the lower rate."""
     return entry.accuracy is not None, entry.accuracy or 0.0, -entry.rate
 
 
-def _try(arm: Arm, rate: float, share: float) -> Try:
+def _try(arm: PlannedArm, rate: float, share: float) -> RateTry:
     part = "" if share == 1 else f"-share-{share:.3g}"
-    return Try(rate, share, f"cells/tune/{arm.slug}/rate-{rate:.2e}{part}")
+    return RateTry(rate, share, f"cells/tune/{arm.slug}/rate-{rate:.2e}{part}")
 
 
 def to_json(choice: Choice) -> dict[str, Any]:

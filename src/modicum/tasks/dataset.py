@@ -44,7 +44,7 @@ class Hub:
 
 
 @dataclass(frozen=True)
-class Part:
+class RowPart:
     """Rows that belong together. `origin` is what messages call them."""
 
     name: str
@@ -72,7 +72,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRows:
     """The problems by split, and what the user should know."""
 
     shelf: finite.Shelf
@@ -140,7 +140,7 @@ class DataTask(Spec, ABC):
         """How the ids of the problems of a single file call it."""
         return Path(path).stem
 
-    def check(self, parts: Sequence[Part]) -> None:
+    def check(self, parts: Sequence[RowPart]) -> None:
         """UserError when the rows as a whole are not what the task's arguments ask for."""
 
     def _files(self, path: str) -> list[tuple[str, Role, str]]:
@@ -151,17 +151,17 @@ class DataTask(Spec, ABC):
             return [(part, role, _find(self.name, Path(path), part)) for part, role in roles]
         return [(self.part_name(path), self.file_role, path)]
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[RowPart]:
         if self.path is not None:
             files = self._files(self.path)
-            return [Part(name, self.role(r), path, rows.read(path)) for name, r, path in files]
+            return [RowPart(name, self.role(r), path, rows.read(path)) for name, r, path in files]
         source = self.source()
         assert source is not None, "without a hub there must be a path"
         roles = source.parts
         found = hub.read(self.name, source.name, source.config, list(roles), source.unread)
-        return [Part(n, self.role(roles[n]), f"{source.name} {n}", r) for n, r in found.items()]
+        return [RowPart(n, self.role(roles[n]), f"{source.name} {n}", r) for n, r in found.items()]
 
-    def _loaded(self) -> Loaded:
+    def _loaded(self) -> LoadedRows:
         paths = [] if self.path is None else [path for _, _, path in self._files(self.path)]
         return _load(self, tuple(map(finite.stamp, paths)))
 
@@ -214,12 +214,12 @@ def _split(question: str, role: Role) -> Split:
 
 
 @lru_cache(maxsize=8)
-def _load(task: DataTask, stamps: tuple[tuple[int, int], ...]) -> Loaded:
+def _load(task: DataTask, stamps: tuple[tuple[int, int], ...]) -> LoadedRows:
     """The problems of `task`; `stamps` make changed files new ones."""
     return load_once(task)
 
 
-def load_once(task: DataTask) -> Loaded:
+def load_once(task: DataTask) -> LoadedRows:
     """The problems of `task`, read anew."""
     parts = task._parts()
     for part in parts:
@@ -250,7 +250,7 @@ def load_once(task: DataTask) -> Loaded:
     notes = tuple(_notes(task.name, total, faults, left, taken))
     if not kept:
         raise UserError("; ".join((f"{task} has no problem left of {total} rows", *notes)))
-    return Loaded(finite.divide(kept), notes)
+    return LoadedRows(finite.divide(kept), notes)
 
 
 def _problem(place: str, record: rows.Record, item: Item, seen: dict[str, str]) -> Problem:

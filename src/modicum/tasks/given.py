@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from modicum.runs import Run, read_lines
 from modicum.tasks import rows
-from modicum.tasks.dataset import BadRows, DataTask, Item, Loaded, Part, Role, load_once
+from modicum.tasks.dataset import BadRows, DataTask, Item, LoadedRows, Role, RowPart, load_once
 from modicum.tasks.file import QUESTION_COLUMNS
 from modicum.types import Problem, UserError
 
@@ -116,9 +116,9 @@ class GivenTask(DataTask):
         """How every split gets problems."""
         return f"{super().advice()}, or give {{'train': [...], 'test': [...]}}"
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[RowPart]:
         return [
-            Part(
+            RowPart(
                 part or "problems",
                 ROLES[part],
                 _origin(part),
@@ -130,11 +130,11 @@ class GivenTask(DataTask):
             for part, entries in self.parts.items()
         ]
 
-    def _loaded(self) -> Loaded:
+    def _loaded(self) -> LoadedRows:
         return self._read
 
     @cached_property
-    def _read(self) -> Loaded:
+    def _read(self) -> LoadedRows:
         return load_once(self)
 
 

@@ -99,7 +99,7 @@ def _shaped(value: Any, hint: Any) -> Any:
     return value
 
 
-class Source:
+class Configured:
     """One configured data set, giving the problem of any seed."""
 
     def __init__(self, name: str, settings: dict[str, Any], level: int | None) -> None:
@@ -134,9 +134,9 @@ class Source:
 
 
 @lru_cache(maxsize=16)
-def source(name: str, settings: str, level: int | None) -> Source:
+def source(name: str, settings: str, level: int | None) -> Configured:
     """The data set of an expression; `settings` is JSON."""
-    return Source(name, json.loads(settings), level)
+    return Configured(name, json.loads(settings), level)
 
 
 @lru_cache(maxsize=512)

@@ -22,7 +22,7 @@ from modicum.tasks.dataset import (
     Hub,
     Item,
     LeftOut,
-    Part,
+    RowPart,
     check_path,
 )
 from modicum.types import UserError
@@ -53,7 +53,7 @@ class MathTask(DataTask):
         needed += [("level",)] if self.levels else []
         return [*needed, SUBJECTS] if self.subject else needed
 
-    def check(self, parts: Sequence[Part]) -> None:
+    def check(self, parts: Sequence[RowPart]) -> None:
         """The subject asked for must be one."""
         records = [record.values for part in parts for record in part.records]
         known = {str(v[name]) for v in records for name in SUBJECTS if v.get(name)}

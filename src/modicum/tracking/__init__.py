@@ -27,7 +27,7 @@ from typing import Any
 from modicum import runs
 from modicum.config import Tracking
 from modicum.tracking.backends import LIBRARIES
-from modicum.tracking.base import Backend, Guard, Start, evaluation, flat, numbers
+from modicum.tracking.base import Backend, LibraryGuard, Start, evaluation, flat, numbers
 from modicum.types import UserError
 
 RECORD = "tracker.json"
@@ -90,12 +90,12 @@ class Logged(Tracker):
         if backend is None or not values or self._works(lambda: backend.log(values, step)):
             return
         self.backend = None
-        with Guard(LIBRARIES[self.name].modules):
+        with LibraryGuard(LIBRARIES[self.name].modules):
             backend.close(failed=True)
 
     def _works(self, call: Callable[[], None]) -> bool:
         """Whether a call succeeds; the user is told when it does not."""
-        with Guard(LIBRARIES[self.name].modules) as guard:
+        with LibraryGuard(LIBRARIES[self.name].modules) as guard:
             call()
         if guard.error is not None:
             self.note(f"{self.name} failed, and the run goes on without it ({guard.reason})")
@@ -147,7 +147,7 @@ def open(
         past=_past(record, name),
         resumed_at=resumed_at,
     )
-    with Guard(LIBRARIES[name].modules) as guard:
+    with LibraryGuard(LIBRARIES[name].modules) as guard:
         backend = LIBRARIES[name].begin(start)
         runs.write_whole(record, json.dumps({"tracker": name, "id": backend.id}) + "\n")
         return Logged(backend, name, note, resumed_at)

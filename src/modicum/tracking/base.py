@@ -52,7 +52,7 @@ class Backend(Protocol):
         """Write what is left and end the run."""
 
 
-class Guard:
+class LibraryGuard:
     """A context that catches what a library raises when it, disk, network or server fail.
 
     That is FAULTS and whatever the packages `owners` define; `error` holds it.
@@ -62,7 +62,7 @@ class Guard:
         self.owners = owners
         self.error: BaseException | None = None
 
-    def __enter__(self) -> Guard:
+    def __enter__(self) -> LibraryGuard:
         return self
 
     def __exit__(

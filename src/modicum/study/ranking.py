@@ -1,4 +1,4 @@
-"""Where to train: every layer, block of layers or part alone, ranked by what it gains.
+"""The units of a scan (layers, blocks of layers, parts) and their ranking by what they gain.
 
     gain          accuracy of the trained model minus the base's, on the same problems
     contribution  gain of a unit / gain of `full` (Zhang et al. 2026, arXiv 2607.01232)
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from modicum import stats
 from modicum.types import UserError
 
 Over = Literal["layers", "blocks", "parts"]
@@ -34,7 +33,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of a scan; `rate` None is the update's default."""
 
     unit: str
@@ -51,10 +50,10 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """What a run came to; a run that stopped itself has only `failed`, which says why."""
 
-    cell: Cell
+    trial: Trial
     scores: tuple[float, ...] = ()
     """By problem."""
     learning_rate: float | None = None
@@ -128,7 +127,7 @@ def placed(method: str, sign: str, place: str) -> str:
 
 def plan(
     updates: Mapping[str, str], seeds: Sequence[int], rates: Sequence[float | None]
-) -> Iterator[Cell]:
+) -> Iterator[Trial]:
     """All runs, seed by seed, so that what is there after a while has every unit in it.
 
     `updates` has the expression of every unit, by its label.
@@ -136,18 +135,18 @@ def plan(
     for seed in seeds:
         for rate in rates:
             for unit, update in updates.items():
-                yield Cell(unit, update, seed, rate)
+                yield Trial(unit, update, seed, rate)
 
 
-def judge(outcomes: Sequence[Outcome], base: Sequence[float]) -> list[Standing]:
+def judge(outcomes: Sequence[TrialOutcome], base: Sequence[float]) -> list[Standing]:
     """The units from the highest gain to the lowest, `full` last; `base` is its scores.
 
     With several rates a unit stands with that of its highest gain (fewest failures first),
     so each had as many tries. Ties keep their order.
     """
     found = {
-        unit: _best_rate([o for o in outcomes if o.cell.unit == unit])
-        for unit in dict.fromkeys(o.cell.unit for o in outcomes)
+        unit: _best_rate([o for o in outcomes if o.trial.unit == unit])
+        for unit in dict.fromkeys(o.trial.unit for o in outcomes)
     }
     standings = {unit: _standing(runs, base) for unit, runs in found.items()}
     full = standings.get(FULL)
@@ -170,54 +169,56 @@ def _share(gain: float | None, scale: float | None) -> float | None:
     return None if gain is None or scale is None else gain / scale
 
 
-def _best_rate(runs: Sequence[Outcome]) -> list[Outcome]:
+def _best_rate(runs: Sequence[TrialOutcome]) -> list[TrialOutcome]:
     """The runs of one unit at the rate where it stands best."""
-    by_rate: dict[float | None, list[Outcome]] = {}
+    by_rate: dict[float | None, list[TrialOutcome]] = {}
     for run in runs:
-        by_rate.setdefault(run.cell.rate, []).append(run)
+        by_rate.setdefault(run.trial.rate, []).append(run)
 
-    def rank(group: list[Outcome]) -> tuple[int, float]:
+    def rank(group: list[TrialOutcome]) -> tuple[int, float]:
         done = [run.accuracy for run in group if not run.failed]
         return len(done) - len(group), fmean(done) if done else -1.0
 
     return max(by_rate.values(), key=rank)
 
 
-def _standing(runs: Sequence[Outcome], base: Sequence[float]) -> Standing:
+def _standing(runs: Sequence[TrialOutcome], base: Sequence[float]) -> Standing:
     done = [run for run in runs if not run.failed]
     start = fmean(base)
     seeds = [run.accuracy for run in done]
     return Standing(
-        unit=runs[0].cell.unit,
-        update=runs[0].cell.update,
+        unit=runs[0].trial.unit,
+        update=runs[0].trial.update,
         gain=fmean(seeds) - start if done else None,
         by_seed=tuple(accuracy - start for accuracy in seeds),
         over_seeds=_band(seeds, [start] * len(seeds)) if len(done) > 1 else None,
         over_problems=_band(_by_problem(done), base) if done else None,
         contribution=None,
         level_with_best=False,
-        learning_rate=done[0].learning_rate if done else runs[0].cell.rate,
+        learning_rate=done[0].learning_rate if done else runs[0].trial.rate,
         parameters=done[0].parameters if done else None,
         seconds=fmean(run.seconds for run in done) if done else 0.0,
-        failed=tuple(f"seed {run.cell.seed}: {run.failed}" for run in runs if run.failed),
+        failed=tuple(f"seed {run.trial.seed}: {run.failed}" for run in runs if run.failed),
     )
 
 
-def _by_problem(runs: Sequence[Outcome]) -> list[float]:
+def _by_problem(runs: Sequence[TrialOutcome]) -> list[float]:
     """Scores averaged over the runs."""
     return [fmean(scores) for scores in zip(*(run.scores for run in runs), strict=True)]
 
 
 def _band(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
+    from modicum import stats
+
     found = stats.paired_interval(after, before)
     return found.low, found.high
 
 
-def _level(best: Sequence[Outcome], other: Sequence[Outcome]) -> bool:
+def _level(best: Sequence[TrialOutcome], other: Sequence[TrialOutcome]) -> bool:
     """Whether the lead of `best` over `other` could be nothing: paired by seed, or by problem."""
-    pairs = {run.cell.seed: run for run in other if not run.failed}
+    pairs = {run.trial.seed: run for run in other if not run.failed}
     both = [
-        (run, pairs[run.cell.seed]) for run in best if run.cell.seed in pairs and not run.failed
+        (run, pairs[run.trial.seed]) for run in best if run.trial.seed in pairs and not run.failed
     ]
     if not both:
         return False

@@ -1,0 +1,158 @@
+"""The cells of a study: probes, the base, tuning, final runs.
+
+cells/probe/ARM                 a few steps, for the estimate of the cost
+cells/base-tune, cells/base-test   the untrained model
+cells/tune/ARM/rate-...         tries of the learning rate
+cells/final/ARM/seed-N          the comparison
+tuning.json                     the rate of each arm and its tries
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from modicum.config import Held, TrainConfig
+from modicum.runs import write_whole
+from modicum.study import design, tuning
+from modicum.study.cell import RESULT, Cell, failure, read_json
+from modicum.study.design import PlannedArm, Study
+from modicum.study.launch import Bench
+from modicum.study.tuning import Choice, RateTry
+from modicum.types import UserError
+
+PROBE_STEPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyBench(Bench):
+    """A study, and where and how its cells are run."""
+
+    study: Study
+
+    @property
+    def arms(self) -> list[PlannedArm]:
+        """All arms, the control first."""
+        return design.arms(self.study)
+
+    def config(
+        self, arm: PlannedArm, seed: int, path: str, rate: float | None, share: float = 1.0
+    ) -> TrainConfig:
+        """The settings of a run of an arm in a `path` under the folder."""
+        return design.config(self.study, arm, seed, self.folder / path, rate, share)
+
+    def cell(self, label: str, config: TrainConfig, split: str, keep: bool = False) -> Cell:
+        """A run judged on a split, with the base's evaluation on it."""
+        base = str(self.folder / "cells" / f"base-{split}")
+        return Cell(label, _held(self.study, config, split), base, keep)
+
+
+def default_rate(bench: StudyBench, arm: PlannedArm) -> float:
+    """The default learning rate of an arm's update, or the one its settings name."""
+    from modicum import recipes, updates
+
+    config = bench.config(arm, 0, "", None)
+    return config.optimizer.learning_rate or recipes.default_learning_rate(
+        config.model, updates.parse(config.update)
+    )
+
+
+def base_cell(bench: StudyBench, split: str) -> Cell:
+    """The evaluation of the untrained model on a split."""
+    config = bench.config(bench.arms[0], 0, f"cells/base-{split}", None)
+    return Cell(f"base on the {split} split", _held(bench.study, config, split))
+
+
+def _held(study: Study, config: TrainConfig, split: str) -> TrainConfig:
+    """The config with the evaluation of its split; what trains is not measured twice."""
+    if split == "test":
+        return replace(config, evaluation=replace(config.evaluation, eval_split="test"))
+    held = Held(study.tuning.problems, study.tuning.samples, 0, "tune")
+    return replace(
+        config, evaluation=held, records=replace(config.records, anatomy=False, checkpoint_every=0)
+    )
+
+
+def probe_cells(bench: StudyBench) -> list[Cell]:
+    """A few steps of every arm at its default rate."""
+    found = []
+    for arm in bench.arms:
+        rate, seed = default_rate(bench, arm), bench.study.tuning.seed
+        config = bench.config(arm, seed, f"cells/probe/{arm.slug}", rate)
+        config = replace(
+            config,
+            steps=min(PROBE_STEPS, config.steps),
+            evaluation=Held(eval_problems=0),
+            records=replace(config.records, anatomy=False),
+        )
+        found.append(bench.cell(f"probe {arm.name}", config, "test"))
+    return found
+
+
+def tune(bench: StudyBench) -> dict[str, Choice]:
+    """The rate of every arm, by name; runs the tries that are missing."""
+    study = bench.study
+    tuned = [arm for arm in bench.arms if not arm.placebo]
+    defaults = {arm.name: default_rate(bench, arm) for arm in tuned}
+    rounds: dict[str, list[list[RateTry]]] = {arm.name: [] for arm in tuned}
+    for number, share in enumerate(tuning.shares(study)):
+        tries = {
+            arm.name: tuning.next_round(study, arm, rounds[arm.name][-1], share)
+            if number
+            else tuning.first_round(study, arm, defaults[arm.name])
+            for arm in tuned
+        }
+        cells = [_tuning_cell(bench, arm, entry) for arm in tuned for entry in tries[arm.name]]
+        bench.run(cells)
+        for arm in tuned:
+            rounds[arm.name].append([_tried(bench, entry) for entry in tries[arm.name]])
+    found = {a.name: tuning.choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
+    control = found[study.control]
+    found |= {a.name: Choice(control.rate, False) for a in bench.arms if a.placebo}
+    kept = {name: tuning.to_json(choice) for name, choice in found.items()}
+    write_whole(bench.folder / "tuning.json", json.dumps(kept, indent=2) + "\n")
+    return found
+
+
+def _tuning_cell(bench: StudyBench, arm: PlannedArm, entry: RateTry) -> Cell:
+    config = bench.config(arm, bench.study.tuning.seed, entry.folder, entry.rate, entry.share)
+    return bench.cell(f"tuning {arm.name} at {entry.rate:.2g}", config, "tune")
+
+
+def _tried(bench: StudyBench, entry: RateTry) -> RateTry:
+    folder = bench.folder / entry.folder
+    if not (folder / RESULT).is_file():
+        return replace(entry, failed=failure(folder) or "it has not run")
+    return replace(entry, accuracy=read_json(folder / RESULT)["trained"][bench.study.primary])
+
+
+def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
+    """The runs of the comparison, seed by seed, so that what is there early has every arm."""
+    found = []
+    for seed in bench.study.seeds:
+        for arm in bench.arms:
+            path = f"cells/final/{arm.slug}/seed-{seed}"
+            config = bench.config(arm, seed, path, choices[arm.name].rate)
+            found.append(bench.cell(f"{arm.name}, seed {seed}", config, "test", bench.study.keep))
+    return found
+
+
+def check_arms(study: Study) -> None:
+    """UserError for an arm whose expressions say nothing, before anything is run."""
+    for arm in design.arms(study):
+        try:
+            check_expressions(design.config(study, arm, 0, Path("."), None))
+        except UserError as error:
+            raise UserError(f"arm {arm.name}: {error}") from None
+
+
+def check_expressions(config: TrainConfig) -> None:
+    """UserError for an expression that says nothing."""
+    from modicum import curricula, objectives, rewards, tasks, updates
+
+    updates.parse(config.update)
+    rewards.parse(config.reward)
+    objectives.parse(config.objective)
+    curricula.parse(config.curriculum)
+    tasks.parse(config.task)
