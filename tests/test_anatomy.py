@@ -14,8 +14,9 @@ import torch
 from conftest import random_model
 from modicum import anatomy
 from modicum.config import Compute, Optimizer, Records, TrainConfig
-from modicum.report import frame, maps, weights, write
 from modicum.report import load as load_run
+from modicum.report import output, write
+from modicum.report.figures import changes
 from modicum.training.loop import train
 from modicum.types import UserError
 from modicum.updates.layout import Place
@@ -230,20 +231,18 @@ def test_the_report_shows_it(quick: TrainConfig, tmp_path: Path) -> None:
     train(off)
     records = [load_run(folder) for folder in [*folders, tmp_path / "c"]]
     found = [record.result.anatomy if record.result else None for record in records]
-    rows = dict(weights.measures(found))
+    rows = dict(changes.measures(found))
     assert rows["Tensors changed"] == ["12 of 38", "21 of 38", "—"]
     assert rows["Effective rank, mlp (of full rank)"][1].endswith("(6%)")
-    assert weights.measures([None]) == []
+    assert changes.measures([None]) == []
     shown = [(record.update, a) for record, a in zip(records, found, strict=True)]
-    drawing = frame.Figure(
-        "map", "Size of the change", "", lambda narrow: maps.change_map(shown, narrow)
-    )
-    (drawn,) = frame.draw([drawing])
+    drawing = changes.figure(shown)
+    assert drawing is not None
+    (drawn,) = output.draw([drawing]).values()
     assert ElementTree.fromstring(drawn.svg).tag.endswith("svg")
     # Four parts of one layer, and two parts of three layers.
     assert drawn.broad.count("fill: var(--series-0") == 4 + 6
-    assert maps.drawable(shown)
-    assert not maps.drawable([("full", None)])
+    assert changes.figure([("full", None)]) is None
     page = write([*folders, tmp_path / "c"], tmp_path / "report.html").read_text()
     assert "<h2>What changed in the weights</h2>" in page
     assert "by layer and part" in page
@@ -255,9 +254,10 @@ def test_a_broken_anatomy_names_the_file_and_the_key(quick: TrainConfig) -> None
     data = json.loads(path.read_text())
     data["anatomy"]["changed"]["0"] = "many"
     path.write_text(json.dumps(data))
-    with pytest.raises(UserError, match=r"result\.json: anatomy: '0' must be a number"):
+    with pytest.raises(UserError, match=r"result\.json: anatomy: changed: '0' must be a number"):
         load_run(path.parent)
+    data["anatomy"]["changed"]["0"] = 0.5
     data["anatomy"].pop("parts")
     path.write_text(json.dumps(data))
-    with pytest.raises(UserError, match="anatomy: 'parts' must be dict"):
+    with pytest.raises(UserError, match="anatomy: 'parts' is missing"):
         load_run(path.parent)

@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modicum import cli, curricula, objectives, rewards, runs, tasks, updates
+from modicum import cli, curricula, logged, objectives, rewards, runs, tasks, updates
+from modicum.results import RunResult
 from modicum.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_every_metric_is_explained(quick: Any) -> None:
+def test_every_metric_is_explained(quick: Any, tmp_path: Path) -> None:
+    problems = [{"question": f"{n} + {n}?", "answer": 2 * n, "level": n} for n in range(60)]
+    file = tmp_path / "problems.jsonl"
+    file.write_text(runs.to_lines(problems))
     config = replace(quick, objective="grpo(kl=0.01)", steps=3, update="last(1)")
+    task = f"file({str(file)!r}, difficulty='level')"
+    config = replace(config, task=task, curriculum="easy_to_hard(stages=2)")
     train(config)
     lines = runs.read_lines(Path(config.out) / "metrics.jsonl")
-    logged = {key for line in lines for key in line if key != "reward/digits"}
+    seen = {key for line in lines for key in line if key != "reward/digits"}
     explained = set(re.findall(r"^\| `([^`]+)`", (ROOT / "docs/metrics.md").read_text(), re.M))
-    assert logged <= explained
-    of_curricula = {"curriculum/stage", "curriculum/difficulty"}  # tests/test_curricula.py
-    assert explained - logged == {"reward/TERM"} | of_curricula
+    assert seen <= explained
+    assert explained - seen == {"reward/TERM"}
+    # What the run ends with is typed, too.
+    written = runs.read_object(Path(config.out) / "result.json")
+    assert set(written) == {item.name for item in fields(RunResult)}
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    lines = (ROOT / "docs/metrics.md").read_text().splitlines()
+    for metric in logged.METRICS.values():
+        unit = f"{metric.unit} |".lstrip()
+        assert f"| `{metric.key}` | {metric.text} | {unit}" in lines
+        assert metric.title
+    assert len(logged.METRICS) == 30
+    clipped = logged.METRICS["policy/clip_fraction"]
+    assert (clipped.title, clipped.shown, clipped.factor) == ("Clip share", "tokens (%)", 100)
+    term = logged.metric_of("reward/format")
+    assert (term.title, term.words, term.factor) == (
+        *("Reward term format", "reward term format"),
+        1,
+    )
+    assert logged.METRICS["policy/kl"].words == "KL from the reference"
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ from modicum.config import Held, Sampling, Steps, TrainConfig
 from modicum.plan import hardware
 from modicum.plan.shapes import Lengths
 from modicum.report.study import families, page, read
-from modicum.report.study.analysis import Arm
+from modicum.results import ArmResult
 from modicum.study import analysis, design
-from modicum.study.run import check_arms
+from modicum.study.cells import check_arms
 from modicum.training import checkpoint
 from modicum.training.loop import train
 from modicum.updates.preview import preview
@@ -171,13 +171,13 @@ def test_a_study_of_it_has_its_colour(tmp_path: Path, monkeypatch: pytest.Monkey
     check_arms(study)
     _, arm = design.arms(study)[:2]
     assert analysis.kind_of(arm) == "adapters"
-    assert analysis.kind_of(design.Arm("x", {"update": "gone(1)"})) == ""
-    assert analysis.kind_of(design.Arm("x", {"objective": "dapo"})) == ""
+    assert analysis.kind_of(design.PlannedArm("x", {"update": "gone(1)"})) == ""
+    assert analysis.kind_of(design.PlannedArm("x", {"objective": "dapo"})) == ""
     shown = (fake_study.ARMS[0], replace(fake_study.ARMS[5], name=USUAL))
     monkeypatch.setattr(fake_study, "ARMS", shown)
     fake_study.build(tmp_path, arms=2)
     found = read.load(tmp_path)
     look = families.family(found.analysis, found.analysis.arms[1])
     assert (look.name, look.marker) == ("adapters", families.KINDS["adapters"].marker)
-    assert families.family(found.analysis, Arm("a", "a", "")).name == "other settings"
+    assert families.family(found.analysis, ArmResult("a", "a", "")).name == "other settings"
     assert USUAL in page.write(tmp_path, tmp_path / "report.html").read_text()

@@ -20,20 +20,14 @@ from rich.console import Console
 
 from fake_runs import make, make_whole
 from modicum import cli
-from modicum.report import (
-    completions,
-    content,
-    curves,
-    figures,
-    frame,
-    load,
-    tables,
-    training,
-    write,
-)
-from modicum.report.content import compare, headline
-from modicum.report.frame import printable
-from modicum.report.read import labels
+from modicum.report import held, load, markdown, numbers, output, style, tables, write
+from modicum.report import runs as report_of_runs
+from modicum.report.document import Document, SideBySide, Table
+from modicum.report.figures import accuracy, cost, curves, learning
+from modicum.report.html import printable
+from modicum.report.read import HeldCompletion, labels
+from modicum.report.runs import headline
+from modicum.report.sections import compare
 from modicum.types import UserError
 
 
@@ -124,7 +118,7 @@ def test_table_shows_the_numbers_of_the_results(runs):
         "654",
         "1.50 GiB",
     )
-    lines = frame.markdown_table(tables.table(rows)).splitlines()
+    lines = markdown.table(tables.table(rows)).splitlines()
     assert len(lines) == 5
     assert r"| `last(1)` | 123,456 (10.0%) | 12.3 → 34.6 \[31.6, 37.6] |" in lines[3]
 
@@ -143,7 +137,7 @@ def test_table_without_a_measure_shows_a_dash(tmp_path):
     (folder / "result.json").write_text('{"update": "full", "base": null, "trained": null}')
     (row,) = tables.results([load(folder)])
     assert tables.cells(row)[2] == "— → —"
-    assert figures.figures([row]) == []
+    assert accuracy.figure([row]) is None and cost.figure([row]) is None
 
 
 @pytest.mark.parametrize(
@@ -151,7 +145,7 @@ def test_table_without_a_measure_shows_a_dash(tmp_path):
     [(12, "12"), (81_920, "81.9k"), (999_700, "1M"), (14_912_384, "14.9M"), (7.6156e9, "7.62B")],
 )
 def test_short_counts(value, text):
-    assert tables.short(value) == text
+    assert numbers.short(value) == text
 
 
 def test_runs_of_one_update_are_told_apart_by_seed_and_share_a_colour(tmp_path):
@@ -175,14 +169,14 @@ def test_headline_says_what_went_where(runs):
 
 def test_figures_are_the_same_twice_and_well_formed(runs):
     records = [load(folder) for folder in runs]
-    found = figures.figures(tables.results(records))
+    found = [part.figure(tables.results(records)) for part in (accuracy, cost)]
     assert [figure.name for figure in found] == ["accuracy", "cost"]
-    drawn = frame.draw(found[:1])
-    assert drawn == frame.draw(found[:1])
-    for figure in drawn:
+    drawn = output.draw(found[:1])
+    assert drawn == output.draw(found[:1])
+    for figure in drawn.values():
         for svg in (figure.broad, figure.narrow, figure.svg):
             assert ElementTree.fromstring(svg).attrib["role"] == "img"
-            assert ElementTree.fromstring(svg).attrib["aria-label"] == figure.label
+            assert ElementTree.fromstring(svg).attrib["aria-label"] == found[0].label
             assert "lora(rank=8)" in svg
             ids = re.findall(r'\bid="([^"]+)"', svg)
             assert len(ids) == len(set(ids))
@@ -218,8 +212,8 @@ def test_every_term_has_a_panel_and_what_stands_still_is_said_in_words(tmp_path)
     records = [load(make_whole(tmp_path, "full"))]
     titles = [panel.title for panel in curves.panels(records)]
     assert titles[:3] == ["Reward", "Accuracy on training samples", "Reward term format"]
-    learning, rest = training.figures(records, [0.1])
-    assert "generated tokens and seconds" in learning.caption
+    curve, rest = learning.figures(records, [0.1])
+    assert "generated tokens and seconds" in curve.caption
     assert "reward term format (0.5)" in rest.caption
     assert "clip share (0)" in rest.caption and "KL" not in rest.caption
     assert "KL from the reference" in rest.label and "clip" not in rest.label
@@ -232,45 +226,48 @@ def test_seeds_become_a_mean_and_a_band(tmp_path):
         rows.replace('"reward/accuracy": 0.1', '"reward/accuracy": 0.3')
     )
     records = [load(folder) for folder in folders]
-    panel = next(p for p in curves.panels(records) if p.metric == "reward/accuracy")
+    panel = next(p for p in curves.panels(records) if p.key == "reward/accuracy")
     (line,) = curves.lines(records, panel)
     np.testing.assert_array_equal(line.x, np.arange(10))  # as far as both went
     np.testing.assert_allclose(line.high - line.low, 20)
-    np.testing.assert_allclose(line.y, (line.high + line.low) / 2)
+    np.testing.assert_allclose(line.mean, (line.high + line.low) / 2)
 
 
 def test_the_frontier_is_what_no_other_beats():
     points = [(3.0, 0.5), (1.0, 0.2), (2.0, 0.6), (4.0, 0.9), (1.0, 0.1), (5.0, 0.9)]
-    assert figures.best(points) == [(1.0, 0.2), (2.0, 0.6), (4.0, 0.9)]
+    assert cost.best(points) == [(1.0, 0.2), (2.0, 0.6), (4.0, 0.9)]
 
 
 def test_completions_before_and_after_share_the_base_of_the_first_run(tmp_path):
     folders = [make_whole(tmp_path, "full", 2), make_whole(tmp_path, "last(1)", 5, base=False)]
     records = [load(folder) for folder in folders]
-    (group,) = completions.held(records)
+    (group,) = held.groups(records)
     assert group.runs == (0, 1) and len(group.base) == 36
-    levels = completions.levels(group)
+    levels = held.levels(group)
     assert [(level.name, level.problems) for level in levels] == [("1", 4), ("2", 4), ("3", 4)]
     assert [level.accuracy for level in levels] == [(1, 1, 1), (0, 0.5, 1), (0, 0, 0.25)]
-    found = content.gather(records, "t")
-    first = found.answers[0]
-    assert first.question == "What is 0 + 0?" and len(found.answers) == 3
-    assert [(name, w.completion) for name, _, w in first.written] == [
+    found = report_of_runs.document(records, "t")
+    # Three problems, and no training samples beside them.
+    first, *others = blocks(found, "written", SideBySide)
+    assert first.title == "What is 0 + 0?" and len(others) == 2
+    assert all(block.title.startswith("What is") for block in others)
+    assert [(w.name, w.samples[0].completion) for w in first.columns] == [
         ("base", "base of full says 0"),
         ("full", "trained of full says 0"),
         ("last(1)", "trained of last(1) says 0"),
     ]
-    assert found.samples == ()
-    assert "difficulty" in [figure.name for figure in found.figures]
+    assert "difficulty" in [figure.name for figure in found.figures()]
 
 
 def test_of_many_runs_the_first_six_show_what_they_wrote(tmp_path):
     folders = [make(tmp_path, f"last({n})") for n in range(1, 9)]
-    found = content.gather([load(folder) for folder in folders], "t")
-    assert [run.label for run in found.samples] == [f"last({n})" for n in range(1, 7)]
-    assert found.more_runs == 2
+    found = report_of_runs.document([load(folder) for folder in folders], "t")
+    shown = blocks(found, "written", SideBySide)
+    assert [run.title for run in shown] == [f"last({n})" for n in range(1, 7)]
+    assert "2 more runs are left out here." in markdown.render(found, "figures")
     # They are rows now, and all still have their numbers.
-    assert found.details.heads[0] == "run" and len(found.details.rows) == 8
+    details = blocks(found, "results", Table)[1]
+    assert details.heads[0] == "run" and len(details.rows) == 8
 
 
 def test_a_column_that_no_run_has_is_left_out(tmp_path):
@@ -283,9 +280,9 @@ def test_a_column_that_no_run_has_is_left_out(tmp_path):
 
 def test_many_difficulties_are_taken_together():
     rows = tuple(
-        completions.Written(str(n), 0, "q", "g", "c", 1, True, n < 10, float(n)) for n in range(20)
+        HeldCompletion(str(n), 0, "q", "g", "c", 1, True, n < 10, float(n)) for n in range(20)
     )
-    levels = completions.levels(completions.Held((), (0,), (rows,)))
+    levels = held.levels(held.HeldGroup((), (0,), (rows,)))
     assert [level.name for level in levels] == [
         "0 to 3",
         "4 to 7",
@@ -322,6 +319,12 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(written):
     return written.read_text(encoding="utf-8")
+
+
+def blocks(found: Document, id: str, kind: type) -> list:
+    """The blocks of a kind in a section."""
+    (section,) = [section for section in found.sections if section.id == id]
+    return [block for block in section.blocks if isinstance(block, kind)]
 
 
 def bare(folder):
@@ -438,7 +441,7 @@ def test_the_command_writes_the_report_of_one_folder_into_it(tmp_path, capsys):
 
 
 def test_places_of_a_report(tmp_path):
-    found = frame.places(tmp_path, "site/x.html")
+    found = output.places(tmp_path, "site/x.html")
     assert (found.markdown, found.figures) == (Path("site/x.md"), Path("site/x-figures"))
     folder = bare(make(tmp_path, "full"))
     with pytest.raises(UserError, match="name of a file"):
@@ -460,5 +463,5 @@ def test_long_text_says_what_is_left_out():
 def test_report_never_imports_torch():
     heavy = "{'torch', 'transformers', 'matplotlib'}"
     check = f"import sys, modicum.report, modicum.stats; assert not {heavy} & set(sys.modules)"
-    path = {"PYTHONPATH": str(Path(figures.__file__).parents[2])}
+    path = {"PYTHONPATH": str(Path(style.__file__).parents[2])}
     subprocess.run([sys.executable, "-c", check], env=path, check=True)

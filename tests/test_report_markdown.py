@@ -7,14 +7,14 @@ import re
 import pytest
 
 from fake_runs import HOSTILE, make, make_whole
-from modicum.report import content, frame, load, markdown
+from modicum.report import load, markdown, runs
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     folders = [make_whole(root, "full", 2), make_whole(root, "last(1)", 5), make(root, "lora")]
-    return content.gather([load(folder) for folder in folders], "A *title*")
+    return runs.document([load(folder) for folder in folders], "A *title*")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_figures_are_linked_with_their_text_alternative(text, found):
     names = ["accuracy", "cost", "difficulty", "learning", "training"]
     assert [place for _, place in links] == [f"x figures/{name}.svg" for name in names]
     assert "base 12.3 %, full 34.6 %" in links[0][0]
-    assert text.count(".pdf>)") == len(links) == len(found.figures)
+    assert text.count(".pdf>)") == len(links) == len(found.figures())
 
 
 def test_every_row_of_a_table_is_as_long_as_its_head(text):
@@ -65,7 +65,7 @@ def test_the_table_by_difficulty_has_the_numbers(text):
 def test_what_a_model_wrote_stays_in_its_block(text):
     block = f"```text\n{HOSTILE}\n```"
     assert block in text and "<script>" not in text.replace(block, "")
-    nested = frame.block("a\n```\n````\n# no heading")
+    nested = markdown.block("a\n```\n````\n# no heading")
     assert nested.startswith("`````text\n") and nested.endswith("\n`````\n")
 
 
@@ -80,9 +80,9 @@ def test_what_a_model_wrote_stays_in_its_block(text):
     ],
 )
 def test_texts_are_shown_as_they_are(raw, shown):
-    assert frame.escaped(raw) == shown
+    assert markdown.escaped(raw) == shown
 
 
 def test_code_may_hold_backticks_and_bars():
-    assert frame.code("last(1)") == "`last(1)`"
-    assert frame.code("a `b` | c") == r"`` a `b` \| c ``"
+    assert markdown.code("last(1)") == "`last(1)`"
+    assert markdown.code("a `b` | c") == r"`` a `b` \| c ``"

@@ -17,27 +17,14 @@ from matplotlib.patches import Rectangle
 
 import fake_study
 from modicum import updates
-from modicum.report import frame
-from modicum.report.study import (
-    cells,
-    content,
-    curves,
-    difficulty,
-    families,
-    figures,
-    forest,
-    frontier,
-    labels,
-    markdown,
-    page,
-    read,
-    signals,
-    tables,
-    tuning,
-)
-from modicum.report.study.analysis import Analysis, Arm, parse
-from modicum.report.study.read import Study
+from modicum.report import document, html, markdown, numbers, output, style
+from modicum.report.figures import arm_curves as curves
+from modicum.report.figures import difficulty, forest, frontier, labels, signals, tuning
+from modicum.report.study import cells, families, page, read, tables
+from modicum.report.study.document import document as document_of
+from modicum.report.study.read import StudyRecord
 from modicum.report.style import STYLE
+from modicum.results import Analysis, ArmResult
 from modicum.types import UserError
 
 HOSTILE = '<script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)>'
@@ -103,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(folder: Path) -> Study:
+def study(folder: Path) -> StudyRecord:
     return read.load(folder)
 
 
@@ -111,7 +98,7 @@ def study(folder: Path) -> Study:
 def written(folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         # Half of the time goes into fonts of PDF files, which tests of the frame look at.
-        patch.setattr(frame, "pdf", lambda figure: b"%PDF stand-in")
+        patch.setattr(style, "pdf", lambda figure: b"%PDF stand-in")
         return page.write(folder)
 
 
@@ -119,17 +106,16 @@ def written(folder: Path) -> Path:
 def large(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     """The analysis of seventeen arms."""
     made = tmp_path_factory.mktemp("study") / "large"
-    return parse(fake_study.build(made, arms=17, seeds=5, runs=False), "large")
+    return Analysis.from_json(fake_study.build(made, arms=17, seeds=5, runs=False), "large")
 
 
-def arm_of(analysis: Analysis, name: str) -> Arm:
+def arm_of(analysis: Analysis, name: str) -> ArmResult:
     return next(arm for arm in analysis.arms if arm.name == name)
 
 
-def undrawn(monkeypatch: pytest.MonkeyPatch, study: Study) -> content.Content:
-    """The content without its figures, which take their time."""
-    monkeypatch.setattr(frame, "draw", lambda figures: ())
-    return content.gather(study, "A study")
+def figures_of(study: StudyRecord) -> list[str]:
+    """The names of the figures of a study's report."""
+    return [figure.name for figure in document_of(study, "A study").figures()]
 
 
 # Page and Markdown -----------------------------------------------------------------------
@@ -199,7 +185,7 @@ def test_markdown_says_the_same_and_its_figures_exist(written: Path) -> None:
 def test_the_page_goes_where_it_is_asked_for(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frame, "draw", lambda figures: ())
+    monkeypatch.setattr(output, "draw", lambda figures: {})
     out = tmp_path / "deep" / "mine.html"
     assert page.write(folder, out, "My <study>") == out
     assert "<title>My &lt;study&gt;</title>" in out.read_text()
@@ -209,32 +195,33 @@ def test_the_page_goes_where_it_is_asked_for(
 # Reading ---------------------------------------------------------------------------------
 
 
-def test_a_copy_without_runs_leaves_out_what_needs_them(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_without_runs_leaves_out_what_needs_them(folder: Path, tmp_path: Path) -> None:
     for name in ("study.toml", "analysis.json"):
         shutil.copy(folder / name, tmp_path)
     study = read.load(tmp_path)
-    assert {figure.name for figure in figures.gather(study)} == WITHOUT_RUNS
-    found = undrawn(monkeypatch, study)
-    text = page.render(found)
+    assert set(figures_of(study)) == WITHOUT_RUNS
+    found = document_of(study, "A study")
+    text = html.render(found, {})
     assert "The run folders of any arm are not here" in text
     assert 'id="written"' not in text
     assert 'id="training"' not in text
     assert "Settings" in markdown.render(found, "figures")
     # The arms' settings are known without the runs.
-    assert found.settings_table is not None
-    assert found.settings_table.heads == ("arm", "update", "reward")
+    (settings,) = [s for s in found.sections if s.id == "settings"]
+    assert isinstance(settings.blocks[0], document.Table)
+    assert settings.blocks[0].heads == ("arm", "update", "reward")
 
 
-def test_curves_json_takes_the_place_of_runs(folder: Path, study: Study, tmp_path: Path) -> None:
+def test_curves_json_takes_the_place_of_runs(
+    folder: Path, study: StudyRecord, tmp_path: Path
+) -> None:
     for name in ("study.toml", "analysis.json"):
         shutil.copy(folder / name, tmp_path)
     (tmp_path / "curves.json").write_text(json.dumps(read.compact(folder)))
     copy = read.load(tmp_path)
-    assert {figure.name for figure in figures.gather(copy)} == WITH_RUNS
-    assert copy.samples == study.samples
-    assert copy.environment == {"python": "3.11.7", "versions": {"torch": "2.13.0"}} | {
+    assert set(figures_of(copy)) == WITH_RUNS
+    assert copy.runs.samples == study.runs.samples
+    assert copy.runs.environment == {"python": "3.11.7", "versions": {"torch": "2.13.0"}} | {
         "cores": 2,
         "gpu": None,
     }
@@ -263,7 +250,7 @@ def test_a_copy_of_the_curves_is_small(tmp_path: Path) -> None:
     assert 14 * len(json.dumps(read.compact(tmp_path))) < 1_500_000
 
 
-def test_columns_are_cumulative_and_thinned(study: Study, folder: Path) -> None:
+def test_columns_are_cumulative_and_thinned(study: StudyRecord, folder: Path) -> None:
     columns = study.curves["full"].seeds["0"]
     rows = [
         json.loads(line)
@@ -285,9 +272,9 @@ def test_thin_gives_means_and_last_values_of_bins() -> None:
     assert cells.thin(np.empty(0)) == []
 
 
-def test_the_samples_are_the_first_ones_of_the_first_problems(study: Study) -> None:
-    first = study.samples.problems[0]
-    assert len(study.samples.problems) == cells.PROBLEMS_SHOWN
+def test_the_samples_are_the_first_ones_of_the_first_problems(study: StudyRecord) -> None:
+    first = study.runs.samples.problems[0]
+    assert len(study.runs.samples.problems) == cells.PROBLEMS_SHOWN
     assert (first.question, first.gold) == ("What is 0-8-3-6?", "-17")
     assert list(first.texts) == ["", "full", "last-1", "bitfit", "random-reward"]
     assert first.texts[""].completion == "<answer>0</answer>"
@@ -319,7 +306,7 @@ def test_folders_outside_of_the_study_are_not_read(folder: Path, tmp_path: Path)
     ("change", "words"),
     [
         ({"control": "none"}, "the control 'none' is not among the arms"),
-        ({"margin": "two"}, "margin must be a number, not 'two'"),
+        ({"margin": "two"}, "'margin' must be a number, not 'two'"),
         ({"arms": [{"name": "full"}]}, r"arms\[0\]: 'slug' is missing"),
         ({"base": {"mean": 0.1, "low": 0.0}}, "base: 'high' is missing"),
     ],
@@ -339,7 +326,7 @@ def test_a_study_that_is_not_analysed_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has not been analysed yet"):
         read.load(tmp_path)
     (tmp_path / "analysis.json").write_text("{")
-    with pytest.raises(UserError, match=r"analysis.json: not JSON"):
+    with pytest.raises(UserError, match=r"analysis.json:1: not JSON"):
         read.load(tmp_path)
 
 
@@ -370,17 +357,18 @@ def test_arms_are_ranked_by_difference_with_the_control_at_zero(large: Analysis)
     ],
 )
 def test_the_family_of_an_update(update: str, name: str) -> None:
-    arms = (Arm("c", "c", "control"), Arm("a", "a", "", kind=updates.parse(update).kind))
+    found = ArmResult("a", "a", "", kind=updates.parse(update).kind)
+    arms = (ArmResult("c", "c", "control"), found)
     assert families.family(Analysis("?", "c", arms), arms[1]).name == name
 
 
 def test_backticks_mark_code() -> None:
-    assert content.marked("train `last(1)` of it") == [
+    assert document.marked("train `last(1)` of it") == [
         (False, "train "),
         (True, "last(1)"),
         (False, " of it"),
     ]
-    assert content.marked("a lone ` stays") == [(False, "a lone ` stays")]
+    assert document.marked("a lone ` stays") == [(False, "a lone ` stays")]
     assert markdown.prose("a_b is `c_d`, see") == "a\\_b is `c_d`, see"
 
 
@@ -475,7 +463,7 @@ def test_a_line_is_the_mean_over_seeds_where_all_of_them_went() -> None:
 
 def test_evaluations_during_training_are_placed_by_their_step() -> None:
     columns = {"step": np.array([1.0, 2.0, 3.0, 4.0]), "tokens": np.array([10.0, 20, 30, 40])}
-    found = read.Curves(
+    found = read.ArmCurves(
         {"0": columns, "1": columns},
         {"0": ((1.0, 0.4), (2.0, 0.5), (3.0, 0.9)), "1": ((1.0, 0.6), (3.0, 0.9))},
     )
@@ -483,7 +471,7 @@ def test_evaluations_during_training_are_placed_by_their_step() -> None:
     assert curves.between(found, "tokens") == ([20.0], [50.0])
 
 
-def test_learning_curves_have_a_panel_an_arm_with_the_control_behind(study: Study) -> None:
+def test_learning_curves_have_a_panel_an_arm_with_the_control_behind(study: StudyRecord) -> None:
     with rc_context(STYLE):
         figure = curves.draw(study, "tokens", False)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
@@ -494,20 +482,20 @@ def test_learning_curves_have_a_panel_an_arm_with_the_control_behind(study: Stud
         assert any(xs == pytest.approx(list(control.x)) for xs, _ in lines_of(axes))
     # That arm's runs have another reward: accuracy was not logged.
     assert [text.get_text() for text in figure.axes[3].texts] == ["not logged"]
-    names = [figure.name for figure in figures.gather(study)]
+    names = figures_of(study)
     # The budget counts tokens.
     assert names.index("learning-tokens") < names.index("learning-steps")
 
 
-def test_metrics_that_never_move_are_said_in_words(study: Study) -> None:
+def test_metrics_that_never_move_are_said_in_words(study: StudyRecord) -> None:
     moving, still = signals.gather(study)
     assert still == ["clip share (0)"]
-    assert [signal.metric for signal in moving][:3] == [
+    assert [signal.metric.key for signal in moving][:3] == [
         "reward/mean",
         "reward/accuracy",
         "reward/format",
     ]
-    cut = next(s for s in moving if s.metric == "completions/truncated")
+    cut = next(s for s in moving if s.metric.key == "completions/truncated")
     high = max(np.nanmax(c["completions/truncated"]) for c in study.curves["full"].seeds.values())
     assert cut.limits[1] == pytest.approx(100 * high, rel=0.2)
 
@@ -523,22 +511,30 @@ def test_tuning_marks_the_chosen_rate_the_edge_and_the_failed(large: Analysis) -
     crosses = [line for line in panels["galore(rank=4)"].lines if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses] == [[1.6e-3]]
     assert tuning.ticks([2e-5, 6e-4, 1.8e-2]) == pytest.approx([2e-5, 1e-3, 1.8e-2])
-    assert tuning.rate_text(6.67e-5) == "6.7e−5"
-    assert tuning.rate_text(1e-3) == "1e−3"
+    assert numbers.rate(6.67e-5) == "6.7e−5"
+    assert numbers.rate(1e-3) == "1e−3"
 
 
 def test_difficulties_are_in_the_order_of_their_numbers(large: Analysis) -> None:
     data = {"name": "full", "slug": "full", "verdict": "control"}
     levels = [{"level": name, "problems": 3, "accuracy": 0.5} for name in ("10", "9.5", "x", "2")]
-    found = parse({"question": "?", "control": "full", "arms": [data | {"difficulty": levels}]}, "")
+    found = Analysis.from_json(
+        {"question": "?", "control": "full", "arms": [data | {"difficulty": levels}]}, ""
+    )
     assert list(difficulty.levels(found)) == ["2", "9.5", "10", "x"]
+    # An arm of which no run finished has the levels and no accuracy.
+    none = [{"level": "2", "problems": 3, "accuracy": None, "base": 0.5}]
+    failed = Analysis.from_json(
+        {"question": "?", "control": "full", "arms": [data | {"difficulty": none}]}, ""
+    )
+    assert difficulty.rows(failed) == [("base", {"2": 0.5}), ("full", {})]
     assert [name for name, _ in difficulty.rows(large)][:2] == ["base", "lora(rank=8)"]
 
 
 def test_a_study_of_the_control_alone_has_no_comparison(tmp_path: Path) -> None:
     fake_study.build(tmp_path, arms=1, seeds=1, steps=1)
     study = read.load(tmp_path)
-    names = {figure.name for figure in figures.gather(study)}
+    names = set(figures_of(study))
     assert "differences" not in names
     assert "accuracy-time" not in names
     with rc_context(STYLE):

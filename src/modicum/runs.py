@@ -22,9 +22,9 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from modicum.types import UserError
 
@@ -149,17 +149,51 @@ def open_run(folder: Path) -> Run:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; a last line that was cut off by a crash is left out."""
-    entries: list[dict[str, Any]] = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            entries.append(json.loads(line.decode("utf-8")))
-        except ValueError:
-            if number < len(lines):
-                raise UserError(f"{path}, line {number}: not a JSON object") from None
-    return entries
+    return [row for _, row in numbered(path)]
+
+
+def numbered(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`file:line` and the object of each line that is not blank, read only as far as asked for.
+
+    A last line without its end, which a run is writing, is left out when it is no JSON.
+    """
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                if line.endswith(b"\n"):
+                    raise UserError(f"{where}: not JSON ({error})") from None
+                return
+            if not isinstance(row, dict):
+                raise UserError(f"{where}: an object is wanted, not {type(row).__name__}")
+            yield where, row
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; UserError, with the line, where there is none."""
+    try:
+        with _opened(path) as file:
+            data = json.loads(file.read().decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: an object is wanted, not {type(data).__name__}")
+    return data
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def to_lines(entries: Iterable[Mapping[str, Any]]) -> str:

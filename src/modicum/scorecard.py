@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,73 +20,13 @@ from typing import Any
 from modicum import answers, stats
 from modicum.config import Sampling
 from modicum.grading.quantities import clean
+from modicum.results import Evaluation
 from modicum.runs import read_lines
 from modicum.styles import STYLES
 from modicum.types import Completion, Grade, Problem, UserError
 
 Graded = tuple[Completion, Grade]
 SETTINGS = ("task", "split", "temperature", "samples_per_problem")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found; shares are between 0 and 1, lengths in tokens."""
-
-    task: str
-    split: str
-    num_problems: int
-    samples_per_problem: int
-    temperature: float
-    accuracy: float
-    """Mean strict verdict of the samples: avg@n."""
-    low: float
-    high: float
-    """95 % interval of the accuracy."""
-    standard_error: float | None
-    """Of the accuracy, over problems; None for a single problem."""
-    lenient: float
-    """Mean lenient verdict."""
-    lenient_low: float
-    lenient_high: float
-    """95 % interval of the lenient verdict."""
-    greedy: float
-    """Strict accuracy of the most probable completion."""
-    greedy_low: float
-    greedy_high: float
-    """95 % interval of the greedy accuracy."""
-    greedy_lenient: float
-    """Lenient accuracy of the most probable completion."""
-    format: float
-    """Share of samples in the form that the prompt's style asks for."""
-    truncated: float
-    """Share of samples that the token limit cut."""
-    length: float
-    """Mean length of a sample."""
-    pass_at: dict[str, list[float]]
-    """k -> [estimate, low, high]."""
-    maj_at: dict[str, list[float]]
-    """k -> [estimate, low, high], strict: an unmarked answer is no vote."""
-    ids: list[str]
-    """The problems."""
-    scores: list[float]
-    """The sampled strict score of each problem, for paired comparisons."""
-    lenient_scores: list[float]
-    """The sampled lenient score of each problem."""
-    greedy_scores: list[float]
-    """The greedy strict score of each problem."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The evaluation as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
-        """An evaluation from what `to_json` gave; other keys are left out."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in values]
-        if missing:
-            raise UserError(f"this is not an evaluation: it has no {missing[0]!r}")
-        return cls(**{name: values[name] for name in names})
 
 
 def summarise(

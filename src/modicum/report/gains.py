@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modicum.report.numbers import NONE, decimal, short
 from modicum.report.style import INK, MUTED, SERIES, STYLE, svg
-from modicum.report.tables import NONE, decimal, short
+from modicum.report.tables import print_table, terminal_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,23 +28,13 @@ def band(limits: Sequence[float] | None) -> str:
 
 def show(result: Mapping[str, Any]) -> None:
     """Print the ranking as a table to standard output."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     base = result["base"]
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        caption=f"gain over the base's {100 * base['accuracy']:.1f}% on {base['num_problems']}"
-        f" {result['split']} problems, in points; = level with the best",
-        caption_justify="left",
+    caption = (
+        f"gain over the base's {100 * base['accuracy']:.1f}% on {base['num_problems']}"
+        f" {result['split']} problems, in points; = level with the best"
     )
     heads = ("update", "", "gain", "95%, over\nseeds", "95%, over\nproblems", "of full's")
-    for number, head in enumerate((*heads, "trained", "seconds")):
-        table.add_column(head, justify="right" if number else "left", overflow="fold")
+    rows = []
     for unit in (*result["units"], *([result["full"]] if result["full"] else [])):
         share = unit["contribution"]
         cells = (
@@ -56,11 +47,8 @@ def show(result: Mapping[str, Any]) -> None:
             short(unit["parameters"]),
             decimal(unit["seconds"]),
         )
-        table.add_row(*(Text(cell) for cell in cells))
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=100)
-    console.print(table)
+        rows.append(cells)
+    print_table(terminal_table((*heads, "trained", "seconds"), rows, caption, wrap=True))
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> None:

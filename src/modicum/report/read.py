@@ -1,80 +1,31 @@
-"""A run folder as data: config, metric columns, samples and the result.
+"""A run folder as data: config, metric columns, samples, completions and the result.
 
-`config.toml` and `metrics.jsonl` must be there. `samples.jsonl`, `environment.json` and
-`result.json` may be missing: a run that still goes on has no result.
+`config.toml` and `metrics.jsonl` must be there. `samples.jsonl`, `environment.json`,
+`completions-*.jsonl` and `result.json` may be missing: a run that still goes on has no result.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import tomllib
-import typing
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from modicum.report import weights
+from modicum.config import read_toml
+from modicum.results import Column, RunResult, fill
+from modicum.runs import numbered, read_object
 from modicum.spec import check
 from modicum.types import UserError
 
 T = TypeVar("T")
 
-HALF = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
-
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Scores on the held-out problems, as fractions; None where one was not measured.
-
-    `accuracy` is over samples and `low` to `high` its 95% interval; `greedy` decodes
-    without sampling; `lenient` also takes an unmarked answer; `format` and `truncated`
-    are shares of the completions; `length` is their mean in tokens.
-    """
-
-    accuracy: float
-    low: float | None = None
-    high: float | None = None
-    greedy: float | None = None
-    lenient: float | None = None
-    format: float | None = None
-    truncated: float | None = None
-    length: float | None = None
-    num_problems: int | None = None
-    samples_per_problem: int | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run wrote about itself (`result.json`)."""
-
-    update: str
-    model: str = ""
-    task: str = ""
-    reward: str = ""
-    objective: str = ""
-    seed: int | None = None
-    steps: int | None = None
-    base: Evaluation | None = None
-    trained: Evaluation | None = None
-    trainable_parameters: int | None = None
-    total_parameters: int | None = None
-    seconds: float | None = None
-    peak_memory_bytes: int | None = None
-    generated_tokens: int | None = None
-    change_proof: str | None = None
-    agreement_max: float | None = None
-    anatomy: weights.Anatomy | None = None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One logged completion and its reward; `scores` holds the reward's terms."""
+class LoggedSample:
+    """One completion of training and its reward; `scores` holds the reward's terms."""
 
     step: int
     completion: str
@@ -82,6 +33,28 @@ class Sample:
     gold: str = ""
     reward: float | None = None
     scores: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeldCompletion:
+    """One graded completion of a held-out problem; `sample` is 0, 1, ... or "greedy"."""
+
+    id: str
+    sample: int | str
+    question: str
+    gold: str
+    completion: str
+    num_tokens: int
+    finished: bool
+    strict: bool
+    difficulty: float | None = None
+
+    @property
+    def about(self) -> str:
+        """The verdict and the length in words."""
+        verdict = "right" if self.strict else "wrong"
+        end = "" if self.finished else ", cut at the limit"
+        return f"{verdict}, {self.num_tokens} tokens{end}"
 
 
 @dataclass(frozen=True)
@@ -94,9 +67,9 @@ class RunRecord:
 
     folder: Path
     config: Mapping[str, Any]
-    metrics: Mapping[str, NDArray[np.float64]]
-    samples: tuple[Sample, ...]
-    result: Result | None
+    metrics: Mapping[str, Column]
+    samples: tuple[LoggedSample, ...]
+    result: RunResult | None
     environment: Mapping[str, Any]
 
     @property
@@ -105,6 +78,10 @@ class RunRecord:
         if self.result is not None:
             return self.result.update
         return str(self.config.get("update", self.folder.name))
+
+    def completions(self, of: str) -> tuple[HeldCompletion, ...]:
+        """Those of `base` or `trained`; runs of one base may share the file of the first."""
+        return rows(HeldCompletion, self.folder / f"completions-{of}.jsonl")
 
 
 def load(folder: str | Path) -> RunRecord:
@@ -116,22 +93,21 @@ def load(folder: str | Path) -> RunRecord:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a run folder")
-    config_file = folder / "config.toml"
-    try:
-        config = tomllib.loads(_bytes(config_file).decode("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config_file}: {error}") from None
-    samples = folder / "samples.jsonl"
+    result, environment = (folder / f"{name}.json" for name in ("result", "environment"))
     return RunRecord(
         folder=folder,
-        config=config,
+        config=read_toml(folder / "config.toml"),
         metrics=_columns(folder / "metrics.jsonl"),
-        samples=tuple(_fill(Sample, row, where) for where, row in _lines(samples))
-        if samples.exists()
-        else (),
-        result=_result(folder / "result.json"),
-        environment=_object(folder / "environment.json") or {},
+        samples=rows(LoggedSample, folder / "samples.jsonl"),
+        result=fill(RunResult, read_object(result), str(result)) if result.exists() else None,
+        environment=read_object(environment) if environment.exists() else {},
     )
+
+
+def rows(cls: type[T], file: Path) -> tuple[T, ...]:
+    """The lines of a file, or none where there is no file."""
+    lines = numbered(file) if file.exists() else ()
+    return tuple(fill(cls, row, where) for where, row in lines)
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:
@@ -157,85 +133,15 @@ def _seed(record: RunRecord) -> str:
     return f"seed {seed}"
 
 
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`file:line` and the object of each line that is not blank."""
-    lines = _bytes(file).split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                return
-            raise UserError(f"{where}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: an object is wanted, not {type(row).__name__}")
-        yield where, row
-
-
-def _columns(file: Path) -> dict[str, NDArray[np.float64]]:
-    rows: dict[int, dict[str, float | None]] = {}
-    for where, row in _lines(file):
+def _columns(file: Path) -> dict[str, Column]:
+    found: dict[int, dict[str, float | None]] = {}
+    for where, row in numbered(file):
         if "step" not in row:
             raise UserError(f"{where}: 'step' is missing")
         step = check(f"{where}: 'step'", row["step"], int)
         # A resumed run logs the steps after its checkpoint again: the later line holds.
-        rows[step] = {k: check(f"{where}: {k!r}", v, float | None) for k, v in row.items()}
-    ordered = [rows[step] for step in sorted(rows)]
+        found[step] = {k: check(f"{where}: {k!r}", v, float | None) for k, v in row.items()}
+    ordered = [found[step] for step in sorted(found)]
     names = dict.fromkeys(name for row in ordered for name in row)
     # None becomes NaN.
     return {name: np.array([row.get(name) for row in ordered], dtype=float) for name in names}
-
-
-def _object(file: Path) -> dict[str, Any] | None:
-    if not file.exists():
-        return None
-    try:
-        data = json.loads(_bytes(file).decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno}: not JSON ({error.msg})") from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{file}: an object is wanted, not {type(data).__name__}")
-    return data
-
-
-def _result(file: Path) -> Result | None:
-    data = _object(file)
-    if data is None:
-        return None
-    for key in ("base", "trained"):
-        value = data.get(key)
-        if isinstance(value, dict):
-            data[key] = _fill(Evaluation, value, f"{file}: {key}")
-    if isinstance(data.get("anatomy"), dict):
-        data["anatomy"] = weights.parse(data["anatomy"], f"{file}: anatomy")
-    return _fill(Result, data, str(file))
-
-
-def _fill(cls: type[T], data: Mapping[str, Any], where: str) -> T:
-    """A dataclass from an object of JSON; keys that it does not know are left out."""
-    hints = typing.get_type_hints(cls)
-    values: dict[str, Any] = {}
-    for item in fields(typing.cast(Any, cls)):
-        if item.name in data:
-            hint = dict if item.name == "scores" else hints[item.name]
-            value = data[item.name]
-            if isinstance(value, str):
-                value = HALF.sub("\ufffd", value)
-            values[item.name] = check(f"{where}: {item.name!r}", value, hint)
-        elif item.default is item.default_factory is MISSING:
-            raise UserError(f"{where}: {item.name!r} is missing")
-    return cls(**values)

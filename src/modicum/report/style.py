@@ -17,6 +17,7 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -122,23 +123,32 @@ def legend(figure: Figure, shown: Mapping[str, int], base: bool = False, dot: bo
     figure.legend(handles, names, loc="outside upper left", ncols=columns)
 
 
-def svg(figure: Figure, label: str, variables: bool = True) -> str:
-    """The figure as an `<svg>` element with ids of its own; `label` says it in words.
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as drawn: two SVG elements for a page, an SVG and a PDF for files."""
 
-    `variables` makes colours CSS variables with a default, for a page; without it they are
-    plain, and names of lines are left out.
-    """
-    return _finish(_drawn(figure), figure, label, variables)
-
-
-def forms(figure: Figure, label: str) -> tuple[str, str]:
-    """`svg` for a page and for a file, from one drawing, which also fixes the layout."""
-    text = _drawn(figure)
-    figure.set_layout_engine("none")
-    return _finish(text, figure, label, True), _finish(text, figure, label, False)
+    broad: str
+    narrow: str
+    svg: str
+    pdf: bytes
 
 
-def _drawn(figure: Figure) -> str:
+def drawn(broad: Figure, narrow: Figure, label: str) -> Drawn:
+    """A figure in all its forms; `label` says in words what it shows."""
+    text = _text(broad)
+    broad.set_layout_engine("none")  # fixed by that drawing
+    # Inside HTML an <svg> needs no namespace.
+    inline = [_finish(text, broad, label, True), _finish(_text(narrow), narrow, label, True)]
+    page, phone = (form.replace(' xmlns="http://www.w3.org/2000/svg"', "") for form in inline)
+    return Drawn(page, phone, svg(broad, label, text), pdf(broad))
+
+
+def svg(figure: Figure, label: str, text: str = "") -> str:
+    """The figure as the SVG of a file: plain colours, ids of its own."""
+    return _finish(text or _text(figure), figure, label, False)
+
+
+def _text(figure: Figure) -> str:
     """The SVG of matplotlib without what says when and how it was made."""
     from matplotlib import rc_context
 

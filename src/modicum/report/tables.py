@@ -9,30 +9,36 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modicum.report import frame
-from modicum.report.frame import Cell, Table
-from modicum.report.read import Result, RunRecord, colours, labels
+from modicum.report import document
+from modicum.report.document import Table, TableCell
+from modicum.report.numbers import (
+    ARROW,
+    NONE,
+    count,
+    decimal,
+    limits,
+    memory,
+    percent,
+    share,
+    short,
+)
+from modicum.report.read import RunRecord, colours, labels
+from modicum.results import RunResult
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-NONE = "—"
-ARROW = " → "
+Number = Callable[[float | None], str]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One finished run.
-
-    `label` is unique among the rows, `colour` numbers the update (seeds share it), and
-    `sampling_seconds` and `training_seconds` are means over the steps, or None.
-    """
+class RunRow:
+    """One finished run; `label` is unique among the rows, `colour` numbers the update."""
 
     label: str
     colour: int
-    result: Result
-    sampling_seconds: float | None
-    training_seconds: float | None
+    result: RunResult
+    record: RunRecord
 
     @property
     def share(self) -> float | None:
@@ -40,109 +46,106 @@ class Row:
         trained, total = self.result.trainable_parameters, self.result.total_parameters
         return trained / total if trained is not None and total else None
 
+    def mean(self, metric: str) -> float:
+        """The mean of a metric over the steps that logged it; NaN where none did."""
+        column = self.record.metrics.get(metric)
+        known = column is not None and not np.isnan(column).all()
+        return float(np.nanmean(column)) if known else math.nan
 
-def results(records: Sequence[RunRecord]) -> list[Row]:
+    def scores(self, name: str) -> tuple[float, float]:
+        """One number of the evaluations of the base and of the trained model, or NaN."""
+        base, trained = (
+            math.nan if found is None else getattr(found, name)
+            for found in (self.result.base, self.result.trained)
+        )
+        return base, trained
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval of the trained model's accuracy, or NaN."""
+        return self.scores("low")[1], self.scores("high")[1]
+
+    def change(self, name: str, show: Number = percent) -> str:
+        """`base → trained` of one number of the evaluations; a dash where one is missing."""
+        return ARROW.join(map(show, self.scores(name)))
+
+
+# Head, text (parameters are written by the function given), value to sort by.
+COLUMNS: tuple[tuple[str, Callable[[RunRow, Number], str], Callable[[RunRow], float | None]], ...]
+COLUMNS = (
+    (
+        "trained parameters",
+        lambda row, number: f"{number(row.result.trainable_parameters)} ({share(row.share)})",
+        lambda row: row.result.trainable_parameters,
+    ),
+    (
+        "sampled accuracy (%), 95% interval",
+        lambda row, _: f"{row.change('accuracy')} {limits(*row.ends)}".strip(),
+        lambda row: row.scores("accuracy")[1],
+    ),
+    ("greedy (%)", lambda row, _: row.change("greedy"), lambda row: row.scores("greedy")[1]),
+    (
+        "length (tokens)",
+        lambda row, _: row.change("length", decimal),
+        lambda row: row.scores("length")[1],
+    ),
+    ("seconds", lambda row, _: decimal(row.result.seconds), lambda row: row.result.seconds),
+    (
+        "peak memory",
+        lambda row, _: memory(row.result.peak_memory_bytes),
+        lambda row: row.result.peak_memory_bytes,
+    ),
+)
+
+
+def results(records: Sequence[RunRecord]) -> list[RunRow]:
     """A row for each run that has a result, in the order given."""
     return [
-        Row(
-            label=label,
-            colour=colour,
-            result=record.result,
-            sampling_seconds=_mean(record, "time/sampling_seconds"),
-            training_seconds=_mean(record, "time/training_seconds"),
-        )
+        RunRow(label, colour, record.result, record)
         for record, label, colour in zip(records, labels(records), colours(records), strict=True)
         if record.result is not None
     ]
 
 
-def percent(value: float | None, sign: str = "") -> str:
-    """A fraction as percent with one decimal, or a dash."""
-    return NONE if value is None or math.isnan(value) else f"{100 * value:.1f}{sign}"
+def cells(row: RunRow, number: Number = count) -> tuple[str, ...]:
+    """The texts of a row: its label, and one for each column."""
+    return (row.label, *(text(row, number) for _, text, _ in COLUMNS))
 
 
-def share(value: float | None) -> str:
-    """The trained share of a model: 100%, 3.1%, 0.052%."""
-    if value is None:
-        return NONE
-    if value == 1:
-        return "100%"
-    return f"{100 * value:.1f}%" if value >= 0.01 else f"{100 * value:.2g}%"
+def table(rows: Sequence[RunRow]) -> Table:
+    """The rows as a table of a report, sorted by values; a column that nobody has is left out."""
+    missing = {NONE, NONE + ARROW + NONE, f"{NONE} ({NONE})"}
+    shown = [column for column in COLUMNS if {column[1](row, count) for row in rows} - missing]
+    lines = [
+        [
+            TableCell(row.label, series=row.colour, code=True),
+            *(TableCell(text(row, count), _known(value(row))) for _, text, value in shown),
+        ]
+        for row in rows
+    ]
+    heads = ["update", *(head for head, *_ in shown)]
+    return document.table("Results of the runs", heads, lines)
 
 
-def count(value: float | None) -> str:
-    """A whole number with thousands separated, or a dash."""
-    return NONE if value is None else f"{value:,.0f}"
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
-def short(value: float | None) -> str:
-    """A large count in three digits or so: 494M, 14.9M, 550k."""
-    if value is None:
-        return NONE
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        # From 999.5 of a unit on, three digits round to one of the next.
-        if value >= limit * 0.9995:
-            return f"{value / limit:.3g}{unit}" if value < 999.5e9 else f"{value / 1e9:,.0f}B"
-    return f"{value:.0f}"
-
-
-def decimal(value: float | None) -> str:
-    """A length or a time: two digits below 1, one decimal below 100, none above."""
-    if value is None or math.isnan(value):
-        return NONE
-    if 0 < value < 0.95:
-        return f"{value:#.2g}"
-    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
-
-
-def memory(value: float | None) -> str:
-    """Bytes as GiB or MiB."""
-    if value is None:
-        return NONE
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
-
-
-def change(row: Row, name: str, show: Callable[[float | None], str] = percent) -> str:
-    """`base → trained` of one field of the evaluations; a dash where one is missing."""
-    sides = (row.result.base, row.result.trained)
-    return ARROW.join(show(None if side is None else getattr(side, name)) for side in sides)
-
-
-def limits(row: Row) -> str:
-    """`[low, high]` of the trained accuracy in percent, or nothing."""
-    trained = row.result.trained
-    if trained is None or trained.low is None or trained.high is None:
-        return ""
-    return f"[{percent(trained.low)}, {percent(trained.high)}]"
-
-
-HEADS = (
-    "update",
-    "trained parameters",
-    "sampled accuracy (%), 95% interval",
-    "greedy (%)",
-    "length (tokens)",
-    "seconds",
-    "peak memory",
-)
-
-
-def cells(row: Row, number: Callable[[float | None], str] = count) -> tuple[str, ...]:
-    """The texts of a row, in the order of HEADS; `number` shows the parameters."""
-    result = row.result
-    return (
-        row.label,
-        f"{number(result.trainable_parameters)} ({share(row.share)})",
-        f"{change(row, 'accuracy')} {limits(row)}".strip(),
-        change(row, "greedy"),
-        change(row, "length", decimal),
-        decimal(result.seconds),
-        memory(result.peak_memory_bytes),
-    )
-
-
-def rich_table(rows: Sequence[Row]) -> RichTable:
+def rich_table(rows: Sequence[RunRow]) -> RichTable:
     """The rows as a table for a terminal of 100 columns."""
+    # What stands in brackets, or the second word, goes to the next line.
+    heads = ["update"]
+    for head, *_ in COLUMNS:
+        first, _, rest = head.partition(" (" if "(" in head else " ")
+        heads.append(f"{first}\n({rest}" if "(" in head else f"{first}\n{rest}".strip())
+    caption = "base → trained on held-out problems"
+    return terminal_table(heads, [cells(row, short) for row in rows], caption)
+
+
+def terminal_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str, wrap: bool = False
+) -> RichTable:
+    """Heads and rows for a terminal; `wrap` folds the columns after the first."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -151,59 +154,28 @@ def rich_table(rows: Sequence[Row]) -> RichTable:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption="base → trained on held-out problems",
+        caption=caption,
         caption_justify="left",
-    )
-    heads = (
-        "update",
-        "trained\nparameters",
-        "sampled accuracy\n(%, 95% interval)",
-        "greedy\n(%)",
-        "length\n(tokens)",
-        "seconds",
-        "peak\nmemory",
     )
     for number, head in enumerate(heads):
         side = "right" if number else "left"
-        table.add_column(head, justify=side, overflow="fold", no_wrap=number > 0)
+        table.add_column(head, justify=side, overflow="fold", no_wrap=number > 0 and not wrap)
     for row in rows:
         # Text, not str: an expression with brackets is no markup.
-        table.add_row(*(Text(cell) for cell in cells(row, short)))
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The rows as a table of a report, sorted by values; a column that nobody has is left out."""
-    missing = {NONE, NONE + ARROW + NONE, f"{NONE} ({NONE})"}
-    texts = [cells(row) for row in rows]
-    shown = [n for n in range(1, len(HEADS)) if {line[n] for line in texts} - missing]
-    lines = []
-    for row, line in zip(rows, texts, strict=True):
-        values = _values(row)
-        first = Cell(line[0], series=row.colour, code=True)
-        lines.append([first, *(Cell(line[n], values[n - 1]) for n in shown)])
-    return frame.table("Results of the runs", [HEADS[0], *(HEADS[n] for n in shown)], lines)
+def show(rows: Sequence[RunRow]) -> None:
+    """Print the table to standard output."""
+    print_table(rich_table(rows))
 
 
-def _values(row: Row) -> tuple[float | None, ...]:
-    """What the columns after the first are sorted by: of base and trained, the trained."""
-    result, trained = row.result, row.result.trained
-    scores = (trained.accuracy, trained.greedy, trained.length) if trained else (None, None, None)
-    return (result.trainable_parameters, *scores, result.seconds, result.peak_memory_bytes)
-
-
-def _mean(record: RunRecord, name: str) -> float | None:
-    column = record.metrics.get(name)
-    if column is None or np.isnan(column).all():
-        return None
-    return float(np.nanmean(column))
-
-
-def show(rows: Sequence[Row]) -> None:
-    """Print the table to standard output, 100 columns wide where it is no terminal."""
+def print_table(table: RichTable) -> None:
+    """Print to standard output, 100 columns wide where it is no terminal."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=100)
-    console.print(rich_table(rows))
+    console.print(table)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modicum.report.study import read as report
-from modicum.report.study.analysis import parse
+from modicum.results import Analysis
 from modicum.runs import write_whole
 from modicum.study import inference, verdict
 from modicum.study.cell import read_json
@@ -28,10 +29,12 @@ MEASURED = ("seconds", "step_seconds", "memory_bytes", "peak_memory_bytes")
 SHORT = 0.95  # a run that spent less of its budget is named
 
 
-def write(study: Study, folder: Path) -> dict[str, Any]:
+def write(study: Study, folder: Path) -> Analysis:
     """Write `analysis.json` and `curves.json` and return what the first holds."""
-    found = analyse(collect(study, folder), folder)
-    write_whole(folder / "analysis.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    values = analyse(collect(study, folder), folder)
+    found = Analysis.from_json(values, str(folder / "analysis.json"))
+    text = json.dumps(asdict(found), indent=1, ensure_ascii=False)
+    write_whole(folder / "analysis.json", text + "\n")
     curves = json.dumps(report.compact(folder), ensure_ascii=False, separators=(",", ":"))
     write_whole(folder / "curves.json", curves + "\n")
     return found
@@ -167,7 +170,7 @@ def differences(one: Path, other: Path) -> list[str]:
     files = [folder / "analysis.json" for folder in (one, other)]
     first, second = (read_json(file) for file in files)
     for file, values in zip(files, (first, second), strict=True):
-        parse(values, str(file))
+        Analysis.from_json(values, str(file))
     return same(first, second)
 
 

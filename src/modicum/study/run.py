@@ -29,7 +29,7 @@ from modicum.study.launch import StudyObserver
 from modicum.types import UserError
 
 if TYPE_CHECKING:
-    from modicum.report.study.analysis import Analysis
+    from modicum.results import Analysis
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,10 @@ def study_status(study: Study | Path | str, out: Path | str = "") -> dict[str, A
 
 def _analyse(bench: StudyBench) -> StudyOutcome:
     from modicum.report.study import page
-    from modicum.report.study.analysis import parse
     from modicum.study import analysis, collect
 
     study, folder = bench.study, bench.folder
-    found = parse(analysis.write(study, folder), str(folder / "analysis.json"))
+    found = analysis.write(study, folder)
     for arm in found.arms:
         bench.observer.say(arm.sentence)
     missing = [

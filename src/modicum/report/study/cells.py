@@ -1,31 +1,29 @@
 """What a study's run folders hold, thinned to what its report shows.
 
-`compact` reads the folders; what it gives can be kept as `curves.json`, so that a study
-whose run folders are elsewhere still has its curves, samples and versions. Per arm:
-
-    seeds        seed -> columns of one length: step, tokens, seconds (cumulative) and
-                 metrics, each a mean over a bin of steps where there are many
-    evaluations  seed -> [[step, accuracy], ...] on held-out problems after the start
-    config       the resolved settings of its first seed
-    anatomy      what changed in the weights of its first finished seed, and the proof
+`compact` reads the folders; what it gives can be kept as `curves.json` (`read.CurvesFile`), so
+that a study whose run folders are elsewhere still has its curves, samples and versions. Columns
+of a seed are of one length: step, tokens and seconds (cumulative), and metrics, each a mean over
+a bin of steps where there are many. The config is that of an arm's first seed, the anatomy and
+the proof those of its first finished one.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from modicum import runs
-from modicum.report import curves, read
+from modicum.logged import METRICS
+from modicum.report import read
+from modicum.report.figures.curves import AXES, against
 from modicum.report.read import RunRecord
-from modicum.report.study.analysis import Analysis, Arm
-from modicum.types import UserError
+from modicum.results import Analysis, ArmResult, Column
+from modicum.runs import numbered, read_object
 
 FORMAT = 1
 POINTS = 100  # of a curve: more than a figure can show
@@ -36,17 +34,6 @@ RULE = (
     " completion sampled at the evaluation's temperature; the base, the control and the arms"
     " that follow it in study.toml; the lowest seed that finished. Not selected by outcome."
     " Right: the answer is right and marked as asked."
-)
-METRICS = (
-    "reward/mean",
-    "completions/length_mean",
-    "completions/truncated",
-    "completions/distinct",
-    "groups/no_signal",
-    "policy/entropy",
-    "policy/kl",
-    "policy/clip_fraction",
-    "policy/grad_norm",
 )
 
 
@@ -72,13 +59,13 @@ def compact(folder: Path, analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def thin(values: NDArray[np.float64], last: bool = False, points: int = POINTS) -> list[Any]:
+def thin(values: Column, last: bool = False, points: int = POINTS) -> list[Any]:
     """At most `points` numbers: the mean of each bin (NaN left out) or its `last` value."""
     bins = np.array_split(values, min(points, len(values)) or 1)
     return [_number(part[-1] if last else _mean(part)) for part in bins if part.size]
 
 
-def _mean(part: NDArray[np.float64]) -> float:
+def _mean(part: Column) -> float:
     seen = part[np.isfinite(part)]
     return float(seen.mean()) if seen.size else math.nan
 
@@ -90,7 +77,7 @@ def _number(value: float) -> float | int | None:
     return int(short) if short.is_integer() else short
 
 
-def _records(folder: Path, arm: Arm) -> dict[str, RunRecord]:
+def _records(folder: Path, arm: ArmResult) -> dict[str, RunRecord]:
     """Seed -> the run folder, for those of the arm's that have logged a step.
 
     A run that stopped early would cut the curves of the others short: it is left out, unless
@@ -98,10 +85,9 @@ def _records(folder: Path, arm: Arm) -> dict[str, RunRecord]:
     """
     found: dict[str, RunRecord] = {}
     for seed, place in arm.folders.items():
-        if arm.by_seed and seed not in arm.by_seed:
-            continue
         path = inside(folder, place)
-        if path is not None and (path / "metrics.jsonl").is_file():
+        done = not arm.by_seed or seed in arm.by_seed
+        if done and path is not None and (path / "metrics.jsonl").is_file():
             record = read.load(path)
             if len(record.metrics.get("step", ())):
                 found[seed] = record
@@ -116,9 +102,10 @@ def inside(folder: Path, place: str) -> Path | None:
 
 def _arm(records: Mapping[str, RunRecord]) -> dict[str, Any]:
     first = next(iter(records.values()))
-    done = {s: r.result for s, r in records.items() if r.result and r.result.anatomy}
-    seed, result = next(iter(done.items()), (None, None))
-    raw = {} if seed is None else json.loads((records[seed].folder / "result.json").read_bytes())
+    done = ((s, r) for s, r in records.items() if r.result and r.result.anatomy)
+    seed, record = next(done, (None, None))
+    # As it stands in the file: with more than a report reads, but for the layers.
+    raw = {} if record is None else read_object(record.folder / "result.json")
     kept = {k: v for k, v in raw.get("anatomy", {}).items() if k != "layers"}
     return {
         "seeds": {seed: _columns(record) for seed, record in records.items()},
@@ -127,7 +114,7 @@ def _arm(records: Mapping[str, RunRecord]) -> dict[str, Any]:
         },
         "config": {k: v for k, v in first.config.items() if k not in ("out", "seed")},
         "anatomy": kept and {"seed": seed, **kept},
-        "change_proof": "" if result is None else result.change_proof or "",
+        "change_proof": raw.get("change_proof") or "",
     }
 
 
@@ -136,10 +123,10 @@ def _columns(record: RunRecord) -> dict[str, list[Any]]:
     missing = np.full(len(metrics["step"]), np.nan)
     terms = [name for name in metrics if name.startswith("reward/") and name != "reward/errors"]
     columns = {"step": thin(metrics["step"] + 1, last=True)}
-    for axis in ("tokens", "seconds"):
-        total = curves.against(record, axis)
+    for axis in list(AXES)[1:]:
+        total = against(record, axis)
         columns[axis] = thin(missing if total is None else total, last=True)
-    for name in dict.fromkeys((*terms, *METRICS)):
+    for name in dict.fromkeys((*terms, *(m.key for m in METRICS.values() if m.short))):
         column = metrics.get(name, missing)
         if np.isfinite(column).any():
             columns[name] = thin(column)
@@ -148,13 +135,13 @@ def _columns(record: RunRecord) -> dict[str, list[Any]]:
 
 def _evaluations(folder: Path) -> list[list[float]]:
     path = folder / "evaluations.jsonl"
-    if not path.is_file():
-        return []
-    lines = [(line.get("step"), line.get("accuracy")) for line in runs.read_lines(path)]
+    lines = [line for _, line in numbered(path)] if path.is_file() else []
     return [
-        [step, float(f"{accuracy:.{DIGITS}g}")]
-        for step, accuracy in lines
-        if isinstance(step, int) and step >= 0 and isinstance(accuracy, float | int)
+        [line["step"], float(f"{line['accuracy']:.{DIGITS}g}")]
+        for line in lines
+        if isinstance(line.get("step"), int)
+        and line["step"] >= 0
+        and isinstance(line.get("accuracy"), float | int)
     ]
 
 
@@ -163,23 +150,15 @@ def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
     texts = {"": _first(_base_files(folder, analysis))}
     for arm in analysis.arms[:ARMS_SHOWN]:
         done = [inside(folder, place) for seed, place in arm.folders.items() if seed in arm.by_seed]
-        files = [path / "completions-trained.jsonl" for path in done if path is not None]
-        texts[arm.slug] = _first(files[:1])
+        texts[arm.slug] = _first([p / "completions-trained.jsonl" for p in done if p][:1])
     texts = {name: found for name, found in texts.items() if found}
-    ids = list(next(iter(texts.values()), {}))[:PROBLEMS_SHOWN]
-    problems = [
-        {
-            "question": next(rows[i]["question"] for rows in texts.values() if i in rows),
-            "gold": next(rows[i]["gold"] for rows in texts.values() if i in rows),
-            "texts": {
-                name: {key: rows[i][key] for key in ("completion", "strict")}
-                for name, rows in texts.items()
-                if i in rows
-            },
-        }
-        for i in ids
-    ]
-    rule = RULE.format(problems=len(ids), split=analysis.split)
+    problems = []
+    for key in list(next(iter(texts.values()), {}))[:PROBLEMS_SHOWN]:
+        rows = {name: found[key] for name, found in texts.items() if key in found}
+        first = next(iter(rows.values()))
+        shown = {n: {k: row[k] for k in ("completion", "strict")} for n, row in rows.items()}
+        problems.append({"question": first["question"], "gold": first["gold"], "texts": shown})
+    rule = RULE.format(problems=len(problems), split=analysis.split)
     return {"rule": rule, "problems": problems} if problems else {}
 
 
@@ -194,27 +173,12 @@ def _base_files(folder: Path, analysis: Analysis) -> list[Path]:
 def _first(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Problem id -> its first sample, of the first problems in the first file that is there."""
     path = next((file for file in files if file.is_file()), None)
-    found: dict[str, dict[str, Any]] = {}
-    for row in _lines(path) if path is not None else ():
-        if row.get("sample") == 0:
-            found[str(row.get("id"))] = {
-                "question": str(row.get("question", ""))[:LETTERS_KEPT],
-                "gold": str(row.get("gold", ""))[:LETTERS_KEPT],
-                "completion": str(row.get("completion", ""))[:LETTERS_KEPT],
-                "strict": bool(row.get("strict")),
-            }
-        if len(found) == PROBLEMS_SHOWN:
-            break
-    return found
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file, read only as far as they are asked for."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise UserError(f"{path}:{number}: not a JSON object") from None
-            if isinstance(row, dict):
-                yield row
+    rows = (row for _, row in numbered(path)) if path is not None else iter(())
+    chosen = itertools.islice((row for row in rows if row.get("sample") == 0), PROBLEMS_SHOWN)
+    return {
+        str(row.get("id")): {
+            **{k: str(row.get(k, ""))[:LETTERS_KEPT] for k in ("question", "gold", "completion")},
+            "strict": bool(row.get("strict")),
+        }
+        for row in chosen
+    }

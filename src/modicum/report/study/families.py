@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modicum.report.study.analysis import Analysis, Arm
 from modicum.report.style import INK, MARKERS, MUTED, SERIES
+from modicum.results import Analysis, ArmResult
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ KINDS = {
 }
 
 
-def family(analysis: Analysis, arm: Arm) -> Family:
+def family(analysis: Analysis, arm: ArmResult) -> Family:
     """The family of an arm of a study."""
     if arm.name == analysis.control:
         return CONTROL
@@ -58,13 +58,13 @@ def present(analysis: Analysis) -> list[Family]:
     return [kind for kind in order if kind in found]
 
 
-def ranked(analysis: Analysis) -> list[Arm]:
+def ranked(analysis: Analysis) -> list[ArmResult]:
     """The arms from the largest difference to the smallest; the control stands at 0.
 
     Placebos come after all others, arms without a difference (failed ones) last.
     """
 
-    def place(arm: Arm) -> tuple[bool, bool, float]:
+    def place(arm: ArmResult) -> tuple[bool, bool, float]:
         control = arm.name == analysis.control
         gap = 0.0 if control else arm.difference.mean if arm.difference else None
         return gap is None, arm.placebo, -(gap or 0.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from modicum.report.study.analysis import Analysis
-from modicum.report.study.figures import listed
+from modicum.report.numbers import listed
+from modicum.results import Analysis
 
 REFERENCE = "docs/statistics.md has the formulas and the simulations that check them."
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modicum.report import frame
-from modicum.report.study import content, markdown, read
-from modicum.report.study.content import Content
+from modicum.report import output
+from modicum.report.study import read
+from modicum.report.study.document import document
 
 
 def write(folder: Path, out: Path | None = None, title: str | None = None) -> Path:
@@ -16,22 +16,6 @@ def write(folder: Path, out: Path | None = None, title: str | None = None) -> Pa
     X.html, X.md, X-figures/. Raises UserError for a study that cannot be read or a file that
     cannot be written.
     """
-    places = frame.places(Path(folder), out)
-    study = read.load(folder)
-    found = content.gather(study, title or f"Study of {study.analysis.task or folder.name}")
-    frame.write(places.page, render(found))
-    frame.save_figures(found.figures.values(), places.figures)
-    frame.write(places.markdown, markdown.render(found, places.figures.name))
-    return places.page
-
-
-def render(found: Content) -> str:
-    """The page as text."""
-    return frame.render(
-        "study/study.html",
-        title=found.title,
-        contents=content.sections(found),
-        found=found,
-        marked=content.marked,
-        about=content.about,
-    )
+    places, study = output.places(Path(folder), out), read.load(folder)
+    title = title or f"Study of {study.analysis.task or folder.name}"
+    return output.write(document(study, title), places)

@@ -2,89 +2,71 @@
 
 from __future__ import annotations
 
-from modicum.report import tables
-from modicum.report.frame import Cell, Table, table
-from modicum.report.study.analysis import Analysis, Arm
-from modicum.report.study.families import family, ranked
-from modicum.report.study.forest import interval, points
-from modicum.report.study.tuning import rate_text
-from modicum.stats import Interval
+from collections.abc import Callable, Mapping
 
-NONE = tables.NONE
+from modicum.report.document import Table, TableCell, table
+from modicum.report.numbers import (
+    NONE,
+    count,
+    decimal,
+    interval,
+    memory,
+    percent,
+    points,
+    rate,
+    share,
+    short,
+)
+from modicum.report.study.families import family, ranked
+from modicum.results import Analysis, ArmCost, ArmResult
+
 EDGE = " at\u00a0edge"
 TESTS = ("noninferior", "superior", "equivalent", "inferior")
 
 
 def arms(analysis: Analysis) -> Table:
     """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
-    heads = (
-        "arm",
-        "verdict",
-        "trained",
-        f"{analysis.primary} (%), 95 %",
-        "difference, 90 %",
-        "retention, 95 %",
-        "time",
-        "memory",
-        "rate",
-        "seeds",
-    )
-    rows = []
-    for arm in ranked(analysis):
-        cost = arm.cost
-        rows.append(
-            [
-                Cell(arm.name, series=family(analysis, arm).series, code=True),
-                Cell(arm.verdict),
-                Cell(tables.share(cost.share), cost.share),
-                _accuracy(arm.accuracy),
-                _difference(arm),
-                _retention(arm.retention),
-                _ratio(cost.time_ratio),
-                _ratio(cost.memory_ratio),
-                _rate(arm),
-                _seeds(analysis, arm),
-            ]
-        )
-    return table("The arms, the best first", heads, rows, wrap=True)
+    columns: Mapping[str, Callable[[ArmResult], TableCell]] = {
+        "verdict": lambda arm: TableCell(arm.verdict),
+        "trained": lambda arm: TableCell(share(arm.cost.share), arm.cost.share),
+        f"{analysis.primary} (%), 95 %": _accuracy,
+        "difference, 90 %": _difference,
+        "retention, 95 %": _retention,
+        "time": lambda arm: _ratio(arm.cost.time_ratio),
+        "memory": lambda arm: _ratio(arm.cost.memory_ratio),
+        "rate": _rate,
+        "seeds": lambda arm: _seeds(analysis, arm),
+    }
+    rows = [
+        [_name(analysis, arm), *(cell(arm) for cell in columns.values())]
+        for arm in ranked(analysis)
+    ]
+    return table("The arms, the best first", ("arm", *columns), rows, wrap=True)
+
+
+COSTS: Mapping[str, tuple[Callable[[ArmCost], float | None], Callable[[float | None], str]]] = {
+    "trained parameters": (lambda cost: cost.parameters, count),
+    "in training at once": (lambda cost: cost.active_parameters_mean, count),
+    "optimizer": (lambda cost: cost.optimizer_bytes, lambda value: _memory(value)),
+    "peak memory": (lambda cost: cost.peak_memory_bytes, memory),
+    "above the start": (lambda cost: cost.memory_bytes, memory),
+    "seconds": (lambda cost: cost.seconds, decimal),
+    "a step": (lambda cost: cost.step_seconds, lambda value: _step(value)),
+    "steps": (lambda cost: cost.steps, decimal),
+    "tokens": (lambda cost: cost.generated_tokens, short),
+    "FLOPs": (lambda cost: cost.flops_ratio, lambda value: _ratio(value).text),
+    "tuning runs": (lambda cost: cost.tuning_runs, count),
+}
 
 
 def costs(analysis: Analysis) -> Table:
     """What every arm used, as measured: means over its seeds."""
-    heads = (
-        "arm",
-        "trained parameters",
-        "in training at once",
-        "optimizer",
-        "peak memory",
-        "above the start",
-        "seconds",
-        "a step",
-        "steps",
-        "tokens",
-        "FLOPs",
-        "tuning runs",
-    )
     rows = []
     for arm in ranked(analysis):
-        cost = arm.cost
-        rows.append(
-            [
-                Cell(arm.name, series=family(analysis, arm).series, code=True),
-                Cell(tables.count(cost.parameters), cost.parameters),
-                Cell(tables.count(cost.active_parameters_mean), cost.active_parameters_mean),
-                Cell(_memory(cost.optimizer_bytes), cost.optimizer_bytes),
-                Cell(tables.memory(cost.peak_memory_bytes), cost.peak_memory_bytes),
-                Cell(tables.memory(cost.memory_bytes), cost.memory_bytes),
-                Cell(tables.decimal(cost.seconds), cost.seconds),
-                Cell(_step(cost.step_seconds), cost.step_seconds),
-                Cell(tables.decimal(cost.steps), cost.steps),
-                Cell(tables.short(cost.generated_tokens), cost.generated_tokens),
-                _ratio(cost.flops_ratio),
-                Cell(tables.count(cost.tuning_runs), cost.tuning_runs),
-            ]
-        )
-    return table("What the arms cost", heads, rows)
+        found = [(value(arm.cost), text) for value, text in COSTS.values()]
+        cells = [TableCell(text(value), value) for value, text in found]
+        rows.append([_name(analysis, arm), *cells])
+    return table("What the arms cost", ("arm", *COSTS), rows, plain=True)
 
 
 def tests(analysis: Analysis) -> Table | None:
@@ -106,32 +88,39 @@ def tests(analysis: Analysis) -> Table | None:
         found = arm.difference
         ends = NONE if found is None else interval(found.low95, found.high95)
         cells = [_test(arm, name) for name in TESTS]
-        rows.append(
-            [Cell(arm.name, code=True), *cells, Cell(ends, None if found is None else found.mean)]
-        )
-    return table("p-values of the tests, in brackets after Holm", heads, rows)
+        last = TableCell(ends, None if found is None else found.mean)
+        rows.append([TableCell(arm.name, code=True), *cells, last])
+    return table("p-values of the tests, in brackets after Holm", heads, rows, plain=True)
 
 
-def _accuracy(band: Interval | None) -> Cell:
+def _name(analysis: Analysis, arm: ArmResult) -> TableCell:
+    return TableCell(arm.name, series=family(analysis, arm).series, code=True)
+
+
+def _accuracy(arm: ArmResult) -> TableCell:
+    band = arm.accuracy
     if band is None:
-        return Cell(NONE)
-    ends = f"[{tables.percent(band.low)}, {tables.percent(band.high)}]"
-    return Cell(f"{tables.percent(band.mean)} {_whole(ends)}", band.mean)
+        return TableCell(NONE)
+    ends = f"[{percent(band.low)}, {percent(band.high)}]"
+    return TableCell(f"{percent(band.mean)} {_whole(ends)}", band.mean)
 
 
-def _difference(arm: Arm) -> Cell:
+def _difference(arm: ArmResult) -> TableCell:
     found = arm.difference
     if found is None:
-        return Cell(NONE)
-    return Cell(f"{points(found.mean)} {_whole(interval(found.low90, found.high90))}", found.mean)
+        return TableCell(NONE)
+    return TableCell(
+        f"{points(found.mean)} {_whole(interval(found.low90, found.high90))}", found.mean
+    )
 
 
-def _retention(band: Interval | None) -> Cell:
+def _retention(arm: ArmResult) -> TableCell:
+    band = arm.retention
     if band is None:
-        return Cell(NONE)
-    text = f"{100 * band.mean:.0f}\u00a0% "
-    text += _whole(f"[{100 * band.low:.0f}, {100 * band.high:.0f}]")
-    return Cell(text.replace("-", "−"), band.mean)
+        return TableCell(NONE)
+    ends = _whole(f"[{percent(band.low, 0)}, {percent(band.high, 0)}]")
+    text = f"{percent(band.mean, 0)}\u00a0% {ends}"
+    return TableCell(text.replace("-", "−"), band.mean)
 
 
 def _whole(text: str) -> str:
@@ -139,14 +128,14 @@ def _whole(text: str) -> str:
     return text.replace(" ", "\u00a0")
 
 
-def _ratio(value: float | None) -> Cell:
-    return Cell(NONE) if value is None else Cell(f"{value:.2f}\u00a0×", value)
+def _ratio(value: float | None) -> TableCell:
+    return TableCell(NONE) if value is None else TableCell(f"{value:.2f}\u00a0×", value)
 
 
 def _memory(value: float | None) -> str:
     """Bytes with a decimal where there are few: moments of an adapter are less than a MiB."""
     if value is None or value >= 10 * 2**20:
-        return tables.memory(value)
+        return memory(value)
     return f"{value / 2**20:.2f} MiB" if value else "0"
 
 
@@ -154,25 +143,25 @@ def _step(seconds: float | None) -> str:
     return NONE if seconds is None else f"{seconds:.3g} s"
 
 
-def _rate(arm: Arm) -> Cell:
+def _rate(arm: ArmResult) -> TableCell:
     if arm.learning_rate is None:
-        return Cell(NONE)
-    text = rate_text(arm.learning_rate)
-    return Cell(text + (EDGE if arm.rate_at_edge else ""), arm.learning_rate)
+        return TableCell(NONE)
+    text = rate(arm.learning_rate)
+    return TableCell(text + (EDGE if arm.rate_at_edge else ""), arm.learning_rate)
 
 
-def _seeds(analysis: Analysis, arm: Arm) -> Cell:
+def _seeds(analysis: Analysis, arm: ArmResult) -> TableCell:
     done = len(arm.by_seed)
     missing = len(analysis.seeds) - done
-    return Cell(f"{done}, {missing} failed" if arm.failed and missing > 0 else f"{done}", done)
+    return TableCell(f"{done}, {missing} failed" if arm.failed and missing > 0 else f"{done}", done)
 
 
-def _test(arm: Arm, name: str) -> Cell:
+def _test(arm: ArmResult, name: str) -> TableCell:
     found = (arm.tests or {}).get(name)
     if found is None or found.p is None:
-        return Cell(NONE)
+        return TableCell(NONE)
     text = _p(found.p) + ("" if found.holm is None else f" ({_p(found.holm)})")
-    return Cell(f"{text} ✓" if found.holds else text, found.p)
+    return TableCell(f"{text} ✓" if found.holds else text, found.p)
 
 
 def _p(value: float) -> str:

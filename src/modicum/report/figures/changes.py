@@ -1,4 +1,7 @@
-"""The map of what training changed in the weights: a panel for each run, layer by part."""
+"""What training changed in the weights of runs: the map, layer by part, and the numbers.
+
+The numbers are those of modicum.anatomy, explained in docs/anatomy.md.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from modicum.report import document
+from modicum.report.numbers import NONE, small_percent
 from modicum.report.style import BROAD, INK, NARROW, SERIES, tip, wrapped
-from modicum.report.weights import Anatomy
+from modicum.results import Anatomy, AnatomyPart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,9 +27,18 @@ DARKEST = 0.7  # the ink in a cell stays readable
 Runs = Sequence[tuple[str, Anatomy | None]]
 
 
-def drawable(runs: Runs) -> bool:
-    """Whether any of the runs (label, what was measured) has a change to show."""
-    return _largest(runs) > 0
+def figure(runs: Runs) -> document.Figure | None:
+    """The map, where any of the runs (label, what was measured) has a change to show."""
+    if not _largest(runs) > 0:
+        return None
+    names = ", ".join(label for label, _ in runs[:PANELS_SHOWN])
+    return document.Figure(
+        "changes",
+        f"Size of the change in every layer and part of the weights: {names}",
+        "Size of the change over the size of the weights (%), by layer and part. Darker is"
+        " more (as the root), on one scale for all runs; an empty cell did not change.",
+        lambda narrow: change_map(runs, narrow),
+    )
 
 
 def change_map(runs: Runs, narrow: bool = False) -> Figure:
@@ -46,12 +60,6 @@ def change_map(runs: Runs, narrow: bool = False) -> Figure:
             _panel(axes, wrapped(label, width - 1), found, largest, numbered=not narrow)
         grid[-1].set_xlabel("layer")
     return figure
-
-
-def percent(share: float) -> str:
-    """A share in percent, with two digits or more: 97.4, 0.20, 0.0012."""
-    value = 100 * share
-    return f"{value:.1f}" if value >= 1 else f"{value:#.2g}"
 
 
 def _shown(runs: Runs) -> list[tuple[str, Anatomy]]:
@@ -110,8 +118,47 @@ def _cell(
     if value:
         alpha = DARKEST * math.sqrt(value / largest)
         cell = Rectangle(corner, 0.92, high, facecolor=SERIES[0], alpha=alpha, linewidth=0)
-        tip(axes.add_patch(cell), f"{where}: {percent(value)} %")
+        tip(axes.add_patch(cell), f"{where}: {small_percent(value)} %")
         if text:
             middle = y + (rows - 1) / 2
-            shown = axes.text(x, middle, percent(value), ha="center", va="center", fontsize=7)
-            tip(shown, f"{where}: {percent(value)} %")
+            shown = axes.text(x, middle, small_percent(value), ha="center", va="center", fontsize=7)
+            tip(shown, f"{where}: {small_percent(value)} %")
+
+
+def measures(found: Sequence[Anatomy | None]) -> list[tuple[str, list[str]]]:
+    """Name -> a text for each run; nothing when no run was measured."""
+    known = [a for a in found if a is not None]
+    rows = [
+        ("Tensors changed", [f"{a.tensors_changed} of {a.tensors}" if a else NONE for a in found])
+    ]
+    for key in known[0].changed if known else ():
+        if key != "bf16":
+            name = "at all" if key == "0" else f"by more than {key}"
+            rows.append((f"Entries changed {name} (%)", [_share(a, key) for a in found]))
+    rows += [
+        ("Entries changed that bf16 shows (%)", [_share(a, "bf16") for a in found]),
+        ("The same, within changed tensors (%)", [_share(a, "bf16", within=True) for a in found]),
+        (
+            "Size of the change, of the weights' norm (%)",
+            [NONE if a is None else small_percent(a.relative_norm) for a in found],
+        ),
+    ]
+    for part in dict.fromkeys(name for a in known for name in a.parts):
+        texts = [rank(a.parts.get(part)) if a else NONE for a in found]
+        if set(texts) != {NONE}:
+            rows.append((f"Effective rank, {part} (of full rank)", texts))
+    return rows if known else []
+
+
+def _share(found: Anatomy | None, key: str, within: bool = False) -> str:
+    share = None if found is None else found.changed.get(key)
+    if found is None or share is None or (within and not found.entries_in_changed):
+        return NONE
+    return small_percent(share * (found.entries / found.entries_in_changed if within else 1))
+
+
+def rank(part: AnatomyPart | None, space: str = "") -> str:
+    """The effective rank of a part's change and its share of full rank."""
+    if part is None or part.effective_rank is None or part.rank_share is None:
+        return NONE
+    return f"{part.effective_rank:.1f} ({100 * part.rank_share:.0f}{space}%)"

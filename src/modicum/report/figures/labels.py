@@ -34,7 +34,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Place:
+class LabelPlace:
     """Where a label goes: its left end and middle, and how far it is from its point."""
 
     x: float
@@ -54,7 +54,7 @@ def arrange(
     sizes: Sequence[tuple[float, float]],
     bounds: Box,
     obstacles: Sequence[Box] = (),
-) -> list[Place]:
+) -> list[LabelPlace]:
     """A place for the label of every point; `sizes` are widths and heights.
 
     Points and `obstacles` are kept clear where there is room, `bounds` is not left.
@@ -66,7 +66,7 @@ def arrange(
     ]
     crowd = [sum(math.dist(a, b) < 0.8 for b in points) for a in points]
     order = sorted(range(len(points)), key=lambda i: (-crowd[i], points[i]))
-    chosen: dict[int, Place] = {}
+    chosen: dict[int, LabelPlace] = {}
     for _ in range(ROUNDS):
         moved = False
         for i in order:
@@ -81,7 +81,7 @@ def arrange(
 
 def _choices(
     point: tuple[float, float], size: tuple[float, float], bounds: Box, fixed: Sequence[Box]
-) -> list[Place]:
+) -> list[LabelPlace]:
     """All places around a point with what each costs by itself."""
     found = []
     for distance in DISTANCES:
@@ -104,14 +104,14 @@ def _choices(
             # To the right is where a reader looks first, above next.
             taste = 0.02 * (1 - across) + 0.01 * (1 - up)
             cost = 1.2 * distance + 60 * outside + 40 * covered + taste
-            found.append(Place(x, y, distance, cost, box))
+            found.append(LabelPlace(x, y, distance, cost, box))
     return found
 
 
 def _total(
     point: tuple[float, float],
-    place: Place,
-    others: Sequence[tuple[tuple[float, float], Place]],
+    place: LabelPlace,
+    others: Sequence[tuple[tuple[float, float], LabelPlace]],
 ) -> float:
     cost = place.cost
     line = (point, _middle(place))
@@ -122,7 +122,7 @@ def _total(
     return cost
 
 
-def _middle(place: Place) -> tuple[float, float]:
+def _middle(place: LabelPlace) -> tuple[float, float]:
     return (place.box.left + place.box.right) / 2, place.y
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from modicum.report.numbers import tick
 from modicum.report.study.families import Family
 from modicum.report.style import BROAD, MUTED, NARROW
-from modicum.report.tables import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,11 +79,7 @@ def numbers(axes: Axes, axis: str, count: int = 4) -> None:
 
     chosen = axes.xaxis if axis == "x" else axes.yaxis
     chosen.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
-    chosen.set_major_formatter(FuncFormatter(_tick))
-
-
-def _tick(value: float, _: int) -> str:
-    return short(value) if abs(value) >= 1000 else f"{value:g}"
+    chosen.set_major_formatter(FuncFormatter(tick))
 
 
 def legend(figure: Figure, families: Sequence[Family], left: float, top: float) -> None:

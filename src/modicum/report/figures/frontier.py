@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from modicum.report import tables
-from modicum.report.study import labels, panels
-from modicum.report.study.analysis import Analysis, Arm, Cost
+from modicum.report import document
+from modicum.report.figures import labels, panels
+from modicum.report.numbers import decimal, mebibytes, memory, short, some
 from modicum.report.study.families import family, present
 from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, tip
+from modicum.results import Analysis, ArmCost, ArmResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,23 +28,21 @@ class Axis:
 
     name: str
     title: str
-    value: Callable[[Cost], float | None]
+    value: Callable[[ArmCost], float | None]
     text: Callable[[float | None], str]
     log: bool = False
 
 
-def _mebibytes(cost: Cost) -> float | None:
-    return None if cost.memory_bytes is None else cost.memory_bytes / 2**20
-
-
 def _memory(value: float | None) -> str:
-    return tables.memory(None if value is None else value * 2**20)
+    return memory(None if value is None else value * 2**20)
 
 
 AXES = (
-    Axis("parameters", "trained parameters", lambda c: c.parameters, tables.short, log=True),
-    Axis("time", "training time (s)", lambda c: c.seconds, lambda v: f"{tables.decimal(v)} s"),
-    Axis("memory", "peak memory above the start (MiB)", _mebibytes, _memory),
+    Axis("parameters", "trained parameters", lambda c: c.parameters, short, log=True),
+    Axis("time", "training time (s)", lambda c: c.seconds, lambda v: f"{decimal(v)} s"),
+    Axis(
+        "memory", "peak memory above the start (MiB)", lambda c: mebibytes(c.memory_bytes), _memory
+    ),
 )
 
 
@@ -50,10 +50,33 @@ AXES = (
 class Point:
     """An arm with its cost, its accuracy in percent, and whether it is on the frontier."""
 
-    arm: Arm
+    arm: ArmResult
     x: float
     y: float
     best: bool = False
+
+
+def figures(analysis: Analysis) -> list[document.Figure]:
+    """A figure for each cost that two arms or more have."""
+    made = []
+    for axis in AXES:
+        found = points(analysis, axis)
+        if len(found) < 2:
+            continue
+        best = [f"{p.arm.name} ({axis.text(p.x)}, {p.y:.1f} %)" for p in found if p.best]
+        made.append(
+            document.Figure(
+                f"accuracy-{axis.name}",
+                f"{analysis.primary.capitalize()} against {axis.title}. On the frontier:"
+                f" {some(best)}.",
+                f"{analysis.primary.capitalize()} over seeds (with 95 % interval) against"
+                f" {axis.title}{', on a logarithmic scale' if axis.log else ''}. The steps are"
+                " the frontier: no cheaper arm reached as much (bold names; by the means, so two"
+                " that differ by less than their intervals may change places).",
+                partial(draw, analysis, axis),
+            )
+        )
+    return made
 
 
 def points(analysis: Analysis, axis: Axis) -> list[Point]:
@@ -145,7 +168,7 @@ def _base(axes: Axes, analysis: Analysis, found: Sequence[Point]) -> None:
         axes.text(0.995, 0.015, panels.shorten(text, room, SIZE), fontsize=SIZE, **style)
 
 
-def _ends(arm: Arm) -> tuple[float, float]:
+def _ends(arm: ArmResult) -> tuple[float, float]:
     return (0.0, 0.0) if arm.accuracy is None else (arm.accuracy.low, arm.accuracy.high)
 
 

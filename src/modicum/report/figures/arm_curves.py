@@ -9,18 +9,19 @@ within what all of them have.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from modicum.report.curves import smooth
-from modicum.report.study import panels
-from modicum.report.study.analysis import Arm
+from modicum.report import document
+from modicum.report.figures import panels
+from modicum.report.figures.curves import ACCURACY, Line, known, over_seeds
+from modicum.report.numbers import some
 from modicum.report.study.families import CONTROL, family
-from modicum.report.study.read import Columns, Curves, Study
+from modicum.report.study.read import ArmCurves, Columns, StudyRecord
 from modicum.report.style import INK, MUTED, PAPER, name, tip
+from modicum.results import ArmResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,66 +31,72 @@ POINTS = 50  # of a drawn line
 AGAINST = {"steps": ("step", "step"), "tokens": ("tokens", "generated tokens")} | {
     "seconds": ("seconds", "training time (s)")
 }
-METRIC = "reward/accuracy"
 
 
-@dataclass(frozen=True)
-class Line:
-    """The mean over seeds with the lowest and the highest seed, at the same x."""
-
-    x: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
-def metric(study: Study) -> str:
+def metric(study: StudyRecord) -> str:
     """What the learning curves show: accuracy, or the reward where that was not logged."""
     columns = [c for curves in study.curves.values() for c in curves.seeds.values()]
-    return METRIC if any(METRIC in c for c in columns) else "reward/mean"
+    return ACCURACY if any(ACCURACY in c for c in columns) else "reward/mean"
 
 
 def line(seeds: Mapping[str, Columns], x: str, y: str, points: int = POINTS) -> Line | None:
     """Mean and range over the seeds that logged both columns, or None where none did."""
-    found = [pair for columns in seeds.values() if (pair := _pair(columns, x, y)) is not None]
+    pairs = [known(columns.get(x), columns.get(y)) for columns in seeds.values()]
+    found = [pair for pair in pairs if pair is not None]
     if not found:
         return None
-    start, end = max(xs[0] for xs, _ in found), min(xs[-1] for xs, _ in found)
-    # Runs that have nothing in common: the longest part that one of them has.
-    if start > end:
-        found = found[:1]
-        start, end = found[0][0][0], found[0][0][-1]
-    at = np.linspace(start, end, min(points, max(len(xs) for xs, _ in found)))
-    values = np.array([np.interp(at, xs, smooth(ys)) for xs, ys in found])
-    return Line(at, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+    return Line(*over_seeds(found, min(points, max(len(xs) for xs, _ in found))))
 
 
-def _pair(
-    columns: Columns, x: str, y: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    if x not in columns or y not in columns:
-        return None
-    seen = np.isfinite(columns[x]) & np.isfinite(columns[y])
-    return (columns[x][seen], columns[y][seen]) if seen.any() else None
-
-
-def arms(study: Study) -> list[Arm]:
+def arms(study: StudyRecord) -> list[ArmResult]:
     """The arms that have curves, the control first."""
     return [a for a in study.analysis.arms if a.slug in study.curves]
 
 
-def draw(study: Study, against: str, narrow: bool) -> Figure:
+def figures(study: StudyRecord) -> list[document.Figure]:
+    """A figure for each axis that was logged; what the budget counts comes first.
+
+    There all arms end at the same place.
+    """
+    made = []
+    y, unit = metric(study), study.analysis.budget.unit if study.analysis.budget else "steps"
+    factor, what, words = (100, "%", "Accuracy") if y == ACCURACY else (1, "reward", "Reward")
+    for against in sorted(AGAINST, key=lambda name: name != unit):
+        column, title = AGAINST[against]
+        lines = {a.name: line(study.curves[a.slug].seeds, column, y) for a in arms(study)}
+        ends = [
+            f"{name} from {factor * found.mean[0]:.3g} to {factor * found.mean[-1]:.3g}"
+            for name, found in lines.items()
+            if found is not None
+        ]
+        if not ends:
+            continue
+        made.append(
+            document.Figure(
+                f"learning-{against}",
+                f"Learning curves against {title}, {what}: {some(ends)}.",
+                f"{words} on training samples against {title}: mean over seeds, each smoothed over"
+                " a tenth of its steps; the band goes from the lowest to the highest seed. Grey:"
+                " the control. Dashed: the base on held-out problems. Diamonds: held-out accuracy,"
+                " with its 95 % interval at the end.",
+                partial(draw, study, against),
+            )
+        )
+    return made
+
+
+def draw(study: StudyRecord, against: str, narrow: bool) -> Figure:
     """The figure against `steps`, `tokens` or `seconds`."""
     column, title = AGAINST[against]
     shown, y = arms(study), metric(study)
-    factor, unit = (100, "accuracy (%)") if y == METRIC else (1, "reward")
+    factor, unit = (100, "accuracy (%)") if y == ACCURACY else (1, "reward")
     lines = {arm.slug: line(study.curves[arm.slug].seeds, column, y) for arm in shown}
     control = lines.get(study.control.slug)
     figure, grid = panels.grid([arm.name for arm in shown], narrow, title, unit)
     right = max((found.x[-1] for found in lines.values() if found), default=1.0)
-    highs = [found.high.max() for found in lines.values() if found]
-    lows = [found.low.min() for found in lines.values() if found]
-    top = 103 if y == METRIC else max(highs, default=1) * 1.05
+    highs = [found.high.max() for found in lines.values() if found and found.high is not None]
+    lows = [found.low.min() for found in lines.values() if found and found.low is not None]
+    top = 103 if y == ACCURACY else max(highs, default=1) * 1.05
     bottom = min(0.0, *lows) if lows else 0.0
     for axes, arm in zip(grid, shown, strict=True):
         axes.set_xlim(0, 1.04 * right)
@@ -105,23 +112,25 @@ def draw(study: Study, against: str, narrow: bool) -> Figure:
             axes.text(0.98, 0.05, "not logged", **style)
         else:
             _curve(axes, found, factor, kind.colour, arm.name)
-            if y == METRIC:
+            if y == ACCURACY:
                 _held_out(axes, study.curves[arm.slug], arm, found, column, kind.colour)
-        if y == METRIC and study.analysis.base is not None:
+        if y == ACCURACY and study.analysis.base is not None:
             base = 100 * study.analysis.base.mean
             axes.axhline(base, color=MUTED, linewidth=0.8, dashes=(4, 3))
     return figure
 
 
 def _curve(axes: Axes, found: Line, factor: float, colour: str, label: str) -> None:
-    axes.fill_between(
-        found.x, factor * found.low, factor * found.high, color=colour, alpha=0.22, linewidth=0
-    )
+    if found.low is not None and found.high is not None:
+        band = (factor * found.low, factor * found.high)
+        axes.fill_between(found.x, *band, color=colour, alpha=0.22, linewidth=0)
     (drawn,) = axes.plot(found.x, factor * found.mean, color=colour, linewidth=1.5)
     name(drawn, label)
 
 
-def _held_out(axes: Axes, curves: Curves, arm: Arm, found: Line, column: str, colour: str) -> None:
+def _held_out(
+    axes: Axes, curves: ArmCurves, arm: ArmResult, found: Line, column: str, colour: str
+) -> None:
     """Held-out accuracy: where it was measured during training, and at the end with interval."""
     style: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 0.8, "clip_on": False}
     xs, ys = between(curves, column)
@@ -136,9 +145,9 @@ def _held_out(axes: Axes, curves: Curves, arm: Arm, found: Line, column: str, co
         tip(mark, f"{arm.name}: {100 * band.mean:.1f} % of held-out problems at the end")
 
 
-def between(curves: Curves, column: str) -> tuple[list[float], list[float]]:
+def between(curves: ArmCurves, column: str) -> tuple[list[float], list[float]]:
     """x and mean held-out accuracy (%) at the steps that every seed evaluated before its last."""
-    tables = [dict(pairs[:-1]) for pairs in curves.evaluations.values()]
+    tables = [{pair[0]: pair[1] for pair in pairs[:-1]} for pairs in curves.evaluations.values()]
     common = set.intersection(*map(set, tables)) if tables else set()
     xs, ys = [], []
     for step in sorted(common):

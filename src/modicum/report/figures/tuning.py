@@ -6,24 +6,47 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from modicum.report.study import panels
-from modicum.report.study.analysis import Analysis, Arm
+from modicum.report import document
+from modicum.report.figures import panels
+from modicum.report.numbers import listed, rate, some
 from modicum.report.study.families import family
 from modicum.report.style import INK, MUTED, tip
+from modicum.results import Analysis, ArmResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def arms(analysis: Analysis) -> list[Arm]:
+def arms(analysis: Analysis) -> list[ArmResult]:
     """The arms whose rate was chosen among several, in the order of the study."""
     return [arm for arm in analysis.arms if len(arm.tries) > 1]
 
 
-def chosen(arm: Arm, rate: float) -> bool:
-    """Whether `rate` is the arm's; rates are written with a few digits."""
-    return arm.learning_rate is not None and abs(rate / arm.learning_rate - 1) < 1e-3
+def figure(analysis: Analysis) -> document.Figure | None:
+    """The curves, where any try ended."""
+    found = arms(analysis)
+    if not any(t.accuracy is not None for arm in found for t in arm.tries):
+        return None
+    edges = [arm.name for arm in found if arm.rate_at_edge]
+    rates = [f"{a.name} {rate(a.learning_rate)}" for a in found if a.learning_rate is not None]
+    at_edge = (
+        f" At the edge of its grid, so that a better rate may lie outside: {listed(edges)}."
+        if edges
+        else " No best rate lies at the edge of its grid."
+    )
+    return document.Figure(
+        "tuning",
+        f"Accuracy on tuning problems against the learning rate. Chosen: {some(rates)}.{at_edge}",
+        "Accuracy on tuning problems, which are neither trained on nor tested on, against"
+        f" the learning rate. Ringed: the chosen rate. A cross: the try failed.{at_edge}",
+        lambda narrow: draw(analysis, narrow),
+    )
+
+
+def chosen(arm: ArmResult, tried: float) -> bool:
+    """Whether a rate is the arm's; rates are written with a few digits."""
+    return arm.learning_rate is not None and abs(tried / arm.learning_rate - 1) < 1e-3
 
 
 def ticks(rates: Sequence[float]) -> list[float]:
@@ -32,12 +55,6 @@ def ticks(rates: Sequence[float]) -> list[float]:
     room = 0.3 * (high - low)
     powers = range(math.ceil(low + room), math.floor(high - room) + 1)
     return sorted({min(rates), max(rates), *(10.0**power for power in powers)})
-
-
-def rate_text(rate: float) -> str:
-    """A learning rate in two digits, short: 8e−4, 6.7e−5."""
-    digits, power = f"{rate:.1e}".split("e")
-    return f"{digits.removesuffix('.0')}e{int(power)}".replace("-", "−")
 
 
 def draw(analysis: Analysis, narrow: bool) -> Figure:
@@ -53,7 +70,7 @@ def draw(analysis: Analysis, narrow: bool) -> Figure:
     for axes, arm in zip(grid, shown, strict=True):
         axes.set_xscale("log")
         axes.set_xlim(min(rates) / 1.6, max(rates) * 1.6)
-        axes.set_xticks(ticks(rates), [rate_text(rate) for rate in ticks(rates)])
+        axes.set_xticks(ticks(rates), list(map(rate, ticks(rates))))
         # The outer labels stay within their panel: neighbours would touch.
         labels = axes.get_xticklabels()
         for label in labels[:1]:
@@ -66,17 +83,17 @@ def draw(analysis: Analysis, narrow: bool) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, arm: Arm, colour: str) -> None:
+def _panel(axes: Axes, arm: ArmResult, colour: str) -> None:
     from matplotlib.ticker import NullFormatter
 
     axes.xaxis.set_minor_formatter(NullFormatter())
     tried = [(t.rate, 100 * t.accuracy) for t in arm.tries if t.accuracy is not None]
     axes.plot(*zip(*tried, strict=True), color=colour, linewidth=1.2) if tried else None
-    for rate, accuracy in tried:
+    for at, accuracy in tried:
         ring: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 1.2, "markersize": 7}
-        style = ring if chosen(arm, rate) else {"markersize": 3.5}
-        (mark,) = axes.plot(rate, accuracy, "o", color=colour, zorder=3, **style)
-        tip(mark, f"{arm.name} at {rate:.2g}: {accuracy:.1f} %")
+        style = ring if chosen(arm, at) else {"markersize": 3.5}
+        (mark,) = axes.plot(at, accuracy, "o", color=colour, zorder=3, **style)
+        tip(mark, f"{arm.name} at {at:.2g}: {accuracy:.1f} %")
     for failed in (t for t in arm.tries if t.accuracy is None):
         bottom = axes.get_ylim()[0]
         (mark,) = axes.plot(failed.rate, bottom, "x", color=INK, markersize=5, clip_on=False)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modicum.report.study import panels
-from modicum.report.study.analysis import Analysis
+from modicum.report import document
+from modicum.report.figures import panels
+from modicum.report.numbers import some
 from modicum.report.study.families import CONTROL, family, ranked
 from modicum.report.style import BROAD, INK, MUTED, NARROW, SERIES, tip
+from modicum.results import Analysis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,8 +35,31 @@ def rows(analysis: Analysis) -> list[tuple[str, dict[str, float]]]:
     """Name -> accuracy by level: the base, then the arms as the forest plot has them."""
     arms = [arm for arm in ranked(analysis) if arm.difficulty]
     base = {lv.level: lv.base for a in arms for lv in a.difficulty if lv.base is not None}
-    found = [(arm.name, {lv.level: lv.accuracy for lv in arm.difficulty}) for arm in arms]
+    found = [
+        (a.name, {lv.level: lv.accuracy for lv in a.difficulty if lv.accuracy is not None})
+        for a in arms
+    ]
     return [("base", base), *found] if base else found
+
+
+def figure(analysis: Analysis) -> document.Figure | None:
+    """The table, where there is more than one level."""
+    known = list(levels(analysis))
+    if len(known) < 2:
+        return None
+    first, last = known[0], known[-1]
+    values = [
+        f"{name} {100 * found[first]:.0f} and {100 * found[last]:.0f}"
+        for name, found in rows(analysis)
+        if first in found and last in found
+    ]
+    return document.Figure(
+        "difficulty",
+        f"Accuracy (%) by difficulty; on the problems of {first} and of {last}: {some(values)}.",
+        f"{analysis.primary.capitalize()} (%) by the difficulty of the {analysis.split}"
+        " problems, mean over seeds. Darker is more.",
+        lambda narrow: draw(analysis, narrow),
+    )
 
 
 def draw(analysis: Analysis, narrow: bool) -> Figure:

@@ -7,58 +7,60 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modicum.report import frame
-from modicum.report.curves import (
+from modicum.logged import Metric
+from modicum.report import document
+from modicum.report.document import Table
+from modicum.report.figures.curves import (
     ACCURACY,
     AXES,
     POINTS,
     RAW_SHOWN,
     Against,
-    Column,
     Line,
-    Panel,
     constant,
     lines,
     panels,
     values,
 )
+from modicum.report.numbers import ARROW, NONE, general, listed
 from modicum.report.read import RunRecord, colours
 from modicum.report.style import BROAD, INK, NARROW, legend, name, series
+from modicum.results import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[frame.Figure]:
+def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[document.Figure]:
     """The learning curves and the small multiples of all else that was logged.
 
     `base` holds the held-out accuracies of the untrained models, as fractions.
     """
     found = panels(records)
-    known = {p.metric: p for p in found}
+    known = {p.key: p for p in found}
     main = known.get(ACCURACY, known.get("reward/mean"))
-    made: list[frame.Figure] = []
+    made: list[document.Figure] = []
     if main is not None:
         axes = tuple(axis for axis in AXES if lines(records, main, axis))
-        dashed = tuple(100 * b for b in base) if main.metric == ACCURACY else ()
+        dashed = tuple(100 * b for b in base) if main.key == ACCURACY else ()
         made.append(
-            frame.Figure(
+            document.Figure(
                 "learning",
                 _words(records, main),
-                f"{main.title} against {_list([AXES[a] for a in axes])}. {_behind(records)}"
+                f"{main.title} against {listed([AXES[a] for a in axes])}. {_behind(records)}"
                 + (" The dashed line is the base model's held-out accuracy." if dashed else ""),
                 lambda narrow: _learning(records, main, axes, dashed, narrow),
             )
         )
     still = {p: v for p in found if (v := constant(records, p)) and p != main}
     moving = [p for p in found if p not in still and p != main]
-    fixed = [f"{_small(p.title)} ({_list([frame.number(x) for x in v])})" for p, v in still.items()]
+    fixed = [f"{p.words} ({listed([general(x) for x in v])})" for p, v in still.items()]
     note = f" The same in every step of a run: {'; '.join(fixed)}." if fixed else ""
     if moving:
-        titles = ", ".join(_small(p.title) for p in moving)
+        titles = ", ".join(p.words for p in moving)
         made.append(
-            frame.Figure(
+            document.Figure(
                 "training",
                 f"Against the step: {titles}. {_words(records, moving[0])}",
                 f"What else was logged, against the step. {_behind(records)}{note}",
@@ -68,17 +70,17 @@ def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[frame.F
     return made
 
 
-def table(records: Sequence[RunRecord], names: Sequence[str]) -> frame.Table | None:
+def table(records: Sequence[RunRecord], names: Sequence[str]) -> Table | None:
     """Every curve in numbers: means over the first and the last tenth of each run's steps."""
     measures = [
-        (f"{p.title}, {p.unit}", [_ends(values(record, p)[1]) for record in records])
+        (f"{p.title}, {p.shown}", [_ends(values(record, p)[1]) for record in records])
         for p in panels(records)
         if not constant(records, p)
     ]
-    return frame.across("The curves in numbers", measures, names)
+    return document.across("The curves in numbers", measures, names)
 
 
-def _draw(axes: Axes, found: Sequence[Line], panel: Panel, axis: Against, many: bool) -> None:
+def _draw(axes: Axes, found: Sequence[Line], panel: Metric, axis: Against, many: bool) -> None:
     for line in found:
         colour, marker, style = series(line.number)
         if line.raw is not None:
@@ -86,7 +88,7 @@ def _draw(axes: Axes, found: Sequence[Line], panel: Panel, axis: Against, many: 
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
         keep = np.unique(np.linspace(0, len(line.x) - 1, POINTS).round().astype(int))
-        x, y = line.x[keep], line.y[keep]
+        x, y = line.x[keep], line.mean[keep]
         (drawn,) = axes.plot(x, y, style, color=colour, linewidth=1.6)
         if many or len(x) == 1:
             # Each line has its marks at places of its own.
@@ -96,7 +98,7 @@ def _draw(axes: Axes, found: Sequence[Line], panel: Panel, axis: Against, many: 
             drawn.set_markevery((line.number * every // 6 % every, every))
         name(drawn, line.label)
     axes.set_title(panel.title)
-    axes.set_ylabel(panel.unit)
+    axes.set_ylabel(panel.shown)
     axes.set_xlabel(AXES[axis])
     _ticks(axes, axis)
     if axes.get_ylim()[0] > 0 or panel.factor == 100:
@@ -131,7 +133,7 @@ def _shown(records: Sequence[RunRecord]) -> dict[str, int]:
 
 def _learning(
     records: Sequence[RunRecord],
-    panel: Panel,
+    panel: Metric,
     against: Sequence[Against],
     base: Sequence[float],
     narrow: bool,
@@ -145,12 +147,12 @@ def _learning(
             axes.axhline(value, color=INK, linewidth=0.9, dashes=(4, 3))
         if number:
             axes.set_title("")
-            axes.set_ylabel(panel.unit if narrow else "")
+            axes.set_ylabel(panel.shown if narrow else "")
     legend(figure, shown, bool(base))
     return figure
 
 
-def _multiples(records: Sequence[RunRecord], found: Sequence[Panel], narrow: bool) -> Figure:
+def _multiples(records: Sequence[RunRecord], found: Sequence[Metric], narrow: bool) -> Figure:
     columns = 1 if narrow else min(3, len(found))
     figure, grid = _grid(len(found), columns, (NARROW, 1.9) if narrow else (BROAD, 2.1))
     shown = _shown(records)
@@ -164,18 +166,18 @@ def _multiples(records: Sequence[RunRecord], found: Sequence[Panel], narrow: boo
 
 def _ends(column: Column) -> str:
     if not column.size:
-        return "—"
+        return NONE
     tenth = max(1, len(column) // 10)
-    first, last = (frame.number(float(part.mean())) for part in (column[:tenth], column[-tenth:]))
-    return f"{first} → {last}"
+    first, last = (general(float(part.mean())) for part in (column[:tenth], column[-tenth:]))
+    return first + ARROW + last
 
 
-def _words(records: Sequence[RunRecord], panel: Panel) -> str:
+def _words(records: Sequence[RunRecord], panel: Metric) -> str:
     """The start and the end of the first lines of a panel, in words."""
     found = lines(records, panel)
-    texts = [f"{n.label} from {frame.number(n.y[0])} to {frame.number(n.y[-1])}" for n in found[:8]]
+    texts = [f"{n.label} from {general(n.mean[0])} to {general(n.mean[-1])}" for n in found[:8]]
     more = f", and {len(found) - 8} more" if len(found) > 8 else ""
-    return f"{panel.title} in {panel.unit}: {', '.join(texts)}{more}."
+    return f"{panel.title} in {panel.shown}: {', '.join(texts)}{more}."
 
 
 def _behind(records: Sequence[RunRecord]) -> str:
@@ -185,12 +187,3 @@ def _behind(records: Sequence[RunRecord]) -> str:
     return (
         f"{text}; the faint ones are the raw values." if len(records) <= RAW_SHOWN else f"{text}."
     )
-
-
-def _small(title: str) -> str:
-    """A title within a sentence; KL stays KL."""
-    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

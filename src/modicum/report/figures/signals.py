@@ -13,94 +13,89 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modicum.report import frame, tables
-from modicum.report.curves import PANELS
-from modicum.report.study import panels
-from modicum.report.study.analysis import Arm
-from modicum.report.study.curves import Line, arms, line
+from modicum.logged import METRICS, Metric, metric_of
+from modicum.report import document
+from modicum.report.figures import panels
+from modicum.report.figures.arm_curves import arms, line
+from modicum.report.figures.curves import Line
+from modicum.report.numbers import brief, general, listed, some
 from modicum.report.study.families import CONTROL, family
-from modicum.report.study.read import Study
+from modicum.report.study.read import StudyRecord
 from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW
+from modicum.results import ArmResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 POINTS = 30  # of a curve an inch wide
-TITLES = {
-    "reward/mean": ("reward", 1.0),
-    "completions/length_mean": ("length", 1.0),
-    "completions/truncated": ("cut", 100.0),
-    "completions/distinct": ("distinct", 100.0),
-    "groups/no_signal": ("no signal", 100.0),
-    "policy/entropy": ("entropy", 1.0),
-    "policy/kl": ("KL", 1.0),
-    "policy/clip_fraction": ("clipped", 100.0),
-    "policy/grad_norm": ("gradient", 1.0),
-}
-WORDS = {panel.metric: panel.title for panel in PANELS} | {"reward/mean": "reward"}
 COLUMNS = 9  # side by side on a page
 
 
 @dataclass(frozen=True)
 class Signal:
-    """A metric: its short title, the factor to its unit, and a curve for each arm's slug."""
+    """A metric with a curve for each arm's slug."""
 
-    metric: str
-    title: str
-    factor: float
+    metric: Metric
     lines: Mapping[str, Line | None]
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The lowest and the highest value of all arms, in the column's unit."""
+        """The lowest and the highest value of all arms, in the shown unit."""
         means = [found.mean for found in self.lines.values() if found is not None]
-        values = self.factor * np.concatenate(means)
+        values = self.metric.factor * np.concatenate(means)
         return float(values.min()), float(values.max())
 
-    @property
-    def words(self) -> str:
-        """The metric's name in words."""
-        title = WORDS.get(self.metric, f"reward term {self.metric.removeprefix('reward/')}")
-        return title if title[1].isupper() else title[0].lower() + title[1:]
 
-
-def gather(study: Study) -> tuple[list[Signal], list[str]]:
+def gather(study: StudyRecord) -> tuple[list[Signal], list[str]]:
     """The metrics that move, reward terms first, and words on those that never did."""
     columns = [c for curves in study.curves.values() for c in curves.seeds.values()]
-    terms = dict.fromkeys(n for c in columns for n in c if n.startswith("reward/"))
-    single = len(terms) == 2 and "reward/mean" in terms
-    names = [n for n in (*terms, *TITLES) if not (single and n == "reward/mean")]
+    logged = dict.fromkeys(name for c in columns for name in c)
+    terms = [name for name in logged if name.startswith("reward/")]
+    # Of a single term the weighted reward says nothing more.
+    drop = "reward/mean" if len(terms) == 2 else ""
+    short = [metric.key for metric in METRICS.values() if metric.short]
     moving: list[Signal] = []
     still: list[str] = []
-    for metric in dict.fromkeys(names):
-        if not any(metric in c for c in columns):
+    for key in dict.fromkeys((*terms, *short)):
+        if key not in logged or key == drop:
             continue
-        title, factor = TITLES.get(metric, (metric.removeprefix("reward/"), 1.0))
-        lines = {
-            arm.slug: line(study.curves[arm.slug].seeds, "step", metric, POINTS)
-            for arm in arms(study)
-        }
-        signal = Signal(metric, title, factor, lines)
+        signal = Signal(
+            metric_of(key),
+            {a.slug: line(study.curves[a.slug].seeds, "step", key, POINTS) for a in arms(study)},
+        )
         low, high = signal.limits
         if low == high:
-            still.append(f"{signal.words} ({frame.number(low)})")
+            still.append(f"{signal.metric.words} ({general(low)})")
         else:
             moving.append(signal)
     return moving, still
 
 
-def brief(value: float) -> str:
-    """A value in a few letters: 20.8, 0.89, 1.9e−3, 12k."""
-    if abs(value) >= 1000:
-        return tables.short(value)
-    if abs(value) >= 0.01 or value == 0:
-        return f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
-    digits, power = f"{value:.1e}".split("e")
-    return f"{digits.removesuffix('.0')}e{int(power)}".replace("-", "−")
+def figure(study: StudyRecord) -> document.Figure | None:
+    """The table of curves, where any metric moves."""
+    moving, still = gather(study)
+    if not moving:
+        return None
+    names = listed([signal.metric.words for signal in moving])
+    same = f" The same in every step of every run: {listed(still)}." if still else ""
+    ends = []
+    for signal in moving:
+        found = signal.lines.get(study.control.slug)
+        if found is not None:
+            first, last = (general(signal.metric.factor * found.mean[end]) for end in (0, -1))
+            ends.append(f"{signal.metric.words} from {first} to {last}")
+    return document.Figure(
+        "signals",
+        f"Against the step, for each arm: {names}. {study.control.name}: {some(ends)}.",
+        f"What else was logged, against the step: {names}. Means over seeds; a column has one"
+        " scale, given below its name; the number is the last value; grey is the control."
+        f"{same}",
+        lambda narrow: draw(study, moving, narrow),
+    )
 
 
-def draw(study: Study, signals: Sequence[Signal], narrow: bool) -> Figure:
+def draw(study: StudyRecord, signals: Sequence[Signal], narrow: bool) -> Figure:
     """The figure: one block of all columns for a page, blocks of three for a phone."""
     from matplotlib.figure import Figure
 
@@ -124,7 +119,12 @@ def draw(study: Study, signals: Sequence[Signal], narrow: bool) -> Figure:
 
 
 def _column(
-    axes: Axes, study: Study, shown: Sequence[Arm], signal: Signal, narrow: bool, axes_width: float
+    axes: Axes,
+    study: StudyRecord,
+    shown: Sequence[ArmResult],
+    signal: Signal,
+    narrow: bool,
+    axes_width: float,
 ) -> None:
     """One metric: every arm's curve in a row of its own, from 0 to 1 of the row's height."""
     low, high = signal.limits
@@ -138,7 +138,7 @@ def _column(
         bottom = number + 0.94
 
         def at(found: Line, bottom: float = bottom) -> tuple[np.ndarray, np.ndarray]:
-            share = (signal.factor * found.mean - low) / (high - low)
+            share = (signal.metric.factor * found.mean - low) / (high - low)
             return 0.72 * found.x / max(ends), bottom - room * share
 
         axes.plot([0, 0.72], [bottom, bottom], color=GRID, linewidth=0.6)
@@ -149,15 +149,15 @@ def _column(
         if found is None:
             continue
         axes.plot(*at(found), color=kind.colour, linewidth=1.3)
-        last = brief(signal.factor * found.mean[-1])
+        last = brief(signal.metric.factor * found.mean[-1])
         axes.text(0.75, bottom - room / 2, last, fontsize=6.5, va="center", color=INK)
-    title = panels.shorten(signal.title, axes_width, 7.5)
+    title = panels.shorten(signal.metric.short, axes_width, 7.5)
     axes.text(0, -0.62 if narrow else -0.85, title, fontweight="bold", fontsize=7.5)
-    scale = f"{brief(low)} to {brief(high)}" + (" %" if signal.factor == 100 else "")
+    scale = f"{brief(low)} to {brief(high)}" + (" %" if signal.metric.factor == 100 else "")
     axes.text(0, -0.18 if narrow else -0.2, scale, fontsize=6.5, color=MUTED)
 
 
-def _names(axes: Axes, shown: Sequence[Arm], narrow: bool, left: float, width: float) -> None:
+def _names(axes: Axes, shown: Sequence[ArmResult], narrow: bool, left: float, width: float) -> None:
     for number, arm in enumerate(shown):
         if narrow:
             axes.text(0, number + 0.22, panels.shorten(arm.name, 3.4, 7), fontsize=7)

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from modicum.report.study import panels
-from modicum.report.study.analysis import Analysis, Arm, Difference
+from modicum.report import document
+from modicum.report.figures import panels
+from modicum.report.numbers import interval, points, some
 from modicum.report.study.families import CONTROL, family, present, ranked
 from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, tip
+from modicum.results import Analysis, ArmResult
+from modicum.stats import Difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,14 +29,23 @@ COLUMNS = (0.12, 0.58, 1.58)  # inches from the axes to the words beside it
 RIGHT = 2.85  # inches that they need
 
 
-def points(value: float) -> str:
-    """A difference in percentage points with its sign and a true minus."""
-    return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def interval(low: float, high: float) -> str:
-    """Both ends of an interval, in points."""
-    return f"[{points(low)}, {points(high)}]"
+def figure(analysis: Analysis) -> document.Figure | None:
+    """The plot, where any arm has a difference."""
+    found = [(arm, arm.difference) for arm in ranked(analysis) if arm.difference is not None]
+    if not found:
+        return None
+    values = [f"{arm.name} {words(gap)}, {arm.verdict}" for arm, gap in found]
+    return document.Figure(
+        "differences",
+        f"Difference in {analysis.primary} from {analysis.control} in points, with 90 %"
+        f" interval and verdict: {some(values)}.",
+        f"Difference in {analysis.primary} from {analysis.control}: mean, 90 % interval"
+        " (thick; tests against the margin read its ends) and 95 % interval (thin; tests"
+        f" against 0). Shaded: the margin of {100 * analysis.margin:g} points, fixed before. An"
+        " arrow marks what lies beyond the axis; its numbers stand beside it. Placebos and failed"
+        " arms stand apart.",
+        lambda narrow: draw(analysis, narrow),
+    )
 
 
 def reach(analysis: Analysis) -> tuple[float, float]:
@@ -76,7 +88,7 @@ def draw(analysis: Analysis, narrow: bool) -> Figure:
     return figure
 
 
-def _places(analysis: Analysis, arms: Sequence[Arm]) -> list[float]:
+def _places(analysis: Analysis, arms: Sequence[ArmResult]) -> list[float]:
     """The row of each arm; placebos and arms without a difference stand apart."""
     places: list[float] = []
     y, before = 0.0, None
@@ -103,7 +115,7 @@ def _frame(axes: Axes, analysis: Analysis, places: Sequence[float]) -> None:
     axes.set_xlabel(f"difference in {analysis.primary} from {analysis.control} (points)")
 
 
-def _arm(axes: Axes, analysis: Analysis, arm: Arm, y: float) -> None:
+def _arm(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
     """One arm's mark and intervals, cut with arrows at the ends of the axis."""
     kind = family(analysis, arm)
     if arm.name == analysis.control:
@@ -143,7 +155,7 @@ def _columns(axes: Axes) -> tuple[float, ...]:
     return tuple(1 + inches / width for inches in COLUMNS)
 
 
-def _words_beside(axes: Axes, analysis: Analysis, arm: Arm, y: float) -> None:
+def _words_beside(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
     across, (first, second, third) = axes.get_yaxis_transform(), _columns(axes)
     weight = "bold" if family(analysis, arm) is CONTROL else "normal"
     style: dict[str, Any] = {"transform": across, "va": "center"}
@@ -160,7 +172,7 @@ def _heads(axes: Axes) -> None:
         axes.text(x, 1.0, text, transform=axes.transAxes, va="bottom", color=MUTED)
 
 
-def _words_above(axes: Axes, analysis: Analysis, arm: Arm, y: float) -> None:
+def _words_above(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
     across = axes.get_yaxis_transform()
     verdict = panels.shorten(arm.verdict, 1.2)
     if arm.difference is not None:

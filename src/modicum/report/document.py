@@ -1,0 +1,239 @@
+"""A report as data: sections of blocks, which `html` and `markdown` render.
+
+A text of a report may hold `code` in backticks. What a model wrote stands in `Sample`s alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+LETTERS_SHOWN = 1500  # of a question, a completion, a setting
+COLUMNS_SHOWN = 4  # runs side by side; more are rows
+
+
+class Piece:
+    """A block of a section."""
+
+    def within(self) -> Sequence[Piece]:
+        """The blocks within it."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Text(Piece):
+    """A paragraph; a note is set smaller."""
+
+    text: str
+    note: bool = False
+
+
+@dataclass(frozen=True)
+class Heading(Piece):
+    """A heading within a section."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Bullets(Piece):
+    """A list of texts."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Values(Piece):
+    """Settings: name -> value, under a name of their own unless it is empty."""
+
+    name: str
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Proofs(Piece):
+    """What was proven of each run: (name, text)."""
+
+    name: str
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Commands(Piece):
+    """Lines for a shell."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion, a line about it, and its question where the title does not say it."""
+
+    completion: str
+    about: str
+    question: str = ""
+    gold: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one model wrote: its name, the number of its colour (None: no series), completions."""
+
+    name: str
+    series: int | None
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class SideBySide(Piece):
+    """Completions side by side, under a title: a question with its answer, or a run."""
+
+    title: str
+    columns: tuple[Written, ...]
+    gold: str = ""
+    series: int | None = None
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """One cell of a table; `value` is what a column is sorted by where the text will not do.
+
+    `series` shows the colour of that number before the text, `code` shows it as code.
+    """
+
+    text: str
+    value: float | None = None
+    series: int | None = None
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Table(Piece):
+    """A table: its name for those who do not see it, heads and rows; the first cell heads a row.
+
+    `wrap` lets the cells of other columns than the first have several lines; `plain` keeps the
+    heads of rows light.
+    """
+
+    name: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[TableCell, ...], ...]
+    sortable: bool = True
+    wrap: bool = False
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Figure(Piece):
+    """A figure that can be drawn: `draw(narrow)` gives it for a page or for a phone.
+
+    `name` is its file's name (a-z, 0-9, -), `label` says in words what it shows, for those
+    who do not see it, and `caption` stands below it.
+    """
+
+    name: str
+    label: str
+    caption: str
+    draw: Callable[[bool], Drawing]
+
+
+@dataclass(frozen=True)
+class Folded(Piece):
+    """Blocks behind a line that unfolds them."""
+
+    summary: str
+    parts: tuple[Piece, ...]
+
+    def within(self) -> Sequence[Piece]:
+        """The blocks that it hides."""
+        return self.parts
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section; one without blocks is left out."""
+
+    id: str
+    title: str
+    blocks: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report: its title, the answer in a sentence, what it says of it, notes, sections."""
+
+    title: str
+    headline: str
+    conclusion: str
+    notes: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+    def figures(self) -> list[Figure]:
+        """Its figures in order."""
+        found = _walk(block for section in self.sections for block in section.blocks)
+        return [block for block in found if isinstance(block, Figure)]
+
+
+def section(id: str, title: str, *blocks: Piece | Iterable[Piece] | None) -> Section:
+    """A section of blocks and lists of blocks; None is left out."""
+    return Section(id, title, flat(*blocks))
+
+
+def flat(*blocks: Piece | Iterable[Piece] | None) -> tuple[Piece, ...]:
+    """The blocks in one row; None is left out."""
+    return tuple(
+        block
+        for item in blocks
+        if item is not None
+        for block in ((item,) if isinstance(item, Piece) else item)
+    )
+
+
+def folded(summary: str, *blocks: Piece | None) -> list[Piece]:
+    """The blocks behind a line, or nothing where the first is None."""
+    return [] if blocks[0] is None else [Folded(summary, flat(*blocks))]
+
+
+def table(
+    name: str,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[TableCell | str]],
+    **options: Any,
+) -> Table:
+    """A Table of cells and plain texts; rows must be as long as `heads`."""
+    cells = tuple(tuple(TableCell(c) if isinstance(c, str) else c for c in row) for row in rows)
+    assert all(len(row) == len(heads) for row in cells), name
+    options["sortable"] = options.get("sortable", True) and len(cells) > 1
+    return Table(name, tuple(heads), cells, **options)
+
+
+def across(
+    name: str, measures: Sequence[tuple[str, Sequence[str]]], names: Sequence[str]
+) -> Table | None:
+    """Measures (name, a text for each run) as a table: few runs are columns, many are rows."""
+    if not measures or not names:
+        return None
+    if len(names) <= COLUMNS_SHOWN:
+        rows = [[measure, *texts] for measure, texts in measures]
+        return table(name, ["", *names], rows, sortable=False, plain=True)
+    heads = ["run", *(measure for measure, _ in measures)]
+    texts = zip(*(texts for _, texts in measures), strict=True)
+    return table(name, heads, [[n, *t] for n, t in zip(names, texts, strict=True)], plain=True)
+
+
+def marked(text: str) -> list[tuple[bool, str]]:
+    """`text` cut at its backticks: (whether it is code, piece)."""
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:  # one backtick has no partner: it is no mark
+        return [(False, text)]
+    return [(number % 2 == 1, piece) for number, piece in enumerate(pieces) if piece]
+
+
+def _walk(blocks: Iterable[Piece]) -> Iterator[Piece]:
+    for block in blocks:
+        yield block
+        yield from _walk(block.within())

@@ -1,0 +1,84 @@
+"""What runs wrote on held-out problems before and after training, and by difficulty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modicum.report.figures.levels import LevelScores
+from modicum.report.read import HeldCompletion, RunRecord
+
+PROBLEMS_SHOWN = 3
+LEVELS_SHOWN = 8
+BINS = 5  # of difficulty, where there are more levels
+
+
+@dataclass(frozen=True)
+class HeldGroup:
+    """The completions of runs that answered the same problems from the same base.
+
+    `runs` are numbers of records, `trained` one tuple for each of them.
+    """
+
+    base: tuple[HeldCompletion, ...]
+    runs: tuple[int, ...]
+    trained: tuple[tuple[HeldCompletion, ...], ...]
+
+
+def groups(records: Sequence[RunRecord]) -> list[HeldGroup]:
+    """The runs that have completions, by the base that they share."""
+    numbers: dict[tuple[str, str, str, tuple[str, ...]], list[int]] = {}
+    found = [record.completions("trained") for record in records]
+    for number, (record, rows) in enumerate(zip(records, found, strict=True)):
+        if rows and record.result is not None:
+            result = record.result
+            key = (result.model, result.task, repr(result.base), _ids(rows))
+            numbers.setdefault(key, []).append(number)
+    return [
+        HeldGroup(
+            _base([records[n] for n in runs], ids), tuple(runs), tuple(found[n] for n in runs)
+        )
+        for (_, _, _, ids), runs in numbers.items()
+    ]
+
+
+def first(rows: Sequence[HeldCompletion], count: int = PROBLEMS_SHOWN) -> dict[str, HeldCompletion]:
+    """The first sample of the first problems: id -> completion."""
+    return {row.id: row for row in [row for row in rows if row.sample == 0][:count]}
+
+
+def levels(group: HeldGroup) -> list[LevelScores]:
+    """Accuracy by difficulty, easiest first; nothing where the problems have no measure of it.
+
+    More than LEVELS_SHOWN different values are taken together in BINS of about equal size.
+    """
+    known = {row.id: row.difficulty for row in group.trained[0] if row.difficulty is not None}
+    every = sorted(known.values())
+    edges = distinct = sorted(set(every))
+    if len(distinct) > LEVELS_SHOWN:
+        edges = sorted({every[len(every) * part // BINS - 1] for part in range(1, BINS + 1)})
+    made: list[LevelScores] = []
+    low = float("-inf")
+    for edge in edges:
+        inside = {key for key, value in known.items() if low < value <= edge}
+        values = [value for value in distinct if low < value <= edge]
+        name = f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
+        shares = tuple(_accuracy(rows, inside) for rows in (group.base, *group.trained))
+        made.append(LevelScores(name, len(inside), shares))
+        low = edge
+    return made
+
+
+def _accuracy(rows: Sequence[HeldCompletion], ids: set[str]) -> float | None:
+    verdicts = [row.strict for row in rows if row.id in ids and row.sample != "greedy"]
+    return sum(verdicts) / len(verdicts) if verdicts else None
+
+
+def _ids(rows: Sequence[HeldCompletion]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(row.id for row in rows))
+
+
+def _base(records: Sequence[RunRecord], ids: tuple[str, ...]) -> tuple[HeldCompletion, ...]:
+    """The base's completions of those problems; the first of the runs has them."""
+    found = (record.completions("base") for record in records)
+    return next((rows for rows in found if rows and _ids(rows) == ids), ())

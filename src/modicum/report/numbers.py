@@ -1,0 +1,130 @@
+"""How reports write numbers and lists. A missing number is a dash.
+
+Accuracies come as fractions; `percent` and `points` write them times 100.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+NONE = "—"
+ARROW = " → "
+NAMED = 20  # things that a text names
+
+
+def missing(value: float | None) -> bool:
+    """Whether there is no number."""
+    return value is None or math.isnan(value)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction as percent, without the sign."""
+    return NONE if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """The trained share of a model: 100%, 3.1%, 0.052%."""
+    if value is None:
+        return NONE
+    if value == 1:
+        return "100%"
+    return f"{100 * value:.1f}%" if value >= 0.01 else f"{100 * value:.2g}%"
+
+
+def small_percent(value: float | None) -> str:
+    """A fraction in percent, with two digits or more: 97.4, 0.20, 0.0012."""
+    if value is None:
+        return NONE
+    value *= 100
+    return f"{value:.1f}" if value >= 1 else f"{value:#.2g}"
+
+
+def points(value: float) -> str:
+    """A difference in percentage points with its sign and a true minus."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def interval(low: float, high: float) -> str:
+    """Both ends of an interval, in points."""
+    return f"[{points(low)}, {points(high)}]"
+
+
+def limits(low: float, high: float) -> str:
+    """Both ends of an interval, in percent; nothing where there is none."""
+    return "" if missing(low) or missing(high) else f"[{percent(low)}, {percent(high)}]"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands separated."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def short(value: float | None) -> str:
+    """A large count in three digits or so: 494M, 14.9M, 550k."""
+    if value is None:
+        return NONE
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        # From 999.5 of a unit on, three digits round to one of the next.
+        if value >= limit * 0.9995:
+            return f"{value / limit:.3g}{unit}" if value < 999.5e9 else f"{value / 1e9:,.0f}B"
+    return f"{value:.0f}"
+
+
+def decimal(value: float | None) -> str:
+    """A length or a time: two digits below 1, one decimal below 100, none above."""
+    if value is None or math.isnan(value):
+        return NONE
+    if 0 < value < 0.95:
+        return f"{value:#.2g}"
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
+def general(value: float) -> str:
+    """A number for a text about a figure: three digits or so, thousands separated."""
+    if math.isnan(value):
+        return "none"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def brief(value: float) -> str:
+    """A value in a few letters: 20.8, 0.89, 1.9e−3, 12k."""
+    if abs(value) >= 1000:
+        return short(value)
+    if abs(value) >= 0.01 or value == 0:
+        return f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
+    return rate(value)
+
+
+def rate(value: float) -> str:
+    """Two digits and a power of ten, short: 8e−4, 6.7e−5."""
+    digits, power = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}".replace("-", "−")
+
+
+def memory(value: float | None) -> str:
+    """Bytes as GiB or MiB."""
+    if value is None:
+        return NONE
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def mebibytes(value: float | None) -> float | None:
+    """Bytes in MiB."""
+    return None if value is None else value / 2**20
+
+
+def tick(value: float, _: int = 0) -> str:
+    """A number on an axis: 0.5, 200, 20k."""
+    return short(value) if abs(value) >= 1000 else f"{value:g}"
+
+
+def listed(texts: Sequence[str], word: str = "and") -> str:
+    """a, b and c."""
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} {word} {texts[-1]}"
+
+
+def some(texts: Sequence[str]) -> str:
+    """a; b; c; and how many more."""
+    more = len(texts) - NAMED
+    return "; ".join(texts[:NAMED]) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,59 @@
+"""Sections that a report of runs and that of a study have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modicum.report.document import LETTERS_SHOWN, Commands, Piece, Section, Text, Values, section
+from modicum.report.html import printable
+from modicum.report.numbers import NONE
+
+SAME_SEED = (
+    "The same seed gives the same problems, samples and updates; last bits, and runs with them,"
+    " differ between processors and versions."
+)
+
+
+@dataclass(frozen=True)
+class SharedSettings:
+    """Settings that all share (name -> value) and those that differ (name -> one for each)."""
+
+    shared: Mapping[str, str]
+    different: Mapping[str, tuple[str, ...]]
+
+
+def compare(configs: Sequence[Mapping[str, Any]]) -> SharedSettings:
+    """What settings have in common and where they differ."""
+    flat = [_flatten(config) for config in configs]
+    names = dict.fromkeys(name for config in flat for name in config)
+    values = {name: tuple(config.get(name, NONE) for config in flat) for name in names}
+    return SharedSettings(
+        shared={name: texts[0] for name, texts in values.items() if len(set(texts)) == 1},
+        different={name: texts for name, texts in values.items() if len(set(texts)) > 1},
+    )
+
+
+def shared(name: str, values: Mapping[str, Any]) -> list[Piece]:
+    """Settings under a name, tables within them flat; nothing where there are none."""
+    flat = compare([values]).shared
+    return [Values(name, flat)] if flat else []
+
+
+def repeat(lines: Sequence[str]) -> Section:
+    """The commands that make it again."""
+    blocks = (Commands(tuple(lines)), Text(SAME_SEED, note=True)) if lines else ()
+    return section("repeat", "How to repeat it", *blocks)
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            flat[printable(f"{prefix}{name}")] = printable(text, LETTERS_SHOWN)
+    return flat

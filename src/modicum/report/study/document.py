@@ -1,0 +1,229 @@
+"""What the report of a study says."""
+
+from __future__ import annotations
+
+from modicum.report import sections
+from modicum.report.document import (
+    Bullets,
+    Document,
+    Heading,
+    Piece,
+    Proofs,
+    Sample,
+    Section,
+    SideBySide,
+    Table,
+    TableCell,
+    Text,
+    Written,
+    folded,
+    section,
+    table,
+)
+from modicum.report.figures import (
+    arm_changes,
+    arm_curves,
+    difficulty,
+    forest,
+    frontier,
+    signals,
+    tuning,
+)
+from modicum.report.numbers import NONE, listed, percent, points
+from modicum.report.study import method, tables
+from modicum.report.study.families import family, ranked
+from modicum.report.study.read import StudyRecord
+
+RATIOS = (
+    "Trained: share of the model's parameters. Time and peak memory (above the start of the"
+    " process) as multiples of the control's. Rate “at edge”: the best of its grid lies at the end"
+    " of it, so that a better one may lie outside."
+)
+MEANS = (
+    "Means over the seeds. FLOPs as a multiple of the control's. Under a schedule fewer"
+    " parameters are in training at once than are trained in all."
+)
+WEIGHTS = (
+    "The trained model, adapters merged, against the base, in fp32. Entries: share of all that"
+    " differ at all, and that still differ after both are rounded to bf16. Size: norm of the"
+    " change over that of the weights. Rank: effective rank of the change, mean over the matrices"
+    " of a part (share of full rank)."
+)
+TESTS = (
+    "A tick: the claim holds at 5 %. Against the margin the tests are one-sided, against 0"
+    " two-sided."
+)
+
+
+def document(study: StudyRecord, title: str) -> Document:
+    """All that is to be said about the study."""
+    analysis = study.analysis
+    costs = tables.costs(analysis)
+    changes, map_ = arm_changes.table(study), arm_changes.figure(study)
+    fold = folded("The changes in numbers", changes, Text(WEIGHTS, note=True))
+    shown = (
+        _result(study),
+        section(
+            "cost",
+            "Accuracy and cost",
+            frontier.figures(analysis),
+            folded("What the arms cost, in numbers", costs, Text(MEANS, note=True)),
+        ),
+        section("difficulty", "By difficulty", difficulty.figure(analysis)),
+        _training(study),
+        section("tuning", "Tuning", tuning.figure(analysis)),
+        section("weights", "What changed in the weights", map_ if changes else None, fold),
+        section("written", "What the models wrote", _written(study)),
+        section("failures", "What failed", _failures(study)),
+        _method(study),
+        _settings(study),
+        _versions(study),
+        sections.repeat(analysis.repeat),
+    )
+    return Document(
+        title=title,
+        headline=analysis.question,
+        conclusion=analysis.conclusion,
+        notes=tuple(note for note in (f"{_facts(study)}.", _missing(study)) if note),
+        sections=tuple(found for found in shown if found.blocks),
+    )
+
+
+def _facts(study: StudyRecord) -> str:
+    analysis = study.analysis
+    facts = [f"model {analysis.model}", f"task {analysis.task}", f"{len(analysis.arms)} arms"]
+    facts.append("1 seed" if len(analysis.seeds) == 1 else f"{len(analysis.seeds)} seeds")
+    if analysis.budget is not None:
+        facts.append(f"{analysis.budget.amount:,.0f} {analysis.budget.unit} a run")
+    if analysis.base is not None:
+        facts.append(f"base {percent(analysis.base.mean)} %")
+    if (gain := analysis.control_gain) is not None:
+        ends = f"{points(gain.low)} to {points(gain.high)}"
+        facts.append(f"{analysis.control} gains {points(gain.mean)} points (95 % {ends})")
+    return "; ".join(facts)
+
+
+def _missing(study: StudyRecord) -> str:
+    """What is left out because run folders are not there."""
+    absent = [a.name for a in study.analysis.arms if a.folders and a.slug not in study.curves]
+    if not absent:
+        return ""
+    whose = "any arm" if not study.curves else listed(absent)
+    return (
+        f"The run folders of {whose} are not here, nor is a copy of their curves: curves, changes"
+        " of the weights and completions that come from them are left out."
+    )
+
+
+def _result(study: StudyRecord) -> Section:
+    said = []
+    for arm in ranked(study.analysis):
+        words = [arm.sentence] if arm.sentence else []
+        if arm.retention is None and arm.retention_note:
+            words.append(f"No retention: {arm.retention_note}.")
+        if arm.seeds_needed is not None and f"{arm.seeds_needed} seeds" not in arm.sentence:
+            words.append(f"About {arm.seeds_needed} seeds would decide it.")
+        # A sentence that names its arm needs no name before it.
+        name = "" if f"`{arm.name}`" in arm.sentence else f"`{arm.name}`: "
+        said += [name + " ".join(words)] if words else []
+    return section(
+        "result",
+        "Result",
+        forest.figure(study.analysis),
+        tables.arms(study.analysis),
+        Text(RATIOS, note=True),
+        (Heading("The arms in words"), Bullets(tuple(said))) if said else None,
+    )
+
+
+def _training(study: StudyRecord) -> Section:
+    blocks: list[Piece] = []
+    for figure in arm_curves.figures(study):
+        against = figure.name.removeprefix("learning-")
+        blocks += folded(f"The same against {against}", figure) if blocks else [figure]
+    logged = signals.figure(study)
+    more = (Heading("Reward terms, length, entropy and more"), logged) if logged else None
+    return section("training", "During training", blocks, more)
+
+
+def _written(study: StudyRecord) -> list[Piece]:
+    analysis, samples = study.analysis, study.runs.samples
+    names: dict[str, tuple[str, int | None]] = {"": ("base", None)}
+    names |= {arm.slug: (arm.name, family(analysis, arm).series) for arm in analysis.arms}
+    found: list[Piece] = []
+    for problem in samples.problems:
+        columns = [
+            Written(*name, (Sample(text.completion, "right" if text.strict else "wrong"),))
+            for slug, name in names.items()
+            if (text := problem.texts.get(slug)) is not None
+        ]
+        found.append(SideBySide(problem.question, tuple(columns), problem.gold))
+    return [Text(samples.rule, note=True), *found] if found else []
+
+
+def _failures(study: StudyRecord) -> list[Piece]:
+    found = [f"`{arm.name}`: {text}" for arm in study.analysis.arms for text in arm.failed]
+    note = Text("Runs that ended without a result.", note=True)
+    return [note, Bullets(tuple(found))] if found else []
+
+
+def _method(study: StudyRecord) -> Section:
+    analysis = study.analysis
+    tests = tables.tests(analysis)
+    title = "Proof of what was trained, one seed of each arm"
+    found = [(a.name, study.curves[a.slug].change_proof) for a in arm_curves.arms(study)]
+    proven = tuple((name, proof) for name, proof in found if proof)
+    return section(
+        "method",
+        "How the numbers are made",
+        (Text(text) for text in method.paragraphs(analysis)),
+        (Text(note, note=True) for note in analysis.notes),
+        folded(tests.name, tests, Text(TESTS, note=True)) if tests else None,
+        folded(title, Proofs(title, proven)) if proven else None,
+    )
+
+
+def _settings(study: StudyRecord) -> Section:
+    shown = arm_curves.arms(study)
+    configs = [study.curves[arm.slug].config for arm in shown]
+    found = sections.compare(configs or [study.settings.get("config", {})])
+    design = {k: v for k, v in study.settings.items() if k not in ("arms", "config", "question")}
+    return section(
+        "settings",
+        "Settings",
+        _different(study, found) if shown else _overrides(study),
+        sections.shared("The same in all arms", found.shared),
+        sections.shared("The study", design),
+    )
+
+
+def _different(study: StudyRecord, settings: sections.SharedSettings) -> Table | None:
+    """The settings in which arms differ, a row an arm."""
+    if not settings.different:
+        return None
+    columns = list(settings.different.values())
+    rows = [
+        [TableCell(arm.name, code=True), *(column[number] for column in columns)]
+        for number, arm in enumerate(arm_curves.arms(study))
+    ]
+    heads = ("arm", *settings.different)
+    return table("Settings in which the arms differ", heads, rows, wrap=True, plain=True)
+
+
+def _overrides(study: StudyRecord) -> Table | None:
+    """Of a copy without runs, what each arm sets."""
+    arms = study.analysis.arms
+    names = list(dict.fromkeys(name for arm in arms for name in arm.settings))
+    rows = [
+        [TableCell(arm.name, code=True), *(str(arm.settings.get(name, NONE)) for name in names)]
+        for arm in arms
+    ]
+    heads = ("arm", *names)
+    return table("What the arms set", heads, rows, wrap=True, plain=True) if names else None
+
+
+def _versions(study: StudyRecord) -> Section:
+    several, found = study.runs.environments, sections.shared("", study.runs.environment)
+    many = f"The runs recorded {several} different environments; this is the first."
+    note = Text(many if several > 1 else "As the first run recorded them.", note=True)
+    return section("versions", "Versions and machine", note if found else None, found)

@@ -1,0 +1,300 @@
+"""What is written to disk and read again, typed once.
+
+`fill` makes a dataclass of an object of JSON, `dataclasses.asdict` the object again. Keys that a
+class does not know are left out, what has a default may be missing or null: files of other
+versions are read, too. Shares and accuracies are fractions, sizes bytes, times seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modicum.spec import check
+from modicum.stats import Difference, Interval
+from modicum.types import UserError
+
+T = TypeVar("T")
+Column = NDArray[np.float64]
+HALF = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found; what an older file does not hold is NaN, 0 or empty.
+
+    Limits are of 95 % intervals; `format` is the share in the form asked for, `length` in tokens.
+    """
+
+    task: str = ""
+    split: str = ""
+    num_problems: int = 0
+    samples_per_problem: int = 0
+    temperature: float = math.nan
+    accuracy: float
+    """Mean strict verdict of the samples: avg@n."""
+    low: float = math.nan
+    high: float = math.nan
+    standard_error: float | None = None
+    lenient: float = math.nan
+    lenient_low: float = math.nan
+    lenient_high: float = math.nan
+    greedy: float = math.nan
+    greedy_low: float = math.nan
+    greedy_high: float = math.nan
+    greedy_lenient: float = math.nan
+    format: float = math.nan
+    truncated: float = math.nan
+    length: float = math.nan
+    pass_at: dict[str, list[float]] = field(default_factory=dict)
+    maj_at: dict[str, list[float]] = field(default_factory=dict)
+    """k -> [estimate, low, high], strict: an unmarked answer is no vote."""
+    ids: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    lenient_scores: list[float] = field(default_factory=list)
+    greedy_scores: list[float] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The evaluation as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
+        """A whole evaluation from what `to_json` gave; other keys are left out."""
+        for item in dataclasses.fields(cls):
+            if item.name not in values:
+                raise UserError(f"this is not an evaluation: it has no {item.name!r}")
+        return fill(cls, values, "the evaluation")
+
+
+@dataclass(frozen=True)
+class AnatomyPart:
+    """What changed in one part of the model (attention, mlp, ...); None: no such number."""
+
+    relative_norm: float | None = None
+    effective_rank: float | None = None
+    rank_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What training changed in the weights (docs/anatomy.md); shares are of all entries."""
+
+    dtype: str
+    tensors: int
+    tensors_changed: int
+    entries: int
+    entries_in_changed: int
+    changed: Mapping[str, float]
+    """By threshold, and `bf16`."""
+    parts: Mapping[str, AnatomyPart]
+    map: Mapping[str, tuple[float | None, ...]]
+    """Part -> the relative norm of its change in every layer."""
+    relative_norm: float | None = None
+    seed: str = ""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run wrote about itself (`result.json`; docs/metrics.md explains it)."""
+
+    update: str
+    model: str = ""
+    task: str = ""
+    reward: str = ""
+    objective: str = ""
+    seed: int | None = None
+    steps: int | None = None
+    base: Evaluation | None = None
+    trained: Evaluation | None = None
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    trainable_tensors: int | None = None
+    active_parameters_mean: float | None = None
+    optimizer_bytes: int | None = None
+    decisions: int | None = None
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    start_memory_bytes: int | None = None
+    generated_tokens: int | None = None
+    flops: float | None = None
+    skipped_steps: int | None = None
+    change_proof: str | None = None
+    agreement_max: float | None = None
+    base_hash: str = ""
+    anatomy: Anatomy | None = None
+
+
+@dataclass(frozen=True)
+class ClaimTest:
+    """A test: its p-value, the same adjusted by Holm, and whether the claim holds."""
+
+    p: float | None = None
+    holm: float | None = None
+    holds: bool = False
+
+
+@dataclass(frozen=True)
+class TuningRun:
+    """A tuning run at one learning rate and the accuracy it reached on the tuning split."""
+
+    rate: float
+    share: float = 1.0
+    folder: str = ""
+    accuracy: float | None = None
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class DifficultyLevel:
+    """Accuracy on the problems of one difficulty; None where no run finished."""
+
+    level: str
+    problems: int
+    accuracy: float | None = None
+    base: float | None = None
+
+
+@dataclass(frozen=True)
+class ArmCost:
+    """What an arm cost in means over its seeds; ratios are to the control."""
+
+    parameters: int | None = None
+    active_parameters_mean: float | None = None
+    total_parameters: int | None = None
+    share: float | None = None
+    seconds: float | None = None
+    step_seconds: float | None = None
+    memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    optimizer_bytes: int | None = None
+    generated_tokens: float | None = None
+    steps: float | None = None
+    flops: float | None = None
+    time_ratio: float | None = None
+    memory_ratio: float | None = None
+    flops_ratio: float | None = None
+    tuning_runs: int | None = None
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm: its settings, what it reached over its seeds, its verdict and its cost."""
+
+    name: str
+    slug: str
+    verdict: str
+    placebo: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""  # of its update; empty where it sets other things or the file does not say
+    learning_rate: float | None = None
+    rate_at_edge: bool = False
+    tries: tuple[TuningRun, ...] = ()
+    by_seed: Mapping[str, float] = field(default_factory=dict)
+    accuracy: Interval | None = None
+    gain: Interval | None = None
+    difference: Difference | None = None
+    tests: Mapping[str, ClaimTest] | None = None
+    retention: Interval | None = None
+    retention_note: str = ""
+    seeds_needed: int | None = None
+    difficulty: tuple[DifficultyLevel, ...] = ()
+    cost: ArmCost = ArmCost()
+    folders: Mapping[str, str] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
+class RunBudget:
+    """What every run may use: an amount of a unit (`tokens`, `steps`, `seconds`, ...)."""
+
+    unit: str
+    amount: float
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Variance components of the control's scores."""
+
+    seed: float | None = None
+    problem: float | None = None
+    residual: float | None = None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A study (`analysis.json`); `arms` has the control first, then the order of study.toml."""
+
+    question: str
+    control: str
+    arms: tuple[ArmResult, ...]
+    model: str = ""
+    task: str = ""
+    primary: str = "accuracy"
+    margin: float = 0.02
+    seeds: tuple[int, ...] = ()
+    budget: RunBudget | None = None
+    num_problems: int | None = None
+    samples_per_problem: int | None = None
+    split: str = "test"
+    base: Interval | None = None
+    control_gain: Interval | None = None
+    variance: Variance | None = None
+    conclusion: str = ""
+    notes: tuple[str, ...] = ()
+    repeat: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Analysis:
+        """The analysis; what is missing, wrong, or an arm named twice is a UserError."""
+        found = fill(cls, data, where)
+        names = [arm.name for arm in found.arms]
+        if found.control not in names:
+            raise UserError(f"{where}: the control {found.control!r} is not among the arms")
+        if len(set(names)) < len(names) or len({arm.slug for arm in found.arms}) < len(names):
+            raise UserError(f"{where}: two arms have the same name")
+        return found
+
+
+def fill(cls: type[T], data: Mapping[str, Any], where: str) -> T:
+    """A dataclass from an object of JSON, those within it too; a UserError begins with `where`."""
+    hints, values = typing.get_type_hints(cls), dict[str, Any]()
+    for item in dataclasses.fields(typing.cast(Any, cls)):
+        optional = not item.default is item.default_factory is MISSING
+        if data.get(item.name) is not None or (item.name in data and not optional):
+            values[item.name] = _value(data[item.name], hints[item.name], where, item.name)
+        elif not optional:
+            raise UserError(f"{where}: {item.name!r} is missing")
+    return cls(**values)
+
+
+def _value(value: Any, hint: Any, where: str, name: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    what, inside = f"{where}: {name!r}", f"{where}: {name}"
+    if origin in (typing.Union, types.UnionType):
+        kinds = [kind for kind in args if kind is not type(None)]
+        one = len(kinds) == 1 and value is not None
+        return _value(value, kinds[0], where, name) if one else check(what, value, hint)
+    if origin is np.ndarray:
+        return np.array(check(what, value, tuple[float | None, ...]), dtype=float)
+    if origin in (tuple, list):
+        items = enumerate(check(what, value, list))
+        return origin(_value(item, args[0], where, f"{name}[{n}]") for n, item in items)
+    if origin in (Mapping, dict):
+        pairs = check(what, value, dict).items()
+        return {str(key): _value(item, args[1], inside, str(key)) for key, item in pairs}
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return fill(typing.cast(type, hint), check(what, value, dict), inside)
+    return check(what, HALF.sub("\ufffd", value) if type(value) is str else value, hint)

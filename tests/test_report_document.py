@@ -1,0 +1,127 @@
+"""Any document is rendered to HTML and Markdown, block by block, and both say the same."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from modicum.report import html, markdown
+from modicum.report.document import (
+    Bullets,
+    Commands,
+    Document,
+    Figure,
+    Folded,
+    Heading,
+    Piece,
+    Proofs,
+    Sample,
+    SideBySide,
+    Text,
+    Values,
+    Written,
+    across,
+    section,
+    table,
+)
+from modicum.report.style import Drawn
+
+FIGURE = Figure("bars", "Two bars", "What they are.", lambda narrow: pytest.fail("not drawn"))
+TABLE = table("Numbers", ("run", "value"), [("a, seed 1", "1, 2"), ("b", "3")])
+# Block -> (what the page has, what the Markdown has).
+EXAMPLES: list[tuple[Piece, str, str]] = [
+    (Text("so `x` < 1"), "<p>so <code>x</code> &lt; 1</p>", "so `x` \\< 1\n"),
+    (Text("small", note=True), '<p class="note">small</p>', "small\n"),
+    (Heading("More"), "<h3>More</h3>", "### More\n"),
+    (Bullets(("a `b`", "c")), "<li>a <code>b</code></li>\n<li>c</li>", "- a `b`\n- c\n"),
+    (
+        Values("Shared", {"steps": "4"}),
+        '<h3>Shared</h3>\n<dl class="settings">\n<div><dt>steps</dt><dd>4</dd></div>',
+        "Shared:\n\n| setting | value |\n| :-- | --: |\n| `steps` | `4` |\n",
+    ),
+    (
+        Proofs("", (("full", "3 of 3"),)),
+        '<dt>full</dt><dd class="note">3 of 3</dd>',
+        "- `full`: 3 of 3\n",
+    ),
+    (Commands(("make a", "make b")), "<pre>make a\nmake b\n</pre>", "```sh\nmake a\nmake b\n```\n"),
+    (
+        SideBySide("1 + 1?", (Written("base", None, (Sample("two", "wrong"),)),), "2"),
+        '<h3>1 + 1? <span class="note">Answer: 2</span></h3>\n<div class="pair">\n<div>\n'
+        '<h4>base</h4>\n<article class="sample">\n<pre dir="auto">two</pre>\n'
+        "<footer>wrong</footer>",
+        "### 1 + 1? (2)\n\n`base`, wrong:\n\n```text\ntwo\n```\n",
+    ),
+    (
+        TABLE,
+        '<th role="rowheader" scope="row">a, seed\u00a01</th>\n'
+        '<td role="cell" data-head="value"><span>1,\u00a02</span></td>',
+        "Numbers:\n\n| run | value |\n| :-- | --: |\n| a, seed 1 | 1, 2 |\n| b | 3 |\n",
+    ),
+    (
+        FIGURE,
+        '<div class="broad"><svg>broad</svg></div>\n<div class="narrow"><svg>narrow</svg></div>\n'
+        '<figcaption class="note">What they are.</figcaption>',
+        "![Two bars](<pics/bars.svg>)\n\n"
+        "What they are. ([SVG](<pics/bars.svg>), [PDF](<pics/bars.pdf>))\n",
+    ),
+    (
+        Folded("Open me", (Text("inside"), FIGURE)),
+        "<summary>Open me</summary>\n<p>inside</p>\n<figure>",
+        "inside\n\n![Two bars]",
+    ),
+]
+DRAWN = {"bars": Drawn("<svg>broad</svg>", "<svg>narrow</svg>", "", b"")}
+
+
+def document(*blocks: Piece) -> Document:
+    return Document("T", "Head", "So it is.", ("a note",), (section("one", "One", *blocks),))
+
+
+@pytest.mark.parametrize(
+    ("block", "page", "text"), EXAMPLES, ids=[type(block).__name__ for block, _, _ in EXAMPLES]
+)
+def test_a_block_in_both_forms(block: Piece, page: str, text: str) -> None:
+    assert page in re.sub(r"\n+", "\n", html.render(document(block), DRAWN))
+    assert text in markdown.render(document(block), "pics")
+
+
+def test_every_kind_of_block_is_among_the_examples() -> None:
+    assert {type(block) for block, _, _ in EXAMPLES} == set(Piece.__subclasses__())
+    assert set(markdown.WRITERS) == set(Piece.__subclasses__())
+
+
+def test_the_head_of_both_forms() -> None:
+    page, text = html.render(document(), {}), markdown.render(document(), "pics")
+    for part in (
+        "<title>T</title>",
+        '<p class="headline">Head</p>',
+        '<p class="conclusion">So it is.</p>',
+        '<p class="note">a note</p>',
+        '<li><a href="#one">One</a></li>',
+        '<section id="one">\n<h2>One</h2>',
+    ):
+        assert part in page
+    assert text.startswith("# T\n\n**Head**\n\nSo it is.\n\na note\n\n## One\n")
+
+
+def test_a_table_does_not_repeat_the_heading_above_it() -> None:
+    found = markdown.render(document(Heading("Numbers"), TABLE), "pics")
+    assert "### Numbers\n\n| run |" in found
+    assert "Numbers:\n\n" in markdown.render(document(Heading("Other"), TABLE), "pics")
+
+
+def test_figures_are_found_where_they_are_folded() -> None:
+    assert document(Text("a"), Folded("b", (FIGURE,))).figures() == [FIGURE]
+    # One that was not drawn leaves no hole.
+    assert "<figure" not in html.render(document(FIGURE), {})
+
+
+def test_few_runs_are_columns_and_many_are_rows() -> None:
+    few = across("n", [("length", ["1", "2"])], ["a", "b"])
+    assert few is not None and few.heads == ("", "a", "b") and not few.sortable
+    many = across("n", [("length", list("12345"))], list("abcde"))
+    assert many is not None and many.heads == ("run", "length")
+    assert [cell.text for cell in many.rows[0]] == ["a", "1"]
+    assert across("n", [], ["a"]) is None
