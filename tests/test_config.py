@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from modicum import options
-from modicum.commands import demo, evaluate, export, report, tasks, train, updates
+from modicum.commands import demo, export, report, tasks, train, updates
 from modicum.config import (
     Budget,
     Compute,
@@ -28,6 +28,7 @@ from modicum.config import (
     read_toml,
     to_toml,
 )
+from modicum.face.evaluation import EvaluateConfig
 from modicum.options import Parser, convert, field_docs, given, merge
 from modicum.types import UserError
 
@@ -208,7 +209,7 @@ def test_every_section_is_in_the_config() -> None:
     assert {h for h in hints.values() if dataclasses.is_dataclass(h)} == set(SECTIONS)
 
 
-@pytest.mark.parametrize("root", [TrainConfig, evaluate.Options])
+@pytest.mark.parametrize("root", [TrainConfig, EvaluateConfig])
 def test_names_are_unique_across_sections(root: type) -> None:
     names = ["config", "resume", "overwrite", "json", "run", "help"]
     todo = [root]
@@ -223,10 +224,13 @@ def test_names_are_unique_across_sections(root: type) -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("module", [demo, evaluate, export, report, tasks, updates])
-def test_every_option_of_a_command_is_documented(module: Any) -> None:
-    docs, hints = field_docs(module.Options), typing.get_type_hints(module.Options)
-    for field in dataclasses.fields(module.Options):
+@pytest.mark.parametrize(
+    "options",
+    [EvaluateConfig, *(module.Options for module in (demo, export, report, tasks, updates))],
+)
+def test_every_option_of_a_command_is_documented(options: Any) -> None:
+    docs, hints = field_docs(options), typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
         assert dataclasses.is_dataclass(hints[field.name]) or docs[field.name].endswith(".")
 
 

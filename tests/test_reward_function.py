@@ -14,7 +14,7 @@ import torch
 
 from modicum import rewards, runs
 from modicum.rewards import Reward
-from modicum.rewards.function import load, rewrite
+from modicum.rewards.function import rewrite
 from modicum.tasks.arithmetic import Arithmetic
 from modicum.training.loop import Observer, train
 from modicum.training.metrics import rollout_metrics
@@ -82,7 +82,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "broken_rewards.py").write_text("import math\n1 / 0\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", ".")])
-    load.cache_clear()
     yield tmp_path
     for name in ("own_rewards", "broken_rewards"):
         sys.modules.pop(name, None)

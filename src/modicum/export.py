@@ -14,13 +14,34 @@ import torch
 from torch import Tensor
 
 from modicum.engine import Policy
-from modicum.models.load import Loaded
+from modicum.models.load import Loaded, load
+from modicum.parts import Parts
 from modicum.runs import make_folder
+from modicum.training.checkpoint import reload
 from modicum.types import RunStopped, UserError
 from modicum.updates.adapter import AdapterPrepared, quiet
 from modicum.updates.base import Prepared
 
 TOLERANCE = 1e-4  # of logits, relative to their largest, in fp32
+
+
+def export_run(
+    run: Path, out: Path, format: str, overwrite: bool, parts: Parts | None = None
+) -> float:
+    """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter").
+
+    Returns the largest logit difference on reload. `parts` has an update that no expression
+    names. Raises UserError for a run without an adapter, or `out` that is not empty.
+    """
+    session = reload(run, parts=parts)
+    policy, prepared, past = session.policy, session.prepared, session.config
+    if format != "adapter":
+        new_folder(out, overwrite)
+        return export_merged(prepared, policy, out)
+    adapter = adapter_of(prepared, run, past.update)
+    base = load(past.model, past.compute.device, past.compute.dtype, past.trust).model
+    new_folder(out, overwrite)
+    return export_adapter(adapter, policy, base, out)
 
 
 def new_folder(out: Path, overwrite: bool) -> None:

@@ -23,6 +23,8 @@ from modicum.types import UserError
 
 MAX_LENGTH = 2000
 MAX_FLOAT = sys.float_info.max
+GIVEN = "given"
+"""What stands for an object of Python that no expression gives again: `given('my_function')`."""
 JOIN: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
     ast.Add: ("+", operator.add),
     ast.BitAnd: ("&", operator.and_),
@@ -137,6 +139,11 @@ class _Builder:
         raise self.error(f"{ast.unparse(node)!r} is not allowed in an expression")
 
     def call(self, name: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Any:
+        if name == GIVEN:
+            raise UserError(
+                f"{self.kind} {self.text} was an object in Python, which no expression gives again:"
+                f" name another {self.kind}, or go on in Python with the same one (docs/python.md)"
+            )
         if name not in self.members:
             raise UserError(f"unknown {self.kind} {name!r}; {nearest(name, self.members)}")
         cls = self.members[name]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from modicum.options import Parser, show
 
 EXAMPLES = """
@@ -26,11 +24,11 @@ def run(args: list[str]) -> int:
     )
     found = parser.read(args)
 
-    from modicum.scorecard import compare, read
+    from modicum.face import compare
+    from modicum.face.evaluation import evaluation_of
 
-    after = read(Path(found.after), "trained")
-    before = read(Path(found.before or found.after), "trained" if found.before else "base")
-    result = compare(after, before)
+    after = evaluation_of(found.after)
+    result = compare(found.after, found.before)
     other = found.before or f"{found.after} before training"
     lines = [
         f"{found.after} minus {other}: {after.task}, split {after.split},"

@@ -43,23 +43,10 @@ def run(args: list[str]) -> int:
 
     from modicum import export
     from modicum.models.load import load
-    from modicum.training.checkpoint import past_config, reload
 
     out = Path(options.out)
     if found.run:
-        session = reload(Path(found.run))
-        policy, prepared = session.policy, session.prepared
-        if options.format == "adapter":
-            adapter = export.adapter_of(
-                prepared, Path(found.run), past_config(Path(found.run)).update
-            )
-            past = session.config
-            base = load(past.model, past.compute.device, past.compute.dtype, past.trust).model
-            export.new_folder(out, found.overwrite)
-            difference = export.export_adapter(adapter, policy, base, out)
-        else:
-            export.new_folder(out, found.overwrite)
-            difference = export.export_merged(prepared, policy, out)
+        difference = export.export_run(Path(found.run), out, options.format, found.overwrite)
     else:
         loaded = load(options.model, trust=options.trust)
         export.new_folder(out, found.overwrite)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from modicum.options import Parser, show
-from modicum.types import UserError
 
 EXAMPLES = """
 modicum report runs/full-seed0                         # runs/full-seed0/report.html
@@ -16,7 +15,6 @@ modicum report runs/full-seed0 runs/last-1-seed0
 modicum report runs/demo/*-seed0 --out demo.html
 modicum report studies/tiny                            # a study: studies/tiny/report.html
 """
-STUDY = "study.toml"
 
 
 @dataclass(frozen=True)
@@ -35,26 +33,19 @@ def run(args: list[str]) -> int:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, or one of a study")
     found, options = parser.options(args, Options, "report")
     folders = [Path(name) for name in found.runs]
-    if not folders:
-        raise UserError("report needs at least one run folder")
-    studies = [folder for folder in folders if (folder / STUDY).is_file()]
-    if studies and len(folders) > 1:
-        raise UserError(f"{studies[0]} is a study: it gets a report of its own")
 
-    from modicum.report import output, page, read, tables
-    from modicum.report.study import page as study_page
+    from modicum.face.reports import STUDY, report
+    from modicum.report import output, read, tables
 
+    report(*folders, out=options.out, title=options.title)
+    study = (folders[0] / STUDY).is_file()
     out = options.out or (None if len(folders) == 1 else "report.html")
-    if studies:
-        study_page.write(folders[0], Path(out) if out else None, options.title or None)
-    else:
-        page.write(folders, out, options.title or "modicum report")
     places = output.places(folders[0], out)
     paths = {"report": places.page, "markdown": places.markdown, "figures": places.figures}
     values: dict[str, Any] = {name: str(path) for name, path in paths.items()}
-    if not studies and not found.json:
+    if not study and not found.json:
         tables.show(tables.results([read.load(folder) for folder in folders]))
-    elif not studies:
+    elif not study:
         files = [folder / "result.json" for folder in folders]
         done = [file.read_text(encoding="utf-8") for file in files if file.exists()]
         values["results"] = [json.loads(text) for text in done]

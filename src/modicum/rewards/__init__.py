@@ -6,20 +6,25 @@ contract suite (tests/test_rewards.py) picks it up.
 
 from __future__ import annotations
 
+import functools
+import operator
+from typing import Any
+
 from modicum import spec
 from modicum.rewards.accuracy import Accuracy
 from modicum.rewards.base import Reward, Term, reward_of
 from modicum.rewards.consistency import Consistency
 from modicum.rewards.format import Format
-from modicum.rewards.function import Function, rewrite
+from modicum.rewards.function import Function, GivenFunction, rewrite, term_of
 from modicum.rewards.language import Language
 from modicum.rewards.length import Length
 from modicum.rewards.random import Random
 from modicum.rewards.repetition import Repetition
+from modicum.types import UserError
 
 __all__ = [
-    "REWARDS", "Accuracy", "Consistency", "Format", "Function", "Language", "Length",
-    "Random", "Repetition", "Reward", "Term", "parse", "reward_of",
+    "REWARDS", "Accuracy", "Consistency", "Format", "Function", "GivenFunction", "Language",
+    "Length", "Random", "Repetition", "Reward", "Term", "of", "parse", "reward_of",
 ]  # fmt: skip
 
 REWARDS: dict[str, type[Term]] = {
@@ -43,3 +48,33 @@ def parse(text: str) -> Reward:
     `accuracy + 0.2*format`, or with a function of your own `accuracy + 0.5*module:function`.
     """
     return reward_of(spec.build("reward", rewrite(text), REWARDS))
+
+
+def of(value: Any) -> Reward:
+    """The reward that a caller names by an expression, a function, a term, or a list of them.
+
+    A list is summed, as TRL does. Functions of one name are numbered.
+    """
+    parts = value if isinstance(value, list | tuple) else [value]
+    if not parts:
+        raise UserError("reward: the list is empty")
+    made = [_of(part) for part in parts]
+    labels = [str(part) for part in made]
+    for place, part in enumerate(made):
+        before = labels[:place].count(labels[place])
+        if before and isinstance(part, GivenFunction) and part not in made[:place]:
+            made[place] = GivenFunction(part.function, label=f"{part}_{before + 1}")
+    return reward_of(functools.reduce(operator.add, made))
+
+
+def _of(part: Any) -> Reward | Term:
+    if isinstance(part, str):
+        return parse(part)
+    if isinstance(part, Reward | Term):
+        return part
+    if not callable(part) or isinstance(part, type):
+        raise UserError(
+            "reward: must be an expression such as 'accuracy', a function or a term, not"
+            f" {part!r:.60}"
+        )
+    return term_of(part)

@@ -13,7 +13,8 @@ None or NaN is no verdict: the term is left out of that completion's sum, as in 
 are taken as they are; whether they lie in [0, 1] is the user's business.
 
 Departure from TRL, where an exception ends the run: when the call fails, each completion is
-scored by a call of its own, and one that fails again gets 0 and a line in the log.
+scored by a call of its own, and one that fails again gets 0 and a line in the log. What
+returns anything but one score for one completion is a UserError.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-import functools
 import importlib
 import inspect
 import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from modicum.rewards.base import Term
 from modicum.spec import nearest
@@ -44,26 +46,18 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 MAX_FAULT = 200  # characters of an exception's message that are shown
 
 
-@dataclass(frozen=True)
-class Function(Term):
-    """Your own function `module:function`, with the signature of TRL's reward functions.
+class Called(Term):
+    """Base of the terms that call a function; they have `called` and `chat`."""
 
-    With `chat`, prompts and completions are lists of messages ({"role", "content"}).
-    """
+    if TYPE_CHECKING:  # a field of the terms
 
-    name: ClassVar[str] = "function"
-    path: str
-    chat: bool = False
+        @property
+        def chat(self) -> bool: ...
 
-    def __post_init__(self) -> None:
-        if not PATH.fullmatch(self.path):
-            raise UserError(
-                f"reward: {self.path!r} is not a function; write package.module:function"
-            )
-        load(self.path)  # so that a run fails before its model is loaded
-
-    def __str__(self) -> str:
-        return f"{self.path}(chat=True)" if self.chat else self.path
+    @property
+    @abstractmethod
+    def called(self) -> Callable[..., Any]:
+        """The function."""
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """What the function returns for a group of one."""
@@ -73,9 +67,8 @@ class Function(Term):
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
     ) -> list[float]:
         """What the function returns; NaN where it returns None, 0 where it fails."""
-        function = load(self.path)
-        arguments = accepted(self.path, function, self._columns(problem, completions))
-        values, fault = _call(function, arguments, len(completions))
+        arguments = accepted(str(self), self.called, self._columns(problem, completions))
+        values, fault = _call(self, arguments, len(completions))
         if fault is None:
             return values
         if len(completions) > 1:
@@ -105,22 +98,86 @@ class Function(Term):
         return {**given, "completions": texts, "completion_ids": ids, "trainer_state": None}
 
 
-def _call(
-    function: Callable[..., Any], arguments: dict[str, Any], count: int
-) -> tuple[list[float], str | None]:
-    """The values of one call for `count` completions, or what went wrong."""
-    guard = Guard()
+@dataclass(frozen=True)
+class Function(Called):
+    """Your own function `module:function`, with the signature of TRL's reward functions.
+
+    With `chat`, prompts and completions are lists of messages ({"role", "content"}).
+    """
+
+    name: ClassVar[str] = "function"
+    path: str
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        if not PATH.fullmatch(self.path):
+            raise UserError(
+                f"reward: {self.path!r} is not a function; write package.module:function"
+            )
+        load(self.path)  # so that a run fails before its model is loaded
+
+    def __str__(self) -> str:
+        return f"{self.path}(chat=True)" if self.chat else self.path
+
+    @property
+    def called(self) -> Callable[..., Any]:
+        """What stands at the path now: a cell of a notebook may have defined it anew."""
+        return load(self.path)
+
+
+@dataclass(frozen=True)
+class GivenFunction(Called):
+    """A function that is no importable one: of a notebook, a closure, a callable object."""
+
+    name: ClassVar[str] = "given"
+    function: Callable[..., Any]
+    chat: bool = False
+    label: str = ""
+    """What metrics call it; empty takes its own name."""
+
+    def __str__(self) -> str:
+        kind = type(self.function).__name__
+        return self.label or getattr(self.function, "__name__", kind).strip("<>")
+
+    @property
+    def called(self) -> Callable[..., Any]:
+        """The function."""
+        return self.function
+
+
+def term_of(function: Callable[..., Any]) -> Called:
+    """The term that calls `function`: by its path where that gives it again."""
+    module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    path = f"{module}:{name}"
+    if module != "__main__" and PATH.fullmatch(path):
+        with contextlib.suppress(UserError):
+            if load(path) is function:
+                return Function(path)
+    return GivenFunction(function)
+
+
+def _call(term: Called, arguments: dict[str, Any], count: int) -> tuple[list[float], str | None]:
+    """The values of one call for `count` completions, or what went wrong.
+
+    UserError when the result for a single completion is no list of one score.
+    """
+    guard, values = Guard(), None
     with guard, contextlib.redirect_stdout(sys.stderr):
-        found = function(**arguments)
-        if inspect.isawaitable(found):
-            found = asyncio.run(_awaited(found))
-        values = [math.nan if value is None else float(value) for value in found]
-        if len(values) != count:
-            return [], f"returned {len(values)} scores for {count} completions"
-        if any(map(math.isinf, values)):
-            return [], "returned an infinite score"
-        return values, None
-    return [], guard.fault
+        values = term.called(**arguments)
+        if inspect.isawaitable(values):
+            values = _await(values)
+        if isinstance(values, Iterable):
+            values = [math.nan if value is None else float(value) for value in values]
+    if guard.fault is not None:
+        return [], guard.fault
+    if not isinstance(values, list) or len(values) != count:
+        what = f"{len(values)} scores" if isinstance(values, list) else f"{values!r}, no list,"
+        if count == 1:
+            raise UserError(f"reward {term}: the function returned {what} for 1 completion")
+        return [], f"returned {what} for {count} completions"
+    if any(map(math.isinf, values)):
+        return [], "returned an infinite score"
+    return values, None
 
 
 class Guard:
@@ -149,8 +206,18 @@ class Guard:
         return True
 
 
-async def _awaited(found: Any) -> Any:
-    return await found
+def _await(found: Any) -> Any:
+    """The result of a coroutine; where a loop runs already (Jupyter), on a thread of its own."""
+
+    async def awaited() -> Any:
+        return await found
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(awaited())
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(asyncio.run, awaited()).result()
 
 
 def accepted(path: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +239,6 @@ def accepted(path: str, function: Callable[..., Any], given: dict[str, Any]) -> 
     return {name: value for name, value in given.items() if name in names}
 
 
-@functools.lru_cache(maxsize=64)
 def load(path: str) -> Callable[..., Any]:
     """The callable at `package.module:name`; a UserError says what is missing.
 

@@ -7,6 +7,8 @@ set with columns), an entry in TASKS, a section in docs/tasks.md. The contract s
 
 from __future__ import annotations
 
+from typing import Any
+
 from modicum import spec
 from modicum.tasks import gym
 from modicum.tasks.addition import Addition
@@ -16,6 +18,7 @@ from modicum.tasks.contests import Aime, Amc
 from modicum.tasks.countdown import Countdown
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask
+from modicum.tasks.given import GivenTask
 from modicum.tasks.gsm8k import Gsm8k
 from modicum.tasks.gym import Gym
 from modicum.tasks.hendrycks import Math, Math500
@@ -24,7 +27,7 @@ from modicum.tasks.openthoughts import OpenThoughts
 from modicum.tasks.overlap import overlap
 from modicum.tasks.products import Products
 
-__all__ = ["TASKS", "Task", "notes", "overlap", "parse"]
+__all__ = ["TASKS", "Task", "notes", "of", "overlap", "parse"]
 
 TASKS: dict[str, type] = {
     cls.name: cls
@@ -38,6 +41,13 @@ TASKS: dict[str, type] = {
 def parse(text: str) -> Task:
     """The task that an expression such as `arithmetic(terms=4)` names."""
     return spec.build("task", text, {**TASKS, **gym.members(text)})
+
+
+def of(value: Any) -> Task:
+    """The task that a caller names by an expression, an object, or a list of problems."""
+    if isinstance(value, str):
+        return parse(value)
+    return value if isinstance(value, Task) else GivenTask.of(value)
 
 
 def notes(task: Task) -> tuple[str, ...]:

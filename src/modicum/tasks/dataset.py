@@ -89,6 +89,8 @@ class DataTask(Spec, ABC):
 
     hub: ClassVar[Hub | None] = None
     file_role: ClassVar[Role] = "hash"
+    skippable: ClassVar[bool] = True
+    """Whether `bad_rows` can be set."""
 
     if TYPE_CHECKING:  # fields of the tasks, whose order is theirs
 
@@ -214,6 +216,11 @@ def _split(question: str, role: Role) -> Split:
 @lru_cache(maxsize=8)
 def _load(task: DataTask, stamps: tuple[tuple[int, int], ...]) -> LoadedRows:
     """The problems of `task`; `stamps` make changed files new ones."""
+    return load_once(task)
+
+
+def load_once(task: DataTask) -> LoadedRows:
+    """The problems of `task`, read anew."""
     parts = task._parts()
     for part in parts:
         for names in task.columns(rows.columns(part.records)):
@@ -238,7 +245,7 @@ def _load(task: DataTask, stamps: tuple[tuple[int, int], ...]) -> LoadedRows:
             placed.append((_split(problem.question, part.role), problem))
     total = sum(len(part.records) for part in parts)
     if faults and task.bad_rows == "refuse":
-        raise UserError(_refusal(faults, total))
+        raise UserError(_refusal(faults, total, task.skippable))
     kept, taken = hold_out(placed)
     notes = tuple(_notes(task.name, total, faults, left, taken))
     if not kept:
@@ -256,13 +263,13 @@ def _problem(place: str, record: rows.Record, item: Item, seen: dict[str, str]) 
     return Problem(f"{place}/{key}", item.question, item.answer, item.difficulty, item.data)
 
 
-def _refusal(faults: list[str], total: int) -> str:
+def _refusal(faults: list[str], total: int, skippable: bool) -> str:
     if len(faults) == 1:
-        return f"{faults[0]} (bad_rows='skip' leaves it out)"
+        return faults[0] + " (bad_rows='skip' leaves it out)" * skippable
     shown = "; ".join(faults[:SHOWN_FAULTS])
     more = "; ..." if len(faults) > SHOWN_FAULTS else ""
-    counted = f"{len(faults)} bad rows of {total}; bad_rows='skip' leaves them out"
-    return f"{shown}{more} ({counted})"
+    hint = "; bad_rows='skip' leaves them out" * skippable
+    return f"{shown}{more} ({len(faults)} bad rows of {total}{hint})"
 
 
 def _notes(

@@ -14,7 +14,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from modicum import runs
-from modicum.config import Compute, TrainConfig, from_mapping, read_toml
+from modicum.config import Compute
+from modicum.parts import Parts, past_config
 from modicum.training.session import Session, prepare
 from modicum.types import UserError
 
@@ -85,20 +86,17 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
         ) from None
 
 
-def past_config(folder: Path) -> TrainConfig:
-    """The resolved config of a run folder; UserError when it is none."""
-    path = runs.open_run(folder).folder / "config.toml"
-    return from_mapping(TrainConfig, read_toml(path), str(path))
-
-
 def reload(
-    folder: Path, compute: Compute | None = None, rollout_batch: int | None = None
+    folder: Path,
+    compute: Compute | None = None,
+    rollout_batch: int | None = None,
+    parts: Parts | None = None,
 ) -> Session:
     """The trained policy of a run: the base with the newest checkpoint's values.
 
     `compute` runs it on another device, `rollout_batch` with another number of completions at
-    a time; the dtype stays that of the run. Problems, their order and rewards of the session
-    are placeholders.
+    a time; the dtype stays that of the run. `parts` has the update if no expression names it.
+    All that is not the policy is a placeholder.
     """
     config = past_config(folder)
     if compute and compute.dtype != config.compute.dtype:
@@ -111,9 +109,10 @@ def reload(
     config = replace(config, compute=compute or config.compute)
     if rollout_batch is not None:
         config = replace(config, batch=replace(config.batch, rollout_batch=rollout_batch))
-    # Problems and rewards are not needed: their files may be elsewhere by now.
-    bare = replace(config, task="arithmetic", reward="accuracy", curriculum="uniform")
-    session = prepare(bare)
+    # Not needed, and perhaps not to be had: files may be elsewhere by now, objects gone.
+    others = {"task": "arithmetic", "reward": "accuracy", "objective": "grpo"}
+    update = Parts(update=parts.update if parts else None)
+    session = prepare(replace(config, **others, curriculum="uniform"), update)
     restore_policy(session, saved[-1])
     session.config = config
     return session

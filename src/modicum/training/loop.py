@@ -16,6 +16,7 @@ from modicum.engine import agreement
 from modicum.evaluate import Evaluation, evaluate
 from modicum.models.load import inner
 from modicum.models.precision import too_fine
+from modicum.parts import Parts
 from modicum.training import result
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin
@@ -62,23 +63,29 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     base: Evaluation | None = None,
+    parts: Parts | None = None,
 ) -> dict[str, Any]:
     """Train as `config` says and return what `result.json` holds.
 
     `overwrite` replaces the run folder, `resume` goes on from its last checkpoint. `base`
-    is the evaluation of the untrained model, if it is known already. Raises UserError for
-    what cannot be done and RunStopped when a proof fails.
+    is the evaluation of the untrained model, if it is known already. `parts` are objects in
+    the place of the config's expressions. Raises UserError for what cannot be done and
+    RunStopped when a proof fails.
     """
-    observer = observer or Observer()
+    observer, parts = observer or Observer(), parts or Parts()
+    config = parts.named(config)
     tracking.check(config.tracking)
-    plan.check(config)
+    if parts.update is None:
+        plan.check(config)
     machine.reuse_memory()
     machine.reset_peak()
     before = machine.resident_bytes()
-    session = prepare(config)
+    session = prepare(config, parts)
     # What the process held before the model was loaded; on a GPU nothing.
     start_memory = before if session.policy.device.type == "cpu" else 0
     run, first = begin(session, overwrite, resume)
+    for text in parts.keep(run, config):
+        observer.note(text)
     with tracking.open(
         config.tracking, run.folder, run.folder.resolve().name, asdict(config), first, observer.note
     ) as tracker:

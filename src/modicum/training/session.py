@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from modicum import curricula, objectives, recipes, rewards, tasks, updates
+from modicum import objectives, recipes, rewards, tasks, updates
 from modicum.config import TrainConfig
 from modicum.curricula import Order
 from modicum.engine import Policy, policy_of
 from modicum.engine.flops import FlopCounter
 from modicum.engine.policy import check_length
 from modicum.models.load import load
+from modicum.parts import Parts
 from modicum.tasks.prompts import encode
 from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
@@ -80,11 +81,10 @@ class Session:
         return sum(p.numel() for p in self.policy.model.parameters())
 
 
-def prepare(config: TrainConfig) -> Session:
+def prepare(config: TrainConfig, parts: Parts | None = None) -> Session:
     """Load the model, apply the update, and build what the loop needs."""
-    task, update = tasks.parse(config.task), updates.parse(config.update)
-    reward, objective = rewards.parse(config.reward), objectives.parse(config.objective)
-    curriculum, compute = curricula.parse(config.curriculum), config.compute
+    task, update, reward, objective, curriculum = (parts or Parts()).resolve(config)
+    compute = config.compute
     first = task.problem("train", config.seed, 0)  # a bad task fails before the model loads
     order = curriculum.begin(task, config.seed)
     loaded = load(config.model, compute.device, compute.dtype, config.trust)

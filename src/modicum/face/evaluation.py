@@ -1,0 +1,167 @@
+"""`modicum.evaluate` and `modicum.compare`, which the commands of these names call too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from modicum import scorecard, tasks
+from modicum.config import Compute, Sampling, Trust, at_least
+from modicum.face.result import TrainResult, folder_of
+from modicum.face.settings import config_of, tables
+from modicum.parts import Parts, past_config, past_task
+from modicum.runs import Run, make_folder
+from modicum.scorecard import Comparison, Evaluation
+from modicum.types import UserError
+
+if TYPE_CHECKING:
+    from modicum.training.loop import Observer
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to evaluate and how."""
+
+    model: str = "tiny"
+    """`tiny`, a local folder, a GGUF file, or a hub id; a RUN uses its own."""
+    task: str = "arithmetic"
+    """Problems, as an expression; a RUN uses its own unless this is given."""
+    split: Literal["train", "tune", "test"] = "test"
+    """Which problems."""
+    problems: int = 256
+    """How many."""
+    samples: int = 4
+    """Sampled completions of each; pass@k goes up to this k."""
+    seed: int = 0
+    """Of the sampling noise."""
+    batch: int = 512
+    """Completions sampled at the same time; it changes memory, not the result."""
+    out: str = ""
+    """A folder for evaluation.json and completions.jsonl; `modicum compare` reads it."""
+    sampling: Sampling = field(default_factory=Sampling)
+    compute: Compute = field(default_factory=Compute)
+    trust: Trust = field(default_factory=Trust)
+
+    def __post_init__(self) -> None:
+        at_least(self, problems=1, samples=1, seed=0, batch=1)
+
+
+def evaluate(
+    model: str | Path | TrainResult = "tiny",
+    *,
+    task: str | tasks.Task | Iterable[Any] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Evaluation:
+    """Accuracy, pass@k and maj@k of a model or of a run's policy on held-out problems.
+
+    `model` is what `train` takes, a run folder or the result of a run; a run is evaluated on
+    its own problems, as it sampled, unless told otherwise. `settings`: split, problems,
+    samples, seed, batch, out, and those of sampling and compute by their names.
+    """
+    from modicum.display import Display
+
+    name, own = folder_of(model), model.parts if isinstance(model, TrainResult) else None
+    run = name if (name / "config.toml").is_file() else None
+    named = {"model": name, "task": task} if isinstance(task, str) else {"model": name}
+    config = settled(tables(EvaluateConfig, {**settings, **named}, "evaluate"), run, "evaluate")
+    parts = Parts(None if task is None else tasks.of(task), own.update if own else None)
+    shown = Display() if progress else None
+    try:
+        return perform(config, run, shown, parts)
+    finally:
+        if shown is not None:
+            shown.close()
+
+
+def settled(given: dict[str, Any], run: Path | None, where: str) -> EvaluateConfig:
+    """The settings; those of a run are below those given."""
+    below = {}
+    if run is not None:
+        past = past_config(run)
+        below = {"task": past.task, "model": past.model}
+        below |= {"sampling": dict(vars(past.sampling)), "compute": dict(vars(past.compute))}
+    return config_of(EvaluateConfig, given, below, where)
+
+
+def perform(
+    config: EvaluateConfig,
+    run: Path | None,
+    observer: Observer | None = None,
+    parts: Parts | None = None,
+) -> Evaluation:
+    """Evaluate the policy of `run`, or the model that the config names; written to `out`.
+
+    `parts` has the task and the update where no expression names them.
+    """
+    from modicum.engine import policy_of
+    from modicum.evaluate import evaluate
+    from modicum.models.load import load
+    from modicum.training.checkpoint import reload
+
+    parts = parts or Parts()
+    name = str(run or config.model)
+    task = parts.task or (past_task(run, config.task) if run else tasks.parse(config.task))
+    folder = _folder(config.out) if config.out else None
+    if run is not None:
+        policy = reload(run, config.compute, config.batch, parts).policy
+    else:
+        loaded = load(config.model, config.compute.device, config.compute.dtype, config.trust)
+        policy = policy_of(loaded, None, config.compute, config.batch)
+    found = evaluate(
+        policy,
+        task,
+        config.sampling,
+        config.split,
+        config.problems,
+        config.samples,
+        config.seed,
+        progress=partial(observer.evaluating, name) if observer else None,
+        keep=None if folder is None else partial(folder.write_lines, "completions.jsonl"),
+    )
+    if folder is not None:
+        folder.write("evaluation.json", values_of(config, name, found))
+    if observer is not None:
+        for note in tasks.notes(task):
+            observer.note(note)
+    return found
+
+
+def values_of(config: EvaluateConfig, name: str, found: Evaluation) -> dict[str, Any]:
+    """The evaluation and how it was made, as JSON values."""
+    return {"model": name, **found.to_json(), "sampling": asdict(config.sampling)}
+
+
+def _folder(out: str) -> Run:
+    """The folder to write to; one that holds other things than an evaluation is refused."""
+    folder = Path(out)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "evaluation.json").is_file():
+        raise UserError(f"{out} is not empty and holds no evaluation; name another with --out")
+    make_folder(folder)
+    return Run(folder)
+
+
+def compare(
+    after: str | Path | TrainResult | Evaluation,
+    before: str | Path | TrainResult | Evaluation | None = None,
+) -> Comparison:
+    """The paired difference `after` - `before`, problem by problem, with intervals.
+
+    Each is a run, a folder of `evaluate(out=...)`, or an evaluation. A run without `before`
+    is compared with its own base. UserError when they answered different problems.
+    """
+    return scorecard.compare(
+        evaluation_of(after), evaluation_of(before or after, "trained" if before else "base")
+    )
+
+
+def evaluation_of(
+    source: str | Path | TrainResult | Evaluation, name: str = "trained"
+) -> Evaluation:
+    """The evaluation that is kept in a folder; of a run the one with this name."""
+    if isinstance(source, Evaluation):
+        return source
+    return scorecard.read(folder_of(source), name)

@@ -1,0 +1,129 @@
+"""What came of a run: read from its folder, so that it is the same after `load`."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from modicum import runs
+from modicum.config import TrainConfig
+from modicum.parts import Parts, past_config
+from modicum.types import UserError
+
+if TYPE_CHECKING:
+    from modicum.scorecard import Evaluation
+
+
+@dataclass(frozen=True, repr=False)
+class TrainResult:
+    """A run. `values` is what its `result.json` holds; empty while it has not ended."""
+
+    folder: Path
+    values: dict[str, Any]
+    parts: Parts | None = field(default=None, compare=False)
+    """The objects that it was begun with, in this process."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of sampled answers that are right after training, on held-out problems."""
+        return self._accuracy("trained")
+
+    @property
+    def baseline(self) -> float | None:
+        """The same of the model before training."""
+        return self._accuracy("base")
+
+    @property
+    def config(self) -> TrainConfig:
+        """All settings of the run."""
+        return past_config(self.folder)
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """A dict for every step (docs/metrics.md); `pandas.DataFrame(result.metrics)`."""
+        path = self.folder / "metrics.jsonl"
+        return runs.read_lines(path) if path.exists() else []
+
+    def report(self, out: str | Path = "", title: str = "") -> Path:
+        """Write the run's page, with Markdown and figures beside it; returns the page."""
+        from modicum.face.reports import report
+
+        return report(self, out=out, title=title)
+
+    def export(
+        self,
+        out: str | Path,
+        format: Literal["merged", "adapter"] = "merged",
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the trained model as an ordinary Hugging Face folder, or only its adapter."""
+        from modicum.export import export_run
+
+        export_run(self.folder, Path(out), format, overwrite, self.parts)
+        return Path(out)
+
+    def evaluate(self, **settings: Any) -> Evaluation:
+        """`modicum.evaluate` of this run, by default on its own task."""
+        from modicum.face.evaluation import evaluate
+
+        return evaluate(self, **settings)
+
+    def _accuracy(self, name: str) -> float | None:
+        found = self.values.get(name)
+        return None if not found else found["accuracy"]
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """What is shown of it, by name."""
+        values = self.values
+        if not values:
+            return [("run", str(self.folder)), ("state", "not finished")]
+        shown = [("run", str(self.folder))]
+        shown += [(name, str(values[name])) for name in ("update", "model", "task", "reward")]
+        if self.accuracy is not None and self.baseline is not None:
+            band = f"[{values['trained']['low']:.1%}, {values['trained']['high']:.1%}]"
+            shown.append(("accuracy", f"{self.baseline:.1%} → {self.accuracy:.1%} {band}"))
+        share = values["trainable_parameters"] / values["total_parameters"]
+        return [
+            *shown,
+            ("trained", f"{values['trainable_parameters']:,} parameters ({share:.1%})"),
+            ("steps", f"{values['steps']} in {values['seconds']:.0f} s"),
+            ("change proof", values["change_proof"]),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<12}  {text}" for name, text in self._rows())
+
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in self._rows()
+        )
+        return f"<table>{cells}</table>"
+
+
+def load(folder: str | Path) -> TrainResult:
+    """The result of a run that is there: finished, or on its way (then accuracy is None)."""
+    place = folder_of(folder)
+    past_config(place)  # UserError when it is no run folder
+    path = place / "result.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    return TrainResult(place, values)
+
+
+def folder_of(run: str | Path | TrainResult) -> Path:
+    """The folder of a run that is named by itself or by its folder."""
+    if isinstance(run, TrainResult):
+        return run.folder
+    try:
+        return Path(run)
+    except TypeError:
+        kind = type(run).__name__
+        raise UserError(f"a folder or the result of a run is needed, not a {kind}") from None

@@ -1,0 +1,105 @@
+"""`modicum.train`: objects and flat settings to a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modicum import rewards, tasks
+from modicum.config import TrainConfig, read_toml
+from modicum.face.result import TrainResult
+from modicum.face.settings import config_of, tables
+from modicum.parts import Parts, expression, is_given, parsers
+from modicum.rewards import Reward, Term
+from modicum.types import UserError
+
+if TYPE_CHECKING:
+    from modicum.training.loop import Observer
+
+NEEDED = {"update": "apply", "objective": "token_loss", "curriculum": "begin"}
+"""What an object of a kind must have."""
+
+
+def train(
+    config: TrainConfig | None = None,
+    *,
+    task: str | tasks.Task | Iterable[Any] | None = None,
+    reward: str | Callable[..., Any] | Term | Reward | list[Any] | None = None,
+    update: Any = None,
+    objective: Any = None,
+    curriculum: Any = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> TrainResult:
+    """Train a model with GRPO, updating the part that `update` names.
+
+    `task` is an expression, a list of dicts or problems, or a `Task`; `reward` an expression,
+    a function in TRL's form, a `Term`, or a list of those, which is summed. `update`,
+    `objective` and `curriculum` are expressions or objects. `settings` are all others of
+    `TrainConfig` by their flat names (`model`, `steps`, `seed`, `out`, `learning_rate`,
+    `temperature`, `group_size`, ...), over those of `config`.
+
+    `resume` goes on with the run in `out`, `overwrite` replaces it. Progress goes to standard
+    error, or to an `observer`. Raises UserError, one line, for what cannot be done.
+    """
+    if resume and overwrite:
+        raise UserError("train: resume and overwrite exclude each other")
+    given = {"update": update, "objective": objective, "curriculum": curriculum}
+    made = {kind: _part(kind, value) for kind, value in given.items() if value is not None}
+    if task is not None:
+        made["task"] = tasks.of(task)
+    if reward is not None:
+        made["reward"] = rewards.of(reward)
+    texts = {kind: expression(kind, part) for kind, part in made.items()}
+    parts = Parts(**{kind: part for kind, part in made.items() if is_given(texts[kind])})
+    whole = _config(config, {**settings, **texts}, resume)
+    _check_held_out(whole, parts)
+
+    from modicum.display import Display
+    from modicum.training.folder import run_folder
+    from modicum.training.loop import train as run
+
+    shown = Display() if progress and observer is None else None
+    try:
+        values = run(whole, shown or observer, overwrite, resume, parts=parts)
+    finally:
+        if shown is not None:
+            shown.close()
+    return TrainResult(run_folder(whole), values, parts)
+
+
+def _part(kind: str, value: Any) -> Any:
+    """The object that an expression names, or the object itself."""
+    if isinstance(value, str):
+        return parsers()[kind](value)
+    if isinstance(value, type) or not hasattr(value, NEEDED[kind]):
+        raise UserError(
+            f"{kind}: must be an expression or an object of this kind, not {value!r:.60}"
+        )
+    return value
+
+
+def _config(base: TrainConfig | None, values: dict[str, Any], resume: bool) -> TrainConfig:
+    """The settings over those of `base`, or of the run that is gone on with."""
+    given = tables(TrainConfig, values, "train")
+    below = {} if base is None else dataclasses.asdict(base)
+    past = Path(values.get("out", "")) / "config.toml"
+    if resume and base is None and values.get("out") and past.is_file():
+        below = read_toml(past)
+    return config_of(TrainConfig, given, below, "train")
+
+
+def _check_held_out(config: TrainConfig, parts: Parts) -> None:
+    """UserError, before a model is loaded, when a list leaves nothing to evaluate on."""
+    split = config.evaluation.eval_split
+    if parts.task is None or not config.evaluation.eval_problems or parts.task.size(split) != 0:
+        return
+    try:
+        parts.task.problem(split, config.seed, 0)
+    except UserError as error:
+        raise UserError(f"{error}, or set eval_problems=0") from None

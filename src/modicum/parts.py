@@ -1,0 +1,145 @@
+"""The parts of a run that can be Python objects: task, update, reward, objective, curriculum.
+
+Each is named by an expression in the config. One that was handed over as an object and that
+no expression gives again (a list of problems, a function of a notebook) stands there as
+`given('...')`, which `spec.build` refuses: such a run goes on from Python only. What it was
+is kept in the run folder: `given.json`, and `problems.jsonl` for a list of problems.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modicum import rewards, runs, tasks
+from modicum.config import TrainConfig, from_mapping, read_toml
+from modicum.rewards import Reward
+from modicum.spec import GIVEN
+from modicum.tasks.given import GivenTask
+from modicum.types import UserError
+
+if TYPE_CHECKING:
+    from modicum.curricula import Curriculum
+    from modicum.objectives import Objective
+    from modicum.updates import Update
+
+KEPT = "given.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Objects in the place of a config's expressions; None: the expression says it."""
+
+    task: tasks.Task | None = None
+    update: Update | None = None
+    reward: Reward | None = None
+    objective: Objective | None = None
+    curriculum: Curriculum | None = None
+
+    def named(self, config: TrainConfig) -> TrainConfig:
+        """The config with an expression for every object here."""
+        held = {kind: getattr(self, kind) for kind in parsers()}
+        given = {kind: part for kind, part in held.items() if part is not None}
+        texts: dict[str, Any] = {kind: expression(kind, part) for kind, part in given.items()}
+        return replace(config, **texts)
+
+    def resolve(
+        self, config: TrainConfig
+    ) -> tuple[tasks.Task, Update, Reward, Objective, Curriculum]:
+        """All five, read from the config where there is no object; UserError for `given`."""
+        held = ((kind, parse, getattr(self, kind)) for kind, parse in parsers().items())
+        task, update, reward, objective, curriculum = (
+            parse(getattr(config, kind)) if part is None else part for kind, parse, part in held
+        )
+        return task, update, reward, objective, curriculum
+
+    def keep(self, run: runs.Run, config: TrainConfig) -> list[str]:
+        """Write what the config alone cannot repeat; returns what the user should know of it."""
+        kinds = [kind for kind in parsers() if is_given(getattr(config, kind))]
+        found = {kind: _described(getattr(self, kind), getattr(config, kind)) for kind in kinds}
+        path = run.folder / KEPT
+        if path.exists():
+            changed = json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(found))
+            return [f"the source differs from what the run began with ({path})"] * changed
+        if isinstance(self.task, GivenTask):
+            self.task.write(run)
+        if found:
+            run.write(KEPT, found)
+        return []
+
+
+def parsers() -> dict[str, Callable[[str], Any]]:
+    """What reads the expressions of each kind."""
+    from modicum import curricula, objectives, updates  # torch
+
+    return {
+        "task": tasks.parse,
+        "update": updates.parse,
+        "reward": rewards.parse,
+        "objective": objectives.parse,
+        "curriculum": curricula.parse,
+    }
+
+
+def expression(kind: str, part: Any) -> str:
+    """The expression that gives an equal object, or `given('...')` where there is none."""
+    text = _label(part)
+    try:
+        known = parsers()[kind](text) == part
+    except UserError:
+        known = False
+    return text if known else f"{GIVEN}({text!r})"
+
+
+def is_given(text: str) -> bool:
+    """Whether an expression stands for an object that it does not give again."""
+    return text.startswith(f"{GIVEN}(")
+
+
+def past_config(folder: Path) -> TrainConfig:
+    """The resolved config of a run folder; UserError when it is none."""
+    path = runs.open_run(folder).folder / "config.toml"
+    return from_mapping(TrainConfig, read_toml(path), str(path))
+
+
+def past_task(folder: Path, text: str) -> tasks.Task:
+    """The task of a past run; problems that were handed over are read from its folder."""
+    task = GivenTask.read(folder) if is_given(text) else None
+    if task is None:
+        return tasks.parse(text)
+    if expression("task", task) != text:
+        raise UserError(f"the problems in {folder} are not those of its run, {text}")
+    return task
+
+
+def _label(part: Any) -> str:
+    """The name of an object, without its place in memory."""
+    plain = type(part).__repr__ is object.__repr__ and type(part).__str__ is object.__str__
+    return type(part).__name__ if plain else str(part)
+
+
+def _described(part: Any, text: str) -> dict[str, Any]:
+    """What an object is, as far as it can be written down: its problems or its source."""
+    if isinstance(part, GivenTask):
+        return {"expression": text, **dataclasses.asdict(part.summary)}
+    pieces = [term for _, term in part.terms] if isinstance(part, Reward) else [part]
+    codes = {_label(piece): getattr(piece, "function", type(piece)) for piece in pieces}
+    own = {name: code for name, code in codes.items() if not _shipped(code)}
+    return {"expression": text, "source": {name: _source(code) for name, code in own.items()}}
+
+
+def _shipped(code: Any) -> bool:
+    return str(getattr(code, "__module__", "")).partition(".")[0] == "modicum"
+
+
+def _source(code: Any) -> str | None:
+    try:
+        return textwrap.dedent(inspect.getsource(code))
+    except (OSError, TypeError):
+        return None

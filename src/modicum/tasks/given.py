@@ -1,0 +1,178 @@
+"""Problems that were handed over in Python: a list of dicts or of `Problem`s.
+
+A dict has what a row of `file(...)` has: `question` (or problem, or prompt) and `answer`,
+perhaps a number as `difficulty` and an `id`; all else is for reward functions. A list is
+divided by a hash of the question as a file is; {"train": ..., "test": ...} says it. The rows
+are taken as JSON writes them, so that a run folder keeps exactly what was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from modicum.runs import Run, read_lines
+from modicum.tasks import rows
+from modicum.tasks.dataset import BadRows, DataTask, Item, LoadedRows, Role, RowPart, load_once
+from modicum.tasks.file import QUESTION_COLUMNS
+from modicum.types import Problem, UserError
+
+ROLES: Mapping[str, Role] = {"": "hash", "train": "train", "test": "test"}
+FILES = {"": "problems.jsonl", "train": "problems-train.jsonl", "test": "problems-test.jsonl"}
+SHOWN = 8  # characters of the hash, in names
+
+
+@dataclass(frozen=True)
+class GivenSummary:
+    """What identifies the problems of a run that no expression names."""
+
+    files: tuple[str, ...]
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class GivenTask(DataTask):
+    """Problems of the caller's own; answers are compared as those of `file(...)` are."""
+
+    name: ClassVar[str] = "given"
+    skippable: ClassVar[bool] = False
+    sha256: str
+    parts: Mapping[str, Sequence[dict[str, Any]]] = field(compare=False, repr=False)
+    """The rows of the whole ("") or of train and test."""
+
+    @property
+    def path(self) -> None:
+        """None: the rows come from no file."""
+
+    @property
+    def bad_rows(self) -> BadRows:
+        """None is skipped."""
+        return "refuse"
+
+    @classmethod
+    def of(cls, problems: Any) -> GivenTask:
+        """The task of a list of problems, or of {"train": ..., "test": ...}."""
+        named = problems if isinstance(problems, Mapping) else {"": problems}
+        wrong = [part for part in named if part not in ROLES]
+        if wrong or not named:
+            raise UserError(
+                "task: problems are a list of dicts, or {'train': [...], 'test': [...]}, not"
+                f" {type(problems).__name__} with {next(iter(wrong), 'nothing')!r}"
+            )
+        return cls.made({part: _rows(part, entries) for part, entries in named.items()})
+
+    @classmethod
+    def made(cls, parts: Mapping[str, Sequence[dict[str, Any]]]) -> GivenTask:
+        """The task of rows that JSON holds."""
+        digest = hashlib.sha256()
+        for part, entries in parts.items():
+            digest.update(json.dumps([part, entries], ensure_ascii=False).encode())
+        return cls(digest.hexdigest(), parts)
+
+    @classmethod
+    def read(cls, folder: Path) -> GivenTask | None:
+        """The task that `write` left in a run folder, if it did."""
+        files = {part: folder / name for part, name in FILES.items() if (folder / name).is_file()}
+        return cls.made({part: read_lines(path) for part, path in files.items()}) if files else None
+
+    def write(self, run: Run) -> None:
+        """Keep the rows in the folder of a run; `file(...)` reads them too."""
+        for part, entries in self.parts.items():
+            run.write_lines(FILES[part], entries)
+
+    @property
+    def summary(self) -> GivenSummary:
+        """For the run folder."""
+        files = tuple(FILES[part] for part in self.parts)
+        return GivenSummary(files, sum(map(len, self.parts.values())), self.sha256)
+
+    def __str__(self) -> str:
+        count = self.summary.count
+        return f"{count} problem{'s' * (count != 1)} ({self.sha256[:SHOWN]})"
+
+    def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
+        """A question and an answer."""
+        return QUESTION_COLUMNS, ("answer",)
+
+    def item(self, record: rows.Record) -> Item:
+        """The row, and what else it holds as data."""
+        values = dict(record.values)
+        column = next((name for name in QUESTION_COLUMNS if name in values), QUESTION_COLUMNS[0])
+        question, answer = rows.text(record, column), rows.answer(record, "answer")
+        level = values.get("difficulty")
+        known = isinstance(level, int | float) and not isinstance(level, bool)
+        used = {column, "answer", *(["difficulty"] if known else [])}
+        data = {name: value for name, value in values.items() if name not in used}
+        key = None if values.get("id") is None else str(values["id"])
+        return Item(question, answer, float(level) if known else None, data, key)
+
+    def advice(self) -> str:
+        """How every split gets problems."""
+        return f"{super().advice()}, or give {{'train': [...], 'test': [...]}}"
+
+    def _parts(self) -> list[RowPart]:
+        return [
+            RowPart(
+                part or "problems",
+                ROLES[part],
+                _origin(part),
+                [
+                    rows.Record(f"{_origin(part)}, number {number}", number, row)
+                    for number, row in enumerate(entries, start=1)
+                ],
+            )
+            for part, entries in self.parts.items()
+        ]
+
+    def _loaded(self) -> LoadedRows:
+        return self._read
+
+    @cached_property
+    def _read(self) -> LoadedRows:
+        return load_once(self)
+
+
+def _origin(part: str) -> str:
+    return f"the problems of {part!r}" if part else "the list of problems"
+
+
+def _rows(part: str, entries: Iterable[Any]) -> list[dict[str, Any]]:
+    try:
+        found = [_row(f"{_origin(part)}, number {n}", e) for n, e in enumerate(entries, start=1)]
+    except TypeError:
+        kind = type(entries).__name__
+        raise UserError(f"task: must be an expression, a task or a list, not {kind}") from None
+    if not found:
+        raise UserError(f"task: {_origin(part)} is empty")
+    return found
+
+
+def _row(where: str, entry: Any) -> dict[str, Any]:
+    """A problem as an object of JSON."""
+    match entry:
+        case Problem():
+            row = {**entry.data, "id": entry.id, "question": entry.question}
+            row |= {"answer": entry.answer, "difficulty": entry.difficulty}
+        case Mapping():
+            row = dict(entry)
+        case _:
+            raise UserError(f"{where}: must be a dict or a Problem, not {type(entry).__name__}")
+    try:
+        text = json.dumps(row, ensure_ascii=False, default=_plain)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: JSON cannot hold it ({error})") from None
+    return json.loads(text)
+
+
+def _plain(value: Any) -> Any:
+    """A number or array of numpy as Python's own."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"a {type(value).__name__}")
+    return value.tolist()
