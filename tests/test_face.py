@@ -392,7 +392,7 @@ def test_an_update_of_ones_own(train: Train, tmp_path: Path) -> None:
         ({"resume": True, "overwrite": True}, "resume and overwrite exclude each other"),
         ({"resume": True}, "is not a run folder"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_what_is_wrong_is_one_line(train: Train, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:

@@ -14,6 +14,7 @@ from cases import load
 from modicum.engine.logprobs import chunks
 from modicum.objectives import OBJECTIVES, Counts, Objective, Tokens, parse
 from modicum.objectives.base import (
+    ROWS,
     centred,
     clipped,
     constant_length,
@@ -313,12 +314,13 @@ def check_example(cls: type[Objective]) -> None:
     example, goal = cls.example, parse(f"{cls.name}({cls.example.settings})")
     found = goal.advantages(torch.tensor([example.rewards]))[0]
     assert found.tolist() == pytest.approx(example.advantages, abs=1e-6)
-    lengths = torch.tensor([len(row.policy) for row in example.rows])
-    policy = torch.tensor([p for row in example.rows for p in row.policy], requires_grad=True)
+    rows = example.rows or ROWS
+    lengths = torch.tensor([len(row.policy) for row in rows])
+    policy = torch.tensor([p for row in rows for p in row.policy], requires_grad=True)
     tokens = Tokens(
-        torch.tensor([p for row in example.rows for p in row.old]),
-        torch.tensor([row.advantage for row in example.rows]).repeat_interleave(lengths),
-        torch.tensor([p for row in example.rows for p in row.reference]),
+        torch.tensor([p for row in rows for p in row.old]),
+        torch.tensor([row.advantage for row in rows]).repeat_interleave(lengths),
+        torch.tensor([p for row in rows for p in row.reference]),
         goal.weights(lengths, example.counts),
         torch.arange(len(lengths)).repeat_interleave(lengths),
     )

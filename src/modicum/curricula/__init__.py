@@ -8,13 +8,13 @@ picks it up.
 from __future__ import annotations
 
 from modicum import spec
-from modicum.curricula.base import Curriculum, Draw, Example, Order, Seen
+from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, Seen
 from modicum.curricula.easy_to_hard import EasyToHard
 from modicum.curricula.uniform import Uniform
 
 CURRICULA: dict[str, type] = {cls.name: cls for cls in (Uniform, EasyToHard)}
 
-__all__ = ["CURRICULA", "Curriculum", "Draw", "Example", "Order", "Seen", "parse"]
+__all__ = ["CURRICULA", "Curriculum", "Draw", "Order", "OrderExample", "Seen", "parse"]
 
 
 def parse(text: str) -> Curriculum:

@@ -69,7 +69,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Example:
+class OrderExample:
     """A curriculum worked out by hand, which its contract suite compares with.
 
     The task has problems of these difficulties, in this order, again and again.
@@ -83,7 +83,7 @@ class Example:
 class Curriculum(Spec, ABC):
     """Chooses the problems of every step."""
 
-    example: ClassVar[Example]
+    example: ClassVar[OrderExample]
 
     @abstractmethod
     def begin(self, task: Task, seed: int) -> Order:

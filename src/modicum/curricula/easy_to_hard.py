@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from modicum.curricula.base import Curriculum, Draw, Example, Order, Seen
+from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, Seen
 from modicum.tasks.base import Task, stream
 from modicum.types import Problem, UserError
 
@@ -94,7 +94,7 @@ class EasyToHard(Curriculum):
     """The easiest part of the problems first, a harder part with every stage."""
 
     name: ClassVar[str] = "easy_to_hard"
-    example: ClassVar[Example] = Example(
+    example: ClassVar[OrderExample] = OrderExample(
         settings="stages=4",
         difficulties=(4.0, 1.0, 8.0, None, 2.0, 6.0, 3.0, 5.0, 7.0),
         draws=(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from modicum.curricula.base import Curriculum, Draw, Example, Order, Seen
+from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, Seen
 from modicum.tasks.base import Task
 from modicum.types import Problem
 
@@ -37,7 +37,7 @@ class Uniform(Curriculum):
     """The task's own order: every problem as likely as any other."""
 
     name: ClassVar[str] = "uniform"
-    example: ClassVar[Example] = Example(
+    example: ClassVar[OrderExample] = OrderExample(
         settings="",
         difficulties=(3.0, 1.0, None, 2.0),
         draws=(

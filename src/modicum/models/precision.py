@@ -47,7 +47,7 @@ class Master:
         """Leave the parameter alone from now on."""
 
 
-class Sparse(Master):
+class SparseMaster(Master):
     """Some entries train: a vector of differences from `origin`, at flat indices `entries`."""
 
     def __init__(self, parameter: nn.Parameter, entries: Tensor) -> None:
@@ -102,7 +102,7 @@ class Masters:
             tensor = parameter if fine else parameter.detach().float().requires_grad_()
             self.held[name] = Master(parameter, tensor)
         else:
-            self.held[name] = Sparse(parameter, entries)
+            self.held[name] = SparseMaster(parameter, entries)
 
     def drop(self, names: Iterable[str]) -> None:
         """Forget masters; the rounded values stay in the model."""
@@ -122,7 +122,7 @@ class Masters:
                 master.parameter.copy_(master.published())
 
 
-class Within(Sparse):
+class Within(SparseMaster):
     """Some entries train of a tensor that the optimizer moves as a whole.
 
     A schedule is shown the same as of other masters: the vector of the entries' differences

@@ -8,7 +8,7 @@ contract suite (tests/test_objectives.py) picks it up.
 from __future__ import annotations
 
 from modicum import spec
-from modicum.objectives.base import Clipped, Counts, Example, ExampleRow, Objective, Tokens
+from modicum.objectives.base import Clipped, Counts, LossExample, LossRow, Objective, Tokens
 from modicum.objectives.dapo import Dapo
 from modicum.objectives.dr_grpo import DrGrpo
 from modicum.objectives.grpo import Grpo
@@ -21,8 +21,8 @@ __all__ = [
     "OBJECTIVES",
     "Clipped",
     "Counts",
-    "Example",
-    "ExampleRow",
+    "LossExample",
+    "LossRow",
     "Objective",
     "Tokens",
     "parse",

@@ -69,7 +69,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class ExampleRow:
+class LossRow:
     """A completion of an example: its advantage and its tokens' log-probs."""
 
     advantage: float
@@ -78,8 +78,11 @@ class ExampleRow:
     reference: tuple[float, ...]
 
 
+COUNTS = Counts(num_rows=4, num_tokens=9, max_tokens=5)
+
+
 @dataclass(frozen=True)
-class Example:
+class LossExample:
     """An objective worked out by hand, which its contract suite compares with."""
 
     settings: str
@@ -87,17 +90,27 @@ class Example:
     rewards: tuple[float, ...]
     """Of one group."""
     advantages: tuple[float, ...]
-    rows: tuple[ExampleRow, ...]
-    counts: Counts
     loss: float
     gradient: tuple[float, ...]
     """By the policy's log-prob of every token, row after row."""
+    rows: tuple[LossRow, ...] = ()
+    """What the loss is of; empty: `ROWS`."""
+    counts: Counts = COUNTS
+
+
+ROWS = (
+    LossRow(1.5, (-1.0, -2.0, -0.5), (-0.9, -2.3, -0.28), (-1.0, -1.5, -0.5)),
+    LossRow(-0.5, (-1.2,), (-1.0,), (-1.2,)),
+    LossRow(-0.5, (-0.7, -0.3), (-1.0, -0.3), (-0.7, -0.4)),
+    LossRow(0.0, (-0.4,), (-0.6,), (-0.1,)),
+)
+"""Rows for examples: ratios within usual bounds, above and below them, and no advantage."""
 
 
 class Objective(spec.Spec, ABC):
     """A loss for group-relative policy optimisation."""
 
-    example: ClassVar[Example]
+    example: ClassVar[LossExample]
     whole_rows: ClassVar[bool] = False
     """Whether `token_loss` must see all tokens of a row at once."""
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from modicum.objectives.base import Clipped, Counts, Example, ExampleRow, over_deviation, token_mean
+from modicum.objectives.base import Clipped, Counts, LossExample, over_deviation, token_mean
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,10 @@ class Dapo(Clipped):
     """DAPO's loss: mean over all tokens of the batch, a wider clip upwards, no KL."""
 
     name: ClassVar[str] = "dapo"
-    example: ClassVar[Example] = Example(
+    example: ClassVar[LossExample] = LossExample(
         settings="kl=0.1",
         rewards=(1.0, 0.0, 0.0, 0.0),
         advantages=(1.49970006, -0.49990002, -0.49990002, -0.49990002),
-        rows=(
-            ExampleRow(1.5, (-1.0, -2.0, -0.5), (-0.9, -2.3, -0.28), (-1.0, -1.5, -0.5)),
-            ExampleRow(-0.5, (-1.2,), (-1.0,), (-1.2,)),
-            ExampleRow(-0.5, (-0.7, -0.3), (-1.0, -0.3), (-0.7, -0.4)),
-            ExampleRow(0.0, (-0.4,), (-0.6,), (-0.1,)),
-        ),
-        counts=Counts(num_rows=4, num_tokens=9, max_tokens=5),
         loss=-0.3399881,
         gradient=(-0.1831378, -0.1370868, -0.2054852, 0.0698698, -0.0038873, 0.0566129, -0.007208),
     )

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from modicum.objectives.base import Clipped, Counts, Example, ExampleRow, centred, constant_length
+from modicum.objectives.base import Clipped, Counts, LossExample, centred, constant_length
 
 
 @dataclass(frozen=True)
@@ -15,17 +15,10 @@ class DrGrpo(Clipped):
     """Dr. GRPO: no division by the deviation, a constant length instead of each row's own."""
 
     name: ClassVar[str] = "dr_grpo"
-    example: ClassVar[Example] = Example(
+    example: ClassVar[LossExample] = LossExample(
         settings="kl=0.1",
         rewards=(1.0, 0.0, 0.0, 0.0),
         advantages=(0.75, -0.25, -0.25, -0.25),
-        rows=(
-            ExampleRow(1.5, (-1.0, -2.0, -0.5), (-0.9, -2.3, -0.28), (-1.0, -1.5, -0.5)),
-            ExampleRow(-0.5, (-1.2,), (-1.0,), (-1.2,)),
-            ExampleRow(-0.5, (-0.7, -0.3), (-1.0, -0.3), (-0.7, -0.4)),
-            ExampleRow(0.0, (-0.4,), (-0.6,), (-0.1,)),
-        ),
-        counts=Counts(num_rows=4, num_tokens=9, max_tokens=5),
         loss=-0.1495389,
         gradient=(-0.082412, -0.0616891, 0.0009874, 0.0314414, -0.0017493, 0.0254758, -0.0032436),
     )

@@ -16,8 +16,8 @@ from torch import Tensor
 from modicum.objectives.base import (
     Clipped,
     Counts,
-    Example,
-    ExampleRow,
+    LossExample,
+    LossRow,
     Tokens,
     over_deviation,
     sequence_mean,
@@ -29,16 +29,15 @@ class Gspo(Clipped):
     """GSPO: the ratio of a completion is the geometric mean over its tokens."""
 
     name: ClassVar[str] = "gspo"
-    example: ClassVar[Example] = Example(
+    example: ClassVar[LossExample] = LossExample(
         settings="kl=0.1",
         rewards=(1.0, 0.0, 0.0, 0.0),
         advantages=(1.49970006, -0.49990002, -0.49990002, -0.49990002),
         rows=(
-            ExampleRow(1.0, (-1.0, -2.0, -0.5), (-0.99, -2.02, -0.46), (-1.0, -1.5, -0.5)),
-            ExampleRow(-1.0, (-1.0, -2.0, -0.5), (-0.99, -2.02, -0.46), (-1.0, -1.5, -0.5)),
-            ExampleRow(0.5, (-1.0, -0.5), (-1.0001, -0.4999), (-1.0, -0.5)),
+            LossRow(1.0, (-1.0, -2.0, -0.5), (-0.99, -2.02, -0.46), (-1.0, -1.5, -0.5)),
+            LossRow(-1.0, (-1.0, -2.0, -0.5), (-0.99, -2.02, -0.46), (-1.0, -1.5, -0.5)),
+            LossRow(0.5, (-1.0, -0.5), (-1.0001, -0.4999), (-1.0, -0.5)),
         ),
-        counts=Counts(num_rows=4, num_tokens=9, max_tokens=5),
         loss=-0.119873,
         gradient=(
             8.29e-05,

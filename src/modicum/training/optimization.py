@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modicum.config import Optimizer
-from modicum.models.precision import Masters, Sparse
+from modicum.models.precision import Masters, SparseMaster
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import ChangeProof
@@ -91,7 +91,7 @@ class Optimization(Stepper):
                 found[f"value/{name}"] = parameter
             if name in self.rebased:
                 master = held.get(name)
-                some = isinstance(master, Sparse)
+                some = isinstance(master, SparseMaster)
                 found[f"base/{name}"] = master.at_start() if some else parameter
         for name, state in self.parked.items():
             found |= {f"parked/{key}/{name}": value for key, value in state.items()}

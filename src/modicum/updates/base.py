@@ -94,10 +94,7 @@ class Prepared(ABC):
 
     @property
     def trunk_is_reference(self) -> bool:
-        """Whether what lies below the lowest trained layer is the reference's as well.
-
-        It is while nothing lower has trained before, or will: that would differ from the start.
-        """
+        """Whether nothing below the lowest trained layer trains in this run, then or later."""
         return self.lowest_ever == self.lowest_layer
 
     def _lowest(self, names: Iterable[str]) -> int:
@@ -220,8 +217,9 @@ class Joined(Selection):
 
     def text(self, sign: str, other: type) -> str:
         """Both sides around a sign, with brackets where `other` would bind otherwise."""
-        sides = (f"({s})" if isinstance(s, other) else str(s) for s in (self.left, self.right))
-        return f" {sign} ".join(sides)
+        left, right = self.left, self.right
+        before = f"({left})" if isinstance(left, other) else str(left)
+        return f"{before} {sign} " + (f"({right})" if isinstance(right, other) else str(right))
 
 
 class Union(Joined):

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from modicum.models.precision import Masters, Sparse
+from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
 
@@ -54,7 +54,7 @@ class Proof:
         self.base = combined(self.frozen)
         self.started = {n: _wide(p) for n, p in prepared.trainable.items()}
         self.resting: dict[str, str] = {}
-        self.outside: dict[str, tuple[Sparse, str]] = {}
+        self.outside: dict[str, tuple[SparseMaster, str]] = {}
         self.pushed: set[str] = set()  # tensors that have had a gradient
         self.moved: set[str] = set()  # tensors that were seen to have changed
 
@@ -79,7 +79,7 @@ class Proof:
             master = self.masters.held[name]
             left = (
                 bool(master.tensor.any())
-                if isinstance(master, Sparse)
+                if isinstance(master, SparseMaster)
                 else _wide(master.tensor) != self.started[name]
             )
             if left:
@@ -103,7 +103,7 @@ class Proof:
         for name in ended:
             del self.outside[name]
         for name, master in held.items():
-            if isinstance(master, Sparse) and name not in self.outside:
+            if isinstance(master, SparseMaster) and name not in self.outside:
                 self.outside[name] = (master, fingerprint(master.at_start()))
 
     def _check_resting(self, when: str, names: Iterable[str]) -> None:

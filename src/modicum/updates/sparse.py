@@ -13,7 +13,7 @@ over almost all matrices, and training only these recovers the result; Zhu et al
 
 fisher and taylor measure in `warmup` steps with a signal, in which nothing moves: they cost
 rollouts, dense gradients and, below fp32, a dense fp32 copy. After that, and from the start
-otherwise, the optimizer holds vectors of differences (models/precision.Sparse): gradients
+otherwise, the optimizer holds vectors of differences (models/precision.SparseMaster): gradients
 are kept, clipped and normed, and have moments, at the trained entries only. Weight decay
 pulls differences to zero, so weights to the base. Backward costs what dense training does.
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from modicum.models.precision import Masters, Sparse
+from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import Proof
@@ -257,7 +257,7 @@ class Stepper:
         """Move the state of what stops to the CPU, its fp32 copy too; entries stay, being few."""
         master = self.masters.held[name]
         self.parked[name] = _moved(self.optimizer.state.pop(master.leaf, {}), "cpu")
-        if not isinstance(master, Sparse) and master.tensor is not master.parameter:
+        if not isinstance(master, SparseMaster) and master.tensor is not master.parameter:
             self.parked[name]["master"] = master.tensor.detach().to("cpu")
             self.masters.drop([name])
 
