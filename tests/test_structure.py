@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -280,3 +282,43 @@ def test_no_absolute_paths_or_registries_in_tracked_files() -> None:
         found = [*ABSOLUTE.findall(text), *(host for host in REGISTRIES if host in text)]
         wrong += [f"{name}: {found[0]}"] if found else []
     assert wrong == []
+
+
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+
+
+def test_the_design_lists_the_modules_in_their_order() -> None:
+    house = DESIGN.split("```\nsrc/modicum/\n")[1].split("\n```")[0]
+    listed = re.findall(r"^  ([a-z_]+)(?:\.py|/) ", house, re.M)
+    assert listed == [name for name in ORDER if name != "__main__"]
+
+
+def test_names_in_the_design_are_names_in_the_code() -> None:
+    """Every `module.name` in its drawings and its text can be had."""
+    modules = "|".join(name for name in ORDER if name != "__main__")
+    found = set(re.findall(rf"(?<![\w./-])((?:{modules})(?:\.\w+)+)", DESIGN))
+    found = {name for name in found if not name.endswith((".py", ".toml", ".md"))}
+    assert len(found) > 15
+    assert [name for name in sorted(found) if not there(name)] == []
+
+
+def there(dotted: str) -> bool:
+    """Whether a dotted name below the package is a module or something in one."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            held: Any = importlib.import_module(".".join(["modicum", *parts[:count]]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[count:]:
+            held = getattr(held, name, None)
+        return held is not None
+    return False
+
+
+def test_the_map_in_the_readme_names_what_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split("```\nsrc/modicum/\n")[1].split("examples/")[0]
+    named = {n for line in block.splitlines() for n in re.findall(r"[a-z_]+", line[2:26])}
+    left = {"types", "child", "runs", "machine", "recipes", "export", "display", "__main__"}
+    assert named == set(ORDER) - left

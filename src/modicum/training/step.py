@@ -117,19 +117,32 @@ def backward(session: Session, batch: Batch, references: References) -> dict[str
     for it is shown the gradient of each group with a signal.
     """
     schedule, held = session.prepared.schedule, session.optimization
-    sums = {"loss": 0.0, "tokens": 0.0}
-    if not (schedule.by_group and batch.has_signal):
-        _backward(session, batch, references, -1, sums)
-        return sums
-    total: dict[str, Tensor] = {}
-    for group, part in _of_groups(batch):
-        _backward(session, part, references, group, sums)
-        gradients = {name: grad.detach().clone() for name, grad in held.gradients().items()}
-        if part.has_signal:
-            schedule.group_gradients(gradients)
-        for name, grad in gradients.items():
-            total[name] = grad if name not in total else total[name] + grad
-        held.clear()
+    size, sampling = session.config.batch.micro_batch, session.config.sampling
+    counts = Counts(batch.num_rows, batch.num_tokens, sampling.max_tokens)
+    by_group = schedule.by_group and batch.has_signal
+    sums, total = {"loss": 0.0, "tokens": 0.0}, dict[str, Tensor]()
+    for group, part in _of_groups(batch) if by_group else [(-1, batch)]:
+        for number, start in enumerate(range(0, len(part.rows), size)):
+            found = forward_backward(
+                session.policy,
+                session.prepared,
+                session.objective,
+                part.rows[start : start + size],
+                counts,
+                sampling,
+                sums,
+                references.get((group, number)),
+            )
+            if found is not None:
+                references[group, number] = found
+            held.masters.collect()
+        if by_group:
+            gradients = {name: grad.detach().clone() for name, grad in held.gradients().items()}
+            if part.has_signal:
+                schedule.group_gradients(gradients)
+            for name, grad in gradients.items():
+                total[name] = grad if name not in total else total[name] + grad
+            held.clear()
     for name, grad in total.items():
         held.masters.held[name].tensor.grad = grad
     return sums
@@ -139,28 +152,6 @@ def _of_groups(batch: Batch) -> Iterator[tuple[int, Batch]]:
     """The batch in parts that hold one group each, with the counts of the whole."""
     for number in dict.fromkeys(row.group for row in batch.rows):
         yield number, replace(batch, rows=tuple(r for r in batch.rows if r.group == number))
-
-
-def _backward(
-    session: Session, batch: Batch, references: References, group: int, sums: dict[str, float]
-) -> None:
-    """`backward` of the batch, or of one group of it."""
-    size, sampling = session.config.batch.micro_batch, session.config.sampling
-    counts = Counts(batch.num_rows, batch.num_tokens, sampling.max_tokens)
-    for number, start in enumerate(range(0, len(batch.rows), size)):
-        found = forward_backward(
-            session.policy,
-            session.prepared,
-            session.objective,
-            batch.rows[start : start + size],
-            counts,
-            sampling,
-            sums,
-            references.get((group, number)),
-        )
-        if found is not None:
-            references[group, number] = found
-        session.optimization.masters.collect()
 
 
 def rate_at(session: Session) -> float:
