@@ -201,7 +201,7 @@ class Trace:
                 self.live.recount(tensor, category)
 
     def _draw(self, logits_BV: Tensor, settings: Sampling) -> Tensor:
-        """What `engine.rollout.draw` makes of logits; returns what it holds on to."""
+        """What `engine.local.draw` makes of logits; returns what it holds on to."""
         with self.live.category("logits"):
             logprobs_BV = distribution(logits_BV, settings)
             choose(logprobs_BV, torch.zeros(len(logits_BV)), False)
