@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from cases import load
-from helpers import metrics_of, tensors_of
+from helpers import Fails, metrics_of, tensors_of
 from modicum import curricula, runs
 from modicum.curricula import CURRICULA, Order, Seen
 from modicum.curricula.easy_to_hard import StagedOrder
 from modicum.tasks.base import Task
 from modicum.tasks.file import FileTask
+from modicum.training.checkpoint import reload
 from modicum.training.loop import Observer, train
 from modicum.types import Grade, Problem, RunInterrupted, Split, UserError
 
@@ -207,3 +208,18 @@ def test_an_epoch_of_uniform_has_every_problem_once(case: dict, nine: FileTask) 
     ]
     assert set(Counter(drawn).values()) == {case["expected"]["per_prompt"]}
     assert len(drawn) == case["expected"]["total"]
+
+
+def test_a_checkpoint_without_a_curriculum_is_one_line(quick: Any, fails: Fails) -> None:
+    """Its policy can be had; going on is refused, for the order of problems is not known."""
+    train(quick)
+    run = Path(quick.out)
+    (run / "result.json").unlink()
+    path = runs.checkpoints(run)[-1] / "state.json"
+    state = json.loads(path.read_text())
+    del state["curriculum"]
+    path.write_text(json.dumps(state))
+    assert reload(run).counters.optimizer_steps > 0
+    config = ("--config", str(run / "config.toml"), "--out", str(run))
+    said = fails("train", *config, "--resume", late=True)
+    assert "what the curriculum uniform kept cannot be read (KeyError 'curriculum')" in said

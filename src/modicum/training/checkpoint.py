@@ -19,7 +19,7 @@ from modicum.parts import Parts, past_config
 from modicum.training.session import Session, prepare
 from modicum.types import UserError
 
-KEYS = {"step", "base", "active", "pushed", "moved", "schedule", "curriculum"}
+KEYS = {"step", "base", "active", "pushed", "moved", "schedule"}
 
 
 def save(session: Session, run: runs.Run, step: int) -> Path:
