@@ -126,7 +126,8 @@ def _of_set(
     later = LATER_PARTS if several else LATER_PASSES
     phases = []
     for name, moving in found.items():
-        holes = _holes(moving, grown.get(name), later) if device == "cpu" else _unused(moving)
+        unused = round(CUDA_SLACK * sum(moving.values()))
+        holes = _holes(moving, grown.get(name), later) if device == "cpu" else unused
         parts = {**static, **moving, "allocator": holes, "libraries": libraries}
         phases.append(Phase(name, {part: size for part, size in parts.items() if size}))
     return Memory(tuple(phases))
@@ -139,11 +140,6 @@ def _holes(moving: Mapping[str, int], top: int | None, later: float) -> int:
         return 0
     lasting = sum(moving.get(part, 0) for part in LASTING)
     return max(0, round(top - live + later * (top - lasting)))
-
-
-def _unused(moving: Mapping[str, int]) -> int:
-    """What torch's caching allocator has beside what lives."""
-    return round(CUDA_SLACK * sum(moving.values()))
 
 
 def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) -> dict[str, int]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.layout import depth, layers_of, layout
+from modicum.updates.layout import layers_of, layout, outside
 from modicum.updates.schedule import Decision, Policy, Schedule
 
 
@@ -150,7 +150,5 @@ class AutoFreeze(Method):
         layers = layers_of(places, chosen)
         if not layers:
             raise UserError(f"{self} @ {where}: no decoder layer is selected")
-        outside = [n for n in chosen if places.places[n].layer is None]
-        below = frozenset(n for n in outside if depth(n, places.num_layers) < 0)
-        above = frozenset(outside) - below
+        below, above = outside(places, chosen)
         return DensePrepared(model, chosen, schedule=FreezingSchedule(layers, below, above, self))

@@ -43,6 +43,7 @@ class Miss(Adapter):
     """One small matrix a layer, shared by the blocks of its input."""
 
     name: ClassVar[str] = "miss"
+    peft_config: ClassVar[str] = "MissConfig"
     rate_scale: ClassVar[float] = 1.0
     examples: ClassVar[tuple[str, ...]] = ("miss(rank=4)", "miss(rank=5) @ last(1)")
     rank: int = 64
@@ -60,11 +61,9 @@ class Miss(Adapter):
                 )
         return found
 
-    def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT MissConfig of the plain kind."""
-        import peft
-
-        return peft.MissConfig(r=self.rank, target_modules=targets, task_type="CAUSAL_LM")
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """MiSS of the plain kind."""
+        return {"r": self.rank}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """D."""
@@ -77,6 +76,7 @@ class Oft(Adapter):
     """The input of every linear layer is rotated, block by block."""
 
     name: ClassVar[str] = "oft"
+    peft_config: ClassVar[str] = "OFTConfig"
     rate_scale: ClassVar[float] = 2.0
     examples: ClassVar[tuple[str, ...]] = (
         "oft(block_size=8)",
@@ -102,16 +102,9 @@ class Oft(Adapter):
                 )
         return found
 
-    def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT OFTConfig."""
-        import peft
-
-        return peft.OFTConfig(
-            oft_block_size=self.block_size,
-            use_cayley_neumann=not self.exact,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """The series for the rotation, or the exact one."""
+        return {"oft_block_size": self.block_size, "use_cayley_neumann": not self.exact}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A rotation of the input, block by block."""

@@ -70,6 +70,13 @@ def layers_of(layout: Layout, names: Iterable[str]) -> dict[int, frozenset[str]]
     return {layer: frozenset(found[layer]) for layer in sorted(found)}
 
 
+def outside(layout: Layout, names: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that lie outside the layers: those below them, and those above."""
+    found = frozenset(name for name in names if layout.places[name].layer is None)
+    below = frozenset(name for name in found if depth(name, layout.num_layers) < 0)
+    return below, found - below
+
+
 def depth(name: str, num_layers: int) -> int:
     """How far up a tensor is: its layer, -1 for the embedding, `num_layers` above the layers."""
     found = LAYER.search(name)

@@ -33,6 +33,7 @@ class Shira(Adapter):
     """Entries drawn at random train, in every linear layer as many as a LoRA would have."""
 
     name: ClassVar[str] = "shira"
+    peft_config: ClassVar[str] = "ShiraConfig"
     rate_scale: ClassVar[float] = 5.0
     examples: ClassVar[tuple[str, ...]] = ("shira(rank=2)", "shira(rank=1) @ last(2)")
     rank: int = 8
@@ -53,11 +54,13 @@ class Shira(Adapter):
                 )
         return found
 
-    def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT ShiraConfig with our mask."""
-        import peft
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """As many entries as a LoRA has numbers."""
+        return {"r": self.rank}
 
-        config = peft.ShiraConfig(r=self.rank, target_modules=targets, task_type="CAUSAL_LM")
+    def config(self, targets: list[str], seed: int) -> Any:
+        """PEFT's, with our mask."""
+        config = super().config(targets, seed)
         config.mask_fn = drawn(seed)
         return config
 
