@@ -98,7 +98,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
             continue
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
         shown = "" if field.default in (None, "") else f" (default {field.default})"
-        kind: dict[str, Any] = {"metavar": "|".join(map(str, choices or ())) or _word(hint)}
+        kind: Any = {"metavar": "|".join(map(str, choices or ())) or _word(hint)}
         if hint is bool:
             shown, kind = "", {"action": argparse.BooleanOptionalAction}
         text = (docs[field.name] + shown).replace("%", "%%")

@@ -176,9 +176,7 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def without_data(
-    model: nn.Module, device: torch.device | str = "cpu"
-) -> tuple[dict[int, Tensor], FakeTensorMode]:
+def without_data(model: nn.Module) -> tuple[dict[int, Tensor], FakeTensorMode]:
     """Put tensors without data in the place of all parameters and buffers of `model`.
 
     Returns the new ones by the `id` of the old, and the mode that they belong to.
@@ -189,7 +187,7 @@ def without_data(
     def fake(old: Tensor) -> Tensor:
         if id(old) not in made:
             with mode:
-                new = torch.empty(old.shape, dtype=old.dtype, device=device)
+                new = torch.empty(old.shape, dtype=old.dtype)
             trains = old.requires_grad
             made[id(old)] = nn.Parameter(new, trains) if isinstance(old, nn.Parameter) else new
         return made[id(old)]

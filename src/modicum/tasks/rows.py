@@ -70,8 +70,10 @@ def require_column(path: str, records: Sequence[Record], *names: str) -> str:
     return found or names[0]
 
 
-def text(record: Record, column: str) -> str:
-    """The text in `column` without outer blanks; UserError unless it is one and not empty."""
+def text(record: Record, *columns: str) -> str:
+    """The text in the first of `columns` that is there, without outer blanks; UserError unless
+    it is one and not empty."""
+    column = next((name for name in columns if name in record.values), columns[0])
     value = _value(record, column)
     if not isinstance(value, str):
         raise UserError(f"{record.where}: {column!r} must be a text, not {_short(value)}")

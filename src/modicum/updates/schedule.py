@@ -12,6 +12,7 @@ What happens to the optimizer's state of a tensor that stops training is its pol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -38,6 +39,8 @@ class Schedule:
     """Everything trains all the time, with step multipliers that do not change."""
 
     policy: Policy = "keep"
+    remembered: ClassVar[tuple[str, ...]] = ()
+    """Attributes of JSON values that a resumed run needs."""
     edits_gradients: ClassVar[bool] = False
     """Whether `gradients` changes them."""
     kept_numbers: ClassVar[int] = 0
@@ -106,7 +109,7 @@ class Schedule:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values."""
-        return {}
+        return {name: deepcopy(getattr(self, name)) for name in self.remembered}
 
     def tensors(self) -> dict[str, Tensor]:
         """What a resumed run needs, as tensors."""
@@ -114,3 +117,4 @@ class Schedule:
 
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Set what `state` and `tensors` gave."""
+        vars(self).update({name: state[name] for name in self.remembered})

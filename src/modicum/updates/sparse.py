@@ -91,6 +91,7 @@ MEASURED = {
 class Warmup(Schedule):
     """Measures gradients for some steps, in which nothing moves, then says which entries train."""
 
+    remembered: ClassVar[tuple[str, ...]] = ("seen", "groups", "decided")
     kept_numbers: ClassVar[int] = 1  # scores
 
     def __init__(self, trainable: Named, keep: float, measure: Measure, steps: int) -> None:
@@ -159,14 +160,11 @@ class Warmup(Schedule):
         """What trains after the warm-up."""
         return count(self.keep, parameter.numel())
 
-    def state(self) -> dict[str, Any]:
-        return {"seen": self.seen, "groups": self.groups, "decided": self.decided}
-
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.totals)
 
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.seen, self.groups, self.decided = state["seen"], state["groups"], state["decided"]
+        super().load(state, tensors)
         self.totals = dict(tensors)
 
 
