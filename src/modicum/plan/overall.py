@@ -142,13 +142,8 @@ def make(
 def _flops(config: TrainConfig, prepared: Prepared, lengths: Lengths) -> tuple[StepFlops, float]:
     """The FLOPs of a step, the mean over what may train at a time; of a token's forward."""
     compute, batch = config.compute, config.batch
-    engine = make_engine(
-        prepared.model,
-        torch.device("meta"),
-        prepared.lowest_layer,
-        compute.engine,
-        compute.checkpointing,
-    )
+    kind = (compute.engine, compute.checkpointing)
+    engine = make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, *kind)
     reference = objectives.parse(config.objective).needs_reference
     counter = FlopCounter(prepared, engine, batch, reference)
     limit = config.sampling.max_tokens

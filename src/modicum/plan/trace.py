@@ -68,13 +68,8 @@ class Trace:
             held |= renewed(held, made)
         self.live = Live()
         prepared.without_data()
-        self.engine: Engine = make(
-            prepared.model,
-            CPU,
-            prepared.lowest_layer,
-            config.compute.engine,
-            config.compute.checkpointing,
-        )
+        kind = (config.compute.engine, config.compute.checkpointing)
+        self.engine: Engine = make(prepared.model, CPU, prepared.lowest_layer, *kind)
         self.objective = objectives.parse(config.objective)
         if self.objective.needs_reference:
             prepared.keep_reference()
