@@ -197,7 +197,13 @@ class Adapter(Method):
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The modules that get an adapter."""
-        return linear_layers(model, where)
+        found = linear_layers(model, where)
+        for name in found:
+            self.check(name, model.get_submodule(name))
+        return found
+
+    def check(self, name: str, layer: Any) -> None:
+        """UserError when the adapter does not fit into a linear layer of this name."""
 
     def trains(self, name: str) -> bool:
         """Whether the tensor `name`, which PEFT would train, does train."""

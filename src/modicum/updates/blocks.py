@@ -32,12 +32,6 @@ from modicum.updates.base import Selection
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 
 
-def _inputs(model: nn.Module, names: list[str]) -> dict[str, int]:
-    """The size of the input of each linear layer."""
-    modules = dict(model.named_modules())
-    return {name: int(modules[name].in_features) for name in names}  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True)
 class Miss(Adapter):
     """One small matrix a layer, shared by the blocks of its input."""
@@ -51,15 +45,11 @@ class Miss(Adapter):
     def __post_init__(self) -> None:
         at_least_one(self, rank=self.rank)
 
-    def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
-        """The selected linear layers; none may have an input smaller than the rank."""
-        found = linear_layers(model, where)
-        for name, size in _inputs(model, found).items():
-            if size < self.rank:
-                raise UserError(
-                    f"{self}: the input of {name} has {size} numbers; rank is at most that"
-                )
-        return found
+    def check(self, name: str, layer: Any) -> None:
+        """No input may be smaller than the rank."""
+        size = layer.in_features
+        if size < self.rank:
+            raise UserError(f"{self}: the input of {name} has {size} numbers; rank is at most that")
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """MiSS of the plain kind."""
@@ -92,7 +82,7 @@ class Oft(Adapter):
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The selected linear layers; blocks must divide the input of each."""
         found = linear_layers(model, where)
-        sizes = _inputs(model, found)
+        sizes: dict[str, Any] = {name: model.get_submodule(name).in_features for name in found}
         for name, size in sizes.items():
             if size % self.block_size:
                 raise UserError(

@@ -30,7 +30,6 @@ class Layout:
 
     places: dict[str, Place]
     num_layers: int
-    tied: bool
 
 
 def layout(model: nn.Module) -> Layout:
@@ -57,7 +56,7 @@ def layout(model: nn.Module) -> Layout:
             parts.add("head")
         places[name] = Place(int(found[1]) if found else None, frozenset(parts))
     layers = {place.layer for place in places.values() if place.layer is not None}
-    return Layout(places, len(layers), inputs is outputs)
+    return Layout(places, len(layers))
 
 
 def layers_of(layout: Layout, names: Iterable[str]) -> dict[int, frozenset[str]]:

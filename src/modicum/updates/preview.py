@@ -16,7 +16,7 @@ import torch
 
 from modicum.config import Trust
 from modicum.models.load import read_config, skeleton
-from modicum.updates.base import Update
+from modicum.updates.base import Prepared, Update
 from modicum.updates.layout import layout
 from modicum.updates.products import backward_share
 
@@ -84,12 +84,7 @@ def preview(update: Update, model: str, trust: Trust | None = None) -> Preview:
     lowest = prepared.lowest_ever
     trained = prepared.trainable
     sizes = {n: prepared.schedule.size(n, p) for n, p in trained.items()}
-    moments = {
-        name: prepared.rule.state_bytes(
-            name, p.shape if sizes[name] == p.numel() else torch.Size([sizes[name]])
-        )
-        for name, p in trained.items()
-    }
+    moments = {name: optimizer_bytes(prepared, name) for name in trained}
     typical = prepared.schedule.typical(trained)
     keeps = prepared.schedule.policy == "keep"
     shares = [
@@ -120,6 +115,14 @@ def preview(update: Update, model: str, trust: Trust | None = None) -> Preview:
         notes=prepared.notes,
         names=sorted(trained),
     )
+
+
+def optimizer_bytes(prepared: Prepared, name: str) -> int:
+    """Bytes that the optimizer keeps of a tensor, or of the entries of it that train."""
+    parameter = prepared.trainable[name]
+    size = prepared.schedule.size(name, parameter)
+    whole = size == parameter.numel()
+    return prepared.rule.state_bytes(name, parameter.shape if whole else torch.Size([size]))
 
 
 def _gradients(whole: dict[str, int], sizes: dict[str, int]) -> int:

@@ -41,6 +41,8 @@ class Schedule:
     policy: Policy = "keep"
     remembered: ClassVar[tuple[str, ...]] = ()
     """Attributes of JSON values that a resumed run needs."""
+    remembered_tensors: ClassVar[tuple[str, ...]] = ()
+    """Attributes that hold tensors by name which it needs."""
     edits_gradients: ClassVar[bool] = False
     """Whether `gradients` changes them."""
     kept_numbers: ClassVar[int] = 0
@@ -113,8 +115,13 @@ class Schedule:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a resumed run needs, as tensors."""
-        return {}
+        kinds = {kind: getattr(self, kind) for kind in self.remembered_tensors}
+        return {f"{kind}/{name}": kinds[kind][name] for kind in kinds for name in kinds[kind]}
 
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Set what `state` and `tensors` gave."""
         vars(self).update({name: state[name] for name in self.remembered})
+        for kind in self.remembered_tensors:
+            start = f"{kind}/"
+            found = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+            setattr(self, kind, found)

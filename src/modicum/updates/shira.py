@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.types import UserError
-from modicum.updates.adapter import Adapter, at_least_one, linear_layers
-from modicum.updates.base import Selection
+from modicum.updates.adapter import Adapter, at_least_one
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 
 
@@ -41,18 +40,14 @@ class Shira(Adapter):
     def __post_init__(self) -> None:
         at_least_one(self, rank=self.rank)
 
-    def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
-        """The selected linear layers; each must have as many entries as are to train."""
-        found = linear_layers(model, where)
-        modules = dict(model.named_modules())
-        for name in found:
-            out, size = modules[name].weight.shape  # type: ignore[misc, union-attr]
-            if self.rank * (out + size) > out * size:
-                raise UserError(
-                    f"{self}: {name} has {out * size} entries, fewer than rank x ({out} + {size});"
-                    f" rank is at most {out * size // (out + size)} there"
-                )
-        return found
+    def check(self, name: str, layer: Any) -> None:
+        """A layer must have as many entries as are to train."""
+        out, size = layer.weight.shape
+        if self.rank * (out + size) > out * size:
+            raise UserError(
+                f"{self}: {name} has {out * size} entries, fewer than rank x ({out} + {size});"
+                f" rank is at most {out * size // (out + size)} there"
+            )
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """As many entries as a LoRA has numbers."""

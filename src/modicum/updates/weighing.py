@@ -135,6 +135,7 @@ class SnrSchedule(Weighing):
     """By the mean of the gradient, squared, over its variance among groups."""
 
     remembered: ClassVar[tuple[str, ...]] = (*Weighing.remembered, "groups")
+    remembered_tensors: ClassVar[tuple[str, ...]] = ("means", "squares")
     kept_numbers: ClassVar[int] = 2  # means and squares over groups
 
     def __init__(
@@ -191,19 +192,6 @@ class SnrSchedule(Weighing):
             name: float(span == 0 or (value - least) / span >= self.threshold)
             for name, value in values.items()
         }
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {f"mean/{name}": tensor for name, tensor in self.means.items()} | {
-            f"square/{name}": tensor for name, tensor in self.squares.items()
-        }
-
-    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        super().load(state, tensors)
-        kept: dict[str, dict[str, Tensor]] = {"mean": {}, "square": {}}
-        for full, tensor in tensors.items():
-            kind, _, name = full.partition("/")
-            kept[kind][name] = tensor
-        self.means, self.squares = kept["mean"], kept["square"]
 
 
 @dataclass(frozen=True)
