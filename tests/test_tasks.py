@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import ast
 import itertools
+import random
 from collections import Counter
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from modicum.tasks import TASKS, Task, overlap, parse
 from modicum.tasks.arithmetic import Arithmetic, evaluate
-from modicum.tasks.base import Draft, draw, split_of
+from modicum.tasks.base import Draft, Procedural, split_of
 from modicum.tasks.countdown import Countdown
 from modicum.types import SPLITS, Problem, Split, UserError
 from task_examples import EXAMPLES
@@ -255,8 +257,16 @@ def test_countdown_of_three_is_solvable() -> None:
 
 def test_a_task_without_a_problem_for_the_split_is_an_error() -> None:
     draft = Draft("the only one", "What is 1+1?", "2", 1.0, {})
+
+    @dataclass(frozen=True)
+    class Tiny(Procedural):
+        name: ClassVar[str] = "tiny"
+
+        def make(self, rng: random.Random, split: Split) -> Draft:
+            return draft
+
     home = split_of(draft.key)
-    assert draw("tiny", home, 0, 0, lambda rng: draft).answer == "2"
+    assert Tiny().problem(home, 0, 0).answer == "2"
     for split in set(SPLITS) - {home}:
         with pytest.raises(UserError, match=f"tiny has no problem for the split '{split}'"):
-            draw("tiny", split, 0, 0, lambda rng: draft)
+            Tiny().problem(split, 0, 0)

@@ -87,12 +87,16 @@ def resident_bytes() -> int:
 
 def _status(name: str) -> int | None:
     """A size in bytes that Linux keeps of this process; None elsewhere."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    found = _line("/proc/self/status", f"{name}:")
+    return None if found is None else int(found.split()[0]) * 1024
+
+
+def _line(path: str, start: str) -> str | None:
+    """What follows `start` in the first line of a file of Linux that begins so."""
+    with contextlib.suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(start):
+                return line.removeprefix(start)
     return None
 
 
@@ -104,28 +108,19 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
+    processor = (_line("/proc/cpuinfo", "model name") or "").partition(":")[2].strip()
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
         "versions": versions,
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch is not None else None,
         "gpu": gpu,
         "commit": _commit(),
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

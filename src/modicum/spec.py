@@ -44,7 +44,7 @@ class Spec:
 
     def __str__(self) -> str:
         shown: list[str] = []
-        for field in dataclasses.fields(typing.cast(Any, self)):
+        for field in arguments(type(self)):
             value = getattr(self, field.name)
             if field.name == self.varargs:
                 shown += [item if isinstance(item, str) else repr(item) for item in value]
@@ -55,18 +55,16 @@ class Spec:
         return f"{self.name}({', '.join(shown)})" if shown else self.name
 
 
+def arguments(cls: type) -> list[dataclasses.Field[Any]]:
+    """The fields of a member that an expression can give, those without a place last."""
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    return sorted(fields, key=lambda field: bool(field.kw_only))
+
+
 def describe(cls: type) -> dict[str, str]:
     """Name, signature and summary of a member, for lists."""
-    fields = [f for f in dataclasses.fields(cls) if f.init]
     varargs = getattr(cls, "varargs", None)
-    shown = [
-        f"{f.name}, ..."
-        if f.name == varargs
-        else f.name
-        if _required(f)
-        else f"{f.name}={f.default!r}"
-        for f in fields
-    ]
+    shown = [f"{f.name}, ..." if f.name == varargs else _shown(f) for f in arguments(cls)]
     name = cls.name  # type: ignore[attr-defined]
     summary = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
     return {
@@ -147,7 +145,7 @@ class _Builder:
         if name not in self.members:
             raise UserError(f"unknown {self.kind} {name!r}; {nearest(name, self.members)}")
         cls = self.members[name]
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+        fields = {f.name: f for f in arguments(cls)}
         values: dict[str, Any] = {}
         positional = [self.argument(arg) for arg in args]
         varargs = getattr(cls, "varargs", None)
@@ -187,11 +185,7 @@ class _Builder:
         raise self.error(f"{ast.unparse(node)!r} is not a value (numbers, strings, names, lists)")
 
     def signature(self, fields: Mapping[str, dataclasses.Field[Any]]) -> str:
-        if not fields:
-            return "no arguments"
-        return ", ".join(
-            f.name if _required(f) else f"{f.name}={f.default!r}" for f in fields.values()
-        )
+        return ", ".join(map(_shown, fields.values())) or "no arguments"
 
     def error(self, message: str) -> UserError:
         return UserError(f"{self.kind} {self.text!r}: {message}")
@@ -199,6 +193,10 @@ class _Builder:
 
 def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is field.default_factory is dataclasses.MISSING
+
+
+def _shown(field: dataclasses.Field[Any]) -> str:
+    return field.name if _required(field) else f"{field.name}={field.default!r}"
 
 
 def check(what: str, value: Any, hint: Any) -> Any:

@@ -22,6 +22,7 @@ from modicum.updates.turns import Turns
 class Products(Turns):
     """Which product trains."""
 
+    remembered_tensors: ClassVar[tuple[str, ...]] = ("sums",)
     kept_numbers: ClassVar[int] = 1  # sums of gradients
 
     def __init__(self, trainable: Mapping[str, nn.Parameter], every: int) -> None:
@@ -46,19 +47,13 @@ class Products(Turns):
     def typical(self, parameters: Mapping[str, nn.Parameter]) -> list[frozenset[str]]:
         return self.products
 
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.sums)
-
-    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        super().load(state, tensors)
-        self.sums = dict(tensors)
-
 
 @dataclass(frozen=True)
 class LoHa(Adapter):
     """The change of a weight is the product, number by number, of two of low rank."""
 
     name: ClassVar[str] = "loha"
+    peft_config: ClassVar[str] = "LoHaConfig"
     rate_scale: ClassVar[float] = 10.0
     examples: ClassVar[tuple[str, ...]] = ("loha(rank=2)", "loha(rank=1, every=1) @ last(2)")
     rank: int = 4
@@ -67,12 +62,8 @@ class LoHa(Adapter):
     def __post_init__(self) -> None:
         at_least_one(self, rank=self.rank, every=self.every)
 
-    def config(self, targets: list[str], seed: int) -> Any:
-        import peft
-
-        return peft.LoHaConfig(
-            r=self.rank, alpha=self.rank, target_modules=targets, task_type="CAUSAL_LM"
-        )
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        return {"r": self.rank, "alpha": self.rank}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """One matrix of the weight's shape, made from the factors."""

@@ -5,8 +5,8 @@ They share nothing but the policy's weights, and both hear what changed after a 
 needs; a sampler that owns its loop (a server) needs no engine. `SplitEngine` runs the
 decoder's layers itself: prompts once for their group, the frozen trunk once for sampling,
 reference and training. `LibraryEngine` runs the library's whole forward, for every
-architecture, with none of that. What one can do is asked (`splits`, `recomputes`,
-`keeps_trunk`), never which class it is.
+architecture, with none of that. What one can do is asked (`splits`, `recomputes`), never
+which class it is.
 
 Shapes: P prompt, G member, B = P x G rows, N completion tokens laid end to end, H hidden,
 V vocabulary.
@@ -82,9 +82,6 @@ class Changed:
 
 class Sampler(ABC):
     """Draws completions from the policy; how is its own affair."""
-
-    keeps_trunk: ClassVar[bool] = False
-    """Whether completions may come with their trunk's states."""
 
     @abstractmethod
     def sample(

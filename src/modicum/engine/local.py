@@ -8,7 +8,7 @@ Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocab
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +26,6 @@ class LocalSampler(Sampler):
     At most `rollout_batch` rows (but at least one group) are sampled at a time. Trunks are
     kept, where they are asked for, if those of all rows fit into `trunk_bytes`.
     """
-
-    keeps_trunk: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from modicum.config import at_least
 from modicum.tasks.arithmetic import Arithmetic, evaluate
 from modicum.tasks.base import stream
 from modicum.tasks.countdown import Countdown
@@ -71,10 +72,8 @@ class PretrainConfig:
     """Shares of the kinds of text."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "documents_per_step", "micro_batches", "layers", "hidden", "heads")
-        for name in (*counts, "intermediate"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        at_least(self, steps=1, documents_per_step=1, micro_batches=1)
+        at_least(self, layers=1, hidden=1, heads=1, intermediate=1)
         if self.hidden % self.heads or self.heads % 2:
             raise UserError(f"heads must be even and divide hidden, not {self.heads}")
 

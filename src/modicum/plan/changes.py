@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from modicum.config import TrainConfig
@@ -19,7 +18,8 @@ SMALL_UPDATE = "last(1)"
 """Of all updates the one with the fewest activations (docs/engine.md) and little state."""
 
 
-Change = tuple[str, Callable[[TrainConfig], TrainConfig]]
+Change = tuple[str, str, dict[str, Any]]
+"""The option, its section of the config ("": none), and what is new there."""
 
 
 def advice(
@@ -29,8 +29,10 @@ def advice(
     assert machine.memory is not None
     model_config = config_of(config.model, config.trust)
     changed, word = config, "with"
-    for text, change in _changes(config, memory, machine.memory):
-        changed = change(changed)
+    for text, section, values in _changes(config, memory, machine.memory):
+        if section:
+            values = {section: replace(getattr(changed, section), **values)}
+        changed = replace(changed, **values)
         peak = estimate(changed, lengths, machine.device, model_config).peak
         fits = peak.total <= machine.memory
         yield f"{word} {text}: {peak.total / GIB:.2f} GiB" + (", fits" if fits else "")
@@ -52,29 +54,19 @@ def _of_batch(config: TrainConfig, phase: str) -> list[Change]:
     found: list[Change] = []
     least = max(batch.group_size, config.evaluation.eval_samples)
     if phase in ("sampling", "evaluation") and batch.rollout_batch > least:
-        found.append((f"--rollout-batch {least}", lambda c: _batch(c, rollout_batch=least)))
+        found.append((f"--rollout-batch {least}", "batch", {"rollout_batch": least}))
     for size in (SMALL_BATCH, 1):
         if batch.micro_batch > size:
-            given = partial(_batch, micro_batch=size)
-            found.append((f"--micro-batch {size}", given))
+            found.append((f"--micro-batch {size}", "batch", {"micro_batch": size}))
     if not config.compute.checkpointing and config.compute.engine != "library":
-        found.append(("--checkpointing", lambda c: _compute(c, checkpointing=True)))
+        found.append(("--checkpointing", "compute", {"checkpointing": True}))
     return found
 
 
 def _of_model(config: TrainConfig) -> list[Change]:
     found: list[Change] = []
     if config.compute.dtype == "fp32":
-        found.append(("--dtype bf16", lambda c: _compute(c, dtype="bf16")))
+        found.append(("--dtype bf16", "compute", {"dtype": "bf16"}))
     if config.update != SMALL_UPDATE:
-        text = f"--update '{SMALL_UPDATE}'"
-        found.append((text, lambda c: replace(c, update=SMALL_UPDATE)))
+        found.append((f"--update '{SMALL_UPDATE}'", "", {"update": SMALL_UPDATE}))
     return found
-
-
-def _batch(config: TrainConfig, **values: int) -> TrainConfig:
-    return replace(config, batch=replace(config.batch, **values))
-
-
-def _compute(config: TrainConfig, **values: Any) -> TrainConfig:
-    return replace(config, compute=replace(config.compute, **values))

@@ -85,14 +85,8 @@ def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
     if size and count:
         memory = float(size[1])
         alike = [gpu for gpu, (gib, *_) in GPUS.items() if gib == memory]
-        slowest = min(alike, key=lambda gpu: GPUS[gpu][1], default=None)
-        return Machine(
-            f"{size[1]} GB",
-            "cuda",
-            round(memory * GIB),
-            _rates(slowest) if slowest else None,
-            count,
-        )
+        rates = _rates(min(alike, key=lambda gpu: GPUS[gpu][1], default=None))
+        return Machine(f"{size[1]} GB", "cuda", round(memory * GIB), rates, count)
     key = _plain(name)
     for gpu, (gib, *_) in GPUS.items():
         if key == _plain(gpu) and count:
@@ -106,7 +100,9 @@ def _plain(name: str) -> str:
     return re.sub(r"nvidia|geforce|generation|laptop|gpu|[^a-z0-9]", "", name.lower())
 
 
-def _rates(gpu: str) -> DeviceRates:
+def _rates(gpu: str | None) -> DeviceRates | None:
+    if gpu is None:
+        return None
     _, bf16, fp32, bandwidth = GPUS[gpu]
     return DeviceRates(bf16 * 1e12, fp32 * 1e12, bandwidth * 1e9, f"data sheet of {gpu}")
 
@@ -118,8 +114,7 @@ def this(device: str = "auto", dtype: str = "fp32") -> Machine:
         return Machine("this machine's CPU", "cpu", free_memory(where), _measured(dtype))
     name = torch.cuda.get_device_name(where)
     known = next((gpu for gpu in GPUS if _plain(gpu) in _plain(name)), None)
-    rates = _rates(known) if known else None
-    return Machine(name, "cuda", free_memory(where), rates, torch.cuda.device_count())
+    return Machine(name, "cuda", free_memory(where), _rates(known), torch.cuda.device_count())
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,36 +72,30 @@ class Live(TorchDispatchMode):
         return found
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """A stretch whose fullest moment is asked for."""
-        before, self._phase = self._phase, name
-        self.events.append(Event(None, 0, name))
+    def _while(self, **values: Any) -> Iterator[None]:
+        before = {name: getattr(self, name) for name in values}
+        vars(self).update(values)
         try:
             yield
         finally:
-            self._phase = before
+            vars(self).update(before)
 
-    @contextmanager
-    def category(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """A stretch, from now on, whose fullest moment is asked for."""
+        self.events.append(Event(None, 0, name))
+        return self._while(_phase=name)
+
+    def category(self, name: str) -> AbstractContextManager[None]:
         """What is made meanwhile is counted as `name`."""
-        before, self._category = self._category, name
-        try:
-            yield
-        finally:
-            self._category = before
+        return self._while(_category=name)
 
     def switch(self, category: str) -> None:
         """From now on, within the present `category`, count as another one."""
         self._category = category
 
-    @contextmanager
-    def growing(self) -> Iterator[None]:
+    def growing(self) -> AbstractContextManager[None]:
         """A stretch in which autograd's graph grows."""
-        self._growing = True
-        try:
-            yield
-        finally:
-            self._growing = False
+        return self._while(_growing=True)
 
     def recount(self, tensor: Tensor, category: str) -> None:
         """Count a living tensor as `category`, from when it was made."""
@@ -182,9 +176,7 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def without_data(
-    model: nn.Module, device: torch.device | str = "cpu"
-) -> tuple[dict[int, Tensor], FakeTensorMode]:
+def without_data(model: nn.Module) -> tuple[dict[int, Tensor], FakeTensorMode]:
     """Put tensors without data in the place of all parameters and buffers of `model`.
 
     Returns the new ones by the `id` of the old, and the mode that they belong to.
@@ -195,7 +187,7 @@ def without_data(
     def fake(old: Tensor) -> Tensor:
         if id(old) not in made:
             with mode:
-                new = torch.empty(old.shape, dtype=old.dtype, device=device)
+                new = torch.empty(old.shape, dtype=old.dtype)
             trains = old.requires_grad
             made[id(old)] = nn.Parameter(new, trains) if isinstance(old, nn.Parameter) else new
         return made[id(old)]

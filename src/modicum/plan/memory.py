@@ -15,7 +15,7 @@ What is no tensor: `libraries`, and `allocator`: on a CPU the holes of glibc's h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
 from modicum.plan.trace import ResidentBytes, Trace
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
+from modicum.updates.preview import optimizer_bytes
 
 MASTER = 4  # bytes of an fp32 number
 LIBRARIES = {"cpu": 50 * 2**20, "cuda": 500 * 2**20}
@@ -126,7 +127,8 @@ def _of_set(
     later = LATER_PARTS if several else LATER_PASSES
     phases = []
     for name, moving in found.items():
-        holes = _holes(moving, grown.get(name), later) if device == "cpu" else _unused(moving)
+        unused = round(CUDA_SLACK * sum(moving.values()))
+        holes = _holes(moving, grown.get(name), later) if device == "cpu" else unused
         parts = {**static, **moving, "allocator": holes, "libraries": libraries}
         phases.append(Phase(name, {part: size for part, size in parts.items() if size}))
     return Memory(tuple(phases))
@@ -141,11 +143,6 @@ def _holes(moving: Mapping[str, int], top: int | None, later: float) -> int:
     return max(0, round(top - live + later * (top - lasting)))
 
 
-def _unused(moving: Mapping[str, int]) -> int:
-    """What torch's caching allocator has beside what lives."""
-    return round(CUDA_SLACK * sum(moving.values()))
-
-
 def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) -> dict[str, int]:
     """The file's pages, where its numbers are not taken over as they are."""
     stored = getattr(model_config, "dtype", None) or torch.float32
@@ -157,14 +154,6 @@ def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) 
 
 def _held(prepared: Prepared, config: TrainConfig, device: str) -> ResidentBytes:
     schedule, rule, trainable = prepared.schedule, prepared.rule, prepared.trainable
-    sizes = {name: schedule.size(name, p) for name, p in trainable.items()}
-
-    def moments(name: str) -> Iterator[int]:
-        whole = sizes[name] == trainable[name].numel()
-        shape = trainable[name].shape if whole else torch.Size([sizes[name]])
-        state = rule.state_bytes(name, shape)
-        yield from (state // 2, state - state // 2)
-
     names = frozenset(prepared.active)
     active = sum(trainable[n].numel() for n in names)
     stays = schedule.policy == "keep" or (schedule.policy == "cpu" and device != "cuda")
@@ -173,8 +162,9 @@ def _held(prepared: Prepared, config: TrainConfig, device: str) -> ResidentBytes
         steps = config.steps * config.batch.updates_per_rollout
         names = names.union(*list(schedule.typical(trainable))[: max(1, steps)])
     largest = max(trainable[n].numel() for n in prepared.active)
+    moments = [optimizer_bytes(prepared, name) for name in sorted(names)]
     return ResidentBytes(
-        optimizer=tuple(size for name in sorted(names) for size in moments(name)),
+        optimizer=tuple(size for whole in moments for size in (whole // 2, whole - whole // 2)),
         schedule=MASTER * schedule.kept_numbers * active,
         gradients=2 * MASTER * active if schedule.ever_by_group else 0,
         step=MASTER * (rule.step_numbers(largest) + schedule.step_numbers * active),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean as mean
 from typing import Any
@@ -142,13 +142,8 @@ def make(
 def _flops(config: TrainConfig, prepared: Prepared, lengths: Lengths) -> tuple[StepFlops, float]:
     """The FLOPs of a step, the mean over what may train at a time; of a token's forward."""
     compute, batch = config.compute, config.batch
-    engine = make_engine(
-        prepared.model,
-        torch.device("meta"),
-        prepared.lowest_layer,
-        compute.engine,
-        compute.checkpointing,
-    )
+    kind = (compute.engine, compute.checkpointing)
+    engine = make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, *kind)
     reference = objectives.parse(config.objective).needs_reference
     counter = FlopCounter(prepared, engine, batch, reference)
     limit = config.sampling.max_tokens
@@ -230,11 +225,7 @@ def _phases(memory: Memory) -> list[str]:
         for part in parts
     ]
     rows.append(["all", *(f"{phase.total / 2**20:,.0f}" for phase in memory.phases)])
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-        for row in [head, *rows]
-    ]
+    return _aligned([head, *rows], str.rjust)
 
 
 def table(plans: Sequence[RunPlan], markdown: bool = False) -> str:
@@ -260,8 +251,14 @@ def table(plans: Sequence[RunPlan], markdown: bool = False) -> str:
     if markdown:
         rule = ["---"] * len(head)
         return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in [head, *rows])
+    return "\n".join(_aligned([head, *rows], str.ljust))
+
+
+def _aligned(rows: list[list[str]], justify: Callable[[str, int], str]) -> list[str]:
+    """Rows whose columns have one width; the first column stands on the left."""
+    first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
+    cells = ([row[0].ljust(first), *map(justify, row[1:], rest)] for row in rows)
+    return ["  ".join(row).rstrip() for row in cells]
 
 
 def _exa(flops: float) -> str:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from modicum import tasks, updates
 from modicum.config import TrainConfig, Trust
-from modicum.models.load import DTYPES, locate, read_config
+from modicum.models.load import locate, read_config, skeleton
 from modicum.updates.base import Prepared
 
 # hidden size, intermediate size, layers, heads, key/value heads, vocabulary, tied embeddings
@@ -77,20 +76,6 @@ def config_of(model: str, trust: Trust | None = None) -> Any:
         dtype="bfloat16",
         architectures=["Qwen2ForCausalLM"],
     )
-
-
-def skeleton(model_config: Any, dtype: str, trust: Trust | None = None) -> nn.Module:
-    """The model of a config on torch's meta device: names, shapes and dtypes, no memory."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(
-            model_config,
-            dtype=DTYPES[dtype],
-            trust_remote_code=bool(trust and trust.trust_remote_code),
-        )
-    made.tie_weights()
-    return made.eval()
 
 
 def prepare(config: TrainConfig, model_config: Any) -> Prepared:

@@ -68,13 +68,8 @@ class Trace:
             held |= renewed(held, made)
         self.live = Live()
         prepared.without_data()
-        self.engine: Engine = make(
-            prepared.model,
-            CPU,
-            prepared.lowest_layer,
-            config.compute.engine,
-            config.compute.checkpointing,
-        )
+        kind = (config.compute.engine, config.compute.checkpointing)
+        self.engine: Engine = make(prepared.model, CPU, prepared.lowest_layer, *kind)
         self.objective = objectives.parse(config.objective)
         if self.objective.needs_reference:
             prepared.keep_reference()
@@ -175,7 +170,9 @@ class Trace:
         with self.live.category("activations"):
             prompts = self.lengths.prompts(count)
             decoding = self.engine.decode(prompts, group_size, self.room, keep)
-            self._recount(decoding)
+            for category, tensors in decoding.held().items():
+                for tensor in tensors:
+                    self.live.recount(tensor, category)
             drawn = self._draw(decoding.logits_BV, settings)
             if longest > 1:
                 decoding.skip_to(longest - 2)
@@ -193,12 +190,6 @@ class Trace:
             return 0
         base = inner(self.prepared.model)
         return rows * self.lengths.longest * cache_numbers(base.config) * base.dtype.itemsize
-
-    def _recount(self, decoding: Decoding) -> None:
-        """Count the cache and the kept states as what they are."""
-        for category, tensors in decoding.held().items():
-            for tensor in tensors:
-                self.live.recount(tensor, category)
 
     def _draw(self, logits_BV: Tensor, settings: Sampling) -> Tensor:
         """What `engine.local.draw` makes of logits; returns what it holds on to."""

@@ -96,10 +96,8 @@ class Reward(_Summand):
             str(term): term.score_group(task, problem, completions, faults)
             for _, term in self.terms
         }
-        return [
-            {name: values[index] for name, values in columns.items()}
-            for index in range(len(completions))
-        ]
+        rows = zip(*columns.values(), strict=True)
+        return [dict(zip(columns, values, strict=True)) for values in rows]
 
     def total(self, scores: Mapping[str, float]) -> float:
         """The weighted sum of what `scores` returned; NaN when no term has a verdict."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -84,8 +84,17 @@ class Procedural(Spec, ABC):
         """A draft, or None for one that is no good; it may also be None outside `split`."""
 
     def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at (split, seed, index)."""
-        return draw(self, split, seed, index, lambda rng: self.make(rng, split), self.origin())
+        """The problem at (split, seed, index): the first draft that a hash puts into `split`.
+
+        Raises UserError when none of 2,000 does: the task has too few problems to split.
+        """
+        rng = stream(self.origin(), check_split(split), seed, index)
+        for _ in range(MAX_TRIES):
+            draft = self.make(rng, split)
+            if draft is not None and split_of(draft.key) == split:
+                place = f"{self}/{split}/{seed}/{index}"
+                return Problem(place, draft.question, draft.answer, draft.difficulty, draft.data)
+        raise UserError(f"{self} has no problem for the split {split!r}; make its numbers larger")
 
     def size(self, split: Split) -> int | None:
         """None: there is no end to them, though small ones come again."""
@@ -98,25 +107,3 @@ class Procedural(Spec, ABC):
     def origin(self) -> str:
         """What the random numbers are derived from, beside (split, seed, index)."""
         return str(self)
-
-
-def draw(
-    task: object,
-    split: Split,
-    seed: int,
-    index: int,
-    make: Callable[[random.Random], Draft | None],
-    name: str | None = None,
-) -> Problem:
-    """The first draft from `make` whose content hash falls into `split`.
-
-    `name` seeds the drafts. Raises UserError when none of
-    2,000 does: the task has too few problems to split.
-    """
-    rng = stream(name or task, check_split(split), seed, index)
-    for _ in range(MAX_TRIES):
-        draft = make(rng)
-        if draft is not None and split_of(draft.key) == split:
-            place = f"{task}/{split}/{seed}/{index}"
-            return Problem(place, draft.question, draft.answer, draft.difficulty, draft.data)
-    raise UserError(f"{task} has no problem for the split {split!r}; make its numbers larger")

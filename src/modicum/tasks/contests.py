@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from modicum.tasks import rows
-from modicum.tasks.dataset import BadRows, HeldOut, Hub, Item, check_path
+from modicum.tasks.dataset import BadRows, HeldOut, Hub, Item
 
 AIME = {2024: "HuggingFaceH4/aime_2024", 2025: "yentinglin/aime_2025"}
 
@@ -23,22 +23,14 @@ class ContestTask(HeldOut):
     path: str | None = None
     split: Literal["test", "hash"] = "test"
 
-    def __post_init__(self) -> None:
-        check_path(self.name, self.path)
-
-    def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
+    def columns(self) -> Sequence[tuple[str, ...]]:
         """`problem` (or question) and `answer`."""
         return (("problem", "question"), ("answer",))
 
     def item(self, record: rows.Record) -> Item:
         """The row as it stands; 142.0 is the answer 142."""
-        column = "problem" if "problem" in record.values else "question"
-        key = record.values.get("id")
-        return Item(
-            rows.text(record, column),
-            rows.answer(record, "answer"),
-            key=None if key is None else str(key),
-        )
+        question = rows.text(record, "problem", "question")
+        return Item(question, rows.answer(record, "answer"), key=record.values.get("id"))
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Item:
     answer: str
     difficulty: float | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
-    key: str | None = None
+    key: object = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,9 @@ class DataTask(Spec, ABC):
         @property
         def bad_rows(self) -> BadRows: ...
 
+    def __post_init__(self) -> None:
+        check_path(self.name, self.path)
+
     def problem(self, split: Split, seed: int, index: int) -> Problem:
         """The problem at `index`: each comes once an epoch, in an order that `seed` gives."""
         return finite.pick(self, self._loaded().shelf, split, seed, index, self.advice())
@@ -117,8 +120,8 @@ class DataTask(Spec, ABC):
         return self._loaded().notes
 
     @abstractmethod
-    def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
-        """The columns that must be there, each with its alternatives. `known` are all."""
+    def columns(self) -> Sequence[tuple[str, ...]]:
+        """The columns that must be there, each with its alternatives."""
 
     @abstractmethod
     def item(self, record: rows.Record) -> Item | LeftOut:
@@ -223,7 +226,7 @@ def load_once(task: DataTask) -> LoadedRows:
     """The problems of `task`, read anew."""
     parts = task._parts()
     for part in parts:
-        for names in task.columns(rows.columns(part.records)):
+        for names in task.columns():
             rows.require_column(part.origin, part.records, *names)
     task.check(parts)
     placed: list[tuple[Split, Problem]] = []
@@ -256,7 +259,7 @@ def load_once(task: DataTask) -> LoadedRows:
 def _problem(place: str, record: rows.Record, item: Item, seen: dict[str, str]) -> Problem:
     """The problem of a row; UserError when its gold is unusable or its id is another's."""
     answers.check_gold(item.answer)
-    key = item.key or str(record.number)
+    key = str(record.number if item.key in (None, "") else item.key)
     if key in seen:
         raise UserError(f"{record.where}: the id {key!r} is also that of {seen[key]}")
     seen[key] = record.where

@@ -51,17 +51,16 @@ class FileTask(DataTask):
         """The file's name with its ending."""
         return Path(path).name
 
-    def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
+    def columns(self) -> Sequence[tuple[str, ...]]:
         """Those that the arguments name."""
         named = (self._questions(), (self.answer,))
         return (*named, (self.difficulty,)) if self.difficulty else named
 
     def item(self, record: rows.Record) -> Item:
         """The row as it stands."""
-        names = self._questions()
-        column = next((name for name in names if name in record.values), names[0])
+        question = rows.text(record, *self._questions())
         level = rows.number(record, self.difficulty) if self.difficulty else None
-        return Item(rows.text(record, column), rows.answer(record, self.answer), level)
+        return Item(question, rows.answer(record, self.answer), level)
 
     def _questions(self) -> tuple[str, ...]:
         return QUESTION_COLUMNS if self.question == QUESTION_COLUMNS[0] else (self.question,)

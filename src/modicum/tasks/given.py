@@ -96,7 +96,7 @@ class GivenTask(DataTask):
         count = self.summary.count
         return f"{count} problem{'s' * (count != 1)} ({self.sha256[:SHOWN]})"
 
-    def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
+    def columns(self) -> Sequence[tuple[str, ...]]:
         """A question and an answer."""
         return QUESTION_COLUMNS, ("answer",)
 
@@ -109,8 +109,7 @@ class GivenTask(DataTask):
         known = isinstance(level, int | float) and not isinstance(level, bool)
         used = {column, "answer", *(["difficulty"] if known else [])}
         data = {name: value for name, value in values.items() if name not in used}
-        key = None if values.get("id") is None else str(values["id"])
-        return Item(question, answer, float(level) if known else None, data, key)
+        return Item(question, answer, float(level) if known else None, data, values.get("id"))
 
     def advice(self) -> str:
         """How every split gets problems."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from modicum import answers
 from modicum.tasks import rows
-from modicum.tasks.dataset import BadRows, DataTask, Hub, Item, check_path
+from modicum.tasks.dataset import BadRows, DataTask, Hub, Item
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,7 @@ class Gsm8k(DataTask):
     path: str | None = None
     bad_rows: BadRows = "refuse"
 
-    def __post_init__(self) -> None:
-        check_path(self.name, self.path)
-
-    def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
+    def columns(self) -> Sequence[tuple[str, ...]]:
         """The original ones."""
         return (("question",), ("answer",))
 

@@ -23,7 +23,6 @@ from modicum.tasks.dataset import (
     Item,
     LeftOut,
     RowPart,
-    check_path,
 )
 from modicum.types import UserError
 
@@ -42,12 +41,12 @@ class MathTask(DataTask):
     subject: str | None = None
 
     def __post_init__(self) -> None:
-        check_path(self.name, self.path)
+        super().__post_init__()
         wrong = [level for level in self.levels if level not in LEVELS]
         if wrong:
             raise UserError(f"{self.name}: levels are 1 to 5, not {wrong[0]}")
 
-    def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
+    def columns(self) -> Sequence[tuple[str, ...]]:
         """`answer` or a boxed `solution`; a level or subject only when they are asked for."""
         needed: list[tuple[str, ...]] = [("problem",), ("answer", "solution")]
         needed += [("level",)] if self.levels else []
@@ -78,14 +77,9 @@ class MathTask(DataTask):
         if self.subject and _plain(str(subject)) != _plain(self.subject):
             return LeftOut(f"their subject is not {self.subject!r}")
         data = {"solution": solution, "subject": subject}
-        key = values.get("unique_id")
-        return Item(
-            question,
-            gold,
-            None if level is None else float(level),
-            {name: value for name, value in data.items() if value is not None},
-            None if key is None else str(key),
-        )
+        data = {name: value for name, value in data.items() if value is not None}
+        difficulty = None if level is None else float(level)
+        return Item(question, gold, difficulty, data, values.get("unique_id"))
 
 
 def _plain(subject: str) -> str:

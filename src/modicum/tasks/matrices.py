@@ -1,4 +1,4 @@
-r"""Matrices of exact fractions: read from text, written, multiplied, reduced, inverted.
+r"""Matrices of exact fractions: read from text, written, reduced, inverted.
 
 Read are `\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}` (any matrix environment and array),
 `[[1, 2], [3, 4]]` and bare rows divided by `;` or line breaks. Entries are whole numbers,
@@ -134,18 +134,6 @@ def identity(size: int) -> Matrix:
 def transpose(matrix: Matrix) -> Matrix:
     """Rows and columns exchanged."""
     return tuple(zip(*matrix, strict=True))
-
-
-def multiply(left: Matrix, right: Matrix) -> Matrix:
-    """left right; the columns of `left` are as many as the rows of `right`."""
-    columns = transpose(right)
-    return tuple(
-        tuple(
-            sum((a * b for a, b in zip(row, column, strict=True)), Fraction(0))
-            for column in columns
-        )
-        for row in left
-    )
 
 
 def combine(a: int, left: Matrix, b: int, right: Matrix) -> Matrix:

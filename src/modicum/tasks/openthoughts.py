@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from modicum import answers
 from modicum.tasks import boxed, rows
-from modicum.tasks.dataset import BadRows, DataTask, Hub, Item, LeftOut, check_path
+from modicum.tasks.dataset import BadRows, DataTask, Hub, Item, LeftOut
 from modicum.types import UserError
 
 
@@ -32,10 +32,7 @@ class OpenThoughts(DataTask):
     path: str | None = None
     bad_rows: BadRows = "refuse"
 
-    def __post_init__(self) -> None:
-        check_path(self.name, self.path)
-
-    def columns(self, known: set[str]) -> Sequence[tuple[str, ...]]:
+    def columns(self) -> Sequence[tuple[str, ...]]:
         """Those of the configuration `metadata` that are read."""
         return (("problem",), ("ground_truth_solution",), ("domain",))
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,10 @@ def require_column(path: str, records: Sequence[Record], *names: str) -> str:
     return found or names[0]
 
 
-def text(record: Record, column: str) -> str:
-    """The text in `column` without outer blanks; UserError unless it is one and not empty."""
+def text(record: Record, *columns: str) -> str:
+    """The text in the first of `columns` that is there, without outer blanks; UserError unless
+    it is one and not empty."""
+    column = next((name for name in columns if name in record.values), columns[0])
     value = _value(record, column)
     if not isinstance(value, str):
         raise UserError(f"{record.where}: {column!r} must be a text, not {_short(value)}")
@@ -241,10 +244,6 @@ def _csv_record(where: str, line: int, header: list[str], cells: list[str]) -> R
     return Record(where, line, dict(zip(header, cells, strict=True)))
 
 
-def _read_tsv(path: str) -> Iterator[Record]:
-    return _read_csv(path, delimiter="\t")
-
-
 def _read_parquet(path: str) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -261,6 +260,6 @@ READERS: dict[str, Callable[[str], Iterable[Record]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
     ".parquet": _read_parquet,
 }

@@ -153,6 +153,7 @@ class AdaLora(LowRank):
     """
 
     name: ClassVar[str] = "adalora"
+    peft_config: ClassVar[str] = "AdaLoraConfig"
     rate_scale: ClassVar[float] = 50.0
     examples: ClassVar[tuple[str, ...]] = (
         "adalora(rank=2, init_rank=3)",
@@ -185,23 +186,12 @@ class AdaLora(LowRank):
         if self.orthogonal < 0:
             raise UserError(f"adalora: orthogonal must not be below 0, not {self.orthogonal:g}")
 
-    def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT AdaLoraConfig; its phases are set when the run's length is known."""
-        import peft
-
-        return peft.AdaLoraConfig(
-            init_r=self.init_rank,
-            target_r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=0.0,
-            deltaT=self.every,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            orth_reg_weight=self.orthogonal,
-            total_step=1,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """The phases are set when the run's length is known."""
+        ranks = {"init_r": self.init_rank, "target_r": self.rank, "lora_alpha": self.alpha}
+        phases = {"deltaT": self.every, "total_step": 1, "lora_dropout": 0.0}
+        averages = {"beta1": self.beta1, "beta2": self.beta2}
+        return {**ranks, **phases, **averages, "orth_reg_weight": self.orthogonal}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A, at which the diagonal stands, then B."""

@@ -1,7 +1,7 @@
 """What all adapters have in common: PEFT puts them into layers, they train, the base does not.
 
-An adapter is a frozen dataclass with `config(targets, seed)`, the PEFT config that makes
-it. Adapters go into every linear layer but the head, or into those that a selection names
+An adapter is a frozen dataclass that names PEFT's config class (`peft_config`) and gives its
+`settings`. Adapters go into every linear layer but the head, or into those that a selection names
 (`lora @ last(2)`). No dropout: sampling and training would see different policies. The
 base is never merged into while training.
 
@@ -170,13 +170,23 @@ class Adapter(Method):
     """A PEFT adapter. Members say their config; the rest is here, to be overridden."""
 
     kind: ClassVar[Kind] = "adapters"
+    peft_config: ClassVar[str]
+    """PEFT's class for the adapter's config."""
     rewrites_base: ClassVar[bool] = False
     start_tolerance: ClassVar[float] = 1e-6
     """How far the start's logits may be from the base's, over the largest of them (at least 1)."""
 
-    @abstractmethod
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """What the PEFT config says of the adapter, beside where it goes."""
+        return {}
+
     def config(self, targets: list[str], seed: int) -> Any:
         """The PEFT config that puts the adapter into the modules named `targets`."""
+        import peft
+
+        settings = self.settings(targets, seed)
+        made = getattr(peft, self.peft_config)
+        return made(target_modules=targets, task_type="CAUSAL_LM", **settings)
 
     @abstractmethod
     def chain(self, layer: Any, trains: Trains) -> Chain:
@@ -187,7 +197,13 @@ class Adapter(Method):
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The modules that get an adapter."""
-        return linear_layers(model, where)
+        found = linear_layers(model, where)
+        for name in found:
+            self.check(name, model.get_submodule(name))
+        return found
+
+    def check(self, name: str, layer: Any) -> None:
+        """UserError when the adapter does not fit into a linear layer of this name."""
 
     def trains(self, name: str) -> bool:
         """Whether the tensor `name`, which PEFT would train, does train."""

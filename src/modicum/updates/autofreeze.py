@@ -26,13 +26,15 @@ from torch import Tensor, nn
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.layout import depth, layers_of, layout
+from modicum.updates.layout import layers_of, layout, outside
 from modicum.updates.schedule import Decision, Policy, Schedule
 
 
 class FreezingSchedule(Schedule):
     """Which layer is the lowest that trains; it only rises."""
 
+    remembered: ClassVar[tuple[str, ...]] = ("since", "lowest")
+    remembered_tensors: ClassVar[tuple[str, ...]] = ("sums",)
     kept_numbers: ClassVar[int] = 1  # sums of gradients
 
     def __init__(
@@ -107,15 +109,11 @@ class FreezingSchedule(Schedule):
     def state(self) -> dict[str, Any]:
         # JSON keys are texts.
         norms = {str(layer): norm for layer, norm in self.norms.items()}
-        return {"since": self.since, "lowest": self.lowest, "norms": norms}
-
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.sums)
+        return {**super().state(), "norms": norms}
 
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.since, self.lowest = state["since"], state["lowest"]
+        super().load(state, tensors)
         self.norms = {int(layer): norm for layer, norm in state["norms"].items()}
-        self.sums = dict(tensors)
 
 
 def _change(before: float, now: float) -> float:
@@ -150,7 +148,5 @@ class AutoFreeze(Method):
         layers = layers_of(places, chosen)
         if not layers:
             raise UserError(f"{self} @ {where}: no decoder layer is selected")
-        outside = [n for n in chosen if places.places[n].layer is None]
-        below = frozenset(n for n in outside if depth(n, places.num_layers) < 0)
-        above = frozenset(outside) - below
+        below, above = outside(places, chosen)
         return DensePrepared(model, chosen, schedule=FreezingSchedule(layers, below, above, self))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full, split
-from modicum.updates.layout import depth, layers_of, layout
+from modicum.updates.layout import layers_of, layout, outside
 from modicum.updates.schedule import Decision, Policy
 from modicum.updates.turns import Turns
 
@@ -37,17 +37,9 @@ Order = Literal["random", "ascending", "descending"]
 class BlockSchedule(Turns):
     """Which block trains."""
 
-    def __init__(
-        self,
-        blocks: Mapping[str, frozenset[str]],
-        order: Order,
-        every: int,
-        warmup: int,
-        policy: Policy,
-        seed: int,
-    ) -> None:
-        super().__init__(every, policy, seed)
-        self.blocks, self.order, self.warmup = blocks, order, warmup
+    def __init__(self, method: BAdam, blocks: Mapping[str, frozenset[str]], seed: int) -> None:
+        super().__init__(method.every, method.state, seed)
+        self.blocks, self.order, self.warmup = blocks, method.order, method.warmup
         self.start = self.blocks[self._block(0)]
 
     def _block(self, number: int) -> str:
@@ -111,23 +103,18 @@ class BAdam(Method):
         blocks: dict[str, frozenset[str]] = {}
         for part in split(len(layers), self.blocks or len(layers)):
             inside = [numbers[i] for i in part]
-            text = (
-                f"layers {inside[0]} to {inside[-1]}" if len(inside) > 1 else f"layer {inside[0]}"
-            )
+            first, last = inside[0], inside[-1]
+            text = f"layers {first} to {last}" if last > first else f"layer {first}"
             blocks[text] = frozenset().union(*(layers[layer] for layer in inside))
         if self.ends:
-            outside = [n for n in chosen if places.places[n].layer is None]
-            below = frozenset(n for n in outside if depth(n, places.num_layers) < 0)
-            above = frozenset(outside) - below
+            below, above = outside(places, chosen)
             blocks = {"embedding": below, **blocks, "norm and head": above}
         blocks = {text: names for text, names in blocks.items() if names}
         if not blocks:
             raise UserError(f"{self} @ {where}: no layer is selected; ends=True takes the others")
         named = frozenset().union(*blocks.values())
-        schedule = BlockSchedule(blocks, self.order, self.every, self.warmup, self.state, seed)
-        return DensePrepared(
-            model, {n: p for n, p in chosen.items() if n in named}, schedule=schedule
-        )
+        trainable = {n: p for n, p in chosen.items() if n in named}
+        return DensePrepared(model, trainable, schedule=BlockSchedule(self, blocks, seed))
 
 
 class RatioSchedule(Turns):

@@ -45,8 +45,7 @@ class Prepared(ABC):
     ) -> None:
         if not trainable:
             raise UserError("the update leaves nothing to train")
-        self.model = model
-        self.trainable = trainable
+        self.model, self.trainable = model, trainable
         self.schedule = schedule or Schedule()
         self.rule: Rule = rule or AdamWRule()
         chosen = {id(p) for p in trainable.values()}
@@ -217,9 +216,9 @@ class Joined(Selection):
 
     def text(self, sign: str, other: type) -> str:
         """Both sides around a sign, with brackets where `other` would bind otherwise."""
-        left, right = self.left, self.right
-        before = f"({left})" if isinstance(left, other) else str(left)
-        return f"{before} {sign} " + (f"({right})" if isinstance(right, other) else str(right))
+        left = f"({self.left})" if isinstance(self.left, other) else str(self.left)
+        right = f"({self.right})" if isinstance(self.right, other) else str(self.right)
+        return f"{left} {sign} {right}"
 
 
 class Union(Joined):

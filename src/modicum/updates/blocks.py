@@ -32,17 +32,12 @@ from modicum.updates.base import Selection
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 
 
-def _inputs(model: nn.Module, names: list[str]) -> dict[str, int]:
-    """The size of the input of each linear layer."""
-    modules = dict(model.named_modules())
-    return {name: int(modules[name].in_features) for name in names}  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True)
 class Miss(Adapter):
     """One small matrix a layer, shared by the blocks of its input."""
 
     name: ClassVar[str] = "miss"
+    peft_config: ClassVar[str] = "MissConfig"
     rate_scale: ClassVar[float] = 1.0
     examples: ClassVar[tuple[str, ...]] = ("miss(rank=4)", "miss(rank=5) @ last(1)")
     rank: int = 64
@@ -50,21 +45,15 @@ class Miss(Adapter):
     def __post_init__(self) -> None:
         at_least_one(self, rank=self.rank)
 
-    def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
-        """The selected linear layers; none may have an input smaller than the rank."""
-        found = linear_layers(model, where)
-        for name, size in _inputs(model, found).items():
-            if size < self.rank:
-                raise UserError(
-                    f"{self}: the input of {name} has {size} numbers; rank is at most that"
-                )
-        return found
+    def check(self, name: str, layer: Any) -> None:
+        """No input may be smaller than the rank."""
+        size = layer.in_features
+        if size < self.rank:
+            raise UserError(f"{self}: the input of {name} has {size} numbers; rank is at most that")
 
-    def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT MissConfig of the plain kind."""
-        import peft
-
-        return peft.MissConfig(r=self.rank, target_modules=targets, task_type="CAUSAL_LM")
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """MiSS of the plain kind."""
+        return {"r": self.rank}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """D."""
@@ -77,6 +66,7 @@ class Oft(Adapter):
     """The input of every linear layer is rotated, block by block."""
 
     name: ClassVar[str] = "oft"
+    peft_config: ClassVar[str] = "OFTConfig"
     rate_scale: ClassVar[float] = 2.0
     examples: ClassVar[tuple[str, ...]] = (
         "oft(block_size=8)",
@@ -92,7 +82,7 @@ class Oft(Adapter):
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The selected linear layers; blocks must divide the input of each."""
         found = linear_layers(model, where)
-        sizes = _inputs(model, found)
+        sizes: dict[str, Any] = {name: model.get_submodule(name).in_features for name in found}
         for name, size in sizes.items():
             if size % self.block_size:
                 raise UserError(
@@ -102,16 +92,9 @@ class Oft(Adapter):
                 )
         return found
 
-    def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT OFTConfig."""
-        import peft
-
-        return peft.OFTConfig(
-            oft_block_size=self.block_size,
-            use_cayley_neumann=not self.exact,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """The series for the rotation, or the exact one."""
+        return {"oft_block_size": self.block_size, "use_cayley_neumann": not self.exact}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A rotation of the input, block by block."""

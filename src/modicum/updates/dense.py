@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from modicum.spec import nearest
@@ -44,9 +44,9 @@ class Region(Selection):
     """Whole decoder layers, and what lies outside of them if it is asked for."""
 
     kind: ClassVar[Kind] = "layers"
-    embedding: bool = False
-    norm: bool = False
-    head: bool = False
+    embedding: bool = field(default=False, kw_only=True)
+    norm: bool = field(default=False, kw_only=True)
+    head: bool = field(default=False, kw_only=True)
 
     @abstractmethod
     def chosen(self, layout: Layout) -> Container[int | None]:
@@ -62,10 +62,8 @@ class Region(Selection):
         }
 
 
-# The arguments come in the order of the bases from the last to the first: the options of
-# Region after what says where the layers are.
 @dataclass(frozen=True)
-class Count(Selection):
+class Count(Region):
     """So many layers."""
 
     k: int
@@ -82,7 +80,7 @@ class Count(Selection):
 
 
 @dataclass(frozen=True)
-class First(Region, Count):
+class First(Count):
     """The first k decoder layers: saves memory, not backward time."""
 
     name: ClassVar[str] = "first"
@@ -94,7 +92,7 @@ class First(Region, Count):
 
 
 @dataclass(frozen=True)
-class Last(Region, Count):
+class Last(Count):
     """The last k decoder layers: backward stops below them."""
 
     name: ClassVar[str] = "last"
@@ -111,7 +109,7 @@ class Last(Region, Count):
 
 
 @dataclass(frozen=True)
-class Middle(Region, Count):
+class Middle(Count):
     """The k decoder layers in the middle; an odd one out lies above."""
 
     name: ClassVar[str] = "middle"
@@ -123,23 +121,17 @@ class Middle(Region, Count):
 
 
 @dataclass(frozen=True)
-class Stride(Selection):
-    """Layers at equal distances."""
+class Every(Region):
+    """Every so many decoder layers: number offset, offset + stride and so on, from 0."""
 
+    name: ClassVar[str] = "every"
+    examples: ClassVar[tuple[str, ...]] = ("every(2, offset=1)",)
     stride: int
     offset: int = 0
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.offset < 0:
             raise UserError(f"{self}: the stride must be at least 1, the offset at least 0")
-
-
-@dataclass(frozen=True)
-class Every(Region, Stride):
-    """Every so many decoder layers: number offset, offset + stride and so on, from 0."""
-
-    name: ClassVar[str] = "every"
-    examples: ClassVar[tuple[str, ...]] = ("every(2, offset=1)",)
 
     def chosen(self, layout: Layout) -> range:
         if self.offset >= layout.num_layers:
@@ -149,23 +141,17 @@ class Every(Region, Stride):
 
 
 @dataclass(frozen=True)
-class Indices(Selection):
-    """Layers by number."""
+class Layers(Region):
+    """The decoder layers with these numbers, from 0; negative numbers count from the end."""
 
+    name: ClassVar[str] = "layers"
+    examples: ClassVar[tuple[str, ...]] = ("layers(0, -1)",)
     varargs: ClassVar[str | None] = "indices"
     indices: tuple[int, ...]
 
     def __post_init__(self) -> None:
         if not self.indices:
             raise UserError("layers() needs the numbers of the layers, such as layers(2, 3)")
-
-
-@dataclass(frozen=True)
-class Layers(Region, Indices):
-    """The decoder layers with these numbers, from 0; negative numbers count from the end."""
-
-    name: ClassVar[str] = "layers"
-    examples: ClassVar[tuple[str, ...]] = ("layers(0, -1)",)
 
     def chosen(self, layout: Layout) -> set[int]:
         wanted = set()
@@ -178,9 +164,11 @@ class Layers(Region, Indices):
 
 
 @dataclass(frozen=True)
-class Block(Selection):
-    """One of so many blocks."""
+class Surgical(Region):
+    """One block of layers, of a few near-equal ones from the bottom (0) to the top."""
 
+    name: ClassVar[str] = "surgical"
+    examples: ClassVar[tuple[str, ...]] = ("surgical(1)", "surgical(1, of=2, norm=True)")
     block: int
     of: int = 3
 
@@ -189,14 +177,6 @@ class Block(Selection):
             raise UserError(f"{self}: of must be at least 1")
         if not 0 <= self.block < self.of:
             raise UserError(f"{self}: the block must be between 0 and {self.of - 1}")
-
-
-@dataclass(frozen=True)
-class Surgical(Region, Block):
-    """One block of layers, of a few near-equal ones from the bottom (0) to the top."""
-
-    name: ClassVar[str] = "surgical"
-    examples: ClassVar[tuple[str, ...]] = ("surgical(1)", "surgical(1, of=2, norm=True)")
 
     def chosen(self, layout: Layout) -> range:
         if self.of > layout.num_layers:

@@ -159,10 +159,6 @@ class Driver:
             raise UserError("call driver.attach(optimizer, total_steps) before the first step")
 
 
-def _nothing() -> None:
-    """Stands in for `enable_input_require_grads` while a driver is at work."""
-
-
 def free_the_bottom(model: nn.Module) -> None:
     """No gradient of the inputs, now or when checkpointing is switched on again.
 
@@ -180,7 +176,7 @@ def free_the_bottom(model: nn.Module) -> None:
             )
         if hasattr(type(module), "enable_input_require_grads"):
             module.disable_input_require_grads()  # type: ignore[operator]
-            module.__dict__["enable_input_require_grads"] = _nothing
+            module.__dict__["enable_input_require_grads"] = lambda: None
         # A second hook is forgotten by the first's owner, and stays.
         for key, hook in list(module._forward_hooks.items()):
             if getattr(hook, "__name__", "") in HOOKS:

@@ -30,7 +30,6 @@ class Layout:
 
     places: dict[str, Place]
     num_layers: int
-    tied: bool
 
 
 def layout(model: nn.Module) -> Layout:
@@ -57,7 +56,7 @@ def layout(model: nn.Module) -> Layout:
             parts.add("head")
         places[name] = Place(int(found[1]) if found else None, frozenset(parts))
     layers = {place.layer for place in places.values() if place.layer is not None}
-    return Layout(places, len(layers), inputs is outputs)
+    return Layout(places, len(layers))
 
 
 def layers_of(layout: Layout, names: Iterable[str]) -> dict[int, frozenset[str]]:
@@ -68,6 +67,13 @@ def layers_of(layout: Layout, names: Iterable[str]) -> dict[int, frozenset[str]]
         if layer is not None:
             found.setdefault(layer, set()).add(name)
     return {layer: frozenset(found[layer]) for layer in sorted(found)}
+
+
+def outside(layout: Layout, names: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that lie outside the layers: those below them, and those above."""
+    found = frozenset(name for name in names if layout.places[name].layer is None)
+    below = frozenset(name for name in found if depth(name, layout.num_layers) < 0)
+    return below, found - below
 
 
 def depth(name: str, num_layers: int) -> int:

@@ -21,7 +21,7 @@ from torch import nn
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.layout import layers_of, layout
+from modicum.updates.layout import layers_of, layout, outside
 from modicum.updates.schedule import Decision, Policy
 from modicum.updates.turns import Turns
 
@@ -32,16 +32,10 @@ class LisaSchedule(Turns):
     """Which layers train, drawn anew every so many steps."""
 
     def __init__(
-        self,
-        layers: Mapping[int, frozenset[str]],
-        always: frozenset[str],
-        count: int,
-        every: int,
-        policy: Policy,
-        seed: int,
+        self, method: Lisa, layers: Mapping[int, frozenset[str]], always: frozenset[str], seed: int
     ) -> None:
-        super().__init__(every, policy, seed)
-        self.layers, self.always, self.count = layers, always, count
+        super().__init__(method.every, method.state, seed)
+        self.layers, self.always, self.count = layers, always, method.layers
         self.start = self._names(self._draw(0))
 
     def _draw(self, number: int) -> list[int]:
@@ -89,10 +83,7 @@ class Lisa(Method):
         layers = layers_of(places, chosen)
         if self.layers > len(layers):
             raise UserError(f"{self}: there are only {len(layers)} layers to draw from")
-        outside = frozenset(n for n in chosen if places.places[n].layer is None)
-        always = outside if self.ends else frozenset()
+        always = frozenset().union(*outside(places, chosen)) if self.ends else frozenset()
         named = always.union(*layers.values())
-        schedule = LisaSchedule(layers, always, self.layers, self.every, self.state, seed)
-        return DensePrepared(
-            model, {n: p for n, p in chosen.items() if n in named}, schedule=schedule
-        )
+        trainable = {n: p for n, p in chosen.items() if n in named}
+        return DensePrepared(model, trainable, schedule=LisaSchedule(self, layers, always, seed))

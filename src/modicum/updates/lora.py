@@ -34,6 +34,7 @@ MAX_RATIO = 1024
 class LowRank(Adapter):
     """What adapters with a rank and a scale have in common."""
 
+    peft_config: ClassVar[str] = "LoraConfig"
     rate_scale: ClassVar[float] = 10.0
     rank: int = 8
     alpha: int = 32
@@ -44,27 +45,14 @@ class LowRank(Adapter):
         if self.alpha <= 0:
             raise UserError(f"{self.name}: alpha must be above 0, not {self.alpha}")
 
-    def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT LoraConfig without dropout."""
-        import peft
-
-        return peft.LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=0.0,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-            **self.settings(),
-        )
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """LoRA without dropout."""
+        return {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": 0.0}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A, then B."""
         down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         return Chain((Link(down.numel(), trains(down)), Link(up.numel(), trains(up))))
-
-    def settings(self) -> dict[str, Any]:
-        """What differs from plain LoRA."""
-        return {}
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
@@ -97,8 +85,8 @@ class RsLora(LowRank):
     examples: ClassVar[tuple[str, ...]] = ("rslora(rank=4)",)
     alpha: int = 12
 
-    def settings(self) -> dict[str, Any]:
-        return {"use_rslora": True}
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        return super().settings(targets, seed) | {"use_rslora": True}
 
 
 @dataclass(frozen=True)
@@ -141,8 +129,8 @@ class Dora(LowRank):
     name: ClassVar[str] = "dora"
     examples: ClassVar[tuple[str, ...]] = ("dora(rank=2)", "dora(rank=2) @ last(1)")
 
-    def settings(self) -> dict[str, Any]:
-        return {"use_dora": True}
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        return super().settings(targets, seed) | {"use_dora": True}
 
     @torch.no_grad()
     def finish(self, model: Any) -> None:

@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modicum.types import UserError
-from modicum.updates.base import Selection
 from modicum.updates.lora import LowRank, lora_layers
 
 TINY = 1e-300  # in place of zero as a divisor
@@ -63,17 +62,12 @@ def rounded(tensor: Tensor, dim: int) -> Tensor:
 class FromBase(LowRank):
     """What adapters made from the base's weights have in common: they fit into its ranks."""
 
-    def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
-        """The modules that get an adapter; UserError when one has a smaller rank."""
-        found = super().targets(model, where)
-        for name in found:
-            rows, columns = model.get_submodule(name).weight.shape  # type: ignore[misc]
-            if self.rank > min(rows, columns):
-                raise UserError(
-                    f"{self}: {name} is {rows} x {columns},"
-                    f" so rank can be at most {min(rows, columns)}"
-                )
-        return found
+    def check(self, name: str, layer: Any) -> None:
+        """No layer may have a smaller rank."""
+        rows, columns = layer.weight.shape
+        most = min(rows, columns)
+        if self.rank > most:
+            raise UserError(f"{self}: {name} is {rows} x {columns}, so rank can be at most {most}")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from modicum.config import Trust
-from modicum.models.load import read_config
-from modicum.updates.base import Update
+from modicum.models.load import read_config, skeleton
+from modicum.updates.base import Prepared, Update
 from modicum.updates.layout import layout
 from modicum.updates.products import backward_share
 
@@ -77,40 +77,29 @@ class Preview:
 
 def preview(update: Update, model: str, trust: Trust | None = None) -> Preview:
     """The preview of `update` on the model that `model` names (its config alone is read)."""
-    from transformers import AutoModelForCausalLM
-
-    config = read_config(model, trust)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=bool(trust and trust.trust_remote_code)
-        )
-    skeleton.tie_weights()
-    places = layout(skeleton)
-    prepared = update.apply(skeleton, seed=0)
+    bare = skeleton(read_config(model, trust), trust=trust)
+    places = layout(bare)
+    prepared = update.apply(bare, seed=0)
     total = sum(p.numel() for p in prepared.model.parameters())
     lowest = prepared.lowest_ever
     trained = prepared.trainable
     sizes = {n: prepared.schedule.size(n, p) for n, p in trained.items()}
-    moments = {
-        name: prepared.rule.state_bytes(
-            name, p.shape if sizes[name] == p.numel() else torch.Size([sizes[name]])
-        )
-        for name, p in trained.items()
-    }
+    moments = {name: optimizer_bytes(prepared, name) for name in trained}
     typical = prepared.schedule.typical(trained)
     keeps = prepared.schedule.policy == "keep"
     shares = [
         backward_share(prepared, {n: trained[n] for n in chosen}, places.num_layers)
         for chosen in typical
     ]
+    numbers = mean(sum(sizes[n] for n in chosen) for chosen in typical)
     return Preview(
         update=str(update),
         model=model,
         tensors=len(trained),
-        parameters=round(mean(sum(sizes[n] for n in chosen) for chosen in typical)),
+        parameters=round(numbers),
         ever=sum(sizes.values()),
         total_parameters=total,
-        share=mean(sum(sizes[n] for n in chosen) for chosen in typical) / total,
+        share=numbers / total,
         gradient_bytes=round(
             GRADIENT_BYTES
             * mean(_gradients({n: trained[n].numel() for n in chosen}, sizes) for chosen in typical)
@@ -126,6 +115,14 @@ def preview(update: Update, model: str, trust: Trust | None = None) -> Preview:
         notes=prepared.notes,
         names=sorted(trained),
     )
+
+
+def optimizer_bytes(prepared: Prepared, name: str) -> int:
+    """Bytes that the optimizer keeps of a tensor, or of the entries of it that train."""
+    parameter = prepared.trainable[name]
+    size = prepared.schedule.size(name, parameter)
+    whole = size == parameter.numel()
+    return prepared.rule.state_bytes(name, parameter.shape if whole else torch.Size([size]))
 
 
 def _gradients(whole: dict[str, int], sizes: dict[str, int]) -> int:

@@ -12,6 +12,7 @@ What happens to the optimizer's state of a tensor that stops training is its pol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -38,6 +39,10 @@ class Schedule:
     """Everything trains all the time, with step multipliers that do not change."""
 
     policy: Policy = "keep"
+    remembered: ClassVar[tuple[str, ...]] = ()
+    """Attributes of JSON values that a resumed run needs."""
+    remembered_tensors: ClassVar[tuple[str, ...]] = ()
+    """Attributes that hold tensors by name which it needs."""
     edits_gradients: ClassVar[bool] = False
     """Whether `gradients` changes them."""
     kept_numbers: ClassVar[int] = 0
@@ -106,11 +111,17 @@ class Schedule:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values."""
-        return {}
+        return {name: deepcopy(getattr(self, name)) for name in self.remembered}
 
     def tensors(self) -> dict[str, Tensor]:
         """What a resumed run needs, as tensors."""
-        return {}
+        kinds = {kind: getattr(self, kind) for kind in self.remembered_tensors}
+        return {f"{kind}/{name}": kinds[kind][name] for kind in kinds for name in kinds[kind]}
 
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Set what `state` and `tensors` gave."""
+        vars(self).update({name: state[name] for name in self.remembered})
+        for kind in self.remembered_tensors:
+            start = f"{kind}/"
+            found = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+            setattr(self, kind, found)

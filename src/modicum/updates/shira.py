@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.types import UserError
-from modicum.updates.adapter import Adapter, at_least_one, linear_layers
-from modicum.updates.base import Selection
+from modicum.updates.adapter import Adapter, at_least_one
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 
 
@@ -33,6 +32,7 @@ class Shira(Adapter):
     """Entries drawn at random train, in every linear layer as many as a LoRA would have."""
 
     name: ClassVar[str] = "shira"
+    peft_config: ClassVar[str] = "ShiraConfig"
     rate_scale: ClassVar[float] = 5.0
     examples: ClassVar[tuple[str, ...]] = ("shira(rank=2)", "shira(rank=1) @ last(2)")
     rank: int = 8
@@ -40,24 +40,22 @@ class Shira(Adapter):
     def __post_init__(self) -> None:
         at_least_one(self, rank=self.rank)
 
-    def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
-        """The selected linear layers; each must have as many entries as are to train."""
-        found = linear_layers(model, where)
-        modules = dict(model.named_modules())
-        for name in found:
-            out, size = modules[name].weight.shape  # type: ignore[misc, union-attr]
-            if self.rank * (out + size) > out * size:
-                raise UserError(
-                    f"{self}: {name} has {out * size} entries, fewer than rank x ({out} + {size});"
-                    f" rank is at most {out * size // (out + size)} there"
-                )
-        return found
+    def check(self, name: str, layer: Any) -> None:
+        """A layer must have as many entries as are to train."""
+        out, size = layer.weight.shape
+        if self.rank * (out + size) > out * size:
+            raise UserError(
+                f"{self}: {name} has {out * size} entries, fewer than rank x ({out} + {size});"
+                f" rank is at most {out * size // (out + size)} there"
+            )
+
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """As many entries as a LoRA has numbers."""
+        return {"r": self.rank}
 
     def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT ShiraConfig with our mask."""
-        import peft
-
-        config = peft.ShiraConfig(r=self.rank, target_modules=targets, task_type="CAUSAL_LM")
+        """PEFT's, with our mask."""
+        config = super().config(targets, seed)
         config.mask_fn = drawn(seed)
         return config
 

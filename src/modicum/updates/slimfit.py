@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ SHOWN = 5  # distances in the evidence
 class SlimFitSchedule(Schedule):
     """Which units train: those with the largest distances."""
 
+    remembered: ClassVar[tuple[str, ...]] = ("distances", "untried", "chosen", "begun")
     step_numbers: ClassVar[int] = 1  # what the units were before the step
 
     def __init__(
@@ -51,7 +52,7 @@ class SlimFitSchedule(Schedule):
         """How many units train at a time."""
         drawn = np.random.default_rng([seed, 0]).random(len(units)) * HUGE
         self.distances: dict[str, float] = dict(zip(units, drawn.tolist(), strict=True))
-        self.untried = set(units)
+        self.untried = sorted(units)
         self.chosen = self._largest()
         self.begun = False
         self.old: dict[str, Tensor] = {}
@@ -87,7 +88,7 @@ class SlimFitSchedule(Schedule):
             for name, old in self.old.items()
         ]
         self.distances |= dict(zip(self.old, torch.stack(distances).tolist(), strict=True))
-        self.untried -= self.old.keys()
+        self.untried = [name for name in self.untried if name not in self.old]
         self.old = {}
 
     def typical(self, parameters: Mapping[str, nn.Parameter]) -> list[frozenset[str]]:
@@ -95,19 +96,6 @@ class SlimFitSchedule(Schedule):
         order = sorted(self.distances, key=lambda name: -self.distances[name])
         parts = range(0, len(order) - self.count + 1, self.count)
         return [self.always.union(order[at : at + self.count]) for at in parts]
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "distances": dict(self.distances),
-            "untried": sorted(self.untried),
-            "chosen": self.chosen,
-            "begun": self.begun,
-        }
-
-    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.distances = dict(state["distances"])
-        self.untried, self.chosen = set(state["untried"]), list(state["chosen"])
-        self.begun = state["begun"]
 
 
 @dataclass(frozen=True)

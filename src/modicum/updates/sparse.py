@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 from zlib import crc32
 
 import numpy as np
@@ -91,6 +91,8 @@ MEASURED = {
 class Warmup(Schedule):
     """Measures gradients for some steps, in which nothing moves, then says which entries train."""
 
+    remembered: ClassVar[tuple[str, ...]] = ("seen", "groups", "decided")
+    remembered_tensors: ClassVar[tuple[str, ...]] = ("totals",)
     kept_numbers: ClassVar[int] = 1  # scores
 
     def __init__(self, trainable: Named, keep: float, measure: Measure, steps: int) -> None:
@@ -158,16 +160,6 @@ class Warmup(Schedule):
     def size(self, name: str, parameter: nn.Parameter) -> int:
         """What trains after the warm-up."""
         return count(self.keep, parameter.numel())
-
-    def state(self) -> dict[str, Any]:
-        return {"seen": self.seen, "groups": self.groups, "decided": self.decided}
-
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.totals)
-
-    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.seen, self.groups, self.decided = state["seen"], state["groups"], state["decided"]
-        self.totals = dict(tensors)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class TinyLora(Adapter):
     """`u` numbers train, shared by all linear layers, or fewer layers with less tying."""
 
     name: ClassVar[str] = "tinylora"
+    peft_config: ClassVar[str] = "TinyLoraConfig"
     rate_scale: ClassVar[float] = 50.0
     examples: ClassVar[tuple[str, ...]] = (
         "tinylora",
@@ -51,19 +52,11 @@ class TinyLora(Adapter):
         if not 0 <= self.weight_tying <= 1:
             raise UserError(f"tinylora: weight_tying is between 0 and 1, not {self.weight_tying}")
 
-    def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT TinyLoraConfig; an exported adapter brings its fixed matrices along."""
-        import peft
-
-        return peft.TinyLoraConfig(
-            r=self.rank,
-            u=self.u,
-            weight_tying=self.weight_tying,
-            projection_seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
-            save_projection=True,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """An exported adapter brings its fixed matrices along."""
+        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        drawn = {"projection_seed": spread, "save_projection": True}
+        return {"r": self.rank, "u": self.u, "weight_tying": self.weight_tying, **drawn}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A, R, B."""

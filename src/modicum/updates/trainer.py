@@ -72,8 +72,7 @@ class UpdateCallback(TrainerCallback):
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.micro_batches += 1
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.micro_batches += 1
+    on_step_end = on_substep_end
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.driver.detach()

@@ -7,8 +7,7 @@ at least `every` steps with a signal, and more where a rollout serves several.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +16,8 @@ from modicum.updates.schedule import Decision, Policy, Schedule
 
 class Turns(Schedule, ABC):
     """Members say what trains in a turn, from its number alone."""
+
+    remembered: ClassVar[tuple[str, ...]] = ("number", "since")
 
     def __init__(self, every: int, policy: Policy, seed: int) -> None:
         super().__init__()
@@ -41,9 +42,3 @@ class Turns(Schedule, ABC):
         self.number += 1
         self.since = steps
         return self.turn(self.number - 1)
-
-    def state(self) -> dict[str, Any]:
-        return {"number": self.number, "since": self.since}
-
-    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-        self.number, self.since = state["number"], state["since"]

@@ -44,6 +44,7 @@ class Vera(Adapter):
     """Two trained vectors a layer around frozen random matrices that all layers share."""
 
     name: ClassVar[str] = "vera"
+    peft_config: ClassVar[str] = "VeraConfig"
     rate_scale: ClassVar[float] = 100.0
     examples: ClassVar[tuple[str, ...]] = ("vera(rank=16)", "vera(rank=8, d_initial=0.5) @ last(2)")
     rank: int = 256
@@ -54,18 +55,10 @@ class Vera(Adapter):
         if self.d_initial == 0:
             raise UserError("vera: with d_initial=0 no gradient reaches b, and d never moves")
 
-    def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT VeraConfig; an exported adapter brings A and B along."""
-        import peft
-
-        return peft.VeraConfig(
-            r=self.rank,
-            d_initial=self.d_initial,
-            projection_prng_key=seed,
-            save_projection=True,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """An exported adapter brings A and B along."""
+        drawn = {"projection_prng_key": seed, "save_projection": True}
+        return {"r": self.rank, "d_initial": self.d_initial, **drawn}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A, the scale d, B."""
@@ -79,6 +72,7 @@ class Ia3(Adapter):
     """Trained scales of keys, values and the input of the MLP's last projection."""
 
     name: ClassVar[str] = "ia3"
+    peft_config: ClassVar[str] = "IA3Config"
     rate_scale: ClassVar[float] = 100.0
     examples: ClassVar[tuple[str, ...]] = ("ia3", "ia3 @ (last(2) & parts(mlp))")
 
@@ -98,15 +92,9 @@ class Ia3(Adapter):
             )
         return kept
 
-    def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT IA3Config in which only down projections are scaled at their input."""
-        import peft
-
-        return peft.IA3Config(
-            target_modules=targets,
-            feedforward_modules=[name for name in targets if _last(name) in INPUTS],
-            task_type="CAUSAL_LM",
-        )
+    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
+        """Only down projections are scaled at their input."""
+        return {"feedforward_modules": [name for name in targets if _last(name) in INPUTS]}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A scale, of the output or the input."""
@@ -118,6 +106,7 @@ class LnTuning(Adapter):
     """The scales of all norms train, on copies; `parts(norm)` trains the model's own."""
 
     name: ClassVar[str] = "lntuning"
+    peft_config: ClassVar[str] = "LNTuningConfig"
     rate_scale: ClassVar[float] = 100.0
     examples: ClassVar[tuple[str, ...]] = ("lntuning", "lntuning @ middle(1)")
 
@@ -129,12 +118,6 @@ class LnTuning(Adapter):
         if not norms:
             raise UserError(f"lntuning: {where or 'the model'} has no norm")
         return list(dict.fromkeys(norms))
-
-    def config(self, targets: list[str], seed: int) -> Any:
-        """A PEFT LNTuningConfig."""
-        import peft
-
-        return peft.LNTuningConfig(target_modules=targets, task_type="CAUSAL_LM")
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """Nothing: no linear layer is touched."""

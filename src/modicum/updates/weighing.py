@@ -39,6 +39,8 @@ SHOWN = 5  # tensors named in the evidence
 class Weighing(Schedule, ABC):
     """Multipliers of the steps, measured anew every so often. Members say what is measured."""
 
+    remembered: ClassVar[tuple[str, ...]] = ("due", "seen", "weights")
+
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], every: int, window: int, reset: bool
     ) -> None:
@@ -90,17 +92,11 @@ class Weighing(Schedule, ABC):
             "moving": sum(weight > 0 for weight in self.weights.values()),
         }
 
-    def state(self) -> dict[str, Any]:
-        return {"due": self.due, "seen": self.seen, "weights": dict(self.weights)}
-
-    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self.due, self.seen = state["due"], state["seen"]
-        self.weights = dict(state["weights"])
-
 
 class RgnSchedule(Weighing):
     """By the norm of the gradient over that of the tensor."""
 
+    remembered: ClassVar[tuple[str, ...]] = (*Weighing.remembered, "ratios")
     ratios: dict[str, list[float]] | None = None
     """Of the measured steps, the last `window` of them, by tensor."""
 
@@ -134,17 +130,12 @@ class RgnSchedule(Weighing):
         top = max(values.values())
         return {name: value / top for name, value in values.items()}
 
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "ratios": self.ratios}
-
-    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        super().load(state, tensors)
-        self.ratios = state["ratios"]
-
 
 class SnrSchedule(Weighing):
     """By the mean of the gradient, squared, over its variance among groups."""
 
+    remembered: ClassVar[tuple[str, ...]] = (*Weighing.remembered, "groups")
+    remembered_tensors: ClassVar[tuple[str, ...]] = ("means", "squares")
     kept_numbers: ClassVar[int] = 2  # means and squares over groups
 
     def __init__(
@@ -201,23 +192,6 @@ class SnrSchedule(Weighing):
             name: float(span == 0 or (value - least) / span >= self.threshold)
             for name, value in values.items()
         }
-
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "groups": self.groups}
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {f"mean/{name}": tensor for name, tensor in self.means.items()} | {
-            f"square/{name}": tensor for name, tensor in self.squares.items()
-        }
-
-    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        super().load(state, tensors)
-        self.groups = state["groups"]
-        kept: dict[str, dict[str, Tensor]] = {"mean": {}, "square": {}}
-        for full, tensor in tensors.items():
-            kind, _, name = full.partition("/")
-            kept[kind][name] = tensor
-        self.means, self.squares = kept["mean"], kept["square"]
 
 
 @dataclass(frozen=True)
