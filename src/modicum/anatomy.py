@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,9 +177,7 @@ def summary(changes: Sequence[Change], dtype: str) -> dict[str, Any]:
 def _together(changes: Sequence[Change]) -> dict[str, Any]:
     """What several tensors come to as one long vector."""
     entries = sum(c.entries for c in changes)
-    norm, base = (
-        math.hypot(*values) for values in (_all(changes, "norm"), _all(changes, "base_norm"))
-    )
+    norm, base = (math.hypot(*(getattr(c, of) for c in changes)) for of in ("norm", "base_norm"))
     return {
         "entries": entries,
         "entries_in_changed": sum(c.entries for c in changes if c.moved),
@@ -191,10 +189,6 @@ def _together(changes: Sequence[Change]) -> dict[str, Any]:
         # What was zero in the base (a bias, say) has no relative change.
         "relative_norm": norm / base if base else None,
     }
-
-
-def _all(changes: Iterable[Change], field: str) -> list[float]:
-    return [getattr(change, field) for change in changes]
 
 
 def _ranks(changes: Sequence[Change]) -> dict[str, Any]:

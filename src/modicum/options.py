@@ -96,26 +96,14 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
         if dataclasses.is_dataclass(hint):
             sections.append((field.name, typing.cast(type, hint)))
             continue
-        help_text = docs[field.name].replace("%", "%%")
-        if hint is bool:
-            switch = argparse.BooleanOptionalAction
-            group.add_argument(
-                flag(field.name),
-                dest=field.name,
-                default=argparse.SUPPRESS,
-                action=switch,
-                help=help_text,
-            )
-            continue
-        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
         shown = "" if field.default in (None, "") else f" (default {field.default})"
-        group.add_argument(
-            flag(field.name),
-            dest=field.name,
-            default=argparse.SUPPRESS,
-            metavar="|".join(map(str, choices)) if choices else _word(hint),
-            help=help_text + shown.replace("%", "%%"),
-        )
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
+        how = dict[str, Any](metavar="|".join(map(str, choices)) if choices else _word(hint))
+        if hint is bool:
+            how, shown = dict[str, Any](action=argparse.BooleanOptionalAction), ""
+        text = f"{docs[field.name]}{shown}".replace("%", "%%")
+        name = flag(field.name)
+        group.add_argument(name, dest=field.name, default=argparse.SUPPRESS, help=text, **how)
     for name, section in sections:
         add_options(parser, section, name)
 

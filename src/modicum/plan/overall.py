@@ -22,6 +22,7 @@ from modicum.plan.changes import advice
 from modicum.plan.hardware import GIB, Machine
 from modicum.plan.memory import Memory, estimate
 from modicum.plan.shapes import PROMPT_TOKENS, Lengths, config_of, num_bytes, prepare, prompt_tokens
+from modicum.report.numbers import aligned, duration
 from modicum.types import Batch, Completion, Group, Problem, Row
 from modicum.updates.base import Prepared
 
@@ -91,9 +92,9 @@ class RunPlan:
         ]
         if self.times:
             lines.append(
-                f"time           about {_clock(self.times.step)} a step (sampling"
-                f" {_clock(self.times.sampling)}, training {_clock(self.times.training)}),"
-                f" {_clock(self.times.run)} the run; an estimate"
+                f"time           about {duration(self.times.step)} a step (sampling"
+                f" {duration(self.times.sampling)}, training {duration(self.times.training)}),"
+                f" {duration(self.times.run)} the run; an estimate"
             )
         return "\n".join([*lines, *(f"note           {text}" for text in self.assumptions)])
 
@@ -230,11 +231,7 @@ def _phases(memory: Memory) -> list[str]:
         for part in parts
     ]
     rows.append(["all", *(f"{phase.total / 2**20:,.0f}" for phase in memory.phases)])
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-        for row in [head, *rows]
-    ]
+    return aligned([head, *rows])
 
 
 def table(plans: Sequence[RunPlan], markdown: bool = False) -> str:
@@ -254,7 +251,7 @@ def table(plans: Sequence[RunPlan], markdown: bool = False) -> str:
                 {True: "yes", False: "no", None: "?"}[plan.fits],
                 shown,
                 f"{plan.flops.total / 1e15:.3g}",
-                _clock(plan.times.step) if plan.times else "?",
+                duration(plan.times.step) if plan.times else "?",
             ]
         )
     if markdown:
@@ -270,10 +267,3 @@ def _exa(flops: float) -> str:
         if flops >= size:
             return f"{flops / size:.3g} {unit}FLOP"
     return f"{flops:.3g} FLOP"
-
-
-def _clock(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

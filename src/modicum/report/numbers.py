@@ -114,6 +114,19 @@ def mebibytes(value: float | None) -> float | None:
     return None if value is None else value / 2**20
 
 
+def duration(seconds: float) -> str:
+    """Rounded for people: 4.2 s, 40 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of a terminal, the columns after the first to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows]
+
+
 def tick(value: float, _: int = 0) -> str:
     """A number on an axis: 0.5, 200, 20k."""
     return short(value) if abs(value) >= 1000 else f"{value:g}"
