@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +47,7 @@ def test_the_noise_seed_changes_samples_and_not_problems(tiny: Loaded) -> None:
 
 def test_json_gives_the_evaluation_back(tiny: Loaded) -> None:
     found = evaluate(policy_of(tiny), tasks.parse("countdown"), SHORT, num_problems=3, samples=2)
-    assert Evaluation.from_json({**found.to_json(), "step": 3, "name": "x"}) == found
+    assert Evaluation.from_json({**asdict(found), "step": 3, "name": "x"}) == found
 
 
 def completion(text: str, length: int, finished: bool = True) -> Completion:

@@ -451,9 +451,9 @@ def test_places_of_a_report(tmp_path):
 
 
 def test_settings_are_split_into_shared_and_different():
-    found = compare([{"a": {"b": 1}, "c": "x"}, {"a": {"b": 1}, "c": "y", "d": [1, 2]}])
-    assert found.shared == {"a.b": "1"}
-    assert found.different == {"c": ("x", "y"), "d": ("—", "[1, 2]")}
+    shared, different = compare([{"a": {"b": 1}, "c": "x"}, {"a": {"b": 1}, "c": "y", "d": [1, 2]}])
+    assert shared == {"a.b": "1"}
+    assert different == {"c": ("x", "y"), "d": ("—", "[1, 2]")}
 
 
 def test_long_text_says_what_is_left_out():

@@ -217,7 +217,9 @@ def test_curves_json_takes_the_place_of_runs(
 ) -> None:
     for name in ("study.toml", "analysis.json"):
         shutil.copy(folder / name, tmp_path)
-    (tmp_path / "curves.json").write_text(json.dumps(read.compact(folder)))
+    (tmp_path / "curves.json").write_text(
+        json.dumps(cells.compact(folder, read.load(folder).analysis))
+    )
     copy = read.load(tmp_path)
     assert set(figures_of(copy)) == WITH_RUNS
     assert copy.runs.samples == study.runs.samples
@@ -234,7 +236,7 @@ def test_curves_json_takes_the_place_of_runs(
 
 def test_runs_are_preferred_to_a_copy(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "s")
-    stale = read.compact(folder)
+    stale = cells.compact(folder, read.load(folder).analysis)
     stale["arms"]["full"]["change_proof"] = "stale"
     stale["arms"]["bitfit"]["change_proof"] = "copied"
     (tmp_path / "s" / "curves.json").write_text(json.dumps(stale))
@@ -247,7 +249,7 @@ def test_runs_are_preferred_to_a_copy(folder: Path, tmp_path: Path) -> None:
 def test_a_copy_of_the_curves_is_small(tmp_path: Path) -> None:
     fake_study.build(tmp_path, arms=1, seeds=5, steps=100)
     # Fourteen arms of five seeds and a hundred steps.
-    assert 14 * len(json.dumps(read.compact(tmp_path))) < 1_500_000
+    assert 14 * len(json.dumps(cells.compact(tmp_path, read.load(tmp_path).analysis))) < 1_500_000
 
 
 def test_columns_are_cumulative_and_thinned(study: StudyRecord, folder: Path) -> None:

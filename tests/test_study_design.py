@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from modicum.results import TuningRun
 from modicum.study import cost, design, tuning
 from modicum.study.design import Study
 from modicum.study.launch import locked
 from modicum.study.run import begin
-from modicum.study.tuning import RateTry
 from modicum.types import UserError
 
 TEXT = """
@@ -167,7 +167,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 # Tuning ------------------------------------------------------------------------------------
 
 
-def rated(tries: list[RateTry], accuracies: dict[float, float]) -> list[RateTry]:
+def rated(tries: list[TuningRun], accuracies: dict[float, float]) -> list[TuningRun]:
     return [replace(entry, accuracy=accuracies[entry.rate]) for entry in tries]
 
 
@@ -177,13 +177,13 @@ def test_the_best_rate_wins_and_an_edge_is_flagged() -> None:
     tries = tuning.first_round(study, arm, 1.0)
     assert [entry.rate for entry in tries] == [0.1, 1.0, 10.0]
     middle = tuning.choose(study, 1.0, [rated(tries, {0.1: 0.3, 1.0: 0.5, 10.0: 0.2})])
-    assert (middle.rate, middle.at_edge, len(middle.tries)) == (1.0, False, 3)
-    assert tuning.choose(study, 1.0, [rated(tries, {0.1: 0.3, 1.0: 0.5, 10.0: 0.6})]).at_edge
+    assert (middle.learning_rate, middle.rate_at_edge, len(middle.tries)) == (1.0, False, 3)
+    assert tuning.choose(study, 1.0, [rated(tries, {0.1: 0.3, 1.0: 0.5, 10.0: 0.6})]).rate_at_edge
     # Of equal ones the lower; a failed one never.
     level = tuning.choose(study, 1.0, [rated(tries, {0.1: 0.5, 1.0: 0.5, 10.0: 0.5})])
-    assert level.rate == 0.1
+    assert level.learning_rate == 0.1
     broken = [*rated(tries[:1], {0.1: 0.0}), *tries[1:]]
-    assert tuning.choose(study, 1.0, [broken]).rate == 0.1
+    assert tuning.choose(study, 1.0, [broken]).learning_rate == 0.1
 
 
 def test_halving_gives_the_better_half_twice_the_budget() -> None:
@@ -202,7 +202,7 @@ def test_halving_gives_the_better_half_twice_the_budget() -> None:
 def test_one_factor_tunes_nothing() -> None:
     study = made(tuning=design.Tuning(factors=(3.0,)))
     assert tuning.first_round(study, design.arms(study)[0], 0.1) == []
-    assert tuning.choose(study, 0.1, [[]]).rate == pytest.approx(0.3)
+    assert tuning.choose(study, 0.1, [[]]).learning_rate == pytest.approx(0.3)
     assert cost.tries_of(study) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -422,7 +423,7 @@ def test_an_arms_interval_does_not_depend_on_the_others() -> None:
 
 
 def test_json_has_the_names_of_the_analysis() -> None:
-    found = judged(level=arm(0.0))["level"].to_json()
+    found = asdict(judged(level=arm(0.0))["level"])
     assert set(found["difference"]) == {"mean", "low90", "high90", "low95", "high95", "method"}
     assert set(found["tests"]) == {"noninferior", "superior", "equivalent", "inferior"}
     assert set(found["tests"]["superior"]) == {"p", "holm", "holds"}

@@ -17,7 +17,8 @@ import pytest
 
 from helpers import metrics_of, tensors_of
 from modicum.config import Held, TrainConfig
-from modicum.study.cell import BASE, Cell, read_json
+from modicum.runs import read_object
+from modicum.study.cell import BASE, Cell
 from modicum.study.launch import LAUNCHERS, Bench, Launcher, Processes, StudyObserver, locked, named
 from modicum.training.loop import train
 from modicum.types import RunInterrupted, UserError
@@ -87,7 +88,7 @@ def test_cells_run_once_and_failures_stay_until_asked_for(
     quick: TrainConfig, tmp_path: Path, launcher: Launcher
 ) -> None:
     base = evaluated_base(quick, tmp_path / "base")
-    assert read_json(base.folder / BASE)["num_problems"] == 2
+    assert read_object(base.folder / BASE)["num_problems"] == 2
     cells = [
         cell(quick, tmp_path / "good", base.folder, steps=2),
         cell(quick, tmp_path / "none", base.folder, update="last(99)"),
@@ -98,7 +99,7 @@ def test_cells_run_once_and_failures_stay_until_asked_for(
     assert {label for *_, label in heard.lines} == names(cells)
     assert [line[:2] for line in heard.lines] == [(n, 3) for n in (1, 2, 3)]
     assert cells[0].done and not cells[0].failure
-    assert read_json(cells[0].folder / "result.json")["steps"] == 2
+    assert read_object(cells[0].folder / "result.json")["steps"] == 2
     assert not (cells[0].folder / "checkpoints").exists()
     assert "last" in cells[1].failure
     assert "gone" in cells[2].failure
@@ -136,7 +137,7 @@ def test_a_cell_is_the_run_that_train_makes(
     own = train(replace(mine.config, out=str(tmp_path / "own")))
     assert metrics_of(mine.folder) == metrics_of(tmp_path / "own")
     assert tensors_of(mine.folder) == tensors_of(tmp_path / "own")
-    assert read_json(mine.folder / "result.json")["base"] == own["base"] | {"step": -1}
+    assert read_object(mine.folder / "result.json")["base"] == own["base"] | {"step": -1}
 
 
 def test_ctrl_c_saves_the_running_cells_and_they_go_on(
@@ -199,8 +200,8 @@ def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
 
 def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(UserError, match=r"x\.json is not JSON"):
-        read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"x\.json:1: not JSON"):
+        read_object(tmp_path / "x.json")
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(UserError, match="an object is wanted"):
-        read_json(tmp_path / "x.json")
+        read_object(tmp_path / "x.json")

@@ -16,6 +16,7 @@ import pytest
 from helpers import modicum
 from modicum import cli
 from modicum.report.study import families
+from modicum.runs import read_object
 from modicum.study import (
     Allowance,
     Study,
@@ -27,7 +28,6 @@ from modicum.study import (
     run_study,
     study_status,
 )
-from modicum.study.cell import read_json
 from modicum.types import UserError
 
 TESTS = str(Path(__file__).parent)  # where the cells find the reward
@@ -74,14 +74,14 @@ def finished(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_a_study_leaves_its_numbers_and_its_report(finished: Path) -> None:
-    found = read_json(finished / "analysis.json")
+    found = read_object(finished / "analysis.json")
     assert [arm["name"] for arm in found["arms"]] == ["full", "last(1)"]
     control, last = found["arms"]
     assert set(last["by_seed"]) == {"0", "1"}
     assert control["verdict"] == "control" and control["difference"] is None
     # What the arms' numbers are made of, from the runs themselves.
     runs = {
-        arm["name"]: [read_json(finished / f / "result.json") for f in arm["folders"].values()]
+        arm["name"]: [read_object(finished / f / "result.json") for f in arm["folders"].values()]
         for arm in (control, last)
     }
     means = {name: sum(r["trained"]["accuracy"] for r in rows) / 2 for name, rows in runs.items()}
@@ -210,7 +210,7 @@ def test_failed_seeds_are_shown_and_in_no_number(finished: Path) -> None:
 
 
 def test_the_same_but_for_clocks_and_memory(finished: Path, capsys: Any, tmp_path: Path) -> None:
-    found = read_json(finished / "analysis.json")
+    found = read_object(finished / "analysis.json")
     slower = json.loads(json.dumps(found))
     slower["arms"][1]["cost"] |= {"seconds": 9.0, "time_ratio": 3.0, "peak_memory_bytes": 1}
     slower["arms"][1]["sentence"] = "at 3.00 x the time"
@@ -248,7 +248,7 @@ def test_wrong_input_is_one_line(tmp_path: Path, folders: dict[str, Path]) -> No
         (["study", "run", str(path), "--jobs", "99"], "jobs must be at most"),
         (["study", "status", str(tmp_path)], "is not the folder of a study"),
         (["study", "same", str(tmp_path)], "needs two folders"),
-        (["study", "same", str(tmp_path), str(tmp_path)], "cannot be read"),
+        (["study", "same", str(tmp_path), str(tmp_path)], "analysis.json is missing"),
         (["study", "same", str(broken), str(broken)], r"analysis\.json: 'question' is missing"),
     ):
         with pytest.raises(UserError, match=message):

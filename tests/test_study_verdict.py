@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -245,7 +246,7 @@ def test_words_from_a_comparison() -> None:
     }
     found = compare(scores, "full", base, 0.02, rng, placebos=["random"])
     arms = [
-        {"name": name, "placebo": name == "random", "cost": COST, "failed": [], **one.to_json()}
+        {"name": name, "placebo": name == "random", "cost": COST, "failed": [], **asdict(one)}
         for name, one in found.items()
     ]
     study = {**a_study(), "arms": arms, "control_gain": arms[0]["gain"], "seeds": list(range(6))}

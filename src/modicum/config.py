@@ -281,17 +281,16 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not TOML: {error}") from None
 
 
-def to_toml(config: Any) -> str:
-    """The config as TOML text; values that are None are left out (None is their default)."""
-    lines: list[str] = []
-    tables: list[str] = []
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if dataclasses.is_dataclass(value):
-            tables.append(f"\n[{entry.name}]\n{to_toml(value)}")
-        elif value is not None:
-            lines.append(f"{entry.name} = {toml_value(value)}\n")
-    return "".join(lines + tables)
+def to_toml(config: Any, above: str = "") -> str:
+    """A config or nested tables as TOML; None in a config is left out (it is the default)."""
+    plain = isinstance(config, Mapping)
+    lines = tables = ""
+    for name, value in (config if plain else vars(config)).items():
+        if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
+            tables += f"\n[{above}{name}]\n{to_toml(value, f'{above}{name}.')}"
+        elif plain or value is not None:
+            lines += f"{name} = {toml_value(value)}\n"
+    return lines + tables
 
 
 def toml_value(value: Any) -> str:

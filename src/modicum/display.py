@@ -44,6 +44,12 @@ class Display(Observer):
         self.session: Session | None = None
         self.behind = 0.0
 
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def begin(self, session: Session, first_step: int) -> None:
         """Say what trains and what a step is, before anything is done."""
         config = session.config

@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from modicum.config import Compute, Held, Optimizer, Sampling, Steps, TrainConfig
+from modicum.spec import nearest
+from modicum.types import UserError
 
 TINY_RATE = 2e-4
 LARGE_RATE = 1e-6
@@ -202,3 +204,10 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "tina": tina,
     "lora_rank1": lora_rank1,
 }
+
+
+def named(name: str) -> TrainConfig:
+    """The recipe called `name`; an unknown one is a UserError."""
+    if name not in RECIPES:
+        raise UserError(f"there is no recipe {name!r}; {nearest(name, RECIPES)}")
+    return RECIPES[name]()

@@ -63,16 +63,12 @@ class Evaluation:
     lenient_scores: list[float] = field(default_factory=list)
     greedy_scores: list[float] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
-        """The evaluation as JSON values."""
-        return dataclasses.asdict(self)
-
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
-        """A whole evaluation from what `to_json` gave; other keys are left out."""
+    def from_json(cls, values: Mapping[str, Any], where: str = "this") -> Evaluation:
+        """A whole evaluation from what `asdict` gave; other keys are left out."""
         for item in dataclasses.fields(cls):
             if item.name not in values:
-                raise UserError(f"this is not an evaluation: it has no {item.name!r}")
+                raise UserError(f"{where} is not an evaluation: it has no {item.name!r}")
         return fill(cls, values, "the evaluation")
 
 
@@ -145,11 +141,13 @@ class ClaimTest:
 
 @dataclass(frozen=True)
 class TuningRun:
-    """A tuning run at one learning rate and the accuracy it reached on the tuning split."""
+    """A tuning run: `accuracy` on the tuning split; None: it has not run, or failed."""
 
     rate: float
     share: float = 1.0
+    """Of the budget of a run."""
     folder: str = ""
+    """Under the study's."""
     accuracy: float | None = None
     failed: str = ""
 

@@ -11,7 +11,6 @@ only, lenient guesses where nothing is marked: a gain in strict alone is a gain 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from modicum import answers, stats
 from modicum.config import Sampling
 from modicum.grading.quantities import clean
 from modicum.results import Evaluation
-from modicum.runs import read_lines
+from modicum.runs import read_lines, read_object
 from modicum.styles import STYLES
 from modicum.types import Completion, Grade, Problem, UserError
 
@@ -130,10 +129,7 @@ def read(folder: Path, name: str = "trained") -> Evaluation:
     """The evaluation in a folder of `evaluate --out`, or that of the `name`d model of a run."""
     path, lines = folder / "evaluation.json", folder / "evaluations.jsonl"
     if path.is_file():
-        try:
-            return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: {error}") from None
+        return Evaluation.from_json(read_object(path), f"{path}: this")
     if not lines.is_file():
         raise UserError(f"{folder} holds no evaluation; `modicum evaluate --out` makes one")
     for entry in read_lines(lines):
@@ -154,10 +150,6 @@ class Comparison:
     """Problems whose sampled strict score rose."""
     worse: int
     """Problems whose sampled strict score fell."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The comparison as JSON values."""
-        return dataclasses.asdict(self)
 
 
 def compare(after: Evaluation, before: Evaluation) -> Comparison:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from modicum.options import Parser, show
 
 EXAMPLES = """
@@ -38,6 +40,6 @@ def run(args: list[str]) -> int:
         mean, low, high = (100 * value for value in vars(getattr(result, name)).values())
         lines.append(f"{name:<9} {mean:+.1f} points  [{low:+.1f}, {high:+.1f}]")
     lines.append(f"{result.better} problems better, {result.worse} worse (accuracy)")
-    values = {"after": found.after, "before": other, **result.to_json()}
+    values = {"after": found.after, "before": other, **asdict(result)}
     show(found.json, values, "\n".join(lines))
     return 0

@@ -52,17 +52,15 @@ def run(args: list[str]) -> int:
 
     for text in wanted:
         updates.parse(text)  # a wrong name fails before anything is trained
-    out, display = Path(options.out), Display()
+    out = Path(options.out)
     base: Evaluation | None = None
     folders: list[Path] = []
     summary: list[dict[str, Any]] = []
     for text in wanted:
         config = replace(recipes.demo(text, options.seed), steps=options.steps)
         config = replace(config, out=str(out / run_folder(config).name))
-        try:
+        with Display() as display:
             result = train(config, display, overwrite=True, base=base)
-        finally:
-            display.close()
         base = base or Evaluation.from_json(result["base"])
         folders.append(run_folder(config))
         summary.append(row(result))

@@ -31,11 +31,8 @@ def run(args: list[str]) -> int:
 
     from modicum.display import Display
 
-    display = Display()
-    try:
+    with Display() as display:
         result = perform(options, place, display)
-    finally:
-        display.close()
     name = found.run or options.model
     text = text_of(name, result, options.sampling)
     show(found.json, values_of(options, name, result), text)

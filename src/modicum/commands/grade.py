@@ -6,8 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,14 +78,8 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-@contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    if path == "-":
-        yield sys.stdin.buffer
-        return
+def _opened(path: str) -> AbstractContextManager[BinaryIO]:
     try:
-        stream = Path(path).open("rb")  # noqa: SIM115 (closed below; only opening is guarded)
+        return nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb")
     except OSError as error:
         raise UserError(f"modicum grade: cannot read {path}: {error.strerror}") from error
-    with stream:
-        yield stream

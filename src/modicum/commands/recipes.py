@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 
 from modicum.options import Parser, show
-from modicum.types import UserError
 
 EXAMPLES = """
 modicum recipes
@@ -23,19 +22,16 @@ def run(args: list[str]) -> int:
     found = parser.read(args)
 
     from modicum.config import to_toml
-    from modicum.recipes import RECIPES
-    from modicum.spec import nearest
+    from modicum.recipes import RECIPES, named
 
-    if found.name is not None and found.name not in RECIPES:
-        raise UserError(f"there is no recipe {found.name!r}; {nearest(found.name, RECIPES)}")
-    texts = {name: inspect.getdoc(make) or "" for name, make in RECIPES.items()}
-    names = [found.name] if found.name else list(RECIPES)
+    configs = {name: named(name) for name in ([found.name] if found.name else RECIPES)}
+    texts = {name: inspect.getdoc(RECIPES[name]) or "" for name in configs}
     entries = [
-        {"name": n, "about": texts[n], "config": dataclasses.asdict(RECIPES[n]())} for n in names
+        {"name": n, "about": texts[n], "config": dataclasses.asdict(c)} for n, c in configs.items()
     ]
     if found.name:
         about = "".join(f"# {line}".rstrip() + "\n" for line in texts[found.name].splitlines())
-        text = f"{about}\n{to_toml(RECIPES[found.name]())}".rstrip("\n")
+        text = f"{about}\n{to_toml(configs[found.name])}".rstrip("\n")
     else:
         text = "\n".join(f"{name:<12} {text.splitlines()[0]}" for name, text in texts.items())
     show(found.json, entries, text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.options import Parser, show
-from modicum.study.cell import read_json
+from modicum.runs import read_object
 from modicum.study.launch import StudyObserver
 from modicum.types import UserError
 
@@ -82,10 +82,10 @@ def run(args: list[str]) -> int:
         text = "\n".join(_line(name, row) for name, row in values["arms"].items())
     elif found.action == "cost":
         cost = study_cost(found.file, **how)
-        values, text = cost.to_json(), f"cost: {cost.text()}"
+        values, text = vars(cost), f"cost: {cost.text()}"
     else:
         outcome = (run_study if found.action == "run" else analyse_study)(found.file, **how)
-        values = read_json(outcome.folder / "analysis.json")
+        values = read_object(outcome.folder / "analysis.json")
         text = f"{outcome.analysis.conclusion}\nreport: {outcome.report}"
     show(found.json, values, text)
     return 0

@@ -40,11 +40,8 @@ def run(args: list[str]) -> int:
     from modicum.training.folder import run_folder
     from modicum.training.loop import train
 
-    display = Display()
-    try:
+    with Display() as display:
         result = train(config, display, found.overwrite, found.resume)
-    finally:
-        display.close()
     if not found.json:
         from modicum.report import read, tables
 
@@ -70,17 +67,9 @@ def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
         raise UserError("--recipe and --config exclude each other")
     tables = read_toml(Path(found.config)) if found.config else {}
     if found.recipe:
-        tables = _recipe(found.recipe)
+        from modicum import recipes
+
+        tables = dataclasses.asdict(recipes.named(found.recipe))
     tables = merge(below, tables)
     from_mapping(TrainConfig, tables, found.config or "options")  # errors in a file name it
     return from_mapping(TrainConfig, merge(tables, given(TrainConfig, found)), "options")
-
-
-def _recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe as tables."""
-    from modicum.recipes import RECIPES
-    from modicum.spec import nearest
-
-    if name not in RECIPES:
-        raise UserError(f"there is no recipe {name!r}; {nearest(name, RECIPES)}")
-    return dataclasses.asdict(RECIPES[name]())

@@ -4,7 +4,7 @@
     result      what `train` and `load` return
     evaluation  evaluate and compare
     training    train
-    reports     report and study
+    reports     report; study is study.run_study
 
 docs/python.md explains them. Nothing here imports torch before a call needs it.
 """
@@ -12,8 +12,9 @@ docs/python.md explains them. Nothing here imports torch before a call needs it.
 from __future__ import annotations
 
 from modicum.face.evaluation import compare, evaluate
-from modicum.face.reports import report, study
+from modicum.face.reports import report
 from modicum.face.result import TrainResult, load
 from modicum.face.training import train
+from modicum.study.run import run_study as study
 
 __all__ = ["TrainResult", "compare", "evaluate", "load", "report", "study", "train"]

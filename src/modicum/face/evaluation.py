@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modicum import scorecard, tasks
-from modicum.config import Compute, Sampling, Trust, at_least
+from modicum.config import Compute, Sampling, Trust, at_least, from_mapping
 from modicum.face.result import TrainResult, folder_of
-from modicum.face.settings import config_of, tables
+from modicum.face.settings import tables
+from modicum.options import merge
 from modicum.parts import Parts, past_config, past_task
 from modicum.runs import Run, make_folder
 from modicum.scorecard import Comparison, Evaluation
@@ -69,22 +71,18 @@ def evaluate(
     named = {"model": name, "task": task} if isinstance(task, str) else {"model": name}
     config = settled(tables(EvaluateConfig, {**settings, **named}, "evaluate"), run, "evaluate")
     parts = Parts(None if task is None else tasks.of(task), own.update if own else None)
-    shown = Display() if progress else None
-    try:
+    with Display() if progress else nullcontext() as shown:
         return perform(config, run, shown, parts)
-    finally:
-        if shown is not None:
-            shown.close()
 
 
 def settled(given: dict[str, Any], run: Path | None, where: str) -> EvaluateConfig:
     """The settings; those of a run are below those given."""
-    below = {}
+    below: dict[str, Any] = {}
     if run is not None:
         past = past_config(run)
         below = {"task": past.task, "model": past.model}
         below |= {"sampling": dict(vars(past.sampling)), "compute": dict(vars(past.compute))}
-    return config_of(EvaluateConfig, given, below, where)
+    return from_mapping(EvaluateConfig, merge(below, given), where)
 
 
 def perform(
@@ -132,7 +130,7 @@ def perform(
 
 def values_of(config: EvaluateConfig, name: str, found: Evaluation) -> dict[str, Any]:
     """The evaluation and how it was made, as JSON values."""
-    return {"model": name, **found.to_json(), "sampling": asdict(config.sampling)}
+    return {"model": name, **asdict(found), "sampling": asdict(config.sampling)}
 
 
 def _folder(out: str) -> Run:

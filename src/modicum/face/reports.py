@@ -1,17 +1,11 @@
-"""`modicum.report` and `modicum.study`."""
+"""`modicum.report`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modicum.face.result import TrainResult, folder_of
 from modicum.types import UserError
-
-if TYPE_CHECKING:
-    from modicum.study.design import Study
-    from modicum.study.launch import StudyObserver
-    from modicum.study.run import StudyOutcome
 
 STUDY = "study.toml"
 
@@ -35,24 +29,3 @@ def report(*runs: str | Path | TrainResult, out: str | Path = "", title: str = "
         return study_page.write(folders[0], Path(out) if out else None, title or None)
     place = out or (None if len(folders) == 1 else "report.html")
     return page.write(folders, place, title or "modicum report")
-
-
-def study(
-    design: str | Path | Study,
-    out: str | Path = "",
-    *,
-    jobs: int = 1,
-    launcher: str = "processes",
-    retry_failed: bool = False,
-    observer: StudyObserver | None = None,
-) -> StudyOutcome:
-    """Run what is missing of a study, judge its arms and write its report.
-
-    `design` is a study.toml, the folder of a study that has begun, or a `Study`; `out` its
-    folder. `jobs` runs go at the same time. After Ctrl-C the same call goes on.
-    """
-    from modicum.study.run import run_study
-
-    return run_study(
-        design, out, jobs=jobs, launcher=launcher, retry_failed=retry_failed, observer=observer
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -111,11 +110,7 @@ def load(folder: str | Path) -> TrainResult:
     place = folder_of(folder)
     past_config(place)  # UserError when it is no run folder
     path = place / "result.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    return TrainResult(place, values)
+    return TrainResult(place, runs.read_object(path) if path.exists() else {})
 
 
 def folder_of(run: str | Path | TrainResult) -> Path:

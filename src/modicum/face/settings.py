@@ -6,14 +6,10 @@ import dataclasses
 import os
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from modicum.config import from_mapping
-from modicum.options import merge
 from modicum.spec import nearest
 from modicum.types import UserError
-
-C = TypeVar("C")
 
 
 def tables(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -26,11 +22,6 @@ def tables(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         table = found if not places[name] else found.setdefault(places[name], {})
         table[name] = _plain(value)
     return found
-
-
-def config_of(cls: type[C], given: Mapping[str, Any], below: Mapping[str, Any], where: str) -> C:
-    """The config of the tables `given` over those `below`."""
-    return from_mapping(cls, merge(dict(below), dict(given)), where)
 
 
 def _places(cls: type) -> dict[str, str]:

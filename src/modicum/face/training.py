@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modicum import rewards, tasks
-from modicum.config import TrainConfig, read_toml
+from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.face.result import TrainResult
-from modicum.face.settings import config_of, tables
+from modicum.face.settings import tables
+from modicum.options import merge
 from modicum.parts import Parts, expression, is_given, parsers
 from modicum.rewards import Reward, Term
 from modicum.types import UserError
@@ -64,12 +66,8 @@ def train(
     from modicum.training.folder import run_folder
     from modicum.training.loop import train as run
 
-    shown = Display() if progress and observer is None else None
-    try:
-        values = run(whole, shown or observer, overwrite, resume, parts=parts)
-    finally:
-        if shown is not None:
-            shown.close()
+    with Display() if progress and observer is None else nullcontext(observer) as shown:
+        values = run(whole, shown, overwrite, resume, parts=parts)
     return TrainResult(run_folder(whole), values, parts)
 
 
@@ -91,7 +89,7 @@ def _config(base: TrainConfig | None, values: dict[str, Any], resume: bool) -> T
     past = Path(values.get("out", "")) / "config.toml"
     if resume and base is None and values.get("out") and past.is_file():
         below = read_toml(past)
-    return config_of(TrainConfig, given, below, "train")
+    return from_mapping(TrainConfig, merge(below, given), "train")
 
 
 def _check_held_out(config: TrainConfig, parts: Parts) -> None:

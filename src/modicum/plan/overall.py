@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean as mean
 from typing import Any
@@ -22,6 +22,7 @@ from modicum.plan.changes import advice
 from modicum.plan.hardware import GIB, Machine
 from modicum.plan.memory import Memory, estimate
 from modicum.plan.shapes import PROMPT_TOKENS, Lengths, config_of, num_bytes, prepare, prompt_tokens
+from modicum.report.numbers import aligned, duration
 from modicum.types import Batch, Completion, Group, Problem, Row
 from modicum.updates.base import Prepared
 
@@ -91,9 +92,9 @@ class RunPlan:
         ]
         if self.times:
             lines.append(
-                f"time           about {_clock(self.times.step)} a step (sampling"
-                f" {_clock(self.times.sampling)}, training {_clock(self.times.training)}),"
-                f" {_clock(self.times.run)} the run; an estimate"
+                f"time           about {duration(self.times.step)} a step (sampling"
+                f" {duration(self.times.sampling)}, training {duration(self.times.training)}),"
+                f" {duration(self.times.run)} the run; an estimate"
             )
         return "\n".join([*lines, *(f"note           {text}" for text in self.assumptions)])
 
@@ -225,7 +226,7 @@ def _phases(memory: Memory) -> list[str]:
         for part in parts
     ]
     rows.append(["all", *(f"{phase.total / 2**20:,.0f}" for phase in memory.phases)])
-    return _aligned([head, *rows], str.rjust)
+    return aligned([head, *rows])
 
 
 def table(plans: Sequence[RunPlan], markdown: bool = False) -> str:
@@ -245,20 +246,13 @@ def table(plans: Sequence[RunPlan], markdown: bool = False) -> str:
                 {True: "yes", False: "no", None: "?"}[plan.fits],
                 shown,
                 f"{plan.flops.total / 1e15:.3g}",
-                _clock(plan.times.step) if plan.times else "?",
+                duration(plan.times.step) if plan.times else "?",
             ]
         )
     if markdown:
         rule = ["---"] * len(head)
         return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
-    return "\n".join(_aligned([head, *rows], str.ljust))
-
-
-def _aligned(rows: list[list[str]], justify: Callable[[str, int], str]) -> list[str]:
-    """Rows whose columns have one width; the first column stands on the left."""
-    first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
-    cells = ([row[0].ljust(first), *map(justify, row[1:], rest)] for row in rows)
-    return ["  ".join(row).rstrip() for row in cells]
+    return "\n".join(aligned([head, *rows], str.ljust))
 
 
 def _exa(flops: float) -> str:
@@ -267,10 +261,3 @@ def _exa(flops: float) -> str:
         if flops >= size:
             return f"{flops / size:.3g} {unit}FLOP"
     return f"{flops:.3g} FLOP"
-
-
-def _clock(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from modicum.report.numbers import NONE, decimal, short
-from modicum.report.style import INK, MUTED, SERIES, STYLE, svg
+from modicum.report.numbers import NONE, decimal, interval, points, short
+from modicum.report.style import INK, MUTED, SERIES, STYLE, Axes, blank, svg
 from modicum.report.tables import print_table, terminal_table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 WORDS_ACROSS = 8  # labels that fit side by side
-
-
-def points(value: float | None) -> str:
-    """A difference of accuracies in percentage points, with its sign."""
-    return NONE if value is None else f"{100 * value:+.1f}"
-
-
-def band(limits: Sequence[float] | None) -> str:
-    """Both limits of an interval in points."""
-    return NONE if limits is None else f"[{points(limits[0])}, {points(limits[1])}]"
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -41,8 +28,8 @@ def show(result: Mapping[str, Any]) -> None:
             unit["update"],
             "=" if unit["level_with_best"] else "",
             points(unit["gain"]) if unit["gain"] is not None else "stopped",
-            band(unit["over_seeds"]),
-            band(unit["over_problems"]),
+            interval(*unit["over_seeds"]) if unit["over_seeds"] else NONE,
+            interval(*unit["over_problems"]) if unit["over_problems"] else NONE,
             NONE if share is None else f"{100 * share:.0f}%",
             short(unit["parameters"]),
             decimal(unit["seconds"]),
@@ -58,13 +45,12 @@ def draw(result: Mapping[str, Any], folder: Path) -> None:
     seed). The interval of two seeds would press all else flat: it may leave the figure.
     """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
     units = sorted(result["units"], key=lambda unit: unit["place"])
     full = result["full"] and result["full"]["gain"]
     with rc_context(STYLE | {"font.size": 8, "axes.grid.axis": "y"}):
         width = min(12.0, max(4.2, 0.45 * len(units) + 1.4))
-        figure = Figure(figsize=(width, 3.2), layout="constrained")
+        figure = blank(width, 3.2, fitted=True)
         axes = figure.subplots()
         for place, unit in enumerate(units):
             _bar(axes, place, unit)

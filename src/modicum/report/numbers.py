@@ -6,7 +6,7 @@ Accuracies come as fractions; `percent` and `points` write them times 100.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 NONE = "—"
 ARROW = " → "
@@ -112,6 +112,22 @@ def memory(value: float | None) -> str:
 def mebibytes(value: float | None) -> float | None:
     """Bytes in MiB."""
     return None if value is None else value / 2**20
+
+
+def duration(seconds: float) -> str:
+    """Rounded for people: 4.2 s, 40 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def aligned(
+    rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.rjust
+) -> list[str]:
+    """Rows as lines of a terminal; the first column stands on the left."""
+    first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
+    cells = ([row[0].ljust(first), *map(justify, row[1:], rest)] for row in rows)
+    return ["  ".join(row).rstrip() for row in cells]
 
 
 def tick(value: float, _: int = 0) -> str:

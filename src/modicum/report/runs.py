@@ -244,10 +244,10 @@ def _intervals(rows: Sequence[RunRow]) -> list[Piece]:
 def _settings(
     id: str, title: str, configs: Sequence[Mapping[str, object]], names: Sequence[str]
 ) -> Section:
-    found = sections.compare(configs)
-    different = across(f"{title} that differ", list(found.different.items()), names)
+    alike, differing = sections.compare(configs)
+    different = across(f"{title} that differ", list(differing.items()), names)
     same = "The same in all runs" if len(names) > 1 else ""
-    return section(id, title, different, sections.shared(same, found.shared))
+    return section(id, title, different, sections.shared(same, alike))
 
 
 def _repeat(record: RunRecord) -> str:

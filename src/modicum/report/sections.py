@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from modicum.report.document import (
@@ -26,28 +25,21 @@ SAME_SEED = (
 )
 
 
-@dataclass(frozen=True)
-class SharedSettings:
+Texts = dict[str, tuple[str, ...]]
+
+
+def compare(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], Texts]:
     """Settings that all share (name -> value) and those that differ (name -> one for each)."""
-
-    shared: Mapping[str, str]
-    different: Mapping[str, tuple[str, ...]]
-
-
-def compare(configs: Sequence[Mapping[str, Any]]) -> SharedSettings:
-    """What settings have in common and where they differ."""
     flat = [_flatten(config) for config in configs]
     names = dict.fromkeys(name for config in flat for name in config)
     values = {name: tuple(config.get(name, NONE) for config in flat) for name in names}
-    return SharedSettings(
-        shared={name: texts[0] for name, texts in values.items() if len(set(texts)) == 1},
-        different={name: texts for name, texts in values.items() if len(set(texts)) > 1},
-    )
+    different = {name: texts for name, texts in values.items() if len(set(texts)) > 1}
+    return {name: values[name][0] for name in names if name not in different}, different
 
 
 def shared(name: str, values: Mapping[str, Any]) -> list[Piece]:
     """Settings under a name, tables within them flat; nothing where there are none."""
-    flat = compare([values]).shared
+    flat, _ = compare([values])
     return [Values(name, flat)] if flat else []
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+else:  # names for annotations: figures take them from here
+    Axes = Figure = object
 
 # After Okabe and Ito: told apart by colour-blind readers too. The last three are darker than
 # theirs, so that each has a contrast of 3 with white.
@@ -81,6 +83,13 @@ def series(number: int) -> tuple[str, str, Style]:
 def wrapped(text: str, inches: float) -> str:
     """A label in lines that fit a width at the size of figures: about 14 letters an inch."""
     return "\n".join(textwrap.wrap(text, max(8, int(14 * inches)), break_on_hyphens=False))
+
+
+def blank(width: float, height: float, fitted: bool = False) -> Figure:
+    """An empty figure of so many inches; `fitted` makes room for all words around its axes."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained" if fitted else None)
 
 
 def tip(artist: Artist, text: str) -> None:
@@ -150,12 +159,8 @@ def svg(figure: Figure, label: str, text: str = "") -> str:
 
 def _text(figure: Figure) -> str:
     """The SVG of matplotlib without what says when and how it was made."""
-    from matplotlib import rc_context
-
-    buffer = io.StringIO()
-    with rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    text = _saved(figure, "svg", "Date").decode()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = text[text.index("<svg") :].strip()
     text = text.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
     text = text.replace("xlink:href", "href")
@@ -186,11 +191,15 @@ def _finish(text: str, figure: Figure, label: str, variables: bool) -> str:
 
 def pdf(figure: Figure) -> bytes:
     """The figure as a PDF without a date, text as text."""
+    return _saved(figure, "pdf", "CreationDate")
+
+
+def _saved(figure: Figure, format: str, date: str) -> bytes:
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
     with rc_context(STYLE):
-        figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+        figure.savefig(buffer, format=format, metadata={date: None})
     return buffer.getvalue()
 
 

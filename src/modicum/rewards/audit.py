@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modicum.answers import number
+from modicum.report.numbers import aligned
 from modicum.rewards.base import Reward
 from modicum.styles import Style
 from modicum.tasks.base import Task
@@ -163,10 +164,5 @@ def table(findings: list[Finding]) -> str:
         terms = [finding.scores[name] for name in names] if len(names) > 1 else []
         shown = ["-" if math.isnan(value) else f"{value:.2f}" for value in (finding.total, *terms)]
         rows.append([finding.name, *shown])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row, why in zip(rows, ["", *(finding.why for finding in findings)], strict=True):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([*cells, f"<- {why}" if why else ""]).rstrip())
-    return "\n".join(lines)
+    reasons = ["", *(f"  <- {finding.why}" if finding.why else "" for finding in findings)]
+    return "\n".join(map(str.__add__, aligned(rows), reasons))

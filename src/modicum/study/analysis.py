@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from modicum.report.study import read as report
+from modicum.report.study import cells
 from modicum.results import Analysis
-from modicum.runs import write_whole
+from modicum.runs import read_object, write_whole
 from modicum.study import inference, verdict
-from modicum.study.cell import read_json
 from modicum.study.collect import ArmRuns, Collected, collect, difficulty, final
 from modicum.study.collect import cost as cost_of
 from modicum.study.design import PlannedArm, Study
@@ -35,7 +34,7 @@ def write(study: Study, folder: Path) -> Analysis:
     found = Analysis.from_json(values, str(folder / "analysis.json"))
     text = json.dumps(asdict(found), indent=1, ensure_ascii=False)
     write_whole(folder / "analysis.json", text + "\n")
-    curves = json.dumps(report.compact(folder), ensure_ascii=False, separators=(",", ":"))
+    curves = json.dumps(cells.compact(folder, found), ensure_ascii=False, separators=(",", ":"))
     write_whole(folder / "curves.json", curves + "\n")
     return found
 
@@ -93,7 +92,7 @@ def _arm(
     folder: Path,
 ) -> dict[str, Any]:
     arm = outcome.arm
-    numbers = said.to_json()
+    numbers = asdict(said)
     numbers.pop("seeds")
     paths = final(found.study, folder, arm)
     return {
@@ -102,9 +101,7 @@ def _arm(
         "placebo": arm.placebo,
         "settings": dict(arm.settings),
         "kind": kind_of(arm),
-        "learning_rate": outcome.learning_rate,
-        "rate_at_edge": outcome.rate_at_edge,
-        "tries": [dict(entry) for entry in outcome.tries],
+        **asdict(outcome.choice),
         **numbers,
         "difficulty": difficulty(found, outcome),
         "cost": cost_of(outcome, control),
@@ -168,7 +165,7 @@ def _listed(names: Sequence[str]) -> str:
 def differences(one: Path, other: Path) -> list[str]:
     """Where the analyses in two folders differ; what is no analysis is a UserError."""
     files = [folder / "analysis.json" for folder in (one, other)]
-    first, second = (read_json(file) for file in files)
+    first, second = (read_object(file) for file in files)
     for file, values in zip(files, (first, second), strict=True):
         Analysis.from_json(values, str(file))
     return same(first, second)

@@ -7,21 +7,20 @@ split, in a cell of its own, since all arms start from it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modicum.config import TrainConfig
-from modicum.runs import make_folder, write_whole
+from modicum.runs import Run, make_folder, read_object
 from modicum.types import RunInterrupted, UserError
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Cell:
             return f"failed: {self.failure}"
         if not self.done:
             return "stopped"
-        found = read_json(self.folder / (RESULT if self.base else BASE))
+        found = read_object(self.folder / (RESULT if self.base else BASE))
         found = found["trained"] if self.base else found
         return f"{found['accuracy']:.1%}" if found else "done"
 
@@ -78,27 +77,13 @@ class Cell:
     def fail(self, why: str) -> None:
         """Write down that it failed."""
         make_folder(self.folder)
-        text = json.dumps({"error": why}, indent=2, ensure_ascii=False)
-        write_whole(self.folder / FAILED, text + "\n")
+        Run(self.folder).write(FAILED, {"error": why})
 
 
 def failure(folder: Path) -> str:
     """Why the cell in a folder failed, or nothing."""
     path = folder / FAILED
-    return str(read_json(path)["error"]) if path.is_file() else ""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; UserError when it is missing or broken."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: an object is wanted")
-    return found
+    return str(read_object(path)["error"]) if path.is_file() else ""
 
 
 def work(cell: Cell, threads: int) -> None:
@@ -124,15 +109,13 @@ def execute(cell: Cell) -> None:
     """Run the cell in this process; what it is refused or stops itself for is its failure."""
     from modicum.display import Display
 
-    display = Display()
-    try:
-        _run(cell, display)
-    except RunInterrupted:
-        raise
-    except UserError as error:
-        cell.fail(str(error))
-    finally:
-        display.close()
+    with Display() as display:
+        try:
+            _run(cell, display)
+        except RunInterrupted:
+            raise
+        except UserError as error:
+            cell.fail(str(error))
 
 
 def _run(cell: Cell, display: Display) -> None:
@@ -142,7 +125,7 @@ def _run(cell: Cell, display: Display) -> None:
     if not cell.base:
         _evaluate_base(cell, display)
         return
-    known = Evaluation.from_json(read_json(Path(cell.base) / BASE))
+    known = Evaluation.from_json(read_object(Path(cell.base) / BASE))
     begun = (cell.folder / "config.toml").is_file()
     train(cell.config, display, resume=begun, base=known)
     if not cell.keep:
@@ -152,7 +135,6 @@ def _run(cell: Cell, display: Display) -> None:
 def _evaluate_base(cell: Cell, display: Display) -> None:
     from modicum import machine
     from modicum.evaluate import evaluate
-    from modicum.runs import Run
     from modicum.training.session import prepare
 
     session = prepare(cell.config)
@@ -172,7 +154,7 @@ def _evaluate_base(cell: Cell, display: Display) -> None:
     seconds = time.perf_counter() - began
     run.write(SECONDS, {"seconds": seconds})
     run.write("environment.json", machine.environment())
-    run.write(BASE, found.to_json())
+    run.write(BASE, asdict(found))
 
 
 def _end_with_parent() -> None:

@@ -9,17 +9,17 @@ tuning.json                     the rate of each arm and its tries
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from modicum.config import Held, TrainConfig
-from modicum.runs import write_whole
+from modicum.results import TuningRun
+from modicum.runs import Run, read_object
 from modicum.study import design, tuning
-from modicum.study.cell import RESULT, Cell, failure, read_json
+from modicum.study.cell import RESULT, Cell, failure
 from modicum.study.design import PlannedArm, Study
 from modicum.study.launch import Bench
-from modicum.study.tuning import Choice, RateTry
+from modicum.study.tuning import Choice
 from modicum.types import UserError
 
 PROBE_STEPS = 4
@@ -95,7 +95,7 @@ def tune(bench: StudyBench) -> dict[str, Choice]:
     study = bench.study
     tuned = [arm for arm in bench.arms if not arm.placebo]
     defaults = {arm.name: default_rate(bench, arm) for arm in tuned}
-    rounds: dict[str, list[list[RateTry]]] = {arm.name: [] for arm in tuned}
+    rounds: dict[str, list[list[TuningRun]]] = {arm.name: [] for arm in tuned}
     for number, share in enumerate(tuning.shares(study)):
         tries = {
             arm.name: tuning.next_round(study, arm, rounds[arm.name][-1], share)
@@ -109,22 +109,22 @@ def tune(bench: StudyBench) -> dict[str, Choice]:
             rounds[arm.name].append([_tried(bench, entry) for entry in tries[arm.name]])
     found = {a.name: tuning.choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
     control = found[study.control]
-    found |= {a.name: Choice(control.rate, False) for a in bench.arms if a.placebo}
-    kept = {name: tuning.to_json(choice) for name, choice in found.items()}
-    write_whole(bench.folder / "tuning.json", json.dumps(kept, indent=2) + "\n")
+    found |= {a.name: Choice(control.learning_rate) for a in bench.arms if a.placebo}
+    kept = {name: asdict(choice) for name, choice in found.items()}
+    Run(bench.folder).write("tuning.json", kept)
     return found
 
 
-def _tuning_cell(bench: StudyBench, arm: PlannedArm, entry: RateTry) -> Cell:
+def _tuning_cell(bench: StudyBench, arm: PlannedArm, entry: TuningRun) -> Cell:
     config = bench.config(arm, bench.study.tuning.seed, entry.folder, entry.rate, entry.share)
     return bench.cell(f"tuning {arm.name} at {entry.rate:.2g}", config, "tune")
 
 
-def _tried(bench: StudyBench, entry: RateTry) -> RateTry:
+def _tried(bench: StudyBench, entry: TuningRun) -> TuningRun:
     folder = bench.folder / entry.folder
     if not (folder / RESULT).is_file():
         return replace(entry, failed=failure(folder) or "it has not run")
-    return replace(entry, accuracy=read_json(folder / RESULT)["trained"][bench.study.primary])
+    return replace(entry, accuracy=read_object(folder / RESULT)["trained"][bench.study.primary])
 
 
 def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
@@ -133,7 +133,7 @@ def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
     for seed in bench.study.seeds:
         for arm in bench.arms:
             path = f"cells/final/{arm.slug}/seed-{seed}"
-            config = bench.config(arm, seed, path, choices[arm.name].rate)
+            config = bench.config(arm, seed, path, choices[arm.name].learning_rate)
             found.append(bench.cell(f"{arm.name}, seed {seed}", config, "test", bench.study.keep))
     return found
 

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modicum.runs import read_lines
+from modicum.results import fill
+from modicum.runs import read_lines, read_object
 from modicum.study import design
-from modicum.study.cell import BASE, RESULT, failure, read_json
+from modicum.study.cell import BASE, RESULT, failure
 from modicum.study.design import PlannedArm, Study
+from modicum.study.tuning import Choice
 from modicum.types import UserError
 
 SCORES = {"accuracy": "scores", "lenient": "lenient_scores", "greedy": "greedy_scores"}
@@ -32,9 +34,7 @@ class ArmRuns:
     steps: Mapping[int, float]
     """Median seconds of a step, by seed."""
     failed: tuple[str, ...]
-    learning_rate: float
-    rate_at_edge: bool
-    tries: tuple[Mapping[str, Any], ...]
+    choice: Choice
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def collect(study: Study, folder: Path) -> Collected:
     path = folder / "cells" / "base-test"
     if not (path / BASE).is_file():
         raise UserError(f"{folder} has no evaluation of the base yet; study run makes it")
-    base = read_json(path / BASE)
-    tuned = read_json(folder / "tuning.json") if (folder / "tuning.json").is_file() else {}
+    base = read_object(path / BASE)
+    tuned = read_object(folder / "tuning.json") if (folder / "tuning.json").is_file() else {}
     outcomes = tuple(
         _outcome(study, arm, folder, tuned.get(arm.name, {})) for arm in design.arms(study)
     )
@@ -85,23 +85,15 @@ def _outcome(study: Study, arm: PlannedArm, folder: Path, tuned: Mapping[str, An
     scores, results, steps, failed = {}, {}, {}, []
     for seed, path in final(study, folder, arm).items():
         if (path / RESULT).is_file():
-            result = read_json(path / RESULT)
+            result = read_object(path / RESULT)
             scores[seed] = np.array(result["trained"][SCORES[study.primary]])
             results[seed] = result
             lines = read_lines(path / "metrics.jsonl")
             steps[seed] = median(line["time/step_seconds"] for line in lines)
         elif why := failure(path):
             failed.append(f"seed {seed}: {why}")
-    return ArmRuns(
-        arm,
-        scores,
-        results,
-        steps,
-        tuple(failed),
-        tuned.get("learning_rate", 0.0),
-        tuned.get("rate_at_edge", False),
-        tuple(tuned.get("tries", ())),
-    )
+    choice = fill(Choice, tuned, str(folder / "tuning.json"))
+    return ArmRuns(arm, scores, results, steps, tuple(failed), choice)
 
 
 def cost(outcome: ArmRuns, control: ArmRuns) -> dict[str, Any]:
@@ -112,7 +104,7 @@ def cost(outcome: ArmRuns, control: ArmRuns) -> dict[str, Any]:
     for name, of in (("time", "seconds"), ("memory", "memory_bytes"), ("flops", "flops")):
         below = other.get(of) or 0.0
         mine[f"{name}_ratio"] = mine[of] / below if below else None
-    mine["tuning_runs"] = len(outcome.tries)
+    mine["tuning_runs"] = len(outcome.choice.tries)
     return mine
 
 

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modicum.runs import read_lines
+from modicum.report.numbers import duration
+from modicum.runs import read_lines, read_object
 from modicum.study import tuning
-from modicum.study.cell import SECONDS, read_json
+from modicum.study.cell import SECONDS
 from modicum.study.cells import StudyBench, base_cell, probe_cells
 from modicum.study.design import Study
 from modicum.types import UserError
@@ -45,17 +46,6 @@ class CostEstimate:
             f" {duration(self.seconds)} on this machine"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return dict(self.__dict__)
-
-
-def duration(seconds: float) -> str:
-    """Rounded for people: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
 
 def measure(bench: StudyBench) -> CostEstimate:
     """Run what the estimate needs (the base on the test split, a probe of each arm)."""
@@ -73,7 +63,7 @@ def measure(bench: StudyBench) -> CostEstimate:
         later = lines[1:] or lines
         steps[arm.name] = statistics.median(line["time/step_seconds"] for line in later)
         amounts[arm.name] = _spent(bench.study, lines, steps[arm.name])
-    return estimate(bench, steps, amounts, float(read_json(base.folder / SECONDS)["seconds"]))
+    return estimate(bench, steps, amounts, float(read_object(base.folder / SECONDS)["seconds"]))
 
 
 def estimate(

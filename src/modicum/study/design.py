@@ -248,35 +248,14 @@ def config(
     )
 
 
-def text(study: Study) -> str:
-    """The study as TOML that `read` takes."""
-    return _text(study, (), study.arms)
+def text(study: Study, without: Sequence[str] = (), names: Sequence[str] | None = None) -> str:
+    """The study as TOML that `read` takes; without some keys, the settings of some arms only."""
+    tables = {k: v for k, v in vars(study).items() if k not in without}
+    tables["config"], extra = tables.pop("base"), tables.pop("extra")
+    arms = {toml_value(n): table for n, table in extra.items() if names is None or n in names}
+    return to_toml(tables | ({"arm": arms} if arms else {}))
 
 
 def fixed(study: Study, names: Sequence[str]) -> list[str]:
     """The lines of what may not change once a study of the arms `names` has begun."""
-    return _text(study, FREE, names).splitlines()
-
-
-def _text(study: Study, without: Sequence[str], names: Sequence[str]) -> str:
-    """The text without some keys, with the settings of the arms `names`."""
-    kept = [f.name for f in dataclasses.fields(study) if f.name not in without]
-    plain = {name: getattr(study, name) for name in kept}
-    base, extra = plain.pop("base"), plain.pop("extra")
-    lines = [
-        f"{k} = {toml_value(v)}\n" for k, v in plain.items() if not dataclasses.is_dataclass(v)
-    ]
-    for name, value in plain.items():
-        if dataclasses.is_dataclass(value):
-            lines.append(f"\n[{name}]\n{to_toml(value)}")
-    lines.append(_table("config", base))
-    lines += [_table(f"arm.{toml_value(n)}", table) for n, table in extra.items() if n in names]
-    return "".join(lines)
-
-
-def _table(name: str, values: Mapping[str, Any]) -> str:
-    inner = {k: v for k, v in values.items() if isinstance(v, Mapping)}
-    plain = [f"{k} = {toml_value(v)}\n" for k, v in values.items() if k not in inner]
-    return f"\n[{name}]\n" + "".join(
-        [*plain, *(_table(f"{name}.{k}", v) for k, v in inner.items())]
-    )
+    return text(study, FREE, names).splitlines()

@@ -9,7 +9,7 @@ difference d to the control, with the margin m fixed before:
     equivalent   H0: |d| >= m        TOST, the larger of two one-sided p-values; 90 % inside
     inferior     H0: d >= 0          two-sided p
 
-all at alpha, adjusted by Holm over the arms, test by test. Claims about 0 are two-sided, so
+all at alpha, adjusted by Holm over the arms, test by test. ClaimTests about 0 are two-sided, so
 one arm's "better" or "worse" is what its 95 % interval says. A placebo is in no family.
 
     S seed, I problem
@@ -17,15 +17,15 @@ one arm's "better" or "worse" is what its 95 % interval says. A placebo is in no
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modicum import stats
+from modicum.results import ClaimTest
 from modicum.stats import Difference, Interval
 from modicum.study.estimate import Estimate, difference, estimate
 from modicum.study.power import seeds_needed
@@ -43,60 +43,35 @@ Verdict = Literal[
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A p-value, Holm's adjusted one, and whether the claim holds."""
-
-    p: float
-    holm: float
-    holds: bool
-
-
-@dataclass(frozen=True)
 class ArmComparison:
     """What the scores of one arm say; None where a number does not exist."""
 
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] = ()
     """Those paired with the control's; of the control, its own."""
-    by_seed: Mapping[str, float]
+    by_seed: Mapping[str, float] = field(default_factory=dict)
     """Accuracy of every seed that finished."""
-    accuracy: Interval | None
-    gain: Interval | None
+    accuracy: Interval | None = None
+    gain: Interval | None = None
     """Over the base; both with 95 % intervals."""
-    difference: Difference | None
-    tests: Mapping[str, Claim] | None
-    retention: Interval | None
-    retention_note: str
+    difference: Difference | None = None
+    tests: Mapping[str, ClaimTest] | None = None
+    retention: Interval | None = None
+    retention_note: str = ""
     """Why there is no retention."""
-    seeds_needed: int | None
+    seeds_needed: int | None = None
     """To settle an undecided arm."""
-    verdict: Verdict
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return dataclasses.asdict(self)
+    verdict: Verdict = "undecided"
 
 
-@dataclass(frozen=True)
-class _Arm:
-    """An arm's scores and what they give alone."""
-
-    rows: Rows
-    seeds: tuple[int, ...]
-    accuracy: Interval | None
-    gain: Interval | None
-    difference: Estimate | None
-    retention: Interval | str
+def arm_interval(scores_SI: ArrayLike) -> Interval:
+    """The mean of scores, seeds x problems, with its 95 % t-interval over both, within [0, 1]."""
+    return estimate(table("an arm", scores_SI), (0.0, 1.0)).interval(0.95)
 
 
-def arm_interval(scores_SI: ArrayLike, level: float = 0.95, name: str = "an arm") -> Interval:
-    """The mean of scores, seeds x problems, with its t-interval over both, within [0, 1]."""
-    return estimate(table(name, scores_SI), (0.0, 1.0)).interval(level)
-
-
-def gain_interval(scores_SI: ArrayLike, base_I: ArrayLike, level: float = 0.95) -> Interval:
+def gain_interval(scores_SI: ArrayLike, base_I: ArrayLike) -> Interval:
     """The mean of scores minus the untrained model's on the same problems, as `arm_interval`."""
     gains_SI = table("an arm", scores_SI) - table("the base", base_I)
-    return estimate(gains_SI, (-1.0, 1.0)).interval(level)
+    return estimate(gains_SI, (-1.0, 1.0)).interval(0.95)
 
 
 def paired(arm_SI: ArrayLike, control_SI: ArrayLike, rng: np.random.Generator) -> Estimate:
@@ -126,7 +101,6 @@ def compare(
     margin: float,
     rng: np.random.Generator,
     placebos: Collection[str] = (),
-    alpha: float = ALPHA,
 ) -> dict[str, ArmComparison]:
     """Every arm against the control; `scores` has by arm and seed one score a problem.
 
@@ -146,54 +120,44 @@ def compare(
         name: _arm(name, rows, {} if name == control else scores[control], base, draw)
         for name, rows in scores.items()
     }
-    learned = arms[control].gain
+    learned = arms[control][0].gain
     clear = learned is not None and learned.low > 0
-    tested = {
-        name: arm.difference
-        for name, arm in arms.items()
-        if arm.difference is not None and name not in placebos
-    }
-    tests = _tests(tested, margin, alpha)
+    tests = _tests({n: d for n, (_, d) in arms.items() if d and n not in placebos}, margin)
     open_arms = sum(not by_name["noninferior"].holds for by_name in tests.values())
     found = {}
-    for name, arm in arms.items():
+    for name, (arm, gap) in arms.items():
         verdict = _verdict(arm, tests.get(name), name == control, name in placebos, clear)
-        settle = verdict == "undecided" and clear and name in tests and arm.difference is not None
-        found[name] = ArmComparison(
-            seeds=arm.seeds,
-            by_seed={str(seed): float(np.mean(row)) for seed, row in sorted(arm.rows.items())},
-            accuracy=arm.accuracy,
-            gain=arm.gain,
-            difference=difference(arm.difference) if arm.difference else None,
-            tests=tests.get(name),
-            retention=arm.retention if isinstance(arm.retention, Interval) else None,
-            retention_note=arm.retention if isinstance(arm.retention, str) else "",
-            seeds_needed=seeds_needed(arm.difference.spread, margin, alpha / open_arms)
-            if settle and arm.difference
-            else None,
-            verdict=verdict,
-        )
+        found[name] = replace(arm, tests=tests.get(name), verdict=verdict)
+        if gap and verdict == "undecided" and clear and name in tests:
+            needed = seeds_needed(gap.spread, margin, ALPHA / open_arms)
+            found[name] = replace(found[name], seeds_needed=needed)
     return found
 
 
-def _arm(name: str, rows: Rows, control: Rows, base_I: Table, draw: int) -> _Arm:
-    """What one arm's scores give; `control` is empty for the control itself."""
+def _arm(
+    name: str, rows: Rows, control: Rows, base_I: Table, draw: int
+) -> tuple[ArmComparison, Estimate | None]:
+    """What one arm's scores give, not yet judged; `control` is empty for the control itself."""
     if not rows:
-        return _Arm(rows, (), None, None, None, "no seed finished")
+        return ArmComparison(retention_note="no seed finished"), None
     scores_SI = _stack(name, rows, sorted(rows), base_I)
-    alone = (
-        estimate(scores_SI, (0.0, 1.0)).interval(0.95),
-        estimate(scores_SI - base_I, (-1.0, 1.0)).interval(0.95),
-    )
+    by_seed = {str(seed): float(np.mean(rows[seed])) for seed in sorted(rows)}
+    bands = arm_interval(scores_SI), gain_interval(scores_SI, base_I)
+    alone = ArmComparison(tuple(sorted(rows)), by_seed, *bands)
     if not control:
-        return _Arm(rows, tuple(sorted(rows)), *alone, None, "")
+        return alone, None
     seeds = tuple(sorted(set(rows) & set(control)))
     if not seeds:
-        return _Arm(rows, (), *alone, None, "no seed finished both here and in the control")
+        why = "no seed finished both here and in the control"
+        return replace(alone, seeds=(), retention_note=why), None
     arm_SI = _stack(name, rows, seeds, base_I)
     control_SI = _stack("the control", control, seeds, base_I)
     found = paired(arm_SI, control_SI, np.random.default_rng(draw))
-    return _Arm(rows, seeds, *alone, found, retention(arm_SI, control_SI, base_I))
+    compared = replace(alone, seeds=seeds, difference=difference(found))
+    kept = retention(arm_SI, control_SI, base_I)
+    if isinstance(kept, str):
+        return replace(compared, retention_note=kept), found
+    return replace(compared, retention=kept), found
 
 
 def _stack(name: str, rows: Rows, seeds: Collection[int], base_I: Table) -> Table:
@@ -206,9 +170,7 @@ def _stack(name: str, rows: Rows, seeds: Collection[int], base_I: Table) -> Tabl
     return table(name, np.stack([rows[seed] for seed in seeds]))
 
 
-def _tests(
-    found: Mapping[str, Estimate], margin: float, alpha: float
-) -> dict[str, dict[str, Claim]]:
+def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, ClaimTest]]:
     """The four tests of every arm, adjusted by Holm over the arms."""
     p_values = {
         "noninferior": [d.p_at_most(-margin) for d in found.values()],
@@ -217,14 +179,14 @@ def _tests(
         "inferior": [min(1.0, 2 * d.p_at_least(0.0)) for d in found.values()],
     }
     adjusted = {test: stats.holm(values) for test, values in p_values.items()}
-    tests: dict[str, dict[str, Claim]] = {}
+    tests: dict[str, dict[str, ClaimTest]] = {}
     for place, name in enumerate(found):
-        first = adjusted["noninferior"][place] <= alpha
+        first = adjusted["noninferior"][place] <= ALPHA
         tests[name] = {
-            test: Claim(
+            test: ClaimTest(
                 p_values[test][place],
                 adjusted[test][place],
-                adjusted[test][place] <= alpha
+                adjusted[test][place] <= ALPHA
                 and (first or test not in ("superior", "equivalent")),
             )
             for test in TESTS
@@ -233,7 +195,11 @@ def _tests(
 
 
 def _verdict(
-    arm: _Arm, tests: Mapping[str, Claim] | None, control: bool, placebo: bool, clear: bool
+    arm: ArmComparison,
+    tests: Mapping[str, ClaimTest] | None,
+    control: bool,
+    placebo: bool,
+    clear: bool,
 ) -> Verdict:
     """The class of an arm; where the control did not clearly gain there is nothing to match."""
     if arm.accuracy is None or arm.gain is None:

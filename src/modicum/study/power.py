@@ -24,15 +24,15 @@ POWER = 0.8
 MOST = 100
 
 
-def seeds_needed(found: Spread, margin: float, alpha: float = 0.05, most: int = MOST) -> int | None:
-    """The smallest number of seeds above those there are; None when `most` are not enough.
+def seeds_needed(found: Spread, margin: float, alpha: float = 0.05) -> int | None:
+    """The smallest number of seeds above those there are; None when `MOST` are not enough.
 
     `alpha` is one-sided and belongs to "not worse". A single seed shows no spread of seeds,
     so it gives None.
     """
     if found.num_seeds < 2 or found.none:
         return None
-    for seeds in range(found.num_seeds + 1, most + 1):
+    for seeds in range(found.num_seeds + 1, MOST + 1):
         with_power = _half_width(found, seeds, POWER)
         not_worse = _half_width(found, seeds, 1 - alpha) + with_power
         worse = _half_width(found, seeds, 0.975) + with_power

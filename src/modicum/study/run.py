@@ -71,8 +71,8 @@ def run_study(
             bench.evaluate(cells.base_cell(bench, "tune"))
         choices = cells.tune(bench)
         for name, choice in choices.items():
-            edge = ", at the edge of its grid" if choice.at_edge else ""
-            say(f"rate of {name}: {choice.rate:.2g}{edge}")
+            edge = ", at the edge of its grid" if choice.rate_at_edge else ""
+            say(f"rate of {name}: {choice.learning_rate:.2g}{edge}")
         bench.run(cells.final_cells(bench, choices))
         return _analyse(bench)
 

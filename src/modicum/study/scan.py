@@ -12,7 +12,6 @@ many units is looked for, not a verdict against a control.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modicum.config import TrainConfig, at_least, read_toml, to_toml
-from modicum.runs import write_whole
+from modicum.runs import Run, read_object, write_whole
 from modicum.study import launch, ranking
-from modicum.study.cell import BASE, RESULT, Cell, read_json
+from modicum.study.cell import BASE, RESULT, Cell
 from modicum.study.cells import check_expressions
 from modicum.study.launch import Bench, StudyObserver
 from modicum.study.ranking import FULL, Over, Standing, Trial, TrialOutcome, Unit
@@ -116,9 +115,9 @@ def run_scan(
         told.say(f"scan: {len(cells)} runs of {config.steps} steps in {root}")
         bench.run(list(cells.values()))
         outcomes = [_outcome(trial, cell) for trial, cell in cells.items()]
-        found = _result(scan, config, chosen, outcomes, read_json(base.folder / BASE))
+        found = _result(scan, config, chosen, outcomes, read_object(base.folder / BASE))
         found["notes"] = [*notes, *found["notes"]]
-        write_whole(root / "scan.json", json.dumps(found, indent=2) + "\n")
+        Run(root).write("scan.json", found)
         gains.draw(found, root)
     return found
 
@@ -181,7 +180,7 @@ def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
 def _outcome(trial: Trial, cell: Cell) -> TrialOutcome:
     if not cell.done:
         return TrialOutcome(trial, failed=cell.failure)
-    result = read_json(cell.folder / RESULT)
+    result = read_object(cell.folder / RESULT)
     return TrialOutcome(
         trial,
         tuple(result["trained"]["scores"]),

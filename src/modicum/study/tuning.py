@@ -12,32 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from modicum.results import TuningRun
 from modicum.study.design import PlannedArm, Study
 
 
 @dataclass(frozen=True)
-class RateTry:
-    """One tuning run of an arm; `accuracy` None: it has not run, or failed."""
-
-    rate: float
-    share: float
-    """Of the budget of a run."""
-    folder: str
-    """Under the study's."""
-    accuracy: float | None = None
-    failed: str = ""
-
-
-@dataclass(frozen=True)
 class Choice:
-    """The rate that an arm trains with, and how it was found."""
+    """The rate that an arm trains with, and how it was found, as `tuning.json` holds it."""
 
-    rate: float
-    at_edge: bool
+    learning_rate: float = 0.0
+    rate_at_edge: bool = False
     """The best rate is the lowest or the highest of its grid: a further one may be better."""
-    tries: tuple[RateTry, ...] = ()
+    tries: tuple[TuningRun, ...] = ()
 
 
 def grid(study: Study, default: float) -> list[float]:
@@ -52,7 +39,7 @@ def shares(study: Study) -> list[float]:
     return [tuning.share / 2**left for left in range(rounds - 1, -1, -1)]
 
 
-def first_round(study: Study, arm: PlannedArm, default: float) -> list[RateTry]:
+def first_round(study: Study, arm: PlannedArm, default: float) -> list[TuningRun]:
     """The tries of an arm that need no other's outcome; none where there is nothing to tune."""
     if arm.placebo or len(study.tuning.factors) < 2:
         return []
@@ -60,39 +47,29 @@ def first_round(study: Study, arm: PlannedArm, default: float) -> list[RateTry]:
 
 
 def next_round(
-    study: Study, arm: PlannedArm, outcomes: Sequence[RateTry], share: float
-) -> list[RateTry]:
+    study: Study, arm: PlannedArm, outcomes: Sequence[TuningRun], share: float
+) -> list[TuningRun]:
     """The better half of a round, with more of the budget."""
     best = sorted(outcomes, key=_rank, reverse=True)[: math.ceil(len(outcomes) / 2)]
     return [_try(arm, rate, share) for rate in sorted(entry.rate for entry in best)]
 
 
-def choose(study: Study, default: float, rounds: Sequence[Sequence[RateTry]]) -> Choice:
+def choose(study: Study, default: float, rounds: Sequence[Sequence[TuningRun]]) -> Choice:
     """The best try of the last round; without tries the one factor of the default."""
     if not rounds or not rounds[0]:
-        return Choice(
-            default * (study.tuning.factors[0] if len(study.tuning.factors) == 1 else 1), False
-        )
+        factors = study.tuning.factors
+        return Choice(default * (factors[0] if len(factors) == 1 else 1))
     tries = tuple(entry for done in rounds for entry in done)
     best = max(rounds[-1], key=_rank)
     rates = [entry.rate for entry in rounds[0]]
     return Choice(best.rate, best.rate in (min(rates), max(rates)), tries)
 
 
-def _rank(entry: RateTry) -> tuple[bool, float, float]:
+def _rank(entry: TuningRun) -> tuple[bool, float, float]:
     """Higher is better; of equal ones the lower rate."""
     return entry.accuracy is not None, entry.accuracy or 0.0, -entry.rate
 
 
-def _try(arm: PlannedArm, rate: float, share: float) -> RateTry:
+def _try(arm: PlannedArm, rate: float, share: float) -> TuningRun:
     part = "" if share == 1 else f"-share-{share:.3g}"
-    return RateTry(rate, share, f"cells/tune/{arm.slug}/rate-{rate:.2e}{part}")
-
-
-def to_json(choice: Choice) -> dict[str, Any]:
-    """As `tuning.json` holds it."""
-    return {
-        "learning_rate": choice.rate,
-        "rate_at_edge": choice.at_edge,
-        "tries": [dict(entry.__dict__) for entry in choice.tries],
-    }
+    return TuningRun(rate, share, f"cells/tune/{arm.slug}/rate-{rate:.2e}{part}")

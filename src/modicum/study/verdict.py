@@ -18,8 +18,7 @@ MATCHES = ("better", "equivalent", "not worse")
 
 def sentence(arm: Values, study: Values) -> str:
     """What one arm showed, with what it cost."""
-    words = f"{_words(arm, study)}{_missing(arm, study)}"
-    return words[0].upper() + words[1:] if words[:1].isalpha() else words
+    return _capital(f"{_words(arm, study)}{_missing(arm, study)}")
 
 
 def conclusion(study: Values) -> str:

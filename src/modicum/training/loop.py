@@ -162,7 +162,7 @@ def _evaluate(
         progress=lambda done, total: observer.evaluating(name, done, total),
         keep=lambda rows: run.write_lines(f"completions-{name.replace(' ', '-')}.jsonl", rows),
     )
-    entry = {"step": step, "name": name, **found.to_json()}
+    entry = {"step": step, "name": name, **asdict(found)}
     run.append("evaluations.jsonl", entry)
     observer.evaluated(name, found)
     return entry

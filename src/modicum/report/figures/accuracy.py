@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modicum.report import document
 from modicum.report.numbers import limits, percent
-from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, series, tip, wrapped
+from modicum.report.style import (
+    BROAD,
+    INK,
+    MUTED,
+    NARROW,
+    PAPER,
+    Axes,
+    Figure,
+    blank,
+    series,
+    tip,
+    wrapped,
+)
 from modicum.report.tables import RunRow
 from modicum.results import Evaluation
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 DIAMOND: dict[str, Any] = {
     **{"linestyle": "", "marker": "D", "markersize": 4.5},
@@ -37,14 +45,11 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
 
 def bars(rows: Sequence[RunRow], narrow: bool = False) -> Figure:
     """The figure. The dashed line is the base; on a phone the names stand above the bars."""
-    from matplotlib.figure import Figure
-
     entries = _entries(rows)
     names = [wrapped(label, 3.6 if narrow else 2.4) for label, _, _ in entries]
     lines = max(name.count("\n") for name in names)
     tall = 0.36 + 0.13 * lines + (0.14 if narrow else 0)
-    size = (NARROW if narrow else BROAD, tall * len(entries) + 0.95)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = blank(NARROW if narrow else BROAD, tall * len(entries) + 0.95, fitted=True)
     axes = figure.subplots()
     axes.grid(axis="y", visible=False)
     thick = 0.21 / tall

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from modicum.report import document
 from modicum.report.document import Table, TableCell
@@ -12,12 +11,8 @@ from modicum.report.figures.changes import rank
 from modicum.report.numbers import small_percent, some
 from modicum.report.study.families import family
 from modicum.report.study.read import StudyRecord
-from modicum.report.style import GRID, SERIES, tip
+from modicum.report.style import GRID, SERIES, Axes, Figure, tip
 from modicum.results import Anatomy, ArmResult
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 HEADS = (
     "arm",

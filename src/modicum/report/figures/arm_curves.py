@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +20,8 @@ from modicum.report.figures.curves import ACCURACY, Line, known, over_seeds
 from modicum.report.numbers import some
 from modicum.report.study.families import CONTROL, family
 from modicum.report.study.read import ArmCurves, Columns, StudyRecord
-from modicum.report.style import INK, MUTED, PAPER, name, tip
+from modicum.report.style import INK, MUTED, PAPER, Axes, Figure, name, tip
 from modicum.results import ArmResult
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 POINTS = 50  # of a drawn line
 AGAINST = {"steps": ("step", "step"), "tokens": ("tokens", "generated tokens")} | {

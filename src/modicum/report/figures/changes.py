@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from modicum.report import document
 from modicum.report.numbers import NONE, small_percent
-from modicum.report.style import BROAD, INK, NARROW, SERIES, tip, wrapped
+from modicum.report.style import BROAD, INK, NARROW, SERIES, Axes, Figure, blank, tip, wrapped
 from modicum.results import Anatomy, AnatomyPart
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PANELS_SHOWN = 6
 NUMBERED_LAYERS = 14  # with more, the numbers in the cells would not fit
@@ -48,13 +43,12 @@ def change_map(runs: Runs, narrow: bool = False) -> Figure:
     empty cell did not change.
     """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
     shown, largest = _shown(runs), _largest(runs)
     heights = [0.27 * len(a.map) + 0.65 for _, a in shown]
     with rc_context({"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
         width = NARROW if narrow else BROAD
-        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+        figure = blank(width, sum(heights), fitted=True)
         grid = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights).ravel()
         for axes, (label, found) in zip(grid, shown, strict=True):
             _panel(axes, wrapped(label, width - 1), found, largest, numbered=not narrow)

@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from modicum.report import document
+from modicum.report.figures.frontier import Axis
 from modicum.report.numbers import count, decimal, limits, mebibytes, percent, short
-from modicum.report.style import BROAD, MUTED, NARROW, legend, series, tip
+from modicum.report.style import BROAD, MUTED, NARROW, Axes, Figure, blank, legend, series, tip
 from modicum.report.tables import RunRow
-from modicum.results import RunResult
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class RunCost:
-    """What a run may cost: its name, its value, how a value is written."""
-
-    name: str
-    of: Callable[[RunResult], float | None]
-    show: Callable[[float | None], str]
-    log: bool = False
-
 
 COSTS = (
-    RunCost("trained parameters", lambda run: run.trainable_parameters, short, log=True),
-    RunCost("peak memory (MiB)", lambda run: mebibytes(run.peak_memory_bytes), count),
-    RunCost("seconds of training", lambda run: run.seconds, decimal),
+    Axis("parameters", "trained parameters", lambda r: r.trainable_parameters, short, log=True),
+    Axis("memory", "peak memory (MiB)", lambda r: mebibytes(r.peak_memory_bytes), count),
+    Axis("time", "seconds of training", lambda r: r.seconds, decimal),
 )
 
 
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The accuracy against each cost, where there are runs to compare."""
     scored = [row for row in rows if row.result.trained is not None]
-    costs = [c for c in COSTS if sum(c.of(row.result) is not None for row in scored) > 1]
+    costs = [c for c in COSTS if sum(c.value(row.result) is not None for row in scored) > 1]
     if not costs:
         return None
     return document.Figure(
         "cost",
-        f"Held-out accuracy against {', '.join(c.name for c in costs)}; the values are in the"
+        f"Held-out accuracy against {', '.join(c.title for c in costs)}; the values are in the"
         " table of results.",
         "Held-out accuracy against what it cost. The line joins the runs that no other beats in"
         " both: each is the best of those that cost no more. One run is one point; the whiskers"
@@ -60,13 +43,11 @@ def best(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def _draw(rows: Sequence[RunRow], costs: Sequence[RunCost], narrow: bool) -> Figure:
-    from matplotlib.figure import Figure
-
+def _draw(rows: Sequence[RunRow], costs: Sequence[Axis], narrow: bool) -> Figure:
     columns = 1 if narrow else len(costs)
     lines = len(costs) if narrow else 1
     size = (NARROW, 2.3 * lines + 0.4) if narrow else (BROAD, 3.1)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = blank(*size, fitted=True)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
     for axes, cost in zip(grid, costs, strict=True):
         _scatter(axes, rows, cost)
@@ -75,23 +56,23 @@ def _draw(rows: Sequence[RunRow], costs: Sequence[RunCost], narrow: bool) -> Fig
     return figure
 
 
-def _scatter(axes: Axes, rows: Sequence[RunRow], cost: RunCost) -> None:
+def _scatter(axes: Axes, rows: Sequence[RunRow], cost: Axis) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
     points: list[tuple[float, float]] = []
     for row in rows:
-        value, score = cost.of(row.result), row.result.trained
+        value, score = cost.value(row.result), row.result.trained
         if value is None or score is None or (cost.log and value <= 0):
             continue
         colour, marker, _ = series(row.colour)
         if limits(score.low, score.high):
             axes.vlines(value, 100 * score.low, 100 * score.high, color=colour, linewidth=0.9)
         (dot,) = axes.plot(value, 100 * score.accuracy, marker, color=colour, markersize=6)
-        tip(dot, f"{row.label}: {percent(score.accuracy)} %, {cost.show(value)} {cost.name}")
+        tip(dot, f"{row.label}: {percent(score.accuracy)} %, {cost.text(value)} {cost.title}")
         points.append((value, 100 * score.accuracy))
     edge = best(points)
     axes.plot(*zip(*edge, strict=True), "-", color=MUTED, linewidth=0.9, zorder=1.5)
-    axes.set_xlabel(cost.name)
+    axes.set_xlabel(cost.title)
     if cost.log:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from modicum.report import document
 from modicum.report.figures import panels
 from modicum.report.numbers import some
 from modicum.report.study.families import CONTROL, family, ranked
-from modicum.report.style import BROAD, INK, MUTED, NARROW, SERIES, tip
+from modicum.report.style import BROAD, INK, MUTED, NARROW, SERIES, Figure, blank, tip
 from modicum.results import Analysis
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LIGHTEST, DARKEST = 0.04, 0.5  # the ink in a cell stays readable, in dark mode too
 MOST = 12  # levels that fit a page
@@ -64,7 +59,6 @@ def figure(analysis: Analysis) -> document.Figure | None:
 
 def draw(analysis: Analysis, narrow: bool) -> Figure:
     """The figure; shades go from 0 to 100 % in every cell."""
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     columns, lines = list(levels(analysis).items())[:MOST], rows(analysis)
@@ -74,7 +68,7 @@ def draw(analysis: Analysis, narrow: bool) -> Figure:
     left = min(1.45 if narrow else 2.5, names)
     width = min(0.8, (across - left - 0.05) / len(columns))
     down = row * len(lines) + 0.48
-    figure = Figure(figsize=(across, down))
+    figure = blank(across, down)
     axes = panels.place(figure, left, 0.42, width * len(columns), row * len(lines))
     axes.set_axis_off()
     axes.set_xlim(0, len(columns))

@@ -8,19 +8,15 @@ arm that lies beyond it altogether is an arrow with its number beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modicum.report import document
 from modicum.report.figures import panels
 from modicum.report.numbers import interval, points, some
 from modicum.report.study.families import CONTROL, family, present, ranked
-from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, tip
+from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
 from modicum.results import Analysis, ArmResult
 from modicum.stats import Difference
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # In margins: an arm whose interval comes nearer than NEAR, or whose mean lies nearer than
 # SHOWN, decides how far the axis goes, up to FARTHEST (or 15 points, if that is more).
@@ -63,8 +59,6 @@ def reach(analysis: Analysis) -> tuple[float, float]:
 
 def draw(analysis: Analysis, narrow: bool) -> Figure:
     """The figure: a row for each arm, the best first, placebos and failed arms apart."""
-    from matplotlib.figure import Figure
-
     arms = ranked(analysis)
     row = 0.46 if narrow else 0.28
     across = NARROW if narrow else BROAD
@@ -75,7 +69,7 @@ def draw(analysis: Analysis, narrow: bool) -> Figure:
     top = 0.1 + 0.19 * panels.legend_lines(families, 0.1, across) + (0.08 if narrow else 0.28)
     places = _places(analysis, arms)
     height = row * (places[-1] + 1)
-    figure = Figure(figsize=(across, top + height + 0.42))
+    figure = blank(across, top + height + 0.42)
     axes = panels.place(figure, left, top, across - left - right, height)
     panels.legend(figure, families, 0.1, 0.06)
     _frame(axes, analysis, places)

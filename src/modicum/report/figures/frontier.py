@@ -6,29 +6,25 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modicum.report import document
 from modicum.report.figures import labels, panels
 from modicum.report.numbers import decimal, mebibytes, memory, short, some
 from modicum.report.study.families import family, present
-from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, tip
-from modicum.results import Analysis, ArmCost, ArmResult
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
+from modicum.results import Analysis, ArmResult
 
 SIZE = 7.5  # of a label, points
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A cost: its name in a file's name and in words, its number and how it is written."""
+    """A cost of a run or an arm: its name for files and in words, its number, how that is written."""
 
     name: str
     title: str
-    value: Callable[[ArmCost], float | None]
+    value: Callable[[Any], float | None]
     text: Callable[[float | None], str]
     log: bool = False
 
@@ -101,12 +97,10 @@ def points(analysis: Analysis, axis: Axis) -> list[Point]:
 
 def draw(analysis: Analysis, axis: Axis, narrow: bool) -> Figure:
     """The figure: a mark for each arm with its name and interval, the frontier as steps."""
-    from matplotlib.figure import Figure
-
     across, down = (NARROW, 5.6) if narrow else (BROAD, 4.6)
     families = present(analysis)
     top = 0.12 + 0.19 * panels.legend_lines(families, 0.1, across) + 0.08
-    figure = Figure(figsize=(across, down))
+    figure = blank(across, down)
     left = 0.46
     axes = panels.place(figure, left, top, across - left - 0.12, down - top - 0.5)
     panels.legend(figure, families, 0.1, 0.06)

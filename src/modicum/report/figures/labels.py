@@ -17,6 +17,9 @@ ANGLES = tuple(math.radians(degrees) for degrees in range(0, 360, 15))
 LINE_FROM = 0.2  # a label farther off than this needs a line to its point
 
 
+Point = tuple[float, float]
+
+
 @dataclass(frozen=True)
 class Box:
     """A rectangle in inches."""
@@ -50,8 +53,8 @@ class LabelPlace:
 
 
 def arrange(
-    points: Sequence[tuple[float, float]],
-    sizes: Sequence[tuple[float, float]],
+    points: Sequence[Point],
+    sizes: Sequence[Point],
     bounds: Box,
     obstacles: Sequence[Box] = (),
 ) -> list[LabelPlace]:
@@ -79,9 +82,7 @@ def arrange(
     return [chosen[i] for i in range(len(points))]
 
 
-def _choices(
-    point: tuple[float, float], size: tuple[float, float], bounds: Box, fixed: Sequence[Box]
-) -> list[LabelPlace]:
+def _choices(point: Point, size: Point, bounds: Box, fixed: Sequence[Box]) -> list[LabelPlace]:
     """All places around a point with what each costs by itself."""
     found = []
     for distance in DISTANCES:
@@ -91,15 +92,9 @@ def _choices(
             x = point[0] + distance * across - size[0] * (1 - across) / 2
             y = point[1] + distance * up + size[1] / 2 * up
             box = Box(x, y - size[1] / 2, x + size[0], y + size[1] / 2)
-            outside = sum(
-                max(0.0, gap)
-                for gap in (
-                    bounds.left - box.left,
-                    box.right - bounds.right,
-                    bounds.bottom - box.bottom,
-                    box.top - bounds.top,
-                )
-            )
+            sides = (bounds.left - box.left, box.right - bounds.right)
+            ends = (bounds.bottom - box.bottom, box.top - bounds.top)
+            outside = sum(max(0.0, gap) for gap in (*sides, *ends))
             covered = sum(box.overlap(other) for other in fixed)
             # To the right is where a reader looks first, above next.
             taste = 0.02 * (1 - across) + 0.01 * (1 - up)
@@ -108,11 +103,7 @@ def _choices(
     return found
 
 
-def _total(
-    point: tuple[float, float],
-    place: LabelPlace,
-    others: Sequence[tuple[tuple[float, float], LabelPlace]],
-) -> float:
+def _total(point: Point, place: LabelPlace, others: Sequence[tuple[Point, LabelPlace]]) -> float:
     cost = place.cost
     line = (point, _middle(place))
     for other_point, other in others:
@@ -122,17 +113,14 @@ def _total(
     return cost
 
 
-def _middle(place: LabelPlace) -> tuple[float, float]:
+def _middle(place: LabelPlace) -> Point:
     return (place.box.left + place.box.right) / 2, place.y
 
 
-def _cross(
-    one: tuple[tuple[float, float], tuple[float, float]],
-    two: tuple[tuple[float, float], tuple[float, float]],
-) -> bool:
+def _cross(one: tuple[Point, Point], two: tuple[Point, Point]) -> bool:
     """Whether two segments cross."""
 
-    def side(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
+    def side(a: Point, b: Point, c: Point) -> float:
         return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
     (a, b), (c, d) = one, two

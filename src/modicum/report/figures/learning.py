@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,12 +23,8 @@ from modicum.report.figures.curves import (
 )
 from modicum.report.numbers import ARROW, NONE, general, listed
 from modicum.report.read import RunRecord, colours
-from modicum.report.style import BROAD, INK, NARROW, legend, name, series
+from modicum.report.style import BROAD, INK, NARROW, Axes, Figure, blank, legend, name, series
 from modicum.results import Column
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[document.Figure]:
@@ -117,10 +112,8 @@ def _ticks(axes: Axes, axis: Against) -> None:
 
 
 def _grid(number: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
     rows = -(-number // columns)
-    figure = Figure(figsize=(size[0], size[1] * rows + 0.4), layout="constrained")
+    figure = blank(size[0], size[1] * rows + 0.4, fitted=True)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[number:]:
         axes.set_axis_off()

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from modicum.report import document
 from modicum.report.document import Table
 from modicum.report.numbers import percent
-from modicum.report.style import BROAD, INK, NARROW, legend, series, tip
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from modicum.report.style import BROAD, INK, NARROW, Figure, blank, legend, series, tip
 
 
 @dataclass(frozen=True)
@@ -53,9 +49,7 @@ def figure(levels: Sequence[LevelScores], names: Sequence[str]) -> document.Figu
 
 
 def _draw(levels: Sequence[LevelScores], names: Sequence[str], narrow: bool) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(NARROW, 2.7) if narrow else (BROAD, 3.0), layout="constrained")
+    figure = blank(*((NARROW, 2.7) if narrow else (BROAD, 3.0)), fitted=True)
     axes = figure.subplots()
     for number, name in enumerate(("base", *names)):
         colour, marker, style = series(number - 1) if number else (INK, "x", "--")

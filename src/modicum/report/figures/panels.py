@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from modicum.report.numbers import tick
 from modicum.report.study.families import Family
-from modicum.report.style import BROAD, MUTED, NARROW
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from modicum.report.style import BROAD, MUTED, NARROW, Axes, Figure, blank
 
 LETTER = 0.62  # width of a letter of the figures' font, in its size
 
@@ -47,8 +42,6 @@ def grid(
     `height` is that of a panel and `margin` the room at the left, in inches. All panels
     are to have the same limits.
     """
-    from matplotlib.figure import Figure
-
     columns = min(2 if narrow else 5, len(titles))
     lines = -(-len(titles) // columns)
     across = NARROW if narrow else BROAD
@@ -56,7 +49,7 @@ def grid(
     # A few panels stay small multiples: they do not grow to the width of the page.
     width = min(2.6, (across - margin - 0.1 - gap_x * (columns - 1)) / columns)
     down = top + lines * height + (lines - 1) * gap_y + bottom
-    figure = Figure(figsize=(across, down))
+    figure = blank(across, down)
     panels = []
     for number, title in enumerate(titles):
         line, column = divmod(number, columns)

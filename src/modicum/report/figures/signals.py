@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,12 +20,8 @@ from modicum.report.figures.curves import Line
 from modicum.report.numbers import brief, general, listed, some
 from modicum.report.study.families import CONTROL, family
 from modicum.report.study.read import StudyRecord
-from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW
+from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, Axes, Figure, blank
 from modicum.results import ArmResult
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 POINTS = 30  # of a curve an inch wide
 COLUMNS = 9  # side by side on a page
@@ -97,15 +92,13 @@ def figure(study: StudyRecord) -> document.Figure | None:
 
 def draw(study: StudyRecord, signals: Sequence[Signal], narrow: bool) -> Figure:
     """The figure: one block of all columns for a page, blocks of three for a phone."""
-    from matplotlib.figure import Figure
-
     shown = arms(study)
     across, row, head = (NARROW, 0.42, 0.42) if narrow else (BROAD, 0.3, 0.42)
     left = 0.05 if narrow else min(2.1, panels.width_of([a.name for a in shown]) + 0.12)
     count = 3 if narrow else max(4, -(-len(signals) // -(-len(signals) // COLUMNS)))
     blocks = [signals[i : i + count] for i in range(0, len(signals), count)]
     block = head + row * len(shown) + 0.12
-    figure = Figure(figsize=(across, block * len(blocks) + 0.05))
+    figure = blank(across, block * len(blocks) + 0.05)
     width = (across - left) / count
     for number, chosen in enumerate(blocks):
         for column, signal in enumerate(chosen):

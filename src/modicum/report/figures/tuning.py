@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modicum.report import document
 from modicum.report.figures import panels
 from modicum.report.numbers import listed, rate, some
 from modicum.report.study.families import family
-from modicum.report.style import INK, MUTED, tip
+from modicum.report.style import INK, MUTED, Axes, Figure, tip
 from modicum.results import Analysis, ArmResult
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def arms(analysis: Analysis) -> list[ArmResult]:

@@ -184,27 +184,27 @@ def _method(study: StudyRecord) -> Section:
 def _settings(study: StudyRecord) -> Section:
     shown = arm_curves.arms(study)
     configs = [study.curves[arm.slug].config for arm in shown]
-    found = sections.compare(configs or [study.settings.get("config", {})])
+    alike, differing = sections.compare(configs or [study.settings.get("config", {})])
     design = {k: v for k, v in study.settings.items() if k not in ("arms", "config", "question")}
     return section(
         "settings",
         "Settings",
-        _different(study, found) if shown else _overrides(study),
-        sections.shared("The same in all arms", found.shared),
+        _different(study, differing) if shown else _overrides(study),
+        sections.shared("The same in all arms", alike),
         sections.shared("The study", design),
     )
 
 
-def _different(study: StudyRecord, settings: sections.SharedSettings) -> Table | None:
+def _different(study: StudyRecord, settings: sections.Texts) -> Table | None:
     """The settings in which arms differ, a row an arm."""
-    if not settings.different:
+    if not settings:
         return None
-    columns = list(settings.different.values())
+    columns = list(settings.values())
     rows = [
         [TableCell(arm.name, code=True), *(column[number] for column in columns)]
         for number, arm in enumerate(arm_curves.arms(study))
     ]
-    heads = ("arm", *settings.different)
+    heads = ("arm", *settings)
     return table("Settings in which the arms differ", heads, rows, wrap=True, plain=True)
 
 

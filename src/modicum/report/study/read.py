@@ -100,7 +100,10 @@ def load(folder: str | Path) -> StudyRecord:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a study folder")
-    analysis, stored, design = _analysis(folder), folder / "curves.json", folder / "study.toml"
+    file, stored, design = (folder / n for n in ("analysis.json", "curves.json", "study.toml"))
+    if not file.is_file():
+        raise UserError(f"{file} is missing: the study has not been analysed yet")
+    analysis = Analysis.from_json(read_object(file), str(file))
     data = read_object(stored) if stored.is_file() else {"format": cells.FORMAT}
     if data.get("format") != cells.FORMAT:
         raise UserError(f"{stored}: 'format' is {data.get('format')!r}, not {cells.FORMAT}")
@@ -117,18 +120,3 @@ def load(folder: str | Path) -> StudyRecord:
                     f"{stored}: {slug}: the columns of seed {seed} are not of one length"
                 )
     return StudyRecord(folder, analysis, read_toml(design) if design.is_file() else {}, runs)
-
-
-def compact(folder: str | Path) -> dict[str, Any]:
-    """What the study's run folders hold, thinned, as JSON values: the content of `curves.json`.
-
-    Raises UserError when `analysis.json` is missing or a run folder is broken.
-    """
-    return cells.compact(Path(folder), _analysis(Path(folder)))
-
-
-def _analysis(folder: Path) -> Analysis:
-    file = folder / "analysis.json"
-    if not file.is_file():
-        raise UserError(f"{file} is missing: the study has not been analysed yet")
-    return Analysis.from_json(read_object(file), str(file))

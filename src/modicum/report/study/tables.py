@@ -10,6 +10,7 @@ from modicum.report.numbers import (
     count,
     decimal,
     interval,
+    limits,
     memory,
     percent,
     points,
@@ -26,7 +27,7 @@ TESTS = ("noninferior", "superior", "equivalent", "inferior")
 
 def arms(analysis: Analysis) -> Table:
     """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
-    columns: Mapping[str, Callable[[ArmResult], TableCell]] = {
+    columns: Mapping[str, Callable[[ArmResult], TableCell | None]] = {
         "verdict": lambda arm: TableCell(arm.verdict),
         "trained": lambda arm: TableCell(share(arm.cost.share), arm.cost.share),
         f"{analysis.primary} (%), 95 %": _accuracy,
@@ -38,7 +39,7 @@ def arms(analysis: Analysis) -> Table:
         "seeds": lambda arm: _seeds(analysis, arm),
     }
     rows = [
-        [_name(analysis, arm), *(cell(arm) for cell in columns.values())]
+        [_name(analysis, arm), *(cell(arm) or NONE for cell in columns.values())]
         for arm in ranked(analysis)
     ]
     return table("The arms, the best first", ("arm", *columns), rows, wrap=True)
@@ -97,27 +98,21 @@ def _name(analysis: Analysis, arm: ArmResult) -> TableCell:
     return TableCell(arm.name, series=family(analysis, arm).series, code=True)
 
 
-def _accuracy(arm: ArmResult) -> TableCell:
-    band = arm.accuracy
-    if band is None:
-        return TableCell(NONE)
-    ends = f"[{percent(band.low)}, {percent(band.high)}]"
-    return TableCell(f"{percent(band.mean)} {_whole(ends)}", band.mean)
+def _accuracy(arm: ArmResult) -> TableCell | None:
+    if (band := arm.accuracy) is None:
+        return None
+    return TableCell(f"{percent(band.mean)} {_whole(limits(band.low, band.high))}", band.mean)
 
 
-def _difference(arm: ArmResult) -> TableCell:
-    found = arm.difference
-    if found is None:
-        return TableCell(NONE)
-    return TableCell(
-        f"{points(found.mean)} {_whole(interval(found.low90, found.high90))}", found.mean
-    )
+def _difference(arm: ArmResult) -> TableCell | None:
+    if (gap := arm.difference) is None:
+        return None
+    return TableCell(f"{points(gap.mean)} {_whole(interval(gap.low90, gap.high90))}", gap.mean)
 
 
-def _retention(arm: ArmResult) -> TableCell:
-    band = arm.retention
-    if band is None:
-        return TableCell(NONE)
+def _retention(arm: ArmResult) -> TableCell | None:
+    if (band := arm.retention) is None:
+        return None
     ends = _whole(f"[{percent(band.low, 0)}, {percent(band.high, 0)}]")
     text = f"{percent(band.mean, 0)}\u00a0% {ends}"
     return TableCell(text.replace("-", "−"), band.mean)
@@ -143,9 +138,9 @@ def _step(seconds: float | None) -> str:
     return NONE if seconds is None else f"{seconds:.3g} s"
 
 
-def _rate(arm: ArmResult) -> TableCell:
+def _rate(arm: ArmResult) -> TableCell | None:
     if arm.learning_rate is None:
-        return TableCell(NONE)
+        return None
     text = rate(arm.learning_rate)
     return TableCell(text + (EDGE if arm.rate_at_edge else ""), arm.learning_rate)
 
