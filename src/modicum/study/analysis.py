@@ -131,24 +131,20 @@ def _band(interval: Any) -> dict[str, float] | None:
 def _notes(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the design itself must own up to."""
     notes = []
-    edges = [arm["name"] for arm in arms if arm["rate_at_edge"]]
+    edges = [arm for arm in arms if arm["rate_at_edge"]]
     if edges:
         notes.append(
-            f"The best rate of {_listed(edges)} lies at the edge of its tries: a further one may"
+            f"The best rate of {verdict.names(edges)} lies at the edge of its tries: a further one may"
             " be better."
         )
-    failed = [arm["name"] for arm in arms if any(entry["failed"] for entry in arm["tries"])]
+    failed = [arm for arm in arms if any(entry["failed"] for entry in arm["tries"])]
     if failed:
-        notes.append(f"Tries of {_listed(failed)} failed.")
+        notes.append(f"Tries of {verdict.names(failed)} failed.")
     unit = {"tokens": "generated_tokens"}.get(study.budget.unit, study.budget.unit)
-    short = [
-        arm["name"]
-        for arm in arms
-        if arm["cost"] and arm["cost"][unit] < SHORT * study.budget.amount
-    ]
+    short = [arm for arm in arms if arm["cost"] and arm["cost"][unit] < SHORT * study.budget.amount]
     if short:
         notes.append(
-            f"{_listed(short)} ran out of steps ({study.budget.max_steps}) before the budget was"
+            f"{verdict.names(short)} ran out of steps ({study.budget.max_steps}) before the budget was"
             " spent."
         )
     if study.tuning.share < 1 and len(study.tuning.factors) > 1:
@@ -156,10 +152,6 @@ def _notes(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Tries had {study.tuning.share:g} of a run's budget: short ones prefer high rates."
         )
     return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
 
 
 def differences(one: Path, other: Path) -> list[str]:
