@@ -54,6 +54,7 @@ def analyse(found: Collected, folder: Path) -> dict[str, Any]:
     scores_SI = np.array(list(control.scores.values()))
     components = inference.variance(scores_SI)
     first = next(iter(control.results.values()))
+    gain = compared[study.control].gain
     start = inference.arm_interval(found.base_scores[None, :])
     whole: dict[str, Any] = {
         "question": study.question,
@@ -67,9 +68,9 @@ def analyse(found: Collected, folder: Path) -> dict[str, Any]:
         "num_problems": base["num_problems"],
         "samples_per_problem": base["samples_per_problem"],
         "split": base["split"],
-        "base": start.__dict__,
-        "control_gain": _band(compared[study.control].gain),
-        "variance": None if components is None else dict(components.__dict__),
+        "base": asdict(start),
+        "control_gain": gain and asdict(gain),
+        "variance": components and asdict(components),
         "arms": [
             _arm(found, outcome, control, compared[outcome.arm.name], folder)
             for outcome in found.outcomes
@@ -102,6 +103,7 @@ def _arm(
         "settings": dict(arm.settings),
         "kind": kind_of(arm),
         **asdict(outcome.choice),
+        "tries": [asdict(entry) for entry in outcome.choice.tries],
         **numbers,
         "difficulty": difficulty(found, outcome),
         "cost": cost_of(outcome, control),
@@ -122,10 +124,6 @@ def kind_of(arm: PlannedArm) -> str:
         return updates.parse(str(arm.settings["update"])).kind
     except (KeyError, UserError):  # an update of another version or of the user's own
         return ""
-
-
-def _band(interval: Any) -> dict[str, float] | None:
-    return None if interval is None else dict(interval.__dict__)
 
 
 def _notes(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[str]:

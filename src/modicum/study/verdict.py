@@ -80,18 +80,9 @@ def _words(arm: Values, study: Values) -> str:
     return f"{start} and {CLAIMS[verdict](arm, study)}."
 
 
-def _better(arm: Values, study: Values) -> str:
-    return f"is better than {_control_name(study)} {_found(arm, study, 95)}"
-
-
-def _equivalent(arm: Values, study: Values) -> str:
-    margin = _size(study["margin"])
-    return f"is equivalent to {_control_name(study)} within {margin}{_though(arm)} {_found(arm, study)}"
-
-
-def _not_worse(arm: Values, study: Values) -> str:
-    margin = _size(study["margin"])
-    return f"is not worse than {_control_name(study)} by more than {margin}{_though(arm)} {_found(arm, study)}"
+def _within(arm: Values, study: Values, claim: str, by: str) -> str:
+    margin = f"{_size(study['margin'])}{_though(arm)}"
+    return f"is {claim} {_control_name(study)} {by} {margin} {_found(arm, study)}"
 
 
 def _worse(arm: Values, study: Values) -> str:
@@ -113,9 +104,9 @@ def _undecided(arm: Values, study: Values) -> str:
 
 
 CLAIMS: dict[str, Callable[[Values, Values], str]] = {
-    "better": _better,
-    "equivalent": _equivalent,
-    "not worse": _not_worse,
+    "better": lambda arm, study: f"is better than {_control_name(study)} {_found(arm, study, 95)}",
+    "equivalent": lambda arm, study: _within(arm, study, "equivalent to", "within"),
+    "not worse": lambda arm, study: _within(arm, study, "not worse than", "by more than"),
     "worse": _worse,
     "undecided": _undecided,
 }
@@ -191,11 +182,10 @@ def _placebos(study: Values) -> str:
 
 
 def _found(arm: Values, study: Values, level: int = 90) -> str:
-    values = arm["difference"]
+    values, paired = arm["difference"], len(_paired(arm, study))
+    seeds = f"{paired} seed{'' if paired == 1 else 's'}"
     limits = f"{level} % interval {_span(values[f'low{level}'], values[f'high{level}'])}"
-    return (
-        f"(difference {_signed(values['mean'], '')}, {limits}, {_num_seeds(_paired(arm, study))})"
-    )
+    return f"(difference {_signed(values['mean'], '')}, {limits}, {seeds})"
 
 
 def _costs(arm: Values, with_ratios: bool = True) -> str:
@@ -256,10 +246,6 @@ def _paired(arm: Values, study: Values) -> set[str]:
 def names(arms: Sequence[Values]) -> str:
     """The arms' names as code, in a row."""
     return ", ".join(f"`{arm['name']}`" for arm in arms)
-
-
-def _num_seeds(seeds: set[str]) -> str:
-    return f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}"
 
 
 def _capital(text: str) -> str:
