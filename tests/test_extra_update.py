@@ -23,7 +23,8 @@ from modicum import cli, plan, updates
 from modicum.config import Held, Sampling, Steps, TrainConfig
 from modicum.plan import hardware
 from modicum.plan.shapes import Lengths
-from modicum.report.study import families, page, read
+from modicum.report import page
+from modicum.report.study import families, read
 from modicum.results import ArmResult
 from modicum.study import analysis, design
 from modicum.study.cells import check_arms
@@ -180,4 +181,4 @@ def test_a_study_of_it_has_its_colour(tmp_path: Path, monkeypatch: pytest.Monkey
     look = families.family(found.analysis, found.analysis.arms[1])
     assert (look.name, look.marker) == ("adapters", families.KINDS["adapters"].marker)
     assert families.family(found.analysis, ArmResult("a", "a", "")).name == "other settings"
-    assert USUAL in page.write(tmp_path, tmp_path / "report.html").read_text()
+    assert USUAL in page.write_study(tmp_path, tmp_path / "report.html").read_text()

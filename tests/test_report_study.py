@@ -17,10 +17,10 @@ from matplotlib.patches import Rectangle
 
 import fake_study
 from modicum import updates
-from modicum.report import document, html, markdown, numbers, output, style
+from modicum.report import document, html, markdown, numbers, output, page, style
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures import difficulty, forest, frontier, labels, signals, tuning
-from modicum.report.study import cells, families, page, read, tables
+from modicum.report.study import cells, families, read, tables
 from modicum.report.study.document import document as document_of
 from modicum.report.study.read import StudyRecord
 from modicum.report.style import STYLE
@@ -99,7 +99,7 @@ def written(folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         # Half of the time goes into fonts of PDF files, which tests of the frame look at.
         patch.setattr(style, "pdf", lambda figure: b"%PDF stand-in")
-        return page.write(folder)
+        return page.write_study(folder)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_the_page_goes_where_it_is_asked_for(
 ) -> None:
     monkeypatch.setattr(output, "draw", lambda figures: {})
     out = tmp_path / "deep" / "mine.html"
-    assert page.write(folder, out, "My <study>") == out
+    assert page.write_study(folder, out, "My <study>") == out
     assert "<title>My &lt;study&gt;</title>" in out.read_text()
     assert out.with_suffix(".md").read_text().startswith("# My \\<study\\>\n")
 

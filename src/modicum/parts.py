@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -130,12 +131,9 @@ def _described(part: Any, text: str) -> dict[str, Any]:
         return {"expression": text, **dataclasses.asdict(part.summary)}
     pieces = [term for _, term in part.terms] if isinstance(part, Reward) else [part]
     codes = {_label(piece): getattr(piece, "function", type(piece)) for piece in pieces}
-    own = {name: code for name, code in codes.items() if not _shipped(code)}
+    shipped = re.compile(r"modicum(\.|$)")
+    own = {n: c for n, c in codes.items() if not shipped.match(str(getattr(c, "__module__", "")))}
     return {"expression": text, "source": {name: _source(code) for name, code in own.items()}}
-
-
-def _shipped(code: Any) -> bool:
-    return str(getattr(code, "__module__", "")).partition(".")[0] == "modicum"
 
 
 def _source(code: Any) -> str | None:

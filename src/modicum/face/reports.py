@@ -17,7 +17,6 @@ def report(*runs: str | Path | TrainResult, out: str | Path = "", title: str = "
     the folder of a single run or study, and here for several runs.
     """
     from modicum.report import page
-    from modicum.report.study import page as study_page
 
     folders = [folder_of(run) for run in runs]
     if not folders:
@@ -26,6 +25,6 @@ def report(*runs: str | Path | TrainResult, out: str | Path = "", title: str = "
     if studies and len(folders) > 1:
         raise UserError(f"{studies[0]} is a study: it gets a report of its own")
     if studies:
-        return study_page.write(folders[0], Path(out) if out else None, title or None)
+        return page.write_study(folders[0], Path(out) if out else None, title or None)
     place = out or (None if len(folders) == 1 else "report.html")
     return page.write(folders, place, title or "modicum report")

@@ -1,4 +1,4 @@
-"""The report of one or several runs: one self-contained HTML page, Markdown, figure files."""
+"""The report of runs or of a study: one self-contained HTML page, Markdown, figure files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from modicum.report import output
 from modicum.report.read import load
 from modicum.report.runs import document
+from modicum.report.study.document import document as study_document
+from modicum.report.study.read import load as load_study
 from modicum.types import UserError
 
 
@@ -26,3 +28,10 @@ def write(
         raise UserError("a report of several runs needs the name of a file, such as report.html")
     places = output.places(Path(folders[0]), out)
     return output.write(document([load(folder) for folder in folders], title), places)
+
+
+def write_study(folder: Path, out: Path | None = None, title: str | None = None) -> Path:
+    """Write the report of the study in `folder` and return the path of its page; as `write`."""
+    places, study = output.places(folder, out), load_study(folder)
+    title = title or f"Study of {study.analysis.task or folder.name}"
+    return output.write(study_document(study, title), places)

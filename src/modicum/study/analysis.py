@@ -54,6 +54,7 @@ def analyse(found: Collected, folder: Path) -> dict[str, Any]:
     scores_SI = np.array(list(control.scores.values()))
     components = inference.variance(scores_SI)
     first = next(iter(control.results.values()))
+    gain = compared[study.control].gain
     start = inference.arm_interval(found.base_scores[None, :])
     whole: dict[str, Any] = {
         "question": study.question,
@@ -67,9 +68,9 @@ def analyse(found: Collected, folder: Path) -> dict[str, Any]:
         "num_problems": base["num_problems"],
         "samples_per_problem": base["samples_per_problem"],
         "split": base["split"],
-        "base": start.__dict__,
-        "control_gain": _band(compared[study.control].gain),
-        "variance": None if components is None else dict(components.__dict__),
+        "base": asdict(start),
+        "control_gain": gain and asdict(gain),
+        "variance": components and asdict(components),
         "arms": [
             _arm(found, outcome, control, compared[outcome.arm.name], folder)
             for outcome in found.outcomes
@@ -102,6 +103,7 @@ def _arm(
         "settings": dict(arm.settings),
         "kind": kind_of(arm),
         **asdict(outcome.choice),
+        "tries": [asdict(entry) for entry in outcome.choice.tries],
         **numbers,
         "difficulty": difficulty(found, outcome),
         "cost": cost_of(outcome, control),
@@ -124,31 +126,23 @@ def kind_of(arm: PlannedArm) -> str:
         return ""
 
 
-def _band(interval: Any) -> dict[str, float] | None:
-    return None if interval is None else dict(interval.__dict__)
-
-
 def _notes(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the design itself must own up to."""
     notes = []
-    edges = [arm["name"] for arm in arms if arm["rate_at_edge"]]
+    edges = [arm for arm in arms if arm["rate_at_edge"]]
     if edges:
         notes.append(
-            f"The best rate of {_listed(edges)} lies at the edge of its tries: a further one may"
+            f"The best rate of {verdict.names(edges)} lies at the edge of its tries: a further one may"
             " be better."
         )
-    failed = [arm["name"] for arm in arms if any(entry["failed"] for entry in arm["tries"])]
+    failed = [arm for arm in arms if any(entry["failed"] for entry in arm["tries"])]
     if failed:
-        notes.append(f"Tries of {_listed(failed)} failed.")
+        notes.append(f"Tries of {verdict.names(failed)} failed.")
     unit = {"tokens": "generated_tokens"}.get(study.budget.unit, study.budget.unit)
-    short = [
-        arm["name"]
-        for arm in arms
-        if arm["cost"] and arm["cost"][unit] < SHORT * study.budget.amount
-    ]
+    short = [arm for arm in arms if arm["cost"] and arm["cost"][unit] < SHORT * study.budget.amount]
     if short:
         notes.append(
-            f"{_listed(short)} ran out of steps ({study.budget.max_steps}) before the budget was"
+            f"{verdict.names(short)} ran out of steps ({study.budget.max_steps}) before the budget was"
             " spent."
         )
     if study.tuning.share < 1 and len(study.tuning.factors) > 1:
@@ -156,10 +150,6 @@ def _notes(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Tries had {study.tuning.share:g} of a run's budget: short ones prefer high rates."
         )
     return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
 
 
 def differences(one: Path, other: Path) -> list[str]:

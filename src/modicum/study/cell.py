@@ -108,28 +108,23 @@ def work(cell: Cell, threads: int) -> None:
 def execute(cell: Cell) -> None:
     """Run the cell in this process; what it is refused or stops itself for is its failure."""
     from modicum.display import Display
+    from modicum.scorecard import Evaluation
+    from modicum.training.loop import train
 
     with Display() as display:
         try:
-            _run(cell, display)
+            if not cell.base:
+                _evaluate_base(cell, display)
+                return
+            known = Evaluation.from_json(read_object(Path(cell.base) / BASE))
+            begun = (cell.folder / "config.toml").is_file()
+            train(cell.config, display, resume=begun, base=known)
+            if not cell.keep:
+                shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
         except RunInterrupted:
             raise
         except UserError as error:
             cell.fail(str(error))
-
-
-def _run(cell: Cell, display: Display) -> None:
-    from modicum.scorecard import Evaluation
-    from modicum.training.loop import train
-
-    if not cell.base:
-        _evaluate_base(cell, display)
-        return
-    known = Evaluation.from_json(read_object(Path(cell.base) / BASE))
-    begun = (cell.folder / "config.toml").is_file()
-    train(cell.config, display, resume=begun, base=known)
-    if not cell.keep:
-        shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
 
 
 def _evaluate_base(cell: Cell, display: Display) -> None:

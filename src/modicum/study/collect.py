@@ -141,13 +141,9 @@ def _levels(path: Path, base: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple
     if len(found) == len(measures) and len(set(found)) > 1:
         names = [f"{value:g}" for value in sorted(set(found))]
         return tuple(f"{value:g}" for value in found), tuple(names)
-    levels = [_level(score) for score in base["scores"]]
+    levels = [next(n for limit, n in LEVELS if score <= limit) for score in base["scores"]]
     order = [name for _, name in LEVELS[::-1]]
     return tuple(levels), tuple(name for name in order if name in levels)
-
-
-def _level(score: float) -> str:
-    return next(name for limit, name in LEVELS if score <= limit)
 
 
 def difficulty(found: Collected, outcome: ArmRuns) -> list[dict[str, Any]]:

@@ -34,7 +34,6 @@ from modicum.study.twolevel import Components, Table, spread, table
 from modicum.types import UserError
 
 ALPHA = 0.05
-TESTS = ("noninferior", "superior", "equivalent", "inferior")
 Rows = Mapping[int, NDArray[np.float64]]
 Verdict = Literal[
     "control", "better", "equivalent", "not worse", "worse", "undecided", "failed",
@@ -189,7 +188,7 @@ def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, 
                 adjusted[test][place] <= ALPHA
                 and (first or test not in ("superior", "equivalent")),
             )
-            for test in TESTS
+            for test in p_values
         }
     return tests
 

@@ -158,15 +158,11 @@ def judge(outcomes: Sequence[TrialOutcome], base: Sequence[float]) -> list[Stand
     return [
         dataclasses.replace(
             standings[unit],
-            contribution=_share(standings[unit].gain, scale),
+            contribution=scale and (gain := standings[unit].gain) and gain / scale,
             level_with_best=bool(measured) and _level(found[measured[0]], found[unit]),
         )
         for unit in ranked
     ]
-
-
-def _share(gain: float | None, scale: float | None) -> float | None:
-    return None if gain is None or scale is None else gain / scale
 
 
 def _best_rate(runs: Sequence[TrialOutcome]) -> list[TrialOutcome]:
@@ -185,6 +181,7 @@ def _best_rate(runs: Sequence[TrialOutcome]) -> list[TrialOutcome]:
 def _standing(runs: Sequence[TrialOutcome], base: Sequence[float]) -> Standing:
     done = [run for run in runs if not run.failed]
     start = fmean(base)
+    by_problem = [fmean(scores) for scores in zip(*(run.scores for run in done), strict=True)]
     seeds = [run.accuracy for run in done]
     return Standing(
         unit=runs[0].trial.unit,
@@ -192,7 +189,7 @@ def _standing(runs: Sequence[TrialOutcome], base: Sequence[float]) -> Standing:
         gain=fmean(seeds) - start if done else None,
         by_seed=tuple(accuracy - start for accuracy in seeds),
         over_seeds=_band(seeds, [start] * len(seeds)) if len(done) > 1 else None,
-        over_problems=_band(_by_problem(done), base) if done else None,
+        over_problems=_band(by_problem, base) if done else None,
         contribution=None,
         level_with_best=False,
         learning_rate=done[0].learning_rate if done else runs[0].trial.rate,
@@ -200,11 +197,6 @@ def _standing(runs: Sequence[TrialOutcome], base: Sequence[float]) -> Standing:
         seconds=fmean(run.seconds for run in done) if done else 0.0,
         failed=tuple(f"seed {run.trial.seed}: {run.failed}" for run in runs if run.failed),
     )
-
-
-def _by_problem(runs: Sequence[TrialOutcome]) -> list[float]:
-    """Scores averaged over the runs."""
-    return [fmean(scores) for scores in zip(*(run.scores for run in runs), strict=True)]
 
 
 def _band(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:

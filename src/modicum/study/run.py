@@ -99,7 +99,7 @@ def study_status(study: Study | Path | str, out: Path | str = "") -> dict[str, A
 
 
 def _analyse(bench: StudyBench) -> StudyOutcome:
-    from modicum.report.study import page
+    from modicum.report import page
     from modicum.study import analysis, collect
 
     study, folder = bench.study, bench.folder
@@ -112,7 +112,7 @@ def _analyse(bench: StudyBench) -> StudyOutcome:
         for seed, path in collect.final(study, folder, arm).items()
         if not (path / RESULT).is_file()
     ]
-    return StudyOutcome(folder, found, page.write(folder), tuple(missing))
+    return StudyOutcome(folder, found, page.write_study(folder), tuple(missing))
 
 
 @contextmanager

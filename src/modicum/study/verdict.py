@@ -27,7 +27,7 @@ def conclusion(study: Values) -> str:
         return f"No run of {_control_name(study)} finished, so there is nothing to compare with."
     if not _clear(study):
         better = [arm for arm in study["arms"] if arm["verdict"] == "better"]
-        found = f" Better than it: {_names(better)}." if better else ""
+        found = f" Better than it: {names(better)}." if better else ""
         return f"Nothing to match: {_control_gain(study)}.{found}"
     arms = [a for a in study["arms"] if a["verdict"] != "control" and not a["placebo"]]
     said = [_matching(arms, study), _losing(arms), _open(arms), _placebos(study)]
@@ -56,7 +56,7 @@ def notes(study: Values) -> list[str]:
     ]
     if stopped:
         found.append(
-            f"Seeds that stopped are in no number: {_names(stopped)}. Where stopping is a "
+            f"Seeds that stopped are in no number: {names(stopped)}. Where stopping is a "
             "failure of the method, its accuracy is overstated."
         )
     return found
@@ -80,18 +80,9 @@ def _words(arm: Values, study: Values) -> str:
     return f"{start} and {CLAIMS[verdict](arm, study)}."
 
 
-def _better(arm: Values, study: Values) -> str:
-    return f"is better than {_control_name(study)} {_found(arm, study, 95)}"
-
-
-def _equivalent(arm: Values, study: Values) -> str:
-    margin = _size(study["margin"])
-    return f"is equivalent to {_control_name(study)} within {margin}{_though(arm)} {_found(arm, study)}"
-
-
-def _not_worse(arm: Values, study: Values) -> str:
-    margin = _size(study["margin"])
-    return f"is not worse than {_control_name(study)} by more than {margin}{_though(arm)} {_found(arm, study)}"
+def _within(arm: Values, study: Values, claim: str, by: str) -> str:
+    margin = f"{_size(study['margin'])}{_though(arm)}"
+    return f"is {claim} {_control_name(study)} {by} {margin} {_found(arm, study)}"
 
 
 def _worse(arm: Values, study: Values) -> str:
@@ -113,9 +104,9 @@ def _undecided(arm: Values, study: Values) -> str:
 
 
 CLAIMS: dict[str, Callable[[Values, Values], str]] = {
-    "better": _better,
-    "equivalent": _equivalent,
-    "not worse": _not_worse,
+    "better": lambda arm, study: f"is better than {_control_name(study)} {_found(arm, study, 95)}",
+    "equivalent": lambda arm, study: _within(arm, study, "equivalent to", "within"),
+    "not worse": lambda arm, study: _within(arm, study, "not worse than", "by more than"),
     "worse": _worse,
     "undecided": _undecided,
 }
@@ -155,17 +146,17 @@ def _matching(arms: Sequence[Values], study: Values) -> str:
     if not arms:
         return ""
     if not found and len(arms) == 1:
-        return f"{_names(arms)} was not shown to be {claim}."
+        return f"{names(arms)} was not shown to be {claim}."
     if not found:
         return f"None of {len(arms)} arms was shown to be {claim}."
     better = [arm for arm in found if arm["verdict"] == "better"]
-    more = f"; better than it: {_names(better)}" if better else ""
+    more = f"; better than it: {names(better)}" if better else ""
     least = min(found, key=lambda arm: arm["cost"]["share"])
     trains = f"trains {_percent(least['cost']['share'])} of the parameters"
     if len(found) == 1:
-        return f"{_names(found)} is {claim}, and {trains}{more}."
+        return f"{names(found)} is {claim}, and {trains}{more}."
     smallest = f"the smallest of them, `{least['name']}`, {trains}"
-    return f"{len(found)} of {len(arms)} arms are {claim}: {_names(found)}{more}; {smallest}."
+    return f"{len(found)} of {len(arms)} arms are {claim}: {names(found)}{more}; {smallest}."
 
 
 def _losing(arms: Sequence[Values]) -> str:
@@ -181,21 +172,20 @@ def _open(arms: Sequence[Values]) -> str:
     groups = [
         (word, [arm for arm in arms if arm["verdict"] == word]) for word in ("undecided", "failed")
     ]
-    said = [f"{word}: {_names(found)}" for word, found in groups if found]
+    said = [f"{word}: {names(found)}" for word, found in groups if found]
     return f"{_capital('; '.join(said))}." if said else ""
 
 
 def _placebos(study: Values) -> str:
     found = [arm for arm in study["arms"] if arm["verdict"] == "placebo gains"]
-    return f"Warning: placebos gain too ({_names(found)})." if found else ""
+    return f"Warning: placebos gain too ({names(found)})." if found else ""
 
 
 def _found(arm: Values, study: Values, level: int = 90) -> str:
-    values = arm["difference"]
+    values, paired = arm["difference"], len(_paired(arm, study))
+    seeds = f"{paired} seed{'' if paired == 1 else 's'}"
     limits = f"{level} % interval {_span(values[f'low{level}'], values[f'high{level}'])}"
-    return (
-        f"(difference {_signed(values['mean'], '')}, {limits}, {_num_seeds(_paired(arm, study))})"
-    )
+    return f"(difference {_signed(values['mean'], '')}, {limits}, {seeds})"
 
 
 def _costs(arm: Values, with_ratios: bool = True) -> str:
@@ -253,12 +243,9 @@ def _paired(arm: Values, study: Values) -> set[str]:
     return set(arm["by_seed"]) & set(_control(study)["by_seed"])
 
 
-def _names(arms: Sequence[Values]) -> str:
+def names(arms: Sequence[Values]) -> str:
+    """The arms' names as code, in a row."""
     return ", ".join(f"`{arm['name']}`" for arm in arms)
-
-
-def _num_seeds(seeds: set[str]) -> str:
-    return f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}"
 
 
 def _capital(text: str) -> str:

@@ -116,7 +116,8 @@ def _train(
             f"a step of {session.learning_rate:g} is below the spacing of {len(fine)} tensors"
             f" in their dtype (first: {fine[0]}); what they learn may be rounded away"
         )
-    evaluated = {e["name"]: e for e in _past_evaluations(run)}
+    past = run.folder / "evaluations.jsonl"
+    evaluated = {e["name"]: e for e in (runs.read_lines(past) if past.exists() else ())}
     if "base" not in evaluated:
         evaluated["base"] = _evaluate(session, run, observer, "base", -1, base)
     with machine.Interrupts() as interrupts:
@@ -132,11 +133,6 @@ def _train(
     if "trained" not in evaluated:
         evaluated["trained"] = _evaluate(session, run, observer, "trained", done - 1, None)
     return done, evaluated, proof
-
-
-def _past_evaluations(run: runs.Run) -> list[dict[str, Any]]:
-    path = run.folder / "evaluations.jsonl"
-    return runs.read_lines(path) if path.exists() else []
 
 
 def _evaluate(

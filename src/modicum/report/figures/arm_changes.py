@@ -12,7 +12,7 @@ from modicum.report.numbers import small_percent, some
 from modicum.report.study.families import family
 from modicum.report.study.read import StudyRecord
 from modicum.report.style import GRID, SERIES, Axes, Figure, tip
-from modicum.results import Anatomy, ArmResult
+from modicum.results import Anatomy, AnatomyPart, ArmResult
 
 HEADS = (
     "arm",
@@ -65,16 +65,15 @@ def table(study: StudyRecord) -> Table | None:
                 TableCell(small_percent(share), share)
                 for share in (a.changed.get("0"), a.changed.get("bf16"), a.relative_norm)
             ),
-            *(TableCell(rank(a.parts.get(p), " "), _order(a, p)) for p in ("attention", "mlp")),
+            *(
+                TableCell(rank(a.parts.get(p), " "), a.parts.get(p, AnatomyPart()).effective_rank)
+                for p in ("attention", "mlp")
+            ),
         ]
         for arm, a in found
     ]
     name = "What training changed in the weights"
     return document.table(name, HEADS, rows, plain=True) if found else None
-
-
-def _order(found: Anatomy, part: str) -> float | None:
-    return found.parts[part].effective_rank if part in found.parts else None
 
 
 def draw(study: StudyRecord, narrow: bool) -> Figure:

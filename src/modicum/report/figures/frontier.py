@@ -29,15 +29,14 @@ class Axis:
     log: bool = False
 
 
-def _memory(value: float | None) -> str:
-    return memory(None if value is None else value * 2**20)
-
-
 AXES = (
     Axis("parameters", "trained parameters", lambda c: c.parameters, short, log=True),
     Axis("time", "training time (s)", lambda c: c.seconds, lambda v: f"{decimal(v)} s"),
     Axis(
-        "memory", "peak memory above the start (MiB)", lambda c: mebibytes(c.memory_bytes), _memory
+        "memory",
+        "peak memory above the start (MiB)",
+        lambda c: mebibytes(c.memory_bytes),
+        lambda v: memory(None if v is None else v * 2**20),
     ),
 )
 

@@ -1,5 +1,5 @@
-"""The report of a study: its folder to figures, one self-contained page and Markdown.
+"""What the report of a study says, which `report.page` writes.
 
-`read` loads the folder, `document` says what the report says, `page` writes it. All numbers
+`read` loads the folder, `document` says what is in the report. All numbers
 of inference come from `analysis.json`; nothing here computes a verdict.
 """

@@ -52,7 +52,10 @@ COSTS: Mapping[str, tuple[Callable[[ArmCost], float | None], Callable[[float | N
     "peak memory": (lambda cost: cost.peak_memory_bytes, memory),
     "above the start": (lambda cost: cost.memory_bytes, memory),
     "seconds": (lambda cost: cost.seconds, decimal),
-    "a step": (lambda cost: cost.step_seconds, lambda value: _step(value)),
+    "a step": (
+        lambda cost: cost.step_seconds,
+        lambda value: NONE if value is None else f"{value:.3g} s",
+    ),
     "steps": (lambda cost: cost.steps, decimal),
     "tokens": (lambda cost: cost.generated_tokens, short),
     "FLOPs": (lambda cost: cost.flops_ratio, lambda value: _ratio(value).text),
@@ -132,10 +135,6 @@ def _memory(value: float | None) -> str:
     if value is None or value >= 10 * 2**20:
         return memory(value)
     return f"{value / 2**20:.2f} MiB" if value else "0"
-
-
-def _step(seconds: float | None) -> str:
-    return NONE if seconds is None else f"{seconds:.3g} s"
 
 
 def _rate(arm: ArmResult) -> TableCell | None:
