@@ -102,12 +102,10 @@ def _line(path: str, start: str) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and commit, as a run folder records them."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     processor = (_line("/proc/cpuinfo", "model name") or "").partition(":")[2].strip()
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None

@@ -8,7 +8,6 @@ is kept in the run folder: `given.json`, and `problems.jsonl` for a list of prob
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import re
@@ -128,7 +127,7 @@ def _label(part: Any) -> str:
 def _described(part: Any, text: str) -> dict[str, Any]:
     """What an object is, as far as it can be written down: its problems or its source."""
     if isinstance(part, GivenTask):
-        return {"expression": text, **dataclasses.asdict(part.summary)}
+        return {"expression": text, **part.summary}
     pieces = [term for _, term in part.terms] if isinstance(part, Reward) else [part]
     codes = {_label(piece): getattr(piece, "function", type(piece)) for piece in pieces}
     shipped = re.compile(r"modicum(\.|$)")

@@ -192,9 +192,8 @@ def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
         getattr(model.config, "eos_token_id", None),
         getattr(getattr(model, "generation_config", None), "eos_token_id", None),
     ):
-        found.update(
-            source if isinstance(source, list | tuple) else [source] if source is not None else []
-        )
+        if source is not None:
+            found.update(source if isinstance(source, list | tuple) else [source])
     if not found:
         raise UserError("neither the model nor its tokenizer names a token that ends a text")
     return tuple(sorted(found))

@@ -28,15 +28,6 @@ SHOWN = 8  # characters of the hash, in names
 
 
 @dataclass(frozen=True)
-class GivenSummary:
-    """What identifies the problems of a run that no expression names."""
-
-    files: tuple[str, ...]
-    count: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class GivenTask(DataTask):
     """Problems of the caller's own; answers are compared as those of `file(...)` are."""
 
@@ -87,13 +78,17 @@ class GivenTask(DataTask):
             run.write_lines(FILES[part], entries)
 
     @property
-    def summary(self) -> GivenSummary:
-        """For the run folder."""
-        files = tuple(FILES[part] for part in self.parts)
-        return GivenSummary(files, sum(map(len, self.parts.values())), self.sha256)
+    def summary(self) -> dict[str, Any]:
+        """What identifies the problems of a run that no expression names."""
+        count = sum(map(len, self.parts.values()))
+        return {
+            "files": [FILES[part] for part in self.parts],
+            "count": count,
+            "sha256": self.sha256,
+        }
 
     def __str__(self) -> str:
-        count = self.summary.count
+        count = self.summary["count"]
         return f"{count} problem{'s' * (count != 1)} ({self.sha256[:SHOWN]})"
 
     def columns(self) -> Sequence[tuple[str, ...]]:
@@ -116,18 +111,12 @@ class GivenTask(DataTask):
         return f"{super().advice()}, or give {{'train': [...], 'test': [...]}}"
 
     def _parts(self) -> list[RowPart]:
-        return [
-            RowPart(
-                part or "problems",
-                ROLES[part],
-                _origin(part),
-                [
-                    rows.Record(f"{_origin(part)}, number {number}", number, row)
-                    for number, row in enumerate(entries, start=1)
-                ],
-            )
-            for part, entries in self.parts.items()
-        ]
+        found = []
+        for part, entries in self.parts.items():
+            where = f"{_origin(part)}, number"
+            records = [rows.Record(f"{where} {n}", n, row) for n, row in enumerate(entries, 1)]
+            found.append(RowPart(part or "problems", ROLES[part], _origin(part), records))
+        return found
 
     def _loaded(self) -> LoadedRows:
         return self._read

@@ -15,15 +15,7 @@ from typing import ClassVar, Literal
 
 from modicum.spec import nearest
 from modicum.tasks import boxed, rows
-from modicum.tasks.dataset import (
-    BadRows,
-    DataTask,
-    HeldOut,
-    Hub,
-    Item,
-    LeftOut,
-    RowPart,
-)
+from modicum.tasks.dataset import BadRows, DataTask, HeldOut, Hub, Item, LeftOut, RowPart
 from modicum.types import UserError
 
 LEVELS = (1, 2, 3, 4, 5)
@@ -66,10 +58,9 @@ class MathTask(DataTask):
         question, values = rows.text(record, "problem"), record.values
         solution = rows.text(record, "solution") if values.get("solution") is not None else None
         level = _level(record)
-        gold = rows.answer(record, "answer") if "answer" in values else None
-        if gold is None:
-            gold = boxed.gold(rows.text(record, "solution"))
-        if gold is None:
+        if "answer" in values:
+            gold = rows.answer(record, "answer")
+        elif (gold := boxed.gold(rows.text(record, "solution"))) is None:
             raise UserError(r"there is no \boxed{...} that is closed in 'solution'")
         if self.levels and level not in self.levels:
             return LeftOut(f"their level is none of {', '.join(map(str, self.levels))}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.layout import LAYER
 from modicum.updates.optimizers import OptimizerMember
-from modicum.updates.rules import Groups
+from modicum.updates.rules import Groups, Rule
 
 State = dict[str, Tensor]
 MAX_RANK = 4096
@@ -54,10 +54,9 @@ def normalised(moment: Moment, gradient: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LowRankRule(ABC):
+class LowRankRule(Rule, ABC):
     """How matrices are treated; members say what is kept and which way it leads."""
 
-    proportional: ClassVar[bool] = False
     rank: int
     every: int
     scale: float

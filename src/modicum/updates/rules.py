@@ -20,7 +20,7 @@ Groups = list[dict[str, Any]]
 class Rule(Protocol):
     """How tensors are moved by their gradients."""
 
-    proportional: ClassVar[bool]
+    proportional: ClassVar[bool] = False
     """Whether a step is in proportion to the gradient, and so may be too small to be stored."""
 
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
@@ -33,13 +33,11 @@ class Rule(Protocol):
 
     def step_numbers(self, largest: int) -> int:
         """fp32 numbers that a step makes and drops; the largest tensor has `largest`."""
-        ...
+        return 0
 
 
-class AdamWRule:
+class AdamWRule(Rule):
     """Adam with decoupled weight decay (arXiv 1711.05101): two moments of every number."""
-
-    proportional: ClassVar[bool] = False
 
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
         """torch's AdamW, one fused pass."""
@@ -55,13 +53,9 @@ class AdamWRule:
         """Two fp32 numbers for each."""
         return 8 * shape.numel()
 
-    def step_numbers(self, largest: int) -> int:
-        """None: one fused pass."""
-        return 0
-
 
 @dataclass(frozen=True)
-class SgdRule:
+class SgdRule(Rule):
     """Gradient descent: w -= rate * b, where b = momentum * b + gradient.
 
     Weight decay is torch's: added to the gradient, so that momentum keeps it too. Without
@@ -78,7 +72,3 @@ class SgdRule:
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         """One fp32 number for each under momentum, else nothing."""
         return 4 * shape.numel() if self.momentum else 0
-
-    def step_numbers(self, largest: int) -> int:
-        """None: in place."""
-        return 0
