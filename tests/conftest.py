@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -22,6 +23,15 @@ from helpers import Fails, make_run
 from modicum import cli
 
 FAMILIES = ("qwen2", "llama", "qwen3")
+
+# Imports make much and drop little: the collector waits until they are done.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look at it."""
+    gc.freeze()
+    gc.enable()
 
 
 def random_model(family: str, seed: int = 0, layers: int = 3, **changes: Any) -> Any:
