@@ -131,6 +131,16 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def no_pdf() -> Iterator[None]:
+    """Half of a figure's time goes into the fonts of its PDF, which tests/test_report.py reads."""
+    from modicum.report import style
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "pdf", lambda figure: b"%PDF stand-in")
+        yield
+
+
+@pytest.fixture(scope="module")
 def dense(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that trained the last layer."""
     out = tmp_path_factory.mktemp("runs") / "dense"
