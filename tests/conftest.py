@@ -117,6 +117,15 @@ def quick(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
 
 
+@pytest.fixture
+def bare(quick: Any) -> Any:
+    """`quick` without evaluations and anatomy, for what looks at steps."""
+    from modicum.config import Held
+
+    records = replace(quick.records, anatomy=False)
+    return replace(quick, evaluation=Held(eval_problems=0), records=records)
+
+
 @pytest.fixture(scope="module")
 def quiet() -> Iterator[None]:
     """Progress bars of transformers are off, as `main` has them before it imports them."""

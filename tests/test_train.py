@@ -25,13 +25,6 @@ from modicum.types import Batch, Group, RunStopped, UserError
 from modicum.updates.proofs import fingerprints
 
 
-@pytest.fixture
-def bare(quick: TrainConfig) -> TrainConfig:
-    """Without evaluations and anatomy, for what looks at steps."""
-    records = replace(quick.records, anatomy=False)
-    return replace(quick, evaluation=Held(eval_problems=0), records=records)
-
-
 def sampled(session: Session) -> tuple[list[Group], Batch]:
     """The groups and the batch of step 0."""
     groups = step.sample_groups(session, 0)
