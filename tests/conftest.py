@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -22,6 +23,15 @@ from helpers import Fails, make_run
 from modicum import cli
 
 FAMILIES = ("qwen2", "llama", "qwen3")
+
+# Imports make much and drop little: the collector waits until they are done.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look at it."""
+    gc.freeze()
+    gc.enable()
 
 
 def random_model(family: str, seed: int = 0, layers: int = 3, **changes: Any) -> Any:
@@ -107,6 +117,15 @@ def quick(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
 
 
+@pytest.fixture
+def bare(quick: Any) -> Any:
+    """`quick` without evaluations and anatomy, for what looks at steps."""
+    from modicum.config import Held
+
+    records = replace(quick.records, anatomy=False)
+    return replace(quick, evaluation=Held(eval_problems=0), records=records)
+
+
 @pytest.fixture(scope="module")
 def quiet() -> Iterator[None]:
     """Progress bars of transformers are off, as `main` has them before it imports them."""
@@ -118,6 +137,16 @@ def quiet() -> Iterator[None]:
     yield
     logging.enable_progress_bar()
     logging.set_verbosity(level)
+
+
+@pytest.fixture(scope="module")
+def no_pdf() -> Iterator[None]:
+    """Half of a figure's time goes into the fonts of its PDF, which tests/test_report.py reads."""
+    from modicum.report import style
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "pdf", lambda figure: b"%PDF stand-in")
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from modicum import cli, runs
-from modicum.updates.proofs import fingerprints
 
 MEASURED = ("time/", "memory/")
 QUICK = [
@@ -58,5 +57,7 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
 def tensors_of(folder: Path) -> dict[str, str]:
     """Fingerprints of all tensors in the newest checkpoint, optimizer state included."""
     from safetensors.torch import load_file
+
+    from modicum.updates.proofs import fingerprints
 
     return fingerprints(load_file(runs.checkpoints(folder)[-1] / "tensors.safetensors"))

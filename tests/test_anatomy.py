@@ -222,6 +222,7 @@ def test_the_result_is_written_before_the_anatomy(
 # In the report ---------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_pdf")
 def test_the_report_shows_it(quick: TrainConfig, tmp_path: Path) -> None:
     folders = []
     for name, update in (("a", "last(1)"), ("b", "lora(rank=2)")):

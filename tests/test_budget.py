@@ -45,15 +45,15 @@ def test_a_run_ends_at_the_step_nearest_to_its_tokens(quick: TrainConfig, tmp_pa
 
 @pytest.mark.parametrize("unit", ["tokens", "flops"])
 def test_a_run_with_a_budget_that_was_cut_equals_the_uncut_one(
-    quick: TrainConfig, tmp_path: Path, unit: str
+    bare: TrainConfig, tmp_path: Path, unit: str
 ) -> None:
     column = {"tokens": "tokens/generated", "flops": "flops/total"}[unit]
-    train(replace(quick, steps=6, out=str(tmp_path / "free")))
+    train(replace(bare, steps=6, out=str(tmp_path / "free")))
     amount = runs.read_lines(tmp_path / "free" / "metrics.jsonl")[3][column]
-    optimizer = replace(quick.optimizer, schedule="linear")
+    optimizer = replace(bare.optimizer, schedule="linear")
     config = budgeted(
-        quick, amount, unit, steps=50, out=str(tmp_path / "uncut"), optimizer=optimizer,
-        records=replace(quick.records, checkpoint_every=2),
+        bare, amount, unit, steps=50, out=str(tmp_path / "uncut"), optimizer=optimizer,
+        records=replace(bare.records, checkpoint_every=2),
     )  # fmt: skip
     assert train(config)["steps"] == 4
 

@@ -33,6 +33,7 @@ from modicum.training.loop import train
 from modicum.updates.preview import preview
 from rows import IDS
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
 (MEMBER,) = ROW.values()
 USUAL, PLACED = MEMBER.examples
 # (out + in) of the seven linear layers of the tiny base's six: numbers of one product of rank 1.

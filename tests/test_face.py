@@ -187,6 +187,7 @@ def test_calls_work_in_every_order_of_imports() -> None:
 # A run of objects ------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_pdf")
 def test_a_run_of_a_list_and_a_function(
     train: Train, tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ HEAD = "#results .sortable thead button"
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory, no_pdf):
     """A report of three runs, one of them with a name that is too long for a phone."""
     root = tmp_path_factory.mktemp("report")
     update = "lora(rank=8, targets='attention') @ layers(1, 2, 3, 4, 5, 6, 7, 8) + parts(norm)"

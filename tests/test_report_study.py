@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 
 import fake_study
 from modicum import updates
-from modicum.report import document, html, markdown, numbers, output, page, style
+from modicum.report import document, html, markdown, numbers, output, page
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures import difficulty, forest, frontier, labels, signals, tuning
 from modicum.report.study import cells, families, read, tables
@@ -95,11 +95,8 @@ def study(folder: Path) -> StudyRecord:
 
 
 @pytest.fixture(scope="module")
-def written(folder: Path) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        # Half of the time goes into fonts of PDF files, which tests of the frame look at.
-        patch.setattr(style, "pdf", lambda figure: b"%PDF stand-in")
-        return page.write_study(folder)
+def written(folder: Path, no_pdf: None) -> Path:
+    return page.write_study(folder)
 
 
 @pytest.fixture(scope="module")

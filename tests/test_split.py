@@ -82,14 +82,12 @@ def test_a_step_is_that_of_the_plain_path(
 
 
 @pytest.mark.parametrize("update", ["full", "last(1)", "lora(rank=2)"])
-def test_learning_is_that_of_the_plain_path(
-    quick: TrainConfig, tmp_path: Path, update: str
-) -> None:
+def test_learning_is_that_of_the_plain_path(bare: TrainConfig, tmp_path: Path, update: str) -> None:
     curves = []
     for kind in ("split", "library"):
         compute = Compute(engine=kind)  # type: ignore[arg-type]
         out = tmp_path / kind
-        train(replace(quick, update=update, compute=compute, out=str(out)))
+        train(replace(bare, update=update, compute=compute, out=str(out)))
         lines = runs.read_lines(out / "metrics.jsonl")
         keys = ("reward/mean", "policy/grad_norm", "policy/entropy", "completions/length_mean")
         curves.append([line.get(key, 0.0) for line in lines for key in keys])

@@ -30,6 +30,7 @@ from modicum.study import (
 )
 from modicum.types import UserError
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
 TESTS = str(Path(__file__).parent)  # where the cells find the reward
 TEXT = """
 question = "Does the last layer suffice?"

@@ -57,9 +57,9 @@ def test_same_seed_gives_the_same_run(quick: TrainConfig, tmp_path: Path, update
     assert samples[0] == samples[1]
 
 
-def test_another_seed_gives_another_run(quick: TrainConfig, tmp_path: Path) -> None:
-    train(replace(quick, out=str(tmp_path / "a")))
-    train(replace(quick, seed=1, out=str(tmp_path / "b")))
+def test_another_seed_gives_another_run(bare: TrainConfig, tmp_path: Path) -> None:
+    train(replace(bare, out=str(tmp_path / "a")))
+    train(replace(bare, seed=1, out=str(tmp_path / "b")))
     assert metrics_of(tmp_path / "a") != metrics_of(tmp_path / "b")
 
 
@@ -103,9 +103,9 @@ def every_row(groups: Sequence[Group], rewards: Tensor) -> tuple[Any, ...]:
     )
 
 
-def test_a_step_without_any_signal_changes_nothing(quick: TrainConfig) -> None:
+def test_a_step_without_any_signal_changes_nothing(bare: TrainConfig) -> None:
     # The default reward is never earned by a random model.
-    config = replace(quick, reward="accuracy", steps=2, optimizer=Optimizer(weight_decay=0.1))
+    config = replace(bare, reward="accuracy", steps=2, optimizer=Optimizer(weight_decay=0.1))
     result = train(config)
     assert all(line["groups/no_signal"] == 1.0 for line in metrics_of(Path(config.out)))
     assert result["change_proof"].startswith("0 of")
@@ -122,36 +122,36 @@ def test_rewards_that_never_differ_are_reported(quick: TrainConfig) -> None:
     assert [n for n in notes if n.startswith("in 10 steps all rewards within a group were equal")]
 
 
-def test_the_first_update_is_on_policy(quick: TrainConfig) -> None:
-    train(replace(quick, steps=3))
-    for line in metrics_of(Path(quick.out)):
+def test_the_first_update_is_on_policy(bare: TrainConfig) -> None:
+    train(replace(bare, steps=3))
+    for line in metrics_of(Path(bare.out)):
         assert line["policy/ratio_error"] < 1e-5
         assert line["policy/clip_fraction"] == 0.0
 
 
-def test_several_updates_leave_the_policy_behind(quick: TrainConfig) -> None:
-    batch = replace(quick.batch, updates_per_rollout=3)
-    train(replace(quick, batch=batch, optimizer=Optimizer(learning_rate=3e-2)))
-    lines = metrics_of(Path(quick.out))
+def test_several_updates_leave_the_policy_behind(bare: TrainConfig) -> None:
+    batch = replace(bare.batch, updates_per_rollout=3)
+    train(replace(bare, batch=batch, optimizer=Optimizer(learning_rate=3e-2)))
+    lines = metrics_of(Path(bare.out))
     assert max(line["policy/ratio_error"] for line in lines) > 1e-3
-    state = runs.read_checkpoint(runs.checkpoints(Path(quick.out))[-1])[1]
-    assert state["optimizer_steps"] == 3 * quick.steps
+    state = runs.read_checkpoint(runs.checkpoints(Path(bare.out))[-1])[1]
+    assert state["optimizer_steps"] == 3 * bare.steps
 
 
 @pytest.mark.parametrize("update", ["full", "last(1)", "lora(rank=2)"])
-def test_kl_is_zero_at_first_and_then_not(quick: TrainConfig, update: str) -> None:
+def test_kl_is_zero_at_first_and_then_not(bare: TrainConfig, update: str) -> None:
     rate = Optimizer(learning_rate=1e-2)
-    train(replace(quick, update=update, objective="grpo(kl=0.04)", optimizer=rate))
-    kl = [line["policy/kl"] for line in metrics_of(Path(quick.out))]
+    train(replace(bare, update=update, objective="grpo(kl=0.04)", optimizer=rate))
+    kl = [line["policy/kl"] for line in metrics_of(Path(bare.out))]
     assert abs(kl[0]) < 1e-6
     assert min(kl[1:]) > 1e-6
 
 
-def test_last_leaves_every_other_tensor_bit_identical(quick: TrainConfig) -> None:
-    config = replace(quick, update="last(1)", optimizer=Optimizer(weight_decay=0.1))
+def test_last_leaves_every_other_tensor_bit_identical(bare: TrainConfig) -> None:
+    config = replace(bare, update="last(1)", optimizer=Optimizer(weight_decay=0.1))
     base = fingerprints(dict(prepare(config).prepared.model.named_parameters()))
     result = train(config)
-    after = fingerprints(dict(reload(Path(quick.out)).prepared.model.named_parameters()))
+    after = fingerprints(dict(reload(Path(bare.out)).prepared.model.named_parameters()))
     moved = {name for name in base if base[name] != after[name]}
     assert moved == {name for name in base if ".layers.2." in name}
     assert "frozen ones are bit-identical" in result["change_proof"]
@@ -175,27 +175,27 @@ def spoil(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> list[int]:
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(
-    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    bare: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, {1, 2})
-    result = train(replace(quick, steps=5))
+    result = train(replace(bare, steps=5))
     assert result["skipped_steps"] == 2
-    session = reload(Path(quick.out))
+    session = reload(Path(bare.out))
     assert all(bool(p.isfinite().all()) for p in session.prepared.model.parameters())
 
 
 def test_steps_that_stay_not_finite_stop_the_run(
-    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    bare: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, set(range(2, 99)))
     with pytest.raises(RunStopped, match="not finite for 3 steps in a row"):
-        train(replace(quick, steps=8))
-    session = prepare(replace(quick, steps=8))
-    assert restore(session, runs.checkpoints(Path(quick.out))[-1]) == 4
+        train(replace(bare, steps=8))
+    session = prepare(replace(bare, steps=8))
+    assert restore(session, runs.checkpoints(Path(bare.out))[-1]) == 4
     assert all(bool(p.isfinite().all()) for p in session.prepared.model.parameters())
 
 
-def test_a_stale_sampler_stops_the_run(quick: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_sampler_stops_the_run(bare: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     real = step.sample_groups
 
     def stale(session: Session, number: int) -> list[Group]:
@@ -207,11 +207,11 @@ def test_a_stale_sampler_stops_the_run(quick: TrainConfig, monkeypatch: pytest.M
 
     monkeypatch.setattr("modicum.training.loop.sample_groups", stale)
     with pytest.raises(RunStopped, match="agreement proof"):
-        train(quick)
+        train(bare)
 
 
 def test_a_frozen_tensor_that_moves_stops_the_run(
-    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    bare: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = step.optimizer_step
 
@@ -223,15 +223,15 @@ def test_a_frozen_tensor_that_moves_stops_the_run(
 
     monkeypatch.setattr("modicum.training.loop.optimizer_step", leaky)
     with pytest.raises(RunStopped, match=r"layers\.0\.mlp\.up_proj\.weight should be frozen"):
-        train(replace(quick, update="last(1)"))
+        train(replace(bare, update="last(1)"))
 
 
-def test_bf16_compute_has_fp32_masters(quick: TrainConfig) -> None:
+def test_bf16_compute_has_fp32_masters(bare: TrainConfig) -> None:
     from modicum.config import Compute
 
-    config = replace(quick, compute=Compute(dtype="bf16"), update="last(1)")
+    config = replace(bare, compute=Compute(dtype="bf16"), update="last(1)")
     train(config)
-    session = reload(Path(quick.out))
+    session = reload(Path(bare.out))
     assert all(p.dtype == torch.bfloat16 for p in session.prepared.model.parameters())
     for name, master in session.optimization.masters.tensors.items():
         assert master.dtype == torch.float32
@@ -254,8 +254,8 @@ def test_the_run_folder_holds_what_it_should(quick: TrainConfig) -> None:
     train(quick, overwrite=True)
 
 
-def test_linear_schedule_and_warm_up(quick: TrainConfig) -> None:
+def test_linear_schedule_and_warm_up(bare: TrainConfig) -> None:
     settings = Optimizer(learning_rate=1e-3, schedule="linear", warmup_steps=2)
-    train(replace(quick, steps=6, optimizer=settings))
-    rates = [line["policy/learning_rate"] for line in metrics_of(Path(quick.out))]
+    train(replace(bare, steps=6, optimizer=settings))
+    rates = [line["policy/learning_rate"] for line in metrics_of(Path(bare.out))]
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
