@@ -46,6 +46,8 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["train", "--task", "3"], ["task '3' is a number"]),
         (["train", "--task", "file('none.jsonl')"], ["no file none.jsonl"]),
         (["train", "--reward", "acuracy"], ["unknown reward", "did you mean 'accuracy'"]),
+        (["plan", "--curriculum", "unform"], ["unknown curriculum", "did you mean 'uniform'"]),
+        (["plan", "--sampler", "vllm"], ["unknown sampler 'vllm'; known are local"]),
         (["train", "--objective", "gpro"], ["unknown objective", "did you mean 'grpo'"]),
         (["train", "--objective", "3"], ["objective '3' is a number"]),
         (["train", "--curriculum", "unifrom"], ["unknown curriculum", "'uniform'"]),

@@ -15,9 +15,10 @@ import pytest
 
 from cases import load
 from helpers import Fails, metrics_of, tensors_of
-from modicum import curricula, runs
+from modicum import curricula, runs, tasks
 from modicum.curricula import CURRICULA, Order, Seen
 from modicum.curricula.easy_to_hard import StagedOrder
+from modicum.curricula.uniform import UniformOrder
 from modicum.tasks.base import Task
 from modicum.tasks.file import FileTask
 from modicum.training.checkpoint import reload
@@ -223,3 +224,43 @@ def test_a_checkpoint_without_a_curriculum_is_one_line(quick: Any, fails: Fails)
     config = ("--config", str(run / "config.toml"), "--out", str(run))
     said = fails("train", *config, "--resume", late=True)
     assert "what the curriculum uniform kept cannot be read (KeyError 'curriculum')" in said
+
+
+@pytest.mark.parametrize("stages", [22, 49])
+def test_every_stage_of_as_many_problems_as_stages_has_one(stages: int) -> None:
+    """15 / 22 * 22 is a little below 15 in floating point."""
+    task = Cycle([float(n) for n in range(stages)])
+    text = f"easy_to_hard(stages={stages}, cumulative=False)"
+    for stage in range(stages):
+        (problem,) = curricula.parse(text).begin(task, 0).next(1, (stage + 0.5) / stages)
+        assert problem.difficulty == stage
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("wrong", [-3, 1.9, True, "4", None])
+def test_a_broken_state_is_refused(name: str, wrong: Any) -> None:
+    order = curricula.parse(name).begin(task_of(name), 0)
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        order.load(dict.fromkeys(order.state(), wrong))
+
+
+def test_a_curriculum_that_gives_too_few_problems_stops_the_run(
+    quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = UniformOrder.next
+    monkeypatch.setattr(UniformOrder, "next", lambda self, count, u: few(self, count, u)[1:])
+    with pytest.raises(UserError, match="uniform gave 1 problems for a step of 2"):
+        train(quick)
+
+
+def test_a_missing_difficulty_may_be_nan() -> None:
+    """As in a table of pandas: it is unknown, and no number to sort by."""
+    rows = [
+        {"question": f"{n}?", "answer": n, "difficulty": float("nan") if n % 2 else n}
+        for n in range(40)
+    ]
+    task = tasks.of(rows)
+    found = [task.problem("train", 0, n) for n in range(task.size("train") or 0)]
+    assert {p.difficulty for p in found if int(p.answer) % 2} == {None}
+    assert all(p.difficulty == float(p.answer) for p in found if not int(p.answer) % 2)
+    assert all("difficulty" not in p.data for p in found)

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from helpers import make_run
 from modicum import cli, runs
-from modicum.config import Optimizer, TrainConfig
+from modicum.config import Optimizer, Sampling, TrainConfig
 from modicum.export import export_model, new_folder
 from modicum.models.load import TINY, load
+from modicum.parts import past_config
 from modicum.training.checkpoint import reload
 from modicum.training.loop import train
 from modicum.types import RunStopped, UserError
@@ -276,3 +277,11 @@ def test_a_run_is_exported_where_its_problems_are_no_more(
     data.unlink()
     assert cli.run(["export", str(run), "--out", str(tmp_path / "out")]) == 0
     assert reload(run).config.task == f"file({str(data)!r})"
+
+
+def test_a_run_of_short_prompts_is_loaded_again(quick: TrainConfig) -> None:
+    """No problem of another task is needed to have the policy, nor would its prompt fit."""
+    short = Sampling(max_tokens=12, max_prompt_tokens=9, template="plain", style="none")
+    config = replace(quick, task="addition(below=9)", sampling=short, steps=1)
+    train(config)
+    assert reload(Path(config.out)).config == past_config(Path(config.out))

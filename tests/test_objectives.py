@@ -426,11 +426,14 @@ class Stepped(Grpo):
         ]
 
 
-def test_advantages_may_differ_from_token_to_token() -> None:
+def test_advantages_may_differ_from_token_to_token(monkeypatch: pytest.MonkeyPatch) -> None:
     rewards = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
     batch = step.make_batch(Stepped(), [group(3, 4), group(1, 2)], rewards)
     found = [list(row.advantages) for row in batch.rows]
     assert found == [[pytest.approx(0.707, abs=1e-3)], [pytest.approx(-0.707, abs=1e-3), 0.0]]
+    monkeypatch.setattr(Stepped, "row_advantages", lambda *_: [[(1.0,) * 3] * 2] * 2)
+    with pytest.raises(UserError, match="an advantage a token, or one for all of them"):
+        step.make_batch(Stepped(), [group(3, 4), group(1, 2)], rewards)
 
 
 def test_rloo_is_dr_grpo_times_the_size_of_the_group_over_one_less() -> None:

@@ -160,7 +160,12 @@ ROUND_TRIPS = {
         *("grpo", "grpo(kl=0.04)", "grpo(clip_high=0.3)", "dr_grpo(clip=0.1, clip_high=0.3)"),
         *("dapo", "dapo(clip_high=None)", "dapo(kl=1)", "rloo", "gspo(clip=0.001)"),
     ],
-    "curriculum": ["uniform", "uniform()", "easy_to_hard(stages=3, cumulative=False)"],
+    "curriculum": [
+        "uniform",
+        "uniform()",
+        "easy_to_hard(stages=3, cumulative=False)",
+        "easy_to_hard(cumulative=false)",
+    ],
 }
 
 

@@ -176,6 +176,8 @@ class _Builder:
         match node:
             case ast.Constant(value=None | bool() | int() | float() | str() as value):
                 return value
+            case ast.Name(id="true" | "false" as word):
+                return word == "true"
             case ast.Name(id=name):
                 return name
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):

@@ -46,8 +46,13 @@ def run(args: list[str]) -> int:
     found = parser.read(args)
     config = settings(found, {})
 
+    from modicum import curricula
+    from modicum.engine import samplers
     from modicum.plan import hardware, overall
 
+    # They change nothing in a plan, and what is no run has none.
+    curricula.parse(config.curriculum)
+    samplers.parse(config.compute.sampler)
     machine = hardware.parse(found.hardware, config.compute.device, config.compute.dtype)
     several = bool(found.updates or found.models or found.markdown)
     plans = [

@@ -59,6 +59,13 @@ class Order(ABC):
         return {}
 
 
+def count_of(value: object) -> int:
+    """A count of a saved state; ValueError for what is none."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
 @dataclass(frozen=True)
 class Draw:
     """A step of an example: what is asked for, and the difficulties of what must come."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, Seen
+from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, Seen, count_of
 from modicum.tasks.base import Task, stream
 from modicum.types import Problem, UserError
 
@@ -66,7 +66,7 @@ class StagedOrder(Order):
         return {"cursor": self.cursor}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.cursor = int(state["cursor"])
+        self.cursor = count_of(state["cursor"])
 
     def metrics(self) -> dict[str, float]:
         found = {"curriculum/stage": float(self.stage)}
@@ -78,9 +78,9 @@ class StagedOrder(Order):
         key = self._key(problem)
         if key is None:
             return self.stage == self.stages - 1
-        rank = bisect.bisect_left(self.ranked, key) / len(self.ranked)
-        # The hardest of all has a rank just below 1; a harder one that was not ranked has 1.
-        place = min(int(rank * self.stages), self.stages - 1)
+        easier = bisect.bisect_left(self.ranked, key)
+        # A problem that is harder than all that were ranked is of the last stage.
+        place = min(easier * self.stages // len(self.ranked), self.stages - 1)
         return place <= self.stage if self.cumulative else place == self.stage
 
     def _key(self, problem: Problem) -> tuple[float, float] | None:

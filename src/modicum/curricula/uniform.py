@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, Seen
+from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, Seen, count_of
 from modicum.tasks.base import Task
 from modicum.types import Problem
 
@@ -29,7 +29,7 @@ class UniformOrder(Order):
         return {"drawn": self.drawn}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.drawn = int(state["drawn"])
+        self.drawn = count_of(state["drawn"])
 
 
 @dataclass(frozen=True)

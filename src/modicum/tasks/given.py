@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,8 +102,9 @@ class GivenTask(DataTask):
         column = next((name for name in QUESTION_COLUMNS if name in values), QUESTION_COLUMNS[0])
         question, answer = rows.text(record, column), rows.answer(record, "answer")
         level = values.get("difficulty")
-        known = isinstance(level, int | float) and not isinstance(level, bool)
-        used = {column, "answer", *(["difficulty"] if known else [])}
+        number = isinstance(level, int | float) and not isinstance(level, bool)
+        known = number and math.isfinite(level)  # a missing one is NaN in tables of pandas
+        used = {column, "answer", *(["difficulty"] if number else [])}
         data = {name: value for name, value in values.items() if name not in used}
         return Item(question, answer, float(level) if known else None, data, values.get("id"))
 

@@ -79,7 +79,7 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
     """What `what` cannot read of its state is a UserError."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"checkpoint {folder} is damaged: what {what} kept cannot be read"
             f" ({type(error).__name__} {error})"

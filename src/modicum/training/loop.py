@@ -13,10 +13,12 @@ from typing import Any
 from modicum import machine, plan, runs, tasks, tracking
 from modicum.config import TrainConfig
 from modicum.engine import agreement
+from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
 from modicum.models.load import inner
 from modicum.models.precision import too_fine
 from modicum.parts import Parts
+from modicum.tasks.prompts import encode
 from modicum.training import result
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin
@@ -75,14 +77,19 @@ def train(
     observer, parts = observer or Observer(), parts or Parts()
     config = parts.named(config)
     tracking.check(config.tracking)
-    if parts.update is None:
+    if parts.update is parts.objective is None:  # the planner reads expressions
         plan.check(config)
     machine.reuse_memory()
     machine.reset_peak()
     before = machine.resident_bytes()
     session = prepare(config, parts)
+    policy = session.policy
+    first_prompt = encode(
+        session.task.problem("train", config.seed, 0), policy.tokenizer, config.sampling
+    )
+    check_length([first_prompt], policy.model, config.sampling)
     # What the process held before the model was loaded; on a GPU nothing.
-    start_memory = before if session.policy.device.type == "cpu" else 0
+    start_memory = before if policy.device.type == "cpu" else 0
     run, first = begin(session, overwrite, resume)
     for text in parts.keep(run, config):
         observer.note(text)

@@ -9,10 +9,8 @@ from modicum.config import TrainConfig
 from modicum.curricula import Order
 from modicum.engine import Policy, policy_of
 from modicum.engine.flops import FlopCounter
-from modicum.engine.policy import check_length
 from modicum.models.load import load
 from modicum.parts import Parts
-from modicum.tasks.prompts import encode
 from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
 from modicum.updates.proofs import Proof
@@ -85,11 +83,9 @@ def prepare(config: TrainConfig, parts: Parts | None = None) -> Session:
     """Load the model, apply the update, and build what the loop needs."""
     task, update, reward, objective, curriculum = (parts or Parts()).resolve(config)
     compute = config.compute
-    first = task.problem("train", config.seed, 0)  # a bad task fails before the model loads
+    task.problem("train", config.seed, 0)  # a bad task fails before the model loads
     order = curriculum.begin(task, config.seed)
     loaded = load(config.model, compute.device, compute.dtype, config.trust)
-    prompt = encode(first, loaded.tokenizer, config.sampling)
-    check_length([prompt], loaded.model, config.sampling)
     prepared = update.apply(loaded.model, config.seed)
     if objective.needs_reference:
         prepared.keep_reference()

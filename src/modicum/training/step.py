@@ -29,7 +29,7 @@ from modicum.rewards import Reward
 from modicum.tasks import Task
 from modicum.tasks.prompts import encode
 from modicum.training.session import Session
-from modicum.types import Batch, Group, Row
+from modicum.types import Batch, Group, Row, UserError
 
 References = dict[tuple[int, int], Tensor]
 """Log-probs of the reference by (group or -1, micro-batch)."""
@@ -58,7 +58,10 @@ def switch(session: Session) -> dict[str, Any] | None:
 def sample_groups(session: Session, step: int) -> list[Group]:
     """The problems of a step and G completions of each, from the current policy."""
     config = session.config
-    problems = session.order.next(config.batch.prompts_per_step, session.progress(step))
+    count = config.batch.prompts_per_step
+    problems = session.order.next(count, session.progress(step))
+    if len(problems) != count:
+        raise UserError(f"{config.curriculum} gave {len(problems)} problems for a step of {count}")
     prompts = [encode(p, session.policy.tokenizer, config.sampling) for p in problems]
     keys = [("train", config.seed, step, index) for index in range(len(problems))]
     size = config.batch.group_size
@@ -101,6 +104,8 @@ def make_batch(objective: Objective, groups: Sequence[Group], rewards_PG: Tensor
             num_tokens += len(completion.tokens)
             given = (completion.tokens, completion.logprobs, advantage)
             row = Row(group.prompt, *given, group=index, trunk=completion.trunk)
+            if len(row.advantages) != len(row.tokens):
+                raise UserError(f"{objective}: an advantage a token, or one for all of them")
             if not objective.droppable or any(row.advantages):
                 rows.append(row)
     # Rows of a group share a micro-batch and its prompt; groups of similar length are near.
