@@ -6,13 +6,15 @@ import ast
 import asyncio
 import inspect
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ import modicum
 from helpers import Fails, metrics_of, tensors_of
 from modicum import cli, rewards, runs, tasks, updates
 from modicum.parts import Parts, expression, past_config, past_task
+from modicum.tasks.arithmetic import Arithmetic
 from modicum.tasks.given import GivenTask
 from modicum.training.loop import Observer
 from modicum.types import Completion, Problem, UserError
@@ -113,6 +116,8 @@ def test_importing_it_is_light() -> None:
         "assert not {'torch', 'numpy', 'transformers', 'scipy'} & set(sys.modules)\n"
         "modicum.UserError, modicum.TrainConfig, dir(modicum)\n"
         "assert not {'torch', 'numpy', 'transformers', 'scipy'} & set(sys.modules)\n"
+        "modicum.evaluate, modicum.evaluate.__doc__\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     assert median(float(python(code)) for _ in range(3)) < 0.1
 
@@ -129,6 +134,15 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
         assert inspect.signature(found) == inspect.signature(call)
 
 
+def test_the_module_shows_its_names_and_calls_can_be_sent_to_processes() -> None:
+    assert [name for name in dir(modicum) if not name.startswith("__")] == sorted(modicum.__all__)
+    for name in modicum.CALLS:
+        call = getattr(modicum, name)
+        assert pickle.loads(pickle.dumps(call)) is call  # noqa: S301
+        assert call.__doc__ == getattr(modicum.face, name).__doc__  # type: ignore[attr-defined]
+    assert get_type_hints(modicum.train)["resume"] is bool
+
+
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'modicum' has no attribute 'trian'"):
         modicum.trian  # noqa: B018  # type: ignore[attr-defined]
@@ -143,6 +157,9 @@ for call, message in (
     (lambda: modicum.evaluate(problms=1), "unknown setting 'problms'; did you mean 'problems'"),
     (lambda: modicum.compare("nowhere"), "nowhere holds no evaluation"),
     (lambda: modicum.load("nowhere"), "nowhere is not a run folder"),
+    (lambda: modicum.train("tiny"), "config must be a TrainConfig, not 'tiny'; give settings by"),
+    (lambda: modicum.train({"steps": 3}), "must be a TrainConfig, not {'steps': 3}; give settings"),
+    (lambda: modicum.study(5), "study: must be a design, its file or its folder, not 5"),
 ):
     try:
         call()
@@ -189,7 +206,11 @@ def test_calls_work_in_every_order_of_imports() -> None:
 
 @pytest.mark.usefixtures("no_pdf")
 def test_a_run_of_a_list_and_a_function(
-    train: Train, tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+    train: Train,
+    tmp_path: Path,
+    fails: Fails,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result = train(steps=np.int64(2), learning_rate=np.float32(0.5) / 1000, update="last(1)")
     folder = result.folder
@@ -212,6 +233,13 @@ def test_a_run_of_a_list_and_a_function(
     # Everything that goes on from a run works.
     again = modicum.load(folder)
     assert again == result
+    assert {again: "by its hash"}[result] == "by its hash"
+    monkeypatch.chdir(folder.parent)
+    relative = modicum.load(folder.name)
+    monkeypatch.chdir("/")
+    assert relative.metrics == result.metrics
+    with pytest.raises(UserError, match="format must be 'merged' or 'adapter', not 'foo'"):
+        again.export(tmp_path / "model", format="foo")
     assert again.accuracy == result.accuracy
     evaluation = again.evaluate(problems=1, samples=1, progress=False)
     assert evaluation.task == "56 problems (ffd1c454)"
@@ -229,12 +257,24 @@ def test_a_run_of_a_list_and_a_function(
     reason = "task given('56 problems (ffd1c454)') was an object in Python, which no expression"
     out = tmp_path / "other"
     assert reason in fails("train", "--config", folder / "config.toml", "--out", out)
+    for text, message in {
+        "[]": "an object is wanted, not list",
+        "null": "an object is wanted, not NoneType",
+        "{}": "'update' is missing",
+        '{"update": "x"}': "'model' is missing",
+    }.items():
+        (folder / "result.json").write_text(text)
+        with pytest.raises(UserError, match=f"result.json: {message}"):
+            modicum.load(folder)
     (folder / "result.json").unlink()
     assert reason in fails("train", "--out", folder, "--resume")
     unfinished = modicum.load(folder)
     assert unfinished.accuracy is unfinished.baseline is None
     assert "not finished" in repr(unfinished)
     assert "not finished" in unfinished._repr_html_()
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="is not a run folder"):
+        _ = unfinished.metrics
 
 
 def test_a_resumed_run_of_objects_equals_the_uncut_one(train: Train, tmp_path: Path) -> None:
@@ -325,6 +365,10 @@ def digits_of(completions: list[str], **columns: Any) -> list[float]:
     return [float(len(text)) for text in completions]
 
 
+class Sums(Arithmetic):
+    """A task of the caller's own."""
+
+
 @dataclass(frozen=True)
 class MyLoss(modicum.objectives.Grpo):
     """An objective of the caller's own."""
@@ -347,7 +391,8 @@ def test_an_update_of_ones_own(train: Train, tmp_path: Path) -> None:
     source = json.loads((result.folder / "given.json").read_text())["update"]["source"]["norms"]
     assert source.startswith("@dataclass(frozen=True)\nclass Norms")
     assert result.export(tmp_path / "model").is_dir()
-    with pytest.raises(UserError, match=r"update given.'norms'. was an object in Python"):
+    reason = r"update given.'norms'. was an object in Python.* go on in Python with the result of"
+    with pytest.raises(UserError, match=reason):
         modicum.load(result.folder).export(tmp_path / "other")
 
 
@@ -384,8 +429,7 @@ def test_an_update_of_ones_own(train: Train, tmp_path: Path) -> None:
         ({"reward": 3}, "reward: must be an expression such as 'accuracy', a function or a term"),
         ({"reward": "acuracy"}, "unknown reward 'acuracy'; did you mean 'accuracy'"),
         ({"reward": ["accuracy", "accuracy"]}, "accuracy is there twice"),
-        ({"reward": lambda completions: [1.0, 2.0, 3.0]}, "returned 3 scores for 1 completion"),
-        ({"reward": lambda completions: 0.5}, "returned 0.5, no list, for 1 completion"),
+        ({"reward": lambda completions: 0.5}, "lambda: the function returned 0.5, no list"),
         ({"reward": lambda completions, level: [1.0]}, "the problems have no column 'level'"),
         ({"update": "lst(1)"}, "unknown update 'lst'; did you mean 'last'"),
         ({"update": updates.UPDATES["lora"]}, "update: must be an expression or an object"),
@@ -493,6 +537,26 @@ def test_functions_without_a_name_are_numbered() -> None:
     with pytest.raises(UserError, match="lambda is there twice"):
         rewards.of([half, half])
     assert expression("reward", reward) == "given('accuracy + lambda + lambda_2')"
+
+
+def test_a_function_never_has_the_name_of_a_metric() -> None:
+    made = {name: (lambda completions: [0.5]) for name in ("accuracy", "mean", "errors")}
+    for name, function in made.items():
+        function.__name__ = name
+        function.__qualname__ = f"here.<locals>.{name}"
+    wanted = {"accuracy": 0.0, "accuracy_2": 0.5, "errors_2": 0.5, "mean_2": 0.5}
+    for parts in ([*made.values(), "accuracy"], ["accuracy", *made.values()]):
+        assert score(rewards.of(parts), "7") == [wanted]
+    assert score(rewards.of(made["accuracy"]), "7") == [{"accuracy_2": 0.5}]
+    twice = [made["accuracy"], made["accuracy"]]
+    with pytest.raises(UserError, match="accuracy_2 is there twice"):
+        rewards.of(twice)
+
+
+def test_a_result_is_evaluated_on_a_task_of_ones_own(train: Train) -> None:
+    result = train(task=Sums(), reward="accuracy", steps=1, eval_problems=0)
+    assert result.config.task.startswith("given(")
+    assert result.evaluate(problems=1, samples=1, progress=False).num_problems == 1
 
 
 def test_a_config_and_progress(quick: Any, capsys: pytest.CaptureFixture[str]) -> None:

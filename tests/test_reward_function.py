@@ -57,6 +57,12 @@ def fragile(completions, **columns):
 def short(completions):
     return [1.0]
 
+def long(completions):
+    return [1.0, 2.0, 3.0]
+
+def by_place(completions, /):
+    return [1.0] * len(completions)
+
 def endless(completions):
     return [float("inf")] * len(completions)
 
@@ -140,11 +146,14 @@ def test_a_completion_that_fails_gets_0(name: str, wanted: list[float], fault: s
 
 @pytest.mark.usefixtures("here")
 def test_a_list_of_another_length_is_a_fault() -> None:
-    # For one completion it is right; for three the scores cannot be told apart.
+    # For one completion it is right; for two the scores cannot be told apart.
     assert scores("own_rewards:short", "a") == ([1.0], [])
     assert rewards.parse("own_rewards:short") == rewards.parse("function('own_rewards:short')")
     values, faults = scores("own_rewards:short", "a", "b")
-    assert (values, faults) == ([1.0, 1.0], [])
+    fault = "own_rewards:short: returned 1 scores for 2 completions"
+    assert (values, faults) == ([0.0, 0.0], [fault, fault])
+    with pytest.raises(UserError, match="returned 3 scores for 1 completion"):
+        scores("own_rewards:long", "a")
 
 
 @pytest.mark.usefixtures("here")
@@ -174,6 +183,8 @@ def test_a_missing_column_is_named() -> None:
     """DYN-08: a reward that lacks its gold stops; it does not return a constant."""
     with pytest.raises(UserError, match="the problems have no column 'level'; known are answer"):
         scores("own_rewards:needs", "a")
+    with pytest.raises(UserError, match="'completions' is positional-only; arguments go by name"):
+        scores("own_rewards:by_place", "a")
 
 
 @pytest.mark.usefixtures("here")

@@ -80,6 +80,7 @@ NO_TORCH = [
         "tasks",
         "rewards",
         "curricula",
+        "evaluate",
         "recipes",
         "parts",
         "face",

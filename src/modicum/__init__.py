@@ -58,6 +58,13 @@ class CalledModule(ModuleType):
     def _call(self) -> Any:
         return getattr(import_module("modicum.face"), self.__name__.rpartition(".")[2])
 
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self._call.__doc__
+
+    def __reduce__(self) -> Any:
+        return import_module, (self.__name__,)
+
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """What the function of this name in `modicum.face` does."""
         return self._call(*arguments, **named)
@@ -91,4 +98,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

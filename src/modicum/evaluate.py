@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modicum import scorecard
 from modicum.config import Sampling
-from modicum.engine import Policy
 from modicum.scorecard import Evaluation, Graded
 from modicum.tasks.base import Task, check_split
 from modicum.tasks.prompts import encode
 from modicum.types import Completion, Problem, Split, UserError
+
+if TYPE_CHECKING:
+    from modicum.engine import Policy
 
 __all__ = ["Evaluation", "evaluate", "held_out"]
 

@@ -33,6 +33,8 @@ def export_run(
     Returns the largest logit difference on reload. `parts` has an update that no expression
     names. Raises UserError for a run without an adapter, or `out` that is not empty.
     """
+    if format not in ("merged", "adapter"):
+        raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
     session = reload(run, parts=parts)
     policy, prepared, past = session.policy, session.prepared, session.config
     if format != "adapter":

@@ -140,7 +140,8 @@ class _Builder:
         if name == GIVEN:
             raise UserError(
                 f"{self.kind} {self.text} was an object in Python, which no expression gives again:"
-                f" name another {self.kind}, or go on in Python with the same one (docs/python.md)"
+                " go on in Python with the result of `train` or the same object, or begin anew with"
+                f" another {self.kind} (docs/python.md)"
             )
         if name not in self.members:
             raise UserError(f"unknown {self.kind} {name!r}; {nearest(name, self.members)}")

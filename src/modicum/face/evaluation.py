@@ -70,7 +70,8 @@ def evaluate(
     run = name if (name / "config.toml").is_file() else None
     named = {"model": name, "task": task} if isinstance(task, str) else {"model": name}
     config = settled(tables(EvaluateConfig, {**settings, **named}, "evaluate"), run, "evaluate")
-    parts = Parts(None if task is None else tasks.of(task), own.update if own else None)
+    parts = own or Parts()
+    parts = Parts(parts.task if task is None else tasks.of(task), parts.update)
     with Display() if progress else nullcontext() as shown:
         return perform(config, run, shown, parts)
 

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from modicum import runs
 from modicum.config import TrainConfig
 from modicum.parts import Parts, past_config
+from modicum.results import RunResult, fill
 from modicum.types import UserError
 
 if TYPE_CHECKING:
     from modicum.scorecard import Evaluation
+
+NAMES = ("update", "model", "task", "reward")
+COUNTS = ("trainable_parameters", "total_parameters", "steps", "seconds", "change_proof")
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,9 +25,12 @@ class TrainResult:
     """A run. `values` is what its `result.json` holds; empty while it has not ended."""
 
     folder: Path
-    values: dict[str, Any]
+    values: dict[str, Any] = field(hash=False)
     parts: Parts | None = field(default=None, compare=False)
     """The objects that it was begun with, in this process."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.folder.absolute())
 
     @property
     def accuracy(self) -> float | None:
@@ -43,7 +50,7 @@ class TrainResult:
     @property
     def metrics(self) -> list[dict[str, float]]:
         """A dict for every step (docs/metrics.md); `pandas.DataFrame(result.metrics)`."""
-        path = self.folder / "metrics.jsonl"
+        path = runs.open_run(self.folder).folder / "metrics.jsonl"
         return runs.read_lines(path) if path.exists() else []
 
     def report(self, out: str | Path = "", title: str = "") -> Path:
@@ -80,7 +87,7 @@ class TrainResult:
         if not values:
             return [("run", str(self.folder)), ("state", "not finished")]
         shown = [("run", str(self.folder))]
-        shown += [(name, str(values[name])) for name in ("update", "model", "task", "reward")]
+        shown += [(name, str(values[name])) for name in NAMES]
         if self.accuracy is not None and self.baseline is not None:
             band = f"[{values['trained']['low']:.1%}, {values['trained']['high']:.1%}]"
             shown.append(("accuracy", f"{self.baseline:.1%} → {self.accuracy:.1%} {band}"))
@@ -110,7 +117,13 @@ def load(folder: str | Path) -> TrainResult:
     place = folder_of(folder)
     past_config(place)  # UserError when it is no run folder
     path = place / "result.json"
-    return TrainResult(place, runs.read_object(path) if path.exists() else {})
+    values = runs.read_object(path) if path.exists() else {}
+    if path.exists():
+        fill(RunResult, values, str(path))
+        for name in NAMES + COUNTS:
+            if values.get(name) is None:
+                raise UserError(f"{path}: {name!r} is missing")
+    return TrainResult(place, values)
 
 
 def folder_of(run: str | Path | TrainResult) -> Path:

@@ -19,6 +19,8 @@ from modicum.types import UserError
 
 if TYPE_CHECKING:
     from modicum.training.loop import Observer
+else:
+    Observer = Any  # what `typing.get_type_hints` finds, without torch
 
 NEEDED = {"update": "apply", "objective": "token_loss", "curriculum": "begin"}
 """What an object of a kind must have."""
@@ -51,6 +53,11 @@ def train(
     """
     if resume and overwrite:
         raise UserError("train: resume and overwrite exclude each other")
+    if not isinstance(config, TrainConfig | None):
+        raise UserError(
+            f"train: config must be a TrainConfig, not {config!r:.60}; give settings by name,"
+            " such as model='tiny'"
+        )
     given = {"update": update, "objective": objective, "curriculum": curriculum}
     made = {kind: _part(kind, value) for kind, value in given.items() if value is not None}
     if task is not None:

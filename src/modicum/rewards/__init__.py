@@ -6,8 +6,8 @@ contract suite (tests/test_rewards.py) picks it up.
 
 from __future__ import annotations
 
-import functools
-import operator
+import dataclasses
+import itertools
 from typing import Any
 
 from modicum import spec
@@ -53,18 +53,24 @@ def parse(text: str) -> Reward:
 def of(value: Any) -> Reward:
     """The reward that a caller names by an expression, a function, a term, or a list of them.
 
-    A list is summed, as TRL does. Functions of one name are numbered.
+    A list is summed, as TRL does. Functions of one name are numbered, and so is one with a name
+    that metrics have: your own `accuracy` is `accuracy_2`, since `accuracy` is the verdict.
     """
     parts = value if isinstance(value, list | tuple) else [value]
     if not parts:
         raise UserError("reward: the list is empty")
-    made = [_of(part) for part in parts]
-    labels = [str(part) for part in made]
-    for place, part in enumerate(made):
-        before = labels[:place].count(labels[place])
-        if before and isinstance(part, GivenFunction) and part not in made[:place]:
-            made[place] = GivenFunction(part.function, label=f"{part}_{before + 1}")
-    return reward_of(functools.reduce(operator.add, made))
+    weights, terms = zip(*(t for part in parts for t in reward_of(_of(part)).terms), strict=True)
+    taken, named = {*REWARDS, "mean", "errors"}, list[Term]()
+    for place, term in enumerate(terms):
+        if term in terms[:place]:
+            term = named[terms.index(term)]  # the sum refuses it
+        elif isinstance(term, GivenFunction):
+            numbered = (f"{term}_{number}" for number in itertools.count(2))
+            label = next(n for n in itertools.chain([str(term)], numbered) if n not in taken)
+            taken.add(label)
+            term = term if label == str(term) else dataclasses.replace(term, label=label)
+        named.append(term)
+    return Reward(tuple(zip(weights, named, strict=True)))
 
 
 def _of(part: Any) -> Reward | Term:

@@ -12,9 +12,10 @@ UserError. `async def` works as well.
 None or NaN is no verdict: the term is left out of that completion's sum, as in TRL. Values
 are taken as they are; whether they lie in [0, 1] is the user's business.
 
-Departure from TRL, where an exception ends the run: when the call fails, each completion is
-scored by a call of its own, and one that fails again gets 0 and a line in the log. What
-returns anything but one score for one completion is a UserError.
+Departure from TRL, where an exception ends the run: when the call raises, each completion is
+scored by a call of its own, and one that fails again gets 0 and a line in the log. After a
+list of another length all completions of the call get 0 and a line, since nobody knows which
+score is whose. What returns no list, or not one score for one completion, is a UserError.
 """
 
 from __future__ import annotations
@@ -68,14 +69,20 @@ class Called(Term):
     ) -> list[float]:
         """What the function returns; NaN where it returns None, 0 where it fails."""
         arguments = accepted(str(self), self.called, self._columns(problem, completions))
-        values, fault = _call(self, arguments, len(completions))
-        if fault is None:
+        values, fault = _call(self, arguments)
+        count = len(completions)
+        if fault is None and len(values) == count:
             return values
-        if len(completions) > 1:
+        if fault is None:
+            if count == 1:
+                what = f"{len(values)} scores for 1 completion"
+                raise UserError(f"reward {self}: the function returned {what}")
+            fault = f"returned {len(values)} scores for {count} completions"
+        elif count > 1:
             # Which one is it? The others keep their scores.
             return [self.score_group(task, problem, [c], faults)[0] for c in completions]
-        faults.append(f"{self}: {fault}")
-        return [0.0]
+        faults += [f"{self}: {fault}"] * count
+        return [0.0] * count
 
     def _columns(
         self, problem: Problem, completions: Sequence[Completion]
@@ -156,11 +163,8 @@ def term_of(function: Callable[..., Any]) -> Called:
     return GivenFunction(function)
 
 
-def _call(term: Called, arguments: dict[str, Any], count: int) -> tuple[list[float], str | None]:
-    """The values of one call for `count` completions, or what went wrong.
-
-    UserError when the result for a single completion is no list of one score.
-    """
+def _call(term: Called, arguments: dict[str, Any]) -> tuple[list[float], str | None]:
+    """The values of one call, or what it raised; UserError when the result is no list."""
     guard, values = Guard(), None
     with guard, contextlib.redirect_stdout(sys.stderr):
         values = term.called(**arguments)
@@ -170,11 +174,8 @@ def _call(term: Called, arguments: dict[str, Any], count: int) -> tuple[list[flo
             values = [math.nan if value is None else float(value) for value in values]
     if guard.fault is not None:
         return [], guard.fault
-    if not isinstance(values, list) or len(values) != count:
-        what = f"{len(values)} scores" if isinstance(values, list) else f"{values!r}, no list,"
-        if count == 1:
-            raise UserError(f"reward {term}: the function returned {what} for 1 completion")
-        return [], f"returned {what} for {count} completions"
+    if not isinstance(values, list):
+        raise UserError(f"reward {term}: the function returned {values!r:.60}, no list")
     if any(map(math.isinf, values)):
         return [], "returned an infinite score"
     return values, None
@@ -227,6 +228,10 @@ def accepted(path: str, function: Callable[..., Any], given: dict[str, Any]) -> 
     """
     known = inspect.signature(function).parameters.values()
     for parameter in known:
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise UserError(
+                f"reward {path}: {parameter.name!r} is positional-only; arguments go by name"
+            )
         needed = parameter.default is parameter.empty and parameter.kind not in VARIADIC
         if needed and parameter.name not in given:
             raise UserError(

@@ -142,6 +142,8 @@ def _opened(
 def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> tuple[Study, Path]:
     """The design and the folder of a study; where it must have `begun`, UserError if not."""
     folder = Path(out)
+    if not isinstance(study, Study | Path | str):
+        raise UserError(f"study: must be a design, its file or its folder, not {study!r:.60}")
     if isinstance(study, Study):
         if not out:
             raise UserError("a study that is no file needs out, its folder")
