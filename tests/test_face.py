@@ -22,7 +22,7 @@ import pytest
 import modicum
 from helpers import Fails, metrics_of, tensors_of
 from modicum import cli, rewards, runs, tasks, updates
-from modicum.parts import Parts, expression, past_config, past_task
+from modicum.parts import RunParts, expression, past_config, past_task
 from modicum.tasks.arithmetic import Arithmetic
 from modicum.tasks.given import GivenTask
 from modicum.training.loop import Observer
@@ -581,8 +581,8 @@ def test_what_is_no_run_is_one_line(call: str) -> None:
 
 
 def test_parts_without_objects_change_nothing(quick: Any) -> None:
-    assert Parts().named(quick) == quick
-    assert [str(part) for part in Parts().resolve(quick)][:3] == ["arithmetic", "full", "digits"]
+    assert RunParts().named(quick) == quick
+    assert [str(part) for part in RunParts().resolve(quick)][:3] == ["arithmetic", "full", "digits"]
 
 
 def test_a_past_config_is_read_without_torch(train: Train) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modicum.engine import Policy
 from modicum.models.load import Loaded, load
-from modicum.parts import Parts
+from modicum.parts import RunParts
 from modicum.runs import make_folder
 from modicum.training.checkpoint import reload
 from modicum.types import RunStopped, UserError
@@ -26,7 +26,7 @@ TOLERANCE = 1e-4  # of logits, relative to their largest, in fp32
 
 
 def export_run(
-    run: Path, out: Path, format: str, overwrite: bool, parts: Parts | None = None
+    run: Path, out: Path, format: str, overwrite: bool, parts: RunParts | None = None
 ) -> float:
     """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter").
 

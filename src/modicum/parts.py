@@ -33,7 +33,7 @@ KEPT = "given.json"
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunParts:
     """Objects in the place of a config's expressions; None: the expression says it."""
 
     task: tasks.Task | None = None

@@ -14,7 +14,7 @@ from modicum.config import Compute, Sampling, Trust, at_least, from_mapping
 from modicum.face.result import TrainResult, folder_of
 from modicum.face.settings import tables
 from modicum.options import merge
-from modicum.parts import Parts, past_config, past_task
+from modicum.parts import RunParts, past_config, past_task
 from modicum.runs import Run, make_folder
 from modicum.scorecard import Comparison, Evaluation
 from modicum.types import UserError
@@ -70,8 +70,8 @@ def evaluate(
     run = name if (name / "config.toml").is_file() else None
     named = {"model": name, "task": task} if isinstance(task, str) else {"model": name}
     config = settled(tables(EvaluateConfig, {**settings, **named}, "evaluate"), run, "evaluate")
-    parts = own or Parts()
-    parts = Parts(parts.task if task is None else tasks.of(task), parts.update)
+    parts = own or RunParts()
+    parts = RunParts(parts.task if task is None else tasks.of(task), parts.update)
     with Display() if progress else nullcontext() as shown:
         return perform(config, run, shown, parts)
 
@@ -90,7 +90,7 @@ def perform(
     config: EvaluateConfig,
     run: Path | None,
     observer: Observer | None = None,
-    parts: Parts | None = None,
+    parts: RunParts | None = None,
 ) -> Evaluation:
     """Evaluate the policy of `run`, or the model that the config names; written to `out`.
 
@@ -101,7 +101,7 @@ def perform(
     from modicum.models.load import load
     from modicum.training.checkpoint import reload
 
-    parts = parts or Parts()
+    parts = parts or RunParts()
     name = str(run or config.model)
     task = parts.task or (past_task(run, config.task) if run else tasks.parse(config.task))
     folder = _folder(config.out) if config.out else None

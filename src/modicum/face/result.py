@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modicum import runs
 from modicum.config import TrainConfig
-from modicum.parts import Parts, past_config
+from modicum.parts import RunParts, past_config
 from modicum.results import RunResult, fill
 from modicum.types import UserError
 
@@ -26,7 +26,7 @@ class TrainResult:
 
     folder: Path
     values: dict[str, Any] = field(hash=False)
-    parts: Parts | None = field(default=None, compare=False)
+    parts: RunParts | None = field(default=None, compare=False)
     """The objects that it was begun with, in this process."""
 
     def __post_init__(self) -> None:

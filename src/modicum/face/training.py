@@ -13,7 +13,7 @@ from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.face.result import TrainResult
 from modicum.face.settings import tables
 from modicum.options import merge
-from modicum.parts import Parts, expression, is_given, parsers
+from modicum.parts import RunParts, expression, is_given, parsers
 from modicum.rewards import Reward, Term
 from modicum.types import UserError
 
@@ -65,7 +65,7 @@ def train(
     if reward is not None:
         made["reward"] = rewards.of(reward)
     texts = {kind: expression(kind, part) for kind, part in made.items()}
-    parts = Parts(**{kind: part for kind, part in made.items() if is_given(texts[kind])})
+    parts = RunParts(**{kind: part for kind, part in made.items() if is_given(texts[kind])})
     whole = _config(config, {**settings, **texts}, resume)
     _check_held_out(whole, parts)
 
@@ -99,7 +99,7 @@ def _config(base: TrainConfig | None, values: dict[str, Any], resume: bool) -> T
     return from_mapping(TrainConfig, merge(below, given), "train")
 
 
-def _check_held_out(config: TrainConfig, parts: Parts) -> None:
+def _check_held_out(config: TrainConfig, parts: RunParts) -> None:
     """UserError, before a model is loaded, when a list leaves nothing to evaluate on."""
     split = config.evaluation.eval_split
     if parts.task is None or not config.evaluation.eval_problems or parts.task.size(split) != 0:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from modicum import runs
 from modicum.config import Compute
-from modicum.parts import Parts, past_config
+from modicum.parts import RunParts, past_config
 from modicum.training.session import Session, prepare
 from modicum.types import UserError
 
@@ -90,7 +90,7 @@ def reload(
     folder: Path,
     compute: Compute | None = None,
     rollout_batch: int | None = None,
-    parts: Parts | None = None,
+    parts: RunParts | None = None,
 ) -> Session:
     """The trained policy of a run: the base with the newest checkpoint's values.
 
@@ -111,7 +111,7 @@ def reload(
         config = replace(config, batch=replace(config.batch, rollout_batch=rollout_batch))
     # Not needed, and perhaps not to be had: files may be elsewhere by now, objects gone.
     others = {"task": "arithmetic", "reward": "accuracy", "objective": "grpo"}
-    update = Parts(update=parts.update if parts else None)
+    update = RunParts(update=parts.update if parts else None)
     session = prepare(replace(config, **others, curriculum="uniform"), update)
     restore_policy(session, saved[-1])
     session.config = config

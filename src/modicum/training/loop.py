@@ -17,7 +17,7 @@ from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
 from modicum.models.load import inner
 from modicum.models.precision import too_fine
-from modicum.parts import Parts
+from modicum.parts import RunParts
 from modicum.tasks.prompts import encode
 from modicum.training import result
 from modicum.training.checkpoint import save
@@ -65,7 +65,7 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     base: Evaluation | None = None,
-    parts: Parts | None = None,
+    parts: RunParts | None = None,
 ) -> dict[str, Any]:
     """Train as `config` says and return what `result.json` holds.
 
@@ -74,7 +74,7 @@ def train(
     the place of the config's expressions. Raises UserError for what cannot be done and
     RunStopped when a proof fails.
     """
-    observer, parts = observer or Observer(), parts or Parts()
+    observer, parts = observer or Observer(), parts or RunParts()
     config = parts.named(config)
     tracking.check(config.tracking)
     if parts.update is parts.objective is None:  # the planner reads expressions

@@ -10,7 +10,7 @@ from modicum.curricula import Order
 from modicum.engine import Policy, policy_of
 from modicum.engine.flops import FlopCounter
 from modicum.models.load import load
-from modicum.parts import Parts
+from modicum.parts import RunParts
 from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
 from modicum.updates.proofs import Proof
@@ -79,9 +79,9 @@ class Session:
         return sum(p.numel() for p in self.policy.model.parameters())
 
 
-def prepare(config: TrainConfig, parts: Parts | None = None) -> Session:
+def prepare(config: TrainConfig, parts: RunParts | None = None) -> Session:
     """Load the model, apply the update, and build what the loop needs."""
-    task, update, reward, objective, curriculum = (parts or Parts()).resolve(config)
+    task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
     task.problem("train", config.seed, 0)  # a bad task fails before the model loads
     order = curriculum.begin(task, config.seed)
