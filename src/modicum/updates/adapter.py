@@ -72,8 +72,13 @@ class AdapterPrepared(Prepared):
                 with self.swap.swapped():
                     yield
             else:
-                with self.model.disable_adapter():  # type: ignore[operator]
+                # PEFT's own context looks through all of the model for layers that are off.
+                base: Any = self.model.base_model
+                base.disable_adapter_layers()
+                try:
                     yield
+                finally:
+                    base.enable_adapter_layers()
         finally:
             # PEFT's switch sets requires_grad by its own rule; put back what was.
             for name, parameter in self.model.named_parameters():
