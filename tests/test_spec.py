@@ -264,15 +264,15 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("kind", ["thing", *PARSERS])
-def test_hostile_text_is_refused_in_one_line(kind: str, text: str) -> None:
+def test_hostile_text_is_refused_in_one_line(kind: str) -> None:
     parse = PARSERS.get(kind, build)
-    with warnings.catch_warnings(record=True) as warned, pytest.raises(UserError) as caught:
-        warnings.simplefilter("always")
-        parse(text)
-    assert warned == []  # Python's own would be a second line
-    assert len(str(caught.value).splitlines()) == 1
+    for text in HOSTILE:
+        with warnings.catch_warnings(record=True) as warned, pytest.raises(UserError) as caught:
+            warnings.simplefilter("always")
+            parse(text)
+        assert warned == [], text  # Python's own would be a second line
+        assert len(str(caught.value).splitlines()) == 1, text
 
 
 def test_nothing_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:

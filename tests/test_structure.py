@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,22 @@ FILES = sorted(SOURCE.rglob("*.py"))
 MODULES = {path.relative_to(SOURCE).as_posix(): path for path in FILES}
 
 
+def of_every_file(check: Callable[[str], None]) -> Callable[[], None]:
+    """One test that makes a check of every source file, and names all that fail it."""
+
+    def test() -> None:
+        failed = []
+        for name in MODULES:
+            try:
+                check(name)
+            except AssertionError as error:
+                failed.append(f"{name}: {error}")
+        assert not failed, "\n".join(failed)
+
+    test.__name__, test.__doc__ = check.__name__, check.__doc__
+    return test
+
+
 @cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
@@ -131,7 +147,7 @@ def test_the_order_names_every_module_once() -> None:
     assert sorted(ORDER) == sorted(found)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@of_every_file
 def test_imports_go_one_way(name: str) -> None:
     path = MODULES[name]
     if name == "__init__.py":  # what type checkers see; test_face.py measures the rest
@@ -156,7 +172,7 @@ def test_the_check_of_imports_sees_all_forms(tmp_path: Path) -> None:
     assert [name for _, name in own_imports(path)] == ["training", "evaluate", "types", "engine"]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@of_every_file
 def test_no_relative_imports(name: str) -> None:
     nodes = ast.walk(tree(MODULES[name]))
     assert [n.lineno for n in nodes if isinstance(n, ast.ImportFrom) and n.level] == []
@@ -180,7 +196,7 @@ def test_light_modules_stay_free_of_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", MODULES)
+@of_every_file
 def test_files_and_functions_stay_small(name: str) -> None:
     path = MODULES[name]
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
@@ -216,7 +232,7 @@ def forbidden(module: ast.Module) -> Iterator[str]:
                     yield f"{node.lineno}: broad except"
 
 
-@pytest.mark.parametrize("name", MODULES)
+@of_every_file
 def test_nothing_dangerous_or_broad(name: str) -> None:
     assert list(forbidden(tree(MODULES[name]))) == []
 
