@@ -60,8 +60,8 @@ def test_train_resume_export_reload(smollm2: Path, tmp_path: Path, update: str) 
         TrainConfig(),
         model=str(smollm2),
         task=f"gsm8k(path={str(DATA)!r})",
-        # Any digit earns a little, so that groups of this small model have a signal.
-        reward="accuracy(lenient=True) + 0.1*format",
+        # A coin earns a little, so that groups of this small model have a signal.
+        reward="accuracy(lenient=True) + 0.1*format + 0.1*random",
         update=update,
         steps=2,
         out=str(tmp_path / "run"),

@@ -37,7 +37,7 @@ def parity(completions: list[str], **columns: Any) -> list[float]:
 
 def waits(completions: list[str], **columns: Any) -> list[float]:
     """The same, after a while."""
-    time.sleep(0.12)
+    time.sleep(0.3)
     return parity(completions)
 
 
