@@ -241,6 +241,7 @@ def test_a_scan_ranks_and_goes_on(
     assert cli.run([*first, "--best", "1"]) == 0
 
 
+@pytest.mark.slow  # most of it is the start of processes
 def test_a_scan_from_python_in_processes_tries_again_only_what_is_asked(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -73,6 +73,14 @@ def launcher(request: pytest.FixtureRequest) -> Launcher:
     return LAUNCHERS[request.param](threads=1)
 
 
+LONG = pytest.mark.parametrize(
+    "launcher",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "here")) for name in LAUNCHERS],
+    indirect=True,
+)
+"""For tests of many seconds, most of them spent on starting processes: those are slow."""
+
+
 def run_all(
     cells: Sequence[Cell], launcher: Launcher, heard: Heard, retry_failed: bool = False
 ) -> None:
@@ -84,6 +92,7 @@ def names(cells: Sequence[Cell]) -> set[str]:
     return {cell.label for cell in cells}
 
 
+@LONG
 def test_cells_run_once_and_failures_stay_until_asked_for(
     quick: TrainConfig, tmp_path: Path, launcher: Launcher
 ) -> None:
@@ -140,6 +149,7 @@ def test_a_cell_is_the_run_that_train_makes(
     assert read_object(mine.folder / "result.json")["base"] == own["base"] | {"step": -1}
 
 
+@LONG
 def test_ctrl_c_saves_the_running_cells_and_they_go_on(
     quick: TrainConfig, tmp_path: Path, launcher: Launcher
 ) -> None:
