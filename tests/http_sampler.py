@@ -24,7 +24,7 @@ from modicum.engine.local import LocalSampler
 from modicum.engine.policy import make
 from modicum.engine.samplers import SamplerSettings
 from modicum.models.load import Loaded
-from modicum.types import Completion
+from modicum.types import Completion, Origin
 from modicum.updates.base import Prepared
 
 
@@ -41,15 +41,20 @@ class Server(HTTPServer):
     def weights(self, body: bytes) -> bytes:
         own = dict(self.model.named_parameters())
         with torch.no_grad():
-            for name, tensor in load(body).items():
+            sent = load(body)
+            for name, tensor in sent.items():
                 own[name].copy_(tensor)
+        self.sampler.follow(Changed({name: own[name] for name in sent}, -1))
         return b"{}"
 
     def sample(self, body: bytes) -> bytes:
         asked = json.loads(body)
         prompts, keys = ([tuple(item) for item in asked[name]] for name in ("prompts", "keys"))
         groups = self.sampler.sample(prompts, keys, asked["n"], Sampling(**asked["sampling"]))
-        rows = [[[c.tokens, c.logprobs, c.text, c.finished] for c in group] for group in groups]
+        rows = [
+            [[c.tokens, c.logprobs, c.text, c.finished, asdict(c.origin)] for c in group]
+            for group in groups
+        ]
         return json.dumps(rows).encode()
 
 
@@ -91,7 +96,13 @@ class HttpSampler(Sampler):
         rows = json.loads(self._ask("sample", json.dumps(asked).encode()))
         if progress is not None:
             progress(len(rows))
-        return [tuple(Completion(tuple(t), tuple(p), *rest) for t, p, *rest in row) for row in rows]
+        return [
+            tuple(
+                Completion(tuple(t), tuple(p), text, done, origin=Origin(**origin))
+                for t, p, text, done, origin in row
+            )
+            for row in rows
+        ]
 
     def follow(self, changed: Changed) -> None:
         tensors = {name: t.detach().contiguous() for name, t in changed.tensors.items()}

@@ -17,7 +17,7 @@ from conftest import random_model
 from helpers import engine_of
 from modicum import runs, updates
 from modicum.config import Compute, Sampling, Steps, TrainConfig
-from modicum.engine import agreement, logprobs, make
+from modicum.engine import logprobs, make
 from modicum.engine.base import tokens_of
 from modicum.engine.local import num_trunk_bytes
 from modicum.engine.sampling import distribution, token_logprobs
@@ -25,7 +25,7 @@ from modicum.models.attention import _Spread
 from modicum.training import step
 from modicum.training.loop import train
 from modicum.training.session import Session, prepare
-from modicum.types import Group, Row, RunStopped, UserError
+from modicum.types import Row, UserError
 from modicum.updates.products import backward_products
 
 # Lowest trained layer: the embedding, 0, the last, above the layers; adapters and unions.
@@ -264,30 +264,6 @@ def test_spreading_tokens_has_the_gradient_of_reading_them() -> None:
 
 
 # Proof and errors ------------------------------------------------------------------------
-
-
-def test_agreement_is_with_the_librarys_forward(
-    quick: TrainConfig, folders: dict[str, Path]
-) -> None:
-    """Also of what training cannot see: the frozen layers that the kept states came from."""
-    made = made_of(quick, folders["llama"], "last(1)", Compute())
-    groups: list[Group] = step.sample_groups(made, 0)
-    model, settings = made.prepared.model, made.config.sampling
-    assert agreement.compare(model, made.policy.scorer.device, groups, settings) < 1e-5
-    with torch.no_grad():
-        made.prepared.frozen["model.layers.0.mlp.up_proj.weight"].mul_(1.1)
-    far = agreement.compare(model, made.policy.scorer.device, groups, settings)
-    assert far > 1e-3
-    for wrong in (far, float("nan")):
-        with pytest.raises(RunStopped, match="sampler and library differ"):
-            agreement.require(wrong, "fp32", "library")
-
-
-def test_a_stale_policy_stops_the_run(quick: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement, "compare", lambda *_: 0.3)
-    with pytest.raises(RunStopped, match=r"differ by 0\.3 nats a token"):
-        train(quick)
-    train(replace(quick, compute=Compute(agreement_every=0)), overwrite=True)
 
 
 def test_unknown_families_run_on_the_librarys_forward() -> None:

@@ -125,6 +125,7 @@ class RunResult:
     flops: float | None = None
     skipped_steps: int | None = None
     change_proof: str | None = None
+    agreement_proof: str | None = None
     agreement_max: float | None = None
     base_hash: str = ""
     anatomy: Anatomy | None = None

@@ -63,12 +63,24 @@ class Grade:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What completions were drawn with, said by the sampler that drew them."""
+
+    weights: str
+    """The version of what trains (`engine.base.version_of`)."""
+    temperature: float
+    top_p: float
+    top_k: int
+
+
+@dataclass(frozen=True)
 class Completion:
     """What the model wrote: tokens up to and with the end token, if it came.
 
     `logprobs[t]` is the log-probability of `tokens[t]` under the sampling distribution
     (temperature, top-p and top-k included). `finished` is False when the limit cut it.
-    `trunk` is what the engine kept of its way, for training.
+    `trunk` is what the engine kept of its way, for training. `origin` says from which
+    weights and at which settings it comes.
     """
 
     tokens: tuple[int, ...]
@@ -76,6 +88,7 @@ class Completion:
     text: str
     finished: bool
     trunk: Any = field(default=None, compare=False, repr=False)
+    origin: Origin | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def run(args: list[str]) -> int:
         from modicum.report import read, tables
 
         display.console.print(f"change proof: {result['change_proof']}")
+        display.console.print(f"agreement proof: {result['agreement_proof']}")
         tables.show(tables.results([read.load(run_folder(config))]))
     show(found.json, result, f"run folder: {run_folder(config)}")
     return 0

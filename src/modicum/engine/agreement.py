@@ -1,45 +1,396 @@
 """The agreement proof: completions were sampled from the policy that is trained.
 
-Two checks. Every step, the log-probs that training computes anyway are compared with the
-sampler's: that costs nothing. Both may rest on the same kept states, so every few steps
-(`agreement_every`) some fresh completions are also scored by the library's whole forward,
-which shares no code with the engine. Beyond a tolerance that fits the dtype the run stops:
-it never trains on samples of a stale policy, of the base, or of an adapter applied twice.
+Five checks; each finds what the others cannot (docs/agreement.md).
+
+*Origin*, every step: completions carry the version of the weights that they were drawn from
+and the settings of the distribution (`types.Origin`); both must be the trainer's.
+
+*Trainer*, every step: the log-probs that training computes anyway beside the sampler's.
+
+*Library*, in the first steps and then every few: some completions are also scored by the
+library's whole forward, which shares no code with the engine.
+
+*Without rounding*, with the library's in a model below fp32: the sampler draws some tokens more
+while the model computes in fp32 with its own weights (`models.widen`). Then sampler, trainer
+and library agree to `EXACT`, and a step of any size shows.
+
+*Slopes*, with it: the difference d between two log-probs of one token is rounding if both
+come from one policy. If the sampler's come from another, d follows a direction x that is
+known: policy - base, policy - the step before (both in fp32), log p + H for a temperature, 1 for
+a cut of the distribution. `Slope` is the regression of d on x, pooled over checks with groups
+as clusters; what it must not be is said in standard errors.
+
+How much rounding this model has is measured at the start (`Agreement.own`): |library's
+log-prob - the same in fp32| over 1 - p, as tokens without doubt have no rounding to speak of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import t as student
+from torch import Tensor
 
 from modicum.config import Sampling
+from modicum.engine.base import Scorer
 from modicum.engine.library import LibraryEngine
 from modicum.engine.logprobs import logprobs
+from modicum.engine.policy import Policy
+from modicum.models.widen import widened
 from modicum.types import Group, Row, RunStopped
+from modicum.updates.base import Prepared
+from modicum.updates.swap import Swap
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # largest mean |log-prob difference|, in nats
+Array = np.ndarray[Any, np.dtype[Any]]
+
+EXACT = 1e-4  # most that two fp32 computations differ, in nats over 1 - p
+ROUNDING = 4.0  # times the model's own
+UNKNOWN = 0.25  # that of a model in bf16 which was not measured
+CHANCE = 3e-7  # of a false alarm of one slope: five standard errors, more where groups are few
+FADE = 0.9  # weight of a check at the next one
+FIRST = 10  # steps that are all checked
+TOKENS, ROWS = 256, 32  # about so many are scored by the library in a check
+REHEARSED = (4, 2, 8)  # prompts, completions of each, tokens
+REMEMBERED = 2**26  # bytes of the step before, at most
+
+LEAST = {"base": 0.5, "previous": 0.5, "temperature": 0.01}
+"""How large a slope must be at least to be a fault."""
+FAULTS = {
+    "base": ("the base, without what was trained", "what was trained applied twice"),
+    "previous": ("the step before", "a step that was taken twice"),
+    "temperature": ("a higher temperature", "a lower temperature"),
+    "shift": ("another cut of the distribution", "another cut of the distribution"),
+}
+"""What the sampler's log-probs look like, at a positive and at a negative slope."""
 
 
-@torch.no_grad()
-def compare(model: Any, device: torch.device, groups: Sequence[Group], sampling: Sampling) -> float:
-    """Mean |log-prob difference| a token, in nats, over two completions.
+@dataclass
+class Scored:
+    """The log-probs of some rows' tokens, by several ways."""
 
-    They are the first of the first group and the last of the last.
-    """
-    ends = [(groups[0], groups[0].completions[0]), (groups[-1], groups[-1].completions[-1])]
-    rows = [Row(group.prompt, c.tokens, c.logprobs, 0.0) for group, c in ends]
-    found_N, _ = logprobs(LibraryEngine(model, device), rows, sampling)
-    sampled_N = torch.tensor([p for row in rows for p in row.logprobs], device=device)
-    return float((found_N - sampled_N).abs().mean())
+    rows: Sequence[Row]
+    entropy_N: Array
+    ways: dict[str, Array]
+    """By `trainer`, `library`; `exact`: with the least rounding."""
+    others: dict[str, Array] = field(default_factory=dict)
+    """Under the weights of the `base` and of the step before (`previous`)."""
+
+    @property
+    def group_N(self) -> Array:
+        """The group of every token."""
+        return np.repeat([r.group for r in self.rows], [len(r.tokens) for r in self.rows])
+
+    @property
+    def sampler_N(self) -> Array:
+        """The sampler's log-probs."""
+        return np.array([value for row in self.rows for value in row.logprobs])
+
+    def directions(self) -> dict[str, Array]:
+        """What a difference would follow, by the fault."""
+        policy_N = self.ways["exact"]
+        known = {name: policy_N - other_N for name, other_N in self.others.items()}
+        ones = np.ones_like(policy_N)
+        return known | {"temperature": policy_N + self.entropy_N, "shift": ones}
 
 
-def require(mean: float, dtype: str, by: str) -> None:
-    """RunStopped when the mean difference is past the tolerance (or not a number)."""
-    limit = TOLERANCE[dtype]
-    if not mean <= limit:
+@dataclass
+class Slope:
+    """A regression d = slope x through the origin, pooled over checks; groups are clusters."""
+
+    sums: list[float] = field(default_factory=lambda: [0.0] * 8)
+    """Weight, its square, x d, x x, their squares and product over clusters, x x s s."""
+
+    def add(self, d_N: Array, x_N: Array, s_N: Array, group_N: Array) -> None:
+        """Add a check to those before, which fade; `s_N` is a token's own rounding."""
+        once, twice = FADE, FADE**2
+        fades = (once, twice, once, once, twice, twice, twice, twice)
+        _, cluster_N = np.unique(group_N, return_inverse=True)
+        a_C, b_C = np.bincount(cluster_N, x_N * d_N), np.bincount(cluster_N, x_N * x_N)
+        new = [len(a_C), len(a_C), a_C.sum(), b_C.sum(), a_C @ a_C, b_C @ b_C, a_C @ b_C]
+        new.append(((x_N * s_N) ** 2).sum())
+        held = zip(self.sums, fades, new, strict=True)
+        self.sums = [old * fade + float(value) for old, fade, value in held]
+
+    def estimate(self) -> tuple[float, float, float]:
+        """(slope, standard error, how many of these it may be away from 0)."""
+        weight, square, xd, xx, dd2, xx2, xd2, floor = self.sums
+        count = weight**2 / max(square, 1e-300)
+        if xx == 0 or count < 2:
+            return 0.0, float("inf"), float("inf")
+        slope = xd / xx
+        spread = max(0.0, dd2 - 2 * slope * xd2 + slope**2 * xx2) * count / (count - 1)
+        error = max(spread, floor) ** 0.5 / xx
+        return slope, error, float(student.isf(CHANCE, count - 1))
+
+
+class Agreement:
+    """What the proof has seen of a run so far."""
+
+    def __init__(self, dtype: str, every: int) -> None:
+        self.low, self.every = dtype != "fp32", every
+        self.own, self.noise = UNKNOWN if self.low else EXACT / ROUNDING, 0.0
+        """Rounding of this model: mean over 1 - p, and root mean square, in nats."""
+        self.exact_max = 0.0
+        """Largest difference without rounding so far, over 1 - p."""
+        self.slopes: dict[str, Slope] = {}
+        self.measured = False
+        self.before: Swap | None = None
+        """The values of the step before, where they are few."""
+
+    def due(self, step: int) -> bool:
+        """Whether the library is asked in this step."""
+        return self.every > 0 and (step < FIRST or step % self.every == 0)
+
+    # Checks ------------------------------------------------------------------------------
+
+    def origin(self, policy: Policy, groups: Sequence[Group], sampling: Sampling) -> None:
+        """RunStopped unless all completions say that they are of this policy, as it is now."""
+        settings = (sampling.temperature, sampling.top_p, sampling.top_k)
+        found = {c.origin for group in groups for c in group.completions}
+        version = policy.changed.version
+        for origin in found:
+            if origin is None:
+                raise _stopped("the sampler does not say from which weights it drew")
+            drawn = (origin.temperature, origin.top_p, origin.top_k)
+            if drawn != settings:
+                raise _stopped(
+                    f"the completions were drawn at (temperature, top_p, top_k) = {drawn},"
+                    f" and are trained at {settings}"
+                )
+            if origin.weights != version:
+                raise _stopped(
+                    f"the completions were drawn from other weights (version {origin.weights})"
+                    f" than those that are trained ({version}); the sampler is stale"
+                )
+
+    @torch.no_grad()
+    def check(
+        self,
+        policy: Policy,
+        prepared: Prepared,
+        groups: Sequence[Group],
+        sampling: Sampling,
+        step: int,
+    ) -> float:
+        """Ask the library; mean |its log-prob - the sampler's|, in nats. RunStopped: no."""
+        if self.low:
+            with widened(policy.model):
+                again = _rehearsal(policy, groups, sampling, step)
+                found = _score(policy, again, sampling)
+                self._exact(policy, prepared, found, sampling)
+        found = _score(policy, _some(groups), sampling)
+        if not self.low:
+            self._exact(policy, prepared, found, sampling)
+        else:
+            with widened(policy.model):
+                found.ways["exact"], found.entropy_N = _by(policy.scorer, found.rows, sampling)
+            self._measure(found)
+            self._other_weights(policy, prepared, found, sampling)
+            for way in ("trainer", "library"):
+                self._follow(way, found.ways[way] - found.sampler_N, found)
+        return self._apart(found.ways["library"], found.sampler_N, "library")
+
+    def trained(self, rows: Sequence[Row], trainer_N: Array, entropy_N: Array) -> float:
+        """The trainer's log-probs of a step's tokens; mean |difference|, in nats.
+
+        What is not finite is left to the step, which is skipped. RunStopped: no.
+        """
+        if not np.isfinite(trainer_N).all():
+            return 0.0
+        found = Scored(rows, entropy_N, {"exact": trainer_N})
+        if self.low:
+            self._follow("training", trainer_N - found.sampler_N, found)
+        return self._apart(trainer_N, found.sampler_N, "trainer")
+
+    def remember(self, prepared: Prepared) -> None:
+        """Keep what is about to change, where a check of the next step can look at it."""
+        size = sum(p.numel() * p.element_size() for p in prepared.active.values())
+        self.before = None
+        if self.low and self.every and size <= REMEMBERED:
+            self.before = Swap(prepared.active)
+            self.before.keep()
+
+    # Pieces ------------------------------------------------------------------------------
+
+    def _exact(self, policy: Policy, prepared: Prepared, found: Scored, sampling: Sampling) -> None:
+        """Sampler, trainer and library agree where nothing is rounded."""
+        library_N = found.ways["library"]
+        ways = {"trainer": found.ways["trainer"]}
+        if policy.sampler.in_process or not self.low:
+            ways = {"sampler": found.sampler_N} | ways
+        for name, other_N in ways.items():
+            _finite(other_N, name)
+            far = _over_doubt(library_N - other_N, library_N)
+            self.exact_max = max(self.exact_max, far)
+            if not far <= EXACT:
+                self._other_weights(policy, prepared, found, sampling)
+                raise _stopped(
+                    f"in fp32 the log-probs of {name} and library differ by"
+                    f" {np.abs(library_N - other_N).mean():.2g} nats a token"
+                    f"{_looks_like(library_N - other_N, found)}; the completions were not sampled"
+                    " from the current policy, or are not trained as they were sampled"
+                )
+
+    def _other_weights(
+        self, policy: Policy, prepared: Prepared, found: Scored, sampling: Sampling
+    ) -> None:
+        """The same tokens in fp32 under other weights that are known."""
+        known = {"base": prepared.reference} if prepared.reference_known else {}
+        if self.before is not None:
+            known["previous"] = self.before.swapped
+        for name, weights in known.items():
+            with weights(), widened(policy.model):
+                found.others[name] = _by(policy.scorer, found.rows, sampling)[0]
+
+    def _measure(self, found: Scored) -> None:
+        """The model's own rounding, at the first check."""
+        if not self.measured:
+            apart_N = found.ways["library"] - found.ways["exact"]
+            self.own = _over_doubt(apart_N, found.ways["exact"])
+            self.noise = float(np.sqrt((apart_N**2).mean()))
+            self.measured = True
+
+    def _follow(self, way: str, d_N: Array, found: Scored) -> None:
+        """Add a check to the slopes; RunStopped when one is what a fault gives."""
+        s_N = self.own * (1 - np.exp(found.ways["exact"]))
+        for name, x_N in found.directions().items():
+            slope = self.slopes.setdefault(f"{way} {name}", Slope())
+            slope.add(d_N, x_N, s_N, found.group_N)
+            size, error, limit = slope.estimate()
+            # The sampler prefers tokens that its own rounding has made likelier.
+            least = LEAST.get(name, EXACT + 4 * self.noise**2)
+            if abs(size) > max(least, limit * error):
+                raise _stopped(
+                    f"the log-probs of {way} less the sampler's follow those of"
+                    f" {FAULTS[name][size < 0]}: slope {size:.3g} with standard error"
+                    f" {error:.2g}, where the current policy has 0"
+                )
+
+    def _apart(self, other_N: Array, sampler_N: Array, by: str) -> float:
+        """Mean |difference|; RunStopped when it is more than rounding."""
+        _finite(sampler_N, "sampler")
+        _finite(other_N, by)
+        limit = ROUNDING * self.own
+        mean = float(np.abs(other_N - sampler_N).mean())
+        if not _over_doubt(other_N - sampler_N, other_N) <= limit:
+            raise _stopped(
+                f"log-probs of sampler and {by} differ by {mean:.2g} nats a token (at most"
+                f" {limit * _doubt(other_N):.2g}); the completions were not sampled from the"
+                " current policy"
+            )
+        return mean
+
+    def report(self) -> str:
+        """A sentence that says what was found."""
+        found = [f"without rounding sampler, trainer and library differ by {self.exact_max:.1g}"]
+        if self.measured:
+            found.append(f"the model's own rounding is {self.own:.2g}")
+        text = " and ".join(found) + " nats over 1 - p"
+        for name in ("base", "temperature"):
+            slope, error, limit = self.slopes.get(f"library {name}", Slope()).estimate()
+            if limit * error < 1:
+                text += f"; {name} slope {slope:.2g} with standard error {error:.1g}"
+        return text if self.exact_max else "not asked"
+
+    # Checkpoints -------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """As JSON values. The values of the step before are not in it."""
+        slopes = {name: slope.sums for name, slope in self.slopes.items()}
+        names = ("own", "noise", "measured", "exact_max")
+        return {name: getattr(self, name) for name in names} | {"slopes": slopes}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Set what `state` gave."""
+        self.own, self.noise = float(state["own"]), float(state["noise"])
+        self.measured, self.exact_max = bool(state["measured"]), float(state["exact_max"])
+        self.slopes = {name: Slope(list(sums)) for name, sums in state["slopes"].items()}
+
+
+def _stopped(text: str) -> RunStopped:
+    return RunStopped(f"agreement proof: {text}")
+
+
+def _some(groups: Sequence[Group]) -> list[Group]:
+    """Some completions, the first of every group before the second of any."""
+    taken, tokens = [0] * len(groups), 0
+    for member in range(max(len(group.completions) for group in groups)):
+        for number, group in enumerate(groups):
+            if tokens < TOKENS and sum(taken) < ROWS and member < len(group.completions):
+                taken[number] = member + 1
+                tokens += len(group.completions[member].tokens)
+    pairs = zip(groups, taken, strict=True)
+    return [replace(g, completions=g.completions[:count]) for g, count in pairs if count]
+
+
+def _rehearsal(
+    policy: Policy, groups: Sequence[Group], sampling: Sampling, step: int
+) -> list[Group]:
+    """Some tokens of some prompts, drawn once more; of a sampler elsewhere some that it drew."""
+    prompts, members, tokens = REHEARSED
+    chosen = groups[:prompts]
+    drawn = [group.completions[:members] for group in chosen]
+    if policy.sampler.in_process:
+        keys = [("agreement", step, number) for number in range(len(chosen))]
+        short = replace(sampling, max_tokens=min(tokens, sampling.max_tokens))
+        drawn = policy.sample([group.prompt for group in chosen], keys, members, short)
+    return [replace(g, completions=c) for g, c in zip(chosen, drawn, strict=True)]
+
+
+def _score(policy: Policy, groups: Sequence[Group], sampling: Sampling) -> Scored:
+    """Log-probs of completions by library and trainer, without what was kept of their way."""
+    rows = [
+        Row(group.prompt, c.tokens, c.logprobs, 0.0, group=number)
+        for number, group in enumerate(groups)
+        for c in group.completions
+    ]
+    library_N, entropy_N = _by(LibraryEngine(policy.model, policy.device), rows, sampling)
+    trainer_N, _ = _by(policy.scorer, rows, sampling)
+    ways = {"trainer": trainer_N, "library": library_N, "exact": library_N}
+    return Scored(rows, entropy_N, ways)
+
+
+def _by(scorer: Scorer, rows: Sequence[Row], sampling: Sampling) -> tuple[Array, Array]:
+    """Log-prob_N and entropy_N by a scorer."""
+    found = logprobs(scorer, rows, sampling)
+    return as_array(found[0]), as_array(found[1])
+
+
+def as_array(values_N: Tensor) -> Array:
+    """The numbers of a tensor in fp64, on the CPU."""
+    return values_N.detach().double().cpu().numpy()
+
+
+def _finite(values_N: Array, by: str) -> None:
+    """RunStopped with what is wrong, where a comparison would only say that it failed."""
+    if not np.isfinite(values_N).all():
+        count = int((~np.isfinite(values_N)).sum())
         raise RunStopped(
-            f"agreement proof: log-probs of sampler and {by} differ by {mean:.2g} nats a token"
-            f" (at most {limit:g}); the completions were not sampled from the current policy"
+            f"the model gives no numbers: {count} of {values_N.size} log-probs of {by} are nan"
+            " or infinite, so that weights or logits are not finite"
         )
+
+
+def _doubt(logprob_N: Array) -> float:
+    """Mean 1 - p: a token that is certain has no rounding to speak of."""
+    return float((1 - np.exp(logprob_N)).mean()) + 1e-3
+
+
+def _over_doubt(d_N: Array, logprob_N: Array) -> float:
+    return float(np.abs(d_N).mean()) / _doubt(logprob_N)
+
+
+def _looks_like(d_N: Array, found: Scored) -> str:
+    """What most of a difference is, if one direction explains it."""
+    total = float(d_N @ d_N)
+    for name, x_N in found.directions().items():
+        square = float(x_N @ x_N)
+        share = float(x_N @ d_N) ** 2 / max(square * total, 1e-300)
+        if share > 0.9:
+            slope = float(x_N @ d_N) / square
+            return f", as if of {FAULTS[name][slope < 0]} (slope {slope:.3g})"
+    return ""

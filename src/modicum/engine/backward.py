@@ -21,6 +21,9 @@ from modicum.objectives import Counts, Objective, Tokens
 from modicum.types import Row
 from modicum.updates.base import Prepared
 
+Heard = tuple[Sequence[Row], Tensor, Tensor]
+"""Rows, and the log-prob [N] and entropy [N] of their tokens."""
+
 
 def forward_backward(
     policy: Policy,
@@ -31,12 +34,13 @@ def forward_backward(
     sampling: Sampling,
     sums: dict[str, float] | None,
     reference_N: Tensor | None = None,
+    heard: list[Heard] | None = None,
 ) -> Tensor | None:
     """Add the gradient of the rows' loss to every `grad` of what trains.
 
     `counts` are those of the whole batch. What is summed over tokens for the log is added to
-    `sums`, if it is given (those of `Objective.token_loss`, `loss`, `tokens`, `entropy`, and `difference`:
-    |log-prob - that at sampling|). Returns the reference's log-probs, computed unless they
+    `sums`, if it is given (those of `Objective.token_loss`, `loss`, `tokens` and `entropy`); the
+    log-probs themselves to `heard`. Returns the reference's log-probs, computed unless they
     are given; None when the objective needs none.
     """
     scorer = policy.scorer
@@ -65,8 +69,9 @@ def forward_backward(
         scorer, hidden_NH, token_N, sampling, loss, row_ends=ends
     )
     add("entropy", entropy_N.sum())
-    add("difference", (policy_N - tokens.old_N).abs().sum())
     add("tokens", len(policy_N))
+    if heard is not None:
+        heard.append((rows, policy_N, entropy_N))
     return reference_N
 
 

@@ -14,13 +14,14 @@ V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modicum.config import Sampling
 from modicum.types import Completion, Row
@@ -78,10 +79,49 @@ class Changed:
     """The tensors that train now, by name."""
     lowest: int
     """The lowest layer that trains now; -1: the embedding, number of layers: only above."""
+    adapters: Sequence[nn.Module] = ()
+    """The layers of an adapter, which can be switched off or merged."""
+
+    @property
+    def version(self) -> str:
+        """The version of the weights as they are now."""
+        return version_of(self.tensors, self.adapters)
+
+
+@torch.no_grad()
+def version_of(tensors: Mapping[str, Tensor], adapters: Sequence[nn.Module] = ()) -> str:
+    """A short hash of all numbers of some tensors, the same on every device.
+
+    Of each tensor the bits are summed and xor-ed, which is one pass over it. Layers of an
+    adapter count where they are not as in training: off, or merged into the base.
+    """
+    odd = [
+        f"{number} {layer.disable_adapters} {layer.merged}"
+        for number, layer in enumerate(adapters)
+        if layer.disable_adapters or layer.merged
+    ]
+    digest = hashlib.sha256("\n".join(odd).encode())
+    marks = []
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        bits = tensor.view(-1).view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+        marks += [bits.sum(dtype=torch.int64), torch.hash_tensor(bits).view(torch.int64)]
+    if marks:
+        digest.update(torch.stack(marks).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def adapter_layers(model: nn.Module) -> list[nn.Module]:
+    """PEFT's layers in a model: what can be switched off and merged."""
+    return [m for m in model.modules() if hasattr(m, "disable_adapters") and hasattr(m, "merged")]
 
 
 class Sampler(ABC):
     """Draws completions from the policy; how is its own affair."""
+
+    in_process: ClassVar[bool] = False
+    """Whether it runs the trainer's own model, in whatever precision that computes."""
 
     @abstractmethod
     def sample(
@@ -96,6 +136,8 @@ class Sampler(ABC):
         """`group_size` completions for every prompt, in order, with their log-probs.
 
         `keys[p]` names prompt p's noise: the same keys and weights give the same completions.
+        Each says its `origin`: the version of the weights that it was drawn from, taken of these
+        weights themselves, and the settings of the distribution.
         `progress` is told the number of finished prompts. Temperature 0 takes the most
         probable token.
         """

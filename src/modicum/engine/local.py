@@ -8,7 +8,7 @@ Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocab
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from modicum.config import Sampling
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
 from modicum.engine.sampling import choose, distribution, noise
-from modicum.types import Completion
+from modicum.types import Completion, Origin
 
 
 class LocalSampler(Sampler):
@@ -26,6 +26,8 @@ class LocalSampler(Sampler):
     At most `rollout_batch` rows (but at least one group) are sampled at a time. Trunks are
     kept, where they are asked for, if those of all rows fit into `trunk_bytes`.
     """
+
+    in_process: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -37,9 +39,11 @@ class LocalSampler(Sampler):
     ) -> None:
         self.engine, self.tokenizer, self.end_tokens = engine, tokenizer, end_tokens
         self.rollout_batch, self.trunk_bytes = rollout_batch, trunk_bytes
+        self.changed = Changed({}, -1)
 
     def follow(self, changed: Changed) -> None:
-        """The engine runs the policy's own tensors."""
+        """The engine runs the policy's own tensors; which train is remembered for the version."""
+        self.changed = changed
 
     def sample(
         self,
@@ -55,6 +59,8 @@ class LocalSampler(Sampler):
         most = num_trunk_bytes(engine, prompts, group_size, limit)
         keep = keep_trunk and most <= self.trunk_bytes
         per_pass = max(1, self.rollout_batch // group_size)
+        settings = (sampling.temperature, sampling.top_p, sampling.top_k)
+        origin = Origin(self.changed.version, *settings)
         groups: list[tuple[Completion, ...]] = []
         for start in range(0, len(prompts), per_pass):
             part = slice(start, start + per_pass)
@@ -65,7 +71,7 @@ class LocalSampler(Sampler):
                 decoding = engine.decode(prompts[part], group_size, limit, keep)
                 drawn = draw(decoding, uniforms_RT, sampling, self.end_tokens)
                 trunks = decoding.trunks([len(tokens) for tokens, _ in drawn])
-            made = completions(self.tokenizer, drawn, trunks, self.end_tokens)
+            made = completions(self.tokenizer, drawn, trunks, self.end_tokens, origin)
             groups += [tuple(made[i : i + group_size]) for i in range(0, len(made), group_size)]
             if progress is not None:
                 progress(len(groups))
@@ -77,7 +83,11 @@ Drawn = tuple[tuple[int, ...], tuple[float, ...]]
 
 
 def completions(
-    tokenizer: Any, drawn: Sequence[Drawn], trunks: Sequence[Any], end_tokens: Sequence[int]
+    tokenizer: Any,
+    drawn: Sequence[Drawn],
+    trunks: Sequence[Any],
+    end_tokens: Sequence[int],
+    origin: Origin | None = None,
 ) -> list[Completion]:
     """Completions with their texts."""
     texts = tokenizer.batch_decode(
@@ -86,7 +96,7 @@ def completions(
         clean_up_tokenization_spaces=False,
     )
     return [
-        Completion(tokens, logprobs, text, tokens[-1] in end_tokens, trunk)
+        Completion(tokens, logprobs, text, tokens[-1] in end_tokens, trunk, origin)
         for (tokens, logprobs), text, trunk in zip(drawn, texts, trunks, strict=True)
     ]
 

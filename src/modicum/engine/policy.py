@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from modicum.config import Compute, Sampling
 from modicum.engine import samplers
-from modicum.engine.base import Changed, Engine, Prompt, Sampler, Scorer
+from modicum.engine.base import Changed, Engine, Prompt, Sampler, Scorer, adapter_layers
 from modicum.engine.library import LibraryEngine
 from modicum.engine.split import SplitEngine
 from modicum.models.decoder import view
@@ -30,6 +30,10 @@ class Policy:
     device: torch.device
     scorer: Scorer
     sampler: Sampler
+    adapters: Sequence[nn.Module] = ()
+    """The layers of an adapter."""
+    changed: Changed = field(default_factory=lambda: Changed({}, -1))
+    """What was last told to sampler and scorer."""
 
     def sample(
         self,
@@ -50,9 +54,9 @@ class Policy:
 
     def follow(self, prepared: Prepared) -> None:
         """Tell sampler and scorer what trains now; call after every change of the weights."""
-        changed = Changed(prepared.active, prepared.lowest_layer)
-        self.scorer.follow(changed)
-        self.sampler.follow(changed)
+        self.changed = Changed(prepared.active, prepared.lowest_layer, self.adapters)
+        self.scorer.follow(self.changed)
+        self.sampler.follow(self.changed)
 
 
 def policy_of(
@@ -69,7 +73,10 @@ def policy_of(
     settings = samplers.parse(compute.sampler)
     sampler = settings.begin(engine, loaded, prepared, compute, rollout_batch)
     rest = (loaded.tokenizer, loaded.end_tokens, loaded.device, engine, sampler)
-    return Policy(model, *rest)
+    policy = Policy(model, *rest, adapter_layers(model))
+    if prepared is not None:
+        policy.follow(prepared)
+    return policy
 
 
 def make(

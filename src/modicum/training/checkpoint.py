@@ -37,6 +37,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "moved": sorted(proof.moved),
         "schedule": schedule.state(),
         "curriculum": session.order.state(),
+        "agreement": session.agreement.state(),
     }
     return run.seal(folder, state)
 
@@ -49,6 +50,8 @@ def restore(session: Session, folder: Path) -> int:
     state = restore_policy(session, folder)
     with _readable(folder, f"the curriculum {session.config.curriculum}"):
         session.order.load(state["curriculum"])
+    with _readable(folder, "the agreement proof"):
+        session.agreement.load(state["agreement"])
     return int(state["step"])
 
 

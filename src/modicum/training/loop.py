@@ -10,9 +10,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from modicum import machine, plan, runs, tasks, tracking
 from modicum.config import TrainConfig
 from modicum.engine import agreement
+from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
 from modicum.models.load import inner
@@ -181,10 +184,7 @@ def run_step(
         run.append("decisions.jsonl", {"step": step, **decided})
     groups = sample_groups(session, step)
     watch.lap("sampling")
-    every = session.config.compute.agreement_every
-    if every and step % every == 0:
-        policy, sampling = session.policy, session.config.sampling
-        _agree(session, agreement.compare(policy.model, policy.device, groups, sampling), "library")
+    _agree(session, groups, step)
     watch.lap("agreement")
     scores, rewards_PG = score(session.task, session.reward, groups, faults)
     if faults and observer:
@@ -211,9 +211,10 @@ def _update(session: Session, batch: Batch) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for number in range(session.config.batch.updates_per_rollout):
         rate = rate_at(session)
-        sums = backward(session, batch, references)
+        heard: list[Heard] = []
+        sums = backward(session, batch, references, heard)
         if number == 0:
-            _agree(session, sums["difference"] / sums["tokens"], "trainer")
+            _trained(session, heard)
         norm = optimizer_step(session, sums["loss"], batch.has_signal)
         session.policy.follow(session.prepared)
         metrics = training_metrics(sums)
@@ -221,10 +222,23 @@ def _update(session: Session, batch: Batch) -> dict[str, float]:
     return metrics
 
 
-def _agree(session: Session, mean: float, by: str) -> None:
-    """The agreement proof, for a mean difference of log-probs."""
-    session.counters.agreement_max = max(session.counters.agreement_max, mean)
-    agreement.require(mean, session.config.compute.dtype, by)
+def _agree(session: Session, groups: list[Group], step: int) -> None:
+    """The agreement proof of fresh completions."""
+    proof, policy, sampling = session.agreement, session.policy, session.config.sampling
+    proof.origin(policy, groups, sampling)
+    if proof.due(step):
+        session.agreed(proof.check(policy, session.prepared, groups, sampling, step))
+    if proof.due(step + 1):
+        proof.remember(session.prepared)
+
+
+def _trained(session: Session, heard: list[Heard]) -> None:
+    """The agreement proof of the log-probs that were trained with."""
+    rows = [row for part, *_ in heard for row in part]
+    trainer_N, entropy_N = (
+        agreement.as_array(torch.cat([part[place] for part in heard])) for place in (1, 2)
+    )
+    session.agreed(session.agreement.trained(rows, trainer_N, entropy_N))
 
 
 def _write_samples(

@@ -46,6 +46,7 @@ def write(
         "flops": counters.flops,
         "skipped_steps": counters.skipped,
         "change_proof": proof,
+        "agreement_proof": session.agreement.report(),
         "agreement_max": counters.agreement_max,
         "base_hash": session.proof.base,
     }

@@ -8,6 +8,7 @@ from modicum import objectives, recipes, rewards, tasks, updates
 from modicum.config import TrainConfig
 from modicum.curricula import Order
 from modicum.engine import Policy, policy_of
+from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
 from modicum.models.load import load
 from modicum.parts import RunParts
@@ -30,6 +31,7 @@ class Session:
     prepared: updates.Prepared
     optimization: Optimization
     proof: Proof
+    agreement: Agreement
     flops: FlopCounter
     counters: Counters
 
@@ -62,6 +64,10 @@ class Session:
         counters.trained_seconds += seconds
         counters.flops += flops
         counters.last_spent = counters.spent(unit) - before
+
+    def agreed(self, nats: float) -> None:
+        """The agreement proof found this mean difference of log-probs, and was content."""
+        self.counters.agreement_max = max(self.counters.agreement_max, nats)
 
     @property
     def trainable_parameters(self) -> int:
@@ -105,6 +111,7 @@ def prepare(config: TrainConfig, parts: RunParts | None = None) -> Session:
         prepared,
         optimization,
         optimization.proof,
+        Agreement(compute.dtype, compute.agreement_every),
         FlopCounter(prepared, policy.scorer, config.batch, objective.needs_reference),
         counters,
     )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from modicum.curricula import Seen
-from modicum.engine.backward import forward_backward
+from modicum.engine.backward import Heard, forward_backward
 from modicum.objectives import Counts, Objective
 from modicum.objectives.base import has_signal
 from modicum.rewards import Reward
@@ -114,12 +114,14 @@ def make_batch(objective: Objective, groups: Sequence[Group], rewards_PG: Tensor
     return Batch(tuple(rows), num_rows, num_tokens, signal)
 
 
-def backward(session: Session, batch: Batch, references: References) -> dict[str, float]:
+def backward(
+    session: Session, batch: Batch, references: References, heard: list[Heard] | None = None
+) -> dict[str, float]:
     """Accumulate the gradient of the whole batch in the masters; returns sums for the log.
 
     `references` holds the reference's log-probs of each micro-batch; what is missing and
     needed is put there, so that further updates on the batch find it. A schedule that asks
-    for it is shown the gradient of each group with a signal.
+    for it is shown the gradient of each group with a signal. `heard` takes the log-probs.
     """
     schedule, held = session.prepared.schedule, session.optimization
     size, sampling = session.config.batch.micro_batch, session.config.sampling
@@ -137,6 +139,7 @@ def backward(session: Session, batch: Batch, references: References) -> dict[str
                 sampling,
                 sums,
                 references.get((group, number)),
+                heard,
             )
             if found is not None:
                 references[group, number] = found

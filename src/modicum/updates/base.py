@@ -109,6 +109,11 @@ class Prepared(ABC):
         """A context in which the model is what it was when it was prepared."""
 
     @property
+    def reference_known(self) -> bool:
+        """Whether `reference` can be asked for, now that `keep_reference` was called or not."""
+        return True
+
+    @property
     def reference_is_bare(self) -> bool:
         """Whether the reference runs the base without what the update adds to its layers."""
         return False
@@ -161,6 +166,11 @@ class DensePrepared(Prepared):
     def reference(self) -> AbstractContextManager[None]:
         """Swap the copies in, and the trained tensors back afterwards."""
         return self.swap.swapped()
+
+    @property
+    def reference_known(self) -> bool:
+        """Only where the old values were kept."""
+        return bool(self.swap.originals)
 
     def merged(self) -> nn.Module:
         """The model itself."""
