@@ -15,8 +15,9 @@ from torch import nn
 from modicum import runs
 from modicum.config import Compute, Sampling, TrainConfig
 from modicum.engine import agreement
-from modicum.engine.agreement import Agreement, Scored, Slope
-from modicum.engine.base import adapter_layers, version_of
+from modicum.engine.agreement import Agreement
+from modicum.engine.slopes import Scored, Slope
+from modicum.engine.version import adapter_layers, require_origin, version_of
 from modicum.models.load import load
 from modicum.models.widen import widened
 from modicum.training import step
@@ -88,12 +89,12 @@ def test_completions_say_where_they_come_from(
     session = prepare(bare)
     groups, origin = _origins(session)
     sampling = session.config.sampling
-    session.agreement.origin(session.policy, groups, sampling)
+    require_origin(groups, sampling, session.policy.changed.version)
     other = None if change is None else replace(origin, **change)
     odd = replace(groups[-1].completions[-1], origin=other)
     last = replace(groups[-1], completions=(*groups[-1].completions[:-1], odd))
     with pytest.raises(RunStopped, match=said):
-        session.agreement.origin(session.policy, [*groups[:-1], last], sampling)
+        require_origin([*groups[:-1], last], sampling, session.policy.changed.version)
 
 
 def test_weights_that_move_after_sampling_are_found(bare: TrainConfig) -> None:
@@ -102,7 +103,7 @@ def test_weights_that_move_after_sampling_are_found(bare: TrainConfig) -> None:
     with torch.no_grad():
         next(iter(session.prepared.active.values())).view(-1)[3] += 1e-3
     with pytest.raises(RunStopped, match="the sampler is stale"):
-        session.agreement.origin(session.policy, groups, session.config.sampling)
+        require_origin(groups, session.config.sampling, session.policy.changed.version)
 
 
 # Without rounding ------------------------------------------------------------------------
@@ -234,7 +235,7 @@ def test_honest_runs_go_on(update: str, dtype: str) -> None:
 
 
 def test_the_library_is_asked_in_the_first_steps_and_then_every_few() -> None:
-    assert [n for n in range(40) if Agreement("fp32", 15).due(n)] == [*range(10), 15, 30]
+    assert [n for n in range(40) if Agreement("fp32", 15).due(n)] == [*range(5), 15, 30]
     assert not any(Agreement("fp32", 0).due(n) for n in range(40))
 
 

@@ -135,7 +135,7 @@ class Compute:
     """Recompute the activations of trained layers in backward: less memory, more time."""
 
     agreement_every: int = 10
-    """Steps between checks by the library's forward, after the first ten; 0 makes none."""
+    """Steps between checks by the library's forward, after the first five; 0 makes none."""
 
     def __post_init__(self) -> None:
         at_least(self, trunk_bytes=0, agreement_every=0)

@@ -38,7 +38,7 @@ update/active_parameters | Parameters in training      | count          | count 
 time/step_seconds        | Time per step               | seconds        | seconds               |           | the whole step
 time/sampling_seconds    | Time of sampling            | seconds        |                       |           | sampling the completions
 time/training_seconds    | Time of training            | seconds        |                       |           | reference, forward, backward, optimizer
-time/agreement_seconds   | Time of the agreement check | seconds        |                       |           | scoring two completions by the library's forward; 0 in steps without that check
+time/agreement_seconds   | Time of the agreement check | seconds        |                       |           | the agreement proof: versions of weights, and in some steps the library's forward
 time/tokens_per_second   | Speed                       | tokens/s       |                       |           | completion tokens over the whole step
 memory/peak_bytes        | Peak memory                 | bytes          |                       |           | peak since the run began: of the GPU if one is used, else resident memory of the process, libraries included
 """

@@ -27,12 +27,11 @@ log-prob - the same in fp32| over 1 - p, as tokens without doubt have no roundin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from modicum.config import Sampling
@@ -40,91 +39,23 @@ from modicum.engine.base import Scorer
 from modicum.engine.library import LibraryEngine
 from modicum.engine.logprobs import logprobs
 from modicum.engine.policy import Policy
+from modicum.engine.slopes import FAULTS, Array, Scored, Slope, doubt, looks_like, over_doubt
+from modicum.engine.version import AgreementFailed
 from modicum.models.widen import widened
 from modicum.types import Group, Row, RunStopped
 from modicum.updates.base import Prepared
 from modicum.updates.swap import Swap
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 EXACT = 1e-4  # most that two fp32 computations differ, in nats over 1 - p
 ROUNDING = 4.0  # times the model's own
 UNKNOWN = 0.25  # that of a model in bf16 which was not measured
-CHANCE = 3e-7  # of a false alarm of one slope: five standard errors, more where groups are few
-FADE = 0.9  # weight of a check at the next one
-FIRST = 10  # steps that are all checked
-TOKENS, ROWS = 256, 32  # about so many are scored by the library in a check
-REHEARSED = (4, 2, 8)  # prompts, completions of each, tokens
+FIRST = 5  # steps that are all checked
+TOKENS, ROWS = 128, 32  # about so many are scored by the library in a check
+REHEARSED = (2, 2, 4)  # prompts, completions of each, tokens
 REMEMBERED = 2**26  # bytes of the step before, at most
 
 LEAST = {"base": 0.5, "previous": 0.5, "temperature": 0.01}
 """How large a slope must be at least to be a fault."""
-FAULTS = {
-    "base": ("the base, without what was trained", "what was trained applied twice"),
-    "previous": ("the step before", "a step that was taken twice"),
-    "temperature": ("a higher temperature", "a lower temperature"),
-    "shift": ("another cut of the distribution", "another cut of the distribution"),
-}
-"""What the sampler's log-probs look like, at a positive and at a negative slope."""
-
-
-@dataclass
-class Scored:
-    """The log-probs of some rows' tokens, by several ways."""
-
-    rows: Sequence[Row]
-    entropy_N: Array
-    ways: dict[str, Array]
-    """By `trainer`, `library`; `exact`: with the least rounding."""
-    others: dict[str, Array] = field(default_factory=dict)
-    """Under the weights of the `base` and of the step before (`previous`)."""
-
-    @property
-    def group_N(self) -> Array:
-        """The group of every token."""
-        return np.repeat([r.group for r in self.rows], [len(r.tokens) for r in self.rows])
-
-    @property
-    def sampler_N(self) -> Array:
-        """The sampler's log-probs."""
-        return np.array([value for row in self.rows for value in row.logprobs])
-
-    def directions(self) -> dict[str, Array]:
-        """What a difference would follow, by the fault."""
-        policy_N = self.ways["exact"]
-        known = {name: policy_N - other_N for name, other_N in self.others.items()}
-        ones = np.ones_like(policy_N)
-        return known | {"temperature": policy_N + self.entropy_N, "shift": ones}
-
-
-@dataclass
-class Slope:
-    """A regression d = slope x through the origin, pooled over checks; groups are clusters."""
-
-    sums: list[float] = field(default_factory=lambda: [0.0] * 8)
-    """Weight, its square, x d, x x, their squares and product over clusters, x x s s."""
-
-    def add(self, d_N: Array, x_N: Array, s_N: Array, group_N: Array) -> None:
-        """Add a check to those before, which fade; `s_N` is a token's own rounding."""
-        once, twice = FADE, FADE**2
-        fades = (once, twice, once, once, twice, twice, twice, twice)
-        _, cluster_N = np.unique(group_N, return_inverse=True)
-        a_C, b_C = np.bincount(cluster_N, x_N * d_N), np.bincount(cluster_N, x_N * x_N)
-        new = [len(a_C), len(a_C), a_C.sum(), b_C.sum(), a_C @ a_C, b_C @ b_C, a_C @ b_C]
-        new.append(((x_N * s_N) ** 2).sum())
-        held = zip(self.sums, fades, new, strict=True)
-        self.sums = [old * fade + float(value) for old, fade, value in held]
-
-    def estimate(self) -> tuple[float, float, float]:
-        """(slope, standard error, how many of these it may be away from 0)."""
-        weight, square, xd, xx, dd2, xx2, xd2, floor = self.sums
-        count = weight**2 / max(square, 1e-300)
-        if xx == 0 or count < 2:
-            return 0.0, float("inf"), float("inf")
-        slope = xd / xx
-        spread = max(0.0, dd2 - 2 * slope * xd2 + slope**2 * xx2) * count / (count - 1)
-        error = max(spread, floor) ** 0.5 / xx
-        return slope, error, float(student.isf(CHANCE, count - 1))
 
 
 class Agreement:
@@ -146,26 +77,6 @@ class Agreement:
         return self.every > 0 and (step < FIRST or step % self.every == 0)
 
     # Checks ------------------------------------------------------------------------------
-
-    def origin(self, policy: Policy, groups: Sequence[Group], sampling: Sampling) -> None:
-        """RunStopped unless all completions say that they are of this policy, as it is now."""
-        settings = (sampling.temperature, sampling.top_p, sampling.top_k)
-        found = {c.origin for group in groups for c in group.completions}
-        version = policy.changed.version
-        for origin in found:
-            if origin is None:
-                raise _stopped("the sampler does not say from which weights it drew")
-            drawn = (origin.temperature, origin.top_p, origin.top_k)
-            if drawn != settings:
-                raise _stopped(
-                    f"the completions were drawn at (temperature, top_p, top_k) = {drawn},"
-                    f" and are trained at {settings}"
-                )
-            if origin.weights != version:
-                raise _stopped(
-                    f"the completions were drawn from other weights (version {origin.weights})"
-                    f" than those that are trained ({version}); the sampler is stale"
-                )
 
     @torch.no_grad()
     def check(
@@ -224,14 +135,14 @@ class Agreement:
             ways = {"sampler": found.sampler_N} | ways
         for name, other_N in ways.items():
             _finite(other_N, name)
-            far = _over_doubt(library_N - other_N, library_N)
+            far = over_doubt(library_N - other_N, library_N)
             self.exact_max = max(self.exact_max, far)
             if not far <= EXACT:
                 self._other_weights(policy, prepared, found, sampling)
-                raise _stopped(
+                raise AgreementFailed(
                     f"in fp32 the log-probs of {name} and library differ by"
                     f" {np.abs(library_N - other_N).mean():.2g} nats a token"
-                    f"{_looks_like(library_N - other_N, found)}; the completions were not sampled"
+                    f"{looks_like(library_N - other_N, found)}; the completions were not sampled"
                     " from the current policy, or are not trained as they were sampled"
                 )
 
@@ -250,7 +161,7 @@ class Agreement:
         """The model's own rounding, at the first check."""
         if not self.measured:
             apart_N = found.ways["library"] - found.ways["exact"]
-            self.own = _over_doubt(apart_N, found.ways["exact"])
+            self.own = over_doubt(apart_N, found.ways["exact"])
             self.noise = float(np.sqrt((apart_N**2).mean()))
             self.measured = True
 
@@ -264,7 +175,7 @@ class Agreement:
             # The sampler prefers tokens that its own rounding has made likelier.
             least = LEAST.get(name, EXACT + 4 * self.noise**2)
             if abs(size) > max(least, limit * error):
-                raise _stopped(
+                raise AgreementFailed(
                     f"the log-probs of {way} less the sampler's follow those of"
                     f" {FAULTS[name][size < 0]}: slope {size:.3g} with standard error"
                     f" {error:.2g}, where the current policy has 0"
@@ -276,10 +187,10 @@ class Agreement:
         _finite(other_N, by)
         limit = ROUNDING * self.own
         mean = float(np.abs(other_N - sampler_N).mean())
-        if not _over_doubt(other_N - sampler_N, other_N) <= limit:
-            raise _stopped(
+        if not over_doubt(other_N - sampler_N, other_N) <= limit:
+            raise AgreementFailed(
                 f"log-probs of sampler and {by} differ by {mean:.2g} nats a token (at most"
-                f" {limit * _doubt(other_N):.2g}); the completions were not sampled from the"
+                f" {limit * doubt(other_N):.2g}); the completions were not sampled from the"
                 " current policy"
             )
         return mean
@@ -309,10 +220,6 @@ class Agreement:
         self.own, self.noise = float(state["own"]), float(state["noise"])
         self.measured, self.exact_max = bool(state["measured"]), float(state["exact_max"])
         self.slopes = {name: Slope(list(sums)) for name, sums in state["slopes"].items()}
-
-
-def _stopped(text: str) -> RunStopped:
-    return RunStopped(f"agreement proof: {text}")
 
 
 def _some(groups: Sequence[Group]) -> list[Group]:
@@ -373,24 +280,3 @@ def _finite(values_N: Array, by: str) -> None:
             f"the model gives no numbers: {count} of {values_N.size} log-probs of {by} are nan"
             " or infinite, so that weights or logits are not finite"
         )
-
-
-def _doubt(logprob_N: Array) -> float:
-    """Mean 1 - p: a token that is certain has no rounding to speak of."""
-    return float((1 - np.exp(logprob_N)).mean()) + 1e-3
-
-
-def _over_doubt(d_N: Array, logprob_N: Array) -> float:
-    return float(np.abs(d_N).mean()) / _doubt(logprob_N)
-
-
-def _looks_like(d_N: Array, found: Scored) -> str:
-    """What most of a difference is, if one direction explains it."""
-    total = float(d_N @ d_N)
-    for name, x_N in found.directions().items():
-        square = float(x_N @ x_N)
-        share = float(x_N @ d_N) ** 2 / max(square * total, 1e-300)
-        if share > 0.9:
-            slope = float(x_N @ d_N) / square
-            return f", as if of {FAULTS[name][slope < 0]} (slope {slope:.3g})"
-    return ""

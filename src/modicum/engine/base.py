@@ -14,7 +14,6 @@ V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.config import Sampling
+from modicum.engine.version import version_of
 from modicum.types import Completion, Row
 
 Prompt = tuple[int, ...]
@@ -86,35 +86,6 @@ class Changed:
     def version(self) -> str:
         """The version of the weights as they are now."""
         return version_of(self.tensors, self.adapters)
-
-
-@torch.no_grad()
-def version_of(tensors: Mapping[str, Tensor], adapters: Sequence[nn.Module] = ()) -> str:
-    """A short hash of all numbers of some tensors, the same on every device.
-
-    Of each tensor the bits are summed and xor-ed, which is one pass over it. Layers of an
-    adapter count where they are not as in training: off, or merged into the base.
-    """
-    odd = [
-        f"{number} {layer.disable_adapters} {layer.merged}"
-        for number, layer in enumerate(adapters)
-        if layer.disable_adapters or layer.merged
-    ]
-    digest = hashlib.sha256("\n".join(odd).encode())
-    marks = []
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        bits = tensor.view(-1).view(torch.int32 if tensor.element_size() == 4 else torch.int16)
-        marks += [bits.sum(dtype=torch.int64), torch.hash_tensor(bits).view(torch.int64)]
-    if marks:
-        digest.update(torch.stack(marks).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def adapter_layers(model: nn.Module) -> list[nn.Module]:
-    """PEFT's layers in a model: what can be switched off and merged."""
-    return [m for m in model.modules() if hasattr(m, "disable_adapters") and hasattr(m, "merged")]
 
 
 class Sampler(ABC):

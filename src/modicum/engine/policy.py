@@ -11,9 +11,10 @@ from torch import nn
 
 from modicum.config import Compute, Sampling
 from modicum.engine import samplers
-from modicum.engine.base import Changed, Engine, Prompt, Sampler, Scorer, adapter_layers
+from modicum.engine.base import Changed, Engine, Prompt, Sampler, Scorer
 from modicum.engine.library import LibraryEngine
 from modicum.engine.split import SplitEngine
+from modicum.engine.version import adapter_layers
 from modicum.models.decoder import view
 from modicum.models.load import Loaded, inner
 from modicum.types import Completion, UserError

@@ -31,6 +31,10 @@ def widened(model: nn.Module) -> Iterator[None]:
     inside = {id(module) for layer in layers for module in layer.modules()}
     others = [m for m in model.modules() if id(m) not in inside and _own(m)]
     handles: list[Any] = []
+    for module in [m for m in others if type(m) is nn.Embedding]:
+        # The same numbers, without a copy of the whole table.
+        handles.append(module.register_forward_hook(lambda _, __, out: out.float()))
+        others.remove(module)
     for unit, whole in [(m, True) for m in layers] + [(m, False) for m in others]:
         old: list[tuple[Tensor, Tensor]] = []
 

@@ -17,6 +17,7 @@ from modicum.config import TrainConfig
 from modicum.engine import agreement
 from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
+from modicum.engine.version import require_origin
 from modicum.evaluate import Evaluation, evaluate
 from modicum.models.load import inner
 from modicum.models.precision import too_fine
@@ -225,7 +226,7 @@ def _update(session: Session, batch: Batch) -> dict[str, float]:
 def _agree(session: Session, groups: list[Group], step: int) -> None:
     """The agreement proof of fresh completions."""
     proof, policy, sampling = session.agreement, session.policy, session.config.sampling
-    proof.origin(policy, groups, sampling)
+    require_origin(groups, sampling, policy.changed.version)
     if proof.due(step):
         session.agreed(proof.check(policy, session.prepared, groups, sampling, step))
     if proof.due(step + 1):
@@ -235,9 +236,8 @@ def _agree(session: Session, groups: list[Group], step: int) -> None:
 def _trained(session: Session, heard: list[Heard]) -> None:
     """The agreement proof of the log-probs that were trained with."""
     rows = [row for part, *_ in heard for row in part]
-    trainer_N, entropy_N = (
-        agreement.as_array(torch.cat([part[place] for part in heard])) for place in (1, 2)
-    )
+    trainer_N = agreement.as_array(torch.cat([policy_N for _, policy_N, _ in heard]))
+    entropy_N = agreement.as_array(torch.cat([found_N for *_, found_N in heard]))
     session.agreed(session.agreement.trained(rows, trainer_N, entropy_N))
 
 

@@ -31,10 +31,12 @@ from modicum.updates.swap import Swap
 class Prepared(ABC):
     """A model with an update applied.
 
-    `model` is what sampling and training run, `trainable` the tensors that may train by
-    name, `frozen` all others. `schedule` says which of `trainable` train now, `rule` how
-    the optimizer moves them.
+    `model` is what is run, `trainable` the tensors that may train by name, `frozen` all others.
+    `schedule` says which of `trainable` train now, `rule` how the optimizer moves them.
     """
+
+    reference_known = True
+    """Whether there is a `reference`: of dense training after `keep_reference` only."""
 
     def __init__(
         self,
@@ -109,11 +111,6 @@ class Prepared(ABC):
         """A context in which the model is what it was when it was prepared."""
 
     @property
-    def reference_known(self) -> bool:
-        """Whether `reference` can be asked for, now that `keep_reference` was called or not."""
-        return True
-
-    @property
     def reference_is_bare(self) -> bool:
         """Whether the reference runs the base without what the update adds to its layers."""
         return False
@@ -157,20 +154,16 @@ class DensePrepared(Prepared):
 
     def __init__(self, model: nn.Module, trainable: dict[str, nn.Parameter], **rest: Any) -> None:
         super().__init__(model, trainable, **rest)
-        self.swap = Swap(trainable)
+        self.swap, self.reference_known = Swap(trainable), False
 
     def keep_reference(self) -> None:
         """Copy the values of what may train, and of nothing else."""
+        self.reference_known = True
         self.swap.keep()
 
     def reference(self) -> AbstractContextManager[None]:
         """Swap the copies in, and the trained tensors back afterwards."""
         return self.swap.swapped()
-
-    @property
-    def reference_known(self) -> bool:
-        """Only where the old values were kept."""
-        return bool(self.swap.originals)
 
     def merged(self) -> nn.Module:
         """The model itself."""

@@ -1,0 +1,113 @@
+"""What the agreement proof measures: log-probs by several ways, and what a difference follows.
+
+Two log-probs of one token from one policy differ by rounding. If they come from two, the
+difference d follows a direction x that is known: policy - base, policy - the step before,
+log p + H for a temperature, 1 for a cut of the distribution. The regression d = slope x has
+slope 0 for one policy and 1 for the fault; groups are its clusters, since members share the
+rounding of their prompt.
+
+Shapes: N completion tokens laid end to end, C cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from modicum.types import Row
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+CHANCE = 3e-7  # of a false alarm of one slope: five standard errors, more where groups are few
+FADE = 0.9  # weight of a check at the next one
+FAULTS = {
+    "base": ("the base, without what was trained", "what was trained applied twice"),
+    "previous": ("the step before", "a step that was taken twice"),
+    "temperature": ("a higher temperature", "a lower temperature"),
+    "shift": ("another cut of the distribution", "another cut of the distribution"),
+}
+"""What the sampler's log-probs look like, at a positive and at a negative slope."""
+
+
+@dataclass
+class Scored:
+    """The log-probs of some rows' tokens, by several ways."""
+
+    rows: Sequence[Row]
+    entropy_N: Array
+    ways: dict[str, Array]
+    """By `trainer`, `library`; `exact`: with the least rounding."""
+    others: dict[str, Array] = field(default_factory=dict)
+    """Under the weights of the `base` and of the step before (`previous`)."""
+
+    @property
+    def group_N(self) -> Array:
+        """The group of every token."""
+        return np.repeat([r.group for r in self.rows], [len(r.tokens) for r in self.rows])
+
+    @property
+    def sampler_N(self) -> Array:
+        """The sampler's log-probs."""
+        return np.array([value for row in self.rows for value in row.logprobs])
+
+    def directions(self) -> dict[str, Array]:
+        """What a difference would follow, by the fault."""
+        policy_N = self.ways["exact"]
+        known = {name: policy_N - other_N for name, other_N in self.others.items()}
+        ones = np.ones_like(policy_N)
+        return known | {"temperature": policy_N + self.entropy_N, "shift": ones}
+
+
+@dataclass
+class Slope:
+    """A regression d = slope x through the origin, pooled over checks; groups are clusters."""
+
+    sums: list[float] = field(default_factory=lambda: [0.0] * 8)
+    """Weight, its square, x d, x x, their squares and product over clusters, x x s s."""
+
+    def add(self, d_N: Array, x_N: Array, s_N: Array, group_N: Array) -> None:
+        """Add a check to those before, which fade; `s_N` is a token's own rounding."""
+        once, twice = FADE, FADE**2
+        fades = (once, twice, once, once, twice, twice, twice, twice)
+        _, cluster_N = np.unique(group_N, return_inverse=True)
+        a_C, b_C = np.bincount(cluster_N, x_N * d_N), np.bincount(cluster_N, x_N * x_N)
+        new = [len(a_C), len(a_C), a_C.sum(), b_C.sum(), a_C @ a_C, b_C @ b_C, a_C @ b_C]
+        new.append(((x_N * s_N) ** 2).sum())
+        held = zip(self.sums, fades, new, strict=True)
+        self.sums = [old * fade + float(value) for old, fade, value in held]
+
+    def estimate(self) -> tuple[float, float, float]:
+        """(slope, standard error, how many of these it may be away from 0)."""
+        weight, square, xd, xx, dd2, xx2, xd2, floor = self.sums
+        count = weight**2 / max(square, 1e-300)
+        if xx == 0 or count < 2:
+            return 0.0, float("inf"), float("inf")
+        slope = xd / xx
+        spread = max(0.0, dd2 - 2 * slope * xd2 + slope**2 * xx2) * count / (count - 1)
+        error = max(spread, floor) ** 0.5 / xx
+        return slope, error, float(student.isf(CHANCE, count - 1))
+
+
+def doubt(logprob_N: Array) -> float:
+    """Mean 1 - p: a token that is certain has no rounding to speak of."""
+    return float((1 - np.exp(logprob_N)).mean()) + 1e-3
+
+
+def over_doubt(d_N: Array, logprob_N: Array) -> float:
+    return float(np.abs(d_N).mean()) / doubt(logprob_N)
+
+
+def looks_like(d_N: Array, found: Scored) -> str:
+    """What most of a difference is, if one direction explains it."""
+    total = float(d_N @ d_N)
+    for name, x_N in found.directions().items():
+        square = float(x_N @ x_N)
+        share = float(x_N @ d_N) ** 2 / max(square * total, 1e-300)
+        if share > 0.9:
+            slope = float(x_N @ d_N) / square
+            return f", as if of {FAULTS[name][slope < 0]} (slope {slope:.3g})"
+    return ""
