@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -523,7 +525,7 @@ def test_the_sample_is_small_fixed_and_of_the_name() -> None:
     large = sample("w", 10**6)
     assert 4000 < len(large) <= 4096
     assert large.tolist() == sample("w", 10**6).tolist() != sample("v", 10**6).tolist()
-    assert 0 <= large.min() and large.max() < 10**6
+    assert large.min() >= 0 and large.max() < 10**6
 
 
 def run_of(quick: TrainConfig, out: Path, dtype: Any, rounding: Any) -> tuple[list, list[str]]:
@@ -562,3 +564,48 @@ def test_fp32_tensors_whose_steps_are_lost_are_still_named(quick: TrainConfig) -
 
 def test_another_rounding_is_refused(fails: Fails) -> None:
     assert "nearest" in fails("train", "--rounding", "nearset")
+
+
+# The script of the comparison ------------------------------------------------------------
+
+
+def test_the_script_takes_finished_runs_and_makes_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(__file__).parent.parent / "scripts" / "rounding.py"
+    spec = importlib.util.spec_from_file_location("rounding_script", place)
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, script)
+    spec.loader.exec_module(script)
+    for seed, right in [(0, 0.25), (1, 0.75)]:
+        folder = tmp_path / "runs" / f"lora-rank-8-nearest-{seed}"
+        (folder / "checkpoints" / "step-000016").mkdir(parents=True)
+        (folder / "result.json").write_text("{}")
+        steps = [
+            {"reward/accuracy": right * (step >= 12), "update/arrived": 0.5}
+            | dict.fromkeys(("time/step_seconds", "time/sampling_seconds"), 2.0)
+            | {"time/training_seconds": 1.0}
+            for step in range(16)
+        ]
+        (folder / "metrics.jsonl").write_text(runs.to_lines(steps))
+    out = tmp_path / "out.json"
+    arguments = ["rounding.py", "--out", str(out), "--runs", str(tmp_path / "runs")]
+    for only in ("lora-rank-8-nearest-0", "lora(rank=8) nearest 1", "lora-rank-8-nearest-0"):
+        monkeypatch.setattr(sys, "argv", [*arguments, "--only", only])
+        assert script.main() == 0
+    rows = json.loads(out.read_text())
+    assert [(row["seed"], row["dtype"], row["rounding"]) for row in rows] == [
+        (0, "bf16", "nearest"),
+        (1, "bf16", "nearest"),
+    ]
+    assert rows[0]["rate"] == 2.7e-4
+    assert rows[0]["accuracy"] == [0.0] * 12 + [0.25] * 4
+    assert not list((tmp_path / "runs").rglob("checkpoints"))
+    monkeypatch.setattr(sys, "argv", [*arguments, "--table"])
+    capsys.readouterr()
+    assert script.main() == 0
+    line = capsys.readouterr().out.splitlines()[2]
+    # Two seeds: 12.7 standard errors of 0.25 to each side, and no further than 0 and 1.
+    start = "| `lora(rank=8)` | bf16 | nearest | 2 | 0% ["
+    assert line.startswith(start) and line.endswith("| 50% [0%, 100%] | 50% | 2.0 | 2.0 | 1.0 |")

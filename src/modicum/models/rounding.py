@@ -23,7 +23,7 @@ Key = tuple[int, int]
 
 # Entries at a time: on a CPU what fits a core's own cache; on a GPU a few kernels of some size.
 CHUNK = {"cpu": 2**16}
-CHUNK_ELSEWHERE = 2**24
+CHUNK_ELSEWHERE = 2**22
 HALF = 2**15
 
 
