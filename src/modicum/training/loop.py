@@ -202,7 +202,8 @@ def run_step(
     session.count(batch.num_tokens, work.total, watch.total)
     metrics |= session.order.metrics() | run_metrics(session, batch, len(faults), work, watch)
     run.append("metrics.jsonl", metrics)
-    if observer and (lost := session.optimization.lost()):
+    lost = session.optimization.lost(metrics.get("update/arrived"))
+    if observer and lost:
         observer.note(lost)
     if step % session.config.records.samples_every == 0 or session.ended(step + 1):
         _write_samples(session, run, step, groups[0], scores[0])

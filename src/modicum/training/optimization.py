@@ -93,12 +93,10 @@ class Optimization(Stepper):
         parked = {n: state["master"] for n, state in self.parked.items() if "master" in state}
         return self.arrival.share(self.masters.held, parked)
 
-    def lost(self) -> str:
+    def lost(self, arrived: float | None) -> str:
         """What to tell, once, of what was learnt and has not arrived; empty: nothing."""
-        if self.told or self.counters.optimizer_steps < ENOUGH:
-            return ""
-        arrived = self.arrived()
-        if arrived is None or arrived >= HALF:
+        enough = self.counters.optimizer_steps >= ENOUGH
+        if self.told or not enough or arrived is None or arrived >= HALF:
             return ""
         self.told = True
         cure = "" if self.masters.stochastic else 'rounding = "stochastic" or '
