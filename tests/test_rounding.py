@@ -23,7 +23,7 @@ from modicum.models.rounding import Noise, key_of, neighbours, rounded
 from modicum.training import checkpoint, session, step
 from modicum.training.arrival import Arrival, sample
 from modicum.training.loop import Observer, train
-from modicum.types import RunStopped
+from modicum.types import RunStopped, UserError
 from modicum.updates import UPDATES
 from modicum.updates.proofs import fingerprints
 from rows import batch_of
@@ -429,6 +429,18 @@ def test_a_checkpoint_without_draws_was_rounded_to_nearest(
     assert state.pop("drawn") == {}
     path.write_text(json.dumps(state))
     assert weights(checkpoint.reload(tmp_path / "run")) == watch.scored
+
+
+@pytest.mark.parametrize("drawn", [[1], {UP: "x"}, {UP: None}, 3])
+def test_draws_that_cannot_be_read_are_a_user_error(
+    drawn: Any, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    made = session_of(folders["llama"], "last(1)", "bf16")
+    folder = checkpoint.save(made, runs.Run(tmp_path), 0)
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "drawn": drawn}))
+    with pytest.raises(UserError, match="damaged: what the rounding kept cannot be read"):
+        checkpoint.restore(made, folder)
 
 
 def test_an_exported_model_is_the_policy_that_was_evaluated(
