@@ -13,6 +13,7 @@ from helpers import metrics_of
 from modicum import updates
 from modicum.config import Compute, Sampling
 from modicum.engine import logprobs, make
+from modicum.models.rounding import rounded
 from modicum.training.folder import run_folder
 from modicum.training.loop import train
 from modicum.types import Row
@@ -45,3 +46,15 @@ def test_a_run_ends_with_its_proofs(quick: Any, update: str, dtype: Any) -> None
     assert "frozen ones are bit-identical" in result["change_proof"]
     assert len(metrics_of(run_folder(config))) == config.steps
     assert result["peak_memory_bytes"] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_gpu_draws_what_a_cpu_draws(dtype: torch.dtype) -> None:
+    """Over several pieces on both, and by index."""
+    values = torch.randn(2**22 + 2**16 + 3, generator=torch.Generator().manual_seed(0))
+    values[:4] = torch.tensor([0.0, 1e-40, float("inf"), 3.4e38])
+    whole = rounded(values, dtype, (1, -2))
+    assert torch.equal(rounded(values.cuda(), dtype, (1, -2)).cpu(), whole)
+    index = torch.arange(5, len(values), 7)
+    found = rounded(values[index].cuda(), dtype, (1, -2), index.cuda())
+    assert torch.equal(found.cpu(), whole[index])

@@ -235,7 +235,8 @@ def test_bf16_compute_has_fp32_masters(bare: TrainConfig) -> None:
     assert all(p.dtype == torch.bfloat16 for p in session.prepared.model.parameters())
     for name, master in session.optimization.masters.tensors.items():
         assert master.dtype == torch.float32
-        assert torch.equal(master.to(torch.bfloat16), session.prepared.trainable[name])
+        distance = (session.prepared.trainable[name].float() - master).abs()
+        assert (distance <= 2.0**-7 * master.abs()).all(), "one of the two numbers beside it"
     assert any(
         not torch.equal(m, m.bfloat16().float())
         for m in session.optimization.masters.tensors.values()

@@ -41,12 +41,14 @@ def one_step(made: session.Session) -> float:
     return optimizer_step(made, sums["loss"])
 
 
-def session_of(folder: Path, dtype: Any = "fp32", rate: float = 1e-2, **changes: Any) -> Any:
+def session_of(
+    folder: Path, dtype: Any = "fp32", rate: float = 1e-2, rounding: Any = "nearest", **changes: Any
+) -> Any:
     config = replace(
         TrainConfig(),
         model=str(folder),
         optimizer=Optimizer(learning_rate=rate),
-        compute=Compute("cpu", dtype),
+        compute=Compute("cpu", dtype, rounding),
         **changes,
     )
     return session.prepare(config)

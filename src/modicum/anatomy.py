@@ -12,7 +12,7 @@ Source of the thresholds: Mukherjee et al. 2025 (arXiv 2505.11711), who count 1e
 checkpoints; Zhu et al. 2025 (arXiv 2511.08567) hold that a part of such sparsity is what
 bf16 cannot show, hence both. Departures: singular values are roots of the eigenvalues of
 the smaller Gram matrix in fp64, and those that rounding alone would give are left out. In
-a bf16 run W and W0 are what the model holds, not the fp32 masters.
+a bf16 run W and W0 are what the model holds, not the fp32 masters: W has the noise of rounding.
 """
 
 from __future__ import annotations

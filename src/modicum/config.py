@@ -125,6 +125,8 @@ class Compute:
     """cpu, cuda, cuda:0, ...; auto takes a GPU if there is one."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the forward and backward pass; what trains has fp32 masters."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """How masters become bf16 weights: up or down by chance, right on average, or to nearest."""
     engine: Literal["auto", "split", "library"] = "auto"
     """How the model is run: in stretches of layers, or by the library's whole forward."""
     sampler: str = "local"
@@ -133,7 +135,6 @@ class Compute:
     """Most memory for states of frozen layers kept from sampling; past it they are run again."""
     checkpointing: bool = False
     """Recompute the activations of trained layers in backward: less memory, more time."""
-
     agreement_every: int = 10
     """Steps between checks by the library's forward, after the first five; 0 makes none."""
 

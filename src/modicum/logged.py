@@ -35,6 +35,7 @@ flops/sampling           | FLOPs of sampling           | FLOPs          |       
 flops/training           | FLOPs of training           | FLOPs          |                       |           | those of its optimizer steps
 flops/total              | FLOPs so far                | FLOPs          |                       |           | all of them so far
 update/active_parameters | Parameters in training      | count          | count                 |           | numbers that train in this step; under a schedule it changes
+update/arrived           | Learnt and arrived          | share          | share                 |           | how much of what the fp32 masters learnt is in the rounded weights, since the start: with their changes p of the weights and m of the masters sum(p m) / sum(m m) over a fixed sample of entries; 1 is all of it (docs/precision.md); missing where nothing is rounded
 time/step_seconds        | Time per step               | seconds        | seconds               |           | the whole step
 time/sampling_seconds    | Time of sampling            | seconds        |                       |           | sampling the completions
 time/training_seconds    | Time of training            | seconds        |                       |           | reference, forward, backward, optimizer

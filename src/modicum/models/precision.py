@@ -2,7 +2,8 @@
 
 The model computes in its own dtype. A trainable tensor that is not fp32 gets an fp32
 master: gradients are summed there, the optimizer moves it, and its rounded value is
-written back. Frozen tensors have neither. Where only some entries of a tensor train, the
+written back: up or down by chance (`rounding.rounded`), or to nearest. Only what trains is
+rounded anew. Frozen tensors have neither. Where only some entries of a tensor train, the
 master is the vector of their differences from the start, and nothing else of the tensor
 has a moment or a place in a checkpoint; its gradient is dropped as soon as backward has made
 it, so that only one such tensor has a whole gradient at a time.
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from modicum.models.rounding import Key, key_of, rounded
 
 
 class Master:
@@ -39,9 +42,14 @@ class Master:
         self.tensor.grad = gradient if self.tensor.grad is None else self.tensor.grad + gradient
         self.parameter.grad = None
 
-    def published(self) -> Tensor:
-        """What the parameter is to be, in its dtype."""
-        return self.tensor.detach().to(self.parameter.dtype)
+    @property
+    def values(self) -> Tensor:
+        """What the optimizer has made of what is of interest, before rounding."""
+        return self.tensor.detach()
+
+    def published(self, key: Key | None) -> Tensor:
+        """What the parameter is to be, in its dtype: rounded by a key, to nearest without."""
+        return rounded(self.values, self.parameter.dtype, key)
 
     def release(self) -> None:
         """Leave the parameter alone from now on."""
@@ -62,9 +70,13 @@ class SparseMaster(Master):
         """Its entries."""
         return tensor.flatten()[self.entries]
 
-    def published(self) -> Tensor:
+    @property
+    def values(self) -> Tensor:
+        return self.origin + self.tensor.detach()
+
+    def published(self, key: Key | None) -> Tensor:
         flat = self.parameter.detach().clone().flatten()
-        flat[self.entries] = (self.origin + self.tensor.detach()).to(flat.dtype)
+        flat[self.entries] = rounded(self.values, flat.dtype, key, self.entries)
         return flat.view_as(self.parameter)
 
     def release(self) -> None:
@@ -79,14 +91,23 @@ class SparseMaster(Master):
 
 
 class Masters:
-    """The fp32 tensors that the optimizer holds, by the names of what trains."""
+    """The fp32 tensors that the optimizer holds, by the names of what trains.
+
+    They are rounded by chance, with noise from `seed`, or else to nearest.
+    """
 
     def __init__(
         self,
         trainable: Mapping[str, nn.Parameter] | None = None,
         entries: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+        stochastic: bool = False,
     ) -> None:
+        self.seed, self.stochastic = seed, stochastic
         self.held: dict[str, Master] = {}
+        self.drawn: dict[str, int] = {}
+        """The optimizer step of the noise that a tensor was last rounded by, also of one whose
+        master is elsewhere; without one it is rounded to nearest."""
         for name, parameter in (trainable or {}).items():
             self.add(name, parameter, (entries or {}).get(name))
 
@@ -114,12 +135,25 @@ class Masters:
         for master in self.held.values():
             master.collect()
 
+    def published(self, name: str) -> Tensor:
+        """What a parameter is to be, in its dtype and as it was last rounded."""
+        step = self.drawn.get(name)
+        return self.held[name].published(None if step is None else key_of(self.seed, step, name))
+
+    def draw(self, names: Iterable[str], step: int) -> None:
+        """Write the masters of these into the model, rounded by the noise of `step`."""
+        names = list(names)
+        if self.stochastic:
+            self.drawn.update({n: step for n in names if is_coarse(self.held[n].parameter)})
+        self.publish(names)
+
     @torch.no_grad()
-    def publish(self) -> None:
-        """Write the masters, rounded, into the model."""
-        for master in self.held.values():
+    def publish(self, names: Iterable[str] | None = None) -> None:
+        """Write the masters of these, or all, into the model as they were last rounded."""
+        for name in self.held if names is None else names:
+            master = self.held[name]
             if master.tensor is not master.parameter:
-                master.parameter.copy_(master.published())
+                master.parameter.copy_(self.published(name))
 
 
 class Within(SparseMaster):
@@ -169,6 +203,16 @@ class InPlace(Masters):
     def within(self) -> list[Within]:
         """Those of which some entries train."""
         return [master for master in self.held.values() if isinstance(master, Within)]
+
+
+def is_coarse(parameter: Tensor) -> bool:
+    """Whether what an fp32 master holds of it is rounded."""
+    return parameter.dtype.itemsize < torch.float32.itemsize
+
+
+def loses_steps(parameter: Tensor, rounding: str) -> bool:
+    """Whether a step far below its spacing does nothing: by chance some entries move."""
+    return rounding == "nearest" or not is_coarse(parameter)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from modicum.engine.base import Decoding
 from modicum.engine.local import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
 from modicum.models.load import inner
-from modicum.models.precision import Masters
+from modicum.models.precision import Masters, loses_steps
 from modicum.objectives import Counts
 from modicum.plan.live import Live, renewed, without_data
 from modicum.plan.shapes import Lengths, cache_numbers
@@ -134,8 +134,10 @@ class Trace:
                     with self.mode:
                         entries[name] = torch.empty(size, dtype=torch.int64)
             masters = Masters(self.prepared.active, entries)
-            # `precision.too_fine` squares every tensor.
-            self._hold("other", 4 * max(p.numel() for p in self.prepared.active.values()))
+            # `precision.too_fine` squares every tensor that it is asked of.
+            rounding, active = self.config.compute.rounding, self.prepared.active.values()
+            sizes = [p.numel() for p in active if loses_steps(p, rounding)]
+            self._hold("other", 4 * max(sizes, default=0))
             return masters
 
     # Sampling ----------------------------------------------------------------------------

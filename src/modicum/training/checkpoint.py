@@ -36,6 +36,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "pushed": sorted(proof.pushed),
         "moved": sorted(proof.moved),
         "schedule": schedule.state(),
+        "drawn": session.optimization.masters.drawn,
         "curriculum": session.order.state(),
         "agreement": session.agreement.state(),
     }
@@ -64,14 +65,17 @@ def restore_policy(session: Session, folder: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{where} is damaged: its state.json has no {min(missing)!r}")
     session.counters.load(state, where)
-    session.optimization.load(tensors, frozenset(state["active"]), folder)
+    # Without it the run was from before there was a choice, and rounded to nearest.
+    with _readable(folder, "the rounding"):
+        drawn = {name: int(step) for name, step in state.get("drawn", {}).items()}
+    session.optimization.load(tensors, frozenset(state["active"]), folder, drawn)
     if state["base"] != session.proof.base:
         raise UserError(f"{where} was trained on another base model: its hash differs")
-    drawn = {
+    of_schedule = {
         n.removeprefix("schedule/"): t for n, t in tensors.items() if n.startswith("schedule/")
     }
     with _readable(folder, f"the schedule of {session.config.update}"):
-        session.prepared.schedule.load(state["schedule"], drawn)
+        session.prepared.schedule.load(state["schedule"], of_schedule)
     session.policy.follow(session.prepared)
     session.proof.resume(state["pushed"], state["moved"])
     return state

@@ -20,7 +20,7 @@ from modicum.engine.policy import check_length
 from modicum.engine.version import require_origin
 from modicum.evaluate import Evaluation, evaluate
 from modicum.models.load import inner
-from modicum.models.precision import too_fine
+from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
 from modicum.tasks.prompts import encode
 from modicum.training import result
@@ -121,7 +121,9 @@ def _train(
             f"the engine does not know the architecture {name!r}: its own forward is used, with"
             " prompts repeated for every completion and frozen layers run every time"
         )
-    fine = too_fine(session.prepared.trainable, session.learning_rate)
+    rounding, trainable = config.compute.rounding, session.prepared.trainable
+    lossy = {name: p for name, p in trainable.items() if loses_steps(p, rounding)}
+    fine = too_fine(lossy, session.learning_rate)
     if fine:
         observer.note(
             f"a step of {session.learning_rate:g} is below the spacing of {len(fine)} tensors"
@@ -201,6 +203,9 @@ def run_step(
     session.count(batch.num_tokens, work.total, watch.total)
     metrics |= session.order.metrics() | run_metrics(session, batch, len(faults), work, watch)
     run.append("metrics.jsonl", metrics)
+    lost = session.optimization.lost(metrics.get("update/arrived"))
+    if observer and lost:
+        observer.note(lost)
     if step % session.config.records.samples_every == 0 or session.ended(step + 1):
         _write_samples(session, run, step, groups[0], scores[0])
     return metrics

@@ -77,10 +77,12 @@ def run_metrics(
 ) -> dict[str, float]:
     """Metrics of what the step cost and of the run so far."""
     counters = session.counters
+    arrived = session.optimization.arrived()
     return {
         "reward/errors": faults,
         "policy/skipped_steps": counters.skipped,
         "update/active_parameters": session.active_parameters,
+        **({} if arrived is None else {"update/arrived": arrived}),
         "tokens/generated": counters.generated_tokens,
         "flops/sampling": work.sampling,
         "flops/training": work.training,

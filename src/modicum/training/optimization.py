@@ -13,11 +13,15 @@ from torch import Tensor
 
 from modicum.config import Optimizer
 from modicum.models.precision import Masters, SparseMaster
+from modicum.training.arrival import Arrival
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import ChangeProof
 from modicum.updates.schedule import Decision
 from modicum.updates.stepper import StepCounters, Stepper
+
+ENOUGH = 5  # optimizer steps before it is asked what has arrived
+HALF = 0.5
 
 
 class Optimization(Stepper):
@@ -30,9 +34,17 @@ class Optimization(Stepper):
     )
 
     def __init__(
-        self, prepared: Prepared, settings: Optimizer, counters: StepCounters | None = None
+        self,
+        prepared: Prepared,
+        settings: Optimizer,
+        counters: StepCounters | None = None,
+        seed: int = 0,
+        stochastic: bool = True,
     ) -> None:
-        masters = Masters(prepared.active, prepared.schedule.entries)
+        """`stochastic`: masters are rounded by chance, with noise from `seed`."""
+        masters = Masters(prepared.active, prepared.schedule.entries, seed, stochastic)
+        self.arrival = Arrival(prepared.trainable)
+        self.told = False
         proof = ChangeProof(prepared, masters)
         counters = StepCounters() if counters is None else counters
         super().__init__(prepared, masters, proof, counters, settings.max_grad_norm)
@@ -76,6 +88,24 @@ class Optimization(Stepper):
         names = list(self.prepared.active)
         return {"params": [held[name] for name in names], "names": names}
 
+    def arrived(self) -> float | None:
+        """How much of what masters learnt is in the model (`Arrival`)."""
+        parked = {n: state["master"] for n, state in self.parked.items() if "master" in state}
+        return self.arrival.share(self.masters.held, parked)
+
+    def lost(self, arrived: float | None) -> str:
+        """What to tell, once, of what was learnt and has not arrived; empty: nothing."""
+        enough = self.counters.optimizer_steps >= ENOUGH
+        if self.told or not enough or arrived is None or arrived >= HALF:
+            return ""
+        self.told = True
+        cure = "" if self.masters.stochastic else 'rounding = "stochastic" or '
+        return (
+            f"after {self.counters.optimizer_steps} optimizer steps {arrived:.0%} of what the fp32"
+            " masters learnt is in the model's weights, the rest is rounded away (update/arrived);"
+            f' {cure}dtype = "fp32" keeps it'
+        )
+
     # Checkpoints -------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
@@ -99,8 +129,19 @@ class Optimization(Stepper):
         return {name: t.detach().contiguous() for name, t in found.items()}
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor], active: frozenset[str], folder: object) -> None:
-        """Set what `tensors` gave, with `active` training; UserError when it does not fit."""
+    def load(
+        self,
+        tensors: Mapping[str, Tensor],
+        active: frozenset[str],
+        folder: object,
+        drawn: Mapping[str, int] | None = None,
+    ) -> None:
+        """Set what `tensors` gave, with `active` training; UserError when it does not fit.
+
+        `drawn` has the steps that masters were last rounded in; what is missing was rounded to
+        nearest.
+        """
+        self.masters.drawn = dict(drawn or {})
         parts: dict[str, dict[str, Tensor]] = {"value": {}, "entries": {}, "base": {}}
         states: dict[str, dict[str, dict[str, Tensor]]] = {"optimizer": {}, "parked": {}}
         for full, tensor in tensors.items():

@@ -100,7 +100,8 @@ def prepare(config: TrainConfig, parts: RunParts | None = None) -> Session:
     rate = settings.learning_rate or recipes.default_learning_rate(config.model, update)
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
     counters = Counters()
-    optimization = Optimization(prepared, settings, counters)
+    stochastic = compute.rounding == "stochastic"
+    optimization = Optimization(prepared, settings, counters, config.seed, stochastic)
     return Session(
         replace(config, optimizer=replace(settings, learning_rate=rate)),
         task,

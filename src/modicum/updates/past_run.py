@@ -23,6 +23,7 @@ def past_values(
 ) -> Callable[[str], Tensor]:
     """A function from a name to the value that the tensor has in the newest checkpoint.
 
+    It is the fp32 master where the run had one at its end, without the noise of rounding.
     Raises UserError when the folder holds no finished run, when the run trained an adapter
     or entries, another model than `model` as it is now, or not all of `wanted`.
     """

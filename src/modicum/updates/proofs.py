@@ -3,7 +3,8 @@
 Every tensor is hashed before training. After the first step, at each checkpoint and at
 the end the hashes are taken again. A violation stops the run with the tensor's name. Of
 what has an fp32 master the master must change, as small steps add up there before they
-show in a rounded weight, and the weight must be the master, rounded. What may train but
+show in a rounded weight, and the weight must be the master, rounded as it was to be: by the
+noise of the step in which it last trained, or to nearest. What may train but
 rests (under a schedule) is hashed when it stops; it must have the same hash when it starts
 again and at every check. Of a tensor of which some entries train, all others must be as
 they were. Buffers (the frozen projections of some adapters) must stay as they are too;
@@ -19,7 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from modicum.models.precision import Masters, SparseMaster
+from modicum.models.precision import Masters, SparseMaster, is_coarse
+from modicum.models.rounding import neighbours
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
 
@@ -163,10 +165,23 @@ class ChangeProof(Proof):
             if fingerprint(tensor) != self.buffers.get(name):
                 raise RunStopped(f"change proof ({when}): the buffer {name} has changed")
         for name in sorted(self.masters.held.keys() - self.resting.keys()):
-            master = self.masters.held[name]
-            if not torch.equal(master.published(), master.parameter):
-                raise RunStopped(f"change proof ({when}): {name} is not its fp32 master, rounded")
+            if not torch.equal(self.masters.published(name), self.masters.held[name].parameter):
+                raise RunStopped(f"change proof ({when}): {name} {self._fault(name)}")
         return super().check(when, resting)
+
+    def _fault(self, name: str) -> str:
+        """In what a weight is not its master, rounded."""
+        master, text = self.masters.held[name], "is not its fp32 master, rounded"
+        wanted, found = map(master.seen, (self.masters.published(name), master.parameter.detach()))
+        if not is_coarse(found):
+            return text
+        inner, outer = neighbours(master.values, found.dtype)
+        if far := int(((found != inner) & (found != outer)).sum()):
+            return f"{text}: {far} entries are neither of the two numbers beside it"
+        step = self.masters.drawn.get(name)
+        right = "the nearest" if step is None else f"the one drawn in optimizer step {step}"
+        other = int((found != wanted).sum())
+        return f"{text}: {other} entries are the other number beside it, not {right}"
 
     def stayed(self, when: str, still: Sequence[str]) -> str:
         """They should have changed."""

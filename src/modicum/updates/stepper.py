@@ -151,7 +151,7 @@ class Stepper:
             if self.shown:
                 self.prepared.schedule.stepped(self.masters.tensors, self.shown)
             self.shown = {}  # or they would outlive the step
-            self.masters.publish()
+            self.masters.draw(self.prepared.active, self.counters.optimizer_steps)
 
     def sure_to_move(
         self, norms: Mapping[str, float], rate: float, multipliers: Mapping[str, float]
