@@ -183,6 +183,55 @@ def test_what_is_read(text: str, strict: str | None, lenient: str | None) -> Non
     assert answers.extract_lenient(text) == lenient
 
 
+NEXT = "What is 3+4?"
+TAGGED = "<think> 2+2 is 4 </think> <answer> 4 </answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "lenient"),
+    [
+        # A turn that the model makes up after its answer is not read.
+        (f"We get \\boxed{{3}}.\nUser: {NEXT}\nAssistant: \\boxed{{7}}", "3", "3"),
+        (f"{TAGGED}\nUser: {NEXT}\nAssistant: <think> 7 </think> <answer> 7 </answer>", "4", "4"),
+        (f"2+2. </think> <answer>4</answer>\nUser: {NEXT}\n</think> <answer>7</answer>", "4", "4"),
+        (f"{TAGGED} User: {NEXT} Assistant: <answer> 7 </answer>", "4", "4"),
+        (f"{TAGGED}\nA conversation between User and Assistant. <answer>7</answer>", "4", "4"),
+        ("\\boxed{3}\n\n**Question 2:** x\n\\boxed{4}", "3", "3"),
+        ("\\boxed{3}\n### Problem\nx\n\\boxed{4}", "3", "3"),
+        ("\\boxed{3}\nHuman: x\n\\boxed{4", "3", "3"),
+        ("\\boxed{3}\nuser\nx\nassistant\n\\boxed{4}", "3", "3"),
+        ("\\boxed{3}<|im_end|>\n<|im_start|>user\nx<|im_start|>assistant\n\\boxed{4}", "3", "3"),
+        ("\\boxed{3} [INST] x [/INST] \\boxed{4}", "3", "3"),
+        ("\\boxed 3\n<end_of_turn>\n<start_of_turn>user\n\\boxed{4}", "3", "3"),
+        ("<answer></answer>\nUser: x\n<answer>7</answer>", "", ""),
+        (f"The answer is 4.\nHuman: {NEXT}\nAssistant: \\boxed{{7}}", None, "4."),
+        (f"Question: 2+2?\nAnswer: 4\n\nQuestion: {NEXT}\nAnswer: 7", None, "4"),
+        (f"It comes to 72\nUser: {NEXT}\nAssistant: It is 7", None, "72"),
+        # Its own turn is read to the end.
+        (r"We get \boxed{3}. Wait, no: \boxed{5}", "5", "5"),
+        ("\\boxed{3}\nThe question asks for more.\n\\boxed{5}", "5", "5"),
+        ("\\boxed{3} is the question: is it\n\\boxed{5}", "5", "5"),
+        ("User: 5 apples\nServer: 3 apples\nSo \\boxed{8}", "8", "8"),
+        ("There are 3.\nUser: 5 apples\nServer: 2\nSo 7", None, "7"),
+        ("Question: What is 2+2?\nAnswer: 4", None, "4"),
+        ("Question: What is 2+2?\nAnswer: We add.\nQuestion: how?\n\\boxed{4}", "4", "4"),
+        ("Assistant: the sum is \\boxed{3}", "3", "3"),
+        ("<|im_start|>assistant\n\\boxed{3}", "3", "3"),
+        ("<think> maybe \\boxed{3}\nUser: 5\n</think> <answer>5</answer>", "5", "5"),
+        ("maybe \\boxed{3}\nUser: 5\n</think> <answer>5</answer>", "5", "5"),
+    ],
+)
+def test_made_up_turns_are_not_read(text: str, strict: str | None, lenient: str | None) -> None:
+    assert answers.extract(text) == strict
+    assert answers.extract_lenient(text) == lenient
+
+
+def test_countdown_does_not_read_made_up_turns() -> None:
+    text = "<answer>3*8</answer>\nUser: again\nAssistant: <answer>8-3</answer>"
+    assert answers.grade_countdown(text, [3, 8], 24).strict
+    assert not answers.grade_countdown(text, [3, 8], 5).lenient
+
+
 @pytest.mark.parametrize(
     ("expression", "right"),
     [
@@ -268,6 +317,14 @@ PIECES = [
         "()",
         "-",
         "#",
+    ),
+    *(
+        "User:\n",
+        "\\boxed{3}\nUser",
+        "</think>\nQ:",
+        "<think></think>User:",
+        "<|a ",
+        "answer is 3\n",
     ),
     *(r"\boxed{", r"\boxed ", r"\frac", r"\frac{", r"{\frac{1}", "#### ", "#", "\\", "\x00", " "),
     *("1", "1,", "1,111", "1/", "1.", "9^", "9**", "9^{", "e9", "x=", r"x\in ", r"\pm", r"\cup "),

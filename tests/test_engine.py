@@ -18,7 +18,7 @@ from conftest import FAMILIES, random_model
 from helpers import engine_of
 from modicum.config import Sampling
 from modicum.engine.logprobs import logprobs
-from modicum.engine.sampling import choose, distribution, noise
+from modicum.engine.sampling import choose, distribution, noise, token_logprobs
 from modicum.types import Problem, Row
 
 CUTS = [Sampling(temperature=0.7), Sampling(temperature=0.7, top_k=20, top_p=0.9)]
@@ -122,6 +122,54 @@ def test_low_and_zero_temperature_give_no_nan() -> None:
     logits = torch.tensor([[3.0, 1.0, -2.0]])
     assert torch.equal(distribution(logits, Sampling(temperature=0.0)), logits.log_softmax(-1))
     assert distribution(logits, Sampling(temperature=0.001)).exp().tolist() == [[1, 0, 0]]
+
+
+@pytest.mark.parametrize("top_p", [1e-5, 1e-6, 1e-7, 1e-30, 5e-324])
+def test_the_most_probable_token_stays_whatever_top_p_is(top_p: float) -> None:
+    logits = torch.tensor([[1.0, 3.0, 0.5], [0.0, 0.0, 0.0]])
+    for top_k in (0, 1, 2, 99):
+        found = distribution(logits, Sampling(top_p=top_p, top_k=top_k))
+        assert found.exp().tolist() == [[0, 1, 0], [1, 0, 0]]
+    # Under the trainer's cut, the sampled token stays beside it: 1 / (1 + e^2) = 0.1192.
+    found, _ = token_logprobs(logits[:1], torch.tensor([0]), Sampling(top_p=top_p))
+    assert found.exp().item() == pytest.approx(0.119203, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-30, 1e-37, 1e-45, 5e-324])
+def test_a_temperature_near_0_is_greedy(temperature: float) -> None:
+    """Logits over it overflow fp32; a tie stays one; a token without a chance keeps none."""
+    logits = torch.tensor([[300.0, 1.0, -2.0], [-9.0, -8.0, -8.0], [-math.inf, 0.0, -math.inf]])
+    for cuts in ({}, {"top_k": 2}, {"top_p": 0.99999994}, {"top_p": 1e-9, "top_k": 7}):
+        found = distribution(logits, Sampling(temperature=temperature, **cuts)).exp().tolist()
+        assert found[0] == [1, 0, 0] and found[2] == [0, 1, 0]
+        assert found[1] == pytest.approx([0, 1, 0] if cuts.get("top_p") == 1e-9 else [0, 0.5, 0.5])
+        tokens = torch.tensor([0, 1, 1])
+        held, entropy = token_logprobs(
+            logits.requires_grad_(), tokens, Sampling(temperature=temperature, **cuts)
+        )
+        assert held.exp().tolist() == pytest.approx([1, found[1][1], 1])
+        assert entropy.isfinite().all()
+        (slope,) = torch.autograd.grad(held.sum(), logits)
+        assert not slope.isnan().any()
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e39, 1e300])
+def test_a_huge_temperature_is_flat(temperature: float) -> None:
+    logits = torch.tensor([[300.0, 1.0, -math.inf]])
+    found = distribution(logits, Sampling(temperature=temperature)).exp()
+    assert found[0].tolist() == pytest.approx([0.5, 0.5, 0])
+
+
+@pytest.mark.parametrize("cuts", [{"top_k": 1}, {"top_k": 10**9}, {"top_p": 1e-7}])
+def test_a_vocabulary_of_one_token(cuts: dict[str, Any]) -> None:
+    assert distribution(torch.tensor([[-7.0]]), Sampling(**cuts)).tolist() == [[0.0]]
+
+
+def test_a_token_without_a_chance_leaves_the_entropy_a_number() -> None:
+    found, entropy = token_logprobs(
+        torch.tensor([[0.0, 0.0, -math.inf]]), torch.tensor([1]), Sampling()
+    )
+    assert [found.item(), entropy.item()] == pytest.approx([-math.log(2), math.log(2)])
 
 
 def test_a_kept_token_stays_in_the_cut() -> None:

@@ -192,6 +192,14 @@ def test_an_unknown_split_is_refused(tiny: Loaded) -> None:
         evaluate(policy_of(tiny), tasks.parse("arithmetic"), SHORT, split="dev")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_told_as_such(value: float) -> None:
+    loaded = load("tiny", device="cpu")
+    loaded.model.model.norm.weight.data.fill_(value)
+    with pytest.raises(UserError, match="logits are not numbers"):
+        evaluate(policy_of(loaded), tasks.parse("arithmetic"), SHORT, num_problems=2, samples=1)
+
+
 def test_temperature_zero_samples_once(tiny: Loaded) -> None:
     found = evaluate(
         policy_of(tiny),

@@ -108,8 +108,8 @@ def test_gains_and_intervals_by_hand() -> None:
     assert one.by_seed == pytest.approx((0.25, 0.25, 0.15))
     assert one.over_seeds == pytest.approx(t_interval(0.25, 0.25, 0.15))
     # Averaged over seeds the problems score 5/12, 1/2, 1/12, 2.6/3.
-    gains = (5 / 12, 0.0, 1 / 12, 2.6 / 3 - 0.5)
-    assert one.over_problems == pytest.approx(t_interval(*gains))
+    # Gains of 5/12, 0, 1/12, .3667 on four problems, by `stats.paired_interval`.
+    assert one.over_problems == pytest.approx((-0.298387, 0.555676), abs=1e-6)
     assert (one.parameters, one.seconds, one.contribution) == (10, 2.0, None)
     assert one.level_with_best
 
@@ -121,9 +121,9 @@ def test_contributions_are_shares_of_a_clear_gain_of_full() -> None:
     assert [s.unit for s in ranking] == ["1", "full"]
     # Without spread the interval of four problems is Wilson's, which reaches below 0.
     assert [s.contribution for s in ranking] == [None, None]
-    clear = outcome("full", 0, 0.5, 1.0, 0.4, 1.0)
-    assert judge([clear], BASE)[0].over_problems == pytest.approx(t_interval(0.5, 0.5, 0.4, 0.5))
-    ranking = judge([clear, half], BASE)
+    clear = outcome("full", 0, *(0.5, 1.0, 0.4, 1.0) * 16)
+    half = outcome("1", 0, *(0.5, 0.75, 0.0, 0.75) * 16)
+    ranking = judge([clear, half], BASE * 16)
     assert [s.contribution for s in ranking] == pytest.approx([0.25 / 0.475, 1.0])
 
 

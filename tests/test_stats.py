@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from math import comb
 
 import numpy as np
 import pytest
 
 from cases import load
-from modicum.stats import interval, paired_interval, pass_at_k, standard_error
+from modicum.stats import (
+    interval,
+    mean_interval,
+    paired_interval,
+    pass_at_k,
+    standard_error,
+)
 from modicum.types import UserError
 
 
@@ -60,22 +67,55 @@ def test_standard_error_refuses(scores):
         standard_error(scores)
 
 
-def test_interval_is_the_t_interval():
-    # Mean .5, standard error .125 * sqrt(2/3): t(.975, 2) = 4.302653.
+@pytest.mark.parametrize(
+    "right, count, low, high",
+    [(1, 30, 0.0059, 0.1667), (0, 30, 0, 0.1135), (30, 30, 0.8865, 1), (29, 30, 0.8333, 0.9941),
+     (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)],
+)  # fmt: skip
+def test_one_sample_a_problem_has_wilsons_interval(right, count, low, high):
+    """Textbook values; the last is Newcombe's (1998)."""
+    found = interval([1.0] * right + [0.0] * (count - right))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_interval_of_shares_is_wilsons_for_more_problems():
+    # Variance 1/96 over .25 is r = 1/24; S = 1.5: r = (1.5 / 24 + 2) / 3.5 = .589286, and
+    # w = z^2 r / 3 = .754573. Half: sqrt(w / 4 + w^2 / 4) / (1 + w).
     found = interval([0.5, 0.375, 0.625])
-    half = 4.302653 * 0.125 / 3**0.5
-    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.172105, 0.827895))
+    # z = 1.644854 at 90 %.
+    assert interval([0.5, 0.375, 0.625], level=0.9).high == pytest.approx(0.794543)
 
 
-def test_interval_at_another_level():
-    # t(.95, 2) = 2.919986.
-    found = interval([0.5, 0.375, 0.625], level=0.9)
-    assert found.high - found.mean == pytest.approx(2.919986 * 0.125 / 3**0.5)
+def test_no_limit_falls_when_a_success_is_added():
+    rng = np.random.default_rng(0)
+    for count, samples in itertools.product((3, 8, 30), (1, 4, 16)):
+        counts = np.zeros(count)
+        before = interval(counts)
+        while counts.min() < samples:
+            open_ones = np.flatnonzero(counts < samples)
+            # Now one after the other, now spread, so that r rises and falls.
+            counts[open_ones[0] if rng.random() < 0.5 else rng.choice(open_ones)] += 1
+            after = interval(counts / samples)
+            assert after.low >= before.low - 1e-12 and after.high >= before.high - 1e-12
+            assert 0 <= after.low < after.mean + 1e-12 and after.mean - 1e-12 < after.high <= 1
+            before = after
+        assert before.high == 1
 
 
-def test_interval_is_clipped():
-    found = interval([0, 1])
-    assert (found.low, found.mean, found.high) == (0, 0.5, 1)
+@pytest.mark.parametrize(
+    "count, samples, chance, alike",
+    [(30, 1, 0.1, 0), (64, 1, 0.047, 0), (256, 1, 0.019, 0), (30, 4, 0.1, 0.5),
+     (64, 4, 0.047, 0.05), (256, 4, 0.019, 2), (64, 16, 0.05, 0.5), (16, 4, 0.5, 2)],
+)  # fmt: skip
+def test_intervals_of_rare_successes_hold_the_truth(count, samples, chance, alike):
+    """2,000 evaluations each; the t-interval holds it in 81 to 91 % of all but the last."""
+    rng = np.random.default_rng(1)
+    chances = np.full((2000, count), chance)
+    if alike:
+        chances = rng.beta(chance * alike, (1 - chance) * alike, size=(2000, count))
+    found = [interval(scores) for scores in rng.binomial(samples, chances) / samples]
+    assert np.mean([one.low <= chance <= one.high for one in found]) > 0.935
 
 
 def test_interval_without_spread_is_wilsons():
@@ -98,13 +138,32 @@ def test_interval_refuses(scores, level):
         interval(scores, level)
 
 
+def test_paired_interval_by_hand():
+    # Newcombe (1998, II), 50 pairs, 12 better and 2 worse: .0569 to .3404 by his method 10.
+    # Wilson: .1430 to .3741 and .0110 to .1346; correlation -.11471.
+    found = paired_interval([1] * 12 + [0] * 2 + [1] * 36, [0] * 12 + [1] * 2 + [1] * 36)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.0570, 0.3404), abs=2e-4)
+
+
 def test_paired_interval_takes_out_how_hard_a_problem_is():
-    before = np.linspace(0, 0.8, 9)
-    gain = np.tile([0.05, 0.1, 0.15], 3)
+    before = np.linspace(0, 0.75, 256)
+    gain = np.tile([0.05, 0.1, 0.15, 0.2], 64)
     found = paired_interval(before + gain, before)
-    # sd = sqrt(6 * .05^2 / 8), t(.975, 8) = 2.306004.
-    half = 2.306004 * (6 * 0.0025 / 8) ** 0.5 / 3
-    assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1 - half, 0.1 + half))
+    assert found.mean == pytest.approx(0.125)
+    assert found.low > 0.10 and found.high < 0.15  # apart, interval() gives +-.03 to each
+
+
+def test_paired_interval_of_one_change_is_not_below_that_of_none():
+    none, one = paired_interval([0] * 64, [0] * 64), paired_interval([1, *[0] * 63], [0] * 64)
+    assert (none.low, none.high) == pytest.approx((-0.056624, 0.056624), abs=1e-6)
+    assert one.high > none.high and one.low > none.low
+
+
+def test_mean_interval_is_the_t_interval():
+    # Differences .1, .2, .3: sd .1, over sqrt(3); t(.975, 2) = 4.302653.
+    found = mean_interval([0.3, 0.5, 0.7], [0.2, 0.3, 0.4])
+    half = 4.302653 * 0.1 / 3**0.5
+    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
 
 
 def test_paired_interval_of_equal_scores_has_width():

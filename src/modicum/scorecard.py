@@ -4,7 +4,7 @@
     pass@k   at least one of k samples is right, unbiased (`stats.pass_at_k`)
     maj@k    the commonest answer of k samples is right (`stats.majority_at_k`)
 
-Every mean has a t-interval over problems (`stats.interval`). Strict reads marked answers
+Every mean has an interval over problems (`stats.interval`). Strict reads marked answers
 only, lenient guesses where nothing is marked: a gain in strict alone is a gain in format.
 """
 
@@ -140,7 +140,7 @@ def read(folder: Path, name: str = "trained") -> Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """after - before on the same problems, with 95 % t-intervals of the paired difference."""
+    """after - before on the same problems, with 95 % intervals of the paired difference."""
 
     num_problems: int
     accuracy: stats.Interval

@@ -123,6 +123,8 @@ class Scorer(ABC):
 
     splits: ClassVar[bool] = False
     """Whether layers are run in stretches: prompts once a group, the frozen trunk once."""
+    notes: Sequence[str] = ()
+    """What a user should know of how this model is run."""
 
     def __init__(self, head: Tensor, device: torch.device, recomputes: bool = False) -> None:
         self.device = device

@@ -88,8 +88,8 @@ class FlopCounter:
         self.split, self.recompute = scorer.splits, scorer.recomputes
         config: Any = inner(prepared.model).config.get_text_config()
         self.num_layers: int = config.num_hidden_layers
-        heads = config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        heads = getattr(config, "num_attention_heads", None) or 0  # Mamba has none
+        size = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
         self.pair = 4.0 * heads * size
         capped = getattr(config, "attn_logit_softcapping", None) is not None
         self.pair_backward = self.pair * (PLAIN_BACKWARD if capped else FUSED_BACKWARD)

@@ -17,7 +17,7 @@ from torch import Tensor
 from modicum.config import Sampling
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
 from modicum.engine.sampling import choose, distribution, noise
-from modicum.types import Completion, Origin
+from modicum.types import Completion, Origin, UserError
 
 
 class LocalSampler(Sampler):
@@ -112,7 +112,10 @@ def num_trunk_bytes(
 def draw(
     decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, end_tokens: Sequence[int]
 ) -> list[Drawn]:
-    """The sampled tokens and log-probs of every row, up to and with its end token."""
+    """The sampled tokens and log-probs of every row, up to and with its end token.
+
+    Raises UserError where a log-prob is not finite: no such token can have been drawn.
+    """
     device, (count, steps) = uniforms_RT.device, uniforms_RT.shape
     row_B = torch.arange(count, device=device)  # where each living row's results go
     tokens_RT = torch.zeros(count, steps, dtype=torch.long, device=device)
@@ -135,5 +138,10 @@ def draw(
         if len(live_B) < len(ended_B):
             decoding.keep(live_B)
         decoding.advance(token_B)
+    if not bool(torch.isfinite(logprobs_RT).all()):
+        raise UserError(
+            "the model's logits are not numbers (NaN or infinite): its weights are broken, or"
+            " they overflow in this dtype"
+        )
     rows = zip(tokens_RT.tolist(), logprobs_RT.tolist(), length_R.tolist(), strict=True)
     return [(tuple(tokens[:n]), tuple(found[:n])) for tokens, found, n in rows]

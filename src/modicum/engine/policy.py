@@ -13,6 +13,7 @@ from modicum.config import Compute, Sampling
 from modicum.engine import samplers
 from modicum.engine.base import Changed, Engine, Prompt, Sampler, Scorer
 from modicum.engine.library import LibraryEngine
+from modicum.engine.probe import probe
 from modicum.engine.split import SplitEngine
 from modicum.engine.version import adapter_layers
 from modicum.models.decoder import view
@@ -100,6 +101,7 @@ def make(
         raise UserError(f"engine split: the architecture {name!r} is not one that it knows")
     if recompute:
         raise UserError("gradient checkpointing needs engine split, which this model cannot use")
+    probe(model, device)
     return LibraryEngine(model, device)
 
 

@@ -20,18 +20,34 @@ from torch.autograd.function import once_differentiable
 
 from modicum.config import Sampling
 
+SHARP = 1e-3  # below it a division by the temperature may overflow fp32
+LEAST, MOST = 1e-30, 1e30  # beyond them the distribution is the greedy one, or flat
+
+
+def tempered(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Logits [N, V] in fp32 over the temperature, which has no effect at 0 and at 1.
+
+    A very low one is applied to what is left of the maximum, so that the greatest is 0 and
+    the rest may overflow to -inf: the greedy distribution, never inf - inf.
+    """
+    scores_NV = logits_NV.float()
+    if temperature in (0.0, 1.0):
+        return scores_NV
+    if temperature < SHARP:
+        scores_NV = scores_NV - scores_NV.amax(-1, keepdim=True).detach()
+    return scores_NV / min(max(temperature, LEAST), MOST)
+
 
 def distribution(logits_BV: Tensor, sampling: Sampling, keep_B: Tensor | None = None) -> Tensor:
     """Log-probs [B, V] in fp32 of the distribution that is sampled from.
 
     Temperature divides the logits, then top-k, then top-p leave tokens out, and the rest
-    is normalised. `keep_B` names a token of each row that stays in whatever happens: the
+    is normalised. Tokens as probable as the last of top-k stay too; the most probable token
+    stays in whatever top-p is. `keep_B` names a token of each row that stays in whatever happens: the
     trainer passes the sampled one, which a moved policy may have put outside the cut.
     Temperature 0 gives the distribution at 1; the caller takes its maximum.
     """
-    scores_BV = logits_BV.float()
-    if sampling.temperature not in (0.0, 1.0):
-        scores_BV = scores_BV / sampling.temperature
+    scores_BV = tempered(logits_BV, sampling.temperature)
     if sampling.top_k == 0 and sampling.top_p == 1.0:
         return scores_BV.log_softmax(-1)
     keep_BV = torch.ones_like(scores_BV, dtype=torch.bool)
@@ -44,10 +60,14 @@ def distribution(logits_BV: Tensor, sampling: Sampling, keep_B: Tensor | None = 
         before_BV = sorted_BV.cumsum(-1) - sorted_BV
         # The margin keeps rounding from letting one token more in (0.5 + 0.3 >= 0.8).
         within_BV = before_BV < sampling.top_p - 1e-6
+        within_BV[..., 0] = True
         keep_BV &= torch.zeros_like(keep_BV).scatter(-1, order_BV, within_BV)
     if keep_B is not None:
         keep_BV = keep_BV.scatter(-1, keep_B[..., None], True)
     return scores_BV.masked_fill(~keep_BV, float("-inf")).log_softmax(-1)
+
+
+LOWEST = torch.finfo(torch.float32).min
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -62,7 +82,8 @@ class _TokenLogProbs(torch.autograd.Function):
         all_NV = scores_NV.log_softmax(-1)
         found_N = all_NV.gather(-1, token_N[:, None]).squeeze(-1)
         probs_NV = all_NV.exp()
-        entropy_N = -torch.linalg.vecdot(probs_NV, all_NV)
+        # A token of probability 0 has no part in the entropy: 0 x -inf would be NaN.
+        entropy_N = -torch.linalg.vecdot(probs_NV, all_NV.clamp_(min=LOWEST))
         ctx.save_for_backward(probs_NV, token_N)
         ctx.mark_non_differentiable(entropy_N)
         return found_N, entropy_N
@@ -78,9 +99,7 @@ class _TokenLogProbs(torch.autograd.Function):
 def token_logprobs(logits_NV: Tensor, token_N: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Log-prob_N and entropy_N (nats, detached) of tokens under the sampling distribution."""
     if sampling.top_k == 0 and sampling.top_p == 1.0:
-        scores_NV = logits_NV.float()
-        if sampling.temperature not in (0.0, 1.0):
-            scores_NV = scores_NV / sampling.temperature
+        scores_NV = tempered(logits_NV, sampling.temperature)
         return _TokenLogProbs.apply(scores_NV, token_N)  # type: ignore[return-value]
     all_NV = distribution(logits_NV, sampling, keep_B=token_N)
     with torch.no_grad():

@@ -2,7 +2,8 @@ r"""Find the final answer in a completion.
 
 `extract` reads a marked answer only: the last <answer>...</answer>, else the last balanced
 \boxed{...}, else the first `#### x`. `extract_lenient` falls back to "Answer: x" and to the
-last number. The policies and their reasons are in docs/grading.md.
+last number. What follows the answer in a made-up turn is not read. The policies and their
+reasons are in docs/grading.md.
 
 Model output is matched, never evaluated, in time linear in its length.
 """
@@ -10,6 +11,7 @@ Model output is matched, never evaluated, in time linear in its length.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from modicum.grading.quantities import DECIMAL, TEXT, number
 
@@ -30,6 +32,18 @@ ANY_NUMBER = re.compile(
     r"|(?:(?<![0-9A-Za-z)\]}.])[-\u2212])?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
     r"(?:\.[0-9]+)?(?:/[0-9]+)?"
 )
+# Who speaks next, on a line of its own or after a closing tag; a template's own token, anywhere.
+TURN = re.compile(
+    r"""(?mix) (?:^|(?<=</answer>)) [ \t>*_\#]{0,8} (?:
+        (?P<speaker> (?:user|human|assistant|ai|用户|助手|人类) [*_ \t]{0,4}[:：]
+        | (?:user|assistant|human|system|model) [ \t]*$
+        | a[ ]conversation[ ]between[ ]user[ ]and[ ]assistant\b )
+      | (?:(?:next|new|another)[ \t]+)?
+        (?:question|problem|instruction|exercise|query|问题|题目|q(?![ \t]*$))
+        [ \t]{0,4}[0-9]{0,4}[*_ \t]{0,4} (?:[:：] | $) )
+    | (?P<token> <[|｜][a-z_▁\ ]{2,40}[|｜]> | <(?:start|end)_of_turn> | \[/?INST\] | </?s> )"""
+)
+THINK = re.compile(r"</?think>")
 PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 
 
@@ -41,8 +55,57 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def after_thinking(text: str) -> str:
-    """What counts of `text`: after the last </think>, before a <think> that stays open."""
-    return text.rpartition("</think>")[2].partition("<think>")[0]
+    """What counts of `text`: after the last </think>, before a <think> that stays open.
+
+    A turn that is made up after an answer does not count, nor does what is thought in it.
+    """
+    return own_turn(text).rpartition("</think>")[2].partition("<think>")[0]
+
+
+def own_turn(text: str) -> str:
+    """`text` up to the first turn marker that follows an answer, both outside of thinking."""
+    if TURN.search(text) is None:
+        return text
+    answered = False
+    for start, stop in _spoken(text):
+        if not answered:
+            end = _first_answer(text[start:stop])
+            if end is None:
+                continue
+            answered, start = True, start + end
+        turn = TURN.search(text, start, stop)
+        if turn is not None:
+            return text[: turn.start()]
+    return text
+
+
+def _spoken(text: str) -> Iterator[tuple[int, int]]:
+    """Where `text` is no thinking, which a prompt may have begun."""
+    start, thinking = 0, False
+    for place, tag in enumerate(THINK.finditer(text)):
+        if not thinking and (place or tag[0] == "<think>"):
+            yield start, tag.start()
+        thinking, start = tag[0] == "<think>", tag.end()
+    if not thinking:
+        yield start, len(text)
+
+
+def _first_answer(text: str) -> int | None:
+    """Where the first marked or stated answer ends."""
+    ends = []
+    opened = text.find("<answer>")
+    closed = text.find("</answer>", opened) if opened >= 0 else -1
+    if closed >= 0:
+        ends.append(closed + len("</answer>"))
+    box, bare, hashes = next(_boxes(text), None), BARE_BOX.search(text), HASHES.search(text)
+    if box is not None:
+        ends.append(box[1])
+    ends += [match.end() for match in (bare, hashes) if match is not None]
+    for match in ANSWER_IS.finditer(text, 0, min(ends, default=len(text))):
+        if _stated(match) is not None:
+            ends.append(match.end())
+            break
+    return min(ends, default=None)
 
 
 def _tagged(text: str) -> str | None:
@@ -51,16 +114,23 @@ def _tagged(text: str) -> str | None:
     return content.strip() if mark and opened else None
 
 
-def _boxed(text: str) -> str | None:
-    r"""The content of the \boxed{} that closes last, or of a last `\boxed 42`."""
+def _boxes(text: str) -> Iterator[tuple[int, int]]:
+    r"""Where the content of each \boxed{} begins and ends, in the order in which they close."""
     stack: list[int] = []  # where content begins; -1 for a brace that is no box
-    found: tuple[int, int] | None = None
     for match in BRACE.finditer(text):
         if match[0].endswith("{") and match[0] != r"\{":
             stack.append(match.end() if match[0] != "{" else -1)
         elif match[0] == "}" and stack:
             start = stack.pop()
-            found = (start, match.start()) if start >= 0 else found
+            if start >= 0:
+                yield start, match.start()
+
+
+def _boxed(text: str) -> str | None:
+    r"""The content of the \boxed{} that closes last, or of a last `\boxed 42`."""
+    found = None
+    for found in _boxes(text):  # noqa: B007 (the last one is what is wanted)
+        pass
     bare = _last(BARE_BOX, text)
     if bare is not None and (found is None or bare.start() > found[1]):
         return bare[1].rstrip(".,;$")
@@ -89,14 +159,22 @@ def extract_lenient(text: str) -> str | None:
     if r"\boxed{" in text or "<answer>" in text:
         return None
     stated = _last(ANSWER_IS, text)
-    if stated is not None:
-        rest = stated[1].strip().strip("*_ ")
-        if number(rest) is not None:
-            return rest
-        first = FIRST_NUMBER.match(rest)
-        if first is not None:
-            return first[0]
-        if rest and not PROSE.search(TEXT.sub("", rest)):
-            return rest
-    last = _last(ANY_NUMBER, text)
+    found = None if stated is None else _stated(stated)
+    if found is not None:
+        return found
+    # One "User:" may be part of the working; where somebody answers it is a dialogue.
+    turns = [turn for turn in TURN.finditer(text) if turn["speaker"] or turn["token"]]
+    last = _last(ANY_NUMBER, text[: turns[0].start()]) if len(turns) > 1 else None
+    last = last or _last(ANY_NUMBER, text)
     return None if last is None else last[0]
+
+
+def _stated(match: re.Match[str]) -> str | None:
+    """The answer in what follows "answer is", if it begins with a number or is no prose."""
+    rest = match[1].strip().strip("*_ ")
+    if number(rest) is not None:
+        return rest
+    first = FIRST_NUMBER.match(rest)
+    if first is not None:
+        return first[0]
+    return rest if rest and not PROSE.search(TEXT.sub("", rest)) else None

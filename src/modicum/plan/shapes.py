@@ -87,8 +87,9 @@ def prepare(config: TrainConfig, model_config: Any) -> Prepared:
 def cache_numbers(model_config: Any) -> int:
     """Keys and values of a token, in all layers."""
     text = model_config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    queries = getattr(text, "num_attention_heads", None) or 0  # Mamba has none
+    heads = getattr(text, "num_key_value_heads", None) or queries
+    size = getattr(text, "head_dim", None) or text.hidden_size // max(queries, 1)
     return 2 * text.num_hidden_layers * heads * size
 
 

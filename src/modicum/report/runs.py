@@ -28,10 +28,9 @@ from modicum.report.tables import RunRow
 SAMPLES_SHOWN = 2
 RUNS_SHOWN = 6
 INTERVALS = (
-    "The samples of one problem are averaged to one score; the interval is the 95% t-interval of"
-    " the mean of these scores over problems, clipped to 0 and 100%. So several samples of a"
-    " problem do not count as independent evidence. When every score is 0, or every score is 1,"
-    " Wilson's interval takes its place. Greedy accuracy is one completion per problem, without"
+    "The samples of one problem are averaged to one score; the interval is Wilson's 95% interval"
+    " of the mean of these scores over problems, for as many problems as their spread is worth."
+    " So several samples of a problem do not count as independent evidence. Greedy accuracy is one completion per problem, without"
     " sampling, and is shown beside it, not as the main figure."
 )
 LUCK = (

@@ -63,14 +63,14 @@ class ArmComparison:
 
 
 def arm_interval(scores_SI: ArrayLike) -> Interval:
-    """The mean of scores, seeds x problems, with its 95 % t-interval over both, within [0, 1]."""
-    return estimate(table("an arm", scores_SI), (0.0, 1.0)).interval(0.95)
+    """The mean of scores, seeds x problems, with its 95 % interval over both, within [0, 1]."""
+    return estimate(table("an arm", scores_SI), (0.0, 1.0), alone=True).interval(0.95)
 
 
 def gain_interval(scores_SI: ArrayLike, base_I: ArrayLike) -> Interval:
     """The mean of scores minus the untrained model's on the same problems, as `arm_interval`."""
     gains_SI = table("an arm", scores_SI) - table("the base", base_I)
-    return estimate(gains_SI, (-1.0, 1.0)).interval(0.95)
+    return estimate(gains_SI, (-1.0, 1.0), alone=True).interval(0.95)
 
 
 def paired(arm_SI: ArrayLike, control_SI: ArrayLike, rng: np.random.Generator) -> Estimate:

@@ -3,7 +3,7 @@
     gain          accuracy of the trained model minus the base's, on the same problems
     contribution  gain of a unit / gain of `full` (Zhang et al. 2026, arXiv 2607.01232)
 
-A gain has two t-intervals: over seeds (their mean accuracies, which is what a claim about
+A gain has two intervals: over seeds (their mean accuracies, which is what a claim about
 the unit needs), and over problems (paired with the base, scores averaged over seeds: what
 a claim about these trained models needs). A contribution exists only when all intervals
 of full's gain lie above 0. Departure from the paper: it trains long runs of large models;
@@ -79,7 +79,7 @@ class Standing:
     over_seeds: tuple[float, float] | None
     """95 % t-interval of the gain over seeds; None for a single seed."""
     over_problems: tuple[float, float] | None
-    """95 % t-interval of the gain over problems, paired with the base."""
+    """95 % interval of the gain over problems, paired with the base."""
     contribution: float | None
     level_with_best: bool
     """Whether the paired interval of the best unit's lead over this one holds 0."""
@@ -188,7 +188,7 @@ def _standing(runs: Sequence[TrialOutcome], base: Sequence[float]) -> Standing:
         update=runs[0].trial.update,
         gain=fmean(seeds) - start if done else None,
         by_seed=tuple(accuracy - start for accuracy in seeds),
-        over_seeds=_band(seeds, [start] * len(seeds)) if len(done) > 1 else None,
+        over_seeds=_over_seeds(seeds, [start] * len(seeds)) if len(done) > 1 else None,
         over_problems=_band(by_problem, base) if done else None,
         contribution=None,
         level_with_best=False,
@@ -206,6 +206,13 @@ def _band(after: Sequence[float], before: Sequence[float]) -> tuple[float, float
     return found.low, found.high
 
 
+def _over_seeds(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
+    from modicum import stats
+
+    found = stats.mean_interval(after, before)
+    return found.low, found.high
+
+
 def _level(best: Sequence[TrialOutcome], other: Sequence[TrialOutcome]) -> bool:
     """Whether the lead of `best` over `other` could be nothing: paired by seed, or by problem."""
     pairs = {run.trial.seed: run for run in other if not run.failed}
@@ -215,7 +222,7 @@ def _level(best: Sequence[TrialOutcome], other: Sequence[TrialOutcome]) -> bool:
     if not both:
         return False
     if len(both) > 1:
-        low, high = _band([a.accuracy for a, _ in both], [b.accuracy for _, b in both])
+        low, high = _over_seeds([a.accuracy for a, _ in both], [b.accuracy for _, b in both])
     else:
         low, high = _band(both[0][0].scores, both[0][1].scores)
     return low <= 0 <= high

@@ -113,7 +113,8 @@ def _train(
     """The run from step `first` to its end: its steps, its evaluations, the change proof."""
     config = session.config
     observer.begin(session, first)
-    for text in [*tasks.notes(session.task), *session.prepared.notes]:
+    known = [*session.prepared.notes, *session.policy.scorer.notes]
+    for text in [*tasks.notes(session.task), *known]:
         observer.note(text)
     if config.compute.engine == "auto" and not session.policy.scorer.splits:
         name = inner(session.policy.model).config.model_type

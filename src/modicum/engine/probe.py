@@ -1,0 +1,156 @@
+"""What an architecture's own forward can do, tried out on a few tokens before it is used.
+
+`transformers` has more than a hundred causal language models. Most decode padded prompts
+with a cache that can be repeated and thinned out, and make logits by the output embedding;
+not all do, and no attribute says which. So the engine `library` is tried first: a batch of
+two prompts of unequal length, a group of two, one row leaving, against forwards of each
+sequence alone. What differs is not used (`library.Abilities`).
+
+Shapes: B row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from modicum.engine.base import Prompt
+from modicum.engine.library import FOUND, Abilities, LibraryDecoding, LibraryEngine
+from modicum.models.load import inner
+from modicum.types import UserError
+
+FAULTS = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError),
+    *(NotImplementedError, AssertionError, ImportError),
+)
+LONG, SHORT = 7, 3  # tokens of the two prompts
+# Expected |difference of log-probs| of a token, in nats, as in the agreement proof.
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
+LOW_ROUNDING = 0.5  # in bf16 single tokens are a tenth of a nat apart by rounding alone
+
+
+@torch.no_grad()
+def probe(model: Any, device: torch.device) -> None:
+    """Find out what `model` can do, for every `LibraryEngine` of it that is made later.
+
+    Raises UserError for an architecture whose forward cannot be run, or looks ahead.
+    """
+    from transformers import PreTrainedModel
+
+    base = inner(model)
+    if not isinstance(base, PreTrainedModel):
+        return  # not the library's: whoever made it knows what it can do
+    head = base.get_output_embeddings()
+    if head is None:
+        raise UserError(f"{_name(base)}: it has no output embedding")
+    FOUND.pop(base, None)
+    if head.weight.is_meta and not isinstance(head.weight, FakeTensor):
+        return  # nothing is decoded there
+    with _without_dropout(model):
+        _try(model, device, base, head.weight)
+
+
+def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
+    prompts = _prompts(len(weight))
+    if isinstance(weight, FakeTensor):
+        # Without data nothing can be compared; what raises is known all the same.
+        try:
+            list(_decoded(model, device, prompts))
+        except FAULTS:
+            FOUND[base] = Abilities(cached=False)
+        return
+    try:
+        alone = [_alone(model, device, prompt) for prompt in prompts]
+        padded_BT = torch.zeros(2, LONG, dtype=torch.long)
+        padded_BT[0], padded_BT[1, :SHORT] = torch.tensor(prompts[0]), torch.tensor(prompts[1])
+        found = model(input_ids=padded_BT.to(device), use_cache=False).logits
+    except FAULTS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{_name(base)}: {reason}") from None
+    if alone[0].log_softmax(-1).isnan().any():
+        return  # sampling says that the weights are broken
+    begun = _alone(model, device, prompts[0][:SHORT])
+    if not (_same(found[1, SHORT - 1], alone[1][-1]) and _same(alone[0][SHORT - 1], begun[-1])):
+        raise UserError(f"{_name(base)}: what follows a token changes what is predicted before it")
+    can = Abilities(_caches(model, device, prompts), _plain(model, device, prompts[0], alone[0]))
+    if can != Abilities():
+        FOUND[base] = can
+
+
+@contextmanager
+def _without_dropout(model: Any) -> Iterator[None]:
+    """All modules in evaluation mode, as they were afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _caches(model: Any, device: torch.device, prompts: Sequence[Prompt]) -> bool:
+    try:
+        # With padding, and without: no mask is given then.
+        decoded = [*_decoded(model, device, prompts), *_decoded(model, device, prompts[:1])]
+    except FAULTS:
+        return False
+    return all(
+        _same(logits_V, _alone(model, device, sequence)[-1]) for sequence, logits_V in decoded
+    )
+
+
+def _decoded(
+    model: Any, device: torch.device, prompts: Sequence[Prompt]
+) -> Iterator[tuple[Prompt, Tensor]]:
+    """Sequences and the logits after them, from a cache: two rows a prompt, one leaves."""
+    decoding = LibraryDecoding(model, device, prompts, 2)
+    rows = [prompt for prompt in prompts for _ in range(2)]
+    for step in range(3):
+        tokens = [prompts[0][(row + step) % LONG] for row in range(len(rows))]
+        decoding.advance(torch.tensor(tokens, device=device))
+        rows = [(*row, token) for row, token in zip(rows, tokens, strict=True)]
+        yield from zip(rows, decoding.logits_BV, strict=True)
+        if step == 0:
+            live = [0, *range(2, len(rows))]
+            decoding.keep(torch.tensor(live, device=device))
+            rows = [rows[row] for row in live]
+
+
+def _plain(model: Any, device: torch.device, prompt: Prompt, logits_TV: Tensor) -> bool:
+    engine = LibraryEngine(model, device)
+    pack = torch.tensor([prompt], device=device), torch.arange(len(prompt), device=device)
+    try:
+        return _same(engine.logits(engine.hidden(pack, None)), logits_TV)
+    except FAULTS:
+        return False
+
+
+def _alone(model: Any, device: torch.device, sequence: Prompt) -> Tensor:
+    """Logits [T, V] of one sequence by a plain forward."""
+    return model(input_ids=torch.tensor([sequence], device=device), use_cache=False).logits[0]
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    """Whether logits [..., V] give the same log-probs up to rounding in their dtype."""
+    logprobs, others = one.float().log_softmax(-1), two.float().log_softmax(-1)
+    probs = others.exp()
+    apart = (probs * (logprobs - others).abs()).where(probs > 0, 0.0).sum(-1)
+    return bool((apart <= ROUNDING.get(two.dtype, LOW_ROUNDING)).all())
+
+
+def _name(base: Any) -> str:
+    return f"the architecture {base.config.model_type!r} cannot be run"
+
+
+def _prompts(vocabulary: int) -> tuple[Prompt, Prompt]:
+    """Different ordinary tokens: the first ones are often special."""
+    start = vocabulary // 2
+    tokens = tuple((start + 5 * place) % vocabulary for place in range(LONG + SHORT))
+    return tokens[:LONG], tokens[LONG:]
