@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from helpers import make_run
 from modicum import cli, runs
 from modicum.config import Optimizer, Sampling, TrainConfig
-from modicum.export import export_model, new_folder
+from modicum.export import export_model, writing
 from modicum.models.load import TINY, load
 from modicum.parts import past_config
 from modicum.training.checkpoint import reload
@@ -196,10 +196,13 @@ def test_an_export_of_other_weights_stops(
 def test_an_export_touches_no_foreign_folder(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     for overwrite in (False, True):
-        with pytest.raises(UserError):
-            new_folder(tmp_path, overwrite)
-        with pytest.raises(UserError, match="is a file"):
-            new_folder(tmp_path / "thesis.txt", overwrite)
+        with pytest.raises(UserError), writing(tmp_path, overwrite, {}):
+            pass
+        with (
+            pytest.raises(UserError, match="is a file"),
+            writing(tmp_path / "thesis.txt", overwrite, {}),
+        ):
+            pass
     assert (tmp_path / "thesis.txt").read_text() == "x"
 
 

@@ -47,7 +47,9 @@ def write(
         "skipped_steps": counters.skipped,
         "change_proof": proof,
         "agreement_max": counters.agreement_max,
-        "base_hash": session.proof.base,
+        "base_hash": session.identity.weights,
+        "tokenizer_hash": session.identity.tokenizer,
+        "base_hash_seconds": session.identity.seconds,
     }
     # Twice, so that no trouble with the anatomy (memory, say) costs the result.
     run.write("result.json", found)
@@ -63,8 +65,11 @@ def _anatomy(session: Session, run: runs.Run) -> dict[str, Any]:
     # On the CPU, since merging makes the model fp32 and the base comes on top.
     session.policy.model.to("cpu")
     policy = session.prepared.merged()
-    base = load(config.model, "cpu", config.compute.dtype, config.trust).model
-    changes = anatomy.measure(policy, base, session.policy.device)
+    base = load(config.model, "cpu", config.compute.dtype, config.trust)
+    known = session.identity
+    past = f"{run.folder} was trained on"
+    base.identity.require(known.weights, known.tokenizer, past, config.model)
+    changes = anatomy.measure(policy, base.model, session.policy.device)
     run.write(
         "anatomy.json",
         {"dtype": config.compute.dtype, "tensors": [change.to_json() for change in changes]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from modicum import objectives, recipes, rewards, tasks, updates
@@ -9,6 +10,7 @@ from modicum.config import TrainConfig
 from modicum.curricula import Order
 from modicum.engine import Policy, policy_of
 from modicum.engine.flops import FlopCounter
+from modicum.models.identity import Identity
 from modicum.models.load import load
 from modicum.parts import RunParts
 from modicum.training.counters import Counters
@@ -32,6 +34,8 @@ class Session:
     proof: Proof
     flops: FlopCounter
     counters: Counters
+    identity: Identity
+    """Of the base, before the update was applied."""
 
     @property
     def learning_rate(self) -> float:
@@ -79,13 +83,22 @@ class Session:
         return sum(p.numel() for p in self.policy.model.parameters())
 
 
-def prepare(config: TrainConfig, parts: RunParts | None = None) -> Session:
-    """Load the model, apply the update, and build what the loop needs."""
+def prepare(
+    config: TrainConfig,
+    parts: RunParts | None = None,
+    check: Callable[[Identity], None] | None = None,
+) -> Session:
+    """Load the model, apply the update, and build what the loop needs.
+
+    `check` is shown what was loaded before an update, which might not fit, is applied to it.
+    """
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
     task.problem("train", config.seed, 0)  # a bad task fails before the model loads
     order = curriculum.begin(task, config.seed)
     loaded = load(config.model, compute.device, compute.dtype, config.trust)
+    if check is not None:
+        check(loaded.identity)
     prepared = update.apply(loaded.model, config.seed)
     if objective.needs_reference:
         prepared.keep_reference()
@@ -107,4 +120,5 @@ def prepare(config: TrainConfig, parts: RunParts | None = None) -> Session:
         optimization.proof,
         FlopCounter(prepared, policy.scorer, config.batch, objective.needs_reference),
         counters,
+        loaded.identity,
     )

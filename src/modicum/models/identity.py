@@ -1,0 +1,104 @@
+"""What a base is: one hash of its weights, one of how its tokenizer makes and ends texts.
+
+A run names its base by a place, and another model may come to lie there. So the hashes are taken
+when the weights are read, before an update touches them and before they go to a device, over
+all parameters and persistent buffers, whatever trains; they stand in all that a run writes and
+are compared wherever a base is loaded for a run. The numbers are those in memory: a base read
+in bf16 is another one than in fp32.
+
+SHA-256 of every tensor's shape, dtype and bytes; then of all names and these. Tensors are hashed
+in a few threads (hashlib lets the others run), and none is copied whole to another device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modicum.types import UserError
+
+CHUNK = 2**26  # bytes that are on the CPU at a time, of a tensor elsewhere
+MAX_THREADS = 4
+
+
+@torch.no_grad()
+def fingerprint(tensor: Tensor) -> str:
+    """SHA-256 of the tensor's shape, dtype and bytes."""
+    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    for part in flat.split(CHUNK):
+        digest.update(part.cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The fingerprint of every tensor, by name."""
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        return dict(zip(tensors, pool.map(fingerprint, tensors.values()), strict=True))
+
+
+def combined(marks: Mapping[str, str]) -> str:
+    """One hash over the fingerprints of many tensors and their names."""
+    return hashlib.sha256("".join(f"{n}{marks[n]}" for n in sorted(marks)).encode()).hexdigest()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """One hash of all parameters and persistent buffers; what is tied counts once."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            named.setdefault(id(tensor), (name, tensor))
+    return combined(fingerprints(dict(named.values())))
+
+
+def texts_hash(tokenizer: Any, end_tokens: tuple[int, ...]) -> str:
+    """One hash of how texts become tokens, of the chat template, and of what ends a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = (
+        backend.to_str() if hasattr(backend, "to_str") else sorted(tokenizer.get_vocab().items())
+    )
+    template = getattr(tokenizer, "chat_template", None)
+    begin = getattr(tokenizer, "bos_token_id", None)
+    whole = json.dumps([rules, template, begin, end_tokens], sort_keys=True, default=str)
+    return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which base was loaded, and how long it took to find that out."""
+
+    weights: str
+    tokenizer: str
+    seconds: float = field(default=0.0, compare=False)
+
+    @classmethod
+    def of(cls, model: nn.Module, tokenizer: Any, end_tokens: tuple[int, ...]) -> Identity:
+        """The identity of a model that nothing has touched."""
+        began = time.perf_counter()
+        weights, texts = weights_hash(model), texts_hash(tokenizer, end_tokens)
+        return cls(weights, texts, time.perf_counter() - began)
+
+    def require(self, weights: object, tokenizer: object, past: str, name: str) -> None:
+        """UserError unless this is the base with these hashes; `name` is its place now.
+
+        `past` begins the line: `the run in x was trained on`.
+        """
+        if weights != self.weights:
+            raise UserError(
+                f"{past} another base model: its hash differs (it was {weights!s:.12}, that of"
+                f" {name} is {self.weights:.12})"
+            )
+        if tokenizer != self.tokenizer:
+            raise UserError(
+                f"{past} another tokenizer or chat template than {name} has now: its hash"
+                " differs, though the weights are the same"
+            )
