@@ -327,8 +327,7 @@ def test_an_export_says_where_it_comes_from(lora_run: Path, own_base: Path, tmp_
         assert json.loads((out / "modicum.json").read_text()) == {
             "written_by": "modicum 0.1.0",
             "base": str(own_base),
-            "base_hash": known.weights,
-            "tokenizer_hash": known.tokenizer,
+            **known.hashes,
             "run": str(lora_run),
             "update": "lora(rank=2)",
             "format": form,
@@ -349,7 +348,7 @@ def test_an_export_goes_through_a_link(lora_run: Path, tmp_path: Path) -> None:
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "behind" / "model.safetensors").is_file()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(UserError, match="loop cannot be used"):
+    with pytest.raises(UserError, match="loop cannot be made"):
         export_run(lora_run, tmp_path / "loop", "merged", overwrite=False)
 
 

@@ -242,18 +242,32 @@ def test_the_identity_of_a_base_is_of_what_was_read(
 ) -> None:
     """Wherever it lies; in another dtype it is another base."""
     copy = shutil.copytree(folders["qwen2"], tmp_path / "copy")
-    one, two = (load(str(folder)).identity for folder in (folders["qwen2"], copy))
-    assert one == two
-    assert one.weights == weights_hash(random_model("qwen2"))
-    assert one.seconds > 0
-    half = load(str(copy), dtype="bf16").identity
-    assert (half.weights != one.weights, half.tokenizer == one.tokenizer) == (True, True)
+
+    def hashes(**how: Any) -> list[str]:
+        return list(load(str(copy), **how).identity.hashes.values())
+
+    def change(name: str, **values: Any) -> None:
+        path = copy / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    assert load(str(copy)).identity == load(str(folders["qwen2"])).identity
+    assert load(str(copy)).identity.seconds > 0
+    weights, texts, config = hashes()
+    assert weights == weights_hash(random_model("qwen2"))
+    half = hashes(dtype="bf16")
+    assert half[0] != weights
+    assert half[1:] == [texts, config]
     (copy / "chat_template.jinja").write_text("{{ messages[0].content }}!")
-    three = load(str(copy)).identity
-    assert (three.weights == one.weights, three.tokenizer != one.tokenizer) == (True, True)
-    config = json.loads((copy / "generation_config.json").read_text())
-    (copy / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [0, 5]}))
-    assert load(str(copy)).identity.tokenizer != three.tokenizer  # texts end elsewhere
+    other = hashes()[1]
+    assert hashes() == [weights, other, config] != [weights, texts, config]
+    change("generation_config.json", eos_token_id=[0, 5])  # texts end elsewhere
+    last = hashes()[1]
+    assert hashes() == [weights, last, config] != [weights, other, config]
+    change("config.json", transformers_version="4.0.0", architectures=["Qwen2ForCausalLM", "X"])
+    assert hashes() == [weights, last, config]
+    change("config.json", rms_norm_eps=1e-3)
+    assert hashes()[:2] == [weights, last]
+    assert hashes()[2] != config
 
 
 @pytest.mark.parametrize("command", [["train"], ["evaluate"], ["export", "--out", "none"]])

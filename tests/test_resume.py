@@ -196,21 +196,24 @@ def test_the_checkpoint_knows_its_base_by_itself(own: TrainConfig) -> None:
         train(own, resume=True)
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json"])
-def test_another_tokenizer_is_found_though_the_weights_are_the_same(
-    own: TrainConfig, name: str
+@pytest.mark.parametrize(
+    ("name", "before", "after", "what"),
+    [
+        ("chat_template.jinja", "{", " {", "tokenizer or chat template"),
+        ("tokenizer.json", '"<|pad|>"', '"<|PAD|>"', "tokenizer or chat template"),
+        ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-03', "config.json"),
+    ],
+)
+def test_what_is_around_the_same_weights_is_compared(
+    own: TrainConfig, name: str, before: str, after: str, what: str
 ) -> None:
     cut_run(own)
     path = Path(own.model) / name
     old = path.read_text(encoding="utf-8")
-    new = (
-        old + " "
-        if name.endswith("jinja")
-        else old.replace('"content": "<|pad|>"', '"content": "<|PAD|>"')
-    )
+    new = old.replace(before, after)
     assert new != old
     path.write_text(new, encoding="utf-8")
-    with pytest.raises(UserError, match="was trained on another tokenizer or chat template"):
+    with pytest.raises(UserError, match=f"was trained on another {what}"):
         train(own, resume=True)
     path.write_text(old, encoding="utf-8")
     train(own, resume=True)
@@ -328,7 +331,7 @@ def test_another_start_of_an_adapter_is_found(own: TrainConfig) -> None:
     cut_run(replace(own, update="pissa(rank=2)"))
     path = runs.checkpoints(Path(own.out))[-1] / "state.json"
     state = json.loads(path.read_text())
-    assert state["start"] != state["base"]
+    assert state["start"] != state["base_hash"]
     path.write_text(json.dumps({**state, "start": "0" * 64}))
     with pytest.raises(UserError, match=r"what pissa\(rank=2\) makes of the base to begin with"):
         train(replace(own, update="pissa(rank=2)"), resume=True)

@@ -63,7 +63,7 @@ def export_run(
             return export_merged(prepared, policy, at)
         adapter = adapter_of(prepared, run, past.update)
         base = load(past.model, past.compute.device, past.compute.dtype, past.trust)
-        base.identity.require(known.weights, known.tokenizer, f"{run} was trained on", past.model)
+        base.identity.require(known.hashes, f"{run} was trained on", past.model)
         return export_adapter(adapter, policy, base.model, at)
 
 
@@ -88,9 +88,10 @@ def writing(out: Path, overwrite: bool, spared: Mapping[str, str]) -> Iterator[P
         target = out.expanduser().resolve()
         _check_target(out, target, overwrite, spared)
         aside, old = (target.with_name(f".{target.name}.{s}-{os.getpid()}") for s in ("new", "old"))
-        runs.make_folder(aside)
+        aside.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError
-        raise UserError(f"the folder {out} cannot be used: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the folder {out} cannot be made: {reason}") from None
     try:
         yield aside
         if target.is_dir() and any(target.iterdir()):
@@ -162,8 +163,7 @@ def describe(folder: Path, base: str, identity: Identity, said: Mapping[str, str
         {
             "written_by": f"modicum {metadata.version('modicum')}",
             "base": base,
-            "base_hash": identity.weights,
-            "tokenizer_hash": identity.tokenizer,
+            **identity.hashes,
             **said,
         },
     )

@@ -128,16 +128,16 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = type(error).__name__
         raise UserError(f"checkpoint {folder} is damaged ({reason}); {_other(folder)}") from None
+    if found != expected:
+        raise UserError(
+            f"checkpoint {folder} is damaged: {tensors.name} ({tensors.stat().st_size} bytes)"
+            f" is not what was written; {_other(folder)}"
+        )
     if written != FORMAT:
         age = "an older" if written == 1 else "another"
         raise UserError(
             f"checkpoint {folder} was written by {age} version of modicum (format {written}), this"
             f" one reads {FORMAT}; use that version, or train anew"
-        )
-    if found != expected:
-        raise UserError(
-            f"checkpoint {folder} is damaged: {tensors.name} ({tensors.stat().st_size} bytes)"
-            f" is not what was written; {_other(folder)}"
         )
     return tensors, state
 

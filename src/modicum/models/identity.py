@@ -1,4 +1,5 @@
-"""What a base is: one hash of its weights, one of how its tokenizer makes and ends texts.
+"""What a base is: a hash of its weights, one of how its tokenizer makes and ends texts, one of
+its config.
 
 A run names its base by a place, and another model may come to lie there. So the hashes are taken
 when the weights are read, before an update touches them and before they go to a device, over
@@ -28,6 +29,14 @@ from modicum.types import UserError
 
 CHUNK = 2**26  # bytes that are on the CPU at a time, of a tensor elsewhere
 MAX_THREADS = 4
+HASHES = {
+    "base_hash": "base model",
+    "tokenizer_hash": "tokenizer or chat template",
+    "config_hash": "config.json, though with the same weights",
+}
+"""What is hashed of a base, and what a message calls it."""
+# Of a config: who wrote it, where it lies, in which dtype.
+UNSAID = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 @torch.no_grad()
@@ -72,33 +81,36 @@ def texts_hash(tokenizer: Any, end_tokens: tuple[int, ...]) -> str:
     return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()
 
 
+def config_hash(config: Any) -> str:
+    """One hash of what a model's config says of its forward pass, beside the defaults."""
+    said = {k: v for k, v in config.to_diff_dict().items() if k not in UNSAID}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Identity:
     """Which base was loaded, and how long it took to find that out."""
 
-    weights: str
-    tokenizer: str
+    hashes: Mapping[str, str]
+    """By the names of `HASHES`."""
     seconds: float = field(default=0.0, compare=False)
 
     @classmethod
-    def of(cls, model: nn.Module, tokenizer: Any, end_tokens: tuple[int, ...]) -> Identity:
+    def of(cls, model: Any, tokenizer: Any, end_tokens: tuple[int, ...]) -> Identity:
         """The identity of a model that nothing has touched."""
         began = time.perf_counter()
-        weights, texts = weights_hash(model), texts_hash(tokenizer, end_tokens)
-        return cls(weights, texts, time.perf_counter() - began)
+        texts = texts_hash(tokenizer, end_tokens)
+        found = (weights_hash(model), texts, config_hash(model.config))
+        return cls(dict(zip(HASHES, found, strict=True)), time.perf_counter() - began)
 
-    def require(self, weights: object, tokenizer: object, past: str, name: str) -> None:
-        """UserError unless this is the base with these hashes; `name` is its place now.
+    def require(self, known: Mapping[str, Any], past: str, name: str) -> None:
+        """UserError unless this is the base whose `hashes` are `known`; `name` is its place now.
 
         `past` begins the line: `the run in x was trained on`.
         """
-        if weights != self.weights:
-            raise UserError(
-                f"{past} another base model: its hash differs (it was {weights!s:.12}, that of"
-                f" {name} is {self.weights:.12})"
-            )
-        if tokenizer != self.tokenizer:
-            raise UserError(
-                f"{past} another tokenizer or chat template than {name} has now: its hash"
-                " differs, though the weights are the same"
-            )
+        for key, what in HASHES.items():
+            if known.get(key) != self.hashes[key]:
+                raise UserError(
+                    f"{past} another {what}: its hash differs (it was {known.get(key)!s:.12}, that"
+                    f" of {name} is {self.hashes[key]:.12})"
+                )

@@ -81,13 +81,13 @@ def collect(study: Study, folder: Path) -> Collected:
 
 def _check_bases(study: Study, folder: Path) -> None:
     """UserError when runs that name the same base, in one dtype, were of different ones."""
-    known: dict[tuple[Any, ...], tuple[Path, list[Any]]] = {}
+    known: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
     runs = (final(study, folder, arm).values() for arm in design.arms(study))
     for path in [folder / "cells" / "base-test", *itertools.chain.from_iterable(runs)]:
         base = base_of(path)
-        if base:
+        hashes = {name: value for name, value in base.items() if name.endswith("_hash")}
+        if hashes:
             key = base.get("model"), base.get("dtype")
-            hashes = [base.get("base_hash"), base.get("tokenizer_hash")]
             first, others = known.setdefault(key, (path, hashes))
             if hashes != others:
                 raise UserError(

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from modicum import runs
 from modicum.config import Compute, Trust
-from modicum.models.identity import Identity
+from modicum.models.identity import HASHES, Identity
 from modicum.parts import RunParts, past_base, past_config
 from modicum.training.session import Session, prepare
 from modicum.types import UserError
 
-KEYS = {"step", "base", "tokenizer", "start", "active", "pushed", "moved", "schedule"}
+KEYS = {"step", "start", "active", "pushed", "moved", "schedule", *HASHES}
 
 
 def save(session: Session, run: runs.Run, step: int) -> Path:
@@ -32,8 +32,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
     save_file(tensors, folder / "tensors.safetensors")
     state = session.counters.state() | {
         "step": step,
-        "base": session.identity.weights,
-        "tokenizer": session.identity.tokenizer,
+        **session.identity.hashes,
         "start": proof.at_start,
         "active": sorted(session.prepared.active),
         "pushed": sorted(proof.pushed),
@@ -70,8 +69,7 @@ def base_check(folder: Path, state: dict[str, Any], model: str) -> Callable[[Ide
     """What raises UserError for another base than that of a checkpoint; `model` is its place."""
 
     def check(found: Identity) -> None:
-        past = f"checkpoint {folder} was trained on"
-        found.require(state["base"], state["tokenizer"], past, model)
+        found.require(state, f"checkpoint {folder} was trained on", model)
 
     return check
 

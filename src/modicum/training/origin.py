@@ -35,8 +35,7 @@ def record(session: Session, folder: Path) -> dict[str, Any]:
             "model": config.model,
             "local": locate(config.model, config.trust).local,
             "dtype": config.compute.dtype,
-            "base_hash": base.weights,
-            "tokenizer_hash": base.tokenizer,
+            **base.hashes,
             "base_hash_seconds": base.seconds,
         },
         "task": config.task,
@@ -53,8 +52,7 @@ def prepare_like(config: TrainConfig, parts: RunParts | None, past: Sequence[Pat
             known = base_of(folder)
             if known:
                 how = "trained" if (folder / "config.toml").is_file() else "evaluated"
-                hashes = known.get("base_hash"), known.get("tokenizer_hash")
-                found.require(*hashes, f"{folder} was {how} on", config.model)
+                found.require(known, f"{folder} was {how} on", config.model)
 
     session = prepare(config, parts, check)
     for folder in past:

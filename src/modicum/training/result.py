@@ -47,9 +47,7 @@ def write(
         "skipped_steps": counters.skipped,
         "change_proof": proof,
         "agreement_max": counters.agreement_max,
-        "base_hash": session.identity.weights,
-        "tokenizer_hash": session.identity.tokenizer,
-        "base_hash_seconds": session.identity.seconds,
+        "base_hash": session.identity.hashes["base_hash"],
     }
     # Twice, so that no trouble with the anatomy (memory, say) costs the result.
     run.write("result.json", found)
@@ -66,9 +64,7 @@ def _anatomy(session: Session, run: runs.Run) -> dict[str, Any]:
     session.policy.model.to("cpu")
     policy = session.prepared.merged()
     base = load(config.model, "cpu", config.compute.dtype, config.trust)
-    known = session.identity
-    past = f"{run.folder} was trained on"
-    base.identity.require(known.weights, known.tokenizer, past, config.model)
+    base.identity.require(session.identity.hashes, f"{run.folder} was trained on", config.model)
     changes = anatomy.measure(policy, base.model, session.policy.device)
     run.write(
         "anatomy.json",

@@ -78,7 +78,7 @@ def _check(
         )
     if next(iter(own.values())).is_meta:
         return
-    if weights_hash(model) != state.get("base"):
+    if weights_hash(model) != state.get("base_hash"):
         raise UserError(
             f"{folder} was trained on another base model: its hash differs; that was"
             f" {config.model} in {config.compute.dtype}"
