@@ -188,6 +188,23 @@ def test_another_base_is_found_before_there_is_a_checkpoint(own: TrainConfig) ->
         train(own, resume=True)
 
 
+def test_another_dtype_is_another_setting_and_no_other_base(own: TrainConfig) -> None:
+    cut_run(own)
+    half = replace(own, compute=replace(own.compute, dtype="bf16"))
+    with pytest.raises(UserError, match=r"begun with other settings \(dtype = "):
+        train(half, resume=True)
+
+
+def test_a_run_that_holds_the_base_is_not_overwritten(own: TrainConfig, tmp_path: Path) -> None:
+    train(own)
+    inside = shutil.copytree(own.model, Path(own.out) / "model")
+    (tmp_path / "link").symlink_to(own.out)
+    for out in (own.out, tmp_path / "link"):
+        with pytest.raises(UserError, match="the base of this run; --overwrite would lose it"):
+            train(replace(own, model=str(inside), out=str(out)), overwrite=True)
+    assert (Path(own.out) / "result.json").is_file()
+
+
 def test_the_checkpoint_knows_its_base_by_itself(own: TrainConfig) -> None:
     cut_run(own)
     (Path(own.out) / "environment.json").unlink()
@@ -324,6 +341,21 @@ def test_a_checkpoint_of_another_version_says_so(
     path.write_text(json.dumps(state if written is None else {**state, "format": written}))
     with pytest.raises(UserError, match=f"was written by {said}.*this one reads 2"):
         train(bare, resume=True)
+
+
+def test_an_anatomy_is_not_of_another_base(own: TrainConfig) -> None:
+    """The base is read a second time; the result is there by then."""
+
+    class Late(StopAt):
+        def evaluated(self, name: str, found: object) -> None:
+            if name == "trained":
+                replace_base(Path(own.model))
+
+    evaluation = replace(own.evaluation, eval_problems=1, eval_samples=1)
+    config = replace(own, evaluation=evaluation, records=replace(own.records, anatomy=True))
+    with pytest.raises(UserError, match=rf"run {OTHER}"):
+        train(config, Late(99))
+    assert json.loads((Path(own.out) / "result.json").read_text())["steps"] == 4
 
 
 def test_another_start_of_an_adapter_is_found(own: TrainConfig) -> None:

@@ -147,9 +147,9 @@ def past_base(folder: Path, name: str) -> str:
             return str((place / path).resolve())
     known = base_of(folder)
     if path.is_absolute() or (known.get("local") and known.get("model") == name):
+        kind = "GGUF file" if path.suffix.lower() == ".gguf" else "model folder"
         raise UserError(
-            f"there is no model folder {name}, the base of {folder}; --model NEW says where it"
-            " is now"
+            f"there is no {kind} {name}, the base of {folder}; --model NEW says where it is now"
         )
     return name
 

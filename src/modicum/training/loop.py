@@ -83,6 +83,8 @@ def train(
     if resume:
         config, parts = parts.resumed(config, run_folder(config))
         past = [run_folder(config), *past]
+    if overwrite:
+        origin.spare_base(config, run_folder(config))
     tracking.check(config.tracking)
     if parts.update is parts.objective is None:  # the planner reads expressions
         plan.check(config)

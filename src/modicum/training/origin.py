@@ -50,7 +50,8 @@ def prepare_like(config: TrainConfig, parts: RunParts | None, past: Sequence[Pat
     def check(found: Identity) -> None:
         for folder in past:
             known = base_of(folder)
-            if known:
+            # Another dtype is another setting, and is refused as such.
+            if known.get("dtype") == config.compute.dtype:
                 how = "trained" if (folder / "config.toml").is_file() else "evaluated"
                 found.require(known, f"{folder} was {how} on", config.model)
 
@@ -60,6 +61,15 @@ def prepare_like(config: TrainConfig, parts: RunParts | None, past: Sequence[Pat
         if changed and began(folder).get("task") == config.task:
             raise UserError(f"{folder}: {changed}")
     return session
+
+
+def spare_base(config: TrainConfig, folder: Path) -> None:
+    """UserError where the run folder, which is to be replaced, holds the base."""
+    source = locate(config.model, config.trust)
+    if source.local and folder.resolve() in (place := Path(source.place).resolve(), *place.parents):
+        raise UserError(
+            f"{folder} holds {config.model}, the base of this run; --overwrite would lose it"
+        )
 
 
 def move(run: runs.Run, past: TrainConfig, now: TrainConfig) -> None:
