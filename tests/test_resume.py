@@ -20,7 +20,7 @@ from helpers import metrics_of, replace_base, tensors_of
 from modicum import cli, runs
 from modicum.config import TrainConfig, from_mapping
 from modicum.parts import past_config
-from modicum.training.checkpoint import restore, save
+from modicum.training.checkpoint import reload, restore, save
 from modicum.training.loop import Observer, train
 from modicum.training.session import prepare
 from modicum.types import UserError
@@ -285,6 +285,23 @@ def test_relative_paths_lead_from_where_the_run_began(
             train(replace(config, model=str(moved / "base"), out=str(moved / "run")), resume=True)
     finally:
         moved.rename(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", " @ last(1)"])
+def test_a_past_run_that_an_update_reads_is_found_too(
+    bare: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(replace(bare, steps=1, out="past"))
+    config = replace(bare, update=f"sparse(by='run', run='past'){place}", out="run")
+    train(replace(config, out="whole"))
+    cut_run(config)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    train(replace(config, out="../run"), resume=True)
+    assert past_config(tmp_path / "run").update == f"sparse(by='run', run='past'){place}"
+    assert tensors_of(tmp_path / "run") == tensors_of(tmp_path / "whole")
+    reload(tmp_path / "run")
 
 
 ROWS = "".join(f'{{"question": "What is {i}+1?", "answer": {i + 1}}}\n' for i in range(60))

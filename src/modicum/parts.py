@@ -68,8 +68,11 @@ class RunParts:
         task = self.task
         if task is None and not is_given(config.task):
             task = past_task(folder, config.task)
+        update = self.update
+        if update is None and not is_given(config.update):
+            update = past_update(folder, config.update)
         config = replace(config, model=past_base(folder, config.model))
-        return config, replace(self, task=task)
+        return config, replace(self, task=task, update=update)
 
     def keep(self, run: runs.Run, config: TrainConfig) -> list[str]:
         """Write what the config alone cannot repeat; returns what the user should know of it."""
@@ -132,6 +135,20 @@ def past_task(folder: Path, text: str) -> tasks.Task:
     if expression("task", task) != text:
         raise UserError(f"the problems in {folder} are not those of its run, {text}")
     return task
+
+
+def past_update(folder: Path, text: str) -> Update | None:
+    """The update of a past run, if it reads a run whose relative path leads from elsewhere."""
+    made = parsers()["update"](text)
+    method = getattr(made, "method", made)  # or it is placed
+    run = getattr(method, "run", "")
+    if not run or not isinstance(run, str) or Path(run).is_dir():
+        return None
+    there = [place / run for place in places(folder) if (place / run).is_dir()]
+    if not there:
+        return None
+    found = replace(method, run=str(there[0].resolve()))
+    return found if method is made else replace(made, method=found)
 
 
 def past_base(folder: Path, name: str) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from modicum import runs
 from modicum.config import Compute, Trust
 from modicum.models.identity import HASHES, Identity
-from modicum.parts import RunParts, past_base, past_config
+from modicum.parts import RunParts, is_given, past_base, past_config, past_update
 from modicum.training.session import Session, prepare
 from modicum.types import UserError
 
@@ -139,7 +139,10 @@ def reload(
         config = replace(config, batch=replace(config.batch, rollout_batch=rollout_batch))
     # Not needed, and perhaps not to be had: files may be elsewhere by now, objects gone.
     others = {"task": "arithmetic", "reward": "accuracy", "objective": "grpo"}
-    update = RunParts(update=parts.update if parts else None)
+    given = parts.update if parts else None
+    if given is None and not is_given(config.update):
+        given = past_update(folder, config.update)
+    update = RunParts(update=given)
     check = base_check(saved[-1], state, config.model)
     session = prepare(replace(config, **others, curriculum="uniform"), update, check)
     _restore_policy(session, saved[-1], tensors, state)
