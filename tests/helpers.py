@@ -48,6 +48,17 @@ def make_run(out: Path, model: Path, *args: str) -> Path:
     return out
 
 
+def replace_base(folder: Path) -> None:
+    """Put another base of the same shapes into a model folder: one number of it differs."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][3] += 1e-3
+    save_file(tensors, folder / "new", metadata={"format": "pt"})
+    os.replace(folder / "new", path)
+
+
 def metrics_of(folder: Path) -> list[dict[str, float]]:
     """The metrics of a run without what is measured and differs from run to run."""
     lines = runs.read_lines(folder / "metrics.jsonl")

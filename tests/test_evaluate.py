@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from helpers import Fails
+from helpers import Fails, make_run, replace_base
 from modicum import cli, stats, tasks
 from modicum.config import Sampling
 from modicum.engine import policy_of
@@ -208,3 +210,97 @@ def test_temperature_zero_samples_once(tiny: Loaded) -> None:
         num_problems=5,
     )
     assert found.accuracy == found.greedy and found.samples_per_problem == 1
+
+
+# A run whose files are not what they were ------------------------------------------------------
+
+FEW = ("--problems", "2", "--samples", "1")
+ROWS = "".join(f'{{"question": "What is {i}+1?", "answer": {i + 1}}}\n' for i in range(60))
+
+
+@pytest.fixture
+def own(folders: dict[str, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A finished sparse run, and its base, which a test may change."""
+    base = shutil.copytree(folders["qwen2"], tmp_path / "base")
+    options = ("--update", "sparse(keep=0.1)", "--eval-problems", "0", "--no-anatomy")
+    return make_run(tmp_path / "run", base, *options), base
+
+
+def test_a_run_on_another_base_is_not_evaluated(own: tuple[Path, Path], fails: Fails) -> None:
+    run, base = own
+    template = base / "chat_template.jinja"
+    kept = template.read_text()
+    template.write_text(kept + "?")
+    line = fails("evaluate", run, *FEW)
+    assert "was trained on another tokenizer or chat template" in line
+    template.write_text(kept)
+    replace_base(base)
+    line = fails("evaluate", run, *FEW)
+    assert "was trained on another base model: its hash differs" in line
+    assert str(base) in line
+
+
+def test_a_run_is_evaluated_from_where_its_base_is_now(
+    own: tuple[Path, Path], tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, base = own
+
+    def scores(*options: str) -> list[float]:
+        capsys.readouterr()
+        assert cli.run(["evaluate", str(run), *FEW, "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    before = scores()
+    moved = base.rename(tmp_path / "moved")
+    line = fails("evaluate", run, *FEW)
+    assert "there is no model folder" in line
+    assert "the base of" in line and "--model NEW says where it is now" in line
+    assert scores("--model", str(moved)) == before
+    assert "no model folder nonsense" in fails("evaluate", run, *FEW, "--model", "nonsense")
+    assert "another base model" in fails("evaluate", run, *FEW, "--model", "tiny")
+
+
+@pytest.mark.parametrize("option", ["--agreement-every=3", "--checkpointing", "--trunk-bytes=9"])
+def test_what_an_evaluation_does_not_read_is_refused(
+    own: tuple[Path, Path], fails: Fails, option: str
+) -> None:
+    for what in ((own[0],), ()):
+        assert "is for training; an evaluation does not read it" in fails("evaluate", *what, option)
+
+
+def test_whom_to_trust_is_read_beside_a_run(own: tuple[Path, Path], fails: Fails) -> None:
+    from safetensors.torch import load_file
+
+    run, base = own
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    assert "--pickled-weights reads" in fails("evaluate", run, *FEW)
+    assert cli.run(["evaluate", str(run), *FEW, "--pickled-weights"]) == 0
+
+
+def test_problems_of_a_run_are_found_and_changes_are_noted(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here.jsonl").write_text(ROWS)
+    options = ("--eval-problems", "0", "--no-anatomy", "--task", "file('here.jsonl')")
+    make_run(Path("run"), folders["qwen2"], *options)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    changed = "the problems of file('here.jsonl') have changed since the run began"
+
+    def said(*more: str) -> str:
+        capsys.readouterr()
+        assert cli.run(["evaluate", "../run", *FEW, *more]) == 0
+        found = capsys.readouterr()
+        assert "file('here.jsonl'), split test" in found.out
+        return " ".join(found.err.split())
+
+    assert "changed" not in said()
+    (tmp_path / "here.jsonl").write_text(ROWS.replace('"answer": 9}', '"answer": 8}'))
+    assert changed in said()
+    Path("here.jsonl").write_text(ROWS)  # what is here comes first
+    assert "changed" not in said()

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from helpers import make_run
+from helpers import Fails, make_run, replace_base
 from modicum import cli, runs
 from modicum.config import Optimizer, Sampling, TrainConfig
-from modicum.export import export_model, new_folder
+from modicum.export import export_model, export_run, writing
 from modicum.models.load import TINY, load
 from modicum.parts import past_config
 from modicum.training.checkpoint import reload
@@ -196,11 +197,224 @@ def test_an_export_of_other_weights_stops(
 def test_an_export_touches_no_foreign_folder(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     for overwrite in (False, True):
-        with pytest.raises(UserError):
-            new_folder(tmp_path, overwrite)
-        with pytest.raises(UserError, match="is a file"):
-            new_folder(tmp_path / "thesis.txt", overwrite)
+        with pytest.raises(UserError), writing(tmp_path, overwrite, {}):
+            pass
+        with (
+            pytest.raises(UserError, match="is a file"),
+            writing(tmp_path / "thesis.txt", overwrite, {}),
+        ):
+            pass
     assert (tmp_path / "thesis.txt").read_text() == "x"
+
+
+# What an export never replaces --------------------------------------------------------------
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def own_base(folders: dict[str, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(folders["qwen2"], tmp_path / "models" / "base")
+
+
+@pytest.fixture
+def lora_run(own_base: Path, tmp_path: Path) -> Path:
+    """A run on a base of its own, which tests may change."""
+    options = ("--update", "lora(rank=2)", "--eval-problems", "0", "--no-anatomy")
+    return make_run(tmp_path / "runs" / "lora", own_base, *options)
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_bases_and_runs_are_never_replaced(
+    lora_run: Path,
+    own_base: Path,
+    tmp_path: Path,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Fails,
+) -> None:
+    """By whatever path, and also where a model lies beside them."""
+    (tmp_path / "link").symlink_to(own_base)
+    (tmp_path / "run-link").symlink_to(lora_run)
+    for above in ("models", "runs"):
+        (tmp_path / above / "config.json").write_text("{}")
+    study = shutil.copytree(own_base, tmp_path / "study")
+    (study / "study.toml").write_text("")
+    store = tmp_path / "store"
+    store.mkdir()
+    shutil.move(own_base / "model.safetensors", store / "weights")
+    (store / "config.json").write_text("{}")
+    (own_base / "model.safetensors").symlink_to(store / "weights")
+    monkeypatch.chdir(tmp_path / "runs")
+    outs = {
+        "is the base of the run": [
+            own_base,
+            "../models/base",
+            tmp_path / "link",
+            "../models",
+            store,
+        ],
+        "is the run": [lora_run, "lora", tmp_path / "run-link", "."],
+        "holds a run or a study": [study],
+        "in modicum's own files": [TINY],
+    }
+    before = files_of(tmp_path)
+    for words, places in outs.items():
+        for out in places:
+            line = fails("export", lora_run, "--format", form, "--overwrite", "--out", out)
+            assert words in line, line
+    assert files_of(tmp_path) == before
+
+
+def test_another_run_and_the_hub_are_never_replaced(
+    lora_run: Path, own_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
+) -> None:
+    other = shutil.copytree(lora_run, tmp_path / "other")
+    (other / "config.json").write_text("{}")
+    cache = tmp_path / "hub"
+    snapshot = shutil.copytree(own_base, cache / "models--a--b" / "snapshots" / "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    before = files_of(tmp_path)
+    assert "is a run folder" in fails("export", lora_run, "--overwrite", "--out", other)
+    for out in (snapshot, cache, cache / "new"):
+        assert "hub's cache" in fails("export", lora_run, "--overwrite", "--out", out)
+    message = fails("export", "--model", own_base, "--overwrite", "--out", own_base)
+    assert "is the model itself" in message
+    assert files_of(tmp_path) == before
+
+
+def test_a_failed_export_leaves_what_was_there(
+    lora_run: Path, own_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
+) -> None:
+    out = tmp_path / "out"
+    export(lora_run, "--out", out)
+    before = files_of(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+        line = fails("export", lora_run, "--overwrite", "--out", out)
+        assert "was not written, what it held is there: I/O error: No space left" in line
+        patch.setattr("transformers.PreTrainedModel.save_pretrained", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export_run(lora_run, out, "merged", overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("modicum.export.TOLERANCE", -1.0)
+        with pytest.raises(RunStopped, match="gives other logits"):
+            export_run(lora_run, out, "merged", overwrite=True)
+    replace_base(own_base)
+    changed = files_of(tmp_path)
+    with pytest.raises(UserError, match="another base model: its hash differs"):
+        export_run(lora_run, out, "merged", overwrite=True)
+    assert files_of(tmp_path) == changed
+    assert {n: b for n, b in changed.items() if "base" not in n} == {
+        n: b for n, b in before.items() if "base" not in n
+    }
+
+
+def test_an_export_says_where_it_comes_from(lora_run: Path, own_base: Path, tmp_path: Path) -> None:
+    known = load(str(own_base)).identity
+    for form in ("merged", "adapter"):
+        out = tmp_path / form
+        export(lora_run, "--out", out, "--format", form)
+        assert json.loads((out / "modicum.json").read_text()) == {
+            "written_by": "modicum 0.1.0",
+            "base": str(own_base),
+            **known.hashes,
+            "run": str(lora_run),
+            "update": "lora(rank=2)",
+            "format": form,
+        }
+        assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert logits(plain(tmp_path / "merged")).shape == (2, 20, 282)
+
+
+def test_an_export_goes_through_a_link(lora_run: Path, tmp_path: Path) -> None:
+    """A folder that is there stays the folder it is; one behind a link is made or replaced."""
+    (tmp_path / "empty").mkdir()
+    number = (tmp_path / "empty").stat().st_ino
+    export(lora_run, "--out", tmp_path / "empty")
+    assert (tmp_path / "empty").stat().st_ino == number
+    (tmp_path / "link").symlink_to(tmp_path / "behind")
+    for _ in range(2):
+        export(lora_run, "--out", tmp_path / "link", "--overwrite")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "behind" / "model.safetensors").is_file()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="loop cannot be made"):
+        export_run(lora_run, tmp_path / "loop", "merged", overwrite=False)
+
+
+# Another base, or the same in another place ---------------------------------------------------
+
+
+@pytest.mark.parametrize("update", ["full", "sparse(keep=0.1)", "lora(rank=2)"])
+def test_a_run_on_another_base_is_not_exported(
+    own_base: Path, tmp_path: Path, update: str, fails: Fails
+) -> None:
+    options = ("--update", update, "--eval-problems", "0", "--no-anatomy")
+    run = make_run(tmp_path / "run", own_base, *options)
+    replace_base(own_base)
+    for form in ("merged", "adapter") if "lora" in update else ("merged",):
+        line = fails("export", run, "--out", tmp_path / "out", "--format", form)
+        assert "was trained on another base model: its hash differs" in line
+        assert str(own_base) in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_changes_between_two_readings_is_found(
+    lora_run: Path, own_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter is compared on a second copy of the base."""
+    from modicum import export as module
+
+    def late(*arguments: Any) -> Any:
+        replace_base(own_base)
+        return load(*arguments)
+
+    monkeypatch.setattr(module, "load", late)
+    with pytest.raises(UserError, match="another base model: its hash differs"):
+        export_run(lora_run, tmp_path / "out", "adapter", overwrite=False)
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_a_run_is_exported_from_where_its_base_is_now(
+    lora_run: Path, own_base: Path, tmp_path: Path, form: str, fails: Fails
+) -> None:
+    moved, out = own_base.rename(tmp_path / "moved"), tmp_path / "out"
+    line = fails("export", lora_run, "--out", out, "--format", form)
+    assert "there is no model folder" in line
+    assert "--model NEW says where it is now" in line
+    assert "another base model" in fails("export", lora_run, "--model", "tiny", "--out", out)
+    line = fails("export", lora_run, "--model", "nonsense", "--out", out)
+    assert "nonsense" in line
+    export(lora_run, "--out", out, "--format", form, "--model", moved)
+    assert json.loads((out / "modicum.json").read_text())["base"] == str(moved)
+    line = fails("export", lora_run, "--model", moved, "--out", moved, "--overwrite")
+    assert "is the base of the run" in line
+
+
+def test_a_relative_base_is_found_from_another_folder(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folders["qwen2"], tmp_path / "models" / "mine")
+    monkeypatch.chdir(tmp_path)
+    options = ("--update", "last(1)", "--eval-problems", "0", "--no-anatomy")
+    run = make_run(Path("run"), Path("models/mine"), *options)  # as a hub id looks
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    export(tmp_path / run, "--out", "out")
+    assert (tmp_path / "elsewhere" / "out" / "model.safetensors").is_file()
+    shutil.rmtree(tmp_path / "models")
+    with pytest.raises(UserError, match="there is no model folder models/mine, the base of"):
+        reload(tmp_path / run)
 
 
 # Reloading a run -------------------------------------------------------------------------

@@ -396,6 +396,35 @@ def test_an_update_of_ones_own(train: Train, tmp_path: Path) -> None:
         modicum.load(result.folder).export(tmp_path / "other")
 
 
+# A base that has moved ----------------------------------------------------------------------
+
+
+def test_a_run_whose_base_has_moved(train: Train, folders: dict[str, Path], tmp_path: Path) -> None:
+    base = shutil.copytree(folders["qwen2"], tmp_path / "base")
+    result = train(model=base, update="last(1)", eval_problems=0)
+    few = {"problems": 1, "samples": 1, "progress": False}
+    before = result.evaluate(**few)
+    moved = base.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"there is no model folder .*, the base of"):
+        result.evaluate(**few)
+    assert result.evaluate(base=moved, **few) == before
+    assert modicum.evaluate(result.folder, task=PROBLEMS, base=moved, **few) == before
+    again = modicum.load(result.folder, base=moved)
+    assert again == result
+    assert again.evaluate(**few) == before
+    assert again.export(tmp_path / "one").is_dir()
+    assert result.export(tmp_path / "two", base=moved).is_dir()
+    with pytest.raises(UserError, match="another base model: its hash differs"):
+        result.evaluate(base="tiny", **few)
+    with pytest.raises(UserError, match="base is for a run, and tiny is none"):
+        modicum.evaluate("tiny", base=moved, **few)
+    with pytest.raises(MemoryError):
+        train(model=moved, out=tmp_path / "cut", observer=StopAt(1), eval_problems=0)
+    last = moved.rename(tmp_path / "last")
+    result = train(model=last, out=tmp_path / "cut", resume=True, eval_problems=0)
+    assert result.config.model == str(last)
+
+
 # What goes wrong ---------------------------------------------------------------------------
 
 

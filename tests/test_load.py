@@ -17,8 +17,9 @@ from conftest import random_model
 from helpers import Fails, metrics_of
 from modicum import cli
 from modicum.config import Trust
-from modicum.models import gguf
+from modicum.models import gguf, identity
 from modicum.models.decoder import FAMILIES
+from modicum.models.identity import weights_hash
 from modicum.models.load import TINY, load
 from modicum.training.loop import train
 from modicum.types import UserError
@@ -192,3 +193,91 @@ def test_a_hub_id_says_what_was_looked_for_and_where(monkeypatch: pytest.MonkeyP
     assert "\n" not in message
     assert "local cache" in message and "the hub http" not in message
     assert "path of a folder" in message
+
+
+# Which base it is ------------------------------------------------------------------------------
+
+
+WEIGHTS = "385fcdf2f808bf816f3247e37f0cb762d371383ede9d0c81e746d9d8c1230f86"
+
+
+class Small(torch.nn.Module):
+    """Two parameters that are one, a buffer that is kept and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+        self.head = self.embed
+        self.register_buffer("kept", torch.tensor([1, 2], dtype=torch.int16))
+        self.register_buffer("dropped", torch.zeros(2), persistent=False)
+
+
+def test_the_hash_of_weights_is_of_names_shapes_dtypes_and_bytes() -> None:
+    """The literal is from hashlib alone, over the bytes written out by struct."""
+    model = Small()
+    assert weights_hash(model) == WEIGHTS
+    model.dropped[0] = 5.0
+    assert weights_hash(model) == WEIGHTS
+    for change in (
+        lambda m: m.kept.fill_(7),
+        lambda m: m.embed.data[1, 2].copy_(torch.nextafter(m.embed.data[1, 2], torch.tensor(9.0))),
+        lambda m: m.register_parameter("embed", torch.nn.Parameter(m.embed.data.T.contiguous())),
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.register_buffer("more", torch.zeros(1)),
+    ):
+        other = Small()
+        change(other)
+        assert weights_hash(other) != WEIGHTS
+
+
+def test_large_tensors_are_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.arange(1000.0)
+    whole = identity.fingerprint(tensor)
+    monkeypatch.setattr(identity, "CHUNK", 7)
+    assert identity.fingerprint(tensor) == whole
+
+
+def test_the_identity_of_a_base_is_of_what_was_read(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Wherever it lies; in another dtype it is another base."""
+    copy = shutil.copytree(folders["qwen2"], tmp_path / "copy")
+
+    def hashes(**how: Any) -> list[str]:
+        return list(load(str(copy), **how).identity.hashes.values())
+
+    def change(name: str, **values: Any) -> None:
+        path = copy / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    assert load(str(copy)).identity == load(str(folders["qwen2"])).identity
+    assert load(str(copy)).identity.seconds > 0
+    weights, texts, config = hashes()
+    assert weights == weights_hash(random_model("qwen2"))
+    half = hashes(dtype="bf16")
+    assert half[0] != weights
+    assert half[1:] == [texts, config]
+    (copy / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    other = hashes()[1]
+    assert hashes() == [weights, other, config] != [weights, texts, config]
+    change("generation_config.json", eos_token_id=[0, 5])  # texts end elsewhere
+    last = hashes()[1]
+    assert hashes() == [weights, last, config] != [weights, other, config]
+    change("config.json", transformers_version="4.0.0", architectures=["Qwen2ForCausalLM", "X"])
+    assert hashes() == [weights, last, config]
+    change("config.json", rms_norm_eps=1e-3)
+    assert hashes()[:2] == [weights, last]
+    assert hashes()[2] != config
+
+
+@pytest.mark.parametrize("command", [["train"], ["evaluate"], ["export", "--out", "none"]])
+def test_what_is_no_whole_model_says_what_to_do(
+    command: list[str], dense: Path, tmp_path: Path, fails: Fails
+) -> None:
+    line = fails(*command, "--model", dense)
+    assert f"{dense} is a run folder, not a model folder: modicum evaluate {dense}" in line
+    assert f"modicum export {dense} --out FOLDER --format merged makes it a model" in line
+    for name in ("adapter_config.json", "config.json"):
+        (tmp_path / name).write_text("{}")
+        line = fails(*command, "--model", tmp_path)
+        assert f"{tmp_path} is an adapter without its base; modicum export RUN --out" in line

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cases import load
-from helpers import metrics_of, tensors_of
+from helpers import metrics_of, replace_base, tensors_of
 from modicum import cli, runs
 from modicum.config import TrainConfig, from_mapping
-from modicum.training.checkpoint import restore, save
+from modicum.parts import past_config
+from modicum.training.checkpoint import reload, restore, save
 from modicum.training.loop import Observer, train
 from modicum.training.session import prepare
 from modicum.types import UserError
@@ -28,6 +31,10 @@ class StopAt(Observer):
 
     def __init__(self, at: int) -> None:
         self.at = at
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def step(self, metrics: dict[str, float]) -> None:
         if metrics["step"] == self.at:
@@ -136,3 +143,244 @@ def test_what_a_schedule_kept_must_be_whole(quick: TrainConfig) -> None:
         (folder / "state.json").write_text(json.dumps({**state, "schedule": broken}))
         with pytest.raises(UserError, match=r"damaged: what the schedule of badam\(every=1\) kept"):
             restore(prepare(config), folder)
+
+
+# What a run began with ---------------------------------------------------------------------
+
+OTHER = "was trained on another base model: its hash differs"
+
+
+def cut_run(config: TrainConfig, at: int = 2) -> TrainConfig:
+    with pytest.raises(MemoryError):
+        train(config, StopAt(at))
+    return config
+
+
+@pytest.fixture
+def own(bare: TrainConfig, folders: dict[str, Path], tmp_path: Path) -> TrainConfig:
+    """`bare` on a base of its own, which a test may change; the path of it is relative."""
+    base = shutil.copytree(folders["qwen2"], tmp_path / "base")
+    return replace(bare, model=str(base))
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        *("full", "sparse(keep=0.1)", "lisa(layers=1, every=50)", "slimfit(rate=0.5)"),
+        *("badam(every=1)", "lora(rank=2)", "pissa(rank=2)", "last(1)"),
+    ],
+)
+def test_another_base_is_found_whatever_trains(own: TrainConfig, update: str) -> None:
+    cut_run(replace(own, update=update))
+    before = (Path(own.out) / "metrics.jsonl").read_bytes()
+    replace_base(Path(own.model))
+    with pytest.raises(UserError, match=OTHER) as caught:
+        train(replace(own, update=update), resume=True)
+    assert own.model in str(caught.value)
+    assert (Path(own.out) / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_base_is_found_before_there_is_a_checkpoint(own: TrainConfig) -> None:
+    cut_run(own, at=0)
+    assert not runs.checkpoints(Path(own.out))
+    replace_base(Path(own.model))
+    with pytest.raises(UserError, match=OTHER):
+        train(own, resume=True)
+
+
+def test_another_dtype_is_another_setting_and_no_other_base(own: TrainConfig) -> None:
+    cut_run(own)
+    half = replace(own, compute=replace(own.compute, dtype="bf16"))
+    with pytest.raises(UserError, match=r"begun with other settings \(dtype = "):
+        train(half, resume=True)
+
+
+def test_a_run_that_holds_the_base_is_not_overwritten(own: TrainConfig, tmp_path: Path) -> None:
+    train(own)
+    inside = shutil.copytree(own.model, Path(own.out) / "model")
+    (tmp_path / "link").symlink_to(own.out)
+    for out in (own.out, tmp_path / "link"):
+        with pytest.raises(UserError, match="the base of this run; --overwrite would lose it"):
+            train(replace(own, model=str(inside), out=str(out)), overwrite=True)
+    assert (Path(own.out) / "result.json").is_file()
+
+
+def test_the_checkpoint_knows_its_base_by_itself(own: TrainConfig) -> None:
+    cut_run(own)
+    (Path(own.out) / "environment.json").unlink()
+    replace_base(Path(own.model))
+    with pytest.raises(UserError, match=rf"checkpoint .*step-000002 {OTHER}"):
+        train(own, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "what"),
+    [
+        ("chat_template.jinja", "{", " {", "tokenizer or chat template"),
+        ("tokenizer.json", '"<|pad|>"', '"<|PAD|>"', "tokenizer or chat template"),
+        ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-03', "config.json"),
+    ],
+)
+def test_what_is_around_the_same_weights_is_compared(
+    own: TrainConfig, name: str, before: str, after: str, what: str
+) -> None:
+    cut_run(own)
+    path = Path(own.model) / name
+    old = path.read_text(encoding="utf-8")
+    new = old.replace(before, after)
+    assert new != old
+    path.write_text(new, encoding="utf-8")
+    with pytest.raises(UserError, match=f"was trained on another {what}"):
+        train(own, resume=True)
+    path.write_text(old, encoding="utf-8")
+    train(own, resume=True)
+
+
+def test_a_moved_base_is_named_and_checked(own: TrainConfig, tmp_path: Path) -> None:
+    whole = replace(own, out=str(tmp_path / "whole"))
+    train(whole)
+    cut_run(own)
+    moved = Path(own.model).rename(tmp_path / "moved")
+    with pytest.raises(
+        UserError, match=r"there is no model folder .*base, the base of .*--model NEW"
+    ):
+        train(own, resume=True)
+    copy = shutil.copytree(moved, tmp_path / "copy")
+    replace_base(copy)
+    with pytest.raises(UserError, match=OTHER):
+        train(replace(own, model=str(copy)), resume=True)
+    result = train(replace(own, model=str(moved)), resume=True)
+    assert result["model"] == str(moved)
+    assert past_config(Path(own.out)).model == str(moved)
+    assert metrics_of(Path(own.out)) == metrics_of(tmp_path / "whole")
+    assert tensors_of(Path(own.out)) == tensors_of(tmp_path / "whole")
+
+
+def test_relative_paths_lead_from_where_the_run_began(
+    own: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when all has moved together."""
+    (tmp_path / "here.jsonl").write_text(ROWS)
+    monkeypatch.chdir(tmp_path)
+    config = replace(own, model="base", task="file('here.jsonl')", out="run")
+    cut_run(config)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    cut_again = replace(config, out="../run")
+    with pytest.raises(MemoryError):
+        train(cut_again, StopAt(3), resume=True)
+    assert past_config(Path("../run")).task == "file('here.jsonl')"
+    monkeypatch.chdir(tmp_path.parent)
+    moved = tmp_path.rename(tmp_path.with_name("all-moved"))
+    try:
+        result = train(
+            replace(past_config(moved / "run"), model="base", out=str(moved / "run")), resume=True
+        )
+        assert result["steps"] == 4
+        (moved / "run" / "result.json").unlink()
+        (moved / "here.jsonl").unlink()
+        with pytest.raises(
+            UserError, match=r"there is no file here\.jsonl, which file\('here\.jsonl'\)"
+        ):
+            train(replace(config, model=str(moved / "base"), out=str(moved / "run")), resume=True)
+    finally:
+        moved.rename(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", " @ last(1)"])
+def test_a_past_run_that_an_update_reads_is_found_too(
+    bare: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(replace(bare, steps=1, out="past"))
+    config = replace(bare, update=f"sparse(by='run', run='past'){place}", out="run")
+    train(replace(config, out="whole"))
+    cut_run(config)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    train(replace(config, out="../run"), resume=True)
+    assert past_config(tmp_path / "run").update == f"sparse(by='run', run='past'){place}"
+    assert tensors_of(tmp_path / "run") == tensors_of(tmp_path / "whole")
+    reload(tmp_path / "run")
+
+
+ROWS = "".join(f'{{"question": "What is {i}+1?", "answer": {i + 1}}}\n' for i in range(60))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text + '{"question": "What is 9+90?", "answer": 99}\n',
+        lambda text: text.replace('"answer": 7}', '"answer": 8}'),
+        lambda text: "\n".join(reversed(text.splitlines())),
+    ],
+)
+def test_changed_problems_are_found(bare: TrainConfig, tmp_path: Path, change: Any) -> None:
+    path = tmp_path / "here.jsonl"
+    path.write_text(ROWS)
+    config = cut_run(replace(bare, task=f"file({str(path)!r})"))
+    path.write_text(change(ROWS))
+    with pytest.raises(UserError, match=r"the problems of file\(.*\) have changed since the run"):
+        train(config, resume=True)
+    path.write_text(ROWS + "\n")  # blank lines are no problems
+    train(config, resume=True)
+
+
+def test_a_changed_module_of_a_reward_is_noted(
+    bare: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "own_reward.py"
+    path.write_text(
+        "def size(completions, **columns):\n    return [len(c) / 99 for c in completions]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = cut_run(replace(bare, reward="own_reward:size"), at=0)
+    told = StopAt(0)
+    with pytest.raises(MemoryError):
+        train(config, told, resume=True)
+    assert not any("own_reward" in text for text in told.notes)
+    path.write_text(path.read_text() + "# more\n")
+    with pytest.raises(MemoryError):
+        train(config, told, resume=True)
+    assert any(t.startswith("own_reward:size has changed since the run began") for t in told.notes)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"), [(None, r"an older .*\(format 1\)"), (3, "another .*3")]
+)
+def test_a_checkpoint_of_another_version_says_so(
+    bare: TrainConfig, written: int | None, said: str
+) -> None:
+    cut_run(bare)
+    path = runs.checkpoints(Path(bare.out))[-1] / "state.json"
+    state = json.loads(path.read_text())
+    assert state.pop("format") == 2
+    path.write_text(json.dumps(state if written is None else {**state, "format": written}))
+    with pytest.raises(UserError, match=f"was written by {said}.*this one reads 2"):
+        train(bare, resume=True)
+
+
+def test_an_anatomy_is_not_of_another_base(own: TrainConfig) -> None:
+    """The base is read a second time; the result is there by then."""
+
+    class Late(StopAt):
+        def evaluated(self, name: str, found: object) -> None:
+            if name == "trained":
+                replace_base(Path(own.model))
+
+    evaluation = replace(own.evaluation, eval_problems=1, eval_samples=1)
+    config = replace(own, evaluation=evaluation, records=replace(own.records, anatomy=True))
+    with pytest.raises(UserError, match=rf"run {OTHER}"):
+        train(config, Late(99))
+    assert json.loads((Path(own.out) / "result.json").read_text())["steps"] == 4
+
+
+def test_another_start_of_an_adapter_is_found(own: TrainConfig) -> None:
+    """Of what an adapter makes of the base, and does not train."""
+    cut_run(replace(own, update="pissa(rank=2)"))
+    path = runs.checkpoints(Path(own.out))[-1] / "state.json"
+    state = json.loads(path.read_text())
+    assert state["start"] != state["base_hash"]
+    path.write_text(json.dumps({**state, "start": "0" * 64}))
+    with pytest.raises(UserError, match=r"what pissa\(rank=2\) makes of the base to begin with"):
+        train(replace(own, update="pissa(rank=2)"), resume=True)

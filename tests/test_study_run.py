@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from helpers import modicum
+from helpers import modicum, replace_base
 from modicum import cli
 from modicum.report.study import families
 from modicum.runs import read_object
@@ -263,6 +264,29 @@ def test_wrong_input_is_one_line(tmp_path: Path, folders: dict[str, Path]) -> No
         with pytest.raises(UserError, match=message):
             cli.run(["study", "run", str(path), "--out", str(tmp_path / "none")])
         assert not (tmp_path / "none").exists()
+
+
+def test_a_base_that_changes_between_runs_is_found(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """By the run that would begin on it; and afterwards, by what the runs have written."""
+    base = shutil.copytree(folders["qwen2"], tmp_path / "base")
+    path, out = study_file(tmp_path, base), tmp_path / "out"
+    path.write_text(path.read_text().replace("seeds = [0, 1]", "seeds = [0]"))
+    assert run_study(path, out, launcher="here").missing == ()
+    replace_base(base)
+    path.write_text(path.read_text().replace("seeds = [0]", "seeds = [0, 1]"))
+    missing = run_study(path, out, launcher="here").missing
+    assert len(missing) == 2
+    wanted = f"{out}/cells/base-test was evaluated on another base model: its hash differs"
+    assert all(wanted in line and str(base) in line for line in missing)
+    # Runs that were made elsewhere and put there.
+    kept = out / "cells" / "final" / "last-1" / "seed-0" / "environment.json"
+    found = read_object(kept)
+    found["base"]["base_hash"] = "0" * 64
+    kept.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="are of different base models, though both name"):
+        run_study(path, out, launcher="here")
 
 
 def test_levels_come_from_the_task_or_from_the_base(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from modicum import tasks
 from modicum.tasks.base import split_of
+from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask
 from modicum.tasks.gsm8k import Gsm8k
 from modicum.types import SPLITS, Problem, UserError
@@ -241,3 +243,51 @@ def test_gsm8k_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     monkeypatch.setattr(datasets, "load_dataset", lambda *args: parts)
     assert everything(Gsm8k()) == everything(Gsm8k(str(GSM8K)))
+
+
+def test_the_fingerprint_of_a_file_is_of_its_problems(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = [{"question": "What is 1+1?", "answer": 2}, {"question": "What is 2+3?", "answer": 5}]
+
+    def found(*entries: dict[str, Any]) -> str:
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        return tasks.fingerprint(tasks.parse(f"file({str(path)!r})"))
+
+    first = found(*rows)
+    assert first == "ace686ca55604f5c09ed06985fea47f26ec6bfcedf0bdc1503737b03cbffd515"
+    others = [
+        found(*rows[::-1]),
+        found(rows[0]),
+        found(rows[0], {**rows[1], "answer": 6}),
+        found(rows[0], {**rows[1], "question": "What is 3+2?"}),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_a_relative_file_is_found_in_the_first_of_some_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = '{"question": "What is 1+1?", "answer": %d}\n'
+    for name, answer in (("one", 2), ("two", 3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "p.jsonl").write_text(row % answer)
+    monkeypatch.chdir(tmp_path)
+    task = tasks.parse("file('p.jsonl')")
+    assert isinstance(task, DataTask)
+    places = [Path(), tmp_path / "two", tmp_path / "one"]
+
+    def answer() -> str:
+        made = task.found_in(places)
+        assert str(made) == "file('p.jsonl')"
+        (problem,) = [p for shelf in made._loaded().shelf.values() for p in shelf]
+        return problem.answer
+
+    assert answer() == "3"
+    (tmp_path / "two" / "p.jsonl").unlink()
+    assert answer() == "2"
+    (tmp_path / "p.jsonl").write_text(row % 4)
+    assert answer() == "4"
+    with pytest.raises(UserError, match=r"no file q.jsonl, which file\('q.jsonl'\) reads: not in"):
+        missing = tasks.parse("file('q.jsonl')")
+        assert isinstance(missing, DataTask)
+        missing.found_in(places).size("train")

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from modicum.tasks import TASKS, Task, overlap, parse
+from modicum.tasks import TASKS, Task, fingerprint, overlap, parse
 from modicum.tasks.arithmetic import Arithmetic, evaluate
 from modicum.tasks.base import Draft, Procedural, split_of
 from modicum.tasks.countdown import Countdown
+from modicum.tasks.dataset import DataTask
 from modicum.types import SPLITS, Problem, Split, UserError
 from task_examples import EXAMPLES
 
@@ -133,6 +134,13 @@ def test_ids_are_unique_and_difficulty_is_a_number(task: Task) -> None:
 def test_expression_gives_the_task_back(task: Task) -> None:
     assert parse(str(task)) == task and hash(parse(str(task))) == hash(task)
     assert isinstance(task, Task)
+
+
+def test_a_fingerprint_is_a_text_and_stays(task: Task) -> None:
+    """Empty where the expression gives the problems; else of what was read."""
+    found = fingerprint(task)
+    assert found == fingerprint(parse(str(task)))
+    assert bool(found) is (isinstance(task, DataTask) or task.name == "gym")  # type: ignore[attr-defined]
 
 
 def test_unknown_split_is_an_error(task: Task) -> None:

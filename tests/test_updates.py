@@ -198,7 +198,7 @@ def test_only_declared_tensors_move(trained: Trained) -> None:
 
 def test_the_base_keeps_its_hash(trained: Trained) -> None:
     prepared = trained.session.prepared
-    assert combined(fingerprints(prepared.frozen)) == trained.session.proof.base
+    assert combined(fingerprints(prepared.frozen)) == trained.session.proof.at_start
 
 
 def test_the_reference_is_the_base_and_the_policy_comes_back(trained: Trained) -> None:

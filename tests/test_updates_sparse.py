@@ -271,15 +271,20 @@ def test_a_past_run_must_fit(past: Path, quick: Any, tmp_path: Path) -> None:
         apply(past, random_model("qwen2"))
 
 
-def test_a_past_run_of_everything_must_be_of_the_model_of_that_name(
+def test_a_past_run_of_everything_must_be_of_this_model(
     quick: Any, folders: dict[str, Path]
 ) -> None:
-    """There is no frozen tensor whose hash could tell."""
+    """Its checkpoint holds no frozen tensor; the hash of its base says which one it was."""
     train(replace(quick, update="full", steps=1))
     text = f"sparse(by='run', run='{quick.out}') @ last(1)"
     session_of(folders["qwen2"], text)
-    with pytest.raises(UserError, match="another base model"):
-        updates.parse(text).apply(random_model("qwen2"))
+    updates.parse(text).apply(random_model("qwen2"))  # the same weights from elsewhere
+    changed = random_model("qwen2")
+    with torch.no_grad():
+        changed.model.norm.weight[3] += 1e-3
+    for other in (changed, random_model("qwen2").to(torch.bfloat16)):
+        with pytest.raises(UserError, match="was trained on another base model: its hash differs"):
+            updates.parse(text).apply(other)
 
 
 # Errors ----------------------------------------------------------------------------------

@@ -6,57 +6,167 @@ compared with the policy's, so that an export of the wrong weights cannot pass.
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from modicum import runs
+from modicum.config import Trust
 from modicum.engine import Policy
-from modicum.models.load import Loaded, load
-from modicum.parts import RunParts
-from modicum.runs import make_folder
+from modicum.models.identity import Identity
+from modicum.models.load import Loaded, load, locate
+from modicum.parts import RunParts, past_base, past_config
 from modicum.training.checkpoint import reload
 from modicum.types import RunStopped, UserError
 from modicum.updates.adapter import AdapterPrepared, quiet
 from modicum.updates.base import Prepared
 
 TOLERANCE = 1e-4  # of logits, relative to their largest, in fp32
+DESCRIBED = "modicum.json"
+MODELS = ("config.json", "adapter_config.json", DESCRIBED)  # what a folder of a model has
 
 
 def export_run(
-    run: Path, out: Path, format: str, overwrite: bool, parts: RunParts | None = None
+    run: Path,
+    out: Path,
+    format: str,
+    overwrite: bool,
+    parts: RunParts | None = None,
+    model: str = "",
+    trust: Trust | None = None,
 ) -> float:
     """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter").
 
     Returns the largest logit difference on reload. `parts` has an update that no expression
-    names. Raises UserError for a run without an adapter, or `out` that is not empty.
+    names, `model` says where the run's base is if it has moved. Raises UserError for a run
+    without an adapter, and for an `out` that must not be replaced (`writing`).
     """
     if format not in ("merged", "adapter"):
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
-    session = reload(run, parts=parts)
-    policy, prepared, past = session.policy, session.prepared, session.config
-    if format != "adapter":
-        new_folder(out, overwrite)
-        return export_merged(prepared, policy, out)
-    adapter = adapter_of(prepared, run, past.update)
-    base = load(past.model, past.compute.device, past.compute.dtype, past.trust).model
-    new_folder(out, overwrite)
-    return export_adapter(adapter, policy, base, out)
+    base_at = past_base(run, model or past_config(run).model)
+    held = {"the base of the run": locate(base_at).place, "the run": str(run)}
+    with writing(out, overwrite, held) as at:
+        session = reload(run, parts=parts, model=base_at, trust=trust)
+        policy, prepared, past = session.policy, session.prepared, session.config
+        known = session.identity
+        said = {"run": str(run), "update": past.update, "format": format}
+        describe(at, past.model, known, said)
+        if format != "adapter":
+            return export_merged(prepared, policy, at)
+        adapter = adapter_of(prepared, run, past.update)
+        base = load(past.model, past.compute.device, past.compute.dtype, past.trust)
+        base.identity.require(known.hashes, f"{run} was trained on", past.model)
+        return export_adapter(adapter, policy, base.model, at)
 
 
-def new_folder(out: Path, overwrite: bool) -> None:
-    """Make `out` empty; a folder that holds files is a UserError unless `overwrite`."""
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise UserError(f"{out} is not empty; --overwrite replaces it")
-        if not any((out / name).exists() for name in ("config.json", "adapter_config.json")):
-            raise UserError(f"{out} holds no model; --overwrite does not touch it")
-        shutil.rmtree(out)
-    elif out.exists() and not out.is_dir():
+def export_base(name: str, out: Path, overwrite: bool, trust: Trust | None = None) -> float:
+    """Write a model that no run has trained; returns the largest logit difference on reload."""
+    with writing(out, overwrite, {"the model itself": locate(name).place}) as at:
+        loaded = load(name, trust=trust)
+        describe(at, name, loaded.identity, {})
+        return export_model(loaded.model, loaded, at)
+
+
+@contextmanager
+def writing(out: Path, overwrite: bool, spared: Mapping[str, str]) -> Iterator[Path]:
+    """A new folder beside `out` that takes its place when the block has ended.
+
+    Until then, and for good when it fails, what `out` holds is there. UserError for an `out`
+    that is one of the places `spared`, by what they are, or has one inside, for the files of
+    the package or of the hub's cache, for a run, and for what is not empty and either no model
+    or not to be overwritten.
+    """
+    try:
+        target = out.expanduser().resolve()
+        _check_target(out, target, overwrite, spared)
+        aside, old = (target.with_name(f".{target.name}.{s}-{os.getpid()}") for s in ("new", "old"))
+        aside.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the folder {out} cannot be made: {reason}") from None
+    try:
+        yield aside
+        if target.is_dir() and any(target.iterdir()):
+            os.replace(target, old)
+            try:
+                os.replace(aside, target)
+            finally:
+                if not target.exists():
+                    os.replace(old, target)
+            shutil.rmtree(old)
+        elif target.is_dir():  # perhaps a file system of its own
+            for entry in aside.iterdir():
+                shutil.move(entry, target)
+        else:
+            os.replace(aside, target)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{out} was not written, what it held is there: {reason}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_target(out: Path, target: Path, overwrite: bool, spared: Mapping[str, str]) -> None:
+    """UserError where `target`, which `out` leads to, must stay as it is."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    never = "; an export never replaces it"
+    for what, place in spared.items():
+        if any(_holds(target, part) for part in _parts_of(Path(place))):
+            raise UserError(f"{out} is {what} ({place}), or holds it{never}")
+    kept = {"modicum's own files": Path(runs.__file__).parent, "the hub's cache": HF_HUB_CACHE}
+    for what, place in kept.items():
+        if _holds(target, Path(place)) or _holds(Path(place).resolve(), target):
+            raise UserError(f"{out} is in {what} ({place}), or holds them{never}")
+    if target.exists() and not target.is_dir():
         raise UserError(f"{out} is a file")
-    make_folder(out)
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if runs.is_run(target):
+        raise UserError(f"{out} is a run folder{never}")
+    if not overwrite:
+        raise UserError(f"{out} is not empty; --overwrite replaces it")
+    if not any((target / name).exists() for name in MODELS):
+        raise UserError(f"{out} holds no model; --overwrite does not touch it")
+    for folder, _, files in os.walk(target):
+        if runs.is_run(Path(folder)) or {"study.toml", "scan.toml"} & set(files):
+            raise UserError(f"{out} holds a run or a study ({folder}){never}")
+
+
+def _parts_of(place: Path) -> list[Path]:
+    """A folder, and where the files are that it holds or has links to."""
+    inside = [entry.resolve().parent for entry in place.iterdir()] if place.is_dir() else []
+    return [place, *dict.fromkeys(inside)]
+
+
+def _holds(folder: Path, place: Path) -> bool:
+    """Whether `folder` is `place` or one above it, by whatever name."""
+    whole = place.expanduser().resolve()
+    chain = (whole, *whole.parents)
+    return folder in chain or (
+        folder.exists() and any(part.exists() and folder.samefile(part) for part in chain)
+    )
+
+
+def describe(folder: Path, base: str, identity: Identity, said: Mapping[str, str]) -> None:
+    """Write beside the weights where they come from; other programs do not read it."""
+    runs.Run(folder).write(
+        DESCRIBED,
+        {
+            "written_by": f"modicum {metadata.version('modicum')}",
+            "base": base,
+            **identity.hashes,
+            **said,
+        },
+    )
 
 
 @torch.inference_mode()
@@ -75,7 +185,7 @@ def export_model(model: Any, loaded: Loaded | Policy, out: Path) -> float:
     model.save_pretrained(out)
     loaded.tokenizer.save_pretrained(out)
     again = AutoModelForCausalLM.from_pretrained(out, dtype=dtype, local_files_only=True)
-    return _compare(expected, probe(again.to(loaded.device).eval(), loaded), out)
+    return _compare(expected, probe(again.to(loaded.device).eval(), loaded))
 
 
 def export_merged(prepared: Prepared, loaded: Loaded | Policy, out: Path) -> float:
@@ -85,7 +195,7 @@ def export_merged(prepared: Prepared, loaded: Loaded | Policy, out: Path) -> flo
     """
     policy = probe(prepared.mergeable(), loaded)
     merged = prepared.merged()
-    _compare(policy, probe(merged, loaded), out)
+    _compare(policy, probe(merged, loaded))
     return export_model(merged, loaded, out)
 
 
@@ -118,13 +228,13 @@ def export_adapter(
     loaded.tokenizer.save_pretrained(out)
     with quiet():
         again = PeftModel.from_pretrained(base.float(), str(out)).eval()
-    return _compare(expected, probe(again, loaded), out)
+    return _compare(expected, probe(again, loaded))
 
 
-def _compare(expected: Tensor, found: Tensor, out: Path) -> float:
+def _compare(expected: Tensor, found: Tensor) -> float:
     difference = float((expected - found).abs().max())
     if not difference <= TOLERANCE * float(expected.abs().max()):
         raise RunStopped(
-            f"the export in {out} gives other logits (by {difference:.3g}); do not use it"
+            f"what was exported gives other logits (by {difference:.3g}); do not use it"
         )
     return difference

@@ -21,6 +21,7 @@ from modicum import rewards, runs, tasks
 from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.rewards import Reward
 from modicum.spec import GIVEN
+from modicum.tasks.dataset import DataTask
 from modicum.tasks.given import GivenTask
 from modicum.types import UserError
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from modicum.updates import Update
 
 KEPT = "given.json"
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,19 @@ class RunParts:
             parse(getattr(config, kind)) if part is None else part for kind, parse, part in held
         )
         return task, update, reward, objective, curriculum
+
+    def resumed(self, config: TrainConfig, folder: Path) -> tuple[TrainConfig, RunParts]:
+        """Config and parts of a run that goes on: where its base and its problems are now."""
+        if not (folder / "config.toml").is_file():
+            return config, self
+        task = self.task
+        if task is None and not is_given(config.task):
+            task = past_task(folder, config.task)
+        update = self.update
+        if update is None and not is_given(config.update):
+            update = past_update(folder, config.update)
+        config = replace(config, model=past_base(folder, config.model))
+        return config, replace(self, task=task, update=update)
 
     def keep(self, run: runs.Run, config: TrainConfig) -> list[str]:
         """Write what the config alone cannot repeat; returns what the user should know of it."""
@@ -109,13 +124,77 @@ def past_config(folder: Path) -> TrainConfig:
 
 
 def past_task(folder: Path, text: str) -> tasks.Task:
-    """The task of a past run; problems that were handed over are read from its folder."""
+    """The task of a past run; problems that were handed over are read from its folder.
+
+    The relative path of a file leads from here, or else from where the run was begun.
+    """
     task = GivenTask.read(folder) if is_given(text) else None
     if task is None:
-        return tasks.parse(text)
+        made = tasks.parse(text)
+        return made.found_in(places(folder)) if isinstance(made, DataTask) else made
     if expression("task", task) != text:
         raise UserError(f"the problems in {folder} are not those of its run, {text}")
     return task
+
+
+def past_update(folder: Path, text: str) -> Update | None:
+    """The update of a past run, if it reads a run whose relative path leads from elsewhere."""
+    made = parsers()["update"](text)
+    method = getattr(made, "method", made)  # or it is placed
+    run = getattr(method, "run", "")
+    if not run or not isinstance(run, str) or Path(run).is_dir():
+        return None
+    there = [place / run for place in places(folder) if (place / run).is_dir()]
+    if not there:
+        return None
+    found = replace(method, run=str(there[0].resolve()))
+    return found if method is made else replace(made, method=found)
+
+
+def past_base(folder: Path, name: str) -> str:
+    """Where the base of a past run is: at `name` from here, or else from where it was begun.
+
+    UserError for a folder or file that is in neither place.
+    """
+    path = Path(name).expanduser()
+    if name == "tiny" or path.exists():
+        return name
+    for place in places(folder):
+        if (place / path).exists():
+            return str((place / path).resolve())
+    known = base_of(folder)
+    if path.is_absolute() or (known.get("local") and known.get("model") == name):
+        kind = "GGUF file" if path.suffix.lower() == ".gguf" else "model folder"
+        raise UserError(
+            f"there is no {kind} {name}, the base of {folder}; --model NEW says where it is now"
+        )
+    return name
+
+
+def began(folder: Path) -> dict[str, Any]:
+    """What a run has written of its beginning; nothing where there is no such file."""
+    path = folder / ENVIRONMENT
+    return runs.read_object(path) if path.is_file() else {}
+
+
+def base_of(folder: Path) -> dict[str, Any]:
+    """Which base a run began with; nothing where it did not write it."""
+    found = began(folder).get("base")
+    return found if isinstance(found, dict) else {}
+
+
+def places(folder: Path) -> list[Path]:
+    """The folders from which relative paths of a past run may lead, the working one first."""
+    found = began(folder).get("began_in")
+    there = found if isinstance(found, list) else []
+    return [Path(), *(folder / place for place in there if isinstance(place, str))]
+
+
+def problems_changed(folder: Path, task: tasks.Task) -> str:
+    """A sentence if the task reads other problems now than when the run began."""
+    then, now = began(folder).get("problems"), tasks.fingerprint(task)
+    same = then is None or then == now
+    return "" if same else f"the problems of {task} have changed since the run began"
 
 
 def _label(part: Any) -> str:

@@ -1,7 +1,7 @@
 """A run folder: config, environment, metrics, samples, checkpoints, result.
 
     config.toml        the resolved config; `modicum train --config` repeats the run
-    environment.json   versions, machine, commit
+    environment.json   versions, machine, commit; what the run began with (modicum.training.origin)
     metrics.jsonl      one object a step; keys under `time/` and `memory/` are measurements,
                        all others are the same whenever the run is repeated or resumed
     samples.jsonl      completions with their rewards
@@ -30,6 +30,7 @@ from modicum.types import UserError
 
 LINES = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl", "decisions.jsonl")
 KEPT = 2  # checkpoints
+FORMAT = 2  # of checkpoints; 1 had no hash of the whole base
 
 
 class Run:
@@ -53,7 +54,7 @@ class Run:
                 raise UserError(
                     f"{folder} {state}; {more}--overwrite starts anew, --out takes another"
                 )
-            if not _is_run(folder):
+            if not is_run(folder):
                 raise UserError(f"{folder} is no run folder; --overwrite does not touch it")
             shutil.rmtree(folder)
         make_folder(folder)
@@ -93,7 +94,7 @@ class Run:
     def seal(self, folder: Path, state: Mapping[str, Any]) -> Path:
         """Write the state with the hash of the tensors, rename the folder, drop old ones."""
         tensors = folder / "tensors.safetensors"
-        full = {**state, "tensors_sha256": file_hash(tensors)}
+        full = {"format": FORMAT, **state, "tensors_sha256": file_hash(tensors)}
         write_whole(folder / "state.json", json.dumps(full, indent=2) + "\n")
         final = folder.with_name(folder.name[1:])
         shutil.rmtree(final, ignore_errors=True)
@@ -103,7 +104,7 @@ class Run:
         return final
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Whether a run wrote `folder`: many other tools have a `config.toml` too."""
     try:
         tables = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
@@ -122,7 +123,7 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     tensors, state_path = folder / "tensors.safetensors", folder / "state.json"
     try:
         state = json.loads(state_path.read_text(encoding="utf-8"))
-        expected = state["tensors_sha256"]
+        expected, written = state["tensors_sha256"], state.get("format", 1)
         found = file_hash(tensors)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = type(error).__name__
@@ -131,6 +132,12 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise UserError(
             f"checkpoint {folder} is damaged: {tensors.name} ({tensors.stat().st_size} bytes)"
             f" is not what was written; {_other(folder)}"
+        )
+    if written != FORMAT:
+        age = "an older" if written == 1 else "another"
+        raise UserError(
+            f"checkpoint {folder} was written by {age} version of modicum (format {written}), this"
+            f" one reads {FORMAT}; use that version, or train anew"
         )
     return tensors, state
 

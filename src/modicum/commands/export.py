@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from modicum.config import Trust
-from modicum.options import Parser, show
+from modicum.options import Parser, given, show
+from modicum.parts import past_config
 from modicum.types import UserError
 
 EXAMPLES = """
@@ -22,7 +23,8 @@ class Options:
     """What to write where."""
 
     model: str = "tiny"
-    """The base to export when no RUN is named: `tiny`, a folder, a GGUF file, or a hub id."""
+    """What to export when no RUN is named: `tiny`, a folder, a GGUF file, or a hub id; with a
+    RUN, where its base is now if it has moved."""
     out: str = ""
     """The folder to write; needed."""
     format: Literal["merged", "adapter"] = "merged"
@@ -42,15 +44,17 @@ def run(args: list[str]) -> int:
         raise UserError("--format adapter needs a RUN that trained an adapter")
 
     from modicum import export
-    from modicum.models.load import load
 
-    out = Path(options.out)
+    out, said = Path(options.out), given(Options, found)
     if found.run:
-        difference = export.export_run(Path(found.run), out, options.format, found.overwrite)
+        trust = Trust(**{**vars(past_config(Path(found.run)).trust), **said.get("trust", {})})
+        difference = export.export_run(
+            *(Path(found.run), out, options.format, found.overwrite),
+            model=said.get("model", ""),
+            trust=trust,
+        )
     else:
-        loaded = load(options.model, trust=options.trust)
-        export.new_folder(out, found.overwrite)
-        difference = export.export_model(loaded.model, loaded, out)
+        difference = export.export_base(options.model, out, found.overwrite, options.trust)
     files = sorted(p.name for p in out.iterdir())
     result = {"out": str(out), "files": files, "largest_logit_difference": difference}
     text = (

@@ -14,7 +14,7 @@ from modicum.config import Compute, Sampling, Trust, at_least, from_mapping
 from modicum.face.result import TrainResult, folder_of
 from modicum.face.settings import tables
 from modicum.options import merge
-from modicum.parts import RunParts, past_config, past_task
+from modicum.parts import RunParts, past_config, past_task, problems_changed
 from modicum.runs import Run, make_folder
 from modicum.scorecard import Comparison, Evaluation
 from modicum.types import UserError
@@ -22,13 +22,16 @@ from modicum.types import UserError
 if TYPE_CHECKING:
     from modicum.training.loop import Observer
 
+ONLY_TRAINING = ("trunk_bytes", "checkpointing", "agreement_every")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What to evaluate and how."""
 
     model: str = "tiny"
-    """`tiny`, a local folder, a GGUF file, or a hub id; a RUN uses its own."""
+    """`tiny`, a local folder, a GGUF file, or a hub id; with a RUN, where its base is now if
+    it has moved."""
     task: str = "arithmetic"
     """Problems, as an expression; a RUN uses its own unless this is given."""
     split: Literal["train", "tune", "test"] = "test"
@@ -55,20 +58,26 @@ def evaluate(
     model: str | Path | TrainResult = "tiny",
     *,
     task: str | tasks.Task | Iterable[Any] | None = None,
+    base: str | Path = "",
     progress: bool = True,
     **settings: Any,
 ) -> Evaluation:
     """Accuracy, pass@k and maj@k of a model or of a run's policy on held-out problems.
 
     `model` is what `train` takes, a run folder or the result of a run; a run is evaluated on
-    its own problems, as it sampled, unless told otherwise. `settings`: split, problems,
-    samples, seed, batch, out, and those of sampling and compute by their names.
+    its own problems, as it sampled, unless told otherwise. `base` says where the base of a run
+    is now, if it has moved; another base is a UserError. `settings`: split, problems, samples,
+    seed, batch, out, and those of sampling, compute and trust by their names.
     """
     from modicum.display import Display
 
     name, own = folder_of(model), model.parts if isinstance(model, TrainResult) else None
     run = name if (name / "config.toml").is_file() else None
-    named = {"model": name, "task": task} if isinstance(task, str) else {"model": name}
+    if run is None and base:
+        raise UserError(f"evaluate: base is for a run, and {name} is none")
+    at = base or (model.base if isinstance(model, TrainResult) else "") if run else name
+    named = {"model": at} if at else {}
+    named |= {"task": task} if isinstance(task, str) else {}
     config = settled(tables(EvaluateConfig, {**settings, **named}, "evaluate"), run, "evaluate")
     parts = own or RunParts()
     parts = RunParts(parts.task if task is None else tasks.of(task), parts.update)
@@ -82,7 +91,12 @@ def settled(given: dict[str, Any], run: Path | None, where: str) -> EvaluateConf
     if run is not None:
         past = past_config(run)
         below = {"task": past.task, "model": past.model}
-        below |= {"sampling": dict(vars(past.sampling)), "compute": dict(vars(past.compute))}
+        below |= {
+            name: dict(vars(getattr(past, name))) for name in ("sampling", "compute", "trust")
+        }
+    unread = [name for name in ONLY_TRAINING if name in given.get("compute", {})]
+    if unread:
+        raise UserError(f"{where}: {unread[0]} is for training; an evaluation does not read it")
     return from_mapping(EvaluateConfig, merge(below, given), where)
 
 
@@ -103,10 +117,12 @@ def perform(
 
     parts = parts or RunParts()
     name = str(run or config.model)
-    task = parts.task or (past_task(run, config.task) if run else tasks.parse(config.task))
+    own = run is not None and config.task == past_config(run).task
+    task = parts.task or (past_task(run, config.task) if run and own else tasks.parse(config.task))
     folder = _folder(config.out) if config.out else None
     if run is not None:
-        policy = reload(run, config.compute, config.batch, parts).policy
+        model, trust = config.model, config.trust
+        policy = reload(run, config.compute, config.batch, parts, model, trust).policy
     else:
         loaded = load(config.model, config.compute.device, config.compute.dtype, config.trust)
         policy = policy_of(loaded, None, config.compute, config.batch)
@@ -124,7 +140,8 @@ def perform(
     if folder is not None:
         folder.write("evaluation.json", values_of(config, name, found))
     if observer is not None:
-        for note in tasks.notes(task):
+        changed = problems_changed(run, task) if run and own else ""
+        for note in [*tasks.notes(task), *([changed] if changed else [])]:
             observer.note(note)
     return found
 

@@ -28,6 +28,8 @@ class TrainResult:
     values: dict[str, Any] = field(hash=False)
     parts: RunParts | None = field(default=None, compare=False)
     """The objects that it was begun with, in this process."""
+    base: str = field(default="", compare=False)
+    """Where its base is now; empty: where the run says."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", self.folder.absolute())
@@ -64,11 +66,15 @@ class TrainResult:
         out: str | Path,
         format: Literal["merged", "adapter"] = "merged",
         overwrite: bool = False,
+        base: str | Path = "",
     ) -> Path:
-        """Write the trained model as an ordinary Hugging Face folder, or only its adapter."""
+        """Write the trained model as an ordinary Hugging Face folder, or only its adapter.
+
+        `base` says where the base of the run is now, if it has moved.
+        """
         from modicum.export import export_run
 
-        export_run(self.folder, Path(out), format, overwrite, self.parts)
+        export_run(self.folder, Path(out), format, overwrite, self.parts, str(base) or self.base)
         return Path(out)
 
     def evaluate(self, **settings: Any) -> Evaluation:
@@ -112,8 +118,11 @@ class TrainResult:
         return f"<table>{cells}</table>"
 
 
-def load(folder: str | Path) -> TrainResult:
-    """The result of a run that is there: finished, or on its way (then accuracy is None)."""
+def load(folder: str | Path, base: str | Path = "") -> TrainResult:
+    """The result of a run that is there: finished, or on its way (then accuracy is None).
+
+    `base` says where its base is now, if it has moved; `evaluate` and `export` look there.
+    """
     place = folder_of(folder)
     past_config(place)  # UserError when it is no run folder
     path = place / "result.json"
@@ -123,7 +132,7 @@ def load(folder: str | Path) -> TrainResult:
         for name in NAMES + COUNTS:
             if values.get(name) is None:
                 raise UserError(f"{path}: {name!r} is missing")
-    return TrainResult(place, values)
+    return TrainResult(place, values, base=str(base))
 
 
 def folder_of(run: str | Path | TrainResult) -> Path:

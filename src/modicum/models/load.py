@@ -17,6 +17,8 @@ from torch import nn
 
 from modicum.config import Trust
 from modicum.models import gguf
+from modicum.models.identity import Identity
+from modicum.runs import is_run
 from modicum.types import UserError
 
 TINY = Path(__file__).parent / "tiny"
@@ -31,6 +33,8 @@ class Loaded:
     tokenizer: Any
     end_tokens: tuple[int, ...]
     device: torch.device
+    identity: Identity
+    """Of the model as it was read."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,25 @@ def locate(name: str, trust: Trust | None = None) -> Source:
         return Source(str(path.parent), True, arguments, str(path))
     if not path.is_dir():
         raise UserError(f"there is no model folder {name}")
+    _check_folder(name, path)
+    return Source(str(path), True, arguments)
+
+
+def _check_folder(name: str, path: Path) -> None:
+    """UserError, with what to do, for a folder that is not a whole model."""
+    whole = "modicum export RUN --out FOLDER --format merged"
+    if (path / "adapter_config.json").is_file():
+        # The library would load the base that it names, wherever that is.
+        raise UserError(f"{name} is an adapter without its base; {whole} writes a model with both")
     if not (path / "config.json").is_file():
+        if is_run(path):
+            raise UserError(
+                f"{name} is a run folder, not a model folder: modicum evaluate {name} evaluates"
+                f" it, {whole.replace('RUN', name)} makes it a model"
+            )
         found = sorted(path.glob("*.gguf"))
         hint = f"; name the file {found[0]}" if found else ""
         raise UserError(f"{name} is not a model folder: it has no config.json{hint}")
-    return Source(str(path), True, arguments)
 
 
 def read_config(name: str, trust: Trust | None = None) -> Any:
@@ -136,8 +154,10 @@ def load(
         raise UserError(f"{name} has no tensor {min(info['missing_keys'])}, which its config needs")
     if not tokenizer("1+1", add_special_tokens=False)["input_ids"]:
         raise UserError(f"{name} has no usable tokenizer (is tokenizer.json missing?)")
+    ends = end_tokens(model, tokenizer)
+    identity = Identity.of(model, tokenizer, ends)  # on the CPU, where the weights still are
     model.eval().to(where)
-    return Loaded(model, tokenizer, end_tokens(model, tokenizer), where)
+    return Loaded(model, tokenizer, ends, where, identity)
 
 
 def _unreachable(name: str, source: Source, error: BaseException) -> str:

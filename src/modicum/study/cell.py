@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modicum.config import TrainConfig
+from modicum.parts import ENVIRONMENT, base_of
 from modicum.runs import Run, make_folder, read_object
 from modicum.types import RunInterrupted, UserError
 
@@ -118,7 +119,7 @@ def execute(cell: Cell) -> None:
                 return
             known = Evaluation.from_json(read_object(Path(cell.base) / BASE))
             begun = (cell.folder / "config.toml").is_file()
-            train(cell.config, display, resume=begun, base=known)
+            train(cell.config, display, resume=begun, base=known, past=_same(cell))
             if not cell.keep:
                 shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
         except RunInterrupted:
@@ -130,9 +131,9 @@ def execute(cell: Cell) -> None:
 def _evaluate_base(cell: Cell, display: Display) -> None:
     from modicum import machine
     from modicum.evaluate import evaluate
-    from modicum.training.session import prepare
+    from modicum.training import origin
 
-    session = prepare(cell.config)
+    session = origin.prepare_like(cell.config, None, _same(cell))
     make_folder(cell.folder)
     held, run = cell.config.evaluation, Run(cell.folder)
     began = time.perf_counter()
@@ -148,8 +149,15 @@ def _evaluate_base(cell: Cell, display: Display) -> None:
     )
     seconds = time.perf_counter() - began
     run.write(SECONDS, {"seconds": seconds})
-    run.write("environment.json", machine.environment())
+    run.write(ENVIRONMENT, machine.environment() | origin.record(session, cell.folder))
     run.write(BASE, asdict(found))
+
+
+def _same(cell: Cell) -> list[Path]:
+    """The evaluations of the base that a cell must agree with: of its model, in its dtype."""
+    wanted = cell.config.model, cell.config.compute.dtype
+    found = sorted(Path(cell.base or cell.folder).parent.glob("base-*"))
+    return [p for p in found if (base_of(p).get("model"), base_of(p).get("dtype")) == wanted]
 
 
 def _end_with_parent() -> None:

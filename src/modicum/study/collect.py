@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modicum.parts import base_of
 from modicum.results import fill
 from modicum.runs import read_lines, read_object
 from modicum.study import design
@@ -73,7 +75,25 @@ def collect(study: Study, folder: Path) -> Collected:
                 raise UserError(
                     f"{outcome.arm.name}, seed {seed} was judged on other problems than the base"
                 )
+    _check_bases(study, folder)
     return Collected(study, base, outcomes, *_levels(path, base))
+
+
+def _check_bases(study: Study, folder: Path) -> None:
+    """UserError when runs that name the same base, in one dtype, were of different ones."""
+    known: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
+    runs = (final(study, folder, arm).values() for arm in design.arms(study))
+    for path in [folder / "cells" / "base-test", *itertools.chain.from_iterable(runs)]:
+        base = base_of(path)
+        hashes = {name: value for name, value in base.items() if name.endswith("_hash")}
+        if hashes:
+            key = base.get("model"), base.get("dtype")
+            first, others = known.setdefault(key, (path, hashes))
+            if hashes != others:
+                raise UserError(
+                    f"{path} and {first} are of different base models, though both name"
+                    f" {base.get('model')}: their hashes differ"
+                )
 
 
 def final(study: Study, folder: Path, arm: PlannedArm) -> dict[int, Path]:

@@ -1,7 +1,8 @@
 """What every task has in common: seeded problems, disjoint splits, a grade.
 
 A task is a frozen dataclass with `problem(split, seed, index)`, `size(split)` and
-`grade(problem, text)`. A `Procedural` task writes `make`. Its random numbers are derived from
+`grade(problem, text)`; one that reads something also has `fingerprint()`, a hash of what it has
+read, so that a run knows when it changes. A `Procedural` task writes `make`. Its random numbers are derived from
 the tuple (task, split, seed, index), so that neighbouring seeds have nothing in common, and a
 problem goes into a split by a hash of its content, so that no problem is in two splits.
 """
@@ -103,6 +104,10 @@ class Procedural(Spec, ABC):
     def grade(self, problem: Problem, text: str) -> Grade:
         """Exact comparison of the marked answer; an expression such as 12*34 is no answer."""
         return answers.grade(text, problem.answer)
+
+    def fingerprint(self) -> str:
+        """Nothing: the expression gives the problems."""
+        return ""
 
     def origin(self) -> str:
         """What the random numbers are derived from, beside (split, seed, index)."""

@@ -8,13 +8,15 @@ test) is in an earlier one. What a user should know of the loading is in `notes(
 
 from __future__ import annotations
 
+import copy
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from modicum import answers
 from modicum.spec import Spec
@@ -119,6 +121,20 @@ class DataTask(Spec, ABC):
         """What was skipped, left out or taken out on loading, one line each."""
         return self._loaded().notes
 
+    def fingerprint(self) -> str:
+        """A hash of all problems as they were read."""
+        return finite.fingerprint(self._loaded().shelf)
+
+    def found_in(self, folders: Sequence[Path]) -> Self:
+        """The same task, its relative path looked for in these folders, in this order."""
+        made = copy.copy(self)
+        object.__setattr__(made, "folders", tuple(folders))  # no field: it changes no expression
+        return made
+
+    @property
+    def _place(self) -> str:
+        return finite.first(self, str(self.path), vars(self).get("folders", ()))
+
     @abstractmethod
     def columns(self) -> Sequence[tuple[str, ...]]:
         """The columns that must be there, each with its alternatives."""
@@ -151,12 +167,12 @@ class DataTask(Spec, ABC):
         source = self.source()
         if source is not None and len(source.parts) == 2 and Path(path).is_dir():
             roles = source.parts.items()
-            return [(part, role, _find(self.name, Path(path), part)) for part, role in roles]
+            return [(part, role, rows.find(self.name, Path(path), part)) for part, role in roles]
         return [(self.part_name(path), self.file_role, path)]
 
     def _parts(self) -> list[RowPart]:
         if self.path is not None:
-            files = self._files(self.path)
+            files = self._files(self._place)
             return [RowPart(name, self.role(r), path, rows.read(path)) for name, r, path in files]
         source = self.source()
         assert source is not None, "without a hub there must be a path"
@@ -165,8 +181,8 @@ class DataTask(Spec, ABC):
         return [RowPart(n, self.role(roles[n]), f"{source.name} {n}", r) for n, r in found.items()]
 
     def _loaded(self) -> LoadedRows:
-        paths = [] if self.path is None else [path for _, _, path in self._files(self.path)]
-        return _load(self, tuple(map(finite.stamp, paths)))
+        paths = [] if self.path is None else [path for _, _, path in self._files(self._place)]
+        return _load(self, tuple((os.path.abspath(path), finite.stamp(path)) for path in paths))
 
 
 @dataclass(frozen=True)
@@ -198,16 +214,6 @@ def check_path(task: str, path: object, hub_too: bool = True) -> None:
         raise UserError(f"{task}: path must be a file{' or a folder' * hub_too}, not {path!r}")
 
 
-def _find(task: str, folder: Path, part: str) -> str:
-    """The one file of `folder` for `part` ("train", "test")."""
-    found = sorted(str(p) for p in folder.glob(f"*{part}*") if p.suffix.lower() in rows.READERS)
-    if len(found) == 1:
-        return found[0]
-    have = f"has {len(found)} ({', '.join(found)})" if found else "has none"
-    ends = ", ".join(rows.READERS)
-    raise UserError(f"{task}: {folder} must hold one *{part}* file ({ends}); it {have}")
-
-
 def _split(question: str, role: Role) -> Split:
     split = split_of(question)
     if role == "test":
@@ -217,7 +223,7 @@ def _split(question: str, role: Role) -> Split:
 
 
 @lru_cache(maxsize=8)
-def _load(task: DataTask, stamps: tuple[tuple[int, int], ...]) -> LoadedRows:
+def _load(task: DataTask, stamps: tuple[tuple[str, tuple[int, int]], ...]) -> LoadedRows:
     """The problems of `task`; `stamps` make changed files new ones."""
     return load_once(task)
 

@@ -7,9 +7,12 @@ that was moved keeps its order.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from modicum.tasks.base import check_split, stream
@@ -44,6 +47,28 @@ def _order(key: str, split: str, seed: int, epoch: int, count: int) -> tuple[int
     order = list(range(count))
     stream(key, split, seed, epoch).shuffle(order)
     return tuple(order)
+
+
+def fingerprint(shelf: Shelf) -> str:
+    """SHA-256 of all problems with all that they hold, split by split, in their order."""
+    digest = hashlib.sha256()
+    for split, problems in shelf.items():
+        for p in problems:
+            row = [split, p.id, p.question, p.answer, p.difficulty, dict(p.data)]
+            digest.update(json.dumps(row, default=repr).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def first(task: Any, path: str, folders: Sequence[Path]) -> str:
+    """The path from the first of these folders in which it leads to something.
+
+    Without folders it is `path` itself; UserError when a relative one is in none of them.
+    """
+    found = next((place for folder in folders if (place := folder / path).exists()), None)
+    if found is None and folders and not Path(path).is_absolute():
+        looked = " and not in ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
+        raise UserError(f"there is no file {path}, which {task} reads: not in {looked}")
+    return path if found is None else str(found)
 
 
 def stamp(path: str) -> tuple[int, int]:

@@ -22,6 +22,7 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, ClassVar
 
 from modicum import answers
@@ -113,6 +114,10 @@ class Gym(Procedural):
         }
         settings = json.dumps(changed, sort_keys=True)
         return {"name": self.dataset, "settings": settings, "level": self.level}
+
+    def fingerprint(self) -> str:
+        """The version of the library, which another one may make other problems than."""
+        return f"reasoning-gym {metadata.version('reasoning-gym')}"
 
     def make(self, rng: random.Random, split: Split) -> Draft | None:
         seed = rng.getrandbits(31)

@@ -52,6 +52,16 @@ def read(path: str) -> list[Record]:
     return records
 
 
+def find(task: str, folder: Path, part: str) -> str:
+    """The one file of `folder` for `part` ("train", "test")."""
+    found = sorted(str(p) for p in folder.glob(f"*{part}*") if p.suffix.lower() in READERS)
+    if len(found) == 1:
+        return found[0]
+    have = f"has {len(found)} ({', '.join(found)})" if found else "has none"
+    ends = ", ".join(READERS)
+    raise UserError(f"{task}: {folder} must hold one *{part}* file ({ends}); it {have}")
+
+
 def columns(records: Sequence[Record]) -> set[str]:
     """The names that occur in at least one row."""
     return {name for record in records for name in record.values}

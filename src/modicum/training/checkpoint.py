@@ -5,7 +5,7 @@ Nothing is in them that the config, the seed and the base model give again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from modicum import runs
-from modicum.config import Compute
-from modicum.parts import RunParts, past_config
+from modicum.config import Compute, Trust
+from modicum.models.identity import HASHES, Identity
+from modicum.parts import RunParts, is_given, past_base, past_config, past_update
 from modicum.training.session import Session, prepare
 from modicum.types import UserError
 
-KEYS = {"step", "base", "active", "pushed", "moved", "schedule"}
+KEYS = {"step", "start", "active", "pushed", "moved", "schedule", "drawn", "agreement", *HASHES}
 
 
 def save(session: Session, run: runs.Run, step: int) -> Path:
@@ -31,7 +32,8 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
     save_file(tensors, folder / "tensors.safetensors")
     state = session.counters.state() | {
         "step": step,
-        "base": proof.base,
+        **session.identity.hashes,
+        "start": proof.at_start,
         "active": sorted(session.prepared.active),
         "pushed": sorted(proof.pushed),
         "moved": sorted(proof.moved),
@@ -48,7 +50,9 @@ def restore(session: Session, folder: Path) -> int:
 
     Raises UserError when the checkpoint is damaged or belongs to another base or update.
     """
-    state = restore_policy(session, folder)
+    tensors, state = read(folder)
+    base_check(folder, state, session.config.model)(session.identity)
+    _restore_policy(session, folder, tensors, state)
     with _readable(folder, f"the curriculum {session.config.curriculum}"):
         session.order.load(state["curriculum"])
     with _readable(folder, "the agreement proof"):
@@ -56,21 +60,36 @@ def restore(session: Session, folder: Path) -> int:
     return int(state["step"])
 
 
-def restore_policy(session: Session, folder: Path) -> dict[str, Any]:
-    """`restore` of all but the curriculum; what the checkpoint's `state.json` holds."""
+def read(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """`runs.read_checkpoint` of one that has all that it needs."""
     path, state = runs.read_checkpoint(folder)
-    tensors = load_file(path, device=str(session.policy.device))
-    where = f"checkpoint {folder}"
     missing = KEYS - state.keys()
     if missing:
-        raise UserError(f"{where} is damaged: its state.json has no {min(missing)!r}")
-    session.counters.load(state, where)
-    # Without it the run was from before there was a choice, and rounded to nearest.
+        raise UserError(f"checkpoint {folder} is damaged: its state.json has no {min(missing)!r}")
+    return path, state
+
+
+def base_check(folder: Path, state: dict[str, Any], model: str) -> Callable[[Identity], None]:
+    """What raises UserError for another base than that of a checkpoint; `model` is its place."""
+
+    def check(found: Identity) -> None:
+        found.require(state, f"checkpoint {folder} was trained on", model)
+
+    return check
+
+
+def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str, Any]) -> None:
+    """`restore` of all but the curriculum, from what `read` gave."""
+    tensors = load_file(path, device=str(session.policy.device))
+    session.counters.load(state, f"checkpoint {folder}")
     with _readable(folder, "the rounding"):
-        drawn = {name: int(step) for name, step in state.get("drawn", {}).items()}
+        drawn = {name: int(step) for name, step in state["drawn"].items()}
     session.optimization.load(tensors, frozenset(state["active"]), folder, drawn)
-    if state["base"] != session.proof.base:
-        raise UserError(f"{where} was trained on another base model: its hash differs")
+    if state["start"] != session.proof.at_start:
+        raise UserError(
+            f"checkpoint {folder}: what {session.config.update} makes of the base to begin with, and"
+            " does not train, is not what it was; another device or library may round otherwise"
+        )
     of_schedule = {
         n.removeprefix("schedule/"): t for n, t in tensors.items() if n.startswith("schedule/")
     }
@@ -78,7 +97,6 @@ def restore_policy(session: Session, folder: Path) -> dict[str, Any]:
         session.prepared.schedule.load(state["schedule"], of_schedule)
     session.policy.follow(session.prepared)
     session.proof.resume(state["pushed"], state["moved"])
-    return state
 
 
 @contextmanager
@@ -98,12 +116,15 @@ def reload(
     compute: Compute | None = None,
     rollout_batch: int | None = None,
     parts: RunParts | None = None,
+    model: str = "",
+    trust: Trust | None = None,
 ) -> Session:
     """The trained policy of a run: the base with the newest checkpoint's values.
 
     `compute` runs it on another device, `rollout_batch` with another number of completions at
-    a time; the dtype stays that of the run. `parts` has the update if no expression names it.
-    All that is not the policy is a placeholder.
+    a time; the dtype stays that of the run. `model` says where its base is if it has moved;
+    another base is a UserError. `parts` has the update if no expression names it. All that is
+    not the policy is a placeholder.
     """
     config = past_config(folder)
     if compute and compute.dtype != config.compute.dtype:
@@ -113,13 +134,23 @@ def reload(
     saved = runs.checkpoints(folder)
     if not saved:
         raise UserError(f"{folder} has no checkpoint yet")
-    config = replace(config, compute=compute or config.compute)
+    tensors, state = read(saved[-1])
+    config = replace(
+        config,
+        model=past_base(folder, model or config.model),
+        compute=compute or config.compute,
+        trust=trust or config.trust,
+    )
     if rollout_batch is not None:
         config = replace(config, batch=replace(config.batch, rollout_batch=rollout_batch))
     # Not needed, and perhaps not to be had: files may be elsewhere by now, objects gone.
     others = {"task": "arithmetic", "reward": "accuracy", "objective": "grpo"}
-    update = RunParts(update=parts.update if parts else None)
-    session = prepare(replace(config, **others, curriculum="uniform"), update)
-    restore_policy(session, saved[-1])
+    given = parts.update if parts else None
+    if given is None and not is_given(config.update):
+        given = past_update(folder, config.update)
+    update = RunParts(update=given)
+    check = base_check(saved[-1], state, config.model)
+    session = prepare(replace(config, **others, curriculum="uniform"), update, check)
+    _restore_policy(session, saved[-1], tensors, state)
     session.config = config
     return session

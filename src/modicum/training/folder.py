@@ -8,6 +8,8 @@ from pathlib import Path
 
 from modicum import machine, runs
 from modicum.config import Tracking, TrainConfig, from_mapping, read_toml, to_toml
+from modicum.parts import ENVIRONMENT
+from modicum.training import origin
 from modicum.training.checkpoint import restore
 from modicum.training.session import Session
 from modicum.types import UserError
@@ -22,7 +24,7 @@ def begin(session: Session, overwrite: bool, resume: bool) -> tuple[runs.Run, in
     folder = run_folder(config)
     if not resume:
         run = runs.Run.create(folder, to_toml(config), overwrite)
-        run.write("environment.json", machine.environment())
+        run.write(ENVIRONMENT, machine.environment() | origin.record(session, folder))
         return run, 0
     run = runs.open_run(folder)
     if (folder / "result.json").exists():
@@ -30,8 +32,10 @@ def begin(session: Session, overwrite: bool, resume: bool) -> tuple[runs.Run, in
     past = from_mapping(TrainConfig, read_toml(folder / "config.toml"), str(folder / "config.toml"))
     # A file has 1.0 where a caller may have said 1.
     now = from_mapping(TrainConfig, tomllib.loads(to_toml(config)), "settings")
-    # The folder may have been moved, or be named in another way now.
-    old, new = (to_toml(replace(c, out="", tracking=Tracking())).splitlines() for c in (past, now))
+    # The folder, and the base, may have been moved, or be named in another way now.
+    old, new = (
+        to_toml(replace(c, out="", model="", tracking=Tracking())).splitlines() for c in (past, now)
+    )
     if old != new:
         changed = next((a for a, b in zip(old, new, strict=False) if a != b), "")
         raise UserError(
@@ -39,6 +43,7 @@ def begin(session: Session, overwrite: bool, resume: bool) -> tuple[runs.Run, in
         )
     saved = runs.checkpoints(folder)
     first = restore(session, saved[-1]) if saved else 0
+    origin.move(run, past, config)
     run.cut(first)
     return run, first
 

@@ -7,7 +7,9 @@ and resumed gives what the uncut run gives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +25,11 @@ from modicum.models.load import inner
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
 from modicum.tasks.prompts import encode
-from modicum.training import result
+from modicum.training import origin, result
 from modicum.training.checkpoint import save
-from modicum.training.folder import begin
+from modicum.training.folder import begin, run_folder
 from modicum.training.metrics import rollout_metrics, run_metrics, sample, training_metrics
-from modicum.training.session import Session, prepare
+from modicum.training.session import Session
 from modicum.training.step import (
     References,
     backward,
@@ -70,23 +72,30 @@ def train(
     resume: bool = False,
     base: Evaluation | None = None,
     parts: RunParts | None = None,
+    past: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Train as `config` says and return what `result.json` holds.
 
     `overwrite` replaces the run folder, `resume` goes on from its last checkpoint. `base`
     is the evaluation of the untrained model, if it is known already. `parts` are objects in
-    the place of the config's expressions. Raises UserError for what cannot be done and
+    the place of the config's expressions. `past` are folders of runs that began with the same
+    base and problems. Raises UserError for what cannot be done and
     RunStopped when a proof fails.
     """
     observer, parts = observer or Observer(), parts or RunParts()
     config = parts.named(config)
+    if resume:
+        config, parts = parts.resumed(config, run_folder(config))
+        past = [run_folder(config), *past]
+    if overwrite:
+        origin.spare_base(config, run_folder(config))
     tracking.check(config.tracking)
     if parts.update is parts.objective is None:  # the planner reads expressions
         plan.check(config)
     machine.reuse_memory()
     machine.reset_peak()
     before = machine.resident_bytes()
-    session = prepare(config, parts)
+    session = origin.prepare_like(config, parts, past)
     policy = session.policy
     first_prompt = encode(
         session.task.problem("train", config.seed, 0), policy.tokenizer, config.sampling
@@ -95,7 +104,7 @@ def train(
     # What the process held before the model was loaded; on a GPU nothing.
     start_memory = before if policy.device.type == "cpu" else 0
     run, first = begin(session, overwrite, resume)
-    for text in parts.keep(run, config):
+    for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
         observer.note(text)
     with tracking.open(
         config.tracking, run.folder, run.folder.resolve().name, asdict(config), first, observer.note

@@ -48,7 +48,7 @@ def write(
         "change_proof": proof,
         "agreement_proof": session.agreement.report(),
         "agreement_max": counters.agreement_max,
-        "base_hash": session.proof.base,
+        "base_hash": session.identity.hashes["base_hash"],
     }
     # Twice, so that no trouble with the anatomy (memory, say) costs the result.
     run.write("result.json", found)
@@ -64,8 +64,9 @@ def _anatomy(session: Session, run: runs.Run) -> dict[str, Any]:
     # On the CPU, since merging makes the model fp32 and the base comes on top.
     session.policy.model.to("cpu")
     policy = session.prepared.merged()
-    base = load(config.model, "cpu", config.compute.dtype, config.trust).model
-    changes = anatomy.measure(policy, base, session.policy.device)
+    base = load(config.model, "cpu", config.compute.dtype, config.trust)
+    base.identity.require(session.identity.hashes, f"{run.folder} was trained on", config.model)
+    changes = anatomy.measure(policy, base.model, session.policy.device)
     run.write(
         "anatomy.json",
         {"dtype": config.compute.dtype, "tensors": [change.to_json() for change in changes]},

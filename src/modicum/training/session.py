@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from modicum import objectives, recipes, rewards, tasks, updates
@@ -10,6 +11,7 @@ from modicum.curricula import Order
 from modicum.engine import Policy, policy_of
 from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
+from modicum.models.identity import Identity
 from modicum.models.load import load
 from modicum.parts import RunParts
 from modicum.training.counters import Counters
@@ -34,6 +36,8 @@ class Session:
     agreement: Agreement
     flops: FlopCounter
     counters: Counters
+    identity: Identity
+    """Of the base, before the update was applied."""
 
     @property
     def learning_rate(self) -> float:
@@ -85,13 +89,22 @@ class Session:
         return sum(p.numel() for p in self.policy.model.parameters())
 
 
-def prepare(config: TrainConfig, parts: RunParts | None = None) -> Session:
-    """Load the model, apply the update, and build what the loop needs."""
+def prepare(
+    config: TrainConfig,
+    parts: RunParts | None = None,
+    check: Callable[[Identity], None] | None = None,
+) -> Session:
+    """Load the model, apply the update, and build what the loop needs.
+
+    `check` is shown what was loaded before an update, which might not fit, is applied to it.
+    """
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
     task.problem("train", config.seed, 0)  # a bad task fails before the model loads
     order = curriculum.begin(task, config.seed)
     loaded = load(config.model, compute.device, compute.dtype, config.trust)
+    if check is not None:
+        check(loaded.identity)
     prepared = update.apply(loaded.model, config.seed)
     if objective.needs_reference:
         prepared.keep_reference()
@@ -115,4 +128,5 @@ def prepare(config: TrainConfig, parts: RunParts | None = None) -> Session:
         Agreement(compute.dtype, compute.agreement_every),
         FlopCounter(prepared, policy.scorer, config.batch, objective.needs_reference),
         counters,
+        loaded.identity,
     )

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from modicum import runs
 from modicum.config import TrainConfig, from_mapping, read_toml
-from modicum.models.load import inner, locate
+from modicum.models.identity import weights_hash
 from modicum.types import UserError
-from modicum.updates.proofs import combined, fingerprints
 
 VALUE = "value/"
 
@@ -78,16 +77,10 @@ def _check(
             f"{folder} trained {config.update}, and {len(missing)} tensors of this selection not"
             f" (first: {missing[0]}); select what it trained"
         )
-    frozen = {name: p for name, p in own.items() if name not in shapes}
     if next(iter(own.values())).is_meta:
         return
-    other = (
-        combined(fingerprints(frozen)) != state["base"]
-        if frozen
-        else locate(config.model).place != inner(model).config._name_or_path
-    )
-    if other:
+    if weights_hash(model) != state.get("base_hash"):
         raise UserError(
-            f"{folder} is a run of another base model ({config.model}, {config.compute.dtype})"
-            " than this one, in another dtype, or one in which not all that might train did"
+            f"{folder} was trained on another base model: its hash differs; that was"
+            f" {config.model} in {config.compute.dtype}"
         )

@@ -9,40 +9,24 @@ rests (under a schedule) is hashed when it stops; it must have the same hash whe
 again and at every check. Of a tensor of which some entries train, all others must be as
 they were. Buffers (the frozen projections of some adapters) must stay as they are too;
 rotary frequencies may follow the length of a text.
+
+The hashes of loading (`models.identity`) are not taken over for what is frozen: some adapters
+rewrite it when they begin, and a proof that believed an older hash would prove less.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from modicum.models.identity import combined, fingerprint, fingerprints
 from modicum.models.precision import Masters, SparseMaster, is_coarse
 from modicum.models.rounding import neighbours
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
-
-
-@torch.no_grad()
-def fingerprint(tensor: Tensor) -> str:
-    """SHA-256 of the tensor's shape, dtype and bytes."""
-    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-    digest.update(flat.numpy().data)
-    return digest.hexdigest()
-
-
-def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The fingerprint of every tensor, by name."""
-    return {name: fingerprint(tensor) for name, tensor in tensors.items()}
-
-
-def combined(marks: Mapping[str, str]) -> str:
-    """One hash over the fingerprints of many tensors and their names."""
-    return hashlib.sha256("".join(f"{n}{marks[n]}" for n in sorted(marks)).encode()).hexdigest()
 
 
 class Proof:
@@ -53,7 +37,7 @@ class Proof:
     def __init__(self, prepared: Prepared, masters: Masters) -> None:
         self.prepared, self.masters = prepared, masters
         self.frozen = fingerprints(prepared.frozen)
-        self.base = combined(self.frozen)
+        self.at_start = combined(self.frozen)
         self.started = {n: _wide(p) for n, p in prepared.trainable.items()}
         self.resting: dict[str, str] = {}
         self.outside: dict[str, tuple[SparseMaster, str]] = {}
@@ -123,8 +107,8 @@ class Proof:
 
     def check(self, when: str, resting: bool = True) -> str:
         """A sentence that says what was proven; RunStopped when it does not hold."""
-        for name, tensor in self.prepared.frozen.items():
-            if fingerprint(tensor) != self.frozen[name]:
+        for name, mark in fingerprints(self.prepared.frozen).items():
+            if mark != self.frozen[name]:
                 raise RunStopped(
                     f"change proof ({when}): {name} should be frozen and has changed{self.since}"
                 )

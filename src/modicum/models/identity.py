@@ -1,0 +1,116 @@
+"""What a base is: a hash of its weights, one of how its tokenizer makes and ends texts, one of
+its config.
+
+A run names its base by a place, and another model may come to lie there. So the hashes are taken
+when the weights are read, before an update touches them and before they go to a device, over
+all parameters and persistent buffers, whatever trains; they stand in all that a run writes and
+are compared wherever a base is loaded for a run. The numbers are those in memory: a base read
+in bf16 is another one than in fp32.
+
+SHA-256 of every tensor's shape, dtype and bytes; then of all names and these. Tensors are hashed
+in a few threads (hashlib lets the others run), and none is copied whole to another device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modicum.types import UserError
+
+CHUNK = 2**26  # bytes that are on the CPU at a time, of a tensor elsewhere
+MAX_THREADS = 4
+HASHES = {
+    "base_hash": "base model",
+    "tokenizer_hash": "tokenizer or chat template",
+    "config_hash": "config.json, though with the same weights",
+}
+"""What is hashed of a base, and what a message calls it."""
+# Of a config: who wrote it, where it lies, in which dtype.
+UNSAID = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+
+
+@torch.no_grad()
+def fingerprint(tensor: Tensor) -> str:
+    """SHA-256 of the tensor's shape, dtype and bytes."""
+    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    for part in flat.split(CHUNK):
+        digest.update(part.cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The fingerprint of every tensor, by name."""
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        return dict(zip(tensors, pool.map(fingerprint, tensors.values()), strict=True))
+
+
+def combined(marks: Mapping[str, str]) -> str:
+    """One hash over the fingerprints of many tensors and their names."""
+    return hashlib.sha256("".join(f"{n}{marks[n]}" for n in sorted(marks)).encode()).hexdigest()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """One hash of all parameters and persistent buffers; what is tied counts once."""
+    named: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            named.setdefault(id(tensor), (name, tensor))
+    return combined(fingerprints(dict(named.values())))
+
+
+def texts_hash(tokenizer: Any, end_tokens: tuple[int, ...]) -> str:
+    """One hash of how texts become tokens, of the chat template, and of what ends a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = (
+        backend.to_str() if hasattr(backend, "to_str") else sorted(tokenizer.get_vocab().items())
+    )
+    template = getattr(tokenizer, "chat_template", None)
+    begin = getattr(tokenizer, "bos_token_id", None)
+    whole = json.dumps([rules, template, begin, end_tokens], sort_keys=True, default=str)
+    return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()
+
+
+def config_hash(config: Any) -> str:
+    """One hash of what a model's config says of its forward pass, beside the defaults."""
+    said = {k: v for k, v in config.to_diff_dict().items() if k not in UNSAID}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which base was loaded, and how long it took to find that out."""
+
+    hashes: Mapping[str, str]
+    """By the names of `HASHES`."""
+    seconds: float = field(default=0.0, compare=False)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, end_tokens: tuple[int, ...]) -> Identity:
+        """The identity of a model that nothing has touched."""
+        began = time.perf_counter()
+        texts = texts_hash(tokenizer, end_tokens)
+        found = (weights_hash(model), texts, config_hash(model.config))
+        return cls(dict(zip(HASHES, found, strict=True)), time.perf_counter() - began)
+
+    def require(self, known: Mapping[str, Any], past: str, name: str) -> None:
+        """UserError unless this is the base whose `hashes` are `known`; `name` is its place now.
+
+        `past` begins the line: `the run in x was trained on`.
+        """
+        for key, what in HASHES.items():
+            if known.get(key) != self.hashes[key]:
+                raise UserError(
+                    f"{past} another {what}: its hash differs (it was {known.get(key)!s:.12}, that"
+                    f" of {name} is {self.hashes[key]:.12})"
+                )

@@ -1,0 +1,103 @@
+"""What a run begins with that its settings only name: the base, the problems, its own functions.
+
+They lie in files that may have changed when the run goes on. So their hashes stand in
+`environment.json`, from the first moment (a checkpoint may be long in coming), beside the folder
+that the run was begun in, from which relative paths lead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from modicum import runs, tasks
+from modicum.config import TrainConfig, to_toml
+from modicum.models.identity import Identity
+from modicum.models.load import locate
+from modicum.parts import RunParts, base_of, began, problems_changed
+from modicum.rewards import Reward
+from modicum.rewards.function import Function
+from modicum.training.session import Session, prepare
+from modicum.types import UserError
+
+
+def record(session: Session, folder: Path) -> dict[str, Any]:
+    """What `environment.json` in the folder of a run says of its beginning."""
+    config, base, here = session.config, session.identity, Path.cwd()
+    return {
+        # Twice: the folder may be moved alone, or with all that is around it.
+        "began_in": [str(here), os.path.relpath(here, folder.resolve())],
+        "base": {
+            "model": config.model,
+            "local": locate(config.model, config.trust).local,
+            "dtype": config.compute.dtype,
+            **base.hashes,
+            "base_hash_seconds": base.seconds,
+        },
+        "task": config.task,
+        "problems": tasks.fingerprint(session.task),
+        "functions": _modules(session.reward),
+    }
+
+
+def prepare_like(config: TrainConfig, parts: RunParts | None, past: Sequence[Path]) -> Session:
+    """`prepare`; UserError where base or problems are not what runs in `past` began with."""
+
+    def check(found: Identity) -> None:
+        for folder in past:
+            known = base_of(folder)
+            # Another dtype is another setting, and is refused as such.
+            if known.get("dtype") == config.compute.dtype:
+                how = "trained" if (folder / "config.toml").is_file() else "evaluated"
+                found.require(known, f"{folder} was {how} on", config.model)
+
+    session = prepare(config, parts, check)
+    for folder in past:
+        changed = problems_changed(folder, session.task)
+        if changed and began(folder).get("task") == config.task:
+            raise UserError(f"{folder}: {changed}")
+    return session
+
+
+def spare_base(config: TrainConfig, folder: Path) -> None:
+    """UserError where the run folder, which is to be replaced, holds the base."""
+    source = locate(config.model, config.trust)
+    if source.local and folder.resolve() in (place := Path(source.place).resolve(), *place.parents):
+        raise UserError(
+            f"{folder} holds {config.model}, the base of this run; --overwrite would lose it"
+        )
+
+
+def move(run: runs.Run, past: TrainConfig, now: TrainConfig) -> None:
+    """Write into the run's config where its base is now."""
+    if now.model != past.model:
+        runs.write_whole(run.folder / "config.toml", to_toml(replace(past, model=now.model)))
+
+
+def notes(session: Session, folder: Path) -> list[str]:
+    """What else has changed since the run began: files with its own reward functions."""
+    then = began(folder).get("functions")
+    if not isinstance(then, dict):
+        return []
+    now = _modules(session.reward)
+    return [
+        f"{path} has changed since the run began: its module is another file now"
+        for path in sorted(now.keys() & then.keys())
+        if now[path] != then[path]
+    ]
+
+
+def _modules(reward: Reward) -> dict[str, str]:
+    """The hash of the file of every function that is named by its module."""
+    found = {}
+    for _, term in reward.terms:
+        if isinstance(term, Function):
+            module = sys.modules.get(term.path.partition(":")[0])
+            file = Path(getattr(module, "__file__", None) or "")
+            if file.is_file():
+                found[term.path] = runs.file_hash(file)
+    return found
