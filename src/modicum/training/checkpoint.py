@@ -35,6 +35,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "active": sorted(session.prepared.active),
         "pushed": sorted(proof.pushed),
         "moved": sorted(proof.moved),
+        "tried": sorted(proof.tried),
         "schedule": schedule.state(),
         "curriculum": session.order.state(),
     }
@@ -70,7 +71,7 @@ def restore_policy(session: Session, folder: Path) -> dict[str, Any]:
     with _readable(folder, f"the schedule of {session.config.update}"):
         session.prepared.schedule.load(state["schedule"], drawn)
     session.policy.follow(session.prepared)
-    session.proof.resume(state["pushed"], state["moved"])
+    session.proof.resume(state["pushed"], state["moved"], state.get("tried", state["pushed"]))
     return state
 
 

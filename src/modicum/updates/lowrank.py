@@ -10,7 +10,7 @@ costs what it does for AdamW.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,9 @@ from modicum.config import Optimizer
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.layout import LAYER
+from modicum.updates.moves import pieces
 from modicum.updates.optimizers import OptimizerMember
-from modicum.updates.rules import Groups, Rule
+from modicum.updates.rules import AdamWRule, Groups, Rule
 
 State = dict[str, Tensor]
 MAX_RANK = 4096
@@ -46,9 +47,15 @@ class Moment:
 def normalised(moment: Moment, gradient: Tensor) -> Tensor:
     """Adam's m / (sqrt(v) + eps), both with bias correction, after taking `gradient` in."""
     beta1, beta2 = moment.betas
+    moment.state["exp_avg"].lerp_(gradient, 1 - beta1)
+    moment.state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    return adam(moment)
+
+
+def adam(moment: Moment) -> Tensor:
+    """Adam's m / (sqrt(v) + eps) of the state as it is."""
+    beta1, beta2 = moment.betas
     first, second = moment.state["exp_avg"], moment.state["exp_avg_sq"]
-    first.lerp_(gradient, 1 - beta1)
-    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     root = (second / (1 - beta2**moment.count)).sqrt_().add_(moment.epsilon)
     return (first / (1 - beta1**moment.count)).div_(root)
 
@@ -78,6 +85,16 @@ class LowRankRule(Rule, ABC):
         """Tables of the size of the largest matrix: its gradient's projection and way back."""
         return STEP_TABLES * largest
 
+    def sizes(
+        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
+    ) -> Iterator[Tensor]:
+        """AdamW's, or those of the treatment."""
+        if self.projects(name, gradient.shape):
+            given = (int(state["step"]), group["betas"], group["eps"])
+            yield from pieces(self.taken(Moment(name, gradient, dict(state), *given)).abs())
+        else:
+            yield from AdamWRule().sizes(name, gradient, state, group)
+
     @abstractmethod
     def kept(self, rows: int, columns: int) -> int:
         """How many numbers are kept of a matrix."""
@@ -89,6 +106,10 @@ class LowRankRule(Rule, ABC):
     @abstractmethod
     def direction(self, moment: Moment) -> Tensor:
         """What is taken off the matrix, over the learning rate; updates the state."""
+
+    @abstractmethod
+    def taken(self, moment: Moment) -> Tensor:
+        """What `direction` was, from the state that it left."""
 
 
 class LowRankAdamW(torch.optim.Optimizer):
