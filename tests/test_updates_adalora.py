@@ -249,7 +249,7 @@ def test_adalora_is_exported_with_zeros_for_what_was_pruned(tmp_path: Path) -> N
         ("adalora(tail=1.5)", "shares below 1 or numbers of steps"),
         ("adalora(warmup=0.6, tail=0.4)", "less than the whole run"),
         ("adalora(beta1=1)", "beta1 and beta2 must be between 0 and 1"),
-        ("adalora(orthogonal=-1)", "orthogonal must not be below 0"),
+        ("adalora(orthogonal=-1)", "orthogonal must be at least 0"),
     ],
 )
 def test_what_does_not_fit_is_a_user_error(text: str, words: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from modicum.spec import check, nearest
+from modicum.spec import check, nearest, within
 from modicum.types import UserError
 
 C = TypeVar("C")
@@ -45,7 +45,8 @@ class Sampling:
     """System prompt, put before what the style asks for; unset takes the template's own."""
 
     def __post_init__(self) -> None:
-        at_least(self, temperature=0.0, top_k=0, max_tokens=1, max_prompt_tokens=1)
+        at_least(self, top_k=0, max_tokens=1, max_prompt_tokens=1)
+        within("temperature", self.temperature, 0, 100)
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 
@@ -108,7 +109,9 @@ class Optimizer:
     """Steps of linear warm-up."""
 
     def __post_init__(self) -> None:
-        at_least(self, weight_decay=0.0, max_grad_norm=0.0, warmup_steps=0, epsilon=0.0)
+        at_least(self, max_grad_norm=0.0, warmup_steps=0)
+        within("weight_decay", self.weight_decay, 0, 100)
+        within("epsilon", self.epsilon, 0, 1)
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 value = getattr(self, name)

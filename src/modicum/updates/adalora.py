@@ -32,10 +32,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.lora import MAX_RANK, LowRank
-from modicum.updates.schedule import Decision, Schedule
+from modicum.updates.schedule import MAX_STEPS, Decision, Schedule
 
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 
@@ -177,16 +178,16 @@ class AdaLora(LowRank):
                 f" not {self.init_rank}"
             )
         shares = [share for share in (self.warmup, self.tail) if not isinstance(share, int)]
-        if min(self.warmup, self.tail) < 0 or any(share >= 1 for share in shares):
+        if not (self.warmup >= 0 and self.tail >= 0 and all(share < 1 for share in shares)):
             raise UserError(f"{self}: warmup and tail are shares below 1 or numbers of steps")
+        within("adalora: warmup", self.warmup, 0, MAX_STEPS)
+        within("adalora: tail", self.tail, 0, MAX_STEPS)
         if sum(shares) >= 1:
             raise UserError(f"{self}: warmup and tail together must be less than the whole run")
-        if self.every < 1:
-            raise UserError(f"adalora: every must be at least 1, not {self.every}")
+        within("adalora: every", self.every, 1, MAX_STEPS)
         if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
             raise UserError(f"{self}: beta1 and beta2 must be between 0 and 1")
-        if self.orthogonal < 0:
-            raise UserError(f"adalora: orthogonal must not be below 0, not {self.orthogonal:g}")
+        within("adalora: orthogonal", self.orthogonal, 0, 1000)
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """The phases are set when the run's length is known."""

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from modicum.config import Optimizer
+from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.layout import LAYER
 from modicum.updates.moves import pieces
 from modicum.updates.optimizers import OptimizerMember
 from modicum.updates.rules import AdamWRule, Groups, Rule
+from modicum.updates.schedule import MAX_STEPS
 
 State = dict[str, Tensor]
 MAX_RANK = 4096
@@ -160,12 +162,9 @@ class LowRankMember(OptimizerMember):
     def __post_init__(self) -> None:
         rule = self.rule(0)
         assert isinstance(rule, LowRankRule)
-        if not 1 <= rule.rank <= MAX_RANK:
-            raise UserError(f"{self.name}: rank must be between 1 and {MAX_RANK}, not {rule.rank}")
-        if rule.every < 1:
-            raise UserError(f"{self.name}: every must be at least 1, not {rule.every}")
-        if not rule.scale > 0:
-            raise UserError(f"{self.name}: scale must be above 0, not {rule.scale}")
+        within(f"{self.name}: rank", rule.rank, 1, MAX_RANK)
+        within(f"{self.name}: every", rule.every, 1, MAX_STEPS)
+        within(f"{self.name}: scale", rule.scale, 0, 1e6, above=True)
 
     def check(self, prepared: Prepared) -> None:
         """UserError when no matrix that trains is large enough."""

@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 Policy = Literal["keep", "reset", "cpu"]
+MAX_STEPS = 1_000_000
+"""No run is longer, so that a number of steps beyond it would mean never."""
 
 
 @dataclass(frozen=True)
