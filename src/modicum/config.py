@@ -45,8 +45,7 @@ class Sampling:
     """System prompt, put before what the style asks for; unset takes the template's own."""
 
     def __post_init__(self) -> None:
-        at_least(self, top_k=0, max_tokens=1, max_prompt_tokens=1)
-        within("temperature", self.temperature, 0, 100)
+        at_least(self, temperature=(0, 100), top_k=0, max_tokens=1, max_prompt_tokens=1)
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 
@@ -109,9 +108,7 @@ class Optimizer:
     """Steps of linear warm-up."""
 
     def __post_init__(self) -> None:
-        at_least(self, max_grad_norm=0.0, warmup_steps=0)
-        within("weight_decay", self.weight_decay, 0, 100)
-        within("epsilon", self.epsilon, 0, 1)
+        at_least(self, weight_decay=(0, 100), max_grad_norm=0, warmup_steps=0, epsilon=(0, 1))
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 value = getattr(self, name)
@@ -136,7 +133,6 @@ class Compute:
     """Most memory for states of frozen layers kept from sampling; past it they are run again."""
     checkpointing: bool = False
     """Recompute the activations of trained layers in backward: less memory, more time."""
-
     agreement_every: int = 10
     """Steps between checks of two completions by the library's forward; 0 makes none."""
 
@@ -241,12 +237,14 @@ class TrainConfig:
             )
 
 
-def at_least(section: Any, **limits: float) -> None:
-    """UserError when a named field is below its limit or infinite."""
-    for name, least in limits.items():
+def at_least(section: Any, **limits: float | tuple[float, float]) -> None:
+    """UserError when a named field is below its limit (or outside of two) or infinite."""
+    for name, limit in limits.items():
         value = getattr(section, name)
-        if not least <= value < float("inf"):
-            raise UserError(f"{name} must be at least {least:g}, not {value!r}")
+        if isinstance(limit, tuple):
+            within(name, value, *limit)
+        elif not limit <= value < float("inf"):
+            raise UserError(f"{name} must be at least {limit:g}, not {value!r}")
 
 
 def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:

@@ -74,11 +74,11 @@ class Proof:
         """Whether some tensor need not have changed yet."""
         return len(self.pushed) < len(self.started)
 
-    def push(self, names: Iterable[str]) -> None:
-        """Tell which tensors must differ from their start from now on."""
+    def push(self, names: Iterable[str], sure: bool = True) -> None:
+        """Tell which tensors had a gradient in a step that was taken; `sure`: they must move."""
         names = set(names)
         self.tried |= names
-        self.pushed |= names
+        self.pushed |= names if sure else set()
 
     def expect(self, moves: Callable[[str], Move | None]) -> None:
         """Hear of a step that was taken, by how far each tensor went; None: it was passed over.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from modicum.config import Optimizer
-from modicum.updates.moves import pieces
+from modicum.updates.moves import Move, farthest, pieces
 
 Groups = list[dict[str, Any]]
 
@@ -47,6 +47,17 @@ class Rule(Protocol):
         """
         for piece in pieces(gradient):
             yield torch.where(piece == 0, 0.0, float("inf"))
+
+    def move(
+        self, name: str, tensor: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
+    ) -> Move | None:
+        """How far the step just taken went in a tensor; None: the optimizer passed it over."""
+        if tensor.grad is None:
+            return Move(group["lr"])
+        if self.stateful and not state:
+            return None
+        sizes = self.sizes(name, tensor.grad, state, group)
+        return farthest(tensor, sizes, group["lr"], group["weight_decay"])
 
     def step_numbers(self, largest: int) -> int:
         """fp32 numbers that a step makes and drops; the largest tensor has `largest`."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
-from modicum.updates.moves import Move, farthest
+from modicum.updates.moves import Move
 from modicum.updates.proofs import Proof
 from modicum.updates.schedule import Decision
 
@@ -145,9 +145,7 @@ class Stepper:
         self.rate, self.rates = rate, dict(schedule.rates(counters.signal_steps))
         if self.proof.waiting:
             pushed = [n for n, size in zip(gradients, norms.tolist(), strict=True) if size > 0]
-            self.proof.tried.update(pushed)
-            if rate == float("inf"):
-                self.proof.push(pushed)
+            self.proof.push(pushed, sure=rate == float("inf"))
         if shrink < 1:
             torch._foreach_mul_(list(gradients.values()), shrink)
         if has_signal:
@@ -171,19 +169,13 @@ class Stepper:
                 self.proof.expect(self.moves)
             self.masters.publish()
 
-    @torch.no_grad()
     def moves(self, name: str) -> Move | None:
-        """How far the step just taken went in a tensor; None: the optimizer has never moved it."""
-        master = self.masters.held[name]
-        gradient, state = master.tensor.grad, self.optimizer.state.get(master.leaf, {})
-        group = self.optimizer.param_groups[0]
-        rule, rate = self.prepared.rule, self.rate * self.rates.get(name, 1.0)
-        if gradient is None:
-            return Move(rate)
-        if rule.stateful and not state:
-            return None
-        sizes = rule.sizes(name, gradient, state, group)
-        return farthest(master.tensor, sizes, rate, group["weight_decay"])
+        """How far the step just taken went in a tensor; None: the optimizer passed it over."""
+        master, group = self.masters.held[name], self.optimizer.param_groups[0]
+        state, rate = self.optimizer.state.get(master.leaf, {}), self.rates.get(name, 1.0)
+        return self.prepared.rule.move(
+            name, master.tensor, state, {**group, "lr": rate * self.rate}
+        )
 
     def clear(self) -> None:
         """Drop all gradients: an optimizer passes over what has none."""
