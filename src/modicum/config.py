@@ -103,9 +103,9 @@ class Optimizer:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 does not clip."""
     schedule: Literal["constant", "linear"] = "constant"
-    """After warm-up: constant, or linear to zero at the last step."""
+    """After warm-up: constant, or linear to zero at the last step, by rollouts and updates."""
     warmup_steps: int = 0
-    """Steps of linear warm-up."""
+    """Updates of linear warm-up; those of rollouts without a signal count."""
 
     def __post_init__(self) -> None:
         at_least(self, weight_decay=(0, 100), max_grad_norm=0, warmup_steps=0, epsilon=(0, 1))
