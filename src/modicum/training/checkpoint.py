@@ -61,7 +61,8 @@ def restore_policy(session: Session, folder: Path) -> dict[str, Any]:
     missing = KEYS - state.keys()
     if missing:
         raise UserError(f"{where} is damaged: its state.json has no {min(missing)!r}")
-    session.counters.load(state, where)
+    # Checkpoints made before rollouts were counted have their number as `step`.
+    session.counters.load({"rollouts": state["step"], "updates": 0} | state, where)
     session.optimization.load(tensors, frozenset(state["active"]), folder)
     if state["base"] != session.proof.base:
         raise UserError(f"{where} was trained on another base model: its hash differs")
