@@ -87,10 +87,10 @@ def test_a_run_whose_result_was_lost_takes_no_further_step(
 def test_a_linear_rate_falls_with_what_was_spent(quick: TrainConfig) -> None:
     settings = replace(quick.optimizer, schedule="linear", learning_rate=1.0)
     session = prepare(budgeted(quick, 1000, steps=100, optimizer=settings))
-    session.counters.generated_tokens, session.counters.optimizer_steps = 250, 1
+    session.counters.generated_tokens, session.counters.rollouts = 250, 1
     assert rate_at(session) == pytest.approx(0.75)
     # The steps may run out before the budget does.
-    session.counters.optimizer_steps = 90
+    session.counters.rollouts = 90
     assert rate_at(session) == pytest.approx(0.1)
 
 

@@ -304,3 +304,30 @@ def test_problems_of_a_run_are_found_and_changes_are_noted(
     assert changed in said()
     Path("here.jsonl").write_text(ROWS)  # what is here comes first
     assert "changed" not in said()
+
+
+@pytest.mark.parametrize("objective", ["grpo", "grpo(kl=0.04)"])
+@pytest.mark.parametrize("update, rate", [("full", "1e-3"), ("lora(rank=2)", "1e-2")])
+def test_the_evaluation_of_a_run_is_that_of_the_trained_policy(
+    update: str, rate: str, objective: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Large steps, which change many answers: `trained` is not `base`, but what `evaluate` finds."""
+    out, size = tmp_path / "run", ["--max-tokens", "24"]
+    task = ["--task", "arithmetic(terms=2,digits=1)"]
+    how = ["--update", update, "--learning-rate", rate, "--objective", objective]
+    short = ["--steps", "2", "--prompts-per-step", "4", "--group-size", "4", "--no-anatomy"]
+    held = ["--eval-problems", "8", "--eval-samples", "2", "--reward", "random"]
+    assert cli.run(["train", *task, *how, *short, *held, *size, "--out", str(out), "--json"]) == 0
+    found = json.loads((out / "result.json").read_text())
+    base, trained = found["base"], found["trained"]
+    assert base["scores"] != trained["scores"] and base["greedy"] != trained["greedy"]
+    said = [read_lines(out / f"completions-{name}.jsonl") for name in ("base", "trained")]
+    assert sum(one != other for one, other in zip(*said, strict=True)) > len(said[0]) / 2
+    capsys.readouterr()
+    again = [*task, *size, "--problems", "8", "--samples", "2", "--out", str(tmp_path / "again")]
+    assert cli.run(["evaluate", str(out), *again, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    same = shown.keys() & trained.keys()
+    assert {"scores", "greedy", "accuracy", "length", "pass_at"} <= same
+    assert {key: shown[key] for key in same} == {key: trained[key] for key in same}
+    assert read_lines(tmp_path / "again" / "completions.jsonl") == said[1]

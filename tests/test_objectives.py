@@ -280,6 +280,29 @@ def test_k3_in_the_loss_has_the_gradient_of_the_forward_kl() -> None:
     assert (gradients[0] - gradients[2]).abs().max() > 0.01
 
 
+APART = {
+    "grpo": ([-0.49990002] * 3 + [1.49970006], [-1.161886, -0.38729533, 0.38729533, 1.161886]),
+    "dr_grpo": ([-0.25] * 3 + [0.75], [-15.0, -5.0, 5.0, 15.0]),
+    "rloo": ([-1 / 3] * 3 + [1.0], [-20.0, -20 / 3, 20 / 3, 20.0]),
+}
+APART |= {"dapo": APART["grpo"], "gspo": APART["grpo"]}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_groups_in_one_call_have_the_advantages_of_each_alone(name: str) -> None:
+    """Deviations of 0.5 and 12.9 (and 0) are not mixed, in any order."""
+    small, large = [0.0, 0.0, 0.0, 1.0], [0.0, 10.0, 20.0, 30.0]
+    by_hand = [*APART[name], [0.0] * 4]
+    together = parse(name).advantages(torch.tensor([small, large, [7.0] * 4]))
+    backwards = parse(name).advantages(torch.tensor([[7.0] * 4, large, small]))
+    for number, (rewards, wanted) in enumerate(zip([small, large], by_hand, strict=False)):
+        expected = pytest.approx(wanted, rel=1e-5)
+        assert together[number].tolist() == expected
+        assert backwards[2 - number].tolist() == expected
+        assert parse(name).advantages(torch.tensor([rewards]))[0].tolist() == expected
+    assert together[2].tolist() == backwards[0].tolist() == by_hand[2]
+
+
 # The contract of every member ------------------------------------------------------------
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -189,6 +190,71 @@ def test_every_member_of_every_kind_is_in_a_round_trip() -> None:
     for kind, members in known.items():
         for name in members:
             assert any(name in text for text in ROUND_TRIPS[kind]), name
+
+
+FREE = {"random.seed", "addition.below"}  # any whole number, or one of a hundred digits
+
+
+def numeric() -> list[tuple[str, type, str, Any]]:
+    """Kind, member, field and type of every argument that is one number."""
+    known: dict[str, dict[str, type]] = {
+        "update": updates.UPDATES,
+        "task": tasks.TASKS,
+        "reward": rewards.REWARDS,
+        "objective": objectives.OBJECTIVES,
+        "curriculum": curricula.CURRICULA,
+    }
+    found = []
+    for kind, members in known.items():
+        for name, cls in members.items():
+            hints = get_type_hints(cls)
+            for field in spec.arguments(cls):
+                hint = hints[field.name]
+                types = {hint, *get_args(hint)} if get_origin(hint) is not tuple else set[Any]()
+                if types & {int, float} and f"{name}.{field.name}" not in FREE:
+                    found.append((kind, cls, field.name, types))
+    return found
+
+
+def test_numbers_without_any_meaning_are_refused() -> None:
+    """Of every argument of every member, as objects and as expressions."""
+    checked = numeric()
+    assert len(checked) > 70
+    for kind, cls, field, types in checked:
+        needed: dict[str, Any] = {
+            f.name: 1 for f in spec.arguments(cls) if f.default is dataclasses.MISSING
+        }
+        values = [float("nan"), float("inf"), -float("inf"), 1e30, -1e30] if float in types else []
+        for value in [*values, 10**30, -(10**30)]:
+            wrong: dict[str, Any] = {**needed, field: value}
+            with pytest.raises(UserError):
+                made = cls(**wrong)
+                pytest.fail(f"{made} is accepted")
+            shown = {name: "1e999" if given != given else given for name, given in wrong.items()}
+            text = ", ".join(f"{name}={given}" for name, given in shown.items())
+            with pytest.raises(UserError):
+                PARSERS[kind](f"{cls.name}({text})".replace("inf", "1e999"))  # type: ignore[attr-defined]
+                pytest.fail(f"{cls.name}({text}) is accepted")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "kind, text, words",
+    [
+        ("objective", "grpo(clip_high=-0.5)", "grpo: clip_high must be above 0 and at most 100"),
+        ("objective", "dapo(clip_high=-2)", "dapo: clip_high must be above 0 and at most 100"),
+        ("objective", "grpo(clip=5)", "grpo: clip must be above 0 and below 1, not 5.0"),
+        ("objective", "gspo(clip=1)", "gspo: clip must be above 0 and below 1, not 1.0"),
+        ("objective", "grpo(kl=1e30)", r"grpo: kl must be at least 0 and at most 100, not 1e\+30"),
+        ("update", "lora(alpha=0)", "lora: alpha must be at least 1 and at most 65536, not 0"),
+        ("update", "vera(d_initial=-1)", "vera: d_initial must be above 0 and at most 10"),
+        ("update", "badam(every=0)", r"badam: every must be at least 1 and at most 1000000"),
+        ("update", "snr(threshold=2)", "snr: threshold must be at least 0 and at most 1"),
+        ("reward", "1e9*format", r"the weight of format must be above 0 and at most 1000000"),
+    ],
+)
+def test_an_error_says_what_is_allowed(kind: str, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        PARSERS[kind](text)
 
 
 def test_describe_gives_signature_and_summary() -> None:

@@ -17,9 +17,10 @@ from modicum import runs
 from modicum.config import Held, Optimizer, Steps, TrainConfig
 from modicum.objectives import OBJECTIVES
 from modicum.objectives.base import over_deviation
-from modicum.training import step
+from modicum.training import loop, step
 from modicum.training.checkpoint import reload, restore
 from modicum.training.loop import Observer, train
+from modicum.training.optimization import Optimization
 from modicum.training.session import Session, prepare
 from modicum.types import Batch, Group, RunStopped, UserError
 from modicum.updates.proofs import fingerprints
@@ -260,3 +261,70 @@ def test_linear_schedule_and_warm_up(bare: TrainConfig) -> None:
     train(replace(bare, steps=6, optimizer=settings))
     rates = [line["policy/learning_rate"] for line in metrics_of(Path(bare.out))]
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def rates_of(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, **how: Any) -> list[float]:
+    """The learning rate of every update of a run that was taken."""
+    found: list[float] = []
+    taken = Optimization.step
+
+    def step(self: Optimization, loss: float, rate: float, has_signal: bool = True) -> float:
+        found.append(rate)
+        return taken(self, loss, rate, has_signal)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimization, "step", step)
+        train(config, **how)
+    return found
+
+
+def test_the_rate_falls_with_every_update(
+    bare: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also within a rollout."""
+    settings = Optimizer(learning_rate=1.0, schedule="linear")
+    batch = replace(bare.batch, updates_per_rollout=2)
+    config = replace(bare, steps=3, batch=batch, optimizer=settings, update="last(1)")
+    assert rates_of(config, monkeypatch) == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    slow = replace(config, optimizer=replace(settings, warmup_steps=3))
+    found = rates_of(slow, monkeypatch, overwrite=True)
+    assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("warmup, wanted", [(0, [0.8, 0.6, 0.2]), (2, [1, 1, 1 / 3])])
+def test_rollouts_without_a_signal_count_in_the_rate(
+    warmup: int,
+    wanted: list[float],
+    bare: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Five rollouts, the first and the fourth without one, also in a run that was cut between.
+
+    The last has 1/5 of the rate, or 1/3 after a warm-up of two.
+    """
+    settings = Optimizer(learning_rate=1.0, schedule="linear", warmup_steps=warmup)
+    records = replace(bare.records, checkpoint_every=1)
+    config = replace(bare, steps=5, optimizer=settings, update="last(1)", records=records)
+    number, stops = 0, False
+
+    def sample_groups(session: Session, step: int) -> list[Group]:
+        nonlocal number
+        number = step
+        if stops and step == 2:
+            raise InterruptedError
+        return sampler(session, step)
+
+    def score(*args: Any) -> Any:
+        scores, totals = scorer(*args)
+        return scores, totals * 0 if number in (0, 3) else totals
+
+    sampler, scorer = loop.sample_groups, loop.score
+    monkeypatch.setattr(loop, "sample_groups", sample_groups)
+    monkeypatch.setattr(loop, "score", score)
+    assert rates_of(config, monkeypatch) == pytest.approx(wanted)
+    stops, cut = True, replace(config, out=str(tmp_path / "cut"))
+    with pytest.raises(InterruptedError):
+        train(cut)
+    stops = False
+    assert rates_of(cut, monkeypatch, resume=True) == pytest.approx(wanted[1:])

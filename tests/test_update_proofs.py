@@ -18,6 +18,7 @@ from modicum.models.precision import Masters, too_fine
 from modicum.training import session
 from modicum.training.step import backward, optimizer_step
 from modicum.types import Batch, Row, RunStopped
+from modicum.updates.moves import farthest
 from modicum.updates.proofs import ChangeProof, combined, fingerprint, fingerprints
 
 ROWS = tuple(Row((40, 41), (50 + i, 60), (-5.5, -5.5), (-1.0) ** i) for i in range(4))
@@ -125,6 +126,7 @@ def test_a_tensor_without_a_gradient_need_not_change(folders: dict[str, Path]) -
     made = session_of(folders["llama"], update="lora(rank=2)", rate=1e-3)
     one_step(made)
     assert made.proof.pushed == {n for n in made.prepared.trainable if "lora_B" in n}
+    assert made.proof.tried == made.proof.pushed
     assert made.proof.waiting
     made.proof.check("first step")
     one_step(made)
@@ -146,6 +148,165 @@ def test_a_skipped_step_changes_and_pushes_nothing(value: float, folders: dict[s
     assert fingerprints(made.prepared.trainable) == before
     assert not made.proof.pushed and made.counters.skipped == 3
     assert all(p.grad is None for p in made.prepared.trainable.values())
+
+
+# What a step is certain to move ----------------------------------------------------------
+
+NORM = "model.layers.2.input_layernorm.weight"
+
+
+def steps_at(made: session.Session, *rates: float) -> None:
+    """A step at each of these rates, on the same rows."""
+    for rate in rates:
+        sums = backward(made, Batch(ROWS, 4, 8, frozenset({0, 1})), {})
+        made.optimization.step(sums["loss"], rate)
+
+
+def never(made: session.Session, name: str) -> None:
+    """Plant a fault: whatever the optimizer does to this tensor is undone."""
+    step, tensor = made.optimization.optimizer.step, made.optimization.masters.tensors[name]
+
+    def undone() -> None:
+        before = tensor.detach().clone()
+        step()
+        with torch.no_grad():
+            tensor.copy_(before)
+
+    made.optimization.optimizer.step = undone
+
+
+def test_how_far_a_step_goes_by_hand() -> None:
+    """Spacings: 2^-23 at 1 and above, 2^-24 below, 2^-22 at 2; at 0 the least number there is."""
+    ones, sizes = torch.tensor([1.5, -2.0]), torch.tensor([1.0, 3.0])
+    found = farthest(ones, [sizes], 2**-24, 0.0)
+    assert (found.rate, found.step, found.spacing) == (2**-24, 3 * 2**-24, 2**-22)
+    assert found.spacings == 0.75 and found.shows and not found.far
+    assert farthest(ones, [sizes[:1].expand(2)], 2**-24, 0.0).spacings == 0.5
+    assert not farthest(ones, [sizes[:1].expand(2)], 2**-24, 0.0).shows, "it may round to even"
+    assert farthest(torch.tensor([0.75]), [torch.tensor([1.0])], 2**-24, 0.0).spacings == 1
+    assert farthest(torch.zeros(2), [torch.tensor([0.0, 1.0])], 1e-20, 0.0).far
+    assert not farthest(torch.zeros(2), [torch.zeros(2)], 1.0, 0.0).shows
+    assert not farthest(ones, [sizes], 0.0, 0.0).shows
+    # A decay of 0.5 takes 1 off the second; rounded on its own, it may undo another half.
+    assert farthest(ones, [sizes], 2**-24, 0.5).spacings == (3 - 1) / 4 / 2
+    large = torch.full((2**18 + 1,), 1.0)
+    large[-1] = 2**-10
+    steps = [torch.ones(2**18), torch.ones(1)]
+    assert farthest(large, steps, 2**-25, 0.0).spacings == 256, "the last of many pieces"
+
+
+@pytest.mark.parametrize(
+    "update, moved",
+    [("last(1)", 7), ("sgd @ last(1)", 1), ("galore(rank=4) @ last(1)", 7), ("full", 23)],
+)
+def test_a_rate_too_small_for_a_tensor_is_no_violation(
+    update: str, moved: int, folders: dict[str, Path]
+) -> None:
+    """At 1e-9 the norms (all 1) stay, and the proof says so; what Adam moves else must move."""
+    made = session_of(folders["llama"], update=update)
+    steps_at(made, 1e-9, 1e-9)
+    assert (made.prepared.trainable[NORM] == 1).all()
+    assert made.proof.waiting and NORM in made.proof.tried - made.proof.pushed
+    number = len(made.prepared.trainable)
+    assert made.proof.check("first step") == (
+        f"{moved} of {number} trainable tensors changed, {number - moved} had steps too small to"
+        f" show in fp32, {30 - number} frozen ones are bit-identical"
+    )
+
+
+def test_after_a_warm_up_what_rested_must_move(folders: dict[str, Path]) -> None:
+    """1e-6 over 100 steps: the first is 1e-8, the tenth 1e-7."""
+    made = session_of(folders["llama"], update="last(1)")
+    steps_at(made, *(k * 1e-8 for k in range(1, 4)))
+    assert NORM not in made.proof.pushed | made.proof.moved
+    made.proof.check("first step")
+    steps_at(made, *(k * 1e-8 for k in range(4, 101)))
+    assert "9 of 9 trainable tensors changed, 21 frozen" in made.proof.check("end")
+    never(made, TRAINS)
+    assert "9 of 9" in made.proof.check("end")
+
+
+@pytest.mark.parametrize(
+    "name, rate, blamed", [(TRAINS, 1e-9, True), (NORM, 1e-9, False), (NORM, 1e-6, True)]
+)
+def test_what_should_move_and_never_does_stops_the_run(
+    name: str, rate: float, blamed: bool, folders: dict[str, Path]
+) -> None:
+    made = session_of(folders["llama"], update="last(1)")
+    never(made, name)
+    steps_at(made, rate, rate)
+    if blamed:
+        words = (
+            rf"{name} trains .* \(1 such tensors\), though a step of .* of {rate:g} shows beside"
+        )
+        with pytest.raises(RunStopped, match=words):
+            made.proof.check("first step")
+    else:
+        made.proof.check("first step")
+
+
+def test_a_tensor_that_is_missed_only_later_stops_the_run(folders: dict[str, Path]) -> None:
+    """Too small a rate at first; when it has risen the fault shows, after a resume too."""
+    made = session_of(folders["llama"], update="last(1)")
+    never(made, NORM)
+    steps_at(made, 1e-9)
+    made.proof.check("first step")
+    proof = made.proof
+    proof.resume(proof.pushed, proof.moved, proof.tried)
+    assert "2 had steps too small" in proof.check("resumed")
+    steps_at(made, 1e-6)
+    with pytest.raises(RunStopped, match=rf"{NORM} trains and has not changed \(1 such"):
+        proof.check("later")
+
+
+def test_a_tensor_that_the_optimizer_passes_over_stops_the_run(folders: dict[str, Path]) -> None:
+    """At any rate."""
+    made = session_of(folders["llama"], update="last(1)")
+    (group,) = made.optimization.optimizer.param_groups
+    group["params"] = [p for p in group["params"] if p is not made.prepared.trainable[NORM]]
+    group["names"].remove(NORM)
+    steps_at(made, 1e-9)
+    words = rf"{NORM} trains and has not changed .* the optimizer has passed it over"
+    with pytest.raises(RunStopped, match=words):
+        made.proof.check("first step")
+
+
+def test_a_step_of_a_spacing_may_be_taken_back(folders: dict[str, Path]) -> None:
+    """Up by one, and down again: it has moved. A reset after large steps is a violation."""
+    made = session_of(folders["llama"], update="sgd @ parts(norm)", rate=1.0)
+    norms = made.prepared.trainable
+    size = 2.0**-23
+
+    def go(by: float) -> None:
+        for parameter in norms.values():
+            parameter.grad = torch.full_like(parameter, by)
+        made.optimization.step(0.0, 1.0)
+
+    go(-size)
+    assert all((p == 1 + size).all() for p in norms.values())
+    go(size)
+    assert all((p == 1).all() for p in norms.values())
+    assert made.proof.check("first step").startswith(f"{len(norms)} of {len(norms)}")
+    go(-1e-3)
+    made.proof.check("far")
+    go(1e-3)
+    with torch.no_grad():
+        for parameter in norms.values():
+            parameter.fill_(1)
+    with pytest.raises(RunStopped, match="trains and has not changed"):
+        made.proof.check("reset")
+
+
+def test_multipliers_and_masters_count_in_what_must_move(folders: dict[str, Path]) -> None:
+    """A multiplier of 0 moves nothing; a bf16 tensor has the spacing of its fp32 master."""
+    made = session_of(folders["llama"], update="last(1)")
+    made.prepared.schedule.fixed_rates = {TRAINS: 0.0, NORM: 100.0}
+    steps_at(made, 1e-9)
+    assert TRAINS not in made.proof.pushed and NORM in made.proof.moved
+    coarse = session_of(folders["llama"], "bf16", update="last(1)")
+    steps_at(coarse, 1e-6)
+    assert NORM in coarse.proof.pushed | coarse.proof.moved
+    assert coarse.proof.check("first step").startswith("9 of 9")
 
 
 # Precision -------------------------------------------------------------------------------

@@ -230,8 +230,8 @@ def test_tinylora_draws_other_matrices_for_every_layer_and_seed() -> None:
 @pytest.mark.parametrize(
     "family, text, words",
     [
-        ("llama", "vera(rank=0)", "vera: rank must be at least 1, not 0"),
-        ("llama", "vera(d_initial=0.0)", "no gradient"),
+        ("llama", "vera(rank=0)", "vera: rank must be at least 1 and at most 65536, not 0"),
+        ("llama", "vera(d_initial=0.0)", "above 0"),
         ("llama", "miss(rank=33)", r"q_proj has 32 numbers; rank is at most that"),
         ("llama", "miss(rank=0)", "at least 1"),
         ("llama", "oft", r"down_proj has 48 numbers, which blocks of 32 .*divisors of 16 fit"),

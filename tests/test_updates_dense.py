@@ -118,7 +118,7 @@ def test_biases_train_alone_and_faster() -> None:
         ("bitfit", r"bitfit: this model has no bias to train; parts\(norm\)"),
         ("last(1) + bitfit", "no bias"),
         ("every(0)", "stride must be at least 1"),
-        ("every(2, offset=-1)", "offset at least 0"),
+        ("every(2, offset=-1)", "offset must be at least 0"),
         ("every(2, offset=3)", "no layer 3; they are 0 to 2"),
         ("surgical(3)", "block must be between 0 and 2"),
         ("surgical(-1)", "block must be between 0 and 2"),

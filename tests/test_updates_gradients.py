@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +117,57 @@ def test_the_variance_is_that_of_all_groups_of_the_window() -> None:
     stacked = torch.stack(shown).double()
     wanted = (stacked.mean(0) ** 2 / stacked.var(0)).mean()
     assert schedule.measure() == pytest.approx({"a": float(wanted)}, rel=1e-5)
+
+
+SPOILT = ["nan in the first group", "nan in the last group", "loss"]
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+@pytest.mark.parametrize(
+    "update",
+    [
+        "sparse(keep=0.05, by='fisher', warmup=9)",
+        "sparse(keep=0.05, by='taylor', warmup=9)",
+        "snr(every=9, window=9)",
+        "rgn(every=9, window=9)",
+        "autofreeze(intervals=1)",
+        "slimfit(rate=0.5)",
+    ],
+)
+def test_a_skipped_step_leaves_nothing_behind(
+    update: str, spoilt: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever of it was not finite, and after steps that were; the next one counts again."""
+    made = session_of(folders["llama"], update)
+    schedule: Any = made.prepared.schedule
+    walk(made, 1)
+    collect, parts = made.optimization.masters.collect, []
+
+    def spoil() -> None:
+        collect()
+        parts.append(1)
+        if "nan" in spoilt and (len(parts) == 1 or "last" in spoilt):
+            gradients = made.optimization.gradients()
+            gradients[min(gradients)].view(-1)[3] = float("nan")
+
+    state = schedule.state()
+    tensors = {name: tensor.clone() for name, tensor in schedule.tensors().items()}
+    seen = made.counters.signal_steps
+    monkeypatch.setattr(made.optimization.masters, "collect", spoil)
+    for _ in range(2):  # two updates of one rollout
+        parts.clear()
+        step.backward(made, BATCH, {})
+        step.optimizer_step(made, float("inf") if spoilt == "loss" else 0.0)
+    assert made.counters.skipped == 2 and made.counters.signal_steps == seen
+    assert schedule.state() == state
+    found = schedule.tensors()
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    monkeypatch.setattr(made.optimization.masters, "collect", collect)
+    groups = getattr(schedule, "groups", 0)
+    walk(made, 1)
+    assert made.counters.signal_steps == seen + 1
+    assert getattr(schedule, "groups", 0) == groups + 2 * schedule.ever_by_group
 
 
 def test_only_tensors_with_much_signal_step(folders: dict[str, Path]) -> None:

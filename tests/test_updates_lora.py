@@ -265,8 +265,8 @@ def test_lora_xs_is_drawn_from_the_seed_and_exported_as_lora() -> None:
         ("olora(rank=17) @ parts(attention)", "k_proj is 16 x 32"),
         ("loraxs(rank=17)", "rank can be at most 16"),
         ("loraplus(ratio=0)", "ratio must be above 0"),
-        ("rslora(rank=0)", "rank must be between 1 and"),
-        ("dora(alpha=0)", "alpha must be above 0"),
+        ("rslora(rank=0)", "rank must be at least 1 and at most 1024"),
+        ("dora(alpha=0)", "alpha must be at least 1"),
         ("dora @ parts(norm)", "no linear layer"),
     ],
 )

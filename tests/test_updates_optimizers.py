@@ -22,7 +22,7 @@ from modicum.updates.base import DensePrepared, Method
 from modicum.updates.galore import GaLoreRule, basis_of
 from modicum.updates.optimizers import Optimized
 from modicum.updates.preview import preview
-from modicum.updates.rules import SgdRule
+from modicum.updates.rules import AdamWRule, Rule, SgdRule
 from test_updates import take_steps
 
 MATRIX = "model.layers.0.mlp.up_proj.weight"
@@ -81,22 +81,41 @@ def test_sgd_keeps_nothing_without_momentum(folders: dict[str, Path]) -> None:
         )
 
 
-def test_a_step_too_small_for_a_tensor_is_no_violation(folders: dict[str, Path]) -> None:
-    """At a rate of 1e-9 norm weights (all 1) have a gradient and stay."""
-    config = replace(TrainConfig(), model=str(folders["llama"]), update="sgd @ last(1)", steps=1)
-    made = session.prepare(replace(config, optimizer=Optimizer(learning_rate=1e-9)))
-    take_steps(made, 0, 1)
-    norm_weight = "model.layers.2.input_layernorm.weight"
-    assert (made.prepared.trainable[norm_weight] == 1).all()
-    assert made.proof.waiting and norm_weight not in made.proof.pushed
-    assert "of 9 trainable tensors changed" in made.proof.check("test")
-    sizes = dict.fromkeys(made.prepared.trainable, 1.0)
-    norm = made.optimization.masters.tensors[DOWN].norm().item()
-    bound = torch.finfo(torch.float32).eps * norm
-    for factor, sure in [(0.99, False), (1.01, True), (0.51, False)]:
-        assert (DOWN in made.optimization.sure_to_move(sizes, factor * bound, {})) is sure
-    assert DOWN in made.optimization.sure_to_move(sizes, 0.51 * bound, {DOWN: 2.0})
-    assert not made.optimization.sure_to_move({DOWN: 0.0}, 1.0, {})
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        AdamWRule(),
+        SgdRule(),
+        SgdRule(0.5),
+        GaLoreRule(rank=2, every=2, scale=0.5),
+        ApolloRule(rank=2, every=3, scale=2.0, seed=0, whole=False),
+        ApolloRule(rank=1, every=3, scale=128.0, seed=0, whole=True),
+    ],
+    ids=["adamw", "sgd", "momentum", "galore", "apollo", "apollo_mini"],
+)
+def test_a_rule_says_how_far_a_step_went(rule: Any, shape: tuple[int, int]) -> None:
+    """The change proof counts on it: of every number, in every step, over the rate."""
+    tensor = nn.Parameter(torch.zeros(shape))
+    optimizer = optimizer_of(rule, {MATRIX: tensor}, replace(SETTINGS, weight_decay=0.0))
+    (group,) = optimizer.param_groups
+    for gradient in drawn(*shape):
+        tensor.grad, before = gradient.clone(), tensor.detach().clone()
+        optimizer.step()
+        state = optimizer.state.get(tensor, {})
+        assert rule.stateful == bool(state)
+        said = torch.cat(list(rule.sizes(MATRIX, tensor.grad, state, group)))
+        went = (tensor.detach() - before).abs().flatten() / RATE
+        torch.testing.assert_close(said, went, rtol=1e-3, atol=1e-5)
+        assert said.max() > 0.01
+
+
+def test_a_rule_that_does_not_say_moves_whatever_has_a_gradient() -> None:
+    class Own(Rule):
+        pass
+
+    said = torch.cat(list(Own().sizes("w", torch.tensor([[0.0, -1e-9]]), {}, {})))
+    assert said.tolist() == [0.0, float("inf")]
 
 
 # GaLore ----------------------------------------------------------------------------------
@@ -316,9 +335,9 @@ class Own(Method):
         ("sgd @ last(1) @ last(2)", "cannot be joined"),
         ("sgd @ last(2) & parts(mlp)", "brackets may be missing"),
         ("sgd(momentum=1)", "at least 0 and below 1 .*not 1"),
-        ("galore(rank=0)", "galore: rank must be between 1 and"),
-        ("apollo(every=0)", "apollo: every must be at least 1, not 0"),
-        ("apollo_mini(scale=0)", "apollo_mini: scale must be above 0, not 0"),
+        ("galore(rank=0)", "galore: rank must be at least 1 and at most 4096"),
+        ("apollo(every=0)", "apollo: every must be at least 1"),
+        ("apollo_mini(scale=0)", "apollo_mini: scale must be above 0 and at most 1000000, not 0"),
         ("galore(rank=32)", "no matrix of a layer has more than 32 rows"),
         ("galore(rank=2) @ lora(rank=2)", "plain AdamW; take a smaller rank"),
         ("apollo @ parts(norm)", "no matrix of a layer"),

@@ -298,7 +298,7 @@ def test_a_past_run_of_everything_must_be_of_this_model(
         ("sparse(by='fischer')", "did you mean 'fisher'"),
         ("sparse(by='run')", "run='FOLDER' belong together"),
         ("sparse(run='runs/x')", "by='run' and run='FOLDER'"),
-        ("sparse(by='taylor', warmup=0)", "warmup must be at least 1 step"),
+        ("sparse(by='taylor', warmup=0)", "warmup must be at least 1 and at most 1000000"),
         ("sparse @ lora", "cannot be joined"),
     ],
 )

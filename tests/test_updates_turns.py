@@ -136,6 +136,43 @@ def test_moments_of_a_block_begin_anew(folders: dict[str, Path]) -> None:
         assert counts == {wanted}
 
 
+@pytest.mark.parametrize(
+    "update, again",
+    [
+        ("badam(every=1, blocks=1)", ".layers."),
+        ("badam(every=1, blocks=2)", ".layers."),
+        ("lisa(layers=3, every=1)", ".layers."),
+        ("lisa(layers=1, every=1, ends=False)", ".layers."),
+        ("badam_ratio(ratio=0.99, every=1)", ""),
+    ],
+)
+def test_what_trains_in_the_next_turn_too_begins_anew(
+    update: str, again: str, folders: dict[str, Path]
+) -> None:
+    """Every turn is of one step here, so that nothing has had two; what always trains goes on."""
+    made = session_of(folders["llama"], update)
+    repeated, before = 0, set[str]()
+    for number in range(1, 15):
+        (active,) = walk(made, 1)
+        repeated += bool(before & {n for n in active if again in n})
+        before = active
+        held = made.optimization
+        for name in active:
+            count = int(held.optimizer.state[held.masters.held[name].leaf]["step"])
+            assert count == (1 if again in name else number), name
+    assert repeated >= 1, "the case is there"
+    made.proof.check("test")
+
+
+@pytest.mark.parametrize("policy", ["keep", "cpu"])
+def test_moments_that_are_kept_go_on_in_the_next_turn(
+    policy: str, folders: dict[str, Path]
+) -> None:
+    made = session_of(folders["llama"], f"badam(every=1, blocks=1, state='{policy}')")
+    walk(made, 3)
+    assert {int(s["step"]) for s in made.optimization.optimizer.state.values()} == {3}
+
+
 def halves(made: Session) -> tuple[set[str], set[str]]:
     names = set(made.prepared.trainable)
     first = {name for name in names if ".layers.0." in name}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from modicum.spec import check, nearest
+from modicum.spec import check, nearest, within
 from modicum.types import UserError
 
 C = TypeVar("C")
@@ -45,7 +45,7 @@ class Sampling:
     """System prompt, put before what the style asks for; unset takes the template's own."""
 
     def __post_init__(self) -> None:
-        at_least(self, temperature=0.0, top_k=0, max_tokens=1, max_prompt_tokens=1)
+        at_least(self, temperature=(0, 100), top_k=0, max_tokens=1, max_prompt_tokens=1)
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 
@@ -103,12 +103,12 @@ class Optimizer:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 does not clip."""
     schedule: Literal["constant", "linear"] = "constant"
-    """After warm-up: constant, or linear to zero at the last step."""
+    """After warm-up: constant, or linear to zero at the last step, by rollouts and updates."""
     warmup_steps: int = 0
-    """Steps of linear warm-up."""
+    """Updates of linear warm-up; those of rollouts without a signal count."""
 
     def __post_init__(self) -> None:
-        at_least(self, weight_decay=0.0, max_grad_norm=0.0, warmup_steps=0, epsilon=0.0)
+        at_least(self, weight_decay=(0, 100), max_grad_norm=0, warmup_steps=0, epsilon=(0, 1))
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 value = getattr(self, name)
@@ -239,12 +239,14 @@ class TrainConfig:
             )
 
 
-def at_least(section: Any, **limits: float) -> None:
-    """UserError when a named field is below its limit or infinite."""
-    for name, least in limits.items():
+def at_least(section: Any, **limits: float | tuple[float, float]) -> None:
+    """UserError when a named field is below its limit (or outside of two) or infinite."""
+    for name, limit in limits.items():
         value = getattr(section, name)
-        if not least <= value < float("inf"):
-            raise UserError(f"{name} must be at least {least:g}, not {value!r}")
+        if isinstance(limit, tuple):
+            within(name, value, *limit)
+        elif not limit <= value < float("inf"):
+            raise UserError(f"{name} must be at least {limit:g}, not {value!r}")
 
 
 def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:

@@ -194,6 +194,18 @@ class _Builder:
         return UserError(f"{self.kind} {self.text!r}: {message}")
 
 
+def within(
+    what: str, value: float, low: float, high: float, above: bool = False, below: bool = False
+) -> None:
+    """UserError that begins with `what` when a value is outside of low..high, or not a number.
+
+    `above` and `below` leave out the lower and the upper end.
+    """
+    if not low <= value <= high or (above and value == low) or (below and value == high):
+        least, most = "above" if above else "at least", "below" if below else "at most"
+        raise UserError(f"{what} must be {least} {low:g} and {most} {high:.12g}, not {value}")
+
+
 def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is field.default_factory is dataclasses.MISSING
 

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from modicum import spec
-from modicum.types import Advantage, Group, UserError
+from modicum.types import Advantage, Group
 
+MOST = 100.0  # of the upper bound of a ratio and of the weight of the KL term; usual: below 1
 SAME_REWARD = 1e-8  # rewards closer than this are the same reward
 Sums = dict[str, Tensor]
 """Sums over tokens, for the log."""
@@ -161,12 +162,11 @@ class Clipped(Objective):
     clip_high: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("clip", "clip_high"):
-            bound = getattr(self, name)
-            if bound is not None and not bound > 0:
-                raise UserError(f"{self.name}: {name} must be above 0, not {bound}")
-        if self.kl < 0:
-            raise UserError(f"{self.name}: kl must not be negative, not {self.kl}")
+        # A ratio is above 0, so that a lower bound of 1 or more below 1 would bound nothing.
+        spec.within(f"{self.name}: clip", self.clip, 0, 1, above=True, below=True)
+        if self.clip_high is not None:
+            spec.within(f"{self.name}: clip_high", self.clip_high, 0, MOST, above=True)
+        spec.within(f"{self.name}: kl", self.kl, 0, MOST)
 
     @property
     def needs_reference(self) -> bool:

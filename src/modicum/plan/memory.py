@@ -165,7 +165,8 @@ def _held(prepared: Prepared, config: TrainConfig, device: str) -> ResidentBytes
     moments = [optimizer_bytes(prepared, name) for name in sorted(names)]
     return ResidentBytes(
         optimizer=tuple(size for whole in moments for size in (whole // 2, whole - whole // 2)),
-        schedule=MASTER * schedule.kept_numbers * active,
+        # What was measured before is kept until no group of the step is known to be skipped.
+        schedule=MASTER * schedule.kept_numbers * active * (1 + schedule.ever_by_group),
         gradients=2 * MASTER * active if schedule.ever_by_group else 0,
         step=MASTER * (rule.step_numbers(largest) + schedule.step_numbers * active),
     )

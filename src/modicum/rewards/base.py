@@ -16,9 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from modicum.spec import Spec
+from modicum.spec import Spec, within
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
+
+MAX_WEIGHT = 1e6  # of a term; usual: at most 1
 
 
 class _Summand:
@@ -64,7 +66,7 @@ class Term(_Summand, Spec, ABC):
 class Reward(_Summand):
     """A weighted sum of terms, the largest weight first.
 
-    Weights are positive and finite. The same term twice is a UserError: its weights would
+    Weights are positive and at most `MAX_WEIGHT`. The same term twice is a UserError: its weights would
     add up unseen.
     """
 
@@ -73,8 +75,7 @@ class Reward(_Summand):
     def __post_init__(self) -> None:
         names = [str(term) for _, term in self.terms]
         for name, (weight, _) in zip(names, self.terms, strict=True):
-            if not 0 < weight < math.inf:
-                raise UserError(f"reward: the weight of {name} must be above 0, not {weight}")
+            within(f"reward: the weight of {name}", weight, 0, MAX_WEIGHT, above=True)
             if names.count(name) > 1:
                 raise UserError(f"reward: {name} is there twice; give it one weight")
         # One order for every way to write a sum, so that equal rewards are equal.

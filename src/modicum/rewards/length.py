@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from modicum.rewards.base import Term
+from modicum.spec import within
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
 
@@ -32,8 +33,7 @@ class Length(Term):
     buffer: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UserError(f"length: max_tokens must be at least 1, not {self.max_tokens}")
+        within("length: max_tokens", self.max_tokens, 1, 10**9)
         if self.buffer is not None and not 1 <= self.buffer <= self.max_tokens:
             raise UserError(
                 f"length: buffer must be in 1..max_tokens = {self.max_tokens}, not {self.buffer}"

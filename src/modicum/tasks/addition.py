@@ -26,7 +26,7 @@ class Addition(Procedural):
         if not 1 <= self.digits <= 100:
             raise UserError(f"addition: digits must be between 1 and 100, not {self.digits}")
         if self.below is not None and not 5 <= self.below <= 10**100:
-            raise UserError(f"addition: below must be at least 5, not {self.below}")
+            raise UserError(f"addition: below must be between 5 and 10^100, not {self.below}")
 
     def make(self, rng: random.Random, split: Split) -> Draft:
         limit = 10**self.digits if self.below is None else self.below

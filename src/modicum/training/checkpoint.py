@@ -20,7 +20,10 @@ from modicum.parts import RunParts, is_given, past_base, past_config, past_updat
 from modicum.training.session import Session, prepare
 from modicum.types import UserError
 
-KEYS = {"step", "start", "active", "pushed", "moved", "schedule", "drawn", "agreement", *HASHES}
+KEYS = {
+    *("step", "start", "active", "pushed", "moved", "tried", "schedule", "drawn", "agreement"),
+    *HASHES,
+}
 
 
 def save(session: Session, run: runs.Run, step: int) -> Path:
@@ -37,6 +40,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "active": sorted(session.prepared.active),
         "pushed": sorted(proof.pushed),
         "moved": sorted(proof.moved),
+        "tried": sorted(proof.tried),
         "schedule": schedule.state(),
         "drawn": session.optimization.masters.drawn,
         "curriculum": session.order.state(),
@@ -96,7 +100,7 @@ def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str,
     with _readable(folder, f"the schedule of {session.config.update}"):
         session.prepared.schedule.load(state["schedule"], of_schedule)
     session.policy.follow(session.prepared)
-    session.proof.resume(state["pushed"], state["moved"])
+    session.proof.resume(state["pushed"], state["moved"], state["tried"])
 
 
 @contextmanager

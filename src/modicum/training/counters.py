@@ -13,6 +13,10 @@ from modicum.updates.stepper import StepCounters
 class Counters(StepCounters):
     """Counts since the beginning of a run, resumed or not; the stepper's are the stepper's."""
 
+    rollouts: int = 0
+    """Steps of the run that have ended, those without a signal too."""
+    updates: int = 0
+    """Of the present rollout, skipped ones too."""
     generated_tokens: int = 0
     agreement_max: float = 0.0
     trained_seconds: float = 0.0

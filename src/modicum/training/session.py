@@ -64,6 +64,7 @@ class Session:
         """A step has ended that generated and cost so much."""
         counters, unit = self.counters, self.config.budget.budget_unit
         before = counters.spent(unit)
+        counters.rollouts, counters.updates = counters.rollouts + 1, 0
         counters.generated_tokens += tokens
         counters.trained_seconds += seconds
         counters.flops += flops

@@ -147,7 +147,7 @@ def backward(
         if by_group:
             gradients = {name: grad.detach().clone() for name, grad in held.gradients().items()}
             if part.has_signal:
-                schedule.group_gradients(gradients)
+                held.show_group(gradients)
             for name, grad in gradients.items():
                 total[name] = grad if name not in total else total[name] + grad
             held.clear()
@@ -163,9 +163,13 @@ def _of_groups(batch: Batch) -> Iterator[tuple[int, Batch]]:
 
 
 def rate_at(session: Session) -> float:
-    """The learning rate of the next optimizer step."""
-    settings, index = session.config.optimizer, session.counters.optimizer_steps
-    total = session.config.steps * session.config.batch.updates_per_rollout
+    """The learning rate of the next update, by its number in the run.
+
+    Rollouts without a signal have their updates too, which are left out.
+    """
+    settings, counters = session.config.optimizer, session.counters
+    each = session.config.batch.updates_per_rollout
+    index, total = counters.rollouts * each + counters.updates, session.config.steps * each
     if index < settings.warmup_steps:
         return session.learning_rate * (index + 1) / settings.warmup_steps
     if settings.schedule == "constant":
@@ -178,4 +182,6 @@ def rate_at(session: Session) -> float:
 
 def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> float:
     """Clip and step (`Optimization.step`); returns the norm of the gradient before clipping."""
-    return session.optimization.step(loss, rate_at(session), has_signal)
+    rate = rate_at(session)
+    session.counters.updates += 1
+    return session.optimization.step(loss, rate, has_signal)

@@ -10,8 +10,8 @@ first ranks' sum b0 to b1, rank times the number of layers:
 
     b(t) = b1 + (b0 - b1) (1 - (t - warmup) / (T - warmup - tail))^3
 
-Every `every` steps the entries of E outside the best b(t) are set to 0; until the budget is
-b1 they may come back. To the loss comes orthogonal * mean(|A A^T - 1|_F, |B^T B - 1|_F).
+Every `every` steps the entries of E outside the best b(t) are cut: they are 0 after every step
+until the next choice, by which they may come back as long as the budget is above b1. To the loss comes orthogonal * mean(|A A^T - 1|_F, |B^T B - 1|_F).
 
 PEFT's layers and rank allocator do the work, but nothing drives them by itself under GRPO:
 the penalty is only added to a loss that the model returns, and the allocator must be called
@@ -19,7 +19,8 @@ in each step. `Ranks` does both: the gradient of the penalty is added in closed 
 
 Departures: t counts the steps with a signal (others say nothing on importance), so a run
 with many steps without one ends above its budget. s is alpha/init_rank throughout, as in
-PEFT. The importance uses the clipped gradient with the value after the step, as in PEFT.
+PEFT. The importance uses the clipped gradient with the value after the step, as in PEFT; PEFT
+leaves what was cut to itself until the next choice.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.lora import MAX_RANK, LowRank
-from modicum.updates.schedule import Decision, Schedule
+from modicum.updates.schedule import MAX_STEPS, Decision, Schedule
 
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 
@@ -103,13 +105,14 @@ class Ranks(Schedule):
             allocator.update_ipt(self.tuner.model)  # the only step; PEFT would have no scores
         self.tuner.update_and_allocate(self.taken)
 
+    def settle(self) -> None:
+        """What is cut is 0: its moments or a KL term may have moved it."""
+        if pattern := self.config.rank_pattern:
+            self.tuner.rankallocator.mask_using_rank_pattern(self.tuner.model, pattern)
+
     def decide(self, steps: int) -> Decision | None:
         """Everything trains on; the final ranks are evidence, once they are there."""
-        if self.taken < self.last:
-            return None
-        # A step without a signal (under a KL term) was not shown to this schedule.
-        self.tuner.rankallocator.mask_using_rank_pattern(self.tuner.model, self.config.rank_pattern)
-        if self.told:
+        if self.told or self.taken < self.last:
             return None
         self.told = True
         ranks = {name.split(".lora_E")[0]: n for name, n in self.ranks().items()}
@@ -175,16 +178,16 @@ class AdaLora(LowRank):
                 f" not {self.init_rank}"
             )
         shares = [share for share in (self.warmup, self.tail) if not isinstance(share, int)]
-        if min(self.warmup, self.tail) < 0 or any(share >= 1 for share in shares):
+        if not (self.warmup >= 0 and self.tail >= 0 and all(share < 1 for share in shares)):
             raise UserError(f"{self}: warmup and tail are shares below 1 or numbers of steps")
+        within("adalora: warmup", self.warmup, 0, MAX_STEPS)
+        within("adalora: tail", self.tail, 0, MAX_STEPS)
         if sum(shares) >= 1:
             raise UserError(f"{self}: warmup and tail together must be less than the whole run")
-        if self.every < 1:
-            raise UserError(f"adalora: every must be at least 1, not {self.every}")
+        within("adalora: every", self.every, 1, MAX_STEPS)
         if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
             raise UserError(f"{self}: beta1 and beta2 must be between 0 and 1")
-        if self.orthogonal < 0:
-            raise UserError(f"adalora: orthogonal must not be below 0, not {self.orthogonal:g}")
+        within("adalora: orthogonal", self.orthogonal, 0, 1000)
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """The phases are set when the run's length is known."""

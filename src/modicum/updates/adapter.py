@@ -24,12 +24,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import Method, Prepared, Selection
 from modicum.updates.chains import Chain, Trains
 from modicum.updates.kinds import Kind
 from modicum.updates.schedule import Schedule
 from modicum.updates.swap import Swap
+
+MAX_COUNT = 65_536  # of ranks and the like
 
 
 class AdapterPrepared(Prepared):
@@ -148,10 +151,9 @@ def quiet() -> Iterator[None]:
 
 
 def at_least_one(update: Method, **counts: int) -> None:
-    """UserError when one of the arguments is below 1."""
+    """UserError when one of the arguments is below 1, or beyond any model."""
     for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"{update.name}: {name} must be at least 1, not {count}")
+        within(f"{update.name}: {name}", count, 1, MAX_COUNT)
 
 
 def linear_layers(model: nn.Module, where: Selection | None) -> list[str]:

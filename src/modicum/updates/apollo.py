@@ -28,7 +28,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from modicum.updates.lowrank import LowRankMember, LowRankRule, Moment, State, moments, normalised
+from modicum.updates.lowrank import (
+    LowRankMember,
+    LowRankRule,
+    Moment,
+    State,
+    adam,
+    moments,
+    normalised,
+)
 from modicum.updates.rules import Rule
 
 GROWTH = 1.01
@@ -51,20 +59,37 @@ class ApolloRule(LowRankRule):
         return {"norm": torch.zeros((), device=matrix.device)} | moments(low, matrix.device)
 
     def direction(self, moment: Moment) -> Tensor:
+        wide, low = self._low(moment)
+        factor = self._factor(low, normalised(moment, low))
+        scaled = wide * factor * self._limit(moment, _norm(wide * factor, None)) * sqrt(self.scale)
+        return scaled if wide is moment.gradient else scaled.T
+
+    def taken(self, moment: Moment) -> Tensor:
+        wide, low = self._low(moment)
+        scaled = wide * self._factor(low, adam(moment))
+        norm, bias = _norm(scaled, None), self._bias(moment)
+        limit = moment.state["norm"].to(norm.device) / (norm * bias + (norm == 0))
+        scaled = scaled * limit.clamp(max=1) * sqrt(self.scale)
+        return scaled if wide is moment.gradient else scaled.T
+
+    def _low(self, moment: Moment) -> tuple[Tensor, Tensor]:
+        """The gradient, its larger side last, and its projection."""
         gradient, (rows, columns) = moment.gradient, moment.gradient.shape
         wide = gradient if rows < columns else gradient.T
-        low = self.projection(moment.name, moment.count, wide) @ wide
-        adam = normalised(moment, low)
+        return wide, self.projection(moment.name, moment.count, wide) @ wide
+
+    def _factor(self, low: Tensor, scaled: Tensor) -> Tensor:
+        """How much Adam scales each column, or the whole."""
         over = None if self.whole else 0
-        factor = _norm(adam, over) / (_norm(low, over) + TINY)
-        scaled = wide * factor * self._limit(moment, _norm(wide * factor, None)) * sqrt(self.scale)
-        return scaled if rows < columns else scaled.T
+        return _norm(scaled, over) / (_norm(low, over) + TINY)
+
+    def _bias(self, moment: Moment) -> float:
+        beta1, beta2 = moment.betas
+        return (1 - beta1**moment.count) / sqrt(1 - beta2**moment.count)
 
     def _limit(self, moment: Moment, norm: Tensor) -> Tensor:
         """What the step is multiplied by, so that its norm does not jump."""
-        beta1, beta2 = moment.betas
-        bias = (1 - beta1**moment.count) / sqrt(1 - beta2**moment.count)
-        before, now = moment.state["norm"].to(norm.device), norm * bias
+        before, now = moment.state["norm"].to(norm.device), norm * self._bias(moment)
         most = torch.where(before > 0, GROWTH * before, now)
         moment.state["norm"] = torch.where(now > 0, torch.minimum(now, most), before)
         return (most / (now + (now == 0))).clamp(max=1)

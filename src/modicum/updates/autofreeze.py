@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
 from modicum.updates.layout import layers_of, layout, outside
-from modicum.updates.schedule import Decision, Policy, Schedule
+from modicum.updates.schedule import MAX_STEPS, Decision, Policy, Schedule
 
 
 class FreezingSchedule(Schedule):
@@ -135,11 +136,9 @@ class AutoFreeze(Method):
     state: Policy = "reset"
 
     def __post_init__(self) -> None:
-        if self.intervals < 1 or not 0 <= self.percentile <= 100 or not 0 <= self.ema < 1:
-            raise UserError(
-                f"{self}: intervals must be at least 1, percentile between 0 and 100, ema at"
-                " least 0 and below 1"
-            )
+        within("autofreeze: intervals", self.intervals, 1, MAX_STEPS)
+        within("autofreeze: percentile", self.percentile, 0, 100)
+        within("autofreeze: ema", self.ema, 0, 1, below=True)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
         """Train what `where` selects, all if it is None; at least its last layer stays."""

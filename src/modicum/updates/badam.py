@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full, split
-from modicum.updates.layout import layers_of, layout, outside
-from modicum.updates.schedule import Decision, Policy
+from modicum.updates.layout import MAX_LAYERS, layers_of, layout, outside
+from modicum.updates.schedule import MAX_STEPS, Decision, Policy
 from modicum.updates.turns import Turns
 
 Order = Literal["random", "ascending", "descending"]
@@ -86,11 +87,9 @@ class BAdam(Method):
     state: Policy = "reset"
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.blocks < 0 or self.warmup < 0:
-            raise UserError(
-                f"{self}: every must be at least 1, blocks and warmup at least 0 (blocks=0 is"
-                " one for every layer)"
-            )
+        within("badam: every", self.every, 1, MAX_STEPS)
+        within("badam: blocks (0: one for every layer)", self.blocks, 0, MAX_LAYERS)
+        within("badam: warmup", self.warmup, 0, MAX_STEPS)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
         """Train the blocks of what `where` selects, of all if it is None."""
@@ -164,10 +163,8 @@ class BAdamRatio(Method):
     every: int = 10
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1 or self.every < 1:
-            raise UserError(
-                f"{self}: ratio must be above 0 and below 1, every at least 1; full trains all"
-            )
+        within("badam_ratio: ratio", self.ratio, 0, 1, above=True, below=True)
+        within("badam_ratio: every", self.every, 1, MAX_STEPS)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
         """Train entries of what `where` selects, of all tensors if it is None."""

@@ -26,8 +26,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from modicum.spec import within
 from modicum.types import UserError
-from modicum.updates.adapter import Adapter, at_least_one, linear_layers
+from modicum.updates.adapter import MAX_COUNT, Adapter, at_least_one, linear_layers
 from modicum.updates.base import Selection
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 
@@ -76,8 +77,7 @@ class Oft(Adapter):
     exact: bool = False
 
     def __post_init__(self) -> None:
-        if self.block_size < 2:
-            raise UserError(f"oft: block_size must be at least 2, not {self.block_size}")
+        within("oft: block_size", self.block_size, 2, MAX_COUNT)
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The selected linear layers; blocks must divide the input of each."""

@@ -15,11 +15,11 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from modicum.spec import nearest
+from modicum.spec import nearest, within
 from modicum.types import UserError
 from modicum.updates.base import Selection
 from modicum.updates.kinds import Kind
-from modicum.updates.layout import PARTS, Layout
+from modicum.updates.layout import MAX_LAYERS, PARTS, Layout
 
 
 def split(count: int, of: int) -> list[range]:
@@ -69,8 +69,7 @@ class Count(Region):
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UserError(f"{self.name}({self.k}): the number of layers must be at least 1")
+        within(f"{self.name}({self.k}): the number of layers", self.k, 1, MAX_LAYERS)
 
     def check(self, layout: Layout) -> int:
         """The number of layers of the model, at least k."""
@@ -130,8 +129,8 @@ class Every(Region):
     offset: int = 0
 
     def __post_init__(self) -> None:
-        if self.stride < 1 or self.offset < 0:
-            raise UserError(f"{self}: the stride must be at least 1, the offset at least 0")
+        within("every: stride", self.stride, 1, MAX_LAYERS)
+        within("every: offset", self.offset, 0, MAX_LAYERS)
 
     def chosen(self, layout: Layout) -> range:
         if self.offset >= layout.num_layers:
@@ -173,8 +172,7 @@ class Surgical(Region):
     of: int = 3
 
     def __post_init__(self) -> None:
-        if self.of < 1:
-            raise UserError(f"{self}: of must be at least 1")
+        within("surgical: of", self.of, 1, MAX_LAYERS)
         if not 0 <= self.block < self.of:
             raise UserError(f"{self}: the block must be between 0 and {self.of - 1}")
 

@@ -24,7 +24,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from modicum.updates.lowrank import LowRankMember, LowRankRule, Moment, State, moments, normalised
+from modicum.updates.lowrank import (
+    LowRankMember,
+    LowRankRule,
+    Moment,
+    State,
+    adam,
+    moments,
+    normalised,
+)
 from modicum.updates.rules import Rule
 
 
@@ -50,9 +58,16 @@ class GaLoreRule(LowRankRule):
             state["basis"] = basis_of(gradient, self.rank)
             state["basis_made"] = torch.tensor(float(before))
         basis, (rows, columns) = state["basis"], gradient.shape
-        if rows >= columns:
-            return normalised(moment, gradient @ basis) @ basis.T * self.scale
-        return basis @ normalised(moment, basis.T @ gradient) * self.scale
+        low = gradient @ basis if rows >= columns else basis.T @ gradient
+        return self._back(moment, normalised(moment, low))
+
+    def taken(self, moment: Moment) -> Tensor:
+        return self._back(moment, adam(moment))
+
+    def _back(self, moment: Moment, low: Tensor) -> Tensor:
+        """From the low-rank space into that of the matrix."""
+        basis, (rows, columns) = moment.state["basis"], moment.gradient.shape
+        return (low @ basis.T if rows >= columns else basis @ low) * self.scale
 
 
 def basis_of(gradient: Tensor, rank: int) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+MAX_LAYERS = 10_000  # of any model
 PARTS = ("attention", "mlp", "norm", "bias", "embedding", "head")
 
 

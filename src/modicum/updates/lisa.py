@@ -18,11 +18,12 @@ from typing import ClassVar
 
 from torch import nn
 
+from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.layout import layers_of, layout, outside
-from modicum.updates.schedule import Decision, Policy
+from modicum.updates.layout import MAX_LAYERS, layers_of, layout, outside
+from modicum.updates.schedule import MAX_STEPS, Decision, Policy
 from modicum.updates.turns import Turns
 
 MOST_SETS = 64  # for the preview's average; beyond, so many are drawn
@@ -73,8 +74,8 @@ class Lisa(Method):
     state: Policy = "reset"
 
     def __post_init__(self) -> None:
-        if self.layers < 1 or self.every < 1:
-            raise UserError(f"{self}: layers and every must be at least 1")
+        within("lisa: layers", self.layers, 1, MAX_LAYERS)
+        within("lisa: every", self.every, 1, MAX_STEPS)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
         """Train drawn layers of what `where` selects, of all if it is None."""

@@ -21,13 +21,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from modicum.types import UserError
+from modicum.spec import within
 from modicum.updates.adapter import Adapter
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Schedule
 
 MAX_RANK = 1024
 MAX_RATIO = 1024
+MAX_ALPHA = 65536
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,8 @@ class LowRank(Adapter):
     alpha: int = 32
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rank <= MAX_RANK:
-            raise UserError(f"{self.name}: rank must be between 1 and {MAX_RANK}, not {self.rank}")
-        if self.alpha <= 0:
-            raise UserError(f"{self.name}: alpha must be above 0, not {self.alpha}")
+        within(f"{self.name}: rank", self.rank, 1, MAX_RANK)
+        within(f"{self.name}: alpha", self.alpha, 1, MAX_ALPHA)
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """LoRA without dropout."""
@@ -104,8 +103,7 @@ class LoraPlus(LowRank):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.ratio <= MAX_RATIO:
-            raise UserError(f"loraplus: ratio must be above 0 and at most {MAX_RATIO}")
+        within("loraplus: ratio", self.ratio, 0, MAX_RATIO, above=True)
 
     def schedule(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Schedule:
         return Schedule(rates={n: self.ratio for n in trainable if ".lora_B." in n})

@@ -10,7 +10,7 @@ costs what it does for AdamW.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from modicum.config import Optimizer
+from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.layout import LAYER
+from modicum.updates.moves import pieces
 from modicum.updates.optimizers import OptimizerMember
-from modicum.updates.rules import Groups, Rule
+from modicum.updates.rules import AdamWRule, Groups, Rule
+from modicum.updates.schedule import MAX_STEPS
 
 State = dict[str, Tensor]
 MAX_RANK = 4096
@@ -46,9 +49,15 @@ class Moment:
 def normalised(moment: Moment, gradient: Tensor) -> Tensor:
     """Adam's m / (sqrt(v) + eps), both with bias correction, after taking `gradient` in."""
     beta1, beta2 = moment.betas
+    moment.state["exp_avg"].lerp_(gradient, 1 - beta1)
+    moment.state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    return adam(moment)
+
+
+def adam(moment: Moment) -> Tensor:
+    """Adam's m / (sqrt(v) + eps) of the state as it is."""
+    beta1, beta2 = moment.betas
     first, second = moment.state["exp_avg"], moment.state["exp_avg_sq"]
-    first.lerp_(gradient, 1 - beta1)
-    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     root = (second / (1 - beta2**moment.count)).sqrt_().add_(moment.epsilon)
     return (first / (1 - beta1**moment.count)).div_(root)
 
@@ -78,6 +87,16 @@ class LowRankRule(Rule, ABC):
         """Tables of the size of the largest matrix: its gradient's projection and way back."""
         return STEP_TABLES * largest
 
+    def sizes(
+        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
+    ) -> Iterator[Tensor]:
+        """AdamW's, or those of the treatment."""
+        if self.projects(name, gradient.shape):
+            given = (int(state["step"]), group["betas"], group["eps"])
+            yield from pieces(self.taken(Moment(name, gradient, dict(state), *given)).abs())
+        else:
+            yield from AdamWRule().sizes(name, gradient, state, group)
+
     @abstractmethod
     def kept(self, rows: int, columns: int) -> int:
         """How many numbers are kept of a matrix."""
@@ -89,6 +108,10 @@ class LowRankRule(Rule, ABC):
     @abstractmethod
     def direction(self, moment: Moment) -> Tensor:
         """What is taken off the matrix, over the learning rate; updates the state."""
+
+    @abstractmethod
+    def taken(self, moment: Moment) -> Tensor:
+        """What `direction` was, from the state that it left."""
 
 
 class LowRankAdamW(torch.optim.Optimizer):
@@ -139,12 +162,9 @@ class LowRankMember(OptimizerMember):
     def __post_init__(self) -> None:
         rule = self.rule(0)
         assert isinstance(rule, LowRankRule)
-        if not 1 <= rule.rank <= MAX_RANK:
-            raise UserError(f"{self.name}: rank must be between 1 and {MAX_RANK}, not {rule.rank}")
-        if rule.every < 1:
-            raise UserError(f"{self.name}: every must be at least 1, not {rule.every}")
-        if not rule.scale > 0:
-            raise UserError(f"{self.name}: scale must be above 0, not {rule.scale}")
+        within(f"{self.name}: rank", rule.rank, 1, MAX_RANK)
+        within(f"{self.name}: every", rule.every, 1, MAX_STEPS)
+        within(f"{self.name}: scale", rule.scale, 0, 1e6, above=True)
 
     def check(self, prepared: Prepared) -> None:
         """UserError when no matrix that trains is large enough."""

@@ -1,7 +1,9 @@
 """The change proof: what should train did change, all else is bit-identical.
 
 Every tensor is hashed before training. After the first step, at each checkpoint and at
-the end the hashes are taken again. A violation stops the run with the tensor's name. Of
+the end the hashes are taken again. A violation stops the run with the tensor's name. Only
+what was certain to move must have changed: a step below half the spacing of all of a tensor's
+numbers (a warm-up, a small rate) leaves it as it is (`moves`). Of
 what has an fp32 master the master must change, as small steps add up there before they
 show in a rounded weight, and the weight must be the master, rounded as it was to be: by the
 noise of the step in which it last trained, or to nearest. What may train but
@@ -16,7 +18,7 @@ rewrite it when they begin, and a proof that believed an older hash would prove 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -27,6 +29,7 @@ from modicum.models.precision import Masters, SparseMaster, is_coarse
 from modicum.models.rounding import neighbours
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
+from modicum.updates.moves import Move
 
 
 class Proof:
@@ -41,23 +44,43 @@ class Proof:
         self.started = {n: _wide(p) for n, p in prepared.trainable.items()}
         self.resting: dict[str, str] = {}
         self.outside: dict[str, tuple[SparseMaster, str]] = {}
-        self.pushed: set[str] = set()  # tensors that have had a gradient
+        self.tried: set[str] = set()  # tensors that have had a gradient
+        self.pushed: set[str] = set()  # those whose steps were too large for them to stay
         self.moved: set[str] = set()  # tensors that were seen to have changed
+        self.last: dict[str, Move | None] = {}  # the last step of those that were waited for
 
-    def resume(self, pushed: Iterable[str], moved: Iterable[str]) -> None:
+    def resume(self, pushed: Iterable[str], moved: Iterable[str], tried: Iterable[str]) -> None:
         """Go on from a checkpoint, whose values are in the model by now, with the same start."""
-        self.pushed, self.moved = set(pushed), set(moved)
+        self.pushed, self.moved, self.tried = set(pushed), set(moved), set(tried)
         self.resting, self.outside = {}, {}
         self.rest()
 
     @property
     def waiting(self) -> bool:
-        """Whether some tensor has not had a gradient yet."""
+        """Whether some tensor need not have changed yet."""
         return len(self.pushed) < len(self.started)
 
-    def push(self, names: Iterable[str]) -> None:
-        """Tell which tensors had a gradient other than zero in a step that was taken."""
-        self.pushed.update(names)
+    def push(self, names: Iterable[str], sure: bool = True) -> None:
+        """Tell which tensors had a gradient in a step that was taken; `sure`: they must move."""
+        names = set(names)
+        self.tried |= names
+        self.pushed |= names if sure else set()
+
+    def expect(self, moves: Callable[[str], Move | None]) -> None:
+        """Hear of a step that was taken, by how far each tensor went; None: it was passed over.
+
+        A tensor of which entries went a spacing or a few may come back to its start. It must
+        have left it once, right then.
+        """
+        for name in sorted(self.tried & self.prepared.active.keys() - self.pushed):
+            move = self.last[name] = moves(name)
+            if move is not None and not move.far:
+                if not move.shows or name in self.moved:
+                    continue
+                self.look([name])
+                if name in self.moved:
+                    continue
+            self.push([name])
 
     def look(self, names: Iterable[str]) -> None:
         """See which masters have left their start; call before these stop or begin anew."""
@@ -70,7 +93,7 @@ class Proof:
             )
             if left:
                 self.moved.add(name)
-            elif name not in self.prepared.schedule.may_return and name not in self.outside:
+            elif name in self.pushed - self.prepared.schedule.may_return - self.outside.keys():
                 self.moved.discard(name)
 
     def rest(self) -> None:
@@ -117,11 +140,13 @@ class Proof:
         self._check_outside(when, self.outside)
         self.look(self.prepared.active.keys() & self.masters.held.keys())
         # What may come back to its start cannot be told from what never left it.
-        still = sorted(self.pushed - self.moved - self.prepared.schedule.may_return)
+        same = self.tried - self.moved - self.prepared.schedule.may_return
+        still, small = sorted(same & self.pushed), same - self.pushed
         return (
             f"{len(self.moved)} of {len(self.started)} trainable tensors changed"
             + (f", {len(self.resting)} of them rest now" if self.resting else "")
             + (self.stayed(when, still) if still else "")
+            + (f", {len(small)} had steps too small to show in fp32" if small else "")
             + f", {len(self.frozen)} frozen ones are bit-identical"
         )
 
@@ -169,9 +194,11 @@ class ChangeProof(Proof):
 
     def stayed(self, when: str, still: Sequence[str]) -> str:
         """They should have changed."""
+        move = self.last.get(still[0], Move(0.0))
+        why = "the optimizer has passed it over" if move is None else f"though {move}"
         raise RunStopped(
             f"change proof ({when}): {still[0]} trains and has not changed"
-            f" ({len(still)} such tensors); the learning rate may be too small"
+            f" ({len(still)} such tensors)" + (f", {why}" if move is None or move.step else "")
         )
 
 

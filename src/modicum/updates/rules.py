@@ -7,21 +7,21 @@ that does not say otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from modicum.config import Optimizer
+from modicum.updates.moves import Move, farthest, pieces
 
 Groups = list[dict[str, Any]]
 
 
 class Rule(Protocol):
     """How tensors are moved by their gradients."""
-
-    proportional: ClassVar[bool] = False
-    """Whether a step is in proportion to the gradient, and so may be too small to be stored."""
 
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
         """The optimizer; every group has `params`, `lr` and `names`."""
@@ -30,6 +30,34 @@ class Rule(Protocol):
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         """Bytes that the optimizer keeps of one fp32 tensor, the step counter left out."""
         ...
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the optimizer has a state of every tensor that it has moved."""
+        return True
+
+    def sizes(
+        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
+    ) -> Iterator[Tensor]:
+        """How far the step just taken moved each number, over the learning rate; in `pieces`.
+
+        By the gradient, the state after the step and the group's settings; weight decay left
+        out. The change proof compares this with the spacing of the numbers. A rule that does
+        not say is taken to move whatever has a gradient.
+        """
+        for piece in pieces(gradient):
+            yield torch.where(piece == 0, 0.0, float("inf"))
+
+    def move(
+        self, name: str, tensor: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
+    ) -> Move | None:
+        """How far the step just taken went in a tensor; None: the optimizer passed it over."""
+        if tensor.grad is None:
+            return Move(group["lr"])
+        if self.stateful and not state:
+            return None
+        sizes = self.sizes(name, tensor.grad, state, group)
+        return farthest(tensor, sizes, group["lr"], group["weight_decay"])
 
     def step_numbers(self, largest: int) -> int:
         """fp32 numbers that a step makes and drops; the largest tensor has `largest`."""
@@ -53,6 +81,16 @@ class AdamWRule(Rule):
         """Two fp32 numbers for each."""
         return 8 * shape.numel()
 
+    def sizes(
+        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
+    ) -> Iterator[Tensor]:
+        """|m| / (sqrt(v) + eps), both with bias correction."""
+        (beta1, beta2), count = group["betas"], float(state["step"])
+        moments = zip(pieces(state["exp_avg"]), pieces(state["exp_avg_sq"]), strict=True)
+        for first, second in moments:
+            root = (second / (1 - beta2**count)).sqrt_().add_(group["eps"])
+            yield (first.abs() / (1 - beta1**count)).div_(root)
+
 
 @dataclass(frozen=True)
 class SgdRule(Rule):
@@ -62,7 +100,6 @@ class SgdRule(Rule):
     momentum this is the decoupled one.
     """
 
-    proportional: ClassVar[bool] = True
     momentum: float = 0.0
 
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
@@ -72,3 +109,14 @@ class SgdRule(Rule):
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         """One fp32 number for each under momentum, else nothing."""
         return 4 * shape.numel() if self.momentum else 0
+
+    @property
+    def stateful(self) -> bool:
+        """Under momentum."""
+        return self.momentum > 0
+
+    def sizes(
+        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
+    ) -> Iterator[Tensor]:
+        """The sum of gradients, or the gradient."""
+        yield from (piece.abs() for piece in pieces(state.get("momentum_buffer", gradient)))

@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 Policy = Literal["keep", "reset", "cpu"]
+MAX_STEPS = 1_000_000
+"""No run is longer, so that a number of steps beyond it would mean never."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,15 @@ class Decision:
     """What trains from now on, and why.
 
     `entries` names, for tensors of which only some entries train, their flat indices.
-    `restart` deletes all optimizer state, of what goes on training too.
+    `restart` deletes all optimizer state, of what goes on training too; `fresh` that of the
+    tensors that it names.
     """
 
     active: frozenset[str]
     evidence: Mapping[str, Any] = field(default_factory=dict)
     entries: Mapping[str, Tensor] | None = None
     restart: bool = False
+    fresh: frozenset[str] = frozenset()
 
 
 class Schedule:
@@ -99,6 +103,9 @@ class Schedule:
 
     def stepped(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
         """Look at (and perhaps edit) the masters just after a step."""
+
+    def settle(self) -> None:
+        """Make good what must hold after every step, one without a signal too."""
 
     def size(self, name: str, parameter: nn.Parameter) -> int:
         """How many entries of a tensor train when it does."""

@@ -35,11 +35,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
 from modicum.updates.past_run import past_values
-from modicum.updates.schedule import Decision, Schedule
+from modicum.updates.schedule import MAX_STEPS, Decision, Schedule
 
 Named = Mapping[str, nn.Parameter]
 By = Literal["random", "smallest", "largest", "fisher", "taylor", "run"]
@@ -184,8 +185,7 @@ class Sparse(Method):
             raise UserError(
                 f"sparse: keep is a share, above 0 and at most 1 (0.05 is 5 %), not {self.keep}"
             )
-        if self.warmup < 1:
-            raise UserError(f"sparse: warmup must be at least 1 step, not {self.warmup}")
+        within("sparse: warmup", self.warmup, 1, MAX_STEPS)
         if (self.by == "run") != bool(self.run):
             raise UserError(
                 "sparse: by='run' and run='FOLDER' belong together: the folder of a finished run"

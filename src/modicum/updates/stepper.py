@@ -19,6 +19,7 @@ from torch import Tensor
 from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
+from modicum.updates.moves import Move
 from modicum.updates.proofs import Proof
 from modicum.updates.schedule import Decision
 
@@ -74,6 +75,10 @@ class Stepper:
         """Whether the step that `before` looked at is taken."""
         self.shown: dict[str, Tensor] = {}
         """The gradients that the schedule was shown of a step that is taken."""
+        self.rate, self.rates = float("inf"), dict[str, float]()
+        """The learning rate of that step, and what multiplies it."""
+        self.unshown: tuple[dict[str, Any], dict[str, Tensor]] | None = None
+        """The schedule before it was shown the groups of a step that may yet be skipped."""
         self._whole: list[dict[str, Any]] | None = None
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
@@ -95,6 +100,14 @@ class Stepper:
         found = {name: held[name].grad for name in self.prepared.active}
         return {name: grad for name, grad in found.items() if grad is not None}
 
+    def show_group(self, gradients: Mapping[str, Tensor]) -> None:
+        """Show the schedule what one group gave; if the step is skipped, it is as if never shown."""
+        schedule = self.prepared.schedule
+        if self.unshown is None:
+            kept = {name: tensor.clone() for name, tensor in schedule.tensors().items()}
+            self.unshown = schedule.state(), kept
+        schedule.group_gradients(gradients)
+
     def before(
         self, loss: float = 0.0, rate: float = float("inf"), has_signal: bool | None = None
     ) -> float:
@@ -102,7 +115,7 @@ class Stepper:
 
         A loss or gradient that is not finite is skipped and counted. The schedule is shown
         finite gradients of steps with a signal (None: whose gradient is not zero) before
-        clipping. The proof expects of every step what the learning rate makes certain.
+        clipping. The proof hears which tensors had a gradient; without a rate, that they move.
         Returns the norm of the gradient before clipping. Raises RunStopped after
         `max_skipped` skipped steps in a row.
         """
@@ -117,7 +130,7 @@ class Stepper:
         if not (abs(loss) < float("inf") and norm < float("inf")):
             self._skip(loss, norm)
             return norm
-        counters.skipped_in_row = 0
+        counters.skipped_in_row, self.unshown = 0, None
         has_signal = norm > 0 if has_signal is None else has_signal
         if has_signal:
             schedule.gradients(gradients)
@@ -129,16 +142,16 @@ class Stepper:
         if schedule.edits_gradients:
             norms, norm = _norms(gradients)
         shrink = self.max_grad_norm / norm if 0 < self.max_grad_norm < norm else 1.0
-        rates = schedule.rates(counters.signal_steps)
+        self.rate, self.rates = rate, dict(schedule.rates(counters.signal_steps))
         if self.proof.waiting:
-            sizes = dict(zip(gradients, norms.tolist(), strict=True))
-            self.proof.push(self.sure_to_move(sizes, shrink * rate, rates))
+            pushed = [n for n, size in zip(gradients, norms.tolist(), strict=True) if size > 0]
+            self.proof.push(pushed, sure=rate == float("inf"))
         if shrink < 1:
             torch._foreach_mul_(list(gradients.values()), shrink)
         if has_signal:
             schedule.stepping(self.masters.tensors)
             self.shown = gradients
-        self._split(rates)
+        self._split(self.rates)
         self.taken = True
         return norm
 
@@ -151,28 +164,18 @@ class Stepper:
             if self.shown:
                 self.prepared.schedule.stepped(self.masters.tensors, self.shown)
             self.shown = {}  # or they would outlive the step
+            self.prepared.schedule.settle()
+            if self.proof.waiting and self.rate < float("inf"):
+                self.proof.expect(self.moves)
             self.masters.draw(self.prepared.active, self.counters.optimizer_steps)
 
-    def sure_to_move(
-        self, norms: Mapping[str, float], rate: float, multipliers: Mapping[str, float]
-    ) -> list[str]:
-        """Names of what the next step changes for certain, by the norms of the gradients.
-
-        Where steps are in proportion to gradients, one that is small beside a tensor's own
-        spacing may leave it as it is. One whose norm is above the tensor's times the
-        spacing at 1 is above the spacing of some entry.
-        """
-        pushed = [name for name, norm in norms.items() if norm > 0]
-        if not self.prepared.rule.proportional or not pushed:
-            return pushed
-        held = self.masters.tensors
-        own = torch.stack(torch._foreach_norm([held[name].detach() for name in pushed])).tolist()
-        spacing = torch.finfo(torch.float32).eps
-        return [
-            name
-            for name, size in zip(pushed, own, strict=True)
-            if rate * multipliers.get(name, 1.0) * norms[name] > spacing * size
-        ]
+    def moves(self, name: str) -> Move | None:
+        """How far the step just taken went in a tensor; None: the optimizer passed it over."""
+        master, group = self.masters.held[name], self.optimizer.param_groups[0]
+        state, rate = self.optimizer.state.get(master.leaf, {}), self.rates.get(name, 1.0)
+        return self.prepared.rule.move(
+            name, master.tensor, state, {**group, "lr": rate * self.rate}
+        )
 
     def clear(self) -> None:
         """Drop all gradients: an optimizer passes over what has none."""
@@ -182,6 +185,9 @@ class Stepper:
     def _skip(self, loss: float, norm: float) -> None:
         counters = self.counters
         self.clear()
+        if self.unshown is not None:
+            self.prepared.schedule.load(*self.unshown)
+            self.unshown = None
         counters.optimizer_steps += 1
         counters.skipped += 1
         counters.skipped_in_row += 1
@@ -222,7 +228,7 @@ class Stepper:
         redone = self._redone(decision)
         self.proof.look(stopped | redone)
         prepared.activate(decision.active)
-        self._forget(set(held) if decision.restart else redone)
+        self._forget(set(held) if decision.restart else redone | decision.fresh)
         if prepared.schedule.policy == "reset":
             self._forget(stopped)
             self.masters.drop(stopped)

@@ -1,12 +1,14 @@
 """Schedules that go in turns: another part of the model every so many steps.
 
 Turns change at rollout boundaries, and steps without a signal do not count. So a turn has
-at least `every` steps with a signal, and more where a rollout serves several.
+at least `every` steps with a signal, and more where a rollout serves several. Under the policy
+`reset` every turn begins with fresh moments, also of what had the turn before.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +20,8 @@ class Turns(Schedule, ABC):
     """Members say what trains in a turn, from its number alone."""
 
     remembered: ClassVar[tuple[str, ...]] = ("number", "since")
+    always: frozenset[str] = frozenset()
+    """What trains in every turn, and goes on from one to the next."""
 
     def __init__(self, every: int, policy: Policy, seed: int) -> None:
         super().__init__()
@@ -41,4 +45,6 @@ class Turns(Schedule, ABC):
             return None
         self.number += 1
         self.since = steps
-        return self.turn(self.number - 1)
+        decision = self.turn(self.number - 1)
+        fresh = decision.active - self.always if self.policy == "reset" else frozenset[str]()
+        return replace(decision, fresh=fresh)

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter, at_least_one, linear_layers
 from modicum.updates.base import Selection
@@ -52,8 +53,8 @@ class Vera(Adapter):
 
     def __post_init__(self) -> None:
         at_least_one(self, rank=self.rank)
-        if self.d_initial == 0:
-            raise UserError("vera: with d_initial=0 no gradient reaches b, and d never moves")
+        # With 0 no gradient reaches b, and d never moves.
+        within("vera: d_initial", self.d_initial, 0, 10, above=True)
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """An exported adapter brings A and B along."""

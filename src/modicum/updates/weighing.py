@@ -26,10 +26,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from modicum.types import UserError
+from modicum.spec import within
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.schedule import Decision, Schedule
+from modicum.updates.schedule import MAX_STEPS, Decision, Schedule
 
 FLOOR = 1e-3  # root mean square below which a tensor counts as if it had this
 TINY = 1e-30  # far below the variance of any gradient that moves a number
@@ -203,8 +203,8 @@ class Measured(Method):
     reset: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.window <= self.every:
-            raise UserError(f"{self}: window must be at least 1 and at most every")
+        within(f"{self.name}: every", self.every, 1, MAX_STEPS)
+        within(f"{self.name}: window (every is the most)", self.window, 1, self.every)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
         """Train what `where` selects, all if it is None, with measured steps."""
@@ -240,8 +240,7 @@ class Snr(Measured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.threshold <= 1:
-            raise UserError(f"{self}: threshold must be between 0 and 1")
+        within("snr: threshold", self.threshold, 0, 1)
 
     def schedule(self, parameters: Mapping[str, nn.Parameter]) -> Weighing:
         return SnrSchedule(parameters, self.every, self.window, self.reset, self.threshold)
