@@ -12,14 +12,13 @@ many units is looked for, not a verdict against a control.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from modicum.config import TrainConfig, at_least, read_toml, to_toml
-from modicum.runs import Run, read_object, write_whole
+from modicum.runs import Run, clear_folder, read_object
 from modicum.study import launch, ranking
 from modicum.study.cell import BASE, RESULT, Cell
 from modicum.study.cells import check_expressions
@@ -142,12 +141,8 @@ def _begin(root: Path, config: TrainConfig, overwrite: bool) -> None:
                 " anew, --out takes another folder"
             )
     elif path.is_file():
-        for entry in root.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name != ".lock":
-                entry.unlink()
-    write_whole(path, text)
+        clear_folder(root)
+    Run(root).write_text(path.name, text)
 
 
 def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:

@@ -24,11 +24,9 @@ KEYS = {"step", "base", "active", "pushed", "moved", "schedule"}
 
 def save(session: Session, run: runs.Run, step: int) -> Path:
     """Write the checkpoint after `step` steps; it counts only when it is whole."""
-    folder = run.checkpoint_folder(step)
     schedule, proof = session.prepared.schedule, session.proof
     tensors = session.optimization.tensors()
     tensors |= {f"schedule/{n}": t.detach().contiguous() for n, t in schedule.tensors().items()}
-    save_file(tensors, folder / "tensors.safetensors")
     state = session.counters.state() | {
         "step": step,
         "base": proof.base,
@@ -38,7 +36,10 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "schedule": schedule.state(),
         "curriculum": session.order.state(),
     }
-    return run.seal(folder, state)
+    with run.checkpointing(sum(t.numel() * t.element_size() for t in tensors.values())):
+        folder = run.checkpoint_folder(step)
+        save_file(tensors, folder / "tensors.safetensors")
+        return run.seal(folder, state)
 
 
 def restore(session: Session, folder: Path) -> int:

@@ -9,7 +9,8 @@ from modicum.config import TrainConfig
 from modicum.curricula import Order
 from modicum.engine import Policy, policy_of
 from modicum.engine.flops import FlopCounter
-from modicum.models.load import load
+from modicum.models.load import inner, load
+from modicum.models.precision import too_fine
 from modicum.parts import RunParts
 from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
@@ -108,3 +109,21 @@ def prepare(config: TrainConfig, parts: RunParts | None = None) -> Session:
         FlopCounter(prepared, policy.scorer, config.batch, objective.needs_reference),
         counters,
     )
+
+
+def notes(session: Session) -> list[str]:
+    """What the user should know before the first step."""
+    found = [*tasks.notes(session.task), *session.prepared.notes]
+    if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
+        name = inner(session.policy.model).config.model_type
+        found.append(
+            f"the engine does not know the architecture {name!r}: its own forward is used, with"
+            " prompts repeated for every completion and frozen layers run every time"
+        )
+    fine = too_fine(session.prepared.trainable, session.learning_rate)
+    if fine:
+        found.append(
+            f"a step of {session.learning_rate:g} is below the spacing of {len(fine)} tensors"
+            f" in their dtype (first: {fine[0]}); what they learn may be rounded away"
+        )
+    return found
