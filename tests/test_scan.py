@@ -190,6 +190,7 @@ def test_a_scan_ranks_and_goes_on(
     scanned: Callable[..., Any],
     folders: dict[str, Path],
     tmp_path: Path,
+    fails: Fails,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -75,21 +75,24 @@ def entries(folder: Path) -> list[Path]:
     try:
         if folder.is_dir():
             return sorted(entry for entry in folder.iterdir() if entry.name != LOCK)
-        _check_free(folder)
+        _check_way(folder)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"the folder {folder} cannot be used: {reason}") from None
     return []
 
 
-def _check_free(folder: Path) -> None:
-    """UserError where something that is no folder has its name."""
-    if folder.is_symlink() and not folder.exists():
-        raise UserError(f"{folder} is a link to nothing ({os.readlink(folder)})")
-    if folder.exists():
-        raise UserError(f"{folder} is a file, not a folder")
+def _check_way(folder: Path) -> None:
+    """UserError where something that is no folder has its name, or that of one above it."""
+    for place in (folder, *folder.parents):
+        if place.is_dir():
+            return
+        if place.is_symlink() and not place.exists():
+            raise UserError(f"{place} is a link to nothing ({os.readlink(place)})")
+        if place.exists():
+            raise UserError(f"{place} is a file, not a folder")
 
 
 def make_folder(folder: Path) -> None:
@@ -97,10 +100,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        for place in (folder, *folder.parents):
-            with contextlib.suppress(OSError):
-                if not place.is_dir():
-                    _check_free(place)
+        with contextlib.suppress(OSError):
+            _check_way(folder)
         raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
 
 
