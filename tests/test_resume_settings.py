@@ -270,7 +270,10 @@ def test_a_finished_run_without_more_to_do_is_refused(bare: TrainConfig) -> None
         ({"optimizer.schedule": "linear"}, "optimizer.schedule = 'linear' reaches its end with"),
         ({"update": "autofreeze"}, "update = 'autofreeze' is spread over the run"),
         (
-            {"task": "file('levels.jsonl', difficulty='level')", "curriculum": "easy_to_hard(stages=2)"},
+            {
+                "task": "file('levels.jsonl', difficulty='level')",
+                "curriculum": "easy_to_hard(stages=2)",
+            },
             "curriculum = 'easy_to_hard(stages=2)' is spread over the run",
         ),
     ],
