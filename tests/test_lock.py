@@ -239,9 +239,9 @@ def test_readers_are_never_locked_out(bare: TrainConfig) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
+    held = lock.held(tmp_path)
     with pytest.raises(UserError, match=f"{tmp_path} cannot be written: Is a directory"):
-        with lock.held(tmp_path):
-            pass
+        held.__enter__()
 
 
 def test_it_needs_no_process_list_to_compare(tmp_path: Path) -> None:

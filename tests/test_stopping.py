@@ -419,9 +419,9 @@ def test_a_folder_is_cleared_but_for_its_lock(tmp_path: Path) -> None:
         disk.clear_folder(tmp_path)
     assert gone == ["result.json", "config.toml"]
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
-    with pytest.raises(UserError, match="cannot be written: Permission denied"):
-        with pytest.MonkeyPatch.context() as patch:
-            (tmp_path / "x").touch()
-            denied = PermissionError(errno.EACCES, "Permission denied")
-            patch.setattr(Path, "unlink", lambda path: (_ for _ in ()).throw(denied))
+    (tmp_path / "x").touch()
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda path: (_ for _ in ()).throw(denied))
+        with pytest.raises(UserError, match="cannot be written: Permission denied"):
             disk.clear_folder(tmp_path)
