@@ -1,7 +1,7 @@
 """Runs that are killed, and go on, beside the same runs uncut: nothing may differ.
 
     python scripts/kills.py                    100 kills (about 15 minutes)
-    python scripts/kills.py --kills 10 --out /tmp/kills
+    python scripts/kills.py --kills 10 --out runs/ten
     python scripts/kills.py --only lora dora   these updates
 
 Every kill has a run on the tiny base, an update, and a moment, all drawn from the seed:
