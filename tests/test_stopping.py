@@ -230,7 +230,7 @@ def test_a_run_that_finds_no_room_goes_on_when_there_is(
         assert not list(folder.rglob("*.tmp")) and not list(folder.rglob(".step-*"))
     began = (folder / "config.toml").exists()
     assert began == (size > 1000)
-    assert line.endswith("then --resume goes on") == began
+    assert line.endswith("; when it can be, --resume goes on") == began
     train(config, resume=began)
     assert left(folder) == whole
 
@@ -425,3 +425,28 @@ def test_a_folder_is_cleared_but_for_its_lock(tmp_path: Path) -> None:
         patch.setattr(Path, "unlink", lambda path: (_ for _ in ()).throw(denied))
         with pytest.raises(UserError, match="cannot be written: Permission denied"):
             disk.clear_folder(tmp_path)
+
+
+# A terminal that was closed --------------------------------------------------------------
+
+
+def test_what_cannot_be_shown_does_not_end_a_run(
+    bare: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed:
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        def flush(self) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    from modicum.display import Display
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with Display() as display:
+        assert train(bare, display)["steps"] == 4

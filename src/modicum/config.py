@@ -1,9 +1,8 @@
 """Every setting of a run, each declared once, with its docstring.
 
-No torch here, so that `modicum train --help` is instant. A run writes its resolved
-config as TOML, and `modicum train --config config.toml` repeats it. Sections are tables
-in TOML (`[sampling]`) and plain options on the command line (`--temperature`). Each says
-whether a resumed run may change it: `free`, `digits`, `length` or `fixed` (modicum.resuming).
+A run writes them as TOML, which `modicum train --config config.toml` repeats: sections are tables
+there (`[sampling]`), and plain options on the command line. Each setting says whether a resumed
+run may change it (modicum.resuming). No torch here, so that `modicum train --help` is instant.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def writing(folder: Path, needed: int = 0, hint: str = "") -> Iterator[None]:
 
 
 def _space(folder: Path, needed: int) -> str:
-    wanted = f"{needed / 1e6:,.1f} MB are needed, " if needed else ""
+    wanted = f"{needed / 1e6:,.1f} MB are needed, " if needed > 1e5 else ""
     with contextlib.suppress(OSError):
         return f"{wanted}{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
     return f"{wanted}nothing is free"
@@ -108,10 +108,14 @@ def make_folder(folder: Path) -> None:
 def clear_folder(folder: Path) -> None:
     """Remove all that is in a folder but its lock; of a link to one, what it leads to.
 
-    `config.*` goes last, so that a folder that was half cleared is still known for what it was.
+    `config.json` and TOML go last: a folder that was half cleared is still known for what it was.
     """
+
+    def tells(entry: Path) -> bool:
+        return entry.name == "config.json" or entry.suffix == ".toml"
+
     with writing(folder):
-        for entry in sorted(entries(folder), key=lambda entry: entry.name.startswith("config.")):
+        for entry in sorted(entries(folder), key=tells):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:

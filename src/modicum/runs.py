@@ -59,7 +59,9 @@ class Run:
     def writing(self, needed: int = 0) -> AbstractContextManager[None]:
         """A context in which what the system has against writing here is a FolderError."""
         begun = (self.folder / "config.toml").is_file()
-        return disk.writing(self.folder, needed, "; then --resume goes on" if begun else "")
+        return disk.writing(
+            self.folder, needed, "; when it can be, --resume goes on" if begun else ""
+        )
 
     def append(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add one JSON line to `metrics.jsonl`, `samples.jsonl` or `evaluations.jsonl`."""

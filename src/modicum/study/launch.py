@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -27,7 +26,7 @@ from typing import ClassVar
 from modicum import lock
 from modicum.config import at_least
 from modicum.machine import Interrupts
-from modicum.runs import entries, make_folder
+from modicum.runs import clear_folder, entries, make_folder
 from modicum.spec import nearest
 from modicum.study.cell import BUSY, Cell, execute, work
 from modicum.types import FolderError, RunInterrupted, UserError
@@ -173,7 +172,7 @@ class Bench:
         """Run the cells that have neither a result nor, unless these are asked for, a failure."""
         for cell in cells:
             if cell.failure and (retry_failed or self.retry_failed):
-                shutil.rmtree(cell.folder)
+                clear_folder(cell.folder)
         waiting = [cell for cell in cells if not cell.done and not cell.failure]
         number, began = itertools.count(1), time.perf_counter()
 
