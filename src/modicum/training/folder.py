@@ -26,8 +26,7 @@ def look(config: TrainConfig, overwrite: bool, resume: bool) -> None:
     """UserError, before a model is loaded, for a folder that can be neither begun nor resumed."""
     folder = run_folder(config)
     found = runs.entries(folder)
-    if folder.is_dir():
-        lock.check(folder)
+    lock.check(folder)
     if resume:
         runs.open_run(folder)
         changes, _ = _changes(folder, config, known=config.optimizer.learning_rate is not None)
@@ -47,6 +46,7 @@ def begin(
     or a run with other settings, or another process writes it.
     """
     folder = run_folder(session.config)
+    lock.check(folder)  # who writes it is said first, and a folder of others gets no lock
     if resume:
         runs.open_run(folder)
     else:
