@@ -407,6 +407,32 @@ def test_a_folder_that_cannot_be_is_one_line(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_folder_that_may_not_be_written_is_found_before_a_model_is_loaded(
+    bare: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(bare)
+    closed = [Path(bare.out), tmp_path]
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in closed)
+    monkeypatch.setattr(loop, "prepare", lambda *_: pytest.fail("a model was loaded"))
+    for out, how in ((bare.out, {"overwrite": True}), (str(tmp_path / "new" / "run"), {})):
+        place = out if how else tmp_path
+        with pytest.raises(FolderError, match=f"^{place} cannot be written: Permission denied$"):
+            train(replace(bare, out=out), **how)
+
+
+def test_a_kill_while_the_first_file_is_written_leaves_an_empty_folder(bare: TrainConfig) -> None:
+    """And what a kill left beside another file goes when the run goes on."""
+    folder = Path(bare.out)
+    folder.mkdir()
+    (folder / ".config.toml.tmp").write_text("model = ")
+    with pytest.raises(RunInterrupted):
+        train(bare, Signals(signal.SIGTERM, "after step 3"))
+    (folder / ".samples.jsonl.tmp").write_text("{")
+    (folder / ".mine.tmp").write_text("mine")
+    train(bare, resume=True)
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == [".mine.tmp"]
+
+
 def test_a_folder_is_cleared_but_for_its_lock(tmp_path: Path) -> None:
     """What makes it known for a run or a model goes last."""
     gone: list[str] = []

@@ -18,6 +18,7 @@ from pathlib import Path
 from modicum.types import FolderError, UserError
 
 LOCK = ".lock"  # of modicum.lock; no part of what is in a folder
+ASIDE = re.compile(r"\.[\w.-]+\.(json|jsonl|toml)\.tmp")  # what `write_whole` has not finished
 FULL = (errno.ENOSPC, errno.EDQUOT)
 RUST = re.compile(r"I/O error: .*\(os error (\d+)\)")
 
@@ -68,13 +69,13 @@ def _space(folder: Path, needed: int) -> str:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder but for its lock; nothing in one that is not there yet.
+    """What is in a folder, but for its lock and what a kill has left half-written.
 
-    UserError where there is something else, or the system does not let us look.
+    Nothing is in one that is not there yet. UserError where there is something else, or the system does not let us look.
     """
     try:
         if folder.is_dir():
-            return sorted(entry for entry in folder.iterdir() if entry.name != LOCK)
+            return sorted(e for e in folder.iterdir() if e.name != LOCK and not is_aside(e))
         _check_way(folder)
     except UserError:
         raise
@@ -82,6 +83,20 @@ def entries(folder: Path) -> list[Path]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"the folder {folder} cannot be used: {reason}") from None
     return []
+
+
+def is_aside(path: Path) -> bool:
+    """Whether `write_whole` was writing this file."""
+    return ASIDE.fullmatch(path.name) is not None
+
+
+def check_writable(folder: Path) -> None:
+    """FolderError where a folder, or the one that it would be made in, may not be written."""
+    for place in (folder, *folder.absolute().parents):
+        if place.is_dir():
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise FolderError(f"{place} cannot be written: Permission denied")
+            return
 
 
 def _check_way(folder: Path) -> None:

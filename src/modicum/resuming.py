@@ -1,6 +1,6 @@
 """Which settings a resumed run may change. Every setting says it where it is declared.
 
-free     it may: no number of the run depends on it
+free     it may: nothing that is trained depends on it
 digits   it may, and last digits change: the same sums are added in another order
 length   it may where nothing in the run follows its length
 fixed    it may not: the run would be another one

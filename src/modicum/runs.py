@@ -76,6 +76,8 @@ class Run:
         So does what only the end of a run has, where the run has not `ended` by then: the last
         step writes samples, whatever `samples_every`.
         """
+        for aside in filter(disk.is_aside, self.folder.iterdir()):
+            aside.unlink()
         for name in LINES:
             self._keep(name, lambda entry: entry["step"] < step)
         self._keep("changes.jsonl", lambda entry: True)

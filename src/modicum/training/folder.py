@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modicum import lock, machine, runs
+from modicum import disk, lock, machine, runs
 from modicum.config import TrainConfig, from_mapping, to_toml
 from modicum.parts import past_config
 from modicum.resuming import settings
@@ -27,6 +27,7 @@ def look(config: TrainConfig, overwrite: bool, resume: bool) -> None:
     folder = run_folder(config)
     found = runs.entries(folder)
     lock.check(folder)
+    disk.check_writable(folder)
     if resume:
         runs.open_run(folder)
         changes, _ = _changes(folder, config, known=config.optimizer.learning_rate is not None)
