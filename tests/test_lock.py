@@ -117,7 +117,10 @@ def test_a_stale_lock_is_no_lock(changes: dict[str, Any], tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": 1}', b"\xff"])
+NOBODY = b'{"pid": -1, "host": "", "started": "", "boot": "", "folder": 1, "token": 1}'
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": 1}', b"\xff", NOBODY])
 def test_a_lock_that_says_nothing_holds_nothing(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

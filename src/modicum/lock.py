@@ -155,9 +155,10 @@ def _read(path: Path) -> Owner | None:
 
 def _parsed(text: bytes) -> Owner | None:
     try:
-        return Owner(**json.loads(text))
+        owner = Owner(**json.loads(text))
     except (ValueError, TypeError):
         return None
+    return owner if isinstance(owner.pid, int) and 0 < owner.pid < 2**31 else None
 
 
 def _inode(path: Path) -> int | None:
