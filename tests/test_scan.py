@@ -241,7 +241,8 @@ def test_a_scan_ranks_and_goes_on(
     # Again: nothing is run, and the stopped run is not tried anew.
     assert scanned() == found
     assert len(calls) == 5
-    assert "other settings (steps = 1)" in fails(*first, "--steps", "2")
+    assert "other settings (steps = 1), not 2;" in fails(*first, "--steps", "2")
+    assert cli.run([*first, "--micro-batch", "1"]) == 0
     assert cli.run([*first, "--best", "1"]) == 0
 
 
