@@ -98,7 +98,8 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
     if changes:
         run.append("changes.jsonl", {"step": first, "settings": changes})
         rounding = "; last digits may differ from those of an uncut run" if digits else ""
-        note(f"goes on after step {first} with other settings {_told(changes)}{rounding}")
+        now, before = _listed(changes, 1), _listed(changes, 0)
+        note(f"goes on after step {first} with {now} instead of {before}{rounding}")
     run.write_text("config.toml", to_toml(config))
     return run, first
 
@@ -136,12 +137,13 @@ def _finished(folder: Path) -> UserError:
     )
 
 
+def _listed(changes: Changes, which: int) -> str:
+    """The settings that were (0), or that are asked for now (1)."""
+    return ", ".join(f"{name} = {pair[which]!r}" for name, pair in changes.items())
+
+
 def _told(changes: Changes) -> str:
-    """The settings that were, and that are asked for now."""
-    old, new = (
-        ", ".join(f"{name} = {pair[which]!r}" for name, pair in changes.items()) for which in (0, 1)
-    )
-    return f"({old}), not {new}"
+    return f"({_listed(changes, 0)}), not {_listed(changes, 1)}"
 
 
 def _follows(session: Session) -> str:
