@@ -91,6 +91,19 @@ def test_killed_with_sigkill_and_resumed_equals_the_uncut_run(
     assert tensors_of(whole) == tensors_of(cut)
 
 
+@pytest.mark.slow
+def test_the_script_that_kills_runs(tmp_path: Path) -> None:
+    """Five kills, one of each kind; it is made for hundreds."""
+    script = Path(__file__).parent.parent / "scripts" / "kills.py"
+    options = ["--kills", "5", "--only", "last(1)", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, str(script), *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("equal\n") == 5
+    assert done.stdout.endswith("0 differ\n")
+
+
 def test_the_config_that_a_run_writes_repeats_it(quick: TrainConfig, tmp_path: Path) -> None:
     from modicum.config import read_toml
 

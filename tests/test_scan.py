@@ -192,6 +192,7 @@ def test_a_scan_ranks_and_goes_on(
     tmp_path: Path,
     fails: Fails,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real, calls = loop.train, []
 
@@ -209,7 +210,10 @@ def test_a_scan_ranks_and_goes_on(
 
     monkeypatch.setattr(loop, "train", watched)
     first = command(folders, tmp_path)
-    assert "the same command goes on from there" in fails(*first, late=True)
+    monkeypatch.setattr("sys.argv", ["modicum", *first])
+    with pytest.raises(SystemExit, match="130"):
+        cli.main()
+    assert "the same command goes on from there" in capsys.readouterr().err
     found = scanned()
     assert calls == [
         ("layers(0)", False, True),
@@ -237,7 +241,8 @@ def test_a_scan_ranks_and_goes_on(
     # Again: nothing is run, and the stopped run is not tried anew.
     assert scanned() == found
     assert len(calls) == 5
-    assert "other settings (steps = 1)" in fails(*first, "--steps", "2")
+    assert "other settings (steps = 1), not 2;" in fails(*first, "--steps", "2")
+    assert cli.run([*first, "--micro-batch", "1"]) == 0
     assert cli.run([*first, "--best", "1"]) == 0
 
 

@@ -26,11 +26,14 @@ ORDER = [
     "grading",
     "answers",
     "styles",
+    "disk",
+    "lock",
     "runs",
     "stats",
     "logged",
     "results",
     "machine",
+    "resuming",
     "config",
     "options",
     "tracking",
@@ -65,6 +68,8 @@ NO_TORCH = [
         "grading",
         "answers",
         "styles",
+        "disk",
+        "lock",
         "runs",
         "stats",
         "logged",
@@ -73,6 +78,7 @@ NO_TORCH = [
         "scorecard",
     ),
     *(
+        "resuming",
         "config",
         "options",
         "tracking",
@@ -337,5 +343,17 @@ def test_the_map_in_the_readme_names_what_is_there() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = text.split("```\nsrc/modicum/\n")[1].split("examples/")[0]
     named = {n for line in block.splitlines() for n in re.findall(r"[a-z_]+", line[2:26])}
-    left = {"types", "child", "runs", "machine", "recipes", "export", "display", "__main__"}
+    left = {
+        "types",
+        "child",
+        "disk",
+        "lock",
+        "runs",
+        "machine",
+        "resuming",
+        "recipes",
+        "export",
+        "display",
+        "__main__",
+    }
     assert named == set(ORDER) - left

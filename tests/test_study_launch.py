@@ -16,18 +16,25 @@ from typing import Any
 import pytest
 
 from helpers import metrics_of, tensors_of
+from modicum import lock
 from modicum.config import Held, TrainConfig
 from modicum.runs import read_object
 from modicum.study.cell import BASE, Cell
 from modicum.study.launch import LAUNCHERS, Bench, Launcher, Processes, StudyObserver, locked, named
 from modicum.training.loop import train
-from modicum.types import RunInterrupted, UserError
+from modicum.types import FolderError, RunInterrupted, UserError
 
 
 def dies(completions: list[str], **columns: Any) -> list[float]:
     """A reward that takes its process along, as the system does when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
     return []
+
+
+def ends(completions: list[str], **columns: Any) -> list[float]:
+    """A reward in whose time the process is asked to end."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    return parity(completions)
 
 
 def parity(completions: list[str], **columns: Any) -> list[float]:
@@ -150,8 +157,9 @@ def test_a_cell_is_the_run_that_train_makes(
 
 
 @LONG
-def test_ctrl_c_saves_the_running_cells_and_they_go_on(
-    quick: TrainConfig, tmp_path: Path, launcher: Launcher
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_running_cells_and_they_go_on(
+    quick: TrainConfig, tmp_path: Path, launcher: Launcher, number: int
 ) -> None:
     base = evaluated_base(quick, tmp_path / "base")
     slow = {"reward": REWARD.format("waits"), "steps": 6}
@@ -162,11 +170,12 @@ def test_ctrl_c_saves_the_running_cells_and_they_go_on(
         end = time.monotonic() + 60
         while time.monotonic() < end and not (path.is_file() and path.read_text().count("\n") >= 2):
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=stop).start()
-    with pytest.raises(RunInterrupted, match="the same command goes on"):
+    with pytest.raises(RunInterrupted, match="the same command goes on") as caught:
         run_all([mine], launcher, Heard())
+    assert caught.value.number == number
     assert not mine.done and not mine.failure
     assert 2 <= len(metrics_of(mine.folder)) < 6
     assert list((mine.folder / "checkpoints").glob("step-*"))
@@ -174,6 +183,34 @@ def test_ctrl_c_saves_the_running_cells_and_they_go_on(
     train(replace(mine.config, out=str(tmp_path / "own")))
     assert metrics_of(mine.folder) == metrics_of(tmp_path / "own")
     assert tensors_of(mine.folder) == tensors_of(tmp_path / "own")
+
+
+@LONG
+def test_a_cell_whose_folder_cannot_be_written_now_has_not_failed(
+    quick: TrainConfig, tmp_path: Path, launcher: Launcher
+) -> None:
+    """Another process writes it, or the disk is full: the study stops, and goes on later."""
+    base = evaluated_base(quick, tmp_path / "base")
+    mine = cell(quick, tmp_path / "cell", base.folder, steps=1)
+    mine.folder.mkdir()
+    with lock.held(mine.folder), pytest.raises(FolderError, match="another process is writing"):
+        run_all([mine], launcher, Heard())
+    assert not mine.done and not mine.failure
+    run_all([mine], launcher, Heard())
+    assert mine.done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n, kind in LAUNCHERS.items() if kind.isolated])
+def test_a_cell_that_is_asked_to_end_has_not_failed(
+    quick: TrainConfig, tmp_path: Path, name: str
+) -> None:
+    """A cluster may send SIGTERM to every process of a study."""
+    base = evaluated_base(quick, tmp_path / "base")
+    mine = cell(quick, tmp_path / "cell", base.folder, reward=REWARD.format("ends"))
+    run_all([mine], LAUNCHERS[name](1, 1), Heard())
+    assert mine.summary == "stopped"
+    assert list((mine.folder / "checkpoints").glob("step-*"))
 
 
 def test_what_a_launcher_cannot_do_is_one_line() -> None:

@@ -293,6 +293,18 @@ def test_no_child_is_left(end: str, tmp_path: Path) -> None:
     assert waits_until_gone(pid)
 
 
+@pytest.mark.usefixtures("fresh")
+def test_a_signal_to_all_processes_leaves_the_child_to_the_run() -> None:
+    """A cluster sends SIGTERM to each; the step that the run then ends needs its verdicts."""
+    assert answers.equal("x+x", "2*x", True, PATIENCE)
+    (child,) = symbolic._pool.children
+    assert child.process is not None
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        os.kill(child.process.pid, number)
+    assert answers.equal("y+y", "2*y", True, PATIENCE)
+    assert {child} == symbolic._pool.children and child.process.poll() is None
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh")
 def test_what_hangs_ends_at_the_limit_in_a_batch_of_64() -> None:

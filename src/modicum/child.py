@@ -13,6 +13,7 @@ import atexit
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -126,6 +127,15 @@ class Child:
         self.lines = queue.SimpleQueue()
         reader = threading.Thread(target=_pump, args=(self.process.stdout, self.lines), daemon=True)
         reader.start()
+
+
+def outlast_signals() -> None:
+    """To be called by a child: what asks all processes to end is for the run.
+
+    The run ends its step, which needs the child, and the child's input after it.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _pump(stream: Any, lines: queue.SimpleQueue[str | None]) -> None:

@@ -7,11 +7,14 @@ user got wrong is one line and exit code 2.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from modicum.types import UserError
+from modicum import disk
+from modicum.machine import Stopped, ending_by_signals
+from modicum.types import RunInterrupted, UserError
 
 COMMANDS = {
     "demo": "train the shipped base three ways and compare (minutes, two cores)",
@@ -81,16 +84,43 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with ending_by_signals():
+        code = _code_of(sys.argv[1:])
+    sys.exit(code)
+
+
+def _code_of(args: list[str]) -> int:
+    """Run the command line; the exit code, after one line for whatever ended it."""
     try:
-        code = run(sys.argv[1:])
+        code = run(args)
+        sys.stdout.flush()  # a full disk is found here, and not after the end
+        return code
+    except RunInterrupted as error:
+        return _ended(str(error), 128 + error.number)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
+        return _ended(f"error: {error}", 2)
+    except Stopped as error:
+        text = "interrupted" if error.number == signal.SIGINT else f"ended by {error}"
+        return _ended(text, 128 + error.number)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+        return _ended("interrupted", 130)
     except BrokenPipeError:
         # The reader of our output has gone (`modicum tasks | head`).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code)
+        return _ended("", 1)
+    except disk.errors() as error:
+        if not disk.number(error):
+            raise
+        return _ended(f"error: {disk.explained(error)}", 2)
+
+
+def _ended(text: str, code: int) -> int:
+    """Say why it ended, where that can still be said, and return the exit code."""
+    try:
+        if text:
+            print(text, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:
+        # What is left of the output has nowhere to go, at the end of the process neither.
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code

@@ -1,8 +1,8 @@
 """Every setting of a run, each declared once, with its docstring.
 
-No torch here, so that `modicum train --help` is instant. A run writes its resolved
-config as TOML, and `modicum train --config config.toml` repeats it. Sections are tables
-in TOML (`[sampling]`) and plain options on the command line (`--temperature`).
+A run writes them as TOML, which `modicum train --config config.toml` repeats: sections are tables
+there (`[sampling]`), and plain options on the command line. Each setting says whether a resumed
+run may change it (modicum.resuming). No torch here, so that `modicum train --help` is instant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from modicum.spec import check, nearest, within
+from modicum.resuming import digits, fixed, free, length
+from modicum.spec import at_least, check, nearest
 from modicum.types import UserError
 
 C = TypeVar("C")
@@ -27,21 +28,21 @@ C = TypeVar("C")
 class Sampling:
     """How completions are drawn, in training and in evaluation alike."""
 
-    temperature: float = 1.0
+    temperature: float = fixed(1.0)
     """Divides the logits, for the sampler and for the log-probs that are trained."""
-    top_p: float = 1.0
+    top_p: float = fixed(1.0)
     """Keep the smallest set of tokens with this much probability; 1 keeps all."""
-    top_k: int = 0
+    top_k: int = fixed(0)
     """Keep this many most probable tokens; 0 keeps all."""
-    max_tokens: int = 80
+    max_tokens: int = fixed(80)
     """Longest completion, in tokens."""
-    max_prompt_tokens: int = 512
+    max_prompt_tokens: int = free(512)
     """A longer prompt is refused."""
-    template: Literal["auto", "chat", "r1_zero", "plain"] = "auto"
+    template: Literal["auto", "chat", "r1_zero", "plain"] = fixed("auto")
     """Prompt form; auto is chat if the tokenizer has a chat template, else r1_zero."""
-    style: Literal["tags", "boxed", "hashes", "none"] = "tags"
+    style: Literal["tags", "boxed", "hashes", "none"] = fixed("tags")
     """How the prompt asks for the answer: <think>/<answer> tags, \\boxed{}, #### or not at all."""
-    system: str | None = None
+    system: str | None = fixed(None)
     """System prompt, put before what the style asks for; unset takes the template's own."""
 
     def __post_init__(self) -> None:
@@ -54,15 +55,15 @@ class Sampling:
 class Steps:
     """What one step consists of."""
 
-    prompts_per_step: int = 16
+    prompts_per_step: int = fixed(16)
     """Problems drawn in a step."""
-    group_size: int = 8
+    group_size: int = fixed(8)
     """Completions of each problem."""
-    updates_per_rollout: int = 1
+    updates_per_rollout: int = fixed(1)
     """Optimizer steps on the same completions."""
-    micro_batch: int = 64
+    micro_batch: int = digits(64)
     """Completions in one forward and backward pass; it changes memory, not the result."""
-    rollout_batch: int = 512
+    rollout_batch: int = digits(512)
     """Completions sampled at the same time; it changes memory, not the result."""
 
     def __post_init__(self) -> None:
@@ -77,9 +78,9 @@ class Steps:
 class Budget:
     """A limit besides `steps`: a run ends at the end of the step nearest to it."""
 
-    budget: float = 0.0
+    budget: float = length(0.0)
     """What a run may spend in all; 0: only `steps` ends it."""
-    budget_unit: Literal["tokens", "flops", "seconds"] = "tokens"
+    budget_unit: Literal["tokens", "flops", "seconds"] = fixed("tokens")
     """Of what: generated tokens, matrix FLOPs, or seconds of sampling and training."""
 
     def __post_init__(self) -> None:
@@ -90,21 +91,21 @@ class Budget:
 class Optimizer:
     """AdamW on what trains."""
 
-    learning_rate: float | None = None
+    learning_rate: float | None = fixed(None)
     """Step size; None takes the update's default for the model (docs/updates.md)."""
-    weight_decay: float = 0.0
+    weight_decay: float = fixed(0.0)
     """Decoupled decay of what trains."""
-    beta1: float = 0.9
+    beta1: float = fixed(0.9)
     """Decay of the first moment."""
-    beta2: float = 0.999
+    beta2: float = fixed(0.999)
     """Decay of the second moment."""
-    epsilon: float = 1e-8
+    epsilon: float = fixed(1e-8)
     """Added to the root of the second moment."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = fixed(1.0)
     """Gradients are scaled down to this norm; 0 does not clip."""
-    schedule: Literal["constant", "linear"] = "constant"
+    schedule: Literal["constant", "linear"] = fixed("constant")
     """After warm-up: constant, or linear to zero at the last step, by rollouts and updates."""
-    warmup_steps: int = 0
+    warmup_steps: int = fixed(0)
     """Updates of linear warm-up; those of rollouts without a signal count."""
 
     def __post_init__(self) -> None:
@@ -121,21 +122,21 @@ class Optimizer:
 class Compute:
     """Where and how precisely."""
 
-    device: str = "auto"
+    device: str = digits("auto")
     """cpu, cuda, cuda:0, ...; auto takes a GPU if there is one."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["fp32", "bf16"] = fixed("fp32")
     """Precision of the forward and backward pass; what trains has fp32 masters."""
-    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    rounding: Literal["stochastic", "nearest"] = fixed("stochastic")
     """How masters become bf16 weights: up or down by chance, right on average, or to nearest."""
-    engine: Literal["auto", "split", "library"] = "auto"
+    engine: Literal["auto", "split", "library"] = digits("auto")
     """How the model is run: in stretches of layers, or by the library's whole forward."""
-    sampler: str = "local"
+    sampler: str = fixed("local")
     """What draws completions, as an expression: this process, token by token."""
-    trunk_bytes: int = 2**30
+    trunk_bytes: int = digits(2**30)
     """Most memory for states of frozen layers kept from sampling; past it they are run again."""
-    checkpointing: bool = False
+    checkpointing: bool = digits(False)
     """Recompute the activations of trained layers in backward: less memory, more time."""
-    agreement_every: int = 10
+    agreement_every: int = free(10)
     """Steps between checks by the library's forward, after the first five; 0 makes none."""
 
     def __post_init__(self) -> None:
@@ -146,9 +147,9 @@ class Compute:
 class Trust:
     """What the files of a model may do. Neither is needed for an ordinary model."""
 
-    trust_remote_code: bool = False
+    trust_remote_code: bool = free(False)
     """Run the Python code that comes with the model."""
-    pickled_weights: bool = False
+    pickled_weights: bool = free(False)
     """Also read weights that are pickled (pytorch_model.bin) and not safetensors."""
 
 
@@ -156,13 +157,13 @@ class Trust:
 class Held:
     """Evaluation on held-out problems, before and after training."""
 
-    eval_problems: int = 256
+    eval_problems: int = fixed(256)
     """Held-out problems; 0 does not evaluate."""
-    eval_samples: int = 4
+    eval_samples: int = fixed(4)
     """Sampled completions of each, at the training temperature."""
-    eval_every: int = 0
+    eval_every: int = free(0)
     """Also after every so many steps; 0 only at the ends."""
-    eval_split: Literal["test", "tune"] = "test"
+    eval_split: Literal["test", "tune"] = fixed("test")
     """Which held-out problems; what is chosen between runs is chosen on `tune`."""
 
     def __post_init__(self) -> None:
@@ -173,11 +174,11 @@ class Held:
 class Records:
     """What a run writes."""
 
-    checkpoint_every: int = 25
+    checkpoint_every: int = free(25)
     """Steps between checkpoints (the newest two are kept); 0 only at the end."""
-    samples_every: int = 10
+    samples_every: int = free(10)
     """Steps between written sample completions."""
-    anatomy: bool = True
+    anatomy: bool = free(True)
     """At the end, load the base once more and measure what changed in it (docs/anatomy.md)."""
 
     def __post_init__(self) -> None:
@@ -188,13 +189,13 @@ class Records:
 class Tracking:
     """Metrics to a tracker as well, beside the run's own files (docs/trackers.md)."""
 
-    tracker: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"
+    tracker: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = free("none")
     """Also log to this library, offline and into the run folder; each needs its extra."""
-    tracker_project: str = "modicum"
+    tracker_project: str = free("modicum")
     """The project (W&B, Trackio) or experiment (MLflow) that the run belongs to."""
-    tracker_folder: str = ""
+    tracker_folder: str = free("")
     """Folder of Trackio's or MLflow's store, for runs that share one; empty: the run folder."""
-    tracker_online: bool = False
+    tracker_online: bool = free(False)
     """Let the tracker use the network, with its own login and environment variables."""
 
 
@@ -202,23 +203,23 @@ class Tracking:
 class TrainConfig:
     """A whole training run."""
 
-    model: str = "tiny"
+    model: str = free("tiny")
     """`tiny`, a local folder, a GGUF file, or a hub id."""
-    task: str = "arithmetic"
+    task: str = fixed("arithmetic")
     """Problems, as an expression; `modicum tasks` lists them."""
-    reward: str = "accuracy"
+    reward: str = fixed("accuracy")
     """Weighted sum of terms, such as `accuracy + 0.2*format`."""
-    update: str = "full"
+    update: str = fixed("full")
     """What trains, as an expression; `modicum updates` lists and previews."""
-    objective: str = "grpo"
+    objective: str = fixed("grpo")
     """The loss, such as `grpo(kl=0.04)`."""
-    curriculum: str = "uniform"
+    curriculum: str = fixed("uniform")
     """Which problems come next."""
-    steps: int = 70
+    steps: int = length(70)
     """Rollouts at most; each is followed by `updates_per_rollout` optimizer steps."""
-    seed: int = 0
+    seed: int = fixed(0)
     """Of problems, sampling noise and initialisation."""
-    out: str = ""
+    out: str = free("")
     """The run folder; empty makes one under runs/ from update and seed."""
     sampling: Sampling = field(default_factory=Sampling)
     batch: Steps = field(default_factory=Steps)
@@ -237,16 +238,6 @@ class TrainConfig:
                 "temperature 0 makes all completions of a group equal, so nothing can be learnt;"
                 " training needs a temperature above 0"
             )
-
-
-def at_least(section: Any, **limits: float | tuple[float, float]) -> None:
-    """UserError when a named field is below its limit (or outside of two) or infinite."""
-    for name, limit in limits.items():
-        value = getattr(section, name)
-        if isinstance(limit, tuple):
-            within(name, value, *limit)
-        elif not limit <= value < float("inf"):
-            raise UserError(f"{name} must be at least {limit:g}, not {value!r}")
 
 
 def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:

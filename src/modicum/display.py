@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -18,9 +20,34 @@ from modicum.training.session import Session
 PLAIN_EVERY = 10  # steps between lines where there is no terminal
 
 
+class Screen:
+    """Standard error, whatever that is now. What it cannot take is dropped: a terminal that was
+    closed or a log on a full disk must not end a run before its checkpoint is written."""
+
+    def write(self, text: str) -> int:
+        """Write it, if that can be."""
+        with suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is left, if that can be."""
+        with suppress(OSError):
+            self._file.flush()
+
+    @property
+    def _file(self) -> Any:
+        # Under a live line rich has its own in the place of it.
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def console() -> Console:
     """The console for progress and messages; brackets in what it prints are just brackets."""
-    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    screen: Any = Screen()
+    return Console(file=screen, stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def clock(seconds: float) -> str:

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+TWICE_SECONDS = 1.0  # in which two are one: `timeout` and clusters also send to the whole group
 PACKAGES = ("modicum", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
 
 
@@ -136,27 +138,87 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-class Interrupts:
-    """A context in which the first Ctrl-C only sets `asked`, so that a step can end whole.
+class Stopped(KeyboardInterrupt):
+    """A signal that asks the program to end; `number` says which."""
 
-    The second one interrupts at once. Off the main thread, where signals cannot be
-    handled, it does nothing.
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def handled() -> list[int]:
+    """The signals that end a program: Ctrl-C, that of a cluster before a limit, a lost terminal.
+
+    The last two only where they are not ignored, as `nohup` has them.
+    """
+    ignored = (signal.SIG_IGN, None)
+    later = (signal.SIGTERM, signal.SIGHUP)
+    return [signal.SIGINT, *(n for n in later if signal.getsignal(n) not in ignored)]
+
+
+@contextlib.contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """In here every such signal is raised as Stopped, so that what is open is closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in handled()[1:]:
+            signal.signal(other, signal.SIG_IGN)  # one is enough; `timeout` sends two
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in handled()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Interrupts:
+    """A context in which the first signal to end only sets `number`, so that a step can end whole.
+
+    With `at_once` it is raised as Stopped, but for what runs in `whole`. The second one is
+    raised at once. Off the main thread, where signals cannot be handled, it does nothing.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
+    def __init__(self, at_once: bool = False) -> None:
+        self.at_once = at_once
+        self.number = 0
+        """The signal that came; 0: none."""
+        self._when = 0.0
+        self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether the program is asked to end."""
+        return bool(self.number)
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = {number: signal.signal(number, self._ask) for number in handled()}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """What runs in here comes to its end first; then what was asked for is raised."""
+        self.at_once = False
+        try:
+            yield
+        finally:
+            self.at_once = True
+        if self.number:
+            raise Stopped(self.number)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+        again, now = self.asked, time.monotonic()
+        if again and number != signal.SIGINT and now - self._when < TWICE_SECONDS:
+            return
+        self.number, self._when = number, now
+        if again or self.at_once:
+            raise Stopped(number)

@@ -8,9 +8,11 @@
     evaluations.jsonl  held-out evaluations
     completions-*.jsonl  what was written in them, with the verdicts
     checkpoints/       step-000025/{tensors.safetensors, state.json}, written aside, renamed
+    changes.jsonl      settings that were changed when it was resumed, and after which step
     tracker.json       the id of the tracker's run (modicum.tracking)
     anatomy.json       what changed in every tensor (modicum.anatomy)
     result.json        what came of it; its presence says that the run is finished
+    .lock              the process that writes it now (modicum.lock)
 
 Nothing here imports torch.
 """
@@ -23,18 +25,22 @@ import os
 import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from modicum import disk
+from modicum.disk import clear_folder, entries, make_folder, write_whole
 from modicum.types import UserError
 
 LINES = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl", "decisions.jsonl")
+AT_THE_END = ("result.json", "anatomy.json", "completions-trained.jsonl")
 KEPT = 2  # checkpoints
 FORMAT = 2  # of checkpoints; 1 had no hash of the whole base
 
 
 class Run:
-    """One run folder that is being written."""
+    """One run folder that is being written. A full disk is a FolderError."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,56 +50,98 @@ class Run:
     @classmethod
     def create(cls, folder: Path, config_toml: str, overwrite: bool) -> Run:
         """A new run folder; one that holds anything is a UserError unless `overwrite`."""
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file, not a folder for a run")
-        if folder.is_dir() and any(folder.iterdir()):
-            if not overwrite:
-                finished = (folder / "result.json").exists()
-                state = "holds a finished run" if finished else "is not empty"
-                more = "" if finished else "--resume goes on with it, "
-                raise UserError(
-                    f"{folder} {state}; {more}--overwrite starts anew, --out takes another"
-                )
-            if not is_run(folder):
-                raise UserError(f"{folder} is no run folder; --overwrite does not touch it")
-            shutil.rmtree(folder)
+        check_new(folder, overwrite)
         make_folder(folder)
-        write_whole(folder / "config.toml", config_toml)
-        return cls(folder)
+        clear_folder(folder)
+        run = cls(folder)
+        run.write_text("config.toml", config_toml)
+        return run
+
+    def writing(self, needed: int = 0) -> AbstractContextManager[None]:
+        """A context in which what the system has against writing here is a FolderError."""
+        begun = (self.folder / "config.toml").is_file()
+        return disk.writing(
+            self.folder, needed, "; when it can be, --resume goes on" if begun else ""
+        )
 
     def append(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add one JSON line to `metrics.jsonl`, `samples.jsonl` or `evaluations.jsonl`."""
-        with (self.folder / name).open("a", encoding="utf-8") as file:
+        with self.writing(), (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         if name in self.listeners:
             self.listeners[name](entry)
 
-    def cut(self, step: int) -> None:
-        """Drop lines that belong to `step` or later: a resumed run writes them again."""
+    def cut(self, step: int, ended: bool = True, samples_every: int = 1) -> None:
+        """Drop what belongs to `step` or later: a resumed run writes it again.
+
+        So does what only the end of a run has, where the run has not `ended` by then: the last
+        step writes samples, whatever `samples_every`.
+        """
+        for aside in filter(disk.is_aside, self.folder.iterdir()):
+            aside.unlink()
         for name in LINES:
-            path = self.folder / name
-            if path.exists():
-                kept = [e for e in read_lines(path) if e["step"] < step]
-                write_whole(path, to_lines(kept))
+            self._keep(name, lambda entry: entry["step"] < step)
+        self._keep("changes.jsonl", lambda entry: True)
+        if not ended:
+            with self.writing():
+                for name in AT_THE_END:
+                    (self.folder / name).unlink(missing_ok=True)
+            self._keep("evaluations.jsonl", lambda entry: entry.get("name") != "trained")
+            self._keep(
+                "samples.jsonl", lambda e: e["step"] < step - 1 or e["step"] % samples_every == 0
+            )
+
+    def _keep(self, name: str, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Keep the whole lines of a file that are wanted."""
+        path = self.folder / name
+        if path.exists():
+            text = to_lines(filter(wanted, read_lines(path)))
+            if text.encode() != path.read_bytes():
+                self.write_text(name, text)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole."""
-        write_whole(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def write_lines(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
         """Write a JSONL file whole."""
-        write_whole(self.folder / name, to_lines(entries))
+        self.write_text(name, to_lines(entries))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file whole."""
+        with self.writing(len(text)):
+            write_whole(self.folder / name, text)
+
+    @contextmanager
+    def checkpointing(self, needed: int) -> Iterator[None]:
+        """A context for `checkpoint_folder` to `seal`; of one that fails nothing is left.
+
+        `needed` is the size of the tensors in bytes, for the message about a full disk.
+        """
+        with self.writing(needed):
+            try:
+                yield
+            except disk.errors():
+                self._drop_halves()
+                raise
 
     def checkpoint_folder(self, step: int) -> Path:
         """A fresh folder to write the checkpoint of `step` into; `seal` makes it count."""
+        self._drop_halves()
         folder = self.folder / "checkpoints" / f".step-{step:06d}"
-        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
+
+    def _drop_halves(self) -> None:
+        """Remove checkpoints that a kill or a full disk left half-written."""
+        for half in (self.folder / "checkpoints").glob(".step-*"):
+            shutil.rmtree(half, ignore_errors=True)
 
     def seal(self, folder: Path, state: Mapping[str, Any]) -> Path:
         """Write the state with the hash of the tensors, rename the folder, drop old ones."""
         tensors = folder / "tensors.safetensors"
+        with tensors.open("rb") as file:
+            os.fsync(file.fileno())  # some file systems say only now that they are full
         full = {"format": FORMAT, **state, "tensors_sha256": file_hash(tensors)}
         write_whole(folder / "state.json", json.dumps(full, indent=2) + "\n")
         final = folder.with_name(folder.name[1:])
@@ -102,6 +150,19 @@ class Run:
         for old in checkpoints(self.folder)[:-KEPT]:
             shutil.rmtree(old)
         return final
+
+
+def check_new(folder: Path, overwrite: bool) -> None:
+    """UserError where no new run may begin; what is there may go only with `overwrite`."""
+    if not entries(folder):
+        return
+    if not overwrite:
+        finished = (folder / "result.json").exists()
+        state = "holds a finished run" if finished else "is not empty"
+        more = "" if finished else "--resume goes on with it, "
+        raise UserError(f"{folder} {state}; {more}--overwrite starts anew, --out takes another")
+    if not is_run(folder):
+        raise UserError(f"{folder} is no run folder; --overwrite does not touch it")
 
 
 def is_run(folder: Path) -> bool:
@@ -206,21 +267,6 @@ def _opened(path: Path) -> BinaryIO:
 def to_lines(entries: Iterable[Mapping[str, Any]]) -> str:
     """The text of a JSONL file."""
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it; UserError where the system does not let us."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a half."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def file_hash(path: Path) -> str:

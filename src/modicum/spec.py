@@ -206,6 +206,16 @@ def within(
         raise UserError(f"{what} must be {least} {low:g} and {most} {high:.12g}, not {value}")
 
 
+def at_least(section: Any, **limits: float | tuple[float, float]) -> None:
+    """UserError when a named field is below its limit (or outside of two) or infinite."""
+    for name, limit in limits.items():
+        value = getattr(section, name)
+        if isinstance(limit, tuple):
+            within(name, value, *limit)
+        elif not limit <= value < float("inf"):
+            raise UserError(f"{name} must be at least {limit:g}, not {value!r}")
+
+
 def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is field.default_factory is dataclasses.MISSING
 

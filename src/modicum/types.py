@@ -28,7 +28,18 @@ class RunStopped(UserError):
 
 
 class RunInterrupted(RunStopped):
-    """The user stopped a run; it can be resumed."""
+    """A signal stopped a run, which can be resumed; `number` is the signal's (2: Ctrl-C)."""
+
+    def __init__(self, message: str, number: int = 2) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class FolderError(UserError):
+    """A folder cannot be written now: the disk is full, another process writes it.
+
+    Nothing is wrong with what was asked for, and the same works when that has ended.
+    """
 
 
 @dataclass(frozen=True)

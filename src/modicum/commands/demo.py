@@ -42,29 +42,31 @@ def run(args: list[str]) -> int:
     if not wanted:
         raise UserError("demo needs at least one update, such as --updates 'full; last(1)'")
 
-    from modicum import recipes, updates
+    from modicum import lock, recipes, updates
     from modicum.display import Display
     from modicum.evaluate import Evaluation
     from modicum.report import page, read, tables
-    from modicum.runs import write_whole
+    from modicum.runs import Run, make_folder
     from modicum.training.folder import run_folder
     from modicum.training.loop import train
 
     for text in wanted:
         updates.parse(text)  # a wrong name fails before anything is trained
     out = Path(options.out)
+    make_folder(out)
     base: Evaluation | None = None
     folders: list[Path] = []
     summary: list[dict[str, Any]] = []
-    for text in wanted:
-        config = replace(recipes.demo(text, options.seed), steps=options.steps)
-        config = replace(config, out=str(out / run_folder(config).name))
-        with Display() as display:
-            result = train(config, display, overwrite=True, base=base)
-        base = base or Evaluation.from_json(result["base"])
-        folders.append(run_folder(config))
-        summary.append(row(result))
-        write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    with lock.held(out):
+        for text in wanted:
+            config = replace(recipes.demo(text, options.seed), steps=options.steps)
+            config = replace(config, out=str(out / run_folder(config).name))
+            with Display() as display:
+                result = train(config, display, overwrite=True, base=base)
+            base = base or Evaluation.from_json(result["base"])
+            folders.append(run_folder(config))
+            summary.append(row(result))
+            Run(out).write_text("summary.json", json.dumps(summary, indent=2) + "\n")
     report = page.write(folders, out / "report.html", "modicum demo")
     if not found.json:
         tables.show(tables.results([read.load(folder) for folder in folders]))

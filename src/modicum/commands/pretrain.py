@@ -30,8 +30,10 @@ def run(args: list[str]) -> int:
     if (out / "model.safetensors").exists():
         raise UserError(f"{out} holds a finished model; --out takes another folder")
 
+    from modicum import lock
     from modicum.display import clock, console
     from modicum.models.pretrain import pretrain
+    from modicum.runs import make_folder
 
     screen = console()
     losses: list[float] = []
@@ -46,7 +48,9 @@ def run(args: list[str]) -> int:
                 f"  {pace:,.0f} tok/s  left {clock(left)}"
             )
 
-    pretrain(config, out, report)
+    make_folder(out)
+    with lock.held(out):
+        pretrain(config, out, report)
     values = {"out": str(out), "loss": losses[-1], "steps": config.steps}
     show(found.json, values, f"wrote {out}")
     return 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from modicum.config import at_least
 from modicum.options import Parser, show
+from modicum.spec import at_least
 from modicum.types import UserError
 
 EXAMPLES = """

@@ -31,14 +31,15 @@ def run(args: list[str]) -> int:
     found = parser.read(args)
     if found.resume and found.overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    out, past = given(TrainConfig, found).get("out"), Path()
-    if found.resume and out:
-        past = Path(out) / "config.toml"
-    config = settings(found, read_toml(past) if past.is_file() else {})
+    config = settings(found, {})
 
     from modicum.display import Display
     from modicum.training.folder import run_folder
     from modicum.training.loop import train
+
+    past = run_folder(config) / "config.toml"
+    if found.resume and past.is_file():
+        config = settings(found, {**read_toml(past), "out": config.out})
 
     with Display() as display:
         result = train(config, display, found.overwrite, found.resume)

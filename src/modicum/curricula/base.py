@@ -35,6 +35,9 @@ class Seen:
 class Order(ABC):
     """The problems of one run, in order."""
 
+    follows_length: ClassVar[bool] = True
+    """Whether `progress` matters, so that a longer run draws other problems from its first step."""
+
     def __init__(self, task: Task, seed: int) -> None:
         self.task, self.seed = task, seed
 

@@ -28,6 +28,8 @@ SAMPLED = 2_000  # problems of one that has none
 class StagedOrder(Order):
     """The task's own order without what does not belong to the present stage."""
 
+    follows_length: ClassVar[bool] = True
+
     def __init__(self, task: Task, seed: int, stages: int, cumulative: bool) -> None:
         super().__init__(task, seed)
         self.stages, self.cumulative = stages, cumulative

@@ -14,6 +14,8 @@ from modicum.types import Problem
 class UniformOrder(Order):
     """Problems 0, 1, 2, ... of the train split."""
 
+    follows_length: ClassVar[bool] = False
+
     def __init__(self, task: Task, seed: int) -> None:
         super().__init__(task, seed)
         self.drawn = 0

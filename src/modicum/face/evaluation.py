@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modicum import scorecard, tasks
-from modicum.config import Compute, Sampling, Trust, at_least, from_mapping
+from modicum.config import Compute, Sampling, Trust, from_mapping
 from modicum.face.result import TrainResult, folder_of
 from modicum.face.settings import tables
 from modicum.options import merge
 from modicum.parts import RunParts, past_config, past_task, problems_changed
 from modicum.runs import Run, make_folder
 from modicum.scorecard import Comparison, Evaluation
+from modicum.spec import at_least
 from modicum.types import UserError
 
 if TYPE_CHECKING:

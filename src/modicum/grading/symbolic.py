@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-from modicum.child import START_SECONDS, Child, ChildFailed
+from modicum.child import START_SECONDS, Child, ChildFailed, outlast_signals
 from modicum.types import UserError
 
 NUM_CHILDREN = 2  # that may work at a time; each is started when it is first needed
@@ -128,6 +128,7 @@ if hasattr(os, "register_at_fork"):
 
 def _serve() -> None:
     """Answer questions from standard input until it closes."""
+    outlast_signals()
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no reply
     questions: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from modicum.config import at_least
+from modicum.spec import at_least
 from modicum.tasks.arithmetic import Arithmetic, evaluate
 from modicum.tasks.base import stream
 from modicum.tasks.countdown import Countdown

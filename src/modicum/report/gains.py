@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modicum.disk import writing
 from modicum.report.numbers import NONE, decimal, interval, points, short
 from modicum.report.style import INK, MUTED, SERIES, STYLE, Axes, blank, svg
 from modicum.report.tables import print_table, terminal_table
@@ -71,8 +72,9 @@ def draw(result: Mapping[str, Any], folder: Path) -> None:
         axes.set_xlabel(f"trained alone ({result['over']})")
         axes.set_ylabel(f"gain on {result['split']} problems (points)")
         text = svg(figure, f"Gain in held-out accuracy of each of the {result['over']} alone")
-        (folder / "scan.svg").write_text(text, encoding="utf-8")
-        figure.savefig(folder / "scan.png", dpi=150, facecolor="white")
+        with writing(folder):
+            (folder / "scan.svg").write_text(text, encoding="utf-8")
+            figure.savefig(folder / "scan.png", dpi=150, facecolor="white")
 
 
 def _bar(axes: Axes, place: int, unit: Mapping[str, Any]) -> None:

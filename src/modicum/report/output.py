@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from modicum.disk import make_folder
 from modicum.report import html, markdown
 from modicum.report.document import Document, Figure
 from modicum.report.style import STYLE, Drawn, drawn
@@ -58,7 +59,7 @@ def write(document: Document, to: Places) -> Path:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         path.write_bytes(data)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None

@@ -17,7 +17,7 @@ import numpy as np
 
 from modicum.report.study import cells
 from modicum.results import Analysis
-from modicum.runs import read_object, write_whole
+from modicum.runs import Run, read_object
 from modicum.study import inference, verdict
 from modicum.study.collect import ArmRuns, Collected, collect, difficulty, final
 from modicum.study.collect import cost as cost_of
@@ -33,9 +33,10 @@ def write(study: Study, folder: Path) -> Analysis:
     values = analyse(collect(study, folder), folder)
     found = Analysis.from_json(values, str(folder / "analysis.json"))
     text = json.dumps(asdict(found), indent=1, ensure_ascii=False)
-    write_whole(folder / "analysis.json", text + "\n")
+    run = Run(folder)
+    run.write_text("analysis.json", text + "\n")
     curves = json.dumps(cells.compact(folder, found), ensure_ascii=False, separators=(",", ":"))
-    write_whole(folder / "curves.json", curves + "\n")
+    run.write_text("curves.json", curves + "\n")
     return found
 
 

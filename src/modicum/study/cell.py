@@ -13,16 +13,19 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modicum import disk
 from modicum.config import TrainConfig
+from modicum.machine import Stopped, ending_by_signals
 from modicum.parts import ENVIRONMENT, base_of
 from modicum.runs import Run, make_folder, read_object
-from modicum.types import RunInterrupted, UserError
+from modicum.types import FolderError, RunInterrupted, UserError
 
 if TYPE_CHECKING:
     from modicum.display import Display
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 BASE = "evaluation.json"
 RESULT = "result.json"
 FAILED = "failed.json"
+BUSY = 75  # exit code of a cell whose folder cannot be written now
 SECONDS = "seconds.json"
 
 
@@ -88,22 +92,30 @@ def failure(folder: Path) -> str:
 
 
 def work(cell: Cell, threads: int) -> None:
-    """Run the cell in this process: exit code 0 when it is done or refused, 130 interrupted.
+    """Run the cell in this process: exit code 0 when it is done or refused.
 
-    A fault of the program leaves its traceback in the log and exit code 1.
+    It is 128 and the signal's number when one ended it, and BUSY when its folder cannot be
+    written now. A fault of the program leaves its traceback in the log and exit code 1.
     """
     # Ctrl-C in a terminal goes to a whole group: the parent passes it on, once.
     os.setpgrp()
     _end_with_parent()
-    import torch
-
-    torch.set_num_threads(threads)
-    make_folder(cell.folder.parent)
-    sys.stdout = sys.stderr = cell.log.open("a", encoding="utf-8", buffering=1)
     try:
-        execute(cell)
-    except (RunInterrupted, KeyboardInterrupt):
-        sys.exit(130)
+        with ending_by_signals():
+            import torch
+
+            torch.set_num_threads(threads)
+            make_folder(cell.folder.parent)
+            sys.stdout = sys.stderr = cell.log.open("a", encoding="utf-8", buffering=1)
+            execute(cell)
+    except (RunInterrupted, Stopped) as error:
+        sys.exit(128 + error.number)
+    except (FolderError, *disk.errors()) as error:
+        if not isinstance(error, FolderError) and disk.number(error) not in disk.FULL:
+            raise
+        with suppress(OSError):  # the log may be on the full disk
+            print(error, flush=True)
+        sys.exit(BUSY)
 
 
 def execute(cell: Cell) -> None:
@@ -122,8 +134,8 @@ def execute(cell: Cell) -> None:
             train(cell.config, display, resume=begun, base=known, past=_same(cell))
             if not cell.keep:
                 shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
-        except RunInterrupted:
-            raise
+        except (RunInterrupted, FolderError):
+            raise  # nothing is wrong with the run: the same command goes on with it
         except UserError as error:
             cell.fail(str(error))
 

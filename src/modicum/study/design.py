@@ -27,14 +27,13 @@ from typing import Any, Literal
 from modicum.config import (
     Budget,
     TrainConfig,
-    at_least,
     from_mapping,
     read_toml,
     to_toml,
     toml_value,
 )
 from modicum.options import merge
-from modicum.spec import nearest
+from modicum.spec import at_least, nearest
 from modicum.types import UserError
 
 Unit = Literal["tokens", "steps", "flops", "seconds"]

@@ -9,11 +9,9 @@ was. Another launcher (of a cluster, say) is a class with `run` and its row in `
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -25,16 +23,16 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import ClassVar
 
-from modicum.config import at_least
+from modicum import lock
 from modicum.machine import Interrupts
-from modicum.runs import make_folder
-from modicum.spec import nearest
-from modicum.study.cell import Cell, execute, work
-from modicum.types import RunInterrupted, UserError
+from modicum.runs import clear_folder, entries, make_folder
+from modicum.spec import at_least, nearest
+from modicum.study.cell import BUSY, Cell, execute, work
+from modicum.types import FolderError, RunInterrupted, UserError
 
 GOES_ON = "interrupted; the same command goes on from there"
-INTERRUPTED = 130
-POLL_SECONDS = 1.0
+INTERRUPTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POLL_SECONDS = 0.25
 PRELOAD = ["modicum.training.loop", "modicum.evaluate", "modicum.display", "peft"]
 
 Ended = Callable[[Cell], None]
@@ -58,7 +56,8 @@ class Launcher(ABC):
     def run(self, cells: Sequence[Cell], ended: Ended) -> None:
         """Run all `cells` and call `ended` with each that has its result or its failure.
 
-        Raises RunInterrupted after Ctrl-C, when the running cells have saved what they had.
+        Raises RunInterrupted after a signal, when the running cells have saved what they had,
+        and FolderError when one cannot write its folder, as on a full disk.
         """
 
 
@@ -82,8 +81,8 @@ class Here(Launcher):
             for cell in cells:
                 execute(cell)
                 ended(cell)
-        except RunInterrupted:
-            raise RunInterrupted(GOES_ON) from None
+        except RunInterrupted as error:
+            raise RunInterrupted(GOES_ON, error.number) from None
         finally:
             torch.set_num_threads(before)
 
@@ -120,11 +119,14 @@ class Processes(Launcher):
                     running[process.sentinel] = (cell, process)
                 for sentinel in connection.wait(list(running), POLL_SECONDS):
                     cell, process = running.pop(sentinel)  # type: ignore[arg-type]
-                    _close(cell, process)
+                    busy = _close(cell, process)
+                    if busy:
+                        _interrupt([process for _, process in running.values()], signal.SIGINT)
+                        raise FolderError(f"{cell.label}: {busy}; the same command goes on then")
                     ended(cell)
                 if interrupts.asked:
-                    _interrupt([process for _, process in running.values()])
-                    raise RunInterrupted(GOES_ON)
+                    _interrupt([process for _, process in running.values()], interrupts.number)
+                    raise RunInterrupted(GOES_ON, interrupts.number)
 
 
 LAUNCHERS: dict[str, type[Launcher]] = {"here": Here, "processes": Processes}
@@ -169,7 +171,7 @@ class Bench:
         """Run the cells that have neither a result nor, unless these are asked for, a failure."""
         for cell in cells:
             if cell.failure and (retry_failed or self.retry_failed):
-                shutil.rmtree(cell.folder)
+                clear_folder(cell.folder)
         waiting = [cell for cell in cells if not cell.done and not cell.failure]
         number, began = itertools.count(1), time.perf_counter()
 
@@ -192,35 +194,38 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
     A folder of something else, or one that another process holds, is a UserError.
     """
-    others = folder.is_file() or any(entry.name != ".lock" for entry in folder.glob("*"))
-    if others and not (folder / f"{what}.toml").is_file():
+    if entries(folder) and not (folder / f"{what}.toml").is_file():
         raise UserError(f"{folder} is there and is no {what}; --out takes another folder")
     make_folder(folder)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is running the {what} in {folder}") from None
+    with lock.held(folder, f"running the {what} in"):
         yield
 
 
-def _close(cell: Cell, process: ForkServerProcess) -> None:
-    """Write down what a cell could not: that it was killed."""
+def _close(cell: Cell, process: ForkServerProcess) -> str:
+    """Write down what a cell could not: that it was killed.
+
+    Returns why its folder cannot be written now, or nothing.
+    """
     process.join()
-    code = process.exitcode
-    if not cell.done and not cell.failure and code != INTERRUPTED:
-        how = f"by signal {-code}" if code and code < 0 else f"with exit code {code}"
+    code = process.exitcode or 0
+    lines = cell.log.read_text(encoding="utf-8").splitlines() if cell.log.is_file() else []
+    last = lines[-1] if lines else ""
+    if code == BUSY:
+        return last or f"{cell.folder} cannot be written now"
+    stopped = -code in INTERRUPTED or code - 128 in INTERRUPTED
+    if not cell.done and not cell.failure and not stopped:
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         memory = "; signal 9 is often the system, out of memory" if code == -signal.SIGKILL else ""
-        lines = cell.log.read_text(encoding="utf-8").splitlines() if cell.log.is_file() else []
-        last = f"; its log ends: {lines[-1]}" if lines and code == 1 else ""
-        cell.fail(f"the process ended {how}{memory}{last}")
+        said = f"; its log ends: {last}" if last and code == 1 else ""
+        cell.fail(f"the process ended {how}{memory}{said}")
+    return ""
 
 
-def _interrupt(processes: Sequence[ForkServerProcess]) -> None:
-    """Ask each to stop after its step, once, and wait; a second Ctrl-C ends them at once."""
+def _interrupt(processes: Sequence[ForkServerProcess], number: int) -> None:
+    """Ask each to stop after its step, once, and wait; a second signal ends them at once."""
     for process in processes:
         if process.pid is not None and process.is_alive():
-            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, number)
     try:
         for process in processes:
             process.join()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modicum.runs import write_whole
+from modicum.runs import Run
 from modicum.study import cells, cost, design, launch
 from modicum.study.cell import RESULT, failure
 from modicum.study.cells import StudyBench
@@ -182,7 +182,7 @@ def begin(study: Study, folder: Path, jobs: int) -> Study:
         elif study != old:
             shutil.rmtree(folder / "cells", ignore_errors=True)
     study = replace(study, threads=study.threads or threads)
-    write_whole(path, design.text(study))
+    Run(folder).write_text(path.name, design.text(study))
     return study
 
 

@@ -12,14 +12,16 @@ many units is looked for, not a verdict against a control.
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from modicum.config import TrainConfig, at_least, read_toml, to_toml
-from modicum.runs import Run, read_object, write_whole
+from modicum.config import TrainConfig, from_mapping, read_toml, to_toml
+from modicum.resuming import settings
+from modicum.runs import Run, clear_folder, read_object
+from modicum.spec import at_least
 from modicum.study import launch, ranking
 from modicum.study.cell import BASE, RESULT, Cell
 from modicum.study.cells import check_expressions
@@ -129,25 +131,24 @@ def _config(trial: Trial, config: TrainConfig, out: Path) -> TrainConfig:
 
 
 def _begin(root: Path, config: TrainConfig, overwrite: bool) -> None:
-    """The folder's settings, written now or the same as before."""
+    """The folder's settings, written now or, where they change a result, the same as before."""
     path = root / "scan.toml"
     # Seed, update and folder are those of a run, and its name has them.
     text = to_toml(replace(config, update="", seed=0, out=""))
     if path.is_file() and not overwrite:
-        old, new = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
-        changed = next((a for a, b in zip(old, new, strict=False) if a != b), "")
-        if changed:
-            raise UserError(
-                f"{root} holds a scan with other settings ({changed}); --overwrite starts"
-                " anew, --out takes another folder"
-            )
+        past, now = (
+            settings(from_mapping(TrainConfig, tables, str(path)))
+            for tables in (read_toml(path), tomllib.loads(text))
+        )
+        for (name, kind, old), (_, _, new) in zip(past, now, strict=True):
+            if old != new and kind in ("fixed", "length"):
+                raise UserError(
+                    f"{root} holds a scan with other settings ({name} = {old!r}), not {new!r};"
+                    " --overwrite starts anew, --out takes another folder"
+                )
     elif path.is_file():
-        for entry in root.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name != ".lock":
-                entry.unlink()
-    write_whole(path, text)
+        clear_folder(root)
+    Run(root).write_text(path.name, text)
 
 
 def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:

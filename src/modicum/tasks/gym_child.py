@@ -20,6 +20,7 @@ import typing
 from functools import lru_cache
 from typing import Any
 
+from modicum.child import outlast_signals
 from modicum.tasks.gym_guard import allowed, evaluates, harmless
 
 MAX_MEMORY = 8 * 1024**3  # bytes of address space
@@ -182,6 +183,7 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
 
 def serve() -> None:
     """Answer the requests of standard input until it ends."""
+    outlast_signals()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open to the end)
     try:

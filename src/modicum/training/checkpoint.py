@@ -28,11 +28,9 @@ KEYS = {
 
 def save(session: Session, run: runs.Run, step: int) -> Path:
     """Write the checkpoint after `step` steps; it counts only when it is whole."""
-    folder = run.checkpoint_folder(step)
     schedule, proof = session.prepared.schedule, session.proof
     tensors = session.optimization.tensors()
     tensors |= {f"schedule/{n}": t.detach().contiguous() for n, t in schedule.tensors().items()}
-    save_file(tensors, folder / "tensors.safetensors")
     state = session.counters.state() | {
         "step": step,
         **session.identity.hashes,
@@ -46,7 +44,10 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "curriculum": session.order.state(),
         "agreement": session.agreement.state(),
     }
-    return run.seal(folder, state)
+    with run.checkpointing(sum(t.numel() * t.element_size() for t in tensors.values())):
+        folder = run.checkpoint_folder(step)
+        save_file(tensors, folder / "tensors.safetensors")
+        return run.seal(folder, state)
 
 
 def restore(session: Session, folder: Path) -> int:

@@ -1,51 +1,167 @@
-"""The folder of a run: begun anew, or gone on with from its last checkpoint."""
+"""The folder of a run: begun anew, or gone on with from its last checkpoint; held meanwhile."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from modicum import machine, runs
-from modicum.config import Tracking, TrainConfig, from_mapping, read_toml, to_toml
-from modicum.parts import ENVIRONMENT
+from modicum import disk, lock, machine, runs
+from modicum.config import TrainConfig, from_mapping, to_toml
+from modicum.parts import ENVIRONMENT, past_config
+from modicum.resuming import settings
 from modicum.training import origin
 from modicum.training.checkpoint import restore
 from modicum.training.session import Session
-from modicum.types import UserError
+from modicum.types import RunInterrupted, UserError
+
+Changes = dict[str, tuple[Any, Any]]
+"""Before and now, by name."""
+LENGTH = {"steps", "budget.budget"}
 
 
-def begin(session: Session, overwrite: bool, resume: bool) -> tuple[runs.Run, int]:
-    """The run folder and the step to begin with.
-
-    Raises UserError where a folder holds something else, or a run with other settings.
-    """
-    config = session.config
+def look(config: TrainConfig, overwrite: bool, resume: bool) -> None:
+    """UserError, before a model is loaded, for a folder that can be neither begun nor resumed."""
     folder = run_folder(config)
-    if not resume:
-        run = runs.Run.create(folder, to_toml(config), overwrite)
-        run.write(ENVIRONMENT, machine.environment() | origin.record(session, folder))
-        return run, 0
-    run = runs.open_run(folder)
-    if (folder / "result.json").exists():
-        raise UserError(f"{folder} holds a finished run; --overwrite starts anew")
-    past = from_mapping(TrainConfig, read_toml(folder / "config.toml"), str(folder / "config.toml"))
+    found = runs.entries(folder)
+    lock.check(folder)
+    disk.check_writable(folder)
+    if resume:
+        runs.open_run(folder)
+        changes, _ = _changes(folder, config, known=config.optimizer.learning_rate is not None)
+        if (folder / "result.json").exists() and not LENGTH & changes.keys():
+            raise _finished(folder)
+    elif found:
+        runs.check_new(folder, overwrite)
+
+
+@contextmanager
+def begin(
+    session: Session, overwrite: bool, resume: bool, note: Callable[[str], None]
+) -> Iterator[tuple[runs.Run, int]]:
+    """The run folder and the step to begin with; no other process writes the folder meanwhile.
+
+    `note` is told what is not as it was. Raises UserError where a folder holds something else,
+    or a run with other settings, or another process writes it.
+    """
+    folder = run_folder(session.config)
+    lock.check(folder)  # who writes it is said first, and a folder of others gets no lock
+    if resume:
+        runs.open_run(folder)
+    else:
+        runs.check_new(folder, overwrite)
+        runs.make_folder(folder)
+    with lock.held(folder):
+        if resume:
+            yield _resumed(session, folder, note)
+        else:
+            run = runs.Run.create(folder, to_toml(session.config), overwrite)
+            run.write(ENVIRONMENT, _surroundings(session, folder))
+            yield run, 0
+
+
+@contextmanager
+def resumable(run: runs.Run) -> Iterator[None]:
+    """In here a signal that ends the run is RunInterrupted, which says how to go on."""
+    try:
+        yield
+    except machine.Stopped as error:
+        done = [c.name.removeprefix("step-").lstrip("0") for c in runs.checkpoints(run.folder)]
+        where = f"after step {done[-1]}" if done else "before the first checkpoint"
+        raise RunInterrupted(
+            f"interrupted {where}; --resume goes on from there", error.number
+        ) from None
+
+
+def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tuple[runs.Run, int]:
+    """Go on with the run in a folder, with settings that may differ where that is allowed."""
+    run, config = runs.open_run(folder), session.config
+    changes, digits = _changes(folder, config)
+    if LENGTH & changes.keys() and (why := _follows(session)):
+        raise UserError(
+            f"{folder} was begun with other settings {_told(changes)}; its length cannot change,"
+            f" since {why}"
+        )
+    finished, saved = (folder / "result.json").exists(), runs.checkpoints(folder)
+    if finished and not saved:
+        raise UserError(f"{folder} holds a finished run without checkpoints; nothing can go on")
+    first = restore(session, saved[-1]) if saved else 0
+    if first > config.steps:
+        raise UserError(f"{folder} has {first} steps behind it; steps = {config.steps} are fewer")
+    if finished and session.ended(first):
+        raise _finished(folder)
+    run.cut(first, session.ended(first), past_config(folder).records.samples_every)
+    if not (folder / ENVIRONMENT).exists():
+        run.write(ENVIRONMENT, _surroundings(session, folder))
+    if changes:
+        run.append("changes.jsonl", {"step": first, "settings": changes})
+        rounding = "; last digits may differ from those of an uncut run" if digits else ""
+        now, before = _listed(changes, 1), _listed(changes, 0)
+        note(f"goes on after step {first} with {now} instead of {before}{rounding}")
+    run.write_text("config.toml", to_toml(config))
+    return run, first
+
+
+def _surroundings(session: Session, folder: Path) -> dict[str, Any]:
+    """The machine, and what the settings of the run only name."""
+    return machine.environment() | origin.record(session, folder)
+
+
+def _changes(folder: Path, config: TrainConfig, known: bool = True) -> tuple[Changes, bool]:
+    """The settings that differ from the run's, and whether they change last digits.
+
+    UserError when one makes it another run. With `known` false the learning rate is still to
+    be looked up.
+    """
     # A file has 1.0 where a caller may have said 1.
     now = from_mapping(TrainConfig, tomllib.loads(to_toml(config)), "settings")
-    # The folder, and the base, may have been moved, or be named in another way now.
-    old, new = (
-        to_toml(replace(c, out="", model="", tracking=Tracking())).splitlines() for c in (past, now)
-    )
-    if old != new:
-        changed = next((a for a, b in zip(old, new, strict=False) if a != b), "")
-        raise UserError(
-            f"{folder} was begun with other settings ({changed.strip()}); it cannot go on"
+    past = past_config(folder)
+    if not known:
+        now = replace(
+            now, optimizer=replace(now.optimizer, learning_rate=past.optimizer.learning_rate)
         )
-    saved = runs.checkpoints(folder)
-    first = restore(session, saved[-1]) if saved else 0
-    origin.move(run, past, config)
-    run.cut(first)
-    return run, first
+    both = zip(settings(past), settings(now), strict=True)
+    found = {name: (kind, old, new) for (name, kind, old), (_, _, new) in both if old != new}
+    found.pop("out", None)  # the folder may have been moved, or be named in another way now
+    changes = {name: (old, new) for name, (_, old, new) in found.items()}
+    other = {name: both for name, both in changes.items() if found[name][0] == "fixed"}
+    if other:
+        may = ", ".join(name for name, kind, _ in settings(now) if kind != "fixed")
+        raise UserError(
+            f"{folder} was begun with other settings {_told(other)}; it cannot go on with these."
+            f" What may change: {may}"
+        )
+    return changes, any(kind == "digits" for kind, _, _ in found.values())
+
+
+def _finished(folder: Path) -> UserError:
+    return UserError(
+        f"{folder} holds a finished run; --overwrite starts anew, more --steps go on with it"
+    )
+
+
+def _listed(changes: Changes, which: int) -> str:
+    """The settings that were (0), or that are asked for now (1)."""
+    return ", ".join(f"{name} = {pair[which]!r}" for name, pair in changes.items())
+
+
+def _told(changes: Changes) -> str:
+    return f"({_listed(changes, 0)}), not {_listed(changes, 1)}"
+
+
+def _follows(session: Session) -> str:
+    """What in a run follows its length; empty: nothing does."""
+    config = session.config
+    if config.optimizer.schedule != "constant":
+        return f"optimizer.schedule = {config.optimizer.schedule!r} reaches its end with the run"
+    if session.order.follows_length:
+        return f"curriculum = {config.curriculum!r} is spread over the run"
+    if session.prepared.schedule.follows_length:
+        return f"update = {config.update!r} is spread over the run"
+    return ""
 
 
 def run_folder(config: TrainConfig) -> Path:

@@ -12,26 +12,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from modicum import machine, plan, runs, tasks, tracking
+from modicum import machine, plan, runs, tracking
 from modicum.config import TrainConfig
-from modicum.engine import agreement
 from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
-from modicum.engine.version import require_origin
 from modicum.evaluate import Evaluation, evaluate
-from modicum.models.load import inner
-from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
 from modicum.tasks.prompts import encode
 from modicum.training import origin, result
 from modicum.training.checkpoint import save
-from modicum.training.folder import begin, run_folder
+from modicum.training.folder import begin, look, resumable, run_folder
 from modicum.training.metrics import rollout_metrics, run_metrics, sample, training_metrics
-from modicum.training.session import Session
+from modicum.training.session import Session, notes
 from modicum.training.step import (
     References,
+    agree,
+    agree_trained,
     backward,
     make_batch,
     optimizer_step,
@@ -41,7 +37,7 @@ from modicum.training.step import (
     seen,
     switch,
 )
-from modicum.types import Batch, Group, RunInterrupted
+from modicum.types import Batch, Group
 
 NO_SIGNAL_STEPS = 10  # steps without any signal before the user is told
 
@@ -79,9 +75,24 @@ def train(
     `overwrite` replaces the run folder, `resume` goes on from its last checkpoint. `base`
     is the evaluation of the untrained model, if it is known already. `parts` are objects in
     the place of the config's expressions. `past` are folders of runs that began with the same
-    base and problems. Raises UserError for what cannot be done and
-    RunStopped when a proof fails.
+    base and problems. Raises UserError for what cannot be done, RunStopped when a proof fails,
+    RunInterrupted when a signal ends a run that has begun.
     """
+    with machine.Interrupts(at_once=True) as interrupts:
+        return _run(config, observer, overwrite, resume, base, parts, past, interrupts)
+
+
+def _run(
+    config: TrainConfig,
+    observer: Observer | None,
+    overwrite: bool,
+    resume: bool,
+    base: Evaluation | None,
+    parts: RunParts | None,
+    past: Sequence[Path],
+    interrupts: machine.Interrupts,
+) -> dict[str, Any]:
+    """`train`, under `interrupts`."""
     observer, parts = observer or Observer(), parts or RunParts()
     config = parts.named(config)
     if resume:
@@ -90,6 +101,7 @@ def train(
     if overwrite:
         origin.spare_base(config, run_folder(config))
     tracking.check(config.tracking)
+    look(config, overwrite, resume)
     if parts.update is parts.objective is None:  # the planner reads expressions
         plan.check(config)
     machine.reuse_memory()
@@ -103,59 +115,64 @@ def train(
     check_length([first_prompt], policy.model, config.sampling)
     # What the process held before the model was loaded; on a GPU nothing.
     start_memory = before if policy.device.type == "cpu" else 0
-    run, first = begin(session, overwrite, resume)
-    for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
-        observer.note(text)
-    with tracking.open(
-        config.tracking, run.folder, run.folder.resolve().name, asdict(config), first, observer.note
-    ) as tracker:
-        run.listeners = {"metrics.jsonl": tracker.step, "evaluations.jsonl": tracker.evaluated}
-        steps, evaluated, proof = _train(session, run, first, observer, base)
-        found = result.write(session, run, evaluated, proof, steps, start_memory)
-        tracker.finish(found)
+    note = observer.note
+    with begin(session, overwrite, resume, note) as (run, first), resumable(run):
+        for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
+            note(text)
+        name = run.folder.resolve().name
+        told = tracking.open(config.tracking, run.folder, name, asdict(config), first, note)
+        with told as tracker:
+            run.listeners = {"metrics.jsonl": tracker.step, "evaluations.jsonl": tracker.evaluated}
+            steps, evaluated, proof = _train(session, run, first, observer, base, interrupts)
+            found = result.make(session, run, evaluated, proof, steps, start_memory, note)
+            tracker.finish(found)
+        run.write("result.json", found)
     return found
 
 
 def _train(
-    session: Session, run: runs.Run, first: int, observer: Observer, base: Evaluation | None
+    session: Session,
+    run: runs.Run,
+    first: int,
+    observer: Observer,
+    base: Evaluation | None,
+    interrupts: machine.Interrupts,
 ) -> tuple[int, dict[str, Any], str]:
     """The run from step `first` to its end: its steps, its evaluations, the change proof."""
-    config = session.config
     observer.begin(session, first)
-    known = [*session.prepared.notes, *session.policy.scorer.notes]
-    for text in [*tasks.notes(session.task), *known]:
+    for text in notes(session):
         observer.note(text)
-    if config.compute.engine == "auto" and not session.policy.scorer.splits:
-        name = inner(session.policy.model).config.model_type
-        observer.note(
-            f"the engine does not know the architecture {name!r}: its own forward is used, with"
-            " prompts repeated for every completion and frozen layers run every time"
-        )
-    rounding, trainable = config.compute.rounding, session.prepared.trainable
-    lossy = {name: p for name, p in trainable.items() if loses_steps(p, rounding)}
-    fine = too_fine(lossy, session.learning_rate)
-    if fine:
-        observer.note(
-            f"a step of {session.learning_rate:g} is below the spacing of {len(fine)} tensors"
-            f" in their dtype (first: {fine[0]}); what they learn may be rounded away"
-        )
     past = run.folder / "evaluations.jsonl"
     evaluated = {e["name"]: e for e in (runs.read_lines(past) if past.exists() else ())}
     if "base" not in evaluated:
         evaluated["base"] = _evaluate(session, run, observer, "base", -1, base)
-    with machine.Interrupts() as interrupts:
-        done = first
+    done, due = first, f"step {first}" not in evaluated
+    try:
+        if due:
+            _evaluate_within(session, run, observer, done)
         while not session.ended(done):
-            observer.step(run_step(session, run, done, observer))
-            _after(session, run, observer, done)
-            done += 1
-            if interrupts.asked and not session.ended(done):
-                save(session, run, done)
-                raise RunInterrupted(f"interrupted after step {done}; --resume goes on from there")
+            with interrupts.whole():
+                observer.step(run_step(session, run, done, observer))
+                _look(session, run, observer, done)
+                done += 1
+            _evaluate_within(session, run, observer, done)
+            with interrupts.whole():
+                _checkpoint(session, run, done)
+    except machine.Stopped:
+        if done > first and not _saved(run, done):
+            save(session, run, done)
+        raise
     proof = session.proof.check("end of the run")
     if "trained" not in evaluated:
         evaluated["trained"] = _evaluate(session, run, observer, "trained", done - 1, None)
+    elif session.config.records.anatomy:
+        observer.note("all but the anatomy is done; --resume --no-anatomy ends without it")
     return done, evaluated, proof
+
+
+def _saved(run: runs.Run, done: int) -> bool:
+    """Whether the newest checkpoint has all `done` steps."""
+    return [c.name for c in runs.checkpoints(run.folder)][-1:] == [f"step-{done:06d}"]
 
 
 def _evaluate(
@@ -197,7 +214,7 @@ def run_step(
         run.append("decisions.jsonl", {"step": step, **decided})
     groups = sample_groups(session, step)
     watch.lap("sampling")
-    _agree(session, groups, step)
+    agree(session, groups, step)
     watch.lap("agreement")
     scores, rewards_PG = score(session.task, session.reward, groups, faults)
     if faults and observer:
@@ -230,30 +247,12 @@ def _update(session: Session, batch: Batch) -> dict[str, float]:
         heard: list[Heard] = []
         sums = backward(session, batch, references, heard)
         if number == 0:
-            _trained(session, heard)
+            agree_trained(session, heard)
         norm = optimizer_step(session, sums["loss"], batch.has_signal)
         session.policy.follow(session.prepared)
         metrics = training_metrics(sums)
         metrics |= {"policy/grad_norm": norm, "policy/learning_rate": rate}
     return metrics
-
-
-def _agree(session: Session, groups: list[Group], step: int) -> None:
-    """The agreement proof of fresh completions."""
-    proof, policy, sampling = session.agreement, session.policy, session.config.sampling
-    require_origin(groups, sampling, policy.changed.version)
-    if proof.due(step):
-        session.agreed(proof.check(policy, session.prepared, groups, sampling, step))
-    if proof.due(step + 1):
-        proof.remember(session.prepared)
-
-
-def _trained(session: Session, heard: list[Heard]) -> None:
-    """The agreement proof of the log-probs that were trained with."""
-    rows = [row for part, *_ in heard for row in part]
-    trainer_N = agreement.as_array(torch.cat([policy_N for _, policy_N, _ in heard]))
-    entropy_N = agreement.as_array(torch.cat([found_N for *_, found_N in heard]))
-    session.agreed(session.agreement.trained(rows, trainer_N, entropy_N))
 
 
 def _write_samples(
@@ -264,23 +263,30 @@ def _write_samples(
         run.append("samples.jsonl", sample(step, group.problem, completion.text, found, total))
 
 
-def _after(session: Session, run: runs.Run, observer: Observer, step: int) -> None:
-    """What is due after a step: the change proof, a checkpoint, an evaluation."""
-    config, done = session.config, step + 1
+def _look(session: Session, run: runs.Run, observer: Observer, step: int) -> None:
+    """What is looked at after a step: the change proof of the first, steps without a signal."""
     counters = session.counters
     if counters.optimizer_steps and not counters.checked_first:
         observer.note("change proof after the first step: " + session.proof.check("first step"))
         counters.checked_first = True
-    if done == NO_SIGNAL_STEPS and not (counters.optimizer_steps or counters.signal_steps):
+    if step + 1 == NO_SIGNAL_STEPS and not (counters.optimizer_steps or counters.signal_steps):
         last = runs.read_lines(run.folder / "samples.jsonl")[-1]
         observer.note(
-            f"in {done} steps all rewards within a group were equal, so nothing was trained."
+            f"in {step + 1} steps all rewards within a group were equal, so nothing was trained."
             f" Gold {last['gold']!r}, scores {last['scores']}, completion {last['completion']!r}"
         )
-    every = config.evaluation.eval_every
-    if every and done % every == 0 and not session.ended(done):
-        _evaluate(session, run, observer, f"step {done}", step, None)
-    every = config.records.checkpoint_every
+
+
+def _evaluate_within(session: Session, run: runs.Run, observer: Observer, done: int) -> None:
+    """The evaluation that is due after `done` steps, if one is and the run goes on."""
+    every = session.config.evaluation.eval_every
+    if every and done and done % every == 0 and not session.ended(done):
+        _evaluate(session, run, observer, f"step {done}", done - 1, None)
+
+
+def _checkpoint(session: Session, run: runs.Run, done: int) -> None:
+    """The checkpoint that is due after `done` steps, if one is."""
+    every = session.config.records.checkpoint_every
     if session.ended(done) or (every and done % every == 0):
         session.proof.check(f"step {done}")
         save(session, run, done)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modicum import runs, tasks
-from modicum.config import TrainConfig, to_toml
+from modicum.config import TrainConfig
 from modicum.models.identity import Identity
 from modicum.models.load import locate
 from modicum.parts import RunParts, base_of, began, problems_changed
@@ -70,12 +69,6 @@ def spare_base(config: TrainConfig, folder: Path) -> None:
         raise UserError(
             f"{folder} holds {config.model}, the base of this run; --overwrite would lose it"
         )
-
-
-def move(run: runs.Run, past: TrainConfig, now: TrainConfig) -> None:
-    """Write into the run's config where its base is now."""
-    if now.model != past.model:
-        runs.write_whole(run.folder / "config.toml", to_toml(replace(past, model=now.model)))
 
 
 def notes(session: Session, folder: Path) -> list[str]:

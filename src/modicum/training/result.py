@@ -1,23 +1,30 @@
-"""What a run ends with: `result.json`, and `anatomy.json` with what changed in every tensor."""
+"""What a run ends with: `result.json`, and `anatomy.json` with what changed in every tensor.
+
+`result.json` says that the run is finished, so it comes last and once: a run that is killed
+before has only its end to do again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from modicum import anatomy, machine, runs
 from modicum.models.load import load
 from modicum.training.session import Session
+from modicum.types import FolderError, UserError
 
 
-def write(
+def make(
     session: Session,
     run: runs.Run,
     evaluated: dict[str, Any],
     proof: str,
     steps: int,
     start_memory: int,
+    note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Write `result.json` of a run of `steps` steps and return what it holds.
+    """What `result.json` of a run of `steps` steps will hold; writes `anatomy.json`.
 
     The session is spent afterwards.
     """
@@ -50,11 +57,14 @@ def write(
         "agreement_max": counters.agreement_max,
         "base_hash": session.identity.hashes["base_hash"],
     }
-    # Twice, so that no trouble with the anatomy (memory, say) costs the result.
-    run.write("result.json", found)
     if config.records.anatomy:
-        found["anatomy"] = _anatomy(session, run)
-        run.write("result.json", found)
+        try:
+            found["anatomy"] = _anatomy(session, run)
+        except (MemoryError, RuntimeError, UserError) as error:
+            if isinstance(error, FolderError):
+                raise
+            why = (str(error) or type(error).__name__).splitlines()[0][:200]
+            note(f"the run has no anatomy: {why}")
     return found
 
 

@@ -12,7 +12,8 @@ from modicum.engine import Policy, policy_of
 from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
 from modicum.models.identity import Identity
-from modicum.models.load import load
+from modicum.models.load import inner, load
+from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
 from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
@@ -131,3 +132,27 @@ def prepare(
         counters,
         loaded.identity,
     )
+
+
+def notes(session: Session) -> list[str]:
+    """What the user should know before the first step."""
+    found = [
+        *tasks.notes(session.task),
+        *session.prepared.notes,
+        *session.policy.scorer.notes,
+    ]
+    if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
+        name = inner(session.policy.model).config.model_type
+        found.append(
+            f"the engine does not know the architecture {name!r}: its own forward is used, with"
+            " prompts repeated for every completion and frozen layers run every time"
+        )
+    rounding, trainable = session.config.compute.rounding, session.prepared.trainable
+    lossy = {name: p for name, p in trainable.items() if loses_steps(p, rounding)}
+    fine = too_fine(lossy, session.learning_rate)
+    if fine:
+        found.append(
+            f"a step of {session.learning_rate:g} is below the spacing of {len(fine)} tensors"
+            f" in their dtype (first: {fine[0]}); what they learn may be rounded away"
+        )
+    return found

@@ -2,6 +2,7 @@
 
     switch          the schedule says what trains now
     sample_groups   problems in order, completions of the current policy
+    agree           they are of this policy (`engine.agreement`)
     score           rewards, one column a term; the curriculum hears of them
     make_batch      advantages; rows that would change nothing are left out
     backward        log-probs, loss and gradients, a micro-batch at a time
@@ -22,7 +23,9 @@ import torch
 from torch import Tensor
 
 from modicum.curricula import Seen
+from modicum.engine import agreement
 from modicum.engine.backward import Heard, forward_backward
+from modicum.engine.version import require_origin
 from modicum.objectives import Counts, Objective
 from modicum.objectives.base import has_signal
 from modicum.rewards import Reward
@@ -67,6 +70,24 @@ def sample_groups(session: Session, step: int) -> list[Group]:
     size = config.batch.group_size
     completions = session.policy.sample(prompts, keys, size, config.sampling, keep_trunk=True)
     return [Group(*parts) for parts in zip(problems, prompts, completions, strict=True)]
+
+
+def agree(session: Session, groups: list[Group], step: int) -> None:
+    """The agreement proof of fresh completions."""
+    proof, policy, sampling = session.agreement, session.policy, session.config.sampling
+    require_origin(groups, sampling, policy.changed.version)
+    if proof.due(step):
+        session.agreed(proof.check(policy, session.prepared, groups, sampling, step))
+    if proof.due(step + 1):
+        proof.remember(session.prepared)
+
+
+def agree_trained(session: Session, heard: list[Heard]) -> None:
+    """The agreement proof of the log-probs that were trained with."""
+    rows = [row for part, *_ in heard for row in part]
+    trainer_N = agreement.as_array(torch.cat([policy_N for _, policy_N, _ in heard]))
+    entropy_N = agreement.as_array(torch.cat([found_N for *_, found_N in heard]))
+    session.agreed(session.agreement.trained(rows, trainer_N, entropy_N))
 
 
 def score(

@@ -74,6 +74,11 @@ class Schedule:
         return None
 
     @property
+    def follows_length(self) -> bool:
+        """Whether a longer run would be another one from its first step."""
+        return type(self).plan is not Schedule.plan
+
+    @property
     def by_group(self) -> bool:
         """Whether the next gradients are to be shown group by group."""
         return False

@@ -113,6 +113,10 @@ class Warmup(Schedule):
             )
 
     @property
+    def follows_length(self) -> bool:
+        return False  # it only checks that steps are left
+
+    @property
     def by_group(self) -> bool:
         return self.measure.by_group and not self.decided
 

@@ -1,0 +1,148 @@
+"""Folders that are made, cleared and written, and what the system may have against it.
+
+A full disk, a quota, a folder that may not be written, a link to nothing: one line for the user,
+which names the folder, and never the end of what was there before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from modicum.types import FolderError, UserError
+
+LOCK = ".lock"  # of modicum.lock; no part of what is in a folder
+ASIDE = re.compile(r"\.[\w.-]+\.(json|jsonl|toml)\.tmp")  # what `write_whole` has not finished
+FULL = (errno.ENOSPC, errno.EDQUOT)
+RUST = re.compile(r"I/O error: .*\(os error (\d+)\)")
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What a write may raise; safetensors, once it is loaded, has an error of its own."""
+    safetensors = sys.modules.get("safetensors")
+    return (OSError,) if safetensors is None else (OSError, safetensors.SafetensorError)
+
+
+def number(error: Exception) -> int:
+    """The system's number of an error; 0 where it is none of the system's."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    found = RUST.search(str(error))
+    return int(found[1]) if found else 0
+
+
+def explained(error: Exception) -> str:
+    """An error of the system in one line, with the file if it is known."""
+    name = getattr(error, "filename", None)
+    text = os.strerror(number(error)) if getattr(error, "errno", 1) else str(error)
+    return text if name is None else f"{name}: {text}"
+
+
+@contextlib.contextmanager
+def writing(folder: Path, needed: int = 0, hint: str = "") -> Iterator[None]:
+    """Whatever the system has against files of `needed` bytes in `folder` is a FolderError.
+
+    `hint` ends the line.
+    """
+    try:
+        yield
+    except errors() as error:
+        if not number(error):
+            raise
+        text = f"{folder} cannot be written: {os.strerror(number(error))}"
+        if number(error) in FULL:
+            text += f" ({_space(folder, needed)})"
+        raise FolderError(text + hint) from error
+
+
+def _space(folder: Path, needed: int) -> str:
+    wanted = f"{needed / 1e6:,.1f} MB are needed, " if needed > 1e5 else ""
+    with contextlib.suppress(OSError):
+        return f"{wanted}{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
+    return f"{wanted}nothing is free"
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, but for its lock and what a kill has left half-written.
+
+    Nothing is in one that is not there yet. UserError where there is something else, or the system does not let us look.
+    """
+    try:
+        if folder.is_dir():
+            return sorted(e for e in folder.iterdir() if e.name != LOCK and not is_aside(e))
+        _check_way(folder)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the folder {folder} cannot be used: {reason}") from None
+    return []
+
+
+def is_aside(path: Path) -> bool:
+    """Whether `write_whole` was writing this file."""
+    return ASIDE.fullmatch(path.name) is not None
+
+
+def check_writable(folder: Path) -> None:
+    """FolderError where a folder, or the one that it would be made in, may not be written."""
+    for place in (folder, *folder.absolute().parents):
+        if place.is_dir():
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise FolderError(f"{place} cannot be written: Permission denied")
+            return
+
+
+def _check_way(folder: Path) -> None:
+    """UserError where something that is no folder has its name, or that of one above it."""
+    for place in (folder, *folder.parents):
+        if place.is_dir():
+            return
+        if place.is_symlink() and not place.exists():
+            raise UserError(f"{place} is a link to nothing ({os.readlink(place)})")
+        if place.exists():
+            raise UserError(f"{place} is a file, not a folder")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; UserError where the system does not let us."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            _check_way(folder)
+        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from None
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove all that is in a folder but its lock; of a link to one, what it leads to.
+
+    `config.json` and TOML go last: a folder that was half cleared is still known for what it was.
+    """
+
+    def tells(entry: Path) -> bool:
+        return entry.name == "config.json" or entry.suffix == ".toml"
+
+    with writing(folder):
+        for entry in sorted(entries(folder), key=tells):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a half."""
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)  # the disk may be full, and this takes room
+        raise

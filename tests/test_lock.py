@@ -1,0 +1,260 @@
+"""One process writes a folder: who is refused, who is let in, and that only one is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modicum import lock, runs
+from modicum.config import TrainConfig
+from modicum.training.loop import Observer, train
+from modicum.types import UserError
+
+
+def written(folder: Path, /, **changes: Any) -> None:
+    """The lock of this process, but for some changes."""
+    with lock.held(folder):
+        content = json.loads((folder / ".lock").read_text())
+    (folder / ".lock").write_text(json.dumps({**content, **changes}))
+
+
+def in_child(work: Callable[[], int]) -> int:
+    """Start a child that ends with the exit code of `work`; its number."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    return child
+
+
+def code_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
+    def other() -> int:
+        try:
+            with lock.held(tmp_path, "painting"):
+                return 0
+        except lock.Held as error:
+            (tmp_path / "said").write_text(str(error))
+            return 1
+
+    with lock.held(tmp_path):
+        assert code_of(in_child(other)) == 1
+    said = (tmp_path / "said").read_text()
+    where = f"{tmp_path}: {os.getpid()} on {os.uname().nodename}; let it end first"
+    assert said.startswith(f"another process is painting {where}")
+    assert code_of(in_child(other)) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["said"]
+
+
+def test_an_error_and_a_fork_leave_the_lock_to_its_owner(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), lock.held(tmp_path):
+        child = os.fork()
+        if child == 0:  # it leaves the context as its parent does
+            try:
+                with lock.held(tmp_path):
+                    pass
+            except UserError:
+                lock._release(tmp_path / ".lock", lock.Owner.here(tmp_path))
+            os._exit(0)
+        assert code_of(child) == 0
+        assert (tmp_path / ".lock").exists()
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_nothing(tmp_path: Path) -> None:
+    """Also before its parent has asked how it ended."""
+
+    def work() -> int:
+        with lock.held(tmp_path):
+            (tmp_path / "held").touch()
+            time.sleep(60)
+        return 0
+
+    child = in_child(work)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    with pytest.raises(lock.Held, match=f": {child} on "):
+        lock.check(tmp_path)
+    os.kill(child, signal.SIGKILL)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert (tmp_path / ".lock").exists()
+    lock.check(tmp_path)
+    with lock.held(tmp_path):
+        pass
+    assert code_of(child) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"started": "1"},  # our number was another process's
+        {"pid": 2**22 + 1},  # above the highest number that Linux gives
+        {"folder": 1},  # the folder is a copy
+        {"boot": "0-0 pid:[1]"},  # this machine, before it was started anew
+    ],
+    ids=str,
+)
+def test_a_stale_lock_is_no_lock(changes: dict[str, Any], tmp_path: Path) -> None:
+    written(tmp_path, **changes)
+    lock.check(tmp_path)
+    with lock.held(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+NOBODY = b'{"pid": -1, "host": "", "started": "", "boot": "", "folder": 1, "token": 1}'
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": 1}', b"\xff", NOBODY])
+def test_a_lock_that_says_nothing_holds_nothing(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    (tmp_path / ".lock").write_bytes(content)
+    lock.check(tmp_path)
+    with lock.held(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_machine_is_believed_to_live(tmp_path: Path) -> None:
+    """It cannot be asked; neither can another container on this one."""
+    here = lock.Owner.here(tmp_path).boot.partition(" ")[0]
+    for changes in ({"host": "node7", "boot": "1-2 pid:[3]"}, {"boot": f"{here} pid:[3]"}):
+        written(tmp_path, pid=11, **changes)
+        host = changes.get("host", os.uname().nodename)
+        for look in (lock.check, lambda folder: lock.held(folder).__enter__()):
+            with pytest.raises(UserError) as caught:
+                look(tmp_path)
+            text = f"another process is writing {tmp_path}: 11 on {host}; if it is gone, remove"
+            assert str(caught.value) == f"{text} {tmp_path / '.lock'}"
+        (tmp_path / ".lock").unlink()
+
+
+@pytest.mark.parametrize("left", ["nothing", "a stale lock", "an empty lock"])
+def test_of_many_that_start_at_once_one_goes_on(
+    left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if left == "a stale lock":
+            written(folder, started="1")
+        elif left == "an empty lock":
+            (folder / ".lock").touch()
+        start = time.time() + 0.05
+
+        def work(folder: Path = folder, start: float = start) -> int:
+            while time.time() < start:
+                pass
+            try:
+                with lock.held(folder):
+                    end = time.time() + 10
+                    while len(list(folder.glob("refused-*"))) < 5 and time.time() < end:
+                        time.sleep(0.01)
+                    return 0
+            except lock.Held:
+                (folder / f"refused-{os.getpid()}").touch()
+                return 1
+
+        codes = [code_of(child) for child in [in_child(work) for _ in range(6)]]
+        assert sorted(codes) == [0, 1, 1, 1, 1, 1]
+        assert len(list(folder.iterdir())) == 5
+
+
+class Intruder(Observer):
+    """Tries to begin, resume and replace the run that is going on."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config, self.said = config, list[str]()
+
+    def step(self, metrics: dict[str, float]) -> None:
+        for how in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(lock.Held) as caught:
+                train(self.config, **how)
+            self.said.append(str(caught.value))
+
+
+def test_a_run_has_its_folder_alone(bare: TrainConfig, tmp_path: Path) -> None:
+    """Refused before a model is loaded; one run after the other in a process is no trouble."""
+    intruder = Intruder(bare)
+    train(bare, intruder)
+    assert len(intruder.said) == 3 * bare.steps
+    assert {f": {os.getpid()} on " in line for line in intruder.said} == {True}
+    folder = Path(bare.out)
+    assert [line["step"] for line in runs.read_lines(folder / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert not (folder / ".lock").exists()
+    train(bare, overwrite=True)
+    assert not (folder / ".lock").exists()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, UserError])
+def test_a_run_that_fails_lets_go_of_its_folder(
+    error: type[BaseException], bare: TrainConfig
+) -> None:
+    class Failing(Observer):
+        def step(self, metrics: dict[str, float]) -> None:
+            raise error
+
+    with pytest.raises(error):
+        train(bare, Failing())
+    assert not (Path(bare.out) / ".lock").exists()
+    train(bare, resume=True)
+
+
+def test_a_stale_lock_is_no_part_of_a_run(bare: TrainConfig, tmp_path: Path) -> None:
+    """A folder with nothing else is empty, and to overwrite a run is to replace it."""
+    folder = Path(bare.out)
+    folder.mkdir()
+    written(folder, started="1")
+    train(bare)
+    written(folder, started="1")
+    result = train(bare, overwrite=True)
+    assert result["steps"] == bare.steps
+    assert not (folder / ".lock").exists()
+
+
+def test_readers_are_never_locked_out(bare: TrainConfig) -> None:
+    from modicum.face.result import load
+    from modicum.training.checkpoint import reload
+
+    train(bare)
+    with lock.held(Path(bare.out)):
+        assert load(bare.out).values["steps"] == bare.steps
+        assert reload(Path(bare.out)).config.steps == bare.steps
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    held = lock.held(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written: Is a directory"):
+        held.__enter__()
+
+
+def test_it_needs_no_process_list_to_compare(tmp_path: Path) -> None:
+    """`ps` agrees about when a process began: the count is that of the system."""
+    first = lock._started(os.getpid())
+    assert first == lock._started(os.getpid())
+    child = subprocess.Popen(["sleep", "20"])
+    try:
+        assert int(lock._started(child.pid)) >= int(first)
+    finally:
+        child.kill()
+        child.wait()
+    assert lock._started(child.pid) == ""
