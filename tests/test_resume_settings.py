@@ -22,7 +22,7 @@ from modicum.updates import UPDATES, parse
 
 # Every setting, what resume may do with it, and another value.
 SETTINGS: dict[str, tuple[str, Any]] = {
-    "model": ("fixed", "other"),
+    "model": ("free", "other"),
     "task": ("fixed", "arithmetic(terms=2)"),
     "reward": ("fixed", "format"),
     "update": ("fixed", "last(1)"),
@@ -56,6 +56,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "optimizer.warmup_steps": ("fixed", 3),
     "compute.device": ("digits", "cuda"),
     "compute.dtype": ("fixed", "bf16"),
+    "compute.rounding": ("fixed", "nearest"),
     "compute.engine": ("digits", "library"),
     "compute.sampler": ("fixed", "other"),
     "compute.trunk_bytes": ("digits", 0),
@@ -123,8 +124,9 @@ def test_what_may_change_and_what_may_not(name: str, tmp_path: Path) -> None:
             run_folder._changes(tmp_path, now)
         text = f"{tmp_path} was begun with other settings ({name} = {old}), not {name} = {value!r};"
         assert str(caught.value).startswith(text)
-        assert "What may change: steps, out, sampling.max_prompt_tokens, batch.micro_batch," in str(
-            caught.value
+        assert (
+            "What may change: model, steps, out, sampling.max_prompt_tokens, batch.micro_batch,"
+            in str(caught.value)
         )
     else:
         changes = {} if name == "out" else {name: (getattr_of(past, name), value)}

@@ -413,7 +413,7 @@ def test_a_folder_that_may_not_be_written_is_found_before_a_model_is_loaded(
     train(bare)
     closed = [Path(bare.out), tmp_path]
     monkeypatch.setattr(os, "access", lambda path, mode: path not in closed)
-    monkeypatch.setattr(loop, "prepare", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(loop.origin, "prepare_like", lambda *_: pytest.fail("a model was loaded"))
     for out, how in ((bare.out, {"overwrite": True}), (str(tmp_path / "new" / "run"), {})):
         place = out if how else tmp_path
         with pytest.raises(FolderError, match=f"^{place} cannot be written: Permission denied$"):

@@ -95,13 +95,13 @@ def _run(
     """`train`, under `interrupts`."""
     observer, parts = observer or Observer(), parts or RunParts()
     config = parts.named(config)
+    tracking.check(config.tracking)
+    look(config, overwrite, resume)
     if resume:
         config, parts = parts.resumed(config, run_folder(config))
         past = [run_folder(config), *past]
     if overwrite:
         origin.spare_base(config, run_folder(config))
-    tracking.check(config.tracking)
-    look(config, overwrite, resume)
     if parts.update is parts.objective is None:  # the planner reads expressions
         plan.check(config)
     machine.reuse_memory()
