@@ -132,8 +132,8 @@ def _mean(values: list[float]) -> float:
 def _share(values: list[float]) -> str:
     if len(values) < 2:
         return f"{values[0]:.0%}"
-    found = stats.interval(values)
-    return f"{found.mean:.0%} [{found.low:.0%}, {found.high:.0%}]"
+    found = stats.mean_interval(values, [0.0] * len(values))
+    return f"{found.mean:.0%} [{max(0.0, found.low):.0%}, {found.high:.0%}]"
 
 
 def main() -> int:

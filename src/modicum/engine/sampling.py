@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from modicum.config import Sampling
 
 SHARP = 1e-3  # below it a division by the temperature may overflow fp32
-LEAST, MOST = 1e-30, 1e30  # beyond them the distribution is the greedy one, or flat
+LEAST = 1e-30  # below it the distribution is the greedy one
 
 
 def tempered(logits_NV: Tensor, temperature: float) -> Tensor:
@@ -35,7 +35,7 @@ def tempered(logits_NV: Tensor, temperature: float) -> Tensor:
         return scores_NV
     if temperature < SHARP:
         scores_NV = scores_NV - scores_NV.amax(-1, keepdim=True).detach()
-    return scores_NV / min(max(temperature, LEAST), MOST)
+    return scores_NV / max(temperature, LEAST)
 
 
 def distribution(logits_BV: Tensor, sampling: Sampling, keep_B: Tensor | None = None) -> Tensor:
