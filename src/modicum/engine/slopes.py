@@ -97,8 +97,16 @@ def doubt(logprob_N: Array) -> float:
     return float((1 - np.exp(logprob_N)).mean()) + 1e-3
 
 
-def over_doubt(d_N: Array, logprob_N: Array) -> float:
-    return float(np.abs(d_N).mean()) / doubt(logprob_N)
+def over_doubt(d_N: Array, logprob_N: Array, cut: bool = False) -> float:
+    """Mean |d| over mean 1 - p.
+
+    Where the distribution is `cut` (top-p, top-k) rounding may let one token more in, which
+    moves all log-probs of that place by far more than rounding: the largest two of a hundred
+    |d|, and at least one, are left out.
+    """
+    sizes_N = np.sort(np.abs(d_N))
+    kept = sizes_N[: -max(1, len(sizes_N) // 50)] if cut and len(sizes_N) > 1 else sizes_N
+    return float(kept.mean()) / doubt(logprob_N)
 
 
 def looks_like(d_N: Array, found: Scored) -> str:
