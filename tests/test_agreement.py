@@ -316,6 +316,7 @@ def test_the_proof_is_in_checkpoints_and_results(bare: TrainConfig) -> None:
     again = Agreement("bf16", 10)
     again.load(state["agreement"])
     assert again.state() == state["agreement"]
+    assert not any("previous" in name for name in again.slopes)  # a resumed run starts it anew
     assert again.measured and 0.001 < again.own < 0.2
     assert {"library base", "trainer temperature", "training shift"} <= again.slopes.keys()
     off = replace(config.compute, agreement_every=0)

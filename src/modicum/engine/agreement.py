@@ -214,8 +214,9 @@ class Agreement:
     # Checkpoints -------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """As JSON values. The values of the step before are not in it."""
-        slopes = {name: slope.sums for name, slope in self.slopes.items()}
+        """As JSON values. What comes of the step before is not in it, nor are its values."""
+        lasting = ((n, s) for n, s in self.slopes.items() if not n.endswith("previous"))
+        slopes = {name: slope.sums for name, slope in lasting}
         names = ("own", "noise", "measured", "exact_max")
         return {name: getattr(self, name) for name in names} | {"slopes": slopes}
 
