@@ -20,8 +20,12 @@ known: policy - base, policy - the step before (both in fp32), log p + H for a t
 a cut of the distribution. `Slope` is the regression of d on x, pooled over checks with groups
 as clusters; what it must not be is said in standard errors.
 
-How much rounding this model has is measured at the start (`Agreement.own`): |library's
+How much rounding this model has is measured at every check (`Agreement.own`): |library's
 log-prob - the same in fp32| over 1 - p, as tokens without doubt have no rounding to speak of.
+It grows with the logits, so a step whose log-probs are far apart is measured anew before it
+is judged. A low temperature enlarges it. Where the distribution is cut (top-p, top-k),
+rounding lets single tokens in or out and all others move by much: the largest differences
+are left out then.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ from modicum.engine.base import Scorer
 from modicum.engine.library import LibraryEngine
 from modicum.engine.logprobs import logprobs
 from modicum.engine.policy import Policy
-from modicum.engine.slopes import FAULTS, Array, Scored, Slope, doubt, looks_like, over_doubt
+from modicum.engine.slopes import FADE, FAULTS, Array, Scored, Slope, doubt, looks_like, over_doubt
 from modicum.engine.version import AgreementFailed
 from modicum.models.widen import widened
 from modicum.types import Group, Row, RunStopped
@@ -49,6 +53,8 @@ from modicum.updates.swap import Swap
 EXACT = 1e-4  # most that two fp32 computations differ, in nats over 1 - p
 ROUNDING = 4.0  # times the model's own
 UNKNOWN = 0.25  # that of a model in bf16 which was not measured
+PRIOR = 4.0  # doubt (1 - p, summed over tokens) that a measurement needs to count half
+CUT = 0.1  # of the tokens, and one, that a cut of the distribution may have moved
 FIRST = 5  # steps that are all checked
 TOKENS, ROWS = 128, 32  # about so many are scored by the library in a check
 REHEARSED = (2, 2, 4)  # prompts, completions of each, tokens
@@ -61,10 +67,18 @@ LEAST = {"base": 0.5, "previous": 0.5, "temperature": 0.01}
 class Agreement:
     """What the proof has seen of a run so far."""
 
-    def __init__(self, dtype: str, every: int) -> None:
+    def __init__(self, dtype: str, every: int, sampling: Sampling | None = None) -> None:
+        sampling = sampling or Sampling()
         self.low, self.every = dtype != "fp32", every
-        self.own, self.noise = UNKNOWN if self.low else EXACT / ROUNDING, 0.0
-        """Rounding of this model: mean over 1 - p, and root mean square, in nats."""
+        self.sharp = 1 / min(1.0, sampling.temperature or 1.0)
+        """What the temperature makes of a rounding of logits."""
+        self.cuts = sampling.top_p < 1 or sampling.top_k > 0
+        self.own = (UNKNOWN if self.low else EXACT / ROUNDING) * self.sharp
+        self.noise, self.room = 0.0, self.own
+        """Rounding of this model: mean over 1 - p, root mean square in nats; what may be, of which
+        little was seen."""
+        self.seen = [0.0] * 4
+        """Of all checks, which fade: |rounding|, 1 - p, rounding squared, tokens."""
         self.exact_max = 0.0
         """Largest difference without rounding so far, over 1 - p."""
         self.slopes: dict[str, Slope] = {}
@@ -99,21 +113,31 @@ class Agreement:
         else:
             with widened(policy.model):
                 found.ways["exact"], found.entropy_N = _by(policy.scorer, found.rows, sampling)
-            self._measure(found)
+            self._measure(found.ways["library"], found.ways["exact"])
             self._other_weights(policy, prepared, found, sampling)
             for way in ("trainer", "library"):
                 self._follow(way, found.ways[way] - found.sampler_N, found)
         return self._apart(found.ways["library"], found.sampler_N, "library")
 
-    def trained(self, rows: Sequence[Row], trainer_N: Array, entropy_N: Array) -> float:
+    def trained(
+        self,
+        rows: Sequence[Row],
+        trainer_N: Array,
+        entropy_N: Array,
+        policy: Policy | None = None,
+        sampling: Sampling | None = None,
+    ) -> float:
         """The trainer's log-probs of a step's tokens; mean |difference|, in nats.
 
-        What is not finite is left to the step, which is skipped. RunStopped: no.
+        `policy` is asked how much it rounds now when they are far apart. What is not finite is
+        left to the step, which is skipped. RunStopped: no.
         """
         if not np.isfinite(trainer_N).all():
             return 0.0
         found = Scored(rows, entropy_N, {"exact": trainer_N})
         if self.low:
+            if policy is not None and self._far(trainer_N - found.sampler_N, trainer_N) > 1:
+                self._measure_on(policy, rows, sampling or Sampling())
             self._follow("training", trainer_N - found.sampler_N, found)
         return self._apart(trainer_N, found.sampler_N, "trainer")
 
@@ -135,9 +159,10 @@ class Agreement:
             ways = {"sampler": found.sampler_N} | ways
         for name, other_N in ways.items():
             _finite(other_N, name)
-            far = over_doubt(library_N - other_N, library_N)
+            d_N = library_N - other_N
+            far = over_doubt(d_N[self._kept(d_N)], library_N[self._kept(d_N)])
             self.exact_max = max(self.exact_max, far)
-            if not far <= EXACT:
+            if not far <= EXACT * self.sharp:
                 self._other_weights(policy, prepared, found, sampling)
                 raise AgreementFailed(
                     f"in fp32 the log-probs of {name} and library differ by"
@@ -157,23 +182,47 @@ class Agreement:
             with weights(), widened(policy.model):
                 found.others[name] = _by(policy.scorer, found.rows, sampling)[0]
 
-    def _measure(self, found: Scored) -> None:
-        """The model's own rounding, at the first check."""
-        if not self.measured:
-            apart_N = found.ways["library"] - found.ways["exact"]
-            self.own = over_doubt(apart_N, found.ways["exact"])
-            self.noise = float(np.sqrt((apart_N**2).mean()))
-            self.measured = True
+    def _measure(self, rounded_N: Array, exact_N: Array) -> None:
+        """The model's own rounding: that of all checks, and room for as much as it has now."""
+        if not (np.isfinite(rounded_N).all() and np.isfinite(exact_N).all()):
+            return
+        apart_N, doubted = rounded_N - exact_N, doubt(exact_N)
+        now = [float(np.abs(apart_N).sum()), doubted, float(apart_N @ apart_N), len(apart_N)]
+        self.seen = [old * FADE + new for old, new in zip(self.seen, now, strict=True)]
+        prior = UNKNOWN * self.sharp * PRIOR
+        self.own = self.seen[0] / self.seen[1]
+        self.room = max((prior + of[0]) / (PRIOR + of[1]) for of in (self.seen, now))
+        self.noise = max(of[2] / of[3] for of in (self.seen, now)) ** 0.5
+        self.measured = True
+
+    @torch.no_grad()
+    def _measure_on(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> None:
+        """The model's own rounding, on some of these rows."""
+        some = [replace(row, trunk=None) for row in rows[:: -(-len(rows) // ROWS)]]
+        rounded_N = _by(policy.scorer, some, sampling)[0]
+        with widened(policy.model):
+            self._measure(rounded_N, _by(policy.scorer, some, sampling)[0])
+
+    def _kept(self, d_N: Array) -> Array:
+        """Indices of the tokens that a cut of the distribution has not moved by chance."""
+        order = np.argsort(np.abs(d_N), kind="stable")
+        return np.sort(order[: len(d_N) - int(CUT * len(d_N)) - 1]) if self.cuts else np.sort(order)
+
+    def _far(self, d_N: Array, logprob_N: Array) -> float:
+        """How large differences are beside what rounding may make."""
+        kept = self._kept(d_N)
+        return over_doubt(d_N[kept], logprob_N[kept]) / (ROUNDING * self.room)
 
     def _follow(self, way: str, d_N: Array, found: Scored) -> None:
         """Add a check to the slopes; RunStopped when one is what a fault gives."""
         s_N = self.own * (1 - np.exp(found.ways["exact"]))
+        kept, group_N = self._kept(d_N), found.group_N
         for name, x_N in found.directions().items():
             slope = self.slopes.setdefault(f"{way} {name}", Slope())
-            slope.add(d_N, x_N, s_N, found.group_N)
+            slope.add(d_N[kept], x_N[kept], s_N[kept], group_N[kept])
             size, error, limit = slope.estimate()
             # The sampler prefers tokens that its own rounding has made likelier.
-            least = LEAST.get(name, EXACT + 4 * self.noise**2)
+            least = max(LEAST.get(name, EXACT), 4 * self.noise**2)
             if abs(size) > max(least, limit * error):
                 raise AgreementFailed(
                     f"the log-probs of {way} less the sampler's follow those of"
@@ -185,12 +234,12 @@ class Agreement:
         """Mean |difference|; RunStopped when it is more than rounding."""
         _finite(sampler_N, "sampler")
         _finite(other_N, by)
-        limit = ROUNDING * self.own
-        mean = float(np.abs(other_N - sampler_N).mean())
-        if not over_doubt(other_N - sampler_N, other_N) <= limit:
+        d_N = other_N - sampler_N
+        mean, far = float(np.abs(d_N).mean()), self._far(d_N, other_N)
+        if not far <= 1:
             raise AgreementFailed(
-                f"log-probs of sampler and {by} differ by {mean:.2g} nats a token (at most"
-                f" {limit * doubt(other_N):.2g}); the completions were not sampled from the"
+                f"log-probs of sampler and {by} differ by {mean:.2g} nats a token,"
+                f" {far:.2g} times what rounding may make; the completions were not sampled from the"
                 " current policy"
             )
         return mean
@@ -212,12 +261,13 @@ class Agreement:
     def state(self) -> dict[str, Any]:
         """As JSON values. The values of the step before are not in it."""
         slopes = {name: slope.sums for name, slope in self.slopes.items()}
-        names = ("own", "noise", "measured", "exact_max")
+        names = ("own", "noise", "room", "seen", "measured", "exact_max")
         return {name: getattr(self, name) for name in names} | {"slopes": slopes}
 
     def load(self, state: dict[str, Any]) -> None:
         """Set what `state` gave."""
         self.own, self.noise = float(state["own"]), float(state["noise"])
+        self.room, self.seen = float(state["room"]), list(state["seen"])
         self.measured, self.exact_max = bool(state["measured"]), float(state["exact_max"])
         self.slopes = {name: Slope(list(sums)) for name, sums in state["slopes"].items()}
 

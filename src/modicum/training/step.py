@@ -87,7 +87,8 @@ def agree_trained(session: Session, heard: list[Heard]) -> None:
     rows = [row for part, *_ in heard for row in part]
     trainer_N = agreement.as_array(torch.cat([policy_N for _, policy_N, _ in heard]))
     entropy_N = agreement.as_array(torch.cat([found_N for *_, found_N in heard]))
-    session.agreed(session.agreement.trained(rows, trainer_N, entropy_N))
+    policy, sampling = session.policy, session.config.sampling
+    session.agreed(session.agreement.trained(rows, trainer_N, entropy_N, policy, sampling))
 
 
 def score(
