@@ -258,6 +258,7 @@ def test_few_tokens_large_rates_and_cuts_are_no_faults(
     prompts, members, tokens = sizes
     config = replace(
         bare,
+        model="tiny",
         task="arithmetic(terms=3,digits=1)",
         reward="random",
         update=update,
