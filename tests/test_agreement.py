@@ -287,6 +287,18 @@ def test_rounding_is_measured_at_every_check_with_room_for_few_tokens() -> None:
     assert Agreement("fp32", 10, Sampling(temperature=0.01)).own == pytest.approx(2.5e-3)
 
 
+def test_one_token_that_rounding_takes_to_nothing_is_no_stale_policy() -> None:
+    proof = Agreement("bf16", 10)
+    proof.own = proof.room = 0.05
+    rows = [Row((1,), (2,) * 24, (-5.5,) * 24, 1.0, group=number) for number in range(2)]
+    trainer_N = np.full(48, -5.5)
+    trainer_N[7] = -28.0
+    assert proof.trained(rows, trainer_N, np.ones(48)) == pytest.approx(22.5 / 48)
+    # All of them together are another matter.
+    with pytest.raises(RunStopped, match="not sampled from the current policy"):
+        proof.trained(rows, np.full(48, -6.0), np.ones(48))
+
+
 def test_a_slope_of_one_group_proves_nothing() -> None:
     """Of four groups only one has any x: a single token let in by a tie."""
     slope = Slope()

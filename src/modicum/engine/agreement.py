@@ -36,13 +36,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from modicum.config import Sampling
-from modicum.engine.base import Scorer
-from modicum.engine.library import LibraryEngine
-from modicum.engine.logprobs import logprobs
 from modicum.engine.policy import Policy
+from modicum.engine.rescoring import ROWS, by, rehearsal, score, some
 from modicum.engine.slopes import FADE, FAULTS, Array, Scored, Slope, doubt, looks_like, over_doubt
 from modicum.engine.version import AgreementFailed
 from modicum.models.widen import widened
@@ -54,10 +51,8 @@ EXACT = 1e-4  # most that two fp32 computations differ, in nats over 1 - p
 ROUNDING = 4.0  # times the model's own
 UNKNOWN = 0.25  # that of a model in bf16 which was not measured
 PRIOR = 4.0  # doubt (1 - p, summed over tokens) that a measurement needs to count half
-CUT = 0.1  # of the tokens, and one, that a cut of the distribution may have moved
+CUT = 0.1  # of the tokens, and one, that rounding may move by much: at a cut, in a wild policy
 FIRST = 5  # steps that are all checked
-TOKENS, ROWS = 128, 32  # about so many are scored by the library in a check
-REHEARSED = (2, 2, 4)  # prompts, completions of each, tokens
 REMEMBERED = 2**26  # bytes of the step before, at most
 
 LEAST = {"base": 0.5, "previous": 0.5, "temperature": 0.01}
@@ -104,15 +99,15 @@ class Agreement:
         """Ask the library; mean |its log-prob - the sampler's|, in nats. RunStopped: no."""
         if self.low:
             with widened(policy.model):
-                again = _rehearsal(policy, groups, sampling, step)
-                found = _score(policy, again, sampling)
+                again = rehearsal(policy, groups, sampling, step)
+                found = score(policy, again, sampling)
                 self._exact(policy, prepared, found, sampling)
-        found = _score(policy, _some(groups), sampling)
+        found = score(policy, some(groups), sampling)
         if not self.low:
             self._exact(policy, prepared, found, sampling)
         else:
             with widened(policy.model):
-                found.ways["exact"], found.entropy_N = _by(policy.scorer, found.rows, sampling)
+                found.ways["exact"], found.entropy_N = by(policy.scorer, found.rows, sampling)
             self._measure(found.ways["library"], found.ways["exact"])
             self._other_weights(policy, prepared, found, sampling)
             for way in ("trainer", "library"):
@@ -160,7 +155,8 @@ class Agreement:
         for name, other_N in ways.items():
             _finite(other_N, name)
             d_N = library_N - other_N
-            far = over_doubt(d_N[self._kept(d_N)], library_N[self._kept(d_N)])
+            kept = self._kept(d_N, self.cuts)
+            far = over_doubt(d_N[kept], library_N[kept])
             self.exact_max = max(self.exact_max, far)
             if not far <= EXACT * self.sharp:
                 self._other_weights(policy, prepared, found, sampling)
@@ -180,7 +176,7 @@ class Agreement:
             known["previous"] = self.before.swapped
         for name, weights in known.items():
             with weights(), widened(policy.model):
-                found.others[name] = _by(policy.scorer, found.rows, sampling)[0]
+                found.others[name] = by(policy.scorer, found.rows, sampling)[0]
 
     def _measure(self, rounded_N: Array, exact_N: Array) -> None:
         """The model's own rounding: that of all checks, and room for as much as it has now."""
@@ -198,25 +194,26 @@ class Agreement:
     @torch.no_grad()
     def _measure_on(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> None:
         """The model's own rounding, on some of these rows."""
-        some = [replace(row, trunk=None) for row in rows[:: -(-len(rows) // ROWS)]]
-        rounded_N = _by(policy.scorer, some, sampling)[0]
+        taken = [replace(row, trunk=None) for row in rows[:: -(-len(rows) // ROWS)]]
+        rounded_N = by(policy.scorer, taken, sampling)[0]
         with widened(policy.model):
-            self._measure(rounded_N, _by(policy.scorer, some, sampling)[0])
+            self._measure(rounded_N, by(policy.scorer, taken, sampling)[0])
 
-    def _kept(self, d_N: Array) -> Array:
-        """Indices of the tokens that a cut of the distribution has not moved by chance."""
+    def _kept(self, d_N: Array, some: bool) -> Array:
+        """Indices of tokens, with `some` without those that differ most."""
         order = np.argsort(np.abs(d_N), kind="stable")
-        return np.sort(order[: len(d_N) - int(CUT * len(d_N)) - 1]) if self.cuts else np.sort(order)
+        return np.sort(order[: len(d_N) - int(CUT * len(d_N)) - 1] if some else order)
 
     def _far(self, d_N: Array, logprob_N: Array) -> float:
         """How large differences are beside what rounding may make."""
-        kept = self._kept(d_N)
+        # A policy on the edge of collapse has tokens that rounding moves from one to nothing.
+        kept = self._kept(d_N, self.cuts or self.low)
         return over_doubt(d_N[kept], logprob_N[kept]) / (ROUNDING * self.room)
 
     def _follow(self, way: str, d_N: Array, found: Scored) -> None:
         """Add a check to the slopes; RunStopped when one is what a fault gives."""
         s_N = self.own * (1 - np.exp(found.ways["exact"]))
-        kept, group_N = self._kept(d_N), found.group_N
+        kept, group_N = self._kept(d_N, self.cuts), found.group_N
         for name, x_N in found.directions().items():
             slope = self.slopes.setdefault(f"{way} {name}", Slope())
             slope.add(d_N[kept], x_N[kept], s_N[kept], group_N[kept])
@@ -230,15 +227,15 @@ class Agreement:
                     f" {error:.2g}, where the current policy has 0"
                 )
 
-    def _apart(self, other_N: Array, sampler_N: Array, by: str) -> float:
+    def _apart(self, other_N: Array, sampler_N: Array, way: str) -> float:
         """Mean |difference|; RunStopped when it is more than rounding."""
         _finite(sampler_N, "sampler")
-        _finite(other_N, by)
+        _finite(other_N, way)
         d_N = other_N - sampler_N
         mean, far = float(np.abs(d_N).mean()), self._far(d_N, other_N)
         if not far <= 1:
             raise AgreementFailed(
-                f"log-probs of sampler and {by} differ by {mean:.2g} nats a token,"
+                f"log-probs of sampler and {way} differ by {mean:.2g} nats a token,"
                 f" {far:.2g} times what rounding may make; the completions were not sampled from the"
                 " current policy"
             )
@@ -270,56 +267,6 @@ class Agreement:
         self.room, self.seen = float(state["room"]), list(state["seen"])
         self.measured, self.exact_max = bool(state["measured"]), float(state["exact_max"])
         self.slopes = {name: Slope(list(sums)) for name, sums in state["slopes"].items()}
-
-
-def _some(groups: Sequence[Group]) -> list[Group]:
-    """Some completions, the first of every group before the second of any."""
-    taken, tokens = [0] * len(groups), 0
-    for member in range(max(len(group.completions) for group in groups)):
-        for number, group in enumerate(groups):
-            if tokens < TOKENS and sum(taken) < ROWS and member < len(group.completions):
-                taken[number] = member + 1
-                tokens += len(group.completions[member].tokens)
-    pairs = zip(groups, taken, strict=True)
-    return [replace(g, completions=g.completions[:count]) for g, count in pairs if count]
-
-
-def _rehearsal(
-    policy: Policy, groups: Sequence[Group], sampling: Sampling, step: int
-) -> list[Group]:
-    """Some tokens of some prompts, drawn once more; of a sampler elsewhere some that it drew."""
-    prompts, members, tokens = REHEARSED
-    chosen = groups[:prompts]
-    drawn = [group.completions[:members] for group in chosen]
-    if policy.sampler.in_process:
-        keys = [("agreement", step, number) for number in range(len(chosen))]
-        short = replace(sampling, max_tokens=min(tokens, sampling.max_tokens))
-        drawn = policy.sample([group.prompt for group in chosen], keys, members, short)
-    return [replace(g, completions=c) for g, c in zip(chosen, drawn, strict=True)]
-
-
-def _score(policy: Policy, groups: Sequence[Group], sampling: Sampling) -> Scored:
-    """Log-probs of completions by library and trainer, without what was kept of their way."""
-    rows = [
-        Row(group.prompt, c.tokens, c.logprobs, 0.0, group=number)
-        for number, group in enumerate(groups)
-        for c in group.completions
-    ]
-    library_N, entropy_N = _by(LibraryEngine(policy.model, policy.device), rows, sampling)
-    trainer_N, _ = _by(policy.scorer, rows, sampling)
-    ways = {"trainer": trainer_N, "library": library_N, "exact": library_N}
-    return Scored(rows, entropy_N, ways)
-
-
-def _by(scorer: Scorer, rows: Sequence[Row], sampling: Sampling) -> tuple[Array, Array]:
-    """Log-prob_N and entropy_N by a scorer."""
-    found = logprobs(scorer, rows, sampling)
-    return as_array(found[0]), as_array(found[1])
-
-
-def as_array(values_N: Tensor) -> Array:
-    """The numbers of a tensor in fp64, on the CPU."""
-    return values_N.detach().double().cpu().numpy()
 
 
 def _finite(values_N: Array, by: str) -> None:
