@@ -264,7 +264,8 @@ class Agreement:
     def load(self, state: dict[str, Any]) -> None:
         """Set what `state` gave."""
         self.own, self.noise = float(state["own"]), float(state["noise"])
-        self.room, self.seen = float(state["room"]), list(state["seen"])
+        self.room = float(state.get("room", self.own))
+        self.seen = list(state.get("seen", self.seen))
         self.measured, self.exact_max = bool(state["measured"]), float(state["exact_max"])
         self.slopes = {name: Slope(list(sums)) for name, sums in state["slopes"].items()}
 
