@@ -45,11 +45,6 @@ class Sampling:
     system: str | None = fixed(None)
     """System prompt, put before what the style asks for; unset takes the template's own."""
 
-    @property
-    def cuts(self) -> bool:
-        """Whether tokens are left out of the distribution."""
-        return self.top_k > 0 or self.top_p < 1
-
     def __post_init__(self) -> None:
         at_least(self, temperature=(0, 100), top_k=0, max_tokens=1, max_prompt_tokens=1)
         if not 0 < self.top_p <= 1:

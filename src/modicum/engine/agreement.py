@@ -20,8 +20,12 @@ known: policy - base, policy - the step before (both in fp32), log p + H for a t
 a cut of the distribution. `Slope` is the regression of d on x, pooled over checks with groups
 as clusters; what it must not be is said in standard errors.
 
-How much rounding this model has is measured at the start (`Agreement.own`): |library's
+How much rounding this model has is measured at every check (`Agreement.own`): |library's
 log-prob - the same in fp32| over 1 - p, as tokens without doubt have no rounding to speak of.
+It grows with the logits, so a step whose log-probs are far apart is measured anew before it
+is judged. A low temperature enlarges it. Where the distribution is cut (top-p, top-k),
+rounding lets single tokens in or out and all others move by much: the largest differences
+are left out then.
 """
 
 from __future__ import annotations
@@ -32,14 +36,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from modicum.config import Sampling
-from modicum.engine.base import Scorer
-from modicum.engine.library import LibraryEngine
-from modicum.engine.logprobs import logprobs
 from modicum.engine.policy import Policy
-from modicum.engine.slopes import FAULTS, Array, Scored, Slope, doubt, looks_like, over_doubt
+from modicum.engine.rescoring import ROWS, by, rehearsal, score, some
+from modicum.engine.slopes import FADE, FAULTS, Array, Scored, Slope, doubt, looks_like, over_doubt
 from modicum.engine.version import AgreementFailed
 from modicum.models.widen import widened
 from modicum.types import Group, Row, RunStopped
@@ -49,9 +50,9 @@ from modicum.updates.swap import Swap
 EXACT = 1e-4  # most that two fp32 computations differ, in nats over 1 - p
 ROUNDING = 4.0  # times the model's own
 UNKNOWN = 0.25  # that of a model in bf16 which was not measured
+PRIOR = 4.0  # doubt (1 - p, summed over tokens) that a measurement needs to count half
+CUT = 0.1  # of the tokens, and one, that rounding may move by much: at a cut, in a wild policy
 FIRST = 5  # steps that are all checked
-TOKENS, ROWS = 128, 32  # about so many are scored by the library in a check
-REHEARSED = (2, 2, 4)  # prompts, completions of each, tokens
 REMEMBERED = 2**26  # bytes of the step before, at most
 
 LEAST = {"base": 0.5, "previous": 0.5, "temperature": 0.01}
@@ -61,10 +62,18 @@ LEAST = {"base": 0.5, "previous": 0.5, "temperature": 0.01}
 class Agreement:
     """What the proof has seen of a run so far."""
 
-    def __init__(self, dtype: str, every: int, cut: bool = False) -> None:
-        self.low, self.every, self.cut = dtype != "fp32", every, cut
-        self.own, self.noise = UNKNOWN if self.low else EXACT / ROUNDING, 0.0
-        """Rounding of this model: mean over 1 - p, and root mean square, in nats."""
+    def __init__(self, dtype: str, every: int, sampling: Sampling | None = None) -> None:
+        sampling = sampling or Sampling()
+        self.low, self.every = dtype != "fp32", every
+        self.sharp = 1 / min(1.0, sampling.temperature or 1.0)
+        """What the temperature makes of a rounding of logits."""
+        self.cuts = sampling.top_p < 1 or sampling.top_k > 0
+        self.own = (UNKNOWN if self.low else EXACT / ROUNDING) * self.sharp
+        self.noise, self.room = 0.0, self.own
+        """Rounding of this model: mean over 1 - p, root mean square in nats; what may be, of which
+        little was seen."""
+        self.seen = [0.0] * 4
+        """Of all checks, which fade: |rounding|, 1 - p, rounding squared, tokens."""
         self.exact_max = 0.0
         """Largest difference without rounding so far, over 1 - p."""
         self.slopes: dict[str, Slope] = {}
@@ -90,32 +99,42 @@ class Agreement:
         """Ask the library; mean |its log-prob - the sampler's|, in nats. RunStopped: no."""
         if self.low:
             with widened(policy.model):
-                again = _rehearsal(policy, groups, sampling, step)
-                found = _score(policy, again, sampling)
+                again = rehearsal(policy, groups, sampling, step)
+                found = score(policy, again, sampling)
                 self._exact(policy, prepared, found, sampling)
-        found = _score(policy, _some(groups), sampling)
+        found = score(policy, some(groups), sampling)
         if not np.isfinite(found.ways["trainer"]).all():
             return 0.0  # so will the loss be, and the step is skipped and counted
         if not self.low:
             self._exact(policy, prepared, found, sampling)
         else:
             with widened(policy.model):
-                found.ways["exact"], found.entropy_N = _by(policy.scorer, found.rows, sampling)
-            self._measure(found)
+                found.ways["exact"], found.entropy_N = by(policy.scorer, found.rows, sampling)
+            self._measure(found.ways["library"], found.ways["exact"])
             self._other_weights(policy, prepared, found, sampling)
             for way in ("trainer", "library"):
                 self._follow(way, found.ways[way] - found.sampler_N, found)
         return self._apart(found.ways["library"], found.sampler_N, "library")
 
-    def trained(self, rows: Sequence[Row], trainer_N: Array, entropy_N: Array) -> float:
+    def trained(
+        self,
+        rows: Sequence[Row],
+        trainer_N: Array,
+        entropy_N: Array,
+        policy: Policy | None = None,
+        sampling: Sampling | None = None,
+    ) -> float:
         """The trainer's log-probs of a step's tokens; mean |difference|, in nats.
 
-        What is not finite is left to the step, which is skipped. RunStopped: no.
+        `policy` is asked how much it rounds now when they are far apart. What is not finite is
+        left to the step, which is skipped. RunStopped: no.
         """
         if not np.isfinite(trainer_N).all():
             return 0.0
         found = Scored(rows, entropy_N, {"exact": trainer_N})
         if self.low:
+            if policy is not None and self._far(trainer_N - found.sampler_N, trainer_N) > 1:
+                self._measure_on(policy, rows, sampling or Sampling())
             self._follow("training", trainer_N - found.sampler_N, found)
         return self._apart(trainer_N, found.sampler_N, "trainer")
 
@@ -139,9 +158,11 @@ class Agreement:
             if name == "trainer" and not np.isfinite(other_N).all():
                 return  # so will the loss be, and the step is skipped and counted
             _finite(other_N, name)
-            far = over_doubt(library_N - other_N, library_N, self.cut)
+            d_N = library_N - other_N
+            kept = self._kept(d_N, self.cuts)
+            far = over_doubt(d_N[kept], library_N[kept])
             self.exact_max = max(self.exact_max, far)
-            if not far <= EXACT:
+            if not far <= EXACT * self.sharp:
                 self._other_weights(policy, prepared, found, sampling)
                 raise AgreementFailed(
                     f"in fp32 the log-probs of {name} and library differ by"
@@ -159,25 +180,50 @@ class Agreement:
             known["previous"] = self.before.swapped
         for name, weights in known.items():
             with weights(), widened(policy.model):
-                found.others[name] = _by(policy.scorer, found.rows, sampling)[0]
+                found.others[name] = by(policy.scorer, found.rows, sampling)[0]
 
-    def _measure(self, found: Scored) -> None:
-        """The model's own rounding, at the first check."""
-        if not self.measured:
-            apart_N = found.ways["library"] - found.ways["exact"]
-            self.own = over_doubt(apart_N, found.ways["exact"])
-            self.noise = float(np.sqrt((apart_N**2).mean()))
-            self.measured = True
+    def _measure(self, rounded_N: Array, exact_N: Array) -> None:
+        """The model's own rounding: that of all checks, and room for as much as it has now."""
+        if not (np.isfinite(rounded_N).all() and np.isfinite(exact_N).all()):
+            return
+        apart_N, doubted = rounded_N - exact_N, doubt(exact_N)
+        now = [float(np.abs(apart_N).sum()), doubted, float(apart_N @ apart_N), len(apart_N)]
+        self.seen = [old * FADE + new for old, new in zip(self.seen, now, strict=True)]
+        prior = UNKNOWN * self.sharp * PRIOR
+        self.own = self.seen[0] / self.seen[1]
+        self.room = max((prior + of[0]) / (PRIOR + of[1]) for of in (self.seen, now))
+        self.noise = max(of[2] / of[3] for of in (self.seen, now)) ** 0.5
+        self.measured = True
+
+    @torch.no_grad()
+    def _measure_on(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> None:
+        """The model's own rounding, on some of these rows."""
+        taken = [replace(row, trunk=None) for row in rows[:: -(-len(rows) // ROWS)]]
+        rounded_N = by(policy.scorer, taken, sampling)[0]
+        with widened(policy.model):
+            self._measure(rounded_N, by(policy.scorer, taken, sampling)[0])
+
+    def _kept(self, d_N: Array, some: bool) -> Array:
+        """Indices of tokens, with `some` without those that differ most."""
+        order = np.argsort(np.abs(d_N), kind="stable")
+        return np.sort(order[: len(d_N) - int(CUT * len(d_N)) - 1] if some else order)
+
+    def _far(self, d_N: Array, logprob_N: Array) -> float:
+        """How large differences are beside what rounding may make."""
+        # A policy on the edge of collapse has tokens that rounding moves from one to nothing.
+        kept = self._kept(d_N, self.cuts or self.low)
+        return over_doubt(d_N[kept], logprob_N[kept]) / (ROUNDING * self.room)
 
     def _follow(self, way: str, d_N: Array, found: Scored) -> None:
         """Add a check to the slopes; RunStopped when one is what a fault gives."""
         s_N = self.own * (1 - np.exp(found.ways["exact"]))
+        kept, group_N = self._kept(d_N, self.cuts), found.group_N
         for name, x_N in found.directions().items():
             slope = self.slopes.setdefault(f"{way} {name}", Slope())
-            slope.add(d_N, x_N, s_N, found.group_N)
+            slope.add(d_N[kept], x_N[kept], s_N[kept], group_N[kept])
             size, error, limit = slope.estimate()
             # The sampler prefers tokens that its own rounding has made likelier.
-            least = LEAST.get(name, EXACT + 4 * self.noise**2)
+            least = max(LEAST.get(name, EXACT), 4 * self.noise**2)
             if abs(size) > max(least, limit * error):
                 raise AgreementFailed(
                     f"the log-probs of {way} less the sampler's follow those of"
@@ -185,16 +231,16 @@ class Agreement:
                     f" {error:.2g}, where the current policy has 0"
                 )
 
-    def _apart(self, other_N: Array, sampler_N: Array, by: str) -> float:
+    def _apart(self, other_N: Array, sampler_N: Array, way: str) -> float:
         """Mean |difference|; RunStopped when it is more than rounding."""
         _finite(sampler_N, "sampler")
-        _finite(other_N, by)
-        limit = ROUNDING * self.own
-        mean = float(np.abs(other_N - sampler_N).mean())
-        if not over_doubt(other_N - sampler_N, other_N, self.cut) <= limit:
+        _finite(other_N, way)
+        d_N = other_N - sampler_N
+        mean, far = float(np.abs(d_N).mean()), self._far(d_N, other_N)
+        if not far <= 1:
             raise AgreementFailed(
-                f"log-probs of sampler and {by} differ by {mean:.2g} nats a token (at most"
-                f" {limit * doubt(other_N):.2g}); the completions were not sampled from the"
+                f"log-probs of sampler and {way} differ by {mean:.2g} nats a token,"
+                f" {far:.2g} times what rounding may make; the completions were not sampled from the"
                 " current policy"
             )
         return mean
@@ -217,64 +263,16 @@ class Agreement:
         """As JSON values. What comes of the step before is not in it, nor are its values."""
         lasting = ((n, s) for n, s in self.slopes.items() if not n.endswith("previous"))
         slopes = {name: slope.sums for name, slope in lasting}
-        names = ("own", "noise", "measured", "exact_max")
+        names = ("own", "noise", "room", "seen", "measured", "exact_max")
         return {name: getattr(self, name) for name in names} | {"slopes": slopes}
 
     def load(self, state: dict[str, Any]) -> None:
         """Set what `state` gave."""
         self.own, self.noise = float(state["own"]), float(state["noise"])
+        self.room = float(state.get("room", self.own))
+        self.seen = list(state.get("seen", self.seen))
         self.measured, self.exact_max = bool(state["measured"]), float(state["exact_max"])
         self.slopes = {name: Slope(list(sums)) for name, sums in state["slopes"].items()}
-
-
-def _some(groups: Sequence[Group]) -> list[Group]:
-    """Some completions, the first of every group before the second of any."""
-    taken, tokens = [0] * len(groups), 0
-    for member in range(max(len(group.completions) for group in groups)):
-        for number, group in enumerate(groups):
-            if tokens < TOKENS and sum(taken) < ROWS and member < len(group.completions):
-                taken[number] = member + 1
-                tokens += len(group.completions[member].tokens)
-    pairs = zip(groups, taken, strict=True)
-    return [replace(g, completions=g.completions[:count]) for g, count in pairs if count]
-
-
-def _rehearsal(
-    policy: Policy, groups: Sequence[Group], sampling: Sampling, step: int
-) -> list[Group]:
-    """Some tokens of some prompts, drawn once more; of a sampler elsewhere some that it drew."""
-    prompts, members, tokens = REHEARSED
-    chosen = groups[:prompts]
-    drawn = [group.completions[:members] for group in chosen]
-    if policy.sampler.in_process:
-        keys = [("agreement", step, number) for number in range(len(chosen))]
-        short = replace(sampling, max_tokens=min(tokens, sampling.max_tokens))
-        drawn = policy.sample([group.prompt for group in chosen], keys, members, short)
-    return [replace(g, completions=c) for g, c in zip(chosen, drawn, strict=True)]
-
-
-def _score(policy: Policy, groups: Sequence[Group], sampling: Sampling) -> Scored:
-    """Log-probs of completions by library and trainer, without what was kept of their way."""
-    rows = [
-        Row(group.prompt, c.tokens, c.logprobs, 0.0, group=number)
-        for number, group in enumerate(groups)
-        for c in group.completions
-    ]
-    library_N, entropy_N = _by(LibraryEngine(policy.model, policy.device), rows, sampling)
-    trainer_N, _ = _by(policy.scorer, rows, sampling)
-    ways = {"trainer": trainer_N, "library": library_N, "exact": library_N}
-    return Scored(rows, entropy_N, ways)
-
-
-def _by(scorer: Scorer, rows: Sequence[Row], sampling: Sampling) -> tuple[Array, Array]:
-    """Log-prob_N and entropy_N by a scorer."""
-    found = logprobs(scorer, rows, sampling)
-    return as_array(found[0]), as_array(found[1])
-
-
-def as_array(values_N: Tensor) -> Array:
-    """The numbers of a tensor in fp64, on the CPU."""
-    return values_N.detach().double().cpu().numpy()
 
 
 def _finite(values_N: Array, by: str) -> None:

@@ -86,27 +86,22 @@ class Slope:
         count = weight**2 / max(square, 1e-300)
         if xx == 0 or count < 2:
             return 0.0, float("inf"), float("inf")
+        # Groups of which one has nearly all of x are no more than one.
+        freedom = max(min(count, xx**2 / max(xx2, 1e-300)) - 1, 0.1)
         slope = xd / xx
         spread = max(0.0, dd2 - 2 * slope * xd2 + slope**2 * xx2) * count / (count - 1)
         error = max(spread, floor) ** 0.5 / xx
-        return slope, error, float(student.isf(CHANCE, count - 1))
+        return slope, error, float(student.isf(CHANCE, freedom))
 
 
 def doubt(logprob_N: Array) -> float:
-    """Mean 1 - p: a token that is certain has no rounding to speak of."""
-    return float((1 - np.exp(logprob_N)).mean()) + 1e-3
+    """Sum of 1 - p: tokens that are certain have no rounding to speak of."""
+    return float((1 - np.exp(logprob_N)).sum()) + 1e-3 * len(logprob_N)
 
 
-def over_doubt(d_N: Array, logprob_N: Array, cut: bool = False) -> float:
-    """Mean |d| over mean 1 - p.
-
-    Where the distribution is `cut` (top-p, top-k) rounding may let one token more in, which
-    moves all log-probs of that place by far more than rounding: the largest two of a hundred
-    |d|, and at least one, are left out.
-    """
-    sizes_N = np.sort(np.abs(d_N))
-    kept = sizes_N[: -max(1, len(sizes_N) // 50)] if cut and len(sizes_N) > 1 else sizes_N
-    return float(kept.mean()) / doubt(logprob_N)
+def over_doubt(d_N: Array, logprob_N: Array) -> float:
+    """Sum of |d| over that of 1 - p and of one token more, lest a few say what they cannot."""
+    return float(np.abs(d_N).sum()) / (doubt(logprob_N) + 1)
 
 
 def looks_like(d_N: Array, found: Scored) -> str:

@@ -58,7 +58,10 @@ def require_origin(groups: Sequence[Group], sampling: Sampling, version: str) ->
     settings = (sampling.temperature, sampling.top_p, sampling.top_k)
     for origin in {c.origin for group in groups for c in group.completions}:
         if origin is None:
-            raise AgreementFailed("the sampler does not say from which weights it drew")
+            raise AgreementFailed(
+                "the sampler does not say from which weights it drew; every Completion needs its"
+                " origin = types.Origin(version_of(weights), temperature, top_p, top_k)"
+            )
         drawn = (origin.temperature, origin.top_p, origin.top_k)
         if drawn != settings:
             raise AgreementFailed(

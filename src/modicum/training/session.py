@@ -127,7 +127,7 @@ def prepare(
         prepared,
         optimization,
         optimization.proof,
-        Agreement(compute.dtype, compute.agreement_every, config.sampling.cuts),
+        Agreement(compute.dtype, compute.agreement_every, config.sampling),
         FlopCounter(prepared, policy.scorer, config.batch, objective.needs_reference),
         counters,
         loaded.identity,

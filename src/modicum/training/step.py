@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from modicum.curricula import Seen
-from modicum.engine import agreement
 from modicum.engine.backward import Heard, forward_backward
+from modicum.engine.rescoring import as_array
 from modicum.engine.version import require_origin
 from modicum.objectives import Counts, Objective
 from modicum.objectives.base import has_signal
@@ -85,9 +85,10 @@ def agree(session: Session, groups: list[Group], step: int) -> None:
 def agree_trained(session: Session, heard: list[Heard]) -> None:
     """The agreement proof of the log-probs that were trained with."""
     rows = [row for part, *_ in heard for row in part]
-    trainer_N = agreement.as_array(torch.cat([policy_N for _, policy_N, _ in heard]))
-    entropy_N = agreement.as_array(torch.cat([found_N for *_, found_N in heard]))
-    session.agreed(session.agreement.trained(rows, trainer_N, entropy_N))
+    trainer_N = as_array(torch.cat([policy_N for _, policy_N, _ in heard]))
+    entropy_N = as_array(torch.cat([found_N for *_, found_N in heard]))
+    policy, sampling = session.policy, session.config.sampling
+    session.agreed(session.agreement.trained(rows, trainer_N, entropy_N, policy, sampling))
 
 
 def score(
