@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -58,6 +59,18 @@ def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
     assert said.startswith(f"another process is painting {where}")
     assert code_of(in_child(other)) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["said"]
+
+
+def test_one_that_was_stopped_while_it_began_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    with (tmp_path / ".lock").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="about to begin or end writing .* does not go on"):
+            lock.held(tmp_path).__enter__()
+    with lock.held(tmp_path):
+        pass
 
 
 def test_an_error_and_a_fork_leave_the_lock_to_its_owner(tmp_path: Path) -> None:

@@ -73,7 +73,11 @@ def held(folder: Path, what: str = "writing") -> Iterator[None]:
     """Hold a folder that exists; Held when another process does, `what` of it being said."""
     with disk.writing(folder):
         mine = Owner.here(folder)
-        _take(folder, mine, what)
+        try:
+            _take(folder, mine, what)
+        except BlockingIOError:
+            text = f"another process is about to begin or end {what} {folder}, and does not go on"
+            raise Held(f"{text}; let it end, or stop it, or take another folder") from None
     try:
         yield
     finally:
@@ -132,10 +136,22 @@ def _opened(path: Path) -> tuple[bool, int]:
 
 @contextlib.contextmanager
 def _alone(file: int) -> Iterator[None]:
-    """Nobody else on this machine takes or removes the lock meanwhile."""
-    # A few file systems have none; then only the order in which the file is made decides.
-    with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Nobody else on this machine takes or removes the lock meanwhile.
+
+    BlockingIOError when somebody does, and does not go on (a process that was stopped).
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() - began > PATIENCE:
+                raise
+            time.sleep(0.02)
+        except OSError:
+            break  # a few file systems have none; then only who makes the file first decides
+        else:
+            break
     yield
 
 
