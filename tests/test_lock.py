@@ -67,7 +67,7 @@ def test_one_that_was_stopped_while_it_began_is_not_waited_for(
     monkeypatch.setattr(lock, "PATIENCE", 0.1)
     with (tmp_path / ".lock").open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="about to begin or end writing .* does not go on"):
+        with pytest.raises(UserError, match=r"about to begin or end writing .* does not go on"):
             lock.held(tmp_path).__enter__()
     with lock.held(tmp_path):
         pass
