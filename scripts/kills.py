@@ -217,7 +217,7 @@ def one(number: int, case: str, kind: str, out: Path, seed: int) -> dict[str, An
     else:
         child = start(command(case, folder, every), log)
         if kind == "others":
-            while not (folder / ".lock").exists():
+            while not (folder / "config.toml").exists():  # it has the folder by then
                 time.sleep(0.001)
             os.kill(child, signal.SIGSTOP)  # it lives, and waits for the others
             wrong += intrude(case, folder, every, log)
