@@ -48,7 +48,7 @@ def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
         try:
             with lock.held(tmp_path, "painting"):
                 return 0
-        except lock.Held as error:
+        except lock.FolderTaken as error:
             (tmp_path / "said").write_text(str(error))
             return 1
 
@@ -101,7 +101,7 @@ def test_what_a_killed_process_left_is_nothing(tmp_path: Path) -> None:
     child = in_child(work)
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
-    with pytest.raises(lock.Held, match=f": {child} on "):
+    with pytest.raises(lock.FolderTaken, match=f": {child} on "):
         lock.check(tmp_path)
     os.kill(child, signal.SIGKILL)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
@@ -182,7 +182,7 @@ def test_of_many_that_start_at_once_one_goes_on(
                     while len(list(folder.glob("refused-*"))) < 5 and time.time() < end:
                         time.sleep(0.01)
                     return 0
-            except lock.Held:
+            except lock.FolderTaken:
                 (folder / f"refused-{os.getpid()}").touch()
                 return 1
 
@@ -199,7 +199,7 @@ class Intruder(Observer):
 
     def step(self, metrics: dict[str, float]) -> None:
         for how in ({}, {"resume": True}, {"overwrite": True}):
-            with pytest.raises(lock.Held) as caught:
+            with pytest.raises(lock.FolderTaken) as caught:
                 train(self.config, **how)
             self.said.append(str(caught.value))
 

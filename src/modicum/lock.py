@@ -24,7 +24,7 @@ from modicum.types import FolderError
 PATIENCE = 2.0  # seconds for which a lock without a name may be one that is being written
 
 
-class Held(FolderError):
+class FolderTaken(FolderError):
     """Another process writes the folder."""
 
 
@@ -70,14 +70,14 @@ class Owner:
 
 @contextlib.contextmanager
 def held(folder: Path, what: str = "writing") -> Iterator[None]:
-    """Hold a folder that exists; Held when another process does, `what` of it being said."""
+    """Hold a folder that exists; FolderTaken when another process does, `what` of it being said."""
     with disk.writing(folder):
         mine = Owner.here(folder)
         try:
             _take(folder, mine, what)
         except BlockingIOError:
             text = f"another process is about to begin or end {what} {folder}, and does not go on"
-            raise Held(f"{text}; let it end, or stop it, or take another folder") from None
+            raise FolderTaken(f"{text}; let it end, or stop it, or take another folder") from None
     try:
         yield
     finally:
@@ -85,18 +85,18 @@ def held(folder: Path, what: str = "writing") -> Iterator[None]:
 
 
 def check(folder: Path, what: str = "writing") -> None:
-    """Held when a process that lives holds the folder; a look only, and `held` decides."""
+    """FolderTaken when a process that lives holds the folder; a look only, and `held` decides."""
     if (folder / disk.LOCK).is_file():
         owner, mine = _read(folder / disk.LOCK), Owner.here(folder)
         if owner is not None and owner.lives(mine):
             raise _refusal(folder, owner, mine, what)
 
 
-def _refusal(folder: Path, owner: Owner, mine: Owner, what: str) -> Held:
+def _refusal(folder: Path, owner: Owner, mine: Owner, what: str) -> FolderTaken:
     text = f"another process is {what} {folder}: {owner.pid} on {owner.host}"
     if owner.boot == mine.boot:
-        return Held(f"{text}; let it end first, or stop it, or take another folder")
-    return Held(f"{text}; if it is gone, remove {folder / disk.LOCK}")
+        return FolderTaken(f"{text}; let it end first, or stop it, or take another folder")
+    return FolderTaken(f"{text}; if it is gone, remove {folder / disk.LOCK}")
 
 
 def _take(folder: Path, mine: Owner, what: str) -> None:

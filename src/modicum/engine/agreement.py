@@ -203,10 +203,11 @@ class Agreement:
         with widened(policy.model):
             self._measure(rounded_N, by(policy.scorer, taken, sampling)[0])
 
-    def _kept(self, d_N: Array, some: bool) -> Array:
-        """Indices of tokens, with `some` without those that differ most."""
+    @staticmethod
+    def _kept(d_N: Array, trim: bool) -> Array:
+        """Indices of all tokens, or with `trim` of those that do not differ most."""
         order = np.argsort(np.abs(d_N), kind="stable")
-        return np.sort(order[: len(d_N) - int(CUT * len(d_N)) - 1] if some else order)
+        return np.sort(order[: len(d_N) - int(CUT * len(d_N)) - 1] if trim else order)
 
     def _far(self, d_N: Array, logprob_N: Array) -> float:
         """How large differences are beside what rounding may make."""
@@ -269,8 +270,7 @@ class Agreement:
     def load(self, state: dict[str, Any]) -> None:
         """Set what `state` gave."""
         self.own, self.noise = float(state["own"]), float(state["noise"])
-        self.room = float(state.get("room", self.own))
-        self.seen = list(state.get("seen", self.seen))
+        self.room, self.seen = float(state["room"]), list(state["seen"])
         self.measured, self.exact_max = bool(state["measured"]), float(state["exact_max"])
         self.slopes = {name: Slope(list(sums)) for name, sums in state["slopes"].items()}
 

@@ -24,9 +24,11 @@ from modicum.engine.library import FOUND, Abilities, LibraryDecoding, LibraryEng
 from modicum.models.load import inner
 from modicum.types import UserError
 
-FAULTS = (
-    *(RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError),
-    *(NotImplementedError, AssertionError, ImportError),
+# What forwards of others raise where they do not do what is tried: a wrong shape, an argument that
+# they do not know, a cache of another kind, an assertion, a package that is not there.
+REFUSALS = (
+    *(RuntimeError, ValueError, TypeError, AttributeError),
+    *(LookupError, AssertionError, ImportError),
 )
 LONG, SHORT = 7, 3  # tokens of the two prompts
 # Expected |difference of log-probs| of a token, in nats, as in the agreement proof.
@@ -61,7 +63,7 @@ def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
         # Without data nothing can be compared; what raises is known all the same.
         try:
             list(_decoded(model, device, prompts))
-        except FAULTS:
+        except REFUSALS:
             FOUND[base] = Abilities(cached=False)
         return
     try:
@@ -69,7 +71,7 @@ def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
         padded_BT = torch.zeros(2, LONG, dtype=torch.long)
         padded_BT[0], padded_BT[1, :SHORT] = torch.tensor(prompts[0]), torch.tensor(prompts[1])
         found = model(input_ids=padded_BT.to(device), use_cache=False).logits
-    except FAULTS as error:
+    except REFUSALS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{_name(base)}: {reason}") from None
     if alone[0].log_softmax(-1).isnan().any():
@@ -99,7 +101,7 @@ def _caches(model: Any, device: torch.device, prompts: Sequence[Prompt]) -> bool
     try:
         # With padding, and without: no mask is given then.
         decoded = [*_decoded(model, device, prompts), *_decoded(model, device, prompts[:1])]
-    except FAULTS:
+    except REFUSALS:
         return False
     return all(
         _same(logits_V, _alone(model, device, sequence)[-1]) for sequence, logits_V in decoded
@@ -128,7 +130,7 @@ def _plain(model: Any, device: torch.device, prompt: Prompt, logits_TV: Tensor) 
     pack = torch.tensor([prompt], device=device), torch.arange(len(prompt), device=device)
     try:
         return _same(engine.logits(engine.hidden(pack, None)), logits_TV)
-    except FAULTS:
+    except REFUSALS:
         return False
 
 
