@@ -212,7 +212,13 @@ def test_what_changes_nothing_leaves_no_trace(bare: TrainConfig) -> None:
 
 @pytest.mark.parametrize(
     "update",
-    ["full", "lora(rank=2)", "badam(every=1)", "lisa(layers=1, every=1)", "slimfit(rate=0.5)"],
+    [
+        *("full", "lora(rank=2)"),
+        *(
+            pytest.param(update, marks=pytest.mark.slow)
+            for update in ("badam(every=1)", "lisa(layers=1, every=1)", "slimfit(rate=0.5)")
+        ),
+    ],
 )
 def test_a_finished_run_goes_on_as_the_longer_one(
     update: str, quick: TrainConfig, tmp_path: Path

@@ -157,7 +157,9 @@ def test_a_cell_is_the_run_that_train_makes(
 
 
 @LONG
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_saves_the_running_cells_and_they_go_on(
     quick: TrainConfig, tmp_path: Path, launcher: Launcher, number: int
 ) -> None:
