@@ -35,8 +35,8 @@ HASHES = {
     "config_hash": "config.json, though with the same weights",
 }
 """What is hashed of a base, and what a message calls it."""
-# Of a config: who wrote it, where it lies, in which dtype.
-UNSAID = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+# Of a config: who wrote it, and in which dtype.
+UNSAID = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 @torch.no_grad()
@@ -81,10 +81,10 @@ def texts_hash(tokenizer: Any, end_tokens: tuple[int, ...]) -> str:
     return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()
 
 
-def config_hash(config: Any) -> str:
-    """One hash of what a model's config says of its forward pass, beside the defaults."""
-    said = {k: v for k, v in config.to_diff_dict().items() if k not in UNSAID}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+def config_hash(said: Mapping[str, Any]) -> str:
+    """One hash of a model's config as its file has it: no other version of the library changes it."""
+    plain = {k: v for k, v in said.items() if k not in UNSAID and not k.startswith("_")}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,13 @@ class Identity:
     seconds: float = field(default=0.0, compare=False)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, end_tokens: tuple[int, ...]) -> Identity:
-        """The identity of a model that nothing has touched."""
+    def of(
+        cls, model: Any, tokenizer: Any, end_tokens: tuple[int, ...], config: Mapping[str, Any]
+    ) -> Identity:
+        """The identity of a model that nothing has touched; `config` is what its file says."""
         began = time.perf_counter()
         texts = texts_hash(tokenizer, end_tokens)
-        found = (weights_hash(model), texts, config_hash(model.config))
+        found = (weights_hash(model), texts, config_hash(config))
         return cls(dict(zip(HASHES, found, strict=True)), time.perf_counter() - began)
 
     def require(self, known: Mapping[str, Any], past: str, name: str) -> None:

@@ -155,7 +155,8 @@ def load(
     if not tokenizer("1+1", add_special_tokens=False)["input_ids"]:
         raise UserError(f"{name} has no usable tokenizer (is tokenizer.json missing?)")
     ends = end_tokens(model, tokenizer)
-    identity = Identity.of(model, tokenizer, ends)  # on the CPU, where the weights still are
+    said, _ = config.get_config_dict(source.place, **source.arguments)
+    identity = Identity.of(model, tokenizer, ends, said)  # on the CPU, where the weights still are
     model.eval().to(where)
     return Loaded(model, tokenizer, ends, where, identity)
 
