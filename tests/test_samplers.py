@@ -135,6 +135,21 @@ def test_it_follows_the_policy(made: tuple[Policy, Prepared]) -> None:
     assert off(policy, before, SHORT) > 1e-2
 
 
+def test_stop_strings_are_obeyed(made: tuple[Policy, Prepared]) -> None:
+    """The same completions, cut behind the token after which the text has one of them."""
+    policy, stops = made[0], ("2", " +", "=")
+    whole = flat(policy.sample(PROMPTS, KEYS, 8, replace(SHORT, max_tokens=24)))
+    cut = flat(policy.sample(PROMPTS, KEYS, 8, replace(SHORT, max_tokens=24, stop=stops)))
+    for long, short in zip(whole, cut, strict=True):
+        texts = [policy.tokenizer.decode(long.tokens[:n]) for n in range(1, len(long.tokens) + 1)]
+        hits = [n for n, text in enumerate(texts, 1) if any(stop in text for stop in stops)]
+        assert short.tokens == long.tokens[: hits[0] if hits else None]
+        assert short.logprobs == pytest.approx(long.logprobs[: len(short.tokens)], abs=1e-4)
+        assert short.finished == (bool(hits) or long.finished)
+        assert not hits or short.text.endswith(stops)
+    assert 3 < sum(len(c.tokens) < len(d.tokens) for c, d in zip(cut, whole, strict=True)) < 24
+
+
 @pytest.mark.parametrize("name", MEMBERS)
 def test_prompts_that_are_too_long_are_refused(name: str) -> None:
     policy = policy_of(load("tiny", device="cpu"), None, Compute(sampler=name))
@@ -161,6 +176,22 @@ def test_a_server_that_is_not_told_is_found(quick: Any, monkeypatch: pytest.Monk
     rate = replace(quick.optimizer, learning_rate=1e-2)
     config = replace(quick, compute=Compute("cpu", sampler="http"), optimizer=rate)
     with pytest.raises(RunStopped, match="agreement proof"):
+        train(config)
+
+
+def test_a_server_that_goes_on_after_a_stop_string_is_found(
+    quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = HttpSampler.sample
+
+    def heedless(self: HttpSampler, *args: Any, **options: Any) -> Any:
+        prompts, keys, size, sampling, *rest = args
+        return begin(self, prompts, keys, size, replace(sampling, stop=()), *rest, **options)
+
+    monkeypatch.setattr(HttpSampler, "sample", heedless)
+    digits = replace(quick.sampling, stop=tuple("0123456789"))
+    config = replace(quick, compute=Compute("cpu", sampler="http"), sampling=digits)
+    with pytest.raises(RunStopped, match=r"goes on after the stop string '\d'; the sampler"):
         train(config)
 
 
