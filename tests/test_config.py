@@ -137,7 +137,7 @@ def test_half_a_character_is_refused() -> None:
         ("[sampling]\ntop_p = 1.1", ["top_p", "at most 1"]),
         ("[sampling]\nmax_tokens = 0", ["max_tokens must be at least 1"]),
         ("[sampling]\nstop = ['a', '']", ["sampling: stop: an empty text beside others"]),
-        ("[sampling]\nstop = 3", ["sampling: stop must be a list", "a text", "not 3"]),
+        ("[sampling]\nstop = 3", ["sampling: stop must be a text or a list", "not 3"]),
         ("[sampling]\nstop = ['a', 3]", ["sampling: stop must be", "['a', 3]"]),
         ("[sampling]\nstop = [['a']]", ["sampling: stop must be", "[['a']]"]),
         ("[optimizer]\nlearning_rate = 0", ["learning_rate must be above 0"]),

@@ -44,7 +44,7 @@ class Sampling:
     """How the prompt asks for the answer: <think>/<answer> tags, \\boxed{}, #### or not at all."""
     system: str | None = fixed(None)
     """System prompt, put before what the style asks for; unset takes the template's own."""
-    stop: tuple[str, ...] | str | None = fixed(None)
+    stop: str | tuple[str, ...] | None = fixed(None)
     """Text that ends a completion (again for another; '' for none); unset asks the template."""
 
     def __post_init__(self) -> None:
