@@ -14,7 +14,7 @@ from modicum import answers
 from modicum.config import Sampling
 from modicum.models.load import load
 from modicum.styles import STYLES
-from modicum.tasks.prompts import encode, prompt_text, stops
+from modicum.tasks.prompts import encode, notes, prompt_text, stops
 from modicum.types import Problem, UserError
 
 PROBLEM = Problem("add-7", "one plus two", "3")
@@ -155,6 +155,8 @@ def test_the_tiny_base_is_asked_the_bare_question() -> None:
 def test_stop_strings_are_what_the_prompt_form_invites() -> None:
     base, chat = tokenizer_of(False, None), tokenizer_of(False, TEMPLATE)
     assert stops(base, Sampling()) == ("</answer>", "\nUser:")
+    assert notes(base, Sampling()) == ["completions end at '</answer>' or '\\nUser:' (--stop)"]
+    assert notes(chat, Sampling()) == []
     assert stops(base, Sampling(style="boxed")) == ("\nUser:",)
     assert stops(base, Sampling(style="none")) == ("\nUser:",)
     assert stops(base, Sampling(template="plain")) == ()

@@ -161,9 +161,13 @@ def test_prompts_that_are_too_long_are_refused(name: str) -> None:
 def test_a_run_on_a_server_is_the_run_in_one_process(
     quick: Any, tmp_path: Path, update: str
 ) -> None:
+    sampling = replace(quick.sampling, stop=("=",) if update == "last(1)" else ())
+    config = replace(quick, update=update, sampling=sampling)
     for name in MEMBERS:
         compute = Compute("cpu", sampler=name, trunk_bytes=0, agreement_every=1)
-        train(replace(quick, update=update, compute=compute, out=str(tmp_path / name)))
+        train(replace(config, compute=compute, out=str(tmp_path / name)))
+        said = json.loads((tmp_path / name / "environment.json").read_text())["stop"]
+        assert said == list(sampling.stop)
     assert metrics_of(tmp_path / "http") == metrics_of(tmp_path / "local")
     assert tensors_of(tmp_path / "http") == tensors_of(tmp_path / "local")
 

@@ -153,6 +153,7 @@ def test_a_stop_string_may_begin_and_end_within_tokens() -> None:
     assert ends(answer, "ans", "wer>\n") == (None, "answer>\n")
     assert ends(("User:", "x"), "4\n", "User: x") == (2, "4\n")
     assert ends(("x",), "4\n", "User: x", "x") == (2, "4\nUser: x")
+    assert ends(("\n",), "4 </", "wer>\n", "x") == (2, "4 </wer>\n")
     assert ends((), "4 </answer>\nUser: x", "x") == (None, "4 </answer>\nUser: xx")
 
 

@@ -113,7 +113,7 @@ def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Tex
     tokens_RT = torch.zeros(count, steps, dtype=torch.long, device=device)
     logprobs_RT = torch.zeros(count, steps, device=device)
     length_R = torch.full_like(row_B, steps)
-    ends = torch.tensor(texts.end_tokens, dtype=torch.long, device=device)
+    ends = torch.tensor(texts.ends, dtype=torch.long, device=device)
     greedy = sampling.temperature == 0
     written_R: list[list[int]] = [[] for _ in range(count)]
     for step in range(steps):

@@ -50,9 +50,9 @@ class Policy:
     ) -> list[tuple[Completion, ...]]:
         """`group_size` completions for every prompt (see `Sampler.sample`).
 
-        Unset stop strings become those that the prompt invites, and a text begins with the
-        thinking that its prompt has opened. Raises UserError when a prompt and a completion together are longer than the model's
-        positions.
+        Unset stop strings become those that the prompt invites, and texts begin with the
+        thinking that their prompt has opened. Raises UserError when a prompt and a completion
+        together are longer than the model's positions.
         """
         check_length(prompts, self.model, sampling)
         told = replace(sampling, stop=stops(self.tokenizer, sampling))

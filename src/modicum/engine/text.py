@@ -15,6 +15,7 @@ from typing import Any
 from modicum.grading.extraction import THINKING, TURN
 from modicum.types import Completion
 
+Completions = tuple[Completion, ...]
 TAIL = 64  # tokens that are decoded first; more where these are not enough
 UNREADABLE = "\ufffd"  # what half a character is decoded to
 OPENED = re.compile(f"(?:{'|'.join(map(re.escape, THINKING))})\\s*\\Z")
@@ -26,10 +27,8 @@ class Texts:
     Special tokens are left out, but for those in marks of thinking and in stop strings.
     """
 
-    def __init__(
-        self, tokenizer: Any, end_tokens: Sequence[int] = (), stops: Sequence[str] = ()
-    ) -> None:
-        self.tokenizer, self.end_tokens, self.stops = tokenizer, end_tokens, stops
+    def __init__(self, tokenizer: Any, ends: Sequence[int] = (), stops: Sequence[str] = ()) -> None:
+        self.tokenizer, self.ends, self.stops = tokenizer, ends, stops
         self.lengths: dict[int, int] = {}
         marks = [*stops, *THINKING, *THINKING.values()]
         added = getattr(tokenizer, "added_tokens_decoder", {}).items()
@@ -47,7 +46,7 @@ class Texts:
 
     def ended(self, tokens: Sequence[int]) -> bool:
         """Whether the last token is an end token or completes a stop string, the first that does."""
-        if tokens[-1] in self.end_tokens:
+        if tokens[-1] in self.ends:
             return True
         length, size = self._length(tokens[-1]) if self.stops else 0, TAIL
         while length and size < len(tokens):
@@ -81,10 +80,11 @@ class Texts:
         return before if TURN.match(stop.strip()) else before + stop
 
 
-def begun(
-    tokenizer: Any, prompt: Sequence[int], group: tuple[Completion, ...]
-) -> tuple[Completion, ...]:
-    """The completions, their texts beginning with the mark by which the prompt opened thinking."""
+def begun(tokenizer: Any, prompt: Sequence[int], group: Completions) -> Completions:
+    """The completions, their texts beginning with the mark by which the prompt opened thinking.
+
+    A text that has the mark itself, or nothing, stays as it is.
+    """
     tail = tokenizer.decode(prompt[-TAIL:], clean_up_tokenization_spaces=False)
     mark = OPENED.search(tail)
     if mark is None:
