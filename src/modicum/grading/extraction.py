@@ -75,11 +75,8 @@ def own_turn(text: str) -> str:
 
     That is a turn marker, or after a marked answer thinking anew: it belongs to a next question.
     """
-    parts, answered = [*_spoken(text)], False
-    anew = any(opens and stop > start for start, stop, opens in parts)
-    if not anew and TURN.search(text) is None:
-        return text
-    for start, stop, opens in parts:
+    answered = False
+    for start, stop, opens in (part for part in _spoken(text) if part[0] < part[1]):
         marks = _marks(text[start:stop])
         end = 0 if answered else _first_answer(text[start:stop], marks)
         if end is not None:
