@@ -207,7 +207,13 @@ TAGGED = "<think> 2+2 is 4 </think> <answer> 4 </answer>"
         (f"The answer is 4.\nHuman: {NEXT}\nAssistant: \\boxed{{7}}", None, "4."),
         (f"Question: 2+2?\nAnswer: 4\n\nQuestion: {NEXT}\nAnswer: 7", None, "4"),
         (f"It comes to 72\nUser: {NEXT}\nAssistant: It is 7", None, "72"),
+        # So is thinking anew after a marked answer.
+        (f"{TAGGED} <think> it is 7 </think> <answer> 7 </answer>", "4", "4"),
+        ("2+2</think> \\boxed{4}\n<think>3+4</think> \\boxed{7}", "4", "4"),
+        (f"{TAGGED}\n<think> 3+4 is 7, \\boxed{{7}}", "4", "4"),
         # Its own turn is read to the end.
+        ("<answer>1</answer>, no: <answer>2</answer>", "2", "2"),
+        ("The answer is 4? <think> no </think> \\boxed{5}", "5", "5"),
         (r"We get \boxed{3}. Wait, no: \boxed{5}", "5", "5"),
         ("\\boxed{3}\nThe question asks for more.\n\\boxed{5}", "5", "5"),
         ("\\boxed{3} is the question: is it\n\\boxed{5}", "5", "5"),
@@ -224,6 +230,36 @@ TAGGED = "<think> 2+2 is 4 </think> <answer> 4 </answer>"
 def test_made_up_turns_are_not_read(text: str, strict: str | None, lenient: str | None) -> None:
     assert answers.extract(text) == strict
     assert answers.extract_lenient(text) == lenient
+
+
+@pytest.mark.parametrize(
+    ("text", "strict"),
+    [
+        ("<think>\nmaybe \\boxed{4}, but let me check again", None),
+        ("[THINK]maybe \\boxed{4}[/THINK] it is \\boxed{5}", "5"),
+        ("[THINK]maybe \\boxed{4}", None),
+        ("<seed:think>\\boxed{4}</seed:think>\\boxed{5}", "5"),
+        ("<thinking>\\boxed{4}", None),
+        ("maybe \\boxed{4}</reasoning>\\boxed{5}", "5"),
+        ("<|channel|>analysis<|message|>\\boxed{4}", None),
+        ("<|channel|>analysis<|message|>4assistant<|channel|>final<|message|>\\boxed{5}", "5"),
+        ("<|channel>thought\n\\boxed{4}", None),
+        ("<|channel>thought\n<channel|>\\boxed{5}", "5"),
+        # What does not close what was opened is a word of the thinking.
+        ("<think> write </reasoning>, maybe \\boxed{4}, but", None),
+        ("<think> in <thinking> tags </think> \\boxed{5}", "5"),
+        ("<think> a <think> b </think> \\boxed{5}", "5"),
+    ],
+)
+def test_what_is_thought_is_no_answer(text: str, strict: str | None) -> None:
+    assert answers.extract(text) == answers.extract_lenient(text) == strict
+
+
+def test_the_form_of_tags_with_other_marks_of_thinking() -> None:
+    assert answers.format_ok("[THINK]2+2[/THINK] <answer>4</answer>")
+    assert not answers.format_ok("[THINK]2+2</think> <answer>4</answer>")
+    assert not answers.format_ok("2+2[/THINK] <answer>4</answer>")
+    assert not answers.format_ok("<think>2+2</think> <think>4</think> <answer>4</answer>")
 
 
 def test_countdown_does_not_read_made_up_turns() -> None:

@@ -76,7 +76,7 @@ def test_a_config_survives_toml(tmp_path: Path) -> None:
         steps=7,
         seed=2**70,
         out="runs/x",
-        sampling=Sampling(0.7, 0.9, 20, 33, 100, "plain", "boxed", "Be brief."),
+        sampling=Sampling(0.7, 0.9, 20, 33, 100, "plain", "boxed", "Be brief.", ("\n", "x")),
         batch=Steps(3, 5, 2, 7, 11),
         budget=Budget(5e4, "flops"),
         optimizer=Optimizer(1e-7, 0.1, 0.8, 0.95, 1e-12, 0.0, "linear", 3),
@@ -136,6 +136,10 @@ def test_half_a_character_is_refused() -> None:
         ("[sampling]\ntop_p = 0", ["top_p must be above 0"]),
         ("[sampling]\ntop_p = 1.1", ["top_p", "at most 1"]),
         ("[sampling]\nmax_tokens = 0", ["max_tokens must be at least 1"]),
+        ("[sampling]\nstop = ['a', '']", ["sampling: stop: an empty text beside others"]),
+        ("[sampling]\nstop = 3", ["sampling: stop must be a text or a list", "not 3"]),
+        ("[sampling]\nstop = ['a', 3]", ["sampling: stop must be", "['a', 3]"]),
+        ("[sampling]\nstop = [['a']]", ["sampling: stop must be", "[['a']]"]),
         ("[optimizer]\nlearning_rate = 0", ["learning_rate must be above 0"]),
         ("[optimizer]\nlearning_rate = 10", ["learning_rate must be above 0 and below 10"]),
         ("[optimizer]\nlearning_rate = '1e-3'", ["learning_rate must be a number or nothing"]),
@@ -240,6 +244,24 @@ def test_a_training_temperature_of_0_is_refused_but_not_an_evaluating_one() -> N
         TrainConfig(sampling=Sampling(temperature=0))
     with pytest.raises(UserError, match="at least 2"):
         Steps(group_size=1)
+
+
+def test_stop_strings_are_one_text_or_several(tmp_path: Path) -> None:
+    for text, stop in [("'x'", ("x",)), ("['x', \"\\ny\"]", ("x", "\ny")), ("[]", ()), ("''", ())]:
+        (tmp_path / "a.toml").write_text(f"[sampling]\nstop = {text}\n")
+        config = from_mapping(TrainConfig, read_toml(tmp_path / "a.toml"), "a.toml")
+        assert config.sampling.stop == stop
+        assert through_toml(config, tmp_path) == config
+    for args, stop in [
+        ([], None),
+        (["--stop", ""], ()),
+        (["--stop", "a"], ("a",)),
+        (["--stop", "</answer>", "--stop=\nUser:"], ("</answer>", "\nUser:")),
+    ]:
+        parser = Parser("test", "summary", "example")
+        assert parser.options(list(args), Sampling, "sampling")[1].stop == stop
+    with pytest.raises(UserError, match="options: stop: an empty text beside others"):
+        Parser("test", "s", "e").options(["--stop", "", "--stop", "a"], Sampling, "sampling")
 
 
 # Options ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from modicum import answers
 from modicum.config import Sampling
 from modicum.models.load import load
 from modicum.styles import STYLES
-from modicum.tasks.prompts import encode, prompt_text
+from modicum.tasks.prompts import encode, notes, prompt_text, stops
 from modicum.types import Problem, UserError
 
 PROBLEM = Problem("add-7", "one plus two", "3")
@@ -150,3 +150,26 @@ def test_the_tiny_base_is_asked_the_bare_question() -> None:
     tokenizer = load("tiny", "cpu").tokenizer
     for style in STYLE_NAMES:
         assert prompt_text("What is 1+2?", tokenizer, Sampling(style=style)) == "What is 1+2?\n"
+
+
+def test_stop_strings_are_what_the_prompt_form_invites() -> None:
+    base, chat = tokenizer_of(False, None), tokenizer_of(False, TEMPLATE)
+    assert stops(base, Sampling()) == ("</answer>", "\nUser:")
+    assert notes(base, Sampling()) == ["completions end at '</answer>' or '\\nUser:' (--stop)"]
+    assert notes(chat, Sampling()) == []
+    assert stops(base, Sampling(style="boxed")) == ("\nUser:",)
+    assert stops(base, Sampling(style="none")) == ("\nUser:",)
+    assert stops(base, Sampling(template="plain")) == ()
+    assert stops(chat, Sampling()) == ()
+    assert stops(chat, Sampling(template="r1_zero", style="hashes")) == ("\nUser:",)
+    assert stops(base, Sampling(stop=())) == ()
+    assert stops(chat, Sampling(stop="###")) == ("###",)
+    assert stops(load("tiny", "cpu").tokenizer, Sampling()) == ()
+
+
+@pytest.mark.parametrize("style", ["boxed", "hashes"])
+def test_the_form_of_a_completion_is_that_of_what_is_not_thought(style: str) -> None:
+    ok, mark = STYLES[style].format_ok, STYLES[style].example("4", "So")
+    assert ok(f"<think>\n{mark}\nNo.</think>\n{mark}")
+    assert not ok(f"<think>\n{mark}")
+    assert not ok(f"<think>\n{mark}</think>")

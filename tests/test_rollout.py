@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from cases import load
 from conftest import FAMILIES, random_model
 from helpers import engine_of
-from modicum import updates
+from modicum import rewards, tasks, updates
 from modicum.config import Sampling
 from modicum.engine.library import position_ids
 from modicum.engine.local import LocalSampler
@@ -162,6 +162,58 @@ def test_end_tokens_are_not_part_of_the_text() -> None:
     ((found,),) = sample(model, [(40,)], Sampling(max_tokens=len(letters) + 1), 1)
     assert found.text == "12 + 3"
     assert found.tokens == (*letters, 0)
+
+
+def test_stop_strings_end_rows_and_the_others_go_on() -> None:
+    """Letters, digits and signs are tokens of their own: rows stop within the limit, or not."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    written = {40: "1+2 = 3 = 4", 41: "12 = 3", 42: "12+3", 43: "\n\nUser: 3"}
+    script = {k: [*tokenizer(text)["input_ids"], *[5] * 20] for k, text in written.items()}
+    stops = (" = ", "\nUser:")
+    for batch in (512, 1):
+        sampling = Sampling(max_tokens=9, stop=stops)
+        prompts = [(k,) for k in script]
+        groups = sample(Scripted(script), prompts, sampling, 2, rollout_batch=batch)
+        assert [group[0].text for group in groups[:2]] == ["1+2 = ", "12 = "]
+        assert groups[2][0].text.startswith("12+3")
+        assert groups[3][0].text == "\n"
+        assert [group[0].finished for group in groups] == [True, True, False, True]
+        for group, row in zip(groups, script.values(), strict=True):
+            assert [c.tokens for c in group] == [tuple(row[: len(group[0].tokens)])] * 2
+            assert len(group[0].logprobs) == len(group[0].tokens)
+    # A text of the prompt does not count, nor what comes after the limit.
+    prompt = (42, *tokenizer(" = ")["input_ids"])
+    ((found,),) = sample(Scripted(script), [prompt], Sampling(max_tokens=3, stop=stops), 1)
+    assert (found.text, found.finished) == ("12+", False)
+
+
+def test_completions_of_a_prompt_that_opened_thinking_begin_with_the_mark() -> None:
+    """So the form can be earned, and a guess in thinking that is cut off is no answer."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    first = dict(zip("abcd", range(40, 44), strict=True))
+    written = {
+        "a": "First, 2 plus 2.</think> <answer>4</answer>",
+        "b": "maybe \\boxed{4}, but let me check again",
+        "c": "",
+        "d": "<think>2+2</think> <answer>4</answer>",
+    }
+    script = {first[k]: [*tokenizer(text)["input_ids"], 0] for k, text in written.items()}
+    ending = tokenizer("2+2?\n<think>\n")["input_ids"]
+    prompts = [(k, *ending) for k in script]
+    groups = sample(Scripted(script), prompts, Sampling(max_tokens=60), 1)
+    good, guess, empty, own = (group[0] for group in groups)
+    assert good.text == "<think>\nFirst, 2 plus 2.</think> <answer>4</answer>"
+    assert guess.text == "<think>\nmaybe \\boxed{4}, but let me check again"
+    assert (empty.text, own.text) == ("", written["d"])
+    assert good.tokens == tuple(script[40])
+    problem, task = Problem("p", "2+2?", "4"), tasks.parse("arithmetic")
+    reward = rewards.parse("accuracy + 0.2*format + 0.1*length(99)")
+    found = [list(reward.scores(task, problem, c).values()) for c in (good, guess, empty, own)]
+    assert found == [[1, 1, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1]]
+    assert not task.grade(problem, guess.text).lenient
+    closed = tokenizer("2+2?\n<think>\n\n</think>\n\n")["input_ids"]
+    ((plain,),) = sample(Scripted(script), [(41, *closed)], Sampling(max_tokens=60), 1)
+    assert plain.text == written["b"]
 
 
 def test_progress_counts_finished_prompts() -> None:

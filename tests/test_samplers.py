@@ -135,6 +135,21 @@ def test_it_follows_the_policy(made: tuple[Policy, Prepared]) -> None:
     assert off(policy, before, SHORT) > 1e-2
 
 
+def test_stop_strings_are_obeyed(made: tuple[Policy, Prepared]) -> None:
+    """The same completions, cut behind the token after which the text has one of them."""
+    policy, stops = made[0], ("2", " +", "=")
+    whole = flat(policy.sample(PROMPTS, KEYS, 8, replace(SHORT, max_tokens=24)))
+    cut = flat(policy.sample(PROMPTS, KEYS, 8, replace(SHORT, max_tokens=24, stop=stops)))
+    for long, short in zip(whole, cut, strict=True):
+        texts = [policy.tokenizer.decode(long.tokens[:n]) for n in range(1, len(long.tokens) + 1)]
+        hits = [n for n, text in enumerate(texts, 1) if any(stop in text for stop in stops)]
+        assert short.tokens == long.tokens[: hits[0] if hits else None]
+        assert short.logprobs == pytest.approx(long.logprobs[: len(short.tokens)], abs=1e-4)
+        assert short.finished == (bool(hits) or long.finished)
+        assert not hits or short.text.endswith(stops)
+    assert 3 < sum(len(c.tokens) < len(d.tokens) for c, d in zip(cut, whole, strict=True)) < 24
+
+
 @pytest.mark.parametrize("name", MEMBERS)
 def test_prompts_that_are_too_long_are_refused(name: str) -> None:
     policy = policy_of(load("tiny", device="cpu"), None, Compute(sampler=name))
@@ -146,9 +161,13 @@ def test_prompts_that_are_too_long_are_refused(name: str) -> None:
 def test_a_run_on_a_server_is_the_run_in_one_process(
     quick: Any, tmp_path: Path, update: str
 ) -> None:
+    sampling = replace(quick.sampling, stop=("=",) if update == "last(1)" else ())
+    config = replace(quick, update=update, sampling=sampling)
     for name in MEMBERS:
         compute = Compute("cpu", sampler=name, trunk_bytes=0, agreement_every=1)
-        train(replace(quick, update=update, compute=compute, out=str(tmp_path / name)))
+        train(replace(config, compute=compute, out=str(tmp_path / name)))
+        said = json.loads((tmp_path / name / "environment.json").read_text())["stop"]
+        assert said == list(sampling.stop)
     assert metrics_of(tmp_path / "http") == metrics_of(tmp_path / "local")
     assert tensors_of(tmp_path / "http") == tensors_of(tmp_path / "local")
 
@@ -161,6 +180,22 @@ def test_a_server_that_is_not_told_is_found(quick: Any, monkeypatch: pytest.Monk
     rate = replace(quick.optimizer, learning_rate=1e-2)
     config = replace(quick, compute=Compute("cpu", sampler="http"), optimizer=rate)
     with pytest.raises(RunStopped, match="agreement proof"):
+        train(config)
+
+
+def test_a_server_that_goes_on_after_a_stop_string_is_found(
+    quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = HttpSampler.sample
+
+    def heedless(self: HttpSampler, *args: Any, **options: Any) -> Any:
+        prompts, keys, size, sampling, *rest = args
+        return begin(self, prompts, keys, size, replace(sampling, stop=()), *rest, **options)
+
+    monkeypatch.setattr(HttpSampler, "sample", heedless)
+    digits = replace(quick.sampling, stop=tuple("0123456789"))
+    config = replace(quick, compute=Compute("cpu", sampler="http"), sampling=digits)
+    with pytest.raises(RunStopped, match=r"goes on after the stop string '\d'; the sampler"):
         train(config)
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from modicum.grading import comparison
+from modicum.grading import comparison, extraction
 from modicum.grading import symbolic as algebra
 from modicum.grading.expressions import countdown
 from modicum.grading.extraction import ANSWER_IS, after_thinking, extract, extract_lenient
@@ -85,11 +85,17 @@ def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
 
 
 def format_ok(text: str) -> bool:
-    """Whether `text` is <think>...</think> <answer>...</answer>, once each, not empty."""
-    if any(text.count(tag) != 1 for tag in ("<think>", "</think>", "<answer>", "</answer>")):
+    """Whether `text` is <think>...</think> <answer>...</answer>, once each, not empty.
+
+    Another pair of marks that models think in does as well: the prompt may have opened it.
+    """
+    opening = next(iter(extraction.THINK.findall(text)), "")
+    closing = extraction.THINKING.get(opening, "")
+    tags = (opening, closing, "<answer>", "</answer>")
+    if not closing or any(text.count(tag) != 1 for tag in tags):
         return False
-    before, _, rest = text.partition("<think>")
-    thought, _, rest = rest.partition("</think>")
+    before, _, rest = text.partition(opening)
+    thought, _, rest = rest.partition(closing)
     between, _, rest = rest.partition("<answer>")
     content, closed, after = rest.partition("</answer>")
     outside = before + between + after

@@ -44,9 +44,16 @@ class Sampling:
     """How the prompt asks for the answer: <think>/<answer> tags, \\boxed{}, #### or not at all."""
     system: str | None = fixed(None)
     """System prompt, put before what the style asks for; unset takes the template's own."""
+    stop: str | tuple[str, ...] | None = fixed(None)
+    """Text that ends a completion (again for another; '' for none); unset asks the template."""
 
     def __post_init__(self) -> None:
         at_least(self, temperature=(0, 100), top_k=0, max_tokens=1, max_prompt_tokens=1)
+        if self.stop is not None:
+            stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+            object.__setattr__(self, "stop", () if stop == ("",) else stop)
+            if "" in stop and len(stop) > 1:
+                raise UserError("stop: an empty text beside others; alone it means no stop strings")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 

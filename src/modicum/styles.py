@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modicum import answers
+from modicum.grading.extraction import spoken
 
 HASHES = re.compile(r"^####[ \t]*\S", re.MULTILINE)
 CLOSING = re.compile(r"[\s$.!)\]\\*]*")
@@ -38,8 +39,9 @@ class Style:
 def boxed_ok(text: str) -> bool:
     r"""Whether `text` has exactly one \boxed{...}, not empty, and nothing after it.
 
-    A closing bracket of a formula, a dollar sign or a full stop may follow.
+    What is thought does not count. A closing bracket of a formula, a dollar sign or a full stop may follow.
     """
+    text = spoken(text)
     _, mark, rest = text.partition(r"\boxed{")
     content = answers.extract(mark + rest) if mark else None
     if not content or r"\boxed" in rest or "<answer>" in text:
@@ -49,7 +51,8 @@ def boxed_ok(text: str) -> bool:
 
 
 def hashes_ok(text: str) -> bool:
-    """Whether the last line, and no other, is `#### x`."""
+    """Whether the last line, and no other that is not thought, is `#### x`."""
+    text = spoken(text)
     lines = text.strip().split("\n")
     found = [line for line in lines if HASHES.match(line)]
     return len(found) == 1 and found[0] == lines[-1] and answers.extract(text) is not None

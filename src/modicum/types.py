@@ -86,9 +86,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote: tokens up to and with the end token, if it came.
+    """What the model wrote: tokens up to and with the one that ended it, if it came.
 
-    `logprobs[t]` is the log-probability of `tokens[t]` under the sampling distribution
+    That is an end token, or the one that completed a stop string. `text` ends with the stop
+    string, or before it where it begins another's turn (`User:`); where the prompt had opened
+    thinking, `text` begins with that mark (`<think>`). `logprobs[t]` is the log-probability of `tokens[t]` under the sampling distribution
     (temperature, top-p and top-k included). `finished` is False when the limit cut it.
     `trunk` is what the engine kept of its way, for training. `origin` says from which
     weights and at which settings it comes.

@@ -109,8 +109,9 @@ class Sampler(ABC):
         `keys[p]` names prompt p's noise: the same keys and weights give the same completions.
         Each says its `origin`: the version of the weights that it was drawn from, taken of these
         weights themselves, and the settings of the distribution.
-        `progress` is told the number of finished prompts. Temperature 0 takes the most
-        probable token.
+        A completion ends with an end token, or the token that completes a string of
+        `sampling.stop` as `engine.text.Texts` tells it, which also cuts the text. `progress` is
+        told the number of finished prompts. Temperature 0 takes the most probable token.
         """
 
     @abstractmethod

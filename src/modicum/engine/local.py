@@ -17,6 +17,7 @@ from torch import Tensor
 from modicum.config import Sampling
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
 from modicum.engine.sampling import choose, distribution, noise
+from modicum.engine.text import Texts
 from modicum.types import Completion, Origin, UserError
 
 
@@ -61,6 +62,7 @@ class LocalSampler(Sampler):
         per_pass = max(1, self.rollout_batch // group_size)
         settings = (sampling.temperature, sampling.top_p, sampling.top_k)
         origin = Origin(self.changed.version, *settings)
+        texts = Texts(self.tokenizer, self.end_tokens, sampling.stop or ())
         groups: list[tuple[Completion, ...]] = []
         for start in range(0, len(prompts), per_pass):
             part = slice(start, start + per_pass)
@@ -69,9 +71,9 @@ class LocalSampler(Sampler):
             uniforms_RT = torch.from_numpy(table).to(engine.device)
             with torch.inference_mode():
                 decoding = engine.decode(prompts[part], group_size, limit, keep)
-                drawn = draw(decoding, uniforms_RT, sampling, self.end_tokens)
+                drawn = draw(decoding, uniforms_RT, sampling, texts)
                 trunks = decoding.trunks([len(tokens) for tokens, _ in drawn])
-            made = completions(self.tokenizer, drawn, trunks, self.end_tokens, origin)
+            made = completions(texts, drawn, trunks, origin)
             groups += [tuple(made[i : i + group_size]) for i in range(0, len(made), group_size)]
             if progress is not None:
                 progress(len(groups))
@@ -79,25 +81,17 @@ class LocalSampler(Sampler):
 
 
 Drawn = tuple[tuple[int, ...], tuple[float, ...]]
-"""Tokens, up to and with the end token, and their log-probs."""
+"""Tokens, up to and with the one that ends the row, and their log-probs."""
 
 
 def completions(
-    tokenizer: Any,
-    drawn: Sequence[Drawn],
-    trunks: Sequence[Any],
-    end_tokens: Sequence[int],
-    origin: Origin | None = None,
+    texts: Texts, drawn: Sequence[Drawn], trunks: Sequence[Any], origin: Origin | None = None
 ) -> list[Completion]:
-    """Completions with their texts."""
-    texts = tokenizer.batch_decode(
-        [tokens for tokens, _ in drawn],
-        skip_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-    )
+    """Completions with their texts, in which nothing follows a stop string."""
+    whole = texts([tokens for tokens, _ in drawn])
     return [
-        Completion(tokens, logprobs, text, tokens[-1] in end_tokens, trunk, origin)
-        for (tokens, logprobs), text, trunk in zip(drawn, texts, trunks, strict=True)
+        Completion(tokens, logprobs, texts.cut(text), texts.ended(tokens), trunk, origin)
+        for (tokens, logprobs), text, trunk in zip(drawn, whole, trunks, strict=True)
     ]
 
 
@@ -109,10 +103,8 @@ def num_trunk_bytes(
     return tokens * scorer.state_bytes
 
 
-def draw(
-    decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, end_tokens: Sequence[int]
-) -> list[Drawn]:
-    """The sampled tokens and log-probs of every row, up to and with its end token.
+def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Texts) -> list[Drawn]:
+    """The sampled tokens and log-probs of every row, up to and with the one that ends it.
 
     Raises UserError where a log-prob is not finite: no such token can have been drawn.
     """
@@ -121,14 +113,20 @@ def draw(
     tokens_RT = torch.zeros(count, steps, dtype=torch.long, device=device)
     logprobs_RT = torch.zeros(count, steps, device=device)
     length_R = torch.full_like(row_B, steps)
-    ends = torch.tensor(end_tokens, dtype=torch.long, device=device)
+    ends = torch.tensor(texts.ends, dtype=torch.long, device=device)
     greedy = sampling.temperature == 0
+    written_R: list[list[int]] = [[] for _ in range(count)]
     for step in range(steps):
         logprobs_BV = distribution(decoding.logits_BV, sampling)
         token_B = choose(logprobs_BV, uniforms_RT[row_B, step], greedy)
         tokens_RT[row_B, step] = token_B
         logprobs_RT[row_B, step] = logprobs_BV.gather(-1, token_B[:, None]).squeeze(-1)
         ended_B = torch.isin(token_B, ends)
+        if texts.stops:
+            rows = row_B.tolist()
+            for row, token in zip(rows, token_B.tolist(), strict=True):
+                written_R[row].append(token)
+            ended_B |= torch.tensor([texts.ended(written_R[row]) for row in rows], device=device)
         live_B = (~ended_B).nonzero().squeeze(-1)
         if len(live_B) < len(row_B):
             length_R[row_B[ended_B]] = step + 1
@@ -143,5 +141,5 @@ def draw(
             "the model's logits are not numbers (NaN or infinite): its weights are broken, or"
             " they overflow in this dtype"
         )
-    rows = zip(tokens_RT.tolist(), logprobs_RT.tolist(), length_R.tolist(), strict=True)
-    return [(tuple(tokens[:n]), tuple(found[:n])) for tokens, found, n in rows]
+    drawn = zip(tokens_RT.tolist(), logprobs_RT.tolist(), length_R.tolist(), strict=True)
+    return [(tuple(tokens[:n]), tuple(found[:n])) for tokens, found, n in drawn]

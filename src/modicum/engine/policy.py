@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ from modicum.engine.base import Changed, Engine, Prompt, Sampler, Scorer
 from modicum.engine.library import LibraryEngine
 from modicum.engine.probe import probe
 from modicum.engine.split import SplitEngine
+from modicum.engine.text import begun
 from modicum.engine.version import adapter_layers
 from modicum.models.decoder import view
 from modicum.models.load import Loaded, inner
+from modicum.tasks.prompts import stops
 from modicum.types import Completion, UserError
 from modicum.updates.base import Prepared
 
@@ -48,11 +50,15 @@ class Policy:
     ) -> list[tuple[Completion, ...]]:
         """`group_size` completions for every prompt (see `Sampler.sample`).
 
-        Raises UserError when a prompt and a completion together are longer than the model's
-        positions.
+        Unset stop strings become those that the prompt invites, and texts begin with the
+        thinking that their prompt has opened. Raises UserError when a prompt and a completion
+        together are longer than the model's positions.
         """
         check_length(prompts, self.model, sampling)
-        return self.sampler.sample(prompts, keys, group_size, sampling, keep_trunk, progress)
+        told = replace(sampling, stop=stops(self.tokenizer, sampling))
+        groups = self.sampler.sample(prompts, keys, group_size, told, keep_trunk, progress)
+        pairs = zip(prompts, groups, strict=True)
+        return [begun(self.tokenizer, prompt, group) for prompt, group in pairs]
 
     def follow(self, prepared: Prepared) -> None:
         """Tell sampler and scorer what trains now; call after every change of the weights."""

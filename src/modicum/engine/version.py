@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.config import Sampling
+from modicum.engine.text import Texts
 from modicum.types import Group, RunStopped
 
 
@@ -73,3 +74,14 @@ def require_origin(groups: Sequence[Group], sampling: Sampling, version: str) ->
                 f"the completions were drawn from other weights (version {origin.weights}) than"
                 f" those that are trained ({version}); the sampler is stale"
             )
+
+
+def require_stops(groups: Sequence[Group], tokenizer: Any, stops: Sequence[str]) -> None:
+    """AgreementFailed where a completion goes on after a stop string."""
+    texts = Texts(tokenizer, (), stops)
+    rows = [c.tokens[:-1] for group in groups if stops for c in group.completions]
+    for stop in filter(None, map(texts.stop_in, texts(rows))):
+        raise AgreementFailed(
+            f"a completion goes on after the stop string {stop!r}; the sampler must obey"
+            " `sampling.stop`"
+        )

@@ -114,6 +114,7 @@ def perform(
     from modicum.engine import policy_of
     from modicum.evaluate import evaluate
     from modicum.models.load import load
+    from modicum.tasks import prompts
     from modicum.training.checkpoint import reload
 
     parts = parts or RunParts()
@@ -142,7 +143,8 @@ def perform(
         folder.write("evaluation.json", values_of(config, name, found))
     if observer is not None:
         changed = problems_changed(run, task) if run and own else ""
-        for note in [*tasks.notes(task), *([changed] if changed else [])]:
+        stops = prompts.notes(policy.tokenizer, config.sampling)
+        for note in [*tasks.notes(task), *stops, *([changed] if changed else [])]:
             observer.note(note)
     return found
 

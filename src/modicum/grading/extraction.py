@@ -43,7 +43,12 @@ TURN = re.compile(
         [ \t]{0,4}[0-9]{0,4}[*_ \t]{0,4} (?:[:：] | $) )
     | (?P<token> <[|｜][a-z_▁\ ]{2,40}[|｜]> | <(?:start|end)_of_turn> | \[/?INST\] | </?s> )"""
 )
-THINK = re.compile(r"</?think>")
+# What opens thinking and what closes it, as models write it and as templates begin it.
+TAGS = ("think", "thinking", "thought", "reasoning", "seed:think")
+THINKING = {f"<{tag}>": f"</{tag}>" for tag in TAGS} | {"<|START_THINKING|>": "<|END_THINKING|>"}
+THINKING |= {"[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<|channel>thought": "<channel|>"}
+THINKING |= {"<|channel|>analysis<|message|>": "<|channel|>final<|message|>"}
+THINK = re.compile("|".join(map(re.escape, [*THINKING, *THINKING.values()])))
 PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 
 
@@ -55,43 +60,52 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def after_thinking(text: str) -> str:
-    """What counts of `text`: after the last </think>, before a <think> that stays open.
+    """What counts of `text`: what is not thought, of the turn that is its own."""
+    return spoken(own_turn(text))
 
-    A turn that is made up after an answer does not count, nor does what is thought in it.
-    """
-    return own_turn(text).rpartition("</think>")[2].partition("<think>")[0]
+
+def spoken(text: str) -> str:
+    """What follows the last thinking of `text`, before thinking that stays open."""
+    start, stop, _ = [(0, 0, False), *_spoken(text)][-1]
+    return text[start:stop]
 
 
 def own_turn(text: str) -> str:
-    """`text` up to the first turn marker that follows an answer, both outside of thinking."""
-    if TURN.search(text) is None:
-        return text
+    """`text` up to where a turn begins after an answer, both outside of thinking.
+
+    That is a turn marker, or after a marked answer thinking anew: it belongs to a next question.
+    """
     answered = False
-    for start, stop in _spoken(text):
-        if not answered:
-            end = _first_answer(text[start:stop])
-            if end is None:
-                continue
-            answered, start = True, start + end
-        turn = TURN.search(text, start, stop)
-        if turn is not None:
-            return text[: turn.start()]
+    for start, stop, opens in (part for part in _spoken(text) if part[0] < part[1]):
+        marks = _marks(text[start:stop])
+        end = 0 if answered else _first_answer(text[start:stop], marks)
+        if end is not None:
+            answered = True
+            turn = TURN.search(text, start + end, stop)
+            if turn or (marks and opens):
+                return text[: turn.start() if turn else stop]
     return text
 
 
-def _spoken(text: str) -> Iterator[tuple[int, int]]:
-    """Where `text` is no thinking, which a prompt may have begun."""
-    start, thinking = 0, False
-    for place, tag in enumerate(THINK.finditer(text)):
-        if not thinking and (place or tag[0] == "<think>"):
-            yield start, tag.start()
-        thinking, start = tag[0] == "<think>", tag.end()
-    if not thinking:
-        yield start, len(text)
+def _spoken(text: str) -> Iterator[tuple[int, int, bool]]:
+    """Where `text` is no thinking, which a prompt may have begun, and whether that follows.
+
+    Thinking ends with the mark that closes what opened it; all others are words of it.
+    """
+    start, closing = 0, ""
+    for place, mark in enumerate(THINK.finditer(text)):
+        opens = mark[0] in THINKING
+        if closing and mark[0] != closing:
+            continue
+        if not closing and (place or opens):
+            yield start, mark.start(), opens
+        closing, start = THINKING.get(mark[0], ""), mark.end()
+    if not closing:
+        yield start, len(text), False
 
 
-def _first_answer(text: str) -> int | None:
-    """Where the first marked or stated answer ends."""
+def _marks(text: str) -> list[int]:
+    """Where the first answer ends that is marked, for each kind of mark."""
     ends = []
     opened = text.find("<answer>")
     closed = text.find("</answer>", opened) if opened >= 0 else -1
@@ -100,7 +114,12 @@ def _first_answer(text: str) -> int | None:
     box, bare, hashes = next(_boxes(text), None), BARE_BOX.search(text), HASHES.search(text)
     if box is not None:
         ends.append(box[1])
-    ends += [match.end() for match in (bare, hashes) if match is not None]
+    return ends + [match.end() for match in (bare, hashes) if match is not None]
+
+
+def _first_answer(text: str, marks: list[int]) -> int | None:
+    """Where the first marked or stated answer ends."""
+    ends = list(marks)
     for match in ANSWER_IS.finditer(text, 0, min(ends, default=len(text))):
         if _stated(match) is not None:
             ends.append(match.end())

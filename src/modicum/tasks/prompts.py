@@ -29,16 +29,14 @@ def prompt_text(question: str, tokenizer: Any, sampling: Sampling) -> str:
     is the question and a newline, and asks for nothing. `auto` is chat if the tokenizer
     has a template, else r1_zero.
     """
-    chat, template, system = tokenizer.chat_template, sampling.template, sampling.system
+    template, system = template_of(tokenizer, sampling), sampling.system
     asked = STYLES[sampling.style].instruction if sampling.style in STYLES else ""
-    if template == "auto":
-        template = "chat" if chat else "r1_zero"
     if template == "plain":
         return f"{question}\n"
     if template == "r1_zero":
         preamble = R1_ZERO if system is None else system
         return f"{preamble} {asked}".strip() + f"\nUser: {question}\nAssistant:"
-    if not chat:
+    if not tokenizer.chat_template:
         raise UserError("template 'chat' needs a tokenizer with a chat template; this one has none")
     return _render(tokenizer, system or "", f"{question}\n\n{asked}".strip())
 
@@ -79,3 +77,28 @@ def encode(problem: Problem, tokenizer: Any, sampling: Sampling) -> tuple[int, .
             f" max_prompt_tokens = {sampling.max_prompt_tokens}"
         )
     return tuple(ids)
+
+
+def template_of(tokenizer: Any, sampling: Sampling) -> str:
+    """The template that is meant, also by `auto`."""
+    if sampling.template != "auto":
+        return sampling.template
+    return "chat" if tokenizer.chat_template else "r1_zero"
+
+
+def stops(tokenizer: Any, sampling: Sampling) -> tuple[str, ...]:
+    """The stop strings that are meant: those of the settings, or what the prompt invites.
+
+    A conversation in plain text is for models that know no end token and write the next turn.
+    """
+    if isinstance(sampling.stop, tuple):
+        return sampling.stop
+    if template_of(tokenizer, sampling) != "r1_zero":
+        return ()
+    return ("</answer>", "\nUser:") if sampling.style == "tags" else ("\nUser:",)
+
+
+def notes(tokenizer: Any, sampling: Sampling) -> list[str]:
+    """What the user should know of where completions end."""
+    found = " or ".join(map(repr, stops(tokenizer, sampling)))
+    return [f"completions end at {found} (--stop)"] if found else []

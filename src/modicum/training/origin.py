@@ -20,6 +20,7 @@ from modicum.models.load import locate
 from modicum.parts import RunParts, base_of, began, problems_changed
 from modicum.rewards import Reward
 from modicum.rewards.function import Function
+from modicum.tasks.prompts import stops
 from modicum.training.session import Session, prepare
 from modicum.types import UserError
 
@@ -37,6 +38,7 @@ def record(session: Session, folder: Path) -> dict[str, Any]:
             **base.hashes,
             "base_hash_seconds": base.seconds,
         },
+        "stop": stops(session.policy.tokenizer, config.sampling),
         "task": config.task,
         "problems": tasks.fingerprint(session.task),
         "functions": _modules(session.reward),

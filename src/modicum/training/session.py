@@ -15,6 +15,7 @@ from modicum.models.identity import Identity
 from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
+from modicum.tasks import prompts
 from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
 from modicum.updates.proofs import Proof
@@ -140,6 +141,7 @@ def notes(session: Session) -> list[str]:
         *tasks.notes(session.task),
         *session.prepared.notes,
         *session.policy.scorer.notes,
+        *prompts.notes(session.policy.tokenizer, session.config.sampling),
     ]
     if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
         name = inner(session.policy.model).config.model_type

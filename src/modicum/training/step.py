@@ -25,12 +25,12 @@ from torch import Tensor
 from modicum.curricula import Seen
 from modicum.engine.backward import Heard, forward_backward
 from modicum.engine.rescoring import as_array
-from modicum.engine.version import require_origin
+from modicum.engine.version import require_origin, require_stops
 from modicum.objectives import Counts, Objective
 from modicum.objectives.base import has_signal
 from modicum.rewards import Reward
 from modicum.tasks import Task
-from modicum.tasks.prompts import encode
+from modicum.tasks.prompts import encode, stops
 from modicum.training.session import Session
 from modicum.types import Batch, Group, Row, UserError
 
@@ -76,6 +76,7 @@ def agree(session: Session, groups: list[Group], step: int) -> None:
     """The agreement proof of fresh completions."""
     proof, policy, sampling = session.agreement, session.policy, session.config.sampling
     require_origin(groups, sampling, policy.changed.version)
+    require_stops(groups, policy.tokenizer, stops(policy.tokenizer, sampling))
     if proof.due(step):
         session.agreed(proof.check(policy, session.prepared, groups, sampling, step))
     if proof.due(step + 1):
