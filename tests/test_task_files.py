@@ -85,7 +85,10 @@ BAD_ROWS = [
     ('{"question": null, "answer": 1}', "'question' is null"),
     ('{"question": 7, "answer": 1}', "'question' must be a text, not 7"),
     ('{"question": "\\ud800", "answer": 1}', "'question' holds half a character"),
-    ('{"question": "q", "answer": [1, 2]}', "must be a text or a number, not a list ([1, 2])"),
+    ('{"question": "q", "answer": []}', "'answer' is an empty list"),
+    ('{"question": "q", "answer": [1, null]}', "'answer' must be a text or a number, not None"),
+    ('{"question": "q", "answer": [[1]]}', "must be a text or a number, not a list ([1])"),
+    ('{"question": "q", "answer": ["1", "{"]}', "the braces of the gold answer '{' do not match"),
     ('{"question": "q", "answer": {"a": 1}}', "must be a text or a number, not an object"),
     ('{"question": "q", "answer": true}', "must be a text or a number, not true or false"),
     ('{"question": "q", "answer": NaN}', "'answer' is not a finite number"),
@@ -143,7 +146,7 @@ def test_files_without_rows_or_columns_are_errors(tmp_path: Path) -> None:
     check_message(parquet(tmp_path, [{"question": "q", "answer": 1}][:0]), "holds no rows")
     check_message(str(tmp_path / "no.jsonl"), "there is no file")
     (tmp_path / "folder.jsonl").mkdir()
-    check_message(str(tmp_path / "folder.jsonl"), "cannot be read")
+    check_message(str(tmp_path / "folder.jsonl"), "must hold *train* or *test* files")
     path = write(tmp_path, "good.jsonl", GOOD)
     nearest = "has no column 'anwser'; did you mean 'answer'? (known: answer, question)"
     check_message(path, nearest, answer="anwser")
@@ -161,7 +164,8 @@ def test_the_question_column_is_found(tmp_path: Path, columns: tuple[str, ...]) 
 
 
 def test_equal_questions_stay_apart_and_in_one_split(tmp_path: Path) -> None:
-    rows = [{"question": "Name a prime.", "answer": str(n)} for n in (2, 3, 5)]
+    rows = [{"question": f"Name a prime{end}", "answer": str(n)} for n, end in ((2, "."), (3, "!"))]
+    rows += [{"question": "name a prime.", "answer": "5"}]
     task = FileTask(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows))))
     split = split_of("Name a prime.")
     problems = [task.problem(split, 0, index) for index in range(3)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from modicum.config import Sampling
 from modicum.options import Parser, show
 from modicum.spec import at_least
 from modicum.types import UserError
@@ -14,6 +16,7 @@ modicum tasks
 modicum tasks 'arithmetic(terms=3, digits=2)' --count 5
 modicum tasks "gsm8k(path='data/gsm8k')" --split test --json
 modicum tasks "file('problems.jsonl', bad_rows='skip')" --check
+modicum tasks "file('pair', answer='reward_model.ground_truth')" --check --model tiny
 """
 
 
@@ -27,6 +30,9 @@ class Options:
     """The seed of the order."""
     count: int = 3
     """How many."""
+    model: str = ""
+    """With --check: also look whether a prompt for this model is too long."""
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         at_least(self, count=1, seed=0)
@@ -58,9 +64,9 @@ def run(args: list[str]) -> int:
     if found.check:
         from modicum.tasks.check import check
 
-        values = check(task)
+        values = check(task, _measured(options) if options.model else None)
         show(found.json, values, "\n".join([str(task), *_checked(values), *notes]))
-        return int(any(values["wrong"].values()) or any(values["shared"].values()))
+        return int(any((values["long"], *values["wrong"].values(), *values["shared"].values())))
     size = task.size(options.split)
     count = options.count if size is None else min(options.count, size)
     problems = [task.problem(options.split, options.seed, i) for i in range(count)]
@@ -85,4 +91,17 @@ def _checked(values: dict[str, Any]) -> list[str]:
         first = f" (not: {wrong[0]})" if wrong else ""
         gold = f"gold right for {looked - len(wrong)} of {looked}{first}"
         lines.append(f"{split:5}  {_many(size)}, {hard}, {gold}")
-    return lines + [f"in {pair}: {count}" for pair, count in values["shared"].items()]
+    lines += [f"in {pair}: {count}" for pair, count in values["shared"].items()]
+    return [*lines, values["prompts"]] if values["prompts"] else lines
+
+
+def _measured(options: Options) -> Callable[[Any], Any]:
+    """What tells which prompts for the model are too long."""
+    from transformers import AutoTokenizer
+
+    from modicum.models.load import locate, read_config
+    from modicum.tasks.lengths import look
+
+    config, source = read_config(options.model), locate(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(source.place, **source.arguments)
+    return lambda problems: look(problems, tokenizer, options.sampling, config)
