@@ -34,16 +34,18 @@ def look(
     """
     size, limit, why = measure(tokenizer, sampling), sampling.max_prompt_tokens, "max_prompt_tokens"
     positions = getattr(model_config, "max_position_embeddings", None) or sys.maxsize
-    if positions - sampling.max_tokens < limit:
-        limit, why = positions - sampling.max_tokens, f"of {positions} positions, beside max_tokens"
+    if (room := positions - sampling.max_tokens) < limit:
+        limit, why = room, f"of {positions} positions, beside max_tokens"
     sizes = {problem.id: size(problem) for problem in problems}
     long = {name: tokens for name, tokens in sizes.items() if tokens > limit}
     if not long:
         return long, f"none of {len(sizes)} prompts has more than {limit} tokens ({why})"
-    first = ", ".join(list(long)[:3]) + ", ..." * (len(long) > 3)
+    first, most = ", ".join(list(long)[:3]) + ", ..." * (len(long) > 3), max(long.values())
     return long, (
         f"{len(long)} of {len(sizes)} prompts have more than {limit} tokens ({why}): {first}; the"
-        f" longest, of {max(long, key=lambda name: long[name])}, has {max(long.values())}"
+        f" longest, of {max(long, key=lambda name: long[name])}, has {most}"
+        + f"; --max-prompt-tokens {most} takes them"
+        * (most <= room)
     )
 
 
@@ -63,8 +65,5 @@ def settle(
     if long and skip and isinstance(task, DataTask):
         return task.without(long, f"{text}; they are left out")
     if long:
-        raise UserError(
-            f"{task}: {text}; --max-prompt-tokens {max(long.values())} takes them as far as the"
-            " model does, --long-prompts skip leaves them out"
-        )
+        raise UserError(f"{task}: {text}; --long-prompts skip leaves them out")
     return task
