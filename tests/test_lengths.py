@@ -134,4 +134,4 @@ def test_check_says_which_prompts_are_too_long(
     assert cli.run(["tasks", expression, *options]) == 1, "tiny has no positions for them"
     assert len(json.loads(capsys.readouterr().out)["long"]) == 8
     assert cli.run(["tasks", "arithmetic", "--check", "--model", "tiny"]) == 0
-    assert "none of 600 prompts has more than" in capsys.readouterr().out
+    assert "none of 200 prompts has more than" in capsys.readouterr().out

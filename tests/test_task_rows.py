@@ -55,28 +55,28 @@ VERL = {
     "extra_info": {"index": 0, "answer": "1+1=2\n#### 2"},
 }
 FORMS: list[tuple[dict[str, Any], str, str, str]] = [
-    (VERL, ASK, "2", "the question is the user's turn in 'prompt', the answer"
-     " 'reward_model.ground_truth'"),
-    ({**VERL, "prompt": json.dumps(VERL["prompt"]), "reward_model": json.dumps(VERL["reward_model"])},
-     ASK, "2", "user's turn in 'prompt'"),
+    (VERL, ASK, "2", "'prompt', the answer from 'reward_model.ground_truth'"),
+    ({**VERL, "prompt": json.dumps(VERL["prompt"]), "reward_model": '{"ground_truth": 2}'},
+     ASK, "2", "'prompt', the answer from 'reward_model.ground_truth'"),
     ({"prompt": [turn("system", "Be short."), turn("user", "1+1?")], "answer": "2"},
-     "Be short.\n\n1+1?", "2", "user's turn in 'prompt' after what the system is told, the answer"),
+     "Be short.\n\n1+1?", "2", ""),
     ({"prompt": "1+1?", "solution": "So $\\boxed{2}$, as \\boxed{1} is not."}, "1+1?", "1",
-     "the question is 'prompt', the answer the marked one in 'solution'"),
-    ({"prompt": "1+1?", "ground_truth": 2}, "1+1?", "2", "'ground_truth'"),
+     "'prompt', the answer from 'solution'"),
+    ({"prompt": "1+1?", "ground_truth": 2}, "1+1?", "2", "'prompt', the answer from 'ground_truth'"),
     ({"prompt": [turn("user", "1+1?")], "completion": [turn("assistant", "It is <answer>2</answer>")]},
-     "1+1?", "2", "the marked one in 'completion'"),
+     "1+1?", "2", "'prompt', the answer from 'completion'"),
     ({"messages": [turn("user", "1+1?"), turn("assistant", "1+1 is\n#### 2")]}, "1+1?", "2",
-     "the marked one in the assistant's turn in 'messages'"),
+     "'messages', the answer from 'messages'"),
     ({"messages": [turn("user", [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]),
-                   turn("assistant", [{"type": "text", "text": "2"}])]}, "1+1?", "2", "the assistant's turn in 'messages'"),
+                   turn("assistant", [{"type": "text", "text": "2"}])]}, "1+1?", "2",
+     "'messages', the answer from 'messages'"),
     ({"conversations": [said("system", "S"), said("human", "1+1?"), said("gpt", "\\boxed{2}")]},
-     "S\n\n1+1?", "2", "the assistant's turn in 'conversations'"),
+     "S\n\n1+1?", "2", "'conversations', the answer from 'conversations'"),
     ({"instruction": "Add.", "input": "1 and 1", "output": "2"}, "Add.\n\n1 and 1", "2",
-     "the question is 'instruction' and 'input', the answer 'output'"),
-    ({"instruction": "1+1?", "input": "", "output": "1+1 is \\fbox{2}."}, "1+1?", "2", "marked"),
-    ({"question": "1+1?", "answer": "One and one.\n#### 1,002"}, "1+1?", "1,002",
-     "the question is 'question', the answer the marked one in 'answer'"),
+     "'instruction', the answer from 'output'"),
+    ({"instruction": "1+1?", "input": "", "output": "1+1 is \\fbox{2}."}, "1+1?", "2",
+     "'instruction', the answer from 'output'"),
+    ({"question": "1+1?", "answer": "One and one.\n#### 1,002"}, "1+1?", "1,002", ""),
 ]  # fmt: skip
 
 
@@ -84,13 +84,14 @@ FORMS: list[tuple[dict[str, Any], str, str, str]] = [
 def test_rows_of_other_trainers_are_known_by_their_columns(
     tmp_path: Path, row: dict[str, Any], question: str, answer: str, note: str
 ) -> None:
-    kinds = ["a.jsonl"] if isinstance(row.get("answer"), list) else ["a.jsonl", "a.parquet"]
-    made = [tasks.parse(f"file({write(tmp_path / name, [row])!r})") for name in kinds]
+    paths = [write(tmp_path / name, [row]) for name in ("a.jsonl", "a.parquet")]
+    made = [tasks.parse(f"file({path!r})") for path in paths]
     for task in [*made, tasks.of([row])]:
         (problem,) = problems(task)
         assert (problem.question, problem.answer) == (question, answer)
-        (told,) = tasks.notes(task)
-        assert note in told
+        name = "given" if task is not made[0] and task is not made[1] else "file"
+        told = f"{name}: the question is read from {note}"
+        assert tasks.notes(task) == ((told,) if note else ())
 
 
 def test_plain_rows_need_no_note_and_columns_reach_rewards(tmp_path: Path) -> None:
@@ -310,6 +311,10 @@ def test_train_and_test_files_stay_apart(tmp_path: Path) -> None:
     (tmp_path / "pair" / "valid.jsonl").unlink()
     assert all(sizes(tasks.parse(f"file({folder!r})"))), "a hash divides it"
     again = tasks.parse(f"file({train!r}, test={train!r})")
+    with pytest.raises(
+        UserError, match=r"pair is a folder, whose \*test\* files are what is tested"
+    ):
+        tasks.notes(tasks.parse(f"file({folder!r}, test={train!r})"))
     assert sizes(again) == [0, 0, 40] and len({p.id for p in problems(again)}) == 40
 
 
@@ -345,18 +350,13 @@ def test_the_fingerprint_covers_all_files_and_the_home_folder_is_known(
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "train.jsonl", ROWS[:40])
 
-    def found(test: list[Any]) -> str:
-        (tmp_path / "test.jsonl.gz").write_bytes(
-            gzip.compress("\n".join(map(json.dumps, test)).encode())
-        )
-        both = [
-            tasks.parse(e) for e in ("file('~')", "file('~/train.jsonl', test='~/test.jsonl.gz')")
-        ]
-        one, other = map(tasks.fingerprint, both)
-        assert one == other
-        return one
-
-    assert len({found(ROWS[40:]), found(ROWS[41:]), found([{**ROWS[40], "answer": 1}])}) == 3
+    for expression in ("file('~')", "file('~/train.jsonl', test='~/test.jsonl.gz')"):
+        found = set()
+        for test in (ROWS[40:], ROWS[41:], [{**ROWS[40], "answer": 1}]):
+            lines = "\n".join(map(json.dumps, test)).encode()
+            (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(lines))
+            found.add(tasks.fingerprint(tasks.parse(expression)))
+        assert len(found) == 3
 
 
 # Copies and contradictions ---------------------------------------------------------------
@@ -410,4 +410,6 @@ def test_golds_that_stand_for_nothing_are_named(tmp_path: Path) -> None:
     rows = [*ROWS, *({"question": f"{a}?", "answer": a} for a in ("nan", "N/A", "None", "nano"))]
     path = write(tmp_path / "a.jsonl", rows)
     (note,) = tasks.notes(tasks.parse(f"file({path!r})"))
-    assert note == f"file: 3 of 64 answers may stand for none, as 'nan' in {path}, line 61"
+    assert note == (
+        f"file: 3 of 64 rows may have no answer, but the word for none, as 'nan' in {path}, line 61"
+    )

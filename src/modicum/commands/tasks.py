@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from modicum.config import Sampling
 from modicum.options import Parser, show
 from modicum.spec import at_least
-from modicum.types import UserError
+from modicum.types import SPLITS, UserError
 
 EXAMPLES = """
 modicum tasks
@@ -64,7 +63,7 @@ def run(args: list[str]) -> int:
     if found.check:
         from modicum.tasks.check import check
 
-        values = check(task, _measured(options) if options.model else None)
+        values = check(task) | _too_long(task, options)
         show(found.json, values, "\n".join([str(task), *_checked(values), *notes]))
         return int(any((values["long"], *values["wrong"].values(), *values["shared"].values())))
     size = task.size(options.split)
@@ -95,13 +94,17 @@ def _checked(values: dict[str, Any]) -> list[str]:
     return [*lines, values["prompts"]] if values["prompts"] else lines
 
 
-def _measured(options: Options) -> Callable[[Any], Any]:
-    """What tells which prompts for the model are too long."""
+def _too_long(task: Any, options: Options) -> dict[str, Any]:
+    """Which prompts for the model are too long; of an endless task 200 are looked at."""
     from transformers import AutoTokenizer
 
     from modicum.models.load import locate, read_config
-    from modicum.tasks.lengths import look
+    from modicum.tasks.lengths import look, whole
 
+    if not options.model:
+        return {"long": {}, "prompts": ""}
     config, source = read_config(options.model), locate(options.model)
     tokenizer = AutoTokenizer.from_pretrained(source.place, **source.arguments)
-    return lambda problems: look(problems, tokenizer, options.sampling, config)
+    some = whole(task, *SPLITS) or [task.problem("train", 0, index) for index in range(200)]
+    long, text = look(some, tokenizer, options.sampling, config)
+    return {"long": long, "prompts": text}

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from modicum.tasks import Task, notes, overlap
-from modicum.tasks.lengths import whole
-from modicum.types import SPLITS, Problem
+from modicum.types import SPLITS
 
 CHECKED = 200  # problems of each split that are looked at
-Look = Callable[[Sequence[Problem]], tuple[dict[str, int], str]]
 
 
-def check(task: Task, look: Look | None = None) -> dict[str, Any]:
+def check(task: Task) -> dict[str, Any]:
     """By split: sizes, problems looked at, their least and greatest difficulty, the ids of those
-    whose gold is not right; by pair of splits: problems in both; and the task's notes.
-
-    `look` says which prompts are too long, of all problems; of an endless task's those looked at.
-    """
+    whose gold is not right; by pair of splits: problems in both; and the task's notes."""
     sizes = {split: task.size(split) for split in SPLITS}
     looked = {
         split: [
@@ -31,11 +25,7 @@ def check(task: Task, look: Look | None = None) -> dict[str, Any]:
     levels = {
         s: [p.difficulty for p in some if p.difficulty is not None] for s, some in looked.items()
     }
-    some = [p for few in looked.values() for p in few] if None in sizes.values() else None
-    long, text = look(some or whole(task, *SPLITS)) if look else ({}, "")
     return {
-        "long": long,
-        "prompts": text,
         "sizes": sizes,
         "looked_at": {split: len(some) for split, some in looked.items()},
         "difficulty": {s: [min(some), max(some)] if some else None for s, some in levels.items()},

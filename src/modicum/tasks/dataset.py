@@ -28,6 +28,7 @@ from modicum.tasks.loading import (
     RowPart,
     accepted,
     load_once,
+    roles_of,
 )
 from modicum.types import Grade, Problem, Split, UserError
 
@@ -51,8 +52,8 @@ class Hub:
 class DataTask(Spec):
     """Base of the tasks with a fixed set of problems; each declares `path` and `bad_rows`.
 
-    With `path` None the rows come from `hub`. When `hub` has a train and a test part, a
-    folder holds one `*train*` and one `*test*` file. A single file is for `file_role`.
+    With `path` None the rows come from `hub`. A folder holds `*train*` and `*test*` files,
+    perhaps `*valid*` ones. A single file is for `file_role`.
     """
 
     hub: ClassVar[Hub | None] = None
@@ -121,7 +122,7 @@ class DataTask(Spec):
         """How the rows of a part are read: each by `item`."""
         for names in self.columns():
             rows.require_column(part.origin, part.records, *names)
-        return Reader(self.item)
+        return self.item, ""
 
     def item(self, record: readers.Record) -> Item | LeftOut:
         """What a row says; UserError when it cannot be a problem."""
@@ -139,25 +140,31 @@ class DataTask(Spec):
         """What to do when a split is empty."""
         return "a hash of the question divides them: add problems"
 
-    def part_name(self, path: str) -> str:
-        """How the ids of the problems of a single file call it."""
-        return Path(path).stem
-
     def check(self, parts: Sequence[RowPart]) -> None:
         """UserError when the rows as a whole are not what the task's arguments ask for."""
 
-    def _files(self, path: str) -> list[tuple[str, Role, str]]:
-        """(part, role, path) of each local file."""
-        source = self.source()
-        if source is not None and len(source.parts) == 2 and Path(path).is_dir():
-            roles = source.parts.items()
-            return [(part, role, readers.find(self.name, Path(path), part)) for part, role in roles]
-        return [(self.part_name(path), self.file_role, path)]
+    def _files(self) -> list[tuple[str, Role, str]]:
+        """(part, role, path) of each local file; their names are what ids call them."""
+        if self.path is None:
+            return []
+        place = self._place(self.path)
+        if not Path(place).is_dir():
+            return [(self.file_name(place), self.file_role, place)]
+        parts = readers.find(self.name, Path(place))
+        roles = roles_of(parts)
+        return [
+            (part if len(files) == 1 else self.file_name(file), roles[part], file)
+            for part, files in parts.items()
+            for file in files
+        ]
+
+    def file_name(self, path: str) -> str:
+        """How the ids of the problems of a file call it."""
+        return Path(path).stem
 
     def _parts(self) -> list[RowPart]:
         if self.path is not None:
-            files = self._files(self._place(self.path))
-            return [RowPart(n, self.role(r), path, readers.read(path)) for n, r, path in files]
+            return [RowPart(n, self.role(r), p, readers.read(p)) for n, r, p in self._files()]
         source = self.source()
         assert source is not None, "without a hub there must be a path"
         roles = source.parts
@@ -165,8 +172,7 @@ class DataTask(Spec):
         return [RowPart(n, self.role(roles[n]), f"{source.name} {n}", r) for n, r in found.items()]
 
     def _loaded(self) -> LoadedRows:
-        here = [] if self.path is None else self._files(self._place(self.path))
-        paths = [path for _, _, path in here]
+        paths = [path for _, _, path in self._files()]
         return _load(self, tuple((os.path.abspath(path), finite.stamp(path)) for path in paths))
 
 

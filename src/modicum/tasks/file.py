@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from modicum.spec import check
-from modicum.tasks import forms, readers, rows
+from modicum.tasks import forms, readers
 from modicum.tasks.dataset import BadRows, DataTask, check_path
-from modicum.tasks.loading import Item, Reader, Role, RowPart, roles_of
+from modicum.tasks.loading import Reader, Role, RowPart
 from modicum.types import UserError
 
 HINT = "; question= and answer= name columns, also inner ones such as reward_model.ground_truth"
@@ -60,35 +60,20 @@ class FileTask(DataTask):
 
     def reader(self, part: RowPart) -> Reader:
         """By the columns that the arguments name, or by those of the rows."""
-        form = forms.recognise(
-            part.origin, part.records, self.question, self.answer, self.several, self.solution, HINT
-        )
-        level = self.difficulty
-        if level:
-            rows.require_column(part.origin, part.records, level)
+        named = self.question, self.answer, self.solution, self.difficulty
+        form = forms.recognise(part.origin, part.records, *named, self.several, HINT)
+        return form.item, form.note
 
-        def item(record: readers.Record) -> Item:
-            made = form.item(record)
-            if not level:
-                return made
-            data = {name: value for name, value in made.data.items() if name != level}
-            return Item(made.question, made.answer, rows.number(record, level), data)
+    def file_name(self, path: str) -> str:
+        """The file's name with its ending."""
+        return Path(path).name
 
-        return Reader(item, form.note(part.records, (self.question, self.answer)))
-
-    def _files(self, path: str) -> list[tuple[str, Role, str]]:
-        parts = {"train": [path]}
-        if Path(path).is_dir():
-            parts = readers.find_all(self.name, Path(path))
-        if self.test is not None:
-            place = self._place(self.test)
-            there = readers.find_all(self.name, Path(place)) if Path(place).is_dir() else {}
-            parts["test"] = there.get("test", [place])
-        roles = roles_of(parts)
-        found: dict[str, tuple[str, Role, str]] = {}
-        for part, files in parts.items():
-            for place in files:
-                name = Path(place).name
-                name = f"{part}/{name}" if name in found else name
-                found[name] = name, roles[part], place
-        return list(found.values())
+    def _files(self) -> list[tuple[str, Role, str]]:
+        found = super()._files()
+        if self.test is None:
+            return found
+        if Path(found[0][2]) != Path(self._place(self.path)):
+            raise UserError(f"file: {self.path} is a folder, whose *test* files are what is tested")
+        # Its name may be that of the other file, in another folder.
+        test = self._place(self.test)
+        return [(found[0][0], "train", found[0][2]), (f"test/{Path(test).name}", "test", test)]

@@ -8,7 +8,7 @@ solution, of which the marked answer counts (\boxed{}, <answer>, ####).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,15 +43,19 @@ class Form:
 
     questions: tuple[str, ...]
     answer: str
-    several: Several = "any"
     solution: str | None = None
+    difficulty: str | None = None
+    several: Several = "any"
+    note: str = ""
+    """What is read as what, where that is not plain."""
 
     def item(self, record: Record) -> Item:
         """The row as a problem, with its other columns as data."""
-        column = self._column(record)
+        column = next((n for n in self.questions if rows.filled([record], n)), self.questions[0])
         question, reply = _asked(record, column)
         golds, whole = self._golds(record, column, reply)
-        used = {column, self.answer, ACCEPTED, INPUT if column == INSTRUCTION else column}
+        level = rows.number(record, self.difficulty) if self.difficulty else None
+        used = {column, self.answer, self.difficulty, ACCEPTED, INPUT * (column == INSTRUCTION)}
         data = {name: value for name, value in record.values.items() if name not in used}
         if self.solution and rows.filled([record], self.solution):
             data["solution"] = rows.text(record, self.solution)
@@ -60,33 +64,7 @@ class Form:
         if len(golds) > 1 and self.several == "any":
             data[ACCEPTED] = golds
         gold = golds[0] if len(golds) == 1 or self.several == "any" else _set(record, golds)
-        return Item(question, gold, data=data)
-
-    def note(self, records: Sequence[Record], named: Collection[str] = ()) -> str:
-        """What is read as what, where that is not plain; `named` were given by the user."""
-        for record in records:
-            try:
-                column = self._column(record)
-                _, reply = _asked(record, column)
-                _, whole = self._golds(record, column, reply)
-            except UserError:
-                continue
-            turns = _turns(rows.value(record, column)) or ()
-            asked = f"the user's turn in {column!r}" if turns else f"{column!r}"
-            asked += f" and {INPUT!r}" * (column == INSTRUCTION)
-            asked += " after what the system is told" * any(_role(t) == "system" for t in turns)
-            told = (
-                f"the assistant's turn in {column!r}"
-                if self.answer == column
-                else repr(self.answer)
-            )
-            told = f"the marked one in {told}" if whole else told
-            plain = not turns and not whole and {column, self.answer} <= {*PLAIN, *named}
-            return "" if plain else f"the question is {asked}, the answer {told}"
-        return ""
-
-    def _column(self, record: Record) -> str:
-        return next((n for n in self.questions if rows.filled([record], n)), self.questions[0])
+        return Item(question, gold, level, data)
 
     def _golds(self, record: Record, asked: str, reply: str | None) -> tuple[list[str], str]:
         """The answers, and the whole solution if one was marked in it."""
@@ -118,25 +96,29 @@ def recognise(
     records: Sequence[Record],
     question: str = QUESTIONS[0],
     answer: str = ANSWERS[0],
-    several: Several = "any",
     solution: str | None = None,
+    difficulty: str | None = None,
+    several: Several = "any",
     hint: str = "",
 ) -> Form:
     """The form of these rows; UserError when a column that is needed is not there.
 
     The first of QUESTIONS and of ANSWERS is looked for with all that follow it.
     """
-    asked = QUESTIONS if question == QUESTIONS[0] else (question,)
-    found = tuple(name for name in asked if rows.filled(records, name))
-    found = found or (rows.require_column(origin, records, *asked[:3], hint=hint),)
+    known = QUESTIONS if question == QUESTIONS[0] else (question,)
+    found = tuple(name for name in known if rows.filled(records, name))
+    found = found or (rows.require_column(origin, records, *known[:3], hint=hint),)
     told = ANSWERS if answer == ANSWERS[0] else (answer,)
     gold = next((name for name in told if rows.filled(records, name)), None)
     if gold is None and len(told) > 1 and any(_replied(r, found[0]) for r in records):
         gold = found[0]
     gold = gold or rows.require_column(origin, records, answer, hint=hint)
-    if solution:
-        rows.require_column(origin, records, solution, hint=hint)
-    return Form(found, gold, several, solution)
+    for column in filter(None, (solution, difficulty)):
+        rows.require_column(origin, records, column, hint=hint)
+    asked = " or ".join(map(repr, found))
+    plain = {*found, gold} <= {*PLAIN, question, answer}
+    note = "" if plain else f"the question is read from {asked}, the answer from {gold!r}"
+    return Form(found, gold, solution, difficulty, several, note)
 
 
 def _asked(record: Record, column: str) -> tuple[str, str | None]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -102,16 +102,16 @@ class GivenTask(DataTask):
         form = forms.recognise(part.origin, part.records)
 
         def item(record: Record) -> Item:
-            made = form.item(record)
-            level = made.data.get("difficulty")
-            if not isinstance(level, int | float) or isinstance(level, bool):
-                return replace(made, key=record.values.get("id"))
-            data = {name: value for name, value in made.data.items() if name != "difficulty"}
+            made, level = form.item(record), record.values.get("difficulty")
+            data = dict(made.data)
+            number = isinstance(level, int | float) and not isinstance(level, bool)
+            if number:
+                del data["difficulty"]
             # A missing one is NaN in tables of pandas.
-            known = float(level) if math.isfinite(level) else None
+            known = float(level) if number and math.isfinite(level) else None
             return Item(made.question, made.answer, known, data, record.values.get("id"))
 
-        return Reader(item, form.note(part.records))
+        return item, form.note
 
     def advice(self) -> str:
         """How every split gets problems."""

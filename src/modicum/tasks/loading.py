@@ -7,6 +7,7 @@ earlier one.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from modicum import answers
 from modicum.tasks import finite
 from modicum.tasks.base import split_of
-from modicum.tasks.overlap import distinct, hold_out
+from modicum.tasks.overlap import hold_out
 from modicum.tasks.readers import Record
 from modicum.types import Problem, Split, UserError
 
@@ -60,12 +61,8 @@ class LeftOut:
     reason: str
 
 
-@dataclass(frozen=True)
-class Reader:
-    """How the rows of a part are read, and what the user should know of it."""
-
-    item: Callable[[Record], Item | LeftOut]
-    note: str = ""
+Reader = tuple[Callable[[Record], Item | LeftOut], str]
+"""What a row of a part says, and what the user should know of how it is read."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +104,11 @@ def load_once(task: DataTask) -> LoadedRows:
     where: dict[str, str] = {}
     faults: list[str] = []
     left: Counter[str] = Counter()
-    for part, reader in zip(parts, readers, strict=True):
+    for part, (read, _) in zip(parts, readers, strict=True):
         seen: dict[str, str] = {}
         for record in part.records:
             try:
-                item = reader.item(record)
+                item = read(record)
                 if isinstance(item, LeftOut):
                     left[item.reason] += 1
                     continue
@@ -123,13 +120,16 @@ def load_once(task: DataTask) -> LoadedRows:
             placed.append((_split(problem.question, part.role), problem))
             where[problem.id] = record.where
     total = sum(len(part.records) for part in parts)
-    said = [f"{task.name}: {note}" for note in dict.fromkeys(r.note for r in readers) if note]
+    said = [note for note in dict.fromkeys(n for _, n in readers) if note]
     if task.own_rows:
-        placed = _sorted_out(task.name, total, placed, where, faults, said)
+        placed = _sorted_out(f"{total} rows", placed, where, faults, said)
     if faults and task.bad_rows == "refuse":
         raise UserError(_refusal(faults, total, task.skippable))
     kept, taken = hold_out(placed)
-    notes = (*said, *_notes(task.name, total, faults, left, taken))
+    notes = (
+        *(f"{task.name}: {note}" for note in said),
+        *_notes(task.name, total, faults, left, taken),
+    )
     if not kept:
         raise UserError("; ".join((f"{task} has no problem left of {total} rows", *notes)))
     return LoadedRows(finite.divide(kept), notes)
@@ -155,41 +155,53 @@ def _problem(place: str, record: Record, item: Item, seen: dict[str, str]) -> Pr
 
 
 def _sorted_out(
-    name: str,
-    total: int,
+    place: str,
     placed: list[tuple[Split, Problem]],
     where: Mapping[str, str],
     faults: list[str],
     said: list[str],
 ) -> list[tuple[Split, Problem]]:
-    """A user's rows without copies and contradictions; `faults` and `said` are told of them."""
-    found = distinct(placed, lambda one, other: _agree(accepted(one), accepted(other)))
-    for one, other in found.contradictions:
-        faults.append(
-            f"{where[one.id]}: its answer is {one.answer[:40]!r}, and {where[other.id]} has"
-            f" {other.answer[:40]!r} for the same question"
-        )
-    if found.copies:
-        copy, first = found.copies[0]
-        said.append(
-            f"{name}: {len(found.copies)} of {total} rows are copies and are left out; the first:"
-            f" {where[copy.id]} is {where[first.id]}"
-        )
-    empty = [p for _, p in found.kept if p.answer.casefold() in NOTHING]
+    """A user's rows, each taken once; what is wrong with them goes to `faults` and `said`.
+
+    Two rows ask the same when only spaces differ. Where their answers do not agree, nobody knows
+    which is right, and none is kept.
+    """
+    asked: dict[str, list[tuple[Split, Problem]]] = {}
+    for split, problem in placed:
+        asked.setdefault(" ".join(problem.question.split()), []).append((split, problem))
+    copies: list[str] = []
+    out: set[str] = set()
+    for some in asked.values():
+        told = {p.answer: p for _, p in reversed(some)}.values()
+        others = [next((o for o in told if not _agree(p, o)), None) for _, p in some]
+        first: dict[Split, Problem] = {}
+        for (split, one), found in zip(some, others, strict=True):
+            if other := found or next(filter(None, others), None):
+                faults.append(
+                    f"{where[one.id]}: its answer is {one.answer[:40]!r}, and {where[other.id]} has"
+                    f" {other.answer[:40]!r} for the same question"
+                )
+            elif first.setdefault(split, one) is not one:
+                copies.append(f"{where[one.id]} is {where[first[split].id]}")
+            else:
+                continue
+            out.add(one.id)
+    if copies:
+        said.append(f"{len(copies)} of {place} are copies and are left out; the first: {copies[0]}")
+    kept = [(split, problem) for split, problem in placed if problem.id not in out]
+    empty = [p for _, p in kept if p.answer.casefold() in NOTHING]
     if empty:
+        shown = f"{empty[0].answer!r} in {where[empty[0].id]}"
         said.append(
-            f"{name}: {len(empty)} of {total} answers may stand for none, as {empty[0].answer!r}"
-            f" in {where[empty[0].id]}"
+            f"{len(empty)} of {place} may have no answer, but the word for none, as {shown}"
         )
-    return found.kept
+    return kept
 
 
-def _agree(golds: Sequence[str], others: Sequence[str]) -> bool:
-    return any(
-        one == other or answers.equal(one, other, True) or answers.equal(other, one, True)
-        for one in golds
-        for other in others
-    )
+def _agree(problem: Problem, other: Problem) -> bool:
+    """Whether an answer that is right for one is right for the other."""
+    pairs = itertools.product(accepted(problem), accepted(other))
+    return any(a == b or answers.equal(a, b, True) or answers.equal(b, a, True) for a, b in pairs)
 
 
 def _refusal(faults: list[str], total: int, skippable: bool) -> str:

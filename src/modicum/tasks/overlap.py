@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from modicum.types import SPLITS, Problem, Split
 
@@ -64,45 +63,3 @@ def hold_out(
         else:
             kept.append((split, problem))
     return kept, taken
-
-
-@dataclass(frozen=True)
-class Distinct:
-    """What is left of some problems when each is taken once, and what was taken out.
-
-    A copy comes with the first that says the same in its split; a problem of a contradiction
-    with another that asks the same and has another answer.
-    """
-
-    kept: list[tuple[Split, Problem]]
-    copies: list[tuple[Problem, Problem]]
-    contradictions: list[tuple[Problem, Problem]]
-
-
-def distinct(
-    placed: Sequence[tuple[Split, Problem]], agree: Callable[[Problem, Problem], bool]
-) -> Distinct:
-    """Problems that ask the same, but for spaces: one of those whose answers `agree`.
-
-    Where two do not agree, nobody knows which is right: none of them is kept.
-    """
-    asked: dict[str, list[tuple[Split, Problem]]] = {}
-    for split, problem in placed:
-        asked.setdefault(" ".join(problem.question.split()), []).append((split, problem))
-    found = Distinct([], [], [])
-    out: set[str] = set()
-    for some in asked.values():
-        told = {problem.answer: problem for _, problem in reversed(some)}.values()
-        others = [next((o for o in told if not agree(p, o)), None) for _, p in some]
-        if any(others):
-            pairs = zip(some, others, strict=True)
-            found.contradictions.extend((one, other) for (_, one), other in pairs if other)
-            out |= {problem.id for _, problem in some}
-            continue
-        first: dict[Split, Problem] = {}
-        for split, problem in some:
-            if first.setdefault(split, problem) is not problem:
-                found.copies.append((problem, first[split]))
-                out.add(problem.id)
-    found.kept.extend((split, problem) for split, problem in placed if problem.id not in out)
-    return found

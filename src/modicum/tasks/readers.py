@@ -59,16 +59,7 @@ def read(path: str) -> list[Record]:
     return records
 
 
-def find(task: str, folder: Path, part: str) -> str:
-    """The one file of `folder` for `part` ("train", "test")."""
-    found = sorted(str(p) for p in folder.glob(f"*{part}*") if ending(p) in READERS)
-    if len(found) == 1:
-        return found[0]
-    have = f"has {len(found)} ({', '.join(found)})" if found else "has none"
-    raise UserError(f"{task}: {folder} must hold one *{part}* file ({ENDS}); it {have}")
-
-
-def find_all(task: str, folder: Path) -> dict[str, list[str]]:
+def find(task: str, folder: Path) -> dict[str, list[str]]:
     """The files of `folder`, or of `data` in it, by what their names say they are for."""
     names = {path.name: path for place in (folder / "data", folder) for path in place.glob("*")}
     files = sorted(path for path in names.values() if ending(path) in READERS and path.is_file())
@@ -118,8 +109,7 @@ def _text(path: str, raw: bytes) -> str:
         raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason})") from None
 
 
-def _record(path: str, line: int, value: object, number: int) -> Record:
-    where = f"{path}, line {line}"
+def _record(where: str, number: int, value: object) -> Record:
     if not isinstance(value, dict):
         fault = f"{where}: must be an object such as {{...}}, not {short(value)}"
         return Record(where, number, {}, fault)
@@ -142,7 +132,7 @@ def _read_jsonl(path: str, raw: bytes) -> Iterator[Record]:
         except UserError as error:
             yield Record(f"{path}, line {line}", line, {}, str(error))
         else:
-            yield _record(path, line, value, line)
+            yield _record(f"{path}, line {line}", line, value)
 
 
 def _runs_on(text: str) -> bool:
@@ -155,37 +145,12 @@ def _runs_on(text: str) -> bool:
 
 
 def _read_json(path: str, raw: bytes) -> Iterator[Record]:
-    """The objects of a list, one by one, so that each knows the line where it begins."""
     content = _text(path, raw)
-    decoder = json.JSONDecoder()
-    if not content.strip():
-        return
-    place = _skip(content, 0)
-    if content[place] != "[":
+    rows = _parse(path, 1, 0, lambda: json.loads(content)) if content.strip() else []
+    if not isinstance(rows, list):
         raise UserError(f"{path}: must be a list of objects (one object a line: name it .jsonl)")
-    place, line, counted, number = _skip(content, place + 1), 1, 0, 0
-    while content[place : place + 1] != "]":
-        line, counted = line + content.count("\n", counted, place), place
-        value, place = _parse(path, line, 0, lambda at=place: decoder.raw_decode(content, at))
-        number = max(line, number + 1)  # several may stand on a line
-        yield _record(path, line, value, number)
-        place = _skip(content, place)
-        if content[place : place + 1] == ",":
-            place = _skip(content, place + 1)
-            closed = content[place : place + 1] != "]"
-        else:
-            closed = content[place : place + 1] == "]"
-        if not closed:
-            where = f"{path}, line {line}"
-            raise UserError(f"{where}: what follows this object must be a comma or the final ]")
-    if content[place + 1 :].strip():
-        raise UserError(f"{path}: there is more after the list")
-
-
-def _skip(content: str, place: int) -> int:
-    while content[place : place + 1] in (" ", "\t", "\r", "\n"):
-        place += 1
-    return place
+    for number, value in enumerate(rows, start=1):
+        yield _record(f"{path}, row {number}", number, value)
 
 
 def _parse(path: str, line: int, above: int, parse: Callable[[], Any]) -> Any:
