@@ -50,9 +50,7 @@ def test_long_prompts_are_refused_with_the_ways_out(expression: str, tokenizer: 
     with pytest.raises(UserError) as error:
         lengths.settle(task, problems, tokenizer, Sampling(), None)
     said = str(error.value)
-    assert (
-        "8 of 48 prompts have more than 512 tokens (max_prompt_tokens): file/long.jsonl/3" in said
-    )
+    assert "prompts of more than 512 tokens (max_prompt_tokens): 8 of 48, file/long.jsonl/3" in said
     assert ", ...; the longest, of file/long.jsonl/3" in said and "\n" not in said
     longest = max(len(lengths_of(p, tokenizer)) for p in problems)
     assert (
@@ -89,7 +87,7 @@ def test_long_prompts_are_left_out_of_every_split(expression: str, tokenizer: An
 
 def test_a_run_finds_them_before_it_begins(expression: str, bare: TrainConfig) -> None:
     config = replace(bare, task=expression)
-    with pytest.raises(UserError, match=r"have more than 244 tokens \(of 256 positions"):
+    with pytest.raises(UserError, match=r"more than 244 tokens \(of 256 positions"):
         sessions.prepare(config)
     config = replace(config, sampling=replace(config.sampling, long_prompts="skip"))
     session = sessions.prepare(config)
@@ -129,7 +127,10 @@ def test_check_says_which_prompts_are_too_long(
     assert cli.run(["tasks", expression, "--check"]) == 0
     capsys.readouterr()
     assert cli.run(["tasks", expression, "--check", "--model", "tiny"]) == 1
-    assert "8 of 48 prompts have more than " in capsys.readouterr().out
+    assert (
+        "(of 512 positions, beside max_tokens): 8 of 48, file/long.jsonl/"
+        in capsys.readouterr().out
+    )
     options = ["--check", "--model", "tiny", "--max-prompt-tokens", "20000", "--json"]
     assert cli.run(["tasks", expression, *options]) == 1, "tiny has no positions for them"
     assert len(json.loads(capsys.readouterr().out)["long"]) == 8

@@ -120,6 +120,7 @@ BAD_FORMS = [
     ({"messages": [turn("user", "1?"), turn("assistant", LONG)]}, "no answer is marked in 'messages'"),
     ({"conversations": [said("human", "1?"), said("gpt", "The answer is 2")]}, "no answer is marked"),
     ({"prompt": [turn("user", "1?"), turn("assistant", "Well,")], "answer": 2}, "words of the ass"),
+    ({"prompt": "[{'role': 'user', 'content': '1?'}]", "answer": 2}, "as Python shows it"),
     ({"prompt": ["1?"], "answer": 2}, "'prompt' must be a text, not a list"),
     ({"prompt": "1?", "solution": LONG}, "no answer is marked in 'solution'"),
     ({"prompt": "1?", "solution": "\\boxed{}"}, "the last box of the solution is empty"),

@@ -127,6 +127,8 @@ def _asked(record: Record, column: str) -> tuple[str, str | None]:
     turns = _turns(value)
     if turns is not None:
         return _chat(record, column, turns)
+    if isinstance(value, str) and value.startswith("[{'"):
+        raise UserError(f"{record.where}: {column!r} is a list as Python shows it; write JSON")
     more = rows.value_at(record.values, INPUT) if column == INSTRUCTION else None
     more = f"\n\n{more}" if isinstance(more, str) else ""
     return (rows.as_text(record, column, value) + more).strip(), None
@@ -154,7 +156,10 @@ def _chat(
     record: Record, column: str, turns: Sequence[Mapping[str, Any]]
 ) -> tuple[str, str | None]:
     """The question of a chat of one turn, below what is said to the system, and the answer."""
-    said = [_said(record, column, turn) for turn in turns]
+    some = (
+        turn for turn in turns if _role(turn) != "system" or turn.get("content", turn.get("value"))
+    )
+    said = [_said(record, column, turn) for turn in some]
     spoken = [role for role, _ in said if role != "system"]
     if spoken not in (["user"], ["user", "assistant"]):
         raise UserError(

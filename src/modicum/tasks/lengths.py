@@ -42,7 +42,7 @@ def look(
         return long, f"none of {len(sizes)} prompts has more than {limit} tokens ({why})"
     first, most = ", ".join(list(long)[:3]) + ", ..." * (len(long) > 3), max(long.values())
     return long, (
-        f"{len(long)} of {len(sizes)} prompts have more than {limit} tokens ({why}): {first}; the"
+        f"prompts of more than {limit} tokens ({why}): {len(long)} of {len(sizes)}, {first}; the"
         f" longest, of {max(long, key=lambda name: long[name])}, has {most}"
         + f"; --max-prompt-tokens {most} takes them"
         * (most <= room)
