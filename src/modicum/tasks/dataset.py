@@ -102,8 +102,10 @@ class DataTask(Spec):
 
     def without(self, ids: Collection[str], note: str) -> Self:
         """The same task without these problems, and with a note that says so."""
+        shelf = self._kept.shelf.items()
+        rest = {split: tuple(p for p in some if p.id not in ids) for split, some in shelf}
         made = copy.copy(self)
-        object.__setattr__(made, "kept", self._kept.without(ids, note))
+        object.__setattr__(made, "kept", LoadedRows(rest, (*self.notes(), note)))
         return made
 
     @property

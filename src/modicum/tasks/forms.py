@@ -110,7 +110,8 @@ def recognise(
     found = found or (rows.require_column(origin, records, *known[:3], hint=hint),)
     told = ANSWERS if answer == ANSWERS[0] else (answer,)
     gold = next((name for name in told if rows.filled(records, name)), None)
-    if gold is None and len(told) > 1 and any(_replied(r, found[0]) for r in records):
+    chats = (_turns(rows.value_at(record.values, found[0])) for record in records)
+    if gold is None and len(told) > 1 and any(c and _role(c[-1]) == "assistant" for c in chats):
         gold = found[0]
     gold = gold or rows.require_column(origin, records, answer, hint=hint)
     for column in filter(None, (solution, difficulty)):
@@ -145,11 +146,6 @@ def _turns(value: Any) -> Sequence[Mapping[str, Any]] | None:
 def _role(turn: Mapping[str, Any]) -> str:
     role = str(turn.get("role") or turn.get("from") or "").lower()
     return ROLES.get(role, role)
-
-
-def _replied(record: Record, column: str) -> bool:
-    turns = _turns(rows.value_at(record.values, column))
-    return turns is not None and _role(turns[-1]) == "assistant"
 
 
 def _chat(

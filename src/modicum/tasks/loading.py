@@ -72,11 +72,6 @@ class LoadedRows:
     shelf: finite.Shelf
     notes: tuple[str, ...]
 
-    def without(self, ids: Collection[str], note: str) -> LoadedRows:
-        """The same with these problems left out, and a note that says so."""
-        shelf = {s: tuple(p for p in some if p.id not in ids) for s, some in self.shelf.items()}
-        return LoadedRows(shelf, (*self.notes, note))
-
 
 def roles_of(parts: Collection[str]) -> dict[str, Role]:
     """What each of the parts (train, tune, test) is for, by which others there are.

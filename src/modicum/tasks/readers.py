@@ -128,7 +128,7 @@ def _read_jsonl(path: str, raw: bytes) -> Iterator[Record]:
         if not content.strip():
             continue
         try:
-            value = _parse(path, line, line - 1, lambda content=content: json.loads(content))
+            value = _parse(path, content, line - 1)
         except UserError as error:
             yield Record(f"{path}, line {line}", line, {}, str(error))
         else:
@@ -146,54 +146,50 @@ def _runs_on(text: str) -> bool:
 
 def _read_json(path: str, raw: bytes) -> Iterator[Record]:
     content = _text(path, raw)
-    rows = _parse(path, 1, 0, lambda: json.loads(content)) if content.strip() else []
+    rows = _parse(path, content) if content.strip() else []
     if not isinstance(rows, list):
         raise UserError(f"{path}: must be a list of objects (one object a line: name it .jsonl)")
     for number, value in enumerate(rows, start=1):
         yield _record(f"{path}, row {number}", number, value)
 
 
-def _parse(path: str, line: int, above: int, parse: Callable[[], Any]) -> Any:
-    """What `parse` gives; UserError with the line.
-
-    The row begins at `line`; `parse` does not see the first `above` lines of the file.
-    """
+def _parse(path: str, content: str, above: int = 0) -> Any:
+    """The value of a JSON text, below so many lines of the file; UserError with the line."""
     try:
-        return parse()
+        return json.loads(content)
     except json.JSONDecodeError as error:
         where = f"{path}, line {above + error.lineno}"
         raise UserError(f"{where}: not JSON ({error.msg} at character {error.colno})") from None
     except (ValueError, RecursionError):
         problem = "a number with too many digits, or too deeply nested"
-        raise UserError(f"{path}, line {line}: not JSON ({problem})") from None
+        raise UserError(f"{path}, line {above + 1}: not JSON ({problem})") from None
 
 
 def _read_csv(path: str, raw: bytes, delimiter: str = ",") -> Iterator[Record]:
     content = io.StringIO(_text(path, raw), newline="")
     reader = csv.reader(content, delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    header: list[str] = []
     line = 1  # a quoted text may run over lines: a row stands where it begins
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f"{path}, line {line}: not CSV ({error})") from None
-        if header is None and cells:
-            header = [name.strip() for name in cells]
-            other = next((sign for sign in ",;\t|" if sign in header[0]), "")
-            if len(header) == 1 and other:
-                raise UserError(
-                    f"{path}, line {line}: the values seem to be divided by {other!r}; .csv takes"
-                    " commas, .tsv tabs"
-                )
-            twice = {name for name in header if header.count(name) > 1}
-            if twice:
-                raise UserError(f"{path}, line {line}: column {min(twice)!r} stands there twice")
-        elif header is not None and cells:
-            yield _csv_record(f"{path}, line {line}", line, header, cells)
-        line = reader.line_num + 1
+    try:
+        for cells in reader:
+            if header and cells:
+                yield _csv_record(f"{path}, line {line}", line, header, cells)
+            elif cells:
+                header = _header(f"{path}, line {line}", [name.strip() for name in cells])
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: not CSV ({error})") from None
+
+
+def _header(where: str, names: list[str]) -> list[str]:
+    other = next((sign for sign in ",;\t|" if sign in names[0]), "")
+    if len(names) == 1 and other:
+        divided = f"the values seem to be divided by {other!r}"
+        raise UserError(f"{where}: {divided}; .csv takes commas, .tsv tabs")
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UserError(f"{where}: column {min(twice)!r} stands there twice")
+    return names
 
 
 def _csv_record(where: str, line: int, header: list[str], cells: list[str]) -> Record:
