@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modicum import cli, tasks
+from modicum import cli, rewards, tasks
 from modicum.answers import grade_lines
+from modicum.runs import Run
 from modicum.tasks.dataset import DataTask
+from modicum.tasks.given import GivenTask
 from modicum.tasks.rows import MISSING, value_at
-from modicum.types import SPLITS, Problem, UserError
+from modicum.types import SPLITS, Completion, Problem, UserError
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -77,6 +79,10 @@ FORMS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"instruction": "1+1?", "input": "", "output": "1+1 is \\fbox{2}."}, "1+1?", "2",
      "'instruction', the answer from 'output'"),
     ({"question": "1+1?", "answer": "One and one.\n#### 1,002"}, "1+1?", "1,002", ""),
+    ({"question": "1+x?", "answer": "One and x.\n#### x+1"}, "1+x?", "x+1", ""),
+    ({"question": "1+1?", "answer": ["\\boxed{2}", "One and one.\n#### 2"]}, "1+1?", "2", ""),
+    ({"problem": "1+1?", "expected_answer": "2", "generated_solution": "Two."}, "1+1?", "2",
+     "'problem', the answer from 'expected_answer'"),
 ]  # fmt: skip
 
 
@@ -122,6 +128,7 @@ BAD_FORMS = [
     ({"prompt": [turn("user", "1?"), turn("assistant", "Well,")], "answer": 2}, "words of the ass"),
     ({"prompt": "[{'role': 'user', 'content': '1?'}]", "answer": 2}, "as Python shows it"),
     ({"prompt": ["1?"], "answer": 2}, "'prompt' must be a text, not a list"),
+    ({"prompt": "1?", "answer": "['3', '4']"}, "'answer' is a list as Python shows it; write JSON"),
     ({"prompt": "1?", "solution": LONG}, "no answer is marked in 'solution'"),
     ({"prompt": "1?", "solution": "\\boxed{}"}, "the last box of the solution is empty"),
     ({"prompt": "1?", "reward_model": {"ground_truth": {"target": 3}}}, "not an object"),
@@ -414,3 +421,41 @@ def test_golds_that_stand_for_nothing_are_named(tmp_path: Path) -> None:
     assert note == (
         f"file: 3 of 64 rows may have no answer, but the word for none, as 'nan' in {path}, line 61"
     )
+
+
+# In Python and in runs --------------------------------------------------------------------
+
+
+def test_parts_in_python_are_what_their_names_say(tmp_path: Path) -> None:
+    parts = {"test": ROWS[50:], "validation": ROWS[40:50], "train": ROWS[:40]}
+    task = tasks.of(parts)
+    assert sizes(task) == [40, 10, 10]
+    assert isinstance(task, GivenTask)
+    task.write(Run(tmp_path))
+    assert GivenTask.read(tmp_path) == task
+    assert sizes(tasks.of({"train": ROWS[:40], "validation": ROWS[40:]}))[2] == 20
+
+
+def test_a_test_file_is_found_from_where_a_run_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "there" / "a.jsonl", ROWS[:40])
+    write(tmp_path / "there" / "b.jsonl", ROWS[40:])
+    monkeypatch.chdir(tmp_path)
+    task = tasks.parse("file('a.jsonl', test='b.jsonl')")
+    assert isinstance(task, DataTask)
+    assert task.found_in([Path(), tmp_path / "there"]).size("test") == 20
+
+
+def test_columns_and_all_answers_reach_reward_functions(tmp_path: Path) -> None:
+    def asked(completions: list[str], hard: list[int], **columns: Any) -> list[float]:
+        seen.append((hard, columns["accepted_answers"], columns["ground_truth"]))
+        return [1.0 for _ in completions]
+
+    seen: list[Any] = []
+    row = {"question": "1+1?", "answer": ["2", "two"], "hard": 3}
+    task = tasks.parse(f"file({write(tmp_path / 'a.jsonl', [row])!r})")
+    (problem,) = problems(task)
+    completions = [Completion((5,), (0.0,), "2", True)] * 2
+    rewards.of(asked).score_group(task, problem, completions, [])
+    assert seen == [([3, 3], [["2", "two"]] * 2, ["2", "2"])]

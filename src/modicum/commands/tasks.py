@@ -50,6 +50,7 @@ def run(args: list[str]) -> int:
     found, options = parser.options(args, Options, "problems")
 
     from modicum import spec, tasks
+    from modicum.tasks.loading import accepted
 
     if found.expression is None:
         if found.check:
@@ -71,7 +72,7 @@ def run(args: list[str]) -> int:
     problems = [task.problem(options.split, options.seed, i) for i in range(count)]
     keys = ("id", "question", "answer", "difficulty")
     lines = [f"{task}, split {options.split}: {_many(size)}", *notes]
-    lines += [f"\n{problem.question}\n  answer: {problem.answer}" for problem in problems]
+    lines += [f"\n{p.question}\n  answer: {' or '.join(accepted(p))}" for p in problems]
     values = [{key: getattr(problem, key) for key in keys} for problem in problems]
     show(found.json, values, "\n".join(lines))
     return 0

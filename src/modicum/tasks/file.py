@@ -64,6 +64,10 @@ class FileTask(DataTask):
         form = forms.recognise(part.origin, part.records, *named, self.several, HINT)
         return form.item, form.note
 
+    def advice(self) -> str:
+        """How every split gets problems."""
+        return f"{super().advice()}, or name a file of others with test="
+
     def file_name(self, path: str) -> str:
         """The file's name with its ending."""
         return Path(path).name

@@ -22,7 +22,8 @@ from modicum.types import UserError
 Several = Literal["any", "all"]
 QUESTIONS = ("question", "problem", "prompt", "messages", "conversations", "instruction")
 SOLUTIONS = ("solution", "completion", "response", "output")
-ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", *SOLUTIONS)
+TRUTHS = ("reward_model.ground_truth", "ground_truth", "final_answer", "expected_answer")
+ANSWERS = ("answer", *TRUTHS, *SOLUTIONS)
 """Columns in the order in which they are looked for; those of SOLUTIONS hold whole texts."""
 PLAIN = ("question", "problem", "prompt", "answer")
 INSTRUCTION, INPUT = "instruction", "input"  # of Alpaca: the second goes on with the first
@@ -75,14 +76,14 @@ class Form:
         turns = _turns(value)
         if turns is not None:
             value = _said(record, column, turns[-1])[1]
-        if not isinstance(value, str):
-            return rows.answers(record, column), ""
-        text = rows.as_text(record, column, value)
-        marked = boxed.gold(text) or answers.extract(text)
+        text = rows.as_text(record, column, value) if isinstance(value, str) else ""
+        marked = _marked(text)
         if marked is not None:
             return [marked], text if len(text) - len(marked) > MAX_MARK else ""
-        if turns is None and column != asked and column not in SOLUTIONS:
-            return rows.answers(record, column), ""
+        if not text or (turns is None and column != asked and column not in SOLUTIONS):
+            listed = ((gold, _marked(gold)) for gold in rows.answers(record, column))
+            golds = (gold if marked is None else marked for gold, marked in listed)
+            return list(dict.fromkeys(golds)), ""
         if not _bare(text):
             raise UserError(
                 f"{record.where}: no answer is marked in {column!r}"
@@ -176,6 +177,13 @@ def _said(record: Record, column: str, turn: Mapping[str, Any]) -> tuple[str, st
         texts = [part for part in parts if isinstance(part, str)]
         content = "".join(texts) if len(texts) == len(parts) else content
     return _role(turn), rows.as_text(record, column, content)
+
+
+def _marked(text: str) -> str | None:
+    """The answer that is marked in a text; after #### on the last line it need be no number."""
+    found = boxed.gold(text) or answers.extract(text)
+    last = text.rstrip().rpartition("\n")[2]
+    return last[4:].strip() if found is None and last.startswith("####") else found
 
 
 def _bare(text: str) -> bool:

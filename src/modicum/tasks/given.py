@@ -62,7 +62,7 @@ class GivenTask(DataTask):
                 "task: problems are a list of dicts, or {'train': [...], 'test': [...]}, not"
                 f" {type(problems).__name__} with {next(iter(wrong), 'nothing')!r}"
             )
-        return cls.made({part: _rows(part, entries) for part, entries in named.items()})
+        return cls.made({part: _rows(part, named[part]) for part in FILES if part in named})
 
     @classmethod
     def made(cls, parts: Mapping[str, Sequence[dict[str, Any]]]) -> GivenTask:

@@ -21,7 +21,7 @@ from modicum.tasks.readers import Record
 class Gsm8k(DataTask):
     """GSM8K from the hub, or from `path`: a folder with train and test files, or one file.
 
-    A folder holds one `*train*` and one `*test*` file. A single file is divided into
+    A folder holds `*train*` and `*test*` files. A single file is divided into
     train, tune and test (80/10/10 %) by a hash of the question.
     """
 

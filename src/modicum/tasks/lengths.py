@@ -34,7 +34,7 @@ def look(
     """
     size, limit, why = measure(tokenizer, sampling), sampling.max_prompt_tokens, "max_prompt_tokens"
     positions = getattr(model_config, "max_position_embeddings", None) or sys.maxsize
-    if (room := positions - sampling.max_tokens) < limit:
+    if 0 < (room := positions - sampling.max_tokens) < limit:  # without room the sampler says it
         limit, why = room, f"of {positions} positions, beside max_tokens"
     sizes = {problem.id: size(problem) for problem in problems}
     long = {name: tokens for name, tokens in sizes.items() if tokens > limit}

@@ -72,7 +72,7 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
         if parts:
             found[parts[0]].append(str(path))
     if not found["train"] + found["test"]:
-        have = ", ".join(path.name for path in files) or "none"
+        have = ", ".join(path.name for path in files[:5]) + ", ..." * (len(files) > 5) or "none"
         raise UserError(
             f"{task}: {folder} must hold *train* or *test* files ({ENDS}), perhaps *valid* ones"
             f" beside them; it has {have}"

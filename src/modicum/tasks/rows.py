@@ -127,6 +127,8 @@ def answers(record: Record, column: str) -> list[str]:
     texts = opened(found)
     if isinstance(texts, list) and texts and all(isinstance(item, str) for item in texts):
         found = texts  # not [1, 2], which may be an interval
+    if isinstance(found, str) and found.startswith("['"):
+        raise UserError(f"{record.where}: {column!r} is a list as Python shows it; write JSON")
     if not isinstance(found, list | tuple):
         return [_answer(record, column, found)]
     if not found:
