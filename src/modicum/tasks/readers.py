@@ -77,6 +77,12 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
             f"{task}: {folder} must hold *train* or *test* files ({ENDS}), perhaps *valid* ones"
             f" beside them; it has {have}"
         )
+    for part, paths in found.items():
+        if len({re.sub(r"\d+", "", Path(path).name) for path in paths}) > 1:
+            raise UserError(
+                f"{task}: {folder} must hold one *{part}* file, or numbered ones that belong together;"
+                f" it has {', '.join(Path(path).name for path in paths[:5])}"
+            )
     return {part: paths for part, paths in found.items() if paths}
 
 
