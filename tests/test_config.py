@@ -76,7 +76,7 @@ def test_a_config_survives_toml(tmp_path: Path) -> None:
         steps=7,
         seed=2**70,
         out="runs/x",
-        sampling=Sampling(0.7, 0.9, 20, 33, 100, "plain", "boxed", "Be brief.", ("\n", "x")),
+        sampling=Sampling(0.7, 0.9, 20, 33, 100, "plain", "boxed", "Be brief.", ("\n", "x"), "skip"),
         batch=Steps(3, 5, 2, 7, 11),
         budget=Budget(5e4, "flops"),
         optimizer=Optimizer(1e-7, 0.1, 0.8, 0.95, 1e-12, 0.0, "linear", 3),

@@ -40,6 +40,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "sampling.style": ("fixed", "boxed"),
     "sampling.system": ("fixed", "Be brief."),
     "sampling.stop": ("fixed", ("</answer>",)),
+    "sampling.long_prompts": ("fixed", "skip"),
     "batch.prompts_per_step": ("fixed", 17),
     "batch.group_size": ("fixed", 9),
     "batch.updates_per_rollout": ("fixed", 2),

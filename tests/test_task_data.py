@@ -180,8 +180,10 @@ def test_every_format_can_be_a_part(tmp_path: Path) -> None:
     task = Math(str(tmp_path))
     assert task.size("test") == 1 and task.problem("test", 0, 0).difficulty == 2.0
     assert (task.size("train") or 0) + (task.size("tune") or 0) == 30
-    write(tmp_path / "train2.jsonl", [])
-    with pytest.raises(UserError, match=r"must hold one \*train\* file .* it has 2"):
+    write(tmp_path / "train_socratic.jsonl", [math("train 1", r"\boxed{1}")])
+    with pytest.raises(
+        UserError, match=r"one \*train\* file, .* it has my-train.jsonl, train_socra"
+    ):
         Math(str(tmp_path)).size("test")
 
 

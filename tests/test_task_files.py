@@ -85,7 +85,10 @@ BAD_ROWS = [
     ('{"question": null, "answer": 1}', "'question' is null"),
     ('{"question": 7, "answer": 1}', "'question' must be a text, not 7"),
     ('{"question": "\\ud800", "answer": 1}', "'question' holds half a character"),
-    ('{"question": "q", "answer": [1, 2]}', "must be a text or a number, not a list ([1, 2])"),
+    ('{"question": "q", "answer": []}', "'answer' is an empty list"),
+    ('{"question": "q", "answer": [1, null]}', "'answer' must be a text or a number, not None"),
+    ('{"question": "q", "answer": [[1]]}', "must be a text or a number, not a list ([1])"),
+    ('{"question": "q", "answer": ["1", "{"]}', "the braces of the gold answer '{' do not match"),
     ('{"question": "q", "answer": {"a": 1}}', "must be a text or a number, not an object"),
     ('{"question": "q", "answer": true}', "must be a text or a number, not true or false"),
     ('{"question": "q", "answer": NaN}', "'answer' is not a finite number"),
@@ -122,15 +125,13 @@ def test_bad_csv_json_and_parquet_rows_are_named_by_line(tmp_path: Path) -> None
     check_message(write(tmp_path, "e.csv", "answer,answer\n1,2"), "line 1: column 'answer' stands")
     check_message(write(tmp_path, "f.csv", head.encode() + b"\xff,1\n"), "f.csv, line 4: not UTF-8")
     start = f"[\n {GOOD},\n "
-    check_message(
-        write(tmp_path, "a.json", start + '{"question": "q"}]'), "line 3: 'answer' is mis"
-    )
+    check_message(write(tmp_path, "a.json", start + '{"question": "q"}]'), "row 2: 'answer' is mis")
     check_message(write(tmp_path, "b.json", start + '{\n"x" 1}]'), "line 4: not JSON (Expecting")
     check_message(write(tmp_path, "c.json", start), "c.json, line 3: not JSON")
-    check_message(write(tmp_path, "d.json", f"[{GOOD},]"), "line 1: what follows this object")
-    check_message(write(tmp_path, "e.json", f"[{GOOD} {GOOD}]"), "line 1: what follows this object")
+    check_message(write(tmp_path, "d.json", f"[{GOOD},]"), "line 1: not JSON (")
+    check_message(write(tmp_path, "e.json", f"[{GOOD} {GOOD}]"), "line 1: not JSON (Expecting ','")
     check_message(write(tmp_path, "f.json", GOOD), "must be a list of objects")
-    check_message(write(tmp_path, "g.json", f"[{GOOD}] x"), "there is more after the list")
+    check_message(write(tmp_path, "g.json", f"[{GOOD}] x"), "line 1: not JSON (Extra data")
     rows = [{"question": "q", "answer": 1}, {"question": "r", "answer": None}]
     check_message(parquet(tmp_path, rows), "problems.parquet, row 2: 'answer' is null")
     check_message(write(tmp_path, "x.parquet", "no"), "x.parquet is not Parquet")
@@ -143,7 +144,7 @@ def test_files_without_rows_or_columns_are_errors(tmp_path: Path) -> None:
     check_message(parquet(tmp_path, [{"question": "q", "answer": 1}][:0]), "holds no rows")
     check_message(str(tmp_path / "no.jsonl"), "there is no file")
     (tmp_path / "folder.jsonl").mkdir()
-    check_message(str(tmp_path / "folder.jsonl"), "cannot be read")
+    check_message(str(tmp_path / "folder.jsonl"), "must hold *train* or *test* files")
     path = write(tmp_path, "good.jsonl", GOOD)
     nearest = "has no column 'anwser'; did you mean 'answer'? (known: answer, question)"
     check_message(path, nearest, answer="anwser")
@@ -161,7 +162,8 @@ def test_the_question_column_is_found(tmp_path: Path, columns: tuple[str, ...]) 
 
 
 def test_equal_questions_stay_apart_and_in_one_split(tmp_path: Path) -> None:
-    rows = [{"question": "Name a prime.", "answer": str(n)} for n in (2, 3, 5)]
+    rows = [{"question": f"Name a prime{end}", "answer": str(n)} for n, end in ((2, "."), (3, "!"))]
+    rows += [{"question": "name a prime.", "answer": "5"}]
     task = FileTask(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows))))
     split = split_of("Name a prime.")
     problems = [task.problem(split, 0, index) for index in range(3)]
@@ -210,8 +212,6 @@ def test_gsm8k_divides_one_file_by_hash() -> None:
 def test_gsm8k_refuses_bad_rows_and_folders(tmp_path: Path) -> None:
     good = '{"question": "q", "answer": "one\\n#### 1"}'
     write(tmp_path, "train.jsonl", f'{good}\n{{"question": "r", "answer": "no mark"}}')
-    with pytest.raises(UserError, match=r"must hold one \*test\* file .*; it has none"):
-        Gsm8k(str(tmp_path)).size("train")
     write(tmp_path, "test.jsonl", good)
     with pytest.raises(UserError, match=r"train.jsonl, line 2: no number follows ####"):
         Gsm8k(str(tmp_path)).size("train")

@@ -23,7 +23,7 @@ from modicum.types import Grade, UserError
 
 __all__ = [
     "TIME_LIMIT", "check_gold", "countdown", "equal", "extract", "extract_lenient", "format_ok",
-    "gold_from_gsm8k", "grade", "grade_countdown", "grade_lines", "number",
+    "gold_from_gsm8k", "grade", "grade_any", "grade_countdown", "grade_lines", "number",
 ]  # fmt: skip
 
 TIME_LIMIT = 2.0  # seconds for the algebra of one answer
@@ -62,6 +62,14 @@ def grade(text: str, gold: str, symbolic: bool = False, time_limit: float = TIME
         return Grade(False, False, None, "there is no answer")
     right = equal(gold, found, symbolic, time_limit)
     return Grade(False, right, found, f"unmarked; what was read is {'right' if right else 'wrong'}")
+
+
+def grade_any(
+    text: str, golds: Sequence[str], symbolic: bool = False, time_limit: float = TIME_LIMIT
+) -> Grade:
+    """The verdict on a completion whose answer may be any of `golds`."""
+    found = (grade(text, gold, symbolic, time_limit) for gold in golds)
+    return max(found, key=lambda verdict: verdict.lenient)
 
 
 def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
@@ -189,10 +197,12 @@ def _grade_record(record: dict[str, Any], symbolic: bool, time_limit: float) -> 
             return grade_countdown(text, numbers, target)
         right = countdown(text, numbers, target)
     else:
-        gold = check_gold(_text(record, "gold"))
+        given = record.get("gold")
+        several = [{"gold": g} for g in given] if isinstance(given, list) and given else [record]
+        golds = [check_gold(_text(one, "gold")) for one in several]
         if whole:
-            return grade(text, gold, symbolic, time_limit)
-        right = equal(gold, text, symbolic, time_limit)
+            return grade_any(text, golds, symbolic, time_limit)
+        right = any(equal(gold, text, symbolic, time_limit) for gold in golds)
     return Grade(right, right, text, "the answer is " + ("right" if right else "wrong"))
 
 

@@ -37,7 +37,7 @@ class Sampling:
     max_tokens: int = fixed(80)
     """Longest completion, in tokens."""
     max_prompt_tokens: int = free(512)
-    """A longer prompt is refused."""
+    """Longest prompt, in tokens. A resumed run keeps it where longer ones are skipped."""
     template: Literal["auto", "chat", "r1_zero", "plain"] = fixed("auto")
     """Prompt form; auto is chat if the tokenizer has a chat template, else r1_zero."""
     style: Literal["tags", "boxed", "hashes", "none"] = fixed("tags")
@@ -46,6 +46,8 @@ class Sampling:
     """System prompt, put before what the style asks for; unset takes the template's own."""
     stop: str | tuple[str, ...] | None = fixed(None)
     """Text that ends a completion (again for another; '' for none); unset asks the template."""
+    long_prompts: Literal["refuse", "skip"] = fixed("refuse")
+    """What a longer prompt in a data set does: refuse the run before it begins, or skip the problem."""
 
     def __post_init__(self) -> None:
         at_least(self, temperature=(0, 100), top_k=0, max_tokens=1, max_prompt_tokens=1)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from modicum.config import Sampling
 from modicum.options import Parser, show
 from modicum.spec import at_least
-from modicum.types import UserError
+from modicum.types import SPLITS, UserError
 
 EXAMPLES = """
 modicum tasks
 modicum tasks 'arithmetic(terms=3, digits=2)' --count 5
 modicum tasks "gsm8k(path='data/gsm8k')" --split test --json
 modicum tasks "file('problems.jsonl', bad_rows='skip')" --check
+modicum tasks "file('pair', answer='reward_model.ground_truth')" --check --model tiny
 """
 
 
@@ -27,6 +29,9 @@ class Options:
     """The seed of the order."""
     count: int = 3
     """How many."""
+    model: str = ""
+    """With --check: also look whether a prompt for this model is too long."""
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         at_least(self, count=1, seed=0)
@@ -45,6 +50,7 @@ def run(args: list[str]) -> int:
     found, options = parser.options(args, Options, "problems")
 
     from modicum import spec, tasks
+    from modicum.tasks.loading import accepted
 
     if found.expression is None:
         if found.check:
@@ -58,15 +64,15 @@ def run(args: list[str]) -> int:
     if found.check:
         from modicum.tasks.check import check
 
-        values = check(task)
+        values = check(task) | _too_long(task, options)
         show(found.json, values, "\n".join([str(task), *_checked(values), *notes]))
-        return int(any(values["wrong"].values()) or any(values["shared"].values()))
+        return int(any((values["long"], *values["wrong"].values(), *values["shared"].values())))
     size = task.size(options.split)
     count = options.count if size is None else min(options.count, size)
     problems = [task.problem(options.split, options.seed, i) for i in range(count)]
     keys = ("id", "question", "answer", "difficulty")
     lines = [f"{task}, split {options.split}: {_many(size)}", *notes]
-    lines += [f"\n{problem.question}\n  answer: {problem.answer}" for problem in problems]
+    lines += [f"\n{p.question}\n  answer: {' or '.join(accepted(p))}" for p in problems]
     values = [{key: getattr(problem, key) for key in keys} for problem in problems]
     show(found.json, values, "\n".join(lines))
     return 0
@@ -85,4 +91,21 @@ def _checked(values: dict[str, Any]) -> list[str]:
         first = f" (not: {wrong[0]})" if wrong else ""
         gold = f"gold right for {looked - len(wrong)} of {looked}{first}"
         lines.append(f"{split:5}  {_many(size)}, {hard}, {gold}")
-    return lines + [f"in {pair}: {count}" for pair, count in values["shared"].items()]
+    lines += [f"in {pair}: {count}" for pair, count in values["shared"].items()]
+    return [*lines, values["prompts"]] if values["prompts"] else lines
+
+
+def _too_long(task: Any, options: Options) -> dict[str, Any]:
+    """Which prompts for the model are too long; of an endless task 200 are looked at."""
+    from transformers import AutoTokenizer
+
+    from modicum.models.load import locate, read_config
+    from modicum.tasks.lengths import look, whole
+
+    if not options.model:
+        return {"long": {}, "prompts": ""}
+    config, source = read_config(options.model), locate(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(source.place, **source.arguments)
+    some = whole(task, *SPLITS) or [task.problem("train", 0, index) for index in range(200)]
+    long, text = look(some, tokenizer, options.sampling, config)
+    return {"long": long, "prompts": text}

@@ -112,9 +112,9 @@ def perform(
     `parts` has the task and the update where no expression names them.
     """
     from modicum.engine import policy_of
-    from modicum.evaluate import evaluate
-    from modicum.models.load import load
-    from modicum.tasks import prompts
+    from modicum.evaluate import evaluate, held_out
+    from modicum.models.load import inner, load
+    from modicum.tasks import lengths, prompts
     from modicum.training.checkpoint import reload
 
     parts = parts or RunParts()
@@ -128,6 +128,9 @@ def perform(
     else:
         loaded = load(config.model, config.compute.device, config.compute.dtype, config.trust)
         policy = policy_of(loaded, None, config.compute, config.batch)
+    asked = () if task.size(config.split) is None else held_out(task, config.split, config.problems)
+    model_config = inner(policy.model).config
+    task = lengths.settle(task, asked, policy.tokenizer, config.sampling, model_config)
     found = evaluate(
         policy,
         task,

@@ -67,7 +67,6 @@ def train(
     texts = {kind: expression(kind, part) for kind, part in made.items()}
     parts = RunParts(**{kind: part for kind, part in made.items() if is_given(texts[kind])})
     whole = _config(config, {**settings, **texts}, resume)
-    _check_held_out(whole, parts)
 
     from modicum.display import Display
     from modicum.training.folder import run_folder
@@ -97,14 +96,3 @@ def _config(base: TrainConfig | None, values: dict[str, Any], resume: bool) -> T
     if resume and base is None and values.get("out") and past.is_file():
         below = read_toml(past)
     return from_mapping(TrainConfig, merge(below, given), "train")
-
-
-def _check_held_out(config: TrainConfig, parts: RunParts) -> None:
-    """UserError, before a model is loaded, when a list leaves nothing to evaluate on."""
-    split = config.evaluation.eval_split
-    if parts.task is None or not config.evaluation.eval_problems or parts.task.size(split) != 0:
-        return
-    try:
-        parts.task.problem(split, config.seed, 0)
-    except UserError as error:
-        raise UserError(f"{error}, or set eval_problems=0") from None

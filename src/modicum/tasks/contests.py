@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from modicum.tasks import rows
 from modicum.tasks.dataset import BadRows, HeldOut, Hub, Item
+from modicum.tasks.readers import Record
 
 AIME = {2024: "HuggingFaceH4/aime_2024", 2025: "yentinglin/aime_2025"}
 
@@ -27,7 +28,7 @@ class ContestTask(HeldOut):
         """`problem` (or question) and `answer`."""
         return (("problem", "question"), ("answer",))
 
-    def item(self, record: rows.Record) -> Item:
+    def item(self, record: Record) -> Item:
         """The row as it stands; 142.0 is the answer 142."""
         question = rows.text(record, "problem", "question")
         return Item(question, rows.answer(record, "answer"), key=record.values.get("id"))

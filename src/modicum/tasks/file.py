@@ -1,66 +1,83 @@
-"""Problems from your own file: JSONL, JSON (a list of objects), CSV, TSV or Parquet.
+"""Problems from your own files: JSONL, JSON (a list of objects), CSV, TSV or Parquet.
 
-A problem belongs to train, tune or test (80/10/10 %) by a hash of its question, so that
-equal questions are never in two splits and added rows move no others.
+Of one file a problem belongs to train, tune or test (80/10/10 %) by a hash of its question, so
+that equal questions are never in two splits and added rows move no others. With a file or files
+to test on, the rest is divided into train and tune (90/10 %).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from modicum.tasks import rows
-from modicum.tasks.dataset import BadRows, DataTask, Item, check_path
+from modicum.spec import check
+from modicum.tasks import forms, readers
+from modicum.tasks.dataset import BadRows, DataTask, check_path
+from modicum.tasks.loading import Reader, Role, RowPart
 from modicum.types import UserError
 
-QUESTION_COLUMNS = ("question", "problem", "prompt")
+HINT = "; question= and answer= name columns, also inner ones such as reward_model.ground_truth"
 
 
 @dataclass(frozen=True)
 class FileTask(DataTask):
-    """The rows of the file `path`: `question`, `answer`, and `difficulty` name its columns.
+    """The rows of the file or folder `path`; `question` and `answer` name columns.
 
-    When `question` is left at its default, the first of the columns question, problem and
-    prompt is taken. Answers may be texts or numbers; `difficulty`, when it is named, must
-    be a number in every row (a measured pass rate, say: use 1 - rate, larger is harder). A
-    row that cannot be a problem is a UserError with its line, or is skipped and counted
-    with bad_rows='skip'.
+    A folder has `*train*` and `*test*` files, perhaps `*valid*` ones; `test` is a file of its
+    own to test on. When `question` and `answer` are left at their defaults, rows in the forms
+    of verl, TRL, ShareGPT, OpenAI and Alpaca are known by their columns. Answers may be texts,
+    numbers, whole solutions with a marked answer, or lists, of which any is right, or with
+    several='all' the whole set. `solution` names worked solutions; `difficulty` a number in
+    every row (for a measured pass rate use 1 - rate, larger is harder). A row that cannot be a
+    problem is a UserError with its line, or is skipped and counted with bad_rows='skip'.
     """
 
     name: ClassVar[str] = "file"
+    own_rows: ClassVar[bool] = True
     path: str
     question: str = "question"
     answer: str = "answer"
     difficulty: str | None = None
     bad_rows: BadRows = "refuse"
+    test: str | None = None
+    solution: str | None = None
+    several: forms.Several = "any"
 
     def __post_init__(self) -> None:
         check_path(self.name, self.path, hub_too=False)
-        for field in ("question", "answer"):
+        for field in ("question", "answer", "difficulty", "solution", "test"):
             value = getattr(self, field)
-            if not isinstance(value, str) or not value.strip():
+            needed = field in ("question", "answer") or value is not None
+            if needed and (not isinstance(value, str) or not value.strip()):
                 raise UserError(f"file: {field} must be a text that is not empty, not {value!r}")
-        if self.difficulty is not None and not self.difficulty:
-            raise UserError("file: difficulty must name a column or be left out")
-        if Path(self.path).suffix.lower() not in rows.READERS:
-            raise UserError(f"file: {self.path!r} must end in one of {', '.join(rows.READERS)}")
+        check("file: several", self.several, forms.Several)
+        for path in (self.path, self.test or self.path):
+            # A folder may have a dot in its name, but then hardly a word after it.
+            named = readers.ending(path)
+            if named[1:].isalpha() and named not in readers.READERS and not Path(path).is_dir():
+                raise UserError(f"file: {path!r} must be a folder or end in {readers.ENDS}")
 
-    def part_name(self, path: str) -> str:
+    def reader(self, part: RowPart) -> Reader:
+        """By the columns that the arguments name, or by those of the rows."""
+        named = self.question, self.answer, self.solution, self.difficulty
+        form = forms.recognise(part.origin, part.records, *named, self.several, HINT)
+        return form.item, form.note
+
+    def advice(self) -> str:
+        """How every split gets problems."""
+        return f"{super().advice()}, or name a file of others with test="
+
+    def file_name(self, path: str) -> str:
         """The file's name with its ending."""
         return Path(path).name
 
-    def columns(self) -> Sequence[tuple[str, ...]]:
-        """Those that the arguments name."""
-        named = (self._questions(), (self.answer,))
-        return (*named, (self.difficulty,)) if self.difficulty else named
-
-    def item(self, record: rows.Record) -> Item:
-        """The row as it stands."""
-        question = rows.text(record, *self._questions())
-        level = rows.number(record, self.difficulty) if self.difficulty else None
-        return Item(question, rows.answer(record, self.answer), level)
-
-    def _questions(self) -> tuple[str, ...]:
-        return QUESTION_COLUMNS if self.question == QUESTION_COLUMNS[0] else (self.question,)
+    def _files(self) -> list[tuple[str, Role, str]]:
+        found = super()._files()
+        if self.test is None:
+            return found
+        if Path(found[0][2]) != Path(self._place(self.path)):
+            raise UserError(f"file: {self.path} is a folder, whose *test* files are what is tested")
+        # Its name may be that of the other file, in another folder.
+        test = self._place(self.test)
+        return [(found[0][0], "train", found[0][2]), (f"test/{Path(test).name}", "test", test)]

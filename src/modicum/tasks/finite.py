@@ -64,6 +64,7 @@ def first(task: Any, path: str, folders: Sequence[Path]) -> str:
 
     Without folders it is `path` itself; UserError when a relative one is in none of them.
     """
+    path = os.path.expanduser(path)
     found = next((place for folder in folders if (place := folder / path).exists()), None)
     if found is None and folders and not Path(path).is_absolute():
         looked = " and not in ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from modicum.runs import Run, read_lines
-from modicum.tasks import rows
-from modicum.tasks.dataset import BadRows, DataTask, Item, LoadedRows, Role, RowPart, load_once
-from modicum.tasks.file import QUESTION_COLUMNS
+from modicum.tasks import forms
+from modicum.tasks.dataset import BadRows, DataTask
+from modicum.tasks.loading import Item, LoadedRows, Reader, RowPart, accepted, load_once, roles_of
+from modicum.tasks.readers import Record
 from modicum.types import Problem, UserError
 
-ROLES: Mapping[str, Role] = {"": "hash", "train": "train", "test": "test"}
-FILES = {"": "problems.jsonl", "train": "problems-train.jsonl", "test": "problems-test.jsonl"}
+FILES = {
+    part: f"problems-{part}.jsonl".replace("-.", ".") for part in ("", "train", "tune", "test")
+}
 SHOWN = 8  # characters of the hash, in names
 
 
@@ -34,6 +36,7 @@ class GivenTask(DataTask):
 
     name: ClassVar[str] = "given"
     skippable: ClassVar[bool] = False
+    own_rows: ClassVar[bool] = True
     sha256: str
     parts: Mapping[str, Sequence[dict[str, Any]]] = field(compare=False, repr=False)
     """The rows of the whole ("") or of train and test."""
@@ -50,14 +53,16 @@ class GivenTask(DataTask):
     @classmethod
     def of(cls, problems: Any) -> GivenTask:
         """The task of a list of problems, or of {"train": ..., "test": ...}."""
-        named = problems if isinstance(problems, Mapping) else {"": problems}
-        wrong = [part for part in named if part not in ROLES]
+        named = dict(problems) if isinstance(problems, Mapping) else {"": problems}
+        if "validation" in named:
+            named["tune"] = named.pop("validation")
+        wrong = [part for part in named if part not in FILES]
         if wrong or not named:
             raise UserError(
                 "task: problems are a list of dicts, or {'train': [...], 'test': [...]}, not"
                 f" {type(problems).__name__} with {next(iter(wrong), 'nothing')!r}"
             )
-        return cls.made({part: _rows(part, entries) for part, entries in named.items()})
+        return cls.made({part: _rows(part, named[part]) for part in FILES if part in named})
 
     @classmethod
     def made(cls, parts: Mapping[str, Sequence[dict[str, Any]]]) -> GivenTask:
@@ -92,32 +97,32 @@ class GivenTask(DataTask):
         count = self.summary["count"]
         return f"{count} problem{'s' * (count != 1)} ({self.sha256[:SHOWN]})"
 
-    def columns(self) -> Sequence[tuple[str, ...]]:
-        """A question and an answer."""
-        return QUESTION_COLUMNS, ("answer",)
+    def reader(self, part: RowPart) -> Reader:
+        """As of a file; a number as difficulty and an id are taken."""
+        form = forms.recognise(part.origin, part.records)
 
-    def item(self, record: rows.Record) -> Item:
-        """The row, and what else it holds as data."""
-        values = dict(record.values)
-        column = next((name for name in QUESTION_COLUMNS if name in values), QUESTION_COLUMNS[0])
-        question, answer = rows.text(record, column), rows.answer(record, "answer")
-        level = values.get("difficulty")
-        number = isinstance(level, int | float) and not isinstance(level, bool)
-        known = number and math.isfinite(level)  # a missing one is NaN in tables of pandas
-        used = {column, "answer", *(["difficulty"] if number else [])}
-        data = {name: value for name, value in values.items() if name not in used}
-        return Item(question, answer, float(level) if known else None, data, values.get("id"))
+        def item(record: Record) -> Item:
+            made, level = form.item(record), record.values.get("difficulty")
+            data = dict(made.data)
+            number = isinstance(level, int | float) and not isinstance(level, bool)
+            if number:
+                del data["difficulty"]
+            # A missing one is NaN in tables of pandas.
+            known = float(level) if number and math.isfinite(level) else None
+            return Item(made.question, made.answer, known, data, record.values.get("id"))
+
+        return item, form.note
 
     def advice(self) -> str:
         """How every split gets problems."""
         return f"{super().advice()}, or give {{'train': [...], 'test': [...]}}"
 
     def _parts(self) -> list[RowPart]:
-        found = []
+        found, roles = [], roles_of(self.parts)
         for part, entries in self.parts.items():
             where = f"{_origin(part)}, number"
-            records = [rows.Record(f"{where} {n}", n, row) for n, row in enumerate(entries, 1)]
-            found.append(RowPart(part or "problems", ROLES[part], _origin(part), records))
+            records = [Record(f"{where} {n}", n, row) for n, row in enumerate(entries, 1)]
+            found.append(RowPart(part or "problems", roles[part], _origin(part), records))
         return found
 
     def _loaded(self) -> LoadedRows:
@@ -148,7 +153,9 @@ def _row(where: str, entry: Any) -> dict[str, Any]:
     match entry:
         case Problem():
             row = {**entry.data, "id": entry.id, "question": entry.question}
-            row |= {"answer": entry.answer, "difficulty": entry.difficulty}
+            golds = accepted(entry)
+            answer = list(golds) if len(golds) > 1 else entry.answer
+            row |= {"answer": answer, "difficulty": entry.difficulty}
         case Mapping():
             row = dict(entry)
         case _:

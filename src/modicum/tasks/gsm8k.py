@@ -14,13 +14,14 @@ from typing import ClassVar
 from modicum import answers
 from modicum.tasks import rows
 from modicum.tasks.dataset import BadRows, DataTask, Hub, Item
+from modicum.tasks.readers import Record
 
 
 @dataclass(frozen=True)
 class Gsm8k(DataTask):
     """GSM8K from the hub, or from `path`: a folder with train and test files, or one file.
 
-    A folder holds one `*train*` and one `*test*` file. A single file is divided into
+    A folder holds `*train*` and `*test*` files. A single file is divided into
     train, tune and test (80/10/10 %) by a hash of the question.
     """
 
@@ -33,7 +34,7 @@ class Gsm8k(DataTask):
         """The original ones."""
         return (("question",), ("answer",))
 
-    def item(self, record: rows.Record) -> Item:
+    def item(self, record: Record) -> Item:
         """The gold answer is the number after ####."""
         question, solution = rows.text(record, "question"), rows.text(record, "answer")
         steps = sum(bool(line.strip()) for line in solution.split("####")[0].split("\n"))

@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 from modicum.spec import nearest
 from modicum.tasks import boxed, rows
 from modicum.tasks.dataset import BadRows, DataTask, HeldOut, Hub, Item, LeftOut, RowPart
+from modicum.tasks.readers import Record
 from modicum.types import UserError
 
 LEVELS = (1, 2, 3, 4, 5)
@@ -53,7 +54,7 @@ class MathTask(DataTask):
                 f"{self.name}: no subject {self.subject!r}; {nearest(self.subject, known)}"
             )
 
-    def item(self, record: rows.Record) -> Item | LeftOut:
+    def item(self, record: Record) -> Item | LeftOut:
         """The gold is `answer` if there is one, else the last box of `solution`."""
         question, values = rows.text(record, "problem"), record.values
         solution = rows.text(record, "solution") if values.get("solution") is not None else None
@@ -77,7 +78,7 @@ def _plain(subject: str) -> str:
     return re.sub(r"[^a-z]+", " ", subject.lower().replace("&", "and")).strip()
 
 
-def _level(record: rows.Record) -> int | None:
+def _level(record: Record) -> int | None:
     """The level of a row, from 3, "3" or "Level 3"; None when it is not known."""
     value = record.values.get("level")
     if value is None or value == UNKNOWN:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modicum.tasks.rows import Record
+from modicum.tasks.readers import Record
 from modicum.types import UserError
 
 

@@ -15,6 +15,7 @@ from typing import ClassVar
 from modicum import answers
 from modicum.tasks import boxed, rows
 from modicum.tasks.dataset import BadRows, DataTask, Hub, Item, LeftOut
+from modicum.tasks.readers import Record
 from modicum.types import UserError
 
 
@@ -36,7 +37,7 @@ class OpenThoughts(DataTask):
         """Those of the configuration `metadata` that are read."""
         return (("problem",), ("ground_truth_solution",), ("domain",))
 
-    def item(self, record: rows.Record) -> Item | LeftOut:
+    def item(self, record: Record) -> Item | LeftOut:
         """The gold is the last box of the ground truth; no other column is looked at."""
         if rows.text(record, "domain") != "math":
             return LeftOut("their domain is not math")

@@ -66,7 +66,7 @@ def _render(tokenizer: Any, system: str, user: str) -> str:
 def encode(problem: Problem, tokenizer: Any, sampling: Sampling) -> tuple[int, ...]:
     """The prompt of `problem` as token ids; UserError when it is longer than the limit."""
     text = prompt_text(problem.question, tokenizer, sampling)
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     begin = tokenizer.bos_token_id
     wants_begin = begin is not None and tokenizer("x")["input_ids"][:1] == [begin]
     if wants_begin and ids[:1] != [begin]:

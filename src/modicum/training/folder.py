@@ -127,9 +127,12 @@ def _changes(folder: Path, config: TrainConfig, known: bool = True) -> tuple[Cha
     found = {name: (kind, old, new) for (name, kind, old), (_, _, new) in both if old != new}
     found.pop("out", None)  # the folder may have been moved, or be named in another way now
     changes = {name: (old, new) for name, (_, old, new) in found.items()}
-    other = {name: both for name, both in changes.items() if found[name][0] == "fixed"}
+    stay = {name for name, kind, _ in settings(now) if kind == "fixed"}
+    if past.sampling.long_prompts == "skip":
+        stay.add("sampling.max_prompt_tokens")  # says which problems there are
+    other = {name: both for name, both in changes.items() if name in stay}
     if other:
-        may = ", ".join(name for name, kind, _ in settings(now) if kind != "fixed")
+        may = ", ".join(name for name, _, _ in settings(now) if name not in stay)
         raise UserError(
             f"{folder} was begun with other settings {_told(other)}; it cannot go on with these."
             f" What may change: {may}"

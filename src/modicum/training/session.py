@@ -11,13 +11,15 @@ from modicum.curricula import Order
 from modicum.engine import Policy, policy_of
 from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
+from modicum.evaluate import held_out
 from modicum.models.identity import Identity
 from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
-from modicum.tasks import prompts
+from modicum.tasks import lengths, prompts
 from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
+from modicum.types import Problem, UserError
 from modicum.updates.proofs import Proof
 
 
@@ -104,10 +106,15 @@ def prepare(
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
     task.problem("train", config.seed, 0)  # a bad task fails before the model loads
-    order = curriculum.begin(task, config.seed)
+    order, held = curriculum.begin(task, config.seed), _held_out(task, config)
     loaded = load(config.model, compute.device, compute.dtype, config.trust)
     if check is not None:
         check(loaded.identity)
+    asked = [*lengths.whole(task, "train"), *held]
+    short = lengths.settle(task, asked, loaded.tokenizer, config.sampling, loaded.model.config)
+    if short is not task:
+        task, order = short, curriculum.begin(short, config.seed)
+        task.problem("train", config.seed, 0)
     prepared = update.apply(loaded.model, config.seed)
     if objective.needs_reference:
         prepared.keep_reference()
@@ -133,6 +140,19 @@ def prepare(
         counters,
         loaded.identity,
     )
+
+
+def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
+    """The problems of the evaluations, of a task that has an end; UserError if there are none."""
+    held = config.evaluation
+    if not held.eval_problems or task.size(held.eval_split) is None:
+        return []
+    try:
+        if task.size(held.eval_split) == 0:
+            task.problem(held.eval_split, config.seed, 0)
+        return held_out(task, held.eval_split, held.eval_problems)
+    except UserError as error:
+        raise UserError(f"{error}, or set eval_problems=0") from None
 
 
 def notes(session: Session) -> list[str]:

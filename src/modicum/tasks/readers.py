@@ -1,0 +1,229 @@
+"""Reading a data file: JSONL, JSON, CSV, TSV or Parquet, packed or not, row by row.
+
+Nothing is dropped silently: a row that cannot be read is a record with a `fault` that names
+its file and line. What breaks a file beyond one row (its encoding, its brackets, rows that run
+over lines) stops the reading. Blank lines hold nothing and are the one thing that is passed over.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from modicum.types import UserError
+
+PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+"""What may follow the ending of a file, and what unpacks it."""
+PARTS = {"train": "train", "tune": "tune|valid|dev|eval", "test": "test"}
+"""Names of a folder's files, at the beginning of a word, by what they are for."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: where it stands (`problems.jsonl, line 7`), its number from 1, its values.
+
+    `fault` is what is wrong with a row that could not be read at all.
+    """
+
+    where: str
+    number: int
+    values: Mapping[str, Any]
+    fault: str | None = None
+
+
+def ending(path: str | Path) -> str:
+    """The ending of a file's name that says how it is read: `.jsonl` of `A.JSONL.gz`."""
+    place = Path(path)
+    return (place.with_suffix("") if place.suffix.lower() in PACKED else place).suffix.lower()
+
+
+def read(path: str) -> list[Record]:
+    """All rows of the file, by the ending of its name; UserError when there are none."""
+    if ending(path) not in READERS:
+        raise UserError(f"{path}: files end in {ENDS}")
+    try:
+        records = list(READERS[ending(path)](path, _bytes(path)))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not records:
+        raise UserError(f"{path} holds no rows")
+    return records
+
+
+def find(task: str, folder: Path) -> dict[str, list[str]]:
+    """The files of `folder`, or of `data` in it, by what their names say they are for."""
+    names = {path.name: path for place in (folder / "data", folder) for path in place.glob("*")}
+    files = sorted(path for path in names.values() if ending(path) in READERS and path.is_file())
+    found: dict[str, list[str]] = {part: [] for part in PARTS}
+    for path in files:
+        name = path.name.lower()
+        parts = [part for part, words in PARTS.items() if re.search(f"(?<![a-z])({words})", name)]
+        if len(parts) > 1:
+            raise UserError(f"{task}: {path} is named for both {' and '.join(parts)}")
+        if parts:
+            found[parts[0]].append(str(path))
+    if not found["train"] + found["test"]:
+        have = ", ".join(path.name for path in files[:5]) + ", ..." * (len(files) > 5) or "none"
+        raise UserError(
+            f"{task}: {folder} must hold *train* or *test* files ({ENDS}), perhaps *valid* ones"
+            f" beside them; it has {have}"
+        )
+    for part, paths in found.items():
+        if len({re.sub(r"\d+", "", Path(path).name) for path in paths}) > 1:
+            raise UserError(
+                f"{task}: {folder} must hold one *{part}* file, or numbered ones that belong together;"
+                f" it has {', '.join(Path(path).name for path in paths[:5])}"
+            )
+    return {part: paths for part, paths in found.items() if paths}
+
+
+def short(value: object) -> str:
+    """A value in a message."""
+    kinds: dict[type, str] = {list: "a list", dict: "an object", bool: "true or false"}
+    shown = repr(value)
+    shown = shown if len(shown) <= 40 else shown[:37] + "..."
+    return f"{kinds[type(value)]} ({shown})" if type(value) in kinds else shown
+
+
+def _bytes(path: str) -> bytes:
+    packed = PACKED.get(Path(path).suffix.lower())
+    if packed is None:
+        return Path(path).read_bytes()
+    import pyarrow as pa
+
+    with pa.input_stream(path, compression=packed) as stream:
+        return stream.read()
+
+
+def _text(path: str, raw: bytes) -> str:
+    """The text of a UTF-8 file without its byte order mark; UserError names a bad line."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if raw.startswith(b"\x1f\x8b"):
+            raise UserError(f"{path} is packed with gzip: its name must end in .gz") from None
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason})") from None
+
+
+def _record(where: str, number: int, value: object) -> Record:
+    if not isinstance(value, dict):
+        fault = f"{where}: must be an object such as {{...}}, not {short(value)}"
+        return Record(where, number, {}, fault)
+    return Record(where, number, value)
+
+
+def _read_jsonl(path: str, raw: bytes) -> Iterator[Record]:
+    text = _text(path, raw)
+    if _runs_on(text.lstrip()):
+        raise UserError(
+            f"{path}: its rows run over several lines; .jsonl has an object on each line, and a"
+            " list of objects is named .json"
+        )
+    # Not splitlines(): it also cuts at U+2028, which JSON allows inside a text.
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        try:
+            value = _parse(path, content, line - 1)
+        except UserError as error:
+            yield Record(f"{path}, line {line}", line, {}, str(error))
+        else:
+            yield _record(f"{path}, line {line}", line, value)
+
+
+def _runs_on(text: str) -> bool:
+    """Whether the first value of JSON lines does not end where its line does."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return text.partition("\n")[0].strip() in ("{", "[", "[{")
+    return "\n" in text[:end]
+
+
+def _read_json(path: str, raw: bytes) -> Iterator[Record]:
+    content = _text(path, raw)
+    rows = _parse(path, content) if content.strip() else []
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: must be a list of objects (one object a line: name it .jsonl)")
+    for number, value in enumerate(rows, start=1):
+        yield _record(f"{path}, row {number}", number, value)
+
+
+def _parse(path: str, content: str, above: int = 0) -> Any:
+    """The value of a JSON text, below so many lines of the file; UserError with the line."""
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {above + error.lineno}"
+        raise UserError(f"{where}: not JSON ({error.msg} at character {error.colno})") from None
+    except (ValueError, RecursionError):
+        problem = "a number with too many digits, or too deeply nested"
+        raise UserError(f"{path}, line {above + 1}: not JSON ({problem})") from None
+
+
+def _read_csv(path: str, raw: bytes, delimiter: str = ",") -> Iterator[Record]:
+    content = io.StringIO(_text(path, raw), newline="")
+    reader = csv.reader(content, delimiter=delimiter, strict=True)
+    header: list[str] = []
+    line = 1  # a quoted text may run over lines: a row stands where it begins
+    try:
+        for cells in reader:
+            if header and cells:
+                yield _csv_record(f"{path}, line {line}", line, header, cells)
+            elif cells:
+                header = _header(f"{path}, line {line}", [name.strip() for name in cells])
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: not CSV ({error})") from None
+
+
+def _header(where: str, names: list[str]) -> list[str]:
+    other = next((sign for sign in ",;\t|" if sign in names[0]), "")
+    if len(names) == 1 and other:
+        divided = f"the values seem to be divided by {other!r}"
+        raise UserError(f"{where}: {divided}; .csv takes commas, .tsv tabs")
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UserError(f"{where}: column {min(twice)!r} stands there twice")
+    return names
+
+
+def _csv_record(where: str, line: int, header: list[str], cells: list[str]) -> Record:
+    if len(cells) != len(header):
+        quoted = "; a text with a comma needs quotes" if len(cells) > len(header) else ""
+        fault = f"{where}: {len(cells)} values for {len(header)} columns{quoted}"
+        return Record(where, line, {}, fault)
+    return Record(where, line, dict(zip(header, cells, strict=True)))
+
+
+def _read_parquet(path: str, raw: bytes) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(pa.BufferReader(raw)).read()
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is not Parquet: {' '.join(str(error).split())}") from None
+    for line, values in enumerate(table.to_pylist(), start=1):
+        yield Record(f"{path}, row {line}", line, values)
+
+
+READERS: dict[str, Callable[[str, bytes], Iterable[Record]]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
+    ".parquet": _read_parquet,
+}
+ENDS = f"{', '.join(READERS)}, or one of these and {', '.join(PACKED)}"
