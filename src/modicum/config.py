@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from modicum.resuming import digits, fixed, free, length
-from modicum.spec import at_least, check, nearest
+from modicum.spec import at_least, check, keywords, nearest
 from modicum.types import UserError
 
 C = TypeVar("C")
@@ -44,9 +44,17 @@ class Sampling:
     """How the prompt asks for the answer: <think>/<answer> tags, \\boxed{}, #### or not at all."""
     system: str | None = fixed(None)
     """System prompt, put before what the style asks for; unset takes the template's own."""
+    template_args: str = fixed("")
+    """What the chat template is told, such as `enable_thinking=false` (docs/models.md)."""
+    examples: int = fixed(0)
+    """Worked problems of the train split that stand before every question, and are not trained."""
+    examples_seed: int = fixed(0)
+    """Of the choice of these problems; runs of other seeds have the same ones."""
 
     def __post_init__(self) -> None:
         at_least(self, temperature=(0, 100), top_k=0, max_tokens=1, max_prompt_tokens=1)
+        at_least(self, examples=0, examples_seed=0)
+        keywords("template_args", self.template_args)
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from modicum.config import Sampling, Trust
 from modicum.options import Parser, show
 from modicum.spec import at_least
 from modicum.types import UserError
@@ -14,6 +15,7 @@ modicum tasks
 modicum tasks 'arithmetic(terms=3, digits=2)' --count 5
 modicum tasks "gsm8k(path='data/gsm8k')" --split test --json
 modicum tasks "file('problems.jsonl', bad_rows='skip')" --check
+modicum tasks gsm8k --model models/SmolLM2-135M-Instruct --style boxed --examples 2
 """
 
 
@@ -27,6 +29,10 @@ class Options:
     """The seed of the order."""
     count: int = 3
     """How many."""
+    model: str = ""
+    """Show the prompts that this model would get."""
+    sampling: Sampling = field(default_factory=Sampling)
+    trust: Trust = field(default_factory=Trust)
 
     def __post_init__(self) -> None:
         at_least(self, count=1, seed=0)
@@ -61,13 +67,28 @@ def run(args: list[str]) -> int:
         values = check(task)
         show(found.json, values, "\n".join([str(task), *_checked(values), *notes]))
         return int(any(values["wrong"].values()) or any(values["shared"].values()))
+    prompter = None
+    if options.model:
+        from modicum.models.load import read_tokenizer
+        from modicum.tasks.examples import without
+        from modicum.tasks.prompts import Prompter
+
+        tokenizer = read_tokenizer(options.model, options.trust)
+        prompter = Prompter.of(task, tokenizer, options.sampling)
+        task = without(task, prompter.examples)
     size = task.size(options.split)
     count = options.count if size is None else min(options.count, size)
     problems = [task.problem(options.split, options.seed, i) for i in range(count)]
     keys = ("id", "question", "answer", "difficulty")
     lines = [f"{task}, split {options.split}: {_many(size)}", *notes]
-    lines += [f"\n{problem.question}\n  answer: {problem.answer}" for problem in problems]
     values = [{key: getattr(problem, key) for key in keys} for problem in problems]
+    for value, problem in zip(values, problems, strict=True):
+        text, tokens = problem.question, ""
+        if prompter is not None:
+            text, count = prompter.text(problem.question), len(prompter.encode(problem))
+            value |= {"prompt": text, "prompt_tokens": count}
+            tokens = f"\n  prompt: {count} tokens"
+        lines.append(f"\n{text}\n  answer: {problem.answer}{tokens}")
     show(found.json, values, "\n".join(lines))
     return 0
 

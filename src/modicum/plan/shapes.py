@@ -102,7 +102,7 @@ def prompt_tokens(config: TrainConfig) -> tuple[int, int] | None:
     """The shortest and longest prompt of some problems of the task; None without a tokenizer."""
     from transformers import AutoTokenizer
 
-    from modicum.tasks.prompts import encode
+    from modicum.tasks.prompts import Prompter
 
     source = locate(config.model, config.trust)
     if not source.local:
@@ -115,5 +115,6 @@ def prompt_tokens(config: TrainConfig) -> tuple[int, int] | None:
     size = task.size("train")
     count = SHOWN_PROBLEMS if size is None else min(size, SHOWN_PROBLEMS)
     found = [task.problem("train", config.seed, index) for index in range(count)]
-    sizes = [len(encode(problem, tokenizer, config.sampling)) for problem in found]
+    prompter = Prompter.of(task, tokenizer, config.sampling)
+    sizes = [len(prompter.encode(problem)) for problem in found]
     return min(sizes), max(sizes)

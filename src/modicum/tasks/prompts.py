@@ -6,10 +6,15 @@ chat, and never a decode and re-encode: what is sampled after and trained on are
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from modicum.config import Sampling
 from modicum.styles import STYLES
+from modicum.tasks import chat
+from modicum.tasks.base import Task
+from modicum.tasks.examples import Example, draw
 from modicum.types import Problem, UserError
 
 # DeepSeek-R1 (arXiv 2501.12948), table 1, without its last sentence: that is the style's
@@ -21,61 +26,83 @@ R1_ZERO = (
 )
 
 
-def prompt_text(question: str, tokenizer: Any, sampling: Sampling) -> str:
-    """The prompt as text, in the form that `sampling.template` names.
+@dataclass(frozen=True)
+class Prompter:
+    """Makes the prompts of a run or an evaluation, in the form that `sampling.template` names.
 
-    `chat` renders the tokenizer's template: the user's turn is the question and what the
-    style asks for. `r1_zero` is the template of DeepSeek-R1-Zero for base models. `plain`
-    is the question and a newline, and asks for nothing. `auto` is chat if the tokenizer
-    has a template, else r1_zero.
+    `chat` renders the tokenizer's template: a user's turn is the question and what the style
+    asks for. `r1_zero` is the template of DeepSeek-R1-Zero for base models. `plain` is the
+    question and a newline, and asks for nothing. `auto` is chat if the tokenizer has a
+    template, else r1_zero. Worked examples are earlier turns.
     """
-    chat, template, system = tokenizer.chat_template, sampling.template, sampling.system
-    asked = STYLES[sampling.style].instruction if sampling.style in STYLES else ""
-    if template == "auto":
-        template = "chat" if chat else "r1_zero"
-    if template == "plain":
-        return f"{question}\n"
-    if template == "r1_zero":
-        preamble = R1_ZERO if system is None else system
-        return f"{preamble} {asked}".strip() + f"\nUser: {question}\nAssistant:"
-    if not chat:
-        raise UserError("template 'chat' needs a tokenizer with a chat template; this one has none")
-    return _render(tokenizer, system or "", f"{question}\n\n{asked}".strip())
 
+    tokenizer: Any
+    sampling: Sampling
+    examples: tuple[Example, ...] = ()
 
-def _render(tokenizer: Any, system: str, user: str) -> str:
-    """A chat of one turn with the generation prompt; UserError when the template fails.
+    def __post_init__(self) -> None:
+        assert len(self.examples) == self.sampling.examples, "Prompter.of draws them"
 
-    A template that knows no system role (Gemma's) gets the system text before the user's.
-    """
-    from jinja2 import TemplateError
+    @classmethod
+    def of(cls, task: Task, tokenizer: Any, sampling: Sampling) -> Prompter:
+        """With the worked examples of `task` that `sampling` asks for."""
+        return cls(tokenizer, sampling, draw(task, sampling))
 
-    turn = {"role": "user", "content": user}
-    chats = [[{"role": "system", "content": system}, turn]] if system else [[turn]]
-    if system:
-        chats.append([{"role": "user", "content": f"{system}\n\n{user}"}])
-    fault: Exception | None = None
-    for messages in chats:
-        try:
-            return tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+    @cached_property
+    def template(self) -> str:
+        """The form that is used: chat, r1_zero or plain; UserError when it cannot be."""
+        asked, there = self.sampling.template, self.tokenizer.chat_template
+        found = ("chat" if there else "r1_zero") if asked == "auto" else asked
+        if found == "chat" and not there:
+            raise UserError(
+                "template 'chat' needs a tokenizer with a chat template; this one has none"
             )
-        except (TemplateError, TypeError) as error:
-            fault = error
-    raise UserError(f"the tokenizer's chat template cannot be rendered: {fault}")
+        if found != "chat" and self.sampling.template_args:
+            raise UserError(f"template_args are for a chat template; the prompt is {found!r}")
+        return found
+
+    @cached_property
+    def _arguments(self) -> dict[str, Any]:
+        return chat.arguments(self.tokenizer, self.sampling.template_args)
+
+    def text(self, question: str) -> str:
+        """The prompt as text; UserError when the question would not stand in it."""
+        sampling, system = self.sampling, self.sampling.system
+        asked = STYLES[sampling.style].instruction if sampling.style in STYLES else ""
+        turns = [(example.question, example.answer) for example in self.examples]
+        if self.template == "plain":
+            return "".join(f"{one}\n{answer}\n\n" for one, answer in turns) + f"{question}\n"
+        if self.template == "r1_zero":
+            preamble = R1_ZERO if system is None else system
+            before = "".join(f"\nUser: {one}\nAssistant: {answer}" for one, answer in turns)
+            return f"{preamble} {asked}".strip() + f"{before}\nUser: {question}\nAssistant:"
+        made = chat.Chat(system or "", turns, question, asked)
+        return made.render(self.tokenizer, self._arguments)
+
+    def encode(self, problem: Problem) -> tuple[int, ...]:
+        """The prompt of `problem` as token ids; UserError when there are none or too many."""
+        text, tokenizer, sampling = self.text(problem.question), self.tokenizer, self.sampling
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise UserError(f"the tokenizer makes no tokens of the prompt of problem {problem.id}")
+        begin = tokenizer.bos_token_id
+        wants_begin = begin is not None and tokenizer("x")["input_ids"][:1] == [begin]
+        if wants_begin and ids[:1] != [begin]:
+            ids.insert(0, begin)
+        if len(ids) > sampling.max_prompt_tokens:
+            shown = f" (with {sampling.examples} worked examples)" if sampling.examples else ""
+            raise UserError(
+                f"the prompt of problem {problem.id} has {len(ids)} tokens{shown}, more than"
+                f" max_prompt_tokens = {sampling.max_prompt_tokens}"
+            )
+        return tuple(ids)
+
+
+def prompt_text(question: str, tokenizer: Any, sampling: Sampling) -> str:
+    """The prompt as text, for a `sampling` without worked examples."""
+    return Prompter(tokenizer, sampling).text(question)
 
 
 def encode(problem: Problem, tokenizer: Any, sampling: Sampling) -> tuple[int, ...]:
-    """The prompt of `problem` as token ids; UserError when it is longer than the limit."""
-    text = prompt_text(problem.question, tokenizer, sampling)
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    begin = tokenizer.bos_token_id
-    wants_begin = begin is not None and tokenizer("x")["input_ids"][:1] == [begin]
-    if wants_begin and ids[:1] != [begin]:
-        ids.insert(0, begin)
-    if len(ids) > sampling.max_prompt_tokens:
-        raise UserError(
-            f"the prompt of problem {problem.id} has {len(ids)} tokens, more than"
-            f" max_prompt_tokens = {sampling.max_prompt_tokens}"
-        )
-    return tuple(ids)
+    """The prompt as token ids, for a `sampling` without worked examples."""
+    return Prompter(tokenizer, sampling).encode(problem)

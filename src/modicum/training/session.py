@@ -15,6 +15,8 @@ from modicum.models.identity import Identity
 from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
+from modicum.tasks.examples import draw, without
+from modicum.tasks.prompts import Prompter
 from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
 from modicum.updates.proofs import Proof
@@ -31,6 +33,7 @@ class Session:
     objective: objectives.Objective
     order: Order
     policy: Policy
+    prompter: Prompter
     prepared: updates.Prepared
     optimization: Optimization
     proof: Proof
@@ -103,7 +106,8 @@ def prepare(
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
     task.problem("train", config.seed, 0)  # a bad task fails before the model loads
-    order = curriculum.begin(task, config.seed)
+    examples = draw(task, config.sampling)
+    order = curriculum.begin(without(task, examples), config.seed)
     loaded = load(config.model, compute.device, compute.dtype, config.trust)
     if check is not None:
         check(loaded.identity)
@@ -124,6 +128,7 @@ def prepare(
         objective,
         order,
         policy,
+        Prompter(policy.tokenizer, config.sampling, examples),
         prepared,
         optimization,
         optimization.proof,

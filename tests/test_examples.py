@@ -1,0 +1,207 @@
+"""Worked examples: how they are written, which they are, and that nothing trains on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modicum import tasks
+from modicum.config import Sampling, TrainConfig
+from modicum.evaluate import evaluate
+from modicum.tasks.examples import Example, Rest, draw, thought_of, without, worked
+from modicum.tasks.prompts import R1_ZERO, Prompter
+from modicum.training.session import prepare
+from modicum.types import Problem, UserError
+from test_prompts import TEMPLATE, tokenizer_of
+
+ROWS = [{"question": f"What is {n}+1?", "answer": n + 1} for n in range(10)]
+
+
+def given(train: list[dict[str, Any]] = ROWS) -> tasks.Task:
+    return tasks.of({"train": train, "test": [{"question": "What is 20+1?", "answer": 21}]})
+
+
+@pytest.mark.parametrize(
+    ("data", "thought"),
+    [
+        (
+            {"solution": "Tom has 48/2 = <<48/2=24>>24.\nSo 24.\n#### 24"},
+            "Tom has 48/2 = 24.\nSo 24.",
+        ),
+        ({"solution": r"So $x = \boxed{\frac{1}{2}}$."}, r"So $x = \frac{1}{2}$."),
+        ({"solution": "<think> two and two </think>\n<answer> 4 </answer>"}, "two and two"),
+        ({"solution": "#### Step 1\nAdd."}, "#### Step 1\nAdd."),
+        ({"steps": ("3*4=12", "12+5=17"), "numbers": (3, 4, 5)}, "3*4=12\n12+5=17"),
+        ({"terms": (1, 4, 7), "signs": ("+", "-")}, "1+4-7=5-7=-2"),
+        ({"terms": (2, 3, 4), "signs": ("+", "*")}, "2+3*4=2+12=14"),
+        ({"steps": ["of", "a", "file"]}, ""),
+        ({"solution": 3}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_way_to_an_answer_has_no_marks(data: dict[str, Any], thought: str) -> None:
+    assert thought_of(Problem("a", "q", "1", data=data)) == thought
+
+
+@pytest.mark.parametrize(
+    ("style", "text"),
+    [
+        ("tags", "<think> One more. </think> <answer> 5 </answer>"),
+        ("boxed", r"One more. \boxed{5}"),
+        ("hashes", "One more.\n#### 5"),
+        ("none", "One more.\nAnswer: 5"),
+    ],
+)
+def test_examples_are_in_the_form_of_the_style(style: str, text: str) -> None:
+    task = given()
+    assert worked(task, Problem("a", "q", "5", data={"solution": "One more."}), style) == text
+    bare = worked(task, Problem("a", "q", "5"), style)
+    assert bare == text.replace("One more.", "The answer is 5.")
+    # A solution that ends elsewhere would teach a wrong form: two answers, here.
+    odd = Problem("a", "q", "5", data={"solution": r"It is \boxed{\sqrt{\frac{\frac{1}{2}}{3}}}"})
+    assert worked(task, odd, "boxed") == r"The answer is 5. \boxed{5}"
+    assert worked(task, Problem("a", "q", ""), style) is None
+
+
+@pytest.mark.parametrize(
+    ("expression", "question", "answer"),
+    [
+        ("addition(below=20)", "What is 11+17?", "<think> 11+17=28 </think> <answer> 28 </answer>"),
+        ("arithmetic(terms=3)", "", "<think> "),
+        ("countdown(numbers=2)", "", "<think> "),
+        ("matrix(rows=2)", "", "<think> The answer is [["),
+    ],
+)
+def test_every_task_has_examples(expression: str, question: str, answer: str) -> None:
+    """The same ones for a seed, and the first of more are those of fewer."""
+    task = tasks.parse(expression)
+    three = draw(task, Sampling(examples=3))
+    assert len({example.question for example in three}) == 3
+    assert draw(task, Sampling(examples=2)) == three[:2]
+    assert draw(task, Sampling(examples=3, examples_seed=1)) != three
+    assert draw(task, Sampling()) == ()
+    assert three[0].answer.startswith(answer)
+    assert not question or three[0].question == question
+
+
+@pytest.mark.parametrize(
+    ("task", "wanted", "message"),
+    [
+        (given(), 11, r"examples = 11: the train split of 11 problems .* has 10 problems with an"),
+        (given([ROWS[0]] * 4), 2, "has 1 problems with an answer"),
+        (tasks.parse("addition(below=5)"), 40, "addition.below=5. has 1. problems with"),
+    ],
+)
+def test_too_few_problems(task: tasks.Task, wanted: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        draw(task, Sampling(examples=wanted))
+
+
+def test_what_is_shown_does_not_come_again() -> None:
+    """Each of the others comes once an epoch; a task without an end draws another problem."""
+    task, shown = given(), draw(given(), Sampling(examples=3))
+    rest = without(task, shown)
+    assert rest.size("train") == 7
+    assert (rest.size("test"), str(rest)) == (1, str(task))
+    for epoch in (0, 1):
+        order = [rest.problem("train", 5, epoch * 7 + place).question for place in range(7)]
+        assert len(set(order)) == 7
+        assert not {example.question for example in shown} & set(order)
+    assert rest.problem("test", 0, 0) == task.problem("test", 0, 0)
+    assert without(task, ()) is task
+
+    endless = tasks.parse("addition(below=5)")
+    shown = draw(endless, Sampling(examples=8))
+    asked = {example.question for example in shown}
+    before = [endless.problem("train", 0, index) for index in range(200)]
+    after = [without(endless, shown).problem("train", 0, index) for index in range(200)]
+    assert asked & {problem.question for problem in before}
+    assert not asked & {problem.question for problem in after}
+    kept = [(b, a) for b, a in zip(before, after, strict=True) if b.question not in asked]
+    assert all(one is other or one == other for one, other in kept), "others keep their places"
+
+
+def test_nothing_is_left_to_train_on() -> None:
+    for task in (given(ROWS[:2]), tasks.parse("addition(below=5)")):
+        shown = [Example(f"What is {a}+{b}?", "") for a in range(5) for b in range(5)]
+        with pytest.raises(UserError, match="all train problems are worked examples"):
+            Rest(task, shown).problem("train", 0, 0)
+
+
+SHOWN = (Example("one", "<a> 1"), Example("two", "<a> 2"))
+TAGS = " The reasoning process and the answer are enclosed"
+
+
+@pytest.mark.parametrize(
+    ("template", "begins", "ends"),
+    [
+        ("plain", "one\n<a> 1\n\ntwo\n<a> 2\n\n", "plus\n"),
+        (
+            "r1_zero",
+            R1_ZERO + TAGS,
+            ".\nUser: one\nAssistant: <a> 1\nUser: two\nAssistant: <a> 2\nUser: plus\nAssistant:",
+        ),
+        ("chat", "<user> one\n\nThe reasoning", "<assistant> <a> 2 <user> plus\n\nThe"),
+    ],
+)
+def test_examples_are_earlier_turns(template: Any, begins: str, ends: str) -> None:
+    tokenizer = tokenizer_of(False, TEMPLATE.replace("{{ begin }}", ""))
+    prompter = Prompter(tokenizer, Sampling(template=template, examples=2), SHOWN)
+    text = prompter.text("plus")
+    assert text.startswith(begins)
+    assert text.endswith(ends) if template != "chat" else text.count(ends) == 1
+    short = Sampling(template=template, examples=2, max_prompt_tokens=5)
+    with pytest.raises(UserError, match=r"tokens \(with 2 worked examples\), more than"):
+        Prompter(tokenizer, short, SHOWN).encode(Problem("a", "plus", "1"))
+
+
+LAST_ONLY = "<user> {{ messages[-1].content }} <assistant>"
+NO_THOUGHT = (
+    "{% for m in messages %}<{{ m.role }}>"
+    "{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (LAST_ONLY, "<user> one\n\n<a> 1\n\ntwo\n\n<think> 2 </think> b\n\nplus <assistant>"),
+        (NO_THOUGHT, "<user>one\n\n<a> 1\n\ntwo\n\n<think> 2 </think> b\n\nplus"),
+    ],
+)
+def test_a_template_that_drops_turns_gets_one(template: str, text: str) -> None:
+    shown = (SHOWN[0], Example("two", "<think> 2 </think> b"))
+    prompter = Prompter(tokenizer_of(False, template), Sampling(style="none", examples=2), shown)
+    assert prompter.text("plus") == text
+
+
+def test_training_and_evaluation_show_the_same_examples() -> None:
+    sampling = Sampling(examples=2, max_tokens=4)
+    session = prepare(TrainConfig(task="addition(below=5)", sampling=sampling, seed=3))
+    tokenizer, shown = session.policy.tokenizer, session.prompter.examples
+    assert shown == draw(session.task, sampling)
+    before = "".join(f"{example.question}\n{example.answer}\n" for example in shown)
+    problems = session.order.next(60, 0.0)
+    assert not {p.question for p in problems} & {example.question for example in shown}
+    assert (
+        tokenizer.decode(session.prompter.encode(problems[0]))
+        == before + problems[0].question + "\n"
+    )
+
+    class Asked(Exception):
+        pass
+
+    class Policy:
+        def __init__(self) -> None:
+            self.tokenizer = tokenizer
+
+        def sample(self, prompts: Any, *_: Any, **__: Any) -> Any:
+            raise Asked(prompts)
+
+    for split in ("test", "tune", "train"):
+        with pytest.raises(Asked) as found:
+            evaluate(Policy(), session.task, sampling, split, num_problems=4)  # type: ignore[arg-type]
+        texts = [tokenizer.decode(prompt) for prompt in found.value.args[0]]
+        assert all(text.startswith(before) for text in texts)
+        assert not {text.removeprefix(before)[:-1] for text in texts} & {e.question for e in shown}
