@@ -9,7 +9,7 @@ import pytest
 from modicum import tasks
 from modicum.config import Sampling, TrainConfig
 from modicum.evaluate import evaluate
-from modicum.tasks.examples import Example, Rest, draw, thought_of, without, worked
+from modicum.tasks.examples import draw, thought_of, without, worked
 from modicum.tasks.prompts import R1_ZERO, Prompter
 from modicum.training.session import prepare
 from modicum.types import Problem, UserError
@@ -57,7 +57,9 @@ def test_examples_are_in_the_form_of_the_style(style: str, text: str) -> None:
     task = given()
     assert worked(task, Problem("a", "q", "5", data={"solution": "One more."}), style) == text
     bare = worked(task, Problem("a", "q", "5"), style)
-    assert bare == text.replace("One more.", "The answer is 5.")
+    assert bare == (
+        text.replace("One more.", "The answer is 5.") if style != "none" else "Answer: 5"
+    )
     # A solution that ends elsewhere would teach a wrong form: two answers, here.
     odd = Problem("a", "q", "5", data={"solution": r"It is \boxed{\sqrt{\frac{\frac{1}{2}}{3}}}"})
     assert worked(task, odd, "boxed") == r"The answer is 5. \boxed{5}"
@@ -67,22 +69,34 @@ def test_examples_are_in_the_form_of_the_style(style: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("expression", "question", "answer"),
     [
-        ("addition(below=20)", "What is 11+17?", "<think> 11+17=28 </think> <answer> 28 </answer>"),
-        ("arithmetic(terms=3)", "", "<think> "),
-        ("countdown(numbers=2)", "", "<think> "),
-        ("matrix(rows=2)", "", "<think> The answer is [["),
+        ("addition(below=20)", "What is 13+13?", "<think> 13+13=26 </think> <answer> 26 </answer>"),
+        (
+            "arithmetic(terms=3, operators='+*')",
+            "What is 6*7+7?",
+            "<think> 6*7+7=42+7=49 </think> <answer> 49 </answer>",
+        ),
+        (
+            "countdown(numbers=2)",
+            "Make 115 from 71, 44, each used once.",
+            "<think> 44+71=115 </think> <answer> 44+71 </answer>",
+        ),
+        (
+            "matrix(rows=2)",
+            "What is the reduced row echelon form of the matrix [[-5, 5, 4], [4, -1, -5]]?",
+            "<think> The answer is [[1, 0, -7/5], [0, 1, -3/5]]. </think>"
+            " <answer> [[1, 0, -7/5], [0, 1, -3/5]] </answer>",
+        ),
     ],
 )
 def test_every_task_has_examples(expression: str, question: str, answer: str) -> None:
     """The same ones for a seed, and the first of more are those of fewer."""
     task = tasks.parse(expression)
     three = draw(task, Sampling(examples=3))
-    assert len({example.question for example in three}) == 3
+    assert three[0] == (question, answer)
+    assert len(dict(three)) == 3
     assert draw(task, Sampling(examples=2)) == three[:2]
     assert draw(task, Sampling(examples=3, examples_seed=1)) != three
     assert draw(task, Sampling()) == ()
-    assert three[0].answer.startswith(answer)
-    assert not question or three[0].question == question
 
 
 @pytest.mark.parametrize(
@@ -99,37 +113,29 @@ def test_too_few_problems(task: tasks.Task, wanted: int, message: str) -> None:
 
 
 def test_what_is_shown_does_not_come_again() -> None:
-    """Each of the others comes once an epoch; a task without an end draws another problem."""
-    task, shown = given(), draw(given(), Sampling(examples=3))
-    rest = without(task, shown)
-    assert rest.size("train") == 7
-    assert (rest.size("test"), str(rest)) == (1, str(task))
-    for epoch in (0, 1):
-        order = [rest.problem("train", 5, epoch * 7 + place).question for place in range(7)]
-        assert len(set(order)) == 7
-        assert not {example.question for example in shown} & set(order)
-    assert rest.problem("test", 0, 0) == task.problem("test", 0, 0)
-    assert without(task, ()) is task
-
-    endless = tasks.parse("addition(below=5)")
-    shown = draw(endless, Sampling(examples=8))
-    asked = {example.question for example in shown}
-    before = [endless.problem("train", 0, index) for index in range(200)]
-    after = [without(endless, shown).problem("train", 0, index) for index in range(200)]
-    assert asked & {problem.question for problem in before}
-    assert not asked & {problem.question for problem in after}
-    kept = [(b, a) for b, a in zip(before, after, strict=True) if b.question not in asked]
-    assert all(one is other or one == other for one, other in kept), "others keep their places"
+    """All others keep their places."""
+    for task in (given(), tasks.parse("addition(below=5)")):
+        shown = draw(task, Sampling(examples=8))
+        rest = without(task, shown)
+        before = [task.problem("train", 0, index) for index in range(200)]
+        after = [rest.problem("train", 0, index) for index in range(200)]
+        assert dict(shown).keys() <= {problem.question for problem in before}
+        assert not dict(shown).keys() & {problem.question for problem in after}
+        pairs = zip(before, after, strict=True)
+        assert all(a == b for b, a in pairs if b.question not in dict(shown))
+        assert rest.problem("test", 0, 0) == task.problem("test", 0, 0)
+        assert (str(rest), rest.size("train")) == (str(task), task.size("train"))
+        assert without(task, ()) is task
 
 
 def test_nothing_is_left_to_train_on() -> None:
+    shown = tuple((f"What is {a}+{b}?", "") for a in range(5) for b in range(5))
     for task in (given(ROWS[:2]), tasks.parse("addition(below=5)")):
-        shown = [Example(f"What is {a}+{b}?", "") for a in range(5) for b in range(5)]
         with pytest.raises(UserError, match="all train problems are worked examples"):
-            Rest(task, shown).problem("train", 0, 0)
+            without(task, shown).problem("train", 0, 0)
 
 
-SHOWN = (Example("one", "<a> 1"), Example("two", "<a> 2"))
+SHOWN = (("one", "<a> 1"), ("two", "<a> 2"))
 TAGS = " The reasoning process and the answer are enclosed"
 
 
@@ -171,7 +177,7 @@ NO_THOUGHT = (
     ],
 )
 def test_a_template_that_drops_turns_gets_one(template: str, text: str) -> None:
-    shown = (SHOWN[0], Example("two", "<think> 2 </think> b"))
+    shown = (SHOWN[0], ("two", "<think> 2 </think> b"))
     prompter = Prompter(tokenizer_of(False, template), Sampling(style="none", examples=2), shown)
     assert prompter.text("plus") == text
 
@@ -181,9 +187,9 @@ def test_training_and_evaluation_show_the_same_examples() -> None:
     session = prepare(TrainConfig(task="addition(below=5)", sampling=sampling, seed=3))
     tokenizer, shown = session.policy.tokenizer, session.prompter.examples
     assert shown == draw(session.task, sampling)
-    before = "".join(f"{example.question}\n{example.answer}\n" for example in shown)
+    before = "".join(f"{question}\n{answer}\n" for question, answer in shown)
     problems = session.order.next(60, 0.0)
-    assert not {p.question for p in problems} & {example.question for example in shown}
+    assert not {p.question for p in problems} & dict(shown).keys()
     assert (
         tokenizer.decode(session.prompter.encode(problems[0]))
         == before + problems[0].question + "\n"
@@ -204,4 +210,4 @@ def test_training_and_evaluation_show_the_same_examples() -> None:
             evaluate(Policy(), session.task, sampling, split, num_problems=4)  # type: ignore[arg-type]
         texts = [tokenizer.decode(prompt) for prompt in found.value.args[0]]
         assert all(text.startswith(before) for text in texts)
-        assert not {text.removeprefix(before)[:-1] for text in texts} & {e.question for e in shown}
+        assert not {text.removeprefix(before)[:-1] for text in texts} & dict(shown).keys()

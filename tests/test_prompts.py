@@ -221,8 +221,6 @@ def test_a_system_prompt_that_cannot_be_shown_is_refused() -> None:
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:
-    tokenizer = tokenizer_of(False, None)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(re.sub("", "", "x"), "removed")
     empty = Problem("add-8", " ", "3")
     with pytest.raises(UserError, match="no tokens of the prompt of problem add-8"):
         encode(empty, tokenizer_of(False, None), Sampling(template="plain"))
@@ -242,10 +240,10 @@ THINKS = (
         ("enable_thinking=false", "<s>[off][medium]one26 July 2024"),
         ("enable_thinking=False, reasoning_effort=low", "<s>[off][low]one26 July 2024"),
         ("reasoning_effort='very low', enable_thinking=true", "<s>[very low]one26 July 2024"),
-        ("reasoning_effort=3", "<s>[3]one26 July 2024"),
+        (("reasoning_effort=3", "enable_thinking=false"), "<s>[off][3]one26 July 2024"),
     ],
 )
-def test_a_template_gets_its_arguments(said: str, text: str) -> None:
+def test_a_template_gets_its_arguments(said: Any, text: str) -> None:
     """And the day it is never changes."""
     tokenizer = tokenizer_of(False, THINKS)
     assert prompt_text("one", tokenizer, Sampling(template_args=said, style="none")) == text

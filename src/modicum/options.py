@@ -99,6 +99,8 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
         shown = "" if field.default in (None, "") else f" (default {field.default})"
         kind: Any = {"metavar": "|".join(map(str, choices or ())) or _word(hint)}
+        if tuple in map(typing.get_origin, typing.get_args(hint)):
+            kind = {"metavar": "TEXT", "action": "append"}
         if hint is bool:
             shown, kind = "", {"action": argparse.BooleanOptionalAction}
         text = (docs[field.name] + shown).replace("%", "%%")

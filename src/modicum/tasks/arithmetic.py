@@ -20,13 +20,7 @@ APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 def evaluate(terms: list[int], signs: list[str]) -> int:
     """The value of terms[0] signs[0] terms[1] ..., products first."""
-    total, sign, product = 0, "+", terms[0]
-    for mark, term in zip(signs, terms[1:], strict=True):
-        if mark == "*":
-            product *= term
-        else:
-            total, sign, product = APPLY[sign](total, product), mark, term
-    return APPLY[sign](total, product)
+    return int(chain(terms, signs)[-1])
 
 
 def chain(terms: Sequence[int], signs: Sequence[str]) -> list[str]:
@@ -35,7 +29,7 @@ def chain(terms: Sequence[int], signs: Sequence[str]) -> list[str]:
     links = [_written(left, rest)]
     while rest:
         place = rest.index("*") if "*" in rest else 0
-        left[place : place + 2] = [evaluate(left[place : place + 2], [rest.pop(place)])]
+        left[place : place + 2] = [APPLY[rest.pop(place)](*left[place : place + 2])]
         links.append(_written(left, rest))
     return links
 

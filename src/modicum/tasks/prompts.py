@@ -14,7 +14,7 @@ from modicum.config import Sampling
 from modicum.styles import STYLES
 from modicum.tasks import chat
 from modicum.tasks.base import Task
-from modicum.tasks.examples import Example, draw
+from modicum.tasks.examples import Examples, draw
 from modicum.types import Problem, UserError
 
 # DeepSeek-R1 (arXiv 2501.12948), table 1, without its last sentence: that is the style's
@@ -38,7 +38,7 @@ class Prompter:
 
     tokenizer: Any
     sampling: Sampling
-    examples: tuple[Example, ...] = ()
+    examples: Examples = ()
 
     def __post_init__(self) -> None:
         assert len(self.examples) == self.sampling.examples, "Prompter.of draws them"
@@ -63,20 +63,21 @@ class Prompter:
 
     @cached_property
     def _arguments(self) -> dict[str, Any]:
-        return chat.arguments(self.tokenizer, self.sampling.template_args)
+        return chat.arguments(self.tokenizer, str(self.sampling.template_args))
 
     def text(self, question: str) -> str:
         """The prompt as text; UserError when the question would not stand in it."""
         sampling, system = self.sampling, self.sampling.system
         asked = STYLES[sampling.style].instruction if sampling.style in STYLES else ""
-        turns = [(example.question, example.answer) for example in self.examples]
         if self.template == "plain":
-            return "".join(f"{one}\n{answer}\n\n" for one, answer in turns) + f"{question}\n"
+            return (
+                "".join(f"{one}\n{answer}\n\n" for one, answer in self.examples) + f"{question}\n"
+            )
         if self.template == "r1_zero":
             preamble = R1_ZERO if system is None else system
-            before = "".join(f"\nUser: {one}\nAssistant: {answer}" for one, answer in turns)
+            before = "".join(f"\nUser: {one}\nAssistant: {answer}" for one, answer in self.examples)
             return f"{preamble} {asked}".strip() + f"{before}\nUser: {question}\nAssistant:"
-        made = chat.Chat(system or "", turns, question, asked)
+        made = chat.Chat(system or "", self.examples, question, asked)
         return made.render(self.tokenizer, self._arguments)
 
     def encode(self, problem: Problem) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def record(session: Session, folder: Path) -> dict[str, Any]:
         },
         "task": config.task,
         "problems": tasks.fingerprint(session.task),
-        "examples": [asdict(example) for example in session.prompter.examples],
+        "examples": list(session.prompter.examples),
         "functions": _modules(session.reward),
     }
 
