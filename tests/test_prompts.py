@@ -228,7 +228,8 @@ def test_a_prompt_without_tokens_is_refused() -> None:
 
 THINKS = (
     "{{ bos_token }}{% if enable_thinking is defined and not enable_thinking %}[off]{% endif %}"
-    "{% set effort = reasoning_effort or 'medium' %}[{{ effort }}]"
+    "{% if not reasoning_effort is defined %}{% set reasoning_effort = 'medium' %}{% endif %}"
+    "{% if messages %}{% set effort = reasoning_effort %}{% endif %}[{{ effort }}]"
     "{% generation %}{{ messages[0].content }}{% endgeneration %}{{ strftime_now('%d %B %Y') }}"
 )
 

@@ -22,6 +22,7 @@ DAY = date(2024, 7, 26)
 """What day it is for a template that writes it (Llama 3.1's own default): prompts stay the same."""
 NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+ASKED = ("defined", "undefined", "default", "d")
 PART = re.compile(r"""\{['"]type['"]: ['"]text['"]""")
 
 
@@ -125,10 +126,17 @@ def arguments(tokenizer: Any, said: str) -> dict[str, Any]:
 
 
 def _read(template: str, tokenizer: Any) -> set[str]:
-    """The names that a template reads and that are not given to it already."""
-    from jinja2 import Environment, meta
+    """The names that a template reads and that are not given to it already.
+
+    What it sets itself is none, unless it asks whether it is there.
+    """
+    from jinja2 import Environment, meta, nodes
 
     made = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)  # only parses
     taken = {"messages", "strftime_now", "raise_exception", *tokenizer.special_tokens_map}
     taken |= {*made.globals, *inspect.signature(tokenizer.apply_chat_template).parameters}
-    return meta.find_undeclared_variables(made.parse(GENERATION.sub("", template))) - taken
+    tree = made.parse(GENERATION.sub("", template))
+    own = {found.name for found in tree.find_all(nodes.Name) if found.ctx == "store"}
+    asked = (n.node for n in tree.find_all((nodes.Test, nodes.Filter)) if n.name in ASKED)
+    own -= {found.name for found in asked if isinstance(found, nodes.Name)}
+    return meta.find_undeclared_variables(tree) - own - taken
