@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +11,13 @@ import pytest
 from modicum import tasks
 from modicum.config import Sampling, TrainConfig
 from modicum.evaluate import evaluate
+from modicum.plan.shapes import prompt_tokens
 from modicum.tasks.examples import draw, thought_of, without, worked
-from modicum.tasks.prompts import R1_ZERO, Prompter
+from modicum.tasks.prompts import R1_ZERO, encode, prompt_text
+from modicum.training.origin import record
 from modicum.training.session import prepare
 from modicum.types import Problem, UserError
-from test_prompts import TEMPLATE, tokenizer_of
+from test_prompts import PARTS, TEMPLATE, tokenizer_of
 
 ROWS = [{"question": f"What is {n}+1?", "answer": n + 1} for n in range(10)]
 
@@ -153,13 +157,12 @@ TAGS = " The reasoning process and the answer are enclosed"
 )
 def test_examples_are_earlier_turns(template: Any, begins: str, ends: str) -> None:
     tokenizer = tokenizer_of(False, TEMPLATE.replace("{{ begin }}", ""))
-    prompter = Prompter(tokenizer, Sampling(template=template, examples=2), SHOWN)
-    text = prompter.text("plus")
+    text = prompt_text("plus", tokenizer, Sampling(template=template, examples=2), SHOWN)
     assert text.startswith(begins)
     assert text.endswith(ends) if template != "chat" else text.count(ends) == 1
     short = Sampling(template=template, examples=2, max_prompt_tokens=5)
     with pytest.raises(UserError, match=r"tokens \(with 2 worked examples\), more than"):
-        Prompter(tokenizer, short, SHOWN).encode(Problem("a", "plus", "1"))
+        encode(Problem("a", "plus", "1"), tokenizer, short, SHOWN)
 
 
 LAST_ONLY = "<user> {{ messages[-1].content }} <assistant>"
@@ -172,26 +175,34 @@ NO_THOUGHT = (
 @pytest.mark.parametrize(
     ("template", "text"),
     [
+        (
+            PARTS,
+            "[user]one[assistant]<a> 1[user]two[assistant]<think> 2 </think> b[user]plus[assistant]",
+        ),
         (LAST_ONLY, "<user> one\n\n<a> 1\n\ntwo\n\n<think> 2 </think> b\n\nplus <assistant>"),
         (NO_THOUGHT, "<user>one\n\n<a> 1\n\ntwo\n\n<think> 2 </think> b\n\nplus"),
     ],
 )
 def test_a_template_that_drops_turns_gets_one(template: str, text: str) -> None:
     shown = (SHOWN[0], ("two", "<think> 2 </think> b"))
-    prompter = Prompter(tokenizer_of(False, template), Sampling(style="none", examples=2), shown)
-    assert prompter.text("plus") == text
+    sampling = Sampling(style="none", examples=2)
+    assert prompt_text("plus", tokenizer_of(False, template), sampling, shown) == text
 
 
-def test_training_and_evaluation_show_the_same_examples() -> None:
+def test_training_and_evaluation_show_the_same_examples(tmp_path: Path) -> None:
     sampling = Sampling(examples=2, max_tokens=4)
     session = prepare(TrainConfig(task="addition(below=5)", sampling=sampling, seed=3))
-    tokenizer, shown = session.policy.tokenizer, session.prompter.examples
+    tokenizer, shown = session.policy.tokenizer, session.examples
     assert shown == draw(session.task, sampling)
+    assert record(session, tmp_path)["examples"] == list(shown)
+    # 48 tokens of examples, which the planner counts.
+    bare = replace(session.config, sampling=replace(sampling, examples=0))
+    assert [prompt_tokens(c) for c in (bare, session.config)] == [(8, 8), (56, 56)]
     before = "".join(f"{question}\n{answer}\n" for question, answer in shown)
     problems = session.order.next(60, 0.0)
     assert not {p.question for p in problems} & dict(shown).keys()
     assert (
-        tokenizer.decode(session.prompter.encode(problems[0]))
+        tokenizer.decode(encode(problems[0], tokenizer, sampling, shown))
         == before + problems[0].question + "\n"
     )
 

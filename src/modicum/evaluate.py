@@ -14,8 +14,8 @@ from modicum import scorecard
 from modicum.config import Sampling
 from modicum.scorecard import Evaluation, Graded
 from modicum.tasks.base import Task, check_split
-from modicum.tasks.examples import without
-from modicum.tasks.prompts import Prompter
+from modicum.tasks.examples import draw, without
+from modicum.tasks.prompts import encode
 from modicum.types import Completion, Problem, Split, UserError
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ def evaluate(
     `progress(done, total)` counts problems over both passes. `keep` gets every completion
     with its verdict (`scorecard.rows`). At temperature 0 the one sample is the greedy one.
     """
-    prompter = Prompter.of(task, policy.tokenizer, sampling)
-    problems = held_out(without(task, prompter.examples), check_split(split), num_problems)
+    examples = draw(task, sampling)
+    problems = held_out(without(task, examples), check_split(split), num_problems)
     total = 2 * len(problems)
-    prompts = [prompter.encode(problem) for problem in problems]
+    prompts = [encode(p, policy.tokenizer, sampling, examples) for p in problems]
     keys = [("evaluate", seed, split, index) for index in range(len(problems))]
 
     def run(settings: Sampling, count: int, done: int) -> list[list[Graded]]:

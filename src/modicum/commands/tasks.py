@@ -51,6 +51,8 @@ def run(args: list[str]) -> int:
     found, options = parser.options(args, Options, "problems")
 
     from modicum import spec, tasks
+    from modicum.tasks.examples import draw, without
+    from modicum.tasks.prompts import encode, prompt_text
 
     if found.expression is None:
         if found.check:
@@ -67,28 +69,25 @@ def run(args: list[str]) -> int:
         values = check(task)
         show(found.json, values, "\n".join([str(task), *_checked(values), *notes]))
         return int(any(values["wrong"].values()) or any(values["shared"].values()))
-    prompter = None
-    if options.model:
-        from modicum.models.load import read_tokenizer
-        from modicum.tasks.examples import without
-        from modicum.tasks.prompts import Prompter
-
-        tokenizer = read_tokenizer(options.model, options.trust)
-        prompter = Prompter.of(task, tokenizer, options.sampling)
-        task = without(task, prompter.examples)
+    examples = draw(task, options.sampling)
+    task = without(task, examples)
     size = task.size(options.split)
     count = options.count if size is None else min(options.count, size)
     problems = [task.problem(options.split, options.seed, i) for i in range(count)]
     keys = ("id", "question", "answer", "difficulty")
     lines = [f"{task}, split {options.split}: {_many(size)}", *notes]
     values = [{key: getattr(problem, key) for key in keys} for problem in problems]
-    for value, problem in zip(values, problems, strict=True):
-        text, tokens = problem.question, ""
-        if prompter is not None:
-            text, count = prompter.text(problem.question), len(prompter.encode(problem))
-            value |= {"prompt": text, "prompt_tokens": count}
-            tokens = f"\n  prompt: {count} tokens"
-        lines.append(f"\n{text}\n  answer: {problem.answer}{tokens}")
+    if options.model:
+        from modicum.models.load import read_tokenizer
+
+        form = read_tokenizer(options.model, options.trust), options.sampling, examples
+        for value, problem in zip(values, problems, strict=True):
+            value["prompt"] = prompt_text(problem.question, *form)
+            value["prompt_tokens"] = len(encode(problem, *form))
+    for value in values:
+        text, tokens = value.get("prompt", value["question"]), value.get("prompt_tokens")
+        lines.append(f"\n{text}\n  answer: {value['answer']}")
+        lines += [f"  prompt: {tokens} tokens"] if tokens else []
     show(found.json, values, "\n".join(lines))
     return 0
 

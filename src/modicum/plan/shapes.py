@@ -101,7 +101,8 @@ def num_bytes(tensors: Sequence[torch.Tensor]) -> int:
 
 def prompt_tokens(config: TrainConfig) -> tuple[int, int] | None:
     """The shortest and longest prompt of some problems of the task; None without a tokenizer."""
-    from modicum.tasks.prompts import Prompter
+    from modicum.tasks.examples import draw
+    from modicum.tasks.prompts import encode
 
     if not locate(config.model, config.trust).local:
         return None
@@ -113,6 +114,6 @@ def prompt_tokens(config: TrainConfig) -> tuple[int, int] | None:
     size = task.size("train")
     count = SHOWN_PROBLEMS if size is None else min(size, SHOWN_PROBLEMS)
     found = [task.problem("train", config.seed, index) for index in range(count)]
-    prompter = Prompter.of(task, tokenizer, config.sampling)
-    sizes = [len(prompter.encode(problem)) for problem in found]
+    sampling, examples = config.sampling, draw(task, config.sampling)
+    sizes = [len(encode(problem, tokenizer, sampling, examples)) for problem in found]
     return min(sizes), max(sizes)

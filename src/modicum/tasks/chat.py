@@ -7,12 +7,12 @@ and the first text that holds all of it is the prompt.
 from __future__ import annotations
 
 import html
-import inspect
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 from modicum.spec import keywords, nearest
@@ -22,6 +22,14 @@ DAY = date(2024, 7, 26)
 """What day it is for a template that writes it (Llama 3.1's own default): prompts stay the same."""
 NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+TAKEN = {
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "strftime_now",
+    "raise_exception",
+}
 ASKED = ("defined", "undefined", "default", "d")
 PART = re.compile(r"""\{['"]type['"]: ['"]text['"]""")
 
@@ -111,32 +119,33 @@ def arguments(tokenizer: Any, said: str) -> dict[str, Any]:
             what = f"no chat template {name!r}" if name else "several chat templates, no default"
             known = f"--template-args chat_template=NAME takes one: {', '.join(sorted(held))}"
             raise UserError(f"the tokenizer has {what}; {known}")
-        held = held[name or "default"]
+        held = str(held[name or "default"])
     elif name is not None:
         raise UserError("template_args: the tokenizer has one chat template, which has no name")
     try:
-        known = _read(held, tokenizer) if given else set()
+        known = _read(held) if given else set()
     except TemplateError as error:
         raise UserError(f"the tokenizer's chat template cannot be read: {error.message}") from None
-    for word in given.keys() - known:
-        what = nearest(word, known) if known else "it reads nothing but the chat"
-        raise UserError(f"template_args: the chat template does not read {word!r}; {what}")
+    unread = [word for word in given if word not in known]
+    if unread:
+        what = nearest(unread[0], known) if known else "it reads nothing but the chat"
+        raise UserError(f"template_args: the chat template does not read {unread[0]!r}; {what}")
     dated = NOW.sub(lambda call: repr(DAY.strftime(call[2])), held)
     return given if dated == tokenizer.chat_template else given | {"chat_template": dated}
 
 
-def _read(template: str, tokenizer: Any) -> set[str]:
-    """The names that a template reads and that are not given to it already.
+@lru_cache(maxsize=8)
+def _read(template: str) -> set[str]:
+    """The names that a template reads and that neither the chat nor the library gives.
 
     What it sets itself is none, unless it asks whether it is there.
     """
     from jinja2 import Environment, meta, nodes
 
     made = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)  # only parses
-    taken = {"messages", "strftime_now", "raise_exception", *tokenizer.special_tokens_map}
-    taken |= {*made.globals, *inspect.signature(tokenizer.apply_chat_template).parameters}
     tree = made.parse(GENERATION.sub("", template))
     own = {found.name for found in tree.find_all(nodes.Name) if found.ctx == "store"}
     asked = (n.node for n in tree.find_all((nodes.Test, nodes.Filter)) if n.name in ASKED)
     own -= {found.name for found in asked if isinstance(found, nodes.Name)}
-    return meta.find_undeclared_variables(tree) - own - taken
+    read = meta.find_undeclared_variables(tree) - own - TAKEN - made.globals.keys()
+    return {name for name in read if not name.endswith("_token")}

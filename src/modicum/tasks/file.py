@@ -20,12 +20,11 @@ QUESTION_COLUMNS = ("question", "problem", "prompt")
 
 @dataclass(frozen=True)
 class FileTask(DataTask):
-    """The rows of the file `path`: `question`, `answer`, `difficulty`, `solution` name its columns.
+    """The rows of the file `path`: `question`, `answer`, and `difficulty` name its columns.
 
     When `question` is left at its default, the first of the columns question, problem and
     prompt is taken. Answers may be texts or numbers; `difficulty`, when it is named, must
-    be a number in every row (a measured pass rate, say: use 1 - rate, larger is harder). The
-    `solution` is worked out where the row is an example before a question. A
+    be a number in every row (a measured pass rate, say: use 1 - rate, larger is harder). A
     row that cannot be a problem is a UserError with its line, or is skipped and counted
     with bad_rows='skip'.
     """
@@ -36,7 +35,6 @@ class FileTask(DataTask):
     answer: str = "answer"
     difficulty: str | None = None
     bad_rows: BadRows = "refuse"
-    solution: str | None = None
 
     def __post_init__(self) -> None:
         check_path(self.name, self.path, hub_too=False)
@@ -56,14 +54,13 @@ class FileTask(DataTask):
     def columns(self) -> Sequence[tuple[str, ...]]:
         """Those that the arguments name."""
         named = (self._questions(), (self.answer,))
-        return (*named, *((name,) for name in (self.difficulty, self.solution) if name))
+        return (*named, (self.difficulty,)) if self.difficulty else named
 
     def item(self, record: rows.Record) -> Item:
         """The row as it stands."""
         question = rows.text(record, *self._questions())
         level = rows.number(record, self.difficulty) if self.difficulty else None
-        data = {"solution": rows.text(record, self.solution)} if self.solution else {}
-        return Item(question, rows.answer(record, self.answer), level, data)
+        return Item(question, rows.answer(record, self.answer), level)
 
     def _questions(self) -> tuple[str, ...]:
         return QUESTION_COLUMNS if self.question == QUESTION_COLUMNS[0] else (self.question,)

@@ -18,6 +18,7 @@ from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
 from modicum.parts import RunParts
+from modicum.tasks.prompts import encode
 from modicum.training import origin, result
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, look, resumable, run_folder
@@ -108,7 +109,8 @@ def _run(
     before = machine.resident_bytes()
     session = origin.prepare_like(config, parts, past)
     policy = session.policy
-    first_prompt = session.prompter.encode(session.task.problem("train", config.seed, 0))
+    first = session.task.problem("train", config.seed, 0)
+    first_prompt = encode(first, policy.tokenizer, config.sampling, session.examples)
     check_length([first_prompt], policy.model, config.sampling)
     # What the process held before the model was loaded; on a GPU nothing.
     start_memory = before if policy.device.type == "cpu" else 0

@@ -39,7 +39,7 @@ def record(session: Session, folder: Path) -> dict[str, Any]:
         },
         "task": config.task,
         "problems": tasks.fingerprint(session.task),
-        "examples": list(session.prompter.examples),
+        "examples": list(session.examples),
         "functions": _modules(session.reward),
     }
 

@@ -15,8 +15,7 @@ from modicum.models.identity import Identity
 from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
-from modicum.tasks.examples import draw, without
-from modicum.tasks.prompts import Prompter
+from modicum.tasks.examples import Examples, draw, without
 from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
 from modicum.updates.proofs import Proof
@@ -33,7 +32,8 @@ class Session:
     objective: objectives.Objective
     order: Order
     policy: Policy
-    prompter: Prompter
+    examples: Examples
+    """Worked ones, before every question."""
     prepared: updates.Prepared
     optimization: Optimization
     proof: Proof
@@ -128,7 +128,7 @@ def prepare(
         objective,
         order,
         policy,
-        Prompter(policy.tokenizer, config.sampling, examples),
+        examples,
         prepared,
         optimization,
         optimization.proof,

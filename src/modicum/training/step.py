@@ -30,6 +30,7 @@ from modicum.objectives import Counts, Objective
 from modicum.objectives.base import has_signal
 from modicum.rewards import Reward
 from modicum.tasks import Task
+from modicum.tasks.prompts import encode
 from modicum.training.session import Session
 from modicum.types import Batch, Group, Row, UserError
 
@@ -64,7 +65,8 @@ def sample_groups(session: Session, step: int) -> list[Group]:
     problems = session.order.next(count, session.progress(step))
     if len(problems) != count:
         raise UserError(f"{config.curriculum} gave {len(problems)} problems for a step of {count}")
-    prompts = [session.prompter.encode(problem) for problem in problems]
+    written = session.policy.tokenizer, config.sampling, session.examples
+    prompts = [encode(problem, *written) for problem in problems]
     keys = [("train", config.seed, step, index) for index in range(len(problems))]
     size = config.batch.group_size
     completions = session.policy.sample(prompts, keys, size, config.sampling, keep_trunk=True)
