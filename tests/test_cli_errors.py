@@ -66,6 +66,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["tasks", "addition(below=5)", "--model", "tiny", "--examples", "99"], ["examples = 99"]),
         (["evaluate", "--template-args", "enable_thinking=no"], ["reads nothing but the chat"]),
         (["evaluate", "--template-args", "enable_thinking"], ["must be name=value"]),
+        (["evaluate", "--template-args", "a=1", "--template-args", "b"], ["'a=1, b'"]),
         (["evaluate", "nowhere"], ["nowhere is not a run folder"]),
         (["evaluate", "--problems", "x"], ["problems must be a whole number"]),
         (["export", "nowhere", "--out", "x"], ["nowhere is not a run folder"]),

@@ -22,14 +22,8 @@ DAY = date(2024, 7, 26)
 """What day it is for a template that writes it (Llama 3.1's own default): prompts stay the same."""
 NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
-TAKEN = {
-    "messages",
-    "tools",
-    "documents",
-    "add_generation_prompt",
-    "strftime_now",
-    "raise_exception",
-}
+CHAT = {"messages", "tools", "documents", "add_generation_prompt"}
+HELPERS = {"strftime_now", "raise_exception"}
 ASKED = ("defined", "undefined", "default", "d")
 PART = re.compile(r"""\{['"]type['"]: ['"]text['"]""")
 
@@ -147,5 +141,5 @@ def _read(template: str) -> set[str]:
     own = {found.name for found in tree.find_all(nodes.Name) if found.ctx == "store"}
     asked = (n.node for n in tree.find_all((nodes.Test, nodes.Filter)) if n.name in ASKED)
     own -= {found.name for found in asked if isinstance(found, nodes.Name)}
-    read = meta.find_undeclared_variables(tree) - own - TAKEN - made.globals.keys()
+    read = meta.find_undeclared_variables(tree) - own - CHAT - HELPERS - made.globals.keys()
     return {name for name in read if not name.endswith("_token")}
