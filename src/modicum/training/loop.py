@@ -196,6 +196,7 @@ def _evaluate(
         samples=held.eval_samples,
         progress=lambda done, total: observer.evaluating(name, done, total),
         keep=lambda rows: run.write_lines(f"completions-{name.replace(' ', '-')}.jsonl", rows),
+        examples=session.examples,
     )
     entry = {"step": step, "name": name, **asdict(found)}
     run.append("evaluations.jsonl", entry)
