@@ -22,7 +22,6 @@ from modicum.runs import is_run
 from modicum.types import UserError
 
 TINY = Path(__file__).parent / "tiny"
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, struct.error)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -129,15 +128,15 @@ def load(
     `dtype` is fp32 or bf16. Raises UserError when there is no such model, when it is not
     a causal language model, or when its files are broken.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     trust = trust or Trust()
     source, where = locate(name, trust), choose_device(device)
     config = read_config(name, trust)
     logging.disable_progress_bar()  # one line of ours says what is loaded
-    tokenizer = read_tokenizer(name, trust)
     try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.arguments)
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
             config=config,
@@ -146,33 +145,20 @@ def load(
             output_loading_info=True,
             **source.arguments,
         )
-    except UNREADABLE as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, struct.error) as error:
         raise UserError(_unreachable(name, source, error)) from None
     if source.gguf:
-        model = gguf.mend_model(model)
+        tokenizer, model = gguf.mend_tokenizer(source.gguf, tokenizer), gguf.mend_model(model)
     if info["missing_keys"]:
         # transformers would fill it with random numbers.
         raise UserError(f"{name} has no tensor {min(info['missing_keys'])}, which its config needs")
+    if not tokenizer("1+1", add_special_tokens=False)["input_ids"]:
+        raise UserError(f"{name} has no usable tokenizer (is tokenizer.json missing?)")
     ends = end_tokens(model, tokenizer)
     said, _ = config.get_config_dict(source.place, **source.arguments)
     identity = Identity.of(model, tokenizer, ends, said)  # on the CPU, where the weights still are
     model.eval().to(where)
     return Loaded(model, tokenizer, ends, where, identity)
-
-
-def read_tokenizer(name: str, trust: Trust | None = None) -> Any:
-    """The tokenizer of a model; UserError when it has none that can be used."""
-    from transformers import AutoTokenizer
-
-    source = locate(name, trust)
-    try:
-        found: Any = AutoTokenizer.from_pretrained(source.place, **source.arguments)
-    except UNREADABLE as error:
-        raise UserError(_unreachable(name, source, error)) from None
-    found = gguf.mend_tokenizer(source.gguf, found) if source.gguf else found
-    if not found("1+1", add_special_tokens=False)["input_ids"]:
-        raise UserError(f"{name} has no usable tokenizer (is tokenizer.json missing?)")
-    return found
 
 
 def _unreachable(name: str, source: Source, error: BaseException) -> str:
@@ -195,6 +181,18 @@ def _unreachable(name: str, source: Source, error: BaseException) -> str:
         f" had: {reason} (the path of a folder works offline; HF_HUB_OFFLINE=1 looks only in"
         " the cache)"
     )
+
+
+def read_tokenizer(name: str, trust: Trust | None = None) -> Any:
+    """The tokenizer of a model alone; UserError when it has none that can be read."""
+    from transformers import AutoTokenizer
+
+    source = locate(name, trust)
+    try:
+        found: Any = AutoTokenizer.from_pretrained(source.place, **source.arguments)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise UserError(_unreachable(name, source, error)) from None
+    return gguf.mend_tokenizer(source.gguf, found) if source.gguf else found
 
 
 def choose_device(device: str) -> torch.device:

@@ -15,8 +15,7 @@ import torch
 
 from modicum import tasks, updates
 from modicum.config import TrainConfig, Trust
-from modicum.models.load import locate, read_config, read_tokenizer, skeleton
-from modicum.types import UserError
+from modicum.models.load import locate, read_config, skeleton
 from modicum.updates.base import Prepared
 
 # hidden size, intermediate size, layers, heads, key/value heads, vocabulary, tied embeddings
@@ -101,14 +100,17 @@ def num_bytes(tensors: Sequence[torch.Tensor]) -> int:
 
 def prompt_tokens(config: TrainConfig) -> tuple[int, int] | None:
     """The shortest and longest prompt of some problems of the task; None without a tokenizer."""
+    from transformers import AutoTokenizer
+
     from modicum.tasks.examples import draw
     from modicum.tasks.prompts import encode
 
-    if not locate(config.model, config.trust).local:
+    source = locate(config.model, config.trust)
+    if not source.local:
         return None
     try:
-        tokenizer = read_tokenizer(config.model, config.trust)
-    except UserError:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.arguments)
+    except (OSError, ValueError):
         return None
     task = tasks.parse(config.task)
     size = task.size("train")
