@@ -94,6 +94,24 @@ def test_problems_of_a_task_are_shown(capsys: pytest.CaptureFixture[str]) -> Non
     assert found[0]["question"] in capsys.readouterr().out
 
 
+def test_prompts_of_a_task_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the model gets them, with the settings of a run; what is shown before them is not asked."""
+    args = ["tasks", "addition(below=5)", "--model", "tiny", "--template", "plain", "--count", "2"]
+    found = printed(capsys, *args, "--examples", "1")
+    shown, plain = found[0]["prompt"].split("\n\n")[0], printed(capsys, *args)
+    asked = [p["question"] for p in plain if p["question"] not in shown]
+    assert asked
+    assert asked[0] in [p["question"] for p in found]
+    for one in found:
+        assert one["prompt"] == f"{shown}\n\n{one['question']}\n"
+    assert [p["prompt"] for p in plain] == [f"{p['question']}\n" for p in plain]
+    assert cli.run(args) == 0
+    assert (
+        f"{plain[0]['question']}\n\n  answer: {plain[0]['answer']}\n  prompt: "
+        in capsys.readouterr().out
+    )
+
+
 def test_train_prints_its_result_and_nothing_else(folders: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "run"
     model = str(folders["qwen2"])

@@ -14,6 +14,7 @@ from modicum import answers
 from modicum.config import Sampling
 from modicum.models.load import load
 from modicum.styles import STYLES
+from modicum.tasks.chat import arguments
 from modicum.tasks.prompts import encode, notes, prompt_text, stops
 from modicum.types import Problem, UserError
 
@@ -160,6 +161,10 @@ def test_stop_strings_are_what_the_prompt_form_invites() -> None:
     assert stops(base, Sampling(style="boxed")) == ("\nUser:",)
     assert stops(base, Sampling(style="none")) == ("\nUser:",)
     assert stops(base, Sampling(template="plain")) == ()
+    assert stops(base, Sampling(template="plain", style="boxed", examples=2)) == ("\n\n",)
+    assert stops(base, Sampling(template="plain", examples=2)) == ("</answer>", "\n\n")
+    assert stops(base, Sampling(style="hashes", examples=2)) == ("\nUser:",)
+    assert stops(chat, Sampling(examples=2)) == ()
     assert stops(chat, Sampling()) == ()
     assert stops(chat, Sampling(template="r1_zero", style="hashes")) == ("\nUser:",)
     assert stops(base, Sampling(stop=())) == ()
@@ -173,3 +178,147 @@ def test_the_form_of_a_completion_is_that_of_what_is_not_thought(style: str) -> 
     assert ok(f"<think>\n{mark}\nNo.</think>\n{mark}")
     assert not ok(f"<think>\n{mark}")
     assert not ok(f"<think>\n{mark}</think>")
+
+
+def test_a_question_with_empty_lines_is_not_cut() -> None:
+    """The template of `tiny` reads up to the first empty line."""
+    tokenizer = load("tiny", "cpu").tokenizer
+    found = prompt_text("Two lines.\n\nWhat is 1+2?\n \nSay it.", tokenizer, Sampling())
+    assert found == "Two lines.\nWhat is 1+2?\nSay it.\n"
+    assert prompt_text("What is 1+2?", tokenizer, Sampling(system="Hm.")) == "Hm.\nWhat is 1+2?\n"
+
+
+PARTS = (
+    "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}[assistant]"
+)
+EACH = "{% for m in messages %}%s{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (PARTS, "[system]Be brief.[user]a <b>\n\nc[assistant]"),
+        (PARTS.replace("[{{ m.role }}]", "").replace("[assistant]", ""), "Be brief.a <b>\n\nc"),
+        # Raises for a text: it has no first part.
+        (EACH.replace("%s", "{{ m.content[0].text.strip() }};"), "Be brief.;a <b>\n\nc;"),
+        # Drops the system turn without a word.
+        ("{{ messages[-1].content }}|", "Be brief.\n\na <b>\n\nc|"),
+        (EACH.replace("%s", "{{ m.content | tojson }}"), '"Be brief.""a <b>\\n\\nc"'),
+        (EACH.replace("%s", "{{ m.content | e }};"), "Be brief.;a &lt;b&gt;\n\nc;"),
+        (EACH.replace("%s", "{{ m.content | replace('\n', ' ') }};"), "Be brief.;a <b>  c;"),
+        # `tiny`, with a question that has an empty line.
+        ("{{ messages[-1]['content'].split('\n\n')[0] }}!", "Be brief.\na <b>\nc!"),
+    ],
+)
+def test_the_question_and_the_system_prompt_stand_in_the_prompt(template: str, text: str) -> None:
+    sampling = Sampling(system="Be brief.", style="none")
+    assert prompt_text("a <b>\n\nc", tokenizer_of(False, template), sampling) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("[user][assistant]", "leaves out the question; --template r1_zero or plain"),
+        ("", "needs a tokenizer with a chat template"),
+        (" ", "leaves out the question"),
+        ("{{ messages[0].content | upper }}", "leaves out the question"),
+        ("{{ messages[0].content[:3] }}", "leaves out the question"),
+        ("{{ messages[0].content | upper if messages[0].content is string else messages }}", "out"),
+        ("{{ messages[0].text.strip() }}", "cannot be rendered: 'dict object' has no attribute"),
+        ("{{ tools[0].name }}", "cannot be rendered: 'None' has no element 0|None"),
+        ("{{ 1 // 0 }}", "cannot be rendered: integer"),
+        ("{% for m in messages %}", "cannot be rendered: Unexpected end of template.*endfor"),
+        ("{{ raise_exception('one\ntwo') }}", "cannot be rendered: one two"),
+        ("{% for i in range(10 ** 9) %}x{% endfor %}", "cannot be rendered: Range too big"),
+    ],
+)
+def test_a_template_without_the_question_is_refused(template: str, message: str) -> None:
+    tokenizer = tokenizer_of(False, template)
+    with pytest.raises(UserError, match=message) as found:
+        prompt_text("one plus two", tokenizer, Sampling(template="chat"))
+    assert "\n" not in str(found.value)
+
+
+def test_a_system_prompt_that_cannot_be_shown_is_refused() -> None:
+    tokenizer = tokenizer_of(False, "{{ messages[-1].content.split('Brief ')[-1] }}")
+    assert prompt_text("one", tokenizer, Sampling(style="none")) == "one"
+    with pytest.raises(UserError, match="leaves out the system prompt"):
+        prompt_text("one", tokenizer, Sampling(style="none", system="Brief "))
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    empty = Problem("add-8", " ", "3")
+    with pytest.raises(UserError, match="no tokens of the prompt of problem add-8"):
+        encode(empty, tokenizer_of(False, None), Sampling(template="plain"))
+
+
+THINKS = (
+    "{{ bos_token }}{% if enable_thinking is defined and not enable_thinking %}[off]{% endif %}"
+    "{% if not reasoning_effort is defined %}{% set reasoning_effort = 'medium' %}{% endif %}"
+    "{% if messages %}{% set effort = reasoning_effort %}{% endif %}[{{ effort }}]"
+    "{% generation %}{{ messages[0].content }}{% endgeneration %}{{ strftime_now('%d %B %Y') }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ("", "<s>[medium]one26 July 2024"),
+        ("enable_thinking=false", "<s>[off][medium]one26 July 2024"),
+        ("enable_thinking=False, reasoning_effort=low", "<s>[off][low]one26 July 2024"),
+        ("reasoning_effort='very low', enable_thinking=true", "<s>[very low]one26 July 2024"),
+        (("reasoning_effort=3", "enable_thinking=false"), "<s>[off][3]one26 July 2024"),
+    ],
+)
+def test_a_template_gets_its_arguments(said: Any, text: str) -> None:
+    """And the day it is never changes."""
+    tokenizer = tokenizer_of(False, THINKS)
+    assert prompt_text("one", tokenizer, Sampling(template_args=said, style="none")) == text
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("enable_thinkin=false", "does not read 'enable_thinkin'; did you mean 'enable_thinking'"),
+        ("effort=1", r"does not read 'effort'.*\(known: enable_thinking, reasoning_effort\)"),
+        ("messages=1", "does not read 'messages'"),
+        ("tools=[]", "does not read 'tools'"),
+        ("add_generation_prompt=false", "does not read 'add_generation_prompt'"),
+        ("bos_token=''", "does not read 'bos_token'"),
+        ("chat_template=rag", "one chat template, which has no name"),
+    ],
+)
+def test_arguments_that_a_template_does_not_read(said: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prompt_text("one", tokenizer_of(False, THINKS), Sampling(template_args=said))
+
+
+def test_arguments_need_a_chat_template() -> None:
+    for tokenizer, template in ((None, "auto"), (THINKS, "plain")):
+        sampling = Sampling(template=template, template_args="enable_thinking=false")
+        with pytest.raises(UserError, match="template_args are for a chat template"):
+            prompt_text("one", tokenizer_of(False, tokenizer), sampling)
+    with pytest.raises(UserError, match="reads nothing but the chat"):
+        arguments(tokenizer_of(False, TEMPLATE.replace("{{ begin }}", "")), "enable_thinking=false")
+
+
+def test_named_templates(tmp_path: Any) -> None:
+    """As transformers writes them: chat_template.jinja and additional_chat_templates/."""
+    named = {"rag": "r:{{ messages[0].content }}", "tool_use": "t:{{ messages[0].content }}"}
+    tokenizer, sampling = tokenizer_of(False, None), Sampling(style="none")
+    tokenizer.chat_template = named
+    with pytest.raises(
+        UserError, match=r"no default; --template-args chat_template=NAME .*rag, to"
+    ):
+        prompt_text("one", tokenizer, sampling)
+    rag = Sampling(style="none", template_args="chat_template=rag")
+    assert prompt_text("one", tokenizer, rag) == "r:one"
+    with pytest.raises(UserError, match=r"no chat template 'rog'; .*rag, tool_use"):
+        prompt_text("one", tokenizer, Sampling(template_args="chat_template=rog"))
+    tokenizer.chat_template = named | {"default": "d:{{ messages[0].content }}"}
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "additional_chat_templates" / "rag.jinja").is_file()
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert prompt_text("one", again, sampling) == "d:one"
+    assert prompt_text("one", again, rag) == "r:one"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from modicum.resuming import digits, fixed, free, length
-from modicum.spec import at_least, check, nearest
+from modicum.spec import at_least, check, keywords, nearest, within
 from modicum.types import UserError
 
 C = TypeVar("C")
@@ -44,6 +44,12 @@ class Sampling:
     """How the prompt asks for the answer: <think>/<answer> tags, \\boxed{}, #### or not at all."""
     system: str | None = fixed(None)
     """System prompt, put before what the style asks for; unset takes the template's own."""
+    template_args: tuple[str, ...] | str = fixed("")
+    """What the chat template is told, such as `enable_thinking=false`; again for more."""
+    examples: int = fixed(0)
+    """Worked problems of the train split that stand before every question, and are not trained."""
+    examples_seed: int = fixed(0)
+    """Of the choice of these problems; runs of other seeds have the same ones."""
     stop: str | tuple[str, ...] | None = fixed(None)
     """Text that ends a completion (again for another; '' for none); unset asks the template."""
     long_prompts: Literal["refuse", "skip"] = fixed("refuse")
@@ -51,13 +57,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         at_least(self, temperature=(0, 100), top_k=0, max_tokens=1, max_prompt_tokens=1)
+        at_least(self, examples=0, examples_seed=0)
+        if not isinstance(self.template_args, str):
+            object.__setattr__(self, "template_args", ", ".join(self.template_args))
+        keywords("template_args", str(self.template_args))
         if self.stop is not None:
             stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
             object.__setattr__(self, "stop", () if stop == ("",) else stop)
             if "" in stop and len(stop) > 1:
                 raise UserError("stop: an empty text beside others; alone it means no stop strings")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        within("top_p", self.top_p, 0, 1, above=True)
 
 
 @dataclass(frozen=True)
@@ -120,11 +129,9 @@ class Optimizer:
     def __post_init__(self) -> None:
         at_least(self, weight_decay=(0, 100), max_grad_norm=0, warmup_steps=0, epsilon=(0, 1))
         for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                value = getattr(self, name)
-                raise UserError(f"{name} must be at least 0 and below 1, not {value}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < 10:
-            raise UserError(f"learning_rate must be above 0 and below 10, not {self.learning_rate}")
+            within(name, getattr(self, name), 0, 1, below=True)
+        if self.learning_rate is not None:
+            within("learning_rate", self.learning_rate, 0, 10, above=True, below=True)
 
 
 @dataclass(frozen=True)

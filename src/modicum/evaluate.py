@@ -14,6 +14,7 @@ from modicum import scorecard
 from modicum.config import Sampling
 from modicum.scorecard import Evaluation, Graded
 from modicum.tasks.base import Task, check_split
+from modicum.tasks.examples import Examples, draw, without
 from modicum.tasks.prompts import encode
 from modicum.types import Completion, Problem, Split, UserError
 
@@ -54,15 +55,18 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     keep: Callable[[Iterable[dict[str, Any]]], None] | None = None,
+    examples: Examples | None = None,
 ) -> Evaluation:
     """Sample `samples` completions and one greedy one for each problem, and grade them.
 
     `progress(done, total)` counts problems over both passes. `keep` gets every completion
     with its verdict (`scorecard.rows`). At temperature 0 the one sample is the greedy one.
+    `examples` are the worked ones of a run; otherwise they are drawn from the task.
     """
-    problems = held_out(task, check_split(split), num_problems)
+    examples = draw(task, sampling) if examples is None else examples
+    problems = held_out(without(task, examples), check_split(split), num_problems)
     total = 2 * len(problems)
-    prompts = [encode(p, policy.tokenizer, sampling) for p in problems]
+    prompts = [encode(p, policy.tokenizer, sampling, examples) for p in problems]
     keys = [("evaluate", seed, split, index) for index in range(len(problems))]
 
     def run(settings: Sampling, count: int, done: int) -> list[list[Graded]]:

@@ -90,23 +90,38 @@ def build(kind: str, text: str, members: Mapping[str, type]) -> Any:
     `kind` is the word used in messages ("update"). Raises UserError with the nearest
     right name, the allowed arguments, or the place where the text does not parse.
     """
+    tree = _parsed(kind, text, text.strip())
+    try:
+        made = _Builder(kind, text, members).build(tree)
+    except RecursionError:
+        raise UserError(f"{kind}: the expression is nested too deeply") from None
+    if isinstance(made, int | float):
+        raise UserError(f"{kind} {text!r} is a number, not one of {', '.join(members)}")
+    return made
+
+
+def keywords(kind: str, text: str) -> dict[str, Any]:
+    """The values of `name=value, name=value`: numbers, texts, words, true, false, None, lists."""
+    match _parsed(kind, text, f"named({text})"):
+        case ast.Call(func=ast.Name("named"), args=[], keywords=found):
+            values = {word.arg: _Builder(kind, text, {}).argument(word.value) for word in found}
+            if len(values) == len(found) and None not in values:
+                return {str(name): value for name, value in values.items()}
+    raise UserError(f"{kind} {text!r} must be name=value, name=value, each name once")
+
+
+def _parsed(kind: str, text: str, code: str) -> ast.expr:
+    """The tree of `code`, which is made of `text`; UserError when it does not parse."""
     if len(text) > MAX_LENGTH:
         raise UserError(f"{kind}: the expression is longer than {MAX_LENGTH} characters")
     try:
         with warnings.catch_warnings():
             # Python warns of '\\d' and `1()` on standard error; what is wrong is said here.
             warnings.simplefilter("ignore")
-            tree = ast.parse(text.strip(), mode="eval")
+            return ast.parse(code, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         detail = error.msg if isinstance(error, SyntaxError) else "not an expression"
         raise UserError(f"{kind} {text!r} does not parse: {detail}") from None
-    try:
-        made = _Builder(kind, text, members).build(tree.body)
-    except RecursionError:
-        raise UserError(f"{kind}: the expression is nested too deeply") from None
-    if isinstance(made, int | float):
-        raise UserError(f"{kind} {text!r} is a number, not one of {', '.join(members)}")
-    return made
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from modicum.config import Sampling
+from modicum.config import Sampling, Trust
 from modicum.options import Parser, show
 from modicum.spec import at_least
 from modicum.types import SPLITS, UserError
@@ -16,6 +16,7 @@ modicum tasks 'arithmetic(terms=3, digits=2)' --count 5
 modicum tasks "gsm8k(path='data/gsm8k')" --split test --json
 modicum tasks "file('problems.jsonl', bad_rows='skip')" --check
 modicum tasks "file('pair', answer='reward_model.ground_truth')" --check --model tiny
+modicum tasks gsm8k --model models/SmolLM2-135M-Instruct --style boxed --examples 2
 """
 
 
@@ -30,8 +31,9 @@ class Options:
     count: int = 3
     """How many."""
     model: str = ""
-    """With --check: also look whether a prompt for this model is too long."""
+    """Show the prompts that this model would get; with --check, whether one is too long."""
     sampling: Sampling = field(default_factory=Sampling)
+    trust: Trust = field(default_factory=Trust)
 
     def __post_init__(self) -> None:
         at_least(self, count=1, seed=0)
@@ -50,7 +52,9 @@ def run(args: list[str]) -> int:
     found, options = parser.options(args, Options, "problems")
 
     from modicum import spec, tasks
+    from modicum.tasks.examples import draw, without
     from modicum.tasks.loading import accepted
+    from modicum.tasks.prompts import encode, prompt_text
 
     if found.expression is None:
         if found.check:
@@ -67,13 +71,25 @@ def run(args: list[str]) -> int:
         values = check(task) | _too_long(task, options)
         show(found.json, values, "\n".join([str(task), *_checked(values), *notes]))
         return int(any((values["long"], *values["wrong"].values(), *values["shared"].values())))
+    examples = draw(task, options.sampling)
+    task = without(task, examples)
     size = task.size(options.split)
     count = options.count if size is None else min(options.count, size)
     problems = [task.problem(options.split, options.seed, i) for i in range(count)]
     keys = ("id", "question", "answer", "difficulty")
     lines = [f"{task}, split {options.split}: {_many(size)}", *notes]
-    lines += [f"\n{p.question}\n  answer: {' or '.join(accepted(p))}" for p in problems]
     values = [{key: getattr(problem, key) for key in keys} for problem in problems]
+    if options.model:
+        from modicum.models.load import read_tokenizer
+
+        form = read_tokenizer(options.model, options.trust), options.sampling, examples
+        for value, problem in zip(values, problems, strict=True):
+            value["prompt"] = prompt_text(problem.question, *form)
+            value["prompt_tokens"] = len(encode(problem, *form))
+    for value, problem in zip(values, problems, strict=True):
+        text, tokens = value.get("prompt", value["question"]), value.get("prompt_tokens")
+        lines.append(f"\n{text}\n  answer: {' or '.join(accepted(problem))}")
+        lines += [f"  prompt: {tokens} tokens"] if tokens else []
     show(found.json, values, "\n".join(lines))
     return 0
 
@@ -97,15 +113,14 @@ def _checked(values: dict[str, Any]) -> list[str]:
 
 def _too_long(task: Any, options: Options) -> dict[str, Any]:
     """Which prompts for the model are too long; of an endless task 200 are looked at."""
-    from transformers import AutoTokenizer
-
-    from modicum.models.load import locate, read_config
-    from modicum.tasks.lengths import look, whole
+    from modicum.models.load import read_config, read_tokenizer
+    from modicum.tasks.examples import draw
+    from modicum.tasks.lengths import Sizes, whole
 
     if not options.model:
         return {"long": {}, "prompts": ""}
-    config, source = read_config(options.model), locate(options.model)
-    tokenizer = AutoTokenizer.from_pretrained(source.place, **source.arguments)
+    config, tokenizer = read_config(options.model), read_tokenizer(options.model, options.trust)
     some = whole(task, *SPLITS) or [task.problem("train", 0, index) for index in range(200)]
-    long, text = look(some, tokenizer, options.sampling, config)
+    examples = draw(task, options.sampling)
+    long, text = Sizes(tokenizer, options.sampling, examples, config).look(some)
     return {"long": long, "prompts": text}

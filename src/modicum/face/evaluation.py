@@ -115,6 +115,7 @@ def perform(
     from modicum.evaluate import evaluate, held_out
     from modicum.models.load import inner, load
     from modicum.tasks import lengths, prompts
+    from modicum.tasks.examples import draw
     from modicum.training.checkpoint import reload
 
     parts = parts or RunParts()
@@ -130,7 +131,9 @@ def perform(
         policy = policy_of(loaded, None, config.compute, config.batch)
     asked = () if task.size(config.split) is None else held_out(task, config.split, config.problems)
     model_config = inner(policy.model).config
-    task = lengths.settle(task, asked, policy.tokenizer, config.sampling, model_config)
+    examples = draw(task, config.sampling)
+    sizes = lengths.Sizes(policy.tokenizer, config.sampling, examples, model_config)
+    task = sizes.settle(task, asked)
     found = evaluate(
         policy,
         task,
@@ -141,6 +144,7 @@ def perform(
         config.seed,
         progress=partial(observer.evaluating, name) if observer else None,
         keep=None if folder is None else partial(folder.write_lines, "completions.jsonl"),
+        examples=examples,
     )
     if folder is not None:
         folder.write("evaluation.json", values_of(config, name, found))

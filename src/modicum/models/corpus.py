@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass, field
 
 from modicum.spec import at_least
-from modicum.tasks.arithmetic import Arithmetic, evaluate
+from modicum.tasks.arithmetic import Arithmetic, chain, evaluate
 from modicum.tasks.base import stream
 from modicum.tasks.countdown import Countdown
 from modicum.types import Problem, UserError
@@ -86,14 +86,7 @@ def work_of(problem: Problem) -> str:
     """
     if "steps" in problem.data:
         return "\n".join(problem.data["steps"])
-    terms, signs = list(problem.data["terms"]), list(problem.data["signs"])
-    links = []
-    while signs:
-        terms[:2] = [evaluate(terms[:2], [signs.pop(0)])]
-        links.append(
-            str(terms[0]) + "".join(f"{s}{t}" for s, t in zip(signs, terms[1:], strict=True))
-        )
-    return "=".join(links)
+    return "=".join(chain(problem.data["terms"], problem.data["signs"])[1:])
 
 
 def answer_text(problem: Problem, form: str) -> str:

@@ -183,6 +183,18 @@ def _unreachable(name: str, source: Source, error: BaseException) -> str:
     )
 
 
+def read_tokenizer(name: str, trust: Trust | None = None) -> Any:
+    """The tokenizer of a model alone; UserError when it has none that can be read."""
+    from transformers import AutoTokenizer
+
+    source = locate(name, trust)
+    try:
+        found: Any = AutoTokenizer.from_pretrained(source.place, **source.arguments)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise UserError(_unreachable(name, source, error)) from None
+    return gguf.mend_tokenizer(source.gguf, found) if source.gguf else found
+
+
 def choose_device(device: str) -> torch.device:
     """The torch device that `device` names; auto takes a GPU if there is one."""
     if device == "auto":

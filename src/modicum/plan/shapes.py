@@ -102,7 +102,8 @@ def prompt_tokens(config: TrainConfig) -> tuple[int, int] | None:
     """The shortest and longest prompt of some problems of the task; None without a tokenizer."""
     from transformers import AutoTokenizer
 
-    from modicum.tasks.lengths import measure
+    from modicum.tasks.examples import draw
+    from modicum.tasks.lengths import Sizes
 
     source = locate(config.model, config.trust)
     if not source.local:
@@ -115,6 +116,9 @@ def prompt_tokens(config: TrainConfig) -> tuple[int, int] | None:
     size = task.size("train")
     count = SHOWN_PROBLEMS if size is None else min(size, SHOWN_PROBLEMS)
     found = [task.problem("train", config.seed, index) for index in range(count)]
-    size, most = measure(tokenizer, config.sampling), config.sampling.max_prompt_tokens
-    sizes = [min(size(problem), most) for problem in found]  # a longer one is not sampled after
+    lengths = Sizes(tokenizer, config.sampling, draw(task, config.sampling))
+    most = config.sampling.max_prompt_tokens
+    sizes = [
+        min(lengths.of(problem), most) for problem in found
+    ]  # a longer one is not sampled after
     return min(sizes), max(sizes)

@@ -158,6 +158,7 @@ def _evaluate_base(cell: Cell, display: Display) -> None:
         samples=held.eval_samples,
         progress=partial(display.evaluating, "base"),
         keep=lambda rows: run.write_lines("completions-base.jsonl", rows),
+        examples=session.examples,
     )
     seconds = time.perf_counter() - began
     run.write(SECONDS, {"seconds": seconds})

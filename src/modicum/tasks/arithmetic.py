@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,13 +20,22 @@ APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 def evaluate(terms: list[int], signs: list[str]) -> int:
     """The value of terms[0] signs[0] terms[1] ..., products first."""
-    total, sign, product = 0, "+", terms[0]
-    for mark, term in zip(signs, terms[1:], strict=True):
-        if mark == "*":
-            product *= term
-        else:
-            total, sign, product = APPLY[sign](total, product), mark, term
-    return APPLY[sign](total, product)
+    return int(chain(terms, signs)[-1])
+
+
+def chain(terms: Sequence[int], signs: Sequence[str]) -> list[str]:
+    """The sum as it gets shorter by one operation at a time, products first: 7-3+2, 4+2, 6."""
+    left, rest = list(terms), list(signs)
+    links = [_written(left, rest)]
+    while rest:
+        place = rest.index("*") if "*" in rest else 0
+        left[place : place + 2] = [APPLY[rest.pop(place)](*left[place : place + 2])]
+        links.append(_written(left, rest))
+    return links
+
+
+def _written(terms: Sequence[int], signs: Sequence[str]) -> str:
+    return str(terms[0]) + "".join(f"{s}{t}" for s, t in zip(signs, terms[1:], strict=True))
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class Arithmetic(Procedural):
     def make(self, rng: random.Random, split: Split) -> Draft:
         terms = [rng.randint(1, 10**self.digits - 1) for _ in range(self.terms)]
         signs = [rng.choice(self.operators) for _ in range(self.terms - 1)]
-        text = str(terms[0]) + "".join(f"{s}{t}" for s, t in zip(signs, terms[1:], strict=True))
+        text = _written(terms, signs)
         # A sum in another order is the same problem: it must not reach another split.
         summands = sorted(("+" + text.replace("-", " -").replace("+", " +")).split())
         difficulty = float(self.terms * self.digits)

@@ -10,6 +10,8 @@ from typing import Any
 
 from modicum.config import Sampling
 from modicum.styles import STYLES
+from modicum.tasks import chat
+from modicum.tasks.examples import Examples
 from modicum.types import Problem, UserError
 
 # DeepSeek-R1 (arXiv 2501.12948), table 1, without its last sentence: that is the style's
@@ -21,59 +23,47 @@ R1_ZERO = (
 )
 
 
-def prompt_text(question: str, tokenizer: Any, sampling: Sampling) -> str:
+def prompt_text(question: str, tokenizer: Any, sampling: Sampling, examples: Examples = ()) -> str:
     """The prompt as text, in the form that `sampling.template` names.
 
     `chat` renders the tokenizer's template: the user's turn is the question and what the
     style asks for. `r1_zero` is the template of DeepSeek-R1-Zero for base models. `plain`
     is the question and a newline, and asks for nothing. `auto` is chat if the tokenizer
-    has a template, else r1_zero.
+    has a template, else r1_zero. Worked `examples` (`examples.draw`) are earlier turns.
     """
+    assert len(examples) == sampling.examples, "those of the task are to be handed over"
     template, system = template_of(tokenizer, sampling), sampling.system
     asked = STYLES[sampling.style].instruction if sampling.style in STYLES else ""
+    if template != "chat" and sampling.template_args:
+        raise UserError(f"template_args are for a chat template; the prompt is {template!r}")
     if template == "plain":
-        return f"{question}\n"
+        return "".join(f"{one}\n{answer}\n\n" for one, answer in examples) + f"{question}\n"
     if template == "r1_zero":
         preamble = R1_ZERO if system is None else system
-        return f"{preamble} {asked}".strip() + f"\nUser: {question}\nAssistant:"
+        before = "".join(f"\nUser: {one}\nAssistant: {answer}" for one, answer in examples)
+        return f"{preamble} {asked}".strip() + f"{before}\nUser: {question}\nAssistant:"
     if not tokenizer.chat_template:
         raise UserError("template 'chat' needs a tokenizer with a chat template; this one has none")
-    return _render(tokenizer, system or "", f"{question}\n\n{asked}".strip())
+    arguments = chat.arguments(tokenizer, str(sampling.template_args))
+    return chat.Chat(system or "", examples, question, asked).render(tokenizer, arguments)
 
 
-def _render(tokenizer: Any, system: str, user: str) -> str:
-    """A chat of one turn with the generation prompt; UserError when the template fails.
-
-    A template that knows no system role (Gemma's) gets the system text before the user's.
-    """
-    from jinja2 import TemplateError
-
-    turn = {"role": "user", "content": user}
-    chats = [[{"role": "system", "content": system}, turn]] if system else [[turn]]
-    if system:
-        chats.append([{"role": "user", "content": f"{system}\n\n{user}"}])
-    fault: Exception | None = None
-    for messages in chats:
-        try:
-            return tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except (TemplateError, TypeError) as error:
-            fault = error
-    raise UserError(f"the tokenizer's chat template cannot be rendered: {fault}")
-
-
-def encode(problem: Problem, tokenizer: Any, sampling: Sampling) -> tuple[int, ...]:
-    """The prompt of `problem` as token ids; UserError when it is longer than the limit."""
-    text = prompt_text(problem.question, tokenizer, sampling)
+def encode(
+    problem: Problem, tokenizer: Any, sampling: Sampling, examples: Examples = ()
+) -> tuple[int, ...]:
+    """The prompt of `problem` as token ids; UserError when there are none or too many."""
+    text = prompt_text(problem.question, tokenizer, sampling, examples)
     ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if not ids:
+        raise UserError(f"the tokenizer makes no tokens of the prompt of problem {problem.id}")
     begin = tokenizer.bos_token_id
     wants_begin = begin is not None and tokenizer("x")["input_ids"][:1] == [begin]
     if wants_begin and ids[:1] != [begin]:
         ids.insert(0, begin)
     if len(ids) > sampling.max_prompt_tokens:
+        shown = f" (with {len(examples)} worked examples)" if examples else ""
         raise UserError(
-            f"the prompt of problem {problem.id} has {len(ids)} tokens, more than"
+            f"the prompt of problem {problem.id} has {len(ids)} tokens{shown}, more than"
             f" max_prompt_tokens = {sampling.max_prompt_tokens}"
         )
     return tuple(ids)
@@ -89,13 +79,16 @@ def template_of(tokenizer: Any, sampling: Sampling) -> str:
 def stops(tokenizer: Any, sampling: Sampling) -> tuple[str, ...]:
     """The stop strings that are meant: those of the settings, or what the prompt invites.
 
-    A conversation in plain text is for models that know no end token and write the next turn.
+    A conversation in plain text is for models that know no end token and write the next turn,
+    and after worked examples in plain text they write the next one.
     """
     if isinstance(sampling.stop, tuple):
         return sampling.stop
-    if template_of(tokenizer, sampling) != "r1_zero":
+    template = template_of(tokenizer, sampling)
+    if template == "chat" or (template == "plain" and not sampling.examples):
         return ()
-    return ("</answer>", "\nUser:") if sampling.style == "tags" else ("\nUser:",)
+    closing = ("</answer>",) if sampling.style == "tags" else ()
+    return (*closing, "\nUser:" if template == "r1_zero" else "\n\n")
 
 
 def notes(tokenizer: Any, sampling: Sampling) -> list[str]:

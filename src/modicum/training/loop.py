@@ -109,9 +109,8 @@ def _run(
     before = machine.resident_bytes()
     session = origin.prepare_like(config, parts, past)
     policy = session.policy
-    first_prompt = encode(
-        session.task.problem("train", config.seed, 0), policy.tokenizer, config.sampling
-    )
+    first = session.task.problem("train", config.seed, 0)
+    first_prompt = encode(first, policy.tokenizer, config.sampling, session.examples)
     check_length([first_prompt], policy.model, config.sampling)
     # What the process held before the model was loaded; on a GPU nothing.
     start_memory = before if policy.device.type == "cpu" else 0
@@ -197,6 +196,7 @@ def _evaluate(
         samples=held.eval_samples,
         progress=lambda done, total: observer.evaluating(name, done, total),
         keep=lambda rows: run.write_lines(f"completions-{name.replace(' ', '-')}.jsonl", rows),
+        examples=session.examples,
     )
     entry = {"step": step, "name": name, **asdict(found)}
     run.append("evaluations.jsonl", entry)

@@ -41,6 +41,7 @@ def record(session: Session, folder: Path) -> dict[str, Any]:
         "stop": stops(session.policy.tokenizer, config.sampling),
         "task": config.task,
         "problems": tasks.fingerprint(session.task),
+        "examples": list(session.examples),
         "functions": _modules(session.reward),
     }
 

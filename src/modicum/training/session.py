@@ -17,6 +17,7 @@ from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
 from modicum.tasks import lengths, prompts
+from modicum.tasks.examples import Examples, draw, without
 from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
 from modicum.types import Problem, UserError
@@ -34,6 +35,8 @@ class Session:
     objective: objectives.Objective
     order: Order
     policy: Policy
+    examples: Examples
+    """Worked ones, before every question."""
     prepared: updates.Prepared
     optimization: Optimization
     proof: Proof
@@ -106,14 +109,16 @@ def prepare(
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
     task.problem("train", config.seed, 0)  # a bad task fails before the model loads
-    order, held = curriculum.begin(task, config.seed), _held_out(task, config)
+    examples, held = draw(task, config.sampling), _held_out(task, config)
+    order = curriculum.begin(without(task, examples), config.seed)
     loaded = load(config.model, compute.device, compute.dtype, config.trust)
     if check is not None:
         check(loaded.identity)
     asked = [*lengths.whole(task, "train"), *held]
-    short = lengths.settle(task, asked, loaded.tokenizer, config.sampling, loaded.model.config)
+    sizes = lengths.Sizes(loaded.tokenizer, config.sampling, examples, loaded.model.config)
+    short = sizes.settle(task, asked)
     if short is not task:
-        task, order = short, curriculum.begin(short, config.seed)
+        task, order = short, curriculum.begin(without(short, examples), config.seed)
         task.problem("train", config.seed, 0)
     prepared = update.apply(loaded.model, config.seed)
     if objective.needs_reference:
@@ -132,6 +137,7 @@ def prepare(
         objective,
         order,
         policy,
+        examples,
         prepared,
         optimization,
         optimization.proof,

@@ -65,7 +65,8 @@ def sample_groups(session: Session, step: int) -> list[Group]:
     problems = session.order.next(count, session.progress(step))
     if len(problems) != count:
         raise UserError(f"{config.curriculum} gave {len(problems)} problems for a step of {count}")
-    prompts = [encode(p, session.policy.tokenizer, config.sampling) for p in problems]
+    written = session.policy.tokenizer, config.sampling, session.examples
+    prompts = [encode(problem, *written) for problem in problems]
     keys = [("train", config.seed, step, index) for index in range(len(problems))]
     size = config.batch.group_size
     completions = session.policy.sample(prompts, keys, size, config.sampling, keep_trunk=True)

@@ -1,0 +1,96 @@
+"""Worked examples: problems with their answers that stand before every question.
+
+They tell a base that follows no instruction what is asked for. They are the first different
+problems of the train split, in the order of `examples_seed`, that can be shown: more of them
+begin with the same ones. Training leaves them out; tune and test share nothing with train.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+
+from modicum.config import Sampling
+from modicum.grading.extraction import HASHES
+from modicum.styles import STYLES
+from modicum.tasks.arithmetic import chain
+from modicum.tasks.base import MAX_TRIES, Task
+from modicum.types import Problem, Split, UserError
+
+Examples = tuple[tuple[str, str], ...]
+"""Questions, and the whole texts of their answers."""
+LOOKED_AT = 1000  # problems of a split without an end
+FAR = 2**40  # further than any run goes
+CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # in GSM8K's solutions
+BOX = re.compile(r"\\f?boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+
+
+def draw(task: Task, sampling: Sampling) -> Examples:
+    """The examples that `sampling` asks for; UserError when the task has too few."""
+    found: dict[str, tuple[str, str]] = {}
+    size = task.size("train") if sampling.examples else 0
+    for index in range(LOOKED_AT if size is None else size):
+        if len(found) == sampling.examples:
+            break
+        problem = task.problem("train", sampling.examples_seed, index)
+        answer = worked(task, problem, sampling.style)
+        if answer is not None:
+            found.setdefault(_key(problem.question), (problem.question, answer))
+    if len(found) < sampling.examples:
+        raise UserError(
+            f"examples = {sampling.examples}: the train split of {task} has {len(found)} problems"
+            " with an answer that can be shown"
+        )
+    return tuple(found.values())
+
+
+def worked(task: Task, problem: Problem, style: str) -> str | None:
+    """The answer in the style, worked out where the problem says how; None: not one that is right."""
+    form, answer = STYLES.get(style), problem.answer
+    for thought in (thought_of(problem), f"The answer is {answer}."):
+        if form is None:
+            text = f"{thought}\nAnswer: {answer}".strip()
+            right = task.grade(problem, text).lenient
+        else:
+            text = form.example(answer, thought)
+            right = form.format_ok(text) and task.grade(problem, text).strict
+        if right and (thought or form is None):
+            return text
+    return None
+
+
+def thought_of(problem: Problem) -> str:
+    """The way to the answer, without the marks of one; empty where the problem does not say it."""
+    match problem.data:
+        case {"solution": str(text)}:
+            text = text.partition("</think>")[0].rpartition("<think>")[2].partition("<answer>")[0]
+            return BOX.sub(r"\1", CALCULATOR.sub("", HASHES.sub("", text))).strip()
+        case {"steps": tuple(steps)}:
+            return "\n".join(steps)
+        case {"terms": tuple(terms), "signs": tuple(signs)}:
+            return "=".join(chain(terms, signs))
+    return ""
+
+
+def without(task: Task, examples: Examples) -> Task:
+    """The task with other problems in the places of those that are shown.
+
+    They are of places that no run comes to; UserError, when one is asked for, if none is left.
+    """
+    if not examples:
+        return task
+    shown, made = {_key(question) for question, _ in examples}, copy.copy(task)
+
+    def problem(split: Split, seed: int, index: int) -> Problem:
+        for far in range(MAX_TRIES):
+            found = task.problem(split, seed, index + far * FAR)
+            if split != "train" or _key(found.question) not in shown:
+                return found
+        raise UserError(f"{task}: all train problems are worked examples, and none is left")
+
+    object.__setattr__(made, "problem", problem)  # no field: it changes no expression
+    return made
+
+
+def _key(question: str) -> str:
+    return " ".join(question.split())
