@@ -196,7 +196,8 @@ def choose_device(device: str) -> torch.device:
     try:
         torch.zeros(1, device=chosen).item()
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        # Torch names what it lacks, and then all that it has.
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise UserError(f"device {device!r} cannot be used here: {reason}") from None
     return chosen
 

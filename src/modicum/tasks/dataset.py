@@ -133,7 +133,7 @@ class DataTask(Spec, ABC):
 
     @property
     def _place(self) -> str:
-        return finite.first(self, str(self.path), vars(self).get("folders", ()))
+        return finite.first(self, os.path.expanduser(str(self.path)), vars(self).get("folders", ()))
 
     @abstractmethod
     def columns(self) -> Sequence[tuple[str, ...]]:
