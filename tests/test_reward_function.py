@@ -146,6 +146,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "broken_rewards.py").write_text("import math\n1 / 0\n")
     (tmp_path / "sub dir").mkdir()
     (tmp_path / "sub").mkdir()
+    (tmp_path / "sub dir" / "sole.py").touch()
     (tmp_path / "sub" / "bad.py").write_text("def f(:\n")
     for folder, factor in (("sub", 2), ("sub dir", 3)):
         (tmp_path / folder / "beside_mine.py").write_text(f"FACTOR = {factor}\n")
@@ -247,10 +248,13 @@ def test_a_completion_by_itself_is_a_group_of_one() -> None:
         ("own_rewards:", "does not parse"),
         ("own_rewards:chat(chats=True)", "no argument 'chats'"),
         ("own_rewards:chat + own_rewards:chat", "is there twice"),
+        ("accuracy + sub/mine.py", "reward: sub/mine.py is no function; write path/to/file.py:f"),
+        ("0.5*sub/mine:f", "reward: sub/mine:f is no function; write path/to/file.py:function"),
         ("none/one.py:f", "there is no file none/one.py"),
         ("sub/mine.py:double", "the module has no 'double'; did you mean 'doubled'"),
         ("sub/bad.py:f", r"cannot import 'sub/bad.py' .SyntaxError"),
         ("mine:doubled", r"cannot import 'mine' .*; a file is named by its path: sub/mine.py:doub"),
+        ("sole:f", r"a file is named by its path: function\('sub dir/sole.py:f'\)$"),
         ("nowhere:f", r"a file is named by its path: path/to/nowhere.py:f"),
     ],
 )

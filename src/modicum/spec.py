@@ -250,7 +250,7 @@ def check(what: str, value: Any, hint: Any) -> Any:
             except UserError:
                 continue
     elif origin is typing.Literal:
-        if isinstance(value, str) and value in args:
+        if type(value) in map(type, args) and value in args:
             return value
         raise UserError(f"{what} is {short(value)}; {nearest(str(value), map(str, args))}")
     elif origin is tuple and isinstance(value, list | tuple):

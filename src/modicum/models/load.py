@@ -196,8 +196,9 @@ def choose_device(device: str) -> torch.device:
     try:
         torch.zeros(1, device=chosen).item()
     except RuntimeError as error:
-        # Torch names what it lacks, and then all that it has.
-        reason = str(error).splitlines()[0].partition(". ")[0]
+        reason = str(error).splitlines()[0]
+        if isinstance(error, NotImplementedError):  # its own words are of its insides
+            reason = f"this torch has no {chosen.type}"
         raise UserError(f"device {device!r} cannot be used here: {reason}") from None
     return chosen
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from modicum.rewards.base import Term
 from modicum.rewards.moment import Moment
-from modicum.rewards.source import OWN, PATH, PLAIN_FILE, Guard, attribute, find
+from modicum.rewards.source import OWN, PATH, Guard, attribute, find, shown
 from modicum.spec import nearest
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
@@ -132,9 +132,7 @@ class Function(Called):
 
     def __str__(self) -> str:
         given = [f"{name}=True" for name in ("chat", "each") if getattr(self, name)]
-        if PATH.fullmatch(self.path) or PLAIN_FILE.fullmatch(self.path):
-            return self.path + (f"({', '.join(given)})" if given else "")
-        return f"function({', '.join([repr(self.path), *given])})"
+        return shown(self.path, *given)
 
     @property
     def called(self) -> Callable[..., Any]:

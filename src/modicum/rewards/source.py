@@ -169,7 +169,14 @@ def _what(path: str, fault: str) -> str:
         return text
     near = [*Path().glob(f"[!.]*/{file}"), *Path().glob(f"[!.]*/[!.]*/{file}"), Path("..", file)]
     found = next((place for place in sorted(near) if place.is_file()), f"path/to/{file}")
-    return f"{text}; a file is named by its path: {found}:{function}"
+    return f"{text}; a file is named by its path: {shown(f'{found}:{function}')}"
+
+
+def shown(path: str, *arguments: str) -> str:
+    """The expression of a function, in quotes where it has to be."""
+    if PATH.fullmatch(path) or PLAIN_FILE.fullmatch(path):
+        return path + (f"({', '.join(arguments)})" if arguments else "")
+    return f"function({', '.join([repr(path), *arguments])})"
 
 
 def rewrite(text: str) -> str:
@@ -183,10 +190,14 @@ def rewrite(text: str) -> str:
 
 PATHS = rf"(?<![\w.:/\\~'-])({PLAIN_FILE.pattern}|{PATH.pattern})"
 CALLED = re.compile(rf"{PATHS}[ \t]*\([ \t]*(?=[^) \t])")
+LEFT = re.compile(r"[\w./\\~-]+(?:\.py\b|[/\\][\w.-]*:)[\w.:]*")
 BARE = re.compile(rf"{PATHS}(?:[ \t]*\([ \t]*\))?(?![\w'])")
 
 
 def _as_term(text: str) -> str:
     """As `rewrite`, for a text without quotes; `m:f(chat=True)` keeps its arguments."""
     opened = CALLED.sub(lambda match: f"function({match[1]!r}, ", text)
-    return BARE.sub(lambda match: f"function({match[1]!r})", opened)
+    found = BARE.sub(lambda match: f"function({match[1]!r})", opened)
+    if left := LEFT.search(QUOTED.sub("", found)):
+        raise UserError(f"reward: {left[0]} is no function; write path/to/file.py:function")
+    return found
