@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import sys
@@ -390,6 +391,20 @@ def test_what_an_edited_file_imports_from_beside_it_is_read_anew(here: Path) -> 
     assert scores("sub/mine.py:doubled", "ab") == ([4.0], [])
     (here / "sub" / "beside_mine.py").write_text("FACTOR = 5\n")
     assert scores("sub/mine.py:doubled", "ab") == ([10.0], [])
+
+
+def test_an_edited_module_that_is_only_near_stays(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "near.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(here)
+    near = importlib.import_module("near")
+    assert scores("own_rewards:short", "a") == ([1.0], [])
+    (here / "near.py").write_text("x = 2\n")
+    (here / "own_rewards.py").write_text(MODULE.replace("return [1.0]\n", "return [2.0]\n"))
+    assert scores("own_rewards:short", "a") == ([2.0], [])
+    assert sys.modules["near"] is near
+    monkeypatch.delitem(sys.modules, "near")
 
 
 # Runs ------------------------------------------------------------------------------------

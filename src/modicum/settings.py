@@ -148,10 +148,9 @@ def elsewhere(name: str, at: Mapping[str, str], option: bool = False) -> str:
         return "" if setting else note
     if setting == plain and not option:
         return f"it belongs to [{at[setting]}]" if at[setting] else "it belongs above all tables"
-    if option:
-        text = f"--{shown}" + (f" {value!r}" if value else "")
-    else:
-        text = (f"{setting} = {value!r}" if value else setting) + f" in [{at[setting]}]" * bool(
-            at[setting]
-        )
+    text = f"--{shown}" if option else shown
+    if value:
+        text += f" {value!r}" if option else f" = {value!r}"
+    if at[shown]:
+        text += f" in [{at[shown]}]"
     return f"did you mean {text}?" + (f" ({note})" if note else "")

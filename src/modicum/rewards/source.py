@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType, TracebackType
+from types import CodeType, ModuleType
 from typing import Any
 
 from modicum.types import UserError
@@ -52,12 +52,7 @@ class Guard:
     def __enter__(self) -> Guard:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> bool:
         if kind is None or issubclass(kind, KeyboardInterrupt | SystemExit | MemoryError):
             return False
         message = " ".join(str(error).split())
@@ -140,17 +135,19 @@ class _Text(SourceFileLoader):
 
 
 def _renewed(module: ModuleType) -> ModuleType:
-    """A module that is read anew if its file was edited, or one beside it that it may import."""
+    """A module that is read anew if its file was edited, or one beside it that it names."""
     file, name = Path(getattr(module, "__file__", None) or ""), module.__name__
-    edited = _edited(file.parent) if file.suffix == ".py" else []
-    if edited:
-        for other in edited:
-            if other != name and other != "__main__" and not other.startswith(OWN):
-                del sys.modules[other], READ[other]
-        READ[name] = b""  # until it is read whole
-        _Text(name, str(file)).exec_module(module)
-        READ[name] = file.read_bytes()
-    _edited(file.parent)
+    if file.suffix == ".py":
+        text = file.read_bytes()
+        words = {*re.findall(r"\w+", text.decode(errors="replace"))} - {"__main__"}
+        edited = {n for n in _edited(file.parent) if n == name or n.rpartition(".")[2] in words}
+        for other in edited - {name}:
+            del sys.modules[other], READ[other]
+        if edited:
+            READ[name] = b""  # until it is read whole
+            _Text(name, str(file)).exec_module(module)
+            READ[name] = text
+        _edited(file.parent)  # what was imported meanwhile
     return module
 
 
