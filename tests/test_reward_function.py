@@ -342,6 +342,16 @@ def test_files_with_others_of_one_name_beside_them() -> None:
     assert list(found.values()) == [6.0, 4.0]
 
 
+def test_imports_of_others_find_what_they_found(here: Path) -> None:
+    sys.path.insert(0, str(here / "sub"))
+    before = list(sys.path)
+    assert scores("sub/mine.py:doubled", "ab") == ([4.0], [])
+    assert sys.path[: len(before)] == before
+    rewards.parse("function('sub dir/mine.py:doubled')")
+    assert sys.path[: len(before)] == before
+    assert str(here / "sub dir") in sys.path
+
+
 @pytest.mark.usefixtures("here")
 def test_files_in_sums(here: Path) -> None:
     text = f"0.5*./sub/mine.py:doubled+accuracy + 2*({here}/sub/mine.py:four( each = True ))"

@@ -34,7 +34,7 @@ OWN = "_own_"  # begins the names of modules that are files
 MAX_FAULT = 200  # characters of an exception's message that are shown
 FOLDERS: ContextVar[Sequence[Path]] = ContextVar("FOLDERS", default=())
 HOMES: set[Path] = set()
-"""The folders of files that were read."""
+"""Folders of files that were read, of which `sys.path` knew nothing."""
 READ: dict[str, bytes] = {}
 """The text of every module when it was read, by name."""
 
@@ -116,14 +116,15 @@ def _read(file: Path) -> ModuleType:
     if name not in sys.modules:
         module = sys.modules[name] = ModuleType(name)
         module.__file__, READ[name] = str(file), b""
-        HOMES.add(file.parent)
-        others = HOMES - {file.parent}
+        if str(home := file.parent) not in sys.path:
+            HOMES.add(home)
+        others = HOMES - {home}
         for other, known in list(sys.modules.items()):  # of the same name in another such folder
             place = Path(getattr(known, "__file__", None) or "")
-            if place.parent in others and (file.parent / f"{other}.py").is_file():
+            if place.parent in others and (home / f"{other}.py").is_file():
                 del sys.modules[other]
         sys.path[:] = [place for place in sys.path if Path(place) not in HOMES]
-        sys.path += map(str, (file.parent, *others))
+        sys.path += map(str, (*(HOMES - others), *others))
     return _renewed(sys.modules[name])
 
 
