@@ -209,7 +209,7 @@ def test_a_file_in_utf_16_is_one_line(encoding: str, tmp_path: Path) -> None:
 
 
 def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read(tmp_path: Path) -> None:
-    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfsteps = 3\r\n[batch]\r\ngroup_size = 4\r\n")
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfsteps = 3\r\n[batch]\rgroup_size = 4\r\n")
     assert read_toml(tmp_path / "a.toml") == {"steps": 3, "batch": {"group_size": 4}}
 
 

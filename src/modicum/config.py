@@ -220,7 +220,7 @@ class TrainConfig(Settings):
     task: str = fixed("arithmetic")
     """Problems, as an expression; `modicum tasks` lists them."""
     reward: str = fixed("accuracy")
-    """Weighted sum of terms, such as `accuracy + 0.2*format`."""
+    """Weighted sum of terms, such as `accuracy + 0.2*format`; one of yours is `file.py:function`."""
     update: str = fixed("full")
     """What trains, as an expression; `modicum updates` lists and previews."""
     objective: str = fixed("grpo")

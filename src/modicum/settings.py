@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -96,7 +97,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or (raw[2:] and 0 in raw[:2]):
         raise UserError(f"{path} is in UTF-16; TOML is UTF-8: save it as that")
     try:
-        return tomllib.loads(raw.decode("utf-8-sig"))
+        return tomllib.loads(re.sub(r"\r\n?", "\n", raw.decode("utf-8-sig")))
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line} is not in UTF-8; save the file as that") from None
