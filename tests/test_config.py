@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modicum import options
+from modicum import options, settings
 from modicum.commands import demo, export, report, tasks, train, updates
 from modicum.config import (
+    KINDS,
     Budget,
     Compute,
     Held,
@@ -34,6 +35,7 @@ from modicum.config import (
 )
 from modicum.face.evaluation import EvaluateConfig
 from modicum.options import Parser, convert, field_docs, given, merge
+from modicum.parts import parsers
 from modicum.types import UserError
 
 SECTIONS = (Sampling, Steps, Budget, Optimizer, Compute, Held, Records, Tracking, Trust)
@@ -328,6 +330,21 @@ def test_a_training_temperature_of_0_is_refused_but_not_an_evaluating_one() -> N
         TrainConfig(sampling=Sampling(temperature=0))
     with pytest.raises(UserError, match="at least 2"):
         Steps(group_size=1)
+
+
+def test_names_of_elsewhere_lead_to_what_is_here() -> None:
+    at = settings.places(TrainConfig)
+    found = settings._table()
+    assert len(found) > 100
+    assert not found.keys() & at.keys()
+    for setting, value, note in found.values():
+        assert setting in at or setting == "resume" or (setting == "" and note)
+        if setting in KINDS and value:
+            parsers()[setting](value)
+        elif value:
+            from_mapping(TrainConfig, {at[setting]: {setting: value}}, "elsewhere")
+    for name in ("lr", "num_generations", "beta", "max_completion_length", "num_train_epochs"):
+        assert found[name][0] in at
 
 
 # Options ---------------------------------------------------------------------------------
