@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 
 from helpers import QUICK, Fails, make_run, modicum
-from modicum import cli
+from modicum import cli, runs
+from modicum.types import UserError
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -33,6 +36,50 @@ def test_help_is_instant_and_lists_all_commands() -> None:
 def test_other_ways_to_ask_for_help(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(args) == 0
     assert capsys.readouterr().out == cli.usage() + "\n"
+
+
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.run(["help", "updates"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: modicum updates ")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", "?? n? 1+1 -> 2 - ok"), ("latin-1", "?? né 1+1 -> 2 - ok"), ("utf-8", None)],
+)
+def test_terminals_that_are_not_utf_8(
+    encoding: str, shown: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "算术 né 1+1 → 2 — ok"
+    rows = [{"question": f"{text} {number}", "answer": number} for number in range(9)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text(runs.to_lines(rows), encoding="utf-8")
+    screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "argv", ["modicum", "tasks", f"file({str(path)!r})"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    screen.seek(0)
+    assert (shown or text) in screen.read()
+
+
+def test_a_home_folder_is_expanded_where_no_shell_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sums.jsonl").write_text('{"question": "1+1?", "answer": 2}\n')
+    (tmp_path / "a.toml").write_text("steps = 0\n[optimiser]\n")
+    assert cli.run(["tasks", "file('~/sums.jsonl')"]) == 0
+    assert "1+1?" in capsys.readouterr().out
+    for args in (["--config=~/a.toml"], ["--config", "~/a.toml"]):
+        with pytest.raises(UserError, match="unknown key 'optimiser'"):
+            cli.run(["train", *args])
+    with pytest.raises(UserError, match=f"^{tmp_path}/none is not a run folder"):
+        cli.run(["evaluate", "~/none"])
+    assert not Path("~").exists()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +181,7 @@ def test_brackets_in_a_path_are_not_markup(
     assert cli.run(["train", *options, "--task", f"file({str(path)!r})"]) == 0
     out, err = capsys.readouterr()
     assert str(path) in err
+    assert "and takes 1 optimizer step at 1e-06 (cpu, fp32)" in err
     assert f"run folder: {tmp_path / '[bold]'}" in out
 
 

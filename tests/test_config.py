@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import tomllib
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from modicum import options
+from modicum import options, settings
 from modicum.commands import demo, export, report, tasks, train, updates
 from modicum.config import (
+    KINDS,
     Budget,
     Compute,
     Held,
@@ -30,6 +35,7 @@ from modicum.config import (
 )
 from modicum.face.evaluation import EvaluateConfig
 from modicum.options import Parser, convert, field_docs, given, merge
+from modicum.parts import parsers
 from modicum.types import UserError
 
 SECTIONS = (Sampling, Steps, Budget, Optimizer, Compute, Held, Records, Tracking, Trust)
@@ -118,7 +124,15 @@ def test_half_a_character_is_refused() -> None:
         ("stesp = 3", ["unknown key 'stesp'", "did you mean 'steps'"]),
         ("[sampling]\ntemprature = 1", ["sampling: unknown key", "'temperature'", "top_p"]),
         ("[smapling]\ntop_k = 1", ["unknown key 'smapling'", "'sampling'"]),
-        ("temperature = 1", ["unknown key 'temperature'", "batch"]),
+        ("temperature = 1", ["unknown key 'temperature'; it belongs to [sampling]"]),
+        ("[sampling]\nlearning_rate = 1", ["'learning_rate'; it belongs to [optimizer]"]),
+        ("[batch]\nsteps = 1", ["unknown key 'steps'; it belongs above all tables"]),
+        ("lr = 1", ["unknown key 'lr'; did you mean learning_rate in [optimizer]?"]),
+        ("[batch]\nnum_generations = 8", ["did you mean group_size in [batch]?"]),
+        ("beta = 0.1", ["unknown key 'beta'; did you mean objective = 'grpo(kl=0.04)'?"]),
+        ("num_train_epochs = 1", ["did you mean steps? (rollouts, not epochs)"]),
+        ("logging_steps = 1", ["unknown key 'logging_steps'; every step is logged"]),
+        ("Learning-Rate = 1", ["it belongs to [optimizer]"]),
         ("sampling = 3", ["sampling must be a table"]),
         ("steps = '8'", ["steps must be a whole number", "'8'"]),
         ("steps = {}", ["steps must be a whole number"]),
@@ -200,9 +214,85 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         read_toml(tmp_path / "none.toml")
     with pytest.raises(UserError, match="cannot be read"):
         read_toml(tmp_path)
-    (tmp_path / "latin.toml").write_bytes(b"out = '\xfc'")
-    with pytest.raises(UserError, match=r"latin\.toml"):
+    (tmp_path / "latin.toml").write_bytes(b"steps = 1\nout = '\xfc'")
+    with pytest.raises(UserError, match=r"latin\.toml, line 2 is not in UTF-8; save the file as"):
         read_toml(tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_in_utf_16_is_one_line(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes("steps = 3\n".encode(encoding))
+    with pytest.raises(UserError, match=r"a\.toml is in UTF-16; TOML is UTF-8: save it as that"):
+        read_toml(tmp_path / "a.toml")
+
+
+def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfsteps = 3\r\n[batch]\rgroup_size = 4\r\n")
+    assert read_toml(tmp_path / "a.toml") == {"steps": 3, "batch": {"group_size": 4}}
+
+
+# Python ------------------------------------------------------------------------------------
+
+
+def of_completions(completions: list[str]) -> list[float]:
+    return [0.0 for _ in completions]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(reward=of_completions), "reward must be an expression, a text, not <"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(reward=None), r"modicum\.train\(reward=\.\.\.\) takes objects"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(task=[{}]), "task must be an expression, a text, not .{}.; modicum.t"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(update=object()), "update must be an expression"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(steps="3"), "^steps must be a whole number, not '3'$"),  # type: ignore[arg-type]
+        (lambda: replace(TrainConfig(), steps=2.5), "^steps must be a whole number, not 2.5$"),
+        (lambda: TrainConfig(seed=True), "^seed must be a whole number, not True$"),
+        (lambda: TrainConfig(model=object), "^model must be a text, not <class 'object'>$"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(out=3), "^out must be a text, not 3$"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(sampling=3), "^sampling must be a Sampling or a dict, not 3$"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(sampling=Steps()), "^sampling must be a Sampling or a dict, not St"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(sampling={"top": 1}), "sampling: unknown key 'top'; did you mean '"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(sampling={"top_p": 7}), "sampling: top_p must be above 0 and at most"),  # type: ignore[arg-type]
+        (lambda: Sampling(temperature="1"), "^temperature must be a number, not '1'$"),  # type: ignore[arg-type]
+        (lambda: replace(Sampling(), max_tokens=None), "^max_tokens must be a whole number, not N"),
+        (lambda: Sampling(style="boxd"), "style is 'boxd'; did you mean 'boxed'"),  # type: ignore[arg-type]
+        (lambda: Compute(dtype=np.float32), "dtype is <class 'numpy.float32'>; "),  # type: ignore[arg-type]
+        (lambda: Compute(checkpointing="yes"), "checkpointing must be true or false, not 'yes'"),  # type: ignore[arg-type]
+        (lambda: Optimizer(learning_rate=np.array([1.0])), "learning_rate must be a number or no"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(learning_rate=1e-4), "'learning_rate'; it belongs to .optimizer.$"),  # type: ignore[call-arg]
+        (lambda: TrainConfig(lr=1e-4), "'lr'; did you mean learning_rate in .optimizer."),  # type: ignore[call-arg]
+        (lambda: Steps(num_generations=3), "Steps: unknown setting 'num_generations'; .* group_s"),  # type: ignore[call-arg]
+        (lambda: Held(problems=3), "Held: unknown setting 'problems'; did you mean 'eval_problem"),  # type: ignore[call-arg]
+    ],
+)
+def test_a_wrong_value_in_python_is_one_line(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_dicts_and_numbers_of_numpy_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/at/home")
+    config = TrainConfig(
+        out=Path("runs/x"),  # type: ignore[arg-type]
+        model=Path("m"),  # type: ignore[arg-type]
+        seed=np.int64(3),  # type: ignore[arg-type]
+        steps=4.0,  # type: ignore[arg-type]
+        sampling={"temperature": np.float64(0.5), "max_tokens": 7},  # type: ignore[arg-type]
+        optimizer=Optimizer(learning_rate=1, warmup_steps=np.int8(2)),  # type: ignore[arg-type]
+        tracking=Tracking(tracker_folder="~/store"),
+    )
+    assert (config.out, config.model, config.seed, config.steps) == ("runs/x", "m", 3, 4)
+    assert config.sampling == Sampling(temperature=0.5, max_tokens=7)
+    assert config.optimizer == Optimizer(learning_rate=1.0, warmup_steps=2)
+    assert config.tracking.tracker_folder == "/at/home/store"
+    assert TrainConfig(out="~/run").out == "/at/home/run"
+    assert [type(v) for v in (config.seed, config.steps, config.optimizer.warmup_steps)] == [
+        int
+    ] * 3
+    assert from_mapping(TrainConfig, tomllib.loads(to_toml(config)), "again") == config
+    assert copy.deepcopy(config) == config
 
 
 # Declarations ----------------------------------------------------------------------------
@@ -276,6 +366,21 @@ def test_stop_strings_are_one_text_or_several(tmp_path: Path) -> None:
         Parser("test", "s", "e").options(["--stop", "", "--stop", "a"], Sampling, "sampling")
 
 
+def test_names_of_elsewhere_lead_to_what_is_here() -> None:
+    at = settings.places(TrainConfig)
+    found = settings._table()
+    assert len(found) > 100
+    assert not found.keys() & at.keys()
+    for setting, value, note in found.values():
+        assert setting in at or setting == "resume" or (setting == "" and note)
+        if setting in KINDS and value:
+            parsers()[setting](value)
+        elif value:
+            from_mapping(TrainConfig, {at[setting]: {setting: value}}, "elsewhere")
+    for name in ("lr", "num_generations", "beta", "max_completion_length", "num_train_epochs"):
+        assert found[name][0] in at
+
+
 # Options ---------------------------------------------------------------------------------
 
 
@@ -317,6 +422,7 @@ def test_given_holds_what_was_given_and_nothing_else() -> None:
         (["--dept", "3"], "unknown option '--dept'; did you mean --depth?"),
         (["--depht=3"], "unknown option '--depht=3'; did you mean --depth?"),
         (["stray"], "unknown option 'stray'"),
+        (["--Rate", "3"], "unknown option '--Rate'; did you mean --rate?"),
         (["--depth"], "argument --depth: expected one argument"),
     ],
 )

@@ -431,6 +431,12 @@ def test_a_run_whose_base_has_moved(train: Train, folders: dict[str, Path], tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"lr": 1e-3}, "train: unknown setting 'lr'; did you mean learning_rate.$"),
+        ({"beta": 0.1}, r"did you mean objective = 'grpo\(kl=0.04\)'"),
+        ({"max_completion_length": 9}, "did you mean max_tokens"),
+        ({"sampling": {"temprature": 1}}, "sampling: unknown key 'temprature'; did you mean 'te"),
+        ({"sampling": 3}, "unknown setting 'sampling'"),
+        ({"model": object}, "train: model must be a text, not <class 'object'>"),
         ({"learning_rat": 1e-3}, "unknown setting 'learning_rat'; did you mean 'learning_rate'"),
         ({"steps": "4"}, "train: steps must be a whole number, not '4'"),
         ({"group_size": 1}, "group_size must be at least 2"),
@@ -594,6 +600,39 @@ def test_a_config_and_progress(quick: Any, capsys: pytest.CaptureFixture[str]) -
     assert "step 1/1" in capsys.readouterr().err
     modicum.train(quick, steps=1, eval_problems=0, overwrite=True, progress=False)
     assert "step" not in capsys.readouterr().err
+
+
+def test_whole_sections_and_settings_by_name(quick: Any) -> None:
+    from modicum.settings import tables
+
+    given = {"sampling": {"top_p": 0.5, "top_k": 3}, "top_k": 4, "batch": quick.batch}
+    made = tables(modicum.TrainConfig, given, "train")
+    assert made["sampling"] == {"top_p": 0.5, "top_k": 4}
+    assert made["batch"]["group_size"] == 4
+
+
+def test_errors_name_arguments_and_not_options(train: Train) -> None:
+    train(steps=1, eval_problems=0)
+    with pytest.raises(UserError) as caught:
+        train(steps=1, eval_problems=0)
+    assert str(caught.value).endswith("a finished run; overwrite starts anew, out takes another")
+
+
+def test_a_run_goes_on_from_elsewhere_with_a_reward_that_is_a_file(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rewards").mkdir()
+    (tmp_path / "rewards" / "mine.py").write_text(
+        "def size(completions):\n    return [float(len(text)) for text in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    reward = "rewards/mine.py:size"
+    with pytest.raises(MemoryError):
+        train(reward=reward, task="arithmetic", observer=StopAt(0), eval_problems=0)
+    monkeypatch.chdir(tmp_path / "rewards")
+    result = modicum.train(out=tmp_path / "run", resume=True, progress=False)
+    assert (result.config.reward, len(result.metrics)) == (reward, 2)
+    assert f"reward/{reward}" in result.metrics[1]
 
 
 def test_type_checkers_see_every_name() -> None:

@@ -61,6 +61,27 @@ def refusal(text: str) -> str:
     return message
 
 
+# What is refused -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("member(sums.csv)", "quotes are missing: 'sums.csv'"),
+        ("member(note=data/sums.csv)", "quotes are missing: 'data/sums.csv'"),
+        ("member(my/data)", "quotes are missing: 'my/data'"),
+        ("member(./sums.csv)", "(a path stands in quotes)"),
+        ("member(note=~/sums.csv)", "(a path stands in quotes)"),
+        ("member(/at/sums.csv)", "(a path stands in quotes)"),
+        ("member(4/2)", "'4 / 2' is not a value"),
+        ("member(2", "was never closed"),
+    ],
+)
+def test_a_path_without_quotes_is_told(text: str, message: str) -> None:
+    assert refusal(text).endswith(message) or message in refusal(text)
+    assert ("quotes" in refusal(text)) == ("quotes" in message)
+
+
 # What is built ---------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ ORDER = [
     "results",
     "machine",
     "resuming",
+    "settings",
     "config",
     "options",
     "tracking",
@@ -79,6 +80,7 @@ NO_TORCH = [
     ),
     *(
         "resuming",
+        "settings",
         "config",
         "options",
         "tracking",
@@ -351,6 +353,7 @@ def test_the_map_in_the_readme_names_what_is_there() -> None:
         "runs",
         "machine",
         "resuming",
+        "settings",
         "recipes",
         "export",
         "display",

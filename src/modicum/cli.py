@@ -6,6 +6,8 @@ user got wrong is one line and exit code 2.
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import signal
 import sys
@@ -34,6 +36,8 @@ COMMANDS = {
     "pretrain": "make the tiny base model anew",
 }
 
+SIGNS = str.maketrans("—–−×·“”‘’█•", "---x.\"\"''#*") | {ord("→"): "->", ord("…"): "..."}
+
 
 def usage() -> str:
     """The text of `modicum --help`."""
@@ -60,6 +64,8 @@ def usage() -> str:
 
 def run(args: list[str]) -> int:
     """Run the command line `args`; returns the exit code. Raises UserError."""
+    if args[:1] == ["help"] and args[1:2]:
+        args = [args[1], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -84,9 +90,20 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    codecs.register_error("modicum", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="modicum")
     with ending_by_signals():
         code = _code_of(sys.argv[1:])
     sys.exit(code)
+
+
+def plain(error: UnicodeError) -> tuple[str, int]:
+    """What a terminal that is not UTF-8 shows of what it cannot."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(SIGNS)
+    return text.encode("ascii", "replace").decode(), error.end
 
 
 def _code_of(args: list[str]) -> int:

@@ -10,22 +10,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tomllib
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from modicum.resuming import digits, fixed, free, length
-from modicum.spec import at_least, check, keywords, nearest, within
+from modicum.settings import Settings
+from modicum.settings import from_mapping as from_mapping
+from modicum.settings import read_toml as read_toml
+from modicum.spec import at_least, keywords, short, within
 from modicum.types import UserError
 
-C = TypeVar("C")
+KINDS = ("task", "reward", "update", "objective", "curriculum")
+"""The settings that are expressions."""
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Settings):
     """How completions are drawn, in training and in evaluation alike."""
 
     temperature: float = fixed(1.0)
@@ -56,6 +57,7 @@ class Sampling:
     """What a longer prompt in a data set does: refuse the run before it begins, or skip the problem."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, temperature=(0, 100), top_k=0, max_tokens=1, max_prompt_tokens=1)
         at_least(self, examples=0, examples_seed=0)
         if not isinstance(self.template_args, str):
@@ -70,7 +72,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(Settings):
     """What one step consists of."""
 
     prompts_per_step: int = fixed(16)
@@ -85,6 +87,7 @@ class Steps:
     """Completions sampled at the same time; it changes memory, not the result."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, prompts_per_step=1, updates_per_rollout=1, micro_batch=1, rollout_batch=1)
         if self.group_size < 2:
             raise UserError(
@@ -93,7 +96,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Settings):
     """A limit besides `steps`: a run ends at the end of the step nearest to it."""
 
     budget: float = length(0.0)
@@ -102,11 +105,12 @@ class Budget:
     """Of what: generated tokens, matrix FLOPs, or seconds of sampling and training."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, budget=0.0)
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(Settings):
     """AdamW on what trains."""
 
     learning_rate: float | None = fixed(None)
@@ -127,6 +131,7 @@ class Optimizer:
     """Updates of linear warm-up; those of rollouts without a signal count."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, weight_decay=(0, 100), max_grad_norm=0, warmup_steps=0, epsilon=(0, 1))
         for name in ("beta1", "beta2"):
             within(name, getattr(self, name), 0, 1, below=True)
@@ -135,7 +140,7 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
-class Compute:
+class Compute(Settings):
     """Where and how precisely."""
 
     device: str = digits("auto")
@@ -156,11 +161,12 @@ class Compute:
     """Steps between checks by the library's forward, after the first five; 0 makes none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, trunk_bytes=0, agreement_every=0)
 
 
 @dataclass(frozen=True)
-class Trust:
+class Trust(Settings):
     """What the files of a model may do. Neither is needed for an ordinary model."""
 
     trust_remote_code: bool = free(False)
@@ -170,7 +176,7 @@ class Trust:
 
 
 @dataclass(frozen=True)
-class Held:
+class Held(Settings):
     """Evaluation on held-out problems, before and after training."""
 
     eval_problems: int = fixed(256)
@@ -183,11 +189,12 @@ class Held:
     """Which held-out problems; what is chosen between runs is chosen on `tune`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, eval_problems=0, eval_samples=1, eval_every=0)
 
 
 @dataclass(frozen=True)
-class Records:
+class Records(Settings):
     """What a run writes."""
 
     checkpoint_every: int = free(25)
@@ -198,11 +205,12 @@ class Records:
     """At the end, load the base once more and measure what changed in it (docs/anatomy.md)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, checkpoint_every=0, samples_every=1)
 
 
 @dataclass(frozen=True)
-class Tracking:
+class Tracking(Settings):
     """Metrics to a tracker as well, beside the run's own files (docs/trackers.md)."""
 
     tracker: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = free("none")
@@ -214,9 +222,13 @@ class Tracking:
     tracker_online: bool = free(False)
     """Let the tracker use the network, with its own login and environment variables."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "tracker_folder", os.path.expanduser(self.tracker_folder))
+
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """A whole training run."""
 
     model: str = free("tiny")
@@ -224,7 +236,7 @@ class TrainConfig:
     task: str = fixed("arithmetic")
     """Problems, as an expression; `modicum tasks` lists them."""
     reward: str = fixed("accuracy")
-    """Weighted sum of terms, such as `accuracy + 0.2*format`."""
+    """Weighted sum of terms, such as `accuracy + 0.2*format`; one of yours is `file.py:function`."""
     update: str = fixed("full")
     """What trains, as an expression; `modicum updates` lists and previews."""
     objective: str = fixed("grpo")
@@ -248,47 +260,21 @@ class TrainConfig:
     tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
+        for kind in KINDS:
+            value = getattr(self, kind)
+            if not isinstance(value, str):
+                raise UserError(
+                    f"{kind} must be an expression, a text, not {short(value)};"
+                    f" modicum.train({kind}=...) takes objects"
+                )
+        super().__post_init__()
+        object.__setattr__(self, "out", os.path.expanduser(self.out))
         at_least(self, steps=0, seed=0)
         if self.sampling.temperature == 0:
             raise UserError(
                 "temperature 0 makes all completions of a group equal, so nothing can be learnt;"
                 " training needs a temperature above 0"
             )
-
-
-def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
-    """The config `cls` from nested tables; unknown keys and wrong types are UserErrors.
-
-    `where` begins the messages (a file name).
-    """
-    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
-    hints = typing.get_type_hints(cls)
-    made: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{where}: {key} must be a table")
-            made[key] = from_mapping(typing.cast(type, hints[key]), value, f"{where}: {key}")
-        else:
-            made[key] = check(f"{where}: {key}", value, hints[key])
-    try:
-        return cls(**made)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; a missing or broken file is a UserError."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no config file {path}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
 
 
 def to_toml(config: Any, above: str = "") -> str:

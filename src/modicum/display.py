@@ -91,14 +91,15 @@ class Display(Observer):
             f" {len(session.prepared.trainable)} tensors, {session.trainable_parameters:,} of"
             f" {session.total_parameters:,} parameters ({share:.1%})"
         )
+        updates = config.batch.updates_per_rollout
         weight = getattr(session.objective, "kl", 0.0)
         kl = f"KL {weight:g} in the loss" if weight else "no KL term"
         self.console.print(
             f"{config.task}, reward {session.reward}, {config.objective}, {kl};"
             f" a step samples {config.batch.prompts_per_step} x {config.batch.group_size} completions,"
             f" at most {rows * config.sampling.max_tokens:,} tokens at temperature"
-            f" {config.sampling.temperature:g}, and takes {config.batch.updates_per_rollout}"
-            f" optimizer steps at {session.learning_rate:g}"
+            f" {config.sampling.temperature:g}, and takes {updates}"
+            f" optimizer step{'s' * (updates != 1)} at {session.learning_rate:g}"
             f" ({session.policy.device}, {config.compute.dtype})"
         )
         if config.budget.budget:

@@ -1,7 +1,7 @@
 """Every metric that a step logs, once: its key, title, units and explanation.
 
 Reports take titles from here, and a test holds the table in docs/metrics.md to it. `reward/TERM`
-stands for every term of a reward.
+stands for every term of a reward, `user/NAME` for what functions log.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ step                     | Step                        |                |       
 reward/mean              | Reward                      |                | mean per completion   | reward    | mean of the weighted reward over all completions that have one
 reward/TERM              | Reward term                 | 0 to 1         | mean per completion   |           | mean of one term before weighting, `reward/accuracy` say; its name is the term's expression; missing when no completion had a verdict
 reward/errors            | Errors of reward functions  | count          |                       |           | scores that a reward function of your own failed to give; they are 0
+user/NAME                | Logged by a function        |                |                       |           | mean of what a reward function of your own gave to `log_metric` in this step (docs/rewards.md)
 completions/length_mean  | Completion length           | tokens         | tokens per completion | length    | mean length
 completions/length_max   | Longest completion          | tokens         |                       |           | longest
 completions/truncated    | Cut at the length limit     | 0 to 1         | completions (%)       | cut       | share that `max_tokens` cut before an end token

@@ -15,14 +15,17 @@ import difflib
 import inspect
 import itertools
 import json
+import os
+import re
 import textwrap
 import typing
 from typing import Any, NoReturn, TypeVar
 
-from modicum.config import from_mapping
+from modicum.settings import elsewhere, from_mapping
 from modicum.types import UserError
 
 C = TypeVar("C")
+HOME = re.compile(r"^(|--[\w-]+=)~(?=/)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,13 +47,17 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, args: list[str]) -> argparse.Namespace:
         """Parse `args`; an unknown option is answered with the nearest known one."""
+        # A shell expands `--out ~/run` and not `--out=~/run`.
+        home = os.path.expanduser("~")
+        args = [HOME.sub(lambda match: match[1] + home, arg) for arg in args]
         found, unknown = self.parse_known_args(args)
         if unknown:
             known = [o for action in self._actions for o in action.option_strings]
             word = unknown[0].split("=")[0]
+            hint = elsewhere(word, {option.lstrip("-"): "" for option in known}, option=True)
             close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            self.error(f"unknown option {unknown[0]!r}{hint}")
+            hint = hint or (f"did you mean {close[0]}?" if close else "")
+            self.error(f"unknown option {unknown[0]!r}{hint and f'; {hint}'}")
         return found
 
     def options(self, args: list[str], cls: type[C], title: str) -> tuple[argparse.Namespace, C]:

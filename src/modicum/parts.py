@@ -71,8 +71,11 @@ class RunParts:
         update = self.update
         if update is None and not is_given(config.update):
             update = past_update(folder, config.update)
+        reward = self.reward
+        if reward is None and not is_given(config.reward):
+            reward = rewards.parse(config.reward, places(folder))
         config = replace(config, model=past_base(folder, config.model))
-        return config, replace(self, task=task, update=update)
+        return config, replace(self, task=task, update=update, reward=reward)
 
     def keep(self, run: runs.Run, config: TrainConfig) -> list[str]:
         """Write what the config alone cannot repeat; returns what the user should know of it."""
@@ -142,7 +145,7 @@ def past_update(folder: Path, text: str) -> Update | None:
     made = parsers()["update"](text)
     method = getattr(made, "method", made)  # or it is placed
     run = getattr(method, "run", "")
-    if not run or not isinstance(run, str) or Path(run).is_dir():
+    if not run or not isinstance(run, str) or Path(run).expanduser().is_dir():
         return None
     there = [place / run for place in places(folder) if (place / run).is_dir()]
     if not there:

@@ -168,7 +168,7 @@ def check_new(folder: Path, overwrite: bool) -> None:
 def is_run(folder: Path) -> bool:
     """Whether a run wrote `folder`: many other tools have a `config.toml` too."""
     try:
-        tables = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+        tables = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return False
     return tables.keys() >= {"model", "task", "update", "steps"}

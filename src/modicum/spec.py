@@ -12,6 +12,8 @@ import ast
 import dataclasses
 import difflib
 import operator
+import os
+import re
 import sys
 import types
 import typing
@@ -23,6 +25,7 @@ from modicum.types import UserError
 
 MAX_LENGTH = 2000
 MAX_FLOAT = sys.float_info.max
+PATH_LIKE = re.compile(r"[(=,]\s*(~|\.{0,2}[/\\]\w|\w:\\)")
 GIVEN = "given"
 """What stands for an object of Python that no expression gives again: `given('my_function')`."""
 JOIN: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
@@ -121,6 +124,8 @@ def _parsed(kind: str, text: str, code: str) -> ast.expr:
             return ast.parse(code, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         detail = error.msg if isinstance(error, SyntaxError) else "not an expression"
+        if PATH_LIKE.search(text):
+            detail += " (a path stands in quotes)"
         raise UserError(f"{kind} {text!r} does not parse: {detail}") from None
 
 
@@ -200,7 +205,10 @@ class _Builder:
                 return -value
             case ast.List(elts=elts) | ast.Tuple(elts=elts):
                 return tuple(self.argument(item) for item in elts)
-        raise self.error(f"{ast.unparse(node)!r} is not a value (numbers, strings, names, lists)")
+        text, parts = ast.unparse(node), list(map(type, ast.walk(node)))
+        if ast.Name in parts and {ast.Attribute, ast.Div} & set(parts):  # sums.csv, data/sums
+            raise self.error(f"quotes are missing: '{text.replace(' ', '')}'")
+        raise self.error(f"{text!r} is not a value (numbers, strings, names, lists)")
 
     def signature(self, fields: Mapping[str, dataclasses.Field[Any]]) -> str:
         return ", ".join(map(_shown, fields.values())) or "no arguments"
@@ -243,8 +251,12 @@ def check(what: str, value: Any, hint: Any) -> Any:
     """`value` as the type that `hint` asks for, or a UserError that begins with `what`.
 
     Whole floats become ints and ints become floats; texts and booleans are never numbers,
-    nor are infinities and what is not a number.
+    nor are infinities and what is not a number. Paths are texts, numbers of numpy are Python's.
     """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif hasattr(value, "item") and not getattr(value, "ndim", 1):
+        value = value.item()
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         for arg in args:
@@ -253,9 +265,9 @@ def check(what: str, value: Any, hint: Any) -> Any:
             except UserError:
                 continue
     elif origin is typing.Literal:
-        if value in args:
+        if type(value) in map(type, args) and value in args:
             return value
-        raise UserError(f"{what} is {value!r}; {nearest(str(value), map(str, args))}")
+        raise UserError(f"{what} is {short(value)}; {nearest(str(value), map(str, args))}")
     elif origin is tuple and isinstance(value, list | tuple):
         return tuple(check(what, item, args[0]) for item in value)
     elif hint is type(None) and value is None:
@@ -273,7 +285,13 @@ def check(what: str, value: Any, hint: Any) -> Any:
                 raise UserError(f"{what} must be a text in UTF-8, not {value!r}") from None
         if hint not in (int, float) and isinstance(value, hint):
             return value
-    raise UserError(f"{what} must be {_words(hint)}, not {value!r}")
+    raise UserError(f"{what} must be {_words(hint)}, not {short(value)}")
+
+
+def short(value: object) -> str:
+    """A value as code, in one line and not a long one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _words(hint: Any) -> str:
@@ -286,4 +304,6 @@ def _words(hint: Any) -> str:
         return "nothing"
     if typing.get_origin(hint) is tuple:
         return "a list of which each is " + _words(typing.get_args(hint)[0])
+    if dataclasses.is_dataclass(hint):
+        return f"a {getattr(hint, '__name__', '')} or a dict"
     return getattr(hint, "__name__", str(hint))

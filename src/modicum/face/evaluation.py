@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modicum import scorecard, tasks
 from modicum.config import Compute, Sampling, Trust, from_mapping
-from modicum.face.result import TrainResult, folder_of
-from modicum.face.settings import tables
+from modicum.face.result import TrainResult, folder_of, in_python
 from modicum.options import merge
 from modicum.parts import RunParts, past_config, past_task, problems_changed
 from modicum.runs import Run, make_folder
 from modicum.scorecard import Comparison, Evaluation
+from modicum.settings import tables
 from modicum.spec import at_least
 from modicum.types import UserError
 
@@ -55,6 +55,7 @@ class EvaluateConfig:
         at_least(self, problems=1, samples=1, seed=0, batch=1)
 
 
+@in_python()
 def evaluate(
     model: str | Path | TrainResult = "tiny",
     *,
@@ -163,7 +164,7 @@ def values_of(config: EvaluateConfig, name: str, found: Evaluation) -> dict[str,
 
 def _folder(out: str) -> Run:
     """The folder to write to; one that holds other things than an evaluation is refused."""
-    folder = Path(out)
+    folder = Path(out).expanduser()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "evaluation.json").is_file():
         raise UserError(f"{out} is not empty and holds no evaluation; name another with --out")
     make_folder(folder)

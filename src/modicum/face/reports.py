@@ -18,7 +18,7 @@ def report(*runs: str | Path | TrainResult, out: str | Path = "", title: str = "
     """
     from modicum.report import page
 
-    folders = [folder_of(run) for run in runs]
+    folders, out = [folder_of(run) for run in runs], out and Path(out).expanduser()
     if not folders:
         raise UserError("report needs at least one run folder")
     studies = [folder for folder in folders if (folder / STUDY).is_file()]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import html
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +20,18 @@ if TYPE_CHECKING:
     from modicum.scorecard import Evaluation
 
 NAMES = ("update", "model", "task", "reward")
+OPTION = re.compile(r"(?<![\w-])--([a-z-]+)")
 COUNTS = ("trainable_parameters", "total_parameters", "steps", "seconds", "change_proof")
+
+
+@contextmanager
+def in_python() -> Iterator[None]:
+    """In here errors name arguments and not the command line's options; also a decorator."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (OPTION.sub(lambda match: match[1].replace("-", "_"), str(error)),)
+        raise
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,6 +75,7 @@ class TrainResult:
 
         return report(self, out=out, title=title)
 
+    @in_python()
     def export(
         self,
         out: str | Path,
@@ -74,8 +89,9 @@ class TrainResult:
         """
         from modicum.export import export_run
 
-        export_run(self.folder, Path(out), format, overwrite, self.parts, str(base) or self.base)
-        return Path(out)
+        place = Path(out).expanduser()
+        export_run(self.folder, place, format, overwrite, self.parts, str(base) or self.base)
+        return place
 
     def evaluate(self, **settings: Any) -> Evaluation:
         """`modicum.evaluate` of this run, by default on its own task."""
@@ -140,7 +156,7 @@ def folder_of(run: str | Path | TrainResult) -> Path:
     if isinstance(run, TrainResult):
         return run.folder
     try:
-        return Path(run)
+        return Path(run).expanduser()
     except TypeError:
         kind = type(run).__name__
         raise UserError(f"a folder or the result of a run is needed, not a {kind}") from None

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from modicum import rewards, tasks
 from modicum.config import TrainConfig, from_mapping, read_toml
-from modicum.face.result import TrainResult
-from modicum.face.settings import tables
+from modicum.face.result import TrainResult, in_python
 from modicum.options import merge
 from modicum.parts import RunParts, expression, is_given, parsers
 from modicum.rewards import Reward, Term
+from modicum.settings import tables
 from modicum.types import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ NEEDED = {"update": "apply", "objective": "token_loss", "curriculum": "begin"}
 """What an object of a kind must have."""
 
 
+@in_python()
 def train(
     config: TrainConfig | None = None,
     *,
@@ -92,7 +93,7 @@ def _config(base: TrainConfig | None, values: dict[str, Any], resume: bool) -> T
     """The settings over those of `base`, or of the run that is gone on with."""
     given = tables(TrainConfig, values, "train")
     below = {} if base is None else dataclasses.asdict(base)
-    past = Path(values.get("out", "")) / "config.toml"
+    past = Path(values.get("out", "")).expanduser() / "config.toml"
     if resume and base is None and values.get("out") and past.is_file():
         below = read_toml(past)
     return from_mapping(TrainConfig, merge(below, given), "train")

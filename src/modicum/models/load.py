@@ -209,6 +209,8 @@ def choose_device(device: str) -> torch.device:
         torch.zeros(1, device=chosen).item()
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
+        if isinstance(error, NotImplementedError):  # its own words are of its insides
+            reason = f"this torch has no {chosen.type}"
         raise UserError(f"device {device!r} cannot be used here: {reason}") from None
     return chosen
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from modicum import spec
@@ -15,16 +17,18 @@ from modicum.rewards.accuracy import Accuracy
 from modicum.rewards.base import Reward, Term, reward_of
 from modicum.rewards.consistency import Consistency
 from modicum.rewards.format import Format
-from modicum.rewards.function import Function, GivenFunction, rewrite, term_of
+from modicum.rewards.function import Function, GivenFunction, term_of
 from modicum.rewards.language import Language
 from modicum.rewards.length import Length
+from modicum.rewards.moment import Moment
 from modicum.rewards.random import Random
 from modicum.rewards.repetition import Repetition
+from modicum.rewards.source import FOLDERS, rewrite
 from modicum.types import UserError
 
 __all__ = [
     "REWARDS", "Accuracy", "Consistency", "Format", "Function", "GivenFunction", "Language",
-    "Length", "Random", "Repetition", "Reward", "Term", "of", "parse", "reward_of",
+    "Length", "Moment", "Random", "Repetition", "Reward", "Term", "of", "parse", "reward_of",
 ]  # fmt: skip
 
 REWARDS: dict[str, type[Term]] = {
@@ -42,12 +46,17 @@ REWARDS: dict[str, type[Term]] = {
 }
 
 
-def parse(text: str) -> Reward:
+def parse(text: str, folders: Sequence[Path] = ()) -> Reward:
     """The reward that an expression describes.
 
     `accuracy + 0.2*format`, or with a function of your own `accuracy + 0.5*module:function`.
+    Modules and relative paths of files are also looked for in `folders`.
     """
-    return reward_of(spec.build("reward", rewrite(text), REWARDS))
+    before = FOLDERS.set(folders)
+    try:
+        return reward_of(spec.build("reward", rewrite(text), REWARDS))
+    finally:
+        FOLDERS.reset(before)
 
 
 def of(value: Any) -> Reward:

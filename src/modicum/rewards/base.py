@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from modicum.rewards.moment import Moment
 from modicum.spec import Spec, within
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
@@ -47,6 +48,10 @@ class Term(_Summand, Spec, ABC):
 
     placebo: ClassVar[bool] = False
     """Whether the score knows nothing of the completion."""
+
+    def at(self, moment: Moment) -> Term:
+        """This term in a step of a run; one that calls a user's function shows it the moment."""
+        return self
 
     @abstractmethod
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
@@ -84,6 +89,10 @@ class Reward(_Summand):
 
     def __str__(self) -> str:
         return " + ".join(_weighted(weight, term) for weight, term in self.terms)
+
+    def at(self, moment: Moment) -> Reward:
+        """This reward in a step of a run (`Term.at`)."""
+        return Reward(tuple((weight, term.at(moment)) for weight, term in self.terms))
 
     def scores(self, task: Task, problem: Problem, completion: Completion) -> dict[str, float]:
         """The unweighted value of each term, by its expression."""

@@ -33,6 +33,7 @@ from modicum.config import (
     toml_value,
 )
 from modicum.options import merge
+from modicum.settings import elsewhere, places
 from modicum.spec import at_least, nearest
 from modicum.types import UserError
 
@@ -173,11 +174,11 @@ def parse(tables: Mapping[str, Any], where: str) -> Study:
         if not isinstance(table, Mapping):
             raise UserError(f"{where}: {name} must be a table")
     known = {f.name for f in dataclasses.fields(Study)} - {"base", "extra"}
+    within = {name: f"config.{t}".rstrip(".") for name, t in places(TrainConfig).items()}
     for key in own:
         if key not in known:
-            raise UserError(
-                f"{where}: unknown key {key!r}; {nearest(key, [*known, 'config', 'arm'])}"
-            )
+            hint = elsewhere(key, within) or nearest(key, [*known, "config", "arm"])
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
     for key in ("question", "arms", "budget"):
         if key not in own:
             raise UserError(f"{where}: {key} is missing")
@@ -192,7 +193,7 @@ def parse(tables: Mapping[str, Any], where: str) -> Study:
             raise UserError(f"{where}: config: {name} is the study's to say, not the config's")
     slugs: dict[str, str] = {}
     for arm in arms(study):
-        from_mapping(TrainConfig, _tables(study, arm), f"{where}: arm {arm.name}")
+        from_mapping(TrainConfig, _tables(study, arm), f"{where}: arm {arm.name}", within)
         if slugs.setdefault(arm.slug, arm.name) != arm.name:
             raise UserError(f"{where}: the arms {slugs[arm.slug]} and {arm.name} look alike")
     return study

@@ -141,7 +141,7 @@ def _opened(
 
 def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> tuple[Study, Path]:
     """The design and the folder of a study; where it must have `begun`, UserError if not."""
-    folder = Path(out)
+    folder = Path(out).expanduser()
     if not isinstance(study, Study | Path | str):
         raise UserError(f"study: must be a design, its file or its folder, not {study!r:.60}")
     if isinstance(study, Study):
@@ -154,7 +154,7 @@ def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> 
         # A file has 1.0 where Python may have said 1, and its settings are checked.
         made = design.parse(tables, "study")
     else:
-        path = Path(study)
+        path = Path(study).expanduser()
         if path.is_dir():
             path, folder = path / "study.toml", path
         elif not out:

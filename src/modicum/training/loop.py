@@ -18,6 +18,7 @@ from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
 from modicum.parts import RunParts
+from modicum.rewards import Moment
 from modicum.tasks.prompts import encode
 from modicum.training import origin, result
 from modicum.training.checkpoint import save
@@ -216,12 +217,13 @@ def run_step(
     watch.lap("sampling")
     agree(session, groups, step)
     watch.lap("agreement")
-    scores, rewards_PG = score(session.task, session.reward, groups, faults)
+    moment = Moment(step, session.config.steps)
+    scores, rewards_PG = score(session.task, session.reward.at(moment), groups, faults)
     if faults and observer:
         observer.note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     session.order.observe(seen(groups, scores, rewards_PG))
     batch = make_batch(session.objective, groups, rewards_PG)
-    metrics = rollout_metrics(step, groups, scores, rewards_PG)
+    metrics = rollout_metrics(step, groups, scores, rewards_PG) | moment.metrics()
     watch.lap("scoring")
     if batch.rows:
         metrics |= _update(session, batch)
@@ -234,7 +236,7 @@ def run_step(
     if observer and lost:
         observer.note(lost)
     if step % session.config.records.samples_every == 0 or session.ended(step + 1):
-        _write_samples(session, run, step, groups[0], scores[0])
+        _write_samples(session, run, step, groups[0], scores[0], moment)
     return metrics
 
 
@@ -256,11 +258,16 @@ def _update(session: Session, batch: Batch) -> dict[str, float]:
 
 
 def _write_samples(
-    session: Session, run: runs.Run, step: int, group: Group, scores: list[dict[str, float]]
+    session: Session,
+    run: runs.Run,
+    step: int,
+    group: Group,
+    scores: list[dict[str, float]],
+    moment: Moment,
 ) -> None:
     for completion, found in zip(group.completions[:4], scores, strict=False):
-        total = session.reward.total(found)
-        run.append("samples.jsonl", sample(step, group.problem, completion.text, found, total))
+        line = sample(step, group.problem, completion.text, found, session.reward.total(found))
+        run.append("samples.jsonl", line | moment.logged(completion))
 
 
 def _look(session: Session, run: runs.Run, observer: Observer, step: int) -> None:

@@ -8,7 +8,6 @@ that the run was begun in, from which relative paths lead.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,9 +90,6 @@ def _modules(reward: Reward) -> dict[str, str]:
     """The hash of the file of every function that is named by its module."""
     found = {}
     for _, term in reward.terms:
-        if isinstance(term, Function):
-            module = sys.modules.get(term.path.partition(":")[0])
-            file = Path(getattr(module, "__file__", None) or "")
-            if file.is_file():
-                found[term.path] = runs.file_hash(file)
+        if isinstance(term, Function) and term.file.is_file():
+            found[term.path] = runs.file_hash(term.file)
     return found

@@ -32,7 +32,7 @@ from modicum.rewards import Reward
 from modicum.tasks import Task
 from modicum.tasks.prompts import encode, stops
 from modicum.training.session import Session
-from modicum.types import Batch, Group, Row, UserError
+from modicum.types import Batch, Group, Row, RunStopped, UserError
 
 References = dict[tuple[int, int], Tensor]
 """Log-probs of the reference by (group or -1, micro-batch)."""
@@ -98,9 +98,18 @@ def score(
 ) -> tuple[Scores, Tensor]:
     """The raw value of every reward term, and the totals [P, G].
 
-    NaN is no verdict. What could not be scored has 0 and a line in `faults`.
+    NaN is no verdict. What could not be scored has 0 and a line in `faults`. RunStopped when a
+    term has failed for all completions: whatever was trained then would not be what was meant.
     """
     scores = [reward.score_group(task, g.problem, g.completions, faults) for g in groups]
+    count = sum(len(group.completions) for group in groups)
+    for _, term in reward.terms:
+        failed = [fault for fault in faults if fault.startswith(f"{term}: ")]
+        if len(failed) == count:
+            raise RunStopped(
+                f"reward {failed[0]}, for all {count} completions of a step; once that is mended,"
+                " --resume goes on from the last checkpoint"
+            )
     return scores, torch.tensor([[reward.total(s) for s in row] for row in scores])
 
 

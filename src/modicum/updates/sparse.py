@@ -207,7 +207,7 @@ class Sparse(Method):
     def _scores(self, model: nn.Module, chosen: Named, seed: int) -> Callable[[str], Tensor]:
         """The scores of a tensor by its name."""
         if self.by == "run":
-            past = past_values(Path(self.run), model, chosen)
+            past = past_values(Path(self.run).expanduser(), model, chosen)
             return lambda name: (past(name).float() - chosen[name].detach().float()).abs()
         known = KNOWN[self.by]
         return lambda name: known(name, chosen[name], seed)

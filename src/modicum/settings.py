@@ -1,0 +1,157 @@
+"""How settings are checked, wherever they come from, and what other programs call them.
+
+A config is checked when it is made: by the command line, TOML, Python and `dataclasses.replace`
+alike. A name that no setting has is answered with the table where it belongs, with what it is here
+if TRL, verl, transformers or PEFT have it (elsewhere.txt), or else with the nearest one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from modicum.spec import check, nearest
+from modicum.types import UserError
+
+C = TypeVar("C")
+
+
+class Settings:
+    """Base of a config: unknown names and values of other types are UserErrors."""
+
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        for name in named:
+            if name not in _hints(cls):
+                hint = elsewhere(name, places(cls)) or nearest(name, _hints(cls))
+                raise UserError(f"{cls.__name__}: unknown setting {name!r}; {hint}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            value = getattr(self, name)
+            if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+                value = from_mapping(typing.cast(type, hint), value, name)
+            object.__setattr__(self, name, check(name, value, hint))
+
+
+@lru_cache(maxsize=1)
+def _table() -> Mapping[str, tuple[str, str, str]]:
+    """Setting, value and note of every name in elsewhere.txt; a setting "" has only the note."""
+    found: dict[str, tuple[str, str, str]] = {}
+    lines = Path(__file__).with_name("elsewhere.txt").read_text(encoding="utf-8").splitlines()
+    for place, names, note in (line.split("|") for line in lines[1:]):
+        setting, _, value = place.strip().partition(" = ")
+        found |= dict.fromkeys(names.split(), (setting, value, note.strip()))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _hints(cls: type) -> Mapping[str, Any]:
+    """The type of every field."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
+
+
+def from_mapping(
+    cls: type[C], values: Mapping[str, Any], where: str, within: Mapping[str, str] | None = None
+) -> C:
+    """The config `cls` from nested tables; unknown keys and wrong types are UserErrors.
+
+    `where` begins the messages (a file name). `within` are the `places` of the whole config.
+    """
+    hints, within = _hints(cls), places(cls) if within is None else within
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            hint = elsewhere(key, within) or nearest(str(key), hints)
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}: {key} must be a table")
+            section = typing.cast(type, hints[key])
+            made[key] = from_mapping(section, value, f"{where}: {key}", within)
+        else:
+            made[key] = check(f"{where}: {key}", value, hints[key])
+    try:
+        return cls(**made)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; a missing or broken file is a UserError."""
+    path = path.expanduser()
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no config file {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or (raw[2:] and 0 in raw[:2]):
+        raise UserError(f"{path} is in UTF-16; TOML is UTF-8: save it as that")
+    try:
+        return tomllib.loads(re.sub(r"\r\n?", "\n", raw.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line} is not in UTF-8; save the file as that") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+
+
+def tables(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings by their flat names as the nested tables of `cls`; UserError for unknown ones.
+
+    A whole section may be given as well, as a mapping or an object.
+    """
+    at = places(cls)
+    flat = dict.fromkeys(at, "")
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in at:
+            table = found if not at[name] else found.setdefault(at[name], {})
+            table[name] = value
+        elif name in at.values() and (
+            isinstance(value, Mapping) or dataclasses.is_dataclass(value)
+        ):
+            given = value if isinstance(value, Mapping) else vars(value)
+            found[name] = {**given, **found.get(name, {})}
+        else:
+            hint = elsewhere(name, flat) or nearest(name, at)
+            raise UserError(f"{where}: unknown setting {name!r}; {hint}")
+    return found
+
+
+def places(cls: type) -> dict[str, str]:
+    """The section ("" for none) of every setting."""
+    found: dict[str, str] = {}
+    for name, hint in _hints(cls).items():
+        inner = _hints(typing.cast(type, hint)) if dataclasses.is_dataclass(hint) else None
+        found |= {name: ""} if inner is None else dict.fromkeys(inner, name)
+    return found
+
+
+def elsewhere(name: str, at: Mapping[str, str], option: bool = False) -> str:
+    """What an unknown name means here: a setting of another table or program; "" if nothing.
+
+    `at` has the settings that there are, with their sections.
+    """
+    plain = str(name).lstrip("-").replace("-", "_").lower()
+    setting, value, note = (plain, "", "") if plain in at else _table().get(plain, ("", "", ""))
+    shown = setting.replace("_", "-") if option else setting
+    if shown not in at:
+        return "" if setting else note
+    if setting == plain and not option:
+        return f"it belongs to [{at[setting]}]" if at[setting] else "it belongs above all tables"
+    text = f"--{shown}" if option else shown
+    if value:
+        text += f" {value!r}" if option else f" = {value!r}"
+    if at[shown]:
+        text += f" in [{at[shown]}]"
+    return f"did you mean {text}?" + (f" ({note})" if note else "")
