@@ -459,3 +459,9 @@ def test_columns_and_all_answers_reach_reward_functions(tmp_path: Path) -> None:
     completions = [Completion((5,), (0.0,), "2", True)] * 2
     rewards.of(asked).score_group(task, problem, completions, [])
     assert seen == [([3, 3], [["2", "two"]] * 2, ["2", "2"])]
+
+
+def test_an_official_set_without_its_test_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"question": "1+1?", "answer": "#### 2"}\n')
+    with pytest.raises(UserError, match=r"gsm8k: .* has no \*test\* file"):
+        tasks.parse(f"gsm8k(path={str(tmp_path)!r})").size("train")

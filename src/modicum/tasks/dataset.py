@@ -152,7 +152,10 @@ class DataTask(Spec):
         place = self._place(self.path)
         if not Path(place).is_dir():
             return [(self.file_name(place), self.file_role, place)]
-        parts = readers.find(self.name, Path(place))
+        parts, source = readers.find(self.name, Path(place)), self.source()
+        # The official test set is the split test: without it there is none.
+        if source is not None and (lacking := source.parts.keys() - parts.keys()):
+            raise UserError(f"{self.name}: {place} has no *{min(lacking)}* file")
         roles = roles_of(parts)
         return [
             (part if len(files) == 1 else self.file_name(file), roles[part], file)
