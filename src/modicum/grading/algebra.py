@@ -19,9 +19,11 @@ from fractions import Fraction
 
 from modicum.grading.latex import Node, Relations, parse
 from modicum.grading.quantities import quantity, shows
-from modicum.grading.values import CONTEXT, Value, close, divide, value_at
+from modicum.grading.values import CONTEXT, Value, close, divide, to_mp, value_at
 
 MIN_POINTS = 6  # at which both must be defined
+# What programs write for a constant, if the gold answer has the constant and no such variable.
+PROGRAMS = {"I": "i", "j": "i", "E": "e"}
 SCALES = (1, 3, 1, 12, 2, 200, 5, 1, 40, 2, 3, 1, 6, 1, 2, 20)
 
 
@@ -33,6 +35,10 @@ def same(gold: str, answer: str) -> bool:
     if g.relations:
         return _same_relation(g, a)
     ((left,), (right,)) = g.sides, a.sides
+    for name in _variables(right) - _variables(left):
+        constant = PROGRAMS.get(name, "")
+        if _uses(left, constant) and not _uses(right, constant):
+            right = _replaced(right, ("var", name), ("const", constant))
     if quantity(gold) is not None and (_variables(right) or _undone(right)):
         return False
     return _same_value(left, right) or _is_rounded(left, answer)
@@ -158,6 +164,23 @@ def _uses(node: Node, name: str) -> bool:
     if node[0] in ("const", "fn") and node[1] == name:
         return True
     return any(_uses(part, name) for part in node[1:] if isinstance(part, tuple))
+
+
+def _replaced(node: Node, old: Node, new: Node) -> Node:
+    if node == old:
+        return new
+    return tuple(_replaced(part, old, new) if isinstance(part, tuple) else part for part in node)
+
+
+def constant(text: str) -> Fraction | None:
+    """The value of a real constant, cut after 40 decimals, or None. Raises Unreadable."""
+    sides, relations = parse(text)
+    if relations or _variables(sides[0]) or _uses(sides[0], "i"):
+        return None
+    value = value_at(sides[0], {}, False)
+    if value is None or isinstance(value, CONTEXT.mpc):
+        return None
+    return Fraction(int(CONTEXT.nint(to_mp(value) * CONTEXT.mpf(10) ** 40)), 10**40)
 
 
 def _undone(node: Node) -> bool:

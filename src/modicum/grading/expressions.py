@@ -17,7 +17,7 @@ MAX_EXPRESSION = 500  # characters
 MAX_NESTING = 40  # open brackets
 
 TOKEN = re.compile(r"\s*(?:([0-9]+)|([-+*/()]))", re.ASCII)
-SIGNS = {"\u00d7": "*", "·": "*", "÷": "/", r"\times": "*", r"\cdot": "*", r"\div": "/"}
+SIGNS = {r"\times": "*", r"\cdot": "*", r"\div": "/"}
 
 
 class _NotArithmetic(Exception):

@@ -13,10 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from modicum.grading.quantities import DECIMAL, TEXT, number
+from modicum.grading.quantities import DECIMAL, number
+from modicum.grading.spelling import TEXT
 
-BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-BARE_BOX = re.compile(r"\\boxed[ \t]+([^\s{}]+)")
+BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
+BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}]+)")
+OPENED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|<answer>")
 # A heading such as "#### 1. First step" or "#### Step 1" is no answer.
 HASHES = re.compile(
     r"####[ \t]*(?![0-9]+[.)][ \t]+\S)((?:\*\*)?(?:[-+\u2212$€£\\.0-9]|\((?=[-(0-9]))[^\n]*)"
@@ -156,7 +158,7 @@ def extract_lenient(text: str) -> str | None:
     if marked is not None:
         return marked
     text = after_thinking(text)
-    if r"\boxed{" in text or "<answer>" in text:
+    if OPENED.search(text):
         return None
     stated = _last(ANSWER_IS, text)
     found = None if stated is None else _stated(stated)

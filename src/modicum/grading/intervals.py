@@ -1,98 +1,205 @@
-r"""Inequalities in one variable as intervals: x < 3 is (-\infty,3), x \ne 0 is a union."""
+r"""Sets of real numbers: x < 3, (-\infty,3), (0,9) \cup (9,36), \mathbb{R} \setminus \{1\}.
+
+A set is where it begins and ends, in order. An end is a value and 0 before it or 1 behind it:
+[a,b) is (a,0) (b,0), and the point a is (a,0) (a,1). So equal sets have equal ends, however
+they are written. What is no number (the b of x < b) is an end by its text, in one interval.
+"""
 
 from __future__ import annotations
 
+import operator
 import re
-from typing import NamedTuple
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import reduce
+from typing import Any, NamedTuple
 
-from modicum.grading.quantities import number
+from modicum.grading.parts import SIGN, at_commas, with_brackets
+from modicum.grading.spelling import TEXT
 
-OR = re.compile(r"\\text\s*\{\s*or\s*\}|(?<=\s)or(?=\s)|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])")
-RELATION = re.compile(r"(\\[lgn]e(?:q|qslant)?(?![A-Za-z])|\\[lg]t(?![A-Za-z])|[<>]=?)")
+End = tuple[Any, int]
+Ends = tuple[End, ...]
+Value = Callable[[str], Fraction | None]
+
+MAX_PARTS = 20
+OR = re.compile(r"(?<=\s)or(?=\s)|\\(?:lor|vee|cup)(?![A-Za-z])")
+AND = re.compile(r"(?<=\s)and(?=\s)|\\(?:land|wedge)(?![A-Za-z])")
+OPERATION = re.compile(r"\\(cap|setminus)(?![A-Za-z])")
+# A text without any of these is no set that can be written in two ways.
+WRITTEN = re.compile(rf"{SIGN}|\\(?:cup|cap|setminus)(?![A-Za-z])|\bexcept\b")
+EQUATION = re.compile(rf"({SIGN}|=)")
 NAME = re.compile(r"[A-Za-z]|\\[a-z]+|[A-Za-z]_\{?\w\}?")
 MEMBER = re.compile(r"([A-Za-z]|\\[a-z]+)\s*\\in(?![A-Za-z])\s*(.*)")
-BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\\mid|\||:)(.*)\\\}")
-AND = re.compile(r"\\text\s*\{\s*and\s*\}|(?<=\s)and(?=\s)|\\(?:land|wedge)(?![A-Za-z])")
-WITHOUT = re.compile(r"\\mathbb\s*\{?R\}?\s*(?:\\setminus|\\backslash|-)\s*\\\{([^{}\\]*)\\\}")
-UP_TO, FROM = r"(-\infty,", r",\infty)"
-MIRROR = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
+BUILDER = re.compile(
+    r"[⟨{]\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\\mid|\\colon|\||:)(.*)[⟩}]"
+)
+REAL = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?")
+WITHOUT = re.compile(rf"({REAL.pattern})\s*-(?=\s*[⟨{{])")
+EXCEPT = re.compile(r"(?:all )?real(?: number)?s? (?:except|other than)(?: for)? (?:\w ?= ?)?(.*)")
+INFINITE = re.compile(r"([-+]?)\s*\\infty")
+ALL: Ends = ((float("-inf"), 1), (float("inf"), 0))
+MIRROR = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!=", "=": "="}
 
 
-class Described(NamedTuple):
-    """An interval or a union of some, as text, and the variable in it ("" for none)."""
+class Unknown(Exception):
+    """The text is no set of real numbers that is understood."""
+
+
+class Reals(NamedTuple):
+    """The ends of a set and the variable in it ("" for none)."""
 
     name: str
-    text: str
+    ends: Ends
 
 
-def of(text: str) -> Described | None:
-    """The interval that `text` is or describes, else None."""
-    text = text.strip()
+def of(text: str, value: Value) -> Reals | None:
+    """The set of real numbers that `text` is or describes, else None."""
+    text = " ".join(with_brackets(TEXT.sub(r" \1 ", text)).split())
+    try:
+        return _either(WITHOUT.sub(r"\1\\setminus", text), value)
+    except Unknown:
+        return None
+
+
+def _either(text: str, value: Value) -> Reals:
     if builder := BUILDER.fullmatch(text):
-        inner = of(builder[2])
-        return inner if inner is not None and inner.name == builder[1] else None
+        inner = _either(builder[2].strip(), value)
+        if inner.name != builder[1]:
+            raise Unknown
+        return inner
+    if words := EXCEPT.fullmatch(text):
+        return Reals("", _combined(ALL, _points(words[1], value), _minus))
+    parts = OR.split(text)
+    if len(parts) > MAX_PARTS:
+        raise Unknown
+    return _joined([_both(part, value) for part in parts], operator.or_)
+
+
+def _both(text: str, value: Value) -> Reals:
+    """x > 1 and x < 3, and the same with a comma; x \\ne 1, 2 is one relation."""
+    parts: list[str] = []
+    for part in at_commas(AND.sub(",", text)) or []:
+        if parts and not EQUATION.search(part) and not MEMBER.match(part):
+            parts[-1] += "," + part
+        else:
+            parts.append(part)
+    if not 0 < len(parts) <= MAX_PARTS:
+        raise Unknown
+    found = _joined([_one(part, value) for part in parts], operator.and_)
+    if len(parts) > 1 and not found.ends:
+        raise Unknown  # x<1, x>2 may be meant as "or"
+    return found
+
+
+def _joined(sets: list[Reals], keep: Callable[[bool, bool], bool]) -> Reals:
+    names = {found.name for found in sets} - {""}
+    if len(names) > 1:
+        raise Unknown
+    ends = reduce(lambda left, right: _combined(left, right, keep), [found.ends for found in sets])
+    return Reals("".join(names), ends)
+
+
+def _one(text: str, value: Value) -> Reals:
+    """x < a, a < x < b, x \\ne a and their mirrors, x \\in a set, or a set."""
     if member := MEMBER.fullmatch(text):
-        inner = of(member[2])
-        return None if inner is None or inner.name else Described(member[1], inner.text)
-    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and "," in text and "=" not in text:
-        return Described("", text)
-    if without := WITHOUT.fullmatch(text):
-        points = {
-            value: part for part in without[1].split(",") if (value := number(part)) is not None
-        }
-        ends = [points[value].strip() for value in sorted(points)]
-        pairs = zip(["-\\infty", *ends], [*ends, r"\infty"], strict=True)
-        return Described("", r"\cup".join(f"({low},{high})" for low, high in pairs))
-    if len(both := AND.split(text)) == 2:
-        return _both(*map(_one, both))
-    found = [_one(part) for part in OR.split(text)]
-    parts = [part for part in found if part is not None]
-    if len(parts) < len(found) or len({part.name for part in parts}) != 1:
-        return None
-    return Described(parts[0].name, r"\cup".join(part.text for part in parts))
-
-
-def _both(first: Described | None, second: Described | None) -> Described | None:
-    """x > 1 and x < 3: a lower and an upper bound of one variable."""
-    if first is None or second is None or first.name != second.name:
-        return None
-    if first.text.startswith(UP_TO):
-        first, second = second, first
-    if not (first.text.endswith(FROM) and second.text.startswith(UP_TO)) or "cup" in first.text:
-        return None
-    return Described(
-        first.name, first.text.removesuffix(FROM) + "," + second.text.removeprefix(UP_TO)
-    )
-
-
-def _one(text: str) -> Described | None:
-    """x < a, a < x < b, x \\ne a, and their mirrors."""
-    sides = [side.strip() for side in RELATION.split(text)]
-    signs = [_plain(sign) for sign in sides[1::2]]
-    terms = sides[0::2]
-    if "," in text or not all(terms) or len(terms) not in (2, 3):
-        return None
-    if len(terms) == 2:
-        if not NAME.fullmatch(terms[0]):
-            terms, signs = terms[::-1], [MIRROR[signs[0]]]
-        name, end = terms
-        if not NAME.fullmatch(name):
-            return None
-        if signs[0] == "!=":
-            return Described(name, rf"(-\infty,{end})\cup({end},\infty)")
-        if signs[0].startswith("<"):
-            return Described(name, rf"(-\infty,{end}" + ("]" if "=" in signs[0] else ")"))
-        return Described(name, ("[" if "=" in signs[0] else "(") + rf"{end},\infty)")
-    if signs[0].startswith(">"):
+        return Reals(member[1], _set(member[2], value))
+    parts = [part.strip() for part in EQUATION.split(text)]
+    terms, signs = parts[0::2], [_plain(sign) for sign in parts[1::2]]
+    if not signs:
+        return Reals("", _set(text, value))
+    if signs[0][0] == ">" if len(terms) > 2 else not NAME.fullmatch(terms[0]):
         terms, signs = terms[::-1], [MIRROR[sign] for sign in signs[::-1]]
-    low, name, high = terms
-    if not NAME.fullmatch(name) or not all(sign.startswith("<") for sign in signs):
-        return None
-    opening, closing = ("[" if "=" in signs[0] else "("), ("]" if "=" in signs[1] else ")")
-    return Described(name, f"{opening}{low},{high}{closing}")
+    name = terms[len(terms) > 2]
+    if not (NAME.fullmatch(name) and all(terms)):
+        raise Unknown
+    if len(terms) == 3 and signs[0][0] == signs[1][0] == "<":
+        return Reals(name, _interval(signs[0][1:], terms[0], terms[2], signs[1][1:], value))
+    if len(terms) > 2:
+        raise Unknown
+    (sign,), end = signs, terms[1]
+    if sign[0] == "<":
+        return Reals(name, _interval("", r"-\infty", end, sign[1:], value))
+    if sign[0] == ">":
+        return Reals(name, _interval(sign[1:], end, r"\infty", "", value))
+    points = _points(end, value)
+    return Reals(name, points if sign == "=" else _combined(ALL, points, _minus))
+
+
+def _set(text: str, value: Value) -> Ends:
+    """Intervals, points and the reals, joined by \\cap and \\setminus from left to right."""
+    first, *rest = OPERATION.split(text)
+    ends = _term(first.strip(), value)
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        ends = _combined(
+            ends, _term(term.strip(), value), operator.and_ if sign == "cap" else _minus
+        )
+    return ends
+
+
+def _term(text: str, value: Value) -> Ends:
+    if REAL.fullmatch(text):
+        return ALL
+    if text in (r"\emptyset", r"\varnothing"):
+        return ()
+    inner = at_commas(text[1:-1])
+    if text[:1] + text[-1:] in ("⟨⟩", "{}") and inner:
+        return _points(text[1:-1], value)
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and inner and len(inner) == 2:
+        low, high = inner
+        return _interval("=" * (text[0] == "["), low, high, "=" * (text[-1] == "]"), value)
+    raise Unknown
+
+
+def _points(text: str, value: Value) -> Ends:
+    """The set of the numbers in a list."""
+    texts = at_commas(AND.sub(",", text)) or []
+    values = {
+        value(part.replace(r"\pm", sign))
+        for part in texts
+        for sign in ("+-" if r"\pm" in part else "+")
+    }
+    known = [number for number in values if number is not None]
+    if not known or len(known) < len(values):
+        raise Unknown
+    return tuple((number, side) for number in sorted(known) for side in (0, 1))
+
+
+def _interval(closed: str, low: str, high: str, also_closed: str, value: Value) -> Ends:
+    """From `low` to `high`, closed where there is an equals sign."""
+    ends = []
+    for end, side in ((low, not closed), (high, bool(also_closed))):
+        if infinite := INFINITE.fullmatch(end):
+            ends.append(ALL[infinite[1] != "-"])
+        else:
+            number = value(end)
+            ends.append((re.sub(r"\s", "", end) if number is None else number, int(side)))
+    if not (_has_names(ends) or ends[0] < ends[1]):
+        raise Unknown
+    return tuple(ends)
+
+
+def _combined(left: Ends, right: Ends, keep: Callable[[bool, bool], bool]) -> Ends:
+    """The set of the points that `keep` says, of whether they are in `left` and in `right`."""
+    if _has_names((*left, *right)):
+        raise Unknown
+    ends: list[End] = []
+    for end in sorted({*left, *right}):
+        inside = keep(bisect_right(left, end) % 2 == 1, bisect_right(right, end) % 2 == 1)
+        if inside != len(ends) % 2:
+            ends.append(end)
+    return tuple(ends)
+
+
+def _minus(left: bool, right: bool) -> bool:
+    return left and not right
+
+
+def _has_names(ends: Sequence[End]) -> bool:
+    return any(isinstance(value, str) for value, _ in ends)
 
 
 def _plain(sign: str) -> str:
     if sign.startswith("\\"):
-        return {"l": "<", "g": ">", "n": "!"}[sign[1]] + ("=" if sign[2] == "e" else "")
+        return {"l": "<", "g": ">", "n": "!"}[sign[1]] + "=" * (sign[2] == "e")
     return sign

@@ -28,6 +28,11 @@ RELATIONS = {
     "=": "=", "<": "<", ">": ">", r"\le": "<=", "<=": "<=", r"\ge": ">=", ">=": ">=",
     r"\ne": "!=", "!=": "!=",
 }  # fmt: skip
+# Programs write these with two arguments: log(8, 2), pow(2, 3), binomial(5, 2), Rational(1, 2).
+TWO = {
+    "log": ("fn", "log"), "binomial": ("fn", "binom"), "comb": ("fn", "binom"), "pow": ("pow",),
+    "Rational": ("div",), "Fraction": ("div",),
+}  # fmt: skip
 INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 DEGREE = ("fn", "degree")
@@ -123,6 +128,8 @@ class _Parser:
         base = self.primary()
         while True:
             if self.take("!"):
+                if self.next == "!":
+                    raise Unreadable("a double factorial")
                 base = ("fn", "factorial", base)
             elif self.take("%"):
                 base = ("fn", "percent", base)
@@ -257,11 +264,20 @@ class _Parser:
                 raise Unreadable(f"{name}^-1")
             name, power = INVERSE[name], None
         if opening := self.take("(", "[", "{"):
-            inner = self.until(CLOSING[opening])
+            inner = self.sum()
+            if name in TWO and not base and self.take(","):
+                base = (self.sum(),)
+            self.need(CLOSING[opening])
         else:
             # \sin 2x \cos x: factors side by side, up to the next function.
             inner = self.factor()
             while self.begins_factor() and self.next[1:] not in FUNCTIONS and self.next not in "([":
                 inner = ("mul", inner, self.power())
-        applied = ("fn", name, inner, *base)
+        if name in TWO and name != "log" and not base:
+            raise Unreadable(f"{name} with one argument")
+        applied = (*TWO.get(name, ("fn", name)), inner, *base)
+        if name == "cis":
+            applied = ("pow", ("const", "e"), ("mul", ("const", "i"), inner))
+        elif name == "cbrt":
+            applied = ("fn", "root", inner, ("num", Fraction(3)))
         return applied if power is None else ("pow", applied, power)

@@ -1,0 +1,111 @@
+r"""One spelling for what is written in several ways: ½, x², θ, 11,\!111, oo, \dfrac.
+
+Spellings only: what a text says stays. All patterns take time linear in its length.
+"""
+
+from __future__ import annotations
+
+import re
+from unicodedata import normalize
+
+_SIGNS = (
+    "α alpha β beta γ gamma δ delta ε epsilon ζ zeta η eta θ theta κ kappa λ lambda ν nu ξ xi"
+    " ρ rho σ sigma τ tau φ phi ϕ phi χ chi ψ psi ω omega Γ Gamma Δ Delta Θ Theta Λ Lambda Σ Sigma"
+    " Φ Phi Ψ Psi Ω Omega π pi ∞ infty ∪ cup ∩ cap ∖ setminus ± pm ∓ mp ∈ in √ sqrt × times · cdot"
+    " ⋅ cdot ∙ cdot ÷ div ≤ le ≥ ge ≠ ne ∅ emptyset ⟨ langle ⟩ rangle ⌊ lfloor ⌋ rfloor ⌈ lceil"
+    " ⌉ rceil"
+)
+_NAMES = _SIGNS.split()
+SIGNS = str.maketrans(
+    {sign: rf"\{name} " for sign, name in zip(_NAMES[::2], _NAMES[1::2], strict=True)}
+    | {sign: rf"\mathbb{{{name}}}" for sign, name in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
+    | {
+        sign: rf"\frac{{{top}}}{{{bottom}}}"
+        for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+        for top, bottom in [normalize("NFKC", sign).split("\u2044")]
+    }
+    | {"\u2212": "-", "\u2013": "-", "∗": "*", "∕": "/", "\u2044": "/", "′": "'", "…": "..."}
+    | {"º": "°", "∣": "|", "∛": r"\sqrt[3]"}
+)
+SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
+REPLACE = {
+    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\!": "", r"\%": "%",
+    r"\displaystyle": "", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\fbox{": r"\boxed{",
+    r"\backslash": r"\setminus ", r"\smallsetminus": r"\setminus ",
+}  # fmt: skip
+# 11,\! 111: the comma of thousands is drawn closer to the digits behind it.
+THOUSANDS = re.compile(
+    r"(?<=\d)(?:(?:\s*\\!)+\s*(?:,|\{,\})(?:\s|\\!)*|\s*(?:,|\{,\})\s*\\!(?:\s|\\!)*)"
+    r"(?=\d{3}(?!\d))",
+    re.ASCII,
+)
+SPACE = re.compile(r"(?<!\\)\\(?:[;: ]|q?quad(?![A-Za-z]))|~")
+INFINITY = re.compile(r"(?<![A-Za-z\\])(?:oo|[Ii]nf(?:inity)?)(?![A-Za-z])")
+
+TEXT = re.compile(
+    r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt)|[mh]box|operatorname|emph|bm"
+    r"|boldsymbol|underline)\s*\{([^{}]*)\}"
+)
+SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
+UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
+STOP = re.compile(r"(?<![\\.])[.,;]$")
+TEXT_KEY = (
+    (re.compile(r"(?<!\\)\\(?:[,;:! ]|q?quad(?![A-Za-z]))|\s+|~"), ""),
+    (re.compile(r"\\([gln]e)q(?![A-Za-z])"), r"\\\1"),
+    (re.compile(r"\\(begin|end)\{[bBp]?matrix\}"), r"\\\1{pmatrix}"),
+    (re.compile(r"([_^])\{([0-9]+)\}"), r"\1\2"),
+    (re.compile(r"\{([0-9A-Za-z])\}"), r"\1"),
+    (re.compile(r"^\(([A-Za-z])\)$"), r"\1"),
+    (re.compile(r"^\(([0-9A-Z]+)\)_"), r"\1_"),
+    (re.compile(r"\+\\infty"), r"\\infty"),
+)
+WORDS = re.compile(r"[A-Za-z]{2,}")
+# One spelling for what is written in several ways; keys have no spaces.
+SYNONYMS = {
+    other: first
+    for first, *others in (
+        (r"\emptyset", r"\varnothing", "∅", r"\{\}", "emptyset", "theemptyset"),
+        (r"(-\infty,\infty)", r"\mathbbR", "ℝ", "allrealnumbers", "allreals"),
+        (r"\infty", "infinity"),
+        ("doesnotexist", "dne"),
+        ("nosolution", "nosolutions"),
+    )
+    for other in others
+}
+
+
+def clean(text: str) -> str:
+    r"""`text` without math delimiters, an outer \boxed{}, sizing commands and a final stop."""
+    if not text.isascii():
+        text = SCRIPTS.sub(_script, text).translate(SIGNS)
+    text = THOUSANDS.sub(",", text) if r"\!" in text else text
+    for old, new in REPLACE.items():
+        text = text.replace(old, new)
+    text = INFINITY.sub(r"\\infty ", SPACE.sub(" ", SIZES.sub("", text))).strip()
+    for _ in range(4):
+        before = text
+        text = STOP.sub("", text).strip()
+        for left, right in UNWRAP:
+            inner = text[len(left) : -len(right)]
+            if text.startswith(left) and text.endswith(right) and inner and left not in inner:
+                text = inner.strip()
+        if whole := TEXT.fullmatch(text):
+            text = whole[1].strip()
+        if text.startswith(r"\boxed{") and text.endswith("}"):
+            text = text[len(r"\boxed{") : -1].strip()
+        if text == before:
+            break
+    return text
+
+
+def _script(match: re.Match[str]) -> str:
+    return ("^{" if match[1] else "_{") + normalize("NFKC", match[0]) + "}"
+
+
+def key(text: str) -> str:
+    """`text` in one spelling: no spaces, no \\text{}, no needless braces."""
+    text = TEXT.sub(r" \1 ", text)
+    for pattern, spelling in TEXT_KEY:
+        text = pattern.sub(spelling, text)
+    text = text.lower() if WORDS.fullmatch(text) else text
+    return SYNONYMS.get(text, text)
