@@ -17,7 +17,7 @@ import random
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
-from modicum.grading.latex import Node, Relations, parse
+from modicum.grading.latex import Node, Relations, TooLarge, parse
 from modicum.grading.quantities import quantity, shows
 from modicum.grading.values import CONTEXT, Value, close, divide, to_mp, value_at
 
@@ -51,7 +51,7 @@ def _same_value(left: Node, right: Node) -> bool:
     strict = _uses(left, "abs") != _uses(right, "abs")
     defined = 0
     for point in _points(names):
-        values = [value_at(node, point, with_i) for node in (left, right)]
+        values = _values(left, right, point, with_i)
         if None in values:
             if strict and values != [None, None]:
                 return False
@@ -62,6 +62,16 @@ def _same_value(left: Node, right: Node) -> bool:
         if defined >= MIN_POINTS or not names:
             return True
     return not (names or with_i) and _both(left, right)
+
+
+def _values(left: Node, right: Node, point: Mapping[str, Fraction], with_i: bool) -> list[Value]:
+    """Both values at a point; None for what has none, or needs more digits than there are."""
+    try:
+        return [value_at(node, point, with_i) for node in (left, right)]
+    except TooLarge:
+        if not point:
+            raise
+        return [None, None]  # other points tell them apart
 
 
 def _both(left: Node, right: Node) -> bool:
@@ -118,7 +128,7 @@ def _ratio(left: Node, right: Node) -> Value | None:
     ratio: Value = None
     points = 0
     for point in _points(names):
-        values = [value_at(node, point, False) for node in (left, right)]
+        values = _values(left, right, point, False)
         if None in values:
             continue
         top, bottom = values
@@ -156,7 +166,8 @@ def _variables(node: Node) -> frozenset[str]:
     if node[0] == "var":
         return frozenset((node[1],))
     inner = [_variables(part) for part in node[1:] if isinstance(part, tuple)]
-    return frozenset().union(*inner)
+    bound = {node[1]} if node[0] in ("sum", "prod") else ()
+    return frozenset().union(*inner).difference(bound)
 
 
 def _uses(node: Node, name: str) -> bool:
@@ -189,7 +200,7 @@ def _undone(node: Node) -> bool:
     A plain fraction and a power of a number are no calculations.
     """
     kind, parts = node[0], [part for part in node[1:] if isinstance(part, tuple)]
-    if any(map(_undone, parts)):
+    if kind in ("sum", "prod") or any(map(_undone, parts)):
         return True
     if kind not in ("add", "mul", "div"):
         return False

@@ -35,6 +35,7 @@ VARIABLE = re.compile(
     r"|[A-Za-z]'{0,2}(?:_\w)?(?:\^\{-1\})?\([A-Za-z](?:,\s*[A-Za-z])*\)"
     r"|\([A-Za-z](?:,\s*[A-Za-z])+\))\s*(?:=|\\in(?![A-Za-z]))([^=]+)"
 )
+INDEX = re.compile(r"_\{\d\}$")
 CHOICE = re.compile(
     r"(?:(?i:option|choice|answer)\s+)?"
     r"(?:\(([A-J])\)[.:]?|([A-J])(?:[).:]|\s+-(?=\s+[A-Za-z]{3})|$))(?:\s+(?![-+*/^=<>])(.*)|$)"
@@ -48,7 +49,7 @@ TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.
 BOUND = re.compile(
     r"(?:[\s,;:|(]|\\mid|\\forall|\\quad|\b(?:where|with|for|all|any|every|some|an)\b)+"
     r"(?:([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*([A-Z])\s*\}?((?:[_^]\S{1,8})?)"
-    r"|integers?\s+([A-Za-z])|([A-Za-z])\s+(?:is\s+)?an(?:y)?\s+integer)\s*(?:\)|\\\})?$"
+    r"|integers?\s+([A-Za-z])|([A-Za-z])\s+(?:is\s+)?(?:any?\s+)?integer)\s*(?:\)|\\\})?$"
 )
 
 
@@ -156,6 +157,8 @@ def _same_without_name(gold: str, answer: str, depth: int, algebra: Algebra) -> 
     named, other = VARIABLE.fullmatch(gold), VARIABLE.fullmatch(answer)
     if not (named or other) or (named and other and key(named[1]) != key(other[1])):
         return False
+    if (named or other)[1].startswith("(") and _names(split(answer if named else gold)[1]):
+        return False  # (a,b) = (3,5) and a = 3, c = 5 are compared by their parts
     g = named[2].strip() if named else gold
     a = other[2].strip() if other else answer
     return same(g, a, depth, algebra)
@@ -163,13 +166,19 @@ def _same_without_name(gold: str, answer: str, depth: int, algebra: Algebra) -> 
 
 def _same_parts(gold: Parts, answer: Parts, depth: int, algebra: Algebra) -> bool:
     (kind, parts), (other_kind, other_parts) = gold, answer
-    if not kind or kind != other_kind or len(parts) != len(other_parts):
-        return False
     names, other_names = _names(parts), _names(other_parts)
-    if len(names) > 1 and names != other_names:
+    if not kind or len(parts) != len(other_parts) or (len(names) > 1 and names != other_names):
         return False  # x=2, y=4 is not answered by 4, 2
-    in_order = len(other_names) > 1 and not names  # 2, 4 is answered by x=2, y=4
-    if (kind == "union" or kind.startswith("set")) and not in_order:
+    letters = {INDEX.sub("", name) for name in other_names}
+    if len(other_names) > 1 and len(letters) == 1 and names <= letters:  # x_1=2, x_2=-3
+        parts, other_parts = _unnamed(parts), _unnamed(other_parts)
+    elif len(other_names) > 1 and not names:  # 2, 4 or (2, 4) is answered by x=2, y=4
+        kind = other_kind if kind == "()" else kind
+        pairs = zip(parts, sorted(other_parts, key=key), strict=True)
+        return kind == other_kind and all(same(g, a, depth - 1, algebra) for g, a in pairs)
+    if kind != other_kind:
+        return False
+    if kind == "union" or kind.startswith("set"):
         return _same_members(parts, other_parts, depth - 1, algebra)
     pairs = zip(parts, other_parts, strict=True)
     return all(same(g, a, depth - 1, algebra) for g, a in pairs)
@@ -191,6 +200,10 @@ def _same_members(gold: list[str], answer: list[str], depth: int, algebra: Algeb
 
 def _names(parts: list[str]) -> set[str]:
     return {key(named[1]) for part in parts if (named := VARIABLE.fullmatch(part))}
+
+
+def _unnamed(parts: list[str]) -> list[str]:
+    return [named[2].strip() if (named := VARIABLE.fullmatch(part)) else part for part in parts]
 
 
 def _without(parts: list[str], keys: Counter[str]) -> list[str]:

@@ -26,9 +26,6 @@ OURS = re.compile(
 INDEX = re.compile(
     r"_\s*(?:\{[^{}]*\}|\w)(?:\s*\^\s*(?:\{[^{}]*\}|\\infty(?![A-Za-z])))?|\\[,;:! ]"
 )
-# math-verify takes an i for the imaginary one.
-INDEX_I = re.compile(r"_\s*\{\s*i\s*=")
-LETTER_I = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 DIGITS = 30  # that math-verify compares
 FAILURES = (latex.Unreadable, RecursionError, OverflowError, MemoryError, ValueError)
 
@@ -63,9 +60,6 @@ def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:
     both = INDEX.sub("", f"{gold} {answer}")
     if not LIBRARY.search(both) or OURS.search(both):
         return False
-    gold, answer = (
-        LETTER_I.sub("j", text) if INDEX_I.search(text) else text for text in (gold, answer)
-    )
     library = _library(notify)
     # Its own limit needs SIGALRM and the main thread; the parent enforces ours.
     trees = [library.parse(f"${text}$", parsing_timeout=0)[:1] for text in (gold, answer)]

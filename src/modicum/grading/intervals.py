@@ -35,7 +35,7 @@ BUILDER = re.compile(
     r"[⟨{]\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\\mid|\\colon|\||:)(.*)[⟩}]"
 )
 REAL = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?")
-WITHOUT = re.compile(rf"({REAL.pattern})\s*-(?=\s*[⟨{{])")
+MINUS = re.compile(r"(?<=[])}R])\s*-(?=\s*[⟨{])")
 EXCEPT = re.compile(r"(?:all )?real(?: number)?s? (?:except|other than)(?: for)? (?:\w ?= ?)?(.*)")
 INFINITE = re.compile(r"([-+]?)\s*\\infty")
 ALL: Ends = ((float("-inf"), 1), (float("inf"), 0))
@@ -57,7 +57,7 @@ def of(text: str, value: Value) -> Reals | None:
     """The set of real numbers that `text` is or describes, else None."""
     text = " ".join(with_brackets(TEXT.sub(r" \1 ", text)).split())
     try:
-        return _either(WITHOUT.sub(r"\1\\setminus", text), value)
+        return _either(MINUS.sub(r"\\setminus", text), value)
     except Unknown:
         return None
 

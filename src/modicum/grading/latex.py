@@ -6,9 +6,9 @@ r"""A parser for the formulas in answers: LaTeX or plain text to a small tree.
     relation    = expression {("=" | "<" | ...) expression}
 
 A tree is a nested tuple: ("num", Fraction), ("var", name), ("const", name), ("neg", a),
-("add" | "mul" | "div" | "pow", a, b) or ("fn", name, arguments...). Nothing is evaluated
-here. What is not certain to be read as meant (1/ab, words, 204_5, sums and integrals) is
-`Unreadable`: two answers are never equal because of a guess.
+("add" | "mul" | "div" | "pow", a, b), ("sum" | "prod", index, first, last, term) or
+("fn", name, arguments...). Nothing is evaluated here. What is not certain to be read as meant
+(1/ab, words, 204_5, integrals) is `Unreadable`: two answers are never equal because of a guess.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ TWO = {
 INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 DEGREE = ("fn", "degree")
+DIGITS = "0123456789"
 CONSTANTS = frozenset(("pi", "e", "i"))
 
 
@@ -60,6 +61,7 @@ class _Parser:
         self.place = 0
         self.depth = 0
         self.bars = 0  # |...| that are open: within, a bar closes
+        self.index = ""  # of the sum that is being read: an i in it is no constant
 
     @property
     def next(self) -> str:
@@ -218,7 +220,18 @@ class _Parser:
             name += "_" + self.subscript()
         while self.take("'"):
             name += "'"
-        return ("const", name) if name in CONSTANTS else ("var", name)
+        if name[0] in "fgh" and self.next == "(":
+            # f(x) is no product; h(a+b) and g(m-n) may be.
+            inner, closing = self.tokens[self.place + 1 : self.place + 3]
+            if closing == ")" and inner[:1] in (".", *DIGITS):
+                self.place += 3
+                name += f"({inner})"
+            elif name[0] == "f":
+                raise Unreadable("a function")
+        if self.index and self.index in name[1:]:
+            raise Unreadable("a sequence")
+        constant = name in CONSTANTS and name != self.index
+        return ("const", name) if constant else ("var", name)
 
     def subscript(self) -> str:
         if not self.take("{"):
@@ -241,9 +254,25 @@ class _Parser:
             return ("fn", name[1:], self.until("\\r" + name[1:]))
         if name == "sqrt":
             return self.root()
+        if name in ("sum", "prod") and not self.index:
+            return self.total(name)
         if name in FUNCTIONS:
             return self.function(name)
         raise Unreadable("\\" + name)
+
+    def total(self, name: str) -> Node:
+        r"""\sum_{k=1}^{n} of the factors that follow."""
+        self.need("_")
+        self.need("{")
+        index = self.take(self.next).removeprefix(".")
+        self.need("=")
+        first = self.until("}")
+        self.need("^")
+        last = self.argument()
+        self.index = index
+        body = self.product()
+        self.index = ""
+        return (name, index, first, last, body)
 
     def root(self) -> Node:
         degree: Node = ("num", Fraction(2))

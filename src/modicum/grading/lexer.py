@@ -22,6 +22,7 @@ TOKEN = re.compile(
     re.ASCII,
 )
 DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
+WORD = re.compile(r"[A-Za-z]{3,}|[A-Z]{2}")  # as a whole answer
 SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~")
 UPRIGHT = re.compile(r"\\(?:mathrm|operatorname|mathit|rm)\s*\{\s*([A-Za-z]+)\s*\}")
 REPLACE = {
@@ -39,7 +40,7 @@ _FUNCTIONS = (
     " cis factorial binomial comb pow Rational Fraction"
 )
 FUNCTIONS = frozenset(_FUNCTIONS.split())
-ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil"}
+ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil", "Abs": "abs"}
 MODULES = re.compile(r"(?<![A-Za-z\\])(?:math|cmath|np|numpy|sp|sympy)\.(?=[A-Za-z])")
 _GREEK = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi"
@@ -60,7 +61,7 @@ class TooLarge(Unreadable):
 def tokens_of(text: str) -> list[str]:
     """The tokens of a formula; a variable has a dot before its name."""
     text = MODULES.sub("", clean(text).replace("{,}", ","))
-    if DATE.fullmatch(text) or (text.isalpha() and len(text) >= MAX_WORD and text not in GREEK):
+    if DATE.fullmatch(text) or WORD.fullmatch(text) and text not in GREEK:
         raise Unreadable("a date or a word")
     text = UPRIGHT.sub(r" \1 ", SPACES.sub(" ", text))
     text = PLAIN.sub(lambda match: REPLACE[match[0]], text)

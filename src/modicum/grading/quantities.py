@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from modicum.grading.spelling import TEXT, clean
-from modicum.grading.units import DEGREE, SHORT_UNITS, WORD, may_be_unit, unit_name
+from modicum.grading.units import DEGREE, SHORT_UNITS, SQUARED, WORD, may_be_unit, unit_name
 
 MAX_TEXT = 1100  # characters of a number with its unit
 MAX_DIGITS = 1000  # digits of a number, written out
@@ -148,7 +148,7 @@ def _power(base: int, exponent: int) -> Fraction | None:
 
 def _unit(rest: str) -> str | None:
     r"""The unit that `rest` spells, "" for none, None if it is something else."""
-    rest = DEGREE.sub(" degrees ", rest)
+    rest = DEGREE.sub(" degrees ", SQUARED.sub(lambda m: m[1] + "^" + "32"[bool(m[2])], rest))
     marked = bool(TEXT.match(rest.lstrip()))
     spaced = marked or rest[:1].isspace()
     words = TEXT.sub(r" \1", rest).replace("%", " percent ").split()

@@ -24,12 +24,22 @@ SIGNS = str.maketrans(
         for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
         for top, bottom in [normalize("NFKC", sign).split("\u2044")]
     }
-    | {"\u2212": "-", "\u2013": "-", "∗": "*", "∕": "/", "\u2044": "/", "′": "'", "…": "..."}
+    | {
+        "\u2212": "-",
+        "\u2013": "-",
+        "\u2014": "-",
+        "∗": "*",
+        "∕": "/",
+        "\u2044": "/",
+        "′": "'",
+        "…": "...",
+        "¢": " cents",
+    }
     | {"º": "°", "∣": "|", "∛": r"\sqrt[3]"}
 )
 SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
 REPLACE = {
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\!": "", r"\%": "%",
+    "==": "=", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\!": "", r"\%": "%",
     r"\displaystyle": "", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\fbox{": r"\boxed{",
     r"\backslash": r"\setminus ", r"\smallsetminus": r"\setminus ",
 }  # fmt: skip
@@ -47,14 +57,16 @@ TEXT = re.compile(
     r"|boldsymbol|underline)\s*\{([^{}]*)\}"
 )
 SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
-UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
+UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"))
+UNWRAP += (("*", "*"), ("`", "`"))
 STOP = re.compile(r"(?<![\\.])[.,;]$")
 TEXT_KEY = (
-    (re.compile(r"(?<!\\)\\(?:[,;:! ]|q?quad(?![A-Za-z]))|\s+|~"), ""),
+    (re.compile(r"(?<=\d)\s*(?:\\colon|\bto)\s*(?=\d)"), ":"),
+    (re.compile(r"([_^])\s*([0-9]+|[A-Za-z])"), r"\1{\2}"),  # x^2 3 is not x^23
+    (re.compile(r"(?<!\d)(?:\s|\\,)+|(?:\s|\\,)+(?!\d)"), ""),  # and 1 2 not 12
     (re.compile(r"\\([gln]e)q(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"\\(begin|end)\{[bBp]?matrix\}"), r"\\\1{pmatrix}"),
-    (re.compile(r"([_^])\{([0-9]+)\}"), r"\1\2"),
-    (re.compile(r"\{([0-9A-Za-z])\}"), r"\1"),
+    (re.compile(r"(?<![_^])\{([0-9A-Za-z])\}"), r"\1"),
     (re.compile(r"^\(([A-Za-z])\)$"), r"\1"),
     (re.compile(r"^\(([0-9A-Z]+)\)_"), r"\1_"),
     (re.compile(r"\+\\infty"), r"\\infty"),

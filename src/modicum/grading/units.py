@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)", re.ASCII)
+SQUARED = re.compile(r"([a-z]) (?:(squared)|cubed)(?![a-z])")
 WORD = re.compile(r"([A-Za-z]+(?:/[A-Za-z]+)?)(?:\^\{?([23])\}?)?", re.ASCII)
 # One line a unit: its name, then other spellings (plurals with s are found by themselves).
 _UNITS = """
@@ -30,7 +31,7 @@ UNIT_SYNONYMS = {
 }  # fmt: skip
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 # Units that stand without \text{} or a space: any other short word may be a product.
-_SHORT = "cm mm km kg mg ml mL ft in mi hr hrs yd oz lb lbs hz mph percent"
+_SHORT = "sq cu cm mm km kg mg ml mL ft in mi hr hrs yd oz lb lbs hz mph percent"
 SHORT_UNITS = frozenset(_SHORT.split())
 TRAILING = re.compile(
     r"(.*\S)\s*(?:\\(?:text|textrm|mathrm|mbox)\s*\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?"

@@ -25,6 +25,7 @@ CLOSE = CONTEXT.mpf(10) ** -40  # relative difference of two values that count a
 NOTHING = CONTEXT.mpf(10) ** -45  # a function's value that counts as 0
 MAX_BITS = 100_000  # of a fraction; and of the exponent of what is none
 MAX_FACTORIAL = 5000
+MAX_TERMS = 200  # of a sum
 
 
 class Undefined(Exception):
@@ -53,6 +54,8 @@ def _value(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value:
         return CONSTANTS[node[1]]
     if kind == "neg":
         return -_value(node[1], point, with_i)
+    if kind in ("sum", "prod"):
+        return _total(node, point, with_i)
     parts = [_value(part, point, with_i) for part in node[1:] if isinstance(part, tuple)]
     result = FUNCTIONS[node[1]](*parts) if kind == "fn" else OPERATIONS[kind](*parts)
     if isinstance(result, Fraction):
@@ -69,6 +72,22 @@ def _value(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value:
     if result and abs(CONTEXT.mag(result)) > MAX_BITS:
         raise TooLarge("a number too large or too small")
     return result
+
+
+def _total(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value:
+    """The value of a sum or product over whole numbers."""
+    kind, index, first, last, body = node
+    low, high = (_value(end, point, with_i) for end in (first, last))
+    whole = all(isinstance(end, Fraction) and end.denominator == 1 for end in (low, high))
+    if not whole or high < low - 1:
+        raise Undefined
+    if high - low > MAX_TERMS:
+        raise TooLarge("a sum of too many terms")
+    total: Value = Fraction(kind == "prod")
+    for number in range(int(low), int(high) + 1):
+        term = _value(body, {**point, index: Fraction(number)}, with_i)
+        total = (_add if kind == "sum" else _multiply)(total, term)
+    return total
 
 
 def to_mp(value: Value) -> Value:
