@@ -88,32 +88,26 @@ def _is_rounded(gold: Node, answer: str) -> bool:
     value = value_at(gold, {}, False)
     if value is None or isinstance(value, Fraction):
         return False
-    near = Fraction(int(CONTEXT.floor(value * CONTEXT.mpf(10) ** 40)), 10**40)
-    return shows(near, found.value, found.digits)
+    return shows(_decimal(value), found.value, found.digits)
 
 
 def _same_relation(gold: Relations, answer: Relations) -> bool:
     """Whether two (in)equalities say the same: one's difference is a multiple of the other's."""
     flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-    for turned in (False, True):
-        sides, signs = answer.sides, answer.relations
-        if turned:
-            sides, signs = sides[::-1], tuple(flipped.get(s, s) for s in signs[::-1])
-        if signs != gold.relations:
-            continue
-        if len(sides) > 2:
-            if all(map(_same_value, gold.sides, sides)):
-                return True
-            continue
-        needs_sign = signs[0] in flipped
-        ratio = _ratio(_difference(gold.sides), _difference(sides))
-        if ratio is not None and (ratio > 0 or not needs_sign):
-            return True
-        # -x > -3 is x < 3: turn the sign alone.
-    if len(gold.sides) == 2 and flipped.get(answer.relations[0]) == gold.relations[0]:
-        ratio = _ratio(_difference(gold.sides), _difference(answer.sides))
-        return ratio is not None and ratio < 0
-    return False
+    signs = tuple(flipped.get(sign, sign) for sign in answer.relations)
+    if len(gold.sides) > 2:
+        turned = Relations(answer.sides[::-1], signs[::-1])
+        return any(
+            gold.relations == other.relations and all(map(_same_value, gold.sides, other.sides))
+            for other in (answer, turned)
+        )
+    if gold.relations not in (answer.relations, signs):
+        return False
+    ratio = _ratio(_difference(gold.sides), _difference(answer.sides))
+    if ratio is None or gold.relations[0] not in flipped:
+        return ratio is not None
+    # -x > -3 is x < 3: a negative factor turns the sign.
+    return (ratio > 0) == (gold.relations == answer.relations)
 
 
 def _difference(sides: tuple[Node, ...]) -> Node:
@@ -191,6 +185,10 @@ def constant(text: str) -> Fraction | None:
     value = value_at(sides[0], {}, False)
     if value is None or isinstance(value, CONTEXT.mpc):
         return None
+    return _decimal(value)
+
+
+def _decimal(value: Value) -> Fraction:
     return Fraction(int(CONTEXT.nint(to_mp(value) * CONTEXT.mpf(10) ** 40)), 10**40)
 
 

@@ -155,9 +155,10 @@ def _same_without_unit(gold: str, answer: str, depth: int, algebra: Algebra) -> 
 def _same_without_name(gold: str, answer: str, depth: int, algebra: Algebra) -> bool:
     """Whether x = 3 and 3, or x = 3 and x = 3.0, are the same; y = 3 is another."""
     named, other = VARIABLE.fullmatch(gold), VARIABLE.fullmatch(answer)
-    if not (named or other) or (named and other and key(named[1]) != key(other[1])):
+    name = named or other
+    if name is None or (named and other and key(named[1]) != key(other[1])):
         return False
-    if (named or other)[1].startswith("(") and _names(split(answer if named else gold)[1]):
+    if name[1].startswith("(") and _names(split(answer if named else gold)[1]):
         return False  # (a,b) = (3,5) and a = 3, c = 5 are compared by their parts
     g = named[2].strip() if named else gold
     a = other[2].strip() if other else answer

@@ -61,7 +61,7 @@ class TooLarge(Unreadable):
 def tokens_of(text: str) -> list[str]:
     """The tokens of a formula; a variable has a dot before its name."""
     text = MODULES.sub("", clean(text).replace("{,}", ","))
-    if DATE.fullmatch(text) or WORD.fullmatch(text) and text not in GREEK:
+    if DATE.fullmatch(text) or (WORD.fullmatch(text) and text not in GREEK):
         raise Unreadable("a date or a word")
     text = UPRIGHT.sub(r" \1 ", SPACES.sub(" ", text))
     text = PLAIN.sub(lambda match: REPLACE[match[0]], text)

@@ -3,9 +3,8 @@ r"""The parts of an answer: members of lists and sets, entries of tuples and mat
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
-from modicum.grading.quantities import number, quantity
+from modicum.grading.quantities import quantity
 from modicum.grading.spelling import key
 
 Parts = tuple[str, list[str]]
@@ -18,12 +17,8 @@ AND = re.compile(
     r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=\s)(?:and|or)(?=\s)|\\(?:lor|vee|land|wedge)(?![A-Za-z])|;"
 )
 JOINED = re.compile(r"\b(and|or)\b")
-# A number or a formula may stand before a matrix, a T for transposed behind it.
 MATRIX = re.compile(
-    r"(?P<factor>(?:(?!\\(?:begin|det|operatorname|text|math))[^=<>,&|])*)"
-    r"\\begin\{(?P<kind>[bBp]?matrix|array)\}(?:\{[lcr| ]*\})?(?P<rows>.*?)(?:\\\\\s*)?\\end\{(?P=kind)\}"
-    r"(?P<closing>[)\]])?(?P<turned>\s*\^\s*\{?\s*(?:T|\\top|\\intercal)\s*\}?)?",
-    re.DOTALL,
+    r"\\begin\{([bBp]?matrix|array)\}(?:\{[lcr| ]*\})?(.*?)(?:\\\\\s*)?\\end\{\1\}", re.DOTALL
 )
 NESTED = re.compile(r"(?:Matrix\()?\[\s*\[([^\[\]]*(?:\]\s*,\s*\[[^\[\]]*)*)\]\s*\]\)?")
 PAIR = re.compile(r"\(([^()=]+)\)\s*=\s*\((.+)\)")
@@ -63,37 +58,14 @@ def split(text: str) -> Parts:
 
 def _matrix(text: str) -> Parts | None:
     r"""The entries of a matrix, row after row: \begin{pmatrix} or [[1, 2], [3, 4]]."""
-    factor, turned = "", False
     if match := MATRIX.fullmatch(text):
-        factor, turned = match["factor"].strip(), bool(match["turned"])
-        if closing := match["closing"]:  # (\begin{array}...\end{array})
-            if match["kind"] != "array" or factor[-1:] != OPENING[CLOSING.index(closing)]:
-                return None
-            factor = factor[:-1].strip()
-        factor = re.sub(r"\s*(?:\\cdot|\\times|\*)$", "", factor)
-        lines = re.split(r"\\\\(?:\[[^\[\]]*\])?|\\cr(?![A-Za-z])", match["rows"])
-        rows = [line.split("&") for line in lines]
+        rows = [row.split("&") for row in match[2].split(r"\\")]
     elif match := NESTED.fullmatch(text):
         rows = [row.split(",") for row in re.split(r"\]\s*,\s*\[", match[1])]
     else:
         return None
-    if turned:
-        if len({len(row) for row in rows}) > 1:
-            return None
-        rows = [list(column) for column in zip(*rows, strict=True)]
     shape = "x".join(str(len(row)) for row in rows)
-    return f"matrix {shape}", [_times(factor, entry.strip()) for row in rows for entry in row]
-
-
-def _times(factor: str, entry: str) -> str:
-    """The text of a product; plain numbers are multiplied."""
-    if not factor:
-        return entry
-    known = {"-": Fraction(-1), "+": Fraction(1)}.get(factor, number(factor))
-    value = number(entry)
-    if known is not None and value is not None:
-        return str(known * value)
-    return f"{factor}({entry})" if factor in ("-", "+") else f"({factor})({entry})"
+    return f"matrix {shape}", [entry.strip() for row in rows for entry in row]
 
 
 def with_brackets(text: str) -> str:

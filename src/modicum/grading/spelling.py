@@ -49,6 +49,10 @@ THOUSANDS = re.compile(
     r"(?=\d{3}(?!\d))",
     re.ASCII,
 )
+# (\begin{array}{c} 1 \\[4pt] 2 \end{array}) is a matrix.
+ARRAY = re.compile(
+    r"[(\[]\s*\\begin\{array\}\s*(?:\{[lcr| ]*\})?((?:[^\\]|\\(?!begin))*?)\\end\{array\}\s*[)\]]"
+)
 SPACE = re.compile(r"(?<!\\)\\(?:[;: ]|q?quad(?![A-Za-z]))|~")
 INFINITY = re.compile(r"(?<![A-Za-z\\])(?:oo|[Ii]nf(?:inity)?)(?![A-Za-z])")
 
@@ -94,6 +98,9 @@ def clean(text: str) -> str:
     for old, new in REPLACE.items():
         text = text.replace(old, new)
     text = INFINITY.sub(r"\\infty ", SPACE.sub(" ", SIZES.sub("", text))).strip()
+    if r"\begin" in text:
+        text = re.sub(r"\\\\\[[^\[\]]*\]", r"\\\\", text)
+        text = ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
     for _ in range(4):
         before = text
         text = STOP.sub("", text).strip()

@@ -217,14 +217,6 @@ def _logarithm(value: Value, base: Value = Fraction(10)) -> Value:
     return divide(CONTEXT.log(to_mp(value)), CONTEXT.log(to_mp(base)))
 
 
-def _absolute(value: Value) -> Value:
-    return abs(value)
-
-
-def _exponential(value: Value) -> Value:
-    return _power(CONSTANTS["e"], value)
-
-
 def _factorial(value: Value) -> Value:
     if isinstance(value, Fraction) and value.denominator == 1:
         if value < 0:
@@ -275,8 +267,8 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
 FUNCTIONS |= {
     "log": _logarithm,
     "lg": _logarithm,
-    "exp": _exponential,
-    "abs": _absolute,
+    "exp": lambda value: _power(CONSTANTS["e"], value),
+    "abs": abs,
     "root": _root,
     "factorial": _factorial,
     "binom": _binomial,
