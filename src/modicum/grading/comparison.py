@@ -8,7 +8,6 @@ unequal.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
@@ -187,9 +186,15 @@ def _same_parts(gold: Parts, answer: Parts, depth: int, algebra: Algebra) -> boo
 
 def _same_members(gold: list[str], answer: list[str], depth: int, algebra: Algebra) -> bool:
     """Whether two lists of equal length hold the same members, in any order."""
-    shared = Counter(map(key, gold)) & Counter(map(key, answer))
-    loose, rest = _without(gold, shared), _without(answer, shared)
-    if len(loose) != len(rest) or len(loose) > MAX_LOOSE:
+    loose, rest = [], list(answer)
+    keys = [key(part) for part in rest]
+    for part in gold:
+        if key(part) in keys:
+            place = keys.index(key(part))
+            del keys[place], rest[place]
+        else:
+            loose.append(part)
+    if len(loose) > MAX_LOOSE:
         return False
     for part in loose:
         match = next((other for other in rest if same(part, other, depth, algebra)), None)
@@ -205,15 +210,6 @@ def _names(parts: list[str]) -> set[str]:
 
 def _unnamed(parts: list[str]) -> list[str]:
     return [named[2].strip() if (named := VARIABLE.fullmatch(part)) else part for part in parts]
-
-
-def _without(parts: list[str], keys: Counter[str]) -> list[str]:
-    keys, left = Counter(keys), []
-    for part in parts:
-        keys[key(part)] -= 1
-        if keys[key(part)] < 0:
-            left.append(part)
-    return left
 
 
 def settled(gold: str, answer: str) -> bool:

@@ -26,6 +26,8 @@ OURS = re.compile(
 INDEX = re.compile(
     r"_\s*(?:\{[^{}]*\}|\w)(?:\s*\^\s*(?:\{[^{}]*\}|\\infty(?![A-Za-z])))?|\\[,;:! ]"
 )
+INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # which math-verify takes for the imaginary one
+LETTER_I = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 DIGITS = 30  # that math-verify compares
 FAILURES = (latex.Unreadable, RecursionError, OverflowError, MemoryError, ValueError)
 
@@ -49,7 +51,7 @@ def same(gold: str, answer: str, notify: Callable[..., None]) -> bool:
 
 def _value(text: str) -> Fraction | None:
     try:
-        return algebra.constant(text)
+        return algebra.value(text)
     except FAILURES:
         return None
 
@@ -60,6 +62,9 @@ def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:
     both = INDEX.sub("", f"{gold} {answer}")
     if not LIBRARY.search(both) or OURS.search(both):
         return False
+    gold, answer = (
+        LETTER_I.sub("j", text) if INDEX_I.search(text) else text for text in (gold, answer)
+    )
     library = _library(notify)
     # Its own limit needs SIGALRM and the main thread; the parent enforces ours.
     trees = [library.parse(f"${text}$", parsing_timeout=0)[:1] for text in (gold, answer)]

@@ -10,7 +10,7 @@ import ast
 import operator
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from modicum.grading.quantities import number
@@ -23,7 +23,7 @@ SIGNS = {r"\times": "*", r"\cdot": "*", r"\div": "/"}
 # No **, //, leading zeros, and a sign only first or first in a bracket, a minus.
 ALLOWED = re.compile(r"[-+*/()0-9\s]*", re.ASCII)
 REFUSED = re.compile(r"[-+*/]\s*[-+*/]|(?:^|\()\s*\+|(?<![0-9])0[0-9]", re.ASCII)
-OPERATIONS = {
+OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
 }  # fmt: skip
 

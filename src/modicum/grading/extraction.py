@@ -11,6 +11,7 @@ Model output is matched, never evaluated, in time linear in its length.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 
 from modicum.grading.quantities import DECIMAL, number
@@ -50,10 +51,7 @@ PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    match = None
-    for match in pattern.finditer(text):  # noqa: B007 (the last one is what is wanted)
-        pass
-    return match
+    return next(iter(deque(pattern.finditer(text), 1)), None)
 
 
 def after_thinking(text: str) -> str:
@@ -130,9 +128,7 @@ def _boxes(text: str) -> Iterator[tuple[int, int]]:
 
 def _boxed(text: str) -> str | None:
     r"""The content of the \boxed{} that closes last, or of a last `\boxed 42`."""
-    found = None
-    for found in _boxes(text):  # noqa: B007 (the last one is what is wanted)
-        pass
+    found = next(iter(deque(_boxes(text), 1)), None)
     bare = _last(BARE_BOX, text)
     if bare is not None and (found is None or bare.start() > found[1]):
         return bare[1].rstrip(".,;$")

@@ -2,7 +2,7 @@ r"""Sets of real numbers: x < 3, (-\infty,3), (0,9) \cup (9,36), \mathbb{R} \set
 
 A set is where it begins and ends, in order. An end is a value and 0 before it or 1 behind it:
 [a,b) is (a,0) (b,0), and the point a is (a,0) (a,1). So equal sets have equal ends, however
-they are written. What is no number (the b of x < b) is an end by its text, in one interval.
+they are written.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from __future__ import annotations
 import operator
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from modicum.grading.parts import SIGN, at_commas, with_brackets
+from modicum.grading.parts import at_commas, with_brackets
 from modicum.grading.spelling import TEXT
 
-End = tuple[Any, int]
-Ends = tuple[End, ...]
+Ends = tuple[tuple[Fraction | float, int], ...]
 Value = Callable[[str], Fraction | None]
 
 MAX_PARTS = 20
@@ -27,8 +26,8 @@ OR = re.compile(r"(?<=\s)or(?=\s)|\\(?:lor|vee|cup)(?![A-Za-z])")
 AND = re.compile(r"(?<=\s)and(?=\s)|\\(?:land|wedge)(?![A-Za-z])")
 OPERATION = re.compile(r"\\(cap|setminus)(?![A-Za-z])")
 # A text without any of these is no set that can be written in two ways.
-WRITTEN = re.compile(rf"{SIGN}|\\(?:cup|cap|setminus)(?![A-Za-z])|\bexcept\b")
-EQUATION = re.compile(rf"({SIGN}|=)")
+WRITTEN = re.compile(r"[<>]|!=|\\(?:cup|cap|setminus)(?![A-Za-z])|\bexcept\b")
+RELATION = re.compile(r"([<>]=?|!=|=)")
 NAME = re.compile(r"[A-Za-z]|\\[a-z]+|[A-Za-z]_\{?\w\}?")
 MEMBER = re.compile(r"([A-Za-z]|\\[a-z]+)\s*\\in(?![A-Za-z])\s*(.*)")
 BUILDER = re.compile(
@@ -80,7 +79,7 @@ def _both(text: str, value: Value) -> Reals:
     """x > 1 and x < 3, and the same with a comma; x \\ne 1, 2 is one relation."""
     parts: list[str] = []
     for part in at_commas(AND.sub(",", text)) or []:
-        if parts and not EQUATION.search(part) and not MEMBER.match(part):
+        if parts and not RELATION.search(part) and not MEMBER.match(part):
             parts[-1] += "," + part
         else:
             parts.append(part)
@@ -104,24 +103,23 @@ def _one(text: str, value: Value) -> Reals:
     """x < a, a < x < b, x \\ne a and their mirrors, x \\in a set, or a set."""
     if member := MEMBER.fullmatch(text):
         return Reals(member[1], _set(member[2], value))
-    parts = [part.strip() for part in EQUATION.split(text)]
-    terms, signs = parts[0::2], [_plain(sign) for sign in parts[1::2]]
-    if not signs:
+    parts = [part.strip() for part in RELATION.split(text)]
+    if len(parts) == 1:
         return Reals("", _set(text, value))
-    if signs[0][0] == ">" if len(terms) > 2 else not NAME.fullmatch(terms[0]):
-        terms, signs = terms[::-1], [MIRROR[sign] for sign in signs[::-1]]
-    name = terms[len(terms) > 2]
-    if not (NAME.fullmatch(name) and all(terms)):
+    if len(parts) == 5 and parts[1][0] == parts[3][0]:
+        halves = parts[2] + MIRROR[parts[1]] + parts[0], "".join(parts[2:])
+        return _joined([_one(half, value) for half in halves], operator.and_)
+    if len(parts) > 3:
         raise Unknown
-    if len(terms) == 3 and signs[0][0] == signs[1][0] == "<":
-        return Reals(name, _interval(signs[0][1:], terms[0], terms[2], signs[1][1:], value))
-    if len(terms) > 2:
+    name, sign, end = parts
+    if not NAME.fullmatch(name):
+        name, sign, end = end, MIRROR[sign], name
+    if not NAME.fullmatch(name):
         raise Unknown
-    (sign,), end = signs, terms[1]
     if sign[0] == "<":
-        return Reals(name, _interval("", r"-\infty", end, sign[1:], value))
+        return Reals(name, _interval(rf"(-\infty,{end}" + ")]"[sign == "<="], value))
     if sign[0] == ">":
-        return Reals(name, _interval(sign[1:], end, r"\infty", "", value))
+        return Reals(name, _interval("(["[sign == ">="] + rf"{end},\infty)", value))
     points = _points(end, value)
     return Reals(name, points if sign == "=" else _combined(ALL, points, _minus))
 
@@ -142,13 +140,9 @@ def _term(text: str, value: Value) -> Ends:
         return ALL
     if text in (r"\emptyset", r"\varnothing"):
         return ()
-    inner = at_commas(text[1:-1])
-    if text[:1] + text[-1:] in ("⟨⟩", "{}") and inner:
+    if text[:1] + text[-1:] in ("⟨⟩", "{}"):
         return _points(text[1:-1], value)
-    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and inner and len(inner) == 2:
-        low, high = inner
-        return _interval("=" * (text[0] == "["), low, high, "=" * (text[-1] == "]"), value)
-    raise Unknown
+    return _interval(text, value)
 
 
 def _points(text: str, value: Value) -> Ends:
@@ -165,25 +159,26 @@ def _points(text: str, value: Value) -> Ends:
     return tuple((number, side) for number in sorted(known) for side in (0, 1))
 
 
-def _interval(closed: str, low: str, high: str, also_closed: str, value: Value) -> Ends:
-    """From `low` to `high`, closed where there is an equals sign."""
-    ends = []
-    for end, side in ((low, not closed), (high, bool(also_closed))):
-        if infinite := INFINITE.fullmatch(end):
+def _interval(text: str, value: Value) -> Ends:
+    parts = at_commas(text[1:-1]) or []
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or len(parts) != 2:
+        raise Unknown
+    ends: list[tuple[Fraction | float, int]] = []
+    for part, side in zip(parts, (text[0] == "(", text[-1] == "]"), strict=True):
+        if infinite := INFINITE.fullmatch(part):
             ends.append(ALL[infinite[1] != "-"])
+        elif (number := value(part)) is not None:
+            ends.append((number, int(side)))
         else:
-            number = value(end)
-            ends.append((re.sub(r"\s", "", end) if number is None else number, int(side)))
-    if not (_has_names(ends) or ends[0] < ends[1]):
+            raise Unknown
+    if not ends[0] < ends[1]:
         raise Unknown
     return tuple(ends)
 
 
 def _combined(left: Ends, right: Ends, keep: Callable[[bool, bool], bool]) -> Ends:
     """The set of the points that `keep` says, of whether they are in `left` and in `right`."""
-    if _has_names((*left, *right)):
-        raise Unknown
-    ends: list[End] = []
+    ends = []
     for end in sorted({*left, *right}):
         inside = keep(bisect_right(left, end) % 2 == 1, bisect_right(right, end) % 2 == 1)
         if inside != len(ends) % 2:
@@ -193,13 +188,3 @@ def _combined(left: Ends, right: Ends, keep: Callable[[bool, bool], bool]) -> En
 
 def _minus(left: bool, right: bool) -> bool:
     return left and not right
-
-
-def _has_names(ends: Sequence[End]) -> bool:
-    return any(isinstance(value, str) for value, _ in ends)
-
-
-def _plain(sign: str) -> str:
-    if sign.startswith("\\"):
-        return {"l": "<", "g": ">", "n": "!"}[sign[1]] + "=" * (sign[2] == "e")
-    return sign

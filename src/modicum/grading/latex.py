@@ -6,9 +6,9 @@ r"""A parser for the formulas in answers: LaTeX or plain text to a small tree.
     relation    = expression {("=" | "<" | ...) expression}
 
 A tree is a nested tuple: ("num", Fraction), ("var", name), ("const", name), ("neg", a),
-("add" | "mul" | "div" | "pow", a, b), ("sum" | "prod", index, first, last, term) or
-("fn", name, arguments...). Nothing is evaluated here. What is not certain to be read as meant
-(1/ab, words, 204_5, integrals) is `Unreadable`: two answers are never equal because of a guess.
+("add" | "mul" | "div" | "pow", a, b) or ("fn", name, arguments...). Nothing is evaluated
+here. What is not certain to be read as meant (1/ab, words, 204_5, sums and integrals) is
+`Unreadable`: two answers are never equal because of a guess.
 """
 
 from __future__ import annotations
@@ -24,19 +24,10 @@ Node = tuple[Any, ...]
 __all__ = ["Node", "Relations", "TooLarge", "Unreadable", "parse"]
 
 MAX_NESTING = 30
-RELATIONS = {
-    "=": "=", "<": "<", ">": ">", r"\le": "<=", "<=": "<=", r"\ge": ">=", ">=": ">=",
-    r"\ne": "!=", "!=": "!=",
-}  # fmt: skip
-# Programs write these with two arguments: log(8, 2), pow(2, 3), binomial(5, 2), Rational(1, 2).
-TWO = {
-    "log": ("fn", "log"), "binomial": ("fn", "binom"), "comb": ("fn", "binom"), "pow": ("pow",),
-    "Rational": ("div",), "Fraction": ("div",),
-}  # fmt: skip
+RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!="))
 INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 DEGREE = ("fn", "degree")
-DIGITS = "0123456789"
 CONSTANTS = frozenset(("pi", "e", "i"))
 
 
@@ -61,7 +52,6 @@ class _Parser:
         self.place = 0
         self.depth = 0
         self.bars = 0  # |...| that are open: within, a bar closes
-        self.index = ""  # of the sum that is being read: an i in it is no constant
 
     @property
     def next(self) -> str:
@@ -81,7 +71,7 @@ class _Parser:
     def chain(self) -> Relations:
         sides, relations = [self.sum()], []
         while self.next in RELATIONS:
-            relations.append(RELATIONS[self.take(*RELATIONS)])
+            relations.append(self.take(self.next))
             sides.append(self.sum())
         if self.next:
             raise Unreadable(self.next)
@@ -220,18 +210,10 @@ class _Parser:
             name += "_" + self.subscript()
         while self.take("'"):
             name += "'"
-        if name[0] in "fgh" and self.next == "(":
-            # f(x) is no product; h(a+b) and g(m-n) may be.
-            inner, closing = self.tokens[self.place + 1 : self.place + 3]
-            if closing == ")" and inner[:1] in (".", *DIGITS):
-                self.place += 3
-                name += f"({inner})"
-            elif name[0] == "f":
-                raise Unreadable("a function")
-        if self.index and self.index in name[1:]:
-            raise Unreadable("a sequence")
-        constant = name in CONSTANTS and name != self.index
-        return ("const", name) if constant else ("var", name)
+        after = self.tokens[self.place + 2 : self.place + 3]
+        if self.next == "(" and (name == "f" or (name in "gh" and after == [")"])):
+            raise Unreadable("f(x) is no product; h(a+b) and g(m-n) may be")
+        return ("const", name) if name in CONSTANTS else ("var", name)
 
     def subscript(self) -> str:
         if not self.take("{"):
@@ -254,25 +236,9 @@ class _Parser:
             return ("fn", name[1:], self.until("\\r" + name[1:]))
         if name == "sqrt":
             return self.root()
-        if name in ("sum", "prod") and not self.index:
-            return self.total(name)
         if name in FUNCTIONS:
             return self.function(name)
         raise Unreadable("\\" + name)
-
-    def total(self, name: str) -> Node:
-        r"""\sum_{k=1}^{n} of the factors that follow."""
-        self.need("_")
-        self.need("{")
-        index = self.take(self.next).removeprefix(".")
-        self.need("=")
-        first = self.until("}")
-        self.need("^")
-        last = self.argument()
-        self.index = index
-        body = self.product()
-        self.index = ""
-        return (name, index, first, last, body)
 
     def root(self) -> Node:
         degree: Node = ("num", Fraction(2))
@@ -294,7 +260,7 @@ class _Parser:
             name, power = INVERSE[name], None
         if opening := self.take("(", "[", "{"):
             inner = self.sum()
-            if name in TWO and not base and self.take(","):
+            if name == "log" and not base and self.take(","):  # log(8, 2), as in programs
                 base = (self.sum(),)
             self.need(CLOSING[opening])
         else:
@@ -302,11 +268,5 @@ class _Parser:
             inner = self.factor()
             while self.begins_factor() and self.next[1:] not in FUNCTIONS and self.next not in "([":
                 inner = ("mul", inner, self.power())
-        if name in TWO and name != "log" and not base:
-            raise Unreadable(f"{name} with one argument")
-        applied = (*TWO.get(name, ("fn", name)), inner, *base)
-        if name == "cis":
-            applied = ("pow", ("const", "e"), ("mul", ("const", "i"), inner))
-        elif name == "cbrt":
-            applied = ("fn", "root", inner, ("num", Fraction(3)))
+        applied = ("fn", name, inner, *base)
         return applied if power is None else ("pow", applied, power)

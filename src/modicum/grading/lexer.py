@@ -27,8 +27,7 @@ SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~")
 UPRIGHT = re.compile(r"\\(?:mathrm|operatorname|mathit|rm)\s*\{\s*([A-Za-z]+)\s*\}")
 REPLACE = {
     r"\cdot": "*", r"\times": "*", r"\div": "/", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
-    r"\leqslant": r"\le ", r"\geqslant": r"\ge ", r"\leq": r"\le ", r"\geq": r"\ge ",
-    r"\neq": r"\ne ", r"\lt": "<", r"\gt": ">", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
+    r"\dbinom": r"\binom", r"\tbinom": r"\binom",
     r"\bigl": "", r"\bigr": "", r"\limits": "", r"\degree": r"^\circ ",
 }  # fmt: skip
 PLAIN = re.compile(
@@ -37,7 +36,7 @@ PLAIN = re.compile(
 
 _FUNCTIONS = (
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp abs floor ceil cbrt"
-    " cis factorial binomial comb pow Rational Fraction"
+    " cis factorial"
 )
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil", "Abs": "abs"}

@@ -11,8 +11,7 @@ Parts = tuple[str, list[str]]
 
 OPENING, CLOSING = "([{⟨‹", ")]}⟩›"
 BRACKETS = {r"\{": "⟨", r"\}": "⟩", r"\langle": "‹", r"\rangle": "›"}
-SIGN = r"\\[lgn]e(?:q|qslant)?(?![A-Za-z])|\\[lg]t(?![A-Za-z])|[<>]=?|!="
-RELATION = re.compile(SIGN)
+RELATION = re.compile(r"[<>]|!=")
 AND = re.compile(
     r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=\s)(?:and|or)(?=\s)|\\(?:lor|vee|land|wedge)(?![A-Za-z])|;"
 )

@@ -43,6 +43,7 @@ REPLACE = {
     r"\displaystyle": "", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\fbox{": r"\boxed{",
     r"\backslash": r"\setminus ", r"\smallsetminus": r"\setminus ",
 }  # fmt: skip
+RELATION = re.compile(r"\\(?:([lgn])e(?:qslant|qq|q)?|([lg])t)(?![A-Za-z])")
 # 11,\! 111: the comma of thousands is drawn closer to the digits behind it.
 THOUSANDS = re.compile(
     r"(?<=\d)(?:(?:\s*\\!)+\s*(?:,|\{,\})(?:\s|\\!)*|\s*(?:,|\{,\})\s*\\!(?:\s|\\!)*)"
@@ -68,7 +69,6 @@ TEXT_KEY = (
     (re.compile(r"(?<=\d)\s*(?:\\colon|\bto)\s*(?=\d)"), ":"),
     (re.compile(r"([_^])\s*([0-9]+|[A-Za-z])"), r"\1{\2}"),  # x^2 3 is not x^23
     (re.compile(r"(?<!\d)(?:\s|\\,)+|(?:\s|\\,)+(?!\d)"), ""),  # and 1 2 not 12
-    (re.compile(r"\\([gln]e)q(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"\\(begin|end)\{[bBp]?matrix\}"), r"\\\1{pmatrix}"),
     (re.compile(r"(?<![_^])\{([0-9A-Za-z])\}"), r"\1"),
     (re.compile(r"^\(([A-Za-z])\)$"), r"\1"),
@@ -97,6 +97,7 @@ def clean(text: str) -> str:
     text = THOUSANDS.sub(",", text) if r"\!" in text else text
     for old, new in REPLACE.items():
         text = text.replace(old, new)
+    text = RELATION.sub(_relation, text)
     text = INFINITY.sub(r"\\infty ", SPACE.sub(" ", SIZES.sub("", text))).strip()
     if r"\begin" in text:
         text = re.sub(r"\\\\\[[^\[\]]*\]", r"\\\\", text)
@@ -115,6 +116,11 @@ def clean(text: str) -> str:
         if text == before:
             break
     return text
+
+
+def _relation(match: re.Match[str]) -> str:
+    sign = {"l": "<", "g": ">", "n": "!"}[match[1] or match[2]]
+    return f" {sign}= " if match[1] else f" {sign} "
 
 
 def _script(match: re.Match[str]) -> str:

@@ -25,7 +25,6 @@ CLOSE = CONTEXT.mpf(10) ** -40  # relative difference of two values that count a
 NOTHING = CONTEXT.mpf(10) ** -45  # a function's value that counts as 0
 MAX_BITS = 100_000  # of a fraction; and of the exponent of what is none
 MAX_FACTORIAL = 5000
-MAX_TERMS = 200  # of a sum
 
 
 class Undefined(Exception):
@@ -54,8 +53,6 @@ def _value(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value:
         return CONSTANTS[node[1]]
     if kind == "neg":
         return -_value(node[1], point, with_i)
-    if kind in ("sum", "prod"):
-        return _total(node, point, with_i)
     parts = [_value(part, point, with_i) for part in node[1:] if isinstance(part, tuple)]
     result = FUNCTIONS[node[1]](*parts) if kind == "fn" else OPERATIONS[kind](*parts)
     if isinstance(result, Fraction):
@@ -72,22 +69,6 @@ def _value(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value:
     if result and abs(CONTEXT.mag(result)) > MAX_BITS:
         raise TooLarge("a number too large or too small")
     return result
-
-
-def _total(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value:
-    """The value of a sum or product over whole numbers."""
-    kind, index, first, last, body = node
-    low, high = (_value(end, point, with_i) for end in (first, last))
-    whole = all(isinstance(end, Fraction) and end.denominator == 1 for end in (low, high))
-    if not whole or high < low - 1:
-        raise Undefined
-    if high - low > MAX_TERMS:
-        raise TooLarge("a sum of too many terms")
-    total: Value = Fraction(kind == "prod")
-    for number in range(int(low), int(high) + 1):
-        term = _value(body, {**point, index: Fraction(number)}, with_i)
-        total = (_add if kind == "sum" else _multiply)(total, term)
-    return total
 
 
 def to_mp(value: Value) -> Value:
@@ -210,10 +191,6 @@ def _analytic(function: Callable[..., Value]) -> Callable[..., Value]:
 def _logarithm(value: Value, base: Value = Fraction(10)) -> Value:
     if not value:
         raise Undefined
-    if isinstance(value, Fraction) and isinstance(base, Fraction) and base > 0 and base != 1:
-        exponent = int(CONTEXT.nint(CONTEXT.log(to_mp(abs(value)), to_mp(base))))
-        if abs(exponent) < 1000 and base**exponent == value:
-            return Fraction(exponent)
     return divide(CONTEXT.log(to_mp(value)), CONTEXT.log(to_mp(base)))
 
 
@@ -230,16 +207,11 @@ def _factorial(value: Value) -> Value:
 
 
 def _binomial(n: Value, k: Value) -> Value:
-    if isinstance(k, Fraction) and k.denominator == 1 and 0 <= k <= MAX_FACTORIAL:
-        if isinstance(n, Fraction) and n.denominator == 1 and n >= 0:
-            if n > MAX_FACTORIAL:
-                raise TooLarge("a binomial too large")
-            return Fraction(math.comb(n.numerator, k.numerator))
-        if k <= 50:
-            total: Value = Fraction(1)
-            for j in range(k.numerator):
-                total = _multiply(total, divide(_add(n, Fraction(-j)), Fraction(j + 1)))
-            return total
+    whole = all(isinstance(value, Fraction) and value.denominator == 1 for value in (n, k))
+    if whole and 0 <= k <= MAX_FACTORIAL and n >= 0:
+        if n > MAX_FACTORIAL:
+            raise TooLarge("a binomial too large")
+        return Fraction(math.comb(n.numerator, k.numerator))
     return divide(_factorial(n), _multiply(_factorial(k), _factorial(_add(n, -k))))
 
 
@@ -268,6 +240,8 @@ FUNCTIONS |= {
     "log": _logarithm,
     "lg": _logarithm,
     "exp": lambda value: _power(CONSTANTS["e"], value),
+    "cis": lambda value: _power(CONSTANTS["e"], _multiply(CONSTANTS["i"], value)),
+    "cbrt": lambda value: _root(value, Fraction(3)),
     "abs": abs,
     "root": _root,
     "factorial": _factorial,
