@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
+from modicum.grading.intervals import MIRROR
 from modicum.grading.latex import Node, Relations, TooLarge, parse
 from modicum.grading.quantities import quantity, shows
 from modicum.grading.values import CONTEXT, Value, close, divide, to_mp, value_at
@@ -87,23 +88,18 @@ def _is_rounded(gold: Node, answer: str) -> bool:
 
 def _same_relation(gold: Relations, answer: Relations) -> bool:
     """Whether two (in)equalities say the same: one's difference is a multiple of the other's."""
-    flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-    signs = tuple(flipped.get(sign, sign) for sign in answer.relations)
+    signs = tuple(MIRROR[sign] for sign in answer.relations)
     if len(gold.sides) > 2:
         return gold.relations == answer.relations and all(
             map(_same_value, gold.sides, answer.sides)
         )
     if gold.relations not in (answer.relations, signs):
         return False
-    ratio = _ratio(_difference(gold.sides), _difference(answer.sides))
-    if ratio is None or gold.relations[0] not in flipped:
+    ratio = _ratio(*(("add", a, ("neg", b)) for a, b in (gold.sides, answer.sides)))
+    if ratio is None or signs[0] in ("=", "!="):
         return ratio is not None
     # -x > -3 is x < 3: a negative factor turns the sign.
     return (ratio > 0) == (gold.relations == answer.relations)
-
-
-def _difference(sides: tuple[Node, ...]) -> Node:
-    return ("add", sides[0], ("neg", sides[1]))
 
 
 def _ratio(left: Node, right: Node) -> Value | None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from modicum.grading import intervals
 from modicum.grading.parts import Parts, split
-from modicum.grading.quantities import number, quantity, same_quantity
+from modicum.grading.quantities import quantity, same_quantity
 from modicum.grading.spelling import TEXT, key
 from modicum.grading.units import split_unit
 
@@ -26,7 +26,10 @@ class Algebra(NamedTuple):
     value: Callable[[str], Fraction | None]
 
 
-NO_ALGEBRA = Algebra(lambda gold, answer: False, number)
+NO_ALGEBRA = Algebra(
+    lambda gold, answer: False,
+    lambda text: found.value if (found := quantity(text)) and not found.unit else None,
+)
 MAX_LOOSE = 12  # members of a list that are paired by trying
 
 VARIABLE = re.compile(
@@ -37,7 +40,7 @@ VARIABLE = re.compile(
 INDEX = re.compile(r"_\{\d\}$")
 CHOICE = re.compile(
     r"(?:(?i:option|choice|answer)\s+)?"
-    r"(?:\(([A-J])\)[.:]?|([A-J])(?:[).:]|\s+-(?=\s+[A-Za-z]{3})|$))(?:\s+(?![-+*/^=<>])(.*)|$)"
+    r"(?:\(([A-J])\)[.:]?|([A-J])(?:[).:]|$))(?:\s+(?![-+*/^=<>])(.*)|$)"
 )
 # (A) or (B), A: 1, B: 2: more than one letter is no choice.
 CHOICES = re.compile(
@@ -87,11 +90,8 @@ def _same_choice(gold: str, answer: str) -> bool | None:
         return None
     if a is None:
         return same(g[3], answer, 0)
-    letters = [(m[1] or m[2]) for m in (g, a)]
-    # Alone, single letters are variables, and x is not X.
-    if letters[0] != letters[1]:
-        return False
-    return not (g[3] and a[3]) or same(g[3], a[3], 0)
+    letter = (g[1] or g[2]) == (a[1] or a[2])
+    return letter and (not (g[3] and a[3]) or same(g[3], a[3], 0))
 
 
 def _choice(text: str) -> re.Match[str] | None:
@@ -172,13 +172,12 @@ def _same_parts(gold: Parts, answer: Parts, depth: int, algebra: Algebra) -> boo
     letters = {INDEX.sub("", name) for name in other_names}
     if len(other_names) > 1 and len(letters) == 1 and names <= letters:  # x_1=2, x_2=-3
         parts, other_parts = _unnamed(parts), _unnamed(other_parts)
-    elif len(other_names) > 1 and not names:  # 2, 4 or (2, 4) is answered by x=2, y=4
-        kind = other_kind if kind == "()" else kind
-        pairs = zip(parts, sorted(other_parts, key=key), strict=True)
-        return kind == other_kind and all(same(g, a, depth - 1, algebra) for g, a in pairs)
+    in_order = len(other_names) > 1 and not names and len(letters) > 1
+    if in_order:  # 2, 4 or (2, 4) is answered by x=2, y=4
+        kind, other_parts = "set" if kind == "()" else kind, sorted(other_parts, key=key)
     if kind != other_kind:
         return False
-    if kind == "union" or kind.startswith("set"):
+    if not in_order and (kind == "union" or kind.startswith("set")):
         return _same_members(parts, other_parts, depth - 1, algebra)
     pairs = zip(parts, other_parts, strict=True)
     return all(same(g, a, depth - 1, algebra) for g, a in pairs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 from types import ModuleType
@@ -50,10 +51,9 @@ def same(gold: str, answer: str, notify: Callable[..., None]) -> bool:
 
 
 def _value(text: str) -> Fraction | None:
-    try:
+    with suppress(*FAILURES):
         return algebra.value(text)
-    except FAILURES:
-        return None
+    return None
 
 
 def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:

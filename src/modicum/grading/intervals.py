@@ -24,6 +24,7 @@ Value = Callable[[str], Fraction | None]
 MAX_PARTS = 20
 OR = re.compile(r"(?<=\s)or(?=\s)|\\(?:lor|vee|cup)(?![A-Za-z])")
 AND = re.compile(r"(?<=\s)and(?=\s)|\\(?:land|wedge)(?![A-Za-z])")
+KEEP = {"cap": operator.and_, "setminus": operator.gt}  # gt: in the left, not in the right
 OPERATION = re.compile(r"\\(cap|setminus)(?![A-Za-z])")
 # A text without any of these is no set that can be written in two ways.
 WRITTEN = re.compile(r"[<>]|!=|\\(?:cup|cap|setminus)(?![A-Za-z])|\bexcept\b")
@@ -68,7 +69,7 @@ def _either(text: str, value: Value) -> Reals:
             raise Unknown
         return inner
     if words := EXCEPT.fullmatch(text):
-        return Reals("", _combined(ALL, _points(words[1], value), _minus))
+        return Reals("", _combined(ALL, _points(words[1], value), operator.gt))
     parts = OR.split(text)
     if len(parts) > MAX_PARTS:
         raise Unknown
@@ -83,7 +84,7 @@ def _both(text: str, value: Value) -> Reals:
             parts[-1] += "," + part
         else:
             parts.append(part)
-    if not 0 < len(parts) <= MAX_PARTS:
+    if not parts:
         raise Unknown
     found = _joined([_one(part, value) for part in parts], operator.and_)
     if len(parts) > 1 and not found.ends:
@@ -121,7 +122,7 @@ def _one(text: str, value: Value) -> Reals:
     if sign[0] == ">":
         return Reals(name, _interval("(["[sign == ">="] + rf"{end},\infty)", value))
     points = _points(end, value)
-    return Reals(name, points if sign == "=" else _combined(ALL, points, _minus))
+    return Reals(name, points if sign == "=" else _combined(ALL, points, operator.gt))
 
 
 def _set(text: str, value: Value) -> Ends:
@@ -129,9 +130,7 @@ def _set(text: str, value: Value) -> Ends:
     first, *rest = OPERATION.split(text)
     ends = _term(first.strip(), value)
     for sign, term in zip(rest[::2], rest[1::2], strict=True):
-        ends = _combined(
-            ends, _term(term.strip(), value), operator.and_ if sign == "cap" else _minus
-        )
+        ends = _combined(ends, _term(term.strip(), value), KEEP[sign])
     return ends
 
 
@@ -148,32 +147,35 @@ def _term(text: str, value: Value) -> Ends:
 def _points(text: str, value: Value) -> Ends:
     """The set of the numbers in a list."""
     texts = at_commas(AND.sub(",", text)) or []
-    values = {
-        value(part.replace(r"\pm", sign))
+    numbers = {
+        _number(part.replace(r"\pm", sign), value)
         for part in texts
         for sign in ("+-" if r"\pm" in part else "+")
     }
-    known = [number for number in values if number is not None]
-    if not known or len(known) < len(values):
+    if not numbers:
         raise Unknown
-    return tuple((number, side) for number in sorted(known) for side in (0, 1))
+    return tuple((number, side) for number in sorted(numbers) for side in (0, 1))
 
 
 def _interval(text: str, value: Value) -> Ends:
     parts = at_commas(text[1:-1]) or []
     if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or len(parts) != 2:
         raise Unknown
-    ends: list[tuple[Fraction | float, int]] = []
-    for part, side in zip(parts, (text[0] == "(", text[-1] == "]"), strict=True):
-        if infinite := INFINITE.fullmatch(part):
-            ends.append(ALL[infinite[1] != "-"])
-        elif (number := value(part)) is not None:
-            ends.append((number, int(side)))
-        else:
-            raise Unknown
-    if not ends[0] < ends[1]:
+    low, high = (_number(part, value) for part in parts)
+    first = (low, int(text[0] == "(" or isinstance(low, float)))
+    last = (high, int(text[-1] == "]" and not isinstance(high, float)))
+    if not first < last:
         raise Unknown
-    return tuple(ends)
+    return first, last
+
+
+def _number(text: str, value: Value) -> Fraction | float:
+    if infinite := INFINITE.fullmatch(text):
+        return float(infinite[1] + "inf")
+    number = value(text)
+    if number is None:
+        raise Unknown
+    return number
 
 
 def _combined(left: Ends, right: Ends, keep: Callable[[bool, bool], bool]) -> Ends:
@@ -184,7 +186,3 @@ def _combined(left: Ends, right: Ends, keep: Callable[[bool, bool], bool]) -> En
         if inside != len(ends) % 2:
             ends.append(end)
     return tuple(ends)
-
-
-def _minus(left: bool, right: bool) -> bool:
-    return left and not right

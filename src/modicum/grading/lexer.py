@@ -23,7 +23,6 @@ TOKEN = re.compile(
 )
 DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
 WORD = re.compile(r"[A-Za-z]{3,}|[A-Z]{2}")  # as a whole answer
-SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~")
 UPRIGHT = re.compile(r"\\(?:mathrm|operatorname|mathit|rm)\s*\{\s*([A-Za-z]+)\s*\}")
 REPLACE = {
     r"\cdot": "*", r"\times": "*", r"\div": "/", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
@@ -40,7 +39,6 @@ _FUNCTIONS = (
 )
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil", "Abs": "abs"}
-MODULES = re.compile(r"(?<![A-Za-z\\])(?:math|cmath|np|numpy|sp|sympy)\.(?=[A-Za-z])")
 _GREEK = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi"
     " rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi"
@@ -59,10 +57,10 @@ class TooLarge(Unreadable):
 
 def tokens_of(text: str) -> list[str]:
     """The tokens of a formula; a variable has a dot before its name."""
-    text = MODULES.sub("", clean(text).replace("{,}", ","))
+    text = clean(text).replace("{,}", ",")
     if DATE.fullmatch(text) or (WORD.fullmatch(text) and text not in GREEK):
         raise Unreadable("a date or a word")
-    text = UPRIGHT.sub(r" \1 ", SPACES.sub(" ", text))
+    text = UPRIGHT.sub(r" \1 ", text.replace(r"\,", " "))
     text = PLAIN.sub(lambda match: REPLACE[match[0]], text)
     tokens: list[str] = []
     place, text = 0, text.rstrip()

@@ -24,23 +24,13 @@ SIGNS = str.maketrans(
         for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
         for top, bottom in [normalize("NFKC", sign).split("\u2044")]
     }
-    | {
-        "\u2212": "-",
-        "\u2013": "-",
-        "\u2014": "-",
-        "∗": "*",
-        "∕": "/",
-        "\u2044": "/",
-        "′": "'",
-        "…": "...",
-        "¢": " cents",
-    }
-    | {"º": "°", "∣": "|", "∛": r"\sqrt[3]"}
+    | dict(zip("\u2212\u2013\u2014\u2044∕∗′º∣", "---//*'°|", strict=True))
+    | {"…": "...", "¢": " cents", "∛": r"\sqrt[3]"}
 )
 SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
 REPLACE = {
-    "==": "=", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\!": "", r"\%": "%",
-    r"\displaystyle": "", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\fbox{": r"\boxed{",
+    "==": "=", "math.": "", "np.": "", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
+    r"\!": "", r"\%": "%", r"\displaystyle": "", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\fbox{": r"\boxed{",
     r"\backslash": r"\setminus ", r"\smallsetminus": r"\setminus ",
 }  # fmt: skip
 RELATION = re.compile(r"\\(?:([lgn])e(?:qslant|qq|q)?|([lg])t)(?![A-Za-z])")

@@ -16,7 +16,7 @@ _UNITS = """
 mm millimeter millimetre; cm centimeter centimetre; m meter metre; km kilometer kilometre
 nm nanometer nanometre; kW kilowatt; W watt; kJ kilojoule; J joule; N newton; Pa pascal; V volt
 A ampere amp; K kelvin; Hz hertz; mol mole; tonne; acre; hectare ha; gal gallon; qt quart; pt pint
-C celsius; F fahrenheit; month; ms millisecond; rpm; kph kmh kmph; mps; fps; ohm; person people
+C celsius; F fahrenheit; month; ms millisecond; rpm; kph kmh kmph; ohm; person people
 in inch inches; ft foot feet; yd yard; mi mile; mg milligram; g gram; kg kilogram; lb pound lbs
 oz ounce; ml mL milliliter millilitre; l L liter litre; s sec second; min minute; h hr hour
 degree deg; radian rad; dollar usd; cent; % percent percentage pct; day; week wk; year yr; mph; per
@@ -25,10 +25,7 @@ UNIT_NAMES = {
     word: line.split()[0] for line in _UNITS.replace("\n", ";").split(";") for word in line.split()
 }
 UNITS = frozenset(UNIT_NAMES.values())
-UNIT_SYNONYMS = {
-    "unit": "", "unit2": "", "unit3": "", "mph": "mi/h", "kph": "km/h", "mps": "m/s",
-    "fps": "ft/s",
-}  # fmt: skip
+UNIT_SYNONYMS = {"unit": "", "unit2": "", "unit3": "", "mph": "mi/h", "kph": "km/h"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 # Units that stand without \text{} or a space: any other short word may be a product.
 _SHORT = "sq cu cm mm km kg mg ml mL ft in mi hr hrs yd oz lb lbs hz mph percent"
