@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from modicum.grading.spelling import TEXT, clean
@@ -72,6 +73,7 @@ def number(text: str) -> Fraction | None:
     return None if found is None else found.value
 
 
+@lru_cache(maxsize=1024)
 def quantity(text: str) -> Quantity | None:
     """The number with its unit that the whole of `text` (cleaned) is, or None."""
     if len(text) > MAX_TEXT or not any(c in text for c in "0123456789"):

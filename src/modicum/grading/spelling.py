@@ -29,7 +29,7 @@ SIGNS = str.maketrans(
 )
 SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
 REPLACE = {
-    "==": "=", "math.": "", "np.": "", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
+    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
     r"\!": "", r"\%": "%", r"\displaystyle": "", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\fbox{": r"\boxed{",
     r"\backslash": r"\setminus ", r"\smallsetminus": r"\setminus ",
 }  # fmt: skip
@@ -44,7 +44,7 @@ THOUSANDS = re.compile(
 ARRAY = re.compile(
     r"[(\[]\s*\\begin\{array\}\s*(?:\{[lcr| ]*\})?((?:[^\\]|\\(?!begin))*?)\\end\{array\}\s*[)\]]"
 )
-SPACE = re.compile(r"(?<!\\)\\(?:[;: ]|q?quad(?![A-Za-z]))|~")
+SPACE = re.compile(r"(?<!\\)\\(?:[;: ]|q?quad(?![A-Za-z]))")
 INFINITY = re.compile(r"(?<![A-Za-z\\])(?:oo|[Ii]nf(?:inity)?)(?![A-Za-z])")
 
 TEXT = re.compile(
@@ -84,22 +84,25 @@ def clean(text: str) -> str:
     r"""`text` without math delimiters, an outer \boxed{}, sizing commands and a final stop."""
     if not text.isascii():
         text = SCRIPTS.sub(_script, text).translate(SIGNS)
-    text = THOUSANDS.sub(",", text) if r"\!" in text else text
-    for old, new in REPLACE.items():
+    if "\\" in text:
+        text = THOUSANDS.sub(",", text) if r"\!" in text else text
+        for old, new in REPLACE.items():
+            text = text.replace(old, new)
+        text = SPACE.sub(" ", SIZES.sub("", RELATION.sub(_relation, text)))
+        if r"\begin" in text:
+            text = re.sub(r"\\\\\[[^\[\]]*\]", r"\\\\", text)
+            text = ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
+    for old, new in (("==", "="), ("math.", ""), ("np.", ""), ("~", " ")):
         text = text.replace(old, new)
-    text = RELATION.sub(_relation, text)
-    text = INFINITY.sub(r"\\infty ", SPACE.sub(" ", SIZES.sub("", text))).strip()
-    if r"\begin" in text:
-        text = re.sub(r"\\\\\[[^\[\]]*\]", r"\\\\", text)
-        text = ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
+    text = INFINITY.sub(r"\\infty ", text).strip()
     for _ in range(4):
         before = text
         text = STOP.sub("", text).strip()
         for left, right in UNWRAP:
-            inner = text[len(left) : -len(right)]
-            if text.startswith(left) and text.endswith(right) and inner and left not in inner:
-                text = inner.strip()
-        if whole := TEXT.fullmatch(text):
+            if text.startswith(left) and text.endswith(right):
+                inner = text[len(left) : -len(right)]
+                text = inner.strip() if inner and left not in inner else text
+        if text[:1] == "\\" and (whole := TEXT.fullmatch(text)):
             text = whole[1].strip()
         if text.startswith(r"\boxed{") and text.endswith("}"):
             text = text[len(r"\boxed{") : -1].strip()
