@@ -157,8 +157,8 @@ def _same_without_name(gold: str, answer: str, depth: int, algebra: Algebra) -> 
     name = named or other
     if name is None or (named and other and key(named[1]) != key(other[1])):
         return False
-    if name[1].startswith("(") and _names(split(answer if named else gold)[1]):
-        return False  # (a,b) = (3,5) and a = 3, c = 5 are compared by their parts
+    if not _letters(_names(split(answer if named else gold)[1])) <= {key(name[1])}:
+        return False  # (a,b) = (3,5) and a = 3, c = 5; x = \pm 2 and x = 2, y = -2
     g = named[2].strip() if named else gold
     a = other[2].strip() if other else answer
     return same(g, a, depth, algebra)
@@ -167,9 +167,11 @@ def _same_without_name(gold: str, answer: str, depth: int, algebra: Algebra) -> 
 def _same_parts(gold: Parts, answer: Parts, depth: int, algebra: Algebra) -> bool:
     (kind, parts), (other_kind, other_parts) = gold, answer
     names, other_names = _names(parts), _names(other_parts)
-    if not kind or len(parts) != len(other_parts) or (len(names) > 1 and names != other_names):
+    letters = _letters(other_names)
+    if not kind or len(parts) != len(other_parts) or (names and not letters <= _letters(names)):
+        return False
+    if len(names) > 1 and names != other_names:
         return False  # x=2, y=4 is not answered by 4, 2
-    letters = {INDEX.sub("", name) for name in other_names}
     if len(other_names) > 1 and len(letters) == 1 and names <= letters:  # x_1=2, x_2=-3
         parts, other_parts = _unnamed(parts), _unnamed(other_parts)
     in_order = len(other_names) > 1 and not names and len(letters) > 1
@@ -177,7 +179,7 @@ def _same_parts(gold: Parts, answer: Parts, depth: int, algebra: Algebra) -> boo
         kind, other_parts = "set" if kind == "()" else kind, sorted(other_parts, key=key)
     if kind != other_kind:
         return False
-    if not in_order and (kind == "union" or kind.startswith("set")):
+    if not in_order and kind.startswith(("union", "set")):
         return _same_members(parts, other_parts, depth - 1, algebra)
     pairs = zip(parts, other_parts, strict=True)
     return all(same(g, a, depth - 1, algebra) for g, a in pairs)
@@ -205,6 +207,11 @@ def _same_members(gold: list[str], answer: list[str], depth: int, algebra: Algeb
 
 def _names(parts: list[str]) -> set[str]:
     return {key(named[1]) for part in parts if (named := VARIABLE.fullmatch(part))}
+
+
+def _letters(names: set[str]) -> set[str]:
+    """Names without a number: x for x_1."""
+    return {INDEX.sub("", name) for name in names}
 
 
 def _unnamed(parts: list[str]) -> list[str]:

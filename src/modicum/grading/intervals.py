@@ -162,10 +162,9 @@ def _interval(text: str, value: Value) -> Ends:
     if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or len(parts) != 2:
         raise Unknown
     low, high = (_number(part, value) for part in parts)
-    first = (low, int(text[0] == "(" or isinstance(low, float)))
-    last = (high, int(text[-1] == "]" and not isinstance(high, float)))
-    if not first < last:
-        raise Unknown
+    first, last = (low, int(text[0] == "(")), (high, int(text[-1] == "]"))
+    if not first < last or first == (ALL[0][0], 0) or last == (ALL[1][0], 1):
+        raise Unknown  # nothing is closed at infinity
     return first, last
 
 

@@ -30,7 +30,7 @@ def split(text: str) -> Parts:
     A tuple or interval is named by its brackets; "" means that there are no parts.
     """
     if r"\cup" in text:
-        return "union", text.split(r"\cup")
+        return "union" + "<" * bool(RELATION.search(text)), text.split(r"\cup")
     text = text.strip()
     if matrix := _matrix(text):
         return matrix
