@@ -24,8 +24,7 @@ from modicum.grading.quantities import quantity, shows
 from modicum.grading.values import CONTEXT, Value, close, divide, to_mp, value_at
 
 MIN_POINTS = 6  # at which both must be defined
-# Programs write I or j for i.
-IMAGINARY = re.compile(r"(?<![A-Za-z\\])[Ij](?![A-Za-z])")
+IMAGINARY = re.compile(r"(?<![A-Za-z\\])[Ij](?![A-Za-z])")  # what programs write for i
 SCALES = (1, 3, 1, 12, 2, 200, 5, 1, 40, 2, 3, 1, 6, 1, 2, 20)
 
 

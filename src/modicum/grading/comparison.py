@@ -131,9 +131,9 @@ def _same_reals(gold: str, answer: str, algebra: Algebra) -> bool:
     if not intervals.WRITTEN.search(gold) and not intervals.WRITTEN.search(answer):
         return False
     g, a = intervals.of(gold, algebra.value), intervals.of(answer, algebra.value)
-    if g is None or a is None or (g.name and a.name and g.name != a.name):
+    if g is None or a is None or (g[0] and a[0] and g[0] != a[0]):
         return False
-    return g.ends == a.ends
+    return g[1] == a[1]
 
 
 def _same_without_unit(gold: str, answer: str, depth: int, algebra: Algebra) -> bool:

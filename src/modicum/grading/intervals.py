@@ -13,12 +13,12 @@ from bisect import bisect_right
 from collections.abc import Callable
 from fractions import Fraction
 from functools import reduce
-from typing import NamedTuple
 
 from modicum.grading.parts import at_commas, with_brackets
 from modicum.grading.spelling import TEXT
 
 Ends = tuple[tuple[Fraction | float, int], ...]
+Reals = tuple[str, Ends]  # and the variable in the set, "" for none
 Value = Callable[[str], Fraction | None]
 
 MAX_PARTS = 20
@@ -46,13 +46,6 @@ class Unknown(Exception):
     """The text is no set of real numbers that is understood."""
 
 
-class Reals(NamedTuple):
-    """The ends of a set and the variable in it ("" for none)."""
-
-    name: str
-    ends: Ends
-
-
 def of(text: str, value: Value) -> Reals | None:
     """The set of real numbers that `text` is or describes, else None."""
     text = " ".join(with_brackets(TEXT.sub(r" \1 ", text)).split())
@@ -65,15 +58,12 @@ def of(text: str, value: Value) -> Reals | None:
 def _either(text: str, value: Value) -> Reals:
     if builder := BUILDER.fullmatch(text):
         inner = _either(builder[2].strip(), value)
-        if inner.name != builder[1]:
+        if inner[0] != builder[1]:
             raise Unknown
         return inner
     if words := EXCEPT.fullmatch(text):
-        return Reals("", _combined(ALL, _points(words[1], value), operator.gt))
-    parts = OR.split(text)
-    if len(parts) > MAX_PARTS:
-        raise Unknown
-    return _joined([_both(part, value) for part in parts], operator.or_)
+        return ("", _combined(ALL, _points(words[1], value), operator.gt))
+    return _joined([_both(part, value) for part in OR.split(text)], operator.or_)
 
 
 def _both(text: str, value: Value) -> Reals:
@@ -87,26 +77,26 @@ def _both(text: str, value: Value) -> Reals:
     if not parts:
         raise Unknown
     found = _joined([_one(part, value) for part in parts], operator.and_)
-    if len(parts) > 1 and not found.ends:
+    if len(parts) > 1 and not found[1]:
         raise Unknown  # x<1, x>2 may be meant as "or"
     return found
 
 
 def _joined(sets: list[Reals], keep: Callable[[bool, bool], bool]) -> Reals:
-    names = {found.name for found in sets} - {""}
-    if len(names) > 1:
+    names = {name for name, _ in sets} - {""}
+    if len(names) > 1 or len(sets) > MAX_PARTS:
         raise Unknown
-    ends = reduce(lambda left, right: _combined(left, right, keep), [found.ends for found in sets])
-    return Reals("".join(names), ends)
+    ends = reduce(lambda left, right: _combined(left, right, keep), [ends for _, ends in sets])
+    return ("".join(names), ends)
 
 
 def _one(text: str, value: Value) -> Reals:
     """x < a, a < x < b, x \\ne a and their mirrors, x \\in a set, or a set."""
     if member := MEMBER.fullmatch(text):
-        return Reals(member[1], _set(member[2], value))
+        return (member[1], _set(member[2], value))
     parts = [part.strip() for part in RELATION.split(text)]
     if len(parts) == 1:
-        return Reals("", _set(text, value))
+        return ("", _set(text, value))
     if len(parts) == 5 and parts[1][0] == parts[3][0]:
         halves = parts[2] + MIRROR[parts[1]] + parts[0], "".join(parts[2:])
         return _joined([_one(half, value) for half in halves], operator.and_)
@@ -118,11 +108,11 @@ def _one(text: str, value: Value) -> Reals:
     if not NAME.fullmatch(name):
         raise Unknown
     if sign[0] == "<":
-        return Reals(name, _interval(rf"(-\infty,{end}" + ")]"[sign == "<="], value))
+        return (name, _interval(rf"(-\infty,{end}" + ")]"[sign == "<="], value))
     if sign[0] == ">":
-        return Reals(name, _interval("(["[sign == ">="] + rf"{end},\infty)", value))
+        return (name, _interval("(["[sign == ">="] + rf"{end},\infty)", value))
     points = _points(end, value)
-    return Reals(name, points if sign == "=" else _combined(ALL, points, operator.gt))
+    return (name, points if sign == "=" else _combined(ALL, points, operator.gt))
 
 
 def _set(text: str, value: Value) -> Ends:
