@@ -91,6 +91,9 @@ def test_gsm8k_without_a_number(solution: str) -> None:
         ("60 km/h", "60"),
         (".5", "1/2"),
         ("2^{-2}", "1/4"),
+        ("2^(-2)", "1/4"),
+        ("6.5*10**-3", "0.0065"),
+        ("6.5 x 10^(-3)", "0.0065"),
         ("5 million", "5000000"),
         (r"0.1\overline{6}", "1/6"),
         ("0.(12)", "4/33"),
@@ -430,6 +433,8 @@ def test_lists_that_are_hard_to_pair_cost_nothing() -> None:
         r"5^{(5^{(5^{(5^5)})} - 4)}",
         "\ud800",
         "\x00" * 10,
+        r"x \text{}",
+        "x_",
     ],
 )
 def test_code_and_towers_are_plain_wrong(text: str) -> None:

@@ -109,7 +109,7 @@ def test_trees(text: str, tree: object) -> None:
     "text",
     [
         *("", "x+", "(x", "x)", "a/bc", "Monday", "dog", "204_5", "(1,200)", "1 2", r"\frac{1}"),
-        *("f(x+1)", "g(x)", "g(", "AB", "5!!", "log(1,2,3)", "sin(1,2)"),
+        *("f(x+1)", "g(x)", "g(", "AB", "5!!", "x_{", "x_+_", "log(1,2,3)", "sin(1,2)"),
         *(
             "1/2/3",
             r"\int x",

@@ -217,8 +217,7 @@ class _Parser:
 
     def subscript(self) -> str:
         if not self.take("{"):
-            self.place += 1
-            return self.tokens[self.place - 1].lstrip(".")
+            return (self.take(self.next) or "?").lstrip(".")
         parts = []
         while self.next and self.next not in ("{", "}"):
             parts.append(self.take(self.next).lstrip("."))

@@ -23,7 +23,7 @@ MIN_DIGITS = 6  # significant digits of a decimal that may stand for an endless 
 DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 SIGNED = rf"[-+]?\s*{DECIMAL}"
 FRAC = rf"\\frac\s*(?:(\d)|\{{\s*({SIGNED})\s*\}})\s*(?:(\d)|\{{\s*({SIGNED})\s*\}})"
-POWER = r"\^\s*(?:\{\s*([-+]?\s*\d{1,5})\s*\}|([-+]?\d{1,5}))"
+POWER = r"\s*(?:[{(]\s*([-+]?\s*\d{1,5})\s*[})]|([-+]?\d{1,5}))"
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -35,9 +35,9 @@ PREFIX = _pattern(r"([-+]?)\s*((?:\\?\$|€|£|¥|₹)?)\s*([-+]?)\s*")
 MIXED = _pattern(rf"(\d+)\s*(?:{FRAC}|\s(\d+)\s*/\s*(\d+))")
 FRACTION = _pattern(rf"{FRAC}|({DECIMAL})\s*/\s*({DECIMAL})(?![\d.])")
 SCIENTIFIC = _pattern(
-    rf"({DECIMAL})(?:[eE]([-+]?\d{{1,5}})(?![\d.])|\s*(?:\\times|\\cdot|[*x])\s*10\s*{POWER}(?!\d))"
+    rf"({DECIMAL})(?:[eE]([-+]?\d{{1,5}})(?![\d.])|\s*(?:\\times|\\cdot|[*x])\s*10\s*(?:\^|\*\*){POWER}(?!\d))"
 )
-RAISED = _pattern(rf"(\d+)\s*{POWER}(?!\d)")
+RAISED = _pattern(rf"(\d+)\s*\^{POWER}(?!\d)")
 # 0.1\overline{6}, 0.\dot{3}, 0.(3); and 0.1666..., where the end is there three times (twice
 # if it has more than one digit).
 REPEATING = _pattern(

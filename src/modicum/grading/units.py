@@ -87,7 +87,7 @@ def split_unit(text: str) -> tuple[str, str]:
     match = TRAILING.fullmatch(text)
     if match is None:
         return text, ""
-    words = (match[2] or match[4]).split()
+    words = (match[2] or match[4] or "").split()
     plain = [WORD.fullmatch(word.strip(".,;")) for word in words]
     if not words or not all(m is not None and may_be_unit(m[1]) for m in plain):
         return text, ""
