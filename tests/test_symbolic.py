@@ -16,16 +16,16 @@ import pytest
 from modicum import answers
 from modicum.grading import algebra, latex, symbolic
 
-PAIRS = Path(__file__).parent / "data" / "answer_pairs.txt"
+DATA = Path(__file__).parent / "data"
 # A busy machine may need longer than the default limit for an honest comparison.
 PATIENCE = 60.0
 SIGNS = {" === ": True, " =/= ": False}
 
 
-def sections() -> dict[str, list[str]]:
-    """The pairs of answers by the heading above them."""
+def sections(name: str = "answer_pairs.txt") -> dict[str, list[str]]:
+    """The pairs of answers of a file by the heading above them."""
     found: dict[str, list[str]] = {}
-    for line in PAIRS.read_text(encoding="utf-8").splitlines():
+    for line in (DATA / name).read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
             found[line[3:]] = []
         elif line and not line.startswith("#"):
@@ -57,6 +57,17 @@ def test_there_are_both_kinds_of_pairs() -> None:
     counts = {sign: sum(sign in line for line in lines) for sign in SIGNS}
     assert sum(counts.values()) == len(lines) > 300
     assert min(counts.values()) > 100
+
+
+@pytest.mark.parametrize("section", sections("near_misses.txt"))
+def test_no_near_miss_is_accepted(section: str) -> None:
+    assert wrong(sections("near_misses.txt")[section]) == []
+
+
+def test_there_are_many_near_misses() -> None:
+    lines = [line for lines in sections("near_misses.txt").values() for line in lines]
+    assert len(set(lines)) == len(lines) > 350
+    assert all(" =/= " in line for line in lines)
 
 
 def test_equality_is_mutual_where_nothing_is_rounded_or_calculated() -> None:
@@ -98,6 +109,7 @@ def test_trees(text: str, tree: object) -> None:
     "text",
     [
         *("", "x+", "(x", "x)", "a/bc", "Monday", "dog", "204_5", "(1,200)", "1 2", r"\frac{1}"),
+        *("f(x+1)", "g(x)", "g(", "AB", "5!!", "x_{", "x_+_", "log(1,2,3)", "sin(1,2)"),
         *(
             "1/2/3",
             r"\int x",
@@ -148,6 +160,10 @@ HOSTILE = [
     r"\frac" * 190,
     r"\begin{pmatrix}" + "1&" * 400 + r"\end{pmatrix}",
     ",".join(f"x+{n}" for n in range(140)),
+    r"\cup".join(f"(0,{n}+x)" for n in range(90)),
+    r"\mathbb{R} \setminus \{" + ",".join(rf"\sqrt{{{n}}}" for n in range(80)) + r"\}",
+    r"(0, 10^{10^{10}}) \cup (0, 9^{9^9})",
+    " " * 900 + r"k \in \mathbb{Z}",
     "x" + "+x" * 490,
     "((((x+1)^{99})^{99})^{99})^{99}",
     "\x00",

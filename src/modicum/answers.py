@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 from modicum.grading import comparison, extraction
 from modicum.grading import symbolic as algebra
 from modicum.grading.expressions import countdown
-from modicum.grading.extraction import ANSWER_IS, after_thinking, extract, extract_lenient
-from modicum.grading.quantities import TEXT, clean, number
+from modicum.grading.extraction import ANSWER_IS, OPENED, after_thinking, extract, extract_lenient
+from modicum.grading.quantities import number
+from modicum.grading.spelling import TEXT, clean
 from modicum.types import Grade, UserError
 
 __all__ = [
@@ -84,7 +85,7 @@ def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
         return Grade(right, right, marked, "right" if right else f"the marked answer {wrong}")
     text = after_thinking(text)
     lines = text.strip().splitlines()
-    if not lines or r"\boxed{" in text or "<answer>" in text:
+    if not lines or OPENED.search(text):
         return Grade(False, False, None, "there is no answer")
     stated = ANSWER_IS.search(lines[-1])
     line = (stated[1] if stated else lines[-1]).strip().strip("*_ ")

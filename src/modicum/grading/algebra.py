@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
-from modicum.grading.latex import Node, Relations, parse
+from modicum.grading.intervals import MIRROR
+from modicum.grading.latex import Node, Relations, TooLarge, parse
 from modicum.grading.quantities import quantity, shows
-from modicum.grading.values import CONTEXT, Value, close, divide, value_at
+from modicum.grading.values import CONTEXT, Value, close, divide, to_mp, value_at
 
 MIN_POINTS = 6  # at which both must be defined
+IMAGINARY = re.compile(r"(?<![A-Za-z\\])[Ij](?![A-Za-z])")  # what programs write for i
 SCALES = (1, 3, 1, 12, 2, 200, 5, 1, 40, 2, 3, 1, 6, 1, 2, 20)
 
 
@@ -33,19 +36,21 @@ def same(gold: str, answer: str) -> bool:
     if g.relations:
         return _same_relation(g, a)
     ((left,), (right,)) = g.sides, a.sides
+    if _uses(left, "i") and not _uses(right, "i") and {"I", "j"}.isdisjoint(_variables(left)):
+        right = parse(IMAGINARY.sub("i", answer)).sides[0]
     if quantity(gold) is not None and (_variables(right) or _undone(right)):
         return False
     return _same_value(left, right) or _is_rounded(left, answer)
 
 
-def _same_value(left: Node, right: Node) -> bool:
-    with_i = _uses(left, "i") or _uses(right, "i")
+def _same_value(left: Node, right: Node, with_i: bool = False) -> bool:
+    with_i = with_i or _uses(left, "i") or _uses(right, "i")
     names = sorted(_variables(left) | _variables(right))
     # |x| and x differ where only one is defined; \ln x^2 and 2\ln x are let pass.
     strict = _uses(left, "abs") != _uses(right, "abs")
     defined = 0
     for point in _points(names):
-        values = [value_at(node, point, with_i) for node in (left, right)]
+        values = _values(left, right, point, with_i)
         if None in values:
             if strict and values != [None, None]:
                 return False
@@ -55,13 +60,18 @@ def _same_value(left: Node, right: Node) -> bool:
         defined += 1
         if defined >= MIN_POINTS or not names:
             return True
-    return not (names or with_i) and _both(left, right)
+    # Two constants that are not real may be the same complex number.
+    return not (names or with_i) and _same_value(left, right, with_i=True)
 
 
-def _both(left: Node, right: Node) -> bool:
-    """Whether two constants that are not real are the same complex number."""
-    values = [value_at(node, {}, True) for node in (left, right)]
-    return None not in values and close(*values)
+def _values(left: Node, right: Node, point: Mapping[str, Fraction], with_i: bool) -> list[Value]:
+    """Both values at a point; None for what has none, or needs more digits than there are."""
+    try:
+        return [value_at(node, point, with_i) for node in (left, right)]
+    except TooLarge:
+        if not point:
+            raise
+        return [None, None]  # other points tell them apart
 
 
 def _is_rounded(gold: Node, answer: str) -> bool:
@@ -72,36 +82,23 @@ def _is_rounded(gold: Node, answer: str) -> bool:
     value = value_at(gold, {}, False)
     if value is None or isinstance(value, Fraction):
         return False
-    near = Fraction(int(CONTEXT.floor(value * CONTEXT.mpf(10) ** 40)), 10**40)
-    return shows(near, found.value, found.digits)
+    return shows(_decimal(value), found.value, found.digits)
 
 
 def _same_relation(gold: Relations, answer: Relations) -> bool:
     """Whether two (in)equalities say the same: one's difference is a multiple of the other's."""
-    flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-    for turned in (False, True):
-        sides, signs = answer.sides, answer.relations
-        if turned:
-            sides, signs = sides[::-1], tuple(flipped.get(s, s) for s in signs[::-1])
-        if signs != gold.relations:
-            continue
-        if len(sides) > 2:
-            if all(map(_same_value, gold.sides, sides)):
-                return True
-            continue
-        needs_sign = signs[0] in flipped
-        ratio = _ratio(_difference(gold.sides), _difference(sides))
-        if ratio is not None and (ratio > 0 or not needs_sign):
-            return True
-        # -x > -3 is x < 3: turn the sign alone.
-    if len(gold.sides) == 2 and flipped.get(answer.relations[0]) == gold.relations[0]:
-        ratio = _ratio(_difference(gold.sides), _difference(answer.sides))
-        return ratio is not None and ratio < 0
-    return False
-
-
-def _difference(sides: tuple[Node, ...]) -> Node:
-    return ("add", sides[0], ("neg", sides[1]))
+    signs = tuple(MIRROR[sign] for sign in answer.relations)
+    if len(gold.sides) > 2:
+        return gold.relations == answer.relations and all(
+            map(_same_value, gold.sides, answer.sides)
+        )
+    if gold.relations not in (answer.relations, signs):
+        return False
+    ratio = _ratio(*(("add", a, ("neg", b)) for a, b in (gold.sides, answer.sides)))
+    if ratio is None or signs[0] in ("=", "!="):
+        return ratio is not None
+    # -x > -3 is x < 3: a negative factor turns the sign.
+    return (ratio > 0) == (gold.relations == answer.relations)
 
 
 def _ratio(left: Node, right: Node) -> Value | None:
@@ -112,7 +109,7 @@ def _ratio(left: Node, right: Node) -> Value | None:
     ratio: Value = None
     points = 0
     for point in _points(names):
-        values = [value_at(node, point, False) for node in (left, right)]
+        values = _values(left, right, point, False)
         if None in values:
             continue
         top, bottom = values
@@ -158,6 +155,26 @@ def _uses(node: Node, name: str) -> bool:
     if node[0] in ("const", "fn") and node[1] == name:
         return True
     return any(_uses(part, name) for part in node[1:] if isinstance(part, tuple))
+
+
+def value(text: str) -> Fraction | None:
+    """The real value of a formula, cut after 40 decimals, or None. Raises Unreadable.
+
+    A variable is some large number, larger for a later letter: what orders a, b and 0.
+    """
+    sides, relations = parse(text)
+    if relations or _uses(sides[0], "i"):
+        return None
+    point = {
+        name: Fraction(int.from_bytes(name.encode()[:6].ljust(6, b"!")), 2**32 + 15)
+        for name in _variables(sides[0])
+    }
+    found = value_at(sides[0], point, False)
+    return None if found is None else _decimal(found)
+
+
+def _decimal(value: Value) -> Fraction:
+    return Fraction(int(CONTEXT.nint(to_mp(value) * CONTEXT.mpf(10) ** 40)), 10**40)
 
 
 def _undone(node: Node) -> bool:

@@ -1,102 +1,102 @@
 r"""Do two answers say the same: by exact value, by text, by parts, and by algebra if it is given.
 
 `same` stops at the first step that decides. It takes formulas apart (lists, sets, tuples,
-intervals, unions, matrices, inequalities as intervals) and hands single formulas to
-`algebra`, a function of (gold, answer), or leaves them unequal without one.
+intervals, unions, matrices) and hands single formulas to an `Algebra`; without one they are
+unequal.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
 
 from modicum.grading import intervals
-from modicum.grading.quantities import TEXT, quantity, same_quantity
+from modicum.grading.parts import Parts, split
+from modicum.grading.quantities import quantity, same_quantity
+from modicum.grading.spelling import TEXT, key
 from modicum.grading.units import split_unit
 
-Algebra = Callable[[str, str], bool]
-Parts = tuple[str, list[str]]
 
-OPENING, CLOSING = "([{⟨‹", ")]}⟩›"
-BRACKETS = {r"\{": "⟨", r"\}": "⟩", r"\langle": "‹", r"\rangle": "›"}
+class Algebra(NamedTuple):
+    """Are two formulas equal; and the value of a constant, to order the ends of intervals by."""
+
+    equal: Callable[[str, str], bool]
+    value: Callable[[str], Fraction | None]
+
+
+NO_ALGEBRA = Algebra(
+    lambda gold, answer: False,
+    lambda text: found.value if (found := quantity(text)) and not found.unit else None,
+)
 MAX_LOOSE = 12  # members of a list that are paired by trying
 
-AND = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=\s)(?:and|or)(?=\s)")
-JOINED = re.compile(r"\b(and|or)\b")
 VARIABLE = re.compile(
-    r"([A-Za-z]|[A-Z]{2}|[A-Za-z]{3,}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]_\{?\w\}?|[A-Za-z](?:\^\{-1\})?\([A-Za-z]\)"
+    r"([A-Za-z]|[A-Z]{2}|[A-Za-z]{3,}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]_\{?\w\}?"
+    r"|[A-Za-z]'{0,2}(?:_\w)?(?:\^\{-1\})?\([A-Za-z](?:,\s*[A-Za-z])*\)"
     r"|\([A-Za-z](?:,\s*[A-Za-z])+\))\s*(?:=|\\in(?![A-Za-z]))([^=]+)"
 )
-MATRIX = re.compile(
-    r"\\begin\{([bBp]?matrix|array)\}(?:\{[lcr| ]*\})?(.*?)(?:\\\\\s*)?\\end\{\1\}", re.DOTALL
-)
+INDEX = re.compile(r"_\{\d\}$")
 CHOICE = re.compile(
-    r"(?:(?i:option|choice)\s+)?(?:\(([A-J])\)|([A-J])(?:[).:]|$))(?:(?:\\ |\s)+(?![-+*/^=<>])(.*)|$)"
+    r"(?:(?i:option|choice|answer)\s+)?"
+    r"(?:\(([A-J])\)[.:]?|([A-J])(?:[).:]|$))(?:\s+(?![-+*/^=<>])(.*)|$)"
+)
+# (A) or (B), A: 1, B: 2: more than one letter is no choice.
+CHOICES = re.compile(
+    r"\([A-J]\)|(?<![A-Za-z])[A-J][:)]|^\(?[A-J]\)?\.?$|^(?:or|and|nor|not|but)(?![A-Za-z])"
 )
 TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.I | re.ASCII)
-TEXT_KEY = (
-    (re.compile(r"(?<!\\)\\(?:[,;:! ]|q?quad(?![A-Za-z]))|\s+|~"), ""),
-    (re.compile(r"\\([gln]e)q(?![A-Za-z])"), r"\\\1"),
-    (re.compile(r"\\(begin|end)\{[bBp]?matrix\}"), r"\\\1{pmatrix}"),
-    (re.compile(r"([_^])\{([0-9]+)\}"), r"\1\2"),
-    (re.compile(r"\{([0-9A-Za-z])\}"), r"\1"),
-    (re.compile(r"^\(([A-Za-z])\)$"), r"\1"),
-    (re.compile(r"^\(([0-9A-Z]+)\)_"), r"\1_"),
-    (re.compile(r"\+\\infty"), r"\\infty"),
+# ..., k \in \mathbb{Z} at the end of a formula, also in words.
+BOUND = re.compile(
+    r"(?:[\s,;:|(]|\\mid|\\forall|\\quad|\b(?:where|with|for|all|any|every|some|an)\b)+"
+    r"(?:([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*([A-Z])\s*\}?((?:[_^]\S{1,8})?)"
+    r"|integers?\s+([A-Za-z])|([A-Za-z])\s+(?:is\s+)?(?:any?\s+)?integer)\s*(?:\)|\\\})?$"
 )
-WORDS = re.compile(r"[A-Za-z]{2,}")
-# One spelling for what is written in several ways; keys have no spaces.
-SYNONYMS = {
-    other: first
-    for first, *others in (
-        (r"\emptyset", r"\varnothing", "∅", r"\{\}", "emptyset", "theemptyset"),
-        (r"(-\infty,\infty)", r"\mathbbR", "ℝ", "allrealnumbers", "allreals"),
-        (r"\infty", "infinity"),
-        ("doesnotexist", "dne"),
-        ("nosolution", "nosolutions"),
-    )
-    for other in others
-}
 
 
-def same(gold: str, answer: str, depth: int = 2, algebra: Algebra | None = None) -> bool:
+def same(gold: str, answer: str, depth: int = 2, algebra: Algebra = NO_ALGEBRA) -> bool:
     """Whether two cleaned answers are the same, taken apart `depth` times at most."""
     by_value = same_quantity(gold, answer)
     if by_value is not None:
         return by_value
     if not (gold.strip() and answer.strip()):
         return False
-    if _key(gold) == _key(answer):
+    if key(gold) == key(answer):
         return True
     for decide in (_same_choice, _same_time):
         verdict = decide(gold, answer)
         if verdict is not None:
             return verdict
-    split, other = _split(gold), _split(answer)
+    g, a = _bound(gold), _bound(answer)
+    if g and a:
+        return g[1] == a[1] and same(g[0], a[0], depth, algebra)
+    parts, other = split(gold), split(answer)
     # What has parts on both sides is compared by its parts.
-    formulas = not (split[0] and other[0])
+    formulas = not (parts[0] and other[0])
     return (
-        (formulas and algebra is not None and algebra(gold, answer))
-        or _same_as_interval(gold, answer, depth, algebra)
+        (formulas and algebra.equal(gold, answer))
+        or _same_reals(gold, answer, algebra)
         or _same_without_unit(gold, answer, depth, algebra)
         or _same_without_name(gold, answer, depth, algebra)
-        or (depth > 0 and _same_parts(split, other, depth, algebra))
+        or (depth > 0 and _same_parts(parts, other, depth, algebra))
     )
 
 
 def _same_choice(gold: str, answer: str) -> bool | None:
     """The verdict on letters of multiple choice, with or without their text."""
-    g, a = (CHOICE.fullmatch(TEXT.sub(r" \1 ", text).strip()) for text in (gold, answer))
+    g, a = _choice(gold), _choice(answer)
     if g is None or (a is None and not g[3]):
         return None
     if a is None:
         return same(g[3], answer, 0)
-    letters = [(m[1] or m[2]) for m in (g, a)]
-    # Alone, single letters are variables, and x is not X.
-    if letters[0] != letters[1]:
-        return False
-    return not (g[3] and a[3]) or same(g[3], a[3], 0)
+    letter = (g[1] or g[2]) == (a[1] or a[2])
+    return letter and (not (g[3] and a[3]) or same(g[3], a[3], 0))
+
+
+def _choice(text: str) -> re.Match[str] | None:
+    match = CHOICE.fullmatch(TEXT.sub(r" \1 ", text).replace("**", "").strip())
+    return None if match is None or CHOICES.search(match[3] or "") else match
 
 
 def _same_time(gold: str, answer: str) -> bool | None:
@@ -109,53 +109,93 @@ def _same_time(gold: str, answer: str) -> bool | None:
     return clock[0] == clock[1] and len(halves) < 2
 
 
-def _same_as_interval(gold: str, answer: str, depth: int, algebra: Algebra | None) -> bool:
-    """Whether an inequality is the interval that the other one is (or also describes)."""
-    g, a = intervals.of(gold), intervals.of(answer)
-    if depth == 0 or g is None or a is None or (g.text == gold and a.text == answer):
-        return False
-    if g.name and a.name and g.name != a.name:
-        return False
-    return same(g.text, a.text, depth, algebra)
+def _bound(text: str) -> tuple[str, str] | None:
+    r"""A formula with \ell for the name that is bound behind it, and that name's range."""
+    if r"\in" not in text and "integer" not in text:
+        return None
+    text = TEXT.sub(r" \1 ", text)
+    match = BOUND.search(text)
+    if match is None:
+        return None
+    formula = text[: match.start()]
+    if match[0].endswith(r"\}"):
+        formula = formula.lstrip().removeprefix(r"\{")
+    name = match[1] or match[4] or match[5]
+    # The name may stand before \pi or behind a digit, but in no command or word.
+    formula = re.sub(rf"(?<![A-Za-z\\]){name}(?![A-Za-z])", r"\\ell ", formula)
+    return formula.strip(), (match[2] or "Z") + (match[3] or "")
 
 
-def _same_without_unit(gold: str, answer: str, depth: int, algebra: Algebra | None) -> bool:
+def _same_reals(gold: str, answer: str, algebra: Algebra) -> bool:
+    """Whether two sets of reals, or inequalities that describe them, are the same."""
+    if not intervals.WRITTEN.search(gold) and not intervals.WRITTEN.search(answer):
+        return False
+    g, a = intervals.of(gold, algebra.value), intervals.of(answer, algebra.value)
+    if g is None or a is None or (g[0] and a[0] and g[0] != a[0]):
+        return False
+    return g[1] == a[1]
+
+
+def _same_without_unit(gold: str, answer: str, depth: int, algebra: Algebra) -> bool:
     r"""Whether 2\pi \text{ cm} and 2\pi are the same; a unit may be missing on one side."""
     (g, g_unit), (a, a_unit) = split_unit(gold), split_unit(answer)
+    units = {g_unit, a_unit}
+    if units in ({"degree", "radian"}, {"degree", ""}):
+        angles = [rf"({g})^\circ", a] if g_unit == "degree" else [g, rf"({a})^\circ"]
+        if algebra.equal(*angles):
+            return True
+        if r"\pi" in angles[0] + angles[1]:
+            return False  # \pi/3 is no \pi/3 degrees
     if (g, a) == (gold, answer) or (g_unit and a_unit and g_unit != a_unit):
         return False
     return same(g, a, depth, algebra)
 
 
-def _same_without_name(gold: str, answer: str, depth: int, algebra: Algebra | None) -> bool:
+def _same_without_name(gold: str, answer: str, depth: int, algebra: Algebra) -> bool:
     """Whether x = 3 and 3, or x = 3 and x = 3.0, are the same; y = 3 is another."""
     named, other = VARIABLE.fullmatch(gold), VARIABLE.fullmatch(answer)
-    if not (named or other) or (named and other and _key(named[1]) != _key(other[1])):
+    name = named or other
+    if name is None or (named and other and key(named[1]) != key(other[1])):
         return False
+    if not _letters(_names(split(answer if named else gold)[1])) <= {key(name[1])}:
+        return False  # (a,b) = (3,5) and a = 3, c = 5; x = \pm 2 and x = 2, y = -2
     g = named[2].strip() if named else gold
     a = other[2].strip() if other else answer
     return same(g, a, depth, algebra)
 
 
-def _same_parts(gold: Parts, answer: Parts, depth: int, algebra: Algebra | None) -> bool:
+def _same_parts(gold: Parts, answer: Parts, depth: int, algebra: Algebra) -> bool:
     (kind, parts), (other_kind, other_parts) = gold, answer
-    if not kind or kind != other_kind or len(parts) != len(other_parts):
-        return False
     names, other_names = _names(parts), _names(other_parts)
+    letters = _letters(other_names)
+    if not kind or len(parts) != len(other_parts) or (names and not letters <= _letters(names)):
+        return False
     if len(names) > 1 and names != other_names:
         return False  # x=2, y=4 is not answered by 4, 2
-    in_order = len(other_names) > 1 and not names  # 2, 4 is answered by x=2, y=4
-    if (kind == "union" or kind.startswith("set")) and not in_order:
+    if len(other_names) > 1 and len(letters) == 1 and names <= letters:  # x_1=2, x_2=-3
+        parts, other_parts = _unnamed(parts), _unnamed(other_parts)
+    in_order = len(other_names) > 1 and not names and len(letters) > 1
+    if in_order:  # 2, 4 or (2, 4) is answered by x=2, y=4
+        kind, other_parts = "set" if kind == "()" else kind, sorted(other_parts, key=key)
+    if kind != other_kind:
+        return False
+    if not in_order and kind.startswith(("union", "set")):
         return _same_members(parts, other_parts, depth - 1, algebra)
     pairs = zip(parts, other_parts, strict=True)
     return all(same(g, a, depth - 1, algebra) for g, a in pairs)
 
 
-def _same_members(gold: list[str], answer: list[str], depth: int, algebra: Algebra | None) -> bool:
+def _same_members(gold: list[str], answer: list[str], depth: int, algebra: Algebra) -> bool:
     """Whether two lists of equal length hold the same members, in any order."""
-    shared = Counter(map(_key, gold)) & Counter(map(_key, answer))
-    loose, rest = _without(gold, shared), _without(answer, shared)
-    if len(loose) != len(rest) or len(loose) > MAX_LOOSE:
+    loose, rest = [], list(answer)
+    keys = [key(part) for part in rest]
+    for part in gold:
+        if key(part) in keys:
+            place = keys.index(key(part))
+            del keys[place], rest[place]
+        else:
+            loose.append(part)
+    if len(loose) > MAX_LOOSE:
         return False
     for part in loose:
         match = next((other for other in rest if same(part, other, depth, algebra)), None)
@@ -166,74 +206,16 @@ def _same_members(gold: list[str], answer: list[str], depth: int, algebra: Algeb
 
 
 def _names(parts: list[str]) -> set[str]:
-    return {_key(named[1]) for part in parts if (named := VARIABLE.fullmatch(part))}
+    return {key(named[1]) for part in parts if (named := VARIABLE.fullmatch(part))}
 
 
-def _without(parts: list[str], keys: Counter[str]) -> list[str]:
-    keys, left = Counter(keys), []
-    for part in parts:
-        keys[_key(part)] -= 1
-        if keys[_key(part)] < 0:
-            left.append(part)
-    return left
+def _letters(names: set[str]) -> set[str]:
+    """Names without a number: x for x_1."""
+    return {INDEX.sub("", name) for name in names}
 
 
-def _key(text: str) -> str:
-    """`text` in one spelling: no spaces, no \\text{}, no needless braces."""
-    text = TEXT.sub(r" \1 ", text)
-    for pattern, spelling in TEXT_KEY:
-        text = pattern.sub(spelling, text)
-    text = text.lower() if WORDS.fullmatch(text) else text
-    return SYNONYMS.get(text, text)
-
-
-def _split(text: str) -> Parts:
-    """The parts of a union, a set, a tuple, an interval, a matrix or a list, and which it is.
-
-    A tuple or interval is named by its brackets; "" means that there are no parts.
-    """
-    if r"\cup" in text:
-        return "union", text.split(r"\cup")
-    if matrix := MATRIX.fullmatch(text.strip()):
-        rows = [row.split("&") for row in matrix[2].split(r"\\")]
-        shape = "x".join(str(len(row)) for row in rows)
-        return f"matrix {shape}", [entry.strip() for row in rows for entry in row]
-    text = text.strip()
-    for command, bracket in BRACKETS.items():
-        text = text.replace(command, bracket)
-    inner, kind = _at_commas(text[1:-1]), text[:1] + text[-1:]
-    if kind == "⟨⟩" and inner is not None:
-        return "set", list({_key(part): part for part in inner}.values())
-    if kind[:1] in OPENING and kind[-1:] in CLOSING and inner is not None:
-        return kind if len(inner) > 1 else "", inner
-    if quantity(text) is not None:
-        return "", [text]  # the commas of 1,000 part nothing
-    parts = _at_commas(AND.sub(",", text)) or [text]
-    parts = [_signed(p, sign) for p in parts for sign in ("+-" if r"\pm" in p else "+")]
-    if len(parts) < 2:
-        return "", parts
-    # x<2 or x>5 is everything that x<2 and x>5 is not.
-    joined = "".join(sorted(set(JOINED.findall(text)))) if intervals.RELATION.search(text) else ""
-    return "set" + joined, parts
-
-
-def _signed(text: str, sign: str) -> str:
-    """`text` with one sign of its plus-minus chosen."""
-    return text.replace(r"\pm", sign).replace(r"\mp", "-" if sign == "+" else "+")
-
-
-def _at_commas(text: str) -> list[str] | None:
-    """`text` cut at the commas outside brackets; None if its brackets do not match."""
-    parts, depth, start = [], 0, 0
-    for place, char in enumerate(text):
-        depth += (char in OPENING) - (char in CLOSING)
-        if depth < 0:
-            return None
-        if char == "," and depth == 0:
-            parts.append(text[start:place].strip())
-            start = place + 1
-    parts.append(text[start:].strip())
-    return [part for part in parts if part] if depth == 0 else None
+def _unnamed(parts: list[str]) -> list[str]:
+    return [named[2].strip() if (named := VARIABLE.fullmatch(part)) else part for part in parts]
 
 
 def settled(gold: str, answer: str) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from fractions import Fraction
 from functools import lru_cache
 from types import ModuleType
 
@@ -21,8 +23,12 @@ LIBRARY = re.compile(r"\\(?:sum|prod|i{0,2}int|lim|begin|det|partial)(?![A-Za-z]
 OURS = re.compile(
     r"\\(?:text|mbox|in|cup|cap|infty|pm|l?dots|[lgn]eq?)(?![A-Za-z])|[=<>,]|[(\[]{8}"
 )
-# k=1 below a sum is no relation, and the comma of \, is none.
-INDEX = re.compile(r"_\s*\{[^{}]*\}|\\[,;:! ]")
+# k=1 below a sum is no relation, \infty above it no end, and the comma of \, is none.
+INDEX = re.compile(
+    r"_\s*(?:\{[^{}]*\}|\w)(?:\s*\^\s*(?:\{[^{}]*\}|\\infty(?![A-Za-z])))?|\\[,;:! ]"
+)
+INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # which math-verify takes for the imaginary one
+LETTER_I = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 DIGITS = 30  # that math-verify compares
 FAILURES = (latex.Unreadable, RecursionError, OverflowError, MemoryError, ValueError)
 
@@ -39,9 +45,15 @@ def same(gold: str, answer: str, notify: Callable[..., None]) -> bool:
             return _verify(gold, answer, notify)
 
     try:
-        return comparison.same(gold, answer, algebra=decide)
+        return comparison.same(gold, answer, algebra=comparison.Algebra(decide, _value))
     except (RecursionError, MemoryError):
         return False
+
+
+def _value(text: str) -> Fraction | None:
+    with suppress(*FAILURES):
+        return algebra.value(text)
+    return None
 
 
 def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:
@@ -50,6 +62,9 @@ def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:
     both = INDEX.sub("", f"{gold} {answer}")
     if not LIBRARY.search(both) or OURS.search(both):
         return False
+    gold, answer = (
+        LETTER_I.sub("j", text) if INDEX_I.search(text) else text for text in (gold, answer)
+    )
     library = _library(notify)
     # Its own limit needs SIGALRM and the main thread; the parent enforces ours.
     trees = [library.parse(f"${text}$", parsing_timeout=0)[:1] for text in (gold, answer)]

@@ -1,27 +1,31 @@
 """Countdown arithmetic: does an expression reach a target from given numbers?
 
-A recursive parser over exact fractions with a limit on length and depth. The text is a
-model's and is never evaluated.
+Exact fractions. The text is a model's: it is parsed by `ast`, limited in length, brackets and
+signs, and never evaluated.
 """
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from modicum.grading.quantities import clean, number
+from modicum.grading.quantities import number
+from modicum.grading.spelling import clean
 
 MAX_EXPRESSION = 500  # characters
-MAX_NESTING = 40  # open brackets
+MAX_BRACKETS = 40
 
-TOKEN = re.compile(r"\s*(?:([0-9]+)|([-+*/()]))", re.ASCII)
-SIGNS = {"\u00d7": "*", "·": "*", "÷": "/", r"\times": "*", r"\cdot": "*", r"\div": "/"}
-
-
-class _NotArithmetic(Exception):
-    """The text is no arithmetic of the allowed kind."""
+SIGNS = {r"\times": "*", r"\cdot": "*", r"\div": "/"}
+# No **, //, leading zeros, and a sign only first or first in a bracket, a minus.
+ALLOWED = re.compile(r"[-+*/()0-9\s]*", re.ASCII)
+REFUSED = re.compile(r"[-+*/]\s*[-+*/]|(?:^|\()\s*\+|(?<![0-9])0[0-9]", re.ASCII)
+OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+}  # fmt: skip
 
 
 def countdown(answer: str, numbers: Sequence[int], target: int) -> bool:
@@ -36,79 +40,37 @@ def countdown(answer: str, numbers: Sequence[int], target: int) -> bool:
     for sign, plain in SIGNS.items():
         text = text.replace(sign, plain)
     text, equals, claimed = text.partition("=")
-    if equals and number(claimed) != target:
-        return False
-    try:
-        value, used = _Arithmetic(text).evaluate()
-    except (_NotArithmetic, ZeroDivisionError):
-        return False
-    return value == target and Counter(used) == Counter(numbers)
+    used: list[int] = []
+    return (
+        not (equals and number(claimed) != target)
+        and evaluate(text, used) == target
+        and Counter(used) == Counter(numbers)
+    )
 
 
-def evaluate(text: str) -> Fraction | None:
-    """The exact value of whole numbers joined by + - * / and brackets; None if it is none."""
-    if len(text) > MAX_EXPRESSION:
+def evaluate(text: str, used: list[int] | None = None) -> Fraction | None:
+    """The exact value of whole numbers joined by + - * / and brackets; None if it is none.
+
+    The numbers that it holds are added to `used`.
+    """
+    if len(text) > MAX_EXPRESSION or text.count("(") > MAX_BRACKETS:
+        return None
+    if not ALLOWED.fullmatch(text) or REFUSED.search(text):
         return None
     try:
-        return _Arithmetic(text).evaluate()[0]
-    except (_NotArithmetic, ZeroDivisionError):
+        tree = ast.parse(" ".join(text.split()), mode="eval")
+        return _value(tree.body, [] if used is None else used)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return None
 
 
-class _Arithmetic:
-    """Recursive descent over + - * / and brackets; collects the numbers it meets."""
-
-    def __init__(self, text: str) -> None:
-        self.used: list[int] = []
-        self.tokens: list[str] = []
-        self.place = 0
-        end, text = 0, text.rstrip()
-        while end < len(text):
-            match = TOKEN.match(text, end)
-            if match is None:
-                raise _NotArithmetic(text[end:])
-            self.tokens.append(match[1] or match[2])
-            end = match.end()
-
-    def evaluate(self) -> tuple[Fraction, list[int]]:
-        value = self.sum(0)
-        if self.place < len(self.tokens):
-            raise _NotArithmetic(self.tokens[self.place])
-        return value, self.used
-
-    def take(self, allowed: str) -> str:
-        """The next token if it is one of `allowed`, else nothing."""
-        if self.place < len(self.tokens) and self.tokens[self.place] in allowed:
-            self.place += 1
-            return self.tokens[self.place - 1]
-        return ""
-
-    def sum(self, depth: int) -> Fraction:
-        negative = self.take("-")
-        total = -self.product(depth) if negative else self.product(depth)
-        while sign := self.take("+-"):
-            term = self.product(depth)
-            total = total + term if sign == "+" else total - term
-        return total
-
-    def product(self, depth: int) -> Fraction:
-        total = self.factor(depth)
-        while sign := self.take("*/"):
-            factor = self.factor(depth)
-            total = total * factor if sign == "*" else total / factor
-        return total
-
-    def factor(self, depth: int) -> Fraction:
-        if self.take("("):
-            if depth >= MAX_NESTING:
-                raise _NotArithmetic("nested too deeply")
-            value = self.sum(depth + 1)
-            if not self.take(")"):
-                raise _NotArithmetic("a bracket is open")
-            return value
-        token = self.tokens[self.place] if self.place < len(self.tokens) else ""
-        if not token.isdigit() or (len(token) > 1 and token[0] == "0"):
-            raise _NotArithmetic(token)
-        self.place += 1
-        self.used.append(int(token))
-        return Fraction(int(token))
+def _value(node: ast.expr, used: list[int]) -> Fraction:
+    """The value of a tree; a ValueError for anything but arithmetic, such as the call 2(3)."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        used.append(node.value)
+        return Fraction(node.value)
+    if isinstance(node, ast.UnaryOp):
+        return -_value(node.operand, used)
+    if isinstance(node, ast.BinOp):
+        return OPERATIONS[type(node.op)](_value(node.left, used), _value(node.right, used))
+    raise ValueError("no arithmetic")

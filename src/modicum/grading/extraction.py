@@ -11,12 +11,15 @@ Model output is matched, never evaluated, in time linear in its length.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 
-from modicum.grading.quantities import DECIMAL, TEXT, number
+from modicum.grading.quantities import DECIMAL, number
+from modicum.grading.spelling import TEXT
 
-BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-BARE_BOX = re.compile(r"\\boxed[ \t]+([^\s{}]+)")
+BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
+BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}]+)")
+OPENED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|<answer>")
 # A heading such as "#### 1. First step" or "#### Step 1" is no answer.
 HASHES = re.compile(
     r"####[ \t]*(?![0-9]+[.)][ \t]+\S)((?:\*\*)?(?:[-+\u2212$€£\\.0-9]|\((?=[-(0-9]))[^\n]*)"
@@ -53,10 +56,7 @@ PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    match = None
-    for match in pattern.finditer(text):  # noqa: B007 (the last one is what is wanted)
-        pass
-    return match
+    return next(iter(deque(pattern.finditer(text), 1)), None)
 
 
 def after_thinking(text: str) -> str:
@@ -147,9 +147,7 @@ def _boxes(text: str) -> Iterator[tuple[int, int]]:
 
 def _boxed(text: str) -> str | None:
     r"""The content of the \boxed{} that closes last, or of a last `\boxed 42`."""
-    found = None
-    for found in _boxes(text):  # noqa: B007 (the last one is what is wanted)
-        pass
+    found = next(iter(deque(_boxes(text), 1)), None)
     bare = _last(BARE_BOX, text)
     if bare is not None and (found is None or bare.start() > found[1]):
         return bare[1].rstrip(".,;$")
@@ -175,7 +173,7 @@ def extract_lenient(text: str) -> str | None:
     if marked is not None:
         return marked
     text = after_thinking(text)
-    if r"\boxed{" in text or "<answer>" in text:
+    if OPENED.search(text):
         return None
     stated = _last(ANSWER_IS, text)
     found = None if stated is None else _stated(stated)

@@ -1,98 +1,177 @@
-r"""Inequalities in one variable as intervals: x < 3 is (-\infty,3), x \ne 0 is a union."""
+r"""Sets of real numbers: x < 3, (-\infty,3), (0,9) \cup (9,36), \mathbb{R} \setminus \{1\}.
+
+A set is where it begins and ends, in order. An end is a value and 0 before it or 1 behind it:
+[a,b) is (a,0) (b,0), and the point a is (a,0) (a,1). So equal sets have equal ends, however
+they are written.
+"""
 
 from __future__ import annotations
 
+import operator
 import re
-from typing import NamedTuple
+from bisect import bisect_right
+from collections.abc import Callable
+from fractions import Fraction
+from functools import reduce
 
-from modicum.grading.quantities import number
+from modicum.grading.parts import at_commas, with_brackets
+from modicum.grading.spelling import TEXT
 
-OR = re.compile(r"\\text\s*\{\s*or\s*\}|(?<=\s)or(?=\s)|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])")
-RELATION = re.compile(r"(\\[lgn]e(?:q|qslant)?(?![A-Za-z])|\\[lg]t(?![A-Za-z])|[<>]=?)")
+Ends = tuple[tuple[Fraction | float, int], ...]
+Reals = tuple[str, Ends]  # and the variable in the set, "" for none
+Value = Callable[[str], Fraction | None]
+
+MAX_PARTS = 20
+OR = re.compile(r"(?<=\s)or(?=\s)|\\(?:lor|vee|cup)(?![A-Za-z])")
+AND = re.compile(r"(?<=\s)and(?=\s)|\\(?:land|wedge)(?![A-Za-z])")
+KEEP = {"cap": operator.and_, "setminus": operator.gt}  # gt: in the left, not in the right
+OPERATION = re.compile(r"\\(cap|setminus)(?![A-Za-z])")
+# A text without any of these is no set that can be written in two ways.
+WRITTEN = re.compile(r"[<>]|!=|\\(?:cup|cap|setminus)(?![A-Za-z])|\bexcept\b")
+RELATION = re.compile(r"([<>]=?|!=|=)")
 NAME = re.compile(r"[A-Za-z]|\\[a-z]+|[A-Za-z]_\{?\w\}?")
 MEMBER = re.compile(r"([A-Za-z]|\\[a-z]+)\s*\\in(?![A-Za-z])\s*(.*)")
-BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\\mid|\||:)(.*)\\\}")
-AND = re.compile(r"\\text\s*\{\s*and\s*\}|(?<=\s)and(?=\s)|\\(?:land|wedge)(?![A-Za-z])")
-WITHOUT = re.compile(r"\\mathbb\s*\{?R\}?\s*(?:\\setminus|\\backslash|-)\s*\\\{([^{}\\]*)\\\}")
-UP_TO, FROM = r"(-\infty,", r",\infty)"
-MIRROR = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
+BUILDER = re.compile(
+    r"[⟨{]\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\\mid|\\colon|\||:)(.*)[⟩}]"
+)
+REAL = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?")
+MINUS = re.compile(r"(?<=[])}R])\s*-(?=\s*[⟨{])")
+EXCEPT = re.compile(r"(?:all )?real(?: number)?s? (?:except|other than)(?: for)? (?:\w ?= ?)?(.*)")
+INFINITE = re.compile(r"([-+]?)\s*\\infty")
+ALL: Ends = ((float("-inf"), 1), (float("inf"), 0))
+MIRROR = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!=", "=": "="}
 
 
-class Described(NamedTuple):
-    """An interval or a union of some, as text, and the variable in it ("" for none)."""
-
-    name: str
-    text: str
+class Unknown(Exception):
+    """The text is no set of real numbers that is understood."""
 
 
-def of(text: str) -> Described | None:
-    """The interval that `text` is or describes, else None."""
-    text = text.strip()
+def of(text: str, value: Value) -> Reals | None:
+    """The set of real numbers that `text` is or describes, else None."""
+    text = " ".join(with_brackets(TEXT.sub(r" \1 ", text)).split())
+    try:
+        return _either(MINUS.sub(r"\\setminus", text), value)
+    except Unknown:
+        return None
+
+
+def _either(text: str, value: Value) -> Reals:
     if builder := BUILDER.fullmatch(text):
-        inner = of(builder[2])
-        return inner if inner is not None and inner.name == builder[1] else None
+        inner = _either(builder[2].strip(), value)
+        if inner[0] != builder[1]:
+            raise Unknown
+        return inner
+    if words := EXCEPT.fullmatch(text):
+        return ("", _combined(ALL, _points(words[1], value), operator.gt))
+    return _joined([_both(part, value) for part in OR.split(text)], operator.or_)
+
+
+def _both(text: str, value: Value) -> Reals:
+    """x > 1 and x < 3, and the same with a comma; x \\ne 1, 2 is one relation."""
+    parts: list[str] = []
+    for part in at_commas(AND.sub(",", text)) or []:
+        if parts and not RELATION.search(part) and not MEMBER.match(part):
+            parts[-1] += "," + part
+        else:
+            parts.append(part)
+    if not parts:
+        raise Unknown
+    found = _joined([_one(part, value) for part in parts], operator.and_)
+    if len(parts) > 1 and not found[1]:
+        raise Unknown  # x<1, x>2 may be meant as "or"
+    return found
+
+
+def _joined(sets: list[Reals], keep: Callable[[bool, bool], bool]) -> Reals:
+    names = {name for name, _ in sets} - {""}
+    if len(names) > 1 or len(sets) > MAX_PARTS:
+        raise Unknown
+    ends = reduce(lambda left, right: _combined(left, right, keep), [ends for _, ends in sets])
+    return ("".join(names), ends)
+
+
+def _one(text: str, value: Value) -> Reals:
+    """x < a, a < x < b, x \\ne a and their mirrors, x \\in a set, or a set."""
     if member := MEMBER.fullmatch(text):
-        inner = of(member[2])
-        return None if inner is None or inner.name else Described(member[1], inner.text)
-    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and "," in text and "=" not in text:
-        return Described("", text)
-    if without := WITHOUT.fullmatch(text):
-        points = {
-            value: part for part in without[1].split(",") if (value := number(part)) is not None
-        }
-        ends = [points[value].strip() for value in sorted(points)]
-        pairs = zip(["-\\infty", *ends], [*ends, r"\infty"], strict=True)
-        return Described("", r"\cup".join(f"({low},{high})" for low, high in pairs))
-    if len(both := AND.split(text)) == 2:
-        return _both(*map(_one, both))
-    found = [_one(part) for part in OR.split(text)]
-    parts = [part for part in found if part is not None]
-    if len(parts) < len(found) or len({part.name for part in parts}) != 1:
-        return None
-    return Described(parts[0].name, r"\cup".join(part.text for part in parts))
+        return (member[1], _set(member[2], value))
+    parts = [part.strip() for part in RELATION.split(text)]
+    if len(parts) == 1:
+        return ("", _set(text, value))
+    if len(parts) == 5 and parts[1][0] == parts[3][0]:
+        halves = parts[2] + MIRROR[parts[1]] + parts[0], "".join(parts[2:])
+        return _joined([_one(half, value) for half in halves], operator.and_)
+    if len(parts) > 3:
+        raise Unknown
+    name, sign, end = parts
+    if not NAME.fullmatch(name):
+        name, sign, end = end, MIRROR[sign], name
+    if not NAME.fullmatch(name):
+        raise Unknown
+    if sign[0] == "<":
+        return (name, _interval(rf"(-\infty,{end}" + ")]"[sign == "<="], value))
+    if sign[0] == ">":
+        return (name, _interval("(["[sign == ">="] + rf"{end},\infty)", value))
+    points = _points(end, value)
+    return (name, points if sign == "=" else _combined(ALL, points, operator.gt))
 
 
-def _both(first: Described | None, second: Described | None) -> Described | None:
-    """x > 1 and x < 3: a lower and an upper bound of one variable."""
-    if first is None or second is None or first.name != second.name:
-        return None
-    if first.text.startswith(UP_TO):
-        first, second = second, first
-    if not (first.text.endswith(FROM) and second.text.startswith(UP_TO)) or "cup" in first.text:
-        return None
-    return Described(
-        first.name, first.text.removesuffix(FROM) + "," + second.text.removeprefix(UP_TO)
-    )
+def _set(text: str, value: Value) -> Ends:
+    """Intervals, points and the reals, joined by \\cap and \\setminus from left to right."""
+    first, *rest = OPERATION.split(text)
+    ends = _term(first.strip(), value)
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        ends = _combined(ends, _term(term.strip(), value), KEEP[sign])
+    return ends
 
 
-def _one(text: str) -> Described | None:
-    """x < a, a < x < b, x \\ne a, and their mirrors."""
-    sides = [side.strip() for side in RELATION.split(text)]
-    signs = [_plain(sign) for sign in sides[1::2]]
-    terms = sides[0::2]
-    if "," in text or not all(terms) or len(terms) not in (2, 3):
-        return None
-    if len(terms) == 2:
-        if not NAME.fullmatch(terms[0]):
-            terms, signs = terms[::-1], [MIRROR[signs[0]]]
-        name, end = terms
-        if not NAME.fullmatch(name):
-            return None
-        if signs[0] == "!=":
-            return Described(name, rf"(-\infty,{end})\cup({end},\infty)")
-        if signs[0].startswith("<"):
-            return Described(name, rf"(-\infty,{end}" + ("]" if "=" in signs[0] else ")"))
-        return Described(name, ("[" if "=" in signs[0] else "(") + rf"{end},\infty)")
-    if signs[0].startswith(">"):
-        terms, signs = terms[::-1], [MIRROR[sign] for sign in signs[::-1]]
-    low, name, high = terms
-    if not NAME.fullmatch(name) or not all(sign.startswith("<") for sign in signs):
-        return None
-    opening, closing = ("[" if "=" in signs[0] else "("), ("]" if "=" in signs[1] else ")")
-    return Described(name, f"{opening}{low},{high}{closing}")
+def _term(text: str, value: Value) -> Ends:
+    if REAL.fullmatch(text):
+        return ALL
+    if text in (r"\emptyset", r"\varnothing"):
+        return ()
+    if text[:1] + text[-1:] in ("⟨⟩", "{}"):
+        return _points(text[1:-1], value)
+    return _interval(text, value)
 
 
-def _plain(sign: str) -> str:
-    if sign.startswith("\\"):
-        return {"l": "<", "g": ">", "n": "!"}[sign[1]] + ("=" if sign[2] == "e" else "")
-    return sign
+def _points(text: str, value: Value) -> Ends:
+    """The set of the numbers in a list."""
+    texts = at_commas(AND.sub(",", text)) or []
+    numbers = {
+        _number(part.replace(r"\pm", sign), value)
+        for part in texts
+        for sign in ("+-" if r"\pm" in part else "+")
+    }
+    if not numbers:
+        raise Unknown
+    return tuple((number, side) for number in sorted(numbers) for side in (0, 1))
+
+
+def _interval(text: str, value: Value) -> Ends:
+    parts = at_commas(text[1:-1]) or []
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or len(parts) != 2:
+        raise Unknown
+    low, high = (_number(part, value) for part in parts)
+    first, last = (low, int(text[0] == "(")), (high, int(text[-1] == "]"))
+    if not first < last or first == (ALL[0][0], 0) or last == (ALL[1][0], 1):
+        raise Unknown  # nothing is closed at infinity
+    return first, last
+
+
+def _number(text: str, value: Value) -> Fraction | float:
+    if infinite := INFINITE.fullmatch(text):
+        return float(infinite[1] + "inf")
+    number = value(text)
+    if number is None:
+        raise Unknown
+    return number
+
+
+def _combined(left: Ends, right: Ends, keep: Callable[[bool, bool], bool]) -> Ends:
+    """The set of the points that `keep` says, of whether they are in `left` and in `right`."""
+    ends = []
+    for end in sorted({*left, *right}):
+        inside = keep(bisect_right(left, end) % 2 == 1, bisect_right(right, end) % 2 == 1)
+        if inside != len(ends) % 2:
+            ends.append(end)
+    return tuple(ends)

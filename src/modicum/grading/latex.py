@@ -24,10 +24,7 @@ Node = tuple[Any, ...]
 __all__ = ["Node", "Relations", "TooLarge", "Unreadable", "parse"]
 
 MAX_NESTING = 30
-RELATIONS = {
-    "=": "=", "<": "<", ">": ">", r"\le": "<=", "<=": "<=", r"\ge": ">=", ">=": ">=",
-    r"\ne": "!=", "!=": "!=",
-}  # fmt: skip
+RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!="))
 INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 DEGREE = ("fn", "degree")
@@ -74,7 +71,7 @@ class _Parser:
     def chain(self) -> Relations:
         sides, relations = [self.sum()], []
         while self.next in RELATIONS:
-            relations.append(RELATIONS[self.take(*RELATIONS)])
+            relations.append(self.take(self.next))
             sides.append(self.sum())
         if self.next:
             raise Unreadable(self.next)
@@ -123,6 +120,8 @@ class _Parser:
         base = self.primary()
         while True:
             if self.take("!"):
+                if self.next == "!":
+                    raise Unreadable("a double factorial")
                 base = ("fn", "factorial", base)
             elif self.take("%"):
                 base = ("fn", "percent", base)
@@ -211,12 +210,14 @@ class _Parser:
             name += "_" + self.subscript()
         while self.take("'"):
             name += "'"
+        after = self.tokens[self.place + 2 : self.place + 3]
+        if self.next == "(" and (name == "f" or (name in "gh" and after == [")"])):
+            raise Unreadable("f(x) is no product; h(a+b) and g(m-n) may be")
         return ("const", name) if name in CONSTANTS else ("var", name)
 
     def subscript(self) -> str:
         if not self.take("{"):
-            self.place += 1
-            return self.tokens[self.place - 1].lstrip(".")
+            return (self.take(self.next) or "?").lstrip(".")
         parts = []
         while self.next and self.next not in ("{", "}"):
             parts.append(self.take(self.next).lstrip("."))
@@ -257,7 +258,10 @@ class _Parser:
                 raise Unreadable(f"{name}^-1")
             name, power = INVERSE[name], None
         if opening := self.take("(", "[", "{"):
-            inner = self.until(CLOSING[opening])
+            inner = self.sum()
+            if name == "log" and not base and self.take(","):  # log(8, 2), as in programs
+                base = (self.sum(),)
+            self.need(CLOSING[opening])
         else:
             # \sin 2x \cos x: factors side by side, up to the next function.
             inner = self.factor()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from modicum.grading.quantities import DECIMAL, clean
+from modicum.grading.quantities import DECIMAL
+from modicum.grading.spelling import clean
 
 MAX_TOKENS = 400
 MAX_WORD = 3  # letters in a row that are read as a product
@@ -17,26 +18,27 @@ TOKEN = re.compile(
     rf"\s*(?:(?P<num>{DECIMAL})"
     r"|(?P<marked>\\(?:mathbf|vec|hat|bar|overline)\s*(?:\{\s*[A-Za-z]\s*\}|\s[A-Za-z]))"
     r"|(?P<command>\\[A-Za-z]+)|(?P<word>[A-Za-z]+)"
-    r"|(?P<op>\*\*|<=|>=|!=|[-+*/^_!%()\[\]{}|=<>'°]))",
+    r"|(?P<op>\*\*|<=|>=|!=|[-+*/^_!%()\[\]{}|=<>',°]))",
     re.ASCII,
 )
 DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
-SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~")
+WORD = re.compile(r"[A-Za-z]{3,}|[A-Z]{2}")  # as a whole answer
 UPRIGHT = re.compile(r"\\(?:mathrm|operatorname|mathit|rm)\s*\{\s*([A-Za-z]+)\s*\}")
 REPLACE = {
-    "×": "*", "·": "*", "÷": "/", "\u2212": "-", "²": "^2", "³": "^3", "θ": r"\theta ",
     r"\cdot": "*", r"\times": "*", r"\div": "/", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
-    r"\leqslant": r"\le ", r"\geqslant": r"\ge ", r"\leq": r"\le ", r"\geq": r"\ge ",
-    r"\neq": r"\ne ", r"\lt": "<", r"\gt": ">", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
+    r"\dbinom": r"\binom", r"\tbinom": r"\binom",
     r"\bigl": "", r"\bigr": "", r"\limits": "", r"\degree": r"^\circ ",
 }  # fmt: skip
 PLAIN = re.compile(
     "|".join(re.escape(k) + ("(?![A-Za-z])" if k[0] == "\\" else "") for k in REPLACE)
 )
 
-_FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp abs"
+_FUNCTIONS = (
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp abs floor ceil cbrt"
+    " cis factorial"
+)
 FUNCTIONS = frozenset(_FUNCTIONS.split())
-ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil", "Abs": "abs"}
 _GREEK = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi"
     " rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi"
@@ -56,9 +58,9 @@ class TooLarge(Unreadable):
 def tokens_of(text: str) -> list[str]:
     """The tokens of a formula; a variable has a dot before its name."""
     text = clean(text).replace("{,}", ",")
-    if DATE.fullmatch(text) or (text.isalpha() and len(text) >= MAX_WORD):
+    if DATE.fullmatch(text) or (WORD.fullmatch(text) and text not in GREEK):
         raise Unreadable("a date or a word")
-    text = UPRIGHT.sub(r" \1 ", SPACES.sub(" ", text))
+    text = UPRIGHT.sub(r" \1 ", text.replace(r"\,", " "))
     text = PLAIN.sub(lambda match: REPLACE[match[0]], text)
     tokens: list[str] = []
     place, text = 0, text.rstrip()
@@ -74,7 +76,7 @@ def tokens_of(text: str) -> list[str]:
         elif command := match["command"]:
             tokens.append("." + command[1:] if command[1:] in GREEK else command)
         else:
-            if "," in match[0] and not {"(", "["}.isdisjoint(tokens):
+            if match["num"] and "," in match[0] and not {"(", "["}.isdisjoint(tokens):
                 raise Unreadable("(1,200) may be a pair")
             tokens.append("^" if match["op"] == "**" else match["num"] or match["op"])
         if len(tokens) > MAX_TOKENS:
@@ -86,6 +88,8 @@ def _letters(word: str) -> list[str]:
     word = ALIASES.get(word, word)
     if word in FUNCTIONS or word in ("sqrt", "pi"):
         return ["\\" + word]
+    if len(word) > 2 and word in GREEK:  # theta; xi and mu may be products
+        return ["." + word]
     if len(word) > MAX_WORD:
         raise Unreadable(word)
     return ["." + letter for letter in word]

@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
-from modicum.grading.units import DEGREE, SHORT_UNITS, WORD, may_be_unit, unit_name
+from modicum.grading.spelling import TEXT, clean
+from modicum.grading.units import DEGREE, SHORT_UNITS, SQUARED, WORD, may_be_unit, unit_name
 
 MAX_TEXT = 1100  # characters of a number with its unit
 MAX_DIGITS = 1000  # digits of a number, written out
@@ -21,7 +23,7 @@ MIN_DIGITS = 6  # significant digits of a decimal that may stand for an endless 
 DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 SIGNED = rf"[-+]?\s*{DECIMAL}"
 FRAC = rf"\\frac\s*(?:(\d)|\{{\s*({SIGNED})\s*\}})\s*(?:(\d)|\{{\s*({SIGNED})\s*\}})"
-POWER = r"\^\s*(?:\{\s*([-+]?\s*\d{1,5})\s*\}|([-+]?\d{1,5}))"
+POWER = r"\s*(?:[{(]\s*([-+]?\s*\d{1,5})\s*[})]|([-+]?\d{1,5}))"
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -33,9 +35,9 @@ PREFIX = _pattern(r"([-+]?)\s*((?:\\?\$|€|£|¥|₹)?)\s*([-+]?)\s*")
 MIXED = _pattern(rf"(\d+)\s*(?:{FRAC}|\s(\d+)\s*/\s*(\d+))")
 FRACTION = _pattern(rf"{FRAC}|({DECIMAL})\s*/\s*({DECIMAL})(?![\d.])")
 SCIENTIFIC = _pattern(
-    rf"({DECIMAL})(?:[eE]([-+]?\d{{1,5}})(?![\d.])|\s*(?:\\times|\\cdot|\u00d7|\*)\s*10\s*{POWER}(?!\d))"
+    rf"({DECIMAL})(?:[eE]([-+]?\d{{1,5}})(?![\d.])|\s*(?:\\times|\\cdot|[*x])\s*10\s*(?:\^|\*\*){POWER}(?!\d))"
 )
-RAISED = _pattern(rf"(\d+)\s*{POWER}(?!\d)")
+RAISED = _pattern(rf"(\d+)\s*\^{POWER}(?!\d)")
 # 0.1\overline{6}, 0.\dot{3}, 0.(3); and 0.1666..., where the end is there three times (twice
 # if it has more than one digit).
 REPEATING = _pattern(
@@ -48,18 +50,8 @@ SCALE = _pattern(
 )
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
-TEXT = _pattern(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 GROUPS = _pattern(r"(?<=\d)(?:\{,\}|\\,|\\ |[ \u2009\u202f\u00a0])(?=\d{3}(?!\d))")
 CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
-UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
-REPLACE = {
-    "\u2212": "-", "\u2013": "-", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
-    "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "π": r"\pi ", "∞": r"\infty ", "\u222a": r"\cup ",
-    "±": r"\pm ", "∈": r"\in ", "√": r"\sqrt ", r"\!": "", r"\displaystyle": "", r"\%": "%",
-    "…": "...", r"\lbrace": r"\{", r"\rbrace": r"\}", "²": "^2", "³": "^3",
-}  # fmt: skip
-STOP = _pattern(r"(?<![\\.])[.,;]$")
-SIZES = _pattern(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
 
 
 class Quantity(NamedTuple):
@@ -68,27 +60,6 @@ class Quantity(NamedTuple):
     value: Fraction
     unit: str
     digits: str
-
-
-def clean(text: str) -> str:
-    r"""`text` without math delimiters, an outer \boxed{}, sizing commands and a final stop."""
-    for old, new in REPLACE.items():
-        text = text.replace(old, new)
-    text = SIZES.sub("", text).strip()
-    for _ in range(4):
-        before = text
-        text = STOP.sub("", text).strip()
-        for left, right in UNWRAP:
-            inner = text[len(left) : -len(right)]
-            if text.startswith(left) and text.endswith(right) and inner and left not in inner:
-                text = inner.strip()
-        if whole := TEXT.fullmatch(text):
-            text = whole[1].strip()
-        if text.startswith(r"\boxed{") and text.endswith("}"):
-            text = text[len(r"\boxed{") : -1].strip()
-        if text == before:
-            break
-    return text
 
 
 def number(text: str) -> Fraction | None:
@@ -102,6 +73,7 @@ def number(text: str) -> Fraction | None:
     return None if found is None else found.value
 
 
+@lru_cache(maxsize=1024)
 def quantity(text: str) -> Quantity | None:
     """The number with its unit that the whole of `text` (cleaned) is, or None."""
     if len(text) > MAX_TEXT or not any(c in text for c in "0123456789"):
@@ -178,7 +150,7 @@ def _power(base: int, exponent: int) -> Fraction | None:
 
 def _unit(rest: str) -> str | None:
     r"""The unit that `rest` spells, "" for none, None if it is something else."""
-    rest = DEGREE.sub(" degrees ", rest)
+    rest = DEGREE.sub(" degrees ", SQUARED.sub(lambda m: m[1] + "^" + "32"[bool(m[2])], rest))
     marked = bool(TEXT.match(rest.lstrip()))
     spaced = marked or rest[:1].isspace()
     words = TEXT.sub(r" \1", rest).replace("%", " percent ").split()

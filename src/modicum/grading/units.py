@@ -9,22 +9,26 @@ import re
 from collections.abc import Sequence
 
 DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)", re.ASCII)
+SQUARED = re.compile(r"([a-z]) (?:(squared)|cubed)(?![a-z])")
 WORD = re.compile(r"([A-Za-z]+(?:/[A-Za-z]+)?)(?:\^\{?([23])\}?)?", re.ASCII)
 # One line a unit: its name, then other spellings (plurals with s are found by themselves).
 _UNITS = """
 mm millimeter millimetre; cm centimeter centimetre; m meter metre; km kilometer kilometre
+nm nanometer nanometre; kW kilowatt; W watt; kJ kilojoule; J joule; N newton; Pa pascal; V volt
+A ampere amp; K kelvin; Hz hertz; mol mole; tonne; acre; hectare ha; gal gallon; qt quart; pt pint
+C celsius; F fahrenheit; month; ms millisecond; rpm; kph kmh kmph; ohm; person people
 in inch inches; ft foot feet; yd yard; mi mile; mg milligram; g gram; kg kilogram; lb pound lbs
 oz ounce; ml mL milliliter millilitre; l L liter litre; s sec second; min minute; h hr hour
-degree deg; radian rad; dollar usd; cent; % percent percentage pct; day; week; year yr; mph; per
+degree deg; radian rad; dollar usd; cent; % percent percentage pct; day; week wk; year yr; mph; per
 """
 UNIT_NAMES = {
     word: line.split()[0] for line in _UNITS.replace("\n", ";").split(";") for word in line.split()
 }
 UNITS = frozenset(UNIT_NAMES.values())
-UNIT_SYNONYMS = {"unit": "", "unit2": "", "unit3": "", "mph": "mi/h"}
+UNIT_SYNONYMS = {"unit": "", "unit2": "", "unit3": "", "mph": "mi/h", "kph": "km/h"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 # Units that stand without \text{} or a space: any other short word may be a product.
-_SHORT = "cm mm km kg mg ml mL ft in mi hr hrs yd oz lb lbs hz mph percent"
+_SHORT = "sq cu cm mm km kg mg ml mL ft in mi hr hrs yd oz lb lbs hz mph percent"
 SHORT_UNITS = frozenset(_SHORT.split())
 TRAILING = re.compile(
     r"(.*\S)\s*(?:\\(?:text|textrm|mathrm|mbox)\s*\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?"
@@ -35,7 +39,10 @@ TRAILING = re.compile(
 _NOT = (
     "and or to not but nor than more less least most plus minus times over point divided mod by"
     " base remainder squared cubed factorial dozen hundred half"
-    " halves third thirds quarter quarters sqrt root pi inf infinity sin cos tan log ln exp if"
+    " halves third thirds quarter quarters fifth fifths sixth sixths seventh sevenths eighth eighths"
+    " ninth ninths tenth tenths hundreds hundredth hundredths thousands thousandth thousandths"
+    " millions millionth millionths billions dozens score scores double triple twice choose modulo"
+    " negative power below sqrt root pi inf infinity sin cos tan log ln exp if"
     " where when for is are was equals i e"
 )
 NOT_UNITS = frozenset(_NOT.split())
@@ -80,7 +87,7 @@ def split_unit(text: str) -> tuple[str, str]:
     match = TRAILING.fullmatch(text)
     if match is None:
         return text, ""
-    words = (match[2] or match[4]).split()
+    words = (match[2] or match[4] or "").split()
     plain = [WORD.fullmatch(word.strip(".,;")) for word in words]
     if not words or not all(m is not None and may_be_unit(m[1]) for m in plain):
         return text, ""

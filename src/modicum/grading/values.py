@@ -191,19 +191,7 @@ def _analytic(function: Callable[..., Value]) -> Callable[..., Value]:
 def _logarithm(value: Value, base: Value = Fraction(10)) -> Value:
     if not value:
         raise Undefined
-    if isinstance(value, Fraction) and isinstance(base, Fraction) and base > 0 and base != 1:
-        exponent = int(CONTEXT.nint(CONTEXT.log(to_mp(abs(value)), to_mp(base))))
-        if abs(exponent) < 1000 and base**exponent == value:
-            return Fraction(exponent)
     return divide(CONTEXT.log(to_mp(value)), CONTEXT.log(to_mp(base)))
-
-
-def _absolute(value: Value) -> Value:
-    return abs(value)
-
-
-def _exponential(value: Value) -> Value:
-    return _power(CONSTANTS["e"], value)
 
 
 def _factorial(value: Value) -> Value:
@@ -219,16 +207,11 @@ def _factorial(value: Value) -> Value:
 
 
 def _binomial(n: Value, k: Value) -> Value:
-    if isinstance(k, Fraction) and k.denominator == 1 and 0 <= k <= MAX_FACTORIAL:
-        if isinstance(n, Fraction) and n.denominator == 1 and n >= 0:
-            if n > MAX_FACTORIAL:
-                raise TooLarge("a binomial too large")
-            return Fraction(math.comb(n.numerator, k.numerator))
-        if k <= 50:
-            total: Value = Fraction(1)
-            for j in range(k.numerator):
-                total = _multiply(total, divide(_add(n, Fraction(-j)), Fraction(j + 1)))
-            return total
+    whole = all(isinstance(value, Fraction) and value.denominator == 1 for value in (n, k))
+    if whole and 0 <= k <= MAX_FACTORIAL and n >= 0:
+        if n > MAX_FACTORIAL:
+            raise TooLarge("a binomial too large")
+        return Fraction(math.comb(n.numerator, k.numerator))
     return divide(_factorial(n), _multiply(_factorial(k), _factorial(_add(n, -k))))
 
 
@@ -256,8 +239,10 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
 FUNCTIONS |= {
     "log": _logarithm,
     "lg": _logarithm,
-    "exp": _exponential,
-    "abs": _absolute,
+    "exp": lambda value: _power(CONSTANTS["e"], value),
+    "cis": lambda value: _power(CONSTANTS["e"], _multiply(CONSTANTS["i"], value)),
+    "cbrt": lambda value: _root(value, Fraction(3)),
+    "abs": abs,
     "root": _root,
     "factorial": _factorial,
     "binom": _binomial,

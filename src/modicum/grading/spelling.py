@@ -1,0 +1,129 @@
+r"""One spelling for what is written in several ways: ½, x², θ, 11,\!111, oo, \dfrac.
+
+Spellings only: what a text says stays. All patterns take time linear in its length.
+"""
+
+from __future__ import annotations
+
+import re
+from unicodedata import normalize
+
+_SIGNS = (
+    "α alpha β beta γ gamma δ delta ε epsilon ζ zeta η eta θ theta κ kappa λ lambda ν nu ξ xi"
+    " ρ rho σ sigma τ tau φ phi ϕ phi χ chi ψ psi ω omega Γ Gamma Δ Delta Θ Theta Λ Lambda Σ Sigma"
+    " Φ Phi Ψ Psi Ω Omega π pi ∞ infty ∪ cup ∩ cap ∖ setminus ± pm ∓ mp ∈ in √ sqrt × times · cdot"
+    " ⋅ cdot ∙ cdot ÷ div ≤ le ≥ ge ≠ ne ∅ emptyset ⟨ langle ⟩ rangle ⌊ lfloor ⌋ rfloor ⌈ lceil"
+    " ⌉ rceil"
+)
+_NAMES = _SIGNS.split()
+SIGNS = str.maketrans(
+    {sign: rf"\{name} " for sign, name in zip(_NAMES[::2], _NAMES[1::2], strict=True)}
+    | {sign: rf"\mathbb{{{name}}}" for sign, name in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
+    | {
+        sign: rf"\frac{{{top}}}{{{bottom}}}"
+        for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+        for top, bottom in [normalize("NFKC", sign).split("\u2044")]
+    }
+    | dict(zip("\u2212\u2013\u2014\u2044∕∗′º∣", "---//*'°|", strict=True))
+    | {"…": "...", "¢": " cents", "∛": r"\sqrt[3]"}
+)
+SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
+REPLACE = {
+    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
+    r"\!": "", r"\%": "%", r"\displaystyle": "", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\fbox{": r"\boxed{",
+    r"\backslash": r"\setminus ", r"\smallsetminus": r"\setminus ",
+}  # fmt: skip
+RELATION = re.compile(r"\\(?:([lgn])e(?:qslant|qq|q)?|([lg])t)(?![A-Za-z])")
+# 11,\! 111: the comma of thousands is drawn closer to the digits behind it.
+THOUSANDS = re.compile(
+    r"(?<=\d)(?:(?:\s*\\!)+\s*(?:,|\{,\})(?:\s|\\!)*|\s*(?:,|\{,\})\s*\\!(?:\s|\\!)*)"
+    r"(?=\d{3}(?!\d))",
+    re.ASCII,
+)
+# (\begin{array}{c} 1 \\[4pt] 2 \end{array}) is a matrix.
+ARRAY = re.compile(
+    r"[(\[]\s*\\begin\{array\}\s*(?:\{[lcr| ]*\})?((?:[^\\]|\\(?!begin))*?)\\end\{array\}\s*[)\]]"
+)
+SPACE = re.compile(r"(?<!\\)\\(?:[;: ]|q?quad(?![A-Za-z]))")
+INFINITY = re.compile(r"(?<![A-Za-z\\])(?:oo|[Ii]nf(?:inity)?)(?![A-Za-z])")
+
+TEXT = re.compile(
+    r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt)|[mh]box|operatorname|emph|bm"
+    r"|boldsymbol|underline)\s*\{([^{}]*)\}"
+)
+SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
+UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"))
+UNWRAP += (("*", "*"), ("`", "`"))
+STOP = re.compile(r"(?<![\\.])[.,;]$")
+TEXT_KEY = (
+    (re.compile(r"(?<=\d)\s*(?:\\colon|\bto)\s*(?=\d)"), ":"),
+    (re.compile(r"([_^])\s*([0-9]+|[A-Za-z])"), r"\1{\2}"),  # x^2 3 is not x^23
+    (re.compile(r"(?<!\d)(?:\s|\\,)+|(?:\s|\\,)+(?!\d)"), ""),  # and 1 2 not 12
+    (re.compile(r"\\(begin|end)\{[bBp]?matrix\}"), r"\\\1{pmatrix}"),
+    (re.compile(r"(?<![_^])\{([0-9A-Za-z])\}"), r"\1"),
+    (re.compile(r"^\(([A-Za-z])\)$"), r"\1"),
+    (re.compile(r"^\(([0-9A-Z]+)\)_"), r"\1_"),
+    (re.compile(r"\+\\infty"), r"\\infty"),
+)
+WORDS = re.compile(r"[A-Za-z]{2,}")
+# One spelling for what is written in several ways; keys have no spaces.
+SYNONYMS = {
+    other: first
+    for first, *others in (
+        (r"\emptyset", r"\varnothing", "∅", r"\{\}", "emptyset", "theemptyset"),
+        (r"(-\infty,\infty)", r"\mathbbR", "ℝ", "allrealnumbers", "allreals"),
+        (r"\infty", "infinity"),
+        ("doesnotexist", "dne"),
+        ("nosolution", "nosolutions"),
+    )
+    for other in others
+}
+
+
+def clean(text: str) -> str:
+    r"""`text` without math delimiters, an outer \boxed{}, sizing commands and a final stop."""
+    if not text.isascii():
+        text = SCRIPTS.sub(_script, text).translate(SIGNS)
+    if "\\" in text:
+        text = THOUSANDS.sub(",", text) if r"\!" in text else text
+        for old, new in REPLACE.items():
+            text = text.replace(old, new)
+        text = SPACE.sub(" ", SIZES.sub("", RELATION.sub(_relation, text)))
+        if r"\begin" in text:
+            text = re.sub(r"\\\\\[[^\[\]]*\]", r"\\\\", text)
+            text = ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
+    for old, new in (("==", "="), ("math.", ""), ("np.", ""), ("~", " ")):
+        text = text.replace(old, new)
+    text = INFINITY.sub(r"\\infty ", text).strip()
+    for _ in range(4):
+        before = text
+        text = STOP.sub("", text).strip()
+        for left, right in UNWRAP:
+            if text.startswith(left) and text.endswith(right):
+                inner = text[len(left) : -len(right)]
+                text = inner.strip() if inner and left not in inner else text
+        if text[:1] == "\\" and (whole := TEXT.fullmatch(text)):
+            text = whole[1].strip()
+        if text.startswith(r"\boxed{") and text.endswith("}"):
+            text = text[len(r"\boxed{") : -1].strip()
+        if text == before:
+            break
+    return text
+
+
+def _relation(match: re.Match[str]) -> str:
+    sign = {"l": "<", "g": ">", "n": "!"}[match[1] or match[2]]
+    return f" {sign}= " if match[1] else f" {sign} "
+
+
+def _script(match: re.Match[str]) -> str:
+    return ("^{" if match[1] else "_{") + normalize("NFKC", match[0]) + "}"
+
+
+def key(text: str) -> str:
+    """`text` in one spelling: no spaces, no \\text{}, no needless braces."""
+    text = TEXT.sub(r" \1 ", text)
+    for pattern, spelling in TEXT_KEY:
+        text = pattern.sub(spelling, text)
+    text = text.lower() if WORDS.fullmatch(text) else text
+    return SYNONYMS.get(text, text)
