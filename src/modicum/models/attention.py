@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from modicum.models.states import States, read
+
 NAME = "modicum"
 
 
@@ -40,6 +42,10 @@ class Plan(Protocol):
         self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: ScoreRule
     ) -> Tensor:
         """The values [N, H, D] that the queries gather."""
+        ...
+
+    def mix(self, module: Any, x_NC: Tensor) -> Tensor:
+        """What a layer with a state makes of its inputs [N, C]."""
         ...
 
 
@@ -90,7 +96,8 @@ class Packed:
     """Whole sequences: prompts, and rows that each go on from one of them.
 
     Token order: all prompts, then all rows. `row_prompts[b]` is the prompt of row b;
-    rows may be empty. `store` is given the prompts' keys and values [P, L, K, D] of every layer.
+    rows may be empty. `store` is given the prompts' keys and values [P, L, K, D] of every layer,
+    `store_states` what the prompts leave in a layer with a state.
     """
 
     def __init__(
@@ -100,15 +107,16 @@ class Packed:
         row_lengths: Sequence[int],
         device: torch.device,
         store: Callable[[int, Tensor, Tensor], None] | None = None,
+        store_states: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> None:
-        self.store = store
+        self.store, self.store_states = store, store_states
         lengths = torch.tensor([*prompt_lengths, *row_lengths], device=device)
         starts, count = lengths.cumsum(0) - lengths, len(prompt_lengths)
         self.length_P = lengths[:count]
         self.prompt_B = torch.tensor(row_prompts, dtype=torch.long, device=device)
         self.prompt_PL, prompt_there = _padded(starts[:count], self.length_P)
-        self.row_BT, row_there = _padded(starts[count:], lengths[count:])
-        there = torch.cat([prompt_there.flatten(), row_there.flatten()])
+        self.row_BT, self.row_there_BT = _padded(starts[count:], lengths[count:])
+        there = torch.cat([prompt_there.flatten(), self.row_there_BT.flatten()])
         self.where_N = there.nonzero().squeeze(-1)
         # Of every place in the padded tables, prompts before rows: its token.
         self.token_M = torch.cat([self.prompt_PL.flatten(), self.row_BT.flatten()])
@@ -143,6 +151,23 @@ class Packed:
         v_all = torch.cat([v.index_select(0, self.prompt_B), v_rows], 1)
         out_BTHD = weigh(q_rows, k_all, v_all, row_mask, rule)
         return self._end_to_end(torch.cat([out_PLHD.flatten(0, 1), out_BTHD.flatten(0, 1)]))
+
+    def mix(self, module: Any, x_NC: Tensor) -> Tensor:
+        """Prompts are read from their beginning, rows from where their prompt has ended."""
+        longest = self.prompt_PL.shape[1]
+        back_PL = torch.arange(longest, device=x_NC.device) - (longest - self.length_P[:, None])
+        prompts_PLC = x_NC[self.prompt_PL.gather(1, back_PL.clamp(min=0))]
+        there_PL = back_PL >= 0  # filled up on the left, so that a prompt's end is the last
+        prompts_PLC = prompts_PLC * there_PL[..., None].to(x_NC.dtype)
+        states = States()
+        found_PLC = read(module, prompts_PLC, states)
+        if self.store_states is not None:
+            self.store_states(module.layer_idx, *states.after)
+        if not self.row_BT.numel():
+            return found_PLC[there_PL]
+        convolution, table = (x.index_select(0, self.prompt_B) for x in states.after)
+        found_BTC = read(module, x_NC[self.row_BT], States((convolution, table)))
+        return torch.cat([found_PLC[there_PL], found_BTC[self.row_there_BT]])
 
     def _tables(self, x_MKD: Tensor) -> tuple[Tensor, Tensor]:
         """Padded tokens as tables of prompts [P, L, K, D] and of rows [B, T, K, D]."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,11 +22,55 @@ from torch.utils.checkpoint import checkpoint
 from modicum.models.attention import NAME, Plan
 from modicum.models.linear import adapted, adapted_layers, few_rows, linear_layers, replaced
 from modicum.models.load import inner
+from modicum.models.states import mix
 
-FAMILIES = (
-    *("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"),
-    *("smollm3", "olmo2", "phi3"),
+
+@dataclass(frozen=True)
+class Family:
+    """What lies between the layers of a family; each names an entry of its config."""
+
+    embeds: str = ""
+    """Embeddings are multiplied by it."""
+    times: str = ""
+    """Logits are multiplied by it."""
+    over: str = ""
+    """Logits are divided by it."""
+    mixer: str = ""
+    """The module of a layer that carries a state along the sequence (`states`)."""
+    typed: bool = False
+    """Whether each type of layer has its own rotation."""
+    handed: str = ""
+    """The argument by which a layer would hand something to later ones."""
+
+
+GRANITE = Family(embeds="embedding_multiplier", over="logits_scaling")
+PLAIN = (
+    *(
+        "llama",
+        "qwen2",
+        "qwen3",
+        "mistral",
+        "ministral",
+        "ministral3",
+        "gemma",
+        "gemma2",
+        "vaultgemma",
+    ),
+    *("smollm3", "olmo", "olmo2", "phi3", "exaone4", "seed_oss", "arcee", "helium", "glm", "glm4"),
+    *("stablelm", "nemotron", "apertus", "starcoder2", "ernie4_5", "hunyuan_v1_dense"),
+    *("mixtral", "qwen3_moe", "glm4_moe"),
 )
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(PLAIN, Family()),
+    **dict.fromkeys(("gemma3_text", "olmo3"), Family(typed=True)),
+    "gemma4_text": Family(typed=True, handed="shared_kv_states"),
+    **dict.fromkeys(("granite", "granitemoe", "granitemoeshared"), GRANITE),
+    **dict.fromkeys(("cohere", "cohere2"), Family(times="logit_scale")),
+    "hyperclovax": Family(embeds="embedding_multiplier", times="logits_scaling"),
+    **dict.fromkeys(
+        ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), Family(mixer="linear_attn")
+    ),
+}
 
 
 class Decoder:
@@ -33,12 +78,15 @@ class Decoder:
 
     def __init__(self, model: Any) -> None:
         base = inner(model)
-        self.config = base.config
+        self.config = base.config.get_text_config()
+        self.family = FAMILIES[self.config.model_type]
         self.decoder = base.get_decoder()
         self.head = base.get_output_embeddings()
         self.layers = list(self.decoder.layers)[: self.config.num_hidden_layers]
         self.linears = linear_layers(*self.layers, self.head)
         self.adapted = adapted_layers(*self.layers)
+        mixers = (getattr(layer, self.family.mixer or "-", None) for layer in self.layers)
+        self.mixers = [module for module in mixers if module is not None]
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
 
     @property
@@ -48,7 +96,9 @@ class Decoder:
 
     def embed(self, ids_N: Tensor) -> Tensor:
         """The hidden states [N, H] below the first layer."""
-        return self.decoder.embed_tokens(ids_N)
+        embedded_NH = self.decoder.embed_tokens(ids_N)
+        factor = self.family.embeds
+        return embedded_NH * getattr(self.config, factor) if factor else embedded_NH
 
     def run(
         self,
@@ -70,10 +120,11 @@ class Decoder:
         again = recompute and torch.is_grad_enabled()
         with self._ours():
             for index in layers:
-                given = {
+                given: dict[str, Any] = {
                     "attention_mask": plan,
                     "position_ids": positions_N[None],
                     "position_embeddings": rotations[self._kind(index)],
+                    **({handed: {}} if (handed := self.family.handed) else {}),
                 }
                 if again:
                     hidden = checkpoint(
@@ -97,13 +148,16 @@ class Decoder:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of states after the final norm."""
-        return cap(self.head(hidden_NH), self.softcap)
+        logits_NV, family = self.head(hidden_NH), self.family
+        if family.times:
+            logits_NV = logits_NV * getattr(self.config, family.times)
+        if family.over:
+            logits_NV = logits_NV / getattr(self.config, family.over)
+        return cap(logits_NV, self.softcap)
 
     def _kind(self, index: int) -> str | None:
         """The type of a layer where each type has its own rotation (Gemma 3)."""
-        if self.config.model_type != "gemma3_text":
-            return None
-        return self.config.layer_types[index]
+        return self.config.layer_types[index] if self.family.typed else None
 
     def _rotations(self, hidden: Tensor, positions: Tensor, layers: range) -> dict[Any, Any]:
         rotate = self.decoder.rotary_emb
@@ -115,11 +169,11 @@ class Decoder:
 
     @contextmanager
     def _ours(self) -> Iterator[None]:
-        """Our attention function in place of the model's, and our LoRA, while layers run."""
+        """Our attention, LoRA and way of reading into states in the library's place meanwhile."""
         before = self.config._attn_implementation
         self.config._attn_implementation = NAME
         try:
-            with replaced(adapted, self.adapted):
+            with replaced(adapted, self.adapted), replaced(mix, self.mixers):
                 yield
         finally:
             self.config._attn_implementation = before
@@ -132,7 +186,14 @@ def cap(logits: Tensor, softcap: float | None) -> Tensor:
 
 def view(model: Any) -> Decoder | None:
     """The decoder of a model of a supported family, else None."""
-    config = inner(model).config
-    if config.model_type not in FAMILIES or getattr(config, "use_bidirectional_attention", False):
+    config = inner(model).config.get_text_config()
+    looks_ahead = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    # What layers of Gemma 4 hand to later ones is not in the states between them.
+    handed = ("hidden_size_per_layer_input", "num_kv_shared_layers")
+    if (
+        config.model_type not in FAMILIES
+        or looks_ahead
+        or any(getattr(config, n, 0) for n in handed)
+    ):
         return None
     return Decoder(model)

@@ -21,10 +21,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from modicum.models.linear import matrix
 from modicum.spec import within
+from modicum.types import UserError
 from modicum.updates.adapter import Adapter
+from modicum.updates.base import Selection
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Schedule
+from modicum.updates.targets import experts
 
 MAX_RANK = 1024
 MAX_RATIO = 1024
@@ -63,14 +67,31 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Lora(LowRank):
-    """A low-rank adapter in every linear layer; `lora(rank=4) @ last(2)` says where."""
+    """A low-rank adapter in every linear layer; `lora(rank=4) @ last(2)` says where.
+
+    `experts=True` also adapts the experts of a mixture that are no linear layers, with A and B
+    of their own for every expert.
+    """
 
     name: ClassVar[str] = "lora"
+    continues: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = (
         "lora(rank=2)",
         "lora(rank=2) @ last(1)",
         "lora(rank=2) @ (last(2) & parts(attention))",
     )
+    experts: bool = False
+
+    @property
+    def needs_layers(self) -> bool:
+        return not self.experts
+
+    def parameters(self, model: nn.Module, where: Selection | None) -> list[str]:
+        """The experts, if they are asked for."""
+        found = experts(model, where) if self.experts else []
+        if self.experts and not found:
+            raise UserError(f"{self}: {where or 'this model'} has no experts in one tensor")
+        return found
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,7 @@ class RsLora(LowRank):
     """
 
     name: ClassVar[str] = "rslora"
+    continues: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = ("rslora(rank=4)",)
     alpha: int = 12
 
@@ -97,6 +119,7 @@ class LoraPlus(LowRank):
     """
 
     name: ClassVar[str] = "loraplus"
+    continues: ClassVar[bool] = True
     rate_scale: ClassVar[float] = 1.0
     examples: ClassVar[tuple[str, ...]] = ("loraplus(rank=2, ratio=4.0)",)
     ratio: float = 16.0
@@ -114,6 +137,7 @@ class LoraFa(LowRank):
     """LoRA whose A stays as drawn: half the trained numbers, and no wide input is kept."""
 
     name: ClassVar[str] = "lorafa"
+    continues: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = ("lorafa(rank=2)", "lorafa(rank=2) @ last(1)")
 
     def trains(self, name: str) -> bool:
@@ -125,6 +149,7 @@ class Dora(LowRank):
     """LoRA for the direction of each output row, and its length as a number of its own."""
 
     name: ClassVar[str] = "dora"
+    continues: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = ("dora(rank=2)", "dora(rank=2) @ last(1)")
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
@@ -134,5 +159,5 @@ class Dora(LowRank):
     def finish(self, model: Any) -> None:
         """Take the norms in fp32: PEFT rounds them to the base's dtype and divides by exact ones."""
         for layer in lora_layers(model).values():
-            lengths = layer.base_layer.weight.float().norm(dim=1)
+            lengths = matrix(layer.base_layer).float().norm(dim=1)
             layer.lora_magnitude_vector["default"].weight.data = lengths

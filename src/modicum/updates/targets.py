@@ -1,0 +1,96 @@
+"""Where an adapter goes: the matrices of a model that PEFT can put one beside.
+
+Those are the layers that multiply by a matrix and are called as such. What only lies in a
+model as a tensor (the experts of a mixture, all in one of three dimensions) is reached as a
+parameter, by `lora(experts=True)`. What a whole adapter does not reach is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from torch import nn
+
+from modicum.models.linear import is_matrix
+from modicum.types import UserError
+from modicum.updates.base import Selection
+from modicum.updates.layout import LAYER, layer_of, layout
+
+# Mamba's mixers read the weight of one and do not call the layer; with their kernels installed
+# the same holds of the other, which PEFT refuses.
+READ, FUSED = "dt_proj", "out_proj"
+MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+MOST_SHOWN = 4
+
+
+def linear_layers(model: nn.Module, where: Selection | None, needed: bool = True) -> list[str]:
+    """Names of the layers to adapt: the selected ones with a matrix, or all but the head.
+
+    UserError where there is none, if one is `needed`.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    mamba = model.config.model_type in MAMBAS  # type: ignore[union-attr]
+    unfit = (READ, FUSED) if mamba else (READ,)
+    linear: dict[str, Any] = {
+        name: module
+        for name, module in model.named_modules()
+        if is_matrix(module) and name.rpartition(".")[2] not in unfit
+    }
+    if where is None:
+        found = [name for name, module in linear.items() if module is not head]
+        if not found and needed:
+            raise UserError(
+                f"no layer of this model ({model.config.model_type}) takes an adapter:"  # type: ignore[union-attr]
+                " it has no linear layer; last(1) or full trains it"
+            )
+        return found
+    # By identity: a tied head has no name of its own among the parameters.
+    chosen = {id(parameter) for parameter in where.select(model).values()}
+    found = [name for name, module in linear.items() if id(module.weight) in chosen]
+    tied = head is not None and head.weight is model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    if any(linear[name] is head for name in found) and tied:
+        raise UserError(f"the head is tied to the embedding and takes no adapter ({where})")
+    if not found and needed:
+        raise UserError(f"{where} selects no linear layer that an adapter could go into")
+    return found
+
+
+def experts(model: nn.Module, where: Selection | None) -> list[str]:
+    """Names of the parameters that hold a matrix for every expert, in the layers or selected."""
+    chosen = layout(model).places if where is None else where.select(model)
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if name in chosen
+        and parameter.ndim == 3
+        and "conv" not in name
+        and layer_of(name) is not None
+    ]
+
+
+def unreached(
+    model: nn.Module, where: Selection | None, targets: Collection[str], more: Sequence[str]
+) -> str:
+    """A sentence on the matrices of the layers that get no adapter; empty if all do.
+
+    `targets` are the layers that get one, `more` the parameters that do.
+    """
+    chosen = layout(model).places if where is None else where.select(model)
+    left: dict[str, int] = {}
+    total = 0
+    for name, parameter in model.named_parameters():
+        if name not in chosen or parameter.ndim < 2 or layer_of(name) is None:
+            continue
+        total += parameter.numel()
+        if name not in more and name.rpartition(".")[0] not in targets:
+            kind = LAYER.sub(lambda at: at[0].replace(at[1], "*"), name, count=1)
+            left[kind] = left.get(kind, 0) + parameter.numel()
+    if not left:
+        return ""
+    largest = sorted(left, key=lambda kind: -left[kind])
+    shown = ", ".join(largest[:MOST_SHOWN]) + (", ..." if len(largest) > MOST_SHOWN else "")
+    return (
+        f"the adapter does not reach {sum(left.values()) / total:.0%} of the numbers in the"
+        f" matrices of these layers, which are no linear layers: {shown}"
+    )
