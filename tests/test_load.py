@@ -38,7 +38,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "gemma4_text": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 8},
     "granite": {"logits_scaling": 4.0},
     "hyperclovax": {"logits_scaling": 4.0},
-    **{name: HYBRID for name in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")},
+    **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), HYBRID),
 }
 OFTEN = ("llama", "qwen2", "gemma2", "gemma3_text", "granite", "qwen3_5_text")
 

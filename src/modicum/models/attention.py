@@ -115,12 +115,19 @@ class Packed:
         self.length_P = lengths[:count]
         self.prompt_B = torch.tensor(row_prompts, dtype=torch.long, device=device)
         self.prompt_PL, prompt_there = _padded(starts[:count], self.length_P)
-        self.row_BT, self.row_there_BT = _padded(starts[count:], lengths[count:])
-        there = torch.cat([prompt_there.flatten(), self.row_there_BT.flatten()])
+        self.row_BT, row_there = _padded(starts[count:], lengths[count:])
+        there = torch.cat([prompt_there.flatten(), row_there.flatten()])
         self.where_N = there.nonzero().squeeze(-1)
         # Of every place in the padded tables, prompts before rows: its token.
         self.token_M = torch.cat([self.prompt_PL.flatten(), self.row_BT.flatten()])
         self.tight = len(self.token_M) == len(self.where_N)
+        # For layers with a state prompts are filled up on the left, so that the last place is
+        # their end; then where the real tokens of prompts and of rows are.
+        longest = self.prompt_PL.shape[1]
+        at_PL = torch.arange(longest, device=device) - (longest - self.length_P[:, None])
+        self.left_PL, self.left_there_PL = self.prompt_PL.gather(1, at_PL.clamp(min=0)), at_PL >= 0
+        self.left_N = self.left_there_PL.flatten().nonzero().squeeze(-1)
+        self.right_N = row_there.flatten().nonzero().squeeze(-1)
         self._masks: dict[int | None, tuple[Tensor | None, Tensor]] = {}
 
     @property
@@ -154,20 +161,16 @@ class Packed:
 
     def mix(self, module: Any, x_NC: Tensor) -> Tensor:
         """Prompts are read from their beginning, rows from where their prompt has ended."""
-        longest = self.prompt_PL.shape[1]
-        back_PL = torch.arange(longest, device=x_NC.device) - (longest - self.length_P[:, None])
-        prompts_PLC = x_NC[self.prompt_PL.gather(1, back_PL.clamp(min=0))]
-        there_PL = back_PL >= 0  # filled up on the left, so that a prompt's end is the last
-        prompts_PLC = prompts_PLC * there_PL[..., None].to(x_NC.dtype)
+        prompts_PLC = x_NC[self.left_PL] * self.left_there_PL[..., None].to(x_NC.dtype)
         states = States()
-        found_PLC = read(module, prompts_PLC, states)
+        found_NC = read(module, prompts_PLC, states).flatten(0, 1)[self.left_N]
         if self.store_states is not None:
             self.store_states(module.layer_idx, *states.after)
         if not self.row_BT.numel():
-            return found_PLC[there_PL]
+            return found_NC
         convolution, table = (x.index_select(0, self.prompt_B) for x in states.after)
         found_BTC = read(module, x_NC[self.row_BT], States((convolution, table)))
-        return torch.cat([found_PLC[there_PL], found_BTC[self.row_there_BT]])
+        return torch.cat([found_NC, found_BTC.flatten(0, 1)[self.right_N]])
 
     def _tables(self, x_MKD: Tensor) -> tuple[Tensor, Tensor]:
         """Padded tokens as tables of prompts [P, L, K, D] and of rows [B, T, K, D]."""

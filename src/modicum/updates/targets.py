@@ -22,6 +22,7 @@ from modicum.updates.layout import LAYER, layer_of, layout
 READ, FUSED = "dt_proj", "out_proj"
 MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 MOST_SHOWN = 4
+WORTH_SAYING = 0.05  # routers, short convolutions and the like are less
 
 
 def linear_layers(model: nn.Module, where: Selection | None, needed: bool = True) -> list[str]:
@@ -72,13 +73,13 @@ def experts(model: nn.Module, where: Selection | None) -> list[str]:
 def unreached(
     model: nn.Module, where: Selection | None, targets: Collection[str], more: Sequence[str]
 ) -> str:
-    """A sentence on the matrices of the layers that get no adapter; empty if all do.
+    """A sentence on the matrices of the layers that get no adapter; empty if nearly all do.
 
     `targets` are the layers that get one, `more` the parameters that do.
     """
     chosen = layout(model).places if where is None else where.select(model)
     left: dict[str, int] = {}
-    total = 0
+    total, hint = 0, ""
     for name, parameter in model.named_parameters():
         if name not in chosen or parameter.ndim < 2 or layer_of(name) is None:
             continue
@@ -86,11 +87,14 @@ def unreached(
         if name not in more and name.rpartition(".")[0] not in targets:
             kind = LAYER.sub(lambda at: at[0].replace(at[1], "*"), name, count=1)
             left[kind] = left.get(kind, 0) + parameter.numel()
-    if not left:
+            if parameter.ndim == 3 and "conv" not in name:
+                hint = "; lora(experts=True) takes the experts in"
+    share = sum(left.values()) / max(total, 1)
+    if share < WORTH_SAYING:
         return ""
     largest = sorted(left, key=lambda kind: -left[kind])
     shown = ", ".join(largest[:MOST_SHOWN]) + (", ..." if len(largest) > MOST_SHOWN else "")
     return (
-        f"the adapter does not reach {sum(left.values()) / total:.0%} of the numbers in the"
-        f" matrices of these layers, which are no linear layers: {shown}"
+        f"the adapter does not reach {share:.0%} of the numbers in the matrices of these layers, which"
+        f" are not called as linear layers: {shown}{hint}"
     )
