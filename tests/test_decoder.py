@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from modicum.models.attention import Packed
 from modicum.models.cache import Cache
-from modicum.models.decoder import FAMILIES, Decoder, Family, view
+from modicum.models.decoder import FAMILIES, Decoder, view
 from modicum.models.linear import few_rows, linear_layers
 
 CPU = torch.device("cpu")
@@ -45,6 +45,12 @@ HYBRID = {
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_conv_kernel_dim": 4},
     **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
 }
+# What is a Llama to us: all that sets it apart lies within the layers.
+ALIKE = (
+    *("gemma", "seed_oss", "arcee", "helium", "glm", "glm4", "nemotron", "apertus", "ernie4_5"),
+    *("ministral", "ministral3", "exaone4", "starcoder2", "mixtral", "qwen3_moe", "glm4_moe"),
+    *("stablelm", "olmo", "hunyuan", "granitemoe", "granitemoeshared", "hyperclovax"),
+)
 # Each family with what sets it apart; the name is that of the test.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama untied": ("llama", {"tie_word_embeddings": False}),
@@ -98,13 +104,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),
     "olmo": ("olmo", {"clip_qkv": 1.0}),
     "hunyuan": ("hunyuan_v1_dense", {}),
-    **{name: (name, {}) for name in ("gemma", "seed_oss", "arcee", "helium", "glm", "glm4")},
-    **{name: (name, {}) for name in ("nemotron", "apertus", "ernie4_5")},
+    **{name: (name, {}) for name in ALIKE[:9]},
 }
 # Their gradients are large where experts or states are: rounding shows more.
 SHARP = ("gemma4 experts", "qwen3_5_moe", "qwen3_next", "apertus")
 # Rounding is looked at where something is ours; elsewhere the layers are the library's alone.
-ROUNDED = [name for name in VARIANTS if FAMILIES[VARIANTS[name][0]] != Family()]
+ROUNDED = [name for name in VARIANTS if name not in ALIKE]
 PROMPTS = [torch.arange(3, 3 + n) for n in (7, 4, 9)]
 # (prompt, length): some rows share a prompt, one is empty, one passes every window.
 ROWS = [(0, 5), (0, 3), (2, 12), (1, 0)]
@@ -216,7 +221,8 @@ def test_recomputing_layers_changes_nothing(variant: str) -> None:
 
 @pytest.mark.parametrize(
     ("variant", "dtype"),
-    [(name, torch.float32) for name in VARIANTS] + [(name, torch.bfloat16) for name in ROUNDED],
+    [(name, dtype) for name in ROUNDED for dtype in (torch.float32, torch.bfloat16)]
+    + [pytest.param(name, torch.float32, marks=pytest.mark.slow) for name in ALIKE],
 )
 def test_decoding_gives_the_whole_forward(variant: str, dtype: torch.dtype) -> None:
     """Rows of three prompts, decoded together; some leave, which moves the others about."""

@@ -298,4 +298,4 @@ def test_what_is_no_whole_model_says_what_to_do(
     for name in ("adapter_config.json", "config.json"):
         (tmp_path / name).write_text("{}")
         line = fails(*command, "--model", tmp_path)
-        assert f"{tmp_path} is an adapter without its base; modicum export RUN --out" in line
+        assert f"{tmp_path} is an adapter and does not name its base; --base MODEL does" in line

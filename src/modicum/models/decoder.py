@@ -26,50 +26,26 @@ from modicum.models.states import mix
 
 
 @dataclass(frozen=True)
-class Family:
-    """What lies between the layers of a family; each names an entry of its config."""
+class Scales:
+    """Entries of a config by which a family scales what lies between its layers; empty: none."""
 
-    embeds: str = ""
-    """Embeddings are multiplied by it."""
+    embedding: str = ""
     times: str = ""
-    """Logits are multiplied by it."""
+    """Of logits."""
     over: str = ""
-    """Logits are divided by it."""
-    mixer: str = ""
-    """The module of a layer that carries a state along the sequence (`states`)."""
-    typed: bool = False
-    """Whether each type of layer has its own rotation."""
-    handed: str = ""
-    """The argument by which a layer would hand something to later ones."""
+    """What logits are divided by."""
 
 
-GRANITE = Family(embeds="embedding_multiplier", over="logits_scaling")
-PLAIN = (
-    *(
-        "llama",
-        "qwen2",
-        "qwen3",
-        "mistral",
-        "ministral",
-        "ministral3",
-        "gemma",
-        "gemma2",
-        "vaultgemma",
-    ),
-    *("smollm3", "olmo", "olmo2", "phi3", "exaone4", "seed_oss", "arcee", "helium", "glm", "glm4"),
-    *("stablelm", "nemotron", "apertus", "starcoder2", "ernie4_5", "hunyuan_v1_dense"),
-    *("mixtral", "qwen3_moe", "glm4_moe"),
-)
-FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(PLAIN, Family()),
-    **dict.fromkeys(("gemma3_text", "olmo3"), Family(typed=True)),
-    "gemma4_text": Family(typed=True, handed="shared_kv_states"),
-    **dict.fromkeys(("granite", "granitemoe", "granitemoeshared"), GRANITE),
-    **dict.fromkeys(("cohere", "cohere2"), Family(times="logit_scale")),
-    "hyperclovax": Family(embeds="embedding_multiplier", times="logits_scaling"),
-    **dict.fromkeys(
-        ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), Family(mixer="linear_attn")
-    ),
+MUP = Scales("embedding_multiplier", over="logits_scaling")
+PLAIN = """llama qwen2 qwen3 qwen3_5_text qwen3_5_moe_text qwen3_next qwen3_moe mistral ministral
+    ministral3 mixtral gemma gemma2 gemma3_text gemma4_text vaultgemma smollm3 olmo olmo2 olmo3 phi3
+    exaone4 seed_oss arcee helium glm glm4 glm4_moe stablelm nemotron apertus starcoder2 ernie4_5
+    hunyuan_v1_dense"""
+FAMILIES: dict[str, Scales] = {
+    **dict.fromkeys(PLAIN.split(), Scales()),
+    **dict.fromkeys(("granite", "granitemoe", "granitemoeshared"), MUP),
+    **dict.fromkeys(("cohere", "cohere2"), Scales(times="logit_scale")),
+    "hyperclovax": Scales("embedding_multiplier", times="logits_scaling"),
 }
 
 
@@ -79,14 +55,15 @@ class Decoder:
     def __init__(self, model: Any) -> None:
         base = inner(model)
         self.config = base.config.get_text_config()
-        self.family = FAMILIES[self.config.model_type]
+        self.scales = FAMILIES[self.config.model_type]
         self.decoder = base.get_decoder()
         self.head = base.get_output_embeddings()
         self.layers = list(self.decoder.layers)[: self.config.num_hidden_layers]
         self.linears = linear_layers(*self.layers, self.head)
         self.adapted = adapted_layers(*self.layers)
-        mixers = (getattr(layer, self.family.mixer or "-", None) for layer in self.layers)
-        self.mixers = [module for module in mixers if module is not None]
+        # Layers that carry a state, and whether each type of layer has a rotation of its own.
+        self.mixers = [layer.linear_attn for layer in self.layers if hasattr(layer, "linear_attn")]
+        self.typed = "full_attention" in (getattr(self.config, "rope_parameters", None) or {})
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
 
     @property
@@ -97,8 +74,8 @@ class Decoder:
     def embed(self, ids_N: Tensor) -> Tensor:
         """The hidden states [N, H] below the first layer."""
         embedded_NH = self.decoder.embed_tokens(ids_N)
-        factor = self.family.embeds
-        return embedded_NH * getattr(self.config, factor) if factor else embedded_NH
+        name = self.scales.embedding
+        return embedded_NH * getattr(self.config, name) if name else embedded_NH
 
     def run(
         self,
@@ -124,7 +101,7 @@ class Decoder:
                     "attention_mask": plan,
                     "position_ids": positions_N[None],
                     "position_embeddings": rotations[self._kind(index)],
-                    **({handed: {}} if (handed := self.family.handed) else {}),
+                    **({"shared_kv_states": {}} if self.config.model_type == "gemma4_text" else {}),
                 }
                 if again:
                     hidden = checkpoint(
@@ -148,16 +125,16 @@ class Decoder:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of states after the final norm."""
-        logits_NV, family = self.head(hidden_NH), self.family
-        if family.times:
-            logits_NV = logits_NV * getattr(self.config, family.times)
-        if family.over:
-            logits_NV = logits_NV / getattr(self.config, family.over)
+        logits_NV, scales = self.head(hidden_NH), self.scales
+        if scales.times:
+            logits_NV = logits_NV * getattr(self.config, scales.times)
+        if scales.over:
+            logits_NV = logits_NV / getattr(self.config, scales.over)
         return cap(logits_NV, self.softcap)
 
     def _kind(self, index: int) -> str | None:
         """The type of a layer where each type has its own rotation (Gemma 3)."""
-        return self.config.layer_types[index] if self.family.typed else None
+        return self.config.layer_types[index] if self.typed else None
 
     def _rotations(self, hidden: Tensor, positions: Tensor, layers: range) -> dict[Any, Any]:
         rotate = self.decoder.rotary_emb

@@ -1,18 +1,12 @@
 """Layers that carry a state along the sequence (Qwen3.5, Qwen3-Next), over packed tokens.
 
-Such a layer reads its tokens in order into a state: the last inputs of a short convolution,
-and the table of the gated delta rule. A prompt is read once, and every row that goes on
-from it begins with the state that the prompt left, gradients included. The layer stays the
-library's own: it is given tables of prompts and of rows, and `States` where the library's
-cache would be.
+Such a layer reads its tokens in order into the last inputs of a short convolution and the table
+of the gated delta rule. A prompt is read once, and every row goes on from what it left,
+gradients included. The layer stays the library's own, with `States` in its cache's place.
+Prompts are filled up on the left with zeros, of which the layer makes no key and no value (the
+library masks its padding so); rows on the right, which only what is dropped sees.
 
-Prompts are filled up on the left. The layer makes nothing of zeros: without a bias they
-give no key and no value, so the state stays zero until the first token (the library masks
-its padding in the same way). Rows are filled up on the right, which only what is dropped
-sees.
-
-Shapes: N tokens laid end to end, P prompt, L token of a prompt, B row, T token of a row,
-H hidden, C channel of the convolution.
+Shapes: B row, T token of a row, H hidden, C channel of the convolution.
 """
 
 from __future__ import annotations
@@ -27,29 +21,27 @@ class States:
     """In the place of the library's cache, for one call of one layer; nothing is in place."""
 
     def __init__(self, before: tuple[Tensor, Tensor] | None = None) -> None:
-        self.convolution, self.recurrent = before or (None, None)
+        self.convolution, self.table = before or (None, None)
 
     @property
     def after(self) -> tuple[Tensor, Tensor]:
         """What the layer has left: the convolution's last inputs and the table, a row each."""
-        assert self.convolution is not None and self.recurrent is not None
-        return self.convolution, self.recurrent
+        assert self.convolution is not None and self.table is not None
+        return self.convolution, self.table
 
-    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+    def get_conv_state(self, *_: Any, **__: Any) -> Tensor | None:
         """The convolution's last inputs [B, C, kernel]; None at the beginning."""
         return self.convolution
 
-    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+    def get_recurrent_state(self, *_: Any, **__: Any) -> Tensor | None:
         """The table; None at the beginning."""
-        return self.recurrent
+        return self.table
 
-    def is_recording_past(self, layer_idx: int) -> bool:
-        """Always: the layer then changes no state in place, which a gradient may need."""
+    def is_recording_past(self, _: int) -> bool:
+        """Always: the layer then changes nothing in place that a gradient may need."""
         return True
 
-    def update_conv_state(
-        self, new_BCT: Tensor, layer_idx: int, conv_kernel_size: int, **_: Any
-    ) -> Tensor:
+    def update_conv_state(self, new_BCT: Tensor, _: int, conv_kernel_size: int) -> Tensor:
         """The last inputs and the new ones; zeros stand before the beginning."""
         before = self.convolution
         if before is None:
@@ -58,10 +50,9 @@ class States:
         self.convolution = whole[..., -conv_kernel_size:]
         return whole
 
-    def update_recurrent_state(self, table: Tensor, layer_idx: int, **_: Any) -> Tensor:
+    def update_recurrent_state(self, table: Tensor, _: int) -> None:
         """Keep the table."""
-        self.recurrent = table
-        return table
+        self.table = table
 
 
 def mix(module: Any, hidden_states: Tensor, attention_mask: Any = None, **_: Any) -> Tensor:

@@ -191,7 +191,7 @@ class Adapter(Method):
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The modules that get an adapter."""
-        found = linear_layers(model, where, self.needs_layers)
+        found = linear_layers(model, where)
         for name in found:
             layer = model.get_submodule(name)
             if not (self.turned or isinstance(layer, nn.Linear)):
@@ -201,11 +201,6 @@ class Adapter(Method):
                 )
             self.check(name, layer)
         return found
-
-    @property
-    def needs_layers(self) -> bool:
-        """Whether there must be a layer to go into."""
-        return True
 
     def parameters(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The tensors that get an adapter and are no layers."""
@@ -236,7 +231,10 @@ class Adapter(Method):
         if hasattr(model, "get_base_model"):
             return self._going_on(model, seed, where)
         targets, more = self.targets(model, where), self.parameters(model, where)
-        left = unreached(model, where, targets, more) if self.everywhere else ""
+        if not targets and not more:
+            what = f"{where} selects" if where else f"{self}: this model has"
+            raise UserError(f"{what} no linear layer that an adapter could go into")
+        left = unreached(model, where, {*targets, *more}) if self.everywhere else ""
         config = self.config(targets, seed)
         if more:
             config.target_parameters = more

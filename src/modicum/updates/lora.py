@@ -82,10 +82,6 @@ class Lora(LowRank):
     )
     experts: bool = False
 
-    @property
-    def needs_layers(self) -> bool:
-        return not self.experts
-
     def parameters(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The experts, if they are asked for."""
         found = experts(model, where) if self.experts else []
