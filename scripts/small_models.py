@@ -1,0 +1,186 @@
+"""A small random model of any architecture that `AutoModelForCausalLM` knows.
+
+Sizes are put in by the names of a config's fields (`SIZES`); where a model of the usual size has
+layers of several kinds, one of each is kept; `ODD` has what an architecture wants besides. The
+vocabulary is that of the shipped tiny base, whose tokenizer lies beside the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 282
+MANY = 24  # layers of the model that kinds of layers are looked for in
+EIGHT = dict.fromkeys(
+    (
+        *("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "dim_head"),
+        *("kv_channels", "linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"),
+        *("mamba_d_state", "state_size", "ssm_state_size", "mamba_head_dim", "index_head_dim"),
+        *("swa_head_dim", "kv_lora_rank", "o_lora_rank", "hidden_size_per_layer_input"),
+        *("attention_head_size", "gated_norm_rank", "laurel_rank", "router_hidden_size"),
+        *("global_head_dim", "indexer_head_dim", "adapter_rank", "rotary_dim", "d_rel"),
+        *("conv_dim", "loop_gate_rank", "hc_lowrank", "chunk_size", "mamba_chunk_size"),
+        *("block_size", "embed_dim_per_layer"),
+    ),
+    8,
+)
+SIZES: dict[str, Any] = {
+    **EIGHT,
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "n_vocab"), VOCABULARY),
+    **dict.fromkeys(
+        ("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "embedding_dim"), 32
+    ),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
+    **dict.fromkeys(("decoder_layers", "encoder_layers", "num_decoder_layers"), 2),
+    **dict.fromkeys(
+        (
+            *("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"),
+            *("encoder_attention_heads", "num_decoder_attention_heads", "index_n_heads"),
+            *("num_encoder_attention_heads", "swa_num_attention_heads", "mamba_n_heads"),
+            *("linear_num_value_heads", "linear_num_heads", "indexer_n_heads", "mamba_num_heads"),
+        ),
+        4,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_key_value_heads", "kv_n_heads", "linear_num_key_heads", "num_kv_heads"),
+            *("swa_num_key_value_heads", "num_global_key_value_heads", "n_mamba_heads"),
+            *("indexer_kv_heads", "o_groups", "hc_mult", "hc_count", "n_groups", "mamba_n_groups"),
+        ),
+        2,
+    ),
+    **dict.fromkeys(
+        (
+            *("intermediate_size", "n_inner", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim"),
+            *("dim_ff", "d_inner", "ffn_hidden_size", "feed_forward_size", "mlp_dim"),
+            *("dense_intermediate_size", "prefix_dense_intermediate_size"),
+        ),
+        48,
+    ),
+    **dict.fromkeys(
+        (
+            *("moe_intermediate_size", "shared_expert_intermediate_size", "q_lora_rank"),
+            *("expert_ffn_hidden_size", "moe_shared_expert_intermediate_size"),
+            *("shared_intermediate_size", "shared_experts_intermediate_size", "block_multiple_of"),
+        ),
+        16,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+            *("index_topk", "zero_expert_num", "num_buckets", "rel_extent"),
+        ),
+        4,
+    ),
+    **dict.fromkeys(
+        ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts"), 2
+    ),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "num_shared_experts"), 1),
+    **dict.fromkeys(
+        (
+            *("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "context_length"),
+            *("max_sequence_length", "max_target_positions", "max_source_positions"),
+        ),
+        512,
+    ),
+    "sliding_window": 64,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+    "sep_token_id": 0,
+    "cls_token_id": 0,
+    "decoder_start_token_id": 0,
+    "image_token_id": 2,
+    "is_decoder": True,
+}  # fmt: skip
+# What an architecture wants besides; None takes a size out.
+ODD: dict[str, dict[str, Any]] = {
+    "mamba2": {"num_heads": 8},
+    "xlm": {"n_langs": 1, "causal": True},
+}
+
+
+def fields(cls: Any) -> set[str]:
+    """The names that a config class can be given."""
+    found = {name for base in cls.__mro__ for name in getattr(base, "__dataclass_fields__", {})}
+    return found | set(getattr(cls, "attribute_map", {}))
+
+
+def sizes(cls: Any, **changes: Any) -> dict[str, Any]:
+    """Small sizes for a config class; its parts (text, vision) are made in the same way."""
+    known = fields(cls)
+    mapped = getattr(cls, "attribute_map", {})
+    found = {name: size for name, size in SIZES.items() if name in known}
+    found = {name: size for name, size in found.items() if mapped.get(name) not in found}
+    for name, part in getattr(cls, "sub_configs", {}).items():
+        if isinstance(part, type) and hasattr(part, "model_type"):
+            found[name] = part(**sizes(part)).to_dict()
+    found |= changes
+    return {name: size for name, size in found.items() if name in changes or size is not None}
+
+
+def kinds_of_layers(cls: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of layer types that have every kind once, in the order of the usual model."""
+    try:
+        usual = cls(**{**given, "num_hidden_layers": MANY})
+    except Exception:  # noqa: BLE001  # then it has the layers that it makes itself
+        return {}
+    lists = {
+        name: value
+        for name, value in vars(usual).items()
+        if name.endswith("types") and isinstance(value, list) and len(value) == MANY
+    }
+    if not lists:
+        return {}
+    rows = list(zip(*lists.values(), strict=True))
+    first = [rows.index(row) for row in dict.fromkeys(rows)]
+    chosen = sorted([*first, *range(MANY)][: max(2, len(first))][:6])
+    if len(first) == 1:
+        chosen = [0, 1]
+    return {"num_hidden_layers": len(chosen)} | {
+        name: [value[place] for place in chosen] for name, value in lists.items()
+    }
+
+
+def config_of(name: str) -> Any:
+    """A small config of the architecture `name`."""
+    from transformers import CONFIG_MAPPING
+
+    cls = CONFIG_MAPPING[name]
+    odd = ODD.get(name, {})
+    given = sizes(cls, **odd)
+    kinds = kinds_of_layers(cls, given)
+    return cls(**{**given, **{n: v for n, v in kinds.items() if n not in odd}})
+
+
+def architectures() -> dict[str, str]:
+    """The class of every architecture that `AutoModelForCausalLM` maps."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def model_of(name: str, seed: int = 0) -> Any:
+    """A small random model, whose distributions are not uniform."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config_of(name))
+    with torch.no_grad():
+        for tensor, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "norm" not in tensor and parameter.is_floating_point():
+                parameter.normal_(0.0, 0.2)
+    return model.eval()
+
+
+def save(name: str, folder: Path, seed: int = 0) -> None:
+    """Write a small model of the architecture beside the tiny base's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from modicum.models.load import TINY
+
+    model_of(name, seed).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
