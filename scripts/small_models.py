@@ -30,7 +30,7 @@ SIZES: dict[str, Any] = {
     **EIGHT,
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "n_vocab"), VOCABULARY),
     **dict.fromkeys(
-        ("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "embedding_dim"), 32
+        ("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "embedding_dim", "hidden_size_global"), 32
     ),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
     **dict.fromkeys(("decoder_layers", "encoder_layers", "num_decoder_layers"), 2),
@@ -95,11 +95,47 @@ SIZES: dict[str, Any] = {
     "image_token_id": 2,
     "is_decoder": True,
 }  # fmt: skip
-# What an architecture wants besides; None takes a size out.
-ODD: dict[str, dict[str, Any]] = {
-    "mamba2": {"num_heads": 8},
-    "xlm": {"n_langs": 1, "causal": True},
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+SHARED = {
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+    "num_hidden_layers": 2,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
 }
+# What an architecture, or a part of one, wants besides.
+ODD: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
+    "dbrx": {"attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4_assistant": {"text_config": SHARED},
+    "gemma4_unified_assistant": {"text_config": SHARED},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granite": {"logits_scaling": 8.0},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mamba2": {"num_heads": 8},
+    "minicpm3": {"dim_model_base": 8},
+    "moshi": {"audio_vocab_size": 32},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+        "indexer_compress_ratio": 4, "ngram_vocab_size_base": 64, "split_ngram_parts": 1,
+        "make_ngram_vocab_size_divisible_by": 8,
+    },
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
+    "xlm": {"n_langs": 1, "causal": True},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
+    },
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"]},
+    "zaya": {"num_experts_per_tok": 1},
+}  # fmt: skip
 
 
 def fields(cls: Any) -> set[str]:
@@ -114,10 +150,18 @@ def sizes(cls: Any, **changes: Any) -> dict[str, Any]:
     mapped = getattr(cls, "attribute_map", {})
     found = {name: size for name, size in SIZES.items() if name in known}
     found = {name: size for name, size in found.items() if mapped.get(name) not in found}
-    for name, part in getattr(cls, "sub_configs", {}).items():
-        if isinstance(part, type) and hasattr(part, "model_type"):
-            found[name] = part(**sizes(part)).to_dict()
-    found |= changes
+    if "kv_lora_rank" in known:  # latent attention has keys for every head
+        found |= {"num_key_value_heads": 4} if "num_key_value_heads" in known else {}
+    try:
+        usual = cls() if getattr(cls, "sub_configs", {}) else None
+    except Exception:  # noqa: BLE001  # of a part whose package is not there
+        usual = None
+    for name in getattr(cls, "sub_configs", {}):
+        part = type(getattr(usual, name, None))
+        if hasattr(part, "model_type"):
+            given = sizes(part, **{**ODD.get(part.model_type, {}), **changes.get(name, {})})
+            found[name] = {**given, **kinds_of_layers(part, given), "model_type": part.model_type}
+    found |= {name: size for name, size in changes.items() if name not in found or name in SIZES}
     return {name: size for name, size in found.items() if name in changes or size is not None}
 
 
@@ -130,7 +174,7 @@ def kinds_of_layers(cls: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     lists = {
         name: value
         for name, value in vars(usual).items()
-        if name.endswith("types") and isinstance(value, list) and len(value) == MANY
+        if name.endswith(("types", "block_type")) and isinstance(value, list) and len(value) == MANY
     }
     if not lists:
         return {}
@@ -151,8 +195,10 @@ def config_of(name: str) -> Any:
     cls = CONFIG_MAPPING[name]
     odd = ODD.get(name, {})
     given = sizes(cls, **odd)
-    kinds = kinds_of_layers(cls, given)
-    return cls(**{**given, **{n: v for n, v in kinds.items() if n not in odd}})
+    kinds = {n: v for n, v in kinds_of_layers(cls, given).items() if n not in odd}
+    if any(name.endswith(("types", "block_type")) for name in odd):
+        kinds = {}
+    return cls(**{**given, **kinds})
 
 
 def architectures() -> dict[str, str]:

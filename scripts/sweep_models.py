@@ -18,9 +18,9 @@ import argparse
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -44,6 +44,8 @@ SHORT = (
 )
 UPDATES = ("full", "last(1)", "lora(rank=2)")
 COLUMNS = (*UPDATES, "evaluate", "export")
+CACHES = {"padded": "", "equal": "a length at a time", "none": "no cache"}
+HEADS = {"plain": "", "own": "own head", "whole": "whole logits"}
 Outcome = dict[str, str]
 
 
@@ -88,12 +90,16 @@ def command(*args: str) -> str:
 
 
 def engine_of(folder: Path) -> str:
-    """Which engine runs a model, and how it samples."""
+    """Which engine runs a model, and how it samples and makes logits."""
     from modicum.engine.policy import make
     from modicum.models.load import load
 
     loaded = load(str(folder), "cpu")
-    return getattr(make(loaded.model, loaded.device), "how", "split")
+    engine: Any = make(loaded.model, loaded.device)
+    if engine.splits:
+        return "split"
+    said = ("library", CACHES[engine.can.cache], HEADS[engine.can.head])
+    return ", ".join(filter(None, said))
 
 
 def told(work: Callable[[], str]) -> str:
@@ -115,35 +121,36 @@ def line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def child(name: str) -> None:
-    """Print the outcome of one architecture as the last line."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch
-    import transformers
-
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
+def child(name: str, out: Path) -> None:
+    """Write the outcome of one architecture."""
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     with tempfile.TemporaryDirectory() as folder:
         found = one(name, Path(folder))
-        found = {key: value.replace(folder, "") for key, value in found.items()}
-    print(json.dumps(found))
+        out.write_text(json.dumps({k: v.replace(folder, "") for k, v in found.items()}))
 
 
 def apart(name: str) -> Outcome:
-    """The outcome of one architecture, in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", name]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"made": "ok", "full": f"fault: not done in {SECONDS} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
-        return {"made": "ok", "full": f"fault: exit code {done.returncode}: {said[:300]}"}
-    return json.loads(lines[-1])
+    """The outcome of one architecture, in a forked process: what it imports is there already."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    import torch
+    import transformers
+
+    import modicum.export
+    import modicum.training.loop  # noqa: F401
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "outcome.json"
+        process = multiprocessing.get_context("fork").Process(target=child, args=(name, out))
+        process.start()
+        process.join(SECONDS)
+        if process.is_alive():
+            process.kill()
+            return {"made": "ok", "full": f"fault: not done in {SECONDS} s"}
+        if not out.exists():
+            return {"made": "ok", "full": f"fault: exit code {process.exitcode}"}
+        return json.loads(out.read_text())
 
 
 def faulty(found: Outcome) -> bool:
@@ -202,10 +209,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--failed", action="store_true")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--child", default="")
     given = parser.parse_args()
-    if given.child:
-        return child(given.child)
     found = read(given.out)
     if given.table:
         return write_table(found)

@@ -205,6 +205,7 @@ def load(
     model.eval().to(where)
     notes = []
     if composed:
+        model._weight_conversions = None  # an export has the names of the text alone
         notes = [
             f"{name} has more parts than text: {type(model).__name__} is loaded, trained and exported,"
             f" and not its {', '.join(others) or 'other parts'}"
