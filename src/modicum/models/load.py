@@ -30,6 +30,13 @@ TEXT_NAMES = {
     r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.",
     r"^(model\.)?language_model\.lm_head\.": "lm_head.",
 }
+# Architectures that the library maps and that cannot be trained on text, and why.
+REFUSED = {
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"),
+        "it drafts for another model, whose states it reads",
+    ),
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -115,21 +122,28 @@ def read_config(name: str, trust: Trust | None = None) -> Any:
         return config
     declared = [a for a in (getattr(config, "architectures", None) or []) if a]
     text = getattr(config, "text_config", None)
-    chosen = text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config
+    chosen: Any = text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config
     if type(chosen) not in MODEL_FOR_CAUSAL_LM_MAPPING or any(map(OTHER_HEAD.search, declared)):
         what = ", ".join(declared) or type(config).__name__
         raise UserError(f"{name} is not a causal language model ({what})")
+    reason = REFUSED.get(config.model_type, "")
+    if not hasattr(chosen.get_text_config(decoder=True), "num_hidden_layers"):
+        reason = "its config has no number of layers (num_hidden_layers)"
+    if reason:
+        raise UserError(f"{name}: the architecture {config.model_type!r} cannot be run: {reason}")
     if getattr(chosen, "is_decoder", None) is False and not chosen.is_encoder_decoder:
         raise UserError(
             f"{name} is not a causal language model: its config says that it is an encoder, which"
             " sees the tokens that follow (is_decoder is false)"
         )
+    if hasattr(chosen, "rescale_every"):
+        chosen.rescale_every = 0  # RWKV would halve its weights in place while it is evaluated
     return chosen
 
 
 def numbers(config: Any, name: str) -> list[int]:
     """A number of every layer, as layers may differ (Gemma 4); [] where the config has none."""
-    found = []
+    found: list[Any] = []
     for place, layer in enumerate(config.get_text_config().per_layer_config):
         value = getattr(layer, name, None)
         found.append(value[place] if isinstance(value, list | tuple) else value)
@@ -168,7 +182,7 @@ def load(
     `dtype` is fp32 or bf16. Raises UserError when there is no such model, when it is not
     a causal language model, or when its files are broken.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     trust = trust or Trust()
@@ -179,17 +193,21 @@ def load(
     others = [other for other in others if other not in ("text", "quantization")]
     composed = "text_config" in said
     logging.disable_progress_bar()  # one line of ours says what is loaded
+    rest = {
+        "dtype": DTYPES[dtype],
+        "key_mapping": TEXT_NAMES if composed else None,
+        "use_safetensors": None if trust.pickled_weights or source.gguf else True,
+        "output_loading_info": True,
+        **source.arguments,
+    }
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.arguments)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source.place,
-            config=config,
-            dtype=DTYPES[dtype],
-            key_mapping=TEXT_NAMES if composed else None,
-            use_safetensors=None if trust.pickled_weights or source.gguf else True,
-            output_loading_info=True,
-            **source.arguments,
-        )
+        model, info = AutoModelForCausalLM.from_pretrained(source.place, config=config, **rest)
+        if composed and info["missing_keys"] == {"lm_head.weight"}:
+            # The whole may say what the text does not: that head and embedding are one tensor.
+            whole = AutoConfig.from_pretrained(source.place, **source.arguments)
+            config.tie_word_embeddings = whole.tie_word_embeddings
+            model, info = AutoModelForCausalLM.from_pretrained(source.place, config=config, **rest)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, struct.error) as error:
         raise UserError(_unreachable(name, source, error)) from None
     if source.gguf:

@@ -57,6 +57,7 @@ def check(config: TrainConfig) -> None:
 
 def generous_bound(config: TrainConfig, model_config: Any) -> float | None:
     """More bytes than any update of the model needs at short completions; None: unknown."""
+
     def most(*names: str) -> int:
         return max((number for name in names for number in numbers(model_config, name)), default=0)
 
