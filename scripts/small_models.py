@@ -28,7 +28,7 @@ EIGHT = dict.fromkeys(
 )
 SIZES: dict[str, Any] = {
     **EIGHT,
-    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "n_vocab"), VOCABULARY),
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "n_vocab", "unpadded_vocab_size"), VOCABULARY),
     **dict.fromkeys(
         ("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "embedding_dim", "hidden_size_global"), 32
     ),

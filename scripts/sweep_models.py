@@ -62,7 +62,7 @@ def one(name: str, folder: Path) -> Outcome:
     for update in UPDATES:
         run = ["--out", str(folder / f"run-{UPDATES.index(update)}"), "--update", update]
         found[update] = told(lambda run=run: command("train", *model, *run, *SHORT))
-    short = ("--problems", "4", "--max-tokens", "8", "--device", "cpu")
+    short = ("--problems", "4", "--samples", "2", "--max-tokens", "8", "--device", "cpu")
     found["evaluate"] = told(lambda: command("evaluate", *model, *short))
     if found["full"] == "ok":
         found["export"] = told(lambda: exported(folder, short))
