@@ -21,6 +21,7 @@ from torch import Tensor
 from modicum import runs
 from modicum.config import Trust
 from modicum.engine import Policy
+from modicum.engine.probe import REFUSALS
 from modicum.models.adapters import merged, quiet
 from modicum.models.identity import Identity
 from modicum.models.load import Loaded, load, locate
@@ -194,7 +195,10 @@ def probe(model: Any, loaded: Loaded | Policy) -> Tensor:
     """The logits of a short fixed text, in fp32 on the CPU."""
     text = "What is 1+2?\n<think>1+2=3</think><answer>3</answer>"
     ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    return model(input_ids=ids.to(loaded.device)).logits.float().cpu()
+    try:
+        return model(input_ids=ids.to(loaded.device)).logits.float().cpu()
+    except REFUSALS as error:
+        raise UserError(f"the model cannot be run: {str(error).strip().splitlines()[0]}") from None
 
 
 def export_model(model: Any, loaded: Loaded | Policy, out: Path) -> float:

@@ -72,6 +72,7 @@ def policy_of(
     model = loaded.model if prepared is None else prepared.model
     lowest = -1 if prepared is None else prepared.lowest_layer
     engine = make(model, loaded.device, lowest, compute.engine, compute.checkpointing)
+    engine.notes = (*loaded.notes, *engine.notes)
     settings = samplers.parse(compute.sampler)
     sampler = settings.begin(engine, loaded, prepared, compute, rollout_batch)
     rest = (loaded.tokenizer, loaded.end_tokens, loaded.device, engine, sampler)

@@ -146,7 +146,8 @@ def perform(
         folder.write("evaluation.json", values_of(config, name, found))
     if observer is not None:
         changed = problems_changed(run, task) if run and own else ""
-        for note in [*tasks.notes(task), *([changed] if changed else [])]:
+        said = [*tasks.notes(task), *policy.scorer.notes, *([changed] if changed else [])]
+        for note in said:
             observer.note(note)
     return found
 

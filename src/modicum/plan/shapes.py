@@ -15,7 +15,7 @@ import torch
 
 from modicum import tasks, updates
 from modicum.config import TrainConfig, Trust
-from modicum.models.load import locate, read_config, skeleton, structure
+from modicum.models.load import attention_sizes, locate, read_config, skeleton, structure
 from modicum.updates.base import Prepared
 
 # hidden size, intermediate size, layers, heads, key/value heads, vocabulary, tied embeddings
@@ -87,11 +87,7 @@ def prepare(config: TrainConfig, model_config: Any) -> Prepared:
 
 def cache_numbers(model_config: Any) -> int:
     """Keys and values of a token, in all layers."""
-    text = model_config.get_text_config()
-    queries = getattr(text, "num_attention_heads", None) or 0  # Mamba has none
-    heads = getattr(text, "num_key_value_heads", None) or queries
-    size = getattr(text, "head_dim", None) or text.hidden_size // max(queries, 1)
-    return 2 * text.num_hidden_layers * heads * size
+    return sum(2 * heads * size for _, heads, size in attention_sizes(model_config))
 
 
 def num_bytes(tensors: Sequence[torch.Tensor]) -> int:
