@@ -97,7 +97,7 @@ def make(
     decoder = None if kind == "library" else view(model)
     if decoder is not None:
         if decoder.scales != Scales():  # what the agreement proof compares with must scale too
-            FOUND[inner(model)] = Abilities(plain=False)
+            FOUND[inner(model)] = Abilities(head="own")
         return SplitEngine(decoder, lowest, recompute)
     if kind == "split":
         name = model.config.model_type
