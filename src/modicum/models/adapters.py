@@ -8,7 +8,6 @@ left out: a policy has none.
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ OUTSIDE = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT AD
 # What a library raises where a file is not what it should be.
 FAULTS = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
-    *(ImportError, SafetensorError, pickle.UnpicklingError),
+    *(ImportError, SafetensorError),
 )
 
 
