@@ -174,11 +174,8 @@ def past_base(folder: Path, name: str) -> str:
 def past_bases(folder: Path, config: TrainConfig, model: str = "", base: str = "") -> TrainConfig:
     """The config of a past run with its base, and that of an adapter, where they are now."""
     below = base or config.base
-    return replace(
-        config,
-        model=past_base(folder, model or config.model),
-        base=past_base(folder, below) if below else "",
-    )
+    now = past_base(folder, below) if below else ""
+    return replace(config, model=past_base(folder, model or config.model), base=now)
 
 
 def began(folder: Path) -> dict[str, Any]:

@@ -8,8 +8,6 @@ left out: a policy has none.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,16 +18,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from modicum.models.identity import combined, fingerprints
+from modicum.models.identity import combined, config_hash, fingerprints
 from modicum.runs import read_object
 from modicum.types import UserError
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 # What stands before the prompt, or beside the model, and not inside its layers.
-OUTSIDE = (
-    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT"),
-    *("ADAPTION_PROMPT", "XLORA", "POLY", "SHADOW"),
-)
+OUTSIDE = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT XLORA
+    POLY SHADOW"""
 # What a library raises where a file is not what it should be.
 FAULTS = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
@@ -59,7 +55,7 @@ def said(folder: Path) -> Mapping[str, Any]:
     kind, task = found.get("peft_type"), found.get("task_type")
     if task not in (None, "CAUSAL_LM"):
         raise UserError(f"{folder} is an adapter for the task {task}, not for a causal model")
-    if kind in OUTSIDE or found.get("alora_invocation_tokens"):
+    if kind in OUTSIDE.split() or found.get("alora_invocation_tokens"):
         raise UserError(
             f"{folder} is an adapter of the kind {kind}, which is not inside the layers of its base"
             " alone; it cannot be evaluated or trained here"
@@ -70,7 +66,7 @@ def said(folder: Path) -> Mapping[str, Any]:
 def base_of(folder: Path, base: str) -> str:
     """What the base of the adapter in a folder is called: `base`, or what its config names."""
     named = base or said(folder).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
+    if not (named and isinstance(named, str)):
         raise UserError(f"{folder} is an adapter and does not name its base; --base MODEL does")
     return named
 
@@ -96,12 +92,8 @@ def put(model: nn.Module, folder: Path, pickled: bool = False, weights: bool = T
             if weights:
                 _fill(made, folder, pickled)
     except FAULTS as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
-        raise UserError(
-            f"{folder} does not fit {place or 'its base'}, or is broken:"
-            f" {(reason or type(error).__name__):.300}"
-        ) from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{folder} does not fit {place}, or is broken: {reason:.300}") from None
     return made.eval()
 
 
@@ -109,8 +101,9 @@ def _fill(model: Any, folder: Path, pickled: bool) -> None:
     """Set the adapter's tensors to those of the file; all must be there, and no other."""
     from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
-    if not (folder / WEIGHTS).is_file() and not ((folder / PICKLED).is_file() and pickled):
-        hint = f"; --pickled-weights reads {PICKLED}" if (folder / PICKLED).is_file() else ""
+    there = (folder / PICKLED).is_file()
+    if not (folder / WEIGHTS).is_file() and not (there and pickled):
+        hint = f"; --pickled-weights reads {PICKLED}" if there else ""
         raise UserError(f"{folder} has no {WEIGHTS}{hint}")
     for tensor in get_peft_model_state_dict(model, save_embedding_layers=False).values():
         if tensor.is_floating_point():
@@ -131,10 +124,8 @@ def adapter_hash(model: Any, folder: Path) -> str:
     from peft.utils import get_peft_model_state_dict
 
     held = get_peft_model_state_dict(model, save_embedding_layers=False)
-    plain = {k: v for k, v in said(folder).items() if k not in ("base_model_name_or_path",)}
-    text = json.dumps(plain, sort_keys=True, default=str)
-    marks = fingerprints({name: tensor.cpu() for name, tensor in held.items()})
-    return combined(marks | {"": hashlib.sha256(text.encode()).hexdigest()})
+    plain = {name: v for name, v in said(folder).items() if name != "base_model_name_or_path"}
+    return combined({**fingerprints(held), "": config_hash(plain)})
 
 
 def merged(model: Any) -> nn.Module:

@@ -165,12 +165,7 @@ def view(model: Any) -> Decoder | None:
     """The decoder of a model of a supported family, else None."""
     config = inner(model).config.get_text_config()
     looks_ahead = getattr(config, "use_bidirectional_attention", None) in (True, "all")
-    # What layers of Gemma 4 hand to later ones is not in the states between them.
+    # What layers of Gemma 4 hand past others is not in the states between them.
     handed = ("hidden_size_per_layer_input", "num_kv_shared_layers")
-    if (
-        config.model_type not in FAMILIES
-        or looks_ahead
-        or any(getattr(config, n, 0) for n in handed)
-    ):
-        return None
-    return Decoder(model)
+    unfit = looks_ahead or any(getattr(config, name, 0) for name in handed)
+    return None if unfit or config.model_type not in FAMILIES else Decoder(model)

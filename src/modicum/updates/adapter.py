@@ -167,8 +167,6 @@ class Adapter(Method):
     """Whether PEFT puts it into GPT-2's Conv1D, a linear layer with its matrix turned."""
     everywhere: ClassVar[bool] = True
     """Whether it is meant for all matrices."""
-    continues: ClassVar[bool] = False
-    """Whether it trains an adapter further that was there before."""
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """What the PEFT config says of the adapter, beside where it goes."""

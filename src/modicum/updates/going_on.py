@@ -21,14 +21,14 @@ BESIDE = (
     *("modules_to_save", "trainable_token_indices", "rank_pattern", "alpha_pattern"),
     *("lora_bias", "layer_replication", "use_qalora", "use_bdlora", "lora_ga_config"),
 )
+GOES_ON = ("lora", "rslora", "loraplus", "lorafa", "dora")  # whose start is A and B alone
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def check(update: Any, settings: dict[str, Any], model: Any, where: Selection | None) -> None:
     """UserError unless an update of the LoRA kind, with these settings, is the adapter's."""
     held, merge = model.peft_config[ADAPTER], f"the way round: {MERGE}"
-    if held.peft_type.value != "LORA":
-        kind = held.peft_type.value
+    if (kind := held.peft_type.value) != "LORA":
         raise UserError(f"{update}: the model is a {kind} adapter, which cannot go on; {merge}")
     beside = [name for name in BESIDE if getattr(held, name, None)]
     beside += ["bias"] if held.bias != "none" else []
@@ -42,7 +42,7 @@ def check(update: Any, settings: dict[str, Any], model: Any, where: Selection | 
     asked = {"use_rslora": False, "use_dora": False, **settings}
     same = all(getattr(held, name, None) == asked[name] for name in asked if name != "lora_dropout")
     experts = getattr(update, "experts", False) == bool(held.target_parameters)
-    if not (update.continues and same and experts):
+    if not (update.name in GOES_ON and same and experts):
         raise UserError(f"{update} is not the adapter of the model, which is {said(held)}; {merge}")
     base = model.get_base_model()
     wanted = {n for n in linear_layers(base, where) if ".lora_" not in n} if where else set()

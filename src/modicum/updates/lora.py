@@ -74,7 +74,6 @@ class Lora(LowRank):
     """
 
     name: ClassVar[str] = "lora"
-    continues: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = (
         "lora(rank=2)",
         "lora(rank=2) @ last(1)",
@@ -98,7 +97,6 @@ class RsLora(LowRank):
     """
 
     name: ClassVar[str] = "rslora"
-    continues: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = ("rslora(rank=4)",)
     alpha: int = 12
 
@@ -115,7 +113,6 @@ class LoraPlus(LowRank):
     """
 
     name: ClassVar[str] = "loraplus"
-    continues: ClassVar[bool] = True
     rate_scale: ClassVar[float] = 1.0
     examples: ClassVar[tuple[str, ...]] = ("loraplus(rank=2, ratio=4.0)",)
     ratio: float = 16.0
@@ -133,7 +130,6 @@ class LoraFa(LowRank):
     """LoRA whose A stays as drawn: half the trained numbers, and no wide input is kept."""
 
     name: ClassVar[str] = "lorafa"
-    continues: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = ("lorafa(rank=2)", "lorafa(rank=2) @ last(1)")
 
     def trains(self, name: str) -> bool:
@@ -145,7 +141,6 @@ class Dora(LowRank):
     """LoRA for the direction of each output row, and its length as a number of its own."""
 
     name: ClassVar[str] = "dora"
-    continues: ClassVar[bool] = True
     examples: ClassVar[tuple[str, ...]] = ("dora(rank=2)", "dora(rank=2) @ last(1)")
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
