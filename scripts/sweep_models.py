@@ -20,6 +20,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -180,7 +181,7 @@ def table(found: Mapping[str, Outcome]) -> str:
     def cell(said: str) -> str:
         if said in ("ok", "-"):
             return said
-        reason = said.split(": ", 1)[1]
+        reason = re.sub(r"^.*cannot be run: |^/model ", "", said.split(": ", 1)[1])
         return f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
 
     rows = ["| Architecture | Engine | " + " | ".join(f"`{c}`" for c in UPDATES)]

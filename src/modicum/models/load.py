@@ -27,8 +27,8 @@ TINY = Path(__file__).parent / "tiny"
 OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]|RewardModel")
 # What the text of a model with more parts is called in its file, and in the model of text alone.
 TEXT_NAMES = {
-    r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.",
-    r"^(model\.)?language_model\.lm_head\.": "lm_head.",
+    r"^(model\.)?(language|text)_model\.(model\.)?(?!lm_head)": "model.",
+    r"^(model\.)?(language|text)_model\.lm_head\.": "lm_head.",
 }
 # Architectures that the library maps and that cannot be trained on text, and why.
 REFUSED = {
