@@ -25,7 +25,8 @@ from modicum.engine.library import LibraryEngine
 from modicum.engine.logprobs import backward
 from modicum.engine.probe import probe
 from modicum.export import export_base
-from modicum.models.load import TINY, attention_sizes, load, numbers, read_config
+from modicum.models.configs import attention_sizes, numbers
+from modicum.models.load import TINY, load, read_config
 from modicum.plan.fit import generous_bound
 from modicum.plan.shapes import cache_numbers
 from modicum.tasks.prompts import encode
@@ -115,6 +116,10 @@ def test_of_a_model_with_more_parts_the_text_is_loaded_and_exported(
             "'blt' cannot be run: its config has no number of layers",
         ),
         (
+            {"model_type": "xlnet", "architectures": ["XLNetLMHeadModel"]},
+            "'xlnet' cannot be run: what follows a token changes what is predicted before it",
+        ),
+        (
             {
                 "model_type": "gemma4_assistant",
                 "text_config": {
@@ -127,7 +132,7 @@ def test_of_a_model_with_more_parts_the_text_is_loaded_and_exported(
             "'gemma4_assistant' cannot be run: it drafts for another model",
         ),
     ],
-    ids=["encoder", "classifier", "encoder-decoder", "no layers", "drafter"],
+    ids=["encoder", "classifier", "encoder-decoder", "no layers", "looks ahead", "drafter"],
 )
 def test_what_is_no_language_model_is_refused_by_its_config(
     config: dict[str, Any], message: str, tmp_path: Path

@@ -55,7 +55,8 @@ def probe(model: Any, device: torch.device) -> None:
     head = base.get_output_embeddings()
     if head is None:
         raise UserError(f"{_name(base)}: it has no output embedding")
-    rows = len(base.get_input_embeddings().weight)
+    embedded: Any = base.get_input_embeddings()
+    rows = len(embedded.weight)
     if len(head.weight) > rows:
         raise UserError(
             f"{_name(base)}: it samples {len(head.weight)} tokens and has embeddings for {rows}"
