@@ -130,6 +130,7 @@ ODD: dict[str, dict[str, Any]] = {
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
+    "xmod": {"default_language": "en_XX"},
     "xlm": {"n_langs": 1, "causal": True},
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
