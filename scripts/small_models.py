@@ -37,7 +37,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(
         (
             *("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"),
-            *("encoder_attention_heads", "num_decoder_attention_heads", "index_n_heads"),
+            *("encoder_attention_heads", "num_decoder_attention_heads"),
             *("num_encoder_attention_heads", "swa_num_attention_heads", "mamba_n_heads"),
             *("linear_num_value_heads", "linear_num_heads", "indexer_n_heads", "mamba_num_heads"),
         ),
@@ -85,6 +85,7 @@ SIZES: dict[str, Any] = {
         ),
         512,
     ),
+    "index_n_heads": 64,  # few would give keys the same score, and which is chosen is chance
     "sliding_window": 64,
     "bos_token_id": None,
     "eos_token_id": 0,
@@ -129,6 +130,7 @@ ODD: dict[str, dict[str, Any]] = {
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
+    "xmod": {"default_language": "en_XX"},
     "xlm": {"n_langs": 1, "causal": True},
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,

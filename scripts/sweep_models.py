@@ -3,6 +3,7 @@
     python scripts/sweep_models.py                    all that are not in the file yet
     python scripts/sweep_models.py --only lfm2 rwkv   these, anew
     python scripts/sweep_models.py --failed           those with a fault, anew
+    python scripts/sweep_models.py --engines          which engine each gets, anew, nothing trained
     python scripts/sweep_models.py --table            the table of docs/models.md from the file
 
 A small random model (`small_models.py`) lies beside the tokenizer of the tiny base. `full`,
@@ -20,6 +21,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -72,6 +74,12 @@ def one(name: str, folder: Path) -> Outcome:
     return found
 
 
+def engine_alone(name: str, folder: Path) -> Outcome:
+    """Which engine runs the architecture `name`."""
+    small_models.save(name, folder / "model")
+    return {"engine": told(lambda: engine_of(folder / "model"))}
+
+
 def exported(folder: Path, short: tuple[str, ...]) -> str:
     """Export the trained model and evaluate what was written."""
     command("export", str(folder / "run-0"), "--out", str(folder / "out"))
@@ -121,15 +129,15 @@ def line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def child(name: str, out: Path) -> None:
+def child(work: Callable[[str, Path], Outcome], name: str, out: Path) -> None:
     """Write the outcome of one architecture."""
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     with tempfile.TemporaryDirectory() as folder:
-        found = one(name, Path(folder))
+        found = work(name, Path(folder))
         out.write_text(json.dumps({k: v.replace(folder, "") for k, v in found.items()}))
 
 
-def apart(name: str) -> Outcome:
+def apart(name: str, work: Callable[[str, Path], Outcome] = one) -> Outcome:
     """The outcome of one architecture, in a forked process: what it imports is there already."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     import torch
@@ -142,7 +150,7 @@ def apart(name: str) -> Outcome:
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "outcome.json"
-        process = multiprocessing.get_context("fork").Process(target=child, args=(name, out))
+        process = multiprocessing.get_context("fork").Process(target=child, args=(work, name, out))
         process.start()
         process.join(SECONDS)
         if process.is_alive():
@@ -180,7 +188,7 @@ def table(found: Mapping[str, Outcome]) -> str:
     def cell(said: str) -> str:
         if said in ("ok", "-"):
             return said
-        reason = said.split(": ", 1)[1]
+        reason = re.sub(r"^.*cannot be run: |^/model ", "", said.split(": ", 1)[1])
         return f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
 
     rows = ["| Architecture | Engine | " + " | ".join(f"`{c}`" for c in UPDATES)]
@@ -208,6 +216,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--failed", action="store_true")
+    parser.add_argument("--engines", action="store_true")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     found = read(given.out)
@@ -217,8 +226,10 @@ def main() -> None:
     todo = given.only or [name for name in names if name not in found]
     if given.failed:
         todo = [name for name in found if faulty(found[name])]
+    if given.engines:
+        todo = [name for name in found if found[name]["made"] == "ok"]
     for number, name in enumerate(todo):
-        outcome = apart(name)
+        outcome = {**found[name], **apart(name, engine_alone)} if given.engines else apart(name)
         # Others may write it meanwhile.
         found = {**read(given.out), name: outcome}
         ordered = {known: found[known] for known in names if known in found}

@@ -196,7 +196,7 @@ def probe(model: Any, loaded: Loaded | Policy) -> Tensor:
     text = "What is 1+2?\n<think>1+2=3</think><answer>3</answer>"
     ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     try:
-        return model(input_ids=ids.to(loaded.device)).logits.float().cpu()
+        return model(input_ids=ids.to(loaded.device), use_cache=False).logits.float().cpu()
     except REFUSALS as error:
         raise UserError(f"the model cannot be run: {str(error).strip().splitlines()[0]}") from None
 

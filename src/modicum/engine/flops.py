@@ -23,7 +23,8 @@ from typing import Any
 
 from modicum.config import Steps
 from modicum.engine.base import Scorer
-from modicum.models.load import attention_sizes, inner
+from modicum.models.configs import attention_sizes
+from modicum.models.load import inner
 from modicum.types import Batch, Group, Row
 from modicum.updates.base import Prepared
 from modicum.updates.products import Product, backward_products, place

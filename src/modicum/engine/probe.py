@@ -55,6 +55,12 @@ def probe(model: Any, device: torch.device) -> None:
     head = base.get_output_embeddings()
     if head is None:
         raise UserError(f"{_name(base)}: it has no output embedding")
+    embedded: Any = base.get_input_embeddings()
+    rows = len(embedded.weight)
+    if len(head.weight) > rows:
+        raise UserError(
+            f"{_name(base)}: it samples {len(head.weight)} tokens and has embeddings for {rows}"
+        )
     FOUND.pop(base, None)
     if head.weight.is_meta and not isinstance(head.weight, FakeTensor):
         return  # nothing is decoded there
@@ -103,10 +109,8 @@ def _cache(
 ) -> Literal["padded", "equal", "none"]:
     """Which prompts the cache decodes together."""
     long, short = prompts
-    # Padding may be chosen in the place of keys, in texts longer than what is tried here.
-    chooses = any(name.startswith("index") for name in vars(inner(model).config))
     # No mask is given without padding.
-    if not chooses and all(_right(model, device, tried, compared) for tried in (prompts, [long])):
+    if all(_right(model, device, tried, compared) for tried in (prompts, [long])):
         return "padded"
     if all(_right(model, device, tried, compared) for tried in ([long, long[::-1]], [short])):
         return "equal"

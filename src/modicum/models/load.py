@@ -6,7 +6,6 @@ Weights come as safetensors and no code of the model's own is run, unless the us
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,26 +16,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from modicum.config import Trust
-from modicum.models import adapters, gguf
+from modicum.models import adapters, configs, gguf
 from modicum.models.identity import Identity
 from modicum.runs import is_run
 from modicum.types import UserError
 
 TINY = Path(__file__).parent / "tiny"
-# Heads that are no language model's: such a file has none, and a tied one would hide it.
-OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]|RewardModel")
-# What the text of a model with more parts is called in its file, and in the model of text alone.
-TEXT_NAMES = {
-    r"^(model\.)?language_model\.(model\.)?(?!lm_head)": "model.",
-    r"^(model\.)?language_model\.lm_head\.": "lm_head.",
-}
-# Architectures that the library maps and that cannot be trained on text, and why.
-REFUSED = {
-    **dict.fromkeys(
-        ("gemma4_assistant", "gemma4_unified_assistant"),
-        "it drafts for another model, whose states it reads",
-    ),
-}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -136,54 +121,13 @@ def read_config(name: str, trust: Trust | None = None, base: str = "") -> Any:
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     source = locate(name, trust, base)
     try:
         config = AutoConfig.from_pretrained(source.place, **source.arguments)
     except (OSError, ValueError, KeyError, struct.error, StrictDataclassError) as error:
         raise UserError(_unreachable(name, source, error)) from None
-    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return config
-    declared = [a for a in (getattr(config, "architectures", None) or []) if a]
-    text = getattr(config, "text_config", None)
-    chosen: Any = text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config
-    if type(chosen) not in MODEL_FOR_CAUSAL_LM_MAPPING or any(map(OTHER_HEAD.search, declared)):
-        what = ", ".join(declared) or type(config).__name__
-        raise UserError(f"{name} is not a causal language model ({what})")
-    reason = REFUSED.get(config.model_type, "")
-    if not hasattr(chosen.get_text_config(decoder=True), "num_hidden_layers"):
-        reason = "its config has no number of layers (num_hidden_layers)"
-    if reason:
-        raise UserError(f"{name}: the architecture {config.model_type!r} cannot be run: {reason}")
-    if getattr(chosen, "is_decoder", None) is False and not chosen.is_encoder_decoder:
-        raise UserError(
-            f"{name} is not a causal language model: its config says that it is an encoder, which"
-            " sees the tokens that follow (is_decoder is false)"
-        )
-    if hasattr(chosen, "rescale_every"):
-        chosen.rescale_every = 0  # RWKV would halve its weights in place while it is evaluated
-    return chosen
-
-
-def numbers(config: Any, name: str) -> list[int]:
-    """A number of every layer, as layers may differ (Gemma 4); [] where the config has none."""
-    found: list[Any] = []
-    for place, layer in enumerate(config.get_text_config().per_layer_config):
-        value = getattr(layer, name, None)
-        found.append(value[place] if isinstance(value, list | tuple) else value)
-    return [] if None in found else found
-
-
-def attention_sizes(config: Any) -> list[tuple[int, int, int]]:
-    """(query heads, key/value heads, size of a head) of every layer; Mamba has no heads."""
-    layers = config.get_text_config().num_hidden_layers
-    queries = numbers(config, "num_attention_heads") or [0] * layers
-    shared = numbers(config, "num_key_value_heads") or queries
-    hidden = numbers(config, "hidden_size") or [0] * layers
-    sizes = numbers(config, "head_dim")
-    sizes = sizes or [h // max(q, 1) for h, q in zip(hidden, queries, strict=True)]
-    return list(zip(queries, shared, sizes, strict=True))
+    return configs.causal(name, config)
 
 
 def skeleton(config: Any, dtype: str = "fp32", trust: Trust | None = None) -> nn.Module:
@@ -224,13 +168,11 @@ def load(
     source, where = locate(name, trust, base), choose_device(device)
     config = read_config(name, trust, base)
     said, _ = config.get_config_dict(source.place, **source.arguments)
-    others = sorted(k.removesuffix("_config") for k in said if k.endswith("_config"))
-    others = [other for other in others if other not in ("text", "quantization")]
     composed = "text_config" in said
     logging.disable_progress_bar()  # one line of ours says what is loaded
     rest = {
         "dtype": DTYPES[dtype],
-        "key_mapping": TEXT_NAMES if composed else None,
+        "key_mapping": configs.TEXT_NAMES if composed else None,
         "use_safetensors": None if trust.pickled_weights or source.gguf else True,
         "output_loading_info": True,
         **source.arguments,
@@ -259,14 +201,11 @@ def load(
         model = adapters.put(model, source.adapter, trust.pickled_weights)
         identity = identity.under(adapters.adapter_hash(model, source.adapter))
     model.eval().to(where)
-    notes = []
+    notes: tuple[str, ...] = ()
     if composed:
         model._weight_conversions = None  # an export has the names of the text alone
-        notes = [
-            f"{name} has more parts than text: {type(model).__name__} is loaded, trained and exported,"
-            f" and not its {', '.join(others) or 'other parts'}"
-        ]
-    return Loaded(model, tokenizer, ends, where, identity, tuple(notes))
+        notes = (configs.note(name, type(model).__name__, said),)
+    return Loaded(model, tokenizer, ends, where, identity, notes)
 
 
 def _unreachable(name: str, source: Source, error: BaseException) -> str:

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from modicum.config import TrainConfig
-from modicum.models.load import choose_device, numbers
+from modicum.models.configs import numbers
+from modicum.models.load import choose_device
 from modicum.plan.changes import advice
 from modicum.plan.hardware import GIB, Machine, free_memory
 from modicum.plan.memory import estimate

@@ -15,7 +15,8 @@ import torch
 
 from modicum import tasks, updates
 from modicum.config import TrainConfig, Trust
-from modicum.models.load import attention_sizes, locate, read_config, skeleton, structure
+from modicum.models.configs import attention_sizes
+from modicum.models.load import locate, read_config, skeleton, structure
 from modicum.updates.base import Prepared
 
 # hidden size, intermediate size, layers, heads, key/value heads, vocabulary, tied embeddings
