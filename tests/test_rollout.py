@@ -18,7 +18,7 @@ from conftest import FAMILIES, random_model
 from helpers import engine_of
 from modicum import rewards, tasks, updates
 from modicum.config import Sampling
-from modicum.engine.library import position_ids
+from modicum.engine.decoding import position_ids
 from modicum.engine.local import LocalSampler
 from modicum.engine.logprobs import logprobs
 from modicum.engine.policy import Policy
@@ -118,11 +118,8 @@ class Rows:
     def __init__(self, rows: Tensor) -> None:
         self.rows, self.step = rows, 0
 
-    def batch_repeat_interleave(self, times: int) -> None:
-        self.rows = self.rows.repeat_interleave(times)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.rows = self.rows[indices]
+    def reorder_cache(self, row_B: Tensor) -> None:
+        self.rows = self.rows[row_B]
 
 
 @pytest.mark.parametrize("case", load("completion_mask"))

@@ -74,7 +74,7 @@ class RunParts:
         reward = self.reward
         if reward is None and not is_given(config.reward):
             reward = rewards.parse(config.reward, places(folder))
-        config = replace(config, model=past_base(folder, config.model))
+        config = past_bases(folder, config)
         return config, replace(self, task=task, update=update, reward=reward)
 
     def keep(self, run: runs.Run, config: TrainConfig) -> list[str]:
@@ -172,6 +172,13 @@ def past_base(folder: Path, name: str) -> str:
             f"there is no {kind} {name}, the base of {folder}; --model NEW says where it is now"
         )
     return name
+
+
+def past_bases(folder: Path, config: TrainConfig, model: str = "", base: str = "") -> TrainConfig:
+    """The config of a past run with its base, and that of an adapter, where they are now."""
+    below = base or config.base
+    now = past_base(folder, below) if below else ""
+    return replace(config, model=past_base(folder, model or config.model), base=now)
 
 
 def began(folder: Path) -> dict[str, Any]:

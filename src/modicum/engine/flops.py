@@ -23,6 +23,7 @@ from typing import Any
 
 from modicum.config import Steps
 from modicum.engine.base import Scorer
+from modicum.models.configs import attention_sizes
 from modicum.models.load import inner
 from modicum.types import Batch, Group, Row
 from modicum.updates.base import Prepared
@@ -88,9 +89,8 @@ class FlopCounter:
         self.split, self.recompute = scorer.splits, scorer.recomputes
         config: Any = inner(prepared.model).config.get_text_config()
         self.num_layers: int = config.num_hidden_layers
-        heads = getattr(config, "num_attention_heads", None) or 0  # Mamba has none
-        size = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
-        self.pair = 4.0 * heads * size
+        scored = [heads * size for heads, _, size in attention_sizes(config)]
+        self.pair = 4.0 * sum(scored) / len(scored)  # the mean, where layers differ
         capped = getattr(config, "attn_logit_softcapping", None) is not None
         self.pair_backward = self.pair * (PLAIN_BACKWARD if capped else FUSED_BACKWARD)
         self.base, self.adapted = [0.0] * self.num_layers, [0.0] * self.num_layers

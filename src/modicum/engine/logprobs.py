@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from modicum.config import Sampling
 from modicum.engine.base import Scorer, tokens_of
 from modicum.engine.sampling import token_logprobs
-from modicum.types import Row
+from modicum.types import Row, UserError
 
 CHUNK_BYTES = 64 * 2**20  # logits of one chunk, in fp32
 
@@ -80,6 +80,8 @@ def backward(
     for part in chunks(len(token_N), size, row_ends):
         leaf = hidden_NH[part].detach().requires_grad_(hidden_NH.requires_grad)
         logprob, entropy = score(scorer, leaf, token_N[part], sampling)
+        if not logprob.requires_grad:
+            raise UserError("nothing of what trains takes part in what the model makes of a text")
         loss(logprob, part).backward()
         gradients.append(leaf.grad)
         found.append(logprob.detach())

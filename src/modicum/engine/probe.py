@@ -1,10 +1,11 @@
 """What an architecture's own forward can do, tried out on a few tokens before it is used.
 
-`transformers` has more than a hundred causal language models. Most decode padded prompts
+`transformers` has about two hundred causal language models. Most decode padded prompts
 with a cache that can be repeated and thinned out, and make logits by the output embedding;
 not all do, and no attribute says which. So the engine `library` is tried first: a batch of
 two prompts of unequal length, a group of two, one row leaving, against forwards of each
-sequence alone. What differs is not used (`library.Abilities`).
+sequence alone, then two prompts of one length; heads in the order of `HEADS`. What differs is
+not used (`library.Abilities`).
 
 Shapes: B row, V vocabulary.
 """
@@ -13,14 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from modicum.engine.base import Prompt
-from modicum.engine.library import FOUND, Abilities, LibraryDecoding, LibraryEngine
+from modicum.engine.decoding import LibraryDecoding
+from modicum.engine.library import FOUND, Abilities, LibraryEngine
 from modicum.models.load import inner
 from modicum.types import UserError
 
@@ -34,6 +36,9 @@ LONG, SHORT = 7, 3  # tokens of the two prompts
 # Expected |difference of log-probs| of a token, in nats, as in the agreement proof.
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
 LOW_ROUNDING = 0.5  # in bf16 single tokens are a tenth of a nat apart by rounding alone
+HEADS: tuple[Literal["plain", "own"], ...] = ("plain", "own")
+# |difference of logits| of one state, over the largest: what is left out of a head shows.
+OF_HEAD, LOW_OF_HEAD = 1e-5, 2**-6
 
 
 @torch.no_grad()
@@ -50,6 +55,12 @@ def probe(model: Any, device: torch.device) -> None:
     head = base.get_output_embeddings()
     if head is None:
         raise UserError(f"{_name(base)}: it has no output embedding")
+    embedded: Any = base.get_input_embeddings()
+    rows = len(embedded.weight)
+    if len(head.weight) > rows:
+        raise UserError(
+            f"{_name(base)}: it samples {len(head.weight)} tokens and has embeddings for {rows}"
+        )
     FOUND.pop(base, None)
     if head.weight.is_meta and not isinstance(head.weight, FakeTensor):
         return  # nothing is decoded there
@@ -61,10 +72,7 @@ def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
     prompts = _prompts(len(weight))
     if isinstance(weight, FakeTensor):
         # Without data nothing can be compared; what raises is known all the same.
-        try:
-            list(_decoded(model, device, prompts))
-        except REFUSALS:
-            FOUND[base] = Abilities(cached=False)
+        FOUND[base] = Abilities(_cache(model, device, prompts, compared=False))
         return
     try:
         alone = [_alone(model, device, prompt) for prompt in prompts]
@@ -79,9 +87,8 @@ def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
     begun = _alone(model, device, prompts[0][:SHORT])
     if not (_same(found[1, SHORT - 1], alone[1][-1]) and _same(alone[0][SHORT - 1], begun[-1])):
         raise UserError(f"{_name(base)}: what follows a token changes what is predicted before it")
-    can = Abilities(_caches(model, device, prompts), _plain(model, device, prompts[0], alone[0]))
-    if can != Abilities():
-        FOUND[base] = can
+    head = _head(model, device, prompts[0], alone[0])
+    FOUND[base] = Abilities(_cache(model, device, prompts), head)
 
 
 @contextmanager
@@ -97,13 +104,26 @@ def _without_dropout(model: Any) -> Iterator[None]:
             module.training = True
 
 
-def _caches(model: Any, device: torch.device, prompts: Sequence[Prompt]) -> bool:
+def _cache(
+    model: Any, device: torch.device, prompts: Sequence[Prompt], compared: bool = True
+) -> Literal["padded", "equal", "none"]:
+    """Which prompts the cache decodes together."""
+    long, short = prompts
+    # No mask is given without padding.
+    if all(_right(model, device, tried, compared) for tried in (prompts, [long])):
+        return "padded"
+    if all(_right(model, device, tried, compared) for tried in ([long, long[::-1]], [short])):
+        return "equal"
+    return "none"
+
+
+def _right(model: Any, device: torch.device, prompts: Sequence[Prompt], compared: bool) -> bool:
+    """Whether a cache can be had of these prompts, and gives what forwards give."""
     try:
-        # With padding, and without: no mask is given then.
-        decoded = [*_decoded(model, device, prompts), *_decoded(model, device, prompts[:1])]
+        decoded = list(_decoded(model, device, prompts))
     except REFUSALS:
         return False
-    return all(
+    return not compared or all(
         _same(logits_V, _alone(model, device, sequence)[-1]) for sequence, logits_V in decoded
     )
 
@@ -112,10 +132,10 @@ def _decoded(
     model: Any, device: torch.device, prompts: Sequence[Prompt]
 ) -> Iterator[tuple[Prompt, Tensor]]:
     """Sequences and the logits after them, from a cache: two rows a prompt, one leaves."""
-    decoding = LibraryDecoding(model, device, prompts, 2)
+    decoding = LibraryDecoding(LibraryEngine(model, device), prompts, 2, LONG)
     rows = [prompt for prompt in prompts for _ in range(2)]
     for step in range(3):
-        tokens = [prompts[0][(row + step) % LONG] for row in range(len(rows))]
+        tokens = [prompts[0][(row + step) % len(prompts[0])] for row in range(len(rows))]
         decoding.advance(torch.tensor(tokens, device=device))
         rows = [(*row, token) for row, token in zip(rows, tokens, strict=True)]
         yield from zip(rows, decoding.logits_BV, strict=True)
@@ -125,13 +145,27 @@ def _decoded(
             rows = [rows[row] for row in live]
 
 
-def _plain(model: Any, device: torch.device, prompt: Prompt, logits_TV: Tensor) -> bool:
-    engine = LibraryEngine(model, device)
+def _head(
+    model: Any, device: torch.device, prompt: Prompt, logits_TV: Tensor
+) -> Literal["plain", "own", "whole"]:
+    """The first way from states to logits that gives the model's own."""
+    base = inner(model)
+    low = logits_TV.dtype not in ROUNDING or next(base.parameters()).dtype not in ROUNDING
+    far = float(logits_TV[logits_TV.isfinite()].abs().max())
+    apart = (LOW_OF_HEAD if low else OF_HEAD) * far
     pack = torch.tensor([prompt], device=device), torch.arange(len(prompt), device=device)
-    try:
-        return _same(engine.logits(engine.hidden(pack, None)), logits_TV)
-    except REFUSALS:
-        return False
+    for head in HEADS:
+        FOUND[base] = Abilities(head=head)
+        engine = LibraryEngine(model, device)
+        try:
+            found_TV = engine.logits(engine.hidden(pack, None))
+        except REFUSALS:
+            continue
+        if found_TV.shape == logits_TV.shape and torch.allclose(
+            found_TV.float(), logits_TV.float(), rtol=0.0, atol=apart
+        ):
+            return head
+    return "whole"
 
 
 def _alone(model: Any, device: torch.device, sequence: Prompt) -> Tensor:

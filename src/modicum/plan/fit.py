@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from modicum.config import TrainConfig
+from modicum.models.configs import numbers
 from modicum.models.load import choose_device
 from modicum.plan.changes import advice
 from modicum.plan.hardware import GIB, Machine, free_memory
@@ -33,7 +34,7 @@ def check(config: TrainConfig) -> None:
     room = free_memory(where)
     if room is None or config.trust.trust_remote_code:
         return
-    model_config = config_of(config.model, config.trust)
+    model_config = config_of(config.model, config.trust, config.base)
     most = generous_bound(config, model_config)
     if most is None or most < room:
         return
@@ -57,14 +58,19 @@ def check(config: TrainConfig) -> None:
 
 def generous_bound(config: TrainConfig, model_config: Any) -> float | None:
     """More bytes than any update of the model needs at short completions; None: unknown."""
-    text = model_config.get_text_config()
-    names = ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads")
-    if any(not isinstance(getattr(text, name, None), int) for name in names):
+
+    def most(*names: str) -> int:
+        return max((number for name in names for number in numbers(model_config, name)), default=0)
+
+    layers = getattr(model_config.get_text_config(), "num_hidden_layers", 0)
+    hidden, vocabulary, heads = map(most, ("hidden_size", "vocab_size", "num_attention_heads"))
+    if not (layers and hidden and vocabulary and heads):
         return None
-    hidden, layers, vocabulary, heads = (getattr(text, name) for name in names)
-    inner = getattr(text, "intermediate_size", None) or 4 * hidden
-    wide = max(hidden, heads * (getattr(text, "head_dim", None) or 0))
-    numbers = 2 * vocabulary * hidden + layers * (4 * hidden * wide + 3 * hidden * inner)
+    inner = most("intermediate_size") or 4 * hidden
+    experts = most("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    wide = max(hidden, heads * most("head_dim"))
+    held = layers * (4 * hidden * wide + 3 * hidden * inner * (1 + experts))
+    weights = 2 * vocabulary * hidden + held
     batch = config.batch
     rows = min(batch.micro_batch, batch.prompts_per_step * batch.group_size)
     longest = min(config.sampling.max_tokens, SHORT)
@@ -76,4 +82,4 @@ def generous_bound(config: TrainConfig, model_config: Any) -> float | None:
     cache = 6 * cache_numbers(model_config) * (longest + SHORT)
     sampling = together * (24 * vocabulary + cache)
     # Weights, masters, two copies of gradients, moments, reference, and sums of a schedule.
-    return 48.0 * numbers + activations + sampling + LOAD_SLACK
+    return 48.0 * weights + activations + sampling + LOAD_SLACK

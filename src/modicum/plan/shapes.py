@@ -15,7 +15,8 @@ import torch
 
 from modicum import tasks, updates
 from modicum.config import TrainConfig, Trust
-from modicum.models.load import locate, read_config, skeleton
+from modicum.models.configs import attention_sizes
+from modicum.models.load import locate, read_config, skeleton, structure
 from modicum.updates.base import Prepared
 
 # hidden size, intermediate size, layers, heads, key/value heads, vocabulary, tied embeddings
@@ -52,15 +53,15 @@ class Lengths:
         return [(0,) * max(1, size) for size in sizes]
 
 
-def config_of(model: str, trust: Trust | None = None) -> Any:
+def config_of(model: str, trust: Trust | None = None, base: str = "") -> Any:
     """The Hugging Face config of a model; of a Qwen2.5 size on the hub, the built-in one.
 
     UserError when there is none.
     """
     family, _, size = model.removeprefix("Qwen/").partition("-")
     size = size.removesuffix("-Instruct")
-    if locate(model, trust).local or family != "Qwen2.5" or size not in QWEN25:
-        return read_config(model, trust)
+    if locate(model, trust, base).local or family != "Qwen2.5" or size not in QWEN25:
+        return read_config(model, trust, base)
     from transformers import Qwen2Config
 
     hidden, inner, layers, heads, shared, vocabulary, tied = QWEN25[size]
@@ -81,16 +82,13 @@ def config_of(model: str, trust: Trust | None = None) -> Any:
 def prepare(config: TrainConfig, model_config: Any) -> Prepared:
     """The model of a run with its update applied, without memory."""
     made = skeleton(model_config, config.compute.dtype, config.trust)
+    made = structure(made, config.model, config.trust, config.base)
     return updates.parse(config.update).apply(made, config.seed)
 
 
 def cache_numbers(model_config: Any) -> int:
     """Keys and values of a token, in all layers."""
-    text = model_config.get_text_config()
-    queries = getattr(text, "num_attention_heads", None) or 0  # Mamba has none
-    heads = getattr(text, "num_key_value_heads", None) or queries
-    size = getattr(text, "head_dim", None) or text.hidden_size // max(queries, 1)
-    return 2 * text.num_hidden_layers * heads * size
+    return sum(2 * heads * size for _, heads, size in attention_sizes(model_config))
 
 
 def num_bytes(tensors: Sequence[torch.Tensor]) -> int:
@@ -105,11 +103,11 @@ def prompt_tokens(config: TrainConfig) -> tuple[int, int] | None:
     from modicum.tasks.examples import draw
     from modicum.tasks.lengths import Sizes
 
-    source = locate(config.model, config.trust)
+    source = locate(config.model, config.trust, config.base)
     if not source.local:
         return None
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.arguments)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.texts, **source.arguments)
     except (OSError, ValueError):
         return None
     task = tasks.parse(config.task)

@@ -60,6 +60,14 @@ def encode(
     wants_begin = begin is not None and tokenizer("x")["input_ids"][:1] == [begin]
     if wants_begin and ids[:1] != [begin]:
         ids.insert(0, begin)
+    rows = getattr(tokenizer, "embedding_rows", None)
+    if rows is not None and max(ids, default=0) >= rows:
+        raise UserError(
+            f"the prompt of problem {problem.id} has the token"
+            f" {tokenizer.convert_ids_to_tokens(max(ids))!r} (number {max(ids)}): the tokenizer has"
+            f" {len(tokenizer)} tokens, the model embeddings for {rows}; take that token out of the"
+            " tokenizer or the text, or give the model more rows (resize_token_embeddings)"
+        )
     if len(ids) > sampling.max_prompt_tokens:
         shown = f" (with {len(examples)} worked examples)" if examples else ""
         raise UserError(

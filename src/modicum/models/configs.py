@@ -1,0 +1,89 @@
+"""What the config of a model says: whether it is a causal language model, and its sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from modicum.types import UserError
+
+# Heads that are no language model's: such a file has none, and a tied one would hide it.
+OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]|RewardModel")
+# What the text of a model with more parts is called in its file, and in the model of text alone.
+TEXT_NAMES = {
+    r"^(model\.)?(language|text)_model\.(model\.)?(?!lm_head)": "model.",
+    r"^(model\.)?(language|text)_model\.lm_head\.": "lm_head.",
+}
+# Architectures that the library maps and that cannot be trained on text, and why.
+REFUSED = {
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"),
+        "it drafts for another model, whose states it reads",
+    ),
+    **dict.fromkeys(
+        ("cpmant", "prophetnet", "xlnet"),
+        "what follows a token changes what is predicted before it",
+    ),
+    "reformer": "its backward needs training mode, in which it is not what was sampled from",
+}
+
+
+def causal(name: str, config: Any) -> Any:
+    """The config of the causal language model that `config` is of; of more parts that of the text.
+
+    UserError for what is none, or cannot be trained on text.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return config
+    declared = [a for a in (getattr(config, "architectures", None) or []) if a]
+    text = getattr(config, "text_config", None)
+    chosen: Any = text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config
+    if type(chosen) not in MODEL_FOR_CAUSAL_LM_MAPPING or any(map(OTHER_HEAD.search, declared)):
+        what = ", ".join(declared) or type(config).__name__
+        raise UserError(f"{name} is not a causal language model ({what})")
+    reason = REFUSED.get(config.model_type, "")
+    if not hasattr(chosen.get_text_config(decoder=True), "num_hidden_layers"):
+        reason = "its config has no number of layers (num_hidden_layers)"
+    if reason:
+        raise UserError(f"{name}: the architecture {config.model_type!r} cannot be run: {reason}")
+    if getattr(chosen, "is_decoder", None) is False and not chosen.is_encoder_decoder:
+        raise UserError(
+            f"{name} is not a causal language model: its config says that it is an encoder, which"
+            " sees the tokens that follow (is_decoder is false)"
+        )
+    if hasattr(chosen, "rescale_every"):
+        chosen.rescale_every = 0  # RWKV would halve its weights in place while it is evaluated
+    return chosen
+
+
+def note(name: str, kind: str, said: Mapping[str, Any]) -> str:
+    """What to say of a model with more parts whose text was loaded, by what its file says."""
+    parts = {k.removesuffix("_config") for k in said if k.endswith("_config")}
+    others = sorted(parts - {"text", "quantization"})
+    return (
+        f"{name} has more parts than text: {kind} is loaded, trained and exported, and not its"
+        f" {', '.join(others) or 'other parts'}"
+    )
+
+
+def numbers(config: Any, name: str) -> list[int]:
+    """A number of every layer, as layers may differ (Gemma 4); [] where the config has none."""
+    found: list[Any] = []
+    for place, layer in enumerate(config.get_text_config().per_layer_config):
+        value = getattr(layer, name, None)
+        found.append(value[place] if isinstance(value, list | tuple) else value)
+    return [] if None in found else found
+
+
+def attention_sizes(config: Any) -> list[tuple[int, int, int]]:
+    """(query heads, key/value heads, size of a head) of every layer; Mamba has no heads."""
+    layers = config.get_text_config().num_hidden_layers
+    queries = numbers(config, "num_attention_heads") or [0] * layers
+    shared = numbers(config, "num_key_value_heads") or queries
+    hidden = numbers(config, "hidden_size") or [0] * layers
+    sizes = numbers(config, "head_dim")
+    sizes = sizes or [h // max(q, 1) for h, q in zip(hidden, queries, strict=True)]
+    return list(zip(queries, shared, sizes, strict=True))
