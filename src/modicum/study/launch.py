@@ -72,7 +72,6 @@ class Here(Launcher):
             raise UserError("the launcher here runs one at a time; several need processes")
 
     def run(self, cells: Sequence[Cell], ended: Ended) -> None:
-        """See `Launcher.run`."""
         import torch
 
         before = torch.get_num_threads()
@@ -102,7 +101,6 @@ class Processes(Launcher):
             raise UserError(f"jobs must be at most {os.cpu_count()}, the number of cores")
 
     def run(self, cells: Sequence[Cell], ended: Ended) -> None:
-        """See `Launcher.run`."""
         waiting = list(cells)
         threads = self.threads or share_of_cores(self.jobs)
         running: dict[int, tuple[Cell, ForkServerProcess]] = {}
