@@ -75,7 +75,7 @@ def peak_bytes() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
-    peak = _status("VmHWM")
+    peak = number_in("/proc/self/status", "VmHWM:", 1024)
     if peak is not None:
         return peak
     unit = 1 if sys.platform == "darwin" else 1024
@@ -84,13 +84,18 @@ def peak_bytes() -> int:
 
 def resident_bytes() -> int:
     """Resident memory of this process now; 0 where the system does not say it (not Linux)."""
-    return _status("VmRSS") or 0
+    return number_in("/proc/self/status", "VmRSS:", 1024) or 0
 
 
-def _status(name: str) -> int | None:
-    """A size in bytes that Linux keeps of this process; None elsewhere."""
-    found = _line("/proc/self/status", f"{name}:")
-    return None if found is None else int(found.split()[0]) * 1024
+def number_in(path: str | Path, key: str = "", unit: int = 1) -> int | None:
+    """The number after `key` in a file of the kernel, times `unit`; None where there is none."""
+    try:
+        words = Path(path).read_text().split()
+    except OSError:
+        return None
+    at = words.index(key) + 1 if key in words else 0
+    found = words[at] if at < len(words) and (at or not key) else ""
+    return int(found) * unit if found.isdigit() else None
 
 
 def _line(path: str, start: str) -> str | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from modicum.machine import number_in
 from modicum.models.load import DTYPES, choose_device
 from modicum.spec import nearest
 from modicum.types import UserError
@@ -121,25 +122,14 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that a new run could take on the device now; None where nothing says so."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    limits = [_number(Path("/proc/meminfo"), "MemAvailable:", 1024)]
+    limits = [number_in(Path("/proc/meminfo"), "MemAvailable:", 1024)]
     group = Path("/sys/fs/cgroup")
-    most, now = _number(group / "memory.max"), _number(group / "memory.current")
+    most, now = number_in(group / "memory.max"), number_in(group / "memory.current")
     if most is not None and now is not None:
         # Pages of files are given back when memory is short.
-        pages = _number(group / "memory.stat", "inactive_file") or 0
+        pages = number_in(group / "memory.stat", "inactive_file") or 0
         limits.append(most - now + pages)
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _number(path: Path, key: str = "", unit: int = 1) -> int | None:
-    """The number after `key` in a file of the kernel; None where there is none."""
-    try:
-        words = path.read_text().split()
-    except OSError:
-        return None
-    at = words.index(key) + 1 if key in words else 0
-    found = words[at] if at < len(words) and (at or not key) else ""
-    return int(found) * unit if found.isdigit() else None
 
 
 @torch.no_grad()

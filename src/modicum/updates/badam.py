@@ -66,7 +66,6 @@ class BlockSchedule(Turns):
         return dict.fromkeys(names, taken / self.warmup)
 
     def typical(self, parameters: Mapping[str, nn.Parameter]) -> list[frozenset[str]]:
-        """Every block."""
         return list(self.blocks.values())
 
 
@@ -92,7 +91,6 @@ class BAdam(Method):
         within("badam: warmup", self.warmup, 0, MAX_STEPS)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train the blocks of what `where` selects, of all if it is None."""
         places = layout(model)
         chosen = (where or Full()).select(model)
         layers = layers_of(places, chosen)
@@ -167,7 +165,6 @@ class BAdamRatio(Method):
         within("badam_ratio: every", self.every, 1, MAX_STEPS)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train entries of what `where` selects, of all tensors if it is None."""
         chosen = (where or Full()).select(model)
         schedule = RatioSchedule(chosen, self.ratio, self.every, seed)
         return DensePrepared(model, chosen, schedule=schedule)

@@ -47,7 +47,6 @@ class Miss(Adapter):
         at_least_one(self, rank=self.rank)
 
     def check(self, name: str, layer: Any) -> None:
-        """No input may be smaller than the rank."""
         size = layer.in_features
         if size < self.rank:
             raise UserError(f"{self}: the input of {name} has {size} numbers; rank is at most that")

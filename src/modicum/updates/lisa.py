@@ -78,7 +78,6 @@ class Lisa(Method):
         within("lisa: every", self.every, 1, MAX_STEPS)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train drawn layers of what `where` selects, of all if it is None."""
         places = layout(model)
         chosen = (where or Full()).select(model)
         layers = layers_of(places, chosen)

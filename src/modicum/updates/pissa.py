@@ -63,7 +63,6 @@ class FromBase(LowRank):
     """What adapters made from the base's weights have in common: they fit into its ranks."""
 
     def check(self, name: str, layer: Any) -> None:
-        """No layer may have a smaller rank."""
         rows, columns = layer.weight.shape
         most = min(rows, columns)
         if self.rank > most:

@@ -112,7 +112,6 @@ class SlimFit(Method):
             raise UserError(f"{self}: rate, the share that rests, must be at least 0 and below 1")
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train units of what `where` selects, of all if it is None."""
         places = layout(model).places
         chosen = (where or Full()).select(model)
         units = [

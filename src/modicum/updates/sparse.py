@@ -196,7 +196,6 @@ class Sparse(Method):
             )
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train some entries of what `where` selects, of all tensors if it is None."""
         chosen = (where or Full()).select(model)
         if self.by in MEASURED:
             schedule = Warmup(chosen, self.keep, MEASURED[self.by], self.warmup)

@@ -112,7 +112,6 @@ class LnTuning(Adapter):
     examples: ClassVar[tuple[str, ...]] = ("lntuning", "lntuning @ middle(1)")
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
-        """The norms that are selected, or all."""
         places = layout(model).places
         chosen = places if where is None else where.select(model)
         norms = [name.rpartition(".")[0] for name in chosen if "norm" in places[name].parts]

@@ -207,7 +207,6 @@ class Measured(Method):
         within(f"{self.name}: window (every is the most)", self.window, 1, self.every)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train what `where` selects, all if it is None, with measured steps."""
         chosen = (where or Full()).select(model)
         return DensePrepared(model, chosen, schedule=self.schedule(chosen))
 
