@@ -46,10 +46,10 @@ def gradients(session: Session, batch: Batch) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("update", ["full", "last(1)", "lora(rank=2)"])
-def test_same_seed_gives_the_same_run(quick: TrainConfig, tmp_path: Path, update: str) -> None:
+def test_same_seed_gives_the_same_run(bare: TrainConfig, tmp_path: Path, update: str) -> None:
     folders = []
     for name in ("a", "b"):
-        config = replace(quick, update=update, out=str(tmp_path / name))
+        config = replace(bare, update=update, out=str(tmp_path / name))
         train(config)
         folders.append(tmp_path / name)
     assert metrics_of(folders[0]) == metrics_of(folders[1])

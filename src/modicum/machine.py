@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import os
 import platform
@@ -109,16 +110,12 @@ def _line(path: str, start: str) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and commit, as a run folder records them."""
-    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
     processor = (_line("/proc/cpuinfo", "model name") or "").partition(":")[2].strip()
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "processor": processor or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -128,6 +125,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _version(package: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+@functools.cache
 def _commit() -> str | None:
     folder = Path(__file__).resolve().parent
     try:
