@@ -15,8 +15,6 @@ the smaller Gram matrix in fp64, and those that rounding alone would give are le
 a bf16 run W and W0 are what the model holds, not the fp32 masters: W has the noise of rounding.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

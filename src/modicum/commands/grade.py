@@ -1,7 +1,5 @@
 """`modicum grade`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

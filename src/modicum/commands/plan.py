@@ -1,7 +1,5 @@
 """`modicum plan`."""
 
-from __future__ import annotations
-
 from argparse import ArgumentTypeError
 from dataclasses import replace
 

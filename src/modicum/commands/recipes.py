@@ -1,7 +1,5 @@
 """`modicum recipes`."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from modicum.options import Parser, show

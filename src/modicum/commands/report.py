@@ -1,7 +1,5 @@
 """`modicum report`."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`modicum updates`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from modicum.config import Trust

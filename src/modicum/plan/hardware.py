@@ -9,8 +9,6 @@ GeForce cards. A card's gigabytes are taken as GiB, which is close to what is us
 matrix product and a sum of a quarter of a second show them.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ The Qwen2.5 numbers are those of the published config.json files
 planned where no hub is in reach, and at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The report of runs or of a study: one self-contained HTML page, Markdown, figure files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@
 `completions-*.jsonl` and `result.json` may be missing: a run that still goes on has no result.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What the report of runs says."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 

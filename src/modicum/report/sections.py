@@ -1,7 +1,5 @@
 """Sections that a report of runs and that of a study have in common."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

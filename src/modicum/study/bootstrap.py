@@ -14,8 +14,6 @@ together are three matrix products.
     R resample, S seed, I problem
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -15,8 +15,6 @@ one arm's "better" or "worse" is what its 95 % interval says. A placebo is in no
     S seed, I problem
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal

@@ -7,8 +7,6 @@ A cell that is there already is never run again, so the same command goes on whe
 was. Another launcher (of a cluster, say) is a class with `run` and its row in `LAUNCHERS`.
 """
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import os

@@ -6,8 +6,6 @@ W&B: its offline mode, with all collection switched off.
 Trackio: its SQLite database; MLflow: a SQLite store, since its file store is closed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import importlib

@@ -18,8 +18,6 @@ half of Adam's around the tenth. Departures: a zero gradient does not count for 
 as torch does it. Embedding and head get plain AdamW.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from hashlib import sha256
 from math import sqrt

@@ -18,8 +18,6 @@ training make five steps on one batch of the tiny base move the policy (by KL) a
 tuned rates of `full` and `lora` do.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import gcd
 from typing import Any, ClassVar

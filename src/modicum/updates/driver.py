@@ -5,8 +5,6 @@ The loop keeps its loss, its optimizer and its scheduler of the learning rate.
 docs/outside.md says how this departs from the package's own loop.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any, Self
 

@@ -16,8 +16,6 @@ to basis; epsilon is added after the bias correction, as torch does it. Embeddin
 get plain AdamW.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Which layer and which part every parameter of a decoder belongs to."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

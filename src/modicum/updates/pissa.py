@@ -17,8 +17,6 @@ then the last bits of the decomposition, which depend on the number of threads, 
 and B A is exact. So a run can be taken up with another number of threads.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -5,8 +5,6 @@ Backward cost counts matrix products only (`products`, F.2 in docs/updates.md): 
 what trains, and gradients of activations down to the lowest trained tensor.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from statistics import fmean as mean

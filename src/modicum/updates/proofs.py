@@ -16,8 +16,6 @@ The hashes of loading (`models.identity`) are not taken over for what is frozen:
 rewrite it when they begin, and a proof that believed an older hash would prove less.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 

@@ -9,8 +9,6 @@ What happens to the optimizer's state of a tensor that stops training is its pol
 `keep` leaves it where it is, `reset` deletes it, `cpu` moves it to the CPU and back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field

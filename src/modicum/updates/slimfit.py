@@ -11,8 +11,6 @@ gradients and, unless `state` is keep, optimizer state are had here: quantised a
 are not part of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

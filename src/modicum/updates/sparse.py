@@ -23,8 +23,6 @@ Departures: `run` takes a share of each tensor, not all above 1e-5; steps with n
 not measured; of equal scores the first in the tensor count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,8 +11,6 @@ A thin shell around `driver`. What a Trainer brings with it:
   resumed, and processes would decide each for itself.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import TrainerCallback

@@ -5,8 +5,6 @@ at least `every` steps with a signal, and more where a rollout serves several. U
 `reset` every turn begins with fresh moments, also of what had the turn before.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import ClassVar

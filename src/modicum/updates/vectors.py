@@ -19,8 +19,6 @@ or acts through a small product (VeRA): steps must be larger than for matrices. 
 rates of `full` and `lora` do. A starting point, not a tuned rate.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -15,8 +15,6 @@ the groups (prompts) of those steps together, as in the paper; its code takes it
 tensor's rows, with a threshold of 0.95 on values that are not brought to 0..1.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Held-out accuracy of the base and of each run: a bar with its interval, a diamond for greedy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -6,8 +6,6 @@ seed to the highest. Runs of different lengths are read at the same x by interpo
 within what all of them have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

@@ -5,8 +5,6 @@ covers what is near the margin; an interval that goes on beyond it ends in an ar
 arm that lies beyond it altogether is an arrow with its number beside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Accuracy against what an arm cost, with the frontier: arms that none beats in both."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Figures of what happened during training: learning curves and small multiples."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the report of a study says."""
 
-from __future__ import annotations
-
 from modicum.report import document as doc
 from modicum.report import sections
 from modicum.report.figures import (

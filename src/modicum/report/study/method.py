@@ -1,7 +1,5 @@
 """How a study's numbers are made and what they do not say, in a few plain paragraphs."""
 
-from __future__ import annotations
-
 from modicum.report.numbers import listed
 from modicum.results import Analysis
 

@@ -1,7 +1,5 @@
 """The tables of a study's report: its arms, what they cost, the tests behind the verdicts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from modicum.report import numbers as n
