@@ -16,6 +16,7 @@ import pytest
 
 from helpers import modicum, replace_base
 from modicum import cli
+from modicum.report import page
 from modicum.report.study import families
 from modicum.runs import read_object
 from modicum.study import (
@@ -67,6 +68,12 @@ def study_file(folder: Path, model: Path, factors: str = "[1]", placebo: str = "
     path = folder / "small.toml"
     path.write_text(TEXT.format(model=model, factors=factors, placebo=placebo))
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the study that is finished before the first test draws any."""
+    monkeypatch.setattr(page, "draw", lambda figures: {})
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """`modicum updates`."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from modicum.config import Trust
 from modicum.options import Parser, show
@@ -45,5 +45,5 @@ def run(args: list[str]) -> int:
     from modicum.updates.preview import preview
 
     result = preview(updates.parse(found.expression), options.model, options.trust)
-    show(found.json, result.to_json(), result.text())
+    show(found.json, asdict(result), result.text())
     return 0

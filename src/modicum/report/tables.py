@@ -50,11 +50,6 @@ class RunRow:
         )
         return base, trained
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The interval of the trained model's accuracy, or NaN."""
-        return self.scores("low")[1], self.scores("high")[1]
-
     def change(self, name: str, show: Number = n.percent) -> str:
         """`base → trained` of one number of the evaluations; a dash where one is missing."""
         return n.ARROW.join(map(show, self.scores(name)))
@@ -70,7 +65,9 @@ COLUMNS = (
     ),
     (
         "sampled accuracy (%), 95% interval",
-        lambda row, _: f"{row.change('accuracy')} {n.limits(*row.ends)}".strip(),
+        lambda row, _: (
+            f"{row.change('accuracy')} {n.limits(row.scores('low')[1], row.scores('high')[1])}".strip()
+        ),
         lambda row: row.scores("accuracy")[1],
     ),
     ("greedy (%)", lambda row, _: row.change("greedy"), lambda row: row.scores("greedy")[1]),

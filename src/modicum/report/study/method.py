@@ -64,7 +64,7 @@ def _intervals(analysis: Analysis) -> str:
             " not about the methods."
         )
     parts = analysis.variance
-    if parts is not None and parts.seed is not None and parts.problem is not None:
+    if parts is not None:
         sizes = (
             f"{100 * max(parts.seed, 0) ** 0.5:.1f} and {100 * max(parts.problem, 0) ** 0.5:.1f}"
         )
