@@ -1,5 +1,7 @@
 """`modicum evaluate`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from modicum.config import Sampling

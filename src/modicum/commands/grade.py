@@ -1,5 +1,7 @@
 """`modicum grade`."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import math

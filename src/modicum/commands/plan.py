@@ -1,5 +1,7 @@
 """`modicum plan`."""
 
+from __future__ import annotations
+
 from argparse import ArgumentTypeError
 from dataclasses import replace
 

@@ -1,5 +1,7 @@
 """`modicum tasks`: what tasks there are, their problems, and whether they are sound."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, Literal
 

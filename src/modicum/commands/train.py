@@ -1,5 +1,7 @@
 """`modicum train`."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 from pathlib import Path

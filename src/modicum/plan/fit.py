@@ -5,6 +5,8 @@ plan is above the free memory by more than `MARGIN`. Longer completions may end 
 this lets begin; `modicum plan` shows it at `max_tokens`.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import Any
 

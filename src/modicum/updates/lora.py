@@ -13,6 +13,8 @@ The variants, each one change to LoRA:
   differentiated; m trains too and starts as the norm of W.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -11,6 +11,8 @@ truncated SVD; then U S and V are rounded to 14 bits, for the
 reason given in `pissa.py`.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
