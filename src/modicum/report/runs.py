@@ -49,9 +49,12 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     )
     proven = sections.proofs("", ((row.label, row.result.change_proof) for row in rows))
     unfinished = [n for n, r in zip(names, records, strict=True) if r.result is None]
+    scores = held.levels(groups[0]) if len(groups) == 1 else []
+    ran = [names[number] for number in groups[0].runs] if scores else []
+    hard = (levels.figure(scores, ran), levels.table(scores, ran))
     shown = (
         _results(rows),
-        _difficulty(groups, names),
+        doc.section("difficulty", "By difficulty", *hard),
         doc.section("training", "During training", learning.figures(records, bases), fold),
         doc.section("written", "What the model wrote", _written(records, names, groups)),
         _weights(rows),
@@ -135,13 +138,6 @@ def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
     }
     missing = {NONE, NONE + ARROW + NONE}
     return [(name, texts) for name, texts in measures.items() if set(texts) - missing]
-
-
-def _difficulty(groups: Sequence[held.HeldGroup], names: Sequence[str]) -> doc.Section:
-    found = held.levels(groups[0]) if len(groups) == 1 else []
-    shown = [names[number] for number in groups[0].runs] if found else []
-    blocks = (levels.figure(found, shown), levels.table(found, shown))
-    return doc.section("difficulty", "By difficulty", *blocks)
 
 
 def _written(

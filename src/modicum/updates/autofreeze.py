@@ -87,18 +87,15 @@ class FreezingSchedule(Schedule):
             now = smooth
         self.norms = {n: now[n] for n in self._training()}
         frozen = self.lowest > min(self.layers)
+        below = frozenset() if frozen else self.below
         return Decision(
-            self._active(),
+            self.above.union(below, *(self.layers[layer] for layer in self._training())),
             {**evidence, "lowest": self.lowest},
             restart=frozen and self.policy == "reset",
         )
 
     def _training(self) -> list[int]:
         return [layer for layer in self.layers if layer >= self.lowest]
-
-    def _active(self) -> frozenset[str]:
-        below = self.below if self.lowest == min(self.layers) else frozenset()
-        return self.above.union(below, *(self.layers[layer] for layer in self._training()))
 
     def _norm(self, layer: int) -> float:
         parts = [

@@ -1,5 +1,7 @@
 """What the report of a study says."""
 
+from collections.abc import Mapping, Sequence
+
 from modicum.report import document as doc
 from modicum.report import sections
 from modicum.report.figures import (
@@ -15,6 +17,7 @@ from modicum.report.numbers import NONE, listed, percent, points
 from modicum.report.study import method, tables
 from modicum.report.study.families import family, ranked
 from modicum.report.study.read import StudyRecord
+from modicum.results import ArmResult
 
 RATIOS = (
     "Trained: share of the model's parameters. Time and peak memory (above the start of the"
@@ -168,39 +171,28 @@ def _settings(study: StudyRecord) -> doc.Section:
     shown = arm_curves.arms(study)
     configs = [study.curves[arm.slug].config for arm in shown]
     alike, differing = sections.compare(configs or [study.settings.get("config", {})])
+    every = study.analysis.arms  # a copy without runs has what each arm sets
+    names = dict.fromkeys(name for arm in every for name in arm.settings)
+    own = {name: [str(arm.settings.get(name, NONE)) for arm in every] for name in names}
     design = {k: v for k, v in study.settings.items() if k not in ("arms", "config", "question")}
     return doc.section(
         "settings",
         "Settings",
-        _different(study, differing) if shown else _overrides(study),
+        _by_arm("Settings in which the arms differ", shown, differing)
+        if shown
+        else _by_arm("What the arms set", every, own),
         sections.shared("The same in all arms", alike),
         sections.shared("The study", design),
     )
 
 
-def _different(study: StudyRecord, settings: sections.Texts) -> doc.Table | None:
-    """The settings in which arms differ, a row an arm."""
-    if not settings:
-        return None
-    columns = list(settings.values())
-    rows = [
-        [doc.TableCell(arm.name, code=True), *(column[number] for column in columns)]
-        for number, arm in enumerate(arm_curves.arms(study))
-    ]
-    heads = ("arm", *settings)
-    return doc.table("Settings in which the arms differ", heads, rows, wrap=True, plain=True)
-
-
-def _overrides(study: StudyRecord) -> doc.Table | None:
-    """Of a copy without runs, what each arm sets."""
-    arms = study.analysis.arms
-    names = list(dict.fromkeys(name for arm in arms for name in arm.settings))
-    rows = [
-        [doc.TableCell(arm.name, code=True), *(str(arm.settings.get(name, NONE)) for name in names)]
-        for arm in arms
-    ]
-    heads = ("arm", *names)
-    return doc.table("What the arms set", heads, rows, wrap=True, plain=True) if names else None
+def _by_arm(
+    name: str, arms: Sequence[ArmResult], columns: Mapping[str, Sequence[str]]
+) -> doc.Table | None:
+    """A row an arm; every column has a text for each."""
+    cells = zip(arms, *columns.values(), strict=True)
+    rows = [[doc.TableCell(arm.name, code=True), *texts] for arm, *texts in cells]
+    return doc.table(name, ("arm", *columns), rows, wrap=True, plain=True) if columns else None
 
 
 def _versions(study: StudyRecord) -> doc.Section:
