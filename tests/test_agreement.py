@@ -344,7 +344,9 @@ def test_a_loss_that_is_no_number_is_skipped_and_no_stale_policy(
 ) -> None:
     """NaN in the hidden states of a micro-batch, in the first update of a rollout."""
     calls: list[int] = []
-    session = prepare(replace(bare, batch=replace(bare.batch, micro_batch=4)))
+    sampling = Sampling(max_tokens=12)  # both groups have a signal
+    batch = replace(bare.batch, micro_batch=4)
+    session = prepare(replace(bare, batch=batch, sampling=sampling))
     real = session.policy.scorer.hidden
 
     def hidden(pack: Any, trunk: Any) -> Any:
