@@ -29,8 +29,7 @@ from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full, split
 from modicum.updates.layout import MAX_LAYERS, divided, layout
-from modicum.updates.schedule import MAX_STEPS, Decision, Policy
-from modicum.updates.turns import Turns
+from modicum.updates.schedule import MAX_STEPS, Decision, Policy, Turns
 
 Order = Literal["random", "ascending", "descending"]
 

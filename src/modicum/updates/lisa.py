@@ -23,8 +23,7 @@ from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
 from modicum.updates.layout import MAX_LAYERS, divided, layout
-from modicum.updates.schedule import MAX_STEPS, Decision, Policy
-from modicum.updates.turns import Turns
+from modicum.updates.schedule import MAX_STEPS, Decision, Policy, Turns
 
 MOST_SETS = 64  # for the preview's average; beyond, so many are drawn
 
