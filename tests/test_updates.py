@@ -258,9 +258,10 @@ def test_resuming_from_a_checkpoint_changes_nothing(trained: Trained) -> None:
     whole = trained.session
     take_steps(second, trained.num_saved, whole.config.steps)
     assert second.prepared.active.keys() == whole.prepared.active.keys()
-    for name, tensor in whole.optimization.tensors().items():
-        assert torch.equal(second.optimization.tensors()[name], tensor), name
-    assert second.optimization.tensors().keys() == whole.optimization.tensors().keys()
+    wanted, found = whole.optimization.tensors(), second.optimization.tensors()
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
     for name, parameter in whole.prepared.trainable.items():
         assert torch.equal(second.prepared.trainable[name], parameter), name
     assert second.prepared.schedule.state() == whole.prepared.schedule.state()
