@@ -145,7 +145,9 @@ FAULTS: dict[str, type[Faulty] | None] = {
 
 def config_of(model: str, update: str, dtype: str, seed: int, cut: bool) -> TrainConfig:
     """A small run: 4 prompts x 6 completions a step."""
-    config = recipes.addition() if model != "tiny" else TrainConfig(task="arithmetic(terms=3)")
+    config = (
+        recipes.named("addition") if model != "tiny" else TrainConfig(task="arithmetic(terms=3)")
+    )
     sampling = replace(config.sampling, max_tokens=24, top_p=0.95 if cut else 1.0)
     return replace(
         config,

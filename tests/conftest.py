@@ -110,7 +110,7 @@ def quick(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         reward="digits",
         steps=4,
         out=str(tmp_path / "run"),
-        sampling=Sampling(max_tokens=12),
+        sampling=Sampling(max_tokens=8),
         batch=Steps(prompts_per_step=2, group_size=4),
         evaluation=Held(eval_problems=4, eval_samples=2),
         records=Records(checkpoint_every=2, samples_every=2),

@@ -33,6 +33,9 @@ faults = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(faults)
 
 
+SLOW = pytest.mark.slow  # bf16 on a CPU takes seconds a run
+
+
 # Versions --------------------------------------------------------------------------------
 
 
@@ -225,8 +228,14 @@ def test_planted_faults_are_found(fault: str, dtype: str) -> None:
     assert "agreement proof" in found["said"]
 
 
-@pytest.mark.parametrize("update", ["full", "lora(rank=8)", "pissa(rank=2)", "dora(rank=2)"])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("dtype", "update"),
+    [
+        *(("fp32", text) for text in ("full", "lora(rank=8)", "pissa(rank=2)", "dora(rank=2)")),
+        *(("bf16", text) for text in ("full", "lora(rank=8)")),
+        *(pytest.param("bf16", text, marks=SLOW) for text in ("pissa(rank=2)", "dora(rank=2)")),
+    ],
+)
 def test_honest_runs_go_on(update: str, dtype: str) -> None:
     faults.RATES.setdefault(update, 1e-3)
     found = faults.run(faults.config_of("tiny", update, dtype, 3, False), "", 3)
@@ -237,12 +246,15 @@ def test_honest_runs_go_on(update: str, dtype: str) -> None:
 # Update, its rate, seed, (prompts, completions of each, tokens), settings, dtype.
 HONEST: list[Any] = [
     ("full", None, 9, (1, 2, 4), {}, "bf16"),  # a handful of tokens says little of the rounding
+    ("last(1)", 1e-2, 354, (2, 4, 12), {"temperature": 0.01, "top_k": 20}, "fp32"),
+]
+SLOW_HONEST: list[Any] = [
     ("lora(rank=2)", 3e-2, 2, (2, 4, 12), {}, "bf16"),  # and it grows with what is learnt
     ("full", 1e-4, 0, (4, 8, 12), {"top_k": 1}, "bf16"),  # ties let a second token in
     ("full", 1e-4, 1, (4, 8, 12), {"top_p": 0.3}, "bf16"),
     ("lntuning", None, 194, (2, 2, 6), {"temperature": 0.01, "top_k": 20}, "bf16"),
-    ("last(1)", 1e-2, 354, (2, 4, 12), {"temperature": 0.01, "top_k": 20}, "fp32"),
 ]
+HONEST += [pytest.param(*case, marks=SLOW) for case in SLOW_HONEST]
 
 
 @pytest.mark.parametrize(("update", "rate", "seed", "sizes", "sampling", "dtype"), HONEST)
@@ -332,7 +344,9 @@ def test_a_loss_that_is_no_number_is_skipped_and_no_stale_policy(
 ) -> None:
     """NaN in the hidden states of a micro-batch, in the first update of a rollout."""
     calls: list[int] = []
-    session = prepare(replace(bare, batch=replace(bare.batch, micro_batch=4)))
+    sampling = Sampling(max_tokens=12)  # both groups have a signal
+    batch = replace(bare.batch, micro_batch=4)
+    session = prepare(replace(bare, batch=batch, sampling=sampling))
     real = session.policy.scorer.hidden
 
     def hidden(pack: Any, trunk: Any) -> Any:

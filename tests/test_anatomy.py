@@ -15,7 +15,7 @@ from conftest import random_model
 from modicum import anatomy
 from modicum.config import Compute, Optimizer, Records, TrainConfig
 from modicum.report import load as load_run
-from modicum.report import output, write
+from modicum.report import page, write
 from modicum.report.figures import changes
 from modicum.training.loop import train
 from modicum.types import UserError
@@ -239,14 +239,14 @@ def test_the_report_shows_it(quick: TrainConfig, tmp_path: Path) -> None:
     shown = [(record.update, a) for record, a in zip(records, found, strict=True)]
     drawing = changes.figure(shown)
     assert drawing is not None
-    (drawn,) = output.draw([drawing]).values()
+    (drawn,) = page.draw([drawing]).values()
     assert ElementTree.fromstring(drawn.svg).tag.endswith("svg")
     # Four parts of one layer, and two parts of three layers.
     assert drawn.broad.count("fill: var(--series-0") == 4 + 6
     assert changes.figure([("full", None)]) is None
-    page = write([*folders, tmp_path / "c"], tmp_path / "report.html").read_text()
-    assert "<h2>What changed in the weights</h2>" in page
-    assert "by layer and part" in page
+    text = write([*folders, tmp_path / "c"], tmp_path / "report.html").read_text()
+    assert "<h2>What changed in the weights</h2>" in text
+    assert "by layer and part" in text
 
 
 def test_a_broken_anatomy_names_the_file_and_the_key(quick: TrainConfig) -> None:

@@ -52,6 +52,7 @@ def run_of(quick: TrainConfig, folders: dict[str, Path], family: str, update: st
         update=update,
         optimizer=Optimizer(learning_rate=1e-2),
         evaluation=replace(quick.evaluation, eval_problems=0),
+        records=replace(quick.records, anatomy=False),
     )
     train(config)
     return config

@@ -182,6 +182,7 @@ ORDERS = [
 ]
 
 
+@pytest.mark.slow
 def test_calls_work_in_every_order_of_imports() -> None:
     """Packages have the names of some: `modicum.report` is one, and is called.
 

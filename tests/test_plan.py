@@ -150,7 +150,8 @@ def test_wrong_prompt_tokens_are_refused(tokens: str) -> None:
 def test_require_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine("none", "cpu", 1, None)
     monkeypatch.setattr(hardware, "parse", lambda *_: machine)
-    config = TrainConfig(sampling=Sampling(max_tokens=8), batch=Steps(2, 2))
+    short = Sampling(max_tokens=8)
+    config = TrainConfig(sampling=short, batch=Steps(2, 2), evaluation=Held(eval_problems=0))
     plan = overall.make(config, Machine("any", "cpu", None, None), Lengths(9, 9, 8, 8))
     assert plan.fits is None
     monkeypatch.setattr(overall, "make", lambda *_, **__: replace(plan, machine=machine))

@@ -18,7 +18,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_a_recipe_is_whole(name: str) -> None:
-    config = recipes.RECIPES[name]()
+    config = recipes.named(name)
     tasks.parse(config.task)
     updates.parse(config.update)
     objectives.parse(config.objective)
@@ -28,7 +28,7 @@ def test_a_recipe_is_whole(name: str) -> None:
     assert config.sampling.style in STYLES
     assert set(asked) <= {config.sampling.style}
     assert config.optimizer.learning_rate is not None
-    about = recipes.RECIPES[name].__doc__ or ""
+    about = recipes.about(name)
     if not config.model.startswith("models/"):
         assert all(word in about for word in ("Repeats:", "Departs", "Needs:", "Reports:"))
     assert re.search(rf"`{name}`", DOCS.read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def test_recipes_are_shown_and_run(
     assert cli.run(["recipes", "tinyzero"]) == 0
     (tmp_path / "t.toml").write_text(capsys.readouterr().out, encoding="utf-8")
     shown = from_mapping(TrainConfig, read_toml(tmp_path / "t.toml"), "t.toml")
-    assert shown == recipes.tinyzero()
+    assert shown == recipes.named("tinyzero")
     out = tmp_path / "run"
     options = [
         *QUICK,

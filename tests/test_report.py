@@ -20,7 +20,7 @@ from rich.console import Console
 
 from fake_runs import make, make_whole
 from modicum import cli
-from modicum.report import held, load, markdown, numbers, output, style, tables, write
+from modicum.report import held, load, markdown, numbers, page, style, tables, write
 from modicum.report import runs as report_of_runs
 from modicum.report.document import Document, SideBySide, Table
 from modicum.report.figures import accuracy, cost, curves, learning
@@ -171,8 +171,8 @@ def test_figures_are_the_same_twice_and_well_formed(runs):
     records = [load(folder) for folder in runs]
     found = [part.figure(tables.results(records)) for part in (accuracy, cost)]
     assert [figure.name for figure in found] == ["accuracy", "cost"]
-    drawn = output.draw(found[:1])
-    assert drawn == output.draw(found[:1])
+    drawn = page.draw(found[:1])
+    assert drawn == page.draw(found[:1])
     for figure in drawn.values():
         for svg in (figure.broad, figure.narrow, figure.svg):
             assert ElementTree.fromstring(svg).attrib["role"] == "img"
@@ -441,7 +441,7 @@ def test_the_command_writes_the_report_of_one_folder_into_it(tmp_path, capsys):
 
 
 def test_places_of_a_report(tmp_path):
-    found = output.places(tmp_path, "site/x.html")
+    found = page.places(tmp_path, "site/x.html")
     assert (found.markdown, found.figures) == (Path("site/x.md"), Path("site/x-figures"))
     folder = bare(make(tmp_path, "full"))
     with pytest.raises(UserError, match="name of a file"):

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 
 import fake_study
 from modicum import updates
-from modicum.report import document, html, markdown, numbers, output, page
+from modicum.report import document, html, markdown, numbers, page
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures import difficulty, forest, frontier, labels, signals, tuning
 from modicum.report.study import cells, families, read, tables
@@ -182,7 +182,7 @@ def test_markdown_says_the_same_and_its_figures_exist(written: Path) -> None:
 def test_the_page_goes_where_it_is_asked_for(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "draw", lambda figures: {})
+    monkeypatch.setattr(page, "draw", lambda figures: {})
     out = tmp_path / "deep" / "mine.html"
     assert page.write_study(folder, out, "My <study>") == out
     assert "<title>My &lt;study&gt;</title>" in out.read_text()

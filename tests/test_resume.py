@@ -44,7 +44,8 @@ class StopAt(Observer):
 
 def long(quick: TrainConfig, update: str, out: Path) -> TrainConfig:
     config = replace(quick, update=update, steps=6, objective="grpo(kl=0.01)", out=str(out))
-    return replace(config, batch=replace(quick.batch, updates_per_rollout=2))
+    records = replace(quick.records, anatomy=False)
+    return replace(config, batch=replace(quick.batch, updates_per_rollout=2), records=records)
 
 
 @pytest.mark.parametrize(("update", "cuts"), [("full", (0, 2)), ("lora(rank=2)", (4,))])
@@ -68,7 +69,7 @@ def test_a_resumed_run_equals_the_uncut_one(
 def test_killed_with_sigkill_and_resumed_equals_the_uncut_run(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Only the run that is killed needs a process of its own; a start takes ten seconds."""
+    """Only the run that is killed needs a process of its own, forked as a start takes seconds."""
     options = ["--model", str(folders["qwen2"]), "--task", "arithmetic(terms=2,digits=1)"]
     options += ["--steps", "30", "--prompts-per-step", "2", "--group-size", "8"]
     options += ["--max-tokens", "8", "--eval-problems", "0", "--checkpoint-every", "2"]
@@ -76,16 +77,16 @@ def test_killed_with_sigkill_and_resumed_equals_the_uncut_run(
     options += ["--reward", "accuracy(lenient=True) + format"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert cli.run(["train", *options, "--out", str(whole)]) == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "modicum", "train", *options, "--out", str(cut)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    while len(runs.checkpoints(cut)) < 2 and process.poll() is None:
+    child = os.fork()
+    if not child:
+        try:
+            cli.run(["train", *options, "--out", str(cut)])
+        finally:
+            os._exit(0)
+    while len(runs.checkpoints(cut)) < 2 and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     assert not (cut / "result.json").exists(), "the run ended before it could be killed"
     assert cli.run(["train", *options, "--out", str(cut), "--resume"]) == 0
     assert metrics_of(whole) == metrics_of(cut)
@@ -105,37 +106,37 @@ def test_the_script_that_kills_runs(tmp_path: Path) -> None:
     assert done.stdout.endswith("0 differ\n")
 
 
-def test_the_config_that_a_run_writes_repeats_it(quick: TrainConfig, tmp_path: Path) -> None:
+def test_the_config_that_a_run_writes_repeats_it(bare: TrainConfig, tmp_path: Path) -> None:
     from modicum.config import read_toml
 
-    train(quick)
-    path = Path(quick.out) / "config.toml"
+    train(bare)
+    path = Path(bare.out) / "config.toml"
     again = from_mapping(TrainConfig, read_toml(path), "config")
     train(replace(again, out=str(tmp_path / "again")))
-    assert metrics_of(Path(quick.out)) == metrics_of(tmp_path / "again")
+    assert metrics_of(Path(bare.out)) == metrics_of(tmp_path / "again")
 
 
-def test_a_checkpoint_of_another_update_is_refused(quick: TrainConfig, tmp_path: Path) -> None:
-    train(replace(quick, update="last(1)"))
-    other = prepare(replace(quick, update="first(1)"))
+def test_a_checkpoint_of_another_update_is_refused(bare: TrainConfig, tmp_path: Path) -> None:
+    train(replace(bare, update="last(1)"))
+    other = prepare(replace(bare, update="first(1)"))
     with pytest.raises(UserError, match="another update"):
-        restore(other, runs.checkpoints(Path(quick.out))[-1])
+        restore(other, runs.checkpoints(Path(bare.out))[-1])
 
 
 def test_a_checkpoint_of_another_base_is_refused(
-    quick: TrainConfig, folders: dict[str, Path], tmp_path: Path
+    bare: TrainConfig, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
 
     from conftest import random_model
 
-    config = replace(quick, update="last(1)")
+    config = replace(bare, update="last(1)")
     train(config)
     random_model("qwen2", seed=5).save_pretrained(tmp_path / "other")
     AutoTokenizer.from_pretrained(folders["qwen2"]).save_pretrained(tmp_path / "other")
     other = prepare(replace(config, model=str(tmp_path / "other")))
     with pytest.raises(UserError, match="another base model"):
-        restore(other, runs.checkpoints(Path(quick.out))[-1])
+        restore(other, runs.checkpoints(Path(bare.out))[-1])
 
 
 @pytest.mark.parametrize("case", load("resume_steps_left"), ids=lambda case: case["id"])
@@ -147,10 +148,10 @@ def test_a_resumed_run_has_the_rest_of_its_steps_left(quick: TrainConfig, case: 
     assert steps - restore(session, folder) == case["expected"]
 
 
-def test_what_a_schedule_kept_must_be_whole(quick: TrainConfig) -> None:
-    config = replace(quick, update="badam(every=1)", steps=2)
+def test_what_a_schedule_kept_must_be_whole(bare: TrainConfig) -> None:
+    config = replace(bare, update="badam(every=1)", steps=2)
     train(config)
-    folder = runs.checkpoints(Path(quick.out))[-1]
+    folder = runs.checkpoints(Path(bare.out))[-1]
     state = json.loads((folder / "state.json").read_text())
     assert state["schedule"].keys() == {"number", "since"}
     for broken in ({"number": 1}, None, []):

@@ -330,7 +330,15 @@ def test_a_resumed_run_draws_what_the_uncut_one_drew(
     assert bool(drawn) == bool(coarse)
 
 
-FIRST = [cls.examples[0] for cls in UPDATES.values() if cls.name != "bitfit"]
+# Adapters have fp32 numbers of their own, and selections differ in names only: slow but for two.
+ALIKE = [cls for cls in UPDATES.values() if cls.kind in ("adapters", "layers", "parts of layers")]
+FIRST = [
+    pytest.param(cls.examples[0], marks=[pytest.mark.slow] * (cls in ALIKE))
+    if cls.name not in ("lora", "adalora")
+    else cls.examples[0]
+    for cls in UPDATES.values()
+    if cls.name != "bitfit"
+]
 OTHERS = [
     "last(1)",
     "lisa(layers=1, every=1, ends=False, state='keep')",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -34,11 +35,16 @@ def config(quick: TrainConfig) -> TrainConfig:
     return replace(quick, update="last(1)", evaluation=Held(4, 2, eval_every=2))
 
 
+UNCUT: dict[str, Any] = {}
+
+
 @pytest.fixture
 def whole(config: TrainConfig, tmp_path: Path) -> dict[str, Any]:
-    """What the uncut run leaves."""
-    train(replace(config, out=str(tmp_path / "whole")))
-    return left(tmp_path / "whole")
+    """What the uncut run leaves, which is the same for all."""
+    if not UNCUT:
+        train(replace(config, out=str(tmp_path / "whole")))
+        UNCUT.update(left(tmp_path / "whole"))
+    return copy.deepcopy(UNCUT)
 
 
 def left(folder: Path) -> dict[str, Any]:

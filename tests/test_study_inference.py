@@ -176,15 +176,6 @@ def test_pivots_are_those_of_resampled_tables() -> None:
         assert np.quantile(fast, share) == pytest.approx(np.quantile(slow, share), abs=0.25)
 
 
-def test_the_mean_of_a_resample_varies_as_owen_says() -> None:
-    table_SI = noisy(6, 20, 0.0, (0.05, 0.1, 0.3))
-    centred = table_SI - table_SI.mean()
-    rows, columns = centred.mean(1), centred.mean(0)
-    rest = centred - rows[:, None] - columns
-    exact = rows.var() / 6 + columns.var() / 20 + rest.var() / 120
-    assert bootstrap.means(table_SI, rng(), 20_000).var() == pytest.approx(exact, rel=0.05)
-
-
 def test_same_generator_same_interval() -> None:
     after = noisy(8, 30, 0.5, (0.01, 0.1, 0.1)).clip(0, 1)
     before = noisy(8, 30, 0.5, (0.01, 0.1, 0.1), seed=1).clip(0, 1)

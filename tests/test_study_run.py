@@ -16,6 +16,7 @@ import pytest
 
 from helpers import modicum, replace_base
 from modicum import cli
+from modicum.report import page
 from modicum.report.study import families
 from modicum.runs import read_object
 from modicum.study import (
@@ -60,10 +61,19 @@ eval_samples = 2
 """
 
 
+HERE = ("--launcher", "here")  # processes take ten seconds to begin: tests/test_study_launch.py
+
+
 def study_file(folder: Path, model: Path, factors: str = "[1]", placebo: str = "false") -> Path:
     path = folder / "small.toml"
     path.write_text(TEXT.format(model=model, factors=factors, placebo=placebo))
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the study that is finished before the first test draws any."""
+    monkeypatch.setattr(page, "draw", lambda figures: {})
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +81,7 @@ def finished(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     """The folder of a finished study of two arms and two seeds."""
     root = tmp_path_factory.mktemp("study")
     path = study_file(root, folders["qwen2"])
-    assert cli.run(["study", "run", str(path), "--out", str(root / "out"), "--jobs", "2"]) == 0
+    assert cli.run(["study", "run", str(path), "--out", str(root / "out"), *HERE]) == 0
     return root / "out"
 
 
@@ -223,6 +233,13 @@ def test_the_same_but_for_clocks_and_memory(finished: Path, capsys: Any, tmp_pat
     assert cli.run(["study", "same", str(finished), str(finished)]) == 0
     assert cli.run(["study", "same", str(finished), str(tmp_path)]) == 1
     assert "1 numbers differ" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_processes_give_the_numbers_of_the_launcher_here(finished: Path, tmp_path: Path) -> None:
+    path, out = finished.parent / "small.toml", str(tmp_path / "out")
+    assert cli.run(["study", "run", str(path), "--out", out, "--jobs", "2"]) == 0
+    assert cli.run(["study", "same", str(finished), out]) == 0
 
 
 @pytest.mark.slow

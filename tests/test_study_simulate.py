@@ -1,23 +1,37 @@
-"""modicum.study.simulate: populations of known truth, and that the statistics keep their word."""
+"""scripts/simulate.py: populations of known truth, and that the statistics keep their word."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from modicum.study import simulate as module
-from modicum.study.populations import Scenario, draw
-from modicum.study.simulate import SCENARIOS, percentile, seed_means, simulate, two_level
 from modicum.study.twolevel import spread
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+_spec = importlib.util.spec_from_file_location("simulate", SCRIPTS / "simulate.py")
+assert _spec is not None and _spec.loader is not None
+module: Any = importlib.util.module_from_spec(_spec)
+sys.modules["simulate"] = module  # its processes look for what they run by name
+_spec.loader.exec_module(module)
+SCENARIOS, Scenario, draw, simulate = (
+    module.SCENARIOS,
+    module.Scenario,
+    module.draw,
+    module.simulate,
+)
+percentile, seed_means, two_level = module.percentile, module.seed_means, module.two_level
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 @pytest.mark.parametrize("true", [0.0, -0.025])
-def test_the_true_difference_is_the_one_asked_for(scenario: Scenario, true: float) -> None:
+def test_the_true_difference_is_the_one_asked_for(scenario: Any, true: float) -> None:
     rng = np.random.default_rng(0)
     found, kept = [], []
     for _ in range(300):
@@ -69,6 +83,16 @@ def test_the_percentile_bootstrap_is_too_wide_where_nothing_varies() -> None:
     assert widths[1] > 1.3 * widths[0]
 
 
+def test_the_mean_of_a_resample_varies_as_owen_says() -> None:
+    table_SI = draw(BY_NAME["both vary"], 6, 0.0, np.random.default_rng(0)).arm_SI[:, :20]
+    centred = table_SI - table_SI.mean()
+    rows, columns = centred.mean(1), centred.mean(0)
+    rest = centred - rows[:, None] - columns
+    exact = rows.var() / 6 + columns.var() / 20 + rest.var() / 120
+    found = module.means(table_SI, np.random.default_rng(0), 20_000)
+    assert found.var() == pytest.approx(exact, rel=0.05)
+
+
 def test_collapsing_seeds_are_beyond_any_interval() -> None:
     # Three seeds miss the one in five half of the time; nothing can be seen then.
     found = simulate(BY_NAME["one in five collapses"], 3, 150, np.random.default_rng(3))
@@ -79,6 +103,7 @@ def test_the_command_prints_a_table_that_jobs_do_not_change(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SCENARIOS", SCENARIOS[:2])
+    monkeypatch.syspath_prepend(SCRIPTS)
     module.main(["--studies", "3", "--counts", "3", "6"])
     once = capsys.readouterr().out
     assert once.count("\n") == 2 + 4 and once.startswith("| scenario | seeds | 95 % holds |")

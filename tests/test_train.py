@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers import metrics_of, tensors_of
 from modicum import runs
-from modicum.config import Held, Optimizer, Steps, TrainConfig
+from modicum.config import Held, Optimizer, Sampling, Steps, TrainConfig
 from modicum.objectives import OBJECTIVES
 from modicum.objectives.base import over_deviation
 from modicum.training import loop, step
@@ -46,10 +46,10 @@ def gradients(session: Session, batch: Batch) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("update", ["full", "last(1)", "lora(rank=2)"])
-def test_same_seed_gives_the_same_run(quick: TrainConfig, tmp_path: Path, update: str) -> None:
+def test_same_seed_gives_the_same_run(bare: TrainConfig, tmp_path: Path, update: str) -> None:
     folders = []
     for name in ("a", "b"):
-        config = replace(quick, update=update, out=str(tmp_path / name))
+        config = replace(bare, update=update, out=str(tmp_path / name))
         train(config)
         folders.append(tmp_path / name)
     assert metrics_of(folders[0]) == metrics_of(folders[1])
@@ -189,6 +189,7 @@ def test_steps_that_stay_not_finite_stop_the_run(
     bare: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, set(range(2, 99)))
+    bare = replace(bare, sampling=Sampling(max_tokens=12))  # a signal in every step
     with pytest.raises(RunStopped, match="not finite for 3 steps in a row"):
         train(replace(bare, steps=8))
     session = prepare(replace(bare, steps=8))
@@ -258,7 +259,8 @@ def test_the_run_folder_holds_what_it_should(quick: TrainConfig) -> None:
 
 def test_linear_schedule_and_warm_up(bare: TrainConfig) -> None:
     settings = Optimizer(learning_rate=1e-3, schedule="linear", warmup_steps=2)
-    train(replace(bare, steps=6, optimizer=settings))
+    sampling = Sampling(max_tokens=12)  # a signal in every step
+    train(replace(bare, steps=6, optimizer=settings, sampling=sampling))
     rates = [line["policy/learning_rate"] for line in metrics_of(Path(bare.out))]
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
 

@@ -15,9 +15,6 @@ the smaller Gram matrix in fp64, and those that rounding alone would give are le
 a bf16 run W and W0 are what the model holds, not the fp32 masters: W has the noise of rounding.
 """
 
-from __future__ import annotations
-
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,10 +62,6 @@ class Change:
     def full_rank(self) -> int | None:
         """The largest rank that it could have; None for what is not a matrix."""
         return min(self.shape) if len(self.shape) == 2 else None
-
-    def to_json(self) -> dict[str, Any]:
-        """The change as JSON values."""
-        return {**dataclasses.asdict(self), "full_rank": self.full_rank}
 
 
 def measure(policy: nn.Module, base: nn.Module, device: torch.device | None = None) -> list[Change]:

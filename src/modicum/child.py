@@ -7,8 +7,6 @@ first line that the child writes says that it is ready, or is {"fault": ...}, wh
 the reply. The child should end when its standard input does, however the parent ended.
 """
 
-from __future__ import annotations
-
 import atexit
 import json
 import os

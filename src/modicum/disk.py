@@ -4,8 +4,6 @@ A full disk, a quota, a folder that may not be written, a link to nothing: one l
 which names the folder, and never the end of what was there before.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -4,8 +4,6 @@ What was written is loaded again by plain `transformers` or `peft`, and its logi
 compared with the policy's, so that an export of the wrong weights cannot pass.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator, Mapping

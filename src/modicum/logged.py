@@ -4,8 +4,6 @@ Reports take titles from here, and a test holds the table in docs/metrics.md to 
 stands for every term of a reward, `user/NAME` for what functions log.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 TERM = "reward/TERM"

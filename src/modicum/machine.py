@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import os
 import platform
@@ -75,7 +76,7 @@ def peak_bytes() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
-    peak = _status("VmHWM")
+    peak = number_in("/proc/self/status", "VmHWM:", 1024)
     if peak is not None:
         return peak
     unit = 1 if sys.platform == "darwin" else 1024
@@ -84,13 +85,18 @@ def peak_bytes() -> int:
 
 def resident_bytes() -> int:
     """Resident memory of this process now; 0 where the system does not say it (not Linux)."""
-    return _status("VmRSS") or 0
+    return number_in("/proc/self/status", "VmRSS:", 1024) or 0
 
 
-def _status(name: str) -> int | None:
-    """A size in bytes that Linux keeps of this process; None elsewhere."""
-    found = _line("/proc/self/status", f"{name}:")
-    return None if found is None else int(found.split()[0]) * 1024
+def number_in(path: str | Path, key: str = "", unit: int = 1) -> int | None:
+    """The number after `key` in a file of the kernel, times `unit`; None where there is none."""
+    try:
+        words = Path(path).read_text().split()
+    except OSError:
+        return None
+    at = words.index(key) + 1 if key in words else 0
+    found = words[at] if at < len(words) and (at or not key) else ""
+    return int(found) * unit if found.isdigit() else None
 
 
 def _line(path: str, start: str) -> str | None:
@@ -104,16 +110,12 @@ def _line(path: str, start: str) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and commit, as a run folder records them."""
-    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
     processor = (_line("/proc/cpuinfo", "model name") or "").partition(":")[2].strip()
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "processor": processor or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -123,6 +125,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _version(package: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+@functools.cache
 def _commit() -> str | None:
     folder = Path(__file__).resolve().parent
     try:

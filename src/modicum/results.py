@@ -223,11 +223,11 @@ class RunBudget:
 
 @dataclass(frozen=True)
 class Variance:
-    """Variance components of the control's scores."""
+    """Variances: of a seed's effect, of a problem's, and of what is left of one score."""
 
-    seed: float | None = None
-    problem: float | None = None
-    residual: float | None = None
+    seed: float
+    problem: float
+    residual: float
 
 
 @dataclass(frozen=True)

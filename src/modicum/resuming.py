@@ -6,8 +6,6 @@ length   it may where nothing in the run follows its length
 fixed    it may not: the run would be another one
 """
 
-from __future__ import annotations
-
 import dataclasses
 import typing
 from collections.abc import Callable, Iterator

@@ -8,8 +8,6 @@ Every mean has an interval over problems (`stats.interval`). Strict reads marked
 only, lenient guesses where nothing is marked: a gain in strict alone is a gain in format.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

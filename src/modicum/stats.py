@@ -5,8 +5,6 @@ per problem, and the spread of those scores carries both the choice of problems 
 noise of sampling (Miller 2024, arXiv 2411.00640). What is random is seeded.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import operator

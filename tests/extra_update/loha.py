@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from modicum.updates.adapter import Adapter, at_least_one
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
-from modicum.updates.schedule import Decision
-from modicum.updates.turns import Turns
+from modicum.updates.schedule import Decision, Turns
 
 
 class Products(Turns):

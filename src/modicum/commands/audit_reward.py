@@ -1,7 +1,5 @@
 """`modicum audit-reward`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """`modicum compare`."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 from modicum.options import Parser, show

@@ -1,7 +1,5 @@
 """`modicum demo`."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`modicum pretrain`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from modicum.options import Parser, show

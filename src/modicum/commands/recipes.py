@@ -1,9 +1,6 @@
 """`modicum recipes`."""
 
-from __future__ import annotations
-
 import dataclasses
-import inspect
 
 from modicum.options import Parser, show
 
@@ -22,16 +19,16 @@ def run(args: list[str]) -> int:
     found = parser.read(args)
 
     from modicum.config import to_toml
-    from modicum.recipes import RECIPES, named
+    from modicum.recipes import RECIPES, about, named
 
     configs = {name: named(name) for name in ([found.name] if found.name else RECIPES)}
-    texts = {name: inspect.getdoc(RECIPES[name]) or "" for name in configs}
+    texts = {name: about(name) for name in configs}
     entries = [
         {"name": n, "about": texts[n], "config": dataclasses.asdict(c)} for n, c in configs.items()
     ]
     if found.name:
-        about = "".join(f"# {line}".rstrip() + "\n" for line in texts[found.name].splitlines())
-        text = f"{about}\n{to_toml(configs[found.name])}".rstrip("\n")
+        head = "".join(f"# {line}".rstrip() + "\n" for line in texts[found.name].splitlines())
+        text = f"{head}\n{to_toml(configs[found.name])}".rstrip("\n")
     else:
         text = "\n".join(f"{name:<12} {text.splitlines()[0]}" for name, text in texts.items())
     show(found.json, entries, text)

@@ -1,7 +1,5 @@
 """`modicum report`."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +33,12 @@ def run(args: list[str]) -> int:
     folders = [Path(name) for name in found.runs]
 
     from modicum.face.reports import STUDY, report
-    from modicum.report import output, read, tables
+    from modicum.report import page, read, tables
 
     report(*folders, out=options.out, title=options.title)
     study = (folders[0] / STUDY).is_file()
     out = options.out or (None if len(folders) == 1 else "report.html")
-    places = output.places(folders[0], out)
+    places = page.places(folders[0], out)
     paths = {"report": places.page, "markdown": places.markdown, "figures": places.figures}
     values: dict[str, Any] = {name: str(path) for name, path in paths.items()}
     if not study and not found.json:

@@ -1,7 +1,5 @@
 """`modicum scan`."""
 
-from __future__ import annotations
-
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
 

@@ -1,8 +1,6 @@
 """`modicum updates`."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from modicum.config import Trust
 from modicum.options import Parser, show
@@ -51,5 +49,5 @@ def run(args: list[str]) -> int:
 
     update = updates.parse(found.expression)
     result = preview(update, options.model, options.trust, options.base)
-    show(found.json, result.to_json(), result.text())
+    show(found.json, asdict(result), result.text())
     return 0

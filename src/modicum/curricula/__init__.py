@@ -5,8 +5,6 @@ worked out by hand, and its row in CURRICULA. The contract suite (tests/test_cur
 picks it up.
 """
 
-from __future__ import annotations
-
 from modicum import spec
 from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, Seen
 from modicum.curricula.easy_to_hard import EasyToHard

@@ -6,8 +6,6 @@ The loop asks it for the problems of a step, shows it what came of all that were
 goes on as the uncut one would.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

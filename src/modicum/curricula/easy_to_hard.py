@@ -10,8 +10,6 @@ problems is ranked whole, another one by its first `RANKED`. Problems without a 
 come in the last stage. Source of the staged form: curriculum learning (Bengio et al. 2009).
 """
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

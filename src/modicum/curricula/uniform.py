@@ -1,7 +1,5 @@
 """No curriculum: the task's own order, in which every problem is as likely as any other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

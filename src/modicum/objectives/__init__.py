@@ -5,8 +5,6 @@ clipped surrogate) that brings an example worked out by hand, and its row in OBJ
 contract suite (tests/test_objectives.py) picks it up.
 """
 
-from __future__ import annotations
-
 from modicum import spec
 from modicum.objectives.base import Clipped, Counts, LossExample, LossRow, Objective, Tokens
 from modicum.objectives.dapo import Dapo

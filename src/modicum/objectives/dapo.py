@@ -3,8 +3,6 @@
 Departures: its dynamic sampling and overlong penalty are not part of the loss.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Dr. GRPO (arXiv 2503.20783): GRPO without its two normalisations."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """GRPO (arXiv 2402.03300): the group's deviation scales, each completion counts the same."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -6,8 +6,6 @@ Its bounds are hundreds of times narrower than a token's. `policy/ratio_error` a
 `policy/clip_fraction` are of the completions' ratios, each counted with its tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -6,8 +6,6 @@ Departures: the paper has no clip, which changes nothing in the first update on 
 its sum over tokens is divided by rows times the longest possible length.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

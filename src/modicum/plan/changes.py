@@ -1,7 +1,5 @@
 """What would have to change for a run to fit: changes tried in turn, each on those before."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any

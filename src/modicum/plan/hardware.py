@@ -1,23 +1,21 @@
 """Machines to plan for: memory, rates of matrix products, bandwidth.
 
-GPU numbers are the vendor's, dense (no 2:4 sparsity), bf16 with fp32 sums on tensor cores,
-fp32 without TF32, which torch leaves off: NVIDIA's data sheets of A10, L4, L40S, RTX A6000,
-RTX 6000 Ada, A100, H100 SXM and H200, and its white papers on GA102, Ada and Blackwell for the
-GeForce cards. A card's gigabytes are taken as GiB, which is close to what is usable.
+`known.toml` has the vendor's numbers of GPUs. A card's gigabytes are taken as GiB, which is
+close to what is usable.
 
 `this` is the machine that runs the plan: its free memory now, and on a CPU its rates as a
 matrix product and a sum of a quarter of a second show them.
 """
 
-from __future__ import annotations
-
 import re
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from modicum.machine import number_in
 from modicum.models.load import DTYPES, choose_device
 from modicum.spec import nearest
 from modicum.types import UserError
@@ -53,21 +51,8 @@ class Machine:
     """How many such devices there are."""
 
 
-# GiB, bf16 TFLOP/s, fp32 TFLOP/s, GB/s
-GPUS = {
-    "a10": (24, 125, 31.2, 600),
-    "l4": (24, 121, 30.3, 300),
-    "rtx3090": (24, 71, 35.6, 936),
-    "rtx4090": (24, 165, 82.6, 1008),
-    "rtx5090": (32, 209.5, 104.8, 1792),
-    "a100-40gb": (40, 312, 19.5, 1555),
-    "rtxa6000": (48, 154.8, 38.7, 768),
-    "rtx6000ada": (48, 364, 91.1, 960),
-    "l40s": (48, 362, 91.6, 864),
-    "a100-80gb": (80, 312, 19.5, 2039),
-    "h100": (80, 989, 67, 3350),
-    "h200": (141, 989, 67, 4800),
-}
+KNOWN = tomllib.loads(Path(__file__).with_name("known.toml").read_text(encoding="utf-8"))
+GPUS: dict[str, list[float]] = KNOWN["gpus"]
 SIDE, SUMMED, SHORTEST = 768, 2**24, 0.08  # of the two measurements: numbers and seconds
 
 
@@ -90,7 +75,7 @@ def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
     key = _plain(name)
     for gpu, (gib, *_) in GPUS.items():
         if key == _plain(gpu) and count:
-            return Machine(gpu, "cuda", gib * GIB, _rates(gpu), count)
+            return Machine(gpu, "cuda", round(gib * GIB), _rates(gpu), count)
     raise UserError(
         f"hardware {text!r} is not known; {nearest(name, GPUS)}, or memory alone (2x48GB), or this"
     )
@@ -121,25 +106,14 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that a new run could take on the device now; None where nothing says so."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    limits = [_number(Path("/proc/meminfo"), "MemAvailable:", 1024)]
+    limits = [number_in(Path("/proc/meminfo"), "MemAvailable:", 1024)]
     group = Path("/sys/fs/cgroup")
-    most, now = _number(group / "memory.max"), _number(group / "memory.current")
+    most, now = number_in(group / "memory.max"), number_in(group / "memory.current")
     if most is not None and now is not None:
         # Pages of files are given back when memory is short.
-        pages = _number(group / "memory.stat", "inactive_file") or 0
+        pages = number_in(group / "memory.stat", "inactive_file") or 0
         limits.append(most - now + pages)
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _number(path: Path, key: str = "", unit: int = 1) -> int | None:
-    """The number after `key` in a file of the kernel; None where there is none."""
-    try:
-        words = path.read_text().split()
-    except OSError:
-        return None
-    at = words.index(key) + 1 if key in words else 0
-    found = words[at] if at < len(words) and (at or not key) else ""
-    return int(found) * unit if found.isdigit() else None
 
 
 @torch.no_grad()

@@ -15,8 +15,6 @@ forward of the tiny base where 124 MiB live under LoRA and 135 in full training:
 grew by 187 and 165 MiB, and by 180 and 177 here.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 
 ALIGNMENT = 64  # torch's (c10/core/impl/alloc_cpu.cpp)

@@ -9,8 +9,6 @@ record. Index tensors and masks are real and counted too.
 What it cannot see: buffers inside a kernel, and what an allocator keeps between tensors.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping

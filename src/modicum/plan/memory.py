@@ -13,8 +13,6 @@ What is no tensor: `libraries`, and `allocator`: on a CPU the holes of glibc's h
 `heap` goes through, in the phases that the heap grows in; on a GPU an assumed share.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The plan of a run: memory by part and phase, FLOPs, time, and whether it fits a machine."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,11 +1,4 @@
-"""Models as shapes: configs that need no hub, models without memory, and lengths of texts.
-
-The Qwen2.5 numbers are those of the published config.json files
-(https://huggingface.co/Qwen, Apache-2.0; 3B under its own licence), so that these sizes can be
-planned where no hub is in reach, and at once.
-"""
-
-from __future__ import annotations
+"""Models as shapes: configs that need no hub, models without memory, and lengths of texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +10,9 @@ from modicum import tasks, updates
 from modicum.config import TrainConfig, Trust
 from modicum.models.configs import attention_sizes
 from modicum.models.load import locate, read_config, skeleton, structure
+from modicum.plan.hardware import KNOWN
 from modicum.updates.base import Prepared
 
-# hidden size, intermediate size, layers, heads, key/value heads, vocabulary, tied embeddings
-QWEN25 = {
-    "0.5B": (896, 4864, 24, 14, 2, 151_936, True),
-    "1.5B": (1536, 8960, 28, 12, 2, 151_936, True),
-    "3B": (2048, 11_008, 36, 16, 2, 151_936, True),
-    "7B": (3584, 18_944, 28, 28, 4, 152_064, False),
-}
 PROMPT_TOKENS = 256  # assumed where no tokenizer is at hand
 SHOWN_PROBLEMS = 32
 
@@ -59,24 +46,13 @@ def config_of(model: str, trust: Trust | None = None, base: str = "") -> Any:
     UserError when there is none.
     """
     family, _, size = model.removeprefix("Qwen/").partition("-")
-    size = size.removesuffix("-Instruct")
-    if locate(model, trust, base).local or family != "Qwen2.5" or size not in QWEN25:
+    size, sizes = size.removesuffix("-Instruct"), KNOWN["qwen2_5"]
+    if locate(model, trust, base).local or family != "Qwen2.5" or size not in sizes:
         return read_config(model, trust, base)
     from transformers import Qwen2Config
 
-    hidden, inner, layers, heads, shared, vocabulary, tied = QWEN25[size]
-    return Qwen2Config(
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=shared,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        max_position_embeddings=32_768,
-        dtype="bfloat16",
-        architectures=["Qwen2ForCausalLM"],
-    )
+    more = {"dtype": "bfloat16", "architectures": ["Qwen2ForCausalLM"]}
+    return Qwen2Config(**sizes[size], max_position_embeddings=32_768, **more)
 
 
 def prepare(config: TrainConfig, model_config: Any) -> Prepared:

@@ -9,8 +9,6 @@ Shares: on a CPU those that docs/engine.md measured; on a GPU assumed, as none w
 Not counted: rewards, the check of two completions by the library's forward, checkpoints.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -6,8 +6,6 @@ the first token and the last are run (between them only the cache would fill), a
 optimizer keeps (`Rule.state_bytes`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass

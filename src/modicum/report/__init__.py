@@ -5,8 +5,6 @@ any document, `page` writes both. A report of runs is a study's without its stat
 No model is ever loaded and torch is never imported: a report can be made on any machine.
 """
 
-from __future__ import annotations
-
 from modicum.report.page import write
 from modicum.report.read import RunRecord, load
 

@@ -1,7 +1,5 @@
 """What a scan found (`scan.json`): its table for a terminal and its figure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What runs wrote on held-out problems before and after training, and by difficulty."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ that the script does is sort tables and show values under the pointer, so the pa
 without it. What a model wrote is escaped text. `report.html` has a macro for each kind of block.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib.resources

@@ -1,7 +1,5 @@
 """Any document as Markdown, with links to its figures; nothing in it can break out."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

@@ -3,8 +3,6 @@
 Accuracies come as fractions; `percent` and `points` write them times 100.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

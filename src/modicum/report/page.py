@@ -1,16 +1,26 @@
 """The report of runs or of a study: one self-contained HTML page, Markdown, figure files."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from modicum.report import output
+from modicum.disk import make_folder
+from modicum.report import html, markdown, runs
+from modicum.report.document import Document, Figure
 from modicum.report.read import load
-from modicum.report.runs import document
-from modicum.report.study.document import document as study_document
+from modicum.report.study import document as studies
 from modicum.report.study.read import load as load_study
+from modicum.report.style import STYLE, Drawn, drawn
 from modicum.types import UserError
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a report goes: the page, the Markdown beside it, the folder of its figures."""
+
+    page: Path
+    markdown: Path
+    figures: Path
 
 
 def write(
@@ -26,12 +36,50 @@ def write(
         raise UserError("a report needs at least one run folder")
     if out is None and len(folders) > 1:
         raise UserError("a report of several runs needs the name of a file, such as report.html")
-    places = output.places(Path(folders[0]), out)
-    return output.write(document([load(folder) for folder in folders], title), places)
+    to = places(Path(folders[0]), out)
+    return _write(runs.document([load(folder) for folder in folders], title), to)
 
 
 def write_study(folder: Path, out: Path | None = None, title: str | None = None) -> Path:
     """Write the report of the study in `folder` and return the path of its page; as `write`."""
-    places, study = output.places(folder, out), load_study(folder)
+    to, study = places(folder, out), load_study(folder)
     title = title or f"Study of {study.analysis.task or folder.name}"
-    return output.write(study_document(study, title), places)
+    return _write(studies.document(study, title), to)
+
+
+def places(folder: Path, out: str | Path | None) -> Places:
+    """FOLDER/{report.html, report.md, figures/}, or OUT.html, OUT.md and OUT-figures/.
+
+    Raises UserError for a Markdown file as `out`: it is the name of the page.
+    """
+    if out is None:
+        return Places(folder / "report.html", folder / "report.md", folder / "figures")
+    page = Path(out)
+    if page.suffix == ".md":
+        raise UserError(f"--out names the page, {page.stem}.html say; {page} is written beside it")
+    return Places(page, page.with_suffix(".md"), page.with_name(f"{page.stem}-figures"))
+
+
+def draw(figures: Iterable[Figure]) -> dict[str, Drawn]:
+    """Every figure in its forms, by name."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        return {f.name: drawn(f.draw(False), f.draw(True), f.label) for f in figures}
+
+
+def _write(document: Document, to: Places) -> Path:
+    """The page, NAME.svg and NAME.pdf of every figure, and the Markdown."""
+    found = draw(document.figures())
+    files = {to.page: html.render(document, found).encode()}
+    for name, figure in found.items():
+        files[to.figures / f"{name}.svg"] = figure.svg.encode()
+        files[to.figures / f"{name}.pdf"] = figure.pdf
+    files[to.markdown] = markdown.render(document, to.figures.name).encode()
+    for path, data in files.items():
+        try:
+            make_folder(path.parent)
+            path.write_bytes(data)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    return to.page

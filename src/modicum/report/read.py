@@ -4,8 +4,6 @@
 `completions-*.jsonl` and `result.json` may be missing: a run that still goes on has no result.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +77,11 @@ class RunRecord:
             return self.result.update
         return str(self.config.get("update", self.folder.name))
 
+    @property
+    def seed(self) -> Any:
+        """Of the result or (none yet) of the config."""
+        return self.config.get("seed") if self.result is None else self.result.seed
+
     def completions(self, of: str) -> tuple[HeldCompletion, ...]:
         """Those of `base` or `trained`; runs of one base may share the file of the first."""
         return rows(HeldCompletion, self.folder / f"completions-{of}.jsonl")
@@ -113,7 +116,7 @@ def rows(cls: type[T], file: Path) -> tuple[T, ...]:
 def labels(records: Sequence[RunRecord]) -> list[str]:
     """A name for each run: its update, with the seed or the folder where those repeat."""
     names = [record.update for record in records]
-    for distinguish in (_seed, lambda record: record.folder.name):
+    for distinguish in (lambda record: f"seed {record.seed}", lambda record: record.folder.name):
         repeated = {name for name, count in Counter(names).items() if count > 1}
         names = [
             f"{name}, {distinguish(record)}" if name in repeated else name
@@ -126,11 +129,6 @@ def colours(records: Sequence[RunRecord]) -> list[int]:
     """For each run the number of its update, in order of appearance: seeds share a colour."""
     order = {update: i for i, update in enumerate(dict.fromkeys(r.update for r in records))}
     return [order[record.update] for record in records]
-
-
-def _seed(record: RunRecord) -> str:
-    seed = record.result.seed if record.result is not None else record.config.get("seed")
-    return f"seed {seed}"
 
 
 def _columns(file: Path) -> dict[str, Column]:

@@ -1,24 +1,10 @@
 """What the report of runs says."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 
+from modicum.report import document as doc
 from modicum.report import held, sections, tables
-from modicum.report.document import (
-    Document,
-    Heading,
-    Piece,
-    Sample,
-    Section,
-    SideBySide,
-    Text,
-    Written,
-    across,
-    folded,
-    section,
-)
 from modicum.report.figures import accuracy, changes, cost, learning, levels
 from modicum.report.html import printable
 from modicum.report.numbers import ARROW, NONE, count, decimal, percent, share
@@ -50,32 +36,35 @@ WEIGHTS = (
 )
 
 
-def document(records: Sequence[RunRecord], title: str) -> Document:
+def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     """All that is to be said about `records`."""
     rows, names = tables.results(records), labels(records)
     groups = held.groups(records)
     bases = sorted({row.result.base.accuracy for row in rows if row.result.base is not None})
     curves = learning.table(records, names)
-    fold = folded(
+    fold = doc.folded(
         "The curves in numbers",
         curves,
-        Text("Means over the first and over the last tenth of the steps.", note=True),
+        doc.Text("Means over the first and over the last tenth of the steps.", note=True),
     )
     proven = sections.proofs("", ((row.label, row.result.change_proof) for row in rows))
     unfinished = [n for n, r in zip(names, records, strict=True) if r.result is None]
+    scores = held.levels(groups[0]) if len(groups) == 1 else []
+    ran = [names[number] for number in groups[0].runs] if scores else []
+    hard = (levels.figure(scores, ran), levels.table(scores, ran))
     shown = (
         _results(rows),
-        _difficulty(groups, names),
-        section("training", "During training", learning.figures(records, bases), fold),
-        section("written", "What the model wrote", _written(records, names, groups)),
+        doc.section("difficulty", "By difficulty", *hard),
+        doc.section("training", "During training", learning.figures(records, bases), fold),
+        doc.section("written", "What the model wrote", _written(records, names, groups)),
         _weights(rows),
-        section("proof", "Proof of what was trained", proven),
-        section("intervals", "How the intervals are computed", _intervals(rows)),
+        doc.section("proof", "Proof of what was trained", proven),
+        doc.section("intervals", "How the intervals are computed", _intervals(rows)),
         _settings("settings", "Settings", [record.config for record in records], names),
         _settings("versions", "Versions", [record.environment for record in records], names),
         sections.repeat([_repeat(record) for record in records]),
     )
-    return Document(
+    return doc.Document(
         title=title,
         headline=headline(rows),
         conclusion="",
@@ -112,15 +101,17 @@ def headline(rows: Sequence[RunRow]) -> str:
     return f"{subject} took {what} {joined}."
 
 
-def _results(rows: Sequence[RunRow]) -> Section:
+def _results(rows: Sequence[RunRow]) -> doc.Section:
     if not rows:
-        return section("results", "Results")
+        return doc.section("results", "Results")
     sizes = "; ".join(sorted({_size(row) for row in rows} - {""}))
-    note = Text(f"Base → trained, on held-out problems ({sizes}).", note=True) if sizes else None
-    details = across("In more detail", _details(rows), [row.label for row in rows])
-    more = (Heading("In more detail"), details) if details else ()
+    note = (
+        doc.Text(f"Base → trained, on held-out problems ({sizes}).", note=True) if sizes else None
+    )
+    details = doc.across("In more detail", _details(rows), [row.label for row in rows])
+    more = (doc.Heading("In more detail"), details) if details else ()
     figures = (accuracy.figure(rows), cost.figure(rows))
-    return section("results", "Results", tables.table(rows), note, *figures, *more)
+    return doc.section("results", "Results", tables.table(rows), note, *figures, *more)
 
 
 def _size(row: RunRow) -> str:
@@ -149,21 +140,14 @@ def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
     return [(name, texts) for name, texts in measures.items() if set(texts) - missing]
 
 
-def _difficulty(groups: Sequence[held.HeldGroup], names: Sequence[str]) -> Section:
-    found = held.levels(groups[0]) if len(groups) == 1 else []
-    shown = [names[number] for number in groups[0].runs] if found else []
-    blocks = (levels.figure(found, shown), levels.table(found, shown))
-    return section("difficulty", "By difficulty", *blocks)
-
-
 def _written(
     records: Sequence[RunRecord], names: Sequence[str], groups: Sequence[held.HeldGroup]
-) -> list[Piece]:
+) -> list[doc.Piece]:
     """What was written on held-out problems; of runs without those, training samples."""
     answers = [block for group in groups for block in _answers(group, names, colours(records))]
     answered = {number for group in groups for number in group.runs}
-    ends: list[Piece] = [
-        SideBySide(name, _ends(record.samples), series=colour)
+    ends: list[doc.Piece] = [
+        doc.SideBySide(name, _ends(record.samples), series=colour)
         for n, (name, colour, record) in enumerate(
             zip(names, colours(records), records, strict=True)
         )
@@ -176,7 +160,7 @@ def _written(
         " selected.",
         f"{left_out} more runs are left out here.",
     )
-    held_out, training, more = (Text(note, note=True) for note in notes)
+    held_out, training, more = (doc.Text(note, note=True) for note in notes)
     return [
         *([held_out] if answers else []),
         *answers,
@@ -186,31 +170,31 @@ def _written(
     ]
 
 
-def _answers(group: held.HeldGroup, names: Sequence[str], series: Sequence[int]) -> list[Piece]:
+def _answers(group: held.HeldGroup, names: Sequence[str], series: Sequence[int]) -> list[doc.Piece]:
     """The first problems, each with the first sample of the base and of the first runs."""
     sides: list[tuple[str, int | None, Mapping[str, HeldCompletion]]]
     sides = [("base", None, held.first(group.base))]
     for number, rows in list(zip(group.runs, group.trained, strict=True))[:RUNS_SHOWN]:
         sides.append((names[number], series[number], held.first(rows)))
-    made: list[Piece] = []
+    made: list[doc.Piece] = []
     for key, row in sides[-1][2].items():
         columns = tuple(
-            Written(name, kind, (Sample(rows[key].completion, rows[key].about),))
+            doc.Written(name, kind, (doc.Sample(rows[key].completion, rows[key].about),))
             for name, kind, rows in sides
             if key in rows
         )
-        made.append(SideBySide(row.question, columns, row.gold))
+        made.append(doc.SideBySide(row.question, columns, row.gold))
     return made
 
 
-def _ends(samples: Sequence[LoggedSample]) -> tuple[Written, ...]:
+def _ends(samples: Sequence[LoggedSample]) -> tuple[doc.Written, ...]:
     """The first completions logged at the earliest and at the latest step, by step."""
     steps = sorted({sample.step for sample in samples})
     made = []
     for step in dict.fromkeys(steps[:1] + steps[-1:]):
         found = [x for x in samples if x.step == step][:SAMPLES_SHOWN]
-        shown = (Sample(x.completion, _about(x), x.question, x.gold) for x in found)
-        made.append(Written(f"Step {step}", None, tuple(shown)))
+        shown = (doc.Sample(x.completion, _about(x), x.question, x.gold) for x in found)
+        made.append(doc.Written(f"Step {step}", None, tuple(shown)))
     return tuple(made)
 
 
@@ -223,30 +207,30 @@ def _about(sample: LoggedSample) -> str:
     return " · ".join(known)
 
 
-def _weights(rows: Sequence[RunRow]) -> Section:
+def _weights(rows: Sequence[RunRow]) -> doc.Section:
     measured = changes.measures([row.result.anatomy for row in rows])
-    numbers = across("What changed in the weights", measured, [row.label for row in rows])
+    numbers = doc.across("What changed in the weights", measured, [row.label for row in rows])
     # One run of each update: its seeds look alike.
     firsts = {row.colour: row for row in reversed(rows)}
     shown = [(row.label, row.result.anatomy) for _, row in sorted(firsts.items())]
-    blocks = (changes.figure(shown), numbers, Text(WEIGHTS, note=True)) if numbers else ()
-    return section("weights", "What changed in the weights", *blocks)
+    blocks = (changes.figure(shown), numbers, doc.Text(WEIGHTS, note=True)) if numbers else ()
+    return doc.section("weights", "What changed in the weights", *blocks)
 
 
-def _intervals(rows: Sequence[RunRow]) -> list[Piece]:
+def _intervals(rows: Sequence[RunRow]) -> list[doc.Piece]:
     if not rows:
         return []
     one_seed = len({row.colour for row in rows}) == len(rows) > 1
-    return [Text(INTERVALS), Text(ONE_SEED if one_seed else f"{LUCK}.")]
+    return [doc.Text(INTERVALS), doc.Text(ONE_SEED if one_seed else f"{LUCK}.")]
 
 
 def _settings(
     id: str, title: str, configs: Sequence[Mapping[str, object]], names: Sequence[str]
-) -> Section:
+) -> doc.Section:
     alike, differing = sections.compare(configs)
-    different = across(f"{title} that differ", list(differing.items()), names)
+    different = doc.across(f"{title} that differ", list(differing.items()), names)
     same = "The same in all runs" if len(names) > 1 else ""
-    return section(id, title, different, sections.shared(same, alike))
+    return doc.section(id, title, different, sections.shared(same, alike))
 
 
 def _repeat(record: RunRecord) -> str:

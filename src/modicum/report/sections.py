@@ -1,21 +1,10 @@
 """Sections that a report of runs and that of a study have in common."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from modicum.report.document import (
-    LETTERS_SHOWN,
-    Commands,
-    Piece,
-    Proofs,
-    Section,
-    Text,
-    Values,
-    section,
-)
+from modicum.report import document
 from modicum.report.html import printable
 from modicum.report.numbers import NONE
 
@@ -37,22 +26,22 @@ def compare(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], Texts
     return {name: values[name][0] for name in names if name not in different}, different
 
 
-def shared(name: str, values: Mapping[str, Any]) -> list[Piece]:
+def shared(name: str, values: Mapping[str, Any]) -> list[document.Piece]:
     """Settings under a name, tables within them flat; nothing where there are none."""
     flat, _ = compare([values])
-    return [Values(name, flat)] if flat else []
+    return [document.Values(name, flat)] if flat else []
 
 
-def proofs(name: str, items: Iterable[tuple[str, str | None]]) -> Proofs | None:
+def proofs(name: str, items: Iterable[tuple[str, str | None]]) -> document.Proofs | None:
     """What was proven of each run or arm; None where nothing was."""
     proven = tuple((run, proof) for run, proof in items if proof)
-    return Proofs(name, proven) if proven else None
+    return document.Proofs(name, proven) if proven else None
 
 
-def repeat(lines: Sequence[str]) -> Section:
+def repeat(lines: Sequence[str]) -> document.Section:
     """The commands that make it again."""
-    blocks = (Commands(tuple(lines)), Text(SAME_SEED, note=True)) if lines else ()
-    return section("repeat", "How to repeat it", *blocks)
+    blocks = (document.Commands(tuple(lines)), document.Text(SAME_SEED, note=True)) if lines else ()
+    return document.section("repeat", "How to repeat it", *blocks)
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -62,5 +51,5 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             flat |= _flatten(value, f"{prefix}{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            flat[printable(f"{prefix}{name}")] = printable(text, LETTERS_SHOWN)
+            flat[printable(f"{prefix}{name}")] = printable(text, document.LETTERS_SHOWN)
     return flat

@@ -10,18 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modicum.report import document
+from modicum.report import numbers as n
 from modicum.report.document import Table, TableCell
-from modicum.report.numbers import (
-    ARROW,
-    NONE,
-    count,
-    decimal,
-    limits,
-    memory,
-    percent,
-    share,
-    short,
-)
 from modicum.report.read import RunRecord, colours, labels
 from modicum.results import RunResult
 
@@ -60,14 +50,9 @@ class RunRow:
         )
         return base, trained
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The interval of the trained model's accuracy, or NaN."""
-        return self.scores("low")[1], self.scores("high")[1]
-
-    def change(self, name: str, show: Number = percent) -> str:
+    def change(self, name: str, show: Number = n.percent) -> str:
         """`base → trained` of one number of the evaluations; a dash where one is missing."""
-        return ARROW.join(map(show, self.scores(name)))
+        return n.ARROW.join(map(show, self.scores(name)))
 
 
 # Head, text (parameters are written by the function given), value to sort by.
@@ -75,24 +60,26 @@ COLUMNS: tuple[tuple[str, Callable[[RunRow, Number], str], Callable[[RunRow], fl
 COLUMNS = (
     (
         "trained parameters",
-        lambda row, number: f"{number(row.result.trainable_parameters)} ({share(row.share)})",
+        lambda row, number: f"{number(row.result.trainable_parameters)} ({n.share(row.share)})",
         lambda row: row.result.trainable_parameters,
     ),
     (
         "sampled accuracy (%), 95% interval",
-        lambda row, _: f"{row.change('accuracy')} {limits(*row.ends)}".strip(),
+        lambda row, _: (
+            f"{row.change('accuracy')} {n.limits(row.scores('low')[1], row.scores('high')[1])}".strip()
+        ),
         lambda row: row.scores("accuracy")[1],
     ),
     ("greedy (%)", lambda row, _: row.change("greedy"), lambda row: row.scores("greedy")[1]),
     (
         "length (tokens)",
-        lambda row, _: row.change("length", decimal),
+        lambda row, _: row.change("length", n.decimal),
         lambda row: row.scores("length")[1],
     ),
-    ("seconds", lambda row, _: decimal(row.result.seconds), lambda row: row.result.seconds),
+    ("seconds", lambda row, _: n.decimal(row.result.seconds), lambda row: row.result.seconds),
     (
         "peak memory",
-        lambda row, _: memory(row.result.peak_memory_bytes),
+        lambda row, _: n.memory(row.result.peak_memory_bytes),
         lambda row: row.result.peak_memory_bytes,
     ),
 )
@@ -107,19 +94,19 @@ def results(records: Sequence[RunRecord]) -> list[RunRow]:
     ]
 
 
-def cells(row: RunRow, number: Number = count) -> tuple[str, ...]:
+def cells(row: RunRow, number: Number = n.count) -> tuple[str, ...]:
     """The texts of a row: its label, and one for each column."""
     return (row.label, *(text(row, number) for _, text, _ in COLUMNS))
 
 
 def table(rows: Sequence[RunRow]) -> Table:
     """The rows as a table of a report, sorted by values; a column that nobody has is left out."""
-    missing = {NONE, NONE + ARROW + NONE, f"{NONE} ({NONE})"}
-    shown = [column for column in COLUMNS if {column[1](row, count) for row in rows} - missing]
+    missing = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
+    shown = [column for column in COLUMNS if {column[1](row, n.count) for row in rows} - missing]
     lines = [
         [
             TableCell(row.label, series=row.colour, code=True),
-            *(TableCell(text(row, count), _known(value(row))) for _, text, value in shown),
+            *(TableCell(text(row, n.count), _known(value(row))) for _, text, value in shown),
         ]
         for row in rows
     ]
@@ -139,7 +126,7 @@ def rich_table(rows: Sequence[RunRow]) -> RichTable:
         first, _, rest = head.partition(" (" if "(" in head else " ")
         heads.append(f"{first}\n({rest}" if "(" in head else f"{first}\n{rest}".strip())
     caption = "base → trained on held-out problems"
-    return terminal_table(heads, [cells(row, short) for row in rows], caption)
+    return terminal_table(heads, [cells(row, n.short) for row in rows], caption)
 
 
 def terminal_table(

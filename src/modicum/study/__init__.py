@@ -14,8 +14,6 @@
     power       how many seeds would settle an arm
     verdict     the same in words
     scan        a study of every layer, block or part alone; ranking: its statistics
-    populations studies of known truth
-    simulate    `python -m modicum.study.simulate`: how often the verdicts are wrong on them
 
 docs/statistics.md has the statistics: model, formulas, measured error rates.
 """

@@ -5,8 +5,6 @@ is seeded by the study (`analysis_seed`), so the same runs give the same file. `
 beside it holds what the report shows of the runs, small enough to ship without them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -14,8 +14,6 @@ together are three matrix products.
     R resample, S seed, I problem
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,23 +31,13 @@ def pivots(
     found = []
     for start in range(0, resamples, BLOCK):
         count = min(BLOCK, resamples - start)
-        seeds_RS = _counts(rng, count, table_SI.shape[0])
-        problems_RI = _counts(rng, count, table_SI.shape[1])
+        seeds_RS = counts(rng, count, table_SI.shape[0])
+        problems_RI = counts(rng, count, table_SI.shape[1])
         found.append(_pivots(centred_SI, seeds_RS, problems_RI))
     return np.sort(np.concatenate(found))
 
 
-def means(
-    table_SI: Table, rng: np.random.Generator, resamples: int = RESAMPLES
-) -> NDArray[np.float64]:
-    """The means of `resamples` tables, sorted: what the percentile bootstrap takes."""
-    num_seeds, num_problems = table_SI.shape
-    seeds_RS = _counts(rng, resamples, num_seeds)
-    problems_RI = _counts(rng, resamples, num_problems)
-    return np.sort(((seeds_RS @ table_SI) * problems_RI).sum(1) / table_SI.size)
-
-
-def _counts(rng: np.random.Generator, rows: int, size: int) -> NDArray[np.float64]:
+def counts(rng: np.random.Generator, rows: int, size: int) -> NDArray[np.float64]:
     """How often each of `size` things was drawn in `size` draws, for each row."""
     drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)

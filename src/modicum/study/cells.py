@@ -7,8 +7,6 @@ cells/final/ARM/seed-N          the comparison
 tuning.json                     the rate of each arm and its tries
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A study's folder as data: scores by seed and problem, costs, tries, failures of each arm."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass

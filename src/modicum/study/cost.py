@@ -7,8 +7,6 @@ summed over all runs and divided by the jobs. Probes run as the study will, so m
 A probe's completions are the base's: where training makes them longer, a step takes longer.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -15,8 +15,6 @@ tuning runs. Placebo arms train the control's update with a reward that knows no
 answer.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence

@@ -9,8 +9,6 @@ Wilson's (`stats.no_spread`). A p-value is the level at which the limit meets th
 that is tested, so tests and intervals cannot disagree.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

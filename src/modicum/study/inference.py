@@ -15,8 +15,6 @@ one arm's "better" or "worse" is what its 95 % interval says. A placebo is in no
     S seed, I problem
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -25,12 +23,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modicum import stats
-from modicum.results import ClaimTest
+from modicum.results import ClaimTest, Variance
 from modicum.stats import Difference, Interval
 from modicum.study.estimate import Estimate, difference, estimate
 from modicum.study.power import seeds_needed
 from modicum.study.retention import retention
-from modicum.study.twolevel import Components, Table, spread, table
+from modicum.study.twolevel import Table, spread, table
 from modicum.types import UserError
 
 ALPHA = 0.05
@@ -87,7 +85,7 @@ def paired(arm_SI: ArrayLike, control_SI: ArrayLike, rng: np.random.Generator) -
     return estimate(tables[0] - tables[1], (-1.0, 1.0), rng)
 
 
-def variance(scores_SI: ArrayLike) -> Components | None:
+def variance(scores_SI: ArrayLike) -> Variance | None:
     """The variances of seeds, problems and the rest; None for a single seed."""
     found = spread(table("an arm", scores_SI))
     return found.components if found.num_seeds > 1 else None

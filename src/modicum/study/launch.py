@@ -7,8 +7,6 @@ A cell that is there already is never run again, so the same command goes on whe
 was. Another launcher (of a cluster, say) is a class with `run` and its row in `LAUNCHERS`.
 """
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import os
@@ -72,7 +70,6 @@ class Here(Launcher):
             raise UserError("the launcher here runs one at a time; several need processes")
 
     def run(self, cells: Sequence[Cell], ended: Ended) -> None:
-        """See `Launcher.run`."""
         import torch
 
         before = torch.get_num_threads()
@@ -102,7 +99,6 @@ class Processes(Launcher):
             raise UserError(f"jobs must be at most {os.cpu_count()}, the number of cores")
 
     def run(self, cells: Sequence[Cell], ended: Ended) -> None:
-        """See `Launcher.run`."""
         waiting = list(cells)
         threads = self.threads or share_of_cores(self.jobs)
         running: dict[int, tuple[Cell, ForkServerProcess]] = {}

@@ -14,8 +14,6 @@ Both are guesses as good as the estimates that go in. More seeds do not shrink B
 alone is too large, only more problems help.
 """
 
-from __future__ import annotations
-
 import math
 
 from modicum.study.twolevel import Spread, critical

@@ -10,8 +10,6 @@ of full's gain lie above 0. Departure from the paper: it trains long runs of lar
 here budget and model are the user's, and a short budget ranks how fast units learn.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

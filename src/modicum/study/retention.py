@@ -9,8 +9,6 @@ own gain is clear; else there is no ratio to speak of.
     S seed, I problem
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from modicum.stats import Interval, no_spread

@@ -9,8 +9,6 @@ Its cells are run as a study's are (`launch`); its statistics are `ranking`'s, s
 many units is looked for, not a verdict against a control.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import tomllib
 from collections.abc import Sequence

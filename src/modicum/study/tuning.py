@@ -7,8 +7,6 @@ whole try's budget. Every round starts from the base, since a run's length may e
 schedule.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -27,19 +27,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from modicum.results import Variance
 from modicum.stats import ROUNDING
 from modicum.types import UserError
 
 Table = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Components:
-    """Variances: of a seed's effect, of a problem's, and of what is left of one score."""
-
-    seed: float
-    problem: float
-    residual: float
 
 
 @dataclass(frozen=True)
@@ -70,9 +62,9 @@ class Spread:
         return math.sqrt(sum(self.parts))
 
     @property
-    def components(self) -> Components:
+    def components(self) -> Variance:
         """The moment estimates of the three variances; negative ones are 0."""
-        return Components(
+        return Variance(
             max(0.0, self.seeds - self.residual) / self.num_problems,
             max(0.0, self.problems - self.residual) / self.num_seeds,
             self.residual,

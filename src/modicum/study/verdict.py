@@ -5,8 +5,6 @@ by more than the margin", never "the same"; an arm that is not worse and yet cle
 the control is said to be both; nothing that was not shown is said to be absent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -21,7 +21,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from modicum import runs
@@ -34,52 +33,31 @@ RECORD = "tracker.json"
 
 
 class Tracker:
-    """Is told what a run logs; this one does nothing with it.
+    """Passes what a run logs on to a backend, until that fails; without one it does nothing.
 
     As a context it finishes at the end, as failed when an error leaves it.
     """
 
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        name: str = "none",
+        note: Callable[[str], None] = print,
+        done: int = 0,
+    ) -> None:
+        self.backend, self.name, self.note, self.done = backend, name, note, done
+
     def step(self, metrics: Mapping[str, float]) -> None:
         """A step has ended; `metrics` is its line of metrics.jsonl."""
-
-    def evaluated(self, entry: Mapping[str, Any]) -> None:
-        """An evaluation has ended; `entry` is its line of evaluations.jsonl."""
-
-    def finish(self, result: Mapping[str, Any], failed: bool = False) -> None:
-        """The run has ended, with this result or with none; later calls do nothing."""
-
-    def __enter__(self) -> Tracker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.finish({}, failed=kind is not None)
-
-
-class Logged(Tracker):
-    """Passes numbers on to a backend, until that fails."""
-
-    def __init__(self, backend: Backend, name: str, note: Callable[[str], None], done: int) -> None:
-        self.backend: Backend | None = backend
-        self.name = name
-        self.note = note
-        self.done = done
-
-    def step(self, metrics: Mapping[str, float]) -> None:
-        """Log the metrics."""
         self.done = int(metrics["step"]) + 1
         self._log(numbers(metrics), self.done)
 
     def evaluated(self, entry: Mapping[str, Any]) -> None:
-        """Log what the evaluation found."""
+        """An evaluation has ended; `entry` is its line of evaluations.jsonl."""
         self._log(evaluation(entry), int(entry["step"]) + 1)
 
     def finish(self, result: Mapping[str, Any], failed: bool = False) -> None:
-        """Log the result and end the tracker's run."""
+        """The run has ended, with this result or with none; later calls do nothing."""
         self._log(numbers(result, "result/"), self.done)
         backend, self.backend = self.backend, None
         if backend is not None:
@@ -100,6 +78,12 @@ class Logged(Tracker):
         if guard.error is not None:
             self.note(f"{self.name} failed, and the run goes on without it ({guard.reason})")
         return guard.error is None
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish({}, failed=kind is not None)
 
 
 def check(settings: Tracking) -> None:
@@ -150,7 +134,7 @@ def open(
     with LibraryGuard(LIBRARIES[name].modules) as guard:
         backend = LIBRARIES[name].begin(start)
         runs.write_whole(record, json.dumps({"tracker": name, "id": backend.id}) + "\n")
-        return Logged(backend, name, note, resumed_at)
+        return Tracker(backend, name, note, resumed_at)
     hint = f"; without {record} a new run of it begins" if start.past else ""
     raise UserError(f"tracker {name} cannot begin ({guard.reason}){hint}")
 

@@ -6,8 +6,6 @@ W&B: its offline mode, with all collection switched off.
 Trackio: its SQLite database; MLflow: a SQLite store, since its file store is closed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import importlib
@@ -79,13 +77,11 @@ class TensorBoard:
             self._write(session_log=log(status=log.START), step=start.resumed_at + 1)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Write one event with all values and put it on disk."""
         value = self.summaries.Summary.Value
         entries = [value(tag=name, simple_value=number) for name, number in values.items()]
         self._write(summary=self.summaries.Summary(value=entries), step=step)
 
     def close(self, failed: bool) -> None:
-        """Close the file."""
         self.writer.close()
 
     def _write(self, **fields: Any) -> None:
@@ -120,7 +116,6 @@ class WandB:
         self.run.log(dict(values), step=step)
 
     def close(self, failed: bool) -> None:
-        """Finish the run."""
         self.run.finish(exit_code=int(failed))
 
 
@@ -213,14 +208,12 @@ class MLflow:
             self.client.log_batch(self.id, params=params[first : first + PARAMS_PER_CALL])
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Log values in one transaction."""
         now = int(time.time() * 1000)
         metric = self.entities.Metric
         metrics = [metric(name, number, now, step) for name, number in values.items()]
         self.client.log_batch(self.id, metrics=metrics)
 
     def close(self, failed: bool) -> None:
-        """Set the status of the run."""
         self.client.set_terminated(self.id, status="FAILED" if failed else "FINISHED")
 
 

@@ -7,6 +7,7 @@ before has only its end to do again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from modicum import anatomy, machine, runs
@@ -80,6 +81,9 @@ def _anatomy(session: Session, run: runs.Run) -> dict[str, Any]:
     changes = anatomy.measure(policy, merged(base.model), session.policy.device)
     run.write(
         "anatomy.json",
-        {"dtype": config.compute.dtype, "tensors": [change.to_json() for change in changes]},
+        {
+            "dtype": config.compute.dtype,
+            "tensors": [{**asdict(change), "full_rank": change.full_rank} for change in changes],
+        },
     )
     return anatomy.summary(changes, config.compute.dtype)

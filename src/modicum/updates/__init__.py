@@ -11,23 +11,13 @@ from typing import TYPE_CHECKING
 
 from modicum import spec
 from modicum.types import UserError
+from modicum.updates import dense
 from modicum.updates.adalora import AdaLora
 from modicum.updates.apollo import Apollo, ApolloMini
 from modicum.updates.autofreeze import AutoFreeze
 from modicum.updates.badam import BAdam, BAdamRatio
 from modicum.updates.base import Method, Placed, Prepared, Selection, Update
 from modicum.updates.blocks import Miss, Oft
-from modicum.updates.dense import (
-    BitFit,
-    Every,
-    First,
-    Full,
-    Last,
-    Layers,
-    Middle,
-    Parts,
-    Surgical,
-)
 from modicum.updates.driver import Driver
 from modicum.updates.galore import GaLore
 from modicum.updates.lisa import Lisa
@@ -45,7 +35,8 @@ from modicum.updates.weighing import Rgn, Snr
 UPDATES: dict[str, type] = {
     cls.name: cls
     for cls in (
-        *(Full, First, Last, Middle, Layers, Every, Surgical, Parts, BitFit),
+        *(dense.Full, dense.First, dense.Last, dense.Middle, dense.Layers, dense.Every),
+        *(dense.Surgical, dense.Parts, dense.BitFit),
         *(Rgn, Snr, AutoFreeze, SlimFit, Lisa, BAdam, BAdamRatio),
         *(Lora, RsLora, LoraPlus, LoraFa, Dora, Pissa, Olora, AdaLora, LoraXs),
         *(Vera, Miss, Ia3, LnTuning, Oft, Shira, TinyLora),

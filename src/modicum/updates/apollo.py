@@ -18,8 +18,6 @@ half of Adam's around the tenth. Departures: a zero gradient does not count for 
 as torch does it. Embedding and head get plain AdamW.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from hashlib import sha256
 from math import sqrt
@@ -28,15 +26,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from modicum.updates.lowrank import (
-    LowRankMember,
-    LowRankRule,
-    Moment,
-    State,
-    adam,
-    moments,
-    normalised,
-)
+from modicum.updates import lowrank
+from modicum.updates.lowrank import LowRankMember, LowRankRule, Moment, State
 from modicum.updates.rules import Rule
 
 GROWTH = 1.01
@@ -56,17 +47,17 @@ class ApolloRule(LowRankRule):
 
     def start(self, matrix: Tensor) -> State:
         low = (self.rank, max(matrix.shape))
-        return {"norm": torch.zeros((), device=matrix.device)} | moments(low, matrix.device)
+        return {"norm": torch.zeros((), device=matrix.device)} | lowrank.moments(low, matrix.device)
 
     def direction(self, moment: Moment) -> Tensor:
         wide, low = self._low(moment)
-        factor = self._factor(low, normalised(moment, low))
+        factor = self._factor(low, lowrank.normalised(moment, low))
         scaled = wide * factor * self._limit(moment, _norm(wide * factor, None)) * sqrt(self.scale)
         return scaled if wide is moment.gradient else scaled.T
 
     def taken(self, moment: Moment) -> Tensor:
         wide, low = self._low(moment)
-        scaled = wide * self._factor(low, adam(moment))
+        scaled = wide * self._factor(low, lowrank.adam(moment))
         norm, bias = _norm(scaled, None), self._bias(moment)
         limit = moment.state["norm"].to(norm.device) / (norm * bias + (norm == 0))
         scaled = scaled * limit.clamp(max=1) * sqrt(self.scale)
@@ -123,7 +114,6 @@ class Apollo(LowRankMember):
     scale: float = 1.0
 
     def rule(self, seed: int) -> Rule:
-        """Projections are drawn from `seed`."""
         return ApolloRule(self.rank, self.every, self.scale, seed, whole=False)
 
 
@@ -137,5 +127,4 @@ class ApolloMini(LowRankMember):
     scale: float = 128.0
 
     def rule(self, seed: int) -> Rule:
-        """Projections are drawn from `seed`."""
         return ApolloRule(1, self.every, self.scale, seed, whole=True)

@@ -27,7 +27,7 @@ from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.layout import layers_of, layout, outside
+from modicum.updates.layout import divided, layout
 from modicum.updates.schedule import MAX_STEPS, Decision, Policy, Schedule
 
 
@@ -87,18 +87,15 @@ class FreezingSchedule(Schedule):
             now = smooth
         self.norms = {n: now[n] for n in self._training()}
         frozen = self.lowest > min(self.layers)
+        below = frozenset() if frozen else self.below
         return Decision(
-            self._active(),
+            self.above.union(below, *(self.layers[layer] for layer in self._training())),
             {**evidence, "lowest": self.lowest},
             restart=frozen and self.policy == "reset",
         )
 
     def _training(self) -> list[int]:
         return [layer for layer in self.layers if layer >= self.lowest]
-
-    def _active(self) -> frozenset[str]:
-        below = self.below if self.lowest == min(self.layers) else frozenset()
-        return self.above.union(below, *(self.layers[layer] for layer in self._training()))
 
     def _norm(self, layer: int) -> float:
         parts = [
@@ -142,10 +139,8 @@ class AutoFreeze(Method):
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
         """Train what `where` selects, all if it is None; at least its last layer stays."""
-        places = layout(model)
         chosen = (where or Full()).select(model)
-        layers = layers_of(places, chosen)
+        layers, below, above = divided(layout(model), chosen)
         if not layers:
             raise UserError(f"{self} @ {where}: no decoder layer is selected")
-        below, above = outside(places, chosen)
         return DensePrepared(model, chosen, schedule=FreezingSchedule(layers, below, above, self))

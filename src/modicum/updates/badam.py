@@ -28,9 +28,8 @@ from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full, split
-from modicum.updates.layout import MAX_LAYERS, layers_of, layout, outside
-from modicum.updates.schedule import MAX_STEPS, Decision, Policy
-from modicum.updates.turns import Turns
+from modicum.updates.layout import MAX_LAYERS, divided, layout
+from modicum.updates.schedule import MAX_STEPS, Decision, Policy, Turns
 
 Order = Literal["random", "ascending", "descending"]
 
@@ -66,7 +65,6 @@ class BlockSchedule(Turns):
         return dict.fromkeys(names, taken / self.warmup)
 
     def typical(self, parameters: Mapping[str, nn.Parameter]) -> list[frozenset[str]]:
-        """Every block."""
         return list(self.blocks.values())
 
 
@@ -92,10 +90,8 @@ class BAdam(Method):
         within("badam: warmup", self.warmup, 0, MAX_STEPS)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train the blocks of what `where` selects, of all if it is None."""
-        places = layout(model)
         chosen = (where or Full()).select(model)
-        layers = layers_of(places, chosen)
+        layers, below, above = divided(layout(model), chosen)
         if self.blocks > len(layers):
             raise UserError(f"{self}: there are only {len(layers)} layers to make blocks of")
         numbers = list(layers)
@@ -106,7 +102,6 @@ class BAdam(Method):
             text = f"layers {first} to {last}" if last > first else f"layer {first}"
             blocks[text] = frozenset().union(*(layers[layer] for layer in inside))
         if self.ends:
-            below, above = outside(places, chosen)
             blocks = {"embedding": below, **blocks, "norm and head": above}
         blocks = {text: names for text, names in blocks.items() if names}
         if not blocks:
@@ -167,7 +162,6 @@ class BAdamRatio(Method):
         within("badam_ratio: every", self.every, 1, MAX_STEPS)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train entries of what `where` selects, of all tensors if it is None."""
         chosen = (where or Full()).select(model)
         schedule = RatioSchedule(chosen, self.ratio, self.every, seed)
         return DensePrepared(model, chosen, schedule=schedule)

@@ -166,7 +166,6 @@ class DensePrepared(Prepared):
         return self.swap.swapped()
 
     def merged(self) -> nn.Module:
-        """The model itself."""
         return self.model
 
 
@@ -183,7 +182,6 @@ class Selection(Spec, ABC):
         """The names of the selected parameters."""
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
-        """Train the selected tensors of `model` in place."""
         return DensePrepared(model, self.select(model))
 
     def select(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -254,7 +252,7 @@ class Method(Spec, ABC):
 
     @abstractmethod
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Apply to `model`, or to what `where` selects of it."""
+        """Train what `where` selects of `model`, all of it if that is None."""
 
     def __matmul__(self, where: object) -> Placed:
         return Placed(self, where) if isinstance(where, Selection) else NotImplemented
@@ -293,7 +291,6 @@ class Placed:
         return self.method.kind
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
-        """Apply the method to the selected part of the model."""
         return self.method.apply(model, seed, self.where)
 
     def __str__(self) -> str:

@@ -18,8 +18,6 @@ training make five steps on one batch of the tiny base move the policy (by KL) a
 tuned rates of `full` and `lora` do.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import gcd
 from typing import Any, ClassVar
@@ -48,7 +46,6 @@ class Miss(Adapter):
         at_least_one(self, rank=self.rank)
 
     def check(self, name: str, layer: Any) -> None:
-        """No input may be smaller than the rank."""
         size = layer.in_features
         if size < self.rank:
             raise UserError(f"{self}: the input of {name} has {size} numbers; rank is at most that")

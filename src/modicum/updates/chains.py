@@ -3,8 +3,6 @@
 Every adapter says its own (`adapter.Adapter.chain`), and `products` counts them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

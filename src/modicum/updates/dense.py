@@ -8,8 +8,6 @@ norm and head stay frozen unless they are asked for (`last(2, norm=True, head=Tr
 and backward then reaches the bottom of the model.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Container
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ The loop keeps its loss, its optimizer and its scheduler of the learning rate.
 docs/outside.md says how this departs from the package's own loop.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any, Self
 
@@ -17,7 +15,7 @@ from modicum.config import Optimizer
 from modicum.models.precision import InPlace, too_fine
 from modicum.types import UserError
 from modicum.updates.base import Prepared
-from modicum.updates.proofs import Kept
+from modicum.updates.proofs import Proof
 from modicum.updates.rules import AdamWRule
 from modicum.updates.schedule import Decision
 from modicum.updates.stepper import MAX_SKIPPED, StepCounters, Stepper
@@ -37,7 +35,8 @@ class Driver:
         if max_grad_norm < 0:
             raise UserError(f"max_grad_norm must be at least 0, not {max_grad_norm}")
         self.prepared, self.held = prepared, InPlace()
-        self.kept = Kept(prepared, self.held)
+        since = " since the callback was made, in its values or its dtype"
+        self.kept = Proof(prepared, self.held, since)
         self.stepper = Stepper(prepared, self.held, self.kept, StepCounters(), max_grad_norm)
         self.steps = 0
         """Steps of the loop, those that moved nothing too."""

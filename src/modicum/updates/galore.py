@@ -16,23 +16,14 @@ to basis; epsilon is added after the bias correction, as torch does it. Embeddin
 get plain AdamW.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from modicum.updates.lowrank import (
-    LowRankMember,
-    LowRankRule,
-    Moment,
-    State,
-    adam,
-    moments,
-    normalised,
-)
+from modicum.updates import lowrank
+from modicum.updates.lowrank import LowRankMember, LowRankRule, Moment, State
 from modicum.updates.rules import Rule
 
 
@@ -49,7 +40,7 @@ class GaLoreRule(LowRankRule):
         basis = torch.zeros(min(rows, columns), self.rank, device=matrix.device)
         # Due at once.
         made = torch.tensor(float(-self.every))
-        return {"basis": basis, "basis_made": made} | moments(low, matrix.device)
+        return {"basis": basis, "basis_made": made} | lowrank.moments(low, matrix.device)
 
     def direction(self, moment: Moment) -> Tensor:
         gradient, state = moment.gradient, moment.state
@@ -59,10 +50,10 @@ class GaLoreRule(LowRankRule):
             state["basis_made"] = torch.tensor(float(before))
         basis, (rows, columns) = state["basis"], gradient.shape
         low = gradient @ basis if rows >= columns else basis.T @ gradient
-        return self._back(moment, normalised(moment, low))
+        return self._back(moment, lowrank.normalised(moment, low))
 
     def taken(self, moment: Moment) -> Tensor:
-        return self._back(moment, adam(moment))
+        return self._back(moment, lowrank.adam(moment))
 
     def _back(self, moment: Moment, low: Tensor) -> Tensor:
         """From the low-rank space into that of the matrix."""
@@ -94,5 +85,4 @@ class GaLore(LowRankMember):
     scale: float = 0.25
 
     def rule(self, seed: int) -> Rule:
-        """Nothing in it is random."""
         return GaLoreRule(self.rank, self.every, self.scale)

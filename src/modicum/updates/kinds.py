@@ -1,7 +1,5 @@
 """Kinds of updates: what an arm of a study is called, and coloured by, among many."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 Kind = Literal[

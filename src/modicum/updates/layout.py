@@ -1,7 +1,5 @@
 """Which layer and which part every parameter of a decoder belongs to."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -84,21 +82,15 @@ def layout(model: nn.Module) -> Layout:
     return Layout(places, len(layers))
 
 
-def layers_of(layout: Layout, names: Iterable[str]) -> dict[int, frozenset[str]]:
-    """The names that lie in decoder layers, by layer, from the bottom up."""
+def divided(
+    layout: Layout, names: Iterable[str]
+) -> tuple[dict[int, frozenset[str]], frozenset[str], frozenset[str]]:
+    """The names in decoder layers, by layer from the bottom up; those below these, those above."""
     found: dict[int, set[str]] = {}
     for name in names:
-        layer = layout.places[name].layer
-        if layer is not None:
-            found.setdefault(layer, set()).add(name)
-    return {layer: frozenset(found[layer]) for layer in sorted(found)}
-
-
-def outside(layout: Layout, names: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """The names that lie outside the layers: those below them, and those above."""
-    found = frozenset(name for name in names if layout.places[name].layer is None)
-    below = frozenset(name for name in found if depth(name, layout.num_layers) < 0)
-    return below, found - below
+        found.setdefault(depth(name, layout.num_layers), set()).add(name)
+    below, above = frozenset(found.pop(-1, ())), frozenset(found.pop(layout.num_layers, ()))
+    return {layer: frozenset(found[layer]) for layer in sorted(found)}, below, above
 
 
 def depth(name: str, num_layers: int) -> int:

@@ -22,9 +22,8 @@ from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import DensePrepared, Method, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.layout import MAX_LAYERS, layers_of, layout, outside
-from modicum.updates.schedule import MAX_STEPS, Decision, Policy
-from modicum.updates.turns import Turns
+from modicum.updates.layout import MAX_LAYERS, divided, layout
+from modicum.updates.schedule import MAX_STEPS, Decision, Policy, Turns
 
 MOST_SETS = 64  # for the preview's average; beyond, so many are drawn
 
@@ -78,13 +77,11 @@ class Lisa(Method):
         within("lisa: every", self.every, 1, MAX_STEPS)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train drawn layers of what `where` selects, of all if it is None."""
-        places = layout(model)
         chosen = (where or Full()).select(model)
-        layers = layers_of(places, chosen)
+        layers, below, above = divided(layout(model), chosen)
         if self.layers > len(layers):
             raise UserError(f"{self}: there are only {len(layers)} layers to draw from")
-        always = frozenset().union(*outside(places, chosen)) if self.ends else frozenset()
+        always = below | above if self.ends else frozenset()
         named = always.union(*layers.values())
         trainable = {n: p for n, p in chosen.items() if n in named}
         return DensePrepared(model, trainable, schedule=LisaSchedule(self, layers, always, seed))

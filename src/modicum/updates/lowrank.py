@@ -7,8 +7,6 @@ can hold it. Only what the optimizer keeps is small: the gradient is whole, and 
 costs what it does for AdamW.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ is. So a tensor must have changed only when some entry of it was to move by more
 Where weight decay acts, its own rounding may undo as much, and a whole spacing is asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 

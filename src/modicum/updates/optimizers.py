@@ -49,7 +49,6 @@ class OptimizerMember(Spec, ABC):
         """UserError when this optimizer has nothing to do for what trains."""
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
-        """Train the whole model by this optimizer."""
         return Optimized(self, Full()).apply(model, seed)
 
     def __matmul__(self, update: object) -> Optimized:
@@ -123,5 +122,4 @@ class Sgd(OptimizerMember):
         return self.faster * (1 - self.momentum)
 
     def rule(self, seed: int) -> Rule:
-        """torch's SGD."""
         return SgdRule(self.momentum)

@@ -1,7 +1,5 @@
 """What the dense tensors of a model became in a run that is over."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any

@@ -17,8 +17,6 @@ then the last bits of the decomposition, which depend on the number of threads, 
 and B A is exact. So a run can be taken up with another number of threads.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -64,7 +62,6 @@ class FromBase(LowRank):
     """What adapters made from the base's weights have in common: they fit into its ranks."""
 
     def check(self, name: str, layer: Any) -> None:
-        """No layer may have a smaller rank."""
         rows, columns = matrix(layer).shape
         most = min(rows, columns)
         if self.rank > most:

@@ -5,12 +5,8 @@ Backward cost counts matrix products only (`products`, F.2 in docs/updates.md): 
 what trains, and gradients of activations down to the lowest trained tensor.
 """
 
-from __future__ import annotations
-
-import dataclasses
 from dataclasses import dataclass
 from statistics import fmean as mean
-from typing import Any
 
 import torch
 
@@ -47,10 +43,6 @@ class Preview:
     """Matrix work of backward, as a share of that of full training."""
     notes: list[str]
     names: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """The preview as JSON values."""
-        return dataclasses.asdict(self)
 
     def text(self) -> str:
         """The preview for a reader."""

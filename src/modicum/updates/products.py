@@ -8,8 +8,6 @@ grow with the tokens (DoRA's norms, OFT's rotation from its angles, TinyLoRA's a
 LoRA-XS's small matrix).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -16,10 +16,7 @@ The hashes of loading (`models.identity`) are not taken over for what is frozen:
 rewrite it when they begin, and a proof that believed an older hash would prove less.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,12 +30,13 @@ from modicum.updates.moves import Move
 
 
 class Proof:
-    """Remembers the start and checks against it."""
+    """Remembers the start and checks against it; `since` says of what start messages speak.
 
-    since: ClassVar[str] = ""
+    By itself it is for a loop from outside, which may move less than it should; it says so.
+    """
 
-    def __init__(self, prepared: Prepared, masters: Masters) -> None:
-        self.prepared, self.masters = prepared, masters
+    def __init__(self, prepared: Prepared, masters: Masters, since: str = "") -> None:
+        self.prepared, self.masters, self.since = prepared, masters, since
         self.frozen = fingerprints(prepared.frozen)
         self.at_start = combined(self.frozen)
         self.started = {n: _wide(p) for n, p in prepared.trainable.items()}
@@ -153,12 +151,6 @@ class Proof:
     def stayed(self, when: str, still: Sequence[str]) -> str:
         """What to say of tensors that had a gradient and did not change."""
         return f", {len(still)} had a gradient and did not change"
-
-
-class Kept(Proof):
-    """Of a loop from outside, which may move less than it should; it says so."""
-
-    since: ClassVar[str] = " since the callback was made, in its values or its dtype"
 
 
 class ChangeProof(Proof):

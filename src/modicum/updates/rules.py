@@ -5,8 +5,6 @@ state is in tensors, so that a checkpoint can hold it. AdamW is the rule of ever
 that does not say otherwise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -3,19 +3,19 @@
 A schedule decides at rollout boundaries only, so that a step is always taken on
 completions of the policy that trains. It is told of gradients and of steps, and decides
 from these; steps without a signal (all rewards within every group equal) are not shown to
-it and not counted. The schedule of this file lets everything train all the time.
+it and not counted. `Schedule` lets everything train all the time; `Turns` goes in turns.
 
 What happens to the optimizer's state of a tensor that stops training is its policy:
 `keep` leaves it where it is, `reset` deletes it, `cpu` moves it to the CPU and back.
 """
 
-from __future__ import annotations
-
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 Policy = Literal["keep", "reset", "cpu"]
@@ -137,3 +137,42 @@ class Schedule:
             start = f"{kind}/"
             found = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
             setattr(self, kind, found)
+
+
+class Turns(Schedule, ABC):
+    """Another part of the model every so many steps; members say which, from a turn's number alone.
+
+    Steps without a signal do not count. So a turn has at least `every` steps with a signal, and
+    more where a rollout serves several. Under the policy `reset` every turn begins with fresh
+    moments, also of what had the turn before.
+    """
+
+    remembered: ClassVar[tuple[str, ...]] = ("number", "since")
+    always: frozenset[str] = frozenset()
+    """What trains in every turn, and goes on from one to the next."""
+
+    def __init__(self, every: int, policy: Policy, seed: int) -> None:
+        super().__init__()
+        self.every, self.policy, self.seed = every, policy, seed
+        self.number = 0
+        """How many turns have begun."""
+        self.since = 0
+        """The steps that had been taken when the present one began."""
+
+    @abstractmethod
+    def turn(self, number: int) -> Decision:
+        """What trains in turn `number`, from 0."""
+
+    def rng(self, *numbers: int) -> np.random.Generator:
+        """Chance that depends on the seed and on `numbers` only."""
+        return np.random.default_rng([self.seed, *numbers])
+
+    def decide(self, steps: int) -> Decision | None:
+        """The next turn, when the present one has had its steps."""
+        if self.number and steps - self.since < self.every:
+            return None
+        self.number += 1
+        self.since = steps
+        decision = self.turn(self.number - 1)
+        fresh = decision.active - self.always if self.policy == "reset" else frozenset[str]()
+        return replace(decision, fresh=fresh)

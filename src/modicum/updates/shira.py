@@ -11,8 +11,6 @@ trains entries of the weight itself. With a bf16 base the sum is rounded to bf16
 `rate_scale` 5 is from the tiny base, found as in `vectors`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -11,8 +11,6 @@ gradients and, unless `state` is keep, optimizer state are had here: quantised a
 are not part of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -112,7 +110,6 @@ class SlimFit(Method):
             raise UserError(f"{self}: rate, the share that rests, must be at least 0 and below 1")
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train units of what `where` selects, of all if it is None."""
         places = layout(model).places
         chosen = (where or Full()).select(model)
         units = [

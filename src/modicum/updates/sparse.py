@@ -23,8 +23,6 @@ Departures: `run` takes a share of each tensor, not all above 1e-5; steps with n
 not measured; of equal scores the first in the tensor count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,7 +194,6 @@ class Sparse(Method):
             )
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train some entries of what `where` selects, of all tensors if it is None."""
         chosen = (where or Full()).select(model)
         if self.by in MEASURED:
             schedule = Warmup(chosen, self.keep, MEASURED[self.by], self.warmup)

@@ -7,8 +7,6 @@ trains, the state of what stops is kept, deleted or moved to the CPU (`Schedule.
 starts gets fresh moments, their bias correction included, or those that were kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar

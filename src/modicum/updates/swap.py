@@ -1,7 +1,5 @@
 """Old values of tensors, kept aside and put back for a while."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 

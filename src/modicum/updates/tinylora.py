@@ -18,8 +18,6 @@ The singular values are computed when a run starts, is resumed, evaluated or exp
 model of 1.5B parameters on a CPU that takes minutes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

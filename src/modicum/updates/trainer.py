@@ -11,8 +11,6 @@ A thin shell around `driver`. What a Trainer brings with it:
   resumed, and processes would decide each for itself.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import TrainerCallback
@@ -61,7 +59,9 @@ class UpdateCallback(TrainerCallback):
             raise UserError("what trains changes with time in this update: one process only")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.driver.begin_step(self.micro_batches % _micro_batches_a_rollout(args) == 0)
+        a_generation = getattr(args, "steps_per_generation", None) or 1
+        of_a_policy = a_generation * getattr(args, "num_iterations", 1)  # micro-batches
+        self.driver.begin_step(self.micro_batches % of_a_policy == 0)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.driver.after_backward()
@@ -78,8 +78,3 @@ class UpdateCallback(TrainerCallback):
         self.driver.detach()
         # The best model is put back before this, with what rests now as it was then.
         self.proven = self.driver.report(resting=not args.load_best_model_at_end)
-
-
-def _micro_batches_a_rollout(args: Any) -> int:
-    """How many micro-batches are trained on the completions of one policy."""
-    return (getattr(args, "steps_per_generation", None) or 1) * getattr(args, "num_iterations", 1)

@@ -19,8 +19,6 @@ or acts through a small product (VeRA): steps must be larger than for matrices. 
 rates of `full` and `lora` do. A starting point, not a tuned rate.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -115,7 +113,6 @@ class LnTuning(Adapter):
     examples: ClassVar[tuple[str, ...]] = ("lntuning", "lntuning @ middle(1)")
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
-        """The norms that are selected, or all."""
         places = layout(model).places
         chosen = places if where is None else where.select(model)
         norms = [name.rpartition(".")[0] for name in chosen if "norm" in places[name].parts]

@@ -15,8 +15,6 @@ the groups (prompts) of those steps together, as in the paper; its code takes it
 tensor's rows, with a threshold of 0.95 on values that are not brought to 0..1.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -207,7 +205,6 @@ class Measured(Method):
         within(f"{self.name}: window (every is the most)", self.window, 1, self.every)
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Train what `where` selects, all if it is None, with measured steps."""
         chosen = (where or Full()).select(model)
         return DensePrepared(model, chosen, schedule=self.schedule(chosen))
 

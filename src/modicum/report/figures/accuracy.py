@@ -1,26 +1,12 @@
 """Held-out accuracy of the base and of each run: a bar with its interval, a diamond for greedy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from modicum.report import document
+from modicum.report import document, style
 from modicum.report.numbers import limits, percent
-from modicum.report.style import (
-    BROAD,
-    INK,
-    MUTED,
-    NARROW,
-    PAPER,
-    Axes,
-    Figure,
-    blank,
-    series,
-    tip,
-    wrapped,
-)
+from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure
 from modicum.report.tables import RunRow
 from modicum.results import Evaluation
 
@@ -46,10 +32,10 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
 def bars(rows: Sequence[RunRow], narrow: bool = False) -> Figure:
     """The figure. The dashed line is the base; on a phone the names stand above the bars."""
     entries = _entries(rows)
-    names = [wrapped(label, 3.6 if narrow else 2.4) for label, _, _ in entries]
+    names = [style.wrapped(label, 3.6 if narrow else 2.4) for label, _, _ in entries]
     lines = max(name.count("\n") for name in names)
     tall = 0.36 + 0.13 * lines + (0.14 if narrow else 0)
-    figure = blank(NARROW if narrow else BROAD, tall * len(entries) + 0.95, fitted=True)
+    figure = style.blank(NARROW if narrow else BROAD, tall * len(entries) + 0.95, fitted=True)
     axes = figure.subplots()
     axes.grid(axis="y", visible=False)
     thick = 0.21 / tall
@@ -83,7 +69,7 @@ def _entries(rows: Sequence[RunRow]) -> list[tuple[str, str, Evaluation]]:
     ]
     for row in rows:
         if row.result.trained is not None:
-            entries.append((row.label, series(row.colour)[0], row.result.trained))
+            entries.append((row.label, style.series(row.colour)[0], row.result.trained))
     return entries
 
 
@@ -94,10 +80,10 @@ def _bar(axes: Axes, place: int, colour: str, label: str, score: Evaluation, thi
     if ends:
         sides = [[mean - 100 * score.low], [100 * score.high - mean]]
         axes.errorbar(mean, place, xerr=sides, color=INK, elinewidth=1.1, capsize=2.5, capthick=1.1)
-    tip(bar, f"{label}: {mean:.1f} % {ends}".strip())
+    style.tip(bar, f"{label}: {mean:.1f} % {ends}".strip())
     if not math.isnan(score.greedy):
         (diamond,) = axes.plot(100 * score.greedy, place, clip_on=False, zorder=4, **DIAMOND)
-        tip(diamond, f"{label}, greedy: {percent(score.greedy)} %")
+        style.tip(diamond, f"{label}, greedy: {percent(score.greedy)} %")
 
 
 def _key(figure: Figure) -> None:

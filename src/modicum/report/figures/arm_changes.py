@@ -1,7 +1,5 @@
 """What training changed in the weights: a small map for each arm, one scale for all."""
 
-from __future__ import annotations
-
 import math
 
 from modicum.report import document

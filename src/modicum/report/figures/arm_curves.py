@@ -6,8 +6,6 @@ seed to the highest. Runs of different lengths are read at the same x by interpo
 within what all of them have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -107,21 +105,17 @@ def draw(study: StudyRecord, against: str, narrow: bool) -> Figure:
             style = {"transform": axes.transAxes, "ha": "right", "fontsize": 7, "color": MUTED}
             axes.text(0.98, 0.05, "not logged", **style)
         else:
-            _curve(axes, found, factor, kind.colour, arm.name)
+            if found.low is not None and found.high is not None:
+                band = (factor * found.low, factor * found.high)
+                axes.fill_between(found.x, *band, color=kind.colour, alpha=0.22, linewidth=0)
+            (curve,) = axes.plot(found.x, factor * found.mean, color=kind.colour, linewidth=1.5)
+            name(curve, arm.name)
             if y == ACCURACY:
                 _held_out(axes, study.curves[arm.slug], arm, found, column, kind.colour)
         if y == ACCURACY and study.analysis.base is not None:
             base = 100 * study.analysis.base.mean
             axes.axhline(base, color=MUTED, linewidth=0.8, dashes=(4, 3))
     return figure
-
-
-def _curve(axes: Axes, found: Line, factor: float, colour: str, label: str) -> None:
-    if found.low is not None and found.high is not None:
-        band = (factor * found.low, factor * found.high)
-        axes.fill_between(found.x, *band, color=colour, alpha=0.22, linewidth=0)
-    (drawn,) = axes.plot(found.x, factor * found.mean, color=colour, linewidth=1.5)
-    name(drawn, label)
 
 
 def _held_out(

@@ -3,8 +3,6 @@
 The numbers are those of modicum.anatomy, explained in docs/anatomy.md.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

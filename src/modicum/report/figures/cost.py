@@ -1,7 +1,5 @@
 """Held-out accuracy of runs against what they cost, with the line of those that none beats."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from modicum.report import document

@@ -5,8 +5,6 @@ and the band goes from the lowest to the highest seed, as far as all of them wen
 run, the raw values are faint behind it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal

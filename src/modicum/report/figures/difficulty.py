@@ -1,7 +1,5 @@
 """Accuracy by the difficulty of the problems: a table of shaded numbers, a row an arm."""
 
-from __future__ import annotations
-
 from modicum.report import document
 from modicum.report.figures import panels
 from modicum.report.numbers import some

@@ -5,8 +5,6 @@ covers what is near the margin; an interval that goes on beyond it ends in an ar
 arm that lies beyond it altogether is an arrow with its number beside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,7 +75,8 @@ def draw(analysis: Analysis, narrow: bool) -> Figure:
         _arm(axes, analysis, arm, y + (0.22 if narrow else 0))
         (_words_above if narrow else _words_beside)(axes, analysis, arm, y)
     if not narrow:
-        _heads(axes)
+        for x, text in zip(_columns(axes), ("diff.", "90 % interval", "verdict"), strict=True):
+            axes.text(x, 1.0, text, transform=axes.transAxes, va="bottom", color=MUTED)
         axes.hlines(places, *axes.get_xlim(), color=GRID, linewidth=0.5, zorder=0)
     return figure
 
@@ -159,11 +158,6 @@ def _words_beside(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> N
         ends = interval(arm.difference.low90, arm.difference.high90)
         axes.text(second, y, ends, color=MUTED, **style)
     axes.text(third, y, panels.shorten(arm.verdict, RIGHT - COLUMNS[2]), **style)
-
-
-def _heads(axes: Axes) -> None:
-    for x, text in zip(_columns(axes), ("diff.", "90 % interval", "verdict"), strict=True):
-        axes.text(x, 1.0, text, transform=axes.transAxes, va="bottom", color=MUTED)
 
 
 def _words_above(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:

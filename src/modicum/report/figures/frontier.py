@@ -1,7 +1,5 @@
 """Accuracy against what an arm cost, with the frontier: arms that none beats in both."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,7 +103,9 @@ def draw(analysis: Analysis, axis: Axis, narrow: bool) -> Figure:
     panels.legend(figure, families, 0.1, 0.06)
     found = points(analysis, axis)
     _limits(axes, analysis, axis, found)
-    _steps(axes, [p for p in found if p.best])
+    if best := [p for p in found if p.best]:
+        xs, ys = [*(p.x for p in best), axes.get_xlim()[1]], [*(p.y for p in best), best[-1].y]
+        axes.step(xs, ys, where="post", color=INK, linewidth=1.0, alpha=0.55, zorder=1.5)
     for point in found:
         if point.y < axes.get_ylim()[0]:
             continue
@@ -163,13 +163,6 @@ def _base(axes: Axes, analysis: Analysis, found: Sequence[Point]) -> None:
 
 def _ends(arm: ArmResult) -> tuple[float, float]:
     return (0.0, 0.0) if arm.accuracy is None else (arm.accuracy.low, arm.accuracy.high)
-
-
-def _steps(axes: Axes, best: Sequence[Point]) -> None:
-    if best:
-        xs = [*(p.x for p in best), axes.get_xlim()[1]]
-        ys = [*(p.y for p in best), best[-1].y]
-        axes.step(xs, ys, where="post", color=INK, linewidth=1.0, alpha=0.55, zorder=1.5)
 
 
 def _mark(axes: Axes, analysis: Analysis, axis: Axis, point: Point) -> None:

@@ -1,7 +1,5 @@
 """Figures of what happened during training: learning curves and small multiples."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,18 +7,8 @@ import numpy as np
 from modicum.logged import Metric
 from modicum.report import document
 from modicum.report.document import Table
-from modicum.report.figures.curves import (
-    ACCURACY,
-    AXES,
-    POINTS,
-    RAW_SHOWN,
-    Against,
-    Line,
-    constant,
-    lines,
-    panels,
-    values,
-)
+from modicum.report.figures import curves
+from modicum.report.figures.curves import AXES, Against, Line
 from modicum.report.numbers import ARROW, NONE, general, listed
 from modicum.report.read import RunRecord, colours
 from modicum.report.style import BROAD, INK, NARROW, Axes, Figure, blank, legend, name, series
@@ -32,13 +20,13 @@ def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[documen
 
     `base` holds the held-out accuracies of the untrained models, as fractions.
     """
-    found = panels(records)
+    found = curves.panels(records)
     known = {p.key: p for p in found}
-    main = known.get(ACCURACY, known.get("reward/mean"))
+    main = known.get(curves.ACCURACY, known.get("reward/mean"))
     made: list[document.Figure] = []
     if main is not None:
-        axes = tuple(axis for axis in AXES if lines(records, main, axis))
-        dashed = tuple(100 * b for b in base) if main.key == ACCURACY else ()
+        axes = tuple(axis for axis in AXES if curves.lines(records, main, axis))
+        dashed = tuple(100 * b for b in base) if main.key == curves.ACCURACY else ()
         made.append(
             document.Figure(
                 "learning",
@@ -48,7 +36,7 @@ def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[documen
                 lambda narrow: _learning(records, main, axes, dashed, narrow),
             )
         )
-    still = {p: v for p in found if (v := constant(records, p)) and p != main}
+    still = {p: v for p in found if (v := curves.constant(records, p)) and p != main}
     moving = [p for p in found if p not in still and p != main]
     fixed = [f"{p.words} ({listed([general(x) for x in v])})" for p, v in still.items()]
     note = f" The same in every step of a run: {'; '.join(fixed)}." if fixed else ""
@@ -68,9 +56,9 @@ def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[documen
 def table(records: Sequence[RunRecord], names: Sequence[str]) -> Table | None:
     """Every curve in numbers: means over the first and the last tenth of each run's steps."""
     measures = [
-        (f"{p.title}, {p.shown}", [_ends(values(record, p)[1]) for record in records])
-        for p in panels(records)
-        if not constant(records, p)
+        (f"{p.title}, {p.shown}", [_ends(curves.values(record, p)[1]) for record in records])
+        for p in curves.panels(records)
+        if not curves.constant(records, p)
     ]
     return document.across("The curves in numbers", measures, names)
 
@@ -82,7 +70,7 @@ def _draw(axes: Axes, found: Sequence[Line], panel: Metric, axis: Against, many:
             axes.plot(line.x, line.raw, color=colour, alpha=0.25, linewidth=0.7)
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
-        keep = np.unique(np.linspace(0, len(line.x) - 1, POINTS).round().astype(int))
+        keep = np.unique(np.linspace(0, len(line.x) - 1, curves.POINTS).round().astype(int))
         x, y = line.x[keep], line.mean[keep]
         (drawn,) = axes.plot(x, y, style, color=colour, linewidth=1.6)
         if many or len(x) == 1:
@@ -135,7 +123,7 @@ def _learning(
     figure, grid = _grid(len(against), 1 if narrow else len(against), size)
     shown = _shown(records)
     for number, (axes, axis) in enumerate(zip(grid, against, strict=True)):
-        _draw(axes, lines(records, panel, axis), panel, axis, len(shown) > 1)
+        _draw(axes, curves.lines(records, panel, axis), panel, axis, len(shown) > 1)
         for value in sorted(set(base)):
             axes.axhline(value, color=INK, linewidth=0.9, dashes=(4, 3))
         if number:
@@ -150,7 +138,7 @@ def _multiples(records: Sequence[RunRecord], found: Sequence[Metric], narrow: bo
     figure, grid = _grid(len(found), columns, (NARROW, 1.9) if narrow else (BROAD, 2.1))
     shown = _shown(records)
     for axes, panel in zip(grid, found, strict=True):
-        _draw(axes, lines(records, panel), panel, "step", len(shown) > 1)
+        _draw(axes, curves.lines(records, panel), panel, "step", len(shown) > 1)
         if not narrow:
             axes.set_xlabel("step" if axes in grid[-columns:] else "")
     legend(figure, shown)
@@ -167,7 +155,7 @@ def _ends(column: Column) -> str:
 
 def _words(records: Sequence[RunRecord], panel: Metric) -> str:
     """The start and the end of the first lines of a panel, in words."""
-    found = lines(records, panel)
+    found = curves.lines(records, panel)
     texts = [f"{n.label} from {general(n.mean[0])} to {general(n.mean[-1])}" for n in found[:8]]
     more = f", and {len(found) - 8} more" if len(found) > 8 else ""
     return f"{panel.title} in {panel.shown}: {', '.join(texts)}{more}."
@@ -178,5 +166,7 @@ def _behind(records: Sequence[RunRecord]) -> str:
     if len(_shown(records)) < len(records):
         return f"{text}, and over the seeds; bands go from the lowest to the highest seed."
     return (
-        f"{text}; the faint ones are the raw values." if len(records) <= RAW_SHOWN else f"{text}."
+        f"{text}; the faint ones are the raw values."
+        if len(records) <= curves.RAW_SHOWN
+        else f"{text}."
     )

@@ -1,7 +1,5 @@
 """Held-out accuracy of the base and of each run by the difficulty of the problems."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

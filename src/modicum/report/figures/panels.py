@@ -1,7 +1,5 @@
 """What the figures of a study share: grids of small panels, names that fit, axis numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from modicum.report.numbers import tick

@@ -5,8 +5,6 @@ over seeds (see `curves.line`); the number at its right is its last value, the g
 behind it is the control's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

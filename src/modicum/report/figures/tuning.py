@@ -1,7 +1,5 @@
 """Tuning curves: accuracy on the tuning problems against the learning rate, a panel an arm."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

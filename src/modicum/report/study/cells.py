@@ -7,8 +7,6 @@ a bin of steps where there are many. The config is that of an arm's first seed, 
 the proof those of its first finished one.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,24 +1,9 @@
 """What the report of a study says."""
 
-from __future__ import annotations
+from collections.abc import Mapping, Sequence
 
+from modicum.report import document as doc
 from modicum.report import sections
-from modicum.report.document import (
-    Bullets,
-    Document,
-    Heading,
-    Piece,
-    Sample,
-    Section,
-    SideBySide,
-    Table,
-    TableCell,
-    Text,
-    Written,
-    folded,
-    section,
-    table,
-)
 from modicum.report.figures import (
     arm_changes,
     arm_curves,
@@ -32,6 +17,7 @@ from modicum.report.numbers import NONE, listed, percent, points
 from modicum.report.study import method, tables
 from modicum.report.study.families import family, ranked
 from modicum.report.study.read import StudyRecord
+from modicum.results import ArmResult
 
 RATIOS = (
     "Trained: share of the model's parameters. Time and peak memory (above the start of the"
@@ -54,32 +40,32 @@ TESTS = (
 )
 
 
-def document(study: StudyRecord, title: str) -> Document:
+def document(study: StudyRecord, title: str) -> doc.Document:
     """All that is to be said about the study."""
     analysis = study.analysis
     costs = tables.costs(analysis)
     changes, map_ = arm_changes.table(study), arm_changes.figure(study)
-    fold = folded("The changes in numbers", changes, Text(WEIGHTS, note=True))
+    fold = doc.folded("The changes in numbers", changes, doc.Text(WEIGHTS, note=True))
     shown = (
         _result(study),
-        section(
+        doc.section(
             "cost",
             "Accuracy and cost",
             frontier.figures(analysis),
-            folded("What the arms cost, in numbers", costs, Text(MEANS, note=True)),
+            doc.folded("What the arms cost, in numbers", costs, doc.Text(MEANS, note=True)),
         ),
-        section("difficulty", "By difficulty", difficulty.figure(analysis)),
+        doc.section("difficulty", "By difficulty", difficulty.figure(analysis)),
         _training(study),
-        section("tuning", "Tuning", tuning.figure(analysis)),
-        section("weights", "What changed in the weights", map_ if changes else None, fold),
-        section("written", "What the models wrote", _written(study)),
-        section("failures", "What failed", _failures(study)),
+        doc.section("tuning", "Tuning", tuning.figure(analysis)),
+        doc.section("weights", "What changed in the weights", map_ if changes else None, fold),
+        doc.section("written", "What the models wrote", _written(study)),
+        doc.section("failures", "What failed", _failures(study)),
         _method(study),
         _settings(study),
         _versions(study),
         sections.repeat(analysis.repeat),
     )
-    return Document(
+    return doc.Document(
         title=title,
         headline=analysis.question,
         conclusion=analysis.conclusion,
@@ -114,7 +100,7 @@ def _missing(study: StudyRecord) -> str:
     )
 
 
-def _result(study: StudyRecord) -> Section:
+def _result(study: StudyRecord) -> doc.Section:
     said = []
     for arm in ranked(study.analysis):
         words = [arm.sentence] if arm.sentence else []
@@ -125,103 +111,92 @@ def _result(study: StudyRecord) -> Section:
         # A sentence that names its arm needs no name before it.
         name = "" if f"`{arm.name}`" in arm.sentence else f"`{arm.name}`: "
         said += [name + " ".join(words)] if words else []
-    return section(
+    return doc.section(
         "result",
         "Result",
         forest.figure(study.analysis),
         tables.arms(study.analysis),
-        Text(RATIOS, note=True),
-        (Heading("The arms in words"), Bullets(tuple(said))) if said else None,
+        doc.Text(RATIOS, note=True),
+        (doc.Heading("The arms in words"), doc.Bullets(tuple(said))) if said else None,
     )
 
 
-def _training(study: StudyRecord) -> Section:
-    blocks: list[Piece] = []
+def _training(study: StudyRecord) -> doc.Section:
+    blocks: list[doc.Piece] = []
     for figure in arm_curves.figures(study):
         against = figure.name.removeprefix("learning-")
-        blocks += folded(f"The same against {against}", figure) if blocks else [figure]
+        blocks += doc.folded(f"The same against {against}", figure) if blocks else [figure]
     logged = signals.figure(study)
-    more = (Heading("Reward terms, length, entropy and more"), logged) if logged else None
-    return section("training", "During training", blocks, more)
+    more = (doc.Heading("Reward terms, length, entropy and more"), logged) if logged else None
+    return doc.section("training", "During training", blocks, more)
 
 
-def _written(study: StudyRecord) -> list[Piece]:
+def _written(study: StudyRecord) -> list[doc.Piece]:
     analysis, samples = study.analysis, study.runs.samples
     names: dict[str, tuple[str, int | None]] = {"": ("base", None)}
     names |= {arm.slug: (arm.name, family(analysis, arm).series) for arm in analysis.arms}
-    found: list[Piece] = []
+    found: list[doc.Piece] = []
     for problem in samples.problems:
         columns = [
-            Written(*name, (Sample(text.completion, "right" if text.strict else "wrong"),))
+            doc.Written(*name, (doc.Sample(text.completion, "right" if text.strict else "wrong"),))
             for slug, name in names.items()
             if (text := problem.texts.get(slug)) is not None
         ]
-        found.append(SideBySide(problem.question, tuple(columns), problem.gold))
-    return [Text(samples.rule, note=True), *found] if found else []
+        found.append(doc.SideBySide(problem.question, tuple(columns), problem.gold))
+    return [doc.Text(samples.rule, note=True), *found] if found else []
 
 
-def _failures(study: StudyRecord) -> list[Piece]:
+def _failures(study: StudyRecord) -> list[doc.Piece]:
     found = [f"`{arm.name}`: {text}" for arm in study.analysis.arms for text in arm.failed]
-    note = Text("Runs that ended without a result.", note=True)
-    return [note, Bullets(tuple(found))] if found else []
+    note = doc.Text("Runs that ended without a result.", note=True)
+    return [note, doc.Bullets(tuple(found))] if found else []
 
 
-def _method(study: StudyRecord) -> Section:
+def _method(study: StudyRecord) -> doc.Section:
     analysis = study.analysis
     tests = tables.tests(analysis)
     title = "Proof of what was trained, one seed of each arm"
     found = ((a.name, study.curves[a.slug].change_proof) for a in arm_curves.arms(study))
-    return section(
+    return doc.section(
         "method",
         "How the numbers are made",
-        (Text(text) for text in method.paragraphs(analysis)),
-        (Text(note, note=True) for note in analysis.notes),
-        folded(tests.name if tests else "", tests, Text(TESTS, note=True)),
-        folded(title, sections.proofs(title, found)),
+        (doc.Text(text) for text in method.paragraphs(analysis)),
+        (doc.Text(note, note=True) for note in analysis.notes),
+        doc.folded(tests.name if tests else "", tests, doc.Text(TESTS, note=True)),
+        doc.folded(title, sections.proofs(title, found)),
     )
 
 
-def _settings(study: StudyRecord) -> Section:
+def _settings(study: StudyRecord) -> doc.Section:
     shown = arm_curves.arms(study)
     configs = [study.curves[arm.slug].config for arm in shown]
     alike, differing = sections.compare(configs or [study.settings.get("config", {})])
+    every = study.analysis.arms  # a copy without runs has what each arm sets
+    names = dict.fromkeys(name for arm in every for name in arm.settings)
+    own = {name: [str(arm.settings.get(name, NONE)) for arm in every] for name in names}
     design = {k: v for k, v in study.settings.items() if k not in ("arms", "config", "question")}
-    return section(
+    return doc.section(
         "settings",
         "Settings",
-        _different(study, differing) if shown else _overrides(study),
+        _by_arm("Settings in which the arms differ", shown, differing)
+        if shown
+        else _by_arm("What the arms set", every, own),
         sections.shared("The same in all arms", alike),
         sections.shared("The study", design),
     )
 
 
-def _different(study: StudyRecord, settings: sections.Texts) -> Table | None:
-    """The settings in which arms differ, a row an arm."""
-    if not settings:
-        return None
-    columns = list(settings.values())
-    rows = [
-        [TableCell(arm.name, code=True), *(column[number] for column in columns)]
-        for number, arm in enumerate(arm_curves.arms(study))
-    ]
-    heads = ("arm", *settings)
-    return table("Settings in which the arms differ", heads, rows, wrap=True, plain=True)
+def _by_arm(
+    name: str, arms: Sequence[ArmResult], columns: Mapping[str, Sequence[str]]
+) -> doc.Table | None:
+    """A row an arm; every column has a text for each."""
+    cells = zip(arms, *columns.values(), strict=True)
+    rows = [[doc.TableCell(arm.name, code=True), *texts] for arm, *texts in cells]
+    return doc.table(name, ("arm", *columns), rows, wrap=True, plain=True) if columns else None
 
 
-def _overrides(study: StudyRecord) -> Table | None:
-    """Of a copy without runs, what each arm sets."""
-    arms = study.analysis.arms
-    names = list(dict.fromkeys(name for arm in arms for name in arm.settings))
-    rows = [
-        [TableCell(arm.name, code=True), *(str(arm.settings.get(name, NONE)) for name in names)]
-        for arm in arms
-    ]
-    heads = ("arm", *names)
-    return table("What the arms set", heads, rows, wrap=True, plain=True) if names else None
-
-
-def _versions(study: StudyRecord) -> Section:
+def _versions(study: StudyRecord) -> doc.Section:
     several, found = study.runs.environments, sections.shared("", study.runs.environment)
     many = f"The runs recorded {several} different environments; this is the first."
-    note = Text(many if several > 1 else "As the first run recorded them.", note=True)
-    return section("versions", "Versions and machine", note if found else None, found)
+    note = doc.Text(many if several > 1 else "As the first run recorded them.", note=True)
+    return doc.section("versions", "Versions and machine", note if found else None, found)

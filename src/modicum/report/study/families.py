@@ -5,8 +5,6 @@ control is ink, placebos are muted; a marker goes with every colour, so that col
 alone.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from modicum.report.style import INK, MARKERS, MUTED, SERIES

@@ -1,7 +1,5 @@
 """How a study's numbers are made and what they do not say, in a few plain paragraphs."""
 
-from __future__ import annotations
-
 from modicum.report.numbers import listed
 from modicum.results import Analysis
 
@@ -66,7 +64,7 @@ def _intervals(analysis: Analysis) -> str:
             " not about the methods."
         )
     parts = analysis.variance
-    if parts is not None and parts.seed is not None and parts.problem is not None:
+    if parts is not None:
         sizes = (
             f"{100 * max(parts.seed, 0) ** 0.5:.1f} and {100 * max(parts.problem, 0) ** 0.5:.1f}"
         )

@@ -4,8 +4,6 @@
 by `cells.compact`) takes their place, and without it there are no curves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,23 +1,9 @@
 """The tables of a study's report: its arms, what they cost, the tests behind the verdicts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
+from modicum.report import numbers as n
 from modicum.report.document import Table, TableCell, table
-from modicum.report.numbers import (
-    NONE,
-    count,
-    decimal,
-    interval,
-    limits,
-    memory,
-    percent,
-    points,
-    rate,
-    share,
-    short,
-)
 from modicum.report.study.families import family, ranked
 from modicum.results import Analysis, ArmCost, ArmResult
 
@@ -29,7 +15,7 @@ def arms(analysis: Analysis) -> Table:
     """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
     columns: Mapping[str, Callable[[ArmResult], TableCell | None]] = {
         "verdict": lambda arm: TableCell(arm.verdict),
-        "trained": lambda arm: TableCell(share(arm.cost.share), arm.cost.share),
+        "trained": lambda arm: TableCell(n.share(arm.cost.share), arm.cost.share),
         f"{analysis.primary} (%), 95 %": _accuracy,
         "difference, 90 %": _difference,
         "retention, 95 %": _retention,
@@ -39,27 +25,27 @@ def arms(analysis: Analysis) -> Table:
         "seeds": lambda arm: _seeds(analysis, arm),
     }
     rows = [
-        [_name(analysis, arm), *(cell(arm) or NONE for cell in columns.values())]
+        [_name(analysis, arm), *(cell(arm) or n.NONE for cell in columns.values())]
         for arm in ranked(analysis)
     ]
     return table("The arms, the best first", ("arm", *columns), rows, wrap=True)
 
 
 COSTS: Mapping[str, tuple[Callable[[ArmCost], float | None], Callable[[float | None], str]]] = {
-    "trained parameters": (lambda cost: cost.parameters, count),
-    "in training at once": (lambda cost: cost.active_parameters_mean, count),
+    "trained parameters": (lambda cost: cost.parameters, n.count),
+    "in training at once": (lambda cost: cost.active_parameters_mean, n.count),
     "optimizer": (lambda cost: cost.optimizer_bytes, lambda value: _memory(value)),
-    "peak memory": (lambda cost: cost.peak_memory_bytes, memory),
-    "above the start": (lambda cost: cost.memory_bytes, memory),
-    "seconds": (lambda cost: cost.seconds, decimal),
+    "peak memory": (lambda cost: cost.peak_memory_bytes, n.memory),
+    "above the start": (lambda cost: cost.memory_bytes, n.memory),
+    "seconds": (lambda cost: cost.seconds, n.decimal),
     "a step": (
         lambda cost: cost.step_seconds,
-        lambda value: NONE if value is None else f"{value:.3g} s",
+        lambda value: n.NONE if value is None else f"{value:.3g} s",
     ),
-    "steps": (lambda cost: cost.steps, decimal),
-    "tokens": (lambda cost: cost.generated_tokens, short),
+    "steps": (lambda cost: cost.steps, n.decimal),
+    "tokens": (lambda cost: cost.generated_tokens, n.short),
     "FLOPs": (lambda cost: cost.flops_ratio, lambda value: _ratio(value).text),
-    "tuning runs": (lambda cost: cost.tuning_runs, count),
+    "tuning runs": (lambda cost: cost.tuning_runs, n.count),
 }
 
 
@@ -90,7 +76,7 @@ def tests(analysis: Analysis) -> Table | None:
     rows = []
     for arm in tested:
         found = arm.difference
-        ends = NONE if found is None else interval(found.low95, found.high95)
+        ends = n.NONE if found is None else n.interval(found.low95, found.high95)
         cells = [_test(arm, name) for name in TESTS]
         last = TableCell(ends, None if found is None else found.mean)
         rows.append([TableCell(arm.name, code=True), *cells, last])
@@ -104,20 +90,20 @@ def _name(analysis: Analysis, arm: ArmResult) -> TableCell:
 def _accuracy(arm: ArmResult) -> TableCell | None:
     if (band := arm.accuracy) is None:
         return None
-    return TableCell(f"{percent(band.mean)} {_whole(limits(band.low, band.high))}", band.mean)
+    return TableCell(f"{n.percent(band.mean)} {_whole(n.limits(band.low, band.high))}", band.mean)
 
 
 def _difference(arm: ArmResult) -> TableCell | None:
     if (gap := arm.difference) is None:
         return None
-    return TableCell(f"{points(gap.mean)} {_whole(interval(gap.low90, gap.high90))}", gap.mean)
+    return TableCell(f"{n.points(gap.mean)} {_whole(n.interval(gap.low90, gap.high90))}", gap.mean)
 
 
 def _retention(arm: ArmResult) -> TableCell | None:
     if (band := arm.retention) is None:
         return None
-    ends = _whole(f"[{percent(band.low, 0)}, {percent(band.high, 0)}]")
-    text = f"{percent(band.mean, 0)}\u00a0% {ends}"
+    ends = _whole(f"[{n.percent(band.low, 0)}, {n.percent(band.high, 0)}]")
+    text = f"{n.percent(band.mean, 0)}\u00a0% {ends}"
     return TableCell(text.replace("-", "−"), band.mean)
 
 
@@ -127,20 +113,20 @@ def _whole(text: str) -> str:
 
 
 def _ratio(value: float | None) -> TableCell:
-    return TableCell(NONE) if value is None else TableCell(f"{value:.2f}\u00a0×", value)
+    return TableCell(n.NONE) if value is None else TableCell(f"{value:.2f}\u00a0×", value)
 
 
 def _memory(value: float | None) -> str:
     """Bytes with a decimal where there are few: moments of an adapter are less than a MiB."""
     if value is None or value >= 10 * 2**20:
-        return memory(value)
+        return n.memory(value)
     return f"{value / 2**20:.2f} MiB" if value else "0"
 
 
 def _rate(arm: ArmResult) -> TableCell | None:
     if arm.learning_rate is None:
         return None
-    text = rate(arm.learning_rate)
+    text = n.rate(arm.learning_rate)
     return TableCell(text + (EDGE if arm.rate_at_edge else ""), arm.learning_rate)
 
 
@@ -153,7 +139,7 @@ def _seeds(analysis: Analysis, arm: ArmResult) -> TableCell:
 def _test(arm: ArmResult, name: str) -> TableCell:
     found = (arm.tests or {}).get(name)
     if found is None or found.p is None:
-        return TableCell(NONE)
+        return TableCell(n.NONE)
     text = _p(found.p) + ("" if found.holm is None else f" ({_p(found.holm)})")
     return TableCell(f"{text} ✓" if found.holds else text, found.p)
 
