@@ -72,6 +72,7 @@ def test_a_config_survives_toml(tmp_path: Path) -> None:
     assert through_toml(TrainConfig(), tmp_path) == TrainConfig()
     other = TrainConfig(
         model="a/b",
+        base="c/d",
         update="last(1) + parts(norm)",
         steps=7,
         seed=2**70,

@@ -35,6 +35,22 @@ SLIDING = {
     "sliding_window": WINDOW,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
+EXPERTS = {
+    **{"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
+    **{"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+}
+SCALES = {"embedding_multiplier": 3.0, "logits_scaling": 4.0}
+HYBRID = {
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_conv_kernel_dim": 4},
+    **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}
+# What is a Llama to us: all that sets it apart lies within the layers.
+ALIKE = (
+    *("gemma", "seed_oss", "arcee", "helium", "glm", "glm4", "nemotron", "apertus", "ernie4_5"),
+    *("ministral", "ministral3", "exaone4", "starcoder2", "mixtral", "qwen3_moe", "glm4_moe"),
+    *("stablelm", "olmo", "hunyuan", "granitemoe", "granitemoeshared", "hyperclovax"),
+)
 # Each family with what sets it apart; the name is that of the test.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama untied": ("llama", {"tie_word_embeddings": False}),
@@ -57,7 +73,43 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {}),
     "phi3": ("phi3", {"partial_rotary_factor": 0.5}),
     "phi3 sliding": ("phi3", {"sliding_window": WINDOW}),
+    "gemma4": (
+        "gemma4_text",
+        {"hidden_size_per_layer_input": 0, "global_head_dim": 16, "attention_k_eq_v": True}
+        | {"num_global_key_value_heads": 1, "final_logit_softcapping": 1.5, **SLIDING},
+    ),
+    "gemma4 experts": (
+        "gemma4_text",
+        {"hidden_size_per_layer_input": 0, "enable_moe_block": True, "top_k_experts": 2}
+        | {**EXPERTS, **SLIDING},
+    ),
+    "granite": ("granite", SCALES | {"residual_multiplier": 0.5, "attention_multiplier": 0.2}),
+    "granitemoe": ("granitemoe", SCALES | EXPERTS),
+    "granitemoeshared": ("granitemoeshared", SCALES | EXPERTS | {"shared_intermediate_size": 24}),
+    "hyperclovax": ("hyperclovax", SCALES | {"residual_multiplier": 0.5}),
+    "cohere": ("cohere", {"logit_scale": 0.25, "use_qk_norm": True}),
+    "cohere2": ("cohere2", {"logit_scale": 0.25, **SLIDING}),
+    "qwen3_5": ("qwen3_5_text", HYBRID),
+    "qwen3_5_moe": ("qwen3_5_moe_text", HYBRID | EXPERTS),
+    "qwen3_next": ("qwen3_next", HYBRID | EXPERTS),
+    "olmo3": ("olmo3", SLIDING),
+    "ministral": ("ministral", SLIDING),
+    "ministral3": ("ministral3", {"sliding_window": WINDOW}),
+    "exaone4": ("exaone4", SLIDING),
+    "vaultgemma": ("vaultgemma", {"attn_logit_softcapping": 2.0, **SLIDING}),
+    "starcoder2": ("starcoder2", {"sliding_window": WINDOW}),
+    "mixtral": ("mixtral", {"sliding_window": WINDOW, **EXPERTS}),
+    "qwen3_moe": ("qwen3_moe", EXPERTS | {"use_sliding_window": True, "sliding_window": WINDOW}),
+    "glm4_moe": ("glm4_moe", EXPERTS | {"n_routed_experts": 4, "first_k_dense_replace": 1}),
+    "stablelm": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),
+    "olmo": ("olmo", {"clip_qkv": 1.0}),
+    "hunyuan": ("hunyuan_v1_dense", {}),
+    **{name: (name, {}) for name in ALIKE[:9]},
 }
+# Their gradients are large where experts or states are: rounding shows more.
+SHARP = ("gemma4 experts", "qwen3_5_moe", "qwen3_next", "apertus")
+# Rounding is looked at where something is ours; elsewhere the layers are the library's alone.
+ROUNDED = [name for name in VARIANTS if name not in ALIKE]
 PROMPTS = [torch.arange(3, 3 + n) for n in (7, 4, 9)]
 # (prompt, length): some rows share a prompt, one is empty, one passes every window.
 ROWS = [(0, 5), (0, 3), (2, 12), (1, 0)]
@@ -141,10 +193,11 @@ def test_logits_and_gradients_are_the_librarys(variant: str) -> None:
     model = model_of(variant)
     wanted, found = library_logits(model), split_logits(decoder_of(model))
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-5)
-    assert far(gradients(model, found), gradients(model, wanted)) < 2e-5
+    limit = 1e-4 if variant in SHARP else 2e-5
+    assert far(gradients(model, found), gradients(model, wanted)) < limit
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ROUNDED)
 def test_bf16_is_as_near_as_the_library_is(variant: str) -> None:
     """Against fp32, the split forward in bf16 errs no more than the library's does."""
     exact_model, model = model_of(variant), model_of(variant, torch.bfloat16)
@@ -166,8 +219,11 @@ def test_recomputing_layers_changes_nothing(variant: str) -> None:
     assert far(gradients(model, again), gradients(model, kept)) < 1e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [(name, dtype) for name in ROUNDED for dtype in (torch.float32, torch.bfloat16)]
+    + [pytest.param(name, torch.float32, marks=pytest.mark.slow) for name in ALIKE],
+)
 def test_decoding_gives_the_whole_forward(variant: str, dtype: torch.dtype) -> None:
     """Rows of three prompts, decoded together; some leave, which moves the others about."""
     model = model_of(variant, dtype)
@@ -182,7 +238,7 @@ def test_decoding_gives_the_whole_forward(variant: str, dtype: torch.dtype) -> N
             for b, row in enumerate(tokens)
         ]
         cache = Cache(torch.tensor(lengths), size, steps)
-        plan = Packed(lengths, [], [], CPU, cache.store)
+        plan = Packed(lengths, [], [], CPU, cache.store, cache.store_states)
         decoder.run(decoder.embed(torch.cat(PROMPTS)), plan.positions_N, plan)
         living = torch.arange(len(tokens))
         errors = []
@@ -264,3 +320,33 @@ def test_many_rows_are_run_as_they_are() -> None:
     layers = [nn.Linear(4, 4)]
     with few_rows(layers, 1000):
         assert "forward" not in layers[0].__dict__
+
+
+@pytest.mark.parametrize(
+    "changes", [{"hidden_size_per_layer_input": 8}, {"num_kv_shared_layers": 2}]
+)
+def test_a_gemma4_that_hands_things_past_layers_has_no_view(changes: dict[str, int]) -> None:
+    """Its inputs of each layer, and keys that later layers share, are not in the states."""
+    small = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 60}
+    config = AutoConfig.for_model("gemma4_text", **{**SIZES, **SLIDING, **small, **changes})
+    with torch.device("meta"):
+        assert view(AutoModelForCausalLM.from_config(config)) is None
+
+
+def test_a_state_goes_on_from_its_prompt() -> None:
+    """A prompt of 300 tokens, more than one chunk of the delta rule, and rows of 1 and 70."""
+    model = model_of("qwen3_5")
+    decoder = decoder_of(model)
+    draw = torch.Generator().manual_seed(3)
+    prompt, short, long = (torch.randint(1, 60, (n,), generator=draw) for n in (300, 1, 70))
+    plan = Packed([300, 5], [0, 0, 1], [1, 70, 1], CPU)
+    ids = torch.cat([prompt, prompt[:5], short, long, short])
+    with torch.no_grad():
+        hidden = decoder.run(decoder.embed(ids), plan.positions_N, plan)
+        found = decoder.logits(decoder.finish(hidden))[305:]
+        whole = [
+            torch.cat(parts) for parts in ((prompt, short), (prompt, long), (prompt[:5], short))
+        ]
+        wanted = [model(input_ids=ids[None]).logits[0] for ids in whole]
+    wanted = torch.cat([wanted[0][300:], wanted[1][300:], wanted[2][5:]])
+    torch.testing.assert_close(found, wanted, atol=5e-5, rtol=1e-4)

@@ -416,7 +416,7 @@ def test_a_run_whose_base_has_moved(train: Train, folders: dict[str, Path], tmp_
     assert result.export(tmp_path / "two", base=moved).is_dir()
     with pytest.raises(UserError, match="another base model: its hash differs"):
         result.evaluate(base="tiny", **few)
-    with pytest.raises(UserError, match="base is for a run, and tiny is none"):
+    with pytest.raises(UserError, match="is for an adapter, and tiny is none"):
         modicum.evaluate("tiny", base=moved, **few)
     with pytest.raises(MemoryError):
         train(model=moved, out=tmp_path / "cut", observer=StopAt(1), eval_problems=0)

@@ -24,15 +24,32 @@ from modicum.models.load import TINY, load
 from modicum.training.loop import train
 from modicum.types import UserError
 
+SMALL = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+HYBRID = {
+    **SMALL,
+    "linear_value_head_dim": 8,
+    "layer_types": ["full_attention", "linear_attention"],
+}
 # What a family's config needs beside the sizes of `random_model`.
 EXTRAS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 6},
     "gemma2": {"sliding_window": 6},
     "gemma3_text": {"sliding_window": 6},
+    "gemma4_text": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 8},
+    "granite": {"logits_scaling": 4.0},
+    "hyperclovax": {"logits_scaling": 4.0},
+    **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), HYBRID),
 }
+OFTEN = ("llama", "qwen2", "gemma2", "gemma3_text", "granite", "qwen3_5_text")
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[] if family in OFTEN else [pytest.mark.slow])
+        for family in sorted(FAMILIES)
+    ],
+)
 def test_every_family_trains_when_it_is_loaded_by_path(
     family: str, quick: Any, tmp_path: Path
 ) -> None:
@@ -45,6 +62,7 @@ def test_every_family_trains_when_it_is_loaded_by_path(
         quick,
         model=str(folder),
         update="last(1)",
+        reward="random",
         steps=1,
         compute=replace(quick.compute, engine="split", agreement_every=1),
         evaluation=replace(quick.evaluation, eval_problems=0),
@@ -280,4 +298,4 @@ def test_what_is_no_whole_model_says_what_to_do(
     for name in ("adapter_config.json", "config.json"):
         (tmp_path / name).write_text("{}")
         line = fails(*command, "--model", tmp_path)
-        assert f"{tmp_path} is an adapter without its base; modicum export RUN --out" in line
+        assert f"{tmp_path} is an adapter and does not name its base; --base MODEL does" in line

@@ -23,6 +23,7 @@ from modicum.updates import UPDATES, parse
 # Every setting, what resume may do with it, and another value.
 SETTINGS: dict[str, tuple[str, Any]] = {
     "model": ("free", "other"),
+    "base": ("free", "other"),
     "task": ("fixed", "arithmetic(terms=2)"),
     "reward": ("fixed", "format"),
     "update": ("fixed", "last(1)"),
@@ -125,7 +126,7 @@ def test_what_may_change_and_what_may_not(name: str, tmp_path: Path) -> None:
         text = f"{tmp_path} was begun with other settings ({name} = {old}), not {name} = {value!r};"
         assert str(caught.value).startswith(text)
         assert (
-            "What may change: model, steps, out, sampling.max_prompt_tokens, batch.micro_batch,"
+            "What may change: model, base, steps, out, sampling.max_prompt_tokens, batch.micro_batch,"
             in str(caught.value)
         )
     else:

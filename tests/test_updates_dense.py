@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import FAMILIES, random_model
 from modicum import spec, updates
 from modicum.types import UserError
 from modicum.updates.dense import split
+from modicum.updates.layout import depth, layer_of, layout
 from modicum.updates.preview import preview
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -134,3 +136,62 @@ def test_biases_train_alone_and_faster() -> None:
 def test_what_cannot_be_selected_is_a_user_error(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         updates.parse(text).apply(random_model("llama"))
+
+
+# Architectures with other names ----------------------------------------------------------
+
+SMALL = {
+    **{"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2},
+    **{"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 32, "intermediate_size": 24},
+    **{"ffn_dim": 24, "word_embed_proj_dim": 16, "state_size": 4, "attention_hidden_size": 16},
+    **{"max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0},
+    **{"lru_width": 16, "attention_window_size": 8, "head_dim": 8, "num_key_value_heads": 1},
+}
+# What last(1), parts(attention), parts(mlp) and parts(norm) select: a name or a part of it each.
+ODD = {
+    "gpt2": ("transformer.h.2.", "h.0.attn.c_attn", "h.1.mlp.c_fc", "h.1.ln_1"),
+    "bloom": ("transformer.h.2.", "self_attention.dense", "mlp.dense_h_to_4h", "input_layernorm"),
+    "gpt_neox": ("layers.2.", "attention.query_key_value", "mlp.dense_4h_to_h", "final_layer_norm"),
+    "opt": ("decoder.layers.2.", "self_attn.k_proj", "layers.0.fc1", "self_attn_layer_norm"),
+    "mamba": ("backbone.layers.2.", "mixer.in_proj", None, "backbone.norm_f"),
+    "rwkv": ("rwkv.blocks.2.", "attention.key", "feed_forward.value", "blocks.0.ln1"),
+    "recurrent_gemma": ("layers.2.", "temporal_block.linear_x", "mlp_block", "channel_pre_norm"),
+    "qwen3_5_text": ("layers.2.", "linear_attn.in_proj_qkv", "mlp.up_proj", "linear_attn.norm"),
+}
+
+
+@pytest.mark.parametrize("family", ODD)
+def test_layers_and_parts_are_found_by_whatever_name(family: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL))
+
+    def names(text: str) -> set[str]:
+        return set(updates.parse(text).apply(model).trainable)  # type: ignore[attr-defined]
+
+    top, attention, mlp, norm = ODD[family]
+    last = names("last(1)")
+    assert last and all(top in name for name in last)
+    assert last | names("first(2)") == {n for n in names("full") if layer_of(n) is not None}
+    found = {"attention": names("parts(attention)"), "norm": names("parts(norm)")}
+    assert any(attention in n for n in found["attention"])
+    assert any(norm in n for n in found["norm"])
+    assert not any("layer_norm." in n or "layernorm." in n for n in found["attention"])
+    if mlp is None:
+        with pytest.raises(UserError, match="selects nothing in this model"):
+            names("parts(mlp)")
+    else:
+        assert any(mlp in n for n in names("parts(mlp)"))
+        assert not names("parts(mlp)") & found["attention"]
+    outside = {
+        n for n, p in layout(model).places.items() if p.layer is None and "norm" not in p.parts
+    }
+    ends = [n for n in outside if depth(n, 3) < 0]
+    assert len(ends) == (2 if family in ("gpt2", "opt") else 1)
+
+
+def test_other_stacks_than_the_texts_are_no_layers() -> None:
+    assert layer_of("model.language_model.layers.3.mlp.up_proj.weight") == 3
+    assert layer_of("model.vision_tower.encoder.layers.3.mlp.fc1.weight") is None
+    assert layer_of("model.audio_tower.layers.0.self_attn.q_proj.weight") is None

@@ -273,3 +273,117 @@ def test_lora_xs_is_drawn_from_the_seed_and_exported_as_lora() -> None:
 def test_what_does_not_fit_is_a_user_error(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         apply(text)
+
+
+# Layers that are no nn.Linear ------------------------------------------------------------
+
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+MIXTURE = {
+    **{"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+    **{"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+def odd_model(family: str) -> Any:
+    """A random model whose matrices are not all linear layers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = GPT2 | {"vocab_size": 60} if family == "gpt2" else MIXTURE
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, **sizes, bos_token_id=0, eos_token_id=0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "ln" not in name and "norm" not in name:
+                    parameter.normal_(0.0, 0.2)
+    return model
+
+
+@torch.no_grad()
+def moved(text: str, family: str) -> tuple[Any, list[float]]:
+    """An update, and how far logits are: start and base, on and base, off and base, merged and on."""
+    model, ids = odd_model(family), torch.tensor([[3, 5, 7, 9, 11, 2]])
+
+    def logits(of: Any) -> torch.Tensor:
+        return of(input_ids=ids, use_cache=False).logits
+
+    base = logits(model)
+    prepared = updates.parse(text).apply(model, seed=0)
+    states = [logits(prepared.model)]
+    prepared.keep_reference()
+    for parameter in prepared.trainable.values():
+        parameter.add_(
+            0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        )
+    states.append(logits(prepared.model))
+    with prepared.reference():
+        states.append(logits(prepared.model))
+    apart = [float((state - base).abs().max()) for state in states]
+    return prepared, [*apart, float((logits(prepared.merged()) - states[1]).abs().max())]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        # Inputs and outputs of the four matrices of a layer: 32 to 96, 32, 128 and 128 to 32.
+        ("lora(rank=2)", 2 * 2 * (128 + 64 + 160 + 160)),
+        ("lora(rank=2) @ (last(1) & parts(mlp))", 2 * (160 + 160)),
+        ("lorafa(rank=2)", 2 * 2 * (96 + 32 + 128 + 32)),
+        ("dora(rank=2)", 2 * 2 * (128 + 64 + 160 + 160) + 2 * (96 + 32 + 128 + 32)),
+        ("pissa(rank=2)", 2 * 2 * (128 + 64 + 160 + 160)),
+        ("olora(rank=2, alpha=2)", 2 * 2 * (128 + 64 + 160 + 160)),
+        ("loraxs(rank=4)", 2 * 4 * 16),
+        ("adalora(rank=2, init_rank=3)", 2 * 3 * (129 + 65 + 161 + 161)),
+        ("vera(rank=16)", 2 * (4 * 16 + 96 + 32 + 128 + 32)),
+        ("tinylora", 13),
+    ],
+)
+def test_adapters_go_into_gpt2s_turned_layers(text: str, numbers: int) -> None:
+    prepared, (start, on, off, merged) = moved(text, "gpt2")
+    assert sum(p.numel() for p in prepared.trainable.values()) == numbers
+    assert start < (1e-3 if "xs" in text else 1e-5) and on > 1e-3 and merged < 1e-5
+    assert off < 1e-5 or not prepared.reference_is_bare
+    assert prepared.notes == [] or prepared.rewrites_base
+
+
+@pytest.mark.parametrize("text", ["miss(rank=4)", "oft(block_size=8)", "shira(rank=2)"])
+def test_what_peft_puts_into_no_turned_layer_is_one_line(text: str) -> None:
+    with pytest.raises(UserError) as error:
+        updates.parse(text).apply(odd_model("gpt2"))
+    name = text.partition("(")[0]
+    assert str(error.value) == (
+        f"{text}: PEFT puts no {name} into a layer of the kind Conv1D (transformer.h.0.attn.c_attn);"
+        " lora fits"
+    )
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_experts_are_adapted_when_they_are_asked_for(family: str) -> None:
+    """A and B of rank 2 for each of four experts, in both tensors; all get a gradient."""
+    plain, _ = moved("lora(rank=2)", family)
+    attention = 2 * 2 * ((32 + 32) * 2 + (32 + 16) * 2)
+    assert sum(p.numel() for p in plain.trainable.values()) == attention
+    (note,) = plain.notes
+    assert note.startswith("the adapter does not reach 86% of the numbers in the matrices of these")
+    assert "model.layers.*.mlp.experts.gate_up_proj, model.layers.*.mlp.experts.down_proj" in note
+    assert note.endswith("lora(experts=True) takes the experts in")
+
+    prepared, (start, on, off, merged) = moved("lora(rank=2, experts=True)", family)
+    more = 2 * 4 * 2 * ((32 + 96) + (48 + 32))
+    assert sum(p.numel() for p in prepared.trainable.values()) == attention + more
+    assert prepared.notes == []
+    assert start == 0 and off == 0 and on > 1e-2 and merged < 1e-5
+    again = updates.parse("lora(rank=2, experts=True)").apply(odd_model(family))
+    again.model(input_ids=torch.arange(2, 22)[None], use_cache=False).logits.sum().backward()
+    assert all(p.grad is not None for p in again.active.values())
+
+    chosen = updates.parse("lora(rank=2, experts=True) @ (last(1) & parts(mlp))")
+    names = chosen.apply(odd_model(family)).trainable
+    assert len(names) == 4 and all(".layers.1.mlp.experts." in name for name in names)
+
+
+def test_experts_that_are_not_there_are_one_line() -> None:
+    with pytest.raises(UserError, match="this model has no experts in one tensor"):
+        updates.parse("lora(experts=True)").apply(odd_model("gpt2"))

@@ -204,7 +204,9 @@ class TrainConfig:
     """A whole training run."""
 
     model: str = free("tiny")
-    """`tiny`, a local folder, a GGUF file, or a hub id."""
+    """`tiny`, a local folder (a model or a PEFT adapter), a GGUF file, or a hub id."""
+    base: str = free("")
+    """Where the base of `model` is, if that is an adapter; empty: where the adapter says."""
     task: str = fixed("arithmetic")
     """Problems, as an expression; `modicum tasks` lists them."""
     reward: str = fixed("accuracy")

@@ -22,12 +22,13 @@ from modicum import runs
 from modicum.config import Trust
 from modicum.engine import Policy
 from modicum.engine.probe import REFUSALS
+from modicum.models.adapters import merged, quiet
 from modicum.models.identity import Identity
 from modicum.models.load import Loaded, load, locate
-from modicum.parts import RunParts, past_base, past_config
+from modicum.parts import RunParts, past_bases, past_config
 from modicum.training.checkpoint import reload
 from modicum.types import RunStopped, UserError
-from modicum.updates.adapter import AdapterPrepared, quiet
+from modicum.updates.adapter import AdapterPrepared
 from modicum.updates.base import Prepared
 
 TOLERANCE = 1e-4  # of logits, relative to their largest, in fp32
@@ -43,19 +44,21 @@ def export_run(
     parts: RunParts | None = None,
     model: str = "",
     trust: Trust | None = None,
+    base: str = "",
 ) -> float:
     """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter").
 
     Returns the largest logit difference on reload. `parts` has an update that no expression
-    names, `model` says where the run's base is if it has moved. Raises UserError for a run
-    without an adapter, and for an `out` that must not be replaced (`writing`).
+    names, `model` says where the run's base is if it has moved, `base` where that of an adapter
+    is. Raises UserError for a run without an adapter, and for an `out` that must not be replaced
+    (`writing`).
     """
     if format not in ("merged", "adapter"):
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
-    base_at = past_base(run, model or past_config(run).model)
-    held = {"the base of the run": locate(base_at).place, "the run": str(run)}
+    now = past_bases(run, past_config(run), model, base)
+    held = {**_places("the base of the run", now.model, now.base), "the run": str(run)}
     with writing(out, overwrite, held) as at:
-        session = reload(run, parts=parts, model=base_at, trust=trust)
+        session = reload(run, parts=parts, model=now.model, trust=trust, base=now.base)
         policy, prepared, past = session.policy, session.prepared, session.config
         known = session.identity
         said = {"run": str(run), "update": past.update, "format": format}
@@ -63,17 +66,34 @@ def export_run(
         if format != "adapter":
             return export_merged(prepared, policy, at)
         adapter = adapter_of(prepared, run, past.update)
-        base = load(past.model, past.compute.device, past.compute.dtype, past.trust)
-        base.identity.require(known.hashes, f"{run} was trained on", past.model)
-        return export_adapter(adapter, policy, base.model, at)
+        again = load(past.model, past.compute.device, past.compute.dtype, past.trust, past.base)
+        again.identity.require(known.hashes, f"{run} was trained on", past.model)
+        bare: Any = again.model
+        bare = bare.unload() if hasattr(bare, "unload") else bare
+        return export_adapter(adapter, policy, bare, at)
 
 
-def export_base(name: str, out: Path, overwrite: bool, trust: Trust | None = None) -> float:
-    """Write a model that no run has trained; returns the largest logit difference on reload."""
-    with writing(out, overwrite, {"the model itself": locate(name).place}) as at:
-        loaded = load(name, trust=trust)
+def export_base(
+    name: str, out: Path, overwrite: bool, trust: Trust | None = None, base: str = ""
+) -> float:
+    """Write a model that no run has trained; returns the largest logit difference on reload.
+
+    An adapter is added to its base, in fp32.
+    """
+    with writing(out, overwrite, _places("the model itself", name, base)) as at:
+        loaded = load(name, trust=trust, base=base)
         describe(at, name, loaded.identity, {})
-        return export_model(loaded.model, loaded, at)
+        if not hasattr(model := loaded.model, "merge_and_unload"):
+            return export_model(model, loaded, at)
+        expected, whole = probe(model.float(), loaded), merged(model)
+        _compare(expected, probe(whole, loaded))
+        return export_model(whole, loaded, at)
+
+
+def _places(what: str, name: str, base: str) -> dict[str, str]:
+    """Where a model is, and its adapter: what an export must not replace."""
+    source = locate(name, base=base)
+    return {what: source.place} | ({"the adapter": str(source.adapter)} if source.adapter else {})
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class RunParts:
         update = self.update
         if update is None and not is_given(config.update):
             update = past_update(folder, config.update)
-        config = replace(config, model=past_base(folder, config.model))
+        config = past_bases(folder, config)
         return config, replace(self, task=task, update=update)
 
     def keep(self, run: runs.Run, config: TrainConfig) -> list[str]:
@@ -169,6 +169,13 @@ def past_base(folder: Path, name: str) -> str:
             f"there is no {kind} {name}, the base of {folder}; --model NEW says where it is now"
         )
     return name
+
+
+def past_bases(folder: Path, config: TrainConfig, model: str = "", base: str = "") -> TrainConfig:
+    """The config of a past run with its base, and that of an adapter, where they are now."""
+    below = base or config.base
+    now = past_base(folder, below) if below else ""
+    return replace(config, model=past_base(folder, model or config.model), base=now)
 
 
 def began(folder: Path) -> dict[str, Any]:

@@ -23,8 +23,10 @@ class Options:
     """What to write where."""
 
     model: str = "tiny"
-    """What to export when no RUN is named: `tiny`, a folder, a GGUF file, or a hub id; with a
-    RUN, where its base is now if it has moved."""
+    """What to export when no RUN is named: `tiny`, a folder, a PEFT adapter, a GGUF file, or a
+    hub id; with a RUN, where its base is now if it has moved."""
+    base: str = ""
+    """Where the base of `model` is, if that is an adapter; empty: where the adapter says."""
     out: str = ""
     """The folder to write; needed."""
     format: Literal["merged", "adapter"] = "merged"
@@ -52,9 +54,12 @@ def run(args: list[str]) -> int:
             *(Path(found.run), out, options.format, found.overwrite),
             model=said.get("model", ""),
             trust=trust,
+            base=said.get("base", ""),
         )
     else:
-        difference = export.export_base(options.model, out, found.overwrite, options.trust)
+        difference = export.export_base(
+            options.model, out, found.overwrite, options.trust, options.base
+        )
     files = sorted(p.name for p in out.iterdir())
     result = {"out": str(out), "files": files, "largest_logit_difference": difference}
     text = (

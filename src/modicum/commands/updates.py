@@ -19,7 +19,10 @@ class Options:
     """Where to look."""
 
     model: str = "tiny"
-    """The model to preview in: `tiny`, a local folder, a GGUF file, or a hub id (only its config is read)."""
+    """The model to preview in: `tiny`, a local folder (a model or a PEFT adapter), a GGUF file, or
+    a hub id (only its config is read)."""
+    base: str = ""
+    """Where the base of `model` is, if that is an adapter; empty: where the adapter says."""
     trust: Trust = field(default_factory=Trust)
 
 
@@ -46,6 +49,7 @@ def run(args: list[str]) -> int:
 
     from modicum.updates.preview import preview
 
-    result = preview(updates.parse(found.expression), options.model, options.trust)
+    update = updates.parse(found.expression)
+    result = preview(update, options.model, options.trust, options.base)
     show(found.json, result.to_json(), result.text())
     return 0

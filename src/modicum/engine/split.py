@@ -135,7 +135,7 @@ class SplitDecoding(Decoding):
         lengths = [len(prompt) for prompt in prompts]
         self.group_size = group_size
         self.cache = Cache(torch.tensor(lengths, device=device), group_size, max_tokens)
-        plan = Packed(lengths, [], [], device, self.cache.store)
+        plan = Packed(lengths, [], [], device, self.cache.store, self.cache.store_states)
         ids_N = torch.tensor([t for prompt in prompts for t in prompt], device=device)
         positions_N, stop = plan.positions_N, engine.lowest if keep else 0
         hidden_NH = decoder.run(decoder.embed(ids_N), positions_N, plan, 0, stop)
@@ -184,6 +184,7 @@ class SplitDecoding(Decoding):
 
     def held(self) -> Mapping[str, Sequence[Tensor]]:
         """The cache, and the trunk's states where they are kept."""
-        pairs = (*self.cache.prompts.values(), *self.cache.rows.values())
+        cache = self.cache
+        pairs = (*cache.prompts.values(), *cache.rows.values(), *cache.states.values())
         states = [] if self.states_STH is None else [*self.prompts, self.states_STH]
         return {"cache": [tensor for pair in pairs for tensor in pair], "trunk": states}

@@ -31,8 +31,10 @@ class EvaluateConfig:
     """What to evaluate and how."""
 
     model: str = "tiny"
-    """`tiny`, a local folder, a GGUF file, or a hub id; with a RUN, where its base is now if
-    it has moved."""
+    """`tiny`, a local folder (a model or a PEFT adapter), a GGUF file, or a hub id; with a RUN,
+    where its base is now if it has moved."""
+    base: str = ""
+    """Where the base of `model` is, if that is an adapter; empty: where the adapter says."""
     task: str = "arithmetic"
     """Problems, as an expression; a RUN uses its own unless this is given."""
     split: Literal["train", "tune", "test"] = "test"
@@ -67,17 +69,16 @@ def evaluate(
 
     `model` is what `train` takes, a run folder or the result of a run; a run is evaluated on
     its own problems, as it sampled, unless told otherwise. `base` says where the base of a run
-    is now, if it has moved; another base is a UserError. `settings`: split, problems, samples,
-    seed, batch, out, and those of sampling, compute and trust by their names.
+    is now, if it has moved, or that of an adapter; another one is a UserError. `settings`: split,
+    problems, samples, seed, batch, out, and those of sampling, compute and trust by their names.
     """
     from modicum.display import Display
 
     name, own = folder_of(model), model.parts if isinstance(model, TrainResult) else None
     run = name if (name / "config.toml").is_file() else None
-    if run is None and base:
-        raise UserError(f"evaluate: base is for a run, and {name} is none")
     at = base or (model.base if isinstance(model, TrainResult) else "") if run else name
-    named = {"model": at} if at else {}
+    named: dict[str, Any] = {"model": at} if at else {}
+    named |= {"base": str(base)} if base and not run else {}
     named |= {"task": task} if isinstance(task, str) else {}
     config = settled(tables(EvaluateConfig, {**settings, **named}, "evaluate"), run, "evaluate")
     parts = own or RunParts()
@@ -91,7 +92,7 @@ def settled(given: dict[str, Any], run: Path | None, where: str) -> EvaluateConf
     below: dict[str, Any] = {}
     if run is not None:
         past = past_config(run)
-        below = {"task": past.task, "model": past.model}
+        below = {"task": past.task, "model": past.model, "base": past.base}
         below |= {
             name: dict(vars(getattr(past, name))) for name in ("sampling", "compute", "trust")
         }
@@ -122,10 +123,13 @@ def perform(
     task = parts.task or (past_task(run, config.task) if run and own else tasks.parse(config.task))
     folder = _folder(config.out) if config.out else None
     if run is not None:
-        model, trust = config.model, config.trust
-        policy = reload(run, config.compute, config.batch, parts, model, trust).policy
+        bases = {"model": config.model, "base": config.base}
+        policy = reload(
+            run, config.compute, config.batch, parts, trust=config.trust, **bases
+        ).policy
     else:
-        loaded = load(config.model, config.compute.device, config.compute.dtype, config.trust)
+        compute = config.compute
+        loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)
         policy = policy_of(loaded, None, config.compute, config.batch)
     found = evaluate(
         policy,

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from modicum.models.states import States, read
+
 NAME = "modicum"
 
 
@@ -40,6 +42,10 @@ class Plan(Protocol):
         self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: ScoreRule
     ) -> Tensor:
         """The values [N, H, D] that the queries gather."""
+        ...
+
+    def mix(self, module: Any, x_NC: Tensor) -> Tensor:
+        """What a layer with a state makes of its inputs [N, C]."""
         ...
 
 
@@ -90,7 +96,8 @@ class Packed:
     """Whole sequences: prompts, and rows that each go on from one of them.
 
     Token order: all prompts, then all rows. `row_prompts[b]` is the prompt of row b;
-    rows may be empty. `store` is given the prompts' keys and values [P, L, K, D] of every layer.
+    rows may be empty. `store` is given the prompts' keys and values [P, L, K, D] of every layer,
+    `store_states` what the prompts leave in a layer with a state.
     """
 
     def __init__(
@@ -100,8 +107,9 @@ class Packed:
         row_lengths: Sequence[int],
         device: torch.device,
         store: Callable[[int, Tensor, Tensor], None] | None = None,
+        store_states: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> None:
-        self.store = store
+        self.store, self.store_states = store, store_states
         lengths = torch.tensor([*prompt_lengths, *row_lengths], device=device)
         starts, count = lengths.cumsum(0) - lengths, len(prompt_lengths)
         self.length_P = lengths[:count]
@@ -113,6 +121,13 @@ class Packed:
         # Of every place in the padded tables, prompts before rows: its token.
         self.token_M = torch.cat([self.prompt_PL.flatten(), self.row_BT.flatten()])
         self.tight = len(self.token_M) == len(self.where_N)
+        # For layers with a state prompts are filled up on the left, so that the last place is
+        # their end; then where the real tokens of prompts and of rows are.
+        longest = self.prompt_PL.shape[1]
+        at_PL = torch.arange(longest, device=device) - (longest - self.length_P[:, None])
+        self.left_PL, self.left_there_PL = self.prompt_PL.gather(1, at_PL.clamp(min=0)), at_PL >= 0
+        self.left_N = self.left_there_PL.flatten().nonzero().squeeze(-1)
+        self.right_N = row_there.flatten().nonzero().squeeze(-1)
         self._masks: dict[int | None, tuple[Tensor | None, Tensor]] = {}
 
     @property
@@ -143,6 +158,19 @@ class Packed:
         v_all = torch.cat([v.index_select(0, self.prompt_B), v_rows], 1)
         out_BTHD = weigh(q_rows, k_all, v_all, row_mask, rule)
         return self._end_to_end(torch.cat([out_PLHD.flatten(0, 1), out_BTHD.flatten(0, 1)]))
+
+    def mix(self, module: Any, x_NC: Tensor) -> Tensor:
+        """Prompts are read from their beginning, rows from where their prompt has ended."""
+        prompts_PLC = x_NC[self.left_PL] * self.left_there_PL[..., None].to(x_NC.dtype)
+        states = States()
+        found_NC = read(module, prompts_PLC, states).flatten(0, 1)[self.left_N]
+        if self.store_states is not None:
+            self.store_states(module.layer_idx, *states.after)
+        if not self.row_BT.numel():
+            return found_NC
+        convolution, table = (x.index_select(0, self.prompt_B) for x in states.after)
+        found_BTC = read(module, x_NC[self.row_BT], States((convolution, table)))
+        return torch.cat([found_NC, found_BTC.flatten(0, 1)[self.right_N]])
 
     def _tables(self, x_MKD: Tensor) -> tuple[Tensor, Tensor]:
         """Padded tokens as tables of prompts [P, L, K, D] and of rows [B, T, K, D]."""

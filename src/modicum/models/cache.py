@@ -9,10 +9,13 @@ row, K key/value head, R query heads that share one, H = K x R query head, D siz
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from modicum.models.attention import ScoreRule
+from modicum.models.states import States, read
 
 SHRINK = 0.75  # slots are copied together when at most this share of them is needed
 
@@ -29,6 +32,7 @@ class Cache:
         self.padded = len(set(length_P.tolist())) > 1
         self.prompts: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> [P, K, L, D] twice
         self.rows: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> [P, K, G, T, D] twice
+        self.states: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> of every living row, twice
         self.slot_N: Tensor | None = None  # of every living row; None: all slots live
         self.length = 0  # tokens of each row so far, that of the current call included
         self._masks: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
@@ -39,6 +43,17 @@ class Cache:
         count, _, heads, size = k_PLKD.shape
         shape = (count, heads, self.group_size, self.max_tokens, size)
         self.rows[layer] = (k_PLKD.new_empty(shape), v_PLKD.new_empty(shape))
+
+    def store_states(self, layer: int, *left: Tensor) -> None:
+        """Give every slot what its prompt has left in a layer with a state."""
+        self.states[layer] = tuple(x.repeat_interleave(self.group_size, 0) for x in left)  # type: ignore[assignment]
+
+    def mix(self, module: Any, x_NC: Tensor) -> Tensor:
+        """Every row's token is read into the row's state."""
+        states = States(self.states[module.layer_idx])
+        found_N1C = read(module, x_NC[:, None], states)
+        self.states[module.layer_idx] = states.after
+        return found_N1C[:, 0]
 
     def position_N(self) -> Tensor:
         """The position of every living row's next token; call `advance` for it first."""
@@ -110,6 +125,8 @@ class Cache:
 
     def keep(self, live_N: Tensor) -> None:
         """Only the living rows with these numbers, in rising order, go on."""
+        for layer, held in self.states.items():
+            self.states[layer] = tuple(x[live_N] for x in held)  # type: ignore[assignment]
         count, size = len(self.length_P), self.group_size
         every = torch.arange(count * size, device=live_N.device)
         slot_N = (every if self.slot_N is None else self.slot_N)[live_N]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,11 +22,31 @@ from torch.utils.checkpoint import checkpoint
 from modicum.models.attention import NAME, Plan
 from modicum.models.linear import adapted, adapted_layers, few_rows, linear_layers, replaced
 from modicum.models.load import inner
+from modicum.models.states import mix
 
-FAMILIES = (
-    *("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"),
-    *("smollm3", "olmo2", "phi3"),
-)
+
+@dataclass(frozen=True)
+class Scales:
+    """Entries of a config by which a family scales what lies between its layers; empty: none."""
+
+    embedding: str = ""
+    times: str = ""
+    """Of logits."""
+    over: str = ""
+    """What logits are divided by."""
+
+
+MUP = Scales("embedding_multiplier", over="logits_scaling")
+PLAIN = """llama qwen2 qwen3 qwen3_5_text qwen3_5_moe_text qwen3_next qwen3_moe mistral ministral
+    ministral3 mixtral gemma gemma2 gemma3_text gemma4_text vaultgemma smollm3 olmo olmo2 olmo3 phi3
+    exaone4 seed_oss arcee helium glm glm4 glm4_moe stablelm nemotron apertus starcoder2 ernie4_5
+    hunyuan_v1_dense"""
+FAMILIES: dict[str, Scales] = {
+    **dict.fromkeys(PLAIN.split(), Scales()),
+    **dict.fromkeys(("granite", "granitemoe", "granitemoeshared"), MUP),
+    **dict.fromkeys(("cohere", "cohere2"), Scales(times="logit_scale")),
+    "hyperclovax": Scales("embedding_multiplier", times="logits_scaling"),
+}
 
 
 class Decoder:
@@ -33,12 +54,16 @@ class Decoder:
 
     def __init__(self, model: Any) -> None:
         base = inner(model)
-        self.config = base.config
+        self.config = base.config.get_text_config()
+        self.scales = FAMILIES[self.config.model_type]
         self.decoder = base.get_decoder()
         self.head = base.get_output_embeddings()
         self.layers = list(self.decoder.layers)[: self.config.num_hidden_layers]
         self.linears = linear_layers(*self.layers, self.head)
         self.adapted = adapted_layers(*self.layers)
+        # Layers that carry a state, and whether each type of layer has a rotation of its own.
+        self.mixers = [layer.linear_attn for layer in self.layers if hasattr(layer, "linear_attn")]
+        self.typed = "full_attention" in (getattr(self.config, "rope_parameters", None) or {})
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
 
     @property
@@ -48,7 +73,9 @@ class Decoder:
 
     def embed(self, ids_N: Tensor) -> Tensor:
         """The hidden states [N, H] below the first layer."""
-        return self.decoder.embed_tokens(ids_N)
+        embedded_NH = self.decoder.embed_tokens(ids_N)
+        name = self.scales.embedding
+        return embedded_NH * getattr(self.config, name) if name else embedded_NH
 
     def run(
         self,
@@ -70,10 +97,11 @@ class Decoder:
         again = recompute and torch.is_grad_enabled()
         with self._ours():
             for index in layers:
-                given = {
+                given: dict[str, Any] = {
                     "attention_mask": plan,
                     "position_ids": positions_N[None],
                     "position_embeddings": rotations[self._kind(index)],
+                    **({"shared_kv_states": {}} if self.config.model_type == "gemma4_text" else {}),
                 }
                 if again:
                     hidden = checkpoint(
@@ -97,13 +125,16 @@ class Decoder:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of states after the final norm."""
-        return cap(self.head(hidden_NH), self.softcap)
+        logits_NV, scales = self.head(hidden_NH), self.scales
+        if scales.times:
+            logits_NV = logits_NV * getattr(self.config, scales.times)
+        if scales.over:
+            logits_NV = logits_NV / getattr(self.config, scales.over)
+        return cap(logits_NV, self.softcap)
 
     def _kind(self, index: int) -> str | None:
         """The type of a layer where each type has its own rotation (Gemma 3)."""
-        if self.config.model_type != "gemma3_text":
-            return None
-        return self.config.layer_types[index]
+        return self.config.layer_types[index] if self.typed else None
 
     def _rotations(self, hidden: Tensor, positions: Tensor, layers: range) -> dict[Any, Any]:
         rotate = self.decoder.rotary_emb
@@ -115,11 +146,11 @@ class Decoder:
 
     @contextmanager
     def _ours(self) -> Iterator[None]:
-        """Our attention function in place of the model's, and our LoRA, while layers run."""
+        """Our attention, LoRA and way of reading into states in the library's place meanwhile."""
         before = self.config._attn_implementation
         self.config._attn_implementation = NAME
         try:
-            with replaced(adapted, self.adapted):
+            with replaced(adapted, self.adapted), replaced(mix, self.mixers):
                 yield
         finally:
             self.config._attn_implementation = before
@@ -132,7 +163,9 @@ def cap(logits: Tensor, softcap: float | None) -> Tensor:
 
 def view(model: Any) -> Decoder | None:
     """The decoder of a model of a supported family, else None."""
-    config = inner(model).config
-    if config.model_type not in FAMILIES or getattr(config, "use_bidirectional_attention", False):
-        return None
-    return Decoder(model)
+    config = inner(model).config.get_text_config()
+    looks_ahead = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    # What layers of Gemma 4 hand past others is not in the states between them.
+    handed = ("hidden_size_per_layer_input", "num_kv_shared_layers")
+    unfit = looks_ahead or any(getattr(config, name, 0) for name in handed)
+    return None if unfit or config.model_type not in FAMILIES else Decoder(model)

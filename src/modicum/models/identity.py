@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ HASHES = {
     "base_hash": "base model",
     "tokenizer_hash": "tokenizer or chat template",
     "config_hash": "config.json, though with the same weights",
+    "adapter_hash": "adapter on its base",
 }
 """What is hashed of a base, and what a message calls it."""
 # Of a config: who wrote it, and in which dtype.
@@ -103,7 +104,11 @@ class Identity:
         began = time.perf_counter()
         texts = texts_hash(tokenizer, end_tokens)
         found = (weights_hash(model), texts, config_hash(config))
-        return cls(dict(zip(HASHES, found, strict=True)), time.perf_counter() - began)
+        return cls(dict(zip(HASHES, found, strict=False)), time.perf_counter() - began)
+
+    def under(self, adapter: str) -> Identity:
+        """This base with an adapter on top, by its hash."""
+        return replace(self, hashes={**self.hashes, "adapter_hash": adapter})
 
     def require(self, known: Mapping[str, Any], past: str, name: str) -> None:
         """UserError unless this is the base whose `hashes` are `known`; `name` is its place now.
@@ -111,8 +116,8 @@ class Identity:
         `past` begins the line: `the run in x was trained on`.
         """
         for key, what in HASHES.items():
-            if known.get(key) != self.hashes[key]:
+            if known.get(key) != self.hashes.get(key):
                 raise UserError(
                     f"{past} another {what}: its hash differs (it was {known.get(key)!s:.12}, that"
-                    f" of {name} is {self.hashes[key]:.12})"
+                    f" of {name} is {self.hashes.get(key)!s:.12})"
                 )

@@ -63,6 +63,20 @@ def _is_plain(layer: Any, x: Tensor) -> bool:
     )
 
 
+def is_matrix(module: nn.Module) -> bool:
+    """Whether a layer multiplies by a matrix: a linear one, or GPT-2's Conv1D."""
+    return isinstance(module, nn.Linear) or _is_turned(module)
+
+
+def matrix(layer: Any) -> Tensor:
+    """The weight [out, in] of such a layer; a view, as Conv1D keeps it the other way round."""
+    return layer.weight.T if _is_turned(layer) else layer.weight
+
+
+def _is_turned(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # torch's own is Conv1d
+
+
 def linear_layers(*modules: nn.Module) -> list[nn.Linear]:
     """All plain linear layers in the modules; subclasses have a forward of their own."""
     return [m for module in modules for m in module.modules() if type(m) is nn.Linear]

@@ -7,7 +7,7 @@ Weights come as safetensors and no code of the model's own is run, unless the us
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from modicum.config import Trust
-from modicum.models import configs, gguf
+from modicum.models import adapters, configs, gguf
 from modicum.models.identity import Identity
 from modicum.runs import is_run
 from modicum.types import UserError
@@ -50,12 +50,27 @@ class Source:
     """Of every `from_pretrained`."""
     gguf: str = ""
     """The GGUF file in the folder, if it is one."""
+    adapter: Path | None = None
+    """The folder of the adapter that was named; all else is its base's."""
+
+    @property
+    def texts(self) -> str:
+        """Where the tokenizer is: beside an adapter that brings one, else with the model."""
+        own = self.adapter and not self.gguf and (self.adapter / "tokenizer_config.json").is_file()
+        return str(self.adapter) if own else self.place
 
 
-def locate(name: str, trust: Trust | None = None) -> Source:
-    """The source that `name` stands for; a path that does not exist is a UserError."""
+def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
+    """The source that `name` stands for; a path that does not exist is a UserError.
+
+    `base` says where the base of an adapter is, if not where the adapter says.
+    """
     arguments: dict[str, Any] = {"trust_remote_code": (trust or Trust()).trust_remote_code}
     path = TINY if name == "tiny" else Path(name).expanduser()
+    if adapters.is_adapter(path):
+        return _below(name, path, trust, base)
+    if base:
+        raise UserError(f"base = {base!r} is for an adapter, and {name} is none")
     looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
     is_gguf = path.suffix.lower() == ".gguf"
     if not looks_local and not is_gguf:
@@ -72,12 +87,22 @@ def locate(name: str, trust: Trust | None = None) -> Source:
     return Source(str(path), True, arguments)
 
 
+def _below(name: str, path: Path, trust: Trust | None, base: str) -> Source:
+    """The base of an adapter."""
+    named = adapters.base_of(path, base)
+    if adapters.is_adapter(Path(named).expanduser()):
+        raise UserError(f"{name} is an adapter on another one ({named}); merge that one first")
+    try:
+        found = locate(named, trust)
+    except UserError as error:
+        hint = "" if base else "; --base MODEL says where its base is"
+        raise UserError(f"{name} is an adapter on {named}: {error}{hint}") from None
+    return replace(found, adapter=path)
+
+
 def _check_folder(name: str, path: Path) -> None:
     """UserError, with what to do, for a folder that is not a whole model."""
     whole = "modicum export RUN --out FOLDER --format merged"
-    if (path / "adapter_config.json").is_file():
-        # The library would load the base that it names, wherever that is.
-        raise UserError(f"{name} is an adapter without its base; {whole} writes a model with both")
     if not (path / "config.json").is_file():
         if is_run(path):
             raise UserError(
@@ -89,7 +114,7 @@ def _check_folder(name: str, path: Path) -> None:
         raise UserError(f"{name} is not a model folder: it has no config.json{hint}")
 
 
-def read_config(name: str, trust: Trust | None = None) -> Any:
+def read_config(name: str, trust: Trust | None = None, base: str = "") -> Any:
     """The Hugging Face config of a model, checked to be a causal language model.
 
     Of a model with more parts (images, sound) it is that of its text.
@@ -97,7 +122,7 @@ def read_config(name: str, trust: Trust | None = None) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    source = locate(name, trust)
+    source = locate(name, trust, base)
     try:
         config = AutoConfig.from_pretrained(source.place, **source.arguments)
     except (OSError, ValueError, KeyError, struct.error, StrictDataclassError) as error:
@@ -118,20 +143,30 @@ def skeleton(config: Any, dtype: str = "fp32", trust: Trust | None = None) -> nn
     return made.eval()
 
 
+def structure(model: nn.Module, name: str, trust: Trust | None = None, base: str = "") -> Any:
+    """A skeleton, with the layers of the adapter on top if `name` is one."""
+    folder = locate(name, trust, base).adapter
+    return model if folder is None else adapters.put(model, folder, weights=False)
+
+
 def load(
-    name: str, device: str = "auto", dtype: str = "fp32", trust: Trust | None = None
+    name: str,
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust: Trust | None = None,
+    base: str = "",
 ) -> Loaded:
     """The model and tokenizer that `name` stands for, ready to run.
 
-    `dtype` is fp32 or bf16. Raises UserError when there is no such model, when it is not
-    a causal language model, or when its files are broken.
+    `dtype` is fp32 or bf16, `base` where the base of an adapter is. Raises UserError when there
+    is no such model, when it is not a causal language model, or when its files are broken.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     trust = trust or Trust()
-    source, where = locate(name, trust), choose_device(device)
-    config = read_config(name, trust)
+    source, where = locate(name, trust, base), choose_device(device)
+    config = read_config(name, trust, base)
     said, _ = config.get_config_dict(source.place, **source.arguments)
     composed = "text_config" in said
     logging.disable_progress_bar()  # one line of ours says what is loaded
@@ -143,7 +178,7 @@ def load(
         **source.arguments,
     }
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.arguments)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.texts, **source.arguments)
         model, info = AutoModelForCausalLM.from_pretrained(source.place, config=config, **rest)
         if composed and info["missing_keys"] == {"lm_head.weight"}:
             # The whole may say what the text does not: that head and embedding are one tensor.
@@ -162,11 +197,14 @@ def load(
     ends = end_tokens(model, tokenizer)
     tokenizer.embedding_rows = len(model.get_input_embeddings().weight)  # `tasks.prompts.encode`
     identity = Identity.of(model, tokenizer, ends, said)  # on the CPU, where the weights still are
-    model.eval().to(where)
     notes: tuple[str, ...] = ()
     if composed:
         model._weight_conversions = None  # an export has the names of the text alone
         notes = (configs.note(name, type(model).__name__, said),)
+    if source.adapter:
+        model = adapters.put(model, source.adapter, trust.pickled_weights)
+        identity = identity.under(adapters.adapter_hash(model, source.adapter))
+    model.eval().to(where)
     return Loaded(model, tokenizer, ends, where, identity, notes)
 
 

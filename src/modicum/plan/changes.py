@@ -27,7 +27,7 @@ def advice(
 ) -> Iterator[str]:
     """Changes, each on top of those before, until the run fits, and what each comes to."""
     assert machine.memory is not None
-    model_config = config_of(config.model, config.trust)
+    model_config = config_of(config.model, config.trust, config.base)
     changed, word = config, "with"
     for text, section, values in _changes(config, memory, machine.memory):
         if section:

@@ -34,7 +34,7 @@ def check(config: TrainConfig) -> None:
     room = free_memory(where)
     if room is None or config.trust.trust_remote_code:
         return
-    model_config = config_of(config.model, config.trust)
+    model_config = config_of(config.model, config.trust, config.base)
     most = generous_bound(config, model_config)
     if most is None or most < room:
         return

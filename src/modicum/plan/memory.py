@@ -82,7 +82,7 @@ def estimate(
     config: TrainConfig, lengths: Lengths, device: str = "cpu", model_config: Any = None
 ) -> Memory:
     """The memory of a run whose prompts and completions have such lengths."""
-    model_config = model_config or config_of(config.model, config.trust)
+    model_config = model_config or config_of(config.model, config.trust, config.base)
     plans = []
     for names in chosen_sets(prepare(config, model_config)):
         prepared = prepare(config, model_config)

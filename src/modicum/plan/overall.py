@@ -108,7 +108,7 @@ def make(
     `max_tokens`. `advise` looks for what would make it fit, if it does not.
     """
     given = lengths or lengths_of(config)
-    model_config = config_of(config.model, config.trust)
+    model_config = config_of(config.model, config.trust, config.base)
     prepared = prepare(config, model_config)
     schedule, trainable = prepared.schedule, prepared.trainable
     typical = schedule.typical(trainable)

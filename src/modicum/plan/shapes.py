@@ -16,7 +16,7 @@ import torch
 from modicum import tasks, updates
 from modicum.config import TrainConfig, Trust
 from modicum.models.configs import attention_sizes
-from modicum.models.load import locate, read_config, skeleton
+from modicum.models.load import locate, read_config, skeleton, structure
 from modicum.updates.base import Prepared
 
 # hidden size, intermediate size, layers, heads, key/value heads, vocabulary, tied embeddings
@@ -53,15 +53,15 @@ class Lengths:
         return [(0,) * max(1, size) for size in sizes]
 
 
-def config_of(model: str, trust: Trust | None = None) -> Any:
+def config_of(model: str, trust: Trust | None = None, base: str = "") -> Any:
     """The Hugging Face config of a model; of a Qwen2.5 size on the hub, the built-in one.
 
     UserError when there is none.
     """
     family, _, size = model.removeprefix("Qwen/").partition("-")
     size = size.removesuffix("-Instruct")
-    if locate(model, trust).local or family != "Qwen2.5" or size not in QWEN25:
-        return read_config(model, trust)
+    if locate(model, trust, base).local or family != "Qwen2.5" or size not in QWEN25:
+        return read_config(model, trust, base)
     from transformers import Qwen2Config
 
     hidden, inner, layers, heads, shared, vocabulary, tied = QWEN25[size]
@@ -82,6 +82,7 @@ def config_of(model: str, trust: Trust | None = None) -> Any:
 def prepare(config: TrainConfig, model_config: Any) -> Prepared:
     """The model of a run with its update applied, without memory."""
     made = skeleton(model_config, config.compute.dtype, config.trust)
+    made = structure(made, config.model, config.trust, config.base)
     return updates.parse(config.update).apply(made, config.seed)
 
 
@@ -101,11 +102,11 @@ def prompt_tokens(config: TrainConfig) -> tuple[int, int] | None:
 
     from modicum.tasks.prompts import encode
 
-    source = locate(config.model, config.trust)
+    source = locate(config.model, config.trust, config.base)
     if not source.local:
         return None
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source.place, **source.arguments)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.texts, **source.arguments)
     except (OSError, ValueError):
         return None
     task = tasks.parse(config.task)

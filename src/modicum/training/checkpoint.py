@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from modicum import runs
 from modicum.config import Compute, Trust
 from modicum.models.identity import HASHES, Identity
-from modicum.parts import RunParts, is_given, past_base, past_config, past_update
+from modicum.parts import RunParts, is_given, past_bases, past_config, past_update
 from modicum.training.session import Session, prepare
 from modicum.types import UserError
 
 KEYS = {
     *("step", "start", "active", "pushed", "moved", "tried", "schedule", "drawn", "agreement"),
-    *HASHES,
+    *(HASHES.keys() - {"adapter_hash"}),  # which few have
 }
 
 
@@ -123,11 +123,13 @@ def reload(
     parts: RunParts | None = None,
     model: str = "",
     trust: Trust | None = None,
+    base: str = "",
 ) -> Session:
     """The trained policy of a run: the base with the newest checkpoint's values.
 
     `compute` runs it on another device, `rollout_batch` with another number of completions at
-    a time; the dtype stays that of the run. `model` says where its base is if it has moved;
+    a time; the dtype stays that of the run. `model` says where its base is if it has moved,
+    `base` where that is if `model` is an adapter;
     another base is a UserError. `parts` has the update if no expression names it. All that is
     not the policy is a placeholder.
     """
@@ -141,8 +143,7 @@ def reload(
         raise UserError(f"{folder} has no checkpoint yet")
     tensors, state = read(saved[-1])
     config = replace(
-        config,
-        model=past_base(folder, model or config.model),
+        past_bases(folder, config, model, base),
         compute=compute or config.compute,
         trust=trust or config.trust,
     )

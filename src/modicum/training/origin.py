@@ -27,12 +27,14 @@ from modicum.types import UserError
 def record(session: Session, folder: Path) -> dict[str, Any]:
     """What `environment.json` in the folder of a run says of its beginning."""
     config, base, here = session.config, session.identity, Path.cwd()
+    source = locate(config.model, config.trust, config.base)
     return {
         # Twice: the folder may be moved alone, or with all that is around it.
         "began_in": [str(here), os.path.relpath(here, folder.resolve())],
         "base": {
             "model": config.model,
-            "local": locate(config.model, config.trust).local,
+            "local": source.local or source.adapter is not None,
+            **({"under": source.place} if source.adapter else {}),
             "dtype": config.compute.dtype,
             **base.hashes,
             "base_hash_seconds": base.seconds,
@@ -64,11 +66,13 @@ def prepare_like(config: TrainConfig, parts: RunParts | None, past: Sequence[Pat
 
 def spare_base(config: TrainConfig, folder: Path) -> None:
     """UserError where the run folder, which is to be replaced, holds the base."""
-    source = locate(config.model, config.trust)
-    if source.local and folder.resolve() in (place := Path(source.place).resolve(), *place.parents):
-        raise UserError(
-            f"{folder} holds {config.model}, the base of this run; --overwrite would lose it"
-        )
+    source = locate(config.model, config.trust, config.base)
+    held = [Path(source.place)] if source.local else []
+    for place in [*held, *([source.adapter] if source.adapter else [])]:
+        if folder.resolve() in (place.resolve(), *place.resolve().parents):
+            raise UserError(
+                f"{folder} holds {place}, the base of this run; --overwrite would lose it"
+            )
 
 
 def notes(session: Session, folder: Path) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from modicum import anatomy, machine, runs
+from modicum.models.adapters import merged
 from modicum.models.load import load
 from modicum.training.session import Session
 from modicum.types import FolderError, UserError
@@ -74,9 +75,9 @@ def _anatomy(session: Session, run: runs.Run) -> dict[str, Any]:
     # On the CPU, since merging makes the model fp32 and the base comes on top.
     session.policy.model.to("cpu")
     policy = session.prepared.merged()
-    base = load(config.model, "cpu", config.compute.dtype, config.trust)
+    base = load(config.model, "cpu", config.compute.dtype, config.trust, config.base)
     base.identity.require(session.identity.hashes, f"{run.folder} was trained on", config.model)
-    changes = anatomy.measure(policy, base.model, session.policy.device)
+    changes = anatomy.measure(policy, merged(base.model), session.policy.device)
     run.write(
         "anatomy.json",
         {"dtype": config.compute.dtype, "tensors": [change.to_json() for change in changes]},

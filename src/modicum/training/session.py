@@ -12,7 +12,7 @@ from modicum.engine import Policy, policy_of
 from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
 from modicum.models.identity import Identity
-from modicum.models.load import inner, load
+from modicum.models.load import TINY, inner, load, locate
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
 from modicum.training.counters import Counters
@@ -104,7 +104,7 @@ def prepare(
     compute = config.compute
     task.problem("train", config.seed, 0)  # a bad task fails before the model loads
     order = curriculum.begin(task, config.seed)
-    loaded = load(config.model, compute.device, compute.dtype, config.trust)
+    loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)
     if check is not None:
         check(loaded.identity)
     prepared = update.apply(loaded.model, config.seed)
@@ -112,7 +112,9 @@ def prepare(
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
     settings = config.optimizer
-    rate = settings.learning_rate or recipes.default_learning_rate(config.model, update)
+    source = locate(config.model, config.trust, config.base)  # an adapter learns as its base does
+    known = "tiny" if source.place == str(TINY) else config.model
+    rate = settings.learning_rate or recipes.default_learning_rate(known, update)
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
     counters = Counters()
     stochastic = compute.rounding == "stochastic"

@@ -5,7 +5,7 @@ An adapter is a frozen dataclass that names PEFT's config class (`peft_config`) 
 (`lora @ last(2)`). No dropout: sampling and training would see different policies. The
 base is never merged into while training.
 
-The reference is the adapter switched off. Where the start rewrites the base's weights
+The reference is the adapter switched off, or what it was if it goes on (`going_on`). Where the start rewrites the base's weights
 (`rewrites_base`: PiSSA, OLoRA) that would be another model; there the adapter's first
 values are kept and swapped in.
 
@@ -15,7 +15,6 @@ with a rewritten base is written as a LoRA of twice the rank that takes the star
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,13 +23,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from modicum.models.adapters import quiet
 from modicum.spec import within
 from modicum.types import UserError
+from modicum.updates import going_on
 from modicum.updates.base import Method, Prepared, Selection
 from modicum.updates.chains import Chain, Trains
 from modicum.updates.kinds import Kind
 from modicum.updates.schedule import Schedule
 from modicum.updates.swap import Swap
+from modicum.updates.targets import linear_layers, unreached
 
 MAX_COUNT = 65_536  # of ranks and the like
 
@@ -43,9 +45,11 @@ class AdapterPrepared(Prepared):
         model: nn.Module,
         trainable: dict[str, nn.Parameter],
         adapter: Adapter,
+        given: bool = False,
+        left: str = "",
     ) -> None:
         super().__init__(model, trainable, adapter.schedule(model, trainable))
-        self.adapter = adapter
+        self.adapter, self.given, self.left = adapter, given, left
         self.rewrites_base = adapter.rewrites_base
         self.start_tolerance = adapter.start_tolerance
         self.swap = Swap(trainable)
@@ -61,17 +65,21 @@ class AdapterPrepared(Prepared):
                 "the start moves a part of the base's weights into the adapter: the reference is"
                 " the adapter's first values, and without the adapter the model is not the base"
             )
-        return found
+        if self.given:
+            found.append("the adapter goes on as it is; the reference is the adapter as it was")
+        return found + ([self.left] if self.left else [])
 
     def keep_reference(self) -> None:
-        """Nothing: the adapter is off, or its first values are kept already."""
+        """The first values of an adapter that goes on; else it is off, or they are kept already."""
+        if self.given:
+            self.swap.keep()
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Switch the adapter off, or to its start, and on again afterwards."""
         flags = {name: p.requires_grad for name, p in self.model.named_parameters()}
         try:
-            if self.rewrites_base:
+            if not self.reference_is_bare:
                 with self.swap.swapped():
                     yield
             else:
@@ -89,12 +97,12 @@ class AdapterPrepared(Prepared):
 
     @property
     def reference_is_bare(self) -> bool:
-        """Unless the start has rewritten the base."""
-        return not self.rewrites_base
+        """Unless the start has rewritten the base, or was there before."""
+        return not (self.rewrites_base or self.given)
 
     def reference_bytes(self, kl: bool) -> int:
         """Those of the adapter's first values, which a rewritten base needs in any case."""
-        return super().reference_bytes(self.rewrites_base)
+        return super().reference_bytes(self.rewrites_base or (kl and self.given))
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """The adapter's."""
@@ -140,37 +148,10 @@ def relative_to_base(model: Any, start: Mapping[str, Tensor]) -> None:
         config.init_lora_weights = True
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """PEFT does not warn of what is no matter here."""
-    with warnings.catch_warnings():
-        # It asks transformers for a name that is to go, and does not know the sizes of norms.
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
-        yield
-
-
 def at_least_one(update: Method, **counts: int) -> None:
     """UserError when one of the arguments is below 1, or beyond any model."""
     for name, count in counts.items():
         within(f"{update.name}: {name}", count, 1, MAX_COUNT)
-
-
-def linear_layers(model: nn.Module, where: Selection | None) -> list[str]:
-    """Names of the linear layers to adapt: the selected ones, or all but the head."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    if where is None:
-        return [name for name, module in linear.items() if module is not head]
-    # By identity: a tied head has no name of its own among the parameters.
-    chosen = {id(parameter) for parameter in where.select(model).values()}
-    found = [name for name, module in linear.items() if id(module.weight) in chosen]
-    tied = head is not None and head.weight is model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
-    if any(linear[name] is head for name in found) and tied:
-        raise UserError(f"the head is tied to the embedding and takes no adapter ({where})")
-    if not found:
-        raise UserError(f"{where} selects no linear layer that an adapter could go into")
-    return found
 
 
 class Adapter(Method):
@@ -182,6 +163,10 @@ class Adapter(Method):
     rewrites_base: ClassVar[bool] = False
     start_tolerance: ClassVar[float] = 1e-6
     """How far the start's logits may be from the base's, over the largest of them (at least 1)."""
+    turned: ClassVar[bool] = True
+    """Whether PEFT puts it into GPT-2's Conv1D, a linear layer with its matrix turned."""
+    everywhere: ClassVar[bool] = True
+    """Whether it is meant for all matrices."""
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """What the PEFT config says of the adapter, beside where it goes."""
@@ -206,8 +191,18 @@ class Adapter(Method):
         """The modules that get an adapter."""
         found = linear_layers(model, where)
         for name in found:
-            self.check(name, model.get_submodule(name))
+            layer = model.get_submodule(name)
+            if not (self.turned or isinstance(layer, nn.Linear)):
+                raise UserError(
+                    f"{self}: PEFT puts no {self.name} into a layer of the kind"
+                    f" {type(layer).__name__} ({name}); lora fits"
+                )
+            self.check(name, layer)
         return found
+
+    def parameters(self, model: nn.Module, where: Selection | None) -> list[str]:
+        """The tensors that get an adapter and are no layers."""
+        return []
 
     def check(self, name: str, layer: Any) -> None:
         """UserError when the adapter does not fit into a linear layer of this name."""
@@ -231,8 +226,16 @@ class Adapter(Method):
         """Put the adapter into `model`; what is random in it is drawn from `seed`."""
         import peft
 
-        targets = self.targets(model, where)
+        if hasattr(model, "get_base_model"):
+            return self._going_on(model, seed, where)
+        targets, more = self.targets(model, where), self.parameters(model, where)
+        if not targets and not more:
+            what = f"{where} selects" if where else f"{self}: this model has"
+            raise UserError(f"{what} no linear layer that an adapter could go into")
+        left = unreached(model, where, {*targets, *more}) if self.everywhere else ""
         config = self.config(targets, seed)
+        if more:
+            config.target_parameters = more
         with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(seed)
             adapted: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
@@ -241,4 +244,10 @@ class Adapter(Method):
         trainable = {
             n: p for n, p in adapted.named_parameters() if p.requires_grad and self.trains(n)
         }
-        return AdapterPrepared(adapted, trainable, self)
+        return AdapterPrepared(adapted, trainable, self, left=left)
+
+    def _going_on(self, model: Any, seed: int, where: Selection | None) -> Prepared:
+        """Train the adapter that `model` has already, if it is this one."""
+        going_on.check(self, self.settings([], seed), model, where)
+        trainable = {n: p for n, p in model.named_parameters() if ".lora_" in n and self.trains(n)}
+        return AdapterPrepared(model, trainable, self, given=True)

@@ -28,7 +28,7 @@ from torch import nn
 
 from modicum.spec import within
 from modicum.types import UserError
-from modicum.updates.adapter import MAX_COUNT, Adapter, at_least_one, linear_layers
+from modicum.updates.adapter import MAX_COUNT, Adapter, at_least_one
 from modicum.updates.base import Selection
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 
@@ -39,6 +39,7 @@ class Miss(Adapter):
 
     name: ClassVar[str] = "miss"
     peft_config: ClassVar[str] = "MissConfig"
+    turned: ClassVar[bool] = False
     rate_scale: ClassVar[float] = 1.0
     examples: ClassVar[tuple[str, ...]] = ("miss(rank=4)", "miss(rank=5) @ last(1)")
     rank: int = 64
@@ -68,6 +69,7 @@ class Oft(Adapter):
 
     name: ClassVar[str] = "oft"
     peft_config: ClassVar[str] = "OFTConfig"
+    turned: ClassVar[bool] = False
     rate_scale: ClassVar[float] = 2.0
     examples: ClassVar[tuple[str, ...]] = (
         "oft(block_size=8)",
@@ -81,7 +83,7 @@ class Oft(Adapter):
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The selected linear layers; blocks must divide the input of each."""
-        found = linear_layers(model, where)
+        found = super().targets(model, where)
         sizes: dict[str, Any] = {name: model.get_submodule(name).in_features for name in found}
         for name, size in sizes.items():
             if size % self.block_size:

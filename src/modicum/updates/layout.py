@@ -8,8 +8,19 @@ from dataclasses import dataclass
 
 from torch import nn
 
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+from modicum.types import UserError
+
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+OTHERS = re.compile(r"vision|visual|audio|speech|mtp")  # stacks that a text does not go through
 MAX_LAYERS = 10_000  # of any model
+# Words of the names that architectures give; what mixes tokens by a state counts as attention.
+MIXERS = re.compile(
+    r"attn|attention|^(mixer|mamba|short_?conv|conv|temporal_block|time_mixer|mlstm_layer|rec)$"
+)
+MLPS = re.compile(r"mlp|ffn|moe|experts|feed_?forward|channel_mixer|^(fc1|fc2|ff|ff_layer)$")
+NORMS = re.compile(r"norm|^(pre_)?ln(_|\d|$)")
+EMBEDDINGS = re.compile(r"embed|(^|\.)(wte|wpe|word_?embeddings?)\.")
+MERGE = "modicum export --model ADAPTER --out FOLDER --format merged makes one model of both"
 PARTS = ("attention", "mlp", "norm", "bias", "embedding", "head")
 
 
@@ -33,29 +44,42 @@ class Layout:
     num_layers: int
 
 
+def layer_of(name: str) -> int | None:
+    """The layer of the text model that a tensor belongs to."""
+    found = LAYER.search(name)
+    return int(found[1]) if found and not OTHERS.search(name) else None
+
+
 def layout(model: nn.Module) -> Layout:
-    """The layout of a Hugging Face causal language model."""
+    """The layout of a Hugging Face causal language model; UserError for an adapter on one."""
+    if hasattr(model, "get_base_model"):
+        raise UserError(
+            "the model is an adapter on its base, and a dense update would train below it; lora and"
+            f" its kin train it on, and {MERGE}"
+        )
     inputs = model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     head = model.get_output_embeddings()  # type: ignore[operator]
     outputs = None if head is None else head.weight
     places: dict[str, Place] = {}
     for name, parameter in model.named_parameters():
-        found = LAYER.search(name)
+        layer = layer_of(name)
         parts = set()
-        words = name.split(".")
-        if any(word in ("self_attn", "attn", "attention") for word in words):
+        words = name.split(".")[:-1]
+        norms = [word for word in words if NORMS.search(word)]
+        within = [word for word in words if word not in norms and layer is not None]
+        if any(map(MIXERS.search, within)):
             parts.add("attention")
-        if any(word in ("mlp", "feed_forward") for word in words):
+        if any(map(MLPS.search, within)):
             parts.add("mlp")
-        if any("norm" in word or word.startswith("ln_") for word in words):
+        if norms:
             parts.add("norm")
-        if words[-1] == "bias":
+        if name.endswith("bias"):
             parts.add("bias")
         if parameter is inputs:
             parts.add("embedding")
         if parameter is outputs or (head is not None and parameter is getattr(head, "bias", None)):
             parts.add("head")
-        places[name] = Place(int(found[1]) if found else None, frozenset(parts))
+        places[name] = Place(layer, frozenset(parts))
     layers = {place.layer for place in places.values() if place.layer is not None}
     return Layout(places, len(layers))
 
@@ -79,7 +103,7 @@ def outside(layout: Layout, names: Iterable[str]) -> tuple[frozenset[str], froze
 
 def depth(name: str, num_layers: int) -> int:
     """How far up a tensor is: its layer, -1 for the embedding, `num_layers` above the layers."""
-    found = LAYER.search(name)
-    if found is not None:
-        return int(found[1])
-    return -1 if "embed" in name else num_layers
+    layer = layer_of(name)
+    if layer is not None:
+        return layer
+    return -1 if EMBEDDINGS.search(name) else num_layers

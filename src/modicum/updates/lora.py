@@ -21,10 +21,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from modicum.models.linear import matrix
 from modicum.spec import within
+from modicum.types import UserError
 from modicum.updates.adapter import Adapter
+from modicum.updates.base import Selection
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Schedule
+from modicum.updates.targets import experts
 
 MAX_RANK = 1024
 MAX_RATIO = 1024
@@ -63,7 +67,11 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Lora(LowRank):
-    """A low-rank adapter in every linear layer; `lora(rank=4) @ last(2)` says where."""
+    """A low-rank adapter in every linear layer; `lora(rank=4) @ last(2)` says where.
+
+    `experts=True` also adapts the experts of a mixture that are no linear layers, with A and B
+    of their own for every expert.
+    """
 
     name: ClassVar[str] = "lora"
     examples: ClassVar[tuple[str, ...]] = (
@@ -71,6 +79,14 @@ class Lora(LowRank):
         "lora(rank=2) @ last(1)",
         "lora(rank=2) @ (last(2) & parts(attention))",
     )
+    experts: bool = False
+
+    def parameters(self, model: nn.Module, where: Selection | None) -> list[str]:
+        """The experts, if they are asked for."""
+        found = experts(model, where) if self.experts else []
+        if self.experts and not found:
+            raise UserError(f"{self}: {where or 'this model'} has no experts in one tensor")
+        return found
 
 
 @dataclass(frozen=True)
@@ -134,5 +150,5 @@ class Dora(LowRank):
     def finish(self, model: Any) -> None:
         """Take the norms in fp32: PEFT rounds them to the base's dtype and divides by exact ones."""
         for layer in lora_layers(model).values():
-            lengths = layer.base_layer.weight.float().norm(dim=1)
+            lengths = matrix(layer.base_layer).float().norm(dim=1)
             layer.lora_magnitude_vector["default"].weight.data = lengths

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from modicum.models.linear import matrix
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.lora import lora_layers
 from modicum.updates.pissa import FromBase, rounded, triplets
@@ -67,7 +68,7 @@ class LoraXs(FromBase):
     def finish(self, model: Any) -> None:
         """Set A to V^T and put the core in B's place; shapes alone on the meta device."""
         for layer in lora_layers(model).values():
-            weight, down, up = layer.base_layer.weight, layer.lora_A, layer.lora_B
+            weight, down, up = matrix(layer.base_layer), layer.lora_A, layer.lora_B
             left = torch.empty_like(up["default"].weight)
             if weight.device.type != "meta":
                 found, sizes, right = triplets(weight, self.rank)

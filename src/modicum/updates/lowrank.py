@@ -21,7 +21,7 @@ from modicum.config import Optimizer
 from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import Prepared
-from modicum.updates.layout import LAYER
+from modicum.updates.layout import layer_of
 from modicum.updates.moves import pieces
 from modicum.updates.optimizers import OptimizerMember
 from modicum.updates.rules import AdamWRule, Groups, Rule
@@ -72,7 +72,7 @@ class LowRankRule(Rule, ABC):
 
     def projects(self, name: str, shape: torch.Size) -> bool:
         """Whether a tensor is a matrix of a layer, and large enough."""
-        return len(shape) == 2 and min(shape) > self.rank and LAYER.search(name) is not None
+        return len(shape) == 2 and min(shape) > self.rank and layer_of(name) is not None
 
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
         """AdamW with this treatment of matrices."""

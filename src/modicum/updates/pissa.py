@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from modicum.models.linear import matrix
 from modicum.types import UserError
 from modicum.updates.lora import LowRank, lora_layers
 
@@ -64,7 +65,7 @@ class FromBase(LowRank):
 
     def check(self, name: str, layer: Any) -> None:
         """No layer may have a smaller rank."""
-        rows, columns = layer.weight.shape
+        rows, columns = matrix(layer).shape
         most = min(rows, columns)
         if self.rank > most:
             raise UserError(f"{self}: {name} is {rows} x {columns}, so rank can be at most {most}")
@@ -85,7 +86,7 @@ class Moved(FromBase):
     def finish(self, model: Any) -> None:
         """Set B and A and take them out of the base; nothing on the meta device."""
         for layer in lora_layers(model).values():
-            weight, scale = layer.base_layer.weight, layer.scaling["default"]
+            weight, scale = matrix(layer.base_layer), layer.scaling["default"]
             if weight.device.type == "meta":
                 continue
             up, down = self.part(weight, scale)

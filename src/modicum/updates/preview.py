@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from modicum.config import Trust
-from modicum.models.load import read_config, skeleton
+from modicum.models.load import read_config, skeleton, structure
 from modicum.updates.base import Prepared, Update
 from modicum.updates.layout import layout
 from modicum.updates.products import backward_share
@@ -75,11 +75,11 @@ class Preview:
         return "\n".join(lines)
 
 
-def preview(update: Update, model: str, trust: Trust | None = None) -> Preview:
+def preview(update: Update, model: str, trust: Trust | None = None, base: str = "") -> Preview:
     """The preview of `update` on the model that `model` names (its config alone is read)."""
-    bare = skeleton(read_config(model, trust), trust=trust)
+    bare = skeleton(read_config(model, trust, base), trust=trust)
     places = layout(bare)
-    prepared = update.apply(bare, seed=0)
+    prepared = update.apply(structure(bare, model, trust, base), seed=0)
     total = sum(p.numel() for p in prepared.model.parameters())
     lowest = prepared.lowest_ever
     trained = prepared.trainable

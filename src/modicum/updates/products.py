@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from modicum.models.linear import is_matrix
 from modicum.updates.base import Prepared
 from modicum.updates.chains import Chain, Trains
 from modicum.updates.layout import depth
@@ -84,7 +85,7 @@ def backward_products(
             after = after or link.trains
 
 
-def linear_layers(prepared: Prepared, trains: Trains) -> Iterator[tuple[str, nn.Linear, Chain]]:
+def linear_layers(prepared: Prepared, trains: Trains) -> Iterator[tuple[str, Any, Chain]]:
     """The model's own linear layers by name, each with what an adapter adds to it."""
     inside: set[int] = set()
     for name, module in prepared.model.named_modules():
@@ -93,7 +94,7 @@ def linear_layers(prepared: Prepared, trains: Trains) -> Iterator[tuple[str, nn.
         base = getattr(module, "base_layer", None)
         if base is not None:
             inside.update(id(part) for part in module.modules())
-            if isinstance(base, nn.Linear):
+            if is_matrix(base):
                 yield name, base, prepared.chain(module, trains)
-        elif isinstance(module, nn.Linear):
+        elif is_matrix(module):
             yield name, module, Chain()

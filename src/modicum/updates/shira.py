@@ -33,6 +33,7 @@ class Shira(Adapter):
 
     name: ClassVar[str] = "shira"
     peft_config: ClassVar[str] = "ShiraConfig"
+    turned: ClassVar[bool] = False
     rate_scale: ClassVar[float] = 5.0
     examples: ClassVar[tuple[str, ...]] = ("shira(rank=2)", "shira(rank=1) @ last(2)")
     rank: int = 8

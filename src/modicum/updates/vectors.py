@@ -28,10 +28,11 @@ from torch import nn
 
 from modicum.spec import within
 from modicum.types import UserError
-from modicum.updates.adapter import Adapter, at_least_one, linear_layers
+from modicum.updates.adapter import Adapter, at_least_one
 from modicum.updates.base import Selection
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.layout import layout
+from modicum.updates.targets import linear_layers
 
 OUTPUTS, INPUTS, FUSED = ("k_proj", "v_proj"), ("down_proj",), ("qkv_proj", "c_attn")
 
@@ -74,6 +75,7 @@ class Ia3(Adapter):
 
     name: ClassVar[str] = "ia3"
     peft_config: ClassVar[str] = "IA3Config"
+    everywhere: ClassVar[bool] = False
     rate_scale: ClassVar[float] = 100.0
     examples: ClassVar[tuple[str, ...]] = ("ia3", "ia3 @ (last(2) & parts(mlp))")
 
@@ -108,6 +110,7 @@ class LnTuning(Adapter):
 
     name: ClassVar[str] = "lntuning"
     peft_config: ClassVar[str] = "LNTuningConfig"
+    everywhere: ClassVar[bool] = False
     rate_scale: ClassVar[float] = 100.0
     examples: ClassVar[tuple[str, ...]] = ("lntuning", "lntuning @ middle(1)")
 

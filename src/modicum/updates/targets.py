@@ -1,0 +1,80 @@
+"""Where an adapter goes: the matrices of a model that PEFT can put one beside.
+
+Those are the layers that multiply by a matrix and are called as such. The experts of a mixture
+that lie in one tensor are reached as parameters, by `lora(experts=True)`. What an adapter that
+is meant for all does not reach is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import nn
+
+from modicum.models.linear import is_matrix
+from modicum.types import UserError
+from modicum.updates.base import Selection
+from modicum.updates.layout import LAYER, layer_of, layout
+
+# Mamba's mixers read the weight of the first and do not call it; the kernels of these do the same
+# with the second, which PEFT refuses.
+READ, FUSED = "dt_proj", "out_proj"
+MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+MOST_SHOWN = 4
+WORTH_SAYING = 0.05  # routers, short convolutions and the like are less
+
+
+def linear_layers(model: nn.Module, where: Selection | None) -> list[str]:
+    """Names of the layers to adapt: the selected ones with a matrix, or all but the head."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    mamba = model.config.model_type in MAMBAS  # type: ignore[union-attr]
+    unfit = (READ, FUSED) if mamba else (READ,)
+    named = {n: m for n, m in model.named_modules() if is_matrix(m)}
+    linear = {n: m for n, m in named.items() if n.rpartition(".")[2] not in unfit}
+    if where is None:
+        return [name for name, module in linear.items() if module is not head]
+    # By identity: a tied head has no name of its own among the parameters.
+    chosen = {id(parameter) for parameter in where.select(model).values()}
+    found = [name for name, module in linear.items() if id(module.weight) in chosen]
+    tied = head is not None and head.weight is model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    if any(linear[name] is head for name in found) and tied:
+        raise UserError(f"the head is tied to the embedding and takes no adapter ({where})")
+    return found
+
+
+def experts(model: nn.Module, where: Selection | None) -> list[str]:
+    """Names of the tensors that hold a matrix for every expert, in the layers or selected."""
+    chosen = layout(model).places if where is None else where.select(model)
+    return [n for n, p in model.named_parameters() if n in chosen and _of_experts(n, p)]
+
+
+def _of_experts(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 3 and "conv" not in name and layer_of(name) is not None
+
+
+def unreached(model: nn.Module, where: Selection | None, reached: Collection[str]) -> str:
+    """A sentence on the matrices of the layers that get no adapter; empty if nearly all do.
+
+    `reached` has the names of the layers and of the parameters that get one.
+    """
+    chosen = layout(model).places if where is None else where.select(model)
+    left: dict[str, int] = {}
+    total, hint = 0, ""
+    for name, parameter in model.named_parameters():
+        if name not in chosen or parameter.ndim < 2 or layer_of(name) is None:
+            continue
+        total += parameter.numel()
+        if not {name, name.rpartition(".")[0]} & set(reached):
+            kind = LAYER.sub(lambda at: at[0].replace(at[1], "*"), name, count=1)
+            left[kind] = left.get(kind, 0) + parameter.numel()
+            if _of_experts(name, parameter):
+                hint = "; lora(experts=True) takes the experts in"
+    share = sum(left.values()) / max(total, 1)
+    largest = sorted(left, key=lambda kind: -left[kind])
+    shown = ", ".join(largest[:MOST_SHOWN]) + (", ..." if len(largest) > MOST_SHOWN else "")
+    if share < WORTH_SAYING:
+        return ""
+    return (
+        f"the adapter does not reach {share:.0%} of the numbers in the matrices of these layers, which"
+        f" are not called as linear layers: {shown}{hint}"
+    )
