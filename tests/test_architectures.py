@@ -143,6 +143,17 @@ def test_what_is_no_language_model_is_refused_by_its_config(
     assert "\n" not in str(caught.value)
 
 
+def test_a_text_that_the_library_does_not_map_is_known_by_its_class(tmp_path: Path) -> None:
+    """Of Mllama only the whole is mapped; what is exported is its text."""
+    config = transformers.models.mllama.configuration_mllama.MllamaTextConfig(
+        **{**TEXT, "head_dim": None}, cross_attention_layers=[]
+    )
+    transformers.MllamaForCausalLM(config).save_pretrained(tmp_path / "text")
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path / "text")
+    assert type(load(str(tmp_path / "text"), "cpu").model).__name__ == "MllamaForCausalLM"
+    assert export_base(str(tmp_path / "text"), tmp_path / "out", overwrite=False) == 0.0
+
+
 def test_layers_may_differ_in_shape() -> None:
     sizes = {**TEXT, "global_head_dim": 16, "hidden_size_per_layer_input": 8}
     kinds = ["sliding_attention", "full_attention"]

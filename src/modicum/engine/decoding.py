@@ -60,10 +60,12 @@ class LibraryDecoding(Decoding):
 
     def _choose(self, row_B: Tensor) -> None:
         """These rows of the cache go on; a row may come more than once."""
+        lists = [self.cache]
         if hasattr(self.cache, "reorder_cache"):
             self.cache.reorder_cache(row_B)
-        else:
-            self.cache = [tensor.index_select(0, row_B) for tensor in self.cache]
+            lists = [held for held in vars(self.cache).values() if isinstance(held, list)]
+        for held in lists:  # RWKV has nothing else, MiniMax the states of its linear layers
+            held[:] = [x.index_select(0, row_B) if isinstance(x, Tensor) else x for x in held]
 
     def advance(self, token_B: Tensor) -> None:
         """Feed a token of every living row."""
