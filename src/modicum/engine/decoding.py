@@ -39,7 +39,7 @@ class LibraryDecoding(Decoding):
         out = self._forward(
             input_ids=ids_PT,
             attention_mask=mask_PT if padded else None,
-            position_ids=position_ids(mask_PT) if padded else None,  # some count otherwise
+            position_ids=position_ids(mask_PT),
             logits_to_keep=1,
         )
         self.count = len(prompts) * group_size
@@ -75,7 +75,7 @@ class LibraryDecoding(Decoding):
         out = self._forward(
             input_ids=token_B[:, None],
             attention_mask=self.mask_BT,
-            position_ids=None if self.mask_BT is None else self.position_B[:, None],
+            position_ids=self.position_B[:, None],
             **{self.cache_name: self.cache},
         )
         self.cache = getattr(out, self.cache_name)
