@@ -116,6 +116,10 @@ def test_of_a_model_with_more_parts_the_text_is_loaded_and_exported(
             "'blt' cannot be run: its config has no number of layers",
         ),
         (
+            {"model_type": "musicgen", "architectures": ["MusicgenForConditionalGeneration"]},
+            "'musicgen' cannot be run: its tokens are sounds, not text",
+        ),
+        (
             {"model_type": "xlnet", "architectures": ["XLNetLMHeadModel"]},
             "'xlnet' cannot be run: what follows a token changes what is predicted before it",
         ),
@@ -132,7 +136,15 @@ def test_of_a_model_with_more_parts_the_text_is_loaded_and_exported(
             "'gemma4_assistant' cannot be run: it drafts for another model",
         ),
     ],
-    ids=["encoder", "classifier", "encoder-decoder", "no layers", "looks ahead", "drafter"],
+    ids=[
+        "encoder",
+        "classifier",
+        "encoder-decoder",
+        "no layers",
+        "sound",
+        "looks ahead",
+        "drafter",
+    ],
 )
 def test_what_is_no_language_model_is_refused_by_its_config(
     config: dict[str, Any], message: str, tmp_path: Path

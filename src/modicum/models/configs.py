@@ -21,6 +21,7 @@ REFUSED = {
         ("gemma4_assistant", "gemma4_unified_assistant"),
         "it drafts for another model, whose states it reads",
     ),
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "its tokens are sounds, not text"),
     **dict.fromkeys(
         ("cpmant", "prophetnet", "xlnet"),
         "what follows a token changes what is predicted before it",
