@@ -26,6 +26,7 @@ from modicum.engine.logprobs import backward
 from modicum.engine.probe import probe
 from modicum.export import export_base
 from modicum.models.configs import attention_sizes, numbers
+from modicum.models.linear import is_matrix
 from modicum.models.load import TINY, load, read_config
 from modicum.plan.fit import generous_bound
 from modicum.plan.shapes import cache_numbers
@@ -209,6 +210,14 @@ def test_a_scale_is_seen_in_low_precision() -> None:
     model = random_model("granite", layers=2, logits_scaling=1 / 0.9).to(torch.bfloat16)
     probe(model, torch.device("cpu"))
     assert LibraryEngine(model, torch.device("cpu")).can.head == "own"
+
+
+def test_a_router_is_no_matrix_to_adapt() -> None:
+    """It gives a choice of experts; Falcon's linear layers give what others do."""
+    llama4, falcon = transformers.models.llama4, transformers.models.falcon
+    config = transformers.Llama4TextConfig(**TEXT, num_local_experts=2)
+    assert not is_matrix(llama4.modeling_llama4.Llama4Router(config))
+    assert is_matrix(falcon.modeling_falcon.FalconLinear(8, 8))
 
 
 @pytest.mark.slow
