@@ -134,7 +134,7 @@ def _decoded(
     """Sequences and the logits after them, from a cache: two rows a prompt, one leaves."""
     decoding = LibraryDecoding(LibraryEngine(model, device), prompts, 2, LONG)
     rows = [prompt for prompt in prompts for _ in range(2)]
-    pad = getattr(inner(model).config.get_text_config(), "pad_token_id", None)
+    pad: Any = getattr(inner(model).config.get_text_config(), "pad_token_id", None)
     for step in range(3):
         tokens = [prompts[0][(row + step) % len(prompts[0])] for row in range(len(rows))]
         if step == 0 and pad in range(len(inner(model).get_output_embeddings().weight)):
