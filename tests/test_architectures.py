@@ -212,6 +212,13 @@ def test_a_scale_is_seen_in_low_precision() -> None:
     assert LibraryEngine(model, torch.device("cpu")).can.head == "own"
 
 
+def test_weights_of_rwkv_stay_as_they_are_in_evaluation(tmp_path: Path) -> None:
+    """The library would halve those of every sixth layer in place, once it is not training."""
+    config = {"model_type": "rwkv", "rescale_every": 6, "architectures": ["RwkvForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(str(tmp_path)).rescale_every == 0
+
+
 def test_a_router_is_no_matrix_to_adapt() -> None:
     """It gives a choice of experts; Falcon's linear layers give what others do."""
     llama4, falcon = transformers.models.llama4, transformers.models.falcon
