@@ -26,6 +26,7 @@ from modicum.engine.logprobs import backward
 from modicum.engine.probe import probe
 from modicum.export import export_base
 from modicum.models.configs import attention_sizes, numbers
+from modicum.models.linear import is_matrix
 from modicum.models.load import TINY, load, read_config
 from modicum.plan.fit import generous_bound
 from modicum.plan.shapes import cache_numbers
@@ -116,6 +117,10 @@ def test_of_a_model_with_more_parts_the_text_is_loaded_and_exported(
             "'blt' cannot be run: its config has no number of layers",
         ),
         (
+            {"model_type": "musicgen", "architectures": ["MusicgenForConditionalGeneration"]},
+            "'musicgen' cannot be run: its tokens are sounds, not text",
+        ),
+        (
             {"model_type": "xlnet", "architectures": ["XLNetLMHeadModel"]},
             "'xlnet' cannot be run: what follows a token changes what is predicted before it",
         ),
@@ -132,7 +137,15 @@ def test_of_a_model_with_more_parts_the_text_is_loaded_and_exported(
             "'gemma4_assistant' cannot be run: it drafts for another model",
         ),
     ],
-    ids=["encoder", "classifier", "encoder-decoder", "no layers", "looks ahead", "drafter"],
+    ids=[
+        "encoder",
+        "classifier",
+        "encoder-decoder",
+        "no layers",
+        "sound",
+        "looks ahead",
+        "drafter",
+    ],
 )
 def test_what_is_no_language_model_is_refused_by_its_config(
     config: dict[str, Any], message: str, tmp_path: Path
@@ -141,6 +154,17 @@ def test_what_is_no_language_model_is_refused_by_its_config(
     with pytest.raises(UserError, match=message) as caught:
         read_config(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_that_the_library_does_not_map_is_known_by_its_class(tmp_path: Path) -> None:
+    """Of Mllama only the whole is mapped; what is exported is its text."""
+    config = transformers.models.mllama.configuration_mllama.MllamaTextConfig(
+        **{**TEXT, "head_dim": None}, cross_attention_layers=[]
+    )
+    transformers.MllamaForCausalLM(config).save_pretrained(tmp_path / "text")
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path / "text")
+    assert type(load(str(tmp_path / "text"), "cpu").model).__name__ == "MllamaForCausalLM"
+    assert export_base(str(tmp_path / "text"), tmp_path / "out", overwrite=False) == 0.0
 
 
 def test_layers_may_differ_in_shape() -> None:
@@ -186,6 +210,21 @@ def test_a_scale_is_seen_in_low_precision() -> None:
     model = random_model("granite", layers=2, logits_scaling=1 / 0.9).to(torch.bfloat16)
     probe(model, torch.device("cpu"))
     assert LibraryEngine(model, torch.device("cpu")).can.head == "own"
+
+
+def test_weights_of_rwkv_stay_as_they_are_in_evaluation(tmp_path: Path) -> None:
+    """The library would halve those of every sixth layer in place, once it is not training."""
+    config = {"model_type": "rwkv", "rescale_every": 6, "architectures": ["RwkvForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(str(tmp_path)).rescale_every == 0
+
+
+def test_a_router_is_no_matrix_to_adapt() -> None:
+    """It gives a choice of experts; Falcon's linear layers give what others do."""
+    llama4, falcon = transformers.models.llama4, transformers.models.falcon
+    config = transformers.Llama4TextConfig(**TEXT, num_local_experts=2)
+    assert not is_matrix(llama4.modeling_llama4.Llama4Router(config))
+    assert is_matrix(falcon.modeling_falcon.FalconLinear(8, 8))
 
 
 @pytest.mark.slow

@@ -33,6 +33,16 @@ MADE: dict[str, dict[str, Any]] = {
     "codegen": {**OLD, "rotary_dim": 4},
     "openai-gpt": OLD,
     "qwen3_5_text": LINEAR,
+    "minimax": {
+        "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4,
+        "block_size": 8, "layer_types": ["full_attention", "linear_attention"],
+    },
+    "llama4_text": {
+        "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2,
+        "intermediate_size_mlp": 48, "layer_types": ["chunked_attention", "full_attention"],
+    },
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
     "modernbert-decoder": {
@@ -69,6 +79,8 @@ def model_of(name: str, **changes: Any) -> Any:
         ("codegen", {}, Abilities()),
         ("openai-gpt", {}, Abilities(cache="none")),
         ("qwen3_5_text", {}, Abilities()),
+        ("minimax", {}, Abilities()),
+        ("llama4_text", {}, Abilities()),
         ("mamba", {}, Abilities(cache="equal")),
         ("rwkv", {}, Abilities(cache="none")),
         ("granite", {"logits_scaling": 8.0}, Abilities(head="own")),

@@ -201,12 +201,10 @@ def probe(model: Any, loaded: Loaded | Policy) -> Tensor:
 
 def export_model(model: Any, loaded: Loaded | Policy, out: Path) -> float:
     """Write an ordinary model to `out`; returns the largest logit difference on reload."""
-    from transformers import AutoModelForCausalLM
-
     expected, dtype = probe(model, loaded), next(model.parameters()).dtype
     model.save_pretrained(out)
     loaded.tokenizer.save_pretrained(out)
-    again = AutoModelForCausalLM.from_pretrained(out, dtype=dtype, local_files_only=True)
+    again = type(model).from_pretrained(out, dtype=dtype, local_files_only=True)
     return _compare(expected, probe(again.to(loaded.device).eval(), loaded))
 
 

@@ -39,7 +39,7 @@ class LibraryDecoding(Decoding):
         out = self._forward(
             input_ids=ids_PT,
             attention_mask=mask_PT if padded else None,
-            position_ids=position_ids(mask_PT) if padded else None,  # some count otherwise
+            position_ids=position_ids(mask_PT),
             logits_to_keep=1,
         )
         self.count = len(prompts) * group_size
@@ -60,10 +60,12 @@ class LibraryDecoding(Decoding):
 
     def _choose(self, row_B: Tensor) -> None:
         """These rows of the cache go on; a row may come more than once."""
+        lists = [self.cache]
         if hasattr(self.cache, "reorder_cache"):
             self.cache.reorder_cache(row_B)
-        else:
-            self.cache = [tensor.index_select(0, row_B) for tensor in self.cache]
+            lists = [held for held in vars(self.cache).values() if isinstance(held, list)]
+        for held in lists:  # RWKV has nothing else, MiniMax the states of its linear layers
+            held[:] = [x.index_select(0, row_B) if isinstance(x, Tensor) else x for x in held]
 
     def advance(self, token_B: Tensor) -> None:
         """Feed a token of every living row."""
@@ -73,7 +75,7 @@ class LibraryDecoding(Decoding):
         out = self._forward(
             input_ids=token_B[:, None],
             attention_mask=self.mask_BT,
-            position_ids=None if self.mask_BT is None else self.position_B[:, None],
+            position_ids=self.position_B[:, None],
             **{self.cache_name: self.cache},
         )
         self.cache = getattr(out, self.cache_name)

@@ -129,5 +129,5 @@ class LibraryEngine(Engine):
 
 def decoder_of(base: Any) -> Any:
     """The part of a model that makes its states: what it calls its decoder may be a matrix."""
-    found = base.get_decoder()
-    return base.base_model if isinstance(found, nn.Linear) else found
+    found = (base.get_decoder(), *(getattr(base, name, base) for name in ("base_model", "model")))
+    return next((x for x in found if x is not base and not isinstance(x, nn.Linear)), base)

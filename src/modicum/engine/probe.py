@@ -134,8 +134,11 @@ def _decoded(
     """Sequences and the logits after them, from a cache: two rows a prompt, one leaves."""
     decoding = LibraryDecoding(LibraryEngine(model, device), prompts, 2, LONG)
     rows = [prompt for prompt in prompts for _ in range(2)]
+    pad: Any = getattr(inner(model).config.get_text_config(), "pad_token_id", None)
     for step in range(3):
         tokens = [prompts[0][(row + step) % len(prompts[0])] for row in range(len(rows))]
+        if step == 0 and pad in range(len(inner(model).get_output_embeddings().weight)):
+            tokens[0] = pad  # it may be sampled too, and some do not count it as a position
         decoding.advance(torch.tensor(tokens, device=device))
         rows = [(*row, token) for row, token in zip(rows, tokens, strict=True)]
         yield from zip(rows, decoding.logits_BV, strict=True)

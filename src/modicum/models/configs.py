@@ -21,6 +21,7 @@ REFUSED = {
         ("gemma4_assistant", "gemma4_unified_assistant"),
         "it drafts for another model, whose states it reads",
     ),
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "its tokens are sounds, not text"),
     **dict.fromkeys(
         ("cpmant", "prophetnet", "xlnet"),
         "what follows a token changes what is predicted before it",
@@ -34,11 +35,15 @@ def causal(name: str, config: Any) -> Any:
 
     UserError for what is none, or cannot be trained on text.
     """
+    import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return config
     declared = [a for a in (getattr(config, "architectures", None) or []) if a]
+    for made in (getattr(transformers, a, None) for a in declared if a.endswith("ForCausalLM")):
+        if made is not None and made.config_class is type(config):  # Mllama's text is not mapped
+            transformers.AutoModelForCausalLM.register(type(config), made, exist_ok=True)
     text = getattr(config, "text_config", None)
     chosen: Any = text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config
     if type(chosen) not in MODEL_FOR_CAUSAL_LM_MAPPING or any(map(OTHER_HEAD.search, declared)):

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Linear layers by class that give more than one product: a choice of experts, products of groups.
+OTHER = ("Router", "GroupedLinear")
 MAX_ROWS = 128  # beyond, the usual order is as fast
 
 
@@ -65,7 +67,8 @@ def _is_plain(layer: Any, x: Tensor) -> bool:
 
 def is_matrix(module: nn.Module) -> bool:
     """Whether a layer multiplies by a matrix: a linear one, or GPT-2's Conv1D."""
-    return isinstance(module, nn.Linear) or _is_turned(module)
+    other = type(module).__name__.endswith(OTHER)
+    return (isinstance(module, nn.Linear) and not other) or _is_turned(module)
 
 
 def matrix(layer: Any) -> Tensor:

@@ -197,14 +197,14 @@ def load(
     ends = end_tokens(model, tokenizer)
     tokenizer.embedding_rows = len(model.get_input_embeddings().weight)  # `tasks.prompts.encode`
     identity = Identity.of(model, tokenizer, ends, said)  # on the CPU, where the weights still are
-    if source.adapter:
-        model = adapters.put(model, source.adapter, trust.pickled_weights)
-        identity = identity.under(adapters.adapter_hash(model, source.adapter))
-    model.eval().to(where)
     notes: tuple[str, ...] = ()
     if composed:
         model._weight_conversions = None  # an export has the names of the text alone
         notes = (configs.note(name, type(model).__name__, said),)
+    if source.adapter:
+        model = adapters.put(model, source.adapter, trust.pickled_weights)
+        identity = identity.under(adapters.adapter_hash(model, source.adapter))
+    model.eval().to(where)
     return Loaded(model, tokenizer, ends, where, identity, notes)
 
 
