@@ -42,7 +42,6 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["train", "--group-size", "1"], ["group_size must be at least 2"]),
         (["train", "--temperature", "0"], ["temperature 0"]),
         (["export", "--out", "/proc/none/x"], ["/proc/none/x cannot be made"]),
-        (["pretrain", "--out", "/proc/none"], ["/proc/none cannot be made"]),
         (["evaluate", "--samples", "0"], ["samples must be at least 1"]),
         (["evaluate", "--problems", "0"], ["problems must be at least 1"]),
         (["tasks", "arithmetic", "--count", "0"], ["count must be at least 1"]),
@@ -89,9 +88,6 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["report"], ["needs at least one run folder"]),
         (["report", "nowhere"], ["nowhere"]),
         (["demo", "--updates", "full; lats(1)"], ["did you mean 'last'"]),
-        (["pretrain"], ["needs --out"]),
-        (["pretrain", "--out", "x", "--heads", "3"], ["heads must be even"]),
-        (["pretrain", "--out", "x", "--steps", "0"], ["steps must be at least 1"]),
     ],
     ids=lambda value: " ".join(value)[:40] if value and value[0].isascii() else "",
 )

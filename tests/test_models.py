@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from modicum.models import tokenizer as tiny_tokenizer
-from modicum.models.corpus import FORMS, Mixture, answer_text, documents, work_of
 from modicum.models.load import TINY, Loaded, choose_device, end_tokens, load
-from modicum.models.pretrain import CHECKPOINT, PretrainConfig, pretrain, rate_at
 from modicum.tasks.arithmetic import Arithmetic
 from modicum.tasks.base import split_of
 from modicum.types import UserError
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import tiny_tokenizer
+from pretrain_tiny import CHECKPOINT, PretrainConfig, main, pretrain, rate_at
+from tiny_corpus import FORMS, Mixture, answer_text, documents, work_of
 
 SMALL = PretrainConfig(
     steps=6,
@@ -200,3 +203,15 @@ def test_devices() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no GPU"):
             choose_device("cuda")
+
+
+def test_a_wrong_recipe_is_one_line(tmp_path: Path) -> None:
+    for args, message in (
+        ([], "--out"),
+        (["--out", "x", "--heads", "3"], "heads must be even"),
+        (["--out", "x", "--steps", "0"], "steps must be at least 1"),
+        (["--out", str(TINY)], "holds a finished model"),
+    ):
+        with pytest.raises(UserError, match=message) as found:
+            main(args)
+        assert "\n" not in str(found.value)

@@ -33,7 +33,6 @@ COMMANDS = {
     "audit-reward": "try degenerate answers on a reward, before training",
     "report": "make an HTML report and a table of finished runs",
     "export": "write a run or the base as an ordinary Hugging Face folder or PEFT adapter",
-    "pretrain": "make the tiny base model anew",
 }
 
 SIGNS = str.maketrans("—–−×·“”‘’█•", "---x.\"\"''#*") | {ord("→"): "->", ord("…"): "..."}

@@ -1,4 +1,7 @@
-"""Pretraining of the tiny base model: a plain language-model loss on `corpus` text.
+"""Pretraining of the tiny base model: a plain language-model loss on `tiny_corpus` text.
+
+    python scripts/pretrain_tiny.py --out models/my-tiny                the shipped one
+    python scripts/pretrain_tiny.py --out models/quick --steps 100
 
 One document per row, documents of similar length together, so that every document starts
 at position 0 as a prompt does and little is padded. AdamW, warm-up and cosine decay. The
@@ -11,24 +14,30 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import tiny_tokenizer
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_corpus import PretrainConfig, documents
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from modicum.models import tokenizer as tiny_tokenizer
-from modicum.models.corpus import PretrainConfig, documents
+from modicum import lock
+from modicum.display import clock, console
+from modicum.options import Parser, show
 from modicum.runs import make_folder
+from modicum.types import UserError
 
 IGNORED = -100  # label of padding
 CHECKPOINT = "pretrain.safetensors"
+REPORT_EVERY = 20  # steps
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
@@ -195,3 +204,40 @@ def _resume(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
     return int(meta["step"])
+
+
+def main(args: list[str]) -> None:
+    """Pretrain a tiny base model; a run that was cut goes on."""
+    parser = Parser("pretrain", "Make a tiny base model; without options, the shipped one.", "")
+    parser.prog, parser.epilog = "pretrain_tiny.py", None
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="the model folder to write")
+    found, config = parser.options(args, PretrainConfig, "pretraining")
+    out = Path(found.out)
+    if (out / "model.safetensors").exists():
+        raise UserError(f"{out} holds a finished model; --out takes another folder")
+    screen = console()
+    losses: list[float] = []
+
+    def report(step: int, loss: float, pace: float, left: float) -> None:
+        losses.append(loss)
+        if (step + 1) % REPORT_EVERY == 0 or step + 1 == config.steps:
+            recent = losses[-REPORT_EVERY:]
+            mean = sum(recent) / len(recent)
+            screen.print(
+                f"step {step + 1}/{config.steps}  loss {mean:.3f} nats/token"
+                f"  {pace:,.0f} tok/s  left {clock(left)}"
+            )
+
+    make_folder(out)
+    with lock.held(out):
+        pretrain(config, out, report)
+    values = {"out": str(out), "loss": losses[-1], "steps": config.steps}
+    show(found.json, values, f"wrote {out}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
