@@ -20,14 +20,16 @@ from modicum.tasks.readers import Record, short
 from modicum.types import UserError
 
 Several = Literal["any", "all"]
-QUESTIONS = ("question", "problem", "prompt", "messages", "conversations", "instruction")
+CHATS = ("messages", "conversations", "conversation")
+QUESTIONS = ("question", "problem", "prompt", *CHATS, "instruction")
 SOLUTIONS = ("solution", "completion", "response", "output")
 TRUTHS = ("reward_model.ground_truth", "ground_truth", "final_answer", "expected_answer")
 ANSWERS = ("answer", *TRUTHS, *SOLUTIONS)
 """Columns in the order in which they are looked for; those of SOLUTIONS hold whole texts."""
 PLAIN = ("question", "problem", "prompt", "answer")
 INSTRUCTION, INPUT = "instruction", "input"  # of Alpaca: the second goes on with the first
-ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "developer": "system"}
+ROLES = {"human": "user", "developer": "system"}
+ROLES |= dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant")
 PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 COMMA = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|(,)")
 MAX_BARE = 60  # characters of an answer that is all of a text where solutions are expected
