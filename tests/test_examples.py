@@ -151,7 +151,10 @@ def test_long_prompts_and_curricula_leave_the_examples_out() -> None:
         tasks.notes(rest)
     )
     worse = replace(sampling, examples_seed=0)  # the long one is an example
-    with pytest.raises(UserError, match=r"with 3 worked examples\): 12 of 12, .* has 1307; --max-prompt-tokens 1307 takes them$"):
+    with pytest.raises(
+        UserError,
+        match=r"with 3 worked examples\): 12 of 12, .* has 1307; --max-prompt-tokens 1307 takes them$",
+    ):
         replace(sizes, sampling=worse, examples=draw(task, worse)).settle(task, [])
     order = curricula.parse("easy_to_hard(stages=2)").begin(rest, 0)
     found = {p.question for progress in (0.0, 0.9) for p in order.next(30, progress)}

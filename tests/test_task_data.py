@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from modicum import cli, tasks
-from modicum.tasks import boxed, hub
+from modicum import answers, cli, tasks
+from modicum.tasks import hub
 from modicum.tasks.contests import Aime, Amc
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask
@@ -55,7 +55,7 @@ def math(problem: str, solution: str, level: Any = "Level 1", kind: str = "Algeb
     ],
 )
 def test_the_gold_is_the_last_box(solution: str, gold: str | None) -> None:
-    assert boxed.gold(solution) == gold
+    assert answers.gold_from_box(solution) == gold
 
 
 def test_math_reads_levels_subjects_and_boxes(tmp_path: Path) -> None:

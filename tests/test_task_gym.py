@@ -115,7 +115,7 @@ def test_a_partial_score_is_told_and_pays_nothing() -> None:
     problem = task.problem("train", 0, 0)
     grade = task.grade(problem, f"<answer>{problem.answer[:-1]}!</answer>")
     assert not grade.strict and not grade.lenient
-    assert "the scorer gives 0." in grade.reason
+    assert "has the score 0." in grade.reason
 
 
 # Hostile texts ---------------------------------------------------------------------------
@@ -180,7 +180,9 @@ def test_an_answer_without_a_score_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(gym, "_ask", fail)
     grade = task.grade(problem, f"<answer>{problem.answer}</answer>")
     assert (grade.strict, grade.lenient) == (False, False)
-    assert grade.reason == "the scorer failed: no reply within 5 s"
+    assert grade.reason == (
+        "the marked answer has no score: the scorer failed: no reply within 5 s"
+    )
     assert "longer than" in task.grade(problem, f"<answer>{'1' * 30_000}</answer>").reason
     with pytest.raises(UserError, match="no problem could be made: no reply"):
         task.problem("train", 0, 1)

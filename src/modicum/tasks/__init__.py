@@ -11,7 +11,7 @@ from typing import Any
 
 from modicum import spec
 from modicum.tasks import gym
-from modicum.tasks.addition import Addition
+from modicum.tasks.addition import Addition, Products
 from modicum.tasks.arithmetic import Arithmetic
 from modicum.tasks.base import Task
 from modicum.tasks.contests import Aime, Amc
@@ -25,7 +25,6 @@ from modicum.tasks.hendrycks import Math, Math500
 from modicum.tasks.matrix import MatrixTask
 from modicum.tasks.openthoughts import OpenThoughts
 from modicum.tasks.overlap import overlap
-from modicum.tasks.products import Products
 
 __all__ = ["TASKS", "Task", "fingerprint", "notes", "of", "overlap", "parse"]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from modicum import answers
 from modicum.grading.extraction import ANSWER_IS
-from modicum.tasks import boxed, rows
+from modicum.tasks import rows
 from modicum.tasks.loading import ACCEPTED, Item
 from modicum.tasks.readers import Record, short
 from modicum.types import UserError
@@ -183,7 +183,7 @@ def _said(record: Record, column: str, turn: Mapping[str, Any]) -> tuple[str, st
 
 def _marked(text: str) -> str | None:
     """The answer that is marked in a text; after #### on the last line it need be no number."""
-    found = boxed.gold(text) or answers.extract(text)
+    found = answers.gold_from_box(text) or answers.extract(text)
     last = text.rstrip().rpartition("\n")[2]
     return last[4:].strip() if found is None and last.startswith("####") else found
 

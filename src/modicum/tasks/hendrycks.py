@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from modicum import answers
 from modicum.spec import nearest
-from modicum.tasks import boxed, rows
+from modicum.tasks import rows
 from modicum.tasks.dataset import BadRows, DataTask, HeldOut, Hub, Item, LeftOut, RowPart
 from modicum.tasks.readers import Record
 from modicum.types import UserError
@@ -61,7 +62,7 @@ class MathTask(DataTask):
         level = _level(record)
         if "answer" in values:
             gold = rows.answer(record, "answer")
-        elif (gold := boxed.gold(rows.text(record, "solution"))) is None:
+        elif (gold := answers.gold_from_box(rows.text(record, "solution"))) is None:
             raise UserError(r"there is no \boxed{...} that is closed in 'solution'")
         if self.levels and level not in self.levels:
             return LeftOut(f"their level is none of {', '.join(map(str, self.levels))}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from modicum import answers
-from modicum.tasks import boxed, rows
+from modicum.tasks import rows
 from modicum.tasks.dataset import BadRows, DataTask, Hub, Item, LeftOut
 from modicum.tasks.readers import Record
 from modicum.types import UserError
@@ -46,7 +46,7 @@ class OpenThoughts(DataTask):
             return LeftOut("there is no ground truth")
         solution = rows.text(record, "ground_truth_solution")
         try:
-            gold = boxed.gold(solution)
+            gold = answers.gold_from_box(solution)
             answers.check_gold(gold or "")
         except UserError:
             gold = None
