@@ -18,7 +18,7 @@ from modicum.grading import comparison, extraction
 from modicum.grading import symbolic as algebra
 from modicum.grading.expressions import countdown
 from modicum.grading.extraction import ANSWER_IS, OPENED, after_thinking, extract, extract_lenient
-from modicum.grading.quantities import number
+from modicum.grading.quantities import number, quantity, same_quantity
 from modicum.grading.spelling import TEXT, clean
 from modicum.types import Grade, UserError
 
@@ -48,9 +48,14 @@ def equal(gold: str, answer: str, symbolic: bool = False, time_limit: float = TI
     if max(len(gold), len(answer)) > MAX_ANSWER:
         return gold.strip() == answer.strip()
     gold, answer = clean(gold), clean(answer)
-    if comparison.settled(gold, answer) or not symbolic:
-        return bool(gold and answer) and comparison.same(gold, answer)
-    return comparison.same(gold, answer) or algebra.equal(gold, answer, time_limit)
+    if not (gold and answer):
+        return False
+    if (same := comparison.same(gold, answer)) or not symbolic:
+        return same
+    # No algebra makes two plain numbers equal, or a number and a word.
+    if same_quantity(gold, answer) is not None or (quantity(gold) and answer.isalpha()):
+        return False
+    return algebra.equal(gold, answer, time_limit)
 
 
 def judge(

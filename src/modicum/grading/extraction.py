@@ -10,6 +10,7 @@ Model output is matched, never evaluated, in time linear in its length.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -106,25 +107,18 @@ def _spoken(text: str) -> Iterator[tuple[int, int, bool]]:
 
 def _marks(text: str) -> list[int]:
     """Where the first answer ends that is marked, for each kind of mark."""
-    ends = []
     opened = text.find("<answer>")
     closed = text.find("</answer>", opened) if opened >= 0 else -1
-    if closed >= 0:
-        ends.append(closed + len("</answer>"))
-    box, bare, hashes = next(_boxes(text), None), BARE_BOX.search(text), HASHES.search(text)
-    if box is not None:
-        ends.append(box[1])
-    return ends + [match.end() for match in (bare, hashes) if match is not None]
+    ends = [closed + len("</answer>")] if closed >= 0 else []
+    ends += [box[1] for box in itertools.islice(_boxes(text), 1)]
+    return ends + [m.end() for m in (BARE_BOX.search(text), HASHES.search(text)) if m]
 
 
 def _first_answer(text: str, marks: list[int]) -> int | None:
     """Where the first marked or stated answer ends."""
-    ends = list(marks)
-    for match in ANSWER_IS.finditer(text, 0, min(ends, default=len(text))):
-        if _stated(match) is not None:
-            ends.append(match.end())
-            break
-    return min(ends, default=None)
+    first = min(marks, default=len(text))
+    stated = (m.end() for m in ANSWER_IS.finditer(text, 0, first) if _stated(m) is not None)
+    return next(stated, first if marks else None)
 
 
 def _tagged(text: str) -> str | None:

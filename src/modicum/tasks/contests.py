@@ -21,12 +21,9 @@ AIME = {2024: "HuggingFaceH4/aime_2024", 2025: "yentinglin/aime_2025"}
 class ContestTask(HeldOut):
     """What the contests share: their columns."""
 
+    columns: ClassVar[Sequence[tuple[str, ...]]] = (("problem", "question"), ("answer",))
     path: str | None = None
     split: Literal["test", "hash"] = "test"
-
-    def columns(self) -> Sequence[tuple[str, ...]]:
-        """`problem` (or question) and `answer`."""
-        return (("problem", "question"), ("answer",))
 
     def item(self, record: Record) -> Item:
         """The row as it stands; 142.0 is the answer 142."""

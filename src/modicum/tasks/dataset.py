@@ -60,6 +60,8 @@ class DataTask(Spec):
     file_role: ClassVar[Role] = "hash"
     skippable: ClassVar[bool] = True
     """Whether `bad_rows` can be set."""
+    columns: ClassVar[Sequence[tuple[str, ...]]] = ()
+    """The columns that must be there, each with its alternatives."""
     own_rows: ClassVar[bool] = False
     """Whether they are the user's: copies are taken once, and contradictions are bad rows."""
 
@@ -116,13 +118,9 @@ class DataTask(Spec):
         """Where a file or folder is."""
         return finite.first(self, path, vars(self).get("folders", ()))
 
-    def columns(self) -> Sequence[tuple[str, ...]]:
-        """The columns that must be there, each with its alternatives."""
-        return ()
-
     def reader(self, part: RowPart) -> Reader:
         """How the rows of a part are read: each by `item`."""
-        for names in self.columns():
+        for names in self.columns:
             rows.require_column(part.origin, part.records, *names)
         return self.item, ""
 
@@ -141,9 +139,6 @@ class DataTask(Spec):
     def advice(self) -> str:
         """What to do when a split is empty."""
         return "a hash of the question divides them: add problems"
-
-    def check(self, parts: Sequence[RowPart]) -> None:
-        """UserError when the rows as a whole are not what the task's arguments ask for."""
 
     def _files(self) -> list[tuple[str, Role, str]]:
         """(part, role, path) of each local file; their names are what ids call them."""

@@ -16,14 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from modicum.tasks.base import check_split, stream
-from modicum.types import SPLITS, Problem, Split, UserError
+from modicum.types import Problem, Split, UserError
 
 Shelf = Mapping[Split, tuple[Problem, ...]]
-
-
-def divide(problems: list[tuple[Split, Problem]]) -> Shelf:
-    """The problems of each split, in the order of the file."""
-    return {s: tuple(problem for where, problem in problems if where == s) for s in SPLITS}
 
 
 def pick(task: Any, shelf: Shelf, split: str, seed: int, index: int, advice: str) -> Problem:

@@ -37,18 +37,11 @@ class GivenTask(DataTask):
     name: ClassVar[str] = "given"
     skippable: ClassVar[bool] = False
     own_rows: ClassVar[bool] = True
+    path = None
     sha256: str
     parts: Mapping[str, Sequence[dict[str, Any]]] = field(compare=False, repr=False)
     """The rows of the whole ("") or of train and test."""
-
-    @property
-    def path(self) -> None:
-        """None: the rows come from no file."""
-
-    @property
-    def bad_rows(self) -> BadRows:
-        """None is skipped."""
-        return "refuse"
+    bad_rows: BadRows = field(default="refuse", init=False, repr=False)
 
     @classmethod
     def of(cls, problems: Any) -> GivenTask:

@@ -27,12 +27,9 @@ class Gsm8k(DataTask):
 
     name: ClassVar[str] = "gsm8k"
     hub: ClassVar[Hub | None] = Hub("openai/gsm8k", {"train": "train", "test": "test"}, "main")
+    columns: ClassVar[Sequence[tuple[str, ...]]] = (("question",), ("answer",))
     path: str | None = None
     bad_rows: BadRows = "refuse"
-
-    def columns(self) -> Sequence[tuple[str, ...]]:
-        """The original ones."""
-        return (("question",), ("answer",))
 
     def item(self, record: Record) -> Item:
         """The gold answer is the number after ####."""

@@ -18,7 +18,7 @@ from modicum.tasks import finite
 from modicum.tasks.base import split_of
 from modicum.tasks.overlap import hold_out
 from modicum.tasks.readers import Record
-from modicum.types import Problem, Split, UserError
+from modicum.types import SPLITS, Problem, Split, UserError
 
 if TYPE_CHECKING:
     from modicum.tasks.dataset import DataTask
@@ -94,7 +94,6 @@ def load_once(task: DataTask) -> LoadedRows:
     """The problems of `task`, read anew."""
     parts = task._parts()
     readers = [task.reader(part) for part in parts]
-    task.check(parts)
     placed: list[tuple[Split, Problem]] = []
     where: dict[str, str] = {}
     faults: list[str] = []
@@ -127,7 +126,8 @@ def load_once(task: DataTask) -> LoadedRows:
     )
     if not kept:
         raise UserError("; ".join((f"{task} has no problem left of {total} rows", *notes)))
-    return LoadedRows(finite.divide(kept), notes)
+    shelf = {split: tuple(p for where, p in kept if where == split) for split in SPLITS}
+    return LoadedRows(shelf, notes)
 
 
 def _split(question: str, role: Role) -> Split:

@@ -30,12 +30,11 @@ class OpenThoughts(DataTask):
         "metadata",
         ("deepseek_reasoning", "deepseek_solution", "test_cases", "starter_code"),
     )
+    columns: ClassVar[Sequence[tuple[str, ...]]] = (
+        ("problem",), ("ground_truth_solution",), ("domain",),
+    )  # fmt: skip
     path: str | None = None
     bad_rows: BadRows = "refuse"
-
-    def columns(self) -> Sequence[tuple[str, ...]]:
-        """Those of the configuration `metadata` that are read."""
-        return (("problem",), ("ground_truth_solution",), ("domain",))
 
     def item(self, record: Record) -> Item | LeftOut:
         """The gold is the last box of the ground truth; no other column is looked at."""
