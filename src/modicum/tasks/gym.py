@@ -155,10 +155,5 @@ def members(text: str) -> Mapping[str, type]:
     return {} if match is None else {"gym": variant(match[2])}
 
 
-def names() -> list[str]:
-    """The data sets that there are."""
-    return _ask(MAKE_SECONDS, do="describe", name="")["known"]
-
-
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value

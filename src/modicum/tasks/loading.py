@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from modicum import answers
-from modicum.tasks import finite
 from modicum.tasks.base import split_of
 from modicum.tasks.overlap import hold_out
 from modicum.tasks.readers import Record
@@ -69,7 +68,7 @@ Reader = tuple[Callable[[Record], Item | LeftOut], str]
 class LoadedRows:
     """The problems by split, and what the user should know."""
 
-    shelf: finite.Shelf
+    shelf: Mapping[Split, tuple[Problem, ...]]
     notes: tuple[str, ...]
 
 
