@@ -128,12 +128,9 @@ def format_ok(text: str) -> bool:
     tags = (opening, closing, "<answer>", "</answer>")
     if not closing or any(text.count(tag) != 1 for tag in tags):
         return False
-    before, _, rest = text.partition(opening)
-    thought, _, rest = rest.partition(closing)
-    between, _, rest = rest.partition("<answer>")
-    content, closed, after = rest.partition("</answer>")
-    outside = before + between + after
-    return bool(closed and thought.strip() and content.strip()) and not outside.strip()
+    form = rf"\s*{re.escape(opening)}(.*){re.escape(closing)}\s*<answer>(.*)</answer>\s*"
+    found = re.fullmatch(form, text, re.DOTALL)
+    return found is not None and all(part.strip() for part in found.groups())
 
 
 def check_gold(text: str) -> str:

@@ -78,18 +78,21 @@ def run(args: list[str]) -> int:
     problems = [task.problem(options.split, options.seed, i) for i in range(count)]
     keys = ("id", "question", "answer", "difficulty")
     lines = [f"{task}, split {options.split}: {_many(size)}", *notes]
-    values = [{key: getattr(problem, key) for key in keys} for problem in problems]
+    values, tokenizer = [], None
     if options.model:
         from modicum.models.load import read_tokenizer
 
-        form = read_tokenizer(options.model, options.trust), options.sampling, examples
-        for value, problem in zip(values, problems, strict=True):
-            value["prompt"] = prompt_text(problem.question, *form)
-            value["prompt_tokens"] = len(encode(problem, *form))
-    for value, problem in zip(values, problems, strict=True):
-        text, tokens = value.get("prompt", value["question"]), value.get("prompt_tokens")
-        lines.append(f"\n{text}\n  answer: {' or '.join(accepted(problem))}")
-        lines += [f"  prompt: {tokens} tokens"] if tokens else []
+        tokenizer = read_tokenizer(options.model, options.trust)
+    for problem in problems:
+        value = {key: getattr(problem, key) for key in keys}
+        text, tokens = problem.question, []
+        if tokenizer is not None:
+            form = tokenizer, options.sampling, examples
+            text, count = prompt_text(text, *form), len(encode(problem, *form))
+            value |= {"prompt": text, "prompt_tokens": count}
+            tokens = [f"  prompt: {count} tokens"]
+        values.append(value)
+        lines += [f"\n{text}\n  answer: {' or '.join(accepted(problem))}", *tokens]
     show(found.json, values, "\n".join(lines))
     return 0
 

@@ -110,7 +110,7 @@ def _marks(text: str) -> list[int]:
     opened = text.find("<answer>")
     closed = text.find("</answer>", opened) if opened >= 0 else -1
     ends = [closed + len("</answer>")] if closed >= 0 else []
-    ends += [box[1] for box in itertools.islice(_boxes(text), 1)]
+    ends += [box[1] for box in itertools.islice(boxes(text), 1)]
     return ends + [m.end() for m in (BARE_BOX.search(text), HASHES.search(text)) if m]
 
 
@@ -127,7 +127,7 @@ def _tagged(text: str) -> str | None:
     return content.strip() if mark and opened else None
 
 
-def _boxes(text: str) -> Iterator[tuple[int, int]]:
+def boxes(text: str) -> Iterator[tuple[int, int]]:
     r"""Where the content of each \boxed{} begins and ends, in the order in which they close."""
     stack: list[int] = []  # where content begins; -1 for a brace that is no box
     for match in BRACE.finditer(text):
@@ -141,7 +141,7 @@ def _boxes(text: str) -> Iterator[tuple[int, int]]:
 
 def _boxed(text: str) -> str | None:
     r"""The content of the \boxed{} that closes last, or of a last `\boxed 42`."""
-    found = next(iter(deque(_boxes(text), 1)), None)
+    found = next(iter(deque(boxes(text), 1)), None)
     bare = _last(BARE_BOX, text)
     if bare is not None and (found is None or bare.start() > found[1]):
         return bare[1].rstrip(".,;$")
