@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modicum import curricula, tasks
+from modicum import answers, curricula, tasks
 from modicum.config import Sampling, TrainConfig
 from modicum.evaluate import evaluate
 from modicum.models.load import load
@@ -18,7 +18,7 @@ from modicum.tasks.examples import draw, thought_of, without, worked
 from modicum.tasks.prompts import R1_ZERO, encode, prompt_text
 from modicum.training.origin import record
 from modicum.training.session import prepare
-from modicum.types import Problem, UserError
+from modicum.types import Grade, Problem, UserError
 from test_prompts import PARTS, TEMPLATE, tokenizer_of
 
 ROWS = [{"question": f"What is {n}+1?", "answer": n + 1} for n in range(10)]
@@ -137,6 +137,27 @@ def test_what_is_shown_does_not_come_again() -> None:
         assert without(task, ()) is task
         assert not size or len({problem.id for problem in after[:2]}) == 2
         assert tasks.fingerprint(rest) == tasks.fingerprint(task)
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A task of the caller's, without room for more."""
+
+    def problem(self, split: str, seed: int, index: int) -> Problem:
+        return Problem(str(index % 3), f"What is {index % 3}+1?", str(index % 3 + 1))
+
+    def size(self, split: str) -> int:
+        return 3
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        return answers.grade(text, problem.answer)
+
+
+def test_any_task_can_be_asked_for_the_rest() -> None:
+    task: Any = Own()
+    rest = without(task, draw(task, Sampling(examples=2)))
+    assert {rest.problem("train", 0, index).question for index in range(9)} == {"What is 2+1?"}
+    assert (rest.size("train"), str(rest), isinstance(rest, tasks.Task)) == (3, "Own()", True)
 
 
 def test_long_prompts_and_curricula_leave_the_examples_out() -> None:

@@ -430,6 +430,24 @@ def test_golds_that_stand_for_nothing_are_named(tmp_path: Path) -> None:
 # In Python and in runs --------------------------------------------------------------------
 
 
+class Table:
+    """What a table of pandas has, and it is a sequence of its columns' names."""
+
+    iterrows = None
+
+    def __iter__(self) -> Any:
+        return iter(("question", "answer"))
+
+    def to_dict(self, form: str) -> list[dict[str, Any]]:
+        assert form == "records"
+        return [{"question": "1+1?", "answer": 2}]
+
+
+def test_a_table_is_taken_by_its_rows() -> None:
+    assert [p.answer for p in problems(tasks.of(Table()))] == ["2"]
+    assert tasks.of({"train": Table(), "test": Table()}).size("test") == 1
+
+
 def test_parts_in_python_are_what_their_names_say(tmp_path: Path) -> None:
     parts = {"test": ROWS[50:], "validation": ROWS[40:50], "train": ROWS[:40]}
     task = tasks.of(parts)

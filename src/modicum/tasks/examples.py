@@ -7,8 +7,8 @@ begin with the same ones. Training leaves them out; tune and test share nothing 
 
 from __future__ import annotations
 
-import copy
 import re
+from typing import Any, cast
 
 from modicum.config import Sampling
 from modicum.grading.extraction import HASHES
@@ -84,7 +84,7 @@ def without(task: Task, examples: Examples) -> Task:
     """
     if not examples:
         return task
-    shown, made = {_key(question) for question, _ in examples}, copy.copy(task)
+    shown = {_key(question) for question, _ in examples}
     if isinstance(task, DataTask):
         size = task.size("train") or 0
         found = (task.problem("train", 0, index) for index in range(size))
@@ -92,15 +92,28 @@ def without(task: Task, examples: Examples) -> Task:
         if len(ids) < size:
             return task.without(ids, f"{len(ids)} train problems are worked examples")
 
-    def problem(split: Split, seed: int, index: int) -> Problem:
-        for far in range(MAX_TRIES):
-            found = task.problem(split, seed, index + far * FAR)
-            if split != "train" or _key(found.question) not in shown:
-                return found
-        raise UserError(f"{task}: all train problems are worked examples, and none is left")
+    return cast(Task, Rest(task, shown))
 
-    object.__setattr__(made, "problem", problem)  # no field: it changes no expression
-    return made
+
+class Rest:
+    """A task with other train problems in the places of those that are shown."""
+
+    def __init__(self, task: Task, shown: set[str]) -> None:
+        self.task, self.shown = task, shown
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def __str__(self) -> str:
+        return str(self.task)
+
+    def problem(self, split: Split, seed: int, index: int) -> Problem:
+        """The task's own, or the first that is not shown."""
+        for far in range(MAX_TRIES):
+            found = self.task.problem(split, seed, index + far * FAR)
+            if split != "train" or _key(found.question) not in self.shown:
+                return found
+        raise UserError(f"{self}: all train problems are worked examples, and none is left")
 
 
 def _key(question: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from modicum.runs import Run, read_lines
 from modicum.tasks import forms
@@ -131,6 +131,8 @@ def _origin(part: str) -> str:
 
 
 def _rows(part: str, entries: Iterable[Any]) -> list[dict[str, Any]]:
+    if hasattr(entries, "iterrows"):
+        entries = cast(Any, entries).to_dict("records")  # a table of pandas
     try:
         found = [_row(f"{_origin(part)}, number {n}", e) for n, e in enumerate(entries, start=1)]
     except TypeError:
