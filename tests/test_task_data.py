@@ -114,7 +114,7 @@ def test_bad_rows_are_refused_with_their_lines_or_skipped_with_a_count(tmp_path:
     with pytest.raises(UserError) as error:
         Math(path).size("train")
     assert str(error.value).count("all.jsonl, line") == 3
-    counted = f"...; ({len(BAD)} bad rows of {len(BAD) + 1}; bad_rows='skip' leaves them out)"
+    counted = f"...; (bad rows: {len(BAD)} of {len(BAD) + 1}; bad_rows='skip' leaves them out)"
     assert str(error.value).endswith(counted.replace("; (", " ("))
 
 

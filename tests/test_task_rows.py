@@ -401,7 +401,7 @@ def test_contradictory_golds_are_bad_rows(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"{path}, line 1: its answer is '5', and {path}, line 3 has '99' for the same question;"
         f" {path}, line 3: its answer is '99', and {path}, line 1 has '5' for the same question"
-        " (2 bad rows of 5; bad_rows='skip' leaves them out)"
+        " (bad rows: 2 of 5; bad_rows='skip' leaves them out)"
     )
     task = tasks.parse(f"file({path!r}, bad_rows=skip)")
     assert [p.answer for p in problems(task)] == ["2", "x+1"]

@@ -167,10 +167,12 @@ def _sorted_out(
     out: set[str] = set()
     for some in asked.values():
         told = {p.answer: p for _, p in reversed(some)}.values()
-        others = [next((o for o in told if not _agree(p, o)), None) for _, p in some]
+        pairs = itertools.combinations(told, 2)
+        clash = next((pair for pair in pairs if not _agree(*pair)), ())
         first: dict[Split, Problem] = {}
-        for (split, one), found in zip(some, others, strict=True):
-            if other := found or next(filter(None, others), None):
+        for split, one in some:
+            if clash:
+                other = next(p for p in clash if p.answer != one.answer)
                 faults.append(
                     f"{where[one.id]}: its answer is {one.answer[:40]!r}, and {where[other.id]} has"
                     f" {other.answer[:40]!r} for the same question"
@@ -199,12 +201,9 @@ def _agree(problem: Problem, other: Problem) -> bool:
 
 
 def _refusal(faults: list[str], total: int, skippable: bool) -> str:
-    if len(faults) == 1:
-        return faults[0] + " (bad_rows='skip' leaves it out)" * skippable
-    shown = "; ".join(faults[:SHOWN_FAULTS])
-    more = "; ..." if len(faults) > SHOWN_FAULTS else ""
+    shown = "; ".join(faults[:SHOWN_FAULTS]) + "; ..." * (len(faults) > SHOWN_FAULTS)
     hint = "; bad_rows='skip' leaves them out" * skippable
-    return f"{shown}{more} ({len(faults)} bad rows of {total}{hint})"
+    return f"{shown} (bad rows: {len(faults)} of {total}{hint})"
 
 
 def _notes(
