@@ -174,6 +174,8 @@ def test_repeating_the_question_scores_nothing() -> None:
         ("x=3", "y=3", False),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
         (r"A \cup ", r"\cup \cup", False),
+        (r"\emptyset", "{}", True),
+        ("0", "{}", False),
         ("x", "X", False),
     ],
 )
