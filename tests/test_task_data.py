@@ -10,13 +10,11 @@ import pytest
 
 from modicum import answers, cli, tasks
 from modicum.tasks import hub
-from modicum.tasks.contests import Aime, Amc
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask
-from modicum.tasks.gsm8k import Gsm8k
 from modicum.tasks.hendrycks import Math, Math500
-from modicum.tasks.openthoughts import OpenThoughts
 from modicum.tasks.overlap import normalise
+from modicum.tasks.sets import Aime, Amc, Gsm8k, OpenThoughts
 from modicum.types import SPLITS, Problem, UserError
 
 
