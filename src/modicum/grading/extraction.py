@@ -42,8 +42,8 @@ TURN = re.compile(
         (?P<speaker> (?:user|human|assistant|ai|用户|助手|人类) [*_ \t]{0,4}[:：]
         | (?:user|assistant|human|system|model) [ \t]*$
         | a[ ]conversation[ ]between[ ]user[ ]and[ ]assistant\b )
-      | (?:(?:next|new|another)[ \t]+)?
-        (?:question|problem|instruction|exercise|query|问题|题目|q(?![ \t]*$))
+      | (?:(?:next|new|another|user)[ \t]+)?
+        (?:question|problem|instruction|exercise|example|input|query|问题|题目|q(?![ \t]*$))
         [ \t]{0,4}[0-9]{0,4}[*_ \t]{0,4} (?:[:：] | $) )
     | (?P<token> <[|｜][a-z_▁\ ]{2,40}[|｜]> | <(?:start|end)_of_turn> | \[/?INST\] | </?s> )"""
 )
