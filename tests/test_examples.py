@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modicum import tasks
+from modicum import answers, curricula, tasks
 from modicum.config import Sampling, TrainConfig
 from modicum.evaluate import evaluate
+from modicum.models.load import load
 from modicum.plan.shapes import prompt_tokens
+from modicum.tasks import lengths
 from modicum.tasks.examples import draw, thought_of, without, worked
 from modicum.tasks.prompts import R1_ZERO, encode, prompt_text
 from modicum.training.origin import record
 from modicum.training.session import prepare
-from modicum.types import Problem, UserError
+from modicum.types import Grade, Problem, UserError
 from test_prompts import PARTS, TEMPLATE, tokenizer_of
 
 ROWS = [{"question": f"What is {n}+1?", "answer": n + 1} for n in range(10)]
@@ -114,11 +116,14 @@ def test_every_task_has_examples(expression: str, question: str, answer: str) ->
 def test_too_few_problems(task: tasks.Task, wanted: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         draw(task, Sampling(examples=wanted))
+    if wanted == 2:
+        with pytest.raises(UserError, match="shown; the styles tags and boxed hold answers that"):
+            draw(task, Sampling(examples=2, style="hashes"))
 
 
 def test_what_is_shown_does_not_come_again() -> None:
-    """All others keep their places."""
-    for task in (given(), tasks.parse("addition(below=5)")):
+    """Of an endless task all others keep their places, of a fixed set each comes once an epoch."""
+    for task, size in ((given(), 2), (tasks.parse("addition(below=5)"), None)):
         shown = draw(task, Sampling(examples=8))
         rest = without(task, shown)
         before = [task.problem("train", 0, index) for index in range(200)]
@@ -126,10 +131,55 @@ def test_what_is_shown_does_not_come_again() -> None:
         assert dict(shown).keys() <= {problem.question for problem in before}
         assert not dict(shown).keys() & {problem.question for problem in after}
         pairs = zip(before, after, strict=True)
-        assert all(a == b for b, a in pairs if b.question not in dict(shown))
+        assert size or all(a == b for b, a in pairs if b.question not in dict(shown))
         assert rest.problem("test", 0, 0) == task.problem("test", 0, 0)
-        assert (str(rest), rest.size("train")) == (str(task), task.size("train"))
+        assert (str(rest), rest.size("train")) == (str(task), size)
         assert without(task, ()) is task
+        assert not size or len({problem.id for problem in after[:2]}) == 2
+        assert tasks.fingerprint(rest) == tasks.fingerprint(task)
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A task of the caller's, without room for more."""
+
+    def problem(self, split: str, seed: int, index: int) -> Problem:
+        return Problem(str(index % 3), f"What is {index % 3}+1?", str(index % 3 + 1))
+
+    def size(self, split: str) -> int:
+        return 3
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        return answers.grade(text, problem.answer)
+
+
+def test_any_task_can_be_asked_for_the_rest() -> None:
+    task: Any = Own()
+    rest = without(task, draw(task, Sampling(examples=2)))
+    assert {rest.problem("train", 0, index).question for index in range(9)} == {"What is 2+1?"}
+    assert (rest.size("train"), str(rest), isinstance(rest, tasks.Task)) == (3, "Own()", True)
+
+
+def test_long_prompts_and_curricula_leave_the_examples_out() -> None:
+    rows = [*ROWS, {"question": "What is " + "1+" * 300 + "1?", "answer": 301}]
+    task = given([row | {"difficulty": place} for place, row in enumerate(rows)])
+    sampling = Sampling(examples=3, examples_seed=3, long_prompts="skip")
+    shown = draw(task, sampling)
+    sizes = lengths.Sizes(load("tiny").tokenizer, sampling, shown)
+    rest = without(sizes.settle(task, []), shown)
+    assert (rest.size("train"), rest.size("test")) == (7, 1)
+    assert "more than 512 tokens (max_prompt_tokens, with 3 worked examples): 1 of 12" in "".join(
+        tasks.notes(rest)
+    )
+    worse = replace(sampling, examples_seed=0)  # the long one is an example
+    with pytest.raises(
+        UserError,
+        match=r"with 3 worked examples\): 12 of 12, .* has 1307; --max-prompt-tokens 1307 takes them$",
+    ):
+        replace(sizes, sampling=worse, examples=draw(task, worse)).settle(task, [])
+    order = curricula.parse("easy_to_hard(stages=2)").begin(rest, 0)
+    found = {p.question for progress in (0.0, 0.9) for p in order.next(30, progress)}
+    assert found == {row["question"] for row in ROWS} - dict(shown).keys()
 
 
 def test_nothing_is_left_to_train_on() -> None:

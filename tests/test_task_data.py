@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from modicum import cli, tasks
-from modicum.tasks import boxed, hub
-from modicum.tasks.contests import Aime, Amc
+from modicum import answers, cli, tasks
+from modicum.tasks import hub
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask
-from modicum.tasks.gsm8k import Gsm8k
 from modicum.tasks.hendrycks import Math, Math500
-from modicum.tasks.openthoughts import OpenThoughts
 from modicum.tasks.overlap import normalise
+from modicum.tasks.sets import Aime, Amc, Gsm8k, OpenThoughts
 from modicum.types import SPLITS, Problem, UserError
 
 
@@ -55,7 +53,7 @@ def math(problem: str, solution: str, level: Any = "Level 1", kind: str = "Algeb
     ],
 )
 def test_the_gold_is_the_last_box(solution: str, gold: str | None) -> None:
-    assert boxed.gold(solution) == gold
+    assert answers.gold_from_box(solution) == gold
 
 
 def test_math_reads_levels_subjects_and_boxes(tmp_path: Path) -> None:
@@ -114,7 +112,7 @@ def test_bad_rows_are_refused_with_their_lines_or_skipped_with_a_count(tmp_path:
     with pytest.raises(UserError) as error:
         Math(path).size("train")
     assert str(error.value).count("all.jsonl, line") == 3
-    counted = f"...; ({len(BAD)} bad rows of {len(BAD) + 1}; bad_rows='skip' leaves them out)"
+    counted = f"...; (bad rows: {len(BAD)} of {len(BAD) + 1}; bad_rows='skip' leaves them out)"
     assert str(error.value).endswith(counted.replace("; (", " ("))
 
 

@@ -13,7 +13,7 @@ from modicum import tasks
 from modicum.tasks.base import split_of
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask
-from modicum.tasks.gsm8k import Gsm8k
+from modicum.tasks.sets import Gsm8k
 from modicum.types import SPLITS, Problem, UserError
 
 GSM8K = Path(__file__).parent / "data" / "gsm8k"

@@ -60,14 +60,14 @@ def test_gold_pays_and_other_texts_do_not(name: str) -> None:
 
 @pytest.mark.slow
 def test_gold_pays_and_other_texts_do_not_in_any_data_set() -> None:
-    names = gym.names()
+    names = gym._ask(60.0, do="describe", name="")["known"]
     assert len(names) > 90
     assert {name: wrong for name in names if (wrong := check(name, 6))} == {}
 
 
 @pytest.mark.slow
 def test_another_process_makes_the_same_problems_in_another_order() -> None:
-    names = gym.names()
+    names = gym._ask(60.0, do="describe", name="")["known"]
 
     def made(indices: list[int]) -> dict[tuple[str, int], Problem]:
         gym._child().close()
@@ -115,7 +115,7 @@ def test_a_partial_score_is_told_and_pays_nothing() -> None:
     problem = task.problem("train", 0, 0)
     grade = task.grade(problem, f"<answer>{problem.answer[:-1]}!</answer>")
     assert not grade.strict and not grade.lenient
-    assert "the scorer gives 0." in grade.reason
+    assert "has the score 0." in grade.reason
 
 
 # Hostile texts ---------------------------------------------------------------------------
@@ -180,7 +180,9 @@ def test_an_answer_without_a_score_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(gym, "_ask", fail)
     grade = task.grade(problem, f"<answer>{problem.answer}</answer>")
     assert (grade.strict, grade.lenient) == (False, False)
-    assert grade.reason == "the scorer failed: no reply within 5 s"
+    assert grade.reason == (
+        "the marked answer has no score: the scorer failed: no reply within 5 s"
+    )
     assert "longer than" in task.grade(problem, f"<answer>{'1' * 30_000}</answer>").reason
     with pytest.raises(UserError, match="no problem could be made: no reply"):
         task.problem("train", 0, 1)

@@ -74,6 +74,10 @@ FORMS: list[tuple[dict[str, Any], str, str, str]] = [
      "'messages', the answer from 'messages'"),
     ({"conversations": [said("system", "S"), said("human", "1+1?"), said("gpt", "\\boxed{2}")]},
      "S\n\n1+1?", "2", "'conversations', the answer from 'conversations'"),
+    ({"conversation": [said("human", "1+1?"), said("chatgpt", "2")]}, "1+1?", "2",
+     "'conversation', the answer from 'conversation'"),
+    ({"conversations": [said("human", "1+1?"), said("bot", "2")]}, "1+1?", "2",
+     "'conversations', the answer from 'conversations'"),
     ({"instruction": "Add.", "input": "1 and 1", "output": "2"}, "Add.\n\n1 and 1", "2",
      "'instruction', the answer from 'output'"),
     ({"instruction": "1+1?", "input": "", "output": "1+1 is \\fbox{2}."}, "1+1?", "2",
@@ -397,7 +401,7 @@ def test_contradictory_golds_are_bad_rows(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"{path}, line 1: its answer is '5', and {path}, line 3 has '99' for the same question;"
         f" {path}, line 3: its answer is '99', and {path}, line 1 has '5' for the same question"
-        " (2 bad rows of 5; bad_rows='skip' leaves them out)"
+        " (bad rows: 2 of 5; bad_rows='skip' leaves them out)"
     )
     task = tasks.parse(f"file({path!r}, bad_rows=skip)")
     assert [p.answer for p in problems(task)] == ["2", "x+1"]
@@ -424,6 +428,24 @@ def test_golds_that_stand_for_nothing_are_named(tmp_path: Path) -> None:
 
 
 # In Python and in runs --------------------------------------------------------------------
+
+
+class Table:
+    """What a table of pandas has, and it is a sequence of its columns' names."""
+
+    iterrows = None
+
+    def __iter__(self) -> Any:
+        return iter(("question", "answer"))
+
+    def to_dict(self, form: str) -> list[dict[str, Any]]:
+        assert form == "records"
+        return [{"question": "1+1?", "answer": 2}]
+
+
+def test_a_table_is_taken_by_its_rows() -> None:
+    assert [p.answer for p in problems(tasks.of(Table()))] == ["2"]
+    assert tasks.of({"train": Table(), "test": Table()}).size("test") == 1
 
 
 def test_parts_in_python_are_what_their_names_say(tmp_path: Path) -> None:

@@ -11,26 +11,28 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from modicum.grading import comparison, extraction
 from modicum.grading import symbolic as algebra
 from modicum.grading.expressions import countdown
 from modicum.grading.extraction import ANSWER_IS, OPENED, after_thinking, extract, extract_lenient
-from modicum.grading.quantities import number
+from modicum.grading.quantities import number, quantity, same_quantity
 from modicum.grading.spelling import TEXT, clean
 from modicum.types import Grade, UserError
 
 __all__ = [
     "TIME_LIMIT", "check_gold", "countdown", "equal", "extract", "extract_lenient", "format_ok",
-    "gold_from_gsm8k", "grade", "grade_any", "grade_countdown", "grade_lines", "number",
+    "gold_from_box", "gold_from_gsm8k", "grade", "grade_any", "grade_countdown", "grade_lines",
+    "judge", "number",
 ]  # fmt: skip
 
 TIME_LIMIT = 2.0  # seconds for the algebra of one answer
 MAX_ANSWER = 1000  # characters of an answer that are compared by more than identity
 CONTENT = re.compile(r"[^\W_]|[<>=+%∅∞ℝ]|\\\{")
 UNFINISHED = re.compile(r"\\(?:[dt]?frac|sqrt|boxed|text)\s*$")
+FRAMED = re.compile(r"\\fbox(?![A-Za-z])")
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
@@ -46,23 +48,43 @@ def equal(gold: str, answer: str, symbolic: bool = False, time_limit: float = TI
     if max(len(gold), len(answer)) > MAX_ANSWER:
         return gold.strip() == answer.strip()
     gold, answer = clean(gold), clean(answer)
-    if comparison.settled(gold, answer) or not symbolic:
-        return bool(gold and answer) and comparison.same(gold, answer)
-    return comparison.same(gold, answer) or algebra.equal(gold, answer, time_limit)
+    if not (gold and answer):
+        return False
+    if (same := comparison.same(gold, answer)) or not symbolic:
+        return same
+    # No algebra makes two plain numbers equal, or a number and a word.
+    if same_quantity(gold, answer) is not None or (quantity(gold) and answer.isalpha()):
+        return False
+    return algebra.equal(gold, answer, time_limit)
+
+
+def judge(
+    text: str,
+    verdict: Callable[[str], tuple[bool, str]],
+    unmarked: Callable[[str], str | None] = extract_lenient,
+) -> Grade:
+    """The verdict on the marked answer of a completion, or on the `unmarked` one, which is lenient.
+
+    `verdict` says of an answer that is not empty whether it is right, and why.
+    """
+    marked = extract(text)
+    found = unmarked(text) if marked is None else marked
+    if not found:
+        reason = "there is no answer" if found is None else "the marked answer is empty"
+        return Grade(False, False, found, reason)
+    right, reason = verdict(found)
+    start = "unmarked; what was read" if marked is None else "the marked answer"
+    return Grade(right and marked is not None, right, found, f"{start} {reason}")
 
 
 def grade(text: str, gold: str, symbolic: bool = False, time_limit: float = TIME_LIMIT) -> Grade:
     """The verdict on a completion whose answer should be `gold`; see `equal`."""
-    marked = extract(text)
-    if marked is not None:
-        right = equal(gold, marked, symbolic, time_limit)
-        reason = "the marked answer is " + ("right" if right else "wrong" if marked else "empty")
-        return Grade(right, right, marked, reason)
-    found = extract_lenient(text)
-    if found is None:
-        return Grade(False, False, None, "there is no answer")
-    right = equal(gold, found, symbolic, time_limit)
-    return Grade(False, right, found, f"unmarked; what was read is {'right' if right else 'wrong'}")
+
+    def verdict(answer: str) -> tuple[bool, str]:
+        right = equal(gold, answer, symbolic, time_limit)
+        return right, "is right" if right else "is wrong"
+
+    return judge(text, verdict)
 
 
 def grade_any(
@@ -78,19 +100,22 @@ def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
 
     Lenient reads the last line that is not empty when nothing is marked.
     """
-    marked = extract(text)
-    if marked is not None:
-        right = countdown(marked, numbers, target)
-        wrong = "does not reach the target with these numbers"
-        return Grade(right, right, marked, "right" if right else f"the marked answer {wrong}")
+
+    def verdict(answer: str) -> tuple[bool, str]:
+        right = countdown(answer, numbers, target)
+        return right, "is right" if right else "does not reach the target with these numbers"
+
+    return judge(text, verdict, _last_line)
+
+
+def _last_line(text: str) -> str | None:
+    """What the last line that is not empty states, unless a mark was cut off."""
     text = after_thinking(text)
     lines = text.strip().splitlines()
     if not lines or OPENED.search(text):
-        return Grade(False, False, None, "there is no answer")
+        return None
     stated = ANSWER_IS.search(lines[-1])
-    line = (stated[1] if stated else lines[-1]).strip().strip("*_ ")
-    right = countdown(line, numbers, target)
-    return Grade(False, right, line, f"unmarked; the last line is {'right' if right else 'wrong'}")
+    return (stated[1] if stated else lines[-1]).strip().strip("*_ ")
 
 
 def format_ok(text: str) -> bool:
@@ -103,12 +128,9 @@ def format_ok(text: str) -> bool:
     tags = (opening, closing, "<answer>", "</answer>")
     if not closing or any(text.count(tag) != 1 for tag in tags):
         return False
-    before, _, rest = text.partition(opening)
-    thought, _, rest = rest.partition(closing)
-    between, _, rest = rest.partition("<answer>")
-    content, closed, after = rest.partition("</answer>")
-    outside = before + between + after
-    return bool(closed and thought.strip() and content.strip()) and not outside.strip()
+    form = rf"\s*{re.escape(opening)}(.*){re.escape(closing)}\s*<answer>(.*)</answer>\s*"
+    found = re.fullmatch(form, text, re.DOTALL)
+    return found is not None and all(part.strip() for part in found.groups())
 
 
 def check_gold(text: str) -> str:
@@ -133,6 +155,17 @@ def check_gold(text: str) -> str:
     if UNFINISHED.search(inner):
         raise UserError(f"the gold answer {shown} ends in a command without its argument")
     return text
+
+
+def gold_from_box(solution: str) -> str | None:
+    r"""The last \boxed{...} or \fbox{...}, None if none is closed; UserError when it is empty."""
+    text = FRAMED.sub(r"\\boxed", solution)
+    start = text.find(r"\boxed")
+    # From the first box on: a tag or #### before it is no answer of these solutions.
+    found = extract(text[start:]) if start >= 0 else None
+    if found == "":
+        raise UserError("the last box of the solution is empty")
+    return found
 
 
 def gold_from_gsm8k(solution: str) -> str:

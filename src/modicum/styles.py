@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modicum import answers
-from modicum.grading.extraction import spoken
+from modicum.grading.extraction import boxes, spoken
 
 HASHES = re.compile(r"^####[ \t]*\S", re.MULTILINE)
 CLOSING = re.compile(r"[\s$.!)\]\\*]*")
@@ -42,12 +42,12 @@ def boxed_ok(text: str) -> bool:
     What is thought does not count. A closing bracket of a formula, a dollar sign or a full stop may follow.
     """
     text = spoken(text)
-    _, mark, rest = text.partition(r"\boxed{")
-    content = answers.extract(mark + rest) if mark else None
-    if not content or r"\boxed" in rest or "<answer>" in text:
+    found = list(boxes(text))
+    if len(found) != 1 or text.count(r"\boxed") != 1 or "<answer>" in text:
         return False
-    _, _, after = rest.partition(content)
-    return after.lstrip()[:1] == "}" and CLOSING.fullmatch(after.lstrip()[1:]) is not None
+    ((start, end),) = found
+    content = text[start:end].strip() and text[:start].endswith(r"\boxed{")
+    return bool(content) and CLOSING.fullmatch(text[end + 1 :]) is not None
 
 
 def hashes_ok(text: str) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,32 +29,33 @@ other keys of the object, such as `id`. A line that cannot be graded gives `erro
 verdicts that are false; they are counted on standard error, and the exit code stays 0."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """How answers are compared."""
+
+    symbolic: bool = True
+    """Compare formulas by algebra as well (default: yes)."""
+    time_limit: float = 2.0
+    """Seconds for the algebra of one answer; what takes longer is wrong."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.time_limit < float("inf"):
+            raise UserError(f"time_limit must be a number above 0, not {self.time_limit}")
+
+
 def run(args: list[str]) -> int:
     """Grade the lines of a file or of standard input."""
     parser = Parser("grade", SUMMARY, EXAMPLES)
     parser.add_argument(
         "file", nargs="?", default="-", metavar="FILE", help="JSON lines; none or - is stdin"
     )
-    parser.add_argument(
-        "--symbolic",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compare formulas by algebra as well (default: yes)",
-    )
-    parser.add_argument(
-        "--time-limit",
-        metavar="SECONDS",
-        default="2",
-        help="for the algebra of one answer; what takes longer is wrong (default 2)",
-    )
-    found = parser.read(args)
-    limit = _seconds(found.time_limit)
+    found, options = parser.options(args, Options, "comparison")
 
     from modicum.answers import grade_lines
 
     counts = dict.fromkeys(("lines", "strict", "lenient", "error"), 0)
     with _opened(found.file) as stream:
-        for result in grade_lines(stream, found.symbolic, limit):
+        for result in grade_lines(stream, options.symbolic, options.time_limit):
             print(json.dumps(result), flush=True)
             counts["lines"] += 1
             for key in ("strict", "lenient", "error"):
@@ -66,16 +66,6 @@ def run(args: list[str]) -> int:
         file=sys.stderr,
     )
     return 0
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise UserError(f"modicum grade: --time-limit must be a number above 0, not {text!r}")
-    return seconds
 
 
 def _opened(path: str) -> AbstractContextManager[BinaryIO]:

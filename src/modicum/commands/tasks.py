@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from modicum.options import Parser, show
 from modicum.spec import at_least
 from modicum.types import SPLITS, UserError
 
+CHECKED = 200  # problems of each split that are looked at
 EXAMPLES = """
 modicum tasks
 modicum tasks 'arithmetic(terms=3, digits=2)' --count 5
@@ -66,9 +68,7 @@ def run(args: list[str]) -> int:
     task = tasks.parse(found.expression)
     notes = [f"note: {note}" for note in tasks.notes(task)]
     if found.check:
-        from modicum.tasks.check import check
-
-        values = check(task) | _too_long(task, options)
+        values = _check(task) | _too_long(task, options)
         show(found.json, values, "\n".join([str(task), *_checked(values), *notes]))
         return int(any((values["long"], *values["wrong"].values(), *values["shared"].values())))
     examples = draw(task, options.sampling)
@@ -78,20 +78,47 @@ def run(args: list[str]) -> int:
     problems = [task.problem(options.split, options.seed, i) for i in range(count)]
     keys = ("id", "question", "answer", "difficulty")
     lines = [f"{task}, split {options.split}: {_many(size)}", *notes]
-    values = [{key: getattr(problem, key) for key in keys} for problem in problems]
+    values, tokenizer = [], None
     if options.model:
         from modicum.models.load import read_tokenizer
 
-        form = read_tokenizer(options.model, options.trust), options.sampling, examples
-        for value, problem in zip(values, problems, strict=True):
-            value["prompt"] = prompt_text(problem.question, *form)
-            value["prompt_tokens"] = len(encode(problem, *form))
-    for value, problem in zip(values, problems, strict=True):
-        text, tokens = value.get("prompt", value["question"]), value.get("prompt_tokens")
-        lines.append(f"\n{text}\n  answer: {' or '.join(accepted(problem))}")
-        lines += [f"  prompt: {tokens} tokens"] if tokens else []
+        tokenizer = read_tokenizer(options.model, options.trust)
+    for problem in problems:
+        value = {key: getattr(problem, key) for key in keys}
+        text, tokens = problem.question, []
+        if tokenizer is not None:
+            form = tokenizer, options.sampling, examples
+            text, count = prompt_text(text, *form), len(encode(problem, *form))
+            value |= {"prompt": text, "prompt_tokens": count}
+            tokens = [f"  prompt: {count} tokens"]
+        values.append(value)
+        lines += [f"\n{text}\n  answer: {' or '.join(accepted(problem))}", *tokens]
     show(found.json, values, "\n".join(lines))
     return 0
+
+
+def _check(task: Any) -> dict[str, Any]:
+    """By split: sizes, problems looked at, their least and greatest difficulty, the ids of those
+    whose gold is not right; by pair of splits: problems in both; and the task's notes."""
+    from modicum.tasks import notes, overlap
+
+    found: dict[str, Any] = {key: {} for key in ("sizes", "looked_at", "difficulty", "wrong")}
+    looked = {}
+    for split in SPLITS:
+        size = found["sizes"][split] = task.size(split)
+        count = CHECKED if size is None else min(CHECKED, size)
+        some = looked[split] = [task.problem(split, 0, index) for index in range(count)]
+        levels = [p.difficulty for p in some if p.difficulty is not None]
+        found["looked_at"][split] = count
+        found["difficulty"][split] = [min(levels), max(levels)] if levels else None
+        found["wrong"][split] = [
+            p.id for p in some if not task.grade(p, f"<answer>{p.answer}</answer>").strict
+        ]
+    shared = {
+        f"{one} and {other}": len(overlap(looked[one], looked[other]))
+        for one, other in itertools.combinations(SPLITS, 2)
+    }
+    return found | {"shared": shared, "notes": notes(task)}
 
 
 def _many(size: int | None) -> str:
@@ -120,7 +147,7 @@ def _too_long(task: Any, options: Options) -> dict[str, Any]:
     if not options.model:
         return {"long": {}, "prompts": ""}
     config, tokenizer = read_config(options.model), read_tokenizer(options.model, options.trust)
-    some = whole(task, *SPLITS) or [task.problem("train", 0, index) for index in range(200)]
+    some = whole(task, *SPLITS) or [task.problem("train", 0, i) for i in range(CHECKED)]
     examples = draw(task, options.sampling)
     long, text = Sizes(tokenizer, options.sampling, examples, config).look(some)
     return {"long": long, "prompts": text}

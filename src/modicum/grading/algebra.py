@@ -45,12 +45,11 @@ def same(gold: str, answer: str) -> bool:
 
 def _same_value(left: Node, right: Node, with_i: bool = False) -> bool:
     with_i = with_i or _uses(left, "i") or _uses(right, "i")
-    names = sorted(_variables(left) | _variables(right))
     # |x| and x differ where only one is defined; \ln x^2 and 2\ln x are let pass.
     strict = _uses(left, "abs") != _uses(right, "abs")
-    defined = 0
-    for point in _points(names):
-        values = _values(left, right, point, with_i)
+    defined = names = 0
+    for point, values in _values(left, right, with_i):
+        names = len(point)
         if None in values:
             if strict and values != [None, None]:
                 return False
@@ -64,14 +63,17 @@ def _same_value(left: Node, right: Node, with_i: bool = False) -> bool:
     return not (names or with_i) and _same_value(left, right, with_i=True)
 
 
-def _values(left: Node, right: Node, point: Mapping[str, Fraction], with_i: bool) -> list[Value]:
-    """Both values at a point; None for what has none, or needs more digits than there are."""
-    try:
-        return [value_at(node, point, with_i) for node in (left, right)]
-    except TooLarge:
-        if not point:
-            raise
-        return [None, None]  # other points tell them apart
+def _values(
+    left: Node, right: Node, with_i: bool
+) -> Iterator[tuple[Mapping[str, Fraction], list[Value]]]:
+    """Points, and both values there; None for what has none, or needs more digits than there are."""
+    for point in _points(sorted(_variables(left) | _variables(right))):
+        try:
+            yield point, [value_at(node, point, with_i) for node in (left, right)]
+        except TooLarge:
+            if not point:
+                raise
+            yield point, [None, None]  # other points tell them apart
 
 
 def _is_rounded(gold: Node, answer: str) -> bool:
@@ -103,14 +105,10 @@ def _same_relation(gold: Relations, answer: Relations) -> bool:
 
 def _ratio(left: Node, right: Node) -> Value | None:
     """left / right if that is a constant other than 0, else None."""
-    names = sorted(_variables(left) | _variables(right))
-    if not names:
-        return None
     ratio: Value = None
     points = 0
-    for point in _points(names):
-        values = _values(left, right, point, False)
-        if None in values:
+    for point, values in _values(left, right, False):
+        if None in values or not point:
             continue
         top, bottom = values
         if bool(top) != bool(bottom):

@@ -216,12 +216,3 @@ def _letters(names: set[str]) -> set[str]:
 
 def _unnamed(parts: list[str]) -> list[str]:
     return [named[2].strip() if (named := VARIABLE.fullmatch(part)) else part for part in parts]
-
-
-def settled(gold: str, answer: str) -> bool:
-    """Whether no algebra can make two cleaned answers equal: plain numbers are compared."""
-    return (
-        not (gold and answer)
-        or same_quantity(gold, answer) is not None
-        or (quantity(gold) is not None and answer.isalpha())
-    )

@@ -10,6 +10,7 @@ Model output is matched, never evaluated, in time linear in its length.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -41,8 +42,8 @@ TURN = re.compile(
         (?P<speaker> (?:user|human|assistant|ai|用户|助手|人类) [*_ \t]{0,4}[:：]
         | (?:user|assistant|human|system|model) [ \t]*$
         | a[ ]conversation[ ]between[ ]user[ ]and[ ]assistant\b )
-      | (?:(?:next|new|another)[ \t]+)?
-        (?:question|problem|instruction|exercise|query|问题|题目|q(?![ \t]*$))
+      | (?:(?:next|new|another|user)[ \t]+)?
+        (?:question|problem|instruction|exercise|example|input|query|问题|题目|q(?![ \t]*$))
         [ \t]{0,4}[0-9]{0,4}[*_ \t]{0,4} (?:[:：] | $) )
     | (?P<token> <[|｜][a-z_▁\ ]{2,40}[|｜]> | <(?:start|end)_of_turn> | \[/?INST\] | </?s> )"""
 )
@@ -106,25 +107,18 @@ def _spoken(text: str) -> Iterator[tuple[int, int, bool]]:
 
 def _marks(text: str) -> list[int]:
     """Where the first answer ends that is marked, for each kind of mark."""
-    ends = []
     opened = text.find("<answer>")
     closed = text.find("</answer>", opened) if opened >= 0 else -1
-    if closed >= 0:
-        ends.append(closed + len("</answer>"))
-    box, bare, hashes = next(_boxes(text), None), BARE_BOX.search(text), HASHES.search(text)
-    if box is not None:
-        ends.append(box[1])
-    return ends + [match.end() for match in (bare, hashes) if match is not None]
+    ends = [closed + len("</answer>")] if closed >= 0 else []
+    ends += [box[1] for box in itertools.islice(boxes(text), 1)]
+    return ends + [m.end() for m in (BARE_BOX.search(text), HASHES.search(text)) if m]
 
 
 def _first_answer(text: str, marks: list[int]) -> int | None:
     """Where the first marked or stated answer ends."""
-    ends = list(marks)
-    for match in ANSWER_IS.finditer(text, 0, min(ends, default=len(text))):
-        if _stated(match) is not None:
-            ends.append(match.end())
-            break
-    return min(ends, default=None)
+    first = min(marks, default=len(text))
+    stated = (m.end() for m in ANSWER_IS.finditer(text, 0, first) if _stated(m) is not None)
+    return next(stated, first if marks else None)
 
 
 def _tagged(text: str) -> str | None:
@@ -133,7 +127,7 @@ def _tagged(text: str) -> str | None:
     return content.strip() if mark and opened else None
 
 
-def _boxes(text: str) -> Iterator[tuple[int, int]]:
+def boxes(text: str) -> Iterator[tuple[int, int]]:
     r"""Where the content of each \boxed{} begins and ends, in the order in which they close."""
     stack: list[int] = []  # where content begins; -1 for a brace that is no box
     for match in BRACE.finditer(text):
@@ -147,7 +141,7 @@ def _boxes(text: str) -> Iterator[tuple[int, int]]:
 
 def _boxed(text: str) -> str | None:
     r"""The content of the \boxed{} that closes last, or of a last `\boxed 42`."""
-    found = next(iter(deque(_boxes(text), 1)), None)
+    found = next(iter(deque(boxes(text), 1)), None)
     bare = _last(BARE_BOX, text)
     if bare is not None and (found is None or bare.start() > found[1]):
         return bare[1].rstrip(".,;$")

@@ -17,9 +17,10 @@ AND = re.compile(
 )
 JOINED = re.compile(r"\b(and|or)\b")
 MATRIX = re.compile(
-    r"\\begin\{([bBp]?matrix|array)\}(?:\{[lcr| ]*\})?(.*?)(?:\\\\\s*)?\\end\{\1\}", re.DOTALL
+    r"\\begin\{((?:[bBp]|small)?matrix|array)\}(?:\{[lcr| ]*\})?(.*?)(?:\\\\\s*)?\\end\{\1\}",
+    re.DOTALL,
 )
-NESTED = re.compile(r"(?:Matrix\()?\[\s*\[([^\[\]]*(?:\]\s*,\s*\[[^\[\]]*)*)\]\s*\]\)?")
+NESTED = re.compile(r"(?:Matrix\()?\[\s*\[([^\[\]]*(?:\]\s*,?\s*\[[^\[\]]*)*)\]\s*\]\)?")
 PAIR = re.compile(r"\(([^()=]+)\)\s*=\s*\((.+)\)")
 NAME = re.compile(r"[A-Za-z]|[A-Za-z]_\{?\w\}?|\\[A-Za-z]+")
 
@@ -56,15 +57,17 @@ def split(text: str) -> Parts:
 
 
 def _matrix(text: str) -> Parts | None:
-    r"""The entries of a matrix, row after row: \begin{pmatrix} or [[1, 2], [3, 4]]."""
-    if match := MATRIX.fullmatch(text):
-        rows = [row.split("&") for row in match[2].split(r"\\")]
-    elif match := NESTED.fullmatch(text):
-        rows = [row.split(",") for row in re.split(r"\]\s*,\s*\[", match[1])]
-    else:
-        return None
+    rows = rows_of(text) or []
     shape = "x".join(str(len(row)) for row in rows)
-    return f"matrix {shape}", [entry.strip() for row in rows for entry in row]
+    return (f"matrix {shape}", [entry.strip() for row in rows for entry in row]) if rows else None
+
+
+def rows_of(text: str) -> list[list[str]] | None:
+    r"""The entries of a matrix: \begin{pmatrix} or [[1, 2], [3, 4]]; None if it is none."""
+    if match := MATRIX.fullmatch(text):
+        return [row.split("&") for row in match[2].split(r"\\")]
+    match = NESTED.fullmatch(text)
+    return [row.split(",") for row in re.split(r"\]\s*,?\s*\[", match[1])] if match else None
 
 
 def with_brackets(text: str) -> str:

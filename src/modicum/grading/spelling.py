@@ -70,7 +70,7 @@ WORDS = re.compile(r"[A-Za-z]{2,}")
 SYNONYMS = {
     other: first
     for first, *others in (
-        (r"\emptyset", r"\varnothing", "∅", r"\{\}", "emptyset", "theemptyset"),
+        (r"\emptyset", r"\varnothing", "∅", r"\{\}", "{}", "emptyset", "theemptyset"),
         (r"(-\infty,\infty)", r"\mathbbR", "ℝ", "allrealnumbers", "allreals"),
         (r"\infty", "infinity"),
         ("doesnotexist", "dne"),

@@ -25,7 +25,7 @@ from typing import Any
 from modicum.child import START_SECONDS, Child, ChildFailed, outlast_signals
 from modicum.types import UserError
 
-NUM_CHILDREN = 2  # that may work at a time; each is started when it is first needed
+NUM_CHILDREN = 2  # that may work at a time
 MAX_ANSWERS = 5000  # of one child, before a new one takes its place
 SPARE_SECONDS = 15  # of the child's processor time above the limit, for importing sympy
 MAX_MEMORY = 2 << 30  # bytes of address space of the child, where limits exist
@@ -41,66 +41,61 @@ def equal(gold: str, answer: str, seconds: float) -> bool:
 
 
 class Comparer(Child):
-    """One process that compares formulas."""
+    """A process that compares formulas."""
 
-    def __init__(self) -> None:
-        super().__init__("-m", "modicum.grading.symbolic")
-        self.num_asked = 0
-        try:
-            self.start()
-        except ChildFailed:
-            raise UserError("the process that compares formulas did not start") from None
+    num_asked = 0
 
-    def compare(self, question: dict[str, Any], seconds: float) -> bool | None:
-        """The verdict, or None if the child had to be killed or has died."""
-        self.num_asked += 1
+    def compare(self, question: dict[str, Any], seconds: float) -> bool:
+        """The verdict; False if the process had to be killed or has died."""
+        if self.process is not None and self.process.poll() is not None:
+            self.close()  # it died unasked: no fault of this answer
+        if self.process is None:
+            self.num_asked = 0
+            try:
+                self.start()
+            except ChildFailed:
+                raise UserError("the process that compares formulas did not start") from None
+        reply = None
         try:
             reply = self.ask(question, seconds)
             if reply == {"importing": "sympy"}:
-                start = time.monotonic()
+                start, reply = time.monotonic(), None
                 self.receive(START_SECONDS)
                 # The import takes more than a second. It counts, but not so much that a slow
                 # machine changes the verdict.
                 left = seconds - (time.monotonic() - start)
                 reply = self.receive(max(left, seconds / 4))
         except ChildFailed:
-            return None
+            return False
+        finally:
+            self.num_asked += 1
+            # After an interrupt, too: the next reply would be that to another question.
+            if reply is None or self.num_asked >= MAX_ANSWERS:
+                self.close()
         return reply["same"]
 
 
 class Pool:
-    """A few children, lent to the threads that ask."""
+    """A few children, lent to the threads that ask; each is started when it is first needed."""
 
     def __init__(self) -> None:
-        self.free: queue.LifoQueue[Comparer | None] = queue.LifoQueue()
-        self.children: set[Comparer] = set()
-        for _ in range(NUM_CHILDREN):
-            self.free.put(None)  # a place for a child that is not started
+        self.all = [Comparer("-m", "modicum.grading.symbolic") for _ in range(NUM_CHILDREN)]
+        self.free: queue.LifoQueue[Comparer] = queue.LifoQueue()
+        for child in self.all:
+            self.free.put(child)
+
+    @property
+    def children(self) -> set[Comparer]:
+        """Those that run."""
+        return {child for child in self.all if child.process is not None}
 
     def ask(self, question: dict[str, Any], seconds: float) -> bool:
         """The verdict of some child; waits until one is free."""
         child = self.free.get()
-        verdict = None
         try:
-            if child is not None and child.process and child.process.poll() is not None:
-                child.close()  # it died unasked: no fault of this answer
-            if child is None:
-                child = Comparer()
-                self.children.add(child)
-            verdict = child.compare(question, seconds)
+            return child.compare(question, seconds)
         finally:
-            # After an interrupt, too: the next reply of this child would be the wrong one.
-            if child is not None and (verdict is None or child.num_asked >= MAX_ANSWERS):
-                self.children.discard(child)
-                child.close()
-                child = None
             self.free.put(child)
-        return bool(verdict)
-
-    def close(self) -> None:
-        """End all children."""
-        while self.children:
-            self.children.pop().close()
 
 
 _pool = Pool()
@@ -108,9 +103,8 @@ _pool = Pool()
 
 def close() -> None:
     """End the child processes; a later question starts new ones."""
-    global _pool
-    _pool.close()
-    _pool = Pool()
+    for child in _pool.all:
+        child.close()
 
 
 def _forget() -> None:

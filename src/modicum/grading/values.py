@@ -77,19 +77,24 @@ def to_mp(value: Value) -> Value:
     return value
 
 
+def _alike(*values: Value) -> tuple[bool, Value, Value]:
+    """Whether both values are fractions, and both as numbers of one kind."""
+    if all(isinstance(value, Fraction) for value in values):
+        return True, *values
+    return False, *map(to_mp, values)
+
+
 def close(left: Value, right: Value) -> bool:
     """Whether two values are equal: exactly for fractions, else to 40 digits."""
-    if isinstance(left, Fraction) and isinstance(right, Fraction):
-        return left == right
-    left, right = to_mp(left), to_mp(right)
-    return abs(left - right) <= CLOSE * max(abs(left), abs(right))
+    exact, left, right = _alike(left, right)
+    return left == right if exact else abs(left - right) <= CLOSE * max(abs(left), abs(right))
 
 
 def _add(left: Value, right: Value) -> Value:
-    if isinstance(left, Fraction) and isinstance(right, Fraction):
-        return left + right
-    left, right = to_mp(left), to_mp(right)
+    exact, left, right = _alike(left, right)
     total = left + right
+    if exact:
+        return total
     most, least = max(abs(left), abs(right)), min(abs(left), abs(right))
     if least and least < CLOSE * most:
         raise TooLarge("too few digits for so small a difference")
@@ -97,18 +102,16 @@ def _add(left: Value, right: Value) -> Value:
 
 
 def _multiply(left: Value, right: Value) -> Value:
-    if isinstance(left, Fraction) and isinstance(right, Fraction):
-        return left * right
-    return to_mp(left) * to_mp(right)
+    _, left, right = _alike(left, right)
+    return left * right
 
 
 def divide(left: Value, right: Value) -> Value:
     """left / right; raises Undefined for a division by zero."""
     if not right:
         raise Undefined
-    if isinstance(left, Fraction) and isinstance(right, Fraction):
-        return left / right
-    return to_mp(left) / to_mp(right)
+    _, left, right = _alike(left, right)
+    return left / right
 
 
 def _power(base: Value, exponent: Value) -> Value:
@@ -131,12 +134,11 @@ def _whole_power(base: Value, exponent: int) -> Value:
         raise Undefined
     if isinstance(base, Fraction):
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if bits * abs(exponent) > 2 * MAX_BITS and abs(base) != 1 and base:
-            raise TooLarge("a power too large")
-        return base**exponent
-    if base and abs(CONTEXT.mag(base)) * abs(exponent) > 4 * MAX_BITS:
-        raise TooLarge("a power too large")
-    if abs(exponent) > MAX_BITS:
+        large = bits * abs(exponent) > 2 * MAX_BITS and abs(base) != 1 and base
+    else:
+        size = abs(CONTEXT.mag(base)) if base else 0
+        large = size * abs(exponent) > 4 * MAX_BITS or abs(exponent) > MAX_BITS
+    if large:
         raise TooLarge("a power too large")
     return base**exponent
 

@@ -11,21 +11,17 @@ from typing import Any
 
 from modicum import spec
 from modicum.tasks import gym
-from modicum.tasks.addition import Addition
-from modicum.tasks.arithmetic import Arithmetic
+from modicum.tasks.arithmetic import Addition, Arithmetic, Products
 from modicum.tasks.base import Task
-from modicum.tasks.contests import Aime, Amc
 from modicum.tasks.countdown import Countdown
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask
 from modicum.tasks.given import GivenTask
-from modicum.tasks.gsm8k import Gsm8k
 from modicum.tasks.gym import Gym
 from modicum.tasks.hendrycks import Math, Math500
 from modicum.tasks.matrix import MatrixTask
-from modicum.tasks.openthoughts import OpenThoughts
 from modicum.tasks.overlap import overlap
-from modicum.tasks.products import Products
+from modicum.tasks.sets import Aime, Amc, Gsm8k, OpenThoughts
 
 __all__ = ["TASKS", "Task", "fingerprint", "notes", "of", "overlap", "parse"]
 

@@ -105,10 +105,6 @@ class Procedural(Spec, ABC):
         """Exact comparison of the marked answer; an expression such as 12*34 is no answer."""
         return answers.grade(text, problem.answer)
 
-    def fingerprint(self) -> str:
-        """Nothing: the expression gives the problems."""
-        return ""
-
     def origin(self) -> str:
         """What the random numbers are derived from, beside (split, seed, index)."""
         return str(self)

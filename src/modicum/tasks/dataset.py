@@ -8,6 +8,8 @@ in `notes()`.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from modicum import answers
 from modicum.spec import Spec
-from modicum.tasks import finite, hub, readers, rows
-from modicum.tasks.base import check_split
+from modicum.tasks import hub, readers, rows
+from modicum.tasks.base import check_split, stream
 from modicum.tasks.loading import (
     Item,
     LeftOut,
@@ -60,6 +62,8 @@ class DataTask(Spec):
     file_role: ClassVar[Role] = "hash"
     skippable: ClassVar[bool] = True
     """Whether `bad_rows` can be set."""
+    columns: ClassVar[Sequence[tuple[str, ...]]] = ()
+    """The columns that must be there, each with its alternatives."""
     own_rows: ClassVar[bool] = False
     """Whether they are the user's: copies are taken once, and contradictions are bad rows."""
 
@@ -75,8 +79,20 @@ class DataTask(Spec):
         check_path(self.name, self.path)
 
     def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at `index`: each comes once an epoch, in an order that `seed` gives."""
-        return finite.pick(self, self._kept.shelf, split, seed, index, self.advice())
+        """The problem at `index`: each comes once an epoch, in an order that `seed` gives.
+
+        UserError when the split is unknown or holds none.
+        """
+        shelf = self._kept.shelf
+        if not (problems := shelf[check_split(split)]):
+            held = ", ".join(f"{len(found)} {name}" for name, found in shelf.items())
+            total = sum(map(len, shelf.values()))
+            raise UserError(
+                f"{self} has no problem for the split {split!r}: it holds {total} ({held});"
+                f" {self.advice()}"
+            )
+        epoch, place = divmod(index, len(problems))
+        return problems[_order(self.name, split, seed, epoch, len(problems))[place]]
 
     def size(self, split: Split) -> int | None:
         """How many problems the split holds."""
@@ -92,7 +108,12 @@ class DataTask(Spec):
 
     def fingerprint(self) -> str:
         """A hash of all problems as they were read, those that are left out later as well."""
-        return finite.fingerprint(self._loaded().shelf)
+        digest = hashlib.sha256()
+        for split, problems in self._loaded().shelf.items():
+            for p in problems:
+                row = [split, p.id, p.question, p.answer, p.difficulty, dict(p.data)]
+                digest.update(json.dumps(row, default=repr).encode() + b"\n")
+        return digest.hexdigest()
 
     def found_in(self, folders: Sequence[Path]) -> Self:
         """The same task, its relative path looked for in these folders, in this order."""
@@ -113,16 +134,17 @@ class DataTask(Spec):
         return vars(self).get("kept") or self._loaded()
 
     def _place(self, path: str) -> str:
-        """Where a file or folder is."""
-        return finite.first(self, path, vars(self).get("folders", ()))
-
-    def columns(self) -> Sequence[tuple[str, ...]]:
-        """The columns that must be there, each with its alternatives."""
-        return ()
+        """Where a file or folder is; UserError when a relative one is in none of the folders."""
+        path, folders = os.path.expanduser(path), vars(self).get("folders", ())
+        found = next((place for folder in folders if (place := folder / path).exists()), None)
+        if found is None and folders and not Path(path).is_absolute():
+            looked = " and not in ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
+            raise UserError(f"there is no file {path}, which {self} reads: not in {looked}")
+        return path if found is None else str(found)
 
     def reader(self, part: RowPart) -> Reader:
         """How the rows of a part are read: each by `item`."""
-        for names in self.columns():
+        for names in self.columns:
             rows.require_column(part.origin, part.records, *names)
         return self.item, ""
 
@@ -141,9 +163,6 @@ class DataTask(Spec):
     def advice(self) -> str:
         """What to do when a split is empty."""
         return "a hash of the question divides them: add problems"
-
-    def check(self, parts: Sequence[RowPart]) -> None:
-        """UserError when the rows as a whole are not what the task's arguments ask for."""
 
     def _files(self) -> list[tuple[str, Role, str]]:
         """(part, role, path) of each local file; their names are what ids call them."""
@@ -178,7 +197,7 @@ class DataTask(Spec):
 
     def _loaded(self) -> LoadedRows:
         paths = [path for _, _, path in self._files()]
-        return _load(self, tuple((os.path.abspath(path), finite.stamp(path)) for path in paths))
+        return _load(self, tuple((os.path.abspath(path), _stamp(path)) for path in paths))
 
 
 @dataclass(frozen=True)
@@ -214,3 +233,22 @@ def check_path(task: str, path: object, hub_too: bool = True) -> None:
 def _load(task: DataTask, stamps: tuple[tuple[str, tuple[int, int]], ...]) -> LoadedRows:
     """The problems of `task`; `stamps` make changed files new ones."""
     return load_once(task)
+
+
+@lru_cache(maxsize=32)
+def _order(name: str, split: str, seed: int, epoch: int, count: int) -> tuple[int, ...]:
+    """A permutation for an epoch; of the task's name, so that a moved file keeps its order."""
+    order = list(range(count))
+    stream(name, split, seed, epoch).shuffle(order)
+    return tuple(order)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """(time of the last change in nanoseconds, size in bytes): when it differs, read again."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path!r} cannot be read: {error}") from None
+    return status.st_mtime_ns, status.st_size

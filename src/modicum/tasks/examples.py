@@ -7,19 +7,21 @@ begin with the same ones. Training leaves them out; tune and test share nothing 
 
 from __future__ import annotations
 
-import copy
 import re
+from typing import Any, cast
 
 from modicum.config import Sampling
 from modicum.grading.extraction import HASHES
 from modicum.styles import STYLES
 from modicum.tasks.arithmetic import chain
 from modicum.tasks.base import MAX_TRIES, Task
+from modicum.tasks.dataset import DataTask
 from modicum.types import Problem, Split, UserError
 
 Examples = tuple[tuple[str, str], ...]
 """Questions, and the whole texts of their answers."""
 LOOKED_AT = 1000  # problems of a split without an end
+HOPELESS = 100  # problems of which none can be shown
 FAR = 2**40  # further than any run goes
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # in GSM8K's solutions
 BOX = re.compile(r"\\f?boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
@@ -30,7 +32,7 @@ def draw(task: Task, sampling: Sampling) -> Examples:
     found: dict[str, tuple[str, str]] = {}
     size = task.size("train") if sampling.examples else 0
     for index in range(LOOKED_AT if size is None else size):
-        if len(found) == sampling.examples:
+        if len(found) == sampling.examples or (index == HOPELESS and not found):
             break
         problem = task.problem("train", sampling.examples_seed, index)
         answer = worked(task, problem, sampling.style)
@@ -40,6 +42,8 @@ def draw(task: Task, sampling: Sampling) -> Examples:
         raise UserError(
             f"examples = {sampling.examples}: the train split of {task} has {len(found)} problems"
             " with an answer that can be shown"
+            + "; the styles tags and boxed hold answers that are no numbers"
+            * (sampling.style in ("hashes", "none"))
         )
     return tuple(found.values())
 
@@ -75,21 +79,41 @@ def thought_of(problem: Problem) -> str:
 def without(task: Task, examples: Examples) -> Task:
     """The task with other problems in the places of those that are shown.
 
-    They are of places that no run comes to; UserError, when one is asked for, if none is left.
+    Of a fixed set they are left out. Elsewhere the others are of places that no run comes to.
+    UserError, when one is asked for, if none is left.
     """
     if not examples:
         return task
-    shown, made = {_key(question) for question, _ in examples}, copy.copy(task)
+    shown = {_key(question) for question, _ in examples}
+    if isinstance(task, DataTask):
+        size = task.size("train") or 0
+        found = (task.problem("train", 0, index) for index in range(size))
+        ids = {problem.id for problem in found if _key(problem.question) in shown}
+        if len(ids) < size:
+            return task.without(ids, f"{len(ids)} train problems are worked examples")
 
-    def problem(split: Split, seed: int, index: int) -> Problem:
+    return cast(Task, Rest(task, shown))
+
+
+class Rest:
+    """A task with other train problems in the places of those that are shown."""
+
+    def __init__(self, task: Task, shown: set[str]) -> None:
+        self.task, self.shown = task, shown
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def __str__(self) -> str:
+        return str(self.task)
+
+    def problem(self, split: Split, seed: int, index: int) -> Problem:
+        """The task's own, or the first that is not shown."""
         for far in range(MAX_TRIES):
-            found = task.problem(split, seed, index + far * FAR)
-            if split != "train" or _key(found.question) not in shown:
+            found = self.task.problem(split, seed, index + far * FAR)
+            if split != "train" or _key(found.question) not in self.shown:
                 return found
-        raise UserError(f"{task}: all train problems are worked examples, and none is left")
-
-    object.__setattr__(made, "problem", problem)  # no field: it changes no expression
-    return made
+        raise UserError(f"{self}: all train problems are worked examples, and none is left")
 
 
 def _key(question: str) -> str:

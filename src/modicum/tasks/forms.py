@@ -14,20 +14,22 @@ from typing import Any, Literal
 
 from modicum import answers
 from modicum.grading.extraction import ANSWER_IS
-from modicum.tasks import boxed, rows
+from modicum.tasks import rows
 from modicum.tasks.loading import ACCEPTED, Item
 from modicum.tasks.readers import Record, short
 from modicum.types import UserError
 
 Several = Literal["any", "all"]
-QUESTIONS = ("question", "problem", "prompt", "messages", "conversations", "instruction")
+CHATS = ("messages", "conversations", "conversation")
+QUESTIONS = ("question", "problem", "prompt", *CHATS, "instruction")
 SOLUTIONS = ("solution", "completion", "response", "output")
 TRUTHS = ("reward_model.ground_truth", "ground_truth", "final_answer", "expected_answer")
 ANSWERS = ("answer", *TRUTHS, *SOLUTIONS)
 """Columns in the order in which they are looked for; those of SOLUTIONS hold whole texts."""
 PLAIN = ("question", "problem", "prompt", "answer")
 INSTRUCTION, INPUT = "instruction", "input"  # of Alpaca: the second goes on with the first
-ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "developer": "system"}
+ROLES = {"human": "user", "developer": "system"}
+ROLES |= dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant")
 PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 COMMA = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|(,)")
 MAX_BARE = 60  # characters of an answer that is all of a text where solutions are expected
@@ -181,7 +183,7 @@ def _said(record: Record, column: str, turn: Mapping[str, Any]) -> tuple[str, st
 
 def _marked(text: str) -> str | None:
     """The answer that is marked in a text; after #### on the last line it need be no number."""
-    found = boxed.gold(text) or answers.extract(text)
+    found = answers.gold_from_box(text) or answers.extract(text)
     last = text.rstrip().rpartition("\n")[2]
     return last[4:].strip() if found is None and last.startswith("####") else found
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from modicum.runs import Run, read_lines
 from modicum.tasks import forms
@@ -37,18 +37,11 @@ class GivenTask(DataTask):
     name: ClassVar[str] = "given"
     skippable: ClassVar[bool] = False
     own_rows: ClassVar[bool] = True
+    path = None
     sha256: str
     parts: Mapping[str, Sequence[dict[str, Any]]] = field(compare=False, repr=False)
     """The rows of the whole ("") or of train and test."""
-
-    @property
-    def path(self) -> None:
-        """None: the rows come from no file."""
-
-    @property
-    def bad_rows(self) -> BadRows:
-        """None is skipped."""
-        return "refuse"
+    bad_rows: BadRows = field(default="refuse", init=False, repr=False)
 
     @classmethod
     def of(cls, problems: Any) -> GivenTask:
@@ -138,6 +131,8 @@ def _origin(part: str) -> str:
 
 
 def _rows(part: str, entries: Iterable[Any]) -> list[dict[str, Any]]:
+    if hasattr(entries, "iterrows"):
+        entries = cast(Any, entries).to_dict("records")  # a table of pandas
     try:
         found = [_row(f"{_origin(part)}, number {n}", e) for n, e in enumerate(entries, start=1)]
     except TypeError:

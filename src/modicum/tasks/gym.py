@@ -85,26 +85,19 @@ class Gym(Procedural):
             return answers.grade_countdown(text, problem.data["numbers"], problem.data["target"])
         if self.dataset in BY_ANSWER:
             return answers.grade(text, problem.answer)
-        marked = answers.extract(text)
-        found = answers.extract_lenient(text) if marked is None else marked
-        if not found:
-            reason = "there is no answer" if found is None else "the marked answer is empty"
-            return Grade(False, False, found, reason)
-        right, reason = self._score(problem, found)
-        start = "" if marked is not None else "unmarked; "
-        return Grade(right and marked is not None, right, found, start + reason)
+        return answers.judge(text, functools.partial(self._score, problem))
 
     def _score(self, problem: Problem, answer: str) -> tuple[bool, str]:
         if len(answer) > MAX_ANSWER:
-            return False, f"the answer is longer than {MAX_ANSWER} characters"
+            return False, f"is longer than {MAX_ANSWER} characters"
         asked = {"seed": problem.data["seed"], "question": problem.question, "answer": answer}
         try:
             score = _ask(SCORE_SECONDS, do="score", **self._key(), **asked)
         except ChildFailed as error:
-            return False, f"the scorer failed: {error}"
+            return False, f"has no score: the scorer failed: {error}"
         if score is None:
-            return False, "the scorer cannot read the answer"
-        return score >= 1.0, f"the scorer gives {score:g}"
+            return False, "cannot be read by the scorer"
+        return score >= 1.0, f"has the score {score:g}"
 
     def _key(self) -> dict[str, Any]:
         changed = {
@@ -160,11 +153,6 @@ def members(text: str) -> Mapping[str, type]:
     """What `gym` stands for in the expression `text`: the class of the data set it names."""
     match = CALL.match(text)
     return {} if match is None else {"gym": variant(match[2])}
-
-
-def names() -> list[str]:
-    """The data sets that there are."""
-    return _ask(MAKE_SECONDS, do="describe", name="")["known"]
 
 
 def _frozen(value: Any) -> Any:

@@ -17,6 +17,7 @@ import time
 import tokenize
 import types
 import typing
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -31,6 +32,7 @@ FAILURES = (
     ValueError, tokenize.TokenError,
 )  # fmt: skip
 
+PLAIN = (int, float, bool, str)
 # Where `answer` is None an example stands in the metadata.
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
 
@@ -40,21 +42,14 @@ EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
 
 def kinds(hint: Any) -> list[str] | None:
     """The types that a setting takes, by name; None when an expression cannot give it."""
-    origin = typing.get_origin(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        found = [kinds(arg) for arg in typing.get_args(hint)]
+        found = [kinds(one) for one in arguments]
         return None if None in found else [kind for some in found for kind in some or []]
-    if origin is typing.Literal:
-        return ["str"]
-    if hint is type(None):
-        return ["none"]
-    if hint in (int, float, bool, str):
-        return [hint.__name__]
-    listed = (list, tuple, typing.get_origin(typing.Sequence[str]))
-    if hint in listed or origin in listed:
-        inner = [arg for arg in typing.get_args(hint) if arg is not Ellipsis]
-        return ["list"] if all(kinds(arg) for arg in inner) else None
-    return None
+    if (origin or hint) in (list, tuple, Sequence):
+        return ["list"] if all(kinds(one) for one in arguments if one is not Ellipsis) else None
+    names = {typing.Literal: "str", type(None): "none"} | {t: t.__name__ for t in PLAIN}
+    return [names[origin or hint]] if (origin or hint) in names else None
 
 
 def describe(name: str) -> dict[str, Any]:

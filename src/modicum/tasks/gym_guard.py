@@ -18,16 +18,10 @@ from typing import Any
 # Data sets whose scorer evaluates the answer, and the functions that a right one may call.
 _SYMBOLIC = "sin cos tan asin acos atan sec csc cot sinh cosh tanh exp log ln sqrt Abs"
 SYMBOLIC = frozenset(_SYMBOLIC.split())
+NO_SYMPY = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 EVALUATED: dict[str, frozenset[str]] = {
-    "binary_matrix": frozenset(),
-    "n_queens": frozenset(),
-    "spiral_matrix": frozenset(),
-    "string_insertion": frozenset(),
-    "intermediate_integration": SYMBOLIC,
-    "polynomial_multiplication": frozenset(),
-    "simple_integration": SYMBOLIC,
-    "countdown": frozenset(),
-    "puzzle24": frozenset(),
+    **dict.fromkeys((*NO_SYMPY, "polynomial_multiplication", "countdown", "puzzle24"), frozenset()),
+    **dict.fromkeys(("intermediate_integration", "simple_integration"), SYMBOLIC),
 }
 # These evaluate only what they made themselves (read in version 0.1.25).
 OWN = frozenset(
@@ -36,7 +30,6 @@ OWN = frozenset(
 )  # fmt: skip
 BUILT_IN = frozenset({"eval", "exec", "compile"})  # as a method, compile is another thing
 LIBRARY = frozenset(("parse_expr", "parse_latex", "sympify", "S", "lambdify"))
-NO_SYMPY = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 MAX_EXPONENT = 200
 NOT_A_NUMBER = re.compile(r"(?i)(?<![a-z])(?:nan|inf(?:inity)?)[ij]?(?![a-z])")
 PLAIN = (
@@ -98,7 +91,7 @@ def harmless(name: str, answer: str, entry: dict[str, Any]) -> bool:
         # What is no expression cannot be evaluated; sympy's parser rewrites it before.
         return name in NO_SYMPY
     except (RecursionError, MemoryError):
-        return False
+        pass
     return False
 
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from modicum import answers
 from modicum.spec import nearest
-from modicum.tasks import boxed, rows
-from modicum.tasks.dataset import BadRows, DataTask, HeldOut, Hub, Item, LeftOut, RowPart
+from modicum.tasks import rows
+from modicum.tasks.dataset import BadRows, DataTask, HeldOut, Hub, Item, LeftOut, Reader, RowPart
 from modicum.tasks.readers import Record
 from modicum.types import UserError
 
@@ -29,6 +30,7 @@ SUBJECTS = ("subject", "type")
 class MathTask(DataTask):
     """What `math` and `math500` share: columns, levels, subjects."""
 
+    columns: ClassVar[Sequence[tuple[str, ...]]] = (("problem",), ("answer", "solution"))
     path: str | None = None
     levels: tuple[int, ...] = ()
     subject: str | None = None
@@ -39,20 +41,21 @@ class MathTask(DataTask):
         if wrong:
             raise UserError(f"{self.name}: levels are 1 to 5, not {wrong[0]}")
 
-    def columns(self) -> Sequence[tuple[str, ...]]:
-        """`answer` or a boxed `solution`; a level or subject only when they are asked for."""
-        needed: list[tuple[str, ...]] = [("problem",), ("answer", "solution")]
-        needed += [("level",)] if self.levels else []
-        return [*needed, SUBJECTS] if self.subject else needed
-
-    def check(self, parts: Sequence[RowPart]) -> None:
-        """The subject asked for must be one."""
-        records = [record.values for part in parts for record in part.records]
-        known = {str(v[name]) for v in records for name in SUBJECTS if v.get(name)}
-        if self.subject and _plain(self.subject) not in map(_plain, known):
-            raise UserError(
-                f"{self.name}: no subject {self.subject!r}; {nearest(self.subject, known)}"
-            )
+    def reader(self, part: RowPart) -> Reader:
+        """A level or subject is needed only when it is asked for."""
+        made, records = super().reader(part), part.records
+        if self.levels:
+            rows.require_column(part.origin, records, "level")
+        if self.subject:
+            rows.require_column(part.origin, records, *SUBJECTS)
+            known = {
+                str(r.values[name]) for r in records for name in SUBJECTS if r.values.get(name)
+            }
+            if _plain(self.subject) not in map(_plain, known):
+                raise UserError(
+                    f"{self.name}: no subject {self.subject!r}; {nearest(self.subject, known)}"
+                )
+        return made
 
     def item(self, record: Record) -> Item | LeftOut:
         """The gold is `answer` if there is one, else the last box of `solution`."""
@@ -61,7 +64,7 @@ class MathTask(DataTask):
         level = _level(record)
         if "answer" in values:
             gold = rows.answer(record, "answer")
-        elif (gold := boxed.gold(rows.text(record, "solution"))) is None:
+        elif (gold := answers.gold_from_box(rows.text(record, "solution"))) is None:
             raise UserError(r"there is no \boxed{...} that is closed in 'solution'")
         if self.levels and level not in self.levels:
             return LeftOut(f"their level is none of {', '.join(map(str, self.levels))}")

@@ -44,6 +44,8 @@ class Sizes:
         room = positions - self.sampling.max_tokens
         if 0 < room < limit:  # without room the sampler says it
             limit, why = room, f"of {positions} positions, beside max_tokens"
+        if self.examples:
+            why += f", with {len(self.examples)} worked examples"
         sizes = {problem.id: self.of(problem) for problem in problems}
         long = {name: tokens for name, tokens in sizes.items() if tokens > limit}
         if not long:
@@ -65,9 +67,11 @@ class Sizes:
         if task.size("train") is None:
             return task
         skip = self.sampling.long_prompts == "skip" and isinstance(task, DataTask)
-        long, text = self.look(whole(task, *SPLITS) if skip else asked)
-        if long and skip and isinstance(task, DataTask):
+        looked = whole(task, *SPLITS) if skip else list(asked)
+        long, text = self.look(looked)
+        if not long:
+            return task
+        if skip and isinstance(task, DataTask) and len(long) < len(looked):
             return task.without(long, f"{text}; they are left out")
-        if long:
-            raise UserError(f"{task}: {text}; --long-prompts skip leaves them out")
-        return task
+        hint = "; --long-prompts skip leaves them out"
+        raise UserError(f"{task}: {text}{hint * (isinstance(task, DataTask) and not skip)}")

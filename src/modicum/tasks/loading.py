@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from modicum import answers
-from modicum.tasks import finite
 from modicum.tasks.base import split_of
 from modicum.tasks.overlap import hold_out
 from modicum.tasks.readers import Record
-from modicum.types import Problem, Split, UserError
+from modicum.types import SPLITS, Problem, Split, UserError
 
 if TYPE_CHECKING:
     from modicum.tasks.dataset import DataTask
@@ -69,7 +68,7 @@ Reader = tuple[Callable[[Record], Item | LeftOut], str]
 class LoadedRows:
     """The problems by split, and what the user should know."""
 
-    shelf: finite.Shelf
+    shelf: Mapping[Split, tuple[Problem, ...]]
     notes: tuple[str, ...]
 
 
@@ -94,7 +93,6 @@ def load_once(task: DataTask) -> LoadedRows:
     """The problems of `task`, read anew."""
     parts = task._parts()
     readers = [task.reader(part) for part in parts]
-    task.check(parts)
     placed: list[tuple[Split, Problem]] = []
     where: dict[str, str] = {}
     faults: list[str] = []
@@ -127,7 +125,8 @@ def load_once(task: DataTask) -> LoadedRows:
     )
     if not kept:
         raise UserError("; ".join((f"{task} has no problem left of {total} rows", *notes)))
-    return LoadedRows(finite.divide(kept), notes)
+    shelf = {split: tuple(p for where, p in kept if where == split) for split in SPLITS}
+    return LoadedRows(shelf, notes)
 
 
 def _split(question: str, role: Role) -> Split:
@@ -168,10 +167,12 @@ def _sorted_out(
     out: set[str] = set()
     for some in asked.values():
         told = {p.answer: p for _, p in reversed(some)}.values()
-        others = [next((o for o in told if not _agree(p, o)), None) for _, p in some]
+        pairs = itertools.combinations(told, 2)
+        clash = next((pair for pair in pairs if not _agree(*pair)), ())
         first: dict[Split, Problem] = {}
-        for (split, one), found in zip(some, others, strict=True):
-            if other := found or next(filter(None, others), None):
+        for split, one in some:
+            if clash:
+                other = next(p for p in clash if p.answer != one.answer)
                 faults.append(
                     f"{where[one.id]}: its answer is {one.answer[:40]!r}, and {where[other.id]} has"
                     f" {other.answer[:40]!r} for the same question"
@@ -200,12 +201,9 @@ def _agree(problem: Problem, other: Problem) -> bool:
 
 
 def _refusal(faults: list[str], total: int, skippable: bool) -> str:
-    if len(faults) == 1:
-        return faults[0] + " (bad_rows='skip' leaves it out)" * skippable
-    shown = "; ".join(faults[:SHOWN_FAULTS])
-    more = "; ..." if len(faults) > SHOWN_FAULTS else ""
+    shown = "; ".join(faults[:SHOWN_FAULTS]) + "; ..." * (len(faults) > SHOWN_FAULTS)
     hint = "; bad_rows='skip' leaves them out" * skippable
-    return f"{shown}{more} ({len(faults)} bad rows of {total}{hint})"
+    return f"{shown} (bad rows: {len(faults)} of {total}{hint})"
 
 
 def _notes(

@@ -47,18 +47,15 @@ class MatrixTask(Procedural):
 
         Lenient takes the last matrix of the text when nothing is marked.
         """
-        marked = answers.extract(text)
-        found = matrices.find_last(after_thinking(text)) if marked is None else marked
-        if marked is None and answers.extract_lenient(text) is None:
-            found = None  # a mark that was cut off, or no number at all
-        if found is None:
-            return Grade(False, False, None, "there is no matrix")
-        matrix = matrices.read(found)
-        right = matrix is not None and matrix == matrices.read(problem.answer)
-        wrong = "is no matrix of exact numbers" if matrix is None else "is wrong"
-        start = "the marked answer" if marked is not None else "unmarked; what was read"
-        reason = f"{start} {'is right' if right else wrong}"
-        return Grade(right and marked is not None, right, found, reason)
+        gold = matrices.read(problem.answer)
+
+        def verdict(answer: str) -> tuple[bool, str]:
+            matrix = matrices.read(answer)
+            wrong = "is no matrix of exact numbers" if matrix is None else "is wrong"
+            right = matrix is not None and matrix == gold
+            return right, "is right" if right else wrong
+
+        return answers.judge(text, verdict, _last_matrix)
 
     def make(self, rng: random.Random, split: Split) -> Draft | None:
         columns = self.rows + (self.kind == "rref")
@@ -78,6 +75,12 @@ class MatrixTask(Procedural):
         question = f"What is the {ASKED[self.kind]} of the matrix {shown}?"
         difficulty = float(self.rows * len(str(self.magnitude)))
         return Draft(shown, question, matrices.write(gold), difficulty, {"matrix": entries})
+
+
+def _last_matrix(text: str) -> str | None:
+    """None if a mark was cut off, or without any number."""
+    cut = answers.extract_lenient(text) is None
+    return None if cut else matrices.find_last(after_thinking(text))
 
 
 def shortcuts(matrix: Matrix) -> Iterator[Matrix]:

@@ -48,18 +48,12 @@ def hold_out(
 
     The order is train, tune, test: a test set stays whole, and what is trained on gives way.
     """
-    keys = [normalise(problem.question) for _, problem in placed]
-    held: dict[str, tuple[int, Problem]] = {}  # the last split that asks it, the first there
-    for (split, problem), key in zip(placed, keys, strict=True):
-        place = SPLITS.index(split)
-        if key not in held or held[key][0] < place:
-            held[key] = place, problem
-    kept: list[tuple[Split, Problem]] = []
-    taken: list[tuple[Problem, Problem]] = []
-    for (split, problem), key in zip(placed, keys, strict=True):
-        place, twin = held[key]
-        if SPLITS.index(split) < place:
-            taken.append((problem, twin))
-        else:
-            kept.append((split, problem))
+    keyed = [(split, problem, normalise(problem.question)) for split, problem in placed]
+    held: dict[str, tuple[Split, Problem]] = {}  # the first problem of the last split that asks it
+    for last in reversed(SPLITS):
+        for split, problem, key in keyed:
+            if split == last:
+                held.setdefault(key, (split, problem))
+    kept = [(split, problem) for split, problem, key in keyed if held[key][0] == split]
+    taken = [(problem, held[key][1]) for split, problem, key in keyed if held[key][0] != split]
     return kept, taken

@@ -178,10 +178,15 @@ def _read_csv(path: str, raw: bytes, delimiter: str = ",") -> Iterator[Record]:
     line = 1  # a quoted text may run over lines: a row stands where it begins
     try:
         for cells in reader:
-            if header and cells:
-                yield _csv_record(f"{path}, line {line}", line, header, cells)
+            where = f"{path}, line {line}"
+            if not header and cells:
+                header = _header(where, [name.strip() for name in cells])
+            elif cells and len(cells) != len(header):
+                quoted = "; a text with a comma needs quotes" * (len(cells) > len(header))
+                fault = f"{where}: {len(cells)} values for {len(header)} columns{quoted}"
+                yield Record(where, line, {}, fault)
             elif cells:
-                header = _header(f"{path}, line {line}", [name.strip() for name in cells])
+                yield Record(where, line, dict(zip(header, cells, strict=True)))
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {line}: not CSV ({error})") from None
@@ -196,14 +201,6 @@ def _header(where: str, names: list[str]) -> list[str]:
     if twice:
         raise UserError(f"{where}: column {min(twice)!r} stands there twice")
     return names
-
-
-def _csv_record(where: str, line: int, header: list[str], cells: list[str]) -> Record:
-    if len(cells) != len(header):
-        quoted = "; a text with a comma needs quotes" if len(cells) > len(header) else ""
-        fault = f"{where}: {len(cells)} values for {len(header)} columns{quoted}"
-        return Record(where, line, {}, fault)
-    return Record(where, line, dict(zip(header, cells, strict=True)))
 
 
 def _read_parquet(path: str, raw: bytes) -> Iterator[Record]:
