@@ -90,7 +90,7 @@ def test_long_prompts_are_left_out_of_every_split(expression: str, tokenizer: An
 
 def test_a_run_finds_them_before_it_begins(expression: str, bare: TrainConfig) -> None:
     config = replace(bare, task=expression)
-    with pytest.raises(UserError, match=r"more than 244 tokens \(of 256 positions"):
+    with pytest.raises(UserError, match=r"more than 248 tokens \(of 256 positions"):
         sessions.prepare(config)
     config = replace(config, sampling=replace(config.sampling, long_prompts="skip"))
     session = sessions.prepare(config)
