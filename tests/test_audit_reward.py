@@ -125,6 +125,6 @@ def test_strict_is_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_mistakes_are_one_line(fails: Fails) -> None:
-    assert "share must be between 0 and 1" in fails("audit-reward", "--share", "2")
+    assert "share must be at least 0 and at most 1" in fails("audit-reward", "--share", "2")
     assert "did you mean 'boxed'" in fails("audit-reward", "--style", "boxd")
     assert "RuntimeError: no judge" in fails("audit-reward", "--reward", "test_audit_reward:breaks")

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["--steps", "3"], ["unknown command '--steps'"]),
         (["train", "--stesp", "1"], ["unknown option '--stesp'", "did you mean --steps?"]),
         (["train", "last(1)"], ["unknown option 'last(1)'"]),
-        (["train", "--lr", "1e-4"], ["unknown option '--lr'; did you mean --learning-rate?"]),
         (["train", "--learning_rate=1"], ["did you mean --learning-rate?"]),
         (["train", "--num-generations", "8"], ["did you mean --group-size?"]),
         (["train", "--beta", "0.1"], ["did you mean --objective 'grpo(kl=0.04)'?"]),
@@ -34,8 +33,6 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["train", "--lora-r", "8"], ["did you mean --update 'lora(rank=8)'?"]),
         (["evaluate", "--max-new-tokens", "8"], ["did you mean --max-tokens?"]),
         (["evaluate", "--output-dir", "x"], ["did you mean --out?"]),
-        (["train", "--task", "file(sums.csv)"], ["quotes are missing: 'sums.csv'"]),
-        (["train", "--reward", "./one.py:f"], ["reward ./one.py:f: there is no file ./one.py"]),
         (["train", "--steps"], ["--steps: expected one argument"]),
         (["train", "--steps", "abc"], ["steps must be a whole number, not 'abc'"]),
         (["train", "--steps", "-1"], ["steps must be at least 0, not -1"]),
@@ -55,29 +52,22 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["train", "--update", "last(0)"], ["at least 1"]),
         (["train", "--task", "arithmetik"], ["unknown task", "did you mean 'arithmetic'"]),
         (["train", "--task", "3"], ["task '3' is a number"]),
-        (["train", "--task", "file('none.jsonl')"], ["no file none.jsonl"]),
-        (["train", "--reward", "acuracy"], ["unknown reward", "did you mean 'accuracy'"]),
         (["plan", "--curriculum", "unform"], ["unknown curriculum", "did you mean 'uniform'"]),
         (["plan", "--sampler", "vllm"], ["unknown sampler 'vllm'; known are local"]),
         (["train", "--objective", "gpro"], ["unknown objective", "did you mean 'grpo'"]),
-        (["train", "--objective", "3"], ["objective '3' is a number"]),
         (["train", "--curriculum", "unifrom"], ["unknown curriculum", "'uniform'"]),
-        (["train", "--model", "nowhere"], ["no model folder nowhere"]),
         (["train", "--model", "./no/such"], ["no model folder ./no/such"]),
-        (["train", "--model", "some/model"], ["'some/model'", "HF_HUB_OFFLINE"]),
         (["train", "--device", "nope"], ["'nope' is not a device"]),
         (["train", "--device", "cuda:99"], ["'cuda:99'"]),
         (["train", "--device", "meta"], ["'meta' cannot be used"]),
         (["train", "--device", "mps"], ["'mps' cannot be used here: this torch has no mps"]),
         (["updates", "lats(1)"], ["did you mean 'last'"]),
-        (["updates", "last(99)"], ["has only 6 layers"]),
         (["updates", "full", "--model", "nowhere"], ["no model folder nowhere"]),
         (["tasks", "arithmetik"], ["did you mean 'arithmetic'"]),
         (["tasks", "--split", "tset"], ["split", "did you mean 'test'"]),
         (["tasks", "addition", "--model", "nowhere"], ["no model folder nowhere"]),
         (["tasks", "addition(below=5)", "--model", "tiny", "--examples", "99"], ["examples = 99"]),
         (["evaluate", "--template-args", "enable_thinking=no"], ["reads nothing but the chat"]),
-        (["evaluate", "--template-args", "enable_thinking"], ["must be name=value"]),
         (["evaluate", "--template-args", "a=1", "--template-args", "b"], ["'a=1, b'"]),
         (["evaluate", "nowhere"], ["nowhere is not a run folder"]),
         (["evaluate", "--problems", "x"], ["problems must be a whole number"]),
@@ -148,9 +138,7 @@ def test_a_model_that_is_not_causal_is_one_line(fails: Fails, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("steps = ", ["is not TOML"]),
         ("stesp = 3", ["unknown key 'stesp'", "did you mean 'steps'"]),
-        ("[batch]\nmicro_batch = '8'", ["batch: micro_batch must be a whole number"]),
         ("[batch]\nmicro_batch = 0", ["batch: micro_batch must be at least 1"]),
     ],
 )
@@ -161,14 +149,6 @@ def test_a_wrong_config_file_is_one_line(
     path.write_text(text)
     message = fails("train", "--config", path, "--out", tmp_path / "run")
     assert all(part in message for part in [str(path), *parts])
-
-
-def test_a_bad_row_of_a_data_file_is_one_line(fails: Fails, tmp_path: Path) -> None:
-    path = tmp_path / "problems.jsonl"
-    path.write_text('{"question": "1+1?", "answer": 2}\n{"question": "1+2?"}\n')
-    message = fails("train", *QUICK, "--task", f"file({str(path)!r})", "--out", tmp_path / "run")
-    assert f"{path}, line 2" in message
-    assert "'answer' is missing" in message
 
 
 def test_a_prompt_that_is_too_long_is_named(

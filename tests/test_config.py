@@ -437,7 +437,8 @@ def test_convert_takes_texts_for_numbers_where_numbers_are_asked() -> None:
     assert convert("3", int) == 3
     assert convert("3", float) == 3.0
     assert convert("3", str) == "3"
-    assert convert("3.5", int) == "3.5"  # and is refused by the check
+    assert convert("1e3", int) == 1000.0  # a whole number
+    assert convert("3.5", int) == 3.5  # and is refused by the check
     assert convert("3.5", float | None) == 3.5
     assert convert("none", float | None) == "none"
     assert convert("soft", typing.Literal["soft", "hard"]) == "soft"

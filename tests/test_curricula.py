@@ -165,7 +165,7 @@ def test_equal_difficulties_are_parted_evenly() -> None:
 def test_a_task_without_enough_difficulties_is_refused(difficulties: Any, word: str) -> None:
     with pytest.raises(UserError, match=word):
         curricula.parse("easy_to_hard").begin(Cycle(difficulties), 0)
-    with pytest.raises(UserError, match="stages must be from 2"):
+    with pytest.raises(UserError, match="stages must be at least 2"):
         curricula.parse("easy_to_hard(stages=1)")
 
 

@@ -436,7 +436,7 @@ def test_a_run_whose_base_has_moved(train: Train, folders: dict[str, Path], tmp_
         ({"beta": 0.1}, r"did you mean objective = 'grpo\(kl=0.04\)'"),
         ({"max_completion_length": 9}, "did you mean max_tokens"),
         ({"sampling": {"temprature": 1}}, "sampling: unknown key 'temprature'; did you mean 'te"),
-        ({"sampling": 3}, "unknown setting 'sampling'"),
+        ({"sampling": 3}, "train: sampling must be a dict, not 3"),
         ({"model": object}, "train: model must be a text, not <class 'object'>"),
         ({"learning_rat": 1e-3}, "unknown setting 'learning_rat'; did you mean 'learning_rate'"),
         ({"steps": "4"}, "train: steps must be a whole number, not '4'"),
@@ -645,7 +645,7 @@ def test_type_checkers_see_every_name() -> None:
 
 @pytest.mark.parametrize("call", ["load", "report", "compare", "evaluate"])
 def test_what_is_no_run_is_one_line(call: str) -> None:
-    with pytest.raises(UserError, match="a folder or the result of a run is needed, not a list"):
+    with pytest.raises(UserError, match=r"a folder or the result of a run is needed, not \[\]"):
         getattr(modicum, call)([])
 
 
@@ -664,3 +664,18 @@ def test_a_past_config_is_read_without_torch(train: Train) -> None:
     )
     python(code)
     assert past_config(result.folder).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"out": 3}, "a folder or the result of a run is needed, not 3"),
+        ({"out": None}, "a folder or the result of a run is needed, not None"),
+        ({"sampling": "greedy"}, "train: sampling must be a dict, not 'greedy'"),
+        ({"batch": None}, "train: batch must be a dict, not None"),
+        ({"actor.optim.lr": 1e-6}, "unknown setting 'actor.optim.lr'; did you mean learning_rate"),
+    ],
+)
+def test_wrong_settings_in_python_are_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^(?s:.*){message}"):
+        modicum.train(**settings)

@@ -143,7 +143,7 @@ def test_the_command_shows_parts_and_refuses_if_asked(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("tokens", ["0", "-3", "many"])
 def test_wrong_prompt_tokens_are_refused(tokens: str) -> None:
-    with pytest.raises(UserError, match="prompt-tokens"):
+    with pytest.raises(UserError, match="prompt_tokens"):
         cli.run(["plan", "--prompt-tokens", tokens])
 
 

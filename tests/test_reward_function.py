@@ -243,7 +243,7 @@ def test_a_completion_by_itself_is_a_group_of_one() -> None:
         ("broken_rewards:f", "cannot import 'broken_rewards' .ZeroDivisionError"),
         ("own_rewards:chatt", "no 'chatt'; did you mean 'chat'"),
         ("own_rewards:Kept.x", "no 'Kept.x'"),
-        ("own_rewards:number", "'number' is a int, not a function"),
+        ("own_rewards:number", "'number' is no function but 3"),
         ("function('own_rewards')", "write package.module:function"),
         ("function(3)", "must be a text"),
         ("own_rewards:", "does not parse"),
@@ -508,3 +508,27 @@ def test_a_column_of_another_length_is_a_fault(here: Path) -> None:
     )
     fault = "own_rewards:f: ValueError: log_extra('x'): 1 values for 2 completions"
     assert scores("own_rewards:f", "a", "b") == ([0.0, 0.0], [fault, fault])
+
+
+@pytest.mark.usefixtures("here")
+def test_a_path_with_blanks_alone_needs_no_quotes() -> None:
+    reward = rewards.parse(" sub dir/mine.py:doubled ")
+    assert str(reward) == "function('sub dir/mine.py:doubled')"
+    assert rewards.parse(str(reward)) == reward
+
+
+@pytest.mark.usefixtures("here")
+def test_a_function_that_ends_the_program_fails() -> None:
+    Path("ends.py").write_text("import sys\ndef f(completions):\n    sys.exit(0)\n")
+    assert scores("ends.py:f", "a", "b") == ([0.0, 0.0], ["ends.py:f: SystemExit: 0"] * 2)
+
+
+def test_a_column_that_is_missing_is_found_before_a_model_is_loaded() -> None:
+    def needs(completions: list[str], steps: list[str]) -> list[float]:
+        return [1.0] * len(completions)
+
+    reward = rewards.of(needs)
+    (term,) = (term for _, term in reward.terms)
+    term.require(Problem("p", "?", "1", data={"steps": "1"}))
+    with pytest.raises(UserError, match="no column 'steps'"):
+        term.require(PROBLEM)

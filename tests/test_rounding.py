@@ -21,8 +21,8 @@ from modicum.config import Compute, Held, Optimizer, TrainConfig
 from modicum.models.precision import InPlace, Masters
 from modicum.models.rounding import Noise, key_of, neighbours, rounded
 from modicum.training import checkpoint, session, step
-from modicum.training.arrival import Arrival, sample
 from modicum.training.loop import Observer, train
+from modicum.training.optimization import Arrival, sample
 from modicum.types import RunStopped, UserError
 from modicum.updates import UPDATES
 from modicum.updates.proofs import fingerprints

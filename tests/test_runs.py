@@ -25,9 +25,9 @@ def new(tmp_path: Path) -> Run:
 
 def checkpoint(run: Run, step: int, content: bytes = b"numbers", **state: Any) -> Path:
     """A sealed checkpoint; what the tensors hold does not matter to a run folder."""
-    folder = run.checkpoint_folder(step)
-    (folder / "tensors.safetensors").write_bytes(content)
-    return run.seal(folder, {"step": step, **state})
+    with run.checkpointing(step, {"step": step, **state}, len(content)) as folder:
+        (folder / "tensors.safetensors").write_bytes(content)
+    return run.checkpoint(step)
 
 
 def files(folder: Path) -> list[str]:
@@ -201,10 +201,13 @@ def test_a_checkpoint_that_was_not_sealed_does_not_count(tmp_path: Path) -> None
     run = new(tmp_path)
     assert runs.checkpoints(run.folder) == []
     checkpoint(run, 1)
-    half = run.checkpoint_folder(2)
-    (half / "tensors.safetensors").write_bytes(b"half")
+    with pytest.raises(KeyboardInterrupt), run.checkpointing(2, {}, 0) as half:
+        (half / "tensors.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
     assert [c.name for c in runs.checkpoints(run.folder)] == ["step-000001"]
-    assert files(run.checkpoint_folder(2)) == []  # the next try starts from nothing
+    with pytest.raises(KeyboardInterrupt), run.checkpointing(2, {}, 0) as half:
+        assert files(half) == []  # the next try starts from nothing
+        raise KeyboardInterrupt
     assert checkpoint(run, 2, b"whole").name == "step-000002"
     assert len(runs.checkpoints(run.folder)) == 2
 

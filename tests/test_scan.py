@@ -293,7 +293,7 @@ def test_a_scan_that_cannot_be_is_one_line(
     start = command(folders, tmp_path)
     assert "--method says" in fails(*start, "--update", "full")
     assert "eval_problems must be" in fails(*start, "--eval-problems", "0")
-    assert "not 'fast'" in fails(*start, "--rates", "fast")
+    assert "'fast'" in fails(*start, "--rates", "fast")
     assert "exclude each other" in fails(*start, "--rates", "1", "--learning-rate", "1e-3")
     assert "at least 2" in fails(*start, "--over", "blocks", "--blocks", "9")
     assert "cannot be joined" in fails(*start, "--method", "full @ full")

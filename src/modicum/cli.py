@@ -4,8 +4,6 @@ Results go to standard output (`--json` for scripts), progress to standard error
 user got wrong is one line and exit code 2.
 """
 
-from __future__ import annotations
-
 import codecs
 import io
 import os
@@ -15,7 +13,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from modicum import disk
-from modicum.machine import Stopped, ending_by_signals
+from modicum.machine import Interrupts, Stopped
 from modicum.types import RunInterrupted, UserError
 
 COMMANDS = {
@@ -35,30 +33,26 @@ COMMANDS = {
     "export": "write a run or the base as an ordinary Hugging Face folder or PEFT adapter",
 }
 
+USAGE = """usage: modicum COMMAND [options]
+
+How little of a language model must reinforcement learning update?
+
+modicum COMMAND --help explains a command.
+
+examples:
+  modicum demo
+  modicum train --update 'last(1)' --steps 40
+  modicum updates 'last(1) + parts(norm)' --model tiny
+
+commands:
+"""
 SIGNS = str.maketrans("—–−×·“”‘’█•", "---x.\"\"''#*") | {ord("→"): "->", ord("…"): "..."}
 
 
 def usage() -> str:
     """The text of `modicum --help`."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: modicum COMMAND [options]",
-            "",
-            "How little of a language model must reinforcement learning update?",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "examples:",
-            "  modicum demo",
-            "  modicum train --update 'last(1)' --steps 40",
-            "  modicum updates 'last(1) + parts(norm)' --model tiny",
-            "",
-            "modicum COMMAND --help explains a command.",
-        ]
-    )
+    return USAGE + "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
 
 
 def run(args: list[str]) -> int:
@@ -93,7 +87,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="modicum")
-    with ending_by_signals():
+    with Interrupts(at_once=True):  # so that what is open is closed
         code = _code_of(sys.argv[1:])
     sys.exit(code)
 
@@ -115,11 +109,10 @@ def _code_of(args: list[str]) -> int:
         return _ended(str(error), 128 + error.number)
     except UserError as error:
         return _ended(f"error: {error}", 2)
-    except Stopped as error:
-        text = "interrupted" if error.number == signal.SIGINT else f"ended by {error}"
-        return _ended(text, 128 + error.number)
-    except KeyboardInterrupt:
-        return _ended("interrupted", 130)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        text = "interrupted" if number == signal.SIGINT else f"ended by {error}"
+        return _ended(text, 128 + number)
     except BrokenPipeError:
         # The reader of our output has gone (`modicum tasks | head`).
         return _ended("", 1)

@@ -5,8 +5,6 @@ there (`[sampling]`), and plain options on the command line. Each setting says w
 run may change it (modicum.resuming). No torch here, so that `modicum train --help` is instant.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -89,10 +87,7 @@ class Steps(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, prompts_per_step=1, updates_per_rollout=1, micro_batch=1, rollout_batch=1)
-        if self.group_size < 2:
-            raise UserError(
-                f"group_size must be at least 2 (advantages compare), not {self.group_size}"
-            )
+        at_least(self, group_size=2)  # advantages compare
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,12 @@ def entries(folder: Path) -> list[Path]:
         if folder.is_dir():
             return sorted(e for e in folder.iterdir() if e.name != LOCK and not is_aside(e))
         _check_way(folder)
-    except UserError:
-        raise
+        return []
     except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"the folder {folder} cannot be used: {reason}") from None
-    return []
 
 
 def is_aside(path: Path) -> bool:

@@ -3,11 +3,9 @@
 All of it goes to standard error, so that results on standard output stay clean.
 """
 
-from __future__ import annotations
-
 import sys
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -57,22 +55,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-class Display(Observer):
+class Display(Observer, AbstractContextManager["Display"]):
     """Shows reward, accuracy, length, KL, tokens per second and the time left."""
 
     def __init__(self) -> None:
         self.console = console()
         self.live = sys.stderr.isatty()
         self.progress: Progress | None = None
-        self.began = 0.0
-        self.first = 0
-        self.total = 0
-        self.update = ""
-        self.session: Session | None = None
-        self.behind = 0.0
-
-    def __enter__(self) -> Display:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -82,9 +71,7 @@ class Display(Observer):
         config = session.config
         share = session.trainable_parameters / session.total_parameters
         rows = config.batch.prompts_per_step * config.batch.group_size
-        self.update, self.total, self.first = config.update, config.steps, first_step
-        self.began = 0.0
-        self.session = session
+        self.session, self.began, self.first = session, 0.0, first_step
         self.behind = session.progress(first_step)
         self.console.print(
             f"{config.update} on {config.model}: trains"
@@ -116,8 +103,7 @@ class Display(Observer):
         done = int(metrics["step"]) + 1
         if not self.began:
             self.began = now - metrics["time/step_seconds"]
-        assert self.session is not None
-        made = self.session.progress(done)
+        config, made = self.session.config, self.session.progress(done)
         left = (now - self.began) * (1 - made) / max(made - self.behind, 1e-9)
         over = self.session.ended(done)
         text = (
@@ -128,11 +114,11 @@ class Display(Observer):
             f"  left {clock(0.0 if over else left)}"
         )
         if self.live:
-            self._bar(self.update, done, self.total, text)
+            self._bar(config.update, done, config.steps, text)
             if over:
                 self.close()
         elif done % PLAIN_EVERY == 0 or over or done == self.first + 1:
-            self.console.print(f"step {done}/{self.total}  {text}")
+            self.console.print(f"step {done}/{config.steps}  {text}")
 
     def evaluating(self, name: str, done: int, total: int) -> None:
         """Show how far an evaluation is."""

@@ -74,8 +74,7 @@ def evaluate(
             if progress is not None:
                 progress(done + number, total)
 
-        groups = policy.sample(prompts, keys, count, settings, progress=told)
-        return grade(task, problems, groups)
+        return grade(task, problems, policy.sample(prompts, keys, count, settings, progress=told))
 
     greedy = run(dataclasses.replace(sampling, temperature=0.0), 1, 0)
     drawn = run(sampling, samples, len(problems)) if sampling.temperature > 0 else greedy

@@ -134,18 +134,12 @@ def _version(package: str) -> str | None:
 
 @functools.cache
 def _commit() -> str | None:
-    folder = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(
+            command, text=True, timeout=5, stderr=subprocess.DEVNULL
+        ).strip()
+    return None
 
 
 class Stopped(KeyboardInterrupt):
@@ -164,26 +158,6 @@ def handled() -> list[int]:
     ignored = (signal.SIG_IGN, None)
     later = (signal.SIGTERM, signal.SIGHUP)
     return [signal.SIGINT, *(n for n in later if signal.getsignal(n) not in ignored)]
-
-
-@contextlib.contextmanager
-def ending_by_signals() -> Iterator[None]:
-    """In here every such signal is raised as Stopped, so that what is open is closed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for other in handled()[1:]:
-            signal.signal(other, signal.SIG_IGN)  # one is enough; `timeout` sends two
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in handled()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Interrupts:

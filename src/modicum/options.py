@@ -6,10 +6,9 @@ things in the same words. Argparse and not tyro: one line for an error, and a st
 milliseconds.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -19,6 +18,7 @@ import os
 import re
 import textwrap
 import typing
+from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 from modicum.settings import elsewhere, from_mapping
@@ -52,12 +52,17 @@ class Parser(argparse.ArgumentParser):
         args = [HOME.sub(lambda match: match[1] + home, arg) for arg in args]
         found, unknown = self.parse_known_args(args)
         if unknown:
-            known = [o for action in self._actions for o in action.option_strings]
+            known = {o.lstrip("-"): o for action in self._actions for o in action.option_strings}
             word = unknown[0].split("=")[0]
-            hint = elsewhere(word, {option.lstrip("-"): "" for option in known}, option=True)
-            close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-            hint = hint or (f"did you mean {close[0]}?" if close else "")
+            close = difflib.get_close_matches(word.lstrip("-"), known, n=1)
+            hint = elsewhere(word, dict.fromkeys(known, ""), option=True)
+            hint = hint or (f"did you mean {known[close[0]]}?" if close else "")
             self.error(f"unknown option {unknown[0]!r}{hint and f'; {hint}'}")
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
+            # A variable of the shell that is not set must not stand for what is taken by default.
+            if action.default is not argparse.SUPPRESS and value in ("", [""]):
+                self.error(str(argparse.ArgumentError(action, "an empty text is no value")))
         return found
 
     def options(self, args: list[str], cls: type[C], title: str) -> tuple[argparse.Namespace, C]:
@@ -72,25 +77,16 @@ def show(as_json: bool, values: Any, text: str) -> None:
     print(json.dumps(values) if as_json else text)
 
 
+@lru_cache(maxsize=64)
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a dataclass."""
-    body = typing.cast(
-        ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    ).body
-    docs = {}
-    for entry, after in itertools.pairwise(body):
+    docs: dict[str, str] = {}
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    for entry, after in itertools.pairwise(typing.cast(ast.ClassDef, tree).body):
         match entry, after:
-            case (
-                ast.AnnAssign(target=ast.Name(id=name)),
-                ast.Expr(value=ast.Constant(value=str() as text)),
-            ):
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str() as text)):
                 docs[name] = " ".join(text.split())
     return docs
-
-
-def flag(name: str) -> str:
-    """The option of a field: `max_tokens` is `--max-tokens`."""
-    return "--" + name.replace("_", "-")
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") -> None:
@@ -111,8 +107,9 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
         if hint is bool:
             shown, kind = "", {"action": argparse.BooleanOptionalAction}
         text = (docs[field.name] + shown).replace("%", "%%")
-        name = field.name
-        group.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=text, **kind)
+        flag = "--" + field.name.replace("_", "-")
+        kind |= {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+        group.add_argument(flag, **kind)
     for name, section in sections:
         add_options(parser, section, name)
 
@@ -139,24 +136,14 @@ def given(cls: type, found: argparse.Namespace) -> dict[str, Any]:
 
 def convert(text: Any, hint: Any) -> Any:
     """`text` as a number where the type asks for one; other texts and switches stay."""
-    if isinstance(text, bool):
-        return text
-    kinds = typing.get_args(hint) or (hint,)
-    for kind in (int, float):
-        if kind in kinds:
-            try:
+    if isinstance(text, str) and {int, float} & {hint, *typing.get_args(hint)}:
+        for kind in (int, float):  # 1e3 steps are whole
+            with contextlib.suppress(ValueError):
                 return kind(text)
-            except ValueError:
-                continue
     return text
 
 
 def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     """Nested tables with the values of `high` over those of `low`."""
-    both = dict(low)
-    for key, value in high.items():
-        if isinstance(value, dict) and isinstance(both.get(key), dict):
-            both[key] = merge(both[key], value)
-        else:
-            both[key] = value
-    return both
+    both = {k for k, v in high.items() if isinstance(v, dict) and isinstance(low.get(k), dict)}
+    return {**low, **high, **{key: merge(low[key], high[key]) for key in both}}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import types
 import typing
 from collections.abc import Mapping
@@ -19,13 +18,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from modicum.spec import check
+from modicum.spec import HALF, check
 from modicum.stats import Difference, Interval
 from modicum.types import UserError
 
 T = TypeVar("T")
 Column = NDArray[np.float64]
-HALF = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +124,8 @@ class RunResult:
     skipped_steps: int | None = None
     change_proof: str | None = None
     agreement_proof: str | None = None
-    agreement_max: float | None = None
     base_hash: str = ""
+    agreement_max: float | None = None
     anatomy: Anatomy | None = None
 
 

@@ -113,56 +113,52 @@ class Run:
             write_whole(self.folder / name, text)
 
     @contextmanager
-    def checkpointing(self, needed: int) -> Iterator[None]:
-        """A context for `checkpoint_folder` to `seal`; of one that fails nothing is left.
+    def checkpointing(self, step: int, state: Mapping[str, Any], needed: int) -> Iterator[Path]:
+        """A folder for the tensors of a checkpoint, which counts once all is written.
 
-        `needed` is the size of the tensors in bytes, for the message about a full disk.
+        Then old ones go; of one that fails nothing is left. `needed` is the size of the tensors in
+        bytes, for the message about a full disk.
         """
+        final = self.checkpoint(step)
+        folder = final.with_name(f".{final.name}")
+        tensors = folder / "tensors.safetensors"
         with self.writing(needed):
+            self._drop_halves()
+            folder.mkdir(parents=True)
             try:
-                yield
+                yield folder
+                with tensors.open("rb") as file:
+                    os.fsync(file.fileno())  # some file systems say only now that they are full
+                full = {"format": FORMAT, **state, "tensors_sha256": file_hash(tensors)}
+                write_whole(folder / "state.json", json.dumps(full, indent=2) + "\n")
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(folder, final)
+                for old in checkpoints(self.folder)[:-KEPT]:
+                    shutil.rmtree(old)
             except disk.errors():
                 self._drop_halves()
                 raise
 
-    def checkpoint_folder(self, step: int) -> Path:
-        """A fresh folder to write the checkpoint of `step` into; `seal` makes it count."""
-        self._drop_halves()
-        folder = self.folder / "checkpoints" / f".step-{step:06d}"
-        folder.mkdir(parents=True)
-        return folder
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` steps."""
+        return self.folder / "checkpoints" / f"step-{step:06d}"
 
     def _drop_halves(self) -> None:
         """Remove checkpoints that a kill or a full disk left half-written."""
         for half in (self.folder / "checkpoints").glob(".step-*"):
             shutil.rmtree(half, ignore_errors=True)
 
-    def seal(self, folder: Path, state: Mapping[str, Any]) -> Path:
-        """Write the state with the hash of the tensors, rename the folder, drop old ones."""
-        tensors = folder / "tensors.safetensors"
-        with tensors.open("rb") as file:
-            os.fsync(file.fileno())  # some file systems say only now that they are full
-        full = {"format": FORMAT, **state, "tensors_sha256": file_hash(tensors)}
-        write_whole(folder / "state.json", json.dumps(full, indent=2) + "\n")
-        final = folder.with_name(folder.name[1:])
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(folder, final)
-        for old in checkpoints(self.folder)[:-KEPT]:
-            shutil.rmtree(old)
-        return final
-
 
 def check_new(folder: Path, overwrite: bool) -> None:
     """UserError where no new run may begin; what is there may go only with `overwrite`."""
     if not entries(folder):
         return
+    if not is_run(folder):
+        raise UserError(f"{folder} is not empty and no run folder; --out takes another")
     if not overwrite:
         finished = (folder / "result.json").exists()
-        state = "holds a finished run" if finished else "is not empty"
-        more = "" if finished else "--resume goes on with it, "
-        raise UserError(f"{folder} {state}; {more}--overwrite starts anew, --out takes another")
-    if not is_run(folder):
-        raise UserError(f"{folder} is no run folder; --overwrite does not touch it")
+        state = "holds a finished run; " if finished else "is not empty; --resume goes on with it, "
+        raise UserError(f"{folder} {state}--overwrite starts anew, --out takes another")
 
 
 def is_run(folder: Path) -> bool:

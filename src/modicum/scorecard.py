@@ -42,7 +42,7 @@ def summarise(
     lenient = [sum(grade.lenient for _, grade in group) / count for group in drawn]
     best = [float(grade.strict) for _, grade in greedy]
     powers = [2**power for power in range(count.bit_length()) if 2**power <= count]
-    votes = [[vote(*graded) for graded in group] for group in drawn]
+    cast = [(p.id, [vote(*g) for g in group]) for p, group in zip(problems, drawn, strict=True)]
     sampled, loose, most = stats.interval(scores), stats.interval(lenient), stats.interval(best)
     format_ok = STYLES[sampling.style if sampling.style in STYLES else "tags"].format_ok
     return Evaluation(
@@ -67,12 +67,7 @@ def summarise(
         length=sum(len(c.tokens) for c, _ in every) / len(every),
         pass_at={str(k): _band([stats.pass_at_k(count, r, k) for r in strict]) for k in powers},
         maj_at={
-            str(k): _band(
-                [
-                    stats.majority_at_k(cast, RIGHT, k, problem.id)
-                    for cast, problem in zip(votes, problems, strict=True)
-                ]
-            )
+            str(k): _band([stats.majority_at_k(votes, RIGHT, k, key) for key, votes in cast])
             for k in powers
         },
         ids=[problem.id for problem in problems],

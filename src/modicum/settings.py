@@ -5,8 +5,6 @@ alike. A name that no setting has is answered with the table where it belongs, w
 if TRL, verl, transformers or PEFT have it (elsewhere.txt), or else with the nearest one.
 """
 
-from __future__ import annotations
-
 import codecs
 import dataclasses
 import re
@@ -17,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from modicum.spec import check, nearest
+from modicum.spec import check, nearest, short
 from modicum.types import UserError
 
 C = TypeVar("C")
@@ -117,10 +115,10 @@ def tables(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name in at:
             table = found if not at[name] else found.setdefault(at[name], {})
             table[name] = value
-        elif name in at.values() and (
-            isinstance(value, Mapping) or dataclasses.is_dataclass(value)
-        ):
-            given = value if isinstance(value, Mapping) else vars(value)
+        elif name in at.values():
+            given = vars(value) if dataclasses.is_dataclass(value) else value
+            if not isinstance(given, Mapping):
+                raise UserError(f"{where}: {name} must be a dict, not {short(value)}")
             found[name] = {**given, **found.get(name, {})}
         else:
             hint = elsewhere(name, flat) or nearest(name, at)
@@ -142,7 +140,7 @@ def elsewhere(name: str, at: Mapping[str, str], option: bool = False) -> str:
 
     `at` has the settings that there are, with their sections.
     """
-    plain = str(name).lstrip("-").replace("-", "_").lower()
+    plain = str(name).lstrip("-").rpartition(".")[2].replace("-", "_").lower()
     setting, value, note = (plain, "", "") if plain in at else _table().get(plain, ("", "", ""))
     shown = setting.replace("_", "-") if option else setting
     if shown not in at:

@@ -6,8 +6,6 @@ members' own dataclasses and operators; nothing is ever evaluated. `str()` of th
 gives the expression back.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import difflib
@@ -26,6 +24,9 @@ from modicum.types import UserError
 MAX_LENGTH = 2000
 MAX_FLOAT = sys.float_info.max
 PATH_LIKE = re.compile(r"[(=,]\s*(~|\.{0,2}[/\\]\w|\w:\\)")
+HALF = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
+WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+WORDS |= {type(None): "nothing"}
 GIVEN = "given"
 """What stands for an object of Python that no expression gives again: `given('my_function')`."""
 JOIN: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
@@ -60,8 +61,7 @@ class Spec:
 
 def arguments(cls: type) -> list[dataclasses.Field[Any]]:
     """The fields of a member that an expression can give, those without a place last."""
-    fields = [field for field in dataclasses.fields(cls) if field.init]
-    return sorted(fields, key=lambda field: bool(field.kw_only))
+    return sorted((f for f in dataclasses.fields(cls) if f.init), key=lambda f: bool(f.kw_only))
 
 
 def describe(cls: type) -> dict[str, str]:
@@ -69,12 +69,9 @@ def describe(cls: type) -> dict[str, str]:
     varargs = getattr(cls, "varargs", None)
     shown = [f"{f.name}, ..." if f.name == varargs else _shown(f) for f in arguments(cls)]
     name = cls.name  # type: ignore[attr-defined]
+    signature = f"{name}({', '.join(shown)})" if shown else name
     summary = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
-    return {
-        "name": name,
-        "signature": f"{name}({', '.join(shown)})" if shown else name,
-        "summary": summary,
-    }
+    return {"name": name, "signature": signature, "summary": summary}
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:
@@ -87,13 +84,13 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     return f"did you mean {close[0]!r}? (known: {listed})" if close else f"known are {listed}"
 
 
-def build(kind: str, text: str, members: Mapping[str, type]) -> Any:
+def build(kind: str, text: str, members: Mapping[str, type], code: str = "") -> Any:
     """The object that `text` describes, made of `members` (name -> dataclass).
 
-    `kind` is the word used in messages ("update"). Raises UserError with the nearest
+    `kind` is the word used in messages ("update"), `code` is read in the place of the text. Raises UserError with the nearest
     right name, the allowed arguments, or the place where the text does not parse.
     """
-    tree = _parsed(kind, text, text.strip())
+    tree = _parsed(kind, text, (code or text).strip())
     try:
         made = _Builder(kind, text, members).build(tree)
     except RecursionError:
@@ -179,10 +176,8 @@ class _Builder:
             values.update(zip(fields, positional, strict=False))
         for keyword in keywords:
             if keyword.arg not in fields:
-                word = keyword.arg or "**"
-                raise self.error(
-                    f"{name} has no argument {word!r}; it takes {self.signature(fields)}"
-                )
+                word, takes = keyword.arg or "**", self.signature(fields)
+                raise self.error(f"{name} has no argument {word!r}; it takes {takes}")
             if keyword.arg in values:
                 raise self.error(f"{name} got {keyword.arg!r} twice")
             values[keyword.arg] = self.argument(keyword.value)
@@ -270,19 +265,14 @@ def check(what: str, value: Any, hint: Any) -> Any:
         raise UserError(f"{what} is {short(value)}; {nearest(str(value), map(str, args))}")
     elif origin is tuple and isinstance(value, list | tuple):
         return tuple(check(what, item, args[0]) for item in value)
-    elif hint is type(None) and value is None:
-        return None
     elif isinstance(hint, type):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if hint is int and number and (isinstance(value, int) or value.is_integer()):
             return int(value)
         if hint is float and number and -MAX_FLOAT <= value <= MAX_FLOAT:
             return float(value)
-        if hint is str and isinstance(value, str) and not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise UserError(f"{what} must be a text in UTF-8, not {value!r}") from None
+        if hint is str and isinstance(value, str) and HALF.search(value):
+            raise UserError(f"{what} must be a text in UTF-8, not {value!r}")
         if hint not in (int, float) and isinstance(value, hint):
             return value
     raise UserError(f"{what} must be {_words(hint)}, not {short(value)}")
@@ -295,13 +285,10 @@ def short(value: object) -> str:
 
 
 def _words(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    if hint in names:
-        return names[hint]
+    if hint in WORDS:
+        return WORDS[hint]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_words(arg) for arg in typing.get_args(hint))
-    if hint is type(None):
-        return "nothing"
     if typing.get_origin(hint) is tuple:
         return "a list of which each is " + _words(typing.get_args(hint)[0])
     if dataclasses.is_dataclass(hint):

@@ -54,10 +54,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
         n, c, k = (operator.index(value) for value in (n, c, k))
     except TypeError:
         raise UserError(f"pass@k needs whole numbers, not n={n!r}, c={c!r}, k={k!r}") from None
-    if k < 1:
-        raise UserError(f"pass@k needs k of at least 1, not {k}")
-    if n < k:
-        raise UserError(f"pass@{k} needs at least {k} samples a problem, there are {n}")
+    if not 1 <= k <= n:
+        raise UserError(f"pass@{k} needs at least {max(k, 1)} samples a problem, there are {n}")
     if not 0 <= c <= n:
         raise UserError(f"pass@k: {c} right answers among {n} samples is impossible")
     if n - c < k:
@@ -214,7 +212,7 @@ def no_spread(mean: float, count: int, level: float, bounds: tuple[float, float]
     lie anywhere within the bounds. At 0 and at 1 this is Wilson's interval exactly.
     """
     least, most = bounds
-    z = float(special.ndtri((1 + level) / 2))
+    z = _quantile(level)
     unseen = z * z / (count + z * z)
     return Interval(mean, mean - unseen * (mean - least), mean + unseen * (most - mean))
 

@@ -4,8 +4,6 @@ Everything here is frozen and free of torch: a problem set, a grade or a group o
 completions can be made, stored and tested without loading a model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -5,7 +5,6 @@ from typing import Literal
 
 from modicum.options import Parser, show
 from modicum.spec import at_least
-from modicum.types import UserError
 
 SUMMARY = """Try degenerate answers on a reward before training; needs no model.
 
@@ -37,9 +36,7 @@ class Options:
     """Of the order of the problems."""
 
     def __post_init__(self) -> None:
-        at_least(self, problems=1, seed=0)
-        if not 0 <= self.share <= 1:
-            raise UserError(f"share must be between 0 and 1, not {self.share}")
+        at_least(self, problems=1, seed=0, share=(0, 1))
 
 
 def run(args: list[str]) -> int:

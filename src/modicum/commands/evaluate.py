@@ -1,7 +1,5 @@
 """`modicum evaluate`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from modicum.config import Sampling

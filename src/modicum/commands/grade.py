@@ -1,7 +1,5 @@
 """`modicum grade`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from modicum.options import Parser
+from modicum.spec import within
 from modicum.types import UserError
 
 EXAMPLES = r"""
@@ -39,8 +38,7 @@ class Options:
     """Seconds for the algebra of one answer; what takes longer is wrong."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.time_limit < float("inf"):
-            raise UserError(f"time_limit must be a number above 0, not {self.time_limit}")
+        within("time_limit", self.time_limit, 0, 1e6, above=True)
 
 
 def run(args: list[str]) -> int:
@@ -49,7 +47,7 @@ def run(args: list[str]) -> int:
     parser.add_argument(
         "file", nargs="?", default="-", metavar="FILE", help="JSON lines; none or - is stdin"
     )
-    found, options = parser.options(args, Options, "comparison")
+    found, options = parser.options(args, Options, "grading")
 
     from modicum.answers import grade_lines
 

@@ -1,13 +1,11 @@
 """`modicum plan`."""
 
-from __future__ import annotations
-
-from argparse import ArgumentTypeError
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from modicum.commands.train import add_sources, settings
-from modicum.config import TrainConfig
-from modicum.options import Parser, add_options, show
+from modicum.config import TrainConfig, from_mapping
+from modicum.options import Parser, add_options, given, show
+from modicum.spec import at_least
 from modicum.types import UserError
 
 EXAMPLES = """
@@ -18,32 +16,36 @@ modicum plan --recipe tinyzero --hardware a100-80gb --require-fit
 """
 
 
+@dataclass(frozen=True)
+class Options:
+    """Of which machine and runs."""
+
+    hardware: str = "this"
+    """A GPU (h100, a100-80gb, rtx4090), memory (2x48GB), or this machine."""
+    prompt_tokens: int | None = None
+    """Tokens of a prompt (default: as the task's are, 256 without a tokenizer here)."""
+    updates: str = ""
+    """Several updates, separated by ';', as a table."""
+    models: str = ""
+    """Several models, separated by ';', as a table."""
+    markdown: bool = False
+    """Print a Markdown table."""
+    require_fit: bool = False
+    """Exit code 2 if it does not fit."""
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens is not None:
+            at_least(self, prompt_tokens=1)
+
+
 def run(args: list[str]) -> int:
     """Print the plan of a run; with --require-fit exit code 2 if it does not fit."""
     parser = Parser("plan", "Memory, FLOPs and time of a run, from its settings alone.", EXAMPLES)
     add_sources(parser)
-    parser.add_argument(
-        "--hardware",
-        metavar="NAME",
-        default="this",
-        help="a GPU (h100, a100-80gb, rtx4090), memory (2x48GB), or this machine (default this)",
-    )
-    parser.add_argument(
-        "--prompt-tokens",
-        metavar="N",
-        type=_tokens,
-        help="tokens of a prompt (default: as the task's are, 256 without a tokenizer here)",
-    )
-    parser.add_argument(
-        "--updates", metavar="LIST", help="several updates, separated by ';', as a table"
-    )
-    parser.add_argument(
-        "--models", metavar="LIST", help="several models, separated by ';', as a table"
-    )
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    parser.add_argument("--require-fit", action="store_true", help="exit code 2 if it does not fit")
+    add_options(parser, Options, "plan")
     add_options(parser, TrainConfig)
     found = parser.read(args)
+    options = from_mapping(Options, given(Options, found), "options")
     config = settings(found, {})
 
     from modicum import curricula
@@ -53,40 +55,33 @@ def run(args: list[str]) -> int:
     # They change nothing in a plan, and what is no run has none.
     curricula.parse(config.curriculum)
     samplers.parse(config.compute.sampler)
-    machine = hardware.parse(found.hardware, config.compute.device, config.compute.dtype)
-    several = bool(found.updates or found.models or found.markdown)
+    machine = hardware.parse(options.hardware, config.compute.device, config.compute.dtype)
+    several = bool(options.updates or options.models or options.markdown)
     plans = [
         overall.make(
             changed,
             machine,
-            overall.lengths_of(changed, found.prompt_tokens),
+            overall.lengths_of(changed, options.prompt_tokens),
             advise=not several,
         )
-        for changed in _variants(config, found.models, found.updates)
+        for changed in _variants(config, options.models, options.updates)
     ]
     made = [plan.to_json() for plan in plans]
-    text = overall.table(plans, found.markdown) if several else plans[0].text()
-    if several and not found.markdown:
+    text = overall.table(plans, options.markdown) if several else plans[0].text()
+    if several and not options.markdown:
         text = "\n".join([text, *(f"note: {note}" for note in plans[0].assumptions)])
     show(found.json, made if several else made[0], text)
-    if found.require_fit and any(plan.fits is not True for plan in plans):
+    if options.require_fit and any(plan.fits is not True for plan in plans):
         odd = next(plan for plan in plans if plan.fits is not True)
         raise UserError(f"{odd.update} on {odd.model} does not fit {machine.name}")
     return 0
 
 
-def _tokens(text: str) -> int:
-    """A number of tokens of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _variants(config: TrainConfig, models: str | None, updates: str | None) -> list[TrainConfig]:
+def _variants(config: TrainConfig, models: str, updates: str) -> list[TrainConfig]:
     """The config for every model and update that was named, or as it is."""
 
-    def parts(text: str | None, default: str) -> list[str]:
-        return [part.strip() for part in (text or "").split(";") if part.strip()] or [default]
+    def parts(text: str, default: str) -> list[str]:
+        return [part.strip() for part in text.split(";") if part.strip()] or [default]
 
     return [
         replace(config, model=model, update=update)

@@ -32,7 +32,7 @@ def run(args: list[str]) -> int:
     found, options = parser.options(args, Options, "report")
     folders = [Path(name) for name in found.runs]
 
-    from modicum.face.reports import STUDY, report
+    from modicum.face.result import STUDY, report
     from modicum.report import page, read, tables
 
     report(*folders, out=options.out, title=options.title)

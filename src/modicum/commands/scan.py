@@ -1,6 +1,5 @@
 """`modicum scan`."""
 
-from argparse import ArgumentTypeError
 from dataclasses import dataclass
 
 from modicum.commands.study import Printed
@@ -42,7 +41,7 @@ def run(args: list[str]) -> int:
         "--rates",
         nargs="+",
         metavar="X",
-        type=_rate,
+        type=float,
         default=[],
         help="learning rates that every unit is tried with",
     )
@@ -78,11 +77,3 @@ def run(args: list[str]) -> int:
     lines.append(f"files: {out}/scan.json, scan.png, scan.svg")
     show(found.json, result, "\n".join(lines))
     return 0
-
-
-def _rate(text: str) -> float:
-    """A learning rate; its range is checked where it is used."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ArgumentTypeError(f"numbers such as 1e-4, not {text!r}") from None

@@ -1,7 +1,5 @@
 """`modicum tasks`: what tasks there are, their problems, and whether they are sound."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """`modicum train`."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from pathlib import Path

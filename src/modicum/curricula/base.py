@@ -43,9 +43,8 @@ class Order(ABC):
     def next(self, count: int, progress: float) -> list[Problem]:
         """`count` more training problems; `progress` of the run is behind it, from 0 to 1."""
 
-    @abstractmethod
-    def observe(self, seen: Sequence[Seen]) -> None:
-        """Hear what came of the problems of a step, all of them."""
+    def observe(self, seen: Sequence[Seen]) -> None:  # noqa: B027
+        """Hear what came of the problems of a step, all of them; unless it says, nothing of it."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

@@ -11,11 +11,12 @@ come in the last stage. Source of the staged form: curriculum learning (Bengio e
 """
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, Seen, count_of
+from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, count_of
+from modicum.spec import within
 from modicum.tasks.base import Task, stream
 from modicum.types import Problem, UserError
 
@@ -58,9 +59,6 @@ class StagedOrder(Order):
                 found.append(problem)
         self.shown = [p.difficulty for p in found if p.difficulty is not None]
         return found
-
-    def observe(self, seen: Sequence[Seen]) -> None:
-        """Stages follow the progress alone."""
 
     def state(self) -> dict[str, Any]:
         return {"cursor": self.cursor}
@@ -110,8 +108,7 @@ class EasyToHard(Curriculum):
     cumulative: bool = True
 
     def __post_init__(self) -> None:
-        if not 2 <= self.stages <= 100:
-            raise UserError(f"easy_to_hard: stages must be from 2 to 100, not {self.stages}")
+        within("easy_to_hard: stages", self.stages, 2, 100)
 
     def begin(self, task: Task, seed: int) -> Order:
         return StagedOrder(task, seed, self.stages, self.cumulative)

@@ -1,10 +1,10 @@
 """No curriculum: the task's own order, in which every problem is as likely as any other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, Seen, count_of
+from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, count_of
 from modicum.tasks.base import Task
 from modicum.types import Problem
 
@@ -21,9 +21,6 @@ class UniformOrder(Order):
     def next(self, count: int, progress: float) -> list[Problem]:
         first, self.drawn = self.drawn, self.drawn + count
         return [self.task.problem("train", self.seed, i) for i in range(first, self.drawn)]
-
-    def observe(self, seen: Sequence[Seen]) -> None:
-        """Nothing depends on it."""
 
     def state(self) -> dict[str, Any]:
         return {"drawn": self.drawn}

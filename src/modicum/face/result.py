@@ -1,4 +1,4 @@
-"""What came of a run: read from its folder, so that it is the same after `load`."""
+"""What came of a run, read from its folder, so that it is the same after `load`; its report."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from modicum.types import UserError
 if TYPE_CHECKING:
     from modicum.scorecard import Evaluation
 
+STUDY = "study.toml"
 NAMES = ("update", "model", "task", "reward")
 OPTION = re.compile(r"(?<![\w-])--([a-z-]+)")
 COUNTS = ("trainable_parameters", "total_parameters", "steps", "seconds", "change_proof")
@@ -71,8 +72,6 @@ class TrainResult:
 
     def report(self, out: str | Path = "", title: str = "") -> Path:
         """Write the run's page, with Markdown and figures beside it; returns the page."""
-        from modicum.face.reports import report
-
         return report(self, out=out, title=title)
 
     @in_python()
@@ -151,6 +150,26 @@ def load(folder: str | Path, base: str | Path = "") -> TrainResult:
     return TrainResult(place, values, base=str(base))
 
 
+def report(*runs: str | Path | TrainResult, out: str | Path = "", title: str = "") -> Path:
+    """Write the report of some runs, or of one study, and return the path of its page.
+
+    Markdown and figures are written beside it. `out` is the page; by default report.html in
+    the folder of a single run or study, and here for several runs.
+    """
+    from modicum.report import page
+
+    folders, out = [folder_of(run) for run in runs], out and Path(out).expanduser()
+    if not folders:
+        raise UserError("report needs at least one run folder")
+    studies = [folder for folder in folders if (folder / STUDY).is_file()]
+    if studies and len(folders) > 1:
+        raise UserError(f"{studies[0]} is a study: it gets a report of its own")
+    if studies:
+        return page.write_study(folders[0], Path(out) if out else None, title or None)
+    place = out or (None if len(folders) == 1 else "report.html")
+    return page.write(folders, place, title or "modicum report")
+
+
 def folder_of(run: str | Path | TrainResult) -> Path:
     """The folder of a run that is named by itself or by its folder."""
     if isinstance(run, TrainResult):
@@ -158,5 +177,4 @@ def folder_of(run: str | Path | TrainResult) -> Path:
     try:
         return Path(run).expanduser()
     except TypeError:
-        kind = type(run).__name__
-        raise UserError(f"a folder or the result of a run is needed, not a {kind}") from None
+        raise UserError(f"a folder or the result of a run is needed, not {run!r:.60}") from None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modicum import rewards, tasks
 from modicum.config import TrainConfig, from_mapping, read_toml
-from modicum.face.result import TrainResult, in_python
+from modicum.face.result import TrainResult, folder_of, in_python
 from modicum.options import merge
 from modicum.parts import RunParts, expression, is_given, parsers
 from modicum.rewards import Reward, Term
@@ -93,7 +92,7 @@ def _config(base: TrainConfig | None, values: dict[str, Any], resume: bool) -> T
     """The settings over those of `base`, or of the run that is gone on with."""
     given = tables(TrainConfig, values, "train")
     below = {} if base is None else dataclasses.asdict(base)
-    past = Path(values.get("out", "")).expanduser() / "config.toml"
+    past = folder_of(values.get("out", "")) / "config.toml"
     if resume and base is None and values.get("out") and past.is_file():
         below = read_toml(past)
     return from_mapping(TrainConfig, merge(below, given), "train")

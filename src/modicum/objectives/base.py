@@ -155,7 +155,10 @@ class Objective(spec.Spec, ABC):
 
 @dataclass(frozen=True)
 class Clipped(Objective):
-    """PPO's clipped surrogate with a k3 term to the reference, if `kl` is above 0."""
+    """PPO's clipped surrogate with a k3 term to the reference, if `kl` is above 0.
+
+    Advantages and weights are GRPO's unless a member has its own.
+    """
 
     kl: float = 0.0
     clip: float = 0.2
@@ -177,6 +180,12 @@ class Clipped(Objective):
     def droppable(self) -> bool:
         """Without a KL term, which acts on rows without advantage too."""
         return not self.needs_reference
+
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        return over_deviation(rewards_PG)
+
+    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
+        return sequence_mean(lengths_R, counts)
 
     def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
         """The log of the ratio of each token, [N]."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from modicum.objectives.base import Clipped, Counts, LossExample, over_deviation, token_mean
+from modicum.objectives.base import Clipped, Counts, LossExample, token_mean
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,6 @@ class Dapo(Clipped):
         gradient=(-0.1831378, -0.1370868, -0.2054852, 0.0698698, -0.0038873, 0.0566129, -0.007208),
     )
     clip_high: float | None = 0.28
-
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        return over_deviation(rewards_PG)
 
     def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
         return token_mean(lengths_R, counts)

@@ -3,15 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from modicum.objectives.base import (
-    Clipped,
-    Counts,
-    LossExample,
-    over_deviation,
-    sequence_mean,
-)
+from modicum.objectives.base import Clipped, LossExample
 
 
 @dataclass(frozen=True)
@@ -26,9 +18,3 @@ class Grpo(Clipped):
         loss=-0.1069292,
         gradient=(-0.1373533, -0.1028151, 0.0016457, 0.1572071, -0.0043732, 0.0636895, -0.016218),
     )
-
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        return over_deviation(rewards_PG)
-
-    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        return sequence_mean(lengths_R, counts)

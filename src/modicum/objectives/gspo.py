@@ -11,15 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from modicum.objectives.base import (
-    Clipped,
-    Counts,
-    LossExample,
-    LossRow,
-    Tokens,
-    over_deviation,
-    sequence_mean,
-)
+from modicum.objectives.base import Clipped, LossExample, LossRow, Tokens
 
 
 @dataclass(frozen=True)
@@ -51,12 +43,6 @@ class Gspo(Clipped):
     whole_rows: ClassVar[bool] = True
     clip: float = 3e-4
     clip_high: float | None = 4e-4
-
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        return over_deviation(rewards_PG)
-
-    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        return sequence_mean(lengths_R, counts)
 
     def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
         """The mean over the tokens of each row."""

@@ -4,8 +4,6 @@ To add one: a file with a frozen dataclass (see `base.Term`), an entry in REWARD
 contract suite (tests/test_rewards.py) picks it up.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -14,13 +12,12 @@ from typing import Any
 
 from modicum import spec
 from modicum.rewards.accuracy import Accuracy
-from modicum.rewards.base import Reward, Term, reward_of
+from modicum.rewards.base import Moment, Reward, Term, reward_of
 from modicum.rewards.consistency import Consistency
 from modicum.rewards.format import Format
 from modicum.rewards.function import Function, GivenFunction, term_of
 from modicum.rewards.language import Language
 from modicum.rewards.length import Length
-from modicum.rewards.moment import Moment
 from modicum.rewards.random import Random
 from modicum.rewards.repetition import Repetition
 from modicum.rewards.source import FOLDERS, rewrite
@@ -33,16 +30,7 @@ __all__ = [
 
 REWARDS: dict[str, type[Term]] = {
     cls.name: cls
-    for cls in (
-        Accuracy,
-        Format,
-        Consistency,
-        Language,
-        Length,
-        Repetition,
-        Random,
-        Function,
-    )
+    for cls in (Accuracy, Format, Consistency, Language, Length, Repetition, Random, Function)
 }
 
 
@@ -54,7 +42,7 @@ def parse(text: str, folders: Sequence[Path] = ()) -> Reward:
     """
     before = FOLDERS.set(folders)
     try:
-        return reward_of(spec.build("reward", rewrite(text), REWARDS))
+        return reward_of(spec.build("reward", text, REWARDS, rewrite(text)))
     finally:
         FOLDERS.reset(before)
 

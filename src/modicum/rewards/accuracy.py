@@ -3,8 +3,6 @@
 DeepSeek-R1 (arXiv 2501.12948), section 2.2.2. What is right is the task's to say.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -8,8 +8,6 @@ Two kinds. Those that do not know the answer must earn little. Those that do kno
 out something (the mark, the reasoning, an end) may earn as much as a right one, not more.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

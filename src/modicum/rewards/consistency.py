@@ -11,8 +11,6 @@ It does not say that the answer is right: `56 + 1 = 57`, `57` is consistent what
 asked. Give it a smaller weight than accuracy.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -4,8 +4,6 @@ For tags it is the format reward of DeepSeek-R1-Zero (arXiv 2501.12948), section
 says nothing of whether the answer is right: keep its weight below that of accuracy.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -6,7 +6,7 @@
 It is called once for all completions of a problem. `columns` are lists as long as
 `completions`: everything in the problem's data, and `question`, `answer` and `ground_truth`
 (the gold answer). `prompts` holds the question as the task states it, without the template;
-`trainer_state`, `log_metric` and `log_extra` are those of `rewards.moment`. A parameter that the
+`trainer_state`, `log_metric` and `log_extra` are those of `base.Moment`. A parameter that the
 function does not have is not passed; one that nothing is known for is a UserError. `async def`
 works as well.
 
@@ -20,8 +20,6 @@ every call is for one completion, so that one that fails costs no other. What re
 UserError.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import copy
@@ -31,12 +29,11 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from modicum.rewards.base import Term
-from modicum.rewards.moment import Moment
+from modicum.rewards.base import Moment, Term
 from modicum.rewards.source import OWN, PATH, Guard, attribute, find, shown
 from modicum.spec import nearest
 from modicum.tasks.base import Task
@@ -45,16 +42,16 @@ from modicum.types import Completion, Problem, UserError
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
+@dataclass(frozen=True)
 class Called(Term):
-    """Base of the terms that call a function; they have `called`, `chat` and `each`."""
+    """Base of the terms that call a function.
 
-    if TYPE_CHECKING:  # fields of the terms
+    With `chat`, prompts and completions are lists of messages ({"role", "content"}). With `each`
+    it is called for every completion alone, and not for all of a problem.
+    """
 
-        @property
-        def chat(self) -> bool: ...
-
-        @property
-        def each(self) -> bool: ...
+    chat: bool = field(default=False, kw_only=True)
+    each: bool = field(default=False, kw_only=True)
 
     @property
     @abstractmethod
@@ -66,6 +63,10 @@ class Called(Term):
         made = copy.copy(self)
         object.__setattr__(made, "moment", moment)  # no field: it changes no expression
         return made
+
+    def require(self, problem: Problem) -> None:
+        """UserError where the function needs an argument that there is not."""
+        accepted(str(self), self.called, self._columns(problem, []))
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """What the function returns for a group of one; UserError where it fails."""
@@ -115,16 +116,10 @@ class Called(Term):
 
 @dataclass(frozen=True)
 class Function(Called):
-    """Your own `module:function` or `file.py:function`, in the form of TRL's reward functions.
-
-    With `chat`, prompts and completions are lists of messages ({"role", "content"}). With `each`
-    it is called for every completion alone, and not for all of a problem.
-    """
+    """Your own `module:function` or `file.py:function`, in the form of TRL's reward functions."""
 
     name: ClassVar[str] = "function"
     path: str
-    chat: bool = False
-    each: bool = False
 
     def __post_init__(self) -> None:
         # So that a run fails before its model is loaded.
@@ -151,10 +146,8 @@ class GivenFunction(Called):
 
     name: ClassVar[str] = "given"
     function: Callable[..., Any]
-    chat: bool = False
     label: str = ""
     """What metrics call it; empty takes its own name."""
-    each: bool = False
 
     def __str__(self) -> str:
         kind = type(self.function).__name__
@@ -196,15 +189,11 @@ def _call(term: Called, arguments: dict[str, Any]) -> tuple[list[float], str | N
 
 
 def _await(found: Any) -> Any:
-    """The result of a coroutine; where a loop runs already (Jupyter), on a thread of its own."""
+    """The result of a coroutine, on a thread of its own: a loop may run already (Jupyter)."""
 
     async def awaited() -> Any:
         return await found
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(awaited())
     with ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(asyncio.run, awaited()).result()
 
@@ -214,19 +203,16 @@ def accepted(path: str, function: Callable[..., Any], given: dict[str, Any]) -> 
 
     UserError when it needs one that there is not: a column that the data lacks.
     """
-    known = inspect.signature(function).parameters.values()
-    for parameter in known:
+    try:
+        known = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of some functions in C nobody knows
+        raise UserError(f"reward {path}: what it takes cannot be told; wrap it in one") from None
+    for name, parameter in known.items():
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise UserError(
-                f"reward {path}: {parameter.name!r} is positional-only; arguments go by name"
-            )
+            raise UserError(f"reward {path}: {name!r} is positional-only; arguments go by name")
         needed = parameter.default is parameter.empty and parameter.kind not in VARIADIC
-        if needed and parameter.name not in given:
-            raise UserError(
-                f"reward {path}: the problems have no column {parameter.name!r};"
-                f" {nearest(parameter.name, given)}"
-            )
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
-        return given
-    names = {parameter.name for parameter in known}
-    return {name: value for name, value in given.items() if name in names}
+        if needed and name not in given:
+            near = nearest(name, given)
+            raise UserError(f"reward {path}: the problems have no column {name!r}; {near}")
+    whole = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return given if whole else {n: value for n, value in given.items() if n in known}

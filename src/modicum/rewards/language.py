@@ -14,8 +14,6 @@ commands, and Latin and Greek letters in formulas and code. Letters of other scr
 there too: a formula is no place to hide them.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -67,9 +65,8 @@ class Language(Term):
 
     def __post_init__(self) -> None:
         if self.lang not in LANGUAGES:
-            raise UserError(
-                f"language: unknown lang {self.lang!r}; {nearest(self.lang, LANGUAGES)}"
-            )
+            known = nearest(self.lang, LANGUAGES)
+            raise UserError(f"language: unknown lang {self.lang!r}; {known}")
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """In [0, 1]; a text without a letter, a digit or a formula gets 0."""

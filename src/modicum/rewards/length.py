@@ -10,15 +10,13 @@ Departures: a completion that the sampling limit cut gets 0 whatever its length,
 an empty one, which DAPO does not punish: it would be the cheapest way to be short.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from modicum.rewards.base import Term
 from modicum.spec import within
 from modicum.tasks.base import Task
-from modicum.types import Completion, Problem, UserError
+from modicum.types import Completion, Problem
 
 
 @dataclass(frozen=True)
@@ -34,10 +32,8 @@ class Length(Term):
 
     def __post_init__(self) -> None:
         within("length: max_tokens", self.max_tokens, 1, 10**9)
-        if self.buffer is not None and not 1 <= self.buffer <= self.max_tokens:
-            raise UserError(
-                f"length: buffer must be in 1..max_tokens = {self.max_tokens}, not {self.buffer}"
-            )
+        if self.buffer is not None:
+            within("length: buffer", self.buffer, 1, self.max_tokens)
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """In [0, 1]; the end token counts as one."""

@@ -8,16 +8,15 @@ The coin is a hash of (seed, problem, member of the group, text), so that a repe
 gives the same scores and equal completions of one problem still differ.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from modicum.rewards.base import Term
+from modicum.spec import within
 from modicum.tasks.base import Task
-from modicum.types import Completion, Problem, UserError
+from modicum.types import Completion, Problem
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,7 @@ class Random(Term):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.p < 1:
-            raise UserError(f"random: p must be above 0 and below 1, not {self.p}")
+        within("random: p", self.p, 0, 1, above=True, below=True)
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """0 or 1."""

@@ -8,15 +8,14 @@ each sign and each Chinese or Japanese character, and a word ends after 20 chara
 that text without blanks can repeat itself too.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 from modicum.rewards.base import Term
+from modicum.spec import within
 from modicum.tasks.base import Task
-from modicum.types import Completion, Problem, UserError
+from modicum.types import Completion, Problem
 
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W{_IDEOGRAPH}]{{1,20}}|[^\w\s]")
@@ -30,8 +29,7 @@ class Repetition(Term):
     n: int = 3
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= 100:
-            raise UserError(f"repetition: n must be in 1..100, not {self.n}")
+        within("repetition: n", self.n, 1, 100)
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """In [0, 1]: 1 for a text of fewer than `n` words, 0 for one without any."""

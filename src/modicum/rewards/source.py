@@ -22,6 +22,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from modicum.spec import short
 from modicum.types import UserError
 
 NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
@@ -43,8 +44,8 @@ class Guard:
     """Keeps what the user's code raises from ending the run; `fault` says what it was.
 
     The one place where every exception is caught, since only the user knows which there are
-    (time limits of some libraries do not even derive from Exception). An interrupt, an exit
-    and a lack of memory pass.
+    (time limits of some libraries do not even derive from Exception). An interrupt and a lack
+    of memory pass; an exit, as at the end of a script, ends no run.
     """
 
     fault: str | None = None
@@ -53,7 +54,7 @@ class Guard:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> bool:
-        if kind is None or issubclass(kind, KeyboardInterrupt | SystemExit | MemoryError):
+        if kind is None or issubclass(kind, KeyboardInterrupt | MemoryError):
             return False
         message = " ".join(str(error).split())
         self.fault = f"{kind.__name__}: {message}"[:MAX_FAULT] if message else kind.__name__
@@ -88,7 +89,7 @@ def attribute(path: str, module: str) -> Callable[..., Any]:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(f"reward {path}: the module has no {name!r}{hint}") from None
     if not callable(function):
-        raise UserError(f"reward {path}: {name!r} is a {type(function).__name__}, not a function")
+        raise UserError(f"reward {path}: {name!r} is no function but {short(function)}")
     return function
 
 
@@ -179,6 +180,8 @@ def shown(path: str, *arguments: str) -> str:
 
 def rewrite(text: str) -> str:
     """`text` with every function outside quotes as a term: `function('m:f')`."""
+    if (match := FILE.fullmatch(text.strip())) and Path(match[1]).is_file():
+        return f"function({match[0]!r})"  # with blanks, say
     parts, place = [], 0
     for match in QUOTED.finditer(text):
         parts += [_as_term(text[place : match.start()]), match[0]]

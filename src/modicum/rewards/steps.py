@@ -7,8 +7,6 @@ variable, a power or a function is algebra and is left alone. Exact fractions; t
 model's and is matched, never evaluated, in time linear in its length.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field

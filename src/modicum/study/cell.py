@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from modicum import disk
 from modicum.config import TrainConfig
-from modicum.machine import Stopped, ending_by_signals
+from modicum.machine import Interrupts, Stopped
 from modicum.parts import ENVIRONMENT, base_of
 from modicum.runs import Run, make_folder, read_object
 from modicum.types import FolderError, RunInterrupted, UserError
@@ -101,7 +101,7 @@ def work(cell: Cell, threads: int) -> None:
     os.setpgrp()
     _end_with_parent()
     try:
-        with ending_by_signals():
+        with Interrupts(at_once=True):
             import torch
 
             torch.set_num_threads(threads)
@@ -141,7 +141,6 @@ def execute(cell: Cell) -> None:
 
 
 def _evaluate_base(cell: Cell, display: Display) -> None:
-    from modicum import machine
     from modicum.evaluate import evaluate
     from modicum.training import origin
 
@@ -162,7 +161,7 @@ def _evaluate_base(cell: Cell, display: Display) -> None:
     )
     seconds = time.perf_counter() - began
     run.write(SECONDS, {"seconds": seconds})
-    run.write(ENVIRONMENT, machine.environment() | origin.record(session, cell.folder))
+    run.write(ENVIRONMENT, origin.record(session, cell.folder))
     run.write(BASE, asdict(found))
 
 

@@ -3,11 +3,9 @@
 Nothing is in them that the config, the seed and the base model give again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,12 @@ from modicum import runs
 from modicum.config import Compute, Trust
 from modicum.models.identity import HASHES, Identity
 from modicum.parts import RunParts, is_given, past_bases, past_config, past_update
-from modicum.training.session import Session, prepare
+from modicum.training.session import Counters, Session, prepare
 from modicum.types import UserError
 
 KEYS = {
     *("step", "start", "active", "pushed", "moved", "tried", "schedule", "drawn", "agreement"),
+    *(field.name for field in fields(Counters)),
     *(HASHES.keys() - {"adapter_hash"}),  # which few have
 }
 
@@ -44,10 +43,10 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "curriculum": session.order.state(),
         "agreement": session.agreement.state(),
     }
-    with run.checkpointing(sum(t.numel() * t.element_size() for t in tensors.values())):
-        folder = run.checkpoint_folder(step)
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    with run.checkpointing(step, state, size) as folder:
         save_file(tensors, folder / "tensors.safetensors")
-        return run.seal(folder, state)
+    return run.checkpoint(step)
 
 
 def restore(session: Session, folder: Path) -> int:
@@ -86,7 +85,7 @@ def base_check(folder: Path, state: dict[str, Any], model: str) -> Callable[[Ide
 def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str, Any]) -> None:
     """`restore` of all but the curriculum, from what `read` gave."""
     tensors = load_file(path, device=str(session.policy.device))
-    session.counters.load(state, f"checkpoint {folder}")
+    session.counters.load(state)
     with _readable(folder, "the rounding"):
         drawn = {name: int(step) for name, step in state["drawn"].items()}
     session.optimization.load(tensors, frozenset(state["active"]), folder, drawn)

@@ -1,7 +1,5 @@
 """The folder of a run: begun anew, or gone on with from its last checkpoint; held meanwhile."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +57,7 @@ def begin(
             yield _resumed(session, folder, note)
         else:
             run = runs.Run.create(folder, to_toml(session.config), overwrite)
-            run.write(ENVIRONMENT, _surroundings(session, folder))
+            run.write(ENVIRONMENT, origin.record(session, folder))
             yield run, 0
 
 
@@ -95,7 +93,7 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
         raise _finished(folder)
     run.cut(first, session.ended(first), past_config(folder).records.samples_every)
     if not (folder / ENVIRONMENT).exists():
-        run.write(ENVIRONMENT, _surroundings(session, folder))
+        run.write(ENVIRONMENT, origin.record(session, folder))
     if changes:
         run.append("changes.jsonl", {"step": first, "settings": changes})
         rounding = "; last digits may differ from those of an uncut run" if digits else ""
@@ -103,11 +101,6 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
         note(f"goes on after step {first} with {now} instead of {before}{rounding}")
     run.write_text("config.toml", to_toml(config))
     return run, first
-
-
-def _surroundings(session: Session, folder: Path) -> dict[str, Any]:
-    """The machine, and what the settings of the run only name."""
-    return machine.environment() | origin.record(session, folder)
 
 
 def _changes(folder: Path, config: TrainConfig, known: bool = True) -> tuple[Changes, bool]:

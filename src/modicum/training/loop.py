@@ -5,8 +5,6 @@ chosen before it began. All randomness comes from (seed, step), so a run that wa
 and resumed gives what the uncut run gives.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +36,7 @@ from modicum.training.step import (
     seen,
     switch,
 )
-from modicum.types import Batch, Group
+from modicum.types import Batch
 
 NO_SIGNAL_STEPS = 10  # steps without any signal before the user is told
 
@@ -79,55 +77,41 @@ def train(
     base and problems. Raises UserError for what cannot be done, RunStopped when a proof fails,
     RunInterrupted when a signal ends a run that has begun.
     """
-    with machine.Interrupts(at_once=True) as interrupts:
-        return _run(config, observer, overwrite, resume, base, parts, past, interrupts)
-
-
-def _run(
-    config: TrainConfig,
-    observer: Observer | None,
-    overwrite: bool,
-    resume: bool,
-    base: Evaluation | None,
-    parts: RunParts | None,
-    past: Sequence[Path],
-    interrupts: machine.Interrupts,
-) -> dict[str, Any]:
-    """`train`, under `interrupts`."""
     observer, parts = observer or Observer(), parts or RunParts()
-    config = parts.named(config)
-    tracking.check(config.tracking)
-    look(config, overwrite, resume)
-    if resume:
-        config, parts = parts.resumed(config, run_folder(config))
-        past = [run_folder(config), *past]
-    if overwrite:
-        origin.spare_base(config, run_folder(config))
-    if parts.update is parts.objective is None:  # the planner reads expressions
-        plan.check(config)
-    machine.reuse_memory()
-    machine.reset_peak()
-    before = machine.resident_bytes()
-    session = origin.prepare_like(config, parts, past)
-    policy = session.policy
-    first = session.task.problem("train", config.seed, 0)
-    first_prompt = encode(first, policy.tokenizer, config.sampling, session.examples)
-    check_length([first_prompt], policy.model, config.sampling)
-    # What the process held before the model was loaded; on a GPU nothing.
-    start_memory = before if policy.device.type == "cpu" else 0
-    note = observer.note
-    with begin(session, overwrite, resume, note) as (run, first), resumable(run):
-        for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
-            note(text)
-        name = run.folder.resolve().name
-        told = tracking.open(config.tracking, run.folder, name, asdict(config), first, note)
-        with told as tracker:
-            run.listeners = {"metrics.jsonl": tracker.step, "evaluations.jsonl": tracker.evaluated}
-            steps, evaluated, proof = _train(session, run, first, observer, base, interrupts)
-            found = result.make(session, run, evaluated, proof, steps, start_memory, note)
-            tracker.finish(found)
-        run.write("result.json", found)
-    return found
+    config, note = parts.named(config), observer.note
+    with machine.Interrupts(at_once=True) as interrupts:
+        tracking.check(config.tracking)
+        look(config, overwrite, resume)
+        if resume:
+            config, parts = parts.resumed(config, run_folder(config))
+            past = [run_folder(config), *past]
+        if overwrite:
+            origin.spare_base(config, run_folder(config))
+        if parts.update is parts.objective is None:  # the planner reads expressions
+            plan.check(config)
+        machine.reuse_memory()
+        machine.reset_peak()
+        before = machine.resident_bytes()
+        session = origin.prepare_like(config, parts, past)
+        policy = session.policy
+        first = session.task.problem("train", config.seed, 0)
+        first_prompt = encode(first, policy.tokenizer, config.sampling, session.examples)
+        check_length([first_prompt], policy.model, config.sampling)
+        # What the process held before the model was loaded; on a GPU nothing.
+        start_memory = before if policy.device.type == "cpu" else 0
+        with begin(session, overwrite, resume, note) as (run, first), resumable(run):
+            for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
+                note(text)
+            name = run.folder.resolve().name
+            told = tracking.open(config.tracking, run.folder, name, asdict(config), first, note)
+            with told as tracker:
+                run.listeners["metrics.jsonl"] = tracker.step
+                run.listeners["evaluations.jsonl"] = tracker.evaluated
+                steps, evaluated, proof = _train(session, run, first, observer, base, interrupts)
+                found = result.make(session, run, evaluated, proof, steps, start_memory, note)
+                tracker.finish(found)
+            run.write("result.json", found)
+        return found
 
 
 def _train(
@@ -159,7 +143,7 @@ def _train(
             with interrupts.whole():
                 _checkpoint(session, run, done)
     except machine.Stopped:
-        if done > first and not _saved(run, done):
+        if done > first and runs.checkpoints(run.folder)[-1:] != [run.checkpoint(done)]:
             save(session, run, done)
         raise
     proof = session.proof.check("end of the run")
@@ -168,11 +152,6 @@ def _train(
     elif session.config.records.anatomy:
         observer.note("all but the anatomy is done; --resume --no-anatomy ends without it")
     return done, evaluated, proof
-
-
-def _saved(run: runs.Run, done: int) -> bool:
-    """Whether the newest checkpoint has all `done` steps."""
-    return [c.name for c in runs.checkpoints(run.folder)][-1:] == [f"step-{done:06d}"]
 
 
 def _evaluate(
@@ -236,7 +215,11 @@ def run_step(
     if observer and lost:
         observer.note(lost)
     if step % session.config.records.samples_every == 0 or session.ended(step + 1):
-        _write_samples(session, run, step, groups[0], scores[0], moment)
+        group = groups[0]
+        for completion, found in zip(group.completions[:4], scores[0], strict=False):
+            total = session.reward.total(found)
+            line = sample(step, group.problem, completion.text, found, total)
+            run.append("samples.jsonl", line | moment.logged(completion))
     return metrics
 
 
@@ -255,19 +238,6 @@ def _update(session: Session, batch: Batch) -> dict[str, float]:
         metrics = training_metrics(sums)
         metrics |= {"policy/grad_norm": norm, "policy/learning_rate": rate}
     return metrics
-
-
-def _write_samples(
-    session: Session,
-    run: runs.Run,
-    step: int,
-    group: Group,
-    scores: list[dict[str, float]],
-    moment: Moment,
-) -> None:
-    for completion, found in zip(group.completions[:4], scores, strict=False):
-        line = sample(step, group.problem, completion.text, found, session.reward.total(found))
-        run.append("samples.jsonl", line | moment.logged(completion))
 
 
 def _look(session: Session, run: runs.Run, observer: Observer, step: int) -> None:

@@ -1,7 +1,5 @@
 """What a step logs. Every key is explained in docs/metrics.md; a test keeps that complete."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +24,7 @@ def rollout_metrics(
     flat = [s for row in scores for s in row]
     verdicts = {n: [s[n] for s in flat if not math.isnan(s[n])] for n in flat[0]}
     lengths = [len(c.tokens) for c in completions]
+    different = {(g.problem.id, c.tokens) for g in groups for c in g.completions}
     terms = {f"reward/{name}": sum(known) / len(known) for name, known in verdicts.items() if known}
     return {
         "step": step,
@@ -34,10 +33,7 @@ def rollout_metrics(
         "completions/length_mean": sum(lengths) / len(lengths),
         "completions/length_max": max(lengths),
         "completions/truncated": sum(not c.finished for c in completions) / len(completions),
-        "completions/distinct": len(
-            {(g.problem.id, c.tokens) for g in groups for c in g.completions}
-        )
-        / len(completions),
+        "completions/distinct": len(different) / len(completions),
         "groups/no_signal": float((~has_signal(totals_PG)).float().mean()),
     }
 

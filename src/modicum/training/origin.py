@@ -5,14 +5,12 @@ They lie in files that may have changed when the run goes on. So their hashes st
 that the run was begun in, from which relative paths lead.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modicum import runs, tasks
+from modicum import machine, runs, tasks
 from modicum.config import TrainConfig
 from modicum.models.identity import Identity
 from modicum.models.load import locate
@@ -25,10 +23,10 @@ from modicum.types import UserError
 
 
 def record(session: Session, folder: Path) -> dict[str, Any]:
-    """What `environment.json` in the folder of a run says of its beginning."""
+    """What `environment.json` says of a run's beginning: the machine, what settings only name."""
     config, base, here = session.config, session.identity, Path.cwd()
     source = locate(config.model, config.trust, config.base)
-    return {
+    return machine.environment() | {
         # Twice: the folder may be moved alone, or with all that is around it.
         "began_in": [str(here), os.path.relpath(here, folder.resolve())],
         "base": {

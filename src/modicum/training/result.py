@@ -4,8 +4,6 @@
 before has only its end to do again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any

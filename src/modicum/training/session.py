@@ -1,9 +1,8 @@
 """What a run works with: policy, update, optimizer, proof, problems, rewards, counters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from modicum import objectives, recipes, rewards, tasks, updates
 from modicum.config import TrainConfig
@@ -18,10 +17,43 @@ from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
 from modicum.tasks import lengths, prompts
 from modicum.tasks.examples import Examples, draw, without
-from modicum.training.counters import Counters
 from modicum.training.optimization import Optimization
 from modicum.types import Problem, UserError
 from modicum.updates.proofs import Proof
+from modicum.updates.stepper import StepCounters
+
+
+@dataclass
+class Counters(StepCounters):
+    """Counts since the beginning of a run, resumed or not; the stepper's are the stepper's."""
+
+    rollouts: int = 0
+    """Steps of the run that have ended, those without a signal too."""
+    updates: int = 0
+    """Of the present rollout, skipped ones too."""
+    generated_tokens: int = 0
+    agreement_max: float = 0.0
+    trained_seconds: float = 0.0
+    checked_first: bool = False
+    """Whether the change proof of the first step has been made."""
+    flops: float = 0.0
+    """Matrix FLOPs of sampling and training so far."""
+    last_spent: float = 0.0
+    """What the last step took of the budget, in its unit."""
+
+    def spent(self, unit: str) -> float:
+        """What was spent so far: tokens, flops or seconds."""
+        tokens, flops, seconds = self.generated_tokens, self.flops, self.trained_seconds
+        return {"tokens": tokens, "flops": flops, "seconds": seconds}[unit]
+
+    def state(self) -> dict[str, Any]:
+        """The counters as JSON values."""
+        return asdict(self)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Set what `state` gave."""
+        for field in fields(self):
+            setattr(self, field.name, state[field.name])
 
 
 @dataclass
@@ -108,7 +140,10 @@ def prepare(
     """
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
-    task.problem("train", config.seed, 0)  # a bad task fails before the model loads
+    # A bad task, and a reward that does not go with it, fail before the model loads.
+    first = task.problem("train", config.seed, 0)
+    for _, term in reward.terms:
+        term.require(first)
     examples, held = draw(task, config.sampling), _held_out(task, config)
     order = curriculum.begin(without(task, examples), config.seed)
     loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)

@@ -13,8 +13,6 @@ Forward only: each stage takes what the one before it made; `loop.run_step` call
 Shapes: P problem, G member.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
