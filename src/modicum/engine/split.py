@@ -170,9 +170,8 @@ class SplitDecoding(Decoding):
         self.cache.keep(live_B)
 
     def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:
-        """What was kept of every row that was begun."""
         if self.states_STH is None:
-            return [None] * len(lengths)
+            return super().trunks(lengths)
         return [
             Trunk(self.prompts[row // self.group_size], self.states_STH[row, : length - 1])
             for row, length in enumerate(lengths)
