@@ -85,13 +85,8 @@ class SplitEngine(Engine):
         kept = None
         if all(row.trunk is not None for row in rows):
             kept = [row.trunk.prompt for row in firsts] + [row.trunk.completion for row in rows]
-        return Pack(
-            torch.tensor(ids, device=self.device),
-            plan,
-            plan.positions_N,
-            torch.tensor(predicts, device=self.device),
-            kept,
-        )
+        ids_N, at_N = (torch.tensor(of, device=self.device) for of in (ids, predicts))
+        return Pack(ids_N, plan, plan.positions_N, at_N, kept)
 
     @torch.no_grad()
     def trunk(self, pack: Pack) -> Tensor | None:
