@@ -32,14 +32,16 @@ def logits(model: Any) -> torch.Tensor:
     return model.eval()(input_ids=IDS).logits
 
 
-def adapter_at(folder: Path, base: Path, kind: str = "LoraConfig", **settings: Any) -> Path:
+def adapter_at(
+    folder: Path, base: Path, kind: str = "LoraConfig", family: str = "llama", **settings: Any
+) -> Path:
     """An adapter as PEFT writes it, its numbers drawn, without a tokenizer."""
     import peft
 
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(1)
         config = getattr(peft, kind)(task_type="CAUSAL_LM", **settings)
-        made: Any = peft.get_peft_model(random_model("llama"), config)
+        made: Any = peft.get_peft_model(random_model(family), config)
         for parameter in made.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -55,6 +57,17 @@ def theirs(folder: Path, base: Path) -> Any:
 
     with quiet():
         return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder))
+
+
+@pytest.mark.parametrize("end", ["embed_tokens", "lm_head"])
+def test_an_adapter_on_one_end_of_a_tied_base_unties_it_when_merged(
+    end: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    at = adapter_at(tmp_path / "ad", folders["qwen2"], family="qwen2", target_modules=[end])
+    wanted = logits(theirs(at, folders["qwen2"]))
+    export.export_base(str(at), tmp_path / "whole", False)
+    assert not json.loads((tmp_path / "whole" / "config.json").read_text())["tie_word_embeddings"]
+    assert (logits(load(str(tmp_path / "whole")).model) - wanted).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import random_model
 from modicum import runs
 from modicum.config import Compute, Optimizer, Sampling, Steps, TrainConfig
 from modicum.engine import agreement
@@ -110,6 +112,15 @@ def test_weights_that_move_after_sampling_are_found(bare: TrainConfig) -> None:
 
 
 # Without rounding ------------------------------------------------------------------------
+
+
+def test_a_head_is_wide_before_its_model_asks_for_its_dtype() -> None:
+    """Mamba's forward makes states of the dtype that its head has then."""
+    model = random_model("mamba", layers=1).to(torch.bfloat16)
+    wide, ids_BT = deepcopy(model).float(), torch.arange(2, 12)[None]
+    with torch.no_grad(), widened(model):
+        assert torch.equal(model(ids_BT).logits, wide(ids_BT).logits)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 def test_a_widened_model_is_its_fp32_copy_and_comes_back() -> None:

@@ -241,6 +241,7 @@ def test_a_hybrid_run_that_is_killed_and_resumed_equals_the_uncut_one(tmp_path: 
     options += ["--group-size", "4", "--max-tokens", "12", "--eval-problems", "0"]
     options += ["--task", "arithmetic(terms=2,digits=1)", "--checkpoint-every", "2"]
     options += ["--reward", "random", "--no-anatomy", "--agreement-every", "1", "--device", "cpu"]
+    options += ["--engine", "split"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert cli.run(["train", *options, "--out", str(whole)]) == 0
     process = subprocess.Popen(
@@ -256,6 +257,8 @@ def test_a_hybrid_run_that_is_killed_and_resumed_equals_the_uncut_one(tmp_path: 
     assert not (cut / "result.json").exists(), "the run ended before it could be killed"
     assert cli.run(["train", *options, "--out", str(cut), "--resume"]) == 0
     assert len(metrics_of(whole)) == 20
+    proof = json.loads((whole / "result.json").read_text())["agreement_proof"]
+    assert proof.startswith("in fp32 sampler, trainer and library differ by at most")
     assert metrics_of(whole) == metrics_of(cut)
     assert tensors_of(whole) == tensors_of(cut)
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from conftest import random_model
 from helpers import Fails, make_run, replace_base
 from modicum import cli, runs
 from modicum.config import Optimizer, Sampling, TrainConfig
@@ -176,6 +177,15 @@ def test_an_export_of_a_bf16_base_stays_bf16(folders: dict[str, Path], tmp_path:
     loaded = load(str(folders["qwen2"]), dtype="bf16")
     assert export_model(loaded.model, loaded, tmp_path) == 0
     assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_buffer_that_no_file_holds_is_as_a_reader_makes_it(tmp_path: Path) -> None:
+    """Gemma's factor of embeddings, which a run in bf16 has rounded."""
+    loaded = load("tiny", "cpu")
+    model = random_model("gemma3_text", layers=1).to(torch.bfloat16).float()
+    assert float(model.model.embed_tokens.embed_scale) == 5.65625
+    assert export_model(model, loaded, tmp_path) == 0
+    assert float(model.model.embed_tokens.embed_scale) == pytest.approx(32**0.5)
 
 
 def test_an_export_of_other_weights_stops(

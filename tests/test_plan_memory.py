@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import random_model
 from modicum.config import Compute, Held, Optimizer, Records, Sampling, Steps, TrainConfig, to_toml
 from modicum.models.load import TINY
 from modicum.plan import fit, hardware
@@ -97,6 +98,20 @@ def test_a_model_without_data_keeps_what_autograd_keeps() -> None:
     # layer's gradient) and the output; in between x, the first result and ReLU's.
     assert sum(peaks(live)["forward"].values()) == 3 * 5 * 8 * 4
     assert out.shape == (5, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_are_run_without_data_in_every_dtype(dtype: torch.dtype) -> None:
+    model = random_model("mixtral", layers=1, num_local_experts=2).to(dtype)
+    without_data(model)
+    model(input_ids=torch.zeros(1, 5, dtype=torch.long)).logits.sum().backward()
+    shapes = {
+        name: tuple(p.grad.shape) for name, p in model.named_parameters() if "experts" in name
+    }
+    assert shapes == {
+        "model.layers.0.mlp.experts.gate_up_proj": (2, 96, 32),
+        "model.layers.0.mlp.experts.down_proj": (2, 32, 48),
+    }
 
 
 def test_a_heap_keeps_what_was_freed_and_joins_it() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from modicum.engine.base import Decoding, Prompt, Trunk
+from modicum.engine.base import Decoding, Prompt
 from modicum.models.load import inner
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ class LibraryDecoding(Decoding):
             position_ids=position_ids(mask_PT),
             logits_to_keep=1,
         )
-        self.count = len(prompts) * group_size
         self.cache_name = next(name for name in CACHES if getattr(out, name, None) is not None)
         self.cache = getattr(out, self.cache_name)
         member_B = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
@@ -88,13 +87,6 @@ class LibraryDecoding(Decoding):
         self.position_B = self.position_B[live_B]
         self.mask_BT = None if self.mask_BT is None else self.mask_BT[live_B]
 
-    def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:
-        """Nothing was kept."""
-        return [None] * self.count
-
-    def skip_to(self, length: int) -> None:
-        """The library's cache grows as it goes."""
-
 
 class LengthDecoding(Decoding):
     """Prompts of one length at a time, for a cache that knows no padding."""
@@ -102,15 +94,15 @@ class LengthDecoding(Decoding):
     def __init__(
         self, engine: LibraryEngine, prompts: Sequence[Prompt], group_size: int, max_tokens: int
     ) -> None:
-        self.count = len(prompts) * group_size
-        number_PG = torch.arange(self.count, device=engine.device).view(-1, group_size)
+        count = len(prompts) * group_size
+        number_PG = torch.arange(count, device=engine.device).view(-1, group_size)
         lengths = [len(prompt) for prompt in prompts]
         self.parts: list[tuple[Tensor, LibraryDecoding]] = []
         for length in sorted(set(lengths)):
             of = [place for place, found in enumerate(lengths) if found == length]
             part = LibraryDecoding(engine, [prompts[p] for p in of], group_size, max_tokens)
             self.parts.append((number_PG[of].flatten(), part))
-        self._gather(self.count)
+        self._gather(count)
 
     def _gather(self, rows: int) -> None:
         first_BV = self.parts[0][1].logits_BV
@@ -133,13 +125,6 @@ class LengthDecoding(Decoding):
                 part.keep(stays_B.nonzero().squeeze(-1))
                 self.parts.append((torch.searchsorted(live_B, number_B[stays_B]), part))
 
-    def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:
-        """Nothing was kept."""
-        return [None] * self.count
-
-    def skip_to(self, length: int) -> None:
-        """The library's caches grow as they go."""
-
 
 class UncachedDecoding(Decoding):
     """One token of every row at a time, by a whole forward of rows padded on the right."""
@@ -147,7 +132,7 @@ class UncachedDecoding(Decoding):
     def __init__(
         self, engine: LibraryEngine, prompts: Sequence[Prompt], group_size: int, max_tokens: int
     ) -> None:
-        self.engine, self.count = engine, len(prompts) * group_size
+        self.engine = engine
         width, device = max(map(len, prompts)) + max_tokens, engine.device
         ids_PT = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
         for row, prompt in enumerate(prompts):
@@ -173,10 +158,6 @@ class UncachedDecoding(Decoding):
     def keep(self, live_B: Tensor) -> None:
         """Only these rows go on."""
         self.ids_BT, self.length_B = self.ids_BT[live_B], self.length_B[live_B]
-
-    def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:
-        """Nothing was kept."""
-        return [None] * self.count
 
     def skip_to(self, length: int) -> None:
         """Go on as if completions had `length` tokens already."""

@@ -17,7 +17,7 @@ has ended, element-wise work, and what does not grow with the tokens (DoRA's nor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,16 +71,6 @@ class Work:
         return self.token * load.tokens + self.pair * load.pairs
 
 
-@dataclass(frozen=True)
-class Backward:
-    """What backward costs while the same tensors train."""
-
-    layers: Work
-    head: float
-    """For each token that predicts."""
-    recompute: Work
-
-
 class FlopCounter:
     """Counts the matrix FLOPs of steps; what depends on what trains now is remembered."""
 
@@ -95,8 +85,8 @@ class FlopCounter:
         self.pair_backward = self.pair * (PLAIN_BACKWARD if capped else FUSED_BACKWARD)
         self.base, self.adapted = [0.0] * self.num_layers, [0.0] * self.num_layers
         self.head = 0.0
-        for product in self._products():
-            layer, flops = self._layer(product), 2.0 * product.numbers
+        for layer, product in self._products():
+            flops = 2.0 * product.numbers
             if layer == self.num_layers:
                 self.head += flops
                 continue
@@ -104,7 +94,7 @@ class FlopCounter:
             self.base[layer] += flops if product.base else 0.0
         self.tails = self._tails()
         self.of_reference = self.base if prepared.reference_is_bare else self.adapted
-        self._known: dict[frozenset[str], Backward] = {}
+        self._known: dict[frozenset[str], tuple[Work, float, Work]] = {}
 
     def step(self, groups: Sequence[Group], batch: Batch, updates: int) -> StepFlops:
         """The FLOPs of sampling `groups` and of `updates` optimizer steps on `batch`.
@@ -138,7 +128,7 @@ class FlopCounter:
         if not batch.rows:
             return 0.0
         size = self.batch.micro_batch
-        total, costs = 0.0, self._backward()
+        total, (layers, head, again) = 0.0, self._backward()
         first = max(0, self.prepared.lowest_layer) if self.split else 0
         for start in range(0, len(batch.rows), size):
             rows = batch.rows[start : start + size]
@@ -146,9 +136,9 @@ class FlopCounter:
             kept = self.split and all(row.trunk is not None for row in rows)
             trunk = 0.0 if kept else self._forward(self.adapted, 0, first).of(load)
             forward = self._forward(self.adapted, first).of(load) + self.head * load.predicting
-            behind = costs.layers.of(load) + costs.head * load.predicting
+            behind = layers.of(load) + head * load.predicting
             if self.recompute:
-                behind += costs.recompute.of(load)
+                behind += again.of(load)
             total += updates * (trunk + forward + behind)
             if self.reference:
                 since = first if self.prepared.trunk_is_reference else 0
@@ -161,21 +151,21 @@ class FlopCounter:
         chosen = numbers[start:stop]
         return Work(sum(chosen), self.pair * len(chosen))
 
-    def _backward(self) -> Backward:
+    def _backward(self) -> tuple[Work, float, Work]:
+        """Of backward while the same tensors train: layers, head (a token), what is recomputed."""
         names = frozenset(self.prepared.active)
         if names not in self._known:
             lowest = min(place(name, self.num_layers) for name in names)
             layers = head = 0.0
-            for product in self._products():
+            for layer, product in self._products():
                 flops = 2.0 * product.numbers * product.passes
-                layer = self._layer(product)
                 head += flops if layer == self.num_layers else 0.0
                 layers += flops if layer < self.num_layers else 0.0
             # Scores have a gradient where something before o_proj trains.
             scored = sum(lowest < (layer, 2) for layer in range(self.num_layers))
             again = self._forward(self.adapted, max(0, lowest[0]))
             again = Work(again.token - sum(self.tails[max(0, lowest[0]) :]), again.pair)
-            self._known[names] = Backward(Work(layers, self.pair_backward * scored), head, again)
+            self._known[names] = Work(layers, self.pair_backward * scored), head, again
         return self._known[names]
 
     def _tails(self) -> list[float]:
@@ -186,8 +176,8 @@ class FlopCounter:
         tails = [0.0] * self.num_layers
         if any("post_feedforward" in name for name, _ in self.prepared.model.named_parameters()):
             return tails
-        for product in self._products():
-            if (layer := self._layer(product)) < self.num_layers:
+        for layer, product in self._products():
+            if layer < self.num_layers:
                 # The products of a module come in order: its own, then its adapter's.
                 tails[layer] = 2.0 * product.numbers
         return tails
@@ -203,11 +193,10 @@ class FlopCounter:
             len(prompts) * longest**2 + len(rows) * width * (longest + width),
         )
 
-    def _products(self) -> list[Product]:
-        return list(backward_products(self.prepared, self.prepared.active, self.num_layers))
-
-    def _layer(self, product: Product) -> int:
-        return place(product.name, self.num_layers)[0]
+    def _products(self) -> Iterator[tuple[int, Product]]:
+        """Every product with its layer."""
+        for product in backward_products(self.prepared, self.prepared.active, self.num_layers):
+            yield place(product.name, self.num_layers)[0], product
 
 
 def _padded(rows: Sequence[Row]) -> Load:

@@ -4,8 +4,7 @@
 with a cache that can be repeated and thinned out, and make logits by the output embedding;
 not all do, and no attribute says which. So the engine `library` is tried first: a batch of
 two prompts of unequal length, a group of two, one row leaving, against forwards of each
-sequence alone, then two prompts of one length; heads in the order of `HEADS`. What differs is
-not used (`library.Abilities`).
+sequence alone, then two prompts of one length; then heads. What differs is not used (`library.Abilities`).
 
 Shapes: B row, V vocabulary.
 """
@@ -36,7 +35,6 @@ LONG, SHORT = 7, 3  # tokens of the two prompts
 # Expected |difference of log-probs| of a token, in nats, as in the agreement proof.
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
 LOW_ROUNDING = 0.5  # in bf16 single tokens are a tenth of a nat apart by rounding alone
-HEADS: tuple[Literal["plain", "own"], ...] = ("plain", "own")
 # |difference of logits| of one state, over the largest: what is left out of a head shows.
 OF_HEAD, LOW_OF_HEAD = 1e-5, 2**-6
 
@@ -54,13 +52,10 @@ def probe(model: Any, device: torch.device) -> None:
         return  # not the library's: whoever made it knows what it can do
     head = base.get_output_embeddings()
     if head is None:
-        raise UserError(f"{_name(base)}: it has no output embedding")
-    embedded: Any = base.get_input_embeddings()
-    rows = len(embedded.weight)
-    if len(head.weight) > rows:
-        raise UserError(
-            f"{_name(base)}: it samples {len(head.weight)} tokens and has embeddings for {rows}"
-        )
+        raise _refusal(base, "it has no output embedding")
+    count, rows = len(head.weight), len(base.get_input_embeddings().weight)  # type: ignore[arg-type]
+    if count > rows:
+        raise _refusal(base, f"it samples {count} tokens and has embeddings for {rows}")
     FOUND.pop(base, None)
     if head.weight.is_meta and not isinstance(head.weight, FakeTensor):
         return  # nothing is decoded there
@@ -81,12 +76,12 @@ def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
         found = model(input_ids=padded_BT.to(device), use_cache=False).logits
     except REFUSALS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{_name(base)}: {reason}") from None
+        raise _refusal(base, reason) from None
     if alone[0].log_softmax(-1).isnan().any():
         return  # sampling says that the weights are broken
     begun = _alone(model, device, prompts[0][:SHORT])
     if not (_same(found[1, SHORT - 1], alone[1][-1]) and _same(alone[0][SHORT - 1], begun[-1])):
-        raise UserError(f"{_name(base)}: what follows a token changes what is predicted before it")
+        raise _refusal(base, "what follows a token changes what is predicted before it")
     head = _head(model, device, prompts[0], alone[0])
     FOUND[base] = Abilities(_cache(model, device, prompts), head)
 
@@ -157,7 +152,8 @@ def _head(
     far = float(logits_TV[logits_TV.isfinite()].abs().max())
     apart = (LOW_OF_HEAD if low else OF_HEAD) * far
     pack = torch.tensor([prompt], device=device), torch.arange(len(prompt), device=device)
-    for head in HEADS:
+    heads: tuple[Literal["plain", "own"], ...] = ("plain", "own")
+    for head in heads:
         FOUND[base] = Abilities(head=head)
         engine = LibraryEngine(model, device)
         try:
@@ -184,8 +180,8 @@ def _same(one: Tensor, two: Tensor) -> bool:
     return bool((apart <= ROUNDING.get(two.dtype, LOW_ROUNDING)).all())
 
 
-def _name(base: Any) -> str:
-    return f"the architecture {base.config.model_type!r} cannot be run"
+def _refusal(base: Any, reason: str) -> UserError:
+    return UserError(f"the architecture {base.config.model_type!r} cannot be run: {reason}")
 
 
 def _prompts(vocabulary: int) -> tuple[Prompt, Prompt]:

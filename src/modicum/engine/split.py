@@ -85,13 +85,8 @@ class SplitEngine(Engine):
         kept = None
         if all(row.trunk is not None for row in rows):
             kept = [row.trunk.prompt for row in firsts] + [row.trunk.completion for row in rows]
-        return Pack(
-            torch.tensor(ids, device=self.device),
-            plan,
-            plan.positions_N,
-            torch.tensor(predicts, device=self.device),
-            kept,
-        )
+        ids_N, at_N = (torch.tensor(of, device=self.device) for of in (ids, predicts))
+        return Pack(ids_N, plan, plan.positions_N, at_N, kept)
 
     @torch.no_grad()
     def trunk(self, pack: Pack) -> Tensor | None:
@@ -170,9 +165,8 @@ class SplitDecoding(Decoding):
         self.cache.keep(live_B)
 
     def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:
-        """What was kept of every row that was begun."""
         if self.states_STH is None:
-            return [None] * len(lengths)
+            return super().trunks(lengths)
         return [
             Trunk(self.prompts[row // self.group_size], self.states_STH[row, : length - 1])
             for row, length in enumerate(lengths)

@@ -41,6 +41,7 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out is set", UserWarning)  # it sets it right
+        warnings.filterwarnings("ignore", "Model has `tie_word", UserWarning)  # `merged` unties
         yield
 
 
@@ -132,9 +133,18 @@ def merged(model: Any) -> nn.Module:
     """An ordinary model in fp32, an adapter on it added; `model` is spent afterwards."""
     if not hasattr(model, "get_base_model"):
         return model
+    _untie(model.get_base_model())
     try:
         return model.float().merge_and_unload()
     except (NotImplementedError, AttributeError, ValueError) as error:
         kind = model.peft_config["default"].peft_type.value
         reason = str(error).splitlines()[0]
         raise UserError(f"PEFT adds no {kind} to the weights of its base: {reason}") from None
+
+
+def _untie(base: Any) -> None:
+    """Give the head a weight of its own where an adapter lies on it or on the embedding."""
+    ends = head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    if any(hasattr(end, "base_layer") for end in ends) and head.weight is embedding.weight:
+        getattr(head, "base_layer", head).weight = nn.Parameter(head.weight.detach().clone())
+        base.config.tie_word_embeddings = False

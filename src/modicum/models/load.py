@@ -102,16 +102,16 @@ def _below(name: str, path: Path, trust: Trust | None, base: str) -> Source:
 
 def _check_folder(name: str, path: Path) -> None:
     """UserError, with what to do, for a folder that is not a whole model."""
-    whole = "modicum export RUN --out FOLDER --format merged"
-    if not (path / "config.json").is_file():
-        if is_run(path):
-            raise UserError(
-                f"{name} is a run folder, not a model folder: modicum evaluate {name} evaluates"
-                f" it, {whole.replace('RUN', name)} makes it a model"
-            )
-        found = sorted(path.glob("*.gguf"))
-        hint = f"; name the file {found[0]}" if found else ""
-        raise UserError(f"{name} is not a model folder: it has no config.json{hint}")
+    if (path / "config.json").is_file():
+        return
+    if is_run(path):
+        raise UserError(
+            f"{name} is a run folder, not a model folder: modicum evaluate {name} evaluates it,"
+            f" modicum export {name} --out FOLDER --format merged makes it a model"
+        )
+    found = sorted(path.glob("*.gguf"))
+    hint = f"; name the file {found[0]}" if found else ""
+    raise UserError(f"{name} is not a model folder: it has no config.json{hint}")
 
 
 def read_config(name: str, trust: Trust | None = None, base: str = "") -> Any:
@@ -161,12 +161,12 @@ def load(
     `dtype` is fp32 or bf16, `base` where the base of an adapter is. Raises UserError when there
     is no such model, when it is not a causal language model, or when its files are broken.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     trust = trust or Trust()
     source, where = locate(name, trust, base), choose_device(device)
-    config = read_config(name, trust, base)
+    config, tokenizer = read_config(name, trust, base), _tokenizer(name, source)
     said, _ = config.get_config_dict(source.place, **source.arguments)
     composed = "text_config" in said
     logging.disable_progress_bar()  # one line of ours says what is loaded
@@ -178,7 +178,6 @@ def load(
         **source.arguments,
     }
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source.texts, **source.arguments)
         model, info = AutoModelForCausalLM.from_pretrained(source.place, config=config, **rest)
         if composed and info["missing_keys"] == {"lm_head.weight"}:
             # The whole may say what the text does not: that head and embedding are one tensor.
@@ -188,7 +187,7 @@ def load(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, struct.error) as error:
         raise UserError(_unreachable(name, source, error)) from None
     if source.gguf:
-        tokenizer, model = gguf.mend_tokenizer(source.gguf, tokenizer), gguf.mend_model(model)
+        model = gguf.mend_model(model)
     if info["missing_keys"]:
         # transformers would fill it with random numbers.
         raise UserError(f"{name} has no tensor {min(info['missing_keys'])}, which its config needs")
@@ -232,12 +231,15 @@ def _unreachable(name: str, source: Source, error: BaseException) -> str:
 
 def read_tokenizer(name: str, trust: Trust | None = None, base: str = "") -> Any:
     """The tokenizer of a model alone; UserError when it has none that can be read."""
+    return _tokenizer(name, locate(name, trust, base))
+
+
+def _tokenizer(name: str, source: Source) -> Any:
     from transformers import AutoTokenizer
 
-    source = locate(name, trust, base)
     try:
         found: Any = AutoTokenizer.from_pretrained(source.texts, **source.arguments)
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, struct.error) as error:
         raise UserError(_unreachable(name, source, error)) from None
     return gguf.mend_tokenizer(source.gguf, found) if source.gguf else found
 
@@ -268,14 +270,11 @@ def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     The model's generation settings give end tokens and nothing else: temperature, top-k
     or penalties in them never override the user's.
     """
-    found: set[int] = set()
-    for source in (
-        tokenizer.eos_token_id,
-        getattr(model.config, "eos_token_id", None),
-        getattr(getattr(model, "generation_config", None), "eos_token_id", None),
-    ):
-        if source is not None:
-            found.update(source if isinstance(source, list | tuple) else [source])
+    found: set[Any] = set()
+    for source in (tokenizer, model.config, getattr(model, "generation_config", None)):
+        named = getattr(source, "eos_token_id", None)
+        found.update(named if isinstance(named, list | tuple) else [named])
+    found.discard(None)
     if not found:
         raise UserError("neither the model nor its tokenizer names a token that ends a text")
     return tuple(sorted(found))

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from modicum.models.load import inner
 
+# Whose forward makes states of the dtype of the head, before it calls that.
+ASKING = ("falcon_mamba", "hy_v4", "mamba", "mamba2", "xlstm")
+
 
 def is_low(model: nn.Module) -> bool:
     """Whether some of the model's numbers are not fp32."""
@@ -27,7 +30,8 @@ def widened(model: nn.Module) -> Iterator[None]:
     if not is_low(model):
         yield
         return
-    layers = list(getattr(inner(model).get_decoder(), "layers", ()))
+    base = inner(model)
+    layers = list(getattr(base.get_decoder(), "layers", ()))
     inside = {id(module) for layer in layers for module in layer.modules()}
     others = [m for m in model.modules() if id(m) not in inside and _own(m)]
     handles: list[Any] = []
@@ -35,12 +39,15 @@ def widened(model: nn.Module) -> Iterator[None]:
         # The same numbers, without a copy of the whole table.
         handles.append(module.register_forward_hook(lambda _, __, out: out.float()))
         others.remove(module)
-    for unit, whole in [(m, True) for m in layers] + [(m, False) for m in others]:
+    units = [*((m, m, _all) for m in layers), *((m, m, _own) for m in others)]
+    if base.config.model_type in ASKING:
+        units.append((base, base.get_output_embeddings(), _own))
+    for unit, whose, tensors in units:
         old: list[tuple[Tensor, Tensor]] = []
 
-        def widen(module: nn.Module, _: Any, old: Any = old, whole: bool = whole) -> None:
+        def widen(_: Any, __: Any, old: Any = old, whose: Any = whose, of: Any = tensors) -> None:
             # A tensor may be there twice: by two names, or as one layer calls another.
-            for tensor in _all(module) if whole else _own(module):
+            for tensor in of(whose):
                 old.append((tensor, tensor.data))
                 tensor.data = tensor.data.float()
 

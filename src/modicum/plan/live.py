@@ -174,12 +174,26 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+class Fake(FakeTensorMode):
+    """torch's, in which products of groups of rows (experts) are of any dtype, as on data."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
+            left, right = args[:2]
+            shape = (left.shape[-2], right.shape[-1])
+            if left.ndim == right.ndim:  # a product for every group
+                ends = args[2] if len(args) > 2 else kwargs["offs"]
+                shape = (len(ends if left.ndim == 2 else left), *shape)
+            return left.new_empty(shape)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 def without_data(model: nn.Module) -> tuple[dict[int, Tensor], FakeTensorMode]:
     """Put tensors without data in the place of all parameters and buffers of `model`.
 
     Returns the new ones by the `id` of the old, and the mode that they belong to.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = Fake(allow_non_fake_inputs=True)
     made: dict[int, Tensor] = {}
 
     def fake(old: Tensor) -> Tensor:

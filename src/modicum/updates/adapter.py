@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from modicum.models.adapters import quiet
+from modicum.models.adapters import merged, quiet
 from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates import going_on
@@ -118,7 +118,7 @@ class AdapterPrepared(Prepared):
 
     def merged(self) -> nn.Module:
         """The base with the adapter added, in fp32."""
-        return self.mergeable().merge_and_unload()  # type: ignore[operator]
+        return merged(self.model)
 
     def exportable(self) -> nn.Module:
         """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards."""

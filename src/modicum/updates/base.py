@@ -207,6 +207,7 @@ class Selection(Spec, ABC):
 class Joined(Selection):
     """Two selections."""
 
+    sign: ClassVar[str]
     left: Selection
     right: Selection
 
@@ -215,31 +216,30 @@ class Joined(Selection):
         """That of the side that says more."""
         return leading(self.left.kind, self.right.kind)
 
-    def text(self, sign: str, other: type) -> str:
-        """Both sides around a sign, with brackets where `other` would bind otherwise."""
+    def __str__(self) -> str:
+        """Both sides around the sign, in brackets if they are joined by the other one."""
+        other = Intersection if isinstance(self, Union) else Union
         left = f"({self.left})" if isinstance(self.left, other) else str(self.left)
         right = f"({self.right})" if isinstance(self.right, other) else str(self.right)
-        return f"{left} {sign} {right}"
+        return f"{left} {self.sign} {right}"
 
 
 class Union(Joined):
     """What either selects."""
 
+    sign: ClassVar[str] = "+"
+
     def names(self, layout: Layout) -> set[str]:
         return self.left.names(layout) | self.right.names(layout)
-
-    def __str__(self) -> str:
-        return self.text("+", Intersection)
 
 
 class Intersection(Joined):
     """What both select."""
 
+    sign: ClassVar[str] = "&"
+
     def names(self, layout: Layout) -> set[str]:
         return self.left.names(layout) & self.right.names(layout)
-
-    def __str__(self) -> str:
-        return self.text("&", Union)
 
 
 class Method(Spec, ABC):

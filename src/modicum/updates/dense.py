@@ -69,11 +69,16 @@ class Count(Region):
     def __post_init__(self) -> None:
         within(f"{self.name}({self.k}): the number of layers", self.k, 1, MAX_LAYERS)
 
-    def check(self, layout: Layout) -> int:
-        """The number of layers of the model, at least k."""
-        if self.k > layout.num_layers:
+    def chosen(self, layout: Layout) -> range:
+        left = layout.num_layers - self.k
+        if left < 0:
             raise UserError(f"{self}: the model has only {layout.num_layers} layers")
-        return layout.num_layers
+        start = self.start(left)
+        return range(start, start + self.k)
+
+    @abstractmethod
+    def start(self, left: int) -> int:
+        """The first of them, where `left` layers are not among them."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,8 @@ class First(Count):
     name: ClassVar[str] = "first"
     examples: ClassVar[tuple[str, ...]] = ("first(2)",)
 
-    def chosen(self, layout: Layout) -> range:
-        self.check(layout)
-        return range(self.k)
+    def start(self, left: int) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,8 @@ class Last(Count):
         "last(1, norm=True, head=True)",
     )
 
-    def chosen(self, layout: Layout) -> range:
-        total = self.check(layout)
-        return range(total - self.k, total)
+    def start(self, left: int) -> int:
+        return left
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,8 @@ class Middle(Count):
     name: ClassVar[str] = "middle"
     examples: ClassVar[tuple[str, ...]] = ("middle(1)",)
 
-    def chosen(self, layout: Layout) -> range:
-        start = (self.check(layout) - self.k) // 2
-        return range(start, start + self.k)
+    def start(self, left: int) -> int:
+        return left // 2
 
 
 @dataclass(frozen=True)

@@ -57,27 +57,21 @@ def layout(model: nn.Module) -> Layout:
         )
     inputs = model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     head = model.get_output_embeddings()  # type: ignore[operator]
-    outputs = None if head is None else head.weight
+    outputs = () if head is None else (head.weight, getattr(head, "bias", None))
     places: dict[str, Place] = {}
     for name, parameter in model.named_parameters():
-        layer = layer_of(name)
-        parts = set()
-        words = name.split(".")[:-1]
+        layer, words = layer_of(name), name.split(".")[:-1]
         norms = [word for word in words if NORMS.search(word)]
         within = [word for word in words if word not in norms and layer is not None]
-        if any(map(MIXERS.search, within)):
-            parts.add("attention")
-        if any(map(MLPS.search, within)):
-            parts.add("mlp")
-        if norms:
-            parts.add("norm")
-        if name.endswith("bias"):
-            parts.add("bias")
-        if parameter is inputs:
-            parts.add("embedding")
-        if parameter is outputs or (head is not None and parameter is getattr(head, "bias", None)):
-            parts.add("head")
-        places[name] = Place(layer, frozenset(parts))
+        parts = {
+            "attention": any(map(MIXERS.search, within)),
+            "mlp": any(map(MLPS.search, within)),
+            "norm": bool(norms),
+            "bias": name.endswith("bias"),
+            "embedding": parameter is inputs,
+            "head": any(parameter is held for held in outputs),
+        }
+        places[name] = Place(layer, frozenset(part for part, there in parts.items() if there))
     layers = {place.layer for place in places.values() if place.layer is not None}
     return Layout(places, len(layers))
 

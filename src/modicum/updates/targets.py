@@ -29,8 +29,8 @@ def linear_layers(model: nn.Module, where: Selection | None) -> list[str]:
     head = model.get_output_embeddings()  # type: ignore[operator]
     mamba = model.config.model_type in MAMBAS  # type: ignore[union-attr]
     unfit = (READ, FUSED) if mamba else (READ,)
-    named = {n: m for n, m in model.named_modules() if is_matrix(m)}
-    linear = {n: m for n, m in named.items() if n.rpartition(".")[2] not in unfit}
+    named = model.named_modules()
+    linear = {n: m for n, m in named if is_matrix(m) and n.rpartition(".")[2] not in unfit}
     if where is None:
         return [name for name, module in linear.items() if module is not head]
     # By identity: a tied head has no name of its own among the parameters.

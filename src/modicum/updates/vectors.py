@@ -87,7 +87,7 @@ class Ia3(Adapter):
                 " ia3 @ parts(mlp) trains what it can"
             )
         kept = [name for name in found if _last(name) in OUTPUTS + INPUTS]
-        if not kept:
+        if found and not kept:
             raise UserError(
                 f"ia3 goes into {', '.join(OUTPUTS + INPUTS)}, and {where or 'the model'} has none"
             )
