@@ -34,6 +34,20 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_runtest_setup() -> None:
+    """So does what the tests before have imported: every run collects when it begins."""
+    if len(sys.modules) > Imported.count + 200:
+        Imported.count = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+class Imported:
+    """How many modules there were when the collector was last told."""
+
+    count = 0
+
+
 def random_model(family: str, seed: int = 0, layers: int = 3, **changes: Any) -> Any:
     """A tiny random causal language model with the tiny base's vocabulary.
 

@@ -450,6 +450,19 @@ def test_places_of_a_report(tmp_path):
         write([folder], tmp_path / "report.md")
 
 
+@pytest.mark.usefixtures("no_pdf")
+def test_the_report_of_the_docs_is_written(tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "report.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for update in ("full", "last(1)"):
+        made = make(tmp_path, update)
+        made.rename(tmp_path / f"{update.replace('(', '-').rstrip(')')}-seed0")
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("runs/", ""), {})
+    assert "Only the bars." in Path("mine.html").read_text()
+    assert Path("mine-figures/accuracy.svg").is_file()
+
+
 def test_settings_are_split_into_shared_and_different():
     shared, different = compare([{"a": {"b": 1}, "c": "x"}, {"a": {"b": 1}, "c": "y", "d": [1, 2]}])
     assert shared == {"a.b": "1"}

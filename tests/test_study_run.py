@@ -58,6 +58,8 @@ group_size = 4
 [config.evaluation]
 eval_problems = 4
 eval_samples = 2
+[config.records]
+anatomy = false
 """
 
 
@@ -81,7 +83,10 @@ def finished(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     """The folder of a finished study of two arms and two seeds."""
     root = tmp_path_factory.mktemp("study")
     path = study_file(root, folders["qwen2"])
-    assert cli.run(["study", "run", str(path), "--out", str(root / "out"), *HERE]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        # One figure: tests/test_report_study.py has all.
+        patch.setattr(page, "draw", lambda figures, draw=page.draw: draw(figures[:1]))
+        assert cli.run(["study", "run", str(path), "--out", str(root / "out"), *HERE]) == 0
     return root / "out"
 
 
@@ -143,6 +148,7 @@ def test_a_design_made_in_python_gives_the_numbers_of_the_file(
             "sampling": {"max_tokens": 8},
             "batch": {"prompts_per_step": 2, "group_size": 4},
             "evaluation": {"eval_problems": 4, "eval_samples": 2},
+            "records": {"anatomy": False},
         },
     )
     heard = Heard()

@@ -11,7 +11,7 @@ import torch
 
 from modicum.training import step
 from modicum.updates.autofreeze import AutoFreeze, FreezingSchedule
-from modicum.updates.slimfit import HUGE, SlimFitSchedule
+from modicum.updates.slimfit import HUGE, SlimFit, SlimFitSchedule
 from schedules import BATCH, numbers, session_of, walk
 
 # AutoFreeze ------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def drive(schedule: SlimFitSchedule, relative: Mapping[str, float]) -> set[str]:
 
 def test_every_unit_is_tried_and_then_those_that_move_most_train() -> None:
     """At a constant rate the choice then never changes: it has locked in."""
-    schedule = SlimFitSchedule(UNITS, frozenset({"bias"}), 0.6, "keep", 0)
+    schedule = SlimFitSchedule(SlimFit(0.6), UNITS, frozenset({"bias"}), 0)
     assert schedule.count == 2, "5 units, of which int(3.0) rest"
     assert max(schedule.distances.values()) > HUGE / 100
     relative = {"a": 0.5, "b": 0.1, "c": 0.4, "d": 0.2, "e": 0.3}
@@ -128,7 +128,7 @@ def test_every_unit_is_tried_and_then_those_that_move_most_train() -> None:
 
 
 def test_a_falling_rate_brings_back_what_rests() -> None:
-    schedule = SlimFitSchedule(UNITS, frozenset(), 0.6, "keep", 3)
+    schedule = SlimFitSchedule(SlimFit(0.6), UNITS, frozenset(), 3)
     relative = {"a": 0.5, "b": 0.1, "c": 0.4, "d": 0.2, "e": 0.3}
     trained = [drive(schedule, {n: r * 0.7**t for n, r in relative.items()}) for t in range(12)]
     assert set().union(*trained[6:]) == set(UNITS)

@@ -43,28 +43,19 @@ def advice(
 def _changes(config: TrainConfig, memory: Memory, room: int) -> list[Change]:
     """What to try in turn: the batch first, unless what it does not change is too much."""
     fixed = sum(size for part, size in memory.peak.parts.items() if part in FIXED)
-    batch, compute = _of_batch(config, memory.peak.name), _of_model(config)
-    return batch + compute if fixed < room else compute + batch
-
-
-def _of_batch(config: TrainConfig, phase: str) -> list[Change]:
-    batch = config.batch
-    found: list[Change] = []
+    batch, compute = config.batch, config.compute
     least = max(batch.group_size, config.evaluation.eval_samples)
-    if phase in ("sampling", "evaluation") and batch.rollout_batch > least:
-        found.append((f"--rollout-batch {least}", "batch", {"rollout_batch": least}))
+    of_batch: list[Change] = []
+    if memory.peak.name in ("sampling", "evaluation") and batch.rollout_batch > least:
+        of_batch.append((f"--rollout-batch {least}", "batch", {"rollout_batch": least}))
     for size in (SMALL_BATCH, 1):
         if batch.micro_batch > size:
-            found.append((f"--micro-batch {size}", "batch", {"micro_batch": size}))
-    if not config.compute.checkpointing and config.compute.engine != "library":
-        found.append(("--checkpointing", "compute", {"checkpointing": True}))
-    return found
-
-
-def _of_model(config: TrainConfig) -> list[Change]:
-    found: list[Change] = []
-    if config.compute.dtype == "fp32":
-        found.append(("--dtype bf16", "compute", {"dtype": "bf16"}))
+            of_batch.append((f"--micro-batch {size}", "batch", {"micro_batch": size}))
+    if not compute.checkpointing and compute.engine != "library":
+        of_batch.append(("--checkpointing", "compute", {"checkpointing": True}))
+    of_model: list[Change] = []
+    if compute.dtype == "fp32":
+        of_model.append(("--dtype bf16", "compute", {"dtype": "bf16"}))
     if config.update != SMALL_UPDATE:
-        found.append((f"--update '{SMALL_UPDATE}'", "", {"update": SMALL_UPDATE}))
-    return found
+        of_model.append((f"--update '{SMALL_UPDATE}'", "", {"update": SMALL_UPDATE}))
+    return of_batch + of_model if fixed < room else of_model + of_batch

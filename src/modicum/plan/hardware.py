@@ -10,6 +10,7 @@ matrix product and a sum of a quarter of a second show them.
 import re
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,9 +127,8 @@ def _measured(dtype: str) -> DeviceRates:
     return DeviceRates(flops, flops, bandwidth, f"measured here in {dtype}, just now")
 
 
-def _fastest(work: object) -> float:
+def _fastest(work: Callable[[], object]) -> float:
     """Seconds of the fastest call in `SHORTEST` seconds, two calls at least."""
-    assert callable(work)
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < 2 or time.perf_counter() - began < SHORTEST:

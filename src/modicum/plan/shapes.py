@@ -92,7 +92,6 @@ def prompt_tokens(config: TrainConfig) -> tuple[int, int] | None:
     found = [task.problem("train", config.seed, index) for index in range(count)]
     lengths = Sizes(tokenizer, config.sampling, draw(task, config.sampling))
     most = config.sampling.max_prompt_tokens
-    sizes = [
-        min(lengths.of(problem), most) for problem in found
-    ]  # a longer one is not sampled after
+    # A longer one is not sampled after.
+    sizes = [min(lengths.of(problem), most) for problem in found]
     return min(sizes), max(sizes)

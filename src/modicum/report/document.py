@@ -17,11 +17,7 @@ COLUMNS_SHOWN = 4  # runs side by side; more are rows
 
 
 class Piece:
-    """A block of a section."""
-
-    def within(self) -> Sequence[Piece]:
-        """The blocks within it."""
-        return ()
+    """A block of a section; some hold further ones, as `parts`."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +144,6 @@ class Folded(Piece):
     summary: str
     parts: tuple[Piece, ...]
 
-    def within(self) -> Sequence[Piece]:
-        """The blocks that it hides."""
-        return self.parts
-
 
 @dataclass(frozen=True)
 class Section:
@@ -236,4 +228,4 @@ def marked(text: str) -> list[tuple[bool, str]]:
 def _walk(blocks: Iterable[Piece]) -> Iterator[Piece]:
     for block in blocks:
         yield block
-        yield from _walk(block.within())
+        yield from _walk(getattr(block, "parts", ()))

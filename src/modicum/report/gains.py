@@ -20,20 +20,19 @@ def show(result: Mapping[str, Any]) -> None:
         f" {result['split']} problems, in points; = level with the best"
     )
     heads = ("update", "", "gain", "95%, over\nseeds", "95%, over\nproblems", "of full's")
-    rows = []
-    for unit in (*result["units"], *([result["full"]] if result["full"] else [])):
-        share = unit["contribution"]
-        cells = (
+    rows = [
+        (
             unit["update"],
             "=" if unit["level_with_best"] else "",
             points(unit["gain"]) if unit["gain"] is not None else "stopped",
             interval(*unit["over_seeds"]) if unit["over_seeds"] else NONE,
             interval(*unit["over_problems"]) if unit["over_problems"] else NONE,
-            NONE if share is None else f"{100 * share:.0f}%",
+            NONE if unit["contribution"] is None else f"{100 * unit['contribution']:.0f}%",
             short(unit["parameters"]),
             decimal(unit["seconds"]),
         )
-        rows.append(cells)
+        for unit in (*result["units"], *([result["full"]] if result["full"] else []))
+    ]
     print_table(terminal_table((*heads, "trained", "seconds"), rows, caption, wrap=True))
 
 

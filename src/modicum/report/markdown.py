@@ -66,7 +66,7 @@ def _blocks(blocks: Iterable[Piece], figures: str, title: str) -> Iterator[str]:
     for found in blocks:
         name = getattr(found, "name", "")
         yield from WRITERS[type(found)](found, figures, "" if name == title else name)
-        yield from _blocks(found.within(), figures, title)
+        yield from _blocks(getattr(found, "parts", ()), figures, title)
         title = name if type(found) is document.Heading else title
 
 

@@ -1,8 +1,8 @@
 """The report of runs or of a study: one self-contained HTML page, Markdown, figure files."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from modicum.disk import make_folder
 from modicum.report import html, markdown, runs
@@ -14,8 +14,7 @@ from modicum.report.style import STYLE, Drawn, drawn
 from modicum.types import UserError
 
 
-@dataclass(frozen=True)
-class Places:
+class Places(NamedTuple):
     """Where a report goes: the page, the Markdown beside it, the folder of its figures."""
 
     page: Path
@@ -37,14 +36,14 @@ def write(
     if out is None and len(folders) > 1:
         raise UserError("a report of several runs needs the name of a file, such as report.html")
     to = places(Path(folders[0]), out)
-    return _write(runs.document([load(folder) for folder in folders], title), to)
+    return write_document(runs.document([load(folder) for folder in folders], title), to)
 
 
 def write_study(folder: Path, out: Path | None = None, title: str | None = None) -> Path:
     """Write the report of the study in `folder` and return the path of its page; as `write`."""
     to, study = places(folder, out), load_study(folder)
     title = title or f"Study of {study.analysis.task or folder.name}"
-    return _write(studies.document(study, title), to)
+    return write_document(studies.document(study, title), to)
 
 
 def places(folder: Path, out: str | Path | None) -> Places:
@@ -68,8 +67,8 @@ def draw(figures: Iterable[Figure]) -> dict[str, Drawn]:
         return {f.name: drawn(f.draw(False), f.draw(True), f.label) for f in figures}
 
 
-def _write(document: Document, to: Places) -> Path:
-    """The page, NAME.svg and NAME.pdf of every figure, and the Markdown."""
+def write_document(document: Document, to: Places) -> Path:
+    """Write the page, NAME.svg and NAME.pdf of every figure, and the Markdown."""
     found = draw(document.figures())
     files = {to.page: html.render(document, found).encode()}
     for name, figure in found.items():

@@ -155,7 +155,8 @@ def _renewed(module: ModuleType) -> ModuleType:
 
 def _edited(folder: Path) -> list[str]:
     """The modules of a folder whose files have another text than when this was asked first."""
-    files = [(n, Path(getattr(m, "__file__", None) or "")) for n, m in list(sys.modules.items())]
+    named = ((n, getattr(m, "__file__", None) or "") for n, m in list(sys.modules.items()))
+    files = [(n, Path(file)) for n, file in named if folder.name in file]  # paths are slow to make
     texts = {n: file.read_bytes() for n, file in files if file.parent == folder and file.is_file()}
     return [name for name, text in texts.items() if READ.setdefault(name, text) != text]
 

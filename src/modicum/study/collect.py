@@ -167,19 +167,17 @@ def _levels(path: Path, base: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple
 def difficulty(found: Collected, outcome: ArmRuns) -> list[dict[str, Any]]:
     """Mean score of an arm over seeds and problems of each level, beside the base's."""
     levels = np.array(found.levels)
-    rows: list[dict[str, Any]] = []
     scores = np.array(list(outcome.scores.values()))
-    for name in found.level_names:
-        chosen = levels == name
-        rows.append(
-            {
-                "level": name,
-                "problems": int(chosen.sum()),
-                "accuracy": float(scores[:, chosen].mean()) if len(scores) else None,
-                "base": float(found.base_scores[chosen].mean()),
-            }
-        )
-    return rows
+    return [
+        {
+            "level": name,
+            "problems": int(chosen.sum()),
+            "accuracy": float(scores[:, chosen].mean()) if len(scores) else None,
+            "base": float(found.base_scores[chosen].mean()),
+        }
+        for name in found.level_names
+        for chosen in [levels == name]
+    ]
 
 
 def status(study: Study, folder: Path, tries: int) -> dict[str, Any]:

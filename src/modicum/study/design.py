@@ -202,18 +202,13 @@ def arms(study: Study) -> list[PlannedArm]:
     names = [study.control, *(name for name in study.arms if name != study.control)]
     found = [PlannedArm(name, _settings(study, name)) for name in names]
     style = {**TrainConfig().sampling.__dict__, **study.base.get("sampling", {})}["style"]
-    control = found[0]
-    if study.placebo.random_reward:
-        found.append(
-            PlannedArm("random reward", {**control.settings, "reward": "random"}, placebo=True)
-        )
+    rewards = {"random reward": "random"} if study.placebo.random_reward else {}
     if study.placebo.format_only:
         if style == "none":
             raise UserError("placebo: format_only needs a style that asks for a form, not none")
-        reward = f"format(style={style!r})"
-        found.append(
-            PlannedArm("format only", {**control.settings, "reward": reward}, placebo=True)
-        )
+        rewards["format only"] = f"format(style={style!r})"
+    for name, reward in rewards.items():
+        found.append(PlannedArm(name, {**found[0].settings, "reward": reward}, placebo=True))
     return found
 
 

@@ -9,7 +9,6 @@ Wilson's (`stats.no_spread`). A p-value is the level at which the limit meets th
 that is tested, so tests and intervals cannot disagree.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,18 +72,19 @@ class Estimate:
 
     def p_at_most(self, value: float) -> float:
         """The p-value of the hypothesis that the true mean is `value` or less."""
-        if value > self.mean:
-            return 1 - self._p(lambda level: self.interval(level).high < value)
-        return self._p(lambda level: self.interval(level).low > value)
+        return 1 - self._p(value) if value > self.mean else self._p(value)
 
     def p_at_least(self, value: float) -> float:
         """The p-value of the hypothesis that the true mean is `value` or more."""
-        if value < self.mean:
-            return 1 - self._p(lambda level: self.interval(level).low > value)
-        return self._p(lambda level: self.interval(level).high < value)
+        return 1 - self._p(value) if value < self.mean else self._p(value)
 
-    def _p(self, clear: Callable[[float], bool]) -> float:
-        """The one-sided p at which an interval stops being `clear` of a value, by bisection."""
+    def _p(self, value: float) -> float:
+        """The one-sided p at which the interval comes to hold a value, by bisection."""
+
+        def clear(level: float) -> bool:
+            found = self.interval(level)
+            return not found.low <= value <= found.high
+
         resamples = 1e9 if self.pivots_R is None else len(self.pivots_R) + 1
         least, most = 1 / resamples, 0.5
         if clear(1 - 2 * least):

@@ -14,9 +14,7 @@ Both are guesses as good as the estimates that go in. More seeds do not shrink B
 alone is too large, only more problems help.
 """
 
-import math
-
-from modicum.study.twolevel import Spread, critical
+from modicum.study.twolevel import Spread, half_width
 
 POWER = 0.8
 MOST = 100
@@ -30,20 +28,13 @@ def seeds_needed(found: Spread, margin: float, alpha: float = 0.05) -> int | Non
     """
     if found.num_seeds < 2 or found.none:
         return None
+    problems, variances = found.num_problems, found.components
     for seeds in range(found.num_seeds + 1, MOST + 1):
-        with_power = _half_width(found, seeds, POWER)
-        not_worse = _half_width(found, seeds, 1 - alpha) + with_power
-        worse = _half_width(found, seeds, 0.975) + with_power
-        if found.mean + margin >= not_worse or -found.mean >= worse:
+        seen = variances.seed / seeds + variances.residual / (seeds * problems)
+        power, not_worse, worse = (
+            half_width(seeds, problems, probability, (seen, variances.problem / problems))
+            for probability in (POWER, 1 - alpha, 0.975)
+        )
+        if found.mean + margin >= not_worse + power or -found.mean >= worse + power:
             return seeds
     return None
-
-
-def _half_width(found: Spread, seeds: int, probability: float) -> float:
-    """The half-width to expect of an interval with `probability` below its upper end."""
-    problems, parts = found.num_problems, found.components
-    limits = critical(seeds, problems, probability)
-    seen = parts.seed / seeds + parts.residual / (seeds * problems)
-    width = limits.half_width(seen, parts.problem / problems)
-    assert math.isfinite(width)
-    return width

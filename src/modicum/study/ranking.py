@@ -186,8 +186,8 @@ def _standing(runs: Sequence[TrialOutcome], base: Sequence[float]) -> Standing:
         update=runs[0].trial.update,
         gain=fmean(seeds) - start if done else None,
         by_seed=tuple(accuracy - start for accuracy in seeds),
-        over_seeds=_over_seeds(seeds, [start] * len(seeds)) if len(done) > 1 else None,
-        over_problems=_band(by_problem, base) if done else None,
+        over_seeds=_limits(seeds, [start] * len(seeds), means=True) if len(done) > 1 else None,
+        over_problems=_limits(by_problem, base) if done else None,
         contribution=None,
         level_with_best=False,
         learning_rate=done[0].learning_rate if done else runs[0].trial.rate,
@@ -197,17 +197,13 @@ def _standing(runs: Sequence[TrialOutcome], base: Sequence[float]) -> Standing:
     )
 
 
-def _band(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
+def _limits(
+    after: Sequence[float], before: Sequence[float], means: bool = False
+) -> tuple[float, float]:
+    """Of the change of scores by problem or, with `means`, of accuracies by seed."""
     from modicum import stats
 
-    found = stats.paired_interval(after, before)
-    return found.low, found.high
-
-
-def _over_seeds(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
-    from modicum import stats
-
-    found = stats.mean_interval(after, before)
+    found = (stats.mean_interval if means else stats.paired_interval)(after, before)
     return found.low, found.high
 
 
@@ -220,7 +216,8 @@ def _level(best: Sequence[TrialOutcome], other: Sequence[TrialOutcome]) -> bool:
     if not both:
         return False
     if len(both) > 1:
-        low, high = _over_seeds([a.accuracy for a, _ in both], [b.accuracy for _, b in both])
+        means = [a.accuracy for a, _ in both], [b.accuracy for _, b in both]
+        low, high = _limits(*means, means=True)
     else:
-        low, high = _band(both[0][0].scores, both[0][1].scores)
+        low, high = _limits(both[0][0].scores, both[0][1].scores)
     return low <= 0 <= high

@@ -22,8 +22,7 @@ def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str
     """The retained share with its 95 % interval, or why there is none; rows are paired seeds."""
     arm, control = spread(arm_SI - base_I), spread(control_SI - base_I)
     both = spread(arm_SI - control_SI)
-    limits = control.critical(LEVEL)
-    if control.none or abs(control.mean) <= limits.half_width(*control.parts):
+    if control.none or abs(control.mean) <= control.half_width(LEVEL):
         return "the control's own gain is not clear"
     if control.mean < 0:
         return "the control lost accuracy"
@@ -36,7 +35,7 @@ def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str
     def excess(value: float) -> float:
         """Above 0 where the interval of (arm - base) - value (control - base) lies beside 0."""
         found = _combined(arm, control, both, value)
-        return abs(found.mean) - limits.half_width(*found.parts)
+        return abs(found.mean) - found.half_width(LEVEL)
 
     low, high = _end(excess, ratio, -1.0), _end(excess, ratio, 1.0)
     if low is None or high is None:
@@ -69,14 +68,9 @@ def _end(excess: Callable[[float], float], ratio: float, sign: float) -> float |
     for _ in range(MAX_STEPS):
         outside = ratio + sign * step
         if excess(outside) > 0:
-            return _root(excess, inside, outside)
+            for _ in range(20):  # bisection to a millionth of the bracket
+                middle = (inside + outside) / 2
+                inside, outside = (inside, middle) if excess(middle) > 0 else (middle, outside)
+            return outside
         inside, step = outside, 2 * step
     return None
-
-
-def _root(excess: Callable[[float], float], inside: float, outside: float) -> float:
-    """Where `excess` changes sign, by bisection to a millionth of the bracket."""
-    for _ in range(20):
-        middle = (inside + outside) / 2
-        inside, outside = (inside, middle) if excess(middle) > 0 else (middle, outside)
-    return outside

@@ -18,8 +18,6 @@ small MS_seeds makes both the variance and its t too small (docs/statistics.md).
     S seed, I problem
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -72,29 +70,16 @@ class Spread:
 
     def half_width(self, level: float) -> float:
         """Half the width of the two-sided interval at `level`."""
-        return self.critical(level).half_width(*self.parts)
-
-    def critical(self, level: float) -> Critical:
-        """Student's t for both parts at a two-sided `level`."""
-        return critical(self.num_seeds, self.num_problems, (1 + level) / 2)
+        return half_width(self.num_seeds, self.num_problems, (1 + level) / 2, self.parts)
 
 
-@dataclass(frozen=True)
-class Critical:
-    """Student's t at one probability, for the degrees of freedom of seeds and of problems."""
-
-    seeds: float
-    problems: float
-
-    def half_width(self, seed_part: float, problem_part: float) -> float:
-        """The h of this module's docstring, from the two parts of the variance."""
-        return math.sqrt(self.seeds**2 * seed_part + self.problems**2 * problem_part)
-
-
-def critical(num_seeds: int, num_problems: int, probability: float) -> Critical:
-    """Student's t at a one-sided `probability`; 0 for the seeds when there is only one."""
+def half_width(
+    num_seeds: int, num_problems: int, probability: float, parts: tuple[float, float]
+) -> float:
+    """The h of this module's docstring, at a one-sided `probability`; see `Spread.parts`."""
     seeds = float(special.stdtrit(num_seeds - 1, probability)) if num_seeds > 1 else 0.0
-    return Critical(seeds, float(special.stdtrit(num_problems - 1, probability)))
+    problems = float(special.stdtrit(num_problems - 1, probability))
+    return math.sqrt(seeds**2 * parts[0] + problems**2 * parts[1])
 
 
 def spread(table_SI: Table) -> Spread:

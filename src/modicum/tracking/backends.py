@@ -90,7 +90,16 @@ class TensorBoard:
         self.writer.flush()
 
 
-class WandB:
+class Logs:
+    """A run of a library whose `log` takes a step's numbers; what has one step is one row."""
+
+    run: Any
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)
+
+
+class WandB(Logs):
     """A run in RUN/wandb, for `wandb sync`; online, the library's own settings hold."""
 
     def __init__(self, start: Start) -> None:
@@ -111,15 +120,11 @@ class WandB:
         )
         self.id = str(self.run.id)
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Log values; what has the same step becomes one row."""
-        self.run.log(dict(values), step=step)
-
     def close(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
 
 
-class Trackio:
+class Trackio(Logs):
     """A run in a local Trackio database; online, in the Space or server that is set."""
 
     def __init__(self, start: Start) -> None:
@@ -137,10 +142,6 @@ class Trackio:
                     auto_log_cpu=False,
                 )
         self.id = str(self.run.id)
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Log values; a thread of Trackio writes them."""
-        self.run.log(dict(values), step=step)
 
     def close(self, failed: bool) -> None:
         """Finish the run, waiting for the thread."""

@@ -47,8 +47,7 @@ class FreezingSchedule(Schedule):
     ) -> None:
         super().__init__()
         self.layers, self.below, self.above = layers, below, above
-        self.intervals, self.percentile, self.ema = method.intervals, method.percentile, method.ema
-        self.policy = method.state
+        self.method, self.policy = method, method.state
         self.length = 1
         """Steps with a signal in an interval."""
         self.since = 0
@@ -59,7 +58,7 @@ class FreezingSchedule(Schedule):
         self.sums: dict[str, Tensor] = {}
 
     def plan(self, total_steps: int) -> None:
-        self.length = max(1, total_steps // self.intervals)
+        self.length = max(1, total_steps // self.method.intervals)
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         """Add to the sums of the layers that train."""
@@ -79,9 +78,10 @@ class FreezingSchedule(Schedule):
         self.sums = {}
         evidence: dict[str, Any] = {"norms": now}
         if self.norms:
-            smooth = {n: self.ema * self.norms[n] + (1 - self.ema) * now[n] for n in now}
+            ema = self.method.ema
+            smooth = {n: ema * self.norms[n] + (1 - ema) * now[n] for n in now}
             change = {n: _change(self.norms[n], smooth[n]) for n in now}
-            threshold = float(np.percentile(list(change.values()), self.percentile))
+            threshold = float(np.percentile(list(change.values()), self.method.percentile))
             self.lowest = min(n for n, eta in change.items() if eta >= threshold)
             evidence |= {"change": change, "threshold": threshold}
             now = smooth

@@ -11,6 +11,8 @@ gradients and, unless `state` is keep, optimizer state are had here: quantised a
 are not part of it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -37,16 +39,11 @@ class SlimFitSchedule(Schedule):
     step_numbers: ClassVar[int] = 1  # what the units were before the step
 
     def __init__(
-        self,
-        units: list[str],
-        always: frozenset[str],
-        rate: float,
-        policy: Policy,
-        seed: int,
+        self, method: SlimFit, units: list[str], always: frozenset[str], seed: int
     ) -> None:
         super().__init__()
-        self.always, self.policy = always, policy
-        self.count = len(units) - int(rate * len(units))
+        self.always, self.policy = always, method.state
+        self.count = len(units) - int(method.rate * len(units))
         """How many units train at a time."""
         drawn = np.random.default_rng([seed, 0]).random(len(units)) * HUGE
         self.distances: dict[str, float] = dict(zip(units, drawn.tolist(), strict=True))
@@ -120,5 +117,4 @@ class SlimFit(Method):
         if not units:
             raise UserError(f"{self} @ {where}: no matrix or norm is selected")
         always = frozenset(chosen.keys() - set(units))
-        schedule = SlimFitSchedule(units, always, self.rate, self.state, seed)
-        return DensePrepared(model, chosen, schedule=schedule)
+        return DensePrepared(model, chosen, schedule=SlimFitSchedule(self, units, always, seed))

@@ -15,8 +15,10 @@ the groups (prompts) of those steps together, as in the paper; its code takes it
 tensor's rows, with a threshold of 0.95 on values that are not brought to 0..1.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, ClassVar
@@ -39,12 +41,10 @@ class Weighing(Schedule, ABC):
 
     remembered: ClassVar[tuple[str, ...]] = ("due", "seen", "weights")
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], every: int, window: int, reset: bool
-    ) -> None:
+    def __init__(self, method: Measured, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
-        self.parameters, self.every, self.window, self.reset = parameters, every, window, reset
-        self.due = window
+        self.method, self.parameters, self.window = method, parameters, method.window
+        self.due = method.window
         """The number of steps after which the multipliers are next computed."""
         self.seen = 0
         self.weights: dict[str, float] = {}
@@ -69,8 +69,10 @@ class Weighing(Schedule, ABC):
         if values is None:
             return None
         self.weights = self.weigh(values)
-        self.due = steps + self.every
-        return Decision(frozenset(self.parameters), self._evidence(values), restart=self.reset)
+        self.due = steps + self.method.every
+        return Decision(
+            frozenset(self.parameters), self._evidence(values), restart=self.method.reset
+        )
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         """Count the step."""
@@ -136,17 +138,9 @@ class SnrSchedule(Weighing):
     remembered_tensors: ClassVar[tuple[str, ...]] = ("means", "squares")
     kept_numbers: ClassVar[int] = 2  # means and squares over groups
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        every: int,
-        window: int,
-        reset: bool,
-        threshold: float,
-    ) -> None:
-        super().__init__(parameters, every, window, reset)
-        self.threshold = threshold
-        self.groups = 0
+    def __init__(self, method: Snr, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__(method, parameters)
+        self.threshold, self.groups = method.threshold, 0
         """How many groups the means and squares are of."""
         self.means: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
@@ -196,6 +190,7 @@ class SnrSchedule(Weighing):
 class Measured(Method):
     """What the two have in common."""
 
+    measures: ClassVar[Callable[[Any, Mapping[str, nn.Parameter]], Weighing]]
     every: int = 20
     window: int = 5
     reset: bool = True
@@ -206,11 +201,7 @@ class Measured(Method):
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
         chosen = (where or Full()).select(model)
-        return DensePrepared(model, chosen, schedule=self.schedule(chosen))
-
-    @abstractmethod
-    def schedule(self, parameters: Mapping[str, nn.Parameter]) -> Weighing:
-        """The schedule that measures."""
+        return DensePrepared(model, chosen, schedule=self.measures(self, chosen))
 
 
 @dataclass(frozen=True)
@@ -218,13 +209,11 @@ class Rgn(Measured):
     """Everything trains, each tensor's step scaled by its relative gradient norm."""
 
     name: ClassVar[str] = "rgn"
+    measures = RgnSchedule
     examples: ClassVar[tuple[str, ...]] = (
         "rgn(every=2, window=1)",
         "rgn(every=2, window=2, reset=False) @ last(2)",
     )
-
-    def schedule(self, parameters: Mapping[str, nn.Parameter]) -> Weighing:
-        return RgnSchedule(parameters, self.every, self.window, self.reset)
 
 
 @dataclass(frozen=True)
@@ -232,12 +221,10 @@ class Snr(Measured):
     """Only tensors whose gradient has much signal for its noise step."""
 
     name: ClassVar[str] = "snr"
+    measures = SnrSchedule
     examples: ClassVar[tuple[str, ...]] = ("snr(every=2, window=2)",)
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within("snr: threshold", self.threshold, 0, 1)
-
-    def schedule(self, parameters: Mapping[str, nn.Parameter]) -> Weighing:
-        return SnrSchedule(parameters, self.every, self.window, self.reset, self.threshold)

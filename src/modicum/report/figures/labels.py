@@ -38,9 +38,8 @@ class Box:
 
 @dataclass(frozen=True)
 class LabelPlace:
-    """Where a label goes: its left end and middle, and how far it is from its point."""
+    """Where a label goes: its middle, its box, and how far it is from its point."""
 
-    x: float
     y: float
     distance: float
     cost: float
@@ -99,7 +98,7 @@ def _choices(point: Point, size: Point, bounds: Box, fixed: Sequence[Box]) -> li
             # To the right is where a reader looks first, above next.
             taste = 0.02 * (1 - across) + 0.01 * (1 - up)
             cost = 1.2 * distance + 60 * outside + 40 * covered + taste
-            found.append(LabelPlace(x, y, distance, cost, box))
+            found.append(LabelPlace(y, distance, cost, box))
     return found
 
 

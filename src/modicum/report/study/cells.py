@@ -133,10 +133,9 @@ def _columns(record: RunRecord) -> dict[str, list[Any]]:
 
 def _evaluations(folder: Path) -> list[list[float]]:
     path = folder / "evaluations.jsonl"
-    lines = [line for _, line in numbered(path)] if path.is_file() else []
     return [
         [line["step"], float(f"{line['accuracy']:.{DIGITS}g}")]
-        for line in lines
+        for _, line in (numbered(path) if path.is_file() else ())
         if isinstance(line.get("step"), int)
         and line["step"] >= 0
         and isinstance(line.get("accuracy"), float | int)
@@ -171,7 +170,7 @@ def _base_files(folder: Path, analysis: Analysis) -> list[Path]:
 def _first(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Problem id -> its first sample, of the first problems in the first file that is there."""
     path = next((file for file in files if file.is_file()), None)
-    rows = (row for _, row in numbered(path)) if path is not None else iter(())
+    rows = (row for _, row in (numbered(path) if path is not None else ()))
     chosen = itertools.islice((row for row in rows if row.get("sample") == 0), PROBLEMS_SHOWN)
     return {
         str(row.get("id")): {

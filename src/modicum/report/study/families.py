@@ -28,16 +28,8 @@ def _series(name: str, number: int) -> Family:
 CONTROL = Family("control", None, INK, "*")
 PLACEBO = Family("placebo", None, MUTED, "X")
 OTHER = _series("other settings", 5)
-KINDS = {
-    kind.name: kind
-    for kind in (
-        _series("adapters", 1),
-        _series("schedules, masks", 3),
-        _series("optimizers", 4),
-        _series("layers", 0),
-        _series("parts of layers", 2),
-    )
-}
+NUMBERS = {"adapters": 1, "schedules, masks": 3, "optimizers": 4, "layers": 0, "parts of layers": 2}
+KINDS = {name: _series(name, number) for name, number in NUMBERS.items()}
 
 
 def family(analysis: Analysis, arm: ArmResult) -> Family:

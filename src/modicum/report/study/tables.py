@@ -1,11 +1,13 @@
 """The tables of a study's report: its arms, what they cost, the tests behind the verdicts."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from modicum.report import numbers as n
 from modicum.report.document import Table, TableCell, table
 from modicum.report.study.families import family, ranked
 from modicum.results import Analysis, ArmCost, ArmResult
+from modicum.stats import Interval
 
 EDGE = " at\u00a0edge"
 TESTS = ("noninferior", "superior", "equivalent", "inferior")
@@ -16,9 +18,13 @@ def arms(analysis: Analysis) -> Table:
     columns: Mapping[str, Callable[[ArmResult], TableCell | None]] = {
         "verdict": lambda arm: TableCell(arm.verdict),
         "trained": lambda arm: TableCell(n.share(arm.cost.share), arm.cost.share),
-        f"{analysis.primary} (%), 95 %": _accuracy,
-        "difference, 90 %": _difference,
-        "retention, 95 %": _retention,
+        f"{analysis.primary} (%), 95 %": lambda arm: _mean(
+            arm.accuracy, lambda b: f"{n.percent(b.mean)} {_whole(n.limits(b.low, b.high))}"
+        ),
+        "difference, 90 %": lambda arm: _mean(
+            arm.difference, lambda d: f"{n.points(d.mean)} {_whole(n.interval(d.low90, d.high90))}"
+        ),
+        "retention, 95 %": lambda arm: _mean(arm.retention, _retained),
         "time": lambda arm: _ratio(arm.cost.time_ratio),
         "memory": lambda arm: _ratio(arm.cost.memory_ratio),
         "rate": _rate,
@@ -38,10 +44,7 @@ COSTS: Mapping[str, tuple[Callable[[ArmCost], float | None], Callable[[float | N
     "peak memory": (lambda cost: cost.peak_memory_bytes, n.memory),
     "above the start": (lambda cost: cost.memory_bytes, n.memory),
     "seconds": (lambda cost: cost.seconds, n.decimal),
-    "a step": (
-        lambda cost: cost.step_seconds,
-        lambda value: n.NONE if value is None else f"{value:.3g} s",
-    ),
+    "a step": (lambda cost: cost.step_seconds, lambda v: n.NONE if v is None else f"{v:.3g} s"),
     "steps": (lambda cost: cost.steps, n.decimal),
     "tokens": (lambda cost: cost.generated_tokens, n.short),
     "FLOPs": (lambda cost: cost.flops_ratio, lambda value: _ratio(value).text),
@@ -65,14 +68,7 @@ def tests(analysis: Analysis) -> Table | None:
     if not tested:
         return None
     margin = f"{100 * analysis.margin:g}"
-    heads = (
-        "arm",
-        f"above −{margin}",
-        "above 0",
-        f"within ±{margin}",
-        "below 0",
-        "95 % interval",
-    )
+    claims = f"above −{margin}", "above 0", f"within ±{margin}", "below 0"
     rows = []
     for arm in tested:
         found = arm.difference
@@ -80,31 +76,26 @@ def tests(analysis: Analysis) -> Table | None:
         cells = [_test(arm, name) for name in TESTS]
         last = TableCell(ends, None if found is None else found.mean)
         rows.append([TableCell(arm.name, code=True), *cells, last])
-    return table("p-values of the tests, in brackets after Holm", heads, rows, plain=True)
+    return table(
+        "p-values of the tests, in brackets after Holm",
+        ("arm", *claims, "95 % interval"),
+        rows,
+        plain=True,
+    )
 
 
 def _name(analysis: Analysis, arm: ArmResult) -> TableCell:
     return TableCell(arm.name, series=family(analysis, arm).series, code=True)
 
 
-def _accuracy(arm: ArmResult) -> TableCell | None:
-    if (band := arm.accuracy) is None:
-        return None
-    return TableCell(f"{n.percent(band.mean)} {_whole(n.limits(band.low, band.high))}", band.mean)
+def _mean(found: Any, text: Callable[[Any], str]) -> TableCell | None:
+    """A mean with its interval, where there is one."""
+    return None if found is None else TableCell(text(found), found.mean)
 
 
-def _difference(arm: ArmResult) -> TableCell | None:
-    if (gap := arm.difference) is None:
-        return None
-    return TableCell(f"{n.points(gap.mean)} {_whole(n.interval(gap.low90, gap.high90))}", gap.mean)
-
-
-def _retention(arm: ArmResult) -> TableCell | None:
-    if (band := arm.retention) is None:
-        return None
+def _retained(band: Interval) -> str:
     ends = _whole(f"[{n.percent(band.low, 0)}, {n.percent(band.high, 0)}]")
-    text = f"{n.percent(band.mean, 0)}\u00a0% {ends}"
-    return TableCell(text.replace("-", "−"), band.mean)
+    return f"{n.percent(band.mean, 0)}\u00a0% {ends}".replace("-", "−")
 
 
 def _whole(text: str) -> str:
