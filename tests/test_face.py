@@ -454,7 +454,10 @@ def test_a_run_whose_base_has_moved(train: Train, folders: dict[str, Path], tmp_
             {"task": [*PROBLEMS, {"question": "2+2?"}]},
             "the list of problems, number 57: 'answer' is missing \\(bad rows: 1 of",
         ),
-        ({"task": [{"question": " ", "answer": 1}]}, "number 1: 'question' is empty \\(bad rows: 1 of 1"),
+        (
+            {"task": [{"question": " ", "answer": 1}]},
+            "number 1: 'question' is empty \\(bad rows: 1 of 1",
+        ),
         (
             {"task": [{"question": "1?", "answer": 1, "x": object()}]},
             "number 1: JSON cannot hold it .a object",
