@@ -153,7 +153,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / folder / "beside_mine.py").write_text(f"FACTOR = {factor}\n")
         (tmp_path / folder / "mine.py").write_text(FILE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", ".")])
+    # What runs of other tests read stays theirs.
+    others = {"", ".", *map(str, source.HOMES)}
+    monkeypatch.setattr(source, "HOMES", set())
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in others])
+    for name in ("mine", "beside_mine"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield tmp_path
     for name in ("own_rewards", "broken_rewards", "beside_mine"):
         sys.modules.pop(name, None)

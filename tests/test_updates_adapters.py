@@ -240,7 +240,7 @@ def test_tinylora_draws_other_matrices_for_every_layer_and_seed() -> None:
         ("llama", "shira(rank=0)", "at least 1"),
         ("llama", "tinylora(u=0)", "u must be at least 1"),
         ("llama", "tinylora(weight_tying=1.5)", "between 0 and 1"),
-        ("llama", "ia3 @ parts(norm)", r"ia3 goes into k_proj.*parts\(norm\) has none"),
+        ("llama", "ia3 @ parts(norm)", "no linear layer"),
         ("llama", "lora @ parts(norm)", "no linear layer"),
         ("llama", "ia3 @ parts(head)", r"ia3 goes into k_proj.*parts\(head\) has none"),
         ("llama", "lntuning @ parts(mlp)", r"lntuning: parts\(mlp\) has no norm"),
