@@ -30,7 +30,7 @@ from modicum.updates.layout import depth
 from modicum.updates.preview import optimizer_bytes
 
 MASTER = 4  # bytes of an fp32 number
-LIBRARIES = {"cpu": 50 * 2**20, "cuda": 500 * 2**20}
+LIBRARIES = {"cpu": 41 * 2**20, "cuda": 500 * 2**20}
 """Code that is loaded when it is first used, thread pools; the context of a GPU."""
 BF16_KERNELS = 110 * 2**20
 """What oneDNN compiles and keeps for products in bf16 on a CPU."""
