@@ -60,7 +60,7 @@ def prepare_like(config: TrainConfig, parts: RunParts | None, past: Sequence[Pat
     for folder in past:
         changed = problems_changed(folder, session.task)
         if changed and began(folder).get("task") == config.task:
-            raise UserError(f"{folder}: {changed}")
+            raise UserError(f"{folder}: {changed}; put them back, or begin anew with another --out")
     return session
 
 
