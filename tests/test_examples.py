@@ -38,16 +38,29 @@ def given(train: list[dict[str, Any]] = ROWS) -> tasks.Task:
         ({"solution": r"So $x = \boxed{\frac{1}{2}}$."}, r"So $x = \frac{1}{2}$."),
         ({"solution": "<think> two and two </think>\n<answer> 4 </answer>"}, "two and two"),
         ({"solution": "#### Step 1\nAdd."}, "#### Step 1\nAdd."),
-        ({"steps": ("3*4=12", "12+5=17"), "numbers": (3, 4, 5)}, "3*4=12\n12+5=17"),
-        ({"terms": (1, 4, 7), "signs": ("+", "-")}, "1+4-7=5-7=-2"),
-        ({"terms": (2, 3, 4), "signs": ("+", "*")}, "2+3*4=2+12=14"),
-        ({"steps": ["of", "a", "file"]}, ""),
+        ({"steps": ("of", "a", "file"), "terms": (1, 2), "signs": ("+",)}, ""),
         ({"solution": 3}, ""),
         ({}, ""),
     ],
 )
 def test_the_way_to_an_answer_has_no_marks(data: dict[str, Any], thought: str) -> None:
-    assert thought_of(Problem("a", "q", "1", data=data)) == thought
+    assert thought_of(given(), Problem("a", "q", "1", data=data)) == thought
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "thought"),
+    [
+        ("countdown", {"steps": ("3*4=12", "12+5=17"), "numbers": (3, 4, 5)}, "3*4=12\n12+5=17"),
+        ("arithmetic", {"terms": (1, 4, 7), "signs": ("+", "-")}, "1+4-7=5-7=-2"),
+        ("arithmetic", {"terms": (2, 3, 4), "signs": ("+", "*")}, "2+3*4=2+12=14"),
+        ("addition", {"terms": (2, 3), "signs": ("+",)}, "2+3=5"),
+        ("matrix(inverse)", {}, ""),
+    ],
+)
+def test_a_task_says_how_its_answers_come_about(
+    task: str, data: dict[str, Any], thought: str
+) -> None:
+    assert thought_of(tasks.parse(task), Problem("a", "q", "1", data=data)) == thought
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 from modicum import spec
 from modicum.rewards.accuracy import Accuracy
-from modicum.rewards.base import Moment, Reward, Term, reward_of
+from modicum.rewards.base import Reward, StepExtras, Term, reward_of
 from modicum.rewards.consistency import Consistency
 from modicum.rewards.format import Format
 from modicum.rewards.function import Function, GivenFunction, term_of
@@ -24,8 +24,22 @@ from modicum.rewards.source import FOLDERS, rewrite
 from modicum.types import UserError
 
 __all__ = [
-    "REWARDS", "Accuracy", "Consistency", "Format", "Function", "GivenFunction", "Language",
-    "Length", "Moment", "Random", "Repetition", "Reward", "Term", "of", "parse", "reward_of",
+    "REWARDS",
+    "Accuracy",
+    "Consistency",
+    "Format",
+    "Function",
+    "GivenFunction",
+    "Language",
+    "Length",
+    "Random",
+    "Repetition",
+    "Reward",
+    "StepExtras",
+    "Term",
+    "of",
+    "parse",
+    "reward_of",
 ]  # fmt: skip
 
 REWARDS: dict[str, type[Term]] = {

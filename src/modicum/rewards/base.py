@@ -26,14 +26,17 @@ from modicum.types import Completion, Problem, UserError
 MAX_WEIGHT = 1e6  # of a term; usual: at most 1
 
 
-class Moment:
-    """What TRL gives functions beside completions (`trainer_state`, `log_metric`, `log_extra`): a step in which completions are scored, and what functions log meanwhile."""
+class StepExtras:
+    """What functions get beside completions, as from TRL: `trainer_state`, `log_metric`, `log_extra`.
+
+    It belongs to one step, and holds what functions log in it.
+    """
 
     def __init__(self, step: int = 0, steps: int = 1) -> None:
         # By the names of transformers' TrainerState; a step is a rollout.
         self.state = SimpleNamespace(global_step=step, max_steps=steps, epoch=step / steps)
         self.values: dict[str, list[float]] = defaultdict(list)
-        self.extras: dict[int, dict[str, Any]] = defaultdict(dict)  # by the completion's id
+        self.columns: dict[int, dict[str, Any]] = defaultdict(dict)  # by the completion's id
 
     def arguments(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """What a function may have parameters for, in a call for these completions."""
@@ -46,7 +49,7 @@ class Moment:
 
     def logged(self, completion: Completion) -> dict[str, Any]:
         """What was logged of a completion, for samples.jsonl."""
-        return {"logged": self.extras[id(completion)]} if id(completion) in self.extras else {}
+        return {"logged": self.columns[id(completion)]} if id(completion) in self.columns else {}
 
     def _log_metric(self, name: str, value: float) -> None:
         if math.isfinite(number := float(value)):  # JSON has no other
@@ -61,7 +64,7 @@ class Moment:
             value = value.item() if getattr(value, "ndim", 1) == 0 else value
             finite = isinstance(value, float) and math.isfinite(value)
             plain = finite or isinstance(value, str | int | None)
-            self.extras[id(completion)][str(column)] = value if plain else str(value)
+            self.columns[id(completion)][str(column)] = value if plain else str(value)
 
 
 class _Summand:
@@ -89,8 +92,8 @@ class Term(_Summand, Spec, ABC):
     placebo: ClassVar[bool] = False
     """Whether the score knows nothing of the completion."""
 
-    def at(self, moment: Moment) -> Term:
-        """This term in a step of a run; one that calls a user's function shows it the moment."""
+    def at(self, extras: StepExtras) -> Term:
+        """This term in a step of a run; one that calls a user's function hands it the extras."""
         return self
 
     def require(self, problem: Problem) -> None:
@@ -133,9 +136,9 @@ class Reward(_Summand):
     def __str__(self) -> str:
         return " + ".join(_weighted(weight, term) for weight, term in self.terms)
 
-    def at(self, moment: Moment) -> Reward:
+    def at(self, extras: StepExtras) -> Reward:
         """This reward in a step of a run (`Term.at`)."""
-        return Reward(tuple((weight, term.at(moment)) for weight, term in self.terms))
+        return Reward(tuple((weight, term.at(extras)) for weight, term in self.terms))
 
     def scores(self, task: Task, problem: Problem, completion: Completion) -> dict[str, float]:
         """The unweighted value of each term, by its expression."""

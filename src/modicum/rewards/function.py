@@ -6,7 +6,7 @@
 It is called once for all completions of a problem. `columns` are lists as long as
 `completions`: everything in the problem's data, and `question`, `answer` and `ground_truth`
 (the gold answer). `prompts` holds the question as the task states it, without the template;
-`trainer_state`, `log_metric` and `log_extra` are those of `base.Moment`. A parameter that the
+`trainer_state`, `log_metric` and `log_extra` are those of `base.StepExtras`. A parameter that the
 function does not have is not passed; one that nothing is known for is a UserError. `async def`
 works as well.
 
@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from modicum.rewards.base import Moment, Term
+from modicum.rewards.base import StepExtras, Term
 from modicum.rewards.source import OWN, PATH, Guard, attribute, find, shown
 from modicum.spec import nearest
 from modicum.tasks.base import Task
@@ -58,10 +58,10 @@ class Called(Term):
     def called(self) -> Callable[..., Any]:
         """The function."""
 
-    def at(self, moment: Moment) -> Self:
-        """The same term, which shows its function this moment and lets it log."""
+    def at(self, extras: StepExtras) -> Self:
+        """The same term, which hands its function what belongs to the step."""
         made = copy.copy(self)
-        object.__setattr__(made, "moment", moment)  # no field: it changes no expression
+        object.__setattr__(made, "extras", extras)  # no field: it changes no expression
         return made
 
     def require(self, problem: Problem) -> None:
@@ -109,8 +109,8 @@ class Called(Term):
         }
         given = {name: [value] * len(texts) for name, value in columns.items()}
         ids = [list(completion.tokens) for completion in completions]
-        moment: Moment = vars(self).get("moment") or Moment()
-        more = moment.arguments(completions)
+        extras: StepExtras = vars(self).get("extras") or StepExtras()
+        more = extras.arguments(completions)
         return {**given, "completions": texts, "completion_ids": ids, **more}
 
 

@@ -1,6 +1,6 @@
 """Tasks: problems with checkable answers, and their grading.
 
-To add one: a file with a frozen dataclass (see `base.Task`; `dataset.DataTask` for a data
+To add one: a file with a frozen dataclass (see `base.Task`; `dataset.ColumnTask` for a data
 set with columns), an entry in TASKS, a section in docs/tasks.md. The contract suite
 (tests/test_tasks.py) picks it up.
 """

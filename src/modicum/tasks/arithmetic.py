@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from modicum.tasks.base import Draft, Procedural
-from modicum.types import Split, UserError
+from modicum.types import Problem, Split, UserError
 
 APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
@@ -45,8 +45,16 @@ def _written(terms: Sequence[int], signs: Sequence[str]) -> str:
     return str(terms[0]) + "".join(f"{s}{t}" for s, t in zip(signs, terms[1:], strict=True))
 
 
+class ChainTask(Procedural):
+    """Base of the tasks whose problems are chains of `terms` and `signs`."""
+
+    def working(self, problem: Problem) -> str:
+        """The chain, one operation shorter each time."""
+        return "=".join(chain(problem.data["terms"], problem.data["signs"]))
+
+
 @dataclass(frozen=True)
-class Arithmetic(Procedural):
+class Arithmetic(ChainTask):
     """Sums of `terms` numbers with up to `digits` digits, joined by `operators` (+, -, *)."""
 
     name: ClassVar[str] = "arithmetic"
@@ -84,7 +92,7 @@ class Arithmetic(Procedural):
 
 
 @dataclass(frozen=True)
-class Products(Procedural):
+class Products(ChainTask):
     """Products of two numbers of up to `digits` digits."""
 
     name: ClassVar[str] = "products"

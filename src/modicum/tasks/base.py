@@ -84,6 +84,10 @@ class Procedural(Spec, ABC):
     def make(self, rng: random.Random, split: Split) -> Draft | None:
         """A draft, or None for one that is no good; it may also be None outside `split`."""
 
+    def working(self, problem: Problem) -> str:
+        """The way to the answer, for worked examples; empty where it is not known."""
+        return ""
+
     def problem(self, split: Split, seed: int, index: int) -> Problem:
         """The problem at (split, seed, index): the first draft that a hash puts into `split`.
 

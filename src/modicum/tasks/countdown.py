@@ -63,6 +63,10 @@ class Countdown(Procedural):
         """Right if the marked expression uses the numbers exactly and reaches the target."""
         return answers.grade_countdown(text, problem.data["numbers"], problem.data["target"])
 
+    def working(self, problem: Problem) -> str:
+        """A line for each number that is made."""
+        return "\n".join(problem.data["steps"])
+
     def make(self, rng: random.Random, split: Split) -> Draft | None:
         numbers = [rng.randint(1, self.max_value) for _ in range(self.numbers)]
         parts = [Node(str(n), Fraction(n)) for n in numbers]

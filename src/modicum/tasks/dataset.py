@@ -1,7 +1,7 @@
 """What tasks with a fixed set of problems share: rows are read, checked, divided, held apart.
 
-A task says where its rows come from (`Hub`, or a local `path`), which columns they need and
-what one row says (`item`). `loading` makes problems of them. What a user should know of that is
+A task says where its rows come from (`Hub`, or a local `path`) and how they are read (`reader`;
+a `ColumnTask`: which columns there must be and what one row says). `loading` makes problems of them. What a user should know of that is
 in `notes()`.
 """
 
@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,7 +52,7 @@ class Hub:
 
 
 @dataclass(frozen=True)
-class DataTask(Spec):
+class DataTask(Spec, ABC):
     """Base of the tasks with a fixed set of problems; each declares `path` and `bad_rows`.
 
     With `path` None the rows come from `hub`. A folder holds `*train*` and `*test*` files,
@@ -62,8 +63,6 @@ class DataTask(Spec):
     file_role: ClassVar[Role] = "hash"
     skippable: ClassVar[bool] = True
     """Whether `bad_rows` can be set."""
-    columns: ClassVar[Sequence[tuple[str, ...]]] = ()
-    """The columns that must be there, each with its alternatives."""
     own_rows: ClassVar[bool] = False
     """Whether they are the user's: copies are taken once, and contradictions are bad rows."""
 
@@ -142,15 +141,9 @@ class DataTask(Spec):
             raise UserError(f"there is no file {path}, which {self} reads: not in {looked}")
         return path if found is None else str(found)
 
+    @abstractmethod
     def reader(self, part: RowPart) -> Reader:
-        """How the rows of a part are read: each by `item`."""
-        for names in self.columns:
-            rows.require_column(part.origin, part.records, *names)
-        return self.item, ""
-
-    def item(self, record: readers.Record) -> Item | LeftOut:
-        """What a row says; UserError when it cannot be a problem."""
-        raise NotImplementedError
+        """How the rows of a part are read, and a note on that."""
 
     def role(self, role: Role) -> Role:
         """What a part is for, when by itself it is for `role`."""
@@ -201,7 +194,25 @@ class DataTask(Spec):
 
 
 @dataclass(frozen=True)
-class HeldOut(DataTask):
+class ColumnTask(DataTask):
+    """Base of the data sets whose columns are known."""
+
+    columns: ClassVar[Sequence[tuple[str, ...]]]
+    """Those that must be there, each with its alternatives."""
+
+    def reader(self, part: RowPart) -> Reader:
+        """Each row by `item`."""
+        for names in self.columns:
+            rows.require_column(part.origin, part.records, *names)
+        return self.item, ""
+
+    @abstractmethod
+    def item(self, record: readers.Record) -> Item | LeftOut:
+        """What a row says; UserError when it cannot be a problem."""
+
+
+@dataclass(frozen=True)
+class HeldOut(ColumnTask):
     """Base of the sets that are there to be tested on: all is test, unless `split` divides it."""
 
     file_role: ClassVar[Role] = "test"

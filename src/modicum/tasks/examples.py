@@ -13,8 +13,7 @@ from typing import Any, cast
 from modicum.config import Sampling
 from modicum.grading.extraction import HASHES
 from modicum.styles import STYLES
-from modicum.tasks.arithmetic import chain
-from modicum.tasks.base import MAX_TRIES, Task
+from modicum.tasks.base import MAX_TRIES, Procedural, Task
 from modicum.tasks.dataset import DataTask
 from modicum.types import Problem, Split, UserError
 
@@ -51,7 +50,7 @@ def draw(task: Task, sampling: Sampling) -> Examples:
 def worked(task: Task, problem: Problem, style: str) -> str | None:
     """The answer in the style, worked out where the problem says how; None: not one that is right."""
     form, answer = STYLES.get(style), problem.answer
-    for thought in (thought_of(problem), f"The answer is {answer}."):
+    for thought in (thought_of(task, problem), f"The answer is {answer}."):
         if form is None:
             text = f"{thought}\nAnswer: {answer}".strip()
             right = task.grade(problem, text).lenient
@@ -63,17 +62,13 @@ def worked(task: Task, problem: Problem, style: str) -> str | None:
     return None
 
 
-def thought_of(problem: Problem) -> str:
-    """The way to the answer, without the marks of one; empty where the problem does not say it."""
-    match problem.data:
-        case {"solution": str(text)}:
-            text = text.partition("</think>")[0].rpartition("<think>")[2].partition("<answer>")[0]
-            return BOX.sub(r"\1", CALCULATOR.sub("", HASHES.sub("", text))).strip()
-        case {"steps": tuple(steps)}:
-            return "\n".join(steps)
-        case {"terms": tuple(terms), "signs": tuple(signs)}:
-            return "=".join(chain(terms, signs))
-    return ""
+def thought_of(task: Task, problem: Problem) -> str:
+    """The way to the answer, without the marks of one; empty where nobody says it."""
+    text = problem.data.get("solution")
+    if isinstance(text, str):
+        text = text.partition("</think>")[0].rpartition("<think>")[2].partition("<answer>")[0]
+        return BOX.sub(r"\1", CALCULATOR.sub("", HASHES.sub("", text))).strip()
+    return task.working(problem) if isinstance(task, Procedural) else ""
 
 
 def without(task: Task, examples: Examples) -> Task:
@@ -91,7 +86,6 @@ def without(task: Task, examples: Examples) -> Task:
         ids = {problem.id for problem in found if _key(problem.question) in shown}
         if len(ids) < size:
             return task.without(ids, f"{len(ids)} train problems are worked examples")
-
     return cast(Task, Rest(task, shown))
 
 

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from modicum import answers
 from modicum.spec import nearest
 from modicum.tasks import rows
-from modicum.tasks.dataset import BadRows, DataTask, HeldOut, Hub, Item, LeftOut, Reader, RowPart
+from modicum.tasks.dataset import BadRows, ColumnTask, HeldOut, Hub, Item, LeftOut, Reader, RowPart
 from modicum.tasks.readers import Record
 from modicum.types import UserError
 
@@ -27,7 +27,7 @@ SUBJECTS = ("subject", "type")
 
 
 @dataclass(frozen=True)
-class MathTask(DataTask):
+class MathTask(ColumnTask):
     """What `math` and `math500` share: columns, levels, subjects."""
 
     columns: ClassVar[Sequence[tuple[str, ...]]] = (("problem",), ("answer", "solution"))

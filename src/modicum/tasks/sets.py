@@ -24,7 +24,7 @@ from typing import ClassVar, Literal
 
 from modicum import answers
 from modicum.tasks import rows
-from modicum.tasks.dataset import BadRows, DataTask, HeldOut, Hub, Item, LeftOut
+from modicum.tasks.dataset import BadRows, ColumnTask, HeldOut, Hub, Item, LeftOut
 from modicum.tasks.readers import Record
 from modicum.types import UserError
 
@@ -32,7 +32,7 @@ AIME = {2024: "HuggingFaceH4/aime_2024", 2025: "yentinglin/aime_2025"}
 
 
 @dataclass(frozen=True)
-class Gsm8k(DataTask):
+class Gsm8k(ColumnTask):
     """GSM8K from the hub, or from `path`: a folder with train and test files, or one file.
 
     A folder holds `*train*` and `*test*` files. A single file is divided into
@@ -54,7 +54,7 @@ class Gsm8k(DataTask):
 
 
 @dataclass(frozen=True)
-class OpenThoughts(DataTask):
+class OpenThoughts(ColumnTask):
     """The math rows of OpenThoughts-114k from the hub, or of the file `path`."""
 
     name: ClassVar[str] = "openthoughts"

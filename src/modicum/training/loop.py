@@ -16,7 +16,7 @@ from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
 from modicum.parts import RunParts
-from modicum.rewards import Moment
+from modicum.rewards import StepExtras
 from modicum.tasks.prompts import encode
 from modicum.training import origin, result
 from modicum.training.checkpoint import save
@@ -196,13 +196,13 @@ def run_step(
     watch.lap("sampling")
     agree(session, groups, step)
     watch.lap("agreement")
-    moment = Moment(step, session.config.steps)
-    scores, rewards_PG = score(session.task, session.reward.at(moment), groups, faults)
+    extras = StepExtras(step, session.config.steps)
+    scores, rewards_PG = score(session.task, session.reward.at(extras), groups, faults)
     if faults and observer:
         observer.note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     session.order.observe(seen(groups, scores, rewards_PG))
     batch = make_batch(session.objective, groups, rewards_PG)
-    metrics = rollout_metrics(step, groups, scores, rewards_PG) | moment.metrics()
+    metrics = rollout_metrics(step, groups, scores, rewards_PG) | extras.metrics()
     watch.lap("scoring")
     if batch.rows:
         metrics |= _update(session, batch)
@@ -219,7 +219,7 @@ def run_step(
         for completion, found in zip(group.completions[:4], scores[0], strict=False):
             total = session.reward.total(found)
             line = sample(step, group.problem, completion.text, found, total)
-            run.append("samples.jsonl", line | moment.logged(completion))
+            run.append("samples.jsonl", line | extras.logged(completion))
     return metrics
 
 
