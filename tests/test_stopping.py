@@ -29,6 +29,16 @@ ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 MEASURED = ("seconds", "peak_memory_bytes", "start_memory_bytes")
 
 
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Signals have their default, also where the tests run under nohup, which runs go by."""
+    past = signal.getsignal(signal.SIGHUP)
+    if past == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, past)
+
+
 @pytest.fixture
 def config(quick: TrainConfig) -> TrainConfig:
     """Four steps with all that a run can write."""
