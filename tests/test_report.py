@@ -22,12 +22,13 @@ from fake_runs import make, make_whole
 from modicum import cli
 from modicum.report import held, load, markdown, numbers, page, style, tables, write
 from modicum.report import runs as report_of_runs
-from modicum.report.document import Document, SideBySide, Table
-from modicum.report.figures import accuracy, cost, curves, learning
-from modicum.report.html import printable
+from modicum.report.document import Document, SideBySide, Table, section
+from modicum.report.figures import accuracy, curves, frontier, learning
 from modicum.report.read import HeldCompletion, labels
 from modicum.report.runs import headline
 from modicum.report.sections import compare
+from modicum.report.words import printable
+from modicum.stats import Interval
 from modicum.types import UserError
 
 
@@ -118,9 +119,9 @@ def test_table_shows_the_numbers_of_the_results(runs):
         "654",
         "1.50 GiB",
     )
-    lines = markdown.table(tables.table(rows)).splitlines()
-    assert len(lines) == 5
-    assert r"| `last(1)` | 123,456 (10.0%) | 12.3 → 34.6 \[31.6, 37.6] |" in lines[3]
+    text = markdown.render(Document("T", "", "", (), (section("r", "R", tables.table(rows)),)), "")
+    assert text.count("\n|") == 5
+    assert "\n" + r"| `last(1)` | 123,456 (10.0%) | 12.3 → 34.6 \[31.6, 37.6] |" in text
 
 
 def test_terminal_table_fits_in_100_columns(runs):
@@ -137,7 +138,7 @@ def test_table_without_a_measure_shows_a_dash(tmp_path):
     (folder / "result.json").write_text('{"update": "full", "base": null, "trained": null}')
     (row,) = tables.results([load(folder)])
     assert tables.cells(row)[2] == "— → —"
-    assert accuracy.figure([row]) is None and cost.figure([row]) is None
+    assert accuracy.figure([row]) is None and frontier.figure([row]) is None
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_headline_says_what_went_where(runs):
 
 def test_figures_are_the_same_twice_and_well_formed(runs):
     records = [load(folder) for folder in runs]
-    found = [part.figure(tables.results(records)) for part in (accuracy, cost)]
+    found = [part.figure(tables.results(records)) for part in (accuracy, frontier)]
     assert [figure.name for figure in found] == ["accuracy", "cost"]
     drawn = page.draw(found[:1])
     assert drawn == page.draw(found[:1])
@@ -196,21 +197,21 @@ def test_smoothing_keeps_a_line_and_short_series():
 def test_steps_tokens_and_seconds_of_a_run(tmp_path):
     folder = make_whole(tmp_path, "full")
     record = load(folder)
-    np.testing.assert_array_equal(curves.against(record, "step"), np.arange(30))
-    np.testing.assert_allclose(curves.against(record, "seconds"), 2.5 * np.arange(1, 31))
+    np.testing.assert_array_equal(record.columns["step"], np.arange(30))
+    np.testing.assert_allclose(record.columns["seconds"], 2.5 * np.arange(1, 31))
     # 4 prompts of 8 completions, of a mean length of 40, 41, ... tokens.
-    np.testing.assert_allclose(curves.against(record, "tokens")[:3], [32 * 40, 32 * 81, 32 * 123])
+    np.testing.assert_allclose(record.columns["tokens"][:3], [32 * 40, 32 * 81, 32 * 123])
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = [{**row, "tokens/generated": 7 * (1 + row["step"])} for row in rows]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
-    np.testing.assert_array_equal(curves.against(load(folder), "tokens")[:3], [7, 14, 21])
+    np.testing.assert_array_equal(load(folder).columns["tokens"][:3], [7, 14, 21])
     # Neither is known.
-    assert curves.against(load(make(tmp_path, "last(1)")), "tokens") is None
+    assert "tokens" not in load(make(tmp_path, "last(1)")).columns
 
 
 def test_every_term_has_a_panel_and_what_stands_still_is_said_in_words(tmp_path):
     records = [load(make_whole(tmp_path, "full"))]
-    titles = [panel.title for panel in curves.panels(records)]
+    titles = [metric.title for metric in curves.metrics([r.columns for r in records])]
     assert titles[:3] == ["Reward", "Accuracy on training samples", "Reward term format"]
     curve, rest = learning.figures(records, [0.1])
     assert "generated tokens and seconds" in curve.caption
@@ -226,16 +227,17 @@ def test_seeds_become_a_mean_and_a_band(tmp_path):
         rows.replace('"reward/accuracy": 0.1', '"reward/accuracy": 0.3')
     )
     records = [load(folder) for folder in folders]
-    panel = next(p for p in curves.panels(records) if p.key == "reward/accuracy")
-    (line,) = curves.lines(records, panel)
+    line = curves.line([record.columns for record in records], curves.TRAINED)
     np.testing.assert_array_equal(line.x, np.arange(10))  # as far as both went
     np.testing.assert_allclose(line.high - line.low, 20)
     np.testing.assert_allclose(line.mean, (line.high + line.low) / 2)
 
 
 def test_the_frontier_is_what_no_other_beats():
-    points = [(3.0, 0.5), (1.0, 0.2), (2.0, 0.6), (4.0, 0.9), (1.0, 0.1), (5.0, 0.9)]
-    assert cost.best(points) == [(1.0, 0.2), (2.0, 0.6), (4.0, 0.9)]
+    pairs = [(3.0, 0.5), (1.0, 0.2), (2.0, 0.6), (4.0, 0.9), (1.0, 0.1), (5.0, 0.9)]
+    scored = [frontier.Scored("", "", "", Interval(y, y, y), x) for x, y in pairs]
+    found = frontier.points(scored, frontier.Axis("", "", lambda cost: cost, str))
+    assert [(p.x, p.y) for p in found if p.best] == [(1.0, 20), (2.0, 60), (4.0, 90)]
 
 
 def test_completions_before_and_after_share_the_base_of_the_first_run(tmp_path):
@@ -243,9 +245,13 @@ def test_completions_before_and_after_share_the_base_of_the_first_run(tmp_path):
     records = [load(folder) for folder in folders]
     (group,) = held.groups(records)
     assert group.runs == (0, 1) and len(group.base) == 36
-    levels = held.levels(group)
-    assert [(level.name, level.problems) for level in levels] == [("1", 4), ("2", 4), ("3", 4)]
-    assert [level.accuracy for level in levels] == [(1, 1, 1), (0, 0.5, 1), (0, 0, 0.25)]
+    levels, rows = held.levels(group, labels(records))
+    assert levels == {"1": 4, "2": 4, "3": 4}
+    assert rows == [
+        ("base", {"1": 1, "2": 0, "3": 0}),
+        ("full", {"1": 1, "2": 0.5, "3": 0}),
+        ("last(1)", {"1": 1, "2": 1, "3": 0.25}),
+    ]
     found = report_of_runs.document(records, "t")
     # Three problems, and no training samples beside them.
     first, *others = blocks(found, "written", SideBySide)
@@ -282,21 +288,10 @@ def test_many_difficulties_are_taken_together():
     rows = tuple(
         HeldCompletion(str(n), 0, "q", "g", "c", 1, True, n < 10, float(n)) for n in range(20)
     )
-    levels = held.levels(held.HeldGroup((), (0,), (rows,)))
-    assert [level.name for level in levels] == [
-        "0 to 3",
-        "4 to 7",
-        "8 to 11",
-        "12 to 15",
-        "16 to 19",
-    ]
-    assert [level.accuracy for level in levels] == [
-        (None, 1),
-        (None, 1),
-        (None, 0.5),
-        (None, 0),
-        (None, 0),
-    ]
+    levels, found = held.levels(held.HeldGroup((), (0,), (rows,)), ["run"])
+    assert levels == {"0 to 3": 4, "4 to 7": 4, "8 to 11": 4, "12 to 15": 4, "16 to 19": 4}
+    accuracies = {"0 to 3": 1, "4 to 7": 1, "8 to 11": 0.5, "12 to 15": 0, "16 to 19": 0}
+    assert found == [("run", accuracies)]
 
 
 def test_a_broken_completion_is_named_with_its_line(tmp_path):

@@ -66,7 +66,7 @@ def test_what_a_model_wrote_stays_in_its_block(text):
     block = f"```text\n{HOSTILE}\n```"
     assert block in text and "<script>" not in text.replace(block, "")
     nested = markdown.block("a\n```\n````\n# no heading")
-    assert nested.startswith("`````text\n") and nested.endswith("\n`````\n")
+    assert nested.startswith("`````text\n") and nested.endswith("\n`````")
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from matplotlib.patches import Rectangle
 
 import fake_study
 from modicum import updates
-from modicum.report import document, html, markdown, numbers, page
+from modicum.logged import METRICS
+from modicum.report import document, html, markdown, numbers, page, words
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures import difficulty, forest, frontier, labels, signals, tuning
+from modicum.report.figures.curves import TRAINED, line
 from modicum.report.study import cells, families, read, tables
 from modicum.report.study.document import document as document_of
 from modicum.report.study.read import StudyRecord
@@ -27,6 +29,7 @@ from modicum.report.style import STYLE
 from modicum.results import Analysis, ArmResult
 from modicum.types import UserError
 
+KL = "policy/kl"
 HOSTILE = '<script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)>'
 WITHOUT_RUNS = {
     *("differences", "accuracy-parameters", "accuracy-time", "accuracy-memory"),
@@ -172,8 +175,8 @@ def test_markdown_says_the_same_and_its_figures_exist(written: Path) -> None:
     assert {Path(link).stem for link in linked} == WITH_RUNS
     assert all((written.parent / link).read_bytes()[:4] in (b"%PDF", b"<svg") for link in linked)
     assert {Path(link).suffix for link in linked} == {".svg", ".pdf"}
-    for words in ("`last(1)`", "placebo: no gain", "0, 3 failed", "docs/statistics.md"):
-        assert words in text
+    for part in ("`last(1)`", "placebo: no gain", "0, 3 failed", "docs/statistics.md"):
+        assert part in text
     # What a model wrote stays in its fence.
     assert HOSTILE in text
     assert text.index("```text") < text.index(HOSTILE)
@@ -362,12 +365,12 @@ def test_the_family_of_an_update(update: str, name: str) -> None:
 
 
 def test_backticks_mark_code() -> None:
-    assert document.marked("train `last(1)` of it") == [
+    assert words.marked("train `last(1)` of it") == [
         (False, "train "),
         (True, "last(1)"),
         (False, " of it"),
     ]
-    assert document.marked("a lone ` stays") == [(False, "a lone ` stays")]
+    assert words.marked("a lone ` stays") == [(False, "a lone ` stays")]
     assert markdown.prose("a_b is `c_d`, see") == "a\\_b is `c_d`, see"
 
 
@@ -385,13 +388,18 @@ def test_the_table_sorts_by_numbers(large: Analysis) -> None:
 # Figures ---------------------------------------------------------------------------------
 
 
+def draw(figure: document.Figure | None, narrow: bool = False) -> Any:
+    assert figure is not None
+    with rc_context(STYLE):
+        return figure.draw(narrow)
+
+
 def lines_of(axes: Any) -> list[tuple[list[float], list[float]]]:
     return [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
 
 
 def test_the_forest_plot_shows_margin_intervals_and_what_lies_beyond(large: Analysis) -> None:
-    with rc_context(STYLE):
-        axes = forest.draw(large, False).axes[0]
+    axes = draw(forest.figure(large)).axes[0]
     low, high = axes.get_xlim()
     shaded = next(p for p in axes.patches if isinstance(p, Rectangle))
     assert (shaded.get_x(), shaded.get_width()) == pytest.approx((-2, 4))
@@ -420,44 +428,40 @@ def test_the_forest_axis_covers_what_is_near_the_margin(large: Analysis) -> None
 
 def test_the_frontier_is_what_no_cheaper_arm_beats(large: Analysis) -> None:
     for axis in frontier.AXES:
-        found = frontier.points(large, axis)
+        found = frontier.points(frontier.of_arms(large), axis)
         assert len(found) == 16  # all but the failed arm
-        rivals = [p for p in found if not p.arm.placebo]
+        rivals = [p for p in found if not p.of.placebo]
         for point in found:
             beaten = any(r.x <= point.x and r.y >= point.y and r is not point for r in rivals)
-            assert point.best == (not beaten and not point.arm.placebo), point.arm.name
+            assert point.best == (not beaten and not point.of.placebo), point.of.name
 
 
 def test_labels_stay_apart_and_inside() -> None:
     rng = np.random.default_rng(0)
     points = [(float(x), float(y)) for x, y in rng.uniform((3, 2), (5, 3), (14, 2))]
     sizes = [(0.3 + 0.1 * (i % 10), 0.13) for i in range(14)]
-    bounds = labels.Box(0, 0, 9, 4)
-    chosen = labels.arrange(points, sizes, bounds)
-    for one, two in itertools.combinations(chosen, 2):
-        assert one.box.overlap(two.box) < 1e-9
-    for place, (width, height) in zip(chosen, sizes, strict=True):
-        assert place.box.right - place.box.left == pytest.approx(width)
-        assert place.box.top - place.box.bottom == pytest.approx(height)
-        assert place.box.left >= 0 and place.box.right <= 9
-    assert chosen == labels.arrange(points, sizes, bounds)
-    assert labels.Box(0, 0, 2, 2).overlap(labels.Box(1, 1, 3, 3)) == 1
-    assert labels.Box(0, 0, 1, 1).overlap(labels.Box(1, 0, 2, 1)) == 0
+    chosen, far = labels.arrange(points, sizes, (0, 0, 9, 4))
+    assert labels.overlap(chosen, chosen)[~np.eye(14, dtype=bool)].max() < 1e-9
+    np.testing.assert_allclose(chosen[:, 2:] - chosen[:, :2], sizes)
+    assert chosen[:, 0].min() >= 0 and chosen[:, 2].max() <= 9
+    assert len(far) == 14 and not all(far)
+    np.testing.assert_array_equal(chosen, labels.arrange(points, sizes, (0, 0, 9, 4))[0])
+    assert labels.overlap((0, 0, 2, 2), [(1, 1, 3, 3), (2, 0, 3, 2)]).tolist() == [[1, 0]]
 
 
 def test_a_line_is_the_mean_over_seeds_where_all_of_them_went() -> None:
     seeds = {
-        "0": {"tokens": np.array([10.0, 20.0, 30.0, 40.0]), "y": np.array([0.0, 1.0, 2.0, 3.0])},
-        "1": {"tokens": np.array([20.0, 30.0]), "y": np.array([5.0, 6.0])},
-        "2": {"tokens": np.array([1.0, 2.0]), "y": np.array([np.nan, np.nan])},
+        "0": {"tokens": np.array([10.0, 20.0, 30.0, 40.0]), KL: np.array([0.0, 1.0, 2.0, 3.0])},
+        "1": {"tokens": np.array([20.0, 30.0]), KL: np.array([5.0, 6.0])},
+        "2": {"tokens": np.array([1.0, 2.0]), KL: np.array([np.nan, np.nan])},
     }
-    found = curves.line(seeds, "tokens", "y")
+    found = line(seeds.values(), METRICS[KL], "tokens")
     assert found is not None
     assert (found.x[0], found.x[-1]) == (20, 30)
     np.testing.assert_allclose(found.low, (found.x - 10) / 10)
     np.testing.assert_allclose(found.high, found.x / 10 + 3)
     np.testing.assert_allclose(found.mean, (found.low + found.high) / 2)
-    assert curves.line({"2": seeds["2"]}, "tokens", "y") is None
+    assert line([seeds["2"]], METRICS[KL], "tokens") is None
 
 
 def test_evaluations_during_training_are_placed_by_their_step() -> None:
@@ -471,11 +475,10 @@ def test_evaluations_during_training_are_placed_by_their_step() -> None:
 
 
 def test_learning_curves_have_a_panel_an_arm_with_the_control_behind(study: StudyRecord) -> None:
-    with rc_context(STYLE):
-        figure = curves.draw(study, "tokens", False)
+    figure = draw(curves.figures(study)[0])
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["full", "last(1)", "bitfit", "random reward"]
-    control = curves.line(study.curves["full"].seeds, "tokens", "reward/accuracy")
+    control = line(study.curves["full"].seeds.values(), TRAINED, "tokens")
     assert control is not None
     for axes in figure.axes:
         assert any(xs == pytest.approx(list(control.x)) for xs, _ in lines_of(axes))
@@ -489,19 +492,19 @@ def test_learning_curves_have_a_panel_an_arm_with_the_control_behind(study: Stud
 def test_metrics_that_never_move_are_said_in_words(study: StudyRecord) -> None:
     moving, still = signals.gather(study)
     assert still == ["clip share (0)"]
-    assert [signal.metric.key for signal in moving][:3] == [
+    assert [metric.key for metric in moving][:3] == [
         "reward/mean",
         "reward/accuracy",
         "reward/format",
     ]
-    cut = next(s for s in moving if s.metric.key == "completions/truncated")
+    lines = next(found for m, found in moving.items() if m.key == "completions/truncated")
     high = max(np.nanmax(c["completions/truncated"]) for c in study.curves["full"].seeds.values())
-    assert cut.limits[1] == pytest.approx(100 * high, rel=0.2)
+    highest = max(found.mean.max() for found in lines.values())
+    assert highest == pytest.approx(100 * high, rel=0.2)
 
 
 def test_tuning_marks_the_chosen_rate_the_edge_and_the_failed(large: Analysis) -> None:
-    with rc_context(STYLE):
-        figure = tuning.draw(large, False)
+    figure = draw(tuning.figure(large))
     panels = dict(zip([a.name for a in tuning.arms(large)], figure.axes, strict=True))
     edges = {n for n, axes in panels.items() if any("edge" in t.get_text() for t in axes.texts)}
     assert edges == {"bitfit", "lora(rank=8)"}
@@ -536,5 +539,4 @@ def test_a_study_of_the_control_alone_has_no_comparison(tmp_path: Path) -> None:
     names = set(figures_of(study))
     assert "differences" not in names
     assert "accuracy-time" not in names
-    with rc_context(STYLE):
-        curves.draw(study, "steps", True)
+    draw(curves.figures(study)[0], narrow=True)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modicum.report.words import say
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
@@ -147,7 +149,7 @@ class Folded(Piece):
 
 @dataclass(frozen=True)
 class Section:
-    """A section; one without blocks is left out."""
+    """A section; reports leave out one without blocks (`filled`)."""
 
     id: str
     title: str
@@ -170,31 +172,36 @@ class Document:
         return [block for block in found if isinstance(block, Figure)]
 
 
-def section(id: str, title: str, *blocks: Piece | Iterable[Piece] | None) -> Section:
+def section(id: str, title: str, *blocks: Piece | Iterable[Piece | None] | None) -> Section:
     """A section of blocks and lists of blocks; None is left out."""
-    return Section(id, title, flat(*blocks))
+    rows = ((item,) if isinstance(item, Piece) else item or () for item in blocks)
+    return Section(id, title, tuple(block for row in rows for block in row if block is not None))
 
 
-def flat(*blocks: Piece | Iterable[Piece] | None) -> tuple[Piece, ...]:
-    """The blocks in one row; None is left out."""
-    return tuple(
-        block
-        for item in blocks
-        if item is not None
-        for block in ((item,) if isinstance(item, Piece) else item)
-    )
+def filled(*sections: Section) -> tuple[Section, ...]:
+    """The sections that have blocks."""
+    return tuple(section for section in sections if section.blocks)
 
 
-def folded(summary: str, *blocks: Piece | None) -> list[Piece]:
+def folded(summary: str, block: Piece | None, *more: Piece) -> Folded | None:
     """The blocks behind a line, or nothing where the first is None."""
-    return [] if blocks[0] is None else [Folded(summary, flat(*blocks))]
+    return None if block is None else Folded(summary, (block, *more))
+
+
+def note(name: str, **values: Any) -> Text:
+    """A text of `words.txt`, set smaller."""
+    return Text(say(name, **values), note=True)
+
+
+def figure(
+    text: str, draw: Callable[[bool], Drawing], name: str | None = None, **values: Any
+) -> Figure:
+    """A figure with the words of that section of `words.txt`, by which it is named as well."""
+    return Figure(name or text, say(text, 0, **values), say(text, 1, **values), draw)
 
 
 def table(
-    name: str,
-    heads: Sequence[str],
-    rows: Iterable[Sequence[TableCell | str]],
-    **options: Any,
+    name: str, heads: Sequence[str], rows: Iterable[Sequence[TableCell | str]], **options: Any
 ) -> Table:
     """A Table of cells and plain texts; rows must be as long as `heads`."""
     cells = tuple(tuple(TableCell(c) if isinstance(c, str) else c for c in row) for row in rows)
@@ -212,17 +219,8 @@ def across(
     if len(names) <= COLUMNS_SHOWN:
         rows = [[measure, *texts] for measure, texts in measures]
         return table(name, ["", *names], rows, sortable=False, plain=True)
-    heads = ["run", *(measure for measure, _ in measures)]
-    texts = zip(*(texts for _, texts in measures), strict=True)
-    return table(name, heads, [[n, *t] for n, t in zip(names, texts, strict=True)], plain=True)
-
-
-def marked(text: str) -> list[tuple[bool, str]]:
-    """`text` cut at its backticks: (whether it is code, piece)."""
-    pieces = text.split("`")
-    if len(pieces) % 2 == 0:  # one backtick has no partner: it is no mark
-        return [(False, text)]
-    return [(number % 2 == 1, piece) for number, piece in enumerate(pieces) if piece]
+    texts = zip(names, *(texts for _, texts in measures), strict=True)
+    return table(name, ["run", *(measure for measure, _ in measures)], texts, plain=True)
 
 
 def _walk(blocks: Iterable[Piece]) -> Iterator[Piece]:

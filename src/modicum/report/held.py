@@ -1,9 +1,11 @@
 """What runs wrote on held-out problems before and after training, and by difficulty."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modicum.report.figures.levels import LevelScores
+from modicum.report.figures.difficulty import Rows
 from modicum.report.read import HeldCompletion, RunRecord
 
 PROBLEMS_SHOWN = 3
@@ -45,26 +47,29 @@ def first(rows: Sequence[HeldCompletion], count: int = PROBLEMS_SHOWN) -> dict[s
     return {row.id: row for row in [row for row in rows if row.sample == 0][:count]}
 
 
-def levels(group: HeldGroup) -> list[LevelScores]:
-    """Accuracy by difficulty, easiest first; nothing where the problems have no measure of it.
+def levels(group: HeldGroup, names: Sequence[str]) -> tuple[dict[str, int], Rows]:
+    """Level of difficulty -> problems, easiest first, and the accuracies of base and runs.
 
     More than LEVELS_SHOWN different values are taken together in BINS of about equal size.
+    `names` are those of all records; nothing where the problems have no measure of difficulty.
     """
     known = {row.id: row.difficulty for row in group.trained[0] if row.difficulty is not None}
     every = sorted(known.values())
     edges = distinct = sorted(set(every))
     if len(distinct) > LEVELS_SHOWN:
         edges = sorted({every[len(every) * part // BINS - 1] for part in range(1, BINS + 1)})
-    made: list[LevelScores] = []
-    low = float("-inf")
-    for edge in edges:
-        inside = {key for key, value in known.items() if low < value <= edge}
-        values = [value for value in distinct if low < value <= edge]
-        name = f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
-        shares = tuple(_accuracy(rows, inside) for rows in (group.base, *group.trained))
-        made.append(LevelScores(name, len(inside), shares))
-        low = edge
-    return made
+    inside: dict[str, set[str]] = {}
+    for low, edge in itertools.pairwise([-math.inf, *edges]):
+        first, *_, last = [value for value in distinct if low < value <= edge] * 2
+        name = f"{first:g}" if first == last else f"{first:g} to {last:g}"
+        inside[name] = {key for key, value in known.items() if low < value <= edge}
+    rows = []
+    for name, written in zip(
+        ("base", *(names[n] for n in group.runs)), (group.base, *group.trained), strict=True
+    ):
+        found = ((level, _accuracy(written, ids)) for level, ids in inside.items())
+        rows.append((name, {level: a for level, a in found if a is not None}))
+    return {name: len(ids) for name, ids in inside.items()}, [row for row in rows if row[1]]
 
 
 def _accuracy(rows: Sequence[HeldCompletion], ids: set[str]) -> float | None:

@@ -2,55 +2,32 @@
 
 Its policy lets nothing be loaded and only its own script run, which is named by its SHA-256; all
 that the script does is sort tables and show values under the pointer, so the page is whole
-without it. What a model wrote is escaped text. `report.html` has a macro for each kind of block.
+without it. What a model wrote is escaped text. `page.html` has a macro for each kind of block.
 """
 
 import base64
 import hashlib
-import importlib.resources
-import re
 from collections.abc import Mapping
 
-import jinja2
 from markupsafe import Markup
 
-from modicum.report.document import Document, marked
+from modicum.report import words
+from modicum.report.document import Document
 from modicum.report.style import Drawn
-
-# Everything of ASCII and Latin-1 control but tab and line end, and lone surrogates.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def render(document: Document, drawn: Mapping[str, Drawn]) -> str:
     """The page as text; a figure that is not `drawn` is left out."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_file),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"printable": printable, "kind": lambda block: type(block).__name__}
-    script = _file("page.js").strip()
+    script = words.file("page.js").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html").render(
-        document=document,
-        drawn=drawn,
-        marked=marked,
-        css=Markup(_file("page.css").strip()),
-        script=Markup(script),
-        script_hash=f"sha256-{digest}",
+    return (
+        words.environment()
+        .get_template("page.html")
+        .render(
+            document=document,
+            drawn=drawn,
+            css=Markup(words.file("page.css").strip()),
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
+        )
     )
-
-
-def printable(text: str, limit: int | None = None) -> str:
-    """`text` with control characters replaced; beyond `limit` letters it says how many more."""
-    text = UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n"))
-    if limit is None or len(text) <= limit:
-        return text
-    return f"{text[:limit]} … ({len(text) - limit:,} more letters)"
-
-
-def _file(name: str) -> str:
-    place = importlib.resources.files("modicum.report").joinpath(name)
-    return place.read_text(encoding="utf-8")

@@ -5,37 +5,44 @@ Accuracies come as fractions; `percent` and `points` write them times 100.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
+P = ParamSpec("P")
 NONE = "—"
 ARROW = " → "
 NAMED = 20  # things that a text names
 
 
-def missing(value: float | None) -> bool:
-    """Whether there is no number."""
-    return value is None or math.isnan(value)
+def _or_dash(
+    write: Callable[Concatenate[float, P], str],
+) -> Callable[Concatenate[float | None, P], str]:
+    @wraps(write)
+    def text(value: float | None, *args: P.args, **options: P.kwargs) -> str:
+        missing = value is None or math.isnan(value)
+        return NONE if missing else write(value, *args, **options)
+
+    return text
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+@_or_dash
+def percent(value: float, digits: int = 1) -> str:
     """A fraction as percent, without the sign."""
-    return NONE if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+    return f"{100 * value:.{digits}f}"
 
 
-def share(value: float | None) -> str:
+@_or_dash
+def share(value: float) -> str:
     """The trained share of a model: 100%, 3.1%, 0.052%."""
-    if value is None:
-        return NONE
     if value == 1:
         return "100%"
     return f"{100 * value:.1f}%" if value >= 0.01 else f"{100 * value:.2g}%"
 
 
-def small_percent(value: float | None) -> str:
+@_or_dash
+def small_percent(value: float) -> str:
     """A fraction in percent, with two digits or more: 97.4, 0.20, 0.0012."""
-    if value is None:
-        return NONE
-    value *= 100
-    return f"{value:.1f}" if value >= 1 else f"{value:#.2g}"
+    return f"{100 * value:.1f}" if value >= 0.01 else f"{100 * value:#.2g}"
 
 
 def points(value: float) -> str:
@@ -50,18 +57,18 @@ def interval(low: float, high: float) -> str:
 
 def limits(low: float, high: float) -> str:
     """Both ends of an interval, in percent; nothing where there is none."""
-    return "" if missing(low) or missing(high) else f"[{percent(low)}, {percent(high)}]"
+    return "" if math.isnan(low + high) else f"[{percent(low)}, {percent(high)}]"
 
 
-def count(value: float | None) -> str:
+@_or_dash
+def count(value: float) -> str:
     """A whole number with thousands separated."""
-    return NONE if value is None else f"{value:,.0f}"
+    return f"{value:,.0f}"
 
 
-def short(value: float | None) -> str:
+@_or_dash
+def short(value: float) -> str:
     """A large count in three digits or so: 494M, 14.9M, 550k."""
-    if value is None:
-        return NONE
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         # From 999.5 of a unit on, three digits round to one of the next.
         if value >= limit * 0.9995:
@@ -69,10 +76,9 @@ def short(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def decimal(value: float | None) -> str:
+@_or_dash
+def decimal(value: float) -> str:
     """A length or a time: two digits below 1, one decimal below 100, none above."""
-    if value is None or math.isnan(value):
-        return NONE
     if 0 < value < 0.95:
         return f"{value:#.2g}"
     return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
@@ -80,18 +86,14 @@ def decimal(value: float | None) -> str:
 
 def general(value: float) -> str:
     """A number for a text about a figure: three digits or so, thousands separated."""
-    if math.isnan(value):
-        return "none"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def brief(value: float) -> str:
     """A value in a few letters: 20.8, 0.89, 1.9e−3, 12k."""
-    if abs(value) >= 1000:
-        return short(value)
-    if abs(value) >= 0.01 or value == 0:
-        return f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
-    return rate(value)
+    if abs(value) >= 10 or value == 0:
+        return tick(float(f"{value:.3g}"))
+    return f"{value:.2f}" if abs(value) >= 0.01 else rate(value)
 
 
 def rate(value: float) -> str:
@@ -100,16 +102,10 @@ def rate(value: float) -> str:
     return f"{digits.removesuffix('.0')}e{int(power)}".replace("-", "−")
 
 
-def memory(value: float | None) -> str:
+@_or_dash
+def memory(value: float) -> str:
     """Bytes as GiB or MiB."""
-    if value is None:
-        return NONE
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
-
-
-def mebibytes(value: float | None) -> float | None:
-    """Bytes in MiB."""
-    return None if value is None else value / 2**20
 
 
 def duration(seconds: float) -> str:

@@ -7,6 +7,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from modicum.spec import check
 from modicum.types import UserError
 
 T = TypeVar("T")
+Columns = Mapping[str, Column]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,26 @@ class RunRecord:
     samples: tuple[LoggedSample, ...]
     result: RunResult | None
     environment: Mapping[str, Any]
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The metrics with `tokens` and `seconds` from the start, at the end of each step.
+
+        Tokens are logged (`tokens/generated`) or, in older runs, the mean length times the
+        completions of a step.
+        """
+        found = dict(self.metrics)
+        seconds, batch = found.get("time/step_seconds"), self.config.get("batch")
+        if seconds is not None and np.isfinite(seconds).any():
+            found["seconds"] = np.nancumsum(seconds)
+        tokens, lengths = found.get("tokens/generated"), found.get("completions/length_mean")
+        if tokens is not None and np.isfinite(tokens).all():
+            found["tokens"] = tokens
+        elif lengths is not None and isinstance(batch, Mapping):
+            prompts, group = batch.get("prompts_per_step"), batch.get("group_size")
+            if isinstance(prompts, int) and isinstance(group, int):
+                found["tokens"] = np.nancumsum(lengths * prompts * group)
+        return found
 
     @property
     def update(self) -> str:

@@ -5,35 +5,14 @@ from collections.abc import Mapping, Sequence
 
 from modicum.report import document as doc
 from modicum.report import held, sections, tables
-from modicum.report.figures import accuracy, changes, cost, learning, levels
-from modicum.report.html import printable
-from modicum.report.numbers import ARROW, NONE, count, decimal, percent, share
+from modicum.report.figures import accuracy, changes, difficulty, frontier, learning
+from modicum.report.numbers import ARROW, NONE, count, decimal, listed, percent, share
 from modicum.report.read import HeldCompletion, LoggedSample, RunRecord, colours, labels
 from modicum.report.tables import RunRow
+from modicum.report.words import printable, say
 
 SAMPLES_SHOWN = 2
 RUNS_SHOWN = 6
-INTERVALS = (
-    "The samples of one problem are averaged to one score; the interval is Wilson's 95% interval"
-    " of the mean of these scores over problems, for as many problems as their spread is worth."
-    " So several samples of a problem do not count as independent evidence. Greedy accuracy is one completion per problem, without"
-    " sampling, and is shown beside it, not as the main figure."
-)
-LUCK = (
-    "The intervals cover the choice of problems and the noise of sampling, but not the luck of a"
-    " training seed"
-)
-ONE_SEED = (
-    f"There is one run per update. {LUCK}: they compare these trained models, not the methods."
-    " Overlapping intervals do not show that two updates are equal."
-)
-WEIGHTS = (
-    "The trained model, adapters merged, against the base, in fp32 (of a bf16 run: the weights as"
-    " the model holds them, not the masters); a tied tensor counts once. An entry shows in bf16"
-    " when it still differs after both are rounded. The effective rank is exp of the entropy of"
-    " the singular values of a change: 1 for one direction, the smaller side of the matrix for as"
-    " many equal ones; means over the matrices of a part."
-)
 
 
 def document(records: Sequence[RunRecord], title: str) -> doc.Document:
@@ -41,35 +20,59 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     rows, names = tables.results(records), labels(records)
     groups = held.groups(records)
     bases = sorted({row.result.base.accuracy for row in rows if row.result.base is not None})
-    curves = learning.table(records, names)
-    fold = doc.folded(
-        "The curves in numbers",
-        curves,
-        doc.Text("Means over the first and over the last tenth of the steps.", note=True),
-    )
-    proven = sections.proofs("", ((row.label, row.result.change_proof) for row in rows))
     unfinished = [n for n, r in zip(names, records, strict=True) if r.result is None]
-    scores = held.levels(groups[0]) if len(groups) == 1 else []
-    ran = [names[number] for number in groups[0].runs] if scores else []
-    hard = (levels.figure(scores, ran), levels.table(scores, ran))
-    shown = (
-        _results(rows),
-        doc.section("difficulty", "By difficulty", *hard),
-        doc.section("training", "During training", learning.figures(records, bases), fold),
-        doc.section("written", "What the model wrote", _written(records, names, groups)),
-        _weights(rows),
-        doc.section("proof", "Proof of what was trained", proven),
-        doc.section("intervals", "How the intervals are computed", _intervals(rows)),
-        _settings("settings", "Settings", [record.config for record in records], names),
-        _settings("versions", "Versions", [record.environment for record in records], names),
-        sections.repeat([_repeat(record) for record in records]),
-    )
+    curves = learning.table(records, names)
+    levels, accuracies = held.levels(groups[0], names) if len(groups) == 1 else ({}, [])
+    one_seed = len({row.colour for row in rows}) == len(rows) > 1
+    measured = changes.measures([row.result.anatomy for row in rows])
+    weights = doc.across("What changed in the weights", measured, [row.label for row in rows])
+    # One run of each update: its seeds look alike.
+    firsts = {row.colour: (row.label, row.result.anatomy) for row in reversed(rows)}
+    map_ = changes.figure([firsts[colour] for colour in sorted(firsts)])
+    configs, versions = zip(*((r.config, r.environment) for r in records), strict=True)
     return doc.Document(
         title=title,
         headline=headline(rows),
         conclusion="",
         notes=(f"No result yet: {'; '.join(unfinished)}.",) if unfinished else (),
-        sections=tuple(found for found in shown if found.blocks),
+        sections=doc.filled(
+            _results(rows),
+            doc.section(
+                "difficulty",
+                "By difficulty",
+                difficulty.figure(
+                    levels, accuracies, "Accuracy (%) by the difficulty of the held-out problems"
+                ),
+                doc.folded("The same as a table", difficulty.table(levels, accuracies)),
+            ),
+            doc.section(
+                "training",
+                "During training",
+                learning.figures(records, bases),
+                doc.folded("The curves in numbers", curves, doc.note("tenths")),
+            ),
+            doc.section("written", "What the model wrote", _written(records, names, groups)),
+            doc.section(
+                "weights",
+                "What changed in the weights",
+                *((map_, weights, doc.note("weights")) if weights else ()),
+            ),
+            doc.section(
+                "proof",
+                "Proof of what was trained",
+                sections.proofs("", ((row.label, row.result.change_proof) for row in rows)),
+            ),
+            doc.section(
+                "intervals",
+                "How the intervals are computed",
+                (doc.Text(say("intervals")), doc.Text(say("luck", one_seed=one_seed)))
+                if rows
+                else None,
+            ),
+            _settings("settings", "Settings", configs, names),
+            _settings("versions", "Versions", versions, names),
+            sections.repeat([_repeat(record) for record in records]),
+        ),
     )
 
 
@@ -97,21 +100,21 @@ def headline(rows: Sequence[RunRow]) -> str:
         start = "" if again else f"from {percent(row.scores('accuracy')[0])}% "
         trained = share(row.share) + (" of the parameters trained" if not number else "")
         clauses.append(f"{start}to {percent(end)}% with {row.label} ({trained})")
-    joined = clauses[0] if len(clauses) == 1 else ", ".join(clauses[:-1]) + " and " + clauses[-1]
-    return f"{subject} took {what} {joined}."
+    return f"{subject} took {what} {listed(clauses)}."
 
 
 def _results(rows: Sequence[RunRow]) -> doc.Section:
-    if not rows:
-        return doc.section("results", "Results")
     sizes = "; ".join(sorted({_size(row) for row in rows} - {""}))
-    note = (
-        doc.Text(f"Base → trained, on held-out problems ({sizes}).", note=True) if sizes else None
-    )
     details = doc.across("In more detail", _details(rows), [row.label for row in rows])
-    more = (doc.Heading("In more detail"), details) if details else ()
-    figures = (accuracy.figure(rows), cost.figure(rows))
-    return doc.section("results", "Results", tables.table(rows), note, *figures, *more)
+    return doc.section(
+        "results",
+        "Results",
+        tables.table(rows) if rows else None,
+        doc.note("base_to_trained", sizes=sizes) if sizes else None,
+        accuracy.figure(rows),
+        frontier.figure(rows),
+        (doc.Heading("In more detail"), details) if details else None,
+    )
 
 
 def _size(row: RunRow) -> str:
@@ -154,19 +157,12 @@ def _written(
         if n not in answered and record.samples
     ]
     left_out = sum(len(group.runs[RUNS_SHOWN:]) for group in groups) + len(ends[RUNS_SHOWN:])
-    notes = (
-        "The first held-out problems, each with its first sample; not selected.",
-        "The first completions logged at the earliest and at the latest step of training; not"
-        " selected.",
-        f"{left_out} more runs are left out here.",
-    )
-    held_out, training, more = (doc.Text(note, note=True) for note in notes)
     return [
-        *([held_out] if answers else []),
+        *([doc.note("first_held")] if answers else []),
         *answers,
-        *([training] if ends else []),
+        *([doc.note("first_logged")] if ends else []),
         *ends[:RUNS_SHOWN],
-        *([more] if left_out else []),
+        *([doc.note("left_out", runs=left_out)] if left_out else []),
     ]
 
 
@@ -205,23 +201,6 @@ def _about(sample: LoggedSample) -> str:
         shown = f"{score:.2f}" if isinstance(score, int | float) else str(score)
         known.append(f"{printable(str(term))} {printable(shown, 100)}")
     return " · ".join(known)
-
-
-def _weights(rows: Sequence[RunRow]) -> doc.Section:
-    measured = changes.measures([row.result.anatomy for row in rows])
-    numbers = doc.across("What changed in the weights", measured, [row.label for row in rows])
-    # One run of each update: its seeds look alike.
-    firsts = {row.colour: row for row in reversed(rows)}
-    shown = [(row.label, row.result.anatomy) for _, row in sorted(firsts.items())]
-    blocks = (changes.figure(shown), numbers, doc.Text(WEIGHTS, note=True)) if numbers else ()
-    return doc.section("weights", "What changed in the weights", *blocks)
-
-
-def _intervals(rows: Sequence[RunRow]) -> list[doc.Piece]:
-    if not rows:
-        return []
-    one_seed = len({row.colour for row in rows}) == len(rows) > 1
-    return [doc.Text(INTERVALS), doc.Text(ONE_SEED if one_seed else f"{LUCK}.")]
 
 
 def _settings(

@@ -4,15 +4,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from modicum.report import document
-from modicum.report.html import printable
+from modicum.report import document as doc
 from modicum.report.numbers import NONE
-
-SAME_SEED = (
-    "The same seed gives the same problems, samples and updates; last bits, and runs with them,"
-    " differ between processors and versions."
-)
-
+from modicum.report.words import printable
 
 Texts = dict[str, tuple[str, ...]]
 
@@ -26,22 +20,21 @@ def compare(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], Texts
     return {name: values[name][0] for name in names if name not in different}, different
 
 
-def shared(name: str, values: Mapping[str, Any]) -> list[document.Piece]:
-    """Settings under a name, tables within them flat; nothing where there are none."""
-    flat, _ = compare([values])
-    return [document.Values(name, flat)] if flat else []
+def shared(name: str, values: Mapping[str, Any]) -> doc.Values | None:
+    """Settings under a name, tables within them flat; None where there are none."""
+    return doc.Values(name, flat) if (flat := _flatten(values)) else None
 
 
-def proofs(name: str, items: Iterable[tuple[str, str | None]]) -> document.Proofs | None:
+def proofs(name: str, items: Iterable[tuple[str, str | None]]) -> doc.Proofs | None:
     """What was proven of each run or arm; None where nothing was."""
     proven = tuple((run, proof) for run, proof in items if proof)
-    return document.Proofs(name, proven) if proven else None
+    return doc.Proofs(name, proven) if proven else None
 
 
-def repeat(lines: Sequence[str]) -> document.Section:
+def repeat(lines: Sequence[str]) -> doc.Section:
     """The commands that make it again."""
-    blocks = (document.Commands(tuple(lines)), document.Text(SAME_SEED, note=True)) if lines else ()
-    return document.section("repeat", "How to repeat it", *blocks)
+    blocks = (doc.Commands(tuple(lines)), doc.note("same_seed")) if lines else ()
+    return doc.section("repeat", "How to repeat it", *blocks)
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -51,5 +44,5 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             flat |= _flatten(value, f"{prefix}{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            flat[printable(f"{prefix}{name}")] = printable(text, document.LETTERS_SHOWN)
+            flat[printable(f"{prefix}{name}")] = printable(text, doc.LETTERS_SHOWN)
     return flat

@@ -2,11 +2,24 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from modicum.report import document, style
+from modicum.report import document
 from modicum.report.numbers import limits, percent
-from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure
+from modicum.report.style import (
+    BROAD,
+    INK,
+    MUTED,
+    NARROW,
+    PAPER,
+    Axes,
+    Figure,
+    blank,
+    series,
+    tip,
+    wrapped,
+)
 from modicum.report.tables import RunRow
 from modicum.results import Evaluation
 
@@ -19,23 +32,20 @@ DIAMOND: dict[str, Any] = {
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The bars, where any run was evaluated."""
     texts = [f"{label} {percent(score.accuracy)} %" for label, _, score in _entries(rows)]
-    if not texts:
-        return None
-    return document.Figure(
-        "accuracy",
-        f"Held-out accuracy: {', '.join(texts)}.",
-        "Held-out accuracy. The dashed line is the base model.",
-        lambda narrow: bars(rows, narrow),
-    )
+    draw = partial(_bars, rows)
+    return document.figure("accuracy", draw, texts=", ".join(texts)) if texts else None
 
 
-def bars(rows: Sequence[RunRow], narrow: bool = False) -> Figure:
+def _bars(rows: Sequence[RunRow], narrow: bool) -> Figure:
     """The figure. The dashed line is the base; on a phone the names stand above the bars."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     entries = _entries(rows)
-    names = [style.wrapped(label, 3.6 if narrow else 2.4) for label, _, _ in entries]
+    names = [wrapped(label, 3.6 if narrow else 2.4) for label, _, _ in entries]
     lines = max(name.count("\n") for name in names)
     tall = 0.36 + 0.13 * lines + (0.14 if narrow else 0)
-    figure = style.blank(NARROW if narrow else BROAD, tall * len(entries) + 0.95, fitted=True)
+    figure = blank(NARROW if narrow else BROAD, tall * len(entries) + 0.95, fitted=True)
     axes = figure.subplots()
     axes.grid(axis="y", visible=False)
     thick = 0.21 / tall
@@ -53,24 +63,22 @@ def bars(rows: Sequence[RunRow], narrow: bool = False) -> Figure:
     highs = [v for _, _, s in entries for v in (s.accuracy, s.high, s.greedy) if not math.isnan(v)]
     axes.set_xlim(0, min(100.0, max(5.0, 112 * max(highs))))
     axes.set_xlabel("held-out problems solved (%)")
-    _key(figure)
+    handles = [Patch(color=MUTED, linewidth=0), Line2D([], [], color=INK, linewidth=1.1)]
+    handles.append(Line2D([], [], **DIAMOND))
+    names = ["sampled", "95% interval", "greedy"]
+    figure.legend(handles, names, loc="outside upper left", ncols=3)
     return figure
 
 
 def _entries(rows: Sequence[RunRow]) -> list[tuple[str, str, Evaluation]]:
     """Label, colour and scores of each bar: the bases that differ, then the runs."""
     bases: dict[str, tuple[str, Evaluation]] = {}
-    for row in rows:
-        if row.result.base is not None:
-            bases.setdefault(repr(row.result.base), (row.label, row.result.base))
-    entries = [
-        ("base" if len(bases) == 1 else f"base of {label}", MUTED, score)
-        for label, score in bases.values()
-    ]
-    for row in rows:
-        if row.result.trained is not None:
-            entries.append((row.label, style.series(row.colour)[0], row.result.trained))
-    return entries
+    for label, base in ((row.label, row.result.base) for row in rows):
+        if base is not None:
+            bases.setdefault(repr(base), (f"base of {label}", base))
+    names = [("base" if len(bases) == 1 else name, MUTED, base) for name, base in bases.values()]
+    trained = ((row.label, series(row.colour)[0], row.result.trained) for row in rows)
+    return names + [(label, colour, score) for label, colour, score in trained if score is not None]
 
 
 def _bar(axes: Axes, place: int, colour: str, label: str, score: Evaluation, thick: float) -> None:
@@ -80,18 +88,7 @@ def _bar(axes: Axes, place: int, colour: str, label: str, score: Evaluation, thi
     if ends:
         sides = [[mean - 100 * score.low], [100 * score.high - mean]]
         axes.errorbar(mean, place, xerr=sides, color=INK, elinewidth=1.1, capsize=2.5, capthick=1.1)
-    style.tip(bar, f"{label}: {mean:.1f} % {ends}".strip())
+    tip(bar, f"{label}: {mean:.1f} % {ends}".strip())
     if not math.isnan(score.greedy):
         (diamond,) = axes.plot(100 * score.greedy, place, clip_on=False, zorder=4, **DIAMOND)
-        style.tip(diamond, f"{label}, greedy: {percent(score.greedy)} %")
-
-
-def _key(figure: Figure) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    handles = [Patch(color=MUTED, linewidth=0), Line2D([], [], color=INK, linewidth=1.1)]
-    diamond = Line2D([], [])
-    diamond.set(**DIAMOND)
-    names = ["sampled", "95% interval", "greedy"]
-    figure.legend([*handles, diamond], names, loc="outside upper left", ncols=3)
+        tip(diamond, f"{label}, greedy: {percent(score.greedy)} %")

@@ -1,145 +1,142 @@
-"""What training changed in the weights of runs: the map, layer by part, and the numbers.
+"""What training changed in the weights: maps, layer by part, on one scale, and the numbers.
 
 The numbers are those of modicum.anatomy, explained in docs/anatomy.md.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from modicum.report import document
+from modicum.report.document import TableCell
+from modicum.report.figures import panels
 from modicum.report.numbers import NONE, small_percent
-from modicum.report.style import BROAD, INK, NARROW, SERIES, Axes, Figure, blank, tip, wrapped
+from modicum.report.style import GRID, MUTED, SERIES, Figure, tip
 from modicum.results import Anatomy, AnatomyPart
 
-PANELS_SHOWN = 6
+WIDE = 6  # maps that are as wide as the page, with numbers in their cells; more are small
 NUMBERED_LAYERS = 14  # with more, the numbers in the cells would not fit
-# Columns of the map outside of the layers: part -> (label, whether it comes before them).
+# Columns of a wide map outside of the layers: part -> (label, whether it comes before them).
 OUTSIDE = {"embedding": ("emb", True), "final norm": ("norm", False), "head": ("head", False)}
-DARKEST = 0.7  # the ink in a cell stays readable
+HEADS = ("tensors", "entries (%)", "shown in bf16 (%)", "size (%)", "rank, attention", "rank, MLP")
 
 Runs = Sequence[tuple[str, Anatomy | None]]
+Cell = tuple[float, int, int, float | None, str]  # x, y, rows tall, value, what it is
 
 
-def figure(runs: Runs) -> document.Figure | None:
-    """The map, where any of the runs (label, what was measured) has a change to show."""
-    if not _largest(runs) > 0:
+def figure(runs: Runs, which: str = "") -> document.Figure | None:
+    """The maps, where any of the runs (label, what was measured) has a change to show."""
+    shown = [(label, found) for label, found in runs if found is not None and found.map]
+    if not any(
+        value for _, found in shown for *_, value, _ in _cells(found, list(found.map), True)
+    ):
         return None
-    names = ", ".join(label for label, _ in runs[:PANELS_SHOWN])
-    return document.Figure(
-        "changes",
-        f"Size of the change in every layer and part of the weights: {names}",
-        "Size of the change over the size of the weights (%), by layer and part. Darker is"
-        " more (as the root), on one scale for all runs; an empty cell did not change.",
-        lambda narrow: change_map(runs, narrow),
+    sizes = [f"{label} {small_percent(found.relative_norm)} %" for label, found in shown]
+    return document.figure("changes", lambda narrow: _draw(shown, narrow), sizes=sizes, which=which)
+
+
+def _cells(found: Anatomy, parts: Sequence[str], wide: bool) -> Iterator[Cell]:
+    """The cells of a map: parts of layers, in a wide one beside them what lies outside."""
+    count = len(next(iter(found.map.values())))
+    for part, values in found.map.items():
+        row = parts.index(part)
+        yield from ((x, row, 1, value, f"layer {x}, {part}") for x, value in enumerate(values))
+    left, right = 0.0, count - 1.0
+    for part in (part for part in OUTSIDE if wide and part in found.parts):
+        before = OUTSIDE[part][1]
+        left, right = (left - 1.4, right) if before else (left, right + 1.4)
+        value = found.parts[part].relative_norm
+        yield left if before else right, 0, len(parts), value, part
+
+
+def _draw(runs: Sequence[tuple[str, Anatomy]], narrow: bool) -> Figure:
+    """A map a run: layers across, parts down; darker is more, as the root of the change."""
+    from matplotlib.patches import Rectangle
+
+    wide = len(runs) <= WIDE
+    parts = list(dict.fromkeys(part for _, found in runs for part in found.map))
+    maps = [(label, list(_cells(found, parts, wide))) for label, found in runs]
+    layers = max(len(row) for _, found in runs for row in found.map.values())
+    largest = max(value for _, cells in maps for *_, value, _ in cells if value)
+    numbered = wide and not narrow and layers <= NUMBERED_LAYERS
+    figure, grid = panels.grid(
+        [label for label, _ in runs],
+        narrow,
+        "layer",
+        f"change, share of the weights' norm; the darkest cell is {small_percent(largest)} %",
+        height=(0.27 if wide else 0.2) * len(parts),
+        margin=0.75,
+        columns=1 if wide else 0,
     )
-
-
-def change_map(runs: Runs, narrow: bool = False) -> Figure:
-    """The size of the change by layer and part, a panel for each of the first runs.
-
-    The shade goes with the root of the relative change, on one scale for all panels; an
-    empty cell did not change.
-    """
-    from matplotlib import rc_context
-
-    shown, largest = _shown(runs), _largest(runs)
-    heights = [0.27 * len(a.map) + 0.65 for _, a in shown]
-    with rc_context({"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
-        width = NARROW if narrow else BROAD
-        figure = blank(width, sum(heights), fitted=True)
-        grid = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights).ravel()
-        for axes, (label, found) in zip(grid, shown, strict=True):
-            _panel(axes, wrapped(label, width - 1), found, largest, numbered=not narrow)
-        grid[-1].set_xlabel("layer")
+    for axes, (label, cells) in zip(grid, maps, strict=True):
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        places = [x for _, cells in maps for x, *_ in cells]
+        axes.set_xlim(min(places) - 0.6, max(places) + 0.6)
+        axes.set_ylim(len(parts) - 0.5, -0.5)
+        axes.set_yticks(range(len(parts)), parts)
+        ticks = {float(n): str(n) for n in range(0, layers, 1 if numbered else max(1, layers // 6))}
+        ticks |= {x: OUTSIDE[words][0] for x, *_, words in cells if words in OUTSIDE}
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        for x, y, tall, value, words in cells:
+            cell = Rectangle((x - 0.46, y - 0.42), 0.92, tall - 0.16, facecolor="none")
+            cell.set(edgecolor=MUTED if wide else GRID, linewidth=0.4)
+            axes.add_patch(cell)
+            if value:
+                # The ink of a number stays readable.
+                shade = (0.7 if numbered else 1.0) * (0.08 + 0.92 * math.sqrt(value / largest))
+                cell.set(facecolor=SERIES[0], alpha=shade, linewidth=0)
+                tip(cell, f"{label}, {words}: {small_percent(value)} %")
+            if value and numbered:
+                style = {"ha": "center", "va": "center", "fontsize": 7}
+                axes.text(x, y + (tall - 1) / 2, small_percent(value), **style)
     return figure
 
 
-def _shown(runs: Runs) -> list[tuple[str, Anatomy]]:
-    return [(label, a) for label, a in runs if a is not None and a.map][:PANELS_SHOWN]
-
-
-def _largest(runs: Runs) -> float:
-    return max((value for _, a in _shown(runs) for value in _values(a)), default=0.0)
-
-
-def _values(found: Anatomy) -> list[float]:
-    outside = [found.parts[name].relative_norm for name in OUTSIDE if name in found.parts]
-    inside = [value for row in found.map.values() for value in row]
-    return [value for value in (*inside, *outside) if value]
-
-
-def _panel(axes: Axes, label: str, found: Anatomy, largest: float, numbered: bool) -> None:
-    count, rows = len(next(iter(found.map.values()))), list(found.map)
-    numbered = numbered and count <= NUMBERED_LAYERS
-    ticks = {float(n): str(n) for n in range(count) if count <= NUMBERED_LAYERS or n % 4 == 0}
-    for number, part in enumerate(rows):
-        for layer, value in enumerate(found.map[part]):
-            where = f"layer {layer}, {part}"
-            _cell(axes, (layer, number, 1), value, largest, numbered, where)
-    left, right = 0.0, count - 1.0
-    for part, (short, before) in OUTSIDE.items():
-        if part in found.parts:
-            if before:
-                left = place = left - 1.4
-            else:
-                right = place = right + 1.4
-            value = found.parts[part].relative_norm
-            _cell(axes, (place, 0, len(rows)), value, largest, numbered, part)
-            ticks[place] = short
-    axes.set_xlim(left - 0.6, right + 0.6)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xticks(sorted(ticks), [ticks[place] for place in sorted(ticks)])
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_title(label)
-
-
-def _cell(
-    axes: Axes,
-    place: tuple[float, float, int],
-    value: float | None,
-    largest: float,
-    text: bool,
-    where: str,
-) -> None:
-    """One cell at (x, y, rows tall), with its value in percent if `text`."""
-    from matplotlib.patches import Rectangle
-
-    x, y, rows = place
-    corner, high = (x - 0.46, y - 0.44), rows - 0.12
-    axes.add_patch(Rectangle(corner, 0.92, high, fill=False, edgecolor=INK, linewidth=0.3))
-    if value:
-        alpha = DARKEST * math.sqrt(value / largest)
-        cell = Rectangle(corner, 0.92, high, facecolor=SERIES[0], alpha=alpha, linewidth=0)
-        tip(axes.add_patch(cell), f"{where}: {small_percent(value)} %")
-        if text:
-            middle = y + (rows - 1) / 2
-            shown = axes.text(x, middle, small_percent(value), ha="center", va="center", fontsize=7)
-            tip(shown, f"{where}: {small_percent(value)} %")
+def table(arms: Sequence[tuple[TableCell, Anatomy]]) -> document.Table | None:
+    """How much changed in each arm, whose name heads its row."""
+    rows = [
+        [
+            name,
+            TableCell(f"{found.tensors_changed} of {found.tensors}", found.tensors_changed),
+            *(
+                TableCell(small_percent(share), share)
+                for share in (*map(found.changed.get, ("0", "bf16")), found.relative_norm)
+            ),
+            *(
+                TableCell(_rank(part, " "), part.effective_rank)
+                for part in (found.parts.get(p, AnatomyPart()) for p in ("attention", "mlp"))
+            ),
+        ]
+        for name, found in arms
+    ]
+    name = "What training changed in the weights"
+    return document.table(name, ("arm", *HEADS), rows, plain=True) if rows else None
 
 
 def measures(found: Sequence[Anatomy | None]) -> list[tuple[str, list[str]]]:
     """Name -> a text for each run; nothing when no run was measured."""
     known = [a for a in found if a is not None]
+    if not known:
+        return []
     rows = [
         ("Tensors changed", [f"{a.tensors_changed} of {a.tensors}" if a else NONE for a in found])
     ]
-    for key in known[0].changed if known else ():
-        if key != "bf16":
-            name = "at all" if key == "0" else f"by more than {key}"
-            rows.append((f"Entries changed {name} (%)", [_share(a, key) for a in found]))
+    for key in (key for key in known[0].changed if key != "bf16"):
+        name = "at all" if key == "0" else f"by more than {key}"
+        rows.append((f"Entries changed {name} (%)", [_share(a, key) for a in found]))
     rows += [
         ("Entries changed that bf16 shows (%)", [_share(a, "bf16") for a in found]),
         ("The same, within changed tensors (%)", [_share(a, "bf16", within=True) for a in found]),
         (
             "Size of the change, of the weights' norm (%)",
-            [NONE if a is None else small_percent(a.relative_norm) for a in found],
+            [small_percent(a.relative_norm) if a else NONE for a in found],
         ),
     ]
     for part in dict.fromkeys(name for a in known for name in a.parts):
-        texts = [rank(a.parts.get(part)) if a else NONE for a in found]
+        texts = [_rank(a.parts.get(part)) if a else NONE for a in found]
         if set(texts) != {NONE}:
             rows.append((f"Effective rank, {part} (of full rank)", texts))
-    return rows if known else []
+    return rows
 
 
 def _share(found: Anatomy | None, key: str, within: bool = False) -> str:
@@ -149,7 +146,7 @@ def _share(found: Anatomy | None, key: str, within: bool = False) -> str:
     return small_percent(share * (found.entries / found.entries_in_changed if within else 1))
 
 
-def rank(part: AnatomyPart | None, space: str = "") -> str:
+def _rank(part: AnatomyPart | None, space: str = "") -> str:
     """The effective rank of a part's change and its share of full rank."""
     if part is None or part.effective_rank is None or part.rank_share is None:
         return NONE

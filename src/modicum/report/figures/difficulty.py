@@ -1,14 +1,17 @@
-"""Accuracy by the difficulty of the problems: a table of shaded numbers, a row an arm."""
+"""Accuracy by the difficulty of the problems: shaded numbers, a row a run or an arm."""
+
+from collections.abc import Mapping, Sequence
 
 from modicum.report import document
 from modicum.report.figures import panels
-from modicum.report.numbers import some
-from modicum.report.study.families import CONTROL, family, ranked
+from modicum.report.numbers import percent
+from modicum.report.study.families import ranked
 from modicum.report.style import BROAD, INK, MUTED, NARROW, SERIES, Figure, blank, tip
 from modicum.results import Analysis
 
 LIGHTEST, DARKEST = 0.04, 0.5  # the ink in a cell stays readable, in dark mode too
 MOST = 12  # levels that fit a page
+Rows = Sequence[tuple[str, Mapping[str, float]]]  # name -> accuracy by level, where it is known
 
 
 def levels(analysis: Analysis) -> dict[str, int]:
@@ -24,7 +27,7 @@ def levels(analysis: Analysis) -> dict[str, int]:
     return {level: found[level] for level in sorted(found, key=place)}
 
 
-def rows(analysis: Analysis) -> list[tuple[str, dict[str, float]]]:
+def rows(analysis: Analysis) -> Rows:
     """Name -> accuracy by level: the base, then the arms as the forest plot has them."""
     arms = [arm for arm in ranked(analysis) if arm.difficulty]
     base = {lv.level: lv.base for a in arms for lv in a.difficulty if lv.base is not None}
@@ -35,53 +38,59 @@ def rows(analysis: Analysis) -> list[tuple[str, dict[str, float]]]:
     return [("base", base), *found] if base else found
 
 
-def figure(analysis: Analysis) -> document.Figure | None:
-    """The table, where there is more than one level."""
-    known = list(levels(analysis))
+def figure(
+    known: Mapping[str, int], rows: Rows, what: str, bold: str = ""
+) -> document.Figure | None:
+    """The numbers, where there is more than one level; `what` says of which problems."""
     if len(known) < 2:
         return None
-    first, last = known[0], known[-1]
+    first, *_, last = known
     values = [
-        f"{name} {100 * found[first]:.0f} and {100 * found[last]:.0f}"
-        for name, found in rows(analysis)
+        f"{name} {percent(found[first], 0)} and {percent(found[last], 0)}"
+        for name, found in rows
         if first in found and last in found
     ]
-    return document.Figure(
+    return document.figure(
         "difficulty",
-        f"Accuracy (%) by difficulty; on the problems of {first} and of {last}: {some(values)}.",
-        f"{analysis.primary.capitalize()} (%) by the difficulty of the {analysis.split}"
-        " problems, mean over seeds. Darker is more.",
-        lambda narrow: draw(analysis, narrow),
+        lambda narrow: draw(known, rows, bold, narrow),
+        **{"first": first, "last": last, "values": values, "what": what},
     )
 
 
-def draw(analysis: Analysis, narrow: bool) -> Figure:
+def table(known: Mapping[str, int], rows: Rows) -> document.Table | None:
+    """The same as a table, a row a level."""
+    lines = [
+        [level, str(count), *(percent(found.get(level)) for _, found in rows)]
+        for level, count in known.items()
+    ]
+    heads = ("difficulty", "problems", *(f"{name} (%)" for name, _ in rows))
+    name = "Held-out accuracy by difficulty"
+    return document.table(name, heads, lines) if len(known) > 1 else None
+
+
+def draw(known: Mapping[str, int], rows: Rows, bold: str, narrow: bool) -> Figure:
     """The figure; shades go from 0 to 100 % in every cell."""
     from matplotlib.patches import Rectangle
 
-    columns, lines = list(levels(analysis).items())[:MOST], rows(analysis)
-    across, row = (NARROW, 0.27) if narrow else (BROAD, 0.25)
-    size = 7 if narrow else 8
-    names = panels.width_of([name for name, _ in lines], size) + 0.1
-    left = min(1.45 if narrow else 2.5, names)
+    columns = list(known.items())[:MOST]
+    across, row, size = (NARROW, 0.27, 7) if narrow else (BROAD, 0.25, 8)
+    left = min(1.45 if narrow else 2.5, panels.width_of([name for name, _ in rows], size) + 0.1)
+    left = max(left, panels.width_of(["difficulty"], size - 1) + 0.1)
     width = min(0.8, (across - left - 0.05) / len(columns))
-    down = row * len(lines) + 0.48
-    figure = blank(across, down)
-    axes = panels.place(figure, left, 0.42, width * len(columns), row * len(lines))
+    figure = blank(across, row * len(rows) + 0.48)
+    axes = panels.place(figure, left, 0.42, width * len(columns), row * len(rows))
     axes.set_axis_off()
     axes.set_xlim(0, len(columns))
-    axes.set_ylim(len(lines), 0)
-    control = next(a.name for a in analysis.arms if family(analysis, a) is CONTROL)
+    axes.set_ylim(len(rows), 0)
     for x, (level, count) in enumerate(columns):
         axes.text(x + 0.5, -0.15, f"{count}", ha="center", fontsize=size - 1, color=MUTED)
         text = panels.shorten(level, width, size)
         axes.text(x + 0.5, -0.85, text, ha="center", fontsize=size, fontweight="bold")
     for y, place in ((-0.85, "difficulty"), (-0.15, "problems")):
         axes.text(-0.1, y, place, ha="right", fontsize=size - 1, color=MUTED)
-    for y, (name, found) in enumerate(lines):
-        weight = "bold" if name == control else "normal"
-        colour = MUTED if name == "base" else INK
-        style = {"ha": "right", "va": "center", "fontweight": weight, "color": colour}
+    for y, (name, found) in enumerate(rows):
+        style = {"ha": "right", "va": "center", "color": MUTED if name == "base" else INK}
+        style["fontweight"] = "bold" if name == bold else "normal"
         axes.text(-0.1, y + 0.5, panels.shorten(name, left, size), fontsize=size, **style)
         for x, (level, _) in enumerate(columns):
             if level not in found:
@@ -91,6 +100,6 @@ def draw(analysis: Analysis, narrow: bool) -> Figure:
             cell.set_linewidth(0)
             axes.add_patch(cell)
             tip(cell, f"{name}, difficulty {level}: {100 * found[level]:.1f} %")
-            text = f"{100 * found[level]:.0f}"
+            text = percent(found[level], 0)
             axes.text(x + 0.5, y + 0.52, text, ha="center", va="center", fontsize=size)
     return figure

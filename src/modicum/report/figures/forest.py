@@ -6,11 +6,12 @@ arm that lies beyond it altogether is an arrow with its number beside it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from modicum.report import document
 from modicum.report.figures import panels
-from modicum.report.numbers import interval, points, some
+from modicum.report.numbers import interval, points
 from modicum.report.study.families import CONTROL, family, present, ranked
 from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
 from modicum.results import Analysis, ArmResult
@@ -29,17 +30,8 @@ def figure(analysis: Analysis) -> document.Figure | None:
     if not found:
         return None
     values = [f"{arm.name} {words(gap)}, {arm.verdict}" for arm, gap in found]
-    return document.Figure(
-        "differences",
-        f"Difference in {analysis.primary} from {analysis.control} in points, with 90 %"
-        f" interval and verdict: {some(values)}.",
-        f"Difference in {analysis.primary} from {analysis.control}: mean, 90 % interval"
-        " (thick; tests against the margin read its ends) and 95 % interval (thin; tests"
-        f" against 0). Shaded: the margin of {100 * analysis.margin:g} points, fixed before. An"
-        " arrow marks what lies beyond the axis; its numbers stand beside it. Placebos and failed"
-        " arms stand apart.",
-        lambda narrow: draw(analysis, narrow),
-    )
+    draw = partial(_draw, analysis)
+    return document.figure("differences", draw, analysis=analysis, values=values)
 
 
 def reach(analysis: Analysis) -> tuple[float, float]:
@@ -55,28 +47,25 @@ def reach(analysis: Analysis) -> tuple[float, float]:
     return max(low, -limit) - room, min(high, limit) + room
 
 
-def draw(analysis: Analysis, narrow: bool) -> Figure:
-    """The figure: a row for each arm, the best first, placebos and failed arms apart."""
-    arms = ranked(analysis)
-    row = 0.46 if narrow else 0.28
-    across = NARROW if narrow else BROAD
-    families = present(analysis)
-    names = panels.width_of([arm.name for arm in arms])
-    left = 0.12 if narrow else min(2.5, names + 0.15)
-    right = 0.12 if narrow else RIGHT
-    top = 0.1 + 0.19 * panels.legend_lines(families, 0.1, across) + (0.08 if narrow else 0.28)
+def _draw(analysis: Analysis, narrow: bool) -> Figure:
+    """A row for each arm, the best first, placebos and failed arms apart."""
+    arms, families = ranked(analysis), present(analysis)
+    across, row, left, right = (NARROW, 0.46, 0.12, 0.12) if narrow else (BROAD, 0.28, 2.5, RIGHT)
+    left = min(left, panels.width_of([arm.name for arm in arms]) + 0.15)
+    top = 0.19 * panels.legend_lines(families, 0.1, across) + (0.18 if narrow else 0.38)
     places = _places(analysis, arms)
-    height = row * (places[-1] + 1)
+    width, height = across - left - right, row * (places[-1] + 1)
     figure = blank(across, top + height + 0.42)
-    axes = panels.place(figure, left, top, across - left - right, height)
+    axes = panels.place(figure, left, top, width, height)
     panels.legend(figure, families, 0.1, 0.06)
     _frame(axes, analysis, places)
+    columns = () if narrow else tuple(1 + inches / width for inches in COLUMNS)
     for arm, y in zip(arms, places, strict=True):
         _arm(axes, analysis, arm, y + (0.22 if narrow else 0))
-        (_words_above if narrow else _words_beside)(axes, analysis, arm, y)
+        _words(axes, analysis, arm, y, columns)
+    for x, text in zip(columns, ("diff.", "90 % interval", "verdict"), strict=not narrow):
+        axes.text(x, 1.0, text, transform=axes.transAxes, va="bottom", color=MUTED)
     if not narrow:
-        for x, text in zip(_columns(axes), ("diff.", "90 % interval", "verdict"), strict=True):
-            axes.text(x, 1.0, text, transform=axes.transAxes, va="bottom", color=MUTED)
         axes.hlines(places, *axes.get_xlim(), color=GRID, linewidth=0.5, zorder=0)
     return figure
 
@@ -141,31 +130,24 @@ def words(found: Difference) -> str:
     return f"{points(found.mean)} {interval(found.low90, found.high90)}"
 
 
-def _columns(axes: Axes) -> tuple[float, ...]:
-    """Where the words beside the axes begin, in its widths."""
-    figure = axes.get_figure(root=True)
-    width = axes.get_position().width * (BROAD if figure is None else figure.get_figwidth())
-    return tuple(1 + inches / width for inches in COLUMNS)
-
-
-def _words_beside(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
-    across, (first, second, third) = axes.get_yaxis_transform(), _columns(axes)
-    weight = "bold" if family(analysis, arm) is CONTROL else "normal"
-    style: dict[str, Any] = {"transform": across, "va": "center"}
-    axes.text(-0.02, y, panels.shorten(arm.name, 2.35), ha="right", fontweight=weight, **style)
-    if arm.difference is not None:
-        axes.text(first, y, points(arm.difference.mean), **style)
-        ends = interval(arm.difference.low90, arm.difference.high90)
-        axes.text(second, y, ends, color=MUTED, **style)
-    axes.text(third, y, panels.shorten(arm.verdict, RIGHT - COLUMNS[2]), **style)
-
-
-def _words_above(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
-    across = axes.get_yaxis_transform()
+def _words(
+    axes: Axes, analysis: Analysis, arm: ArmResult, y: float, columns: Sequence[float]
+) -> None:
+    """Name, difference and verdict: beside the axes at those columns, or above without any."""
+    style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+    found = arm.difference
+    if columns:
+        first, second, third = columns
+        weight = "bold" if family(analysis, arm) is CONTROL else "normal"
+        axes.text(-0.02, y, panels.shorten(arm.name, 2.35), ha="right", fontweight=weight, **style)
+        axes.text(third, y, panels.shorten(arm.verdict, RIGHT - COLUMNS[2]), **style)
+        if found is not None:
+            axes.text(first, y, points(found.mean), **style)
+            axes.text(second, y, interval(found.low90, found.high90), color=MUTED, **style)
+        return
     verdict = panels.shorten(arm.verdict, 1.2)
-    if arm.difference is not None:
-        verdict = f"{points(arm.difference.mean)}  {verdict}"
+    verdict = verdict if found is None else f"{points(found.mean)}  {verdict}"
     name = panels.shorten(arm.name, 3.35 - panels.width_of([verdict]))
-    backing = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
-    axes.text(0, y - 0.22, name, transform=across, va="center", fontweight="bold", bbox=backing)
-    axes.text(1, y - 0.22, verdict, transform=across, va="center", ha="right", bbox=backing)
+    style["bbox"] = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+    axes.text(0, y - 0.22, name, fontweight="bold", **style)
+    axes.text(1, y - 0.22, verdict, ha="right", **style)

@@ -1,17 +1,34 @@
-"""Accuracy against what an arm cost, with the frontier: arms that none beats in both."""
+"""Accuracy against what a run or an arm cost, with the frontier: those that none beats in both."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from modicum.report import document
 from modicum.report.figures import labels, panels
-from modicum.report.numbers import decimal, mebibytes, memory, short, some
-from modicum.report.study.families import family, present
-from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
-from modicum.results import Analysis, ArmResult
+from modicum.report.numbers import count, decimal, listed, memory, short
+from modicum.report.study.families import Family, family, present
+from modicum.report.style import (
+    BROAD,
+    INK,
+    MUTED,
+    NARROW,
+    PAPER,
+    Axes,
+    Figure,
+    blank,
+    legend,
+    series,
+    tip,
+)
+from modicum.report.tables import RunRow
+from modicum.results import Analysis
+from modicum.stats import Interval
 
 SIZE = 7.5  # of a label, points
 
@@ -25,103 +42,139 @@ class Axis:
     value: Callable[[Any], float | None]
     text: Callable[[float | None], str]
     log: bool = False
+    unit: float = 1.0
+    """What is drawn as 1."""
 
 
+MIB = 2.0**20
 AXES = (
     Axis("parameters", "trained parameters", lambda c: c.parameters, short, log=True),
     Axis("time", "training time (s)", lambda c: c.seconds, lambda v: f"{decimal(v)} s"),
-    Axis(
-        "memory",
-        "peak memory above the start (MiB)",
-        lambda c: mebibytes(c.memory_bytes),
-        lambda v: memory(None if v is None else v * 2**20),
-    ),
+    Axis("memory", "peak memory above the start (MiB)", lambda c: c.memory_bytes, memory, unit=MIB),
+)
+OF_RUNS = (
+    Axis("parameters", "trained parameters", lambda r: r.trainable_parameters, short, log=True),
+    Axis("memory", "peak memory (MiB)", lambda r: r.peak_memory_bytes, memory, unit=MIB),
+    Axis("time", "seconds of training", lambda r: r.seconds, count),
 )
 
 
 @dataclass(frozen=True)
-class Point:
-    """An arm with its cost, its accuracy in percent, and whether it is on the frontier."""
+class Scored:
+    """A run or an arm: its look, its accuracy as a fraction (no limits: NaN), and what it cost."""
 
-    arm: ArmResult
+    name: str
+    colour: str
+    marker: str
+    accuracy: Interval
+    cost: Any
+    placebo: bool = False
+
+    @property
+    def ends(self) -> list[float]:
+        """Its mean and the limits that there are, in percent."""
+        found = (self.accuracy.low, self.accuracy.mean, self.accuracy.high)
+        return [100 * end for end in found if not math.isnan(end)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One of them at its cost and its accuracy in percent, and whether it is on the frontier."""
+
+    of: Scored
     x: float
     y: float
-    best: bool = False
+    best: bool
+
+
+def of_arms(analysis: Analysis) -> list[Scored]:
+    """The arms that have an accuracy."""
+    found = [(arm, family(analysis, arm)) for arm in analysis.arms]
+    return [
+        Scored(arm.name, kind.colour, kind.marker, arm.accuracy, arm.cost, arm.placebo)
+        for arm, kind in found
+        if arm.accuracy is not None
+    ]
 
 
 def figures(analysis: Analysis) -> list[document.Figure]:
     """A figure for each cost that two arms or more have."""
-    made = []
+    scored, made = of_arms(analysis), []
     for axis in AXES:
-        found = points(analysis, axis)
-        if len(found) < 2:
-            continue
-        best = [f"{p.arm.name} ({axis.text(p.x)}, {p.y:.1f} %)" for p in found if p.best]
-        made.append(
-            document.Figure(
-                f"accuracy-{axis.name}",
-                f"{analysis.primary.capitalize()} against {axis.title}. On the frontier:"
-                f" {some(best)}.",
-                f"{analysis.primary.capitalize()} over seeds (with 95 % interval) against"
-                f" {axis.title}{', on a logarithmic scale' if axis.log else ''}. The steps are"
-                " the frontier: no cheaper arm reached as much (bold names; by the means, so two"
-                " that differ by less than their intervals may change places).",
-                partial(draw, analysis, axis),
-            )
-        )
+        found = points(scored, axis)
+        if len(found) > 1:
+            best = [
+                f"{p.of.name} ({axis.text(p.x * axis.unit)}, {p.y:.1f} %)" for p in found if p.best
+            ]
+            name, draw = f"accuracy-{axis.name}", partial(_draw, analysis, axis, found)
+            values = {"axis": axis, "best": best, "primary": analysis.primary.capitalize()}
+            made.append(document.figure("frontier", draw, name, **values))
     return made
 
 
-def points(analysis: Analysis, axis: Axis) -> list[Point]:
-    """The arms whose cost and accuracy are known, by rising cost.
-
-    On the frontier is an arm (no placebo) that reaches more than every cheaper one.
-    """
-    known = [
-        Point(arm, cost, 100 * arm.accuracy.mean)
-        for arm in analysis.arms
-        if arm.accuracy is not None
-        and (cost := axis.value(arm.cost)) is not None
-        and (cost > 0 or not axis.log)
+def figure(rows: Sequence[RunRow]) -> document.Figure | None:
+    """The accuracy of runs against each cost, where there are runs to compare."""
+    scored = [
+        Scored(row.label, *series(row.colour)[:2], Interval(s.accuracy, s.low, s.high), row.result)
+        for row in rows
+        if (s := row.result.trained) is not None
     ]
-    found, highest = [], float("-inf")
-    for point in sorted(known, key=lambda p: (p.x, -p.y)):
-        best = not point.arm.placebo and point.y > highest
-        highest = max(highest, point.y) if best else highest
-        found.append(Point(point.arm, point.x, point.y, best))
-    return found
+    costs = {a: found for a in OF_RUNS if len(found := points(scored, a)) > 1}
+    if not costs:
+        return None
+
+    def draw(narrow: bool) -> Figure:
+        lines, columns = (len(costs), 1) if narrow else (1, len(costs))
+        made = blank(*((NARROW, 2.3 * lines + 0.4) if narrow else (BROAD, 3.1)), fitted=True)
+        grid = made.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+        for axes, (axis, found) in zip(grid, costs.items(), strict=True):
+            _panel(axes, axis, found, None)
+            axes.set_xlabel(axis.title)
+            axes.set_ylabel("held-out accuracy (%)" if narrow or axes is grid[0] else "")
+        legend(made, {row.result.update: row.colour for row in rows}, dot=True)
+        return made
+
+    return document.figure("cost", draw, titles=listed([axis.title for axis in costs]))
 
 
-def draw(analysis: Analysis, axis: Axis, narrow: bool) -> Figure:
-    """The figure: a mark for each arm with its name and interval, the frontier as steps."""
-    across, down = (NARROW, 5.6) if narrow else (BROAD, 4.6)
-    families = present(analysis)
-    top = 0.12 + 0.19 * panels.legend_lines(families, 0.1, across) + 0.08
+def points(scored: Sequence[Scored], axis: Axis) -> list[Point]:
+    """Those whose cost is known, by rising cost.
+
+    On the frontier is one (no placebo) that reaches more than every cheaper one.
+    """
+    costs = ((found, axis.value(found.cost)) for found in scored)
+    known = [(cost, f) for f, cost in costs if cost is not None and (cost > 0 or not axis.log)]
+    made, highest = [], -math.inf
+    for cost, found in sorted(known, key=lambda pair: (pair[0], -pair[1].accuracy.mean)):
+        mean = found.accuracy.mean
+        best = not found.placebo and mean > highest
+        highest = mean if best else highest
+        made.append(Point(found, cost / axis.unit, 100 * mean, best))
+    return made
+
+
+def _draw(analysis: Analysis, axis: Axis, found: Sequence[Point], narrow: bool) -> Figure:
+    """A mark for each arm with its name and interval, the frontier as steps."""
+    across, down, left = (NARROW, 5.6, 0.46) if narrow else (BROAD, 4.6, 0.46)
+    families: list[Family] = present(analysis)
+    top = 0.2 + 0.19 * panels.legend_lines(families, 0.1, across)
     figure = blank(across, down)
-    left = 0.46
     axes = panels.place(figure, left, top, across - left - 0.12, down - top - 0.5)
     panels.legend(figure, families, 0.1, 0.06)
-    found = points(analysis, axis)
-    _limits(axes, analysis, axis, found)
-    if best := [p for p in found if p.best]:
-        xs, ys = [*(p.x for p in best), axes.get_xlim()[1]], [*(p.y for p in best), best[-1].y]
-        axes.step(xs, ys, where="post", color=INK, linewidth=1.0, alpha=0.55, zorder=1.5)
-    for point in found:
-        if point.y < axes.get_ylim()[0]:
-            continue
-        _mark(axes, analysis, axis, point)
-    _base(axes, analysis, found)
+    _panel(axes, axis, found, None if analysis.base is None else 100 * analysis.base.mean)
     _names(axes, [p for p in found if p.y >= axes.get_ylim()[0]], narrow)
+    axes.tick_params(labelsize=7)
     axes.set_xlabel(axis.title)
     axes.set_ylabel(f"{analysis.primary}, {analysis.split} problems (%)", labelpad=2)
     return figure
 
 
-def _limits(axes: Axes, analysis: Analysis, axis: Axis, found: Sequence[Point]) -> None:
-    low, high = min(p.x for p in found), max(p.x for p in found)
-    if axis.log:
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _panel(axes: Axes, axis: Axis, found: Sequence[Point], base: float | None) -> None:
+    """The points with their intervals, the frontier and the base, or what lies below in words."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    low, high = found[0].x, found[-1].x
+    if axis.log:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.8, high * 1.8)
         axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
@@ -132,88 +185,73 @@ def _limits(axes: Axes, analysis: Analysis, axis: Axis, found: Sequence[Point]) 
         axes.set_xlim(max(0.0, low - room), high + room)
         panels.numbers(axes, "x", 6)
     panels.numbers(axes, "y", 8)
-    axes.tick_params(labelsize=7)
     # Placebos and the base are far below: they must not press all others together.
-    ends = [100 * end for p in found if not p.arm.placebo for end in _ends(p.arm)]
-    ends = ends or [100 * end for p in found for end in _ends(p.arm)]
+    rivals = [p for p in found if not p.of.placebo] or found
+    ends = [end for p in rivals for end in p.of.ends]
     room = 0.08 * (max(ends) - min(ends)) or 1.0
-    bottom, top = min(ends) - room, max(ends) + room
-    base = [] if analysis.base is None else [100 * analysis.base.mean]
-    reached = [v for v in base if v > bottom - 4 * room]
-    axes.set_ylim(max(-2.0, min([bottom, *(v - room for v in reached)])), min(102.0, top))
-
-
-def _base(axes: Axes, analysis: Analysis, found: Sequence[Point]) -> None:
-    """The base as a line, or what lies below the axis in words."""
-    below = [f"{p.arm.name} {p.y:.1f} %" for p in found if p.y < axes.get_ylim()[0]]
-    if analysis.base is not None:
-        base = 100 * analysis.base.mean
-        if base < axes.get_ylim()[0]:
-            below.insert(0, f"base {base:.1f} %")
-        else:
-            where = axes.get_yaxis_transform()
-            axes.axhline(base, color=MUTED, linewidth=0.9, dashes=(4, 3), zorder=1)
-            axes.text(0.995, base, "base", transform=where, ha="right", va="bottom", color=MUTED)
+    bottom = min(ends) - room
+    if base is not None and base > bottom - 4 * room:
+        bottom = min(bottom, base - room)
+    bottom = max(-2.0, bottom)
+    axes.set_ylim(bottom, min(102.0, max(ends) + room))
+    if best := [p for p in found if p.best]:
+        xs, ys = [*(p.x for p in best), axes.get_xlim()[1]], [*(p.y for p in best), best[-1].y]
+        axes.step(xs, ys, where="post", color=INK, linewidth=1.0, alpha=0.55, zorder=1.5)
+    below = [f"{p.of.name} {p.y:.1f} %" for p in found if p.y < bottom]
+    for point in (p for p in found if p.y >= bottom):
+        of = point.of
+        style: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 3}
+        style |= {"color": of.colour, "markersize": 10 if of.marker == "*" else 6.5}
+        ends = of.ends
+        axes.vlines(
+            point.x, min(ends), max(ends), color=of.colour, linewidth=1, alpha=0.6, zorder=2
+        )
+        (mark,) = axes.plot(point.x, point.y, of.marker, **style)
+        words = f"{axis.text(point.x * axis.unit)} {axis.title.partition(' (')[0]}"
+        tip(mark, f"{of.name}: {point.y:.1f} %, {words}")
+    if base is not None and base >= bottom:
+        where = axes.get_yaxis_transform()
+        axes.axhline(base, color=MUTED, linewidth=0.9, dashes=(4, 3), zorder=1)
+        axes.text(0.995, base, "base", transform=where, ha="right", va="bottom", color=MUTED)
+    elif base is not None:
+        below.insert(0, f"base {base:.1f} %")
     if below:
         text = "below the axis: " + ", ".join(below)
         room = axes.get_position().width * (NARROW if len(below) > 3 else BROAD)
-        style: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "color": MUTED}
+        style = {"transform": axes.transAxes, "ha": "right", "color": MUTED}
         axes.text(0.995, 0.015, panels.shorten(text, room, SIZE), fontsize=SIZE, **style)
 
 
-def _ends(arm: ArmResult) -> tuple[float, float]:
-    return (0.0, 0.0) if arm.accuracy is None else (arm.accuracy.low, arm.accuracy.high)
-
-
-def _mark(axes: Axes, analysis: Analysis, axis: Axis, point: Point) -> None:
-    kind = family(analysis, point.arm)
-    low, high = (100 * end for end in _ends(point.arm))
-    axes.vlines(point.x, low, high, color=kind.colour, linewidth=1.0, alpha=0.6, zorder=2)
-    style: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.8}
-    size = 10 if kind.marker == "*" else 6.5
-    (mark,) = axes.plot(
-        point.x, point.y, kind.marker, color=kind.colour, markersize=size, zorder=3, **style
-    )
-    tip(mark, f"{point.arm.name}: {point.y:.1f} %, {axis.text(point.x)}")
-
-
 def _names(axes: Axes, found: Sequence[Point], narrow: bool) -> None:
-    """The arms' names, those on the frontier in bold, clear of marks, intervals and steps."""
+    """Their names, those on the frontier in bold, clear of marks, intervals and steps."""
     size = SIZE - 0.5 if narrow else SIZE
-    texts = [panels.shorten(p.arm.name, 1.5 if narrow else 2.6, size) for p in found]
+    texts = [panels.shorten(p.of.name, 1.5 if narrow else 2.6, size) for p in found]
     figure = axes.get_figure(root=True)
     assert figure is not None
     inches = axes.transData + figure.dpi_scale_trans.inverted()
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across, up = inches.transform((x, y))
-        return float(across), float(up)
-
     box = axes.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
-    places = [at(p.x, p.y) for p in found]
+    places: list[tuple[float, float]] = [tuple(inches.transform((p.x, p.y))) for p in found]
     taken = []
-    for point in found:
-        (x, low), (_, high) = (at(point.x, 100 * end) for end in _ends(point.arm))
-        taken.append(labels.Box(x - 0.03, low, x + 0.03, high))
+    for point, (x, _) in zip(found, places, strict=True):
+        low, high = (inches.transform((point.x, end(point.of.ends)))[1] for end in (min, max))
+        taken.append((x - 0.03, low, x + 0.03, high))
     best = [place for place, point in zip(places, found, strict=True) if point.best]
     for (x, y), (after, _) in itertools.pairwise([*best, (box.x1, 0.0)]):
-        taken.append(labels.Box(x, y - 0.02, after, y + 0.02))
-    bounds = labels.Box(box.x0, box.y0 + 0.15, box.x1, box.y1)
+        taken.append((x, y - 0.02, after, y + 0.02))
+    bounds = (box.x0, box.y0 + 0.15, box.x1, box.y1)
     sizes = [(panels.width_of([text], size) + 0.04, 1.25 * size / 72) for text in texts]
-    back = inches.inverted()
-    chosen = labels.arrange(places, sizes, bounds, taken)
-    for label, text, point, (x, y) in zip(chosen, texts, found, places, strict=True):
-        if label.needs_line:
-            near = min(max(x, label.box.left), label.box.right)
-            level = min(max(y, label.box.bottom + 0.02), label.box.top - 0.02)
-            (x1, y1), (x2, y2) = back.transform([(x, y), (near, level)])
-            axes.plot([x1, x2], [y1, y2], color=MUTED, linewidth=0.5, alpha=0.8, zorder=1.8)
+    chosen, far = labels.arrange(places, sizes, bounds, taken)
+    data = inches.inverted()
+    for box, line, text, point, at in zip(chosen, far, texts, found, places, strict=True):
+        if line:
+            near = np.clip(at, np.add(box[:2], (0, 0.02)), np.subtract(box[2:], (0, 0.02)))
+            xs, ys = data.transform(np.array([at, near])).T
+            axes.plot(xs, ys, color=MUTED, linewidth=0.5, alpha=0.8, zorder=1.8)
         # The page's font is narrower than assumed: a text ends or begins at its point.
-        side = "right" if label.box.right < x else "left" if label.box.left > x else "center"
-        edge = {"right": label.box.right - 0.02, "left": label.box.left + 0.02}
-        start, middle = back.transform(
-            (edge.get(side, (label.box.left + label.box.right) / 2), label.y)
-        )
-        weight = "bold" if point.best else "normal"
-        style: dict[str, Any] = {"ha": side, "va": "center", "fontweight": weight}
-        axes.text(start, middle, text, fontsize=size, zorder=5, **style)
+        middle = (box[1] + box[3]) / 2
+        side, x = "center", (box[0] + box[2]) / 2
+        if box[2] < at[0] or box[0] > at[0]:
+            side, x = ("right", box[2] - 0.02) if box[2] < at[0] else ("left", box[0] + 0.02)
+        style = {"ha": side, "va": "center", "fontweight": "bold" if point.best else "normal"}
+        start, level = data.transform((x, middle))
+        axes.text(start, level, text, fontsize=size, zorder=5, **style)

@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from modicum.logged import Metric
 from modicum.report import document
 from modicum.report.document import Table
 from modicum.report.figures import curves
-from modicum.report.figures.curves import AXES, Against, Line
+from modicum.report.figures.curves import AXES, Line
 from modicum.report.numbers import ARROW, NONE, general, listed
-from modicum.report.read import RunRecord, colours
-from modicum.report.style import BROAD, INK, NARROW, Axes, Figure, blank, legend, name, series
+from modicum.report.read import Columns, RunRecord, colours
+from modicum.report.style import BROAD, INK, NARROW, Axes, Figure, blank, legend, series
+from modicum.report.words import say
 from modicum.results import Column
+
+RAW_SHOWN = 8  # with more runs the raw values would hide the lines
+NAMED = 8  # lines that a text names
 
 
 def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[document.Figure]:
@@ -20,35 +22,31 @@ def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[documen
 
     `base` holds the held-out accuracies of the untrained models, as fractions.
     """
-    found = curves.panels(records)
-    known = {p.key: p for p in found}
+    found = curves.metrics([record.columns for record in records])
+    known = {metric.key: metric for metric in found}
     main = known.get(curves.ACCURACY, known.get("reward/mean"))
+    rest = [metric for metric, same in found.items() if not same and metric != main]
+    still = [same for metric, same in found.items() if same and metric != main]
+    seeds = len(_shown(records)) < len(records)
+    raw = not seeds and len(records) <= RAW_SHOWN
+    values = {"behind": say("behind", seeds=seeds, raw=raw), "still": still}
     made: list[document.Figure] = []
     if main is not None:
-        axes = tuple(axis for axis in AXES if curves.lines(records, main, axis))
-        dashed = tuple(100 * b for b in base) if main.key == curves.ACCURACY else ()
+        axes = [axis for axis in AXES if _lines(records, main, axis)]
+        dashed = sorted({100 * b for b in base}) if main.key == curves.ACCURACY else []
+        shown = [(main, axis) for axis in axes]
+        said = {"words": _words(records, main), "title": main.title, "dashed": dashed}
+        said["axes"] = listed([AXES[axis] for axis in axes])
         made.append(
-            document.Figure(
-                "learning",
-                _words(records, main),
-                f"{main.title} against {listed([AXES[a] for a in axes])}. {_behind(records)}"
-                + (" The dashed line is the base model's held-out accuracy." if dashed else ""),
-                lambda narrow: _learning(records, main, axes, dashed, narrow),
+            document.figure(
+                "learning", lambda n: _draw(records, shown, n, dashed), **values, **said
             )
         )
-    still = {p: v for p in found if (v := curves.constant(records, p)) and p != main}
-    moving = [p for p in found if p not in still and p != main]
-    fixed = [f"{p.words} ({listed([general(x) for x in v])})" for p, v in still.items()]
-    note = f" The same in every step of a run: {'; '.join(fixed)}." if fixed else ""
-    if moving:
-        titles = ", ".join(p.words for p in moving)
+    if rest:
+        panels = [(metric, "step") for metric in rest]
+        said = {"words": _words(records, rest[0]), "titles": ", ".join(m.words for m in rest)}
         made.append(
-            document.Figure(
-                "training",
-                f"Against the step: {titles}. {_words(records, moving[0])}",
-                f"What else was logged, against the step. {_behind(records)}{note}",
-                lambda narrow: _multiples(records, moving, narrow),
-            )
+            document.figure("training", lambda n: _draw(records, panels, n), **values, **said)
         )
     return made
 
@@ -56,117 +54,90 @@ def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[documen
 def table(records: Sequence[RunRecord], names: Sequence[str]) -> Table | None:
     """Every curve in numbers: means over the first and the last tenth of each run's steps."""
     measures = [
-        (f"{p.title}, {p.shown}", [_ends(curves.values(record, p)[1]) for record in records])
-        for p in curves.panels(records)
-        if not curves.constant(records, p)
+        (f"{m.title}, {m.shown}", [_ends(curves.values(r.columns, m)[1]) for r in records])
+        for m, still in curves.metrics([record.columns for record in records]).items()
+        if not still
     ]
     return document.across("The curves in numbers", measures, names)
-
-
-def _draw(axes: Axes, found: Sequence[Line], panel: Metric, axis: Against, many: bool) -> None:
-    for line in found:
-        colour, marker, style = series(line.number)
-        if line.raw is not None:
-            axes.plot(line.x, line.raw, color=colour, alpha=0.25, linewidth=0.7)
-        if line.low is not None and line.high is not None:
-            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
-        keep = np.unique(np.linspace(0, len(line.x) - 1, curves.POINTS).round().astype(int))
-        x, y = line.x[keep], line.mean[keep]
-        (drawn,) = axes.plot(x, y, style, color=colour, linewidth=1.6)
-        if many or len(x) == 1:
-            # Each line has its marks at places of its own.
-            every = max(1, len(x) // 5)
-            drawn.set_marker(marker)
-            drawn.set_markersize(3.6)
-            drawn.set_markevery((line.number * every // 6 % every, every))
-        name(drawn, line.label)
-    axes.set_title(panel.title)
-    axes.set_ylabel(panel.shown)
-    axes.set_xlabel(AXES[axis])
-    _ticks(axes, axis)
-    if axes.get_ylim()[0] > 0 or panel.factor == 100:
-        axes.set_ylim(bottom=0)
-
-
-def _ticks(axes: Axes, axis: Against) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator
-
-    axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "step"))
-    if axis == "tokens":
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if axes.get_ylim()[1] >= 10_000:
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-def _grid(number: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    rows = -(-number // columns)
-    figure = blank(size[0], size[1] * rows + 0.4, fitted=True)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[number:]:
-        axes.set_axis_off()
-    return figure, list(grid[:number])
 
 
 def _shown(records: Sequence[RunRecord]) -> dict[str, int]:
     return {r.update: n for r, n in zip(records, colours(records), strict=True)}
 
 
-def _learning(
+def _lines(
+    records: Sequence[RunRecord], metric: Metric, axis: str = "step"
+) -> dict[str, tuple[Line, list[Columns]]]:
+    """The line of each update that has values, and its seeds."""
+    seeds = {
+        update: [r.columns for r in records if r.update == update] for update in _shown(records)
+    }
+    lines = {update: curves.line(found, metric, axis) for update, found in seeds.items()}
+    return {update: (found, seeds[update]) for update, found in lines.items() if found}
+
+
+def _draw(
     records: Sequence[RunRecord],
-    panel: Metric,
-    against: Sequence[Against],
-    base: Sequence[float],
+    panels: Sequence[tuple[Metric, str]],
     narrow: bool,
+    base: Sequence[float] = (),
 ) -> Figure:
-    size = (NARROW, 2.3) if narrow else (BROAD, 2.8)
-    figure, grid = _grid(len(against), 1 if narrow else len(against), size)
+    """A panel for each metric and its axis, with the line of every update."""
+    columns = 1 if narrow else min(3, len(panels))
+    rows, one = -(-len(panels) // columns), len({metric for metric, _ in panels}) == 1
+    width, height = (NARROW, 2.1) if narrow else (BROAD, 2.8 if one else 2.1)
+    figure = blank(width, height * rows + 0.4, fitted=True)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     shown = _shown(records)
-    for number, (axes, axis) in enumerate(zip(grid, against, strict=True)):
-        _draw(axes, curves.lines(records, panel, axis), panel, axis, len(shown) > 1)
-        for value in sorted(set(base)):
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for number, (axes, (metric, axis)) in enumerate(zip(grid, panels, strict=False)):
+        for update, (line, seeds) in _lines(records, metric, axis).items():
+            colour, marker, style = series(shown[update])
+            if len(seeds) == 1 and len(records) <= RAW_SHOWN:
+                axes.plot(*curves.values(seeds[0], metric, axis), color=colour, alpha=0.25, lw=0.7)
+            line.draw(axes, colour, update, style, 1.6)
+            if len(shown) > 1 or len(line.x) == 1:
+                # Each line has its marks at places of its own.
+                every = max(1, len(line.x) // 5)
+                place = (shown[update] * every // 6 % every, every)
+                axes.lines[-1].set(marker=marker, markersize=3.6, markevery=place)
+        for value in base:
             axes.axhline(value, color=INK, linewidth=0.9, dashes=(4, 3))
-        if number:
+        _frame(axes, metric, axis)
+        if one and number:
             axes.set_title("")
-            axes.set_ylabel(panel.shown if narrow else "")
+            axes.set_ylabel(metric.shown if narrow else "")
+        if not one and not narrow and number < len(panels) - columns:
+            axes.set_xlabel("")
     legend(figure, shown, bool(base))
     return figure
 
 
-def _multiples(records: Sequence[RunRecord], found: Sequence[Metric], narrow: bool) -> Figure:
-    columns = 1 if narrow else min(3, len(found))
-    figure, grid = _grid(len(found), columns, (NARROW, 1.9) if narrow else (BROAD, 2.1))
-    shown = _shown(records)
-    for axes, panel in zip(grid, found, strict=True):
-        _draw(axes, curves.lines(records, panel), panel, "step", len(shown) > 1)
-        if not narrow:
-            axes.set_xlabel("step" if axes in grid[-columns:] else "")
-    legend(figure, shown)
-    return figure
+def _frame(axes: Axes, metric: Metric, axis: str) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.set_title(metric.title)
+    axes.set_ylabel(metric.shown)
+    axes.set_xlabel(AXES[axis])
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "step"))
+    if axis == "tokens":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if axes.get_ylim()[1] >= 10_000:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    if axes.get_ylim()[0] > 0 or metric.factor == 100:
+        axes.set_ylim(bottom=0)
 
 
 def _ends(column: Column) -> str:
-    if not column.size:
-        return NONE
     tenth = max(1, len(column) // 10)
-    first, last = (general(float(part.mean())) for part in (column[:tenth], column[-tenth:]))
-    return first + ARROW + last
+    parts = (column[:tenth], column[-tenth:])
+    return ARROW.join(general(float(part.mean())) for part in parts) if column.size else NONE
 
 
-def _words(records: Sequence[RunRecord], panel: Metric) -> str:
+def _words(records: Sequence[RunRecord], metric: Metric) -> str:
     """The start and the end of the first lines of a panel, in words."""
-    found = curves.lines(records, panel)
-    texts = [f"{n.label} from {general(n.mean[0])} to {general(n.mean[-1])}" for n in found[:8]]
-    more = f", and {len(found) - 8} more" if len(found) > 8 else ""
-    return f"{panel.title} in {panel.shown}: {', '.join(texts)}{more}."
-
-
-def _behind(records: Sequence[RunRecord]) -> str:
-    text = "Lines are centred means over a tenth of the steps"
-    if len(_shown(records)) < len(records):
-        return f"{text}, and over the seeds; bands go from the lowest to the highest seed."
-    return (
-        f"{text}; the faint ones are the raw values."
-        if len(records) <= curves.RAW_SHOWN
-        else f"{text}."
-    )
+    texts = [f"{update} {line.ends()}" for update, (line, _) in _lines(records, metric).items()]
+    more = [f"and {len(texts) - NAMED} more"] if len(texts) > NAMED else []
+    return f"{metric.title} in {metric.shown}: {', '.join([*texts[:NAMED], *more])}."

@@ -34,18 +34,19 @@ def grid(
     y_name: str,
     height: float = 1.05,
     margin: float = 0.52,
+    columns: int = 0,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of one small panel for each title; only the outer ones have numbers.
 
     `height` is that of a panel and `margin` the room at the left, in inches. All panels
-    are to have the same limits.
+    are to have the same limits. Without a number of `columns` a few stay small multiples.
     """
-    columns = min(2 if narrow else 5, len(titles))
+    most = BROAD if columns else 2.6
+    columns = columns or min(2 if narrow else 5, len(titles))
     lines = -(-len(titles) // columns)
     across = NARROW if narrow else BROAD
     top, gap_x, gap_y, bottom = 0.48, 0.16, 0.36, 0.45
-    # A few panels stay small multiples: they do not grow to the width of the page.
-    width = min(2.6, (across - margin - 0.1 - gap_x * (columns - 1)) / columns)
+    width = min(most, (across - margin - 0.1 - gap_x * (columns - 1)) / columns)
     down = top + lines * height + (lines - 1) * gap_y + bottom
     figure = blank(across, down)
     panels = []
@@ -101,3 +102,9 @@ def legend_lines(families: Sequence[Family], left: float, across: float) -> int:
         return 1
     columns = max(1, int((across - left) / max(widths)))
     return -(-len(families) // columns)
+
+
+def remark(axes: Axes, text: str, high: bool = False) -> None:
+    """A few words in the corner of a panel, at its foot unless `high`."""
+    place = (0.98, 0.86 if high else 0.05)
+    axes.text(*place, text, transform=axes.transAxes, ha="right", fontsize=7, color=MUTED)

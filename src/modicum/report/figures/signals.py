@@ -1,157 +1,105 @@
 """What else the runs logged, as a table of small curves: a row an arm, a column a metric.
 
-Every column has one scale, from the lowest to the highest value in it. A curve is the mean
-over seeds (see `curves.line`); the number at its right is its last value, the grey curve
-behind it is the control's.
+Every column has one scale, from the lowest to the highest value in it. The number at the right
+of a curve is its last value, the grey curve behind it is the control's.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
-import numpy as np
-
-from modicum.logged import METRICS, Metric, metric_of
+from modicum.logged import Metric
 from modicum.report import document
-from modicum.report.figures import panels
-from modicum.report.figures.arm_curves import arms, line
+from modicum.report.figures import curves, panels
+from modicum.report.figures.arm_curves import arms, lines
 from modicum.report.figures.curves import Line
-from modicum.report.numbers import brief, general, listed, some
+from modicum.report.numbers import brief, listed
 from modicum.report.study.families import CONTROL, family
 from modicum.report.study.read import StudyRecord
 from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, Axes, Figure, blank
-from modicum.results import ArmResult
 
-POINTS = 30  # of a curve an inch wide
 COLUMNS = 9  # side by side on a page
+Lines = Mapping[str, Line | None]  # by an arm's slug
 
 
-@dataclass(frozen=True)
-class Signal:
-    """A metric with a curve for each arm's slug."""
-
-    metric: Metric
-    lines: Mapping[str, Line | None]
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """The lowest and the highest value of all arms, in the shown unit."""
-        means = [found.mean for found in self.lines.values() if found is not None]
-        values = self.metric.factor * np.concatenate(means)
-        return float(values.min()), float(values.max())
-
-
-def gather(study: StudyRecord) -> tuple[list[Signal], list[str]]:
-    """The metrics that move, reward terms first, and words on those that never did."""
-    columns = [c for curves in study.curves.values() for c in curves.seeds.values()]
-    logged = dict.fromkeys(name for c in columns for name in c)
-    terms = [name for name in logged if name.startswith("reward/")]
-    # Of a single term the weighted reward says nothing more.
-    drop = "reward/mean" if len(terms) == 2 else ""
-    short = [metric.key for metric in METRICS.values() if metric.short]
-    moving: list[Signal] = []
-    still: list[str] = []
-    for key in dict.fromkeys((*terms, *short)):
-        if key not in logged or key == drop:
-            continue
-        signal = Signal(
-            metric_of(key),
-            {a.slug: line(study.curves[a.slug].seeds, "step", key, POINTS) for a in arms(study)},
-        )
-        low, high = signal.limits
-        if low == high:
-            still.append(f"{signal.metric.words} ({general(low)})")
-        else:
-            moving.append(signal)
-    return moving, still
+def gather(study: StudyRecord) -> tuple[dict[Metric, Lines], list[str]]:
+    """The metrics that move with a curve for each arm, and words on those that never did."""
+    columns = [c for found in study.curves.values() for c in found.seeds.values()]
+    found = curves.metrics(columns, short=True)
+    moving: dict[Metric, Lines] = {
+        metric: lines(study, metric) for metric, same in found.items() if not same
+    }
+    return moving, [same for same in found.values() if same]
 
 
 def figure(study: StudyRecord) -> document.Figure | None:
     """The table of curves, where any metric moves."""
     moving, still = gather(study)
+    control = study.control
+    ends = [
+        f"{metric.words} {line.ends()}"
+        for metric, found in moving.items()
+        if (line := found.get(control.slug))
+    ]
     if not moving:
         return None
-    names = listed([signal.metric.words for signal in moving])
-    same = f" The same in every step of every run: {listed(still)}." if still else ""
-    ends = []
-    for signal in moving:
-        found = signal.lines.get(study.control.slug)
-        if found is not None:
-            first, last = (general(signal.metric.factor * found.mean[end]) for end in (0, -1))
-            ends.append(f"{signal.metric.words} from {first} to {last}")
-    return document.Figure(
-        "signals",
-        f"Against the step, for each arm: {names}. {study.control.name}: {some(ends)}.",
-        f"What else was logged, against the step: {names}. Means over seeds; a column has one"
-        " scale, given below its name; the number is the last value; grey is the control."
-        f"{same}",
-        lambda narrow: draw(study, moving, narrow),
-    )
+    names = listed([metric.words for metric in moving])
+    values = {"names": names, "ends": ends, "control": control.name, "still": still}
+    return document.figure("signals", partial(_draw, study, moving), **values)
 
 
-def draw(study: StudyRecord, signals: Sequence[Signal], narrow: bool) -> Figure:
-    """The figure: one block of all columns for a page, blocks of three for a phone."""
-    shown = arms(study)
+def _draw(study: StudyRecord, moving: Mapping[Metric, Lines], narrow: bool) -> Figure:
+    """One block of all columns for a page, blocks of three for a phone."""
+    names, signals = [arm.name for arm in arms(study)], list(moving.items())
     across, row, head = (NARROW, 0.42, 0.42) if narrow else (BROAD, 0.3, 0.42)
-    left = 0.05 if narrow else min(2.1, panels.width_of([a.name for a in shown]) + 0.12)
+    left = 0.05 if narrow else min(2.1, panels.width_of(names) + 0.12)
     count = 3 if narrow else max(4, -(-len(signals) // -(-len(signals) // COLUMNS)))
-    blocks = [signals[i : i + count] for i in range(0, len(signals), count)]
-    block = head + row * len(shown) + 0.12
-    figure = blank(across, block * len(blocks) + 0.05)
+    block = head + row * len(names) + 0.12
+    figure = blank(across, block * -(-len(signals) // count) + 0.05)
     width = (across - left) / count
-    for number, chosen in enumerate(blocks):
-        for column, signal in enumerate(chosen):
-            top = number * block + head
-            place = (left + column * width, top, width * 0.92, row * len(shown))
-            axes = panels.place(figure, *place)
-            _column(axes, study, shown, signal, narrow, width)
-            if column == 0:
-                _names(axes, shown, narrow, left, width * 0.92)
+    for number, (metric, found) in enumerate(signals):
+        line, column = divmod(number, count)
+        top = line * block + head
+        place = (left + column * width, top, width * 0.92, row * len(names))
+        axes = panels.place(figure, *place)
+        _column(axes, study, metric, found, narrow, width)
+        style: dict[str, Any] = {"fontsize": 7} if narrow else {"ha": "right", "va": "center"}
+        for y, name in enumerate(names if column == 0 else ()):
+            text = panels.shorten(name, 3.4 if narrow else left - 0.1, 7 if narrow else 8)
+            at = (0, y + 0.22) if narrow else (-0.1 / (width * 0.92), y + 0.6)
+            axes.text(*at, text, **style)
     return figure
 
 
 def _column(
-    axes: Axes,
-    study: StudyRecord,
-    shown: Sequence[ArmResult],
-    signal: Signal,
-    narrow: bool,
-    axes_width: float,
+    axes: Axes, study: StudyRecord, metric: Metric, found: Lines, narrow: bool, width: float
 ) -> None:
     """One metric: every arm's curve in a row of its own, from 0 to 1 of the row's height."""
-    low, high = signal.limits
+    shown, room = arms(study), 0.55 if narrow else 0.8
+    known = [line for line in found.values() if line is not None]
+    low, high = (end([end(line.mean) for line in known]) for end in (min, max))
+    last = max(line.x[-1] for line in known)
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(len(shown), 0)
-    room = 0.55 if narrow else 0.8
-    control = signal.lines.get(study.control.slug)
-    ends = [found.x[-1] for found in signal.lines.values() if found is not None]
+
+    def draw(line: Line, bottom: float, colour: str, width: float, alpha: float) -> None:
+        shares = (line.mean - low) / ((high - low) or 1.0)
+        style = {"color": colour, "linewidth": width, "alpha": alpha}
+        axes.plot(0.72 * line.x / last, bottom - room * shares, **style)
+
     for number, arm in enumerate(shown):
         bottom = number + 0.94
-
-        def at(found: Line, bottom: float = bottom) -> tuple[np.ndarray, np.ndarray]:
-            share = (signal.metric.factor * found.mean - low) / (high - low)
-            return 0.72 * found.x / max(ends), bottom - room * share
-
         axes.plot([0, 0.72], [bottom, bottom], color=GRID, linewidth=0.6)
         kind = family(study.analysis, arm)
+        control, own = found.get(study.control.slug), found[arm.slug]
         if control is not None and kind is not CONTROL:
-            axes.plot(*at(control), color=MUTED, linewidth=0.8, alpha=0.5)
-        found = signal.lines[arm.slug]
-        if found is None:
-            continue
-        axes.plot(*at(found), color=kind.colour, linewidth=1.3)
-        last = brief(signal.metric.factor * found.mean[-1])
-        axes.text(0.75, bottom - room / 2, last, fontsize=6.5, va="center", color=INK)
-    title = panels.shorten(signal.metric.short, axes_width, 7.5)
+            draw(control, bottom, MUTED, 0.8, 0.5)
+        if own is not None:
+            draw(own, bottom, kind.colour, 1.3, 1.0)
+            style = {"fontsize": 6.5, "va": "center", "color": INK}
+            axes.text(0.75, bottom - room / 2, brief(own.mean[-1]), **style)
+    title = panels.shorten(metric.short, width, 7.5)
     axes.text(0, -0.62 if narrow else -0.85, title, fontweight="bold", fontsize=7.5)
-    scale = f"{brief(low)} to {brief(high)}" + (" %" if signal.metric.factor == 100 else "")
+    scale = f"{brief(low)} to {brief(high)}" + (" %" if metric.factor == 100 else "")
     axes.text(0, -0.18 if narrow else -0.2, scale, fontsize=6.5, color=MUTED)
-
-
-def _names(axes: Axes, shown: Sequence[ArmResult], narrow: bool, left: float, width: float) -> None:
-    for number, arm in enumerate(shown):
-        if narrow:
-            axes.text(0, number + 0.22, panels.shorten(arm.name, 3.4, 7), fontsize=7)
-        else:
-            style = {"ha": "right", "va": "center"}
-            axes.text(-0.1 / width, number + 0.6, panels.shorten(arm.name, left - 0.1), **style)

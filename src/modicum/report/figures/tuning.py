@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from modicum.report import document
 from modicum.report.figures import panels
-from modicum.report.numbers import listed, rate, some
+from modicum.report.numbers import rate
 from modicum.report.study.families import family
-from modicum.report.style import INK, MUTED, Axes, Figure, tip
+from modicum.report.style import INK, Axes, Figure, tip
+from modicum.report.words import say
 from modicum.results import Analysis, ArmResult
 
 
@@ -24,18 +26,8 @@ def figure(analysis: Analysis) -> document.Figure | None:
         return None
     edges = [arm.name for arm in found if arm.rate_at_edge]
     rates = [f"{a.name} {rate(a.learning_rate)}" for a in found if a.learning_rate is not None]
-    at_edge = (
-        f" At the edge of its grid, so that a better rate may lie outside: {listed(edges)}."
-        if edges
-        else " No best rate lies at the edge of its grid."
-    )
-    return document.Figure(
-        "tuning",
-        f"Accuracy on tuning problems against the learning rate. Chosen: {some(rates)}.{at_edge}",
-        "Accuracy on tuning problems, which are neither trained on nor tested on, against"
-        f" the learning rate. Ringed: the chosen rate. A cross: the try failed.{at_edge}",
-        lambda narrow: draw(analysis, narrow),
-    )
+    edge = say("at_edge", edges=edges)
+    return document.figure("tuning", partial(_draw, analysis), at_edge=edge, rates=rates)
 
 
 def chosen(arm: ArmResult, tried: float) -> bool:
@@ -51,7 +43,7 @@ def ticks(rates: Sequence[float]) -> list[float]:
     return sorted({min(rates), max(rates), *(10.0**power for power in powers)})
 
 
-def draw(analysis: Analysis, narrow: bool) -> Figure:
+def _draw(analysis: Analysis, narrow: bool) -> Figure:
     """The figure: the chosen rate is ringed, one at the edge says so, a cross failed."""
     shown = arms(analysis)
     figure, grid = panels.grid(
@@ -67,10 +59,10 @@ def draw(analysis: Analysis, narrow: bool) -> Figure:
         axes.set_xticks(ticks(rates), list(map(rate, ticks(rates))))
         # The outer labels stay within their panel: neighbours would touch.
         labels = axes.get_xticklabels()
+        for label in labels[-1:]:
+            label.set_horizontalalignment("right")
         for label in labels[:1]:
             label.set_horizontalalignment("left")
-        for label in labels[1:][-1:]:
-            label.set_horizontalalignment("right")
         axes.set_ylim(max(-3.0, low - room), min(103.0, high + room))
         panels.numbers(axes, "y", 4)
         _panel(axes, arm, family(analysis, arm).colour)
@@ -93,7 +85,6 @@ def _panel(axes: Axes, arm: ArmResult, colour: str) -> None:
         (mark,) = axes.plot(failed.rate, bottom, "x", color=INK, markersize=5, clip_on=False)
         tip(mark, f"{arm.name} at {failed.rate:.2g}: {failed.failed or 'failed'}")
     if arm.rate_at_edge:
-        style = {"transform": axes.transAxes, "ha": "right", "fontsize": 7, "color": MUTED}
         low, high = axes.get_ylim()
         clear = all(accuracy > low + 0.3 * (high - low) for _, accuracy in tried)
-        axes.text(0.98, 0.05 if clear else 0.86, "best at the edge", **style)
+        panels.remark(axes, "best at the edge", high=not clear)

@@ -18,8 +18,8 @@ import numpy as np
 
 from modicum.logged import METRICS
 from modicum.report import read
-from modicum.report.figures.curves import AXES, against
 from modicum.report.read import RunRecord
+from modicum.report.words import say
 from modicum.results import Analysis, ArmResult, Column
 from modicum.runs import numbered, read_object
 
@@ -27,12 +27,6 @@ FORMAT = 1
 POINTS = 100  # of a curve: more than a figure can show
 DIGITS = 4  # of a number that is only drawn
 PROBLEMS_SHOWN, ARMS_SHOWN, LETTERS_KEPT = 3, 6, 1500
-RULE = (
-    "The first {problems} problems of the {split} set in its own order, and of each the first"
-    " completion sampled at the evaluation's temperature; the base, the control and the arms"
-    " that follow it in study.toml; the lowest seed that finished. Not selected by outcome."
-    " Right: the answer is right and marked as asked."
-)
 
 
 def compact(folder: Path, analysis: Analysis) -> dict[str, Any]:
@@ -117,13 +111,11 @@ def _arm(records: Mapping[str, RunRecord]) -> dict[str, Any]:
 
 
 def _columns(record: RunRecord) -> dict[str, list[Any]]:
-    metrics = record.metrics
+    metrics = record.columns
     missing = np.full(len(metrics["step"]), np.nan)
     terms = [name for name in metrics if name.startswith("reward/") and name != "reward/errors"]
     columns = {"step": thin(metrics["step"] + 1, last=True)}
-    for axis in list(AXES)[1:]:
-        total = against(record, axis)
-        columns[axis] = thin(missing if total is None else total, last=True)
+    columns |= {a: thin(metrics.get(a, missing), last=True) for a in ("tokens", "seconds")}
     for name in dict.fromkeys((*terms, *(m.key for m in METRICS.values() if m.short))):
         column = metrics.get(name, missing)
         if np.isfinite(column).any():
@@ -155,7 +147,7 @@ def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
         first = next(iter(rows.values()))
         shown = {n: {k: row[k] for k in ("completion", "strict")} for n, row in rows.items()}
         problems.append({"question": first["question"], "gold": first["gold"], "texts": shown})
-    rule = RULE.format(problems=len(problems), split=analysis.split)
+    rule = say("rule", problems=len(problems), split=analysis.split)
     return {"rule": rule, "problems": problems} if problems else {}
 
 

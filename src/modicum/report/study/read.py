@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from modicum.config import read_toml
+from modicum.report.read import Columns
 from modicum.report.study import cells
-from modicum.results import Analysis, Anatomy, ArmResult, Column, fill
+from modicum.results import Analysis, Anatomy, ArmResult, fill
 from modicum.runs import read_object
 from modicum.types import UserError
-
-Columns = Mapping[str, Column]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def arms(analysis: Analysis) -> Table:
         "seeds": lambda arm: _seeds(analysis, arm),
     }
     rows = [
-        [_name(analysis, arm), *(cell(arm) or n.NONE for cell in columns.values())]
+        [name(analysis, arm), *(cell(arm) or n.NONE for cell in columns.values())]
         for arm in ranked(analysis)
     ]
     return table("The arms, the best first", ("arm", *columns), rows, wrap=True)
@@ -58,7 +58,7 @@ def costs(analysis: Analysis) -> Table:
     for arm in ranked(analysis):
         found = [(value(arm.cost), text) for value, text in COSTS.values()]
         cells = [TableCell(text(value), value) for value, text in found]
-        rows.append([_name(analysis, arm), *cells])
+        rows.append([name(analysis, arm), *cells])
     return table("What the arms cost", ("arm", *COSTS), rows, plain=True)
 
 
@@ -84,7 +84,8 @@ def tests(analysis: Analysis) -> Table | None:
     )
 
 
-def _name(analysis: Analysis, arm: ArmResult) -> TableCell:
+def name(analysis: Analysis, arm: ArmResult) -> TableCell:
+    """The name of an arm, with the colour of its family."""
     return TableCell(arm.name, series=family(analysis, arm).series, code=True)
 
 
