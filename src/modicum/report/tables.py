@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,51 +38,46 @@ class RunRow:
 
     def mean(self, metric: str) -> float:
         """The mean of a metric over the steps that logged it; NaN where none did."""
-        column = self.record.metrics.get(metric)
-        known = column is not None and not np.isnan(column).all()
-        return float(np.nanmean(column)) if known else math.nan
+        column = self.record.metrics.get(metric, np.empty(0))
+        return float(np.nanmean(column)) if np.isfinite(column).any() else math.nan
 
     def scores(self, name: str) -> tuple[float, float]:
         """One number of the evaluations of the base and of the trained model, or NaN."""
-        base, trained = (
-            math.nan if found is None else getattr(found, name)
-            for found in (self.result.base, self.result.trained)
-        )
-        return base, trained
+        base, trained = self.result.base, self.result.trained
+        return getattr(base, name, math.nan), getattr(trained, name, math.nan)
 
     def change(self, name: str, show: Number = n.percent) -> str:
         """`base → trained` of one number of the evaluations; a dash where one is missing."""
         return n.ARROW.join(map(show, self.scores(name)))
 
+    def reached(self) -> str:
+        """The change of the accuracy, with the interval of what was reached."""
+        ends = n.limits(self.scores("low")[1], self.scores("high")[1])
+        return f"{self.change('accuracy')} {ends}".strip()
 
-# Head, text (parameters are written by the function given), value to sort by.
-COLUMNS: tuple[tuple[str, Callable[[RunRow, Number], str], Callable[[RunRow], float | None]], ...]
-COLUMNS = (
-    (
-        "trained parameters",
+
+# Head -> text (parameters are written by the function given), value to sort by.
+COLUMNS: Mapping[str, tuple[Callable[[RunRow, Number], str], Callable[[RunRow], float | None]]] = {
+    "trained parameters": (
         lambda row, number: f"{number(row.result.trainable_parameters)} ({n.share(row.share)})",
         lambda row: row.result.trainable_parameters,
     ),
-    (
-        "sampled accuracy (%), 95% interval",
-        lambda row, _: (
-            f"{row.change('accuracy')} {n.limits(row.scores('low')[1], row.scores('high')[1])}".strip()
-        ),
+    "sampled accuracy (%), 95% interval": (
+        lambda row, _: row.reached(),
         lambda row: row.scores("accuracy")[1],
     ),
-    ("greedy (%)", lambda row, _: row.change("greedy"), lambda row: row.scores("greedy")[1]),
-    (
-        "length (tokens)",
+    "greedy (%)": (lambda row, _: row.change("greedy"), lambda row: row.scores("greedy")[1]),
+    "length (tokens)": (
         lambda row, _: row.change("length", n.decimal),
         lambda row: row.scores("length")[1],
     ),
-    ("seconds", lambda row, _: n.decimal(row.result.seconds), lambda row: row.result.seconds),
-    (
-        "peak memory",
+    "seconds": (lambda row, _: n.decimal(row.result.seconds), lambda row: row.result.seconds),
+    "peak memory": (
         lambda row, _: n.memory(row.result.peak_memory_bytes),
         lambda row: row.result.peak_memory_bytes,
     ),
-)
+}
+MISSING = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
 
 
 def results(records: Sequence[RunRecord]) -> list[RunRow]:
@@ -96,37 +91,30 @@ def results(records: Sequence[RunRecord]) -> list[RunRow]:
 
 def cells(row: RunRow, number: Number = n.count) -> tuple[str, ...]:
     """The texts of a row: its label, and one for each column."""
-    return (row.label, *(text(row, number) for _, text, _ in COLUMNS))
+    return (row.label, *(text(row, number) for text, _ in COLUMNS.values()))
 
 
 def table(rows: Sequence[RunRow]) -> Table:
     """The rows as a table of a report, sorted by values; a column that nobody has is left out."""
-    missing = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
-    shown = [column for column in COLUMNS if {column[1](row, n.count) for row in rows} - missing]
-    lines = [
-        [
-            TableCell(row.label, series=row.colour, code=True),
-            *(TableCell(text(row, n.count), _known(value(row))) for _, text, value in shown),
-        ]
-        for row in rows
-    ]
-    heads = ["update", *(head for head, *_ in shown)]
+    lines = [[TableCell(row.label, series=row.colour, code=True)] for row in rows]
+    heads = ["update"]
+    for head, (text, value) in COLUMNS.items():
+        if {text(row, n.count) for row in rows} - MISSING:
+            heads.append(head)
+            for line, row in zip(lines, rows, strict=True):
+                found = value(row)
+                known = None if found is None or math.isnan(found) else found
+                line.append(TableCell(text(row, n.count), known))
     return document.table("Results of the runs", heads, lines)
-
-
-def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
 
 
 def rich_table(rows: Sequence[RunRow]) -> RichTable:
     """The rows as a table for a terminal of 100 columns."""
     # What stands in brackets, or the second word, goes to the next line.
-    heads = ["update"]
-    for head, *_ in COLUMNS:
-        first, _, rest = head.partition(" (" if "(" in head else " ")
-        heads.append(f"{first}\n({rest}" if "(" in head else f"{first}\n{rest}".strip())
+    heads = [head.replace(" ", "\n", 1) for head in COLUMNS]
+    heads[1] = "sampled accuracy\n(%), 95% interval"
     caption = "base → trained on held-out problems"
-    return terminal_table(heads, [cells(row, n.short) for row in rows], caption)
+    return terminal_table(["update", *heads], [cells(row, n.short) for row in rows], caption)
 
 
 def terminal_table(
@@ -137,13 +125,8 @@ def terminal_table(
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = RichTable(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        caption=caption,
-        caption_justify="left",
-    )
+    style = {"pad_edge": False, "padding": (0, 1, 0, 0), "caption_justify": "left"}
+    table = RichTable(box=box.SIMPLE_HEAD, caption=caption, **style)
     for number, head in enumerate(heads):
         side = "right" if number else "left"
         table.add_column(head, justify=side, overflow="fold", no_wrap=number > 0 and not wrap)
@@ -163,6 +146,5 @@ def print_table(table: RichTable) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=100)
+    console.width = console.width if console.is_terminal else 100
     console.print(table)

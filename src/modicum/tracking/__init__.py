@@ -65,13 +65,17 @@ class Tracker:
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
         backend = self.backend
-        if backend is None or not values or self._works(lambda: backend.log(values, step)):
+        if (
+            backend is None
+            or not values
+            or self._works(lambda: backend.log(dict(values), step=step))
+        ):
             return
         self.backend = None
         with LibraryGuard(LIBRARIES[self.name].modules):
-            backend.close(failed=True)
+            backend.close(True)
 
-    def _works(self, call: Callable[[], None]) -> bool:
+    def _works(self, call: Callable[[], object]) -> bool:
         """Whether a call succeeds; the user is told when it does not."""
         with LibraryGuard(LIBRARIES[self.name].modules) as guard:
             call()

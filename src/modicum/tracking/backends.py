@@ -7,8 +7,6 @@ Trackio: its SQLite database; MLflow: a SQLite store, since its file store is cl
 """
 
 import contextlib
-import fcntl
-import importlib
 import io
 import logging
 import os
@@ -16,8 +14,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module as load
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from modicum import runs
 from modicum.tracking.base import Backend, Start
@@ -49,178 +50,148 @@ class Library:
     has_online: bool = True
 
 
-def _load(name: str) -> Any:
-    """A module of a library that may be missing where types are checked."""
-    return importlib.import_module(name)
-
-
-class TensorBoard:
+def tensorboard(start: Start) -> Backend:
     """Event files in RUN/tensorboard; a resumed run purges the steps that it takes again."""
+    events = load("tensorboard.compat.proto.event_pb2")
+    summary = load("tensorboard.compat.proto.summary_pb2").Summary
+    records = load("tensorboard.summary.writer.record_writer")
+    hparams = load("tensorboard.plugins.hparams.summary_v2")
+    folder = start.folder / "tensorboard"
+    folder.mkdir(exist_ok=True)
+    # Files are read in the order of their names.
+    count = len(list(folder.iterdir()))
+    name = f"events.out.tfevents.{time.time():010.0f}.{count:04}.{socket.gethostname()}"
+    writer = records.RecordWriter((folder / name).open("wb"))
 
-    def __init__(self, start: Start) -> None:
-        self.events = _load("tensorboard.compat.proto.event_pb2")
-        self.summaries = _load("tensorboard.compat.proto.summary_pb2")
-        records = _load("tensorboard.summary.writer.record_writer")
-        hparams = _load("tensorboard.plugins.hparams.summary_v2")
-        folder = start.folder / "tensorboard"
-        folder.mkdir(exist_ok=True)
-        # Files are read in the order of their names.
-        count = len(list(folder.iterdir()))
-        name = f"events.out.tfevents.{time.time():010.0f}.{count:04}.{socket.gethostname()}"
-        self.writer = records.RecordWriter((folder / name).open("wb"))
-        self.id = start.name
-        self._write(file_version="brain.Event:2")
-        if start.past is None:
-            self._write(summary=hparams.hparams_pb(dict(start.config), trial_id=start.name))
-        else:
-            log = self.events.SessionLog
-            self._write(session_log=log(status=log.START), step=start.resumed_at + 1)
+    def write(**fields: Any) -> None:
+        writer.write(events.Event(wall_time=time.time(), **fields).SerializeToString())
+        writer.flush()
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        value = self.summaries.Summary.Value
-        entries = [value(tag=name, simple_value=number) for name, number in values.items()]
-        self._write(summary=self.summaries.Summary(value=entries), step=step)
+    def log(values: Mapping[str, float], step: int) -> None:
+        entries = [summary.Value(tag=name, simple_value=v) for name, v in values.items()]
+        write(summary=summary(value=entries), step=step)
 
-    def close(self, failed: bool) -> None:
-        self.writer.close()
-
-    def _write(self, **fields: Any) -> None:
-        event = self.events.Event(wall_time=time.time(), **fields)
-        self.writer.write(event.SerializeToString())
-        self.writer.flush()
+    write(file_version="brain.Event:2")
+    if start.past is None:
+        write(summary=hparams.hparams_pb(dict(start.config), trial_id=start.name))
+    else:
+        begun = events.SessionLog(status=events.SessionLog.START)
+        write(session_log=begun, step=start.resumed_at + 1)
+    return Backend(start.name, log, lambda failed: writer.close())
 
 
-class Logs:
-    """A run of a library whose `log` takes a step's numbers; what has one step is one row."""
-
-    run: Any
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self.run.log(dict(values), step=step)
-
-
-class WandB(Logs):
+def wandb(start: Start) -> Backend:
     """A run in RUN/wandb, for `wandb sync`; online, the library's own settings hold."""
-
-    def __init__(self, start: Start) -> None:
-        online = start.settings.tracker_online
-        if not online:
-            os.environ["WANDB_ERROR_REPORTING"] = "false"  # read at import
-        wandb = _load("wandb")
-        self.run = wandb.init(
-            project=start.settings.tracker_project,
-            name=start.name,
-            id=start.past,
-            resume="allow" if start.past else None,
-            dir=str(start.folder),
-            config=dict(start.config),
-            mode=None if online else "offline",
-            reinit="create_new",
-            settings=None if online else wandb.Settings(**WANDB_OFFLINE),
-        )
-        self.id = str(self.run.id)
-
-    def close(self, failed: bool) -> None:
-        self.run.finish(exit_code=int(failed))
+    online = start.settings.tracker_online
+    if not online:
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # read at import
+    library = load("wandb")
+    run = library.init(
+        project=start.settings.tracker_project,
+        name=start.name,
+        id=start.past,
+        resume="allow" if start.past else None,
+        dir=str(start.folder),
+        config=dict(start.config),
+        mode=None if online else "offline",
+        reinit="create_new",
+        settings=None if online else library.Settings(**WANDB_OFFLINE),
+    )
+    return Backend(str(run.id), run.log, lambda failed: run.finish(exit_code=int(failed)))
 
 
-class Trackio(Logs):
+def trackio(start: Start) -> Backend:
     """A run in a local Trackio database; online, in the Space or server that is set."""
-
-    def __init__(self, start: Start) -> None:
-        online = start.settings.tracker_online
-        with contextlib.nullcontext() if online else _trackio_offline(start.store / "trackio"):
-            self.trackio = _load("trackio")
-            with contextlib.redirect_stdout(io.StringIO()):
-                self.run = self.trackio.init(
-                    project=start.settings.tracker_project,
-                    name=start.name,
-                    config=dict(start.config),
-                    resume="allow" if start.past else "never",
-                    embed=False,
-                    auto_log_gpu=False,
-                    auto_log_cpu=False,
-                )
-        self.id = str(self.run.id)
-
-    def close(self, failed: bool) -> None:
-        """Finish the run, waiting for the thread."""
+    online = start.settings.tracker_online
+    with contextlib.nullcontext() if online else _trackio_offline(start.store / "trackio"):
+        library = load("trackio")
         with contextlib.redirect_stdout(io.StringIO()):
-            self.trackio.finish()
+            run = library.init(
+                project=start.settings.tracker_project,
+                name=start.name,
+                config=dict(start.config),
+                resume="allow" if start.past else "never",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+
+    def close(failed: bool) -> None:
+        """Waits for the thread."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            library.finish()
+
+    return Backend(str(run.id), run.log, close)
 
 
 @contextlib.contextmanager
 def _trackio_offline(folder: Path) -> Iterator[None]:
     """Trackio begins without a server, without asking the hub who we are, in `folder`."""
     runs.make_folder(folder)
-    hub = _load("huggingface_hub.constants")
+    hub: Any = load("huggingface_hub.constants")
     names = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_DIR")
-    before = {name: os.environ.pop(name, None) for name in names}
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
     was_offline, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
     os.environ["TRACKIO_DIR"] = str(folder)
     try:
         # Trackio reads TRACKIO_DIR once; a later run of this process has another folder.
         for name in ("trackio.utils", "trackio.sqlite_storage"):
-            _load(name).TRACKIO_DIR = folder
+            vars(load(name))["TRACKIO_DIR"] = folder
         yield
     finally:
         hub.HF_HUB_OFFLINE = was_offline
         del os.environ["TRACKIO_DIR"]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        os.environ.update(before)
 
 
-class MLflow:
+def mlflow(start: Start) -> Backend:
     """A run in a SQLite store; online, on the server that is set."""
-
-    def __init__(self, start: Start) -> None:
-        online = start.settings.tracker_online
-        if not online:
-            os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read at import
-        self.entities = _load("mlflow.entities")
-        # After the import, which sets levels. What MLflow logs with a traceback it also raises.
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        if online:
-            self._begin(start, None, None)
-            return
+    online = start.settings.tracker_online
+    if not online:
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read at import
+    entities, tracking = load("mlflow.entities"), load("mlflow.tracking")
+    # After the import, which sets levels. What MLflow logs with a traceback it also raises.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    uri = artifacts = None
+    # Processes that make one store at the same time would fail.
+    lock = contextlib.nullcontext()
+    if not online:
         runs.make_folder(start.store)
-        # Processes that make one store at the same time would fail.
-        with (start.store / "mlflow.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            artifacts = (start.store / "mlartifacts").as_uri()
-            self._begin(start, f"sqlite:///{start.store / 'mlflow.db'}", artifacts)
+        uri, artifacts = f"sqlite:///{start.store / 'mlflow.db'}", start.store / "mlartifacts"
+        lock = FileLock(start.store / "mlflow.lock")
+    with lock:
+        client = tracking.MlflowClient(tracking_uri=uri, registry_uri=uri)
+        run = start.past or _mlflow_run(client, entities, start, artifacts)
+    if start.past:
+        client.update_run(run, status="RUNNING")
 
-    def _begin(self, start: Start, uri: str | None, artifacts: str | None) -> None:
-        self.client = _load("mlflow.tracking").MlflowClient(tracking_uri=uri, registry_uri=uri)
-        if start.past is not None:
-            self.id = start.past
-            self.client.update_run(self.id, status="RUNNING")
-            return
-        project = start.settings.tracker_project
-        found = self.client.get_experiment_by_name(project)
-        number = (
-            found.experiment_id
-            if found
-            else self.client.create_experiment(project, artifact_location=artifacts)
-        )
-        self.id = str(self.client.create_run(number, run_name=start.name).info.run_id)
-        params = [self.entities.Param(name, str(value)) for name, value in start.config.items()]
-        for first in range(0, len(params), PARAMS_PER_CALL):
-            self.client.log_batch(self.id, params=params[first : first + PARAMS_PER_CALL])
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(values: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
-        metric = self.entities.Metric
-        metrics = [metric(name, number, now, step) for name, number in values.items()]
-        self.client.log_batch(self.id, metrics=metrics)
+        metrics = [entities.Metric(name, number, now, step) for name, number in values.items()]
+        client.log_batch(run, metrics=metrics)
 
-    def close(self, failed: bool) -> None:
-        self.client.set_terminated(self.id, status="FAILED" if failed else "FINISHED")
+    def close(failed: bool) -> None:
+        client.set_terminated(run, status="FAILED" if failed else "FINISHED")
+
+    return Backend(run, log, close)
+
+
+def _mlflow_run(client: Any, entities: Any, start: Start, artifacts: Path | None) -> str:
+    """The id of a new run with its parameters, of an experiment that is made where it is missing."""
+    project, place = start.settings.tracker_project, artifacts and artifacts.as_uri()
+    found = client.get_experiment_by_name(project)
+    number = found.experiment_id if found else client.create_experiment(project, place)
+    run = str(client.create_run(number, run_name=start.name).info.run_id)
+    params = [entities.Param(name, str(value)) for name, value in start.config.items()]
+    for first in range(0, len(params), PARAMS_PER_CALL):
+        client.log_batch(run, params=params[first : first + PARAMS_PER_CALL])
+    return run
 
 
 LIBRARIES = {
-    "tensorboard": Library(TensorBoard, ("tensorboard",), has_online=False),
-    "wandb": Library(WandB, ("wandb",)),
-    "trackio": Library(Trackio, ("trackio",), ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")),
-    "mlflow": Library(MLflow, ("mlflow", "sqlalchemy", "alembic"), ("MLFLOW_TRACKING_URI",)),
+    "tensorboard": Library(tensorboard, ("tensorboard",), has_online=False),
+    "wandb": Library(wandb, ("wandb",)),
+    "trackio": Library(trackio, ("trackio",), ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")),
+    "mlflow": Library(mlflow, ("mlflow", "sqlalchemy", "alembic"), ("MLFLOW_TRACKING_URI",)),
 }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from modicum.config import Tracking
 from modicum.types import UserError
@@ -39,16 +39,16 @@ class Start:
         return Path(self.settings.tracker_folder or self.folder).absolute()
 
 
-class Backend(Protocol):
-    """A run of a tracker; `id` finds it again."""
+@dataclass(frozen=True)
+class Backend:
+    """A run of a tracker: `id` finds it again, `log` takes what has one step (`step=`).
+
+    `close` writes what is left and ends the run, as failed or not.
+    """
 
     id: str
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Log numbers at a step."""
-
-    def close(self, failed: bool) -> None:
-        """Write what is left and end the run."""
+    log: Callable[..., object]
+    close: Callable[[bool], object]
 
 
 class LibraryGuard:
@@ -64,13 +64,10 @@ class LibraryGuard:
     def __enter__(self) -> LibraryGuard:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, *_: object
-    ) -> bool:
-        if kind is None or not issubclass(kind, Exception) or issubclass(kind, UserError):
-            return False
-        if issubclass(kind, FAULTS) or kind.__module__.partition(".")[0] in self.owners:
-            self.error = error
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> bool:
+        owned = type(error).__module__.partition(".")[0] in self.owners
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            self.error = error if owned or isinstance(error, FAULTS) else None
         return self.error is not None
 
     @property
@@ -103,8 +100,6 @@ def numbers(values: Mapping[str, Any], group: str = "") -> dict[str, float]:
 
 def evaluation(entry: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an evaluation; of `pass_at` and `maj_at` the estimates."""
-    found = numbers(entry, "eval/")
-    for kind in ("pass_at", "maj_at"):
-        estimates = {f"{kind}_{k}": values[0] for k, values in entry.get(kind, {}).items()}
-        found |= numbers(estimates, "eval/")
-    return found
+    kinds = ((kind, entry.get(kind, {})) for kind in ("pass_at", "maj_at"))
+    estimates = {f"{kind}_{k}": found[0] for kind, many in kinds for k, found in many.items()}
+    return numbers({**entry, **estimates}, "eval/")

@@ -7,81 +7,75 @@ from modicum.report import numbers as n
 from modicum.report.document import Table, TableCell, table
 from modicum.report.study.families import family, ranked
 from modicum.results import Analysis, ArmCost, ArmResult
-from modicum.stats import Interval
 
-EDGE = " at\u00a0edge"
 TESTS = ("noninferior", "superior", "equivalent", "inferior")
 
 
 def arms(analysis: Analysis) -> Table:
     """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
-    columns: Mapping[str, Callable[[ArmResult], TableCell | None]] = {
-        "verdict": lambda arm: TableCell(arm.verdict),
-        "trained": lambda arm: TableCell(n.share(arm.cost.share), arm.cost.share),
-        f"{analysis.primary} (%), 95 %": lambda arm: _mean(
-            arm.accuracy, lambda b: f"{n.percent(b.mean)} {_whole(n.limits(b.low, b.high))}"
-        ),
-        "difference, 90 %": lambda arm: _mean(
-            arm.difference, lambda d: f"{n.points(d.mean)} {_whole(n.interval(d.low90, d.high90))}"
-        ),
-        "retention, 95 %": lambda arm: _mean(arm.retention, _retained),
-        "time": lambda arm: _ratio(arm.cost.time_ratio),
-        "memory": lambda arm: _ratio(arm.cost.memory_ratio),
-        "rate": _rate,
-        "seeds": lambda arm: _seeds(analysis, arm),
-    }
-    rows = [
-        [name(analysis, arm), *(cell(arm) or n.NONE for cell in columns.values())]
-        for arm in ranked(analysis)
-    ]
-    return table("The arms, the best first", ("arm", *columns), rows, wrap=True)
+    heads = ("arm", "verdict", "trained", f"{analysis.primary} (%), 95 %", "difference, 90 %")
+    heads += ("retention, 95 %", "time", "memory", "rate", "seeds")
+    rows = []
+    for arm in ranked(analysis):
+        reached, gap, kept, cost = arm.accuracy, arm.difference, arm.retention, arm.cost
+        rate, done = arm.learning_rate, len(arm.by_seed)
+        failed = len(analysis.seeds) - done if arm.failed else 0
+        rows.append(
+            [
+                name(analysis, arm),
+                TableCell(arm.verdict),
+                _cell(cost.share, n.share),
+                _cell(reached, lambda b: f"{n.percent(b.mean)} {_whole(n.limits(b.low, b.high))}"),
+                _cell(gap, lambda d: f"{n.points(d.mean)} {_whole(n.interval(d.low90, d.high90))}"),
+                _cell(kept, lambda b: _retained(b.mean, b.low, b.high)),
+                _cell(cost.time_ratio, _times),
+                _cell(cost.memory_ratio, _times),
+                _cell(rate, lambda r: n.rate(r) + " at\u00a0edge" * arm.rate_at_edge),
+                TableCell(f"{done}" + (f", {failed} failed" if failed > 0 else ""), done),
+            ]
+        )
+    return table("The arms, the best first", heads, rows, wrap=True)
 
 
-COSTS: Mapping[str, tuple[Callable[[ArmCost], float | None], Callable[[float | None], str]]] = {
+COSTS: Mapping[str, tuple[Callable[[ArmCost], float | None], Callable[[Any], str]]] = {
     "trained parameters": (lambda cost: cost.parameters, n.count),
     "in training at once": (lambda cost: cost.active_parameters_mean, n.count),
     "optimizer": (lambda cost: cost.optimizer_bytes, lambda value: _memory(value)),
     "peak memory": (lambda cost: cost.peak_memory_bytes, n.memory),
     "above the start": (lambda cost: cost.memory_bytes, n.memory),
     "seconds": (lambda cost: cost.seconds, n.decimal),
-    "a step": (lambda cost: cost.step_seconds, lambda v: n.NONE if v is None else f"{v:.3g} s"),
+    "a step": (lambda cost: cost.step_seconds, lambda value: f"{value:.3g} s"),
     "steps": (lambda cost: cost.steps, n.decimal),
     "tokens": (lambda cost: cost.generated_tokens, n.short),
-    "FLOPs": (lambda cost: cost.flops_ratio, lambda value: _ratio(value).text),
+    "FLOPs": (lambda cost: cost.flops_ratio, lambda value: _times(value)),
     "tuning runs": (lambda cost: cost.tuning_runs, n.count),
 }
 
 
 def costs(analysis: Analysis) -> Table:
     """What every arm used, as measured: means over its seeds."""
-    rows = []
-    for arm in ranked(analysis):
-        found = [(value(arm.cost), text) for value, text in COSTS.values()]
-        cells = [TableCell(text(value), value) for value, text in found]
-        rows.append([name(analysis, arm), *cells])
+    rows = [
+        [name(analysis, arm), *(_cell(value(arm.cost), text) for value, text in COSTS.values())]
+        for arm in ranked(analysis)
+    ]
     return table("What the arms cost", ("arm", *COSTS), rows, plain=True)
 
 
 def tests(analysis: Analysis) -> Table | None:
     """The p-values behind the verdicts, as they are and after Holm; None without any."""
-    tested = [arm for arm in ranked(analysis) if arm.tests]
-    if not tested:
-        return None
     margin = f"{100 * analysis.margin:g}"
-    claims = f"above −{margin}", "above 0", f"within ±{margin}", "below 0"
-    rows = []
-    for arm in tested:
-        found = arm.difference
-        ends = n.NONE if found is None else n.interval(found.low95, found.high95)
-        cells = [_test(arm, name) for name in TESTS]
-        last = TableCell(ends, None if found is None else found.mean)
-        rows.append([TableCell(arm.name, code=True), *cells, last])
-    return table(
-        "p-values of the tests, in brackets after Holm",
-        ("arm", *claims, "95 % interval"),
-        rows,
-        plain=True,
-    )
+    heads = ("arm", f"above −{margin}", "above 0", f"within ±{margin}", "below 0", "95 % interval")
+    rows = [
+        [
+            TableCell(arm.name, code=True),
+            *(_test(arm, test) for test in TESTS),
+            _cell(arm.difference, lambda d: n.interval(d.low95, d.high95)),
+        ]
+        for arm in ranked(analysis)
+        if arm.tests
+    ]
+    title = "p-values of the tests, in brackets after Holm"
+    return table(title, heads, rows, plain=True) if rows else None
 
 
 def name(analysis: Analysis, arm: ArmResult) -> TableCell:
@@ -89,14 +83,18 @@ def name(analysis: Analysis, arm: ArmResult) -> TableCell:
     return TableCell(arm.name, series=family(analysis, arm).series, code=True)
 
 
-def _mean(found: Any, text: Callable[[Any], str]) -> TableCell | None:
-    """A mean with its interval, where there is one."""
-    return None if found is None else TableCell(text(found), found.mean)
+def _cell(found: Any, text: Callable[[Any], str]) -> TableCell:
+    """A number, or a mean with its interval, where there is one."""
+    return (
+        TableCell(n.NONE)
+        if found is None
+        else TableCell(text(found), getattr(found, "mean", found))
+    )
 
 
-def _retained(band: Interval) -> str:
-    ends = _whole(f"[{n.percent(band.low, 0)}, {n.percent(band.high, 0)}]")
-    return f"{n.percent(band.mean, 0)}\u00a0% {ends}".replace("-", "−")
+def _retained(mean: float, low: float, high: float) -> str:
+    ends = _whole(f"[{n.percent(low, 0)}, {n.percent(high, 0)}]")
+    return f"{n.percent(mean, 0)}\u00a0% {ends}".replace("-", "−")
 
 
 def _whole(text: str) -> str:
@@ -104,28 +102,15 @@ def _whole(text: str) -> str:
     return text.replace(" ", "\u00a0")
 
 
-def _ratio(value: float | None) -> TableCell:
-    return TableCell(n.NONE) if value is None else TableCell(f"{value:.2f}\u00a0×", value)
+def _times(value: float) -> str:
+    return f"{value:.2f}\u00a0×"
 
 
-def _memory(value: float | None) -> str:
+def _memory(value: float) -> str:
     """Bytes with a decimal where there are few: moments of an adapter are less than a MiB."""
-    if value is None or value >= 10 * 2**20:
+    if value >= 10 * 2**20:
         return n.memory(value)
     return f"{value / 2**20:.2f} MiB" if value else "0"
-
-
-def _rate(arm: ArmResult) -> TableCell | None:
-    if arm.learning_rate is None:
-        return None
-    text = n.rate(arm.learning_rate)
-    return TableCell(text + (EDGE if arm.rate_at_edge else ""), arm.learning_rate)
-
-
-def _seeds(analysis: Analysis, arm: ArmResult) -> TableCell:
-    done = len(arm.by_seed)
-    missing = len(analysis.seeds) - done
-    return TableCell(f"{done}, {missing} failed" if arm.failed and missing > 0 else f"{done}", done)
 
 
 def _test(arm: ArmResult, name: str) -> TableCell:
