@@ -18,9 +18,9 @@ from matplotlib.patches import Rectangle
 import fake_study
 from modicum import updates
 from modicum.logged import METRICS
-from modicum.report import document, html, markdown, numbers, page, words
+from modicum.report import document, held, html, markdown, numbers, page, words
 from modicum.report.figures import arm_curves as curves
-from modicum.report.figures import difficulty, forest, frontier, labels, signals, tuning
+from modicum.report.figures import difficulty, forest, frontier, labels, tuning
 from modicum.report.figures.curves import TRAINED, line
 from modicum.report.study import cells, families, read, tables
 from modicum.report.study.document import document as document_of
@@ -276,7 +276,7 @@ def test_thin_gives_means_and_last_values_of_bins() -> None:
 
 def test_the_samples_are_the_first_ones_of_the_first_problems(study: StudyRecord) -> None:
     first = study.runs.samples.problems[0]
-    assert len(study.runs.samples.problems) == cells.PROBLEMS_SHOWN
+    assert len(study.runs.samples.problems) == held.PROBLEMS_SHOWN
     assert (first.question, first.gold) == ("What is 0-8-3-6?", "-17")
     assert list(first.texts) == ["", "full", "last-1", "bitfit", "random-reward"]
     assert first.texts[""].completion == "<answer>0</answer>"
@@ -490,7 +490,7 @@ def test_learning_curves_have_a_panel_an_arm_with_the_control_behind(study: Stud
 
 
 def test_metrics_that_never_move_are_said_in_words(study: StudyRecord) -> None:
-    moving, still = signals.gather(study)
+    moving, still = curves.gather(study)
     assert still == ["clip share (0)"]
     assert [metric.key for metric in moving][:3] == [
         "reward/mean",

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from modicum.report.figures.difficulty import Rows
@@ -42,9 +42,10 @@ def groups(records: Sequence[RunRecord]) -> list[HeldGroup]:
     ]
 
 
-def first(rows: Sequence[HeldCompletion], count: int = PROBLEMS_SHOWN) -> dict[str, HeldCompletion]:
+def first(rows: Iterable[HeldCompletion]) -> dict[str, HeldCompletion]:
     """The first sample of the first problems: id -> completion."""
-    return {row.id: row for row in [row for row in rows if row.sample == 0][:count]}
+    samples = (row for row in rows if row.sample == 0)
+    return {row.id: row for row in itertools.islice(samples, PROBLEMS_SHOWN)}
 
 
 def levels(group: HeldGroup, names: Sequence[str]) -> tuple[dict[str, int], Rows]:

@@ -5,43 +5,36 @@ Accuracies come as fractions; `percent` and `points` write them times 100.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Concatenate, ParamSpec
+from typing import TypeGuard
 
-P = ParamSpec("P")
 NONE = "—"
 ARROW = " → "
 NAMED = 20  # things that a text names
 
 
-def _or_dash(
-    write: Callable[Concatenate[float, P], str],
-) -> Callable[Concatenate[float | None, P], str]:
-    @wraps(write)
-    def text(value: float | None, *args: P.args, **options: P.kwargs) -> str:
-        missing = value is None or math.isnan(value)
-        return NONE if missing else write(value, *args, **options)
-
-    return text
+def known(value: float | None) -> TypeGuard[float]:
+    """Whether there is a number."""
+    return value is not None and not math.isnan(value)
 
 
-@_or_dash
-def percent(value: float, digits: int = 1) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """A fraction as percent, without the sign."""
-    return f"{100 * value:.{digits}f}"
+    return f"{100 * value:.{digits}f}" if known(value) else NONE
 
 
-@_or_dash
-def share(value: float) -> str:
+def share(value: float | None) -> str:
     """The trained share of a model: 100%, 3.1%, 0.052%."""
+    if not known(value):
+        return NONE
     if value == 1:
         return "100%"
     return f"{100 * value:.1f}%" if value >= 0.01 else f"{100 * value:.2g}%"
 
 
-@_or_dash
-def small_percent(value: float) -> str:
+def small_percent(value: float | None) -> str:
     """A fraction in percent, with two digits or more: 97.4, 0.20, 0.0012."""
+    if not known(value):
+        return NONE
     return f"{100 * value:.1f}" if value >= 0.01 else f"{100 * value:#.2g}"
 
 
@@ -50,25 +43,20 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
-def interval(low: float, high: float) -> str:
-    """Both ends of an interval, in points."""
-    return f"[{points(low)}, {points(high)}]"
+def interval(low: float, high: float, write: Callable[[float], str] = points) -> str:
+    """Both ends of an interval, in points; nothing where there is none."""
+    return "" if math.isnan(low + high) else f"[{write(low)}, {write(high)}]"
 
 
-def limits(low: float, high: float) -> str:
-    """Both ends of an interval, in percent; nothing where there is none."""
-    return "" if math.isnan(low + high) else f"[{percent(low)}, {percent(high)}]"
-
-
-@_or_dash
-def count(value: float) -> str:
+def count(value: float | None) -> str:
     """A whole number with thousands separated."""
-    return f"{value:,.0f}"
+    return f"{value:,.0f}" if known(value) else NONE
 
 
-@_or_dash
-def short(value: float) -> str:
+def short(value: float | None) -> str:
     """A large count in three digits or so: 494M, 14.9M, 550k."""
+    if not known(value):
+        return NONE
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         # From 999.5 of a unit on, three digits round to one of the next.
         if value >= limit * 0.9995:
@@ -76,9 +64,10 @@ def short(value: float) -> str:
     return f"{value:.0f}"
 
 
-@_or_dash
-def decimal(value: float) -> str:
+def decimal(value: float | None) -> str:
     """A length or a time: two digits below 1, one decimal below 100, none above."""
+    if not known(value):
+        return NONE
     if 0 < value < 0.95:
         return f"{value:#.2g}"
     return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
@@ -102,9 +91,10 @@ def rate(value: float) -> str:
     return f"{digits.removesuffix('.0')}e{int(power)}".replace("-", "−")
 
 
-@_or_dash
-def memory(value: float) -> str:
+def memory(value: float | None) -> str:
     """Bytes as GiB or MiB."""
+    if not known(value):
+        return NONE
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 

@@ -5,7 +5,7 @@
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -106,7 +106,7 @@ class RunRecord:
 
     def completions(self, of: str) -> tuple[HeldCompletion, ...]:
         """Those of `base` or `trained`; runs of one base may share the file of the first."""
-        return rows(HeldCompletion, self.folder / f"completions-{of}.jsonl")
+        return tuple(rows(HeldCompletion, self.folder / f"completions-{of}.jsonl"))
 
 
 def load(folder: str | Path) -> RunRecord:
@@ -123,16 +123,16 @@ def load(folder: str | Path) -> RunRecord:
         folder=folder,
         config=read_toml(folder / "config.toml"),
         metrics=_columns(folder / "metrics.jsonl"),
-        samples=rows(LoggedSample, folder / "samples.jsonl"),
+        samples=tuple(rows(LoggedSample, folder / "samples.jsonl")),
         result=fill(RunResult, read_object(result), str(result)) if result.exists() else None,
         environment=read_object(environment) if environment.exists() else {},
     )
 
 
-def rows(cls: type[T], file: Path) -> tuple[T, ...]:
-    """The lines of a file, or none where there is no file."""
-    lines = numbered(file) if file.exists() else ()
-    return tuple(fill(cls, row, where) for where, row in lines)
+def rows(cls: type[T], file: Path) -> Iterator[T]:
+    """The lines of a file, read as far as asked for, or none where there is no file."""
+    for where, row in numbered(file) if file.exists() else ():
+        yield fill(cls, row, where)
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:

@@ -52,7 +52,7 @@ class RunRow:
 
     def reached(self) -> str:
         """The change of the accuracy, with the interval of what was reached."""
-        ends = n.limits(self.scores("low")[1], self.scores("high")[1])
+        ends = n.interval(self.scores("low")[1], self.scores("high")[1], n.percent)
         return f"{self.change('accuracy')} {ends}".strip()
 
 
@@ -103,8 +103,7 @@ def table(rows: Sequence[RunRow]) -> Table:
             heads.append(head)
             for line, row in zip(lines, rows, strict=True):
                 found = value(row)
-                known = None if found is None or math.isnan(found) else found
-                line.append(TableCell(text(row, n.count), known))
+                line.append(TableCell(text(row, n.count), found if n.known(found) else None))
     return document.table("Results of the runs", heads, lines)
 
 
@@ -125,8 +124,8 @@ def terminal_table(
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    style = {"pad_edge": False, "padding": (0, 1, 0, 0), "caption_justify": "left"}
-    table = RichTable(box=box.SIMPLE_HEAD, caption=caption, **style)
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption)
+    table.caption_justify = "left"
     for number, head in enumerate(heads):
         side = "right" if number else "left"
         table.add_column(head, justify=side, overflow="fold", no_wrap=number > 0 and not wrap)

@@ -5,21 +5,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from modicum.report import document
-from modicum.report.numbers import limits, percent
-from modicum.report.style import (
-    BROAD,
-    INK,
-    MUTED,
-    NARROW,
-    PAPER,
-    Axes,
-    Figure,
-    blank,
-    series,
-    tip,
-    wrapped,
-)
+from modicum.report import document, style
+from modicum.report.numbers import interval, percent
+from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, tip
 from modicum.report.tables import RunRow
 from modicum.results import Evaluation
 
@@ -42,10 +30,10 @@ def _bars(rows: Sequence[RunRow], narrow: bool) -> Figure:
     from matplotlib.patches import Patch
 
     entries = _entries(rows)
-    names = [wrapped(label, 3.6 if narrow else 2.4) for label, _, _ in entries]
+    names = [style.wrapped(label, 3.6 if narrow else 2.4) for label, _, _ in entries]
     lines = max(name.count("\n") for name in names)
     tall = 0.36 + 0.13 * lines + (0.14 if narrow else 0)
-    figure = blank(NARROW if narrow else BROAD, tall * len(entries) + 0.95, fitted=True)
+    figure = style.blank(NARROW if narrow else BROAD, tall * len(entries) + 0.95, fitted=True)
     axes = figure.subplots()
     axes.grid(axis="y", visible=False)
     thick = 0.21 / tall
@@ -77,14 +65,14 @@ def _entries(rows: Sequence[RunRow]) -> list[tuple[str, str, Evaluation]]:
         if base is not None:
             bases.setdefault(repr(base), (f"base of {label}", base))
     names = [("base" if len(bases) == 1 else name, MUTED, base) for name, base in bases.values()]
-    trained = ((row.label, series(row.colour)[0], row.result.trained) for row in rows)
+    trained = ((row.label, style.series(row.colour)[0], row.result.trained) for row in rows)
     return names + [(label, colour, score) for label, colour, score in trained if score is not None]
 
 
 def _bar(axes: Axes, place: int, colour: str, label: str, score: Evaluation, thick: float) -> None:
     mean = 100 * score.accuracy
     (bar,) = axes.barh(place, mean, height=thick, color=colour, alpha=0.85, linewidth=0)
-    ends = limits(score.low, score.high)
+    ends = interval(score.low, score.high, percent)
     if ends:
         sides = [[mean - 100 * score.low], [100 * score.high - mean]]
         axes.errorbar(mean, place, xerr=sides, color=INK, elinewidth=1.1, capsize=2.5, capthick=1.1)

@@ -9,23 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from modicum.report import document
+from modicum.report import document, style
 from modicum.report.figures import labels, panels
 from modicum.report.numbers import count, decimal, listed, memory, short
 from modicum.report.study.families import Family, family, present
-from modicum.report.style import (
-    BROAD,
-    INK,
-    MUTED,
-    NARROW,
-    PAPER,
-    Axes,
-    Figure,
-    blank,
-    legend,
-    series,
-    tip,
-)
+from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
 from modicum.report.tables import RunRow
 from modicum.results import Analysis
 from modicum.stats import Interval
@@ -115,7 +103,12 @@ def figures(analysis: Analysis) -> list[document.Figure]:
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The accuracy of runs against each cost, where there are runs to compare."""
     scored = [
-        Scored(row.label, *series(row.colour)[:2], Interval(s.accuracy, s.low, s.high), row.result)
+        Scored(
+            row.label,
+            *style.series(row.colour)[:2],
+            Interval(s.accuracy, s.low, s.high),
+            row.result,
+        )
         for row in rows
         if (s := row.result.trained) is not None
     ]
@@ -131,7 +124,7 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
             _panel(axes, axis, found, None)
             axes.set_xlabel(axis.title)
             axes.set_ylabel("held-out accuracy (%)" if narrow or axes is grid[0] else "")
-        legend(made, {row.result.update: row.colour for row in rows}, dot=True)
+        style.legend(made, {row.result.update: row.colour for row in rows}, dot=True)
         return made
 
     return document.figure("cost", draw, titles=listed([axis.title for axis in costs]))
@@ -200,13 +193,13 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[Point], base: float | None) -
     below = [f"{p.of.name} {p.y:.1f} %" for p in found if p.y < bottom]
     for point in (p for p in found if p.y >= bottom):
         of = point.of
-        style: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 3}
-        style |= {"color": of.colour, "markersize": 10 if of.marker == "*" else 6.5}
+        look: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 3}
+        look |= {"color": of.colour, "markersize": 10 if of.marker == "*" else 6.5}
         ends = of.ends
         axes.vlines(
             point.x, min(ends), max(ends), color=of.colour, linewidth=1, alpha=0.6, zorder=2
         )
-        (mark,) = axes.plot(point.x, point.y, of.marker, **style)
+        (mark,) = axes.plot(point.x, point.y, of.marker, **look)
         words = f"{axis.text(point.x * axis.unit)} {axis.title.partition(' (')[0]}"
         tip(mark, f"{of.name}: {point.y:.1f} %, {words}")
     if base is not None and base >= bottom:
@@ -218,8 +211,8 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[Point], base: float | None) -
     if below:
         text = "below the axis: " + ", ".join(below)
         room = axes.get_position().width * (NARROW if len(below) > 3 else BROAD)
-        style = {"transform": axes.transAxes, "ha": "right", "color": MUTED}
-        axes.text(0.995, 0.015, panels.shorten(text, room, SIZE), fontsize=SIZE, **style)
+        look = {"transform": axes.transAxes, "ha": "right", "color": MUTED}
+        axes.text(0.995, 0.015, panels.shorten(text, room, SIZE), fontsize=SIZE, **look)
 
 
 def _names(axes: Axes, found: Sequence[Point], narrow: bool) -> None:
@@ -252,6 +245,6 @@ def _names(axes: Axes, found: Sequence[Point], narrow: bool) -> None:
         side, x = "center", (box[0] + box[2]) / 2
         if box[2] < at[0] or box[0] > at[0]:
             side, x = ("right", box[2] - 0.02) if box[2] < at[0] else ("left", box[0] + 0.02)
-        style = {"ha": side, "va": "center", "fontweight": "bold" if point.best else "normal"}
+        look = {"ha": side, "va": "center", "fontweight": "bold" if point.best else "normal"}
         start, level = data.transform((x, middle))
-        axes.text(start, level, text, fontsize=size, zorder=5, **style)
+        axes.text(start, level, text, fontsize=size, zorder=5, **look)

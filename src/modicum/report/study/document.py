@@ -4,15 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from modicum.report import document as doc
 from modicum.report import sections
-from modicum.report.figures import (
-    arm_curves,
-    changes,
-    difficulty,
-    forest,
-    frontier,
-    signals,
-    tuning,
-)
+from modicum.report.figures import arm_curves, changes, difficulty, forest, frontier, tuning
 from modicum.report.numbers import NONE
 from modicum.report.study import tables
 from modicum.report.study.families import family, ranked
@@ -95,7 +87,7 @@ def _training(study: StudyRecord) -> list[doc.Piece]:
     for figure in arm_curves.figures(study):
         against = f"The same against {figure.name.removeprefix('learning-')}"
         blocks.append(doc.Folded(against, (figure,)) if blocks else figure)
-    logged = signals.figure(study)
+    logged = arm_curves.signals(study)
     more = [doc.Heading("Reward terms, length, entropy and more"), logged] if logged else []
     return [*blocks, *more]
 

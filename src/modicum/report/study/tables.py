@@ -25,12 +25,15 @@ def arms(analysis: Analysis) -> Table:
                 name(analysis, arm),
                 TableCell(arm.verdict),
                 _cell(cost.share, n.share),
-                _cell(reached, lambda b: f"{n.percent(b.mean)} {_whole(n.limits(b.low, b.high))}"),
+                _cell(
+                    reached,
+                    lambda b: f"{n.percent(b.mean)} {_whole(n.interval(b.low, b.high, n.percent))}",
+                ),
                 _cell(gap, lambda d: f"{n.points(d.mean)} {_whole(n.interval(d.low90, d.high90))}"),
                 _cell(kept, lambda b: _retained(b.mean, b.low, b.high)),
                 _cell(cost.time_ratio, _times),
                 _cell(cost.memory_ratio, _times),
-                _cell(rate, lambda r: n.rate(r) + " at\u00a0edge" * arm.rate_at_edge),
+                _cell(rate, lambda r, edge=arm.rate_at_edge: n.rate(r) + " at\u00a0edge" * edge),
                 TableCell(f"{done}" + (f", {failed} failed" if failed > 0 else ""), done),
             ]
         )
@@ -93,7 +96,7 @@ def _cell(found: Any, text: Callable[[Any], str]) -> TableCell:
 
 
 def _retained(mean: float, low: float, high: float) -> str:
-    ends = _whole(f"[{n.percent(low, 0)}, {n.percent(high, 0)}]")
+    ends = _whole(n.interval(low, high, lambda end: n.percent(end, 0)))
     return f"{n.percent(mean, 0)}\u00a0% {ends}".replace("-", "−")
 
 
