@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import rc_context
 from matplotlib.patches import Rectangle
 
 import fake_study
@@ -25,7 +24,7 @@ from modicum.report.figures.curves import TRAINED, line
 from modicum.report.study import cells, families, read, tables
 from modicum.report.study.document import document as document_of
 from modicum.report.study.read import StudyRecord
-from modicum.report.style import STYLE
+from modicum.report.style import styled
 from modicum.results import Analysis, ArmResult
 from modicum.types import UserError
 
@@ -390,7 +389,7 @@ def test_the_table_sorts_by_numbers(large: Analysis) -> None:
 
 def draw(figure: document.Figure | None, narrow: bool = False) -> Any:
     assert figure is not None
-    with rc_context(STYLE):
+    with styled():
         return figure.draw(narrow)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
+Texts = Mapping[str, Any]  # by problem: a `completion` and what is to be said `about` it
 
 
 class Piece:
@@ -149,7 +150,7 @@ class Folded(Piece):
 
 @dataclass(frozen=True)
 class Section:
-    """A section; reports leave out one without blocks (`filled`)."""
+    """A section of a report."""
 
     id: str
     title: str
@@ -172,25 +173,27 @@ class Document:
         return [block for block in found if isinstance(block, Figure)]
 
 
-def section(id: str, title: str, *blocks: Piece | Iterable[Piece | None] | None) -> Section:
-    """A section of blocks and lists of blocks; None is left out."""
-    rows = ((item,) if isinstance(item, Piece) else item or () for item in blocks)
-    return Section(id, title, tuple(block for row in rows for block in row if block is not None))
+def section(id: str, title: str, *blocks: Piece | None) -> Section:
+    """A section of blocks; None is left out."""
+    return Section(id, title, tuple(block for block in blocks if block is not None))
 
 
-def filled(*sections: Section) -> tuple[Section, ...]:
-    """The sections that have blocks."""
-    return tuple(section for section in sections if section.blocks)
-
-
-def folded(summary: str, block: Piece | None, *more: Piece) -> Folded | None:
-    """The blocks behind a line, or nothing where the first is None."""
-    return None if block is None else Folded(summary, (block, *more))
-
-
-def note(name: str, **values: Any) -> Text:
-    """A text of `words.txt`, set smaller."""
-    return Text(say(name, **values), note=True)
+def side_by_side(
+    problems: Iterable[tuple[str, str, str]], sides: Sequence[tuple[str, int | None, Texts]]
+) -> list[SideBySide]:
+    """What each side (name, number of its colour, texts) wrote on each problem (key, question, gold)."""
+    return [
+        SideBySide(
+            question,
+            tuple(
+                Written(name, series, (Sample(text.completion, text.about),))
+                for name, series, texts in sides
+                if (text := texts.get(key)) is not None
+            ),
+            gold,
+        )
+        for key, question, gold in problems
+    ]
 
 
 def figure(

@@ -6,7 +6,7 @@ from typing import Any
 
 from modicum.disk import writing
 from modicum.report.numbers import NONE, decimal, interval, points, short
-from modicum.report.style import INK, MUTED, SERIES, STYLE, Axes, blank, svg
+from modicum.report.style import INK, MUTED, SERIES, Axes, blank, styled, svg
 from modicum.report.tables import print_table, terminal_table
 
 WORDS_ACROSS = 8  # labels that fit side by side
@@ -42,14 +42,13 @@ def draw(result: Mapping[str, Any], folder: Path) -> None:
     A dot is a seed, the line its interval over seeds (over problems where there is one
     seed). The interval of two seeds would press all else flat: it may leave the figure.
     """
-    from matplotlib import rc_context
-
     units = sorted(result["units"], key=lambda unit: unit["place"])
     full = result["full"] and result["full"]["gain"]
-    with rc_context(STYLE | {"font.size": 8, "axes.grid.axis": "y"}):
+    with styled():
         width = min(12.0, max(4.2, 0.45 * len(units) + 1.4))
         figure = blank(width, 3.2, fitted=True)
         axes = figure.subplots()
+        axes.grid(axis="x", visible=False)
         for place, unit in enumerate(units):
             _bar(axes, place, unit)
         if full is not None:

@@ -10,7 +10,7 @@ from modicum.report.document import Document, Figure
 from modicum.report.read import load
 from modicum.report.study import document as studies
 from modicum.report.study.read import load as load_study
-from modicum.report.style import STYLE, Drawn, drawn
+from modicum.report.style import Drawn, drawn, styled
 from modicum.types import UserError
 
 
@@ -61,9 +61,7 @@ def places(folder: Path, out: str | Path | None) -> Places:
 
 def draw(figures: Iterable[Figure]) -> dict[str, Drawn]:
     """Every figure in its forms, by name."""
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
+    with styled():
         return {f.name: drawn(f.draw(False), f.draw(True), f.label) for f in figures}
 
 

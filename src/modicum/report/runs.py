@@ -1,13 +1,15 @@
 """What the report of runs says."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from modicum.report import document as doc
 from modicum.report import held, sections, tables
 from modicum.report.figures import accuracy, changes, difficulty, frontier, learning
 from modicum.report.numbers import ARROW, NONE, count, decimal, listed, percent, share
-from modicum.report.read import HeldCompletion, LoggedSample, RunRecord, colours, labels
+from modicum.report.read import LoggedSample, RunRecord, colours, labels
+from modicum.report.sections import Builder
 from modicum.report.tables import RunRow
 from modicum.report.words import printable, say
 
@@ -17,63 +19,38 @@ RUNS_SHOWN = 6
 
 def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     """All that is to be said about `records`."""
-    rows, names = tables.results(records), labels(records)
+    rows, names, report = tables.results(records), labels(records), Builder()
     groups = held.groups(records)
+    _results(report, rows)
+    report.section("difficulty", "By difficulty")
+    if len(groups) == 1:
+        levels, scores = held.levels(groups[0], names)
+        what = "Accuracy (%) by the difficulty of the held-out problems"
+        report.add(difficulty.figure(levels, scores, what))
+        report.fold("The same as a table", difficulty.table(levels, scores))
     bases = sorted({row.result.base.accuracy for row in rows if row.result.base is not None})
+    report.section("training", "During training", *learning.figures(records, bases))
+    report.fold("The curves in numbers", learning.table(records, names), "tenths")
+    _written(report, records, names, groups)
+    _weights(report, rows)
+    proofs = report.proofs("", ((row.label, row.result.change_proof) for row in rows))
+    report.section("proof", "Proof of what was trained", proofs)
+    report.section("intervals", "How the intervals are computed")
+    if rows:
+        one_seed = len({row.colour for row in rows}) == len(rows) > 1
+        report.add(doc.Text(say("intervals")), doc.Text(say("luck", one_seed=one_seed)))
+    for name, found in (
+        ("Settings", [record.config for record in records]),
+        ("Versions", [record.environment for record in records]),
+    ):
+        alike, differing = sections.compare(found)
+        different = doc.across(f"{name} that differ", list(differing.items()), names)
+        report.section(name.lower(), name, different)
+        report.values("The same in all runs" if len(names) > 1 else "", alike)
+    report.repeat([_repeat(record.folder) for record in records])
     unfinished = [n for n, r in zip(names, records, strict=True) if r.result is None]
-    curves = learning.table(records, names)
-    levels, accuracies = held.levels(groups[0], names) if len(groups) == 1 else ({}, [])
-    one_seed = len({row.colour for row in rows}) == len(rows) > 1
-    measured = changes.measures([row.result.anatomy for row in rows])
-    weights = doc.across("What changed in the weights", measured, [row.label for row in rows])
-    # One run of each update: its seeds look alike.
-    firsts = {row.colour: (row.label, row.result.anatomy) for row in reversed(rows)}
-    map_ = changes.figure([firsts[colour] for colour in sorted(firsts)])
-    configs, versions = zip(*((r.config, r.environment) for r in records), strict=True)
-    return doc.Document(
-        title=title,
-        headline=headline(rows),
-        conclusion="",
-        notes=(f"No result yet: {'; '.join(unfinished)}.",) if unfinished else (),
-        sections=doc.filled(
-            _results(rows),
-            doc.section(
-                "difficulty",
-                "By difficulty",
-                difficulty.figure(
-                    levels, accuracies, "Accuracy (%) by the difficulty of the held-out problems"
-                ),
-                doc.folded("The same as a table", difficulty.table(levels, accuracies)),
-            ),
-            doc.section(
-                "training",
-                "During training",
-                learning.figures(records, bases),
-                doc.folded("The curves in numbers", curves, doc.note("tenths")),
-            ),
-            doc.section("written", "What the model wrote", _written(records, names, groups)),
-            doc.section(
-                "weights",
-                "What changed in the weights",
-                *((map_, weights, doc.note("weights")) if weights else ()),
-            ),
-            doc.section(
-                "proof",
-                "Proof of what was trained",
-                sections.proofs("", ((row.label, row.result.change_proof) for row in rows)),
-            ),
-            doc.section(
-                "intervals",
-                "How the intervals are computed",
-                (doc.Text(say("intervals")), doc.Text(say("luck", one_seed=one_seed)))
-                if rows
-                else None,
-            ),
-            _settings("settings", "Settings", configs, names),
-            _settings("versions", "Versions", versions, names),
-            sections.repeat([_repeat(record) for record in records]),
-        ),
-    )
+    notes = (f"No result yet: {'; '.join(unfinished)}.",) if unfinished else ()
+    return doc.Document(title, headline(rows), "", notes, report.sections())
 
 
 def headline(rows: Sequence[RunRow]) -> str:
@@ -103,18 +80,13 @@ def headline(rows: Sequence[RunRow]) -> str:
     return f"{subject} took {what} {listed(clauses)}."
 
 
-def _results(rows: Sequence[RunRow]) -> doc.Section:
-    sizes = "; ".join(sorted({_size(row) for row in rows} - {""}))
-    details = doc.across("In more detail", _details(rows), [row.label for row in rows])
-    return doc.section(
-        "results",
-        "Results",
-        tables.table(rows) if rows else None,
-        doc.note("base_to_trained", sizes=sizes) if sizes else None,
-        accuracy.figure(rows),
-        frontier.figure(rows),
-        (doc.Heading("In more detail"), details) if details else None,
-    )
+def _results(report: Builder, rows: Sequence[RunRow]) -> None:
+    report.section("results", "Results", tables.table(rows) if rows else None)
+    if sizes := "; ".join(sorted({_size(row) for row in rows} - {""})):
+        report.note("base_to_trained", sizes=sizes)
+    report.add(accuracy.figure(rows), frontier.figure(rows))
+    if details := doc.across("In more detail", _details(rows), [row.label for row in rows]):
+        report.add(doc.Heading("In more detail"), details)
 
 
 def _size(row: RunRow) -> str:
@@ -144,43 +116,35 @@ def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
 
 
 def _written(
-    records: Sequence[RunRecord], names: Sequence[str], groups: Sequence[held.HeldGroup]
-) -> list[doc.Piece]:
+    report: Builder,
+    records: Sequence[RunRecord],
+    names: Sequence[str],
+    groups: Sequence[held.HeldGroup],
+) -> None:
     """What was written on held-out problems; of runs without those, training samples."""
-    answers = [block for group in groups for block in _answers(group, names, colours(records))]
+    series, answers = colours(records), []
+    for group in groups:
+        runs = list(zip(group.runs, group.trained, strict=True))[:RUNS_SHOWN]
+        sides = [("base", None, held.first(group.base))]
+        sides += [(names[n], series[n], held.first(rows)) for n, rows in runs]
+        problems = [(key, row.question, row.gold) for key, row in sides[-1][2].items()]
+        answers += doc.side_by_side(problems, sides)
     answered = {number for group in groups for number in group.runs}
-    ends: list[doc.Piece] = [
-        doc.SideBySide(name, _ends(record.samples), series=colour)
-        for n, (name, colour, record) in enumerate(
-            zip(names, colours(records), records, strict=True)
-        )
+    ends = [
+        doc.SideBySide(names[n], _ends(record.samples), series=series[n])
+        for n, record in enumerate(records)
         if n not in answered and record.samples
     ]
-    left_out = sum(len(group.runs[RUNS_SHOWN:]) for group in groups) + len(ends[RUNS_SHOWN:])
-    return [
-        *([doc.note("first_held")] if answers else []),
-        *answers,
-        *([doc.note("first_logged")] if ends else []),
-        *ends[:RUNS_SHOWN],
-        *([doc.note("left_out", runs=left_out)] if left_out else []),
-    ]
-
-
-def _answers(group: held.HeldGroup, names: Sequence[str], series: Sequence[int]) -> list[doc.Piece]:
-    """The first problems, each with the first sample of the base and of the first runs."""
-    sides: list[tuple[str, int | None, Mapping[str, HeldCompletion]]]
-    sides = [("base", None, held.first(group.base))]
-    for number, rows in list(zip(group.runs, group.trained, strict=True))[:RUNS_SHOWN]:
-        sides.append((names[number], series[number], held.first(rows)))
-    made: list[doc.Piece] = []
-    for key, row in sides[-1][2].items():
-        columns = tuple(
-            doc.Written(name, kind, (doc.Sample(rows[key].completion, rows[key].about),))
-            for name, kind, rows in sides
-            if key in rows
-        )
-        made.append(doc.SideBySide(row.question, columns, row.gold))
-    return made
+    report.section("written", "What the model wrote")
+    if answers:
+        report.note("first_held")
+        report.add(*answers)
+    if ends:
+        report.note("first_logged")
+        report.add(*ends[:RUNS_SHOWN])
+    runs = sum(len(group.runs[RUNS_SHOWN:]) for group in groups) + len(ends[RUNS_SHOWN:])
+    if runs:
+        report.note("left_out", runs=runs)
 
 
 def _ends(samples: Sequence[LoggedSample]) -> tuple[doc.Written, ...]:
@@ -203,16 +167,17 @@ def _about(sample: LoggedSample) -> str:
     return " · ".join(known)
 
 
-def _settings(
-    id: str, title: str, configs: Sequence[Mapping[str, object]], names: Sequence[str]
-) -> doc.Section:
-    alike, differing = sections.compare(configs)
-    different = doc.across(f"{title} that differ", list(differing.items()), names)
-    same = "The same in all runs" if len(names) > 1 else ""
-    return doc.section(id, title, different, sections.shared(same, alike))
+def _weights(report: Builder, rows: Sequence[RunRow]) -> None:
+    measured = changes.measures([row.result.anatomy for row in rows])
+    title = "What changed in the weights"
+    report.section("weights", title)
+    if numbers := doc.across(title, measured, [row.label for row in rows]):
+        # One run of each update: its seeds look alike.
+        firsts = {row.colour: (row.label, row.result.anatomy) for row in reversed(rows)}
+        report.add(changes.figure([firsts[colour] for colour in sorted(firsts)]), numbers)
+        report.note("weights")
 
 
-def _repeat(record: RunRecord) -> str:
-    config = shlex.quote(str(record.folder / "config.toml"))
-    out = shlex.quote(f"{record.folder}-again")
+def _repeat(folder: Path) -> str:
+    config, out = shlex.quote(str(folder / "config.toml")), shlex.quote(f"{folder}-again")
     return f"modicum train --config {config} --out {out}"

@@ -17,9 +17,11 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -38,40 +40,14 @@ STYLES: tuple[Style, ...] = ("-", "--", ":")
 INK, MUTED, GRID, PAPER = "#24292e", "#5d656c", "#dfe3e6", "#ffffff"
 LINE = 0.17  # inches of a line of a legend
 BROAD, NARROW = 9.6, 3.7  # inches: a page, and a phone
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "modicum",
-    "pdf.fonttype": 42,
-    "text.parse_math": False,
-    "font.family": ["DejaVu Sans"],
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "legend.fontsize": 8,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.6,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-}
+STYLE = Path(__file__).with_name("figures.mplstyle")
+
+
+def styled() -> AbstractContextManager[None]:
+    """Figures that are drawn and saved in it have the style of reports."""
+    from matplotlib import rc_context
+
+    return rc_context(fname=STYLE)
 
 
 def series(number: int) -> tuple[str, str, Style]:
@@ -109,13 +85,11 @@ def legend(figure: Figure, shown: Mapping[str, int], base: bool = False, dot: bo
     """
     from matplotlib.lines import Line2D
 
-    handles = []
-    for number in shown.values():
-        colour, marker, style = series(number)
-        style = "" if dot else style
-        handle = Line2D([], [], color=colour, linewidth=1.7, linestyle=style, marker=marker)
-        handle.set_markersize(4.5)
-        handles.append(handle)
+    looks = (series(number) for number in shown.values())
+    handles = [
+        Line2D([], [], color=c, lw=1.7, ls="" if dot else line, marker=marker, markersize=4.5)
+        for c, marker, line in looks
+    ]
     names = list(shown)
     if base:
         handles.append(Line2D([], [], color=INK, linewidth=0.9, dashes=(4, 3)))
@@ -127,7 +101,7 @@ def legend(figure: Figure, shown: Mapping[str, int], base: bool = False, dot: bo
     lines = [label.split("\n") for label in names]
     letters = max(len(line) for label in lines for line in label) + 6
     columns = max(1, min(len(names), int(14 * width / letters)))
-    tall = -(-len(names) // columns) * max(len(label) for label in lines)
+    tall = -(-len(names) // columns) * max(map(len, lines))
     figure.set_size_inches(width, height + LINE * (tall - 1))
     figure.legend(handles, names, loc="outside upper left", ncols=columns)
 
@@ -157,6 +131,18 @@ def svg(figure: Figure, label: str, text: str = "") -> str:
     return _finish(text or _text(figure), figure, label, False)
 
 
+def pdf(figure: Figure) -> bytes:
+    """The figure as a PDF without a date, text as text."""
+    return _saved(figure, "pdf", "CreationDate")
+
+
+def _saved(figure: Figure, format: str, date: str) -> bytes:
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format=format, metadata={date: None})
+    return buffer.getvalue()
+
+
 def _text(figure: Figure) -> str:
     """The SVG of matplotlib without what says when and how it was made."""
     text = _saved(figure, "svg", "Date").decode()
@@ -170,54 +156,28 @@ def _text(figure: Figure) -> str:
     return re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", text)
 
 
-def _finish(text: str, figure: Figure, label: str, variables: bool) -> str:
-    line = r'<g data-line="\1">' if variables else "<g>"
-    text = re.sub(r'<g id="line:([^"]*)">', line, text)
-    if variables:
-        for number, axes in enumerate(figure.axes, start=1):
-            place = f'<g id="axes_{number}"'
-            text = text.replace(f"{place}>", f'{place} data-box="{_box(figure, axes)}">')
-    text = _own_ids(text)
-    fonts = "system-ui, sans-serif" if variables else "'DejaVu Sans', sans-serif"
-    # matplotlib writes the family alone or at the end of the whole font.
-    text = re.sub(r"(font-family: |font: [^;\"]*?px )[^;\"]*", rf"\g<1>{fonts}", text)
-    if variables:
-        colours = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"}
-        colours |= {colour: f"series-{number}" for number, colour in enumerate(SERIES)}
-        for colour, variable in colours.items():
-            text = text.replace(colour, f"var(--{variable}, {colour})")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1) + "\n"
-
-
-def pdf(figure: Figure) -> bytes:
-    """The figure as a PDF without a date, text as text."""
-    return _saved(figure, "pdf", "CreationDate")
-
-
-def _saved(figure: Figure, format: str, date: str) -> bytes:
-    from matplotlib import rc_context
-
-    buffer = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(buffer, format=format, metadata={date: None})
-    return buffer.getvalue()
-
-
-def _own_ids(text: str) -> str:
-    """Two figures in one page must not share ids: each gets its own prefix.
-
-    Those that nothing refers to are dropped.
-    """
+def _finish(text: str, figure: Figure, label: str, page: bool) -> str:
+    """With its words and ids of its own; on a `page` with variables for colours, and boxes."""
+    text = re.sub(r'<g id="line:([^"]*)">', r'<g data-line="\1">' if page else "<g>", text)
+    for number, axes in enumerate(figure.axes if page else (), start=1):
+        # Where the axes lies in the figure (points, y down), its limits and its scales.
+        (left, right), (low, high) = axes.get_position().intervalx, axes.get_position().intervaly
+        width, height = 72 * figure.get_size_inches()
+        sides = (left * width, right * width, (1 - low) * height, (1 - high) * height)
+        numbers = " ".join(f"{v:.6g}" for v in (*sides, *axes.get_xlim(), *axes.get_ylim()))
+        box = f'data-box="{numbers} {axes.get_xscale()} {axes.get_yscale()}"'
+        text = text.replace(f'<g id="axes_{number}">', f'<g id="axes_{number}" {box}>')
+    # Two figures in one page must not share ids: each gets its own prefix. Those that nothing
+    # refers to are dropped.
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
     prefix = "m" + hashlib.sha256(text.encode()).hexdigest()[:10] + "-"
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", text)
-
-
-def _box(figure: Figure, axes: Axes) -> str:
-    """Where an axes lies in the figure (points, y down), its limits and its scales."""
-    width, height = 72 * figure.get_figwidth(), 72 * figure.get_figheight()
-    box = axes.get_position()
-    sides = (box.x0 * width, box.x1 * width, (1 - box.y0) * height, (1 - box.y1) * height)
-    numbers = " ".join(f"{v:.6g}" for v in (*sides, *axes.get_xlim(), *axes.get_ylim()))
-    return f"{numbers} {axes.get_xscale()} {axes.get_yscale()}"
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", text)
+    fonts = "system-ui, sans-serif" if page else "'DejaVu Sans', sans-serif"
+    # matplotlib writes the family alone or at the end of the whole font.
+    text = re.sub(r"(font-family: |font: [^;\"]*?px )[^;\"]*", rf"\g<1>{fonts}", text)
+    colours = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"}
+    colours |= {colour: f"series-{number}" for number, colour in enumerate(SERIES)}
+    for colour, variable in colours.items() if page else ():
+        text = text.replace(colour, f"var(--{variable}, {colour})")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1) + "\n"

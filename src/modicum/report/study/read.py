@@ -24,6 +24,11 @@ class ShownText:
     completion: str
     strict: bool = False
 
+    @property
+    def about(self) -> str:
+        """The verdict in a word."""
+        return "right" if self.strict else "wrong"
+
 
 @dataclass(frozen=True)
 class ShownProblem:
