@@ -429,10 +429,10 @@ def test_the_frontier_is_what_no_cheaper_arm_beats(large: Analysis) -> None:
     for axis in frontier.AXES:
         found = frontier.points(frontier.of_arms(large), axis)
         assert len(found) == 16  # all but the failed arm
-        rivals = [p for p in found if not p.of.placebo]
+        rivals = [p for p in found if not p.placebo]
         for point in found:
             beaten = any(r.x <= point.x and r.y >= point.y and r is not point for r in rivals)
-            assert point.best == (not beaten and not point.of.placebo), point.of.name
+            assert point.best == (not beaten and not point.placebo), point.name
 
 
 def test_labels_stay_apart_and_inside() -> None:

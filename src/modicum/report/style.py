@@ -16,12 +16,12 @@ import hashlib
 import io
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -35,8 +35,8 @@ else:  # names for annotations: figures take them from here
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#a87900", "#4d8fa8")
 # Colour is never alone: a series has a marker of its own, and beyond six a line style.
 MARKERS = ("o", "s", "^", "D", "v", "P")
-Style = Literal["-", "--", ":"]
-STYLES: tuple[Style, ...] = ("-", "--", ":")
+STYLES = ("-", "--", ":")
+Look = tuple[str, str, str, str]  # name, colour, marker, line style
 INK, MUTED, GRID, PAPER = "#24292e", "#5d656c", "#dfe3e6", "#ffffff"
 LINE = 0.17  # inches of a line of a legend
 BROAD, NARROW = 9.6, 3.7  # inches: a page, and a phone
@@ -50,7 +50,7 @@ def styled() -> AbstractContextManager[None]:
     return rc_context(fname=STYLE)
 
 
-def series(number: int) -> tuple[str, str, Style]:
+def series(number: int) -> tuple[str, str, str]:
     """Colour, marker and line style of the series of that number, from 0."""
     kind = number % len(SERIES)
     return SERIES[kind], MARKERS[kind], STYLES[number // len(SERIES) % len(STYLES)]
@@ -78,19 +78,19 @@ def name(artist: Artist, text: str) -> None:
     artist.set_gid(f"line:{text}")
 
 
-def legend(figure: Figure, shown: Mapping[str, int], base: bool = False, dot: bool = False) -> None:
-    """Above the panels: label -> number of its series; `base` adds the dashed line.
+def legend(figure: Figure, looks: Iterable[Look], base: bool = False) -> None:
+    """Above the panels; `base` adds the dashed line.
 
     The figure grows by as much as more than one line of it takes.
     """
     from matplotlib.lines import Line2D
 
-    looks = (series(number) for number in shown.values())
+    names, *parts = zip(*looks, strict=True)
     handles = [
-        Line2D([], [], color=c, lw=1.7, ls="" if dot else line, marker=marker, markersize=4.5)
-        for c, marker, line in looks
+        Line2D([], [], color=colour, lw=1.7, ls=line, marker=marker, markersize=4.5)
+        for colour, marker, line in zip(*parts, strict=True)
     ]
-    names = list(shown)
+    names = list(names)
     if base:
         handles.append(Line2D([], [], color=INK, linewidth=0.9, dashes=(4, 3)))
         names.append("base, held out")

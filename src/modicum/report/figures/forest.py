@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from modicum.report import document
+from modicum.report import document, style
 from modicum.report.figures import panels
 from modicum.report.numbers import interval, points
 from modicum.report.study.families import CONTROL, family, present, ranked
@@ -20,8 +20,8 @@ from modicum.stats import Difference
 # In margins: an arm whose interval comes nearer than NEAR, or whose mean lies nearer than
 # SHOWN, decides how far the axis goes, up to FARTHEST (or 15 points, if that is more).
 NEAR, SHOWN, FARTHEST = 2.0, 5.0, 12.0
-COLUMNS = (0.12, 0.58, 1.58)  # inches from the axes to the words beside it
-RIGHT = 2.85  # inches that they need
+# Points from the axes to the words beside it.
+COLUMNS = {"diff.": 9, "90 % interval": 42, "verdict": 114}
 
 
 def figure(analysis: Analysis) -> document.Figure | None:
@@ -49,23 +49,19 @@ def reach(analysis: Analysis) -> tuple[float, float]:
 
 def _draw(analysis: Analysis, narrow: bool) -> Figure:
     """A row for each arm, the best first, placebos and failed arms apart."""
-    arms, families = ranked(analysis), present(analysis)
-    across, row, left, right = (NARROW, 0.46, 0.12, 0.12) if narrow else (BROAD, 0.28, 2.5, RIGHT)
-    left = min(left, panels.width_of([arm.name for arm in arms]) + 0.15)
-    top = 0.19 * panels.legend_lines(families, 0.1, across) + (0.18 if narrow else 0.38)
+    arms = ranked(analysis)
     places = _places(analysis, arms)
-    width, height = across - left - right, row * (places[-1] + 1)
-    figure = blank(across, top + height + 0.42)
-    axes = panels.place(figure, left, top, width, height)
-    panels.legend(figure, families, 0.1, 0.06)
+    across, row = (NARROW, 0.46) if narrow else (BROAD, 0.28)
+    figure = blank(across, row * (places[-1] + 1) + 0.8, fitted=True)
+    axes = figure.subplots()
+    style.legend(figure, [kind.look for kind in present(analysis)])
     _frame(axes, analysis, places)
-    columns = () if narrow else tuple(1 + inches / width for inches in COLUMNS)
     for arm, y in zip(arms, places, strict=True):
         _arm(axes, analysis, arm, y + (0.22 if narrow else 0))
-        _words(axes, analysis, arm, y, columns)
-    for x, text in zip(columns, ("diff.", "90 % interval", "verdict"), strict=not narrow):
-        axes.text(x, 1.0, text, transform=axes.transAxes, va="bottom", color=MUTED)
+        (_words_above if narrow else _words_beside)(axes, analysis, arm, y)
     if not narrow:
+        for text, offset in COLUMNS.items():
+            _beside(axes, -0.6, offset, text, color=MUTED)
         axes.hlines(places, *axes.get_xlim(), color=GRID, linewidth=0.5, zorder=0)
     return figure
 
@@ -113,15 +109,13 @@ def _arm(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
         a, b = (min(max(100 * end, low), high) for end in ends)
         if b > a:
             axes.plot([a, b], [y, y], color=colour, linewidth=width, solid_capstyle="butt")
-    for beyond, edge, arrow in (
-        (100 * found.low95 < low, low, "<"),
-        (100 * found.high95 > high, high, ">"),
-    ):
+    arrows = {"<": 100 * found.low95 < low, ">": 100 * found.high95 > high}
+    for edge, (arrow, beyond) in zip((low, high), arrows.items(), strict=True):
         if beyond:
             axes.plot(edge, y, arrow, color=colour, markersize=6, clip_on=False, zorder=4)
     if low <= 100 * found.mean <= high:
-        style = {"markersize": 6, "markeredgecolor": PAPER, "markeredgewidth": 0.8}
-        (mark,) = axes.plot(100 * found.mean, y, kind.marker, color=colour, zorder=5, **style)
+        look = {"markersize": 6, "markeredgecolor": PAPER, "markeredgewidth": 0.8}
+        (mark,) = axes.plot(100 * found.mean, y, kind.marker, color=colour, zorder=5, **look)
         tip(mark, f"{arm.name}: {words(found)}, {arm.verdict}")
 
 
@@ -130,24 +124,33 @@ def words(found: Difference) -> str:
     return f"{points(found.mean)} {interval(found.low90, found.high90)}"
 
 
-def _words(
-    axes: Axes, analysis: Analysis, arm: ArmResult, y: float, columns: Sequence[float]
-) -> None:
-    """Name, difference and verdict: beside the axes at those columns, or above without any."""
-    style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
-    found = arm.difference
-    if columns:
-        first, second, third = columns
-        weight = "bold" if family(analysis, arm) is CONTROL else "normal"
-        axes.text(-0.02, y, panels.shorten(arm.name, 2.35), ha="right", fontweight=weight, **style)
-        axes.text(third, y, panels.shorten(arm.verdict, RIGHT - COLUMNS[2]), **style)
-        if found is not None:
-            axes.text(first, y, points(found.mean), **style)
-            axes.text(second, y, interval(found.low90, found.high90), color=MUTED, **style)
-        return
+def _beside(axes: Axes, y: float, points: float, text: str, **look: Any) -> None:
+    """A text beside the axes, so many points from its right end, or from its left one."""
+    place, side = ((1, y), "left") if points > 0 else ((0, y), "right")
+    where = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+    axes.annotate(text, place, (points, 0), va="center", ha=side, **where, **look)
+
+
+def _words_beside(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
+    first, second, third = COLUMNS.values()
+    weight = "bold" if family(analysis, arm) is CONTROL else "normal"
+    _beside(axes, y, -6, panels.shorten(arm.name, 2.35), fontweight=weight)
+    _beside(axes, y, third, panels.shorten(arm.verdict, 1.3))
+    if (found := arm.difference) is not None:
+        _beside(axes, y, first, points(found.mean))
+        _beside(axes, y, second, interval(found.low90, found.high90), color=MUTED)
+
+
+def _words_above(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
     verdict = panels.shorten(arm.verdict, 1.2)
-    verdict = verdict if found is None else f"{points(found.mean)}  {verdict}"
+    if arm.difference is not None:
+        verdict = f"{points(arm.difference.mean)}  {verdict}"
     name = panels.shorten(arm.name, 3.35 - panels.width_of([verdict]))
-    style["bbox"] = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
-    axes.text(0, y - 0.22, name, fontweight="bold", **style)
-    axes.text(1, y - 0.22, verdict, ha="right", **style)
+    backing = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+    look: dict[str, Any] = {
+        "transform": axes.get_yaxis_transform(),
+        "va": "center",
+        "bbox": backing,
+    }
+    axes.text(0, y - 0.22, name, fontweight="bold", **look)
+    axes.text(1, y - 0.22, verdict, ha="right", **look)

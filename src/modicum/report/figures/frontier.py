@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from modicum.report import document, style
 from modicum.report.figures import labels, panels
 from modicum.report.numbers import count, decimal, listed, memory, short
-from modicum.report.study.families import Family, family, present
+from modicum.report.study.families import family, present
 from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
 from modicum.report.tables import RunRow
 from modicum.results import Analysis
@@ -57,22 +57,21 @@ class Scored:
     accuracy: Interval
     cost: Any
     placebo: bool = False
+    x: float = 0.0
+    """That cost on an axis."""
+    best: bool = False
+    """Whether it is on the frontier."""
 
     @property
-    def ends(self) -> list[float]:
-        """Its mean and the limits that there are, in percent."""
-        found = (self.accuracy.low, self.accuracy.mean, self.accuracy.high)
-        return [100 * end for end in found if not math.isnan(end)]
+    def y(self) -> float:
+        """The accuracy in percent."""
+        return 100 * self.accuracy.mean
 
-
-@dataclass(frozen=True)
-class Point:
-    """One of them at its cost and its accuracy in percent, and whether it is on the frontier."""
-
-    of: Scored
-    x: float
-    y: float
-    best: bool
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Its interval in percent, or its accuracy twice."""
+        low, high = 100 * self.accuracy.low, 100 * self.accuracy.high
+        return (self.y, self.y) if math.isnan(low + high) else (low, high)
 
 
 def of_arms(analysis: Analysis) -> list[Scored]:
@@ -91,9 +90,8 @@ def figures(analysis: Analysis) -> list[document.Figure]:
     for axis in AXES:
         found = points(scored, axis)
         if len(found) > 1:
-            best = [
-                f"{p.of.name} ({axis.text(p.x * axis.unit)}, {p.y:.1f} %)" for p in found if p.best
-            ]
+            costs = [(p, axis.text(axis.value(p.cost))) for p in found if p.best]
+            best = [f"{p.name} ({text}, {p.y:.1f} %)" for p, text in costs]
             name, draw = f"accuracy-{axis.name}", partial(_draw, analysis, axis, found)
             values = {"axis": axis, "best": best, "primary": analysis.primary.capitalize()}
             made.append(document.figure("frontier", draw, name, **values))
@@ -103,14 +101,9 @@ def figures(analysis: Analysis) -> list[document.Figure]:
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The accuracy of runs against each cost, where there are runs to compare."""
     scored = [
-        Scored(
-            row.label,
-            *style.series(row.colour)[:2],
-            Interval(s.accuracy, s.low, s.high),
-            row.result,
-        )
-        for row in rows
-        if (s := row.result.trained) is not None
+        Scored(r.label, *style.series(r.colour)[:2], Interval(s.accuracy, s.low, s.high), r.result)
+        for r in rows
+        if (s := r.result.trained) is not None
     ]
     costs = {a: found for a in OF_RUNS if len(found := points(scored, a)) > 1}
     if not costs:
@@ -124,45 +117,49 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
             _panel(axes, axis, found, None)
             axes.set_xlabel(axis.title)
             axes.set_ylabel("held-out accuracy (%)" if narrow or axes is grid[0] else "")
-        style.legend(made, {row.result.update: row.colour for row in rows}, dot=True)
+        shown = {row.result.update: row.colour for row in rows}
+        style.legend(made, [(name, *style.series(n)[:2], "") for name, n in shown.items()])
         return made
 
     return document.figure("cost", draw, titles=listed([axis.title for axis in costs]))
 
 
-def points(scored: Sequence[Scored], axis: Axis) -> list[Point]:
+def points(scored: Sequence[Scored], axis: Axis) -> list[Scored]:
     """Those whose cost is known, by rising cost.
 
     On the frontier is one (no placebo) that reaches more than every cheaper one.
     """
     costs = ((found, axis.value(found.cost)) for found in scored)
-    known = [(cost, f) for f, cost in costs if cost is not None and (cost > 0 or not axis.log)]
+    known = [
+        replace(found, x=cost / axis.unit)
+        for found, cost in costs
+        if cost is not None and (cost > 0 or not axis.log)
+    ]
     made, highest = [], -math.inf
-    for cost, found in sorted(known, key=lambda pair: (pair[0], -pair[1].accuracy.mean)):
-        mean = found.accuracy.mean
-        best = not found.placebo and mean > highest
-        highest = mean if best else highest
-        made.append(Point(found, cost / axis.unit, 100 * mean, best))
+    for found in sorted(known, key=lambda p: (p.x, -p.y)):
+        best = not found.placebo and found.y > highest
+        highest = found.y if best else highest
+        made.append(replace(found, best=best))
     return made
 
 
-def _draw(analysis: Analysis, axis: Axis, found: Sequence[Point], narrow: bool) -> Figure:
+def _draw(analysis: Analysis, axis: Axis, found: Sequence[Scored], narrow: bool) -> Figure:
     """A mark for each arm with its name and interval, the frontier as steps."""
-    across, down, left = (NARROW, 5.6, 0.46) if narrow else (BROAD, 4.6, 0.46)
-    families: list[Family] = present(analysis)
-    top = 0.2 + 0.19 * panels.legend_lines(families, 0.1, across)
-    figure = blank(across, down)
-    axes = panels.place(figure, left, top, across - left - 0.12, down - top - 0.5)
-    panels.legend(figure, families, 0.1, 0.06)
+    figure = blank(*((NARROW, 5.6) if narrow else (BROAD, 4.6)), fitted=True)
+    axes = figure.subplots()
+    style.legend(figure, [kind.look for kind in present(analysis)])
     _panel(axes, axis, found, None if analysis.base is None else 100 * analysis.base.mean)
-    _names(axes, [p for p in found if p.y >= axes.get_ylim()[0]], narrow)
     axes.tick_params(labelsize=7)
     axes.set_xlabel(axis.title)
     axes.set_ylabel(f"{analysis.primary}, {analysis.split} problems (%)", labelpad=2)
+    # Names go where there is room, so that all else must be in its place.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    _names(axes, [p for p in found if p.y >= axes.get_ylim()[0]], narrow)
     return figure
 
 
-def _panel(axes: Axes, axis: Axis, found: Sequence[Point], base: float | None) -> None:
+def _panel(axes: Axes, axis: Axis, found: Sequence[Scored], base: float | None) -> None:
     """The points with their intervals, the frontier and the base, or what lies below in words."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -179,8 +176,8 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[Point], base: float | None) -
         panels.numbers(axes, "x", 6)
     panels.numbers(axes, "y", 8)
     # Placebos and the base are far below: they must not press all others together.
-    rivals = [p for p in found if not p.of.placebo] or found
-    ends = [end for p in rivals for end in p.of.ends]
+    rivals = [p for p in found if not p.placebo] or found
+    ends = [end for p in rivals for end in p.ends]
     room = 0.08 * (max(ends) - min(ends)) or 1.0
     bottom = min(ends) - room
     if base is not None and base > bottom - 4 * room:
@@ -190,18 +187,14 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[Point], base: float | None) -
     if best := [p for p in found if p.best]:
         xs, ys = [*(p.x for p in best), axes.get_xlim()[1]], [*(p.y for p in best), best[-1].y]
         axes.step(xs, ys, where="post", color=INK, linewidth=1.0, alpha=0.55, zorder=1.5)
-    below = [f"{p.of.name} {p.y:.1f} %" for p in found if p.y < bottom]
+    below = [f"{p.name} {p.y:.1f} %" for p in found if p.y < bottom]
     for point in (p for p in found if p.y >= bottom):
-        of = point.of
         look: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 3}
-        look |= {"color": of.colour, "markersize": 10 if of.marker == "*" else 6.5}
-        ends = of.ends
-        axes.vlines(
-            point.x, min(ends), max(ends), color=of.colour, linewidth=1, alpha=0.6, zorder=2
-        )
-        (mark,) = axes.plot(point.x, point.y, of.marker, **look)
-        words = f"{axis.text(point.x * axis.unit)} {axis.title.partition(' (')[0]}"
-        tip(mark, f"{of.name}: {point.y:.1f} %, {words}")
+        look |= {"color": point.colour, "markersize": 10 if point.marker == "*" else 6.5}
+        axes.vlines(point.x, *point.ends, color=point.colour, linewidth=1, alpha=0.6, zorder=2)
+        (mark,) = axes.plot(point.x, point.y, point.marker, **look)
+        words = f"{axis.text(axis.value(point.cost))} {axis.title.partition(' (')[0]}"
+        tip(mark, f"{point.name}: {point.y:.1f} %, {words}")
     if base is not None and base >= bottom:
         where = axes.get_yaxis_transform()
         axes.axhline(base, color=MUTED, linewidth=0.9, dashes=(4, 3), zorder=1)
@@ -215,10 +208,10 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[Point], base: float | None) -
         axes.text(0.995, 0.015, panels.shorten(text, room, SIZE), fontsize=SIZE, **look)
 
 
-def _names(axes: Axes, found: Sequence[Point], narrow: bool) -> None:
+def _names(axes: Axes, found: Sequence[Scored], narrow: bool) -> None:
     """Their names, those on the frontier in bold, clear of marks, intervals and steps."""
     size = SIZE - 0.5 if narrow else SIZE
-    texts = [panels.shorten(p.of.name, 1.5 if narrow else 2.6, size) for p in found]
+    texts = [panels.shorten(p.name, 1.5 if narrow else 2.6, size) for p in found]
     figure = axes.get_figure(root=True)
     assert figure is not None
     inches = axes.transData + figure.dpi_scale_trans.inverted()
@@ -226,7 +219,7 @@ def _names(axes: Axes, found: Sequence[Point], narrow: bool) -> None:
     places: list[tuple[float, float]] = [tuple(inches.transform((p.x, p.y))) for p in found]
     taken = []
     for point, (x, _) in zip(found, places, strict=True):
-        low, high = (inches.transform((point.x, end(point.of.ends)))[1] for end in (min, max))
+        low, high = (inches.transform((point.x, end))[1] for end in point.ends)
         taken.append((x - 0.03, low, x + 0.03, high))
     best = [place for place, point in zip(places, found, strict=True) if point.best]
     for (x, y), (after, _) in itertools.pairwise([*best, (box.x1, 0.0)]):
@@ -241,10 +234,8 @@ def _names(axes: Axes, found: Sequence[Point], narrow: bool) -> None:
             xs, ys = data.transform(np.array([at, near])).T
             axes.plot(xs, ys, color=MUTED, linewidth=0.5, alpha=0.8, zorder=1.8)
         # The page's font is narrower than assumed: a text ends or begins at its point.
-        middle = (box[1] + box[3]) / 2
-        side, x = "center", (box[0] + box[2]) / 2
-        if box[2] < at[0] or box[0] > at[0]:
-            side, x = ("right", box[2] - 0.02) if box[2] < at[0] else ("left", box[0] + 0.02)
+        right = box[0] + box[2] > 2 * at[0]
+        side, x = ("left", box[0] + 0.02) if right else ("right", box[2] - 0.02)
         look = {"ha": side, "va": "center", "fontweight": "bold" if point.best else "normal"}
-        start, level = data.transform((x, middle))
+        start, level = data.transform((x, (box[1] + box[3]) / 2))
         axes.text(start, level, text, fontsize=size, zorder=5, **look)

@@ -110,7 +110,7 @@ def _draw(
             axes.set_ylabel(metric.shown if narrow else "")
         if not one and not narrow and number < len(panels) - columns:
             axes.set_xlabel("")
-    legend(figure, shown, bool(base))
+    legend(figure, [(update, *series(n)) for update, n in shown.items()], bool(base))
     return figure
 
 

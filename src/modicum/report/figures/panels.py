@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from modicum.report.numbers import tick
-from modicum.report.study.families import Family
 from modicum.report.style import BROAD, MUTED, NARROW, Axes, Figure, blank
 
 LETTER = 0.62  # width of a letter of the figures' font, in its size
@@ -72,36 +71,6 @@ def numbers(axes: Axes, axis: str, count: int = 4) -> None:
     chosen = axes.xaxis if axis == "x" else axes.yaxis
     chosen.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
     chosen.set_major_formatter(FuncFormatter(tick))
-
-
-def legend(figure: Figure, families: Sequence[Family], left: float, top: float) -> None:
-    """Marker and name of every family in lines that fit, from `top` inches below the top."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], linestyle="", marker=f.marker, color=f.colour, markersize=5.5)
-        for f in families
-    ]
-    across, down = figure.get_figwidth(), figure.get_figheight()
-    figure.legend(
-        handles,
-        [f.name for f in families],
-        loc="upper left",
-        bbox_to_anchor=(left / across, 1 - top / down),
-        ncols=-(-len(families) // legend_lines(families, left, across)),
-        borderaxespad=0,
-        handletextpad=0.2,
-        columnspacing=1.2,
-    )
-
-
-def legend_lines(families: Sequence[Family], left: float, across: float) -> int:
-    """How many lines `legend` takes in a figure `across` inches wide."""
-    widths = [width_of([f.name]) + 0.33 for f in families]
-    if sum(widths) < across - left:
-        return 1
-    columns = max(1, int((across - left) / max(widths)))
-    return -(-len(families) // columns)
 
 
 def remark(axes: Axes, text: str, high: bool = False) -> None:

@@ -7,7 +7,7 @@ alone.
 
 from dataclasses import dataclass
 
-from modicum.report.style import INK, MARKERS, MUTED, SERIES
+from modicum.report.style import INK, MARKERS, MUTED, SERIES, Look
 from modicum.results import Analysis, ArmResult
 
 
@@ -20,16 +20,17 @@ class Family:
     colour: str
     marker: str
 
-
-def _series(name: str, number: int) -> Family:
-    return Family(name, number, SERIES[number], MARKERS[number])
+    @property
+    def look(self) -> Look:
+        """For a legend."""
+        return self.name, self.colour, self.marker, ""
 
 
 CONTROL = Family("control", None, INK, "*")
 PLACEBO = Family("placebo", None, MUTED, "X")
-OTHER = _series("other settings", 5)
 NUMBERS = {"adapters": 1, "schedules, masks": 3, "optimizers": 4, "layers": 0, "parts of layers": 2}
-KINDS = {name: _series(name, number) for name, number in NUMBERS.items()}
+NUMBERS |= {"other settings": 5}
+KINDS = {name: Family(name, n, SERIES[n], MARKERS[n]) for name, n in NUMBERS.items()}
 
 
 def family(analysis: Analysis, arm: ArmResult) -> Family:
@@ -38,14 +39,13 @@ def family(analysis: Analysis, arm: ArmResult) -> Family:
         return CONTROL
     if arm.placebo:
         return PLACEBO
-    return KINDS.get(arm.kind, OTHER)
+    return KINDS.get(arm.kind, KINDS["other settings"])
 
 
 def present(analysis: Analysis) -> list[Family]:
     """The families of a study's arms, the control first."""
     found = {family(analysis, arm) for arm in analysis.arms}
-    order = [CONTROL, *KINDS.values(), OTHER, PLACEBO]
-    return [kind for kind in order if kind in found]
+    return [kind for kind in (CONTROL, *KINDS.values(), PLACEBO) if kind in found]
 
 
 def ranked(analysis: Analysis) -> list[ArmResult]:
