@@ -214,16 +214,21 @@ def table(
 
 
 def across(
-    name: str, measures: Sequence[tuple[str, Sequence[str]]], names: Sequence[str]
+    name: str,
+    measures: Sequence[tuple[str, Sequence[str]]],
+    names: Sequence[str | TableCell],
+    what: str = "run",
+    **options: Any,
 ) -> Table | None:
     """Measures (name, a text for each run) as a table: few runs are columns, many are rows."""
     if not measures or not names:
         return None
     if len(names) <= COLUMNS_SHOWN:
+        heads = ["", *(n if isinstance(n, str) else n.text for n in names)]
         rows = [[measure, *texts] for measure, texts in measures]
-        return table(name, ["", *names], rows, sortable=False, plain=True)
-    texts = zip(names, *(texts for _, texts in measures), strict=True)
-    return table(name, ["run", *(measure for measure, _ in measures)], texts, plain=True)
+        return table(name, heads, rows, sortable=False, plain=True, **options)
+    lines = zip(names, *(texts for _, texts in measures), strict=True)
+    return table(name, [what, *(measure for measure, _ in measures)], lines, plain=True, **options)
 
 
 def _walk(blocks: Iterable[Piece]) -> Iterator[Piece]:

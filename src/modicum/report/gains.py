@@ -5,35 +5,34 @@ from pathlib import Path
 from typing import Any
 
 from modicum.disk import writing
-from modicum.report.numbers import NONE, decimal, interval, points, short
-from modicum.report.style import INK, MUTED, SERIES, Axes, blank, styled, svg
+from modicum.report.numbers import NONE, decimal, interval, percent, points, short
+from modicum.report.style import INK, MUTED, PAPER, SERIES, blank, styled, svg
 from modicum.report.tables import print_table, terminal_table
 
 WORDS_ACROSS = 8  # labels that fit side by side
+HEADS = ("update", "", "gain", "95%, over\nseeds", "95%, over\nproblems", "of full's", "trained")
 
 
 def show(result: Mapping[str, Any]) -> None:
     """Print the ranking as a table to standard output."""
-    base = result["base"]
+    base, full = result["base"], [result["full"]] if result["full"] else []
     caption = (
-        f"gain over the base's {100 * base['accuracy']:.1f}% on {base['num_problems']}"
+        f"gain over the base's {percent(base['accuracy'])}% on {base['num_problems']}"
         f" {result['split']} problems, in points; = level with the best"
     )
-    heads = ("update", "", "gain", "95%, over\nseeds", "95%, over\nproblems", "of full's")
     rows = [
         (
             unit["update"],
             "=" if unit["level_with_best"] else "",
-            points(unit["gain"]) if unit["gain"] is not None else "stopped",
-            interval(*unit["over_seeds"]) if unit["over_seeds"] else NONE,
-            interval(*unit["over_problems"]) if unit["over_problems"] else NONE,
-            NONE if unit["contribution"] is None else f"{100 * unit['contribution']:.0f}%",
+            "stopped" if unit["gain"] is None else points(unit["gain"]),
+            *(interval(*unit[k]) if unit[k] else NONE for k in ("over_seeds", "over_problems")),
+            NONE if unit["contribution"] is None else f"{percent(unit['contribution'], 0)}%",
             short(unit["parameters"]),
             decimal(unit["seconds"]),
         )
-        for unit in (*result["units"], *([result["full"]] if result["full"] else []))
+        for unit in (*result["units"], *full)
     ]
-    print_table(terminal_table((*heads, "trained", "seconds"), rows, caption, wrap=True))
+    print_table(terminal_table((*HEADS, "seconds"), rows, caption, wrap=True))
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> None:
@@ -45,12 +44,21 @@ def draw(result: Mapping[str, Any], folder: Path) -> None:
     units = sorted(result["units"], key=lambda unit: unit["place"])
     full = result["full"] and result["full"]["gain"]
     with styled():
-        width = min(12.0, max(4.2, 0.45 * len(units) + 1.4))
-        figure = blank(width, 3.2, fitted=True)
+        figure = blank(min(12.0, max(4.2, 0.45 * len(units) + 1.4)), 3.2, fitted=True)
         axes = figure.subplots()
         axes.grid(axis="x", visible=False)
         for place, unit in enumerate(units):
-            _bar(axes, place, unit)
+            if unit["gain"] is None:
+                look = {"ha": "center", "va": "bottom", "rotation": 90, "color": MUTED}
+                axes.text(place, 0, "stopped", **look)
+                continue
+            colour = SERIES[0] if unit["chosen"] else MUTED
+            axes.bar(place, 100 * unit["gain"], width=0.66, color=colour, alpha=0.85, linewidth=0)
+            low, high = unit["over_seeds"] or unit["over_problems"]
+            axes.vlines(place, 100 * low, 100 * high, color=INK, linewidth=1.1)
+            look = {"markersize": 4, "mfc": PAPER, "mec": INK, "mew": 0.9, "zorder": 3}
+            dots = [100 * gain for gain in unit["by_seed"]]
+            axes.plot([place] * len(dots), dots, "o", **look)
         if full is not None:
             axes.axhline(100 * full, color=INK, linewidth=0.9, dashes=(4, 3))
             where = axes.get_yaxis_transform()  # across in shares of the width
@@ -71,17 +79,3 @@ def draw(result: Mapping[str, Any], folder: Path) -> None:
         with writing(folder):
             (folder / "scan.svg").write_text(text, encoding="utf-8")
             figure.savefig(folder / "scan.png", dpi=150, facecolor="white")
-
-
-def _bar(axes: Axes, place: int, unit: Mapping[str, Any]) -> None:
-    """The gain of one unit, its interval and its seeds."""
-    if unit["gain"] is None:
-        axes.text(place, 0, "stopped", ha="center", va="bottom", rotation=90, color=MUTED)
-        return
-    colour = SERIES[0] if unit["chosen"] else MUTED
-    axes.bar(place, 100 * unit["gain"], width=0.66, color=colour, alpha=0.85, linewidth=0)
-    low, high = unit["over_seeds"] or unit["over_problems"]
-    axes.vlines(place, 100 * low, 100 * high, color=INK, linewidth=1.1)
-    dots = [100 * gain for gain in unit["by_seed"]]
-    style = {"markersize": 4, "markerfacecolor": "#ffffff", "markeredgecolor": INK}
-    axes.plot([place] * len(dots), dots, "o", markeredgewidth=0.9, zorder=3, **style)

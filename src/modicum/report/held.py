@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from modicum.report.figures.difficulty import Rows
 from modicum.report.read import HeldCompletion, RunRecord
@@ -27,19 +28,20 @@ class HeldGroup:
 
 def groups(records: Sequence[RunRecord]) -> list[HeldGroup]:
     """The runs that have completions, by the base that they share."""
-    numbers: dict[tuple[str, str, str, tuple[str, ...]], list[int]] = {}
-    found = [record.completions("trained") for record in records]
-    for number, (record, rows) in enumerate(zip(records, found, strict=True)):
-        if rows and record.result is not None:
-            result = record.result
-            key = (result.model, result.task, repr(result.base), _ids(rows))
-            numbers.setdefault(key, []).append(number)
-    return [
-        HeldGroup(
-            _base([records[n] for n in runs], ids), tuple(runs), tuple(found[n] for n in runs)
-        )
-        for (_, _, _, ids), runs in numbers.items()
-    ]
+    found: dict[tuple[Any, ...], list[tuple[int, tuple[HeldCompletion, ...]]]] = {}
+    for number, record in enumerate(records):
+        rows = record.completions("trained")
+        if rows and (result := record.result) is not None:
+            key = (result.model, result.task, repr(result.base), *_ids(rows))
+            found.setdefault(key, []).append((number, rows))
+    made = []
+    for (_, _, _, *ids), runs in found.items():
+        # The first of the runs has the base's completions.
+        bases = (records[number].completions("base") for number, _ in runs)
+        base = next((rows for rows in bases if rows and _ids(rows) == ids), ())
+        numbers, trained = zip(*runs, strict=True)
+        made.append(HeldGroup(base, numbers, trained))
+    return made
 
 
 def first(rows: Iterable[HeldCompletion]) -> dict[str, HeldCompletion]:
@@ -78,11 +80,5 @@ def _accuracy(rows: Sequence[HeldCompletion], ids: set[str]) -> float | None:
     return sum(verdicts) / len(verdicts) if verdicts else None
 
 
-def _ids(rows: Sequence[HeldCompletion]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(row.id for row in rows))
-
-
-def _base(records: Sequence[RunRecord], ids: tuple[str, ...]) -> tuple[HeldCompletion, ...]:
-    """The base's completions of those problems; the first of the runs has them."""
-    found = (record.completions("base") for record in records)
-    return next((rows for rows in found if rows and _ids(rows) == ids), ())
+def _ids(rows: Sequence[HeldCompletion]) -> list[str]:
+    return list(dict.fromkeys(row.id for row in rows))

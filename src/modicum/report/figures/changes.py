@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 from modicum.report import document
-from modicum.report.document import TableCell
 from modicum.report.figures import panels
 from modicum.report.numbers import NONE, small_percent
 from modicum.report.style import GRID, MUTED, SERIES, Figure, tip
@@ -17,7 +16,6 @@ WIDE = 6  # maps that are as wide as the page, with numbers in their cells; more
 NUMBERED_LAYERS = 14  # with more, the numbers in the cells would not fit
 # Columns of a wide map outside of the layers: part -> (label, whether it comes before them).
 OUTSIDE = {"embedding": ("emb", True), "final norm": ("norm", False), "head": ("head", False)}
-HEADS = ("tensors", "entries (%)", "shown in bf16 (%)", "size (%)", "rank, attention", "rank, MLP")
 
 Runs = Sequence[tuple[str, Anatomy | None]]
 Cell = tuple[float, int, int, float | None, str]  # x, y, rows tall, value, what it is
@@ -92,47 +90,25 @@ def _draw(runs: Sequence[tuple[str, Anatomy]], narrow: bool) -> Figure:
     return figure
 
 
-def table(arms: Sequence[tuple[TableCell, Anatomy]]) -> document.Table | None:
-    """How much changed in each arm, whose name heads its row."""
-    rows = [
-        [
-            name,
-            TableCell(f"{found.tensors_changed} of {found.tensors}", found.tensors_changed),
-            *(
-                TableCell(small_percent(share), share)
-                for share in (*map(found.changed.get, ("0", "bf16")), found.relative_norm)
-            ),
-            *(
-                TableCell(_rank(part, " "), part.effective_rank)
-                for part in (found.parts.get(p, AnatomyPart()) for p in ("attention", "mlp"))
-            ),
-        ]
-        for name, found in arms
-    ]
-    name = "What training changed in the weights"
-    return document.table(name, ("arm", *HEADS), rows, plain=True) if rows else None
-
-
-def measures(found: Sequence[Anatomy | None]) -> list[tuple[str, list[str]]]:
-    """Name -> a text for each run; nothing when no run was measured."""
+def measures(found: Sequence[Anatomy | None], few: bool = False) -> list[tuple[str, list[str]]]:
+    """Name -> a text for each run; nothing when no run was measured. Of `few` the main ones."""
     known = [a for a in found if a is not None]
     if not known:
         return []
     rows = [
         ("Tensors changed", [f"{a.tensors_changed} of {a.tensors}" if a else NONE for a in found])
     ]
-    for key in (key for key in known[0].changed if key != "bf16"):
+    for key in ("0",) if few else (key for key in known[0].changed if key != "bf16"):
         name = "at all" if key == "0" else f"by more than {key}"
         rows.append((f"Entries changed {name} (%)", [_share(a, key) for a in found]))
-    rows += [
-        ("Entries changed that bf16 shows (%)", [_share(a, "bf16") for a in found]),
-        ("The same, within changed tensors (%)", [_share(a, "bf16", within=True) for a in found]),
-        (
-            "Size of the change, of the weights' norm (%)",
-            [small_percent(a.relative_norm) if a else NONE for a in found],
-        ),
-    ]
-    for part in dict.fromkeys(name for a in known for name in a.parts):
+    rows.append(("Entries changed that bf16 shows (%)", [_share(a, "bf16") for a in found]))
+    if not few:
+        within = [_share(a, "bf16", within=True) for a in found]
+        rows.append(("The same, within changed tensors (%)", within))
+    sizes = [small_percent(a.relative_norm) if a else NONE for a in found]
+    rows.append(("Size of the change, of the weights' norm (%)", sizes))
+    parts = ("attention", "mlp") if few else dict.fromkeys(name for a in known for name in a.parts)
+    for part in parts:
         texts = [_rank(a.parts.get(part)) if a else NONE for a in found]
         if set(texts) != {NONE}:
             rows.append((f"Effective rank, {part} (of full rank)", texts))
@@ -146,8 +122,8 @@ def _share(found: Anatomy | None, key: str, within: bool = False) -> str:
     return small_percent(share * (found.entries / found.entries_in_changed if within else 1))
 
 
-def _rank(part: AnatomyPart | None, space: str = "") -> str:
+def _rank(part: AnatomyPart | None) -> str:
     """The effective rank of a part's change and its share of full rank."""
     if part is None or part.effective_rank is None or part.rank_share is None:
         return NONE
-    return f"{part.effective_rank:.1f} ({100 * part.rank_share:.0f}{space}%)"
+    return f"{part.effective_rank:.1f} ({100 * part.rank_share:.0f}%)"

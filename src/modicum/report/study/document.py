@@ -1,7 +1,5 @@
 """What the report of a study says."""
 
-from collections.abc import Mapping, Sequence
-
 from modicum.report import document as doc
 from modicum.report import sections
 from modicum.report.figures import arm_curves, changes, difficulty, forest, frontier, tuning
@@ -11,7 +9,7 @@ from modicum.report.study import tables
 from modicum.report.study.families import family, ranked
 from modicum.report.study.read import StudyRecord
 from modicum.report.words import say
-from modicum.results import Analysis, ArmResult
+from modicum.results import Analysis
 
 METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # sections of words.txt
 
@@ -80,8 +78,10 @@ def _weights(report: Builder, study: StudyRecord) -> None:
     which = f"seed {seeds.pop()}" if len(seeds) == 1 else "the first seed that finished"
     figure = changes.figure([(arm.name, anatomy) for arm, anatomy in found], which)
     report.section("weights", "What changed in the weights", figure)
-    cells = [(tables.name(study.analysis, arm), anatomy) for arm, anatomy in found]
-    report.fold("The changes in numbers", changes.table(cells), "arm_weights")
+    measured = changes.measures([anatomy for _, anatomy in found], few=True)
+    names = [tables.name(study.analysis, arm) for arm, _ in found]
+    table = doc.across("What training changed in the weights", measured, names, "arm")
+    report.fold("The changes in numbers", table, "arm_weights")
 
 
 def _written(study: StudyRecord) -> list[doc.SideBySide]:
@@ -122,21 +122,13 @@ def _settings(report: Builder, study: StudyRecord) -> None:
     shown, every = arm_curves.arms(study), study.analysis.arms
     configs = [study.curves[arm.slug].config for arm in shown]
     alike, differing = sections.compare(configs or [study.settings.get("config", {})])
-    table = _by_arm("Settings in which the arms differ", shown, differing)
+    title, measures = "Settings in which the arms differ", list(differing.items())
     if not shown:  # a copy without runs has what each arm sets
-        names = dict.fromkeys(name for arm in every for name in arm.settings)
-        own = {name: [str(arm.settings.get(name, NONE)) for arm in every] for name in names}
-        table = _by_arm("What the arms set", every, own)
-    report.section("settings", "Settings", table)
+        keys = dict.fromkeys(name for arm in every for name in arm.settings)
+        own = [(key, tuple(str(arm.settings.get(key, NONE)) for arm in every)) for key in keys]
+        title, measures = "What the arms set", own
+    names = [doc.TableCell(arm.name, code=True) for arm in shown or every]
+    report.section("settings", "Settings", doc.across(title, measures, names, "arm", wrap=True))
     report.values("The same in all arms", alike)
     design = {k: v for k, v in study.settings.items() if k not in ("arms", "config", "question")}
     report.values("The study", design)
-
-
-def _by_arm(
-    name: str, arms: Sequence[ArmResult], columns: Mapping[str, Sequence[str]]
-) -> doc.Table | None:
-    """A row an arm; every column has a text for each."""
-    cells = zip(arms, *columns.values(), strict=True)
-    rows = [[doc.TableCell(arm.name, code=True), *texts] for arm, *texts in cells]
-    return doc.table(name, ("arm", *columns), rows, wrap=True, plain=True) if columns else None
