@@ -21,7 +21,7 @@ def render(document: Document, figures: str) -> str:
 
 def escaped(text: str) -> str:
     """`text` as one line of Markdown that shows it as it is."""
-    return SPECIAL.sub(r"\\\1", " ".join(printable(text).split()))
+    return _shown(text).strip()
 
 
 def code(text: str) -> str:
@@ -39,14 +39,11 @@ def block(text: str, language: str = "text") -> str:
 
 def prose(text: str) -> str:
     """A sentence as Markdown: what stands in backticks is code, all else as it is."""
-    return "".join(code(piece) if is_code else _keep(piece) for is_code, piece in marked(text))
+    return "".join(code(piece) if is_code else _shown(piece) for is_code, piece in marked(text))
 
 
-def _keep(text: str) -> str:
-    """Escaped, with the spaces at its ends: pieces of a sentence are joined again."""
-    start = " " if text[:1].isspace() else ""
-    end = " " if text[-1:].isspace() and text.strip() else ""
-    return f"{start}{escaped(text)}{end}"
+def _shown(text: str) -> str:
+    return SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", printable(text)))
 
 
 def _ticks(text: str) -> int:

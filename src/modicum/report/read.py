@@ -99,11 +99,6 @@ class RunRecord:
             return self.result.update
         return str(self.config.get("update", self.folder.name))
 
-    @property
-    def seed(self) -> Any:
-        """Of the result or (none yet) of the config."""
-        return self.config.get("seed") if self.result is None else self.result.seed
-
     def completions(self, of: str) -> tuple[HeldCompletion, ...]:
         """Those of `base` or `trained`; runs of one base may share the file of the first."""
         return tuple(rows(HeldCompletion, self.folder / f"completions-{of}.jsonl"))
@@ -138,13 +133,17 @@ def rows(cls: type[T], file: Path) -> Iterator[T]:
 def labels(records: Sequence[RunRecord]) -> list[str]:
     """A name for each run: its update, with the seed or the folder where those repeat."""
     names = [record.update for record in records]
-    for distinguish in (lambda record: f"seed {record.seed}", lambda record: record.folder.name):
+    for distinguish in (_seed, lambda record: record.folder.name):
         repeated = {name for name, count in Counter(names).items() if count > 1}
         names = [
             f"{name}, {distinguish(record)}" if name in repeated else name
             for name, record in zip(names, records, strict=True)
         ]
     return names
+
+
+def _seed(record: RunRecord) -> str:
+    return f"seed {record.config.get('seed') if record.result is None else record.result.seed}"
 
 
 def colours(records: Sequence[RunRecord]) -> list[int]:

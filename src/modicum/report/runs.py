@@ -7,7 +7,7 @@ from pathlib import Path
 from modicum.report import document as doc
 from modicum.report import held, sections, tables
 from modicum.report.figures import accuracy, changes, difficulty, frontier, learning
-from modicum.report.numbers import ARROW, NONE, count, decimal, listed, percent, share
+from modicum.report.numbers import ARROW, NONE, count, decimal, percent
 from modicum.report.read import LoggedSample, RunRecord, colours, labels
 from modicum.report.sections import Builder
 from modicum.report.tables import RunRow
@@ -58,26 +58,11 @@ def headline(rows: Sequence[RunRow]) -> str:
     done = [row for row in rows if row.result.base and row.result.trained]
     if not done:
         return ""
-    first = done[0].result
+    found = {(row.result.task, row.result.model) for row in done}
+    task, model = found.pop() if len(found) == 1 else ("", "")
     bases = {percent(row.scores("accuracy")[0]) for row in done}
-    same = len({(row.result.task, row.result.model) for row in done}) == 1
-    what = f"held-out accuracy on {first.task}" if same and first.task else "held-out accuracy"
-    subject = f"Training {first.model}" if same and first.model else "Training"
-    reached = [(row.scores("accuracy")[1], row) for row in done]
-    if len(done) > 4 and len(bases) == 1:
-        reached.sort(key=lambda found: found[0])
-        (low, worst), (high, best) = reached[0], reached[-1]
-        return (
-            f"{subject} in {len(done)} runs took {what} from {bases.pop()}% to between"
-            f" {percent(low)}% ({worst.label}) and {percent(high)}% ({best.label})."
-        )
-    clauses: list[str] = []
-    for number, (end, row) in enumerate(reached):
-        again = number and len(bases) == 1
-        start = "" if again else f"from {percent(row.scores('accuracy')[0])}% "
-        trained = share(row.share) + (" of the parameters trained" if not number else "")
-        clauses.append(f"{start}to {percent(end)}% with {row.label} ({trained})")
-    return f"{subject} took {what} {listed(clauses)}."
+    values = {"rows": done, "task": task, "model": model, "one_base": len(bases) == 1}
+    return say("headline", **values)
 
 
 def _results(report: Builder, rows: Sequence[RunRow]) -> None:

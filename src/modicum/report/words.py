@@ -32,9 +32,7 @@ def printable(text: str, limit: int | None = None) -> str:
 
 def marked(text: str) -> list[tuple[bool, str]]:
     """`text` cut at its backticks: (whether it is code, piece)."""
-    pieces = text.split("`")
-    if len(pieces) % 2 == 0:  # one backtick has no partner: it is no mark
-        return [(False, text)]
+    pieces = re.split("`([^`]*)`", text)
     return [(number % 2 == 1, piece) for number, piece in enumerate(pieces) if piece]
 
 

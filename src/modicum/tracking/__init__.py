@@ -59,29 +59,24 @@ class Tracker:
     def finish(self, result: Mapping[str, Any], failed: bool = False) -> None:
         """The run has ended, with this result or with none; later calls do nothing."""
         self._log(numbers(result, "result/"), self.done)
-        backend, self.backend = self.backend, None
-        if backend is not None:
-            self._works(lambda: backend.close(failed))
+        self._call(lambda backend: backend.close(failed))
+        self.backend = None
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
-        backend = self.backend
-        if (
-            backend is None
-            or not values
-            or self._works(lambda: backend.log(dict(values), step=step))
-        ):
-            return
-        self.backend = None
-        with LibraryGuard(LIBRARIES[self.name].modules):
-            backend.close(True)
+        if values:
+            self._call(lambda backend: backend.log(dict(values), step=step))
 
-    def _works(self, call: Callable[[], object]) -> bool:
-        """Whether a call succeeds; the user is told when it does not."""
+    def _call(self, call: Callable[[Backend], object]) -> None:
+        """Calls the backend; when that fails the user is told, and it is closed."""
+        if (backend := self.backend) is None:
+            return
         with LibraryGuard(LIBRARIES[self.name].modules) as guard:
-            call()
+            call(backend)
         if guard.error is not None:
             self.note(f"{self.name} failed, and the run goes on without it ({guard.reason})")
-        return guard.error is None
+            self.backend = None
+            with LibraryGuard(LIBRARIES[self.name].modules):
+                backend.close(True)
 
     def __enter__(self) -> Tracker:
         return self

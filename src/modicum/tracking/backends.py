@@ -26,18 +26,10 @@ from modicum.tracking.base import Backend, Start
 PARAMS_PER_CALL = 100  # the most that MLflow takes
 # Offline, W&B keeps what is logged: no output, code, commit, packages or machine. It is silent,
 # since what it prints is about its servers.
-WANDB_OFFLINE = {
-    "console": "off",
-    "disable_code": True,
-    "disable_git": True,
-    "save_code": False,
-    "silent": True,
-    "x_disable_machine_info": True,
-    "x_disable_meta": True,
-    "x_disable_stats": True,
-    "x_save_requirements": False,
-    "x_transaction_log_flush_interval": 1.0,  # seconds; what a killed process may lose
-}
+WANDB_OFF = ("disable_code", "disable_git", "silent", "x_disable_machine_info", "x_disable_meta")
+WANDB_OFFLINE: dict[str, Any] = dict.fromkeys((*WANDB_OFF, "x_disable_stats"), True)
+WANDB_OFFLINE |= {"console": "off", "save_code": False, "x_save_requirements": False}
+WANDB_OFFLINE["x_transaction_log_flush_interval"] = 1.0  # seconds; what a killed process may lose
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,1 @@
-"""What the report of a study says, which `report.page` writes.
-
-`read` loads the folder, `document` says what is in the report. All numbers
-of inference come from `analysis.json`; nothing here computes a verdict.
-"""
+"""The report of a study. All inference is in `analysis.json`; no verdict is computed here."""
