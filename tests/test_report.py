@@ -23,7 +23,7 @@ from modicum import cli
 from modicum.report import held, load, markdown, numbers, page, style, tables, write
 from modicum.report import runs as report_of_runs
 from modicum.report.document import Document, SideBySide, Table, section
-from modicum.report.figures import accuracy, curves, frontier, learning
+from modicum.report.figures import accuracy, curves, frontier
 from modicum.report.read import HeldCompletion, labels
 from modicum.report.runs import headline
 from modicum.report.sections import compare
@@ -213,7 +213,7 @@ def test_every_term_has_a_panel_and_what_stands_still_is_said_in_words(tmp_path)
     records = [load(make_whole(tmp_path, "full"))]
     titles = [metric.title for metric in curves.metrics([r.columns for r in records])]
     assert titles[:3] == ["Reward", "Accuracy on training samples", "Reward term format"]
-    curve, rest = learning.figures(records, [0.1])
+    curve, rest = curves.figures(records, [0.1])
     assert "generated tokens and seconds" in curve.caption
     assert "reward term format (0.5)" in rest.caption
     assert "clip share (0)" in rest.caption and "KL" not in rest.caption

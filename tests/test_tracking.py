@@ -23,8 +23,8 @@ import fake_trackers
 from fake_trackers import FAKES, Run, Store
 from modicum import tracking
 from modicum.config import Tracking, TrainConfig
+from modicum.tracking import LibraryGuard, flat, numbers
 from modicum.tracking.backends import LIBRARIES
-from modicum.tracking.base import LibraryGuard, flat, numbers
 from modicum.types import UserError
 
 NAMES = tuple(LIBRARIES)

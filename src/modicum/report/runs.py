@@ -6,7 +6,7 @@ from pathlib import Path
 
 from modicum.report import document as doc
 from modicum.report import held, sections, tables
-from modicum.report.figures import accuracy, changes, difficulty, frontier, learning
+from modicum.report.figures import accuracy, changes, curves, difficulty, frontier
 from modicum.report.numbers import ARROW, NONE, count, decimal, percent
 from modicum.report.read import LoggedSample, RunRecord, colours, labels
 from modicum.report.sections import Builder
@@ -29,8 +29,8 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         report.add(difficulty.figure(levels, scores, what))
         report.fold("The same as a table", difficulty.table(levels, scores))
     bases = sorted({row.result.base.accuracy for row in rows if row.result.base is not None})
-    report.section("training", "During training", *learning.figures(records, bases))
-    report.fold("The curves in numbers", learning.table(records, names), "tenths")
+    report.section("training", "During training", *curves.figures(records, bases))
+    report.fold("The curves in numbers", curves.table(records, names), "tenths")
     _written(report, records, names, groups)
     _weights(report, rows)
     proofs = report.proofs("", ((row.label, row.result.change_proof) for row in rows))

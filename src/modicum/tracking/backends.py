@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from modicum import runs
-from modicum.tracking.base import Backend, Start
+from modicum.config import Tracking
 
 PARAMS_PER_CALL = 100  # the most that MLflow takes
 # Offline, W&B keeps what is logged: no output, code, commit, packages or machine. It is silent,
@@ -30,6 +30,39 @@ WANDB_OFF = ("disable_code", "disable_git", "silent", "x_disable_machine_info", 
 WANDB_OFFLINE: dict[str, Any] = dict.fromkeys((*WANDB_OFF, "x_disable_stats"), True)
 WANDB_OFFLINE |= {"console": "off", "save_code": False, "x_save_requirements": False}
 WANDB_OFFLINE["x_transaction_log_flush_interval"] = 1.0  # seconds; what a killed process may lose
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a backend begins with.
+
+    `folder` is the absolute run folder, `config` flat. `past` is the id of a run of the
+    tracker that goes on after `resumed_at` steps, or None.
+    """
+
+    settings: Tracking
+    folder: Path
+    name: str
+    config: Mapping[str, Any]
+    past: str | None
+    resumed_at: int
+
+    @property
+    def store(self) -> Path:
+        """The absolute folder of a store that several runs may share."""
+        return Path(self.settings.tracker_folder or self.folder).absolute()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A run of a tracker: `id` finds it again, `log` takes what has one step (`step=`).
+
+    `close` writes what is left and ends the run, as failed or not.
+    """
+
+    id: str
+    log: Callable[..., object]
+    close: Callable[[bool], object]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Curves of training: what runs logged, against steps, tokens and time.
+"""Curves of training: what runs logged, against steps, tokens and time, and the figures of runs.
 
 A run is smoothed by a centred mean over a tenth of its steps. Of several seeds a line is the mean
 over them, read at the same places by interpolation as far as all of them went; its band goes
@@ -7,16 +7,22 @@ from the lowest seed to the highest.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from modicum.logged import METRICS, Metric, metric_of
-from modicum.report.numbers import general, listed
-from modicum.report.read import Columns
-from modicum.report.style import Axes, name
+from modicum.report import document
+from modicum.report.numbers import ARROW, NONE, general, listed
+from modicum.report.read import Columns, RunRecord, colours
+from modicum.report.style import BROAD, INK, NARROW, Axes, Figure, blank, legend, name, series
+from modicum.report.words import say
 from modicum.results import Column
 
 AXES = {"step": "step", "tokens": "generated tokens", "seconds": "seconds of training"}
+RAW_SHOWN = 8  # with more runs the raw values would hide the lines
+NAMED = 8  # lines that a text names
 POINTS = 50  # of a line, at most: the eye sees no more in a small panel
 ACCURACY = "reward/accuracy"
 TRAINED = Metric(
@@ -101,3 +107,124 @@ def metrics(runs: Sequence[Columns], short: bool = False) -> dict[Metric, str]:
         elif known:
             found[metric] = f"{metric.words} ({listed([general(value) for value in known])})"
     return found
+
+
+def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[document.Figure]:
+    """The learning curves and the small multiples of all else that was logged.
+
+    `base` holds the held-out accuracies of the untrained models, as fractions.
+    """
+    found = metrics([record.columns for record in records])
+    known = {metric.key: metric for metric in found}
+    main = known.get(ACCURACY, known.get("reward/mean"))
+    rest = [metric for metric, same in found.items() if not same and metric != main]
+    still = [same for metric, same in found.items() if same and metric != main]
+    seeds = len(_shown(records)) < len(records)
+    raw = not seeds and len(records) <= RAW_SHOWN
+    values: dict[str, Any] = {"behind": say("behind", seeds=seeds, raw=raw), "still": still}
+    made = []
+    if main is not None:
+        axes = [axis for axis in AXES if _lines(records, main, axis)]
+        dashed = sorted({100 * b for b in base}) if main.key == ACCURACY else []
+        draw = partial(_draw, records, [(main, axis) for axis in axes], dashed)
+        said = {"axes": listed([AXES[axis] for axis in axes]), "title": main.title}
+        values |= {"dashed": dashed, "words": _words(records, main)}
+        made.append(document.figure("learning", draw, **values, **said))
+    if rest:
+        draw = partial(_draw, records, [(metric, "step") for metric in rest], [])
+        said = {"titles": ", ".join(m.words for m in rest)}
+        values["words"] = _words(records, rest[0])
+        made.append(document.figure("training", draw, **values, **said))
+    return made
+
+
+def table(records: Sequence[RunRecord], names: Sequence[str]) -> document.Table | None:
+    """Every curve in numbers: means over the first and the last tenth of each run's steps."""
+    measures = [
+        (f"{m.title}, {m.shown}", [_ends(values(r.columns, m)[1]) for r in records])
+        for m, still in metrics([record.columns for record in records]).items()
+        if not still
+    ]
+    return document.across("The curves in numbers", measures, names)
+
+
+def _shown(records: Sequence[RunRecord]) -> dict[str, int]:
+    return {r.update: n for r, n in zip(records, colours(records), strict=True)}
+
+
+def _lines(
+    records: Sequence[RunRecord], metric: Metric, axis: str = "step"
+) -> dict[str, tuple[Line, list[Columns]]]:
+    """The line of each update that has values, and its seeds."""
+    seeds = {
+        update: [r.columns for r in records if r.update == update] for update in _shown(records)
+    }
+    lines = {update: line(found, metric, axis) for update, found in seeds.items()}
+    return {update: (found, seeds[update]) for update, found in lines.items() if found}
+
+
+def _draw(
+    records: Sequence[RunRecord],
+    panels: Sequence[tuple[Metric, str]],
+    base: Sequence[float],
+    narrow: bool,
+) -> Figure:
+    """A panel for each metric and its axis, with the line of every update."""
+    columns = 1 if narrow else min(3, len(panels))
+    rows, one = -(-len(panels) // columns), len({metric for metric, _ in panels}) == 1
+    width, height = (NARROW, 2.1) if narrow else (BROAD, 2.8 if one else 2.1)
+    figure = blank(width, height * rows + 0.4, fitted=True)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    shown = _shown(records)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for number, (axes, (metric, axis)) in enumerate(zip(grid, panels, strict=False)):
+        for update, (line, seeds) in _lines(records, metric, axis).items():
+            colour, marker, style = series(shown[update])
+            if len(seeds) == 1 and len(records) <= RAW_SHOWN:
+                axes.plot(*values(seeds[0], metric, axis), color=colour, alpha=0.25, lw=0.7)
+            line.draw(axes, colour, update, style, 1.6)
+            if len(shown) > 1 or len(line.x) == 1:
+                # Each line has its marks at places of its own.
+                every = max(1, len(line.x) // 5)
+                place = (shown[update] * every // 6 % every, every)
+                axes.lines[-1].set(marker=marker, markersize=3.6, markevery=place)
+        for value in base:
+            axes.axhline(value, color=INK, linewidth=0.9, dashes=(4, 3))
+        _frame(axes, metric, axis)
+        if one and number:
+            axes.set_title("")
+            axes.set_ylabel(metric.shown if narrow else "")
+        if not one and not narrow and number < len(panels) - columns:
+            axes.set_xlabel("")
+    legend(figure, [(update, *series(n)) for update, n in shown.items()], bool(base))
+    return figure
+
+
+def _frame(axes: Axes, metric: Metric, axis: str) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.set_title(metric.title)
+    axes.set_ylabel(metric.shown)
+    axes.set_xlabel(AXES[axis])
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "step"))
+    if axis == "tokens":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if axes.get_ylim()[1] >= 10_000:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    if axes.get_ylim()[0] > 0 or metric.factor == 100:
+        axes.set_ylim(bottom=0)
+
+
+def _ends(column: Column) -> str:
+    tenth = max(1, len(column) // 10)
+    parts = (column[:tenth], column[-tenth:])
+    return ARROW.join(general(float(part.mean())) for part in parts) if column.size else NONE
+
+
+def _words(records: Sequence[RunRecord], metric: Metric) -> str:
+    """The start and the end of the first lines of a panel, in words."""
+    texts = [f"{update} {line.ends()}" for update, (line, _) in _lines(records, metric).items()]
+    more = [f"and {len(texts) - NAMED} more"] if len(texts) > NAMED else []
+    return f"{metric.title} in {metric.shown}: {', '.join([*texts[:NAMED], *more])}."

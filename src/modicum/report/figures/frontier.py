@@ -11,7 +11,7 @@ import numpy as np
 
 from modicum.report import document, style
 from modicum.report.figures import labels, panels
-from modicum.report.numbers import count, decimal, listed, memory, short
+from modicum.report.numbers import decimal, listed, memory, short
 from modicum.report.study.families import family, present
 from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
 from modicum.report.tables import RunRow
@@ -41,9 +41,9 @@ AXES = (
     Axis("memory", "peak memory above the start (MiB)", lambda c: c.memory_bytes, memory, unit=MIB),
 )
 OF_RUNS = (
-    Axis("parameters", "trained parameters", lambda r: r.trainable_parameters, short, log=True),
-    Axis("memory", "peak memory (MiB)", lambda r: r.peak_memory_bytes, memory, unit=MIB),
-    Axis("time", "seconds of training", lambda r: r.seconds, count),
+    replace(AXES[0], value=lambda r: r.trainable_parameters),
+    replace(AXES[2], value=lambda r: r.peak_memory_bytes, title="peak memory (MiB)"),
+    AXES[1],
 )
 
 
