@@ -20,11 +20,11 @@ from rich.console import Console
 
 from fake_runs import make, make_whole
 from modicum import cli
-from modicum.report import held, load, markdown, numbers, page, style, tables, write
+from modicum.report import load, markdown, numbers, page, style, tables, write
 from modicum.report import runs as report_of_runs
 from modicum.report.document import Document, SideBySide, Table, section
 from modicum.report.figures import accuracy, curves, frontier
-from modicum.report.read import HeldCompletion, labels
+from modicum.report.read import HeldCompletion, HeldGroup, by_difficulty, held_groups, labels
 from modicum.report.runs import headline
 from modicum.report.sections import compare
 from modicum.report.words import printable
@@ -243,9 +243,9 @@ def test_the_frontier_is_what_no_other_beats():
 def test_completions_before_and_after_share_the_base_of_the_first_run(tmp_path):
     folders = [make_whole(tmp_path, "full", 2), make_whole(tmp_path, "last(1)", 5, base=False)]
     records = [load(folder) for folder in folders]
-    (group,) = held.groups(records)
+    (group,) = held_groups(records)
     assert group.runs == (0, 1) and len(group.base) == 36
-    levels, rows = held.levels(group, labels(records))
+    levels, rows = by_difficulty(group, labels(records))
     assert levels == {"1": 4, "2": 4, "3": 4}
     assert rows == [
         ("base", {"1": 1, "2": 0, "3": 0}),
@@ -288,7 +288,7 @@ def test_many_difficulties_are_taken_together():
     rows = tuple(
         HeldCompletion(str(n), 0, "q", "g", "c", 1, True, n < 10, float(n)) for n in range(20)
     )
-    levels, found = held.levels(held.HeldGroup((), (0,), (rows,)), ["run"])
+    levels, found = by_difficulty(HeldGroup((), (0,), (rows,)), ["run"])
     assert levels == {"0 to 3": 4, "4 to 7": 4, "8 to 11": 4, "12 to 15": 4, "16 to 19": 4}
     accuracies = {"0 to 3": 1, "4 to 7": 1, "8 to 11": 0.5, "12 to 15": 0, "16 to 19": 0}
     assert found == [("run", accuracies)]

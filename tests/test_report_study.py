@@ -17,11 +17,12 @@ from matplotlib.patches import Rectangle
 import fake_study
 from modicum import updates
 from modicum.logged import METRICS
-from modicum.report import document, held, html, markdown, numbers, page, words
+from modicum.report import document, html, markdown, numbers, page, words
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures import difficulty, forest, frontier, labels, tuning
 from modicum.report.figures.curves import TRAINED, line
-from modicum.report.study import cells, families, read, tables
+from modicum.report.read import PROBLEMS_SHOWN
+from modicum.report.study import families, read, tables
 from modicum.report.study.document import document as document_of
 from modicum.report.study.read import StudyRecord
 from modicum.report.style import styled
@@ -217,7 +218,7 @@ def test_curves_json_takes_the_place_of_runs(
     for name in ("study.toml", "analysis.json"):
         shutil.copy(folder / name, tmp_path)
     (tmp_path / "curves.json").write_text(
-        json.dumps(cells.compact(folder, read.load(folder).analysis))
+        json.dumps(read.compact(folder, read.load(folder).analysis))
     )
     copy = read.load(tmp_path)
     assert set(figures_of(copy)) == WITH_RUNS
@@ -235,7 +236,7 @@ def test_curves_json_takes_the_place_of_runs(
 
 def test_runs_are_preferred_to_a_copy(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "s")
-    stale = cells.compact(folder, read.load(folder).analysis)
+    stale = read.compact(folder, read.load(folder).analysis)
     stale["arms"]["full"]["change_proof"] = "stale"
     stale["arms"]["bitfit"]["change_proof"] = "copied"
     (tmp_path / "s" / "curves.json").write_text(json.dumps(stale))
@@ -248,7 +249,7 @@ def test_runs_are_preferred_to_a_copy(folder: Path, tmp_path: Path) -> None:
 def test_a_copy_of_the_curves_is_small(tmp_path: Path) -> None:
     fake_study.build(tmp_path, arms=1, seeds=5, steps=100)
     # Fourteen arms of five seeds and a hundred steps.
-    assert 14 * len(json.dumps(cells.compact(tmp_path, read.load(tmp_path).analysis))) < 1_500_000
+    assert 14 * len(json.dumps(read.compact(tmp_path, read.load(tmp_path).analysis))) < 1_500_000
 
 
 def test_columns_are_cumulative_and_thinned(study: StudyRecord, folder: Path) -> None:
@@ -267,15 +268,15 @@ def test_columns_are_cumulative_and_thinned(study: StudyRecord, folder: Path) ->
 
 def test_thin_gives_means_and_last_values_of_bins() -> None:
     values = np.array([1.0, 3.0, np.nan, 7.0, np.nan, np.nan])
-    assert cells.thin(values, points=3) == [2, 7, None]
-    assert cells.thin(np.arange(6.0), last=True, points=3) == [1, 3, 5]
-    assert cells.thin(np.array([0.123456]), points=3) == [0.1235]
-    assert cells.thin(np.empty(0)) == []
+    assert read.thin(values, points=3) == [2, 7, None]
+    assert read.thin(np.arange(6.0), last=True, points=3) == [1, 3, 5]
+    assert read.thin(np.array([0.123456]), points=3) == [0.1235]
+    assert read.thin(np.empty(0)) == []
 
 
 def test_the_samples_are_the_first_ones_of_the_first_problems(study: StudyRecord) -> None:
     first = study.runs.samples.problems[0]
-    assert len(study.runs.samples.problems) == held.PROBLEMS_SHOWN
+    assert len(study.runs.samples.problems) == PROBLEMS_SHOWN
     assert (first.question, first.gold) == ("What is 0-8-3-6?", "-17")
     assert list(first.texts) == ["", "full", "last-1", "bitfit", "random-reward"]
     assert first.texts[""].completion == "<answer>0</answer>"

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modicum.report import document as doc
-from modicum.report import held, sections, tables
+from modicum.report import read, sections, tables
 from modicum.report.figures import accuracy, changes, curves, difficulty, frontier
 from modicum.report.numbers import ARROW, NONE, count, decimal, percent
-from modicum.report.read import LoggedSample, RunRecord, colours, labels
+from modicum.report.read import HeldGroup, LoggedSample, RunRecord, colours, labels
 from modicum.report.sections import Builder
 from modicum.report.tables import RunRow
 from modicum.report.words import printable, say
@@ -20,11 +20,11 @@ RUNS_SHOWN = 6
 def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     """All that is to be said about `records`."""
     rows, names, report = tables.results(records), labels(records), Builder()
-    groups = held.groups(records)
+    groups = read.held_groups(records)
     _results(report, rows)
     report.section("difficulty", "By difficulty")
     if len(groups) == 1:
-        levels, scores = held.levels(groups[0], names)
+        levels, scores = read.by_difficulty(groups[0], names)
         what = "Accuracy (%) by the difficulty of the held-out problems"
         report.add(difficulty.figure(levels, scores, what))
         report.fold("The same as a table", difficulty.table(levels, scores))
@@ -104,14 +104,14 @@ def _written(
     report: Builder,
     records: Sequence[RunRecord],
     names: Sequence[str],
-    groups: Sequence[held.HeldGroup],
+    groups: Sequence[HeldGroup],
 ) -> None:
     """What was written on held-out problems; of runs without those, training samples."""
     series, answers = colours(records), []
     for group in groups:
         runs = list(zip(group.runs, group.trained, strict=True))[:RUNS_SHOWN]
-        sides = [("base", None, held.first(group.base))]
-        sides += [(names[n], series[n], held.first(rows)) for n, rows in runs]
+        sides = [("base", None, read.first_samples(group.base))]
+        sides += [(names[n], series[n], read.first_samples(rows)) for n, rows in runs]
         problems = [(key, row.question, row.gold) for key, row in sides[-1][2].items()]
         answers += doc.side_by_side(problems, sides)
     answered = {number for group in groups for number in group.runs}

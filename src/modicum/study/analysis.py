@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from modicum.report.study import cells
+from modicum.report.study import read
 from modicum.results import Analysis
 from modicum.runs import Run, read_object
 from modicum.study import inference, verdict
@@ -33,7 +33,7 @@ def write(study: Study, folder: Path) -> Analysis:
     text = json.dumps(asdict(found), indent=1, ensure_ascii=False)
     run = Run(folder)
     run.write_text("analysis.json", text + "\n")
-    curves = json.dumps(cells.compact(folder, found), ensure_ascii=False, separators=(",", ":"))
+    curves = json.dumps(read.compact(folder, found), ensure_ascii=False, separators=(",", ":"))
     run.write_text("curves.json", curves + "\n")
     return found
 
