@@ -46,14 +46,14 @@ class RunRow:
         base, trained = self.result.base, self.result.trained
         return getattr(base, name, math.nan), getattr(trained, name, math.nan)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval of the trained model's accuracy, or NaN."""
+        return self.scores("low")[1], self.scores("high")[1]
+
     def change(self, name: str, show: Number = n.percent) -> str:
         """`base → trained` of one number of the evaluations; a dash where one is missing."""
         return n.ARROW.join(map(show, self.scores(name)))
-
-    def reached(self) -> str:
-        """The change of the accuracy, with the interval of what was reached."""
-        ends = n.interval(self.scores("low")[1], self.scores("high")[1], n.percent)
-        return f"{self.change('accuracy')} {ends}".strip()
 
 
 # Head -> text (parameters are written by the function given), value to sort by.
@@ -63,7 +63,7 @@ COLUMNS: Mapping[str, tuple[Callable[[RunRow, Number], str], Callable[[RunRow], 
         lambda row: row.result.trainable_parameters,
     ),
     "sampled accuracy (%), 95% interval": (
-        lambda row, _: row.reached(),
+        lambda row, _: f"{row.change('accuracy')} {n.interval(*row.ends, n.percent)}".strip(),
         lambda row: row.scores("accuracy")[1],
     ),
     "greedy (%)": (lambda row, _: row.change("greedy"), lambda row: row.scores("greedy")[1]),

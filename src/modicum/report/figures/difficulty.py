@@ -17,14 +17,9 @@ Rows = Sequence[tuple[str, Mapping[str, float]]]  # name -> accuracy by level, w
 def levels(analysis: Analysis) -> dict[str, int]:
     """Level -> number of problems, easy ones first (as numbers where they are)."""
     found = {lv.level: lv.problems for arm in analysis.arms for lv in arm.difficulty}
-
-    def place(level: str) -> tuple[bool, float, str]:
-        try:
-            return False, float(level), level
-        except ValueError:
-            return True, 0.0, level
-
-    return {level: found[level] for level in sorted(found, key=place)}
+    numbers = {level: float(level) for level in found if level.replace(".", "", 1).isdigit()}
+    order = sorted(found, key=lambda level: (level not in numbers, numbers.get(level, 0.0), level))
+    return {level: found[level] for level in order}
 
 
 def rows(analysis: Analysis) -> Rows:

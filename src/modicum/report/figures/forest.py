@@ -5,6 +5,7 @@ covers what is near the margin; an interval that goes on beyond it ends in an ar
 arm that lies beyond it altogether is an arrow with its number beside it.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -68,14 +69,9 @@ def _draw(analysis: Analysis, narrow: bool) -> Figure:
 
 def _places(analysis: Analysis, arms: Sequence[ArmResult]) -> list[float]:
     """The row of each arm; placebos and arms without a difference stand apart."""
-    places: list[float] = []
-    y, before = 0.0, None
-    for arm in arms:
-        kind = (arm.placebo, arm.difference is None and arm.name != analysis.control)
-        y += 0 if before is None else 1 if kind == before else 1.5
-        before = kind
-        places.append(y)
-    return places
+    kinds = [(a.placebo, a.difference is None and a.name != analysis.control) for a in arms]
+    steps = (1.0 if one == other else 1.5 for one, other in itertools.pairwise(kinds))
+    return list(itertools.accumulate(steps, initial=0.0))
 
 
 def _frame(axes: Axes, analysis: Analysis, places: Sequence[float]) -> None:

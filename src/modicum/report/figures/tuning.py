@@ -30,11 +30,6 @@ def figure(analysis: Analysis) -> document.Figure | None:
     return document.figure("tuning", partial(_draw, analysis), at_edge=edge, rates=rates)
 
 
-def chosen(arm: ArmResult, tried: float) -> bool:
-    """Whether a rate is the arm's; rates are written with a few digits."""
-    return arm.learning_rate is not None and abs(tried / arm.learning_rate - 1) < 1e-3
-
-
 def ticks(rates: Sequence[float]) -> list[float]:
     """The lowest and the highest rate, and powers of ten that are not too near to them."""
     low, high = math.log10(min(rates)), math.log10(max(rates))
@@ -77,7 +72,9 @@ def _panel(axes: Axes, arm: ArmResult, colour: str) -> None:
     axes.plot(*zip(*tried, strict=True), color=colour, linewidth=1.2) if tried else None
     for at, accuracy in tried:
         ring: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 1.2, "markersize": 7}
-        style = ring if chosen(arm, at) else {"markersize": 3.5}
+        # Rates are written with a few digits.
+        chosen = arm.learning_rate is not None and abs(at / arm.learning_rate - 1) < 1e-3
+        style = ring if chosen else {"markersize": 3.5}
         (mark,) = axes.plot(at, accuracy, "o", color=colour, zorder=3, **style)
         tip(mark, f"{arm.name} at {at:.2g}: {accuracy:.1f} %")
     for failed in (t for t in arm.tries if t.accuracy is None):

@@ -9,7 +9,6 @@ from modicum.report.study import tables
 from modicum.report.study.families import family, ranked
 from modicum.report.study.read import StudyRecord
 from modicum.report.words import say
-from modicum.results import Analysis
 
 METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # sections of words.txt
 
@@ -19,7 +18,8 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     analysis, report = study.analysis, Builder()
     report.section("result", "Result", forest.figure(analysis), tables.arms(analysis))
     report.note("ratios")
-    if said := _in_words(analysis):
+    said = [say("arm", arm=arm) for arm in ranked(analysis)]
+    if said := [text for text in said if not text.endswith("`:")]:
         report.add(doc.Heading("The arms in words"), doc.Bullets(tuple(said)))
     report.section("cost", "Accuracy and cost", *frontier.figures(analysis))
     report.fold("What the arms cost, in numbers", tables.costs(analysis), "means")
@@ -57,20 +57,6 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     return doc.Document(title, analysis.question, analysis.conclusion, notes, report.sections())
 
 
-def _in_words(analysis: Analysis) -> list[str]:
-    said = []
-    for arm in ranked(analysis):
-        words = [arm.sentence] if arm.sentence else []
-        if arm.retention is None and arm.retention_note:
-            words.append(f"No retention: {arm.retention_note}.")
-        if arm.seeds_needed is not None and f"{arm.seeds_needed} seeds" not in arm.sentence:
-            words.append(f"About {arm.seeds_needed} seeds would decide it.")
-        # A sentence that names its arm needs no name before it.
-        name = "" if f"`{arm.name}`" in arm.sentence else f"`{arm.name}`: "
-        said += [name + " ".join(words)] if words else []
-    return said
-
-
 def _weights(report: Builder, study: StudyRecord) -> None:
     known = ((arm, study.curves[arm.slug].anatomy) for arm in arm_curves.arms(study))
     found = [(arm, anatomy) for arm, anatomy in known if anatomy is not None]
@@ -98,17 +84,8 @@ def _written(study: StudyRecord) -> list[doc.SideBySide]:
 
 def _method(report: Builder, study: StudyRecord) -> None:
     """How the numbers are made and what they do not say, in the study's own numbers."""
-    analysis, both = study.analysis, study.analysis.variance
-    tries = sorted({len(arm.tries) for arm in analysis.arms} - {0})
-    values = {
-        "analysis": analysis,
-        "methods": sorted({a.difference.method for a in analysis.arms if a.difference} - {""}),
-        "sizes": [
-            f"{100 * max(v, 0) ** 0.5:.1f}" for v in ((both.seed, both.problem) if both else ())
-        ],
-        "tries": " to ".join(str(count) for count in dict.fromkeys((*tries[:1], *tries[-1:]))),
-    }
-    texts = (doc.Text(say(name, **values)) for name in METHOD)
+    analysis = study.analysis
+    texts = (doc.Text(say(name, analysis=analysis)) for name in METHOD)
     report.section("method", "How the numbers are made", *texts)
     report.add(*(doc.Text(note, note=True) for note in analysis.notes))
     if (tests := tables.tests(analysis)) is not None:
