@@ -54,13 +54,13 @@ def figure(
 
 def table(known: Mapping[str, int], rows: Rows) -> document.Table | None:
     """The same as a table."""
-    names = ["problems", *(f"{name} (%)" for name, _ in rows)]
-    measures = [
-        (level, [str(count), *(percent(found.get(level)) for _, found in rows)])
+    lines = [
+        [level, str(count), *(percent(found.get(level)) for _, found in rows)]
         for level, count in known.items()
     ]
+    heads = ("difficulty", "problems", *(f"{name} (%)" for name, _ in rows))
     name = "Held-out accuracy by difficulty"
-    return document.across(name, measures, names) if len(known) > 1 else None
+    return document.table(name, heads, lines) if len(known) > 1 else None
 
 
 def draw(known: Mapping[str, int], rows: Rows, bold: str, narrow: bool) -> Figure:
