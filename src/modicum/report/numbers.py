@@ -75,6 +75,8 @@ def decimal(value: float | None) -> str:
 
 def general(value: float) -> str:
     """A number for a text about a figure: three digits or so, thousands separated."""
+    if math.isnan(value):
+        return "none"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

@@ -23,6 +23,7 @@ from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, Axes, F
 from modicum.results import ArmResult
 
 COLUMNS = 9  # side by side on a page
+INCH = 30  # points of a curve that is an inch wide
 Lines = Mapping[str, Line | None]  # by an arm's slug
 
 
@@ -36,9 +37,10 @@ def _columns(study: StudyRecord) -> list[Columns]:
     return [columns for arm in study.curves.values() for columns in arm.seeds.values()]
 
 
-def lines(study: StudyRecord, metric: Metric, axis: str = "step") -> Lines:
+def lines(study: StudyRecord, metric: Metric, axis: str = "step", **options: int) -> Lines:
     """The line of every arm that has curves, by its slug."""
-    return {s: line(arm.seeds.values(), metric, axis) for s, arm in study.curves.items()}
+    curves = study.curves.items()
+    return {slug: line(arm.seeds.values(), metric, axis, **options) for slug, arm in curves}
 
 
 def arms(study: StudyRecord) -> list[ArmResult]:
@@ -126,7 +128,7 @@ def gather(study: StudyRecord) -> tuple[dict[Metric, Lines], list[str]]:
     """The metrics that move with a curve for each arm, and words on those that never did."""
     found = metrics(_columns(study), short=True)
     moving: dict[Metric, Lines] = {
-        metric: lines(study, metric) for metric, same in found.items() if not same
+        metric: lines(study, metric, points=INCH) for metric, same in found.items() if not same
     }
     return moving, [same for same in found.values() if same]
 

@@ -52,7 +52,9 @@ class Line:
         return f"from {general(self.mean[0])} to {general(self.mean[-1])}"
 
 
-def line(seeds: Iterable[Columns], metric: Metric, axis: str = "step") -> Line | None:
+def line(
+    seeds: Iterable[Columns], metric: Metric, axis: str = "step", points: int = POINTS
+) -> Line | None:
     """Mean and range over the seeds that logged both columns, or None where none did.
 
     Of curves that have no x in common, the first.
@@ -65,7 +67,7 @@ def line(seeds: Iterable[Columns], metric: Metric, axis: str = "step") -> Line |
         found = found[:1]
         start, end = found[0][0][[0, -1]]
     most = max(int(((x >= start) & (x <= end)).sum()) for x, _ in found)
-    at = np.linspace(start, end, min(POINTS, most))
+    at = np.linspace(start, end, min(points, most))
     each = np.stack([np.interp(at, x, smooth(y)) for x, y in found])
     return Line(at, each.mean(0), each.min(0), each.max(0))
 

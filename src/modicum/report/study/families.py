@@ -29,7 +29,7 @@ class Family:
 CONTROL = Family("control", None, INK, "*")
 PLACEBO = Family("placebo", None, MUTED, "X")
 NUMBERS = {"adapters": 1, "schedules, masks": 3, "optimizers": 4, "layers": 0, "parts of layers": 2}
-NUMBERS |= {"other settings": 5}
+OTHER = Family("other settings", 5, SERIES[5], MARKERS[5])
 KINDS = {name: Family(name, n, SERIES[n], MARKERS[n]) for name, n in NUMBERS.items()}
 
 
@@ -39,13 +39,13 @@ def family(analysis: Analysis, arm: ArmResult) -> Family:
         return CONTROL
     if arm.placebo:
         return PLACEBO
-    return KINDS.get(arm.kind, KINDS["other settings"])
+    return KINDS.get(arm.kind, OTHER)
 
 
 def present(analysis: Analysis) -> list[Family]:
     """The families of a study's arms, the control first."""
     found = {family(analysis, arm) for arm in analysis.arms}
-    return [kind for kind in (CONTROL, *KINDS.values(), PLACEBO) if kind in found]
+    return [kind for kind in (CONTROL, *KINDS.values(), OTHER, PLACEBO) if kind in found]
 
 
 def ranked(analysis: Analysis) -> list[ArmResult]:
