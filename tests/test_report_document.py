@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from modicum.report import html, markdown
+from modicum.report import html, markdown, words
 from modicum.report.document import (
     Bullets,
     Commands,
@@ -124,3 +125,17 @@ def test_few_runs_are_columns_and_many_are_rows() -> None:
     assert many is not None and many.heads == ("run", "length")
     assert [cell.text for cell in many.rows[0]] == ["a", "1"]
     assert across("n", [], ["a"]) is None
+
+
+def test_every_text_is_asked_for_by_its_name() -> None:
+    folder = Path(words.__file__).parent
+    names = re.findall(r"^== (\w+)$", (folder / "words.txt").read_text("utf-8"), re.MULTILINE)
+    code = "".join(path.read_text("utf-8") for path in folder.rglob("*.py"))
+    assert len(names) == len(set(names))
+    assert [name for name in names if f'"{name}"' not in code] == []
+
+
+def test_a_text_is_one_line_and_values_in_it_are_not_templates() -> None:
+    assert words.say("missing", absent=["{{ 7 }}", "b"]).startswith(
+        "The run folders of {{ 7 }} and b are not here, nor is a copy of their curves: curves,"
+    )
