@@ -18,8 +18,8 @@ from modicum.models.precision import Masters, too_fine
 from modicum.training import session
 from modicum.training.step import backward, optimizer_step
 from modicum.types import Batch, Row, RunStopped
-from modicum.updates.moves import farthest
 from modicum.updates.proofs import ChangeProof, combined, fingerprint, fingerprints
+from modicum.updates.rules import farthest
 
 ROWS = tuple(Row((40, 41), (50 + i, 60), (-5.5, -5.5), (-1.0) ** i) for i in range(4))
 TRAINS = "model.layers.2.mlp.up_proj.weight"

@@ -15,8 +15,8 @@ from modicum.models.linear import adapted
 from modicum.training.optimization import Optimization
 from modicum.types import UserError
 from modicum.updates.adapter import AdapterPrepared
+from modicum.updates.from_base import rounded, triplets
 from modicum.updates.lora import lora_layers
-from modicum.updates.pissa import rounded, triplets
 
 IDS = torch.tensor([[40, 41, 42, 43, 44, 45]])
 

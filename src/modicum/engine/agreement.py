@@ -44,8 +44,7 @@ from modicum.engine.slopes import FADE, FAULTS, Array, Scored, Slope, doubt, loo
 from modicum.engine.version import AgreementFailed
 from modicum.models.widen import widened
 from modicum.types import Group, Row, RunStopped
-from modicum.updates.base import Prepared
-from modicum.updates.swap import Swap
+from modicum.updates.base import Prepared, Swap
 
 EXACT = 1e-4  # most that two fp32 computations differ, in nats over 1 - p
 ROUNDING = 4.0  # times the model's own

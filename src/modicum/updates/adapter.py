@@ -24,21 +24,18 @@ import torch
 from torch import Tensor, nn
 
 from modicum.models.adapters import merged, quiet
-from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates import going_on
 from modicum.updates.base import Method, Prepared, Selection
 from modicum.updates.chains import Chain, Trains
-from modicum.updates.kinds import Kind
 from modicum.updates.schedule import Schedule
-from modicum.updates.swap import Swap
 from modicum.updates.targets import linear_layers, unreached
-
-MAX_COUNT = 65_536  # of ranks and the like
 
 
 class AdapterPrepared(Prepared):
     """A PEFT model whose adapter trains; the reference is the adapter switched off."""
+
+    reference_known = True
 
     def __init__(
         self,
@@ -52,7 +49,6 @@ class AdapterPrepared(Prepared):
         self.adapter, self.given, self.left = adapter, given, left
         self.rewrites_base = adapter.rewrites_base
         self.start_tolerance = adapter.start_tolerance
-        self.swap = Swap(trainable)
         if self.rewrites_base:  # an export needs them too, so they are kept in any case
             self.swap.keep()
 
@@ -148,18 +144,16 @@ def relative_to_base(model: Any, start: Mapping[str, Tensor]) -> None:
         config.init_lora_weights = True
 
 
-def at_least_one(update: Method, **counts: int) -> None:
-    """UserError when one of the arguments is below 1, or beyond any model."""
-    for name, count in counts.items():
-        within(f"{update.name}: {name}", count, 1, MAX_COUNT)
-
-
 class Adapter(Method):
     """A PEFT adapter. Members say their config; the rest is here, to be overridden."""
 
-    kind: ClassVar[Kind] = "adapters"
+    kind = "adapters"
     peft_config: ClassVar[str]
     """PEFT's class for the adapter's config."""
+    passed: ClassVar[dict[str, str]] = {}
+    """PEFT's names of the arguments that its config gets as they are."""
+    fixed: ClassVar[dict[str, Any]] = {}
+    """What else it gets."""
     rewrites_base: ClassVar[bool] = False
     start_tolerance: ClassVar[float] = 1e-6
     """How far the start's logits may be from the base's, over the largest of them (at least 1)."""
@@ -170,7 +164,7 @@ class Adapter(Method):
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """What the PEFT config says of the adapter, beside where it goes."""
-        return {}
+        return {theirs: getattr(self, ours) for ours, theirs in self.passed.items()} | self.fixed
 
     def config(self, targets: list[str], seed: int) -> Any:
         """The PEFT config that puts the adapter into the modules named `targets`."""

@@ -40,7 +40,7 @@ def check(update: Any, settings: dict[str, Any], model: Any, where: Selection | 
             f"{update}: the adapter has {beside[0]}, with which it cannot go on; {merge}"
         )
     asked = {"use_rslora": False, "use_dora": False, **settings}
-    same = all(getattr(held, name, None) == asked[name] for name in asked if name != "lora_dropout")
+    same = all(getattr(held, name, None) == asked[name] for name in asked)
     experts = getattr(update, "experts", False) == bool(held.target_parameters)
     if not (update.name in GOES_ON and same and experts):
         raise UserError(f"{update} is not the adapter of the model, which is {said(held)}; {merge}")

@@ -16,41 +16,30 @@ The variants, each one change to LoRA:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import nn
 
 from modicum.models.linear import matrix
-from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
+from modicum.updates.members import Count, Limits, Rank
 from modicum.updates.schedule import Schedule
 from modicum.updates.targets import experts
-
-MAX_RANK = 1024
-MAX_RATIO = 1024
-MAX_ALPHA = 65536
 
 
 @dataclass(frozen=True)
 class LowRank(Adapter):
     """What adapters with a rank and a scale have in common."""
 
-    peft_config: ClassVar[str] = "LoraConfig"
-    rate_scale: ClassVar[float] = 10.0
-    rank: int = 8
-    alpha: int = 32
-
-    def __post_init__(self) -> None:
-        within(f"{self.name}: rank", self.rank, 1, MAX_RANK)
-        within(f"{self.name}: alpha", self.alpha, 1, MAX_ALPHA)
-
-    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
-        """LoRA without dropout."""
-        return {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": 0.0}
+    peft_config = "LoraConfig"
+    rate_scale = 10.0
+    passed: ClassVar[dict[str, str]] = {"rank": "r", "alpha": "lora_alpha"}
+    rank: Rank = 8
+    alpha: Count = 32
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A, then B."""
@@ -73,8 +62,8 @@ class Lora(LowRank):
     of their own for every expert.
     """
 
-    name: ClassVar[str] = "lora"
-    examples: ClassVar[tuple[str, ...]] = (
+    name = "lora"
+    examples = (
         "lora(rank=2)",
         "lora(rank=2) @ last(1)",
         "lora(rank=2) @ (last(2) & parts(attention))",
@@ -96,12 +85,10 @@ class RsLora(LowRank):
     At rank 8 and alpha 12 the scale (4.2) is about that of `lora` (4).
     """
 
-    name: ClassVar[str] = "rslora"
-    examples: ClassVar[tuple[str, ...]] = ("rslora(rank=4)",)
-    alpha: int = 12
-
-    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
-        return super().settings(targets, seed) | {"use_rslora": True}
+    name = "rslora"
+    examples = ("rslora(rank=4)",)
+    fixed: ClassVar[dict[str, Any]] = {"use_rslora": True}
+    alpha: Count = 12
 
 
 @dataclass(frozen=True)
@@ -112,14 +99,10 @@ class LoraPlus(LowRank):
     ratio 16 B learns about as fast as in LoRA, where B moves the weights most.
     """
 
-    name: ClassVar[str] = "loraplus"
-    rate_scale: ClassVar[float] = 1.0
-    examples: ClassVar[tuple[str, ...]] = ("loraplus(rank=2, ratio=4.0)",)
-    ratio: float = 16.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("loraplus: ratio", self.ratio, 0, MAX_RATIO, above=True)
+    name = "loraplus"
+    rate_scale = 1.0
+    examples = ("loraplus(rank=2, ratio=4.0)",)
+    ratio: Annotated[float, Limits(0, 1024, above=True)] = 16.0
 
     def schedule(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Schedule:
         return Schedule(rates={n: self.ratio for n in trainable if ".lora_B." in n})
@@ -129,8 +112,8 @@ class LoraPlus(LowRank):
 class LoraFa(LowRank):
     """LoRA whose A stays as drawn: half the trained numbers, and no wide input is kept."""
 
-    name: ClassVar[str] = "lorafa"
-    examples: ClassVar[tuple[str, ...]] = ("lorafa(rank=2)", "lorafa(rank=2) @ last(1)")
+    name = "lorafa"
+    examples = ("lorafa(rank=2)", "lorafa(rank=2) @ last(1)")
 
     def trains(self, name: str) -> bool:
         return ".lora_B." in name
@@ -140,11 +123,9 @@ class LoraFa(LowRank):
 class Dora(LowRank):
     """LoRA for the direction of each output row, and its length as a number of its own."""
 
-    name: ClassVar[str] = "dora"
-    examples: ClassVar[tuple[str, ...]] = ("dora(rank=2)", "dora(rank=2) @ last(1)")
-
-    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
-        return super().settings(targets, seed) | {"use_dora": True}
+    name = "dora"
+    examples = ("dora(rank=2)", "dora(rank=2) @ last(1)")
+    fixed: ClassVar[dict[str, Any]] = {"use_dora": True}
 
     @torch.no_grad()
     def finish(self, model: Any) -> None:

@@ -10,23 +10,22 @@ costs what it does for AdamW.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from modicum.config import Optimizer
-from modicum.spec import within
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.layout import layer_of
-from modicum.updates.moves import pieces
+from modicum.updates.members import Limits
 from modicum.updates.optimizers import OptimizerMember
-from modicum.updates.rules import AdamWRule, Groups, Rule
-from modicum.updates.schedule import MAX_STEPS
+from modicum.updates.rules import AdamWRule, Groups, Rule, pieces
 
 State = dict[str, Tensor]
-MAX_RANK = 4096
+Rank = Annotated[int, Limits(1, 4096)]
+Scale = Annotated[float, Limits(0, 1e6, above=True)]
 STEP_TABLES = 4  # as large as a matrix, which a step makes
 
 
@@ -155,14 +154,7 @@ def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> State:
 
 
 class LowRankMember(OptimizerMember):
-    """What the members have in common: their limits, and that there is a matrix to treat."""
-
-    def __post_init__(self) -> None:
-        rule = self.rule(0)
-        assert isinstance(rule, LowRankRule)
-        within(f"{self.name}: rank", rule.rank, 1, MAX_RANK)
-        within(f"{self.name}: every", rule.every, 1, MAX_STEPS)
-        within(f"{self.name}: scale", rule.scale, 0, 1e6, above=True)
+    """What the members have in common: there must be a matrix to treat."""
 
     def check(self, prepared: Prepared) -> None:
         """UserError when no matrix that trains is large enough."""

@@ -11,33 +11,29 @@ The sources give none for RL.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 
-from modicum.spec import Spec
 from modicum.types import UserError
-from modicum.updates.base import Method, Placed, Prepared, Selection, placed
+from modicum.updates.base import Method, Placed, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.kinds import Kind, leading
+from modicum.updates.members import Member, Pair, ShareBelowOne
 from modicum.updates.rules import AdamWRule, Rule, SgdRule
 
 Trains = Selection | Method | Placed
 
 
-class OptimizerMember(Spec, ABC):
+class OptimizerMember(Member):
     """An optimizer that can be told for what: `sgd @ lora(rank=4)`."""
 
-    faster: ClassVar[float] = 1.0
+    faster = 1.0
     """Its default rate, over that of AdamW."""
-    kind: ClassVar[Kind] = "optimizers"
-    examples: ClassVar[tuple[str, ...]]
-    """Expressions that run on the tiny base, the usual one first."""
+    kind = "optimizers"
 
     @property
-    def rate_scale(self) -> float:
+    def rate_scale(self) -> float:  # type: ignore[override]
         """The default learning rate, over that of full training."""
         return self.faster
 
@@ -56,40 +52,30 @@ class OptimizerMember(Spec, ABC):
         return Optimized(self, update) if isinstance(update, Trains) else NotImplemented
 
 
-@dataclass(frozen=True)
-class Optimized:
+class Optimized(Pair):
     """An optimizer and the update whose tensors it moves."""
 
-    member: OptimizerMember
-    update: Trains
+    sign = "@"
 
     @property
     def rate_scale(self) -> float:
         """The optimizer's, over Adam's, times the update's."""
-        return self.member.rate_scale * self.update.rate_scale
-
-    @property
-    def kind(self) -> Kind:
-        """That of an adapter or a schedule, else the optimizer's."""
-        return leading(self.member.kind, self.update.kind)
+        return self.left.rate_scale * self.right.rate_scale
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         """Apply the update and let the optimizer move what it trains."""
-        prepared = self.update.apply(model, seed)
+        prepared = self.right.apply(model, seed)
         if type(prepared.rule) is not AdamWRule:
-            raise UserError(f"{self}: {self.update} has an optimizer of its own; leave one out")
-        prepared.rule = self.member.rule(seed)
-        self.member.check(prepared)
+            raise UserError(f"{self}: {self.right} has an optimizer of its own; leave one out")
+        prepared.rule = self.left.rule(seed)
+        self.left.check(prepared)
         return prepared
 
     def __matmul__(self, where: object) -> Optimized:
         _no_second(self, where)
-        if isinstance(self.update, Method) and isinstance(where, Selection):
-            return Optimized(self.member, self.update @ where)
+        if isinstance(self.right, Method) and isinstance(where, Selection):
+            return Optimized(self.left, self.right @ where)
         return NotImplemented
-
-    def __str__(self) -> str:
-        return placed(self.member, self.update)
 
 
 def _no_second(left: object, right: object) -> None:
@@ -101,23 +87,17 @@ def _no_second(left: object, right: object) -> None:
 class Sgd(OptimizerMember):
     """Plain gradient descent: no optimizer state without momentum, and far larger rates."""
 
-    name: ClassVar[str] = "sgd"
-    faster: ClassVar[float] = 200.0
-    examples: ClassVar[tuple[str, ...]] = (
+    name = "sgd"
+    faster = 200.0
+    examples = (
         "sgd",
         "sgd(momentum=0.9) @ last(1)",
         "sgd @ (lora(rank=2) @ last(1))",
     )
-    momentum: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise UserError(
-                f"sgd: momentum must be at least 0 and below 1 (usual: 0.9), not {self.momentum}"
-            )
+    momentum: ShareBelowOne = 0.0
 
     @property
-    def rate_scale(self) -> float:
+    def rate_scale(self) -> float:  # type: ignore[override]
         """Under momentum steps add up to 1/(1 - momentum) times as much."""
         return self.faster * (1 - self.momentum)
 

@@ -3,7 +3,7 @@
 Every tensor is hashed before training. After the first step, at each checkpoint and at
 the end the hashes are taken again. A violation stops the run with the tensor's name. Only
 what was certain to move must have changed: a step below half the spacing of all of a tensor's
-numbers (a warm-up, a small rate) leaves it as it is (`moves`). Of
+numbers (a warm-up, a small rate) leaves it as it is (`rules`). Of
 what has an fp32 master the master must change, as small steps add up there before they
 show in a rounded weight, and the weight must be the master, rounded as it was to be: by the
 noise of the step in which it last trained, or to nearest. What may train but
@@ -26,7 +26,7 @@ from modicum.models.precision import Masters, SparseMaster, is_coarse
 from modicum.models.rounding import neighbours
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
-from modicum.updates.moves import Move
+from modicum.updates.rules import Move
 
 
 class Proof:

@@ -17,8 +17,8 @@ from torch import Tensor
 from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
-from modicum.updates.moves import Move
 from modicum.updates.proofs import Proof
+from modicum.updates.rules import Move
 from modicum.updates.schedule import Decision
 
 MAX_SKIPPED = 3  # steps in a row without a finite loss and gradient
