@@ -7,8 +7,8 @@ can hold it. Only what the optimizer keeps is small: the gradient is whole, and 
 costs what it does for AdamW.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from modicum.updates.base import Prepared
 from modicum.updates.layout import layer_of
 from modicum.updates.members import Limits
 from modicum.updates.optimizers import OptimizerMember
-from modicum.updates.rules import AdamWRule, Groups, Rule, pieces
+from modicum.updates.rules import Groups, Rule
 
 State = dict[str, Tensor]
 Rank = Annotated[int, Limits(1, 4096)]
@@ -40,59 +40,33 @@ class Moment:
     """Steps of this tensor, this one included."""
     betas: tuple[float, float]
     epsilon: float
+    seed: int
+    """Of the run."""
 
 
 @torch.no_grad()
-def normalised(moment: Moment, gradient: Tensor) -> Tensor:
+def adam(moment: Moment, gradient: Tensor) -> Tensor:
     """Adam's m / (sqrt(v) + eps), both with bias correction, after taking `gradient` in."""
     beta1, beta2 = moment.betas
-    moment.state["exp_avg"].lerp_(gradient, 1 - beta1)
-    moment.state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    return adam(moment)
-
-
-def adam(moment: Moment) -> Tensor:
-    """Adam's m / (sqrt(v) + eps) of the state as it is."""
-    beta1, beta2 = moment.betas
     first, second = moment.state["exp_avg"], moment.state["exp_avg_sq"]
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     root = (second / (1 - beta2**moment.count)).sqrt_().add_(moment.epsilon)
     return (first / (1 - beta1**moment.count)).div_(root)
 
 
+def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> State:
+    """Two moments, zero."""
+    return {key: torch.zeros(shape, device=device) for key in ("exp_avg", "exp_avg_sq")}
+
+
 @dataclass(frozen=True)
-class LowRankRule(Rule, ABC):
+class LowRankMember(OptimizerMember):
     """How matrices are treated; members say what is kept and which way it leads."""
 
     rank: int
     every: int
     scale: float
-
-    def projects(self, name: str, shape: torch.Size) -> bool:
-        """Whether a tensor is a matrix of a layer, and large enough."""
-        return len(shape) == 2 and min(shape) > self.rank and layer_of(name) is not None
-
-    def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
-        """AdamW with this treatment of matrices."""
-        return LowRankAdamW(groups, settings, self)
-
-    def state_bytes(self, name: str, shape: torch.Size) -> int:
-        """Two moments of every number, or what the treatment keeps."""
-        numbers = self.kept(*shape) if self.projects(name, shape) else 2 * shape.numel()
-        return 4 * numbers
-
-    def step_numbers(self, largest: int) -> int:
-        """Tables of the size of the largest matrix: its gradient's projection and way back."""
-        return STEP_TABLES * largest
-
-    def sizes(
-        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> Iterator[Tensor]:
-        """AdamW's, or those of the treatment."""
-        if self.projects(name, gradient.shape):
-            given = (int(state["step"]), group["betas"], group["eps"])
-            yield from pieces(self.taken(Moment(name, gradient, dict(state), *given)).abs())
-        else:
-            yield from AdamWRule().sizes(name, gradient, state, group)
 
     @abstractmethod
     def kept(self, rows: int, columns: int) -> int:
@@ -106,25 +80,55 @@ class LowRankRule(Rule, ABC):
     def direction(self, moment: Moment) -> Tensor:
         """What is taken off the matrix, over the learning rate; updates the state."""
 
-    @abstractmethod
-    def taken(self, moment: Moment) -> Tensor:
-        """What `direction` was, from the state that it left."""
+    def treats(self, name: str, shape: torch.Size) -> bool:
+        """Whether a tensor is a matrix of a layer, and large enough."""
+        return len(shape) == 2 and min(shape) > self.rank and layer_of(name) is not None
+
+    def rule(self, seed: int) -> Rule:
+        return LowRankRule(self, seed)
+
+    def check(self, prepared: Prepared) -> None:
+        """UserError when no matrix that trains is large enough."""
+        size = prepared.schedule.size
+        if not any(
+            self.treats(name, p.shape) and size(name, p) == p.numel()
+            for name, p in prepared.trainable.items()
+        ):
+            raise UserError(
+                f"{self}: of what trains here no matrix of a layer has more than {self.rank} rows"
+                " and columns, so it would be plain AdamW; take a smaller rank or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class LowRankRule(Rule):
+    """AdamW in which a member treats the matrices of the layers."""
+
+    member: LowRankMember
+    seed: int
+    by_entry = False
+
+    def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
+        return LowRankAdamW(groups, settings, self)
+
+    def state_bytes(self, name: str, shape: torch.Size) -> int:
+        """Two moments of every number, or what the treatment keeps."""
+        treated = self.member.treats(name, shape)
+        return 4 * (self.member.kept(*shape) if treated else 2 * shape.numel())
+
+    def step_numbers(self, largest: int) -> int:
+        """Tables of the size of the largest matrix: its gradient's projection and way back."""
+        return STEP_TABLES * largest
 
 
 class LowRankAdamW(torch.optim.Optimizer):
-    """AdamW (decoupled weight decay) in which a rule treats the matrices of the layers."""
+    """AdamW (decoupled weight decay) in which a member treats the matrices of the layers."""
 
     def __init__(self, groups: Groups, settings: Optimizer, rule: LowRankRule) -> None:
-        super().__init__(
-            groups,
-            {
-                "lr": 0.0,
-                "betas": (settings.beta1, settings.beta2),
-                "eps": settings.epsilon,
-                "weight_decay": settings.weight_decay,
-            },
-        )
-        self.rule = rule
+        betas, decay = (settings.beta1, settings.beta2), settings.weight_decay
+        given = {"lr": 0.0, "betas": betas, "eps": settings.epsilon, "weight_decay": decay}
+        super().__init__(groups, given)
+        self.member, self.seed = rule.member, rule.seed
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -136,35 +140,13 @@ class LowRankAdamW(torch.optim.Optimizer):
                     self._move(name, tensor, tensor.grad, group)
 
     def _move(self, name: str, tensor: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state, special = self.state[tensor], self.rule.projects(name, tensor.shape)
+        state, treated = self.state[tensor], self.member.treats(name, tensor.shape)
         if not state:
-            state["step"] = torch.zeros(())
-            state |= self.rule.start(tensor) if special else moments(tensor.shape, tensor.device)
+            first = self.member.start(tensor) if treated else moments(tensor.shape, tensor.device)
+            state |= {"step": torch.zeros(()), **first}
         count = int(state["step"]) + 1
         state["step"] = torch.tensor(float(count))
-        moment = Moment(name, gradient, state, count, group["betas"], group["eps"])
-        toward = self.rule.direction(moment) if special else normalised(moment, gradient)
+        moment = Moment(name, gradient, state, count, group["betas"], group["eps"], self.seed)
+        toward = self.member.direction(moment) if treated else adam(moment, gradient)
         tensor.mul_(1 - group["lr"] * group["weight_decay"])
         tensor.add_(toward, alpha=-group["lr"])
-
-
-def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> State:
-    """Two moments, zero."""
-    return {key: torch.zeros(shape, device=device) for key in ("exp_avg", "exp_avg_sq")}
-
-
-class LowRankMember(OptimizerMember):
-    """What the members have in common: there must be a matrix to treat."""
-
-    def check(self, prepared: Prepared) -> None:
-        """UserError when no matrix that trains is large enough."""
-        rule, size = prepared.rule, prepared.schedule.size
-        assert isinstance(rule, LowRankRule)
-        if not any(
-            rule.projects(name, p.shape) and size(name, p) == p.numel()
-            for name, p in prepared.trainable.items()
-        ):
-            raise UserError(
-                f"{self}: of what trains here no matrix of a layer has more than {rule.rank} rows"
-                " and columns, so it would be plain AdamW; take a smaller rank or leave it out"
-            )

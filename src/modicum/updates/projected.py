@@ -40,22 +40,28 @@ as torch does it. Embedding and head get plain AdamW.
 from dataclasses import dataclass
 from hashlib import sha256
 from math import sqrt
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from modicum.updates import lowrank
-from modicum.updates.lowrank import LowRankMember, LowRankRule, Moment, Rank, Scale, State
+from modicum.updates.lowrank import LowRankMember, Moment, Rank, Scale, State, adam, moments
 from modicum.updates.members import Steps
-from modicum.updates.rules import Rule
 
 GROWTH = 1.01
 TINY = 1e-8
 
 
 @dataclass(frozen=True)
-class GaLoreRule(LowRankRule):
-    """Adam on the gradient's part in a basis of its own."""
+class GaLore(LowRankMember):
+    """Adam in a low-rank space of each gradient: small state, all weights train."""
+
+    name = "galore"
+    faster = 4.0
+    examples = ("galore(rank=4, every=2)", "galore(rank=1) @ (lora(rank=2) @ last(1))")
+    rank: Rank = 8
+    every: Steps = 200
+    scale: Scale = 0.25
 
     def kept(self, rows: int, columns: int) -> int:
         return self.rank * (min(rows, columns) + 2 * max(rows, columns))
@@ -66,7 +72,7 @@ class GaLoreRule(LowRankRule):
         basis = torch.zeros(min(rows, columns), self.rank, device=matrix.device)
         # Due at once.
         made = torch.tensor(float(-self.every))
-        return {"basis": basis, "basis_made": made} | lowrank.moments(low, matrix.device)
+        return {"basis": basis, "basis_made": made} | moments(low, matrix.device)
 
     def direction(self, moment: Moment) -> Tensor:
         gradient, state = moment.gradient, moment.state
@@ -75,16 +81,9 @@ class GaLoreRule(LowRankRule):
             state["basis"] = basis_of(gradient, self.rank)
             state["basis_made"] = torch.tensor(float(before))
         basis, (rows, columns) = state["basis"], gradient.shape
-        low = gradient @ basis if rows >= columns else basis.T @ gradient
-        return self._back(moment, lowrank.normalised(moment, low))
-
-    def taken(self, moment: Moment) -> Tensor:
-        return self._back(moment, lowrank.adam(moment))
-
-    def _back(self, moment: Moment, low: Tensor) -> Tensor:
-        """From the low-rank space into that of the matrix."""
-        basis, (rows, columns) = moment.state["basis"], moment.gradient.shape
-        return (low @ basis.T if rows >= columns else basis @ low) * self.scale
+        if rows >= columns:
+            return adam(moment, gradient @ basis) @ basis.T * self.scale
+        return basis @ adam(moment, basis.T @ gradient) * self.scale
 
 
 def basis_of(gradient: Tensor, rank: int) -> Tensor:
@@ -97,77 +96,45 @@ def basis_of(gradient: Tensor, rank: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GaLore(LowRankMember):
-    """Adam in a low-rank space of each gradient: small state, all weights train."""
+class Apollo(LowRankMember):
+    """Gradients scaled by channel, as a random projection says that Adam would."""
 
-    name = "galore"
+    name = "apollo"
     faster = 4.0
-    examples = (
-        "galore(rank=4, every=2)",
-        "galore(rank=1) @ (lora(rank=2) @ last(1))",
-    )
-    rank: Rank = 8
+    examples = ("apollo(rank=4, every=2)", "apollo(rank=1) @ (lora(rank=2) @ last(1))")
+    over: ClassVar[int | None] = 0
+    """What has one factor: a channel, or (None) the whole matrix."""
+    rank: Rank = 32
     every: Steps = 200
-    scale: Scale = 0.25
-
-    def rule(self, seed: int) -> Rule:
-        return GaLoreRule(self.rank, self.every, self.scale)
-
-
-@dataclass(frozen=True)
-class ApolloRule(LowRankRule):
-    """The gradient, scaled by channel or as a whole."""
-
-    seed: int
-    whole: bool
-    """One factor for the whole matrix."""
+    scale: Scale = 1.0
 
     def kept(self, rows: int, columns: int) -> int:
         return 2 * self.rank * max(rows, columns)
 
     def start(self, matrix: Tensor) -> State:
         low = (self.rank, max(matrix.shape))
-        return {"norm": torch.zeros((), device=matrix.device)} | lowrank.moments(low, matrix.device)
+        return {"norm": torch.zeros((), device=matrix.device)} | moments(low, matrix.device)
 
     def direction(self, moment: Moment) -> Tensor:
-        wide, low = self._low(moment)
-        factor = self._factor(low, lowrank.normalised(moment, low))
-        scaled = wide * factor * self._limit(moment, _norm(wide * factor, None)) * sqrt(self.scale)
-        return scaled if wide is moment.gradient else scaled.T
-
-    def taken(self, moment: Moment) -> Tensor:
-        wide, low = self._low(moment)
-        scaled = wide * self._factor(low, lowrank.adam(moment))
-        norm, bias = _norm(scaled, None), self._bias(moment)
-        limit = moment.state["norm"].to(norm.device) / (norm * bias + (norm == 0))
-        scaled = scaled * limit.clamp(max=1) * sqrt(self.scale)
-        return scaled if wide is moment.gradient else scaled.T
-
-    def _low(self, moment: Moment) -> tuple[Tensor, Tensor]:
-        """The gradient, its larger side last, and its projection."""
         gradient, (rows, columns) = moment.gradient, moment.gradient.shape
         wide = gradient if rows < columns else gradient.T
-        return wide, self.projection(moment.name, moment.count, wide) @ wide
-
-    def _factor(self, low: Tensor, scaled: Tensor) -> Tensor:
-        """How much Adam scales each column, or the whole."""
-        over = None if self.whole else 0
-        return _norm(scaled, over) / (_norm(low, over) + TINY)
-
-    def _bias(self, moment: Moment) -> float:
-        beta1, beta2 = moment.betas
-        return (1 - beta1**moment.count) / sqrt(1 - beta2**moment.count)
+        low = self.projection(moment, wide) @ wide
+        scaled = wide * (_norm(adam(moment, low), self.over) / (_norm(low, self.over) + TINY))
+        scaled = scaled * self._limit(moment, _norm(scaled, None)) * sqrt(self.scale)
+        return scaled if wide is gradient else scaled.T
 
     def _limit(self, moment: Moment, norm: Tensor) -> Tensor:
         """What the step is multiplied by, so that its norm does not jump."""
-        before, now = moment.state["norm"].to(norm.device), norm * self._bias(moment)
+        beta1, beta2 = moment.betas
+        now = norm * ((1 - beta1**moment.count) / sqrt(1 - beta2**moment.count))
+        before = moment.state["norm"].to(norm.device)
         most = torch.where(before > 0, GROWTH * before, now)
         moment.state["norm"] = torch.where(now > 0, torch.minimum(now, most), before)
         return (most / (now + (now == 0))).clamp(max=1)
 
-    def projection(self, name: str, count: int, wide: Tensor) -> Tensor:
+    def projection(self, moment: Moment, wide: Tensor) -> Tensor:
         """P of the present draw, rank x rows of `wide`."""
-        mark = f"{self.seed}/{name}/{(count - 1) // self.every}".encode()
+        mark = f"{moment.seed}/{moment.name}/{(moment.count - 1) // self.every}".encode()
         generator = torch.Generator(wide.device)
         generator.manual_seed(int.from_bytes(sha256(mark).digest()[:7]))
         shape = (self.rank, len(wide))
@@ -180,31 +147,12 @@ def _norm(matrix: Tensor, over: int | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Apollo(LowRankMember):
-    """Gradients scaled by channel, as a random projection says that Adam would."""
-
-    name = "apollo"
-    faster = 4.0
-    examples = (
-        "apollo(rank=4, every=2)",
-        "apollo(rank=1) @ (lora(rank=2) @ last(1))",
-    )
-    rank: Rank = 32
-    every: Steps = 200
-    scale: Scale = 1.0
-
-    def rule(self, seed: int) -> Rule:
-        return ApolloRule(self.rank, self.every, self.scale, seed, whole=False)
-
-
-@dataclass(frozen=True)
-class ApolloMini(LowRankMember):
+class ApolloMini(Apollo):
     """APOLLO of rank 1 with one factor a matrix: the memory of SGD, almost."""
 
     name = "apollo_mini"
+    faster = 1.0
     examples = ("apollo_mini(every=2)",)
-    every: Steps = 200
+    over = None
+    rank: ClassVar[int] = 1  # type: ignore[misc]
     scale: Scale = 128.0
-
-    def rule(self, seed: int) -> Rule:
-        return ApolloRule(1, self.every, self.scale, seed, whole=True)

@@ -16,7 +16,7 @@ The hashes of loading (`models.identity`) are not taken over for what is frozen:
 rewrite it when they begin, and a proof that believed an older hash would prove less.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -64,14 +64,18 @@ class Proof:
         self.tried |= names
         self.pushed |= names if sure else set()
 
-    def expect(self, moves: Callable[[str], Move | None]) -> None:
+    def unsure(self) -> list[str]:
+        """Tensors that train and had a gradient, and need not have changed yet."""
+        return sorted(self.tried & self.prepared.active.keys() - self.pushed)
+
+    def expect(self, moves: Mapping[str, Move | None]) -> None:
         """Hear of a step that was taken, by how far each tensor went; None: it was passed over.
 
         A tensor of which entries went a spacing or a few may come back to its start. It must
         have left it once, right then.
         """
-        for name in sorted(self.tried & self.prepared.active.keys() - self.pushed):
-            move = self.last[name] = moves(name)
+        self.last |= moves
+        for name, move in moves.items():
             if move is not None and not move.far:
                 if not move.shows or name in self.moved:
                     continue

@@ -9,9 +9,10 @@ is. So a tensor must have changed only when some entry of it was to move by more
 Where weight decay acts, its own rounding may undo as much, and a whole spacing is asked for.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,42 +78,48 @@ def farthest(tensor: Tensor, sizes: Iterable[Tensor], rate: float, decay: float)
     return best
 
 
-class Rule(Protocol):
+class Rule(ABC):
     """How tensors are moved by their gradients."""
 
+    by_entry = True
+    """Whether the step of a number depends on its own gradient and state alone."""
+
+    @abstractmethod
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
         """The optimizer; every group has `params`, `lr` and `names`."""
-        ...
 
+    @abstractmethod
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         """Bytes that the optimizer keeps of one fp32 tensor, the step counter left out."""
-        ...
-
-    @property
-    def stateful(self) -> bool:
-        """Whether the optimizer has a state of every tensor that it has moved."""
-        return True
 
     def sizes(
         self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
     ) -> Iterator[Tensor]:
-        """How far the step just taken moved each number, over the learning rate; in `pieces`.
+        """How far the coming step moves each number, over the learning rate; in `pieces`.
 
-        By the gradient, the state after the step and the group's settings; weight decay left
-        out. The change proof compares this with the spacing of the numbers. A rule that does
-        not say is taken to move whatever has a gradient.
+        An optimizer takes that step from zero, by the gradient, a copy of the state and the
+        group's settings, without weight decay. The change proof compares it with the spacing of
+        the numbers.
         """
-        for piece in pieces(gradient):
-            yield torch.where(piece == 0, 0.0, float("inf"))
+        for number, piece in enumerate(pieces(gradient) if self.by_entry else [gradient.detach()]):
+            tensor, part = torch.zeros_like(piece).requires_grad_(), slice(number * PIECE, None)
+            alone = {"params": [tensor], "names": [name], "lr": 1.0, "weight_decay": 0.0}
+            optimizer = self.make([dict(alone)], Optimizer())
+            optimizer.param_groups[0].update({**group, **alone})
+            for key, value in state.items():
+                like = self.by_entry and value.shape == gradient.shape
+                value = value.reshape(-1)[part][: piece.numel()] if like else value
+                optimizer.state[tensor][key] = value.clone()
+            tensor.grad = piece
+            optimizer.step()
+            yield from pieces(tensor.abs())
 
     def move(
         self, name: str, tensor: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> Move | None:
-        """How far the step just taken went in a tensor; None: the optimizer passed it over."""
+    ) -> Move:
+        """How far the coming step goes in a tensor."""
         if tensor.grad is None:
             return Move(group["lr"])
-        if self.stateful and not state:
-            return None
         sizes = self.sizes(name, tensor.grad, state, group)
         return farthest(tensor, sizes, group["lr"], group["weight_decay"])
 
@@ -135,18 +142,7 @@ class AdamWRule(Rule):
         )
 
     def state_bytes(self, name: str, shape: torch.Size) -> int:
-        """Two fp32 numbers for each."""
         return 8 * shape.numel()
-
-    def sizes(
-        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> Iterator[Tensor]:
-        """|m| / (sqrt(v) + eps), both with bias correction."""
-        (beta1, beta2), count = group["betas"], float(state["step"])
-        moments = zip(pieces(state["exp_avg"]), pieces(state["exp_avg_sq"]), strict=True)
-        for first, second in moments:
-            root = (second / (1 - beta2**count)).sqrt_().add_(group["eps"])
-            yield (first.abs() / (1 - beta1**count)).div_(root)
 
 
 @dataclass(frozen=True)
@@ -166,14 +162,3 @@ class SgdRule(Rule):
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         """One fp32 number for each under momentum, else nothing."""
         return 4 * shape.numel() if self.momentum else 0
-
-    @property
-    def stateful(self) -> bool:
-        """Under momentum."""
-        return self.momentum > 0
-
-    def sizes(
-        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> Iterator[Tensor]:
-        """The sum of gradients, or the gradient."""
-        yield from (piece.abs() for piece in pieces(state.get("momentum_buffer", gradient)))
