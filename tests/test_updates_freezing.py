@@ -77,7 +77,7 @@ def test_freezing_with_other_arguments() -> None:
     interval(smooth, 1, {0: 4, 1: 4, 2: 4, 3: 4})
     found = interval(smooth, 2, {0: 8, 1: 4, 2: 2, 3: 4})
     assert found.evidence["change"] == pytest.approx({0: 0.25, 1: 0, 2: 0.125, 3: 0})
-    assert smooth.norms == pytest.approx({0: 5, 1: 4, 2: 3.5, 3: 4})
+    assert smooth.norms == pytest.approx({"0": 5, "1": 4, "2": 3.5, "3": 4})
     assert found.evidence["lowest"] == 0
 
 

@@ -85,7 +85,7 @@ def linear_layers(*modules: nn.Module) -> list[nn.Linear]:
     return [m for module in modules for m in module.modules() if type(m) is nn.Linear]
 
 
-def adapted_layers(*modules: nn.Module) -> list[nn.Module]:
+def adapted_layers(*modules: nn.Module) -> list[Any]:
     """All of PEFT's LoRA layers in the modules that are around a linear layer."""
     from peft.tuners.lora import Linear
 

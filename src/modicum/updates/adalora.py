@@ -157,6 +157,7 @@ class AdaLora(LowRank):
 
     name = "adalora"
     peft_config = "AdaLoraConfig"
+    goes_on = False
     rate_scale = 50.0
     examples = (
         "adalora(rank=2, init_rank=3)",

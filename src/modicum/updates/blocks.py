@@ -51,8 +51,8 @@ from modicum.updates.members import MAX_COUNT, Count, Limits
 class Miss(Adapter):
     """One small matrix a layer, shared by the blocks of its input."""
 
-    name = "miss"
     peft_config = "MissConfig"
+    links = ("miss_block",)
     turned = False
     rate_scale = 1.0
     examples = ("miss(rank=4)", "miss(rank=5) @ last(1)")
@@ -64,17 +64,11 @@ class Miss(Adapter):
         if size < self.rank:
             raise UserError(f"{self}: the input of {name} has {size} numbers; rank is at most that")
 
-    def chain(self, layer: Any, trains: Trains) -> Chain:
-        """D."""
-        block = layer.miss_block[ADAPTER]
-        return Chain((Link(block.numel(), trains(block)),))
-
 
 @dataclass(frozen=True)
 class Oft(Adapter):
     """The input of every linear layer is rotated, block by block."""
 
-    name = "oft"
     peft_config = "OFTConfig"
     turned = False
     rate_scale = 2.0
@@ -114,7 +108,6 @@ class Oft(Adapter):
 class Shira(Adapter):
     """Entries drawn at random train, in every linear layer as many as a LoRA would have."""
 
-    name = "shira"
     peft_config = "ShiraConfig"
     turned = False
     rate_scale = 5.0

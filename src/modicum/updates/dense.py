@@ -30,7 +30,6 @@ def split(count: int, of: int) -> list[range]:
 class Full(Selection):
     """Every tensor trains."""
 
-    name = "full"
     kind = "whole model"
     examples = ("full",)
 
@@ -83,7 +82,6 @@ class First(Region):
 class Last(First):
     """The last k decoder layers: backward stops below them."""
 
-    name = "last"
     height = 1.0
     examples = (
         "last(1)",
@@ -97,7 +95,6 @@ class Last(First):
 class Middle(First):
     """The k decoder layers in the middle; an odd one out lies above."""
 
-    name = "middle"
     height = 0.5
     examples = ("middle(1)",)
 
@@ -106,7 +103,6 @@ class Middle(First):
 class Every(Region):
     """Every so many decoder layers: number offset, offset + stride and so on, from 0."""
 
-    name = "every"
     examples = ("every(2, offset=1)",)
     stride: members.Layers
     offset: LayersOrNone = 0
@@ -122,7 +118,6 @@ class Every(Region):
 class Layers(Region):
     """The decoder layers with these numbers, from 0; negative numbers count from the end."""
 
-    name = "layers"
     examples = ("layers(0, -1)",)
     varargs = "indices"
     indices: tuple[int, ...]
@@ -145,7 +140,6 @@ class Layers(Region):
 class Surgical(Region):
     """One block of layers, of a few near-equal ones from the bottom (0) to the top."""
 
-    name = "surgical"
     examples = ("surgical(1)", "surgical(1, of=2, norm=True)")
     block: int
     of: members.Layers = 3
@@ -165,7 +159,6 @@ class Surgical(Region):
 class Parts(Selection):
     """Parts by kind, in every layer: attention, mlp, norm, bias, embedding, head."""
 
-    name = "parts"
     kind = "parts of layers"
     examples = ("parts(attention, norm)", "parts(head)")
     varargs = "kinds"
@@ -187,7 +180,6 @@ class Parts(Selection):
 class BitFit(Selection):
     """All biases; a model without any is refused. Ten times the rate of full training."""
 
-    name = "bitfit"
     kind = "parts of layers"
     rate_scale = 10.0
     examples = ("bitfit",)

@@ -50,7 +50,7 @@ SHOWN = 5  # distances in the evidence
 class FreezingSchedule(Schedule):
     """Which layer is the lowest that trains; it only rises."""
 
-    remembered = ("since", "lowest")
+    remembered = ("since", "lowest", "norms")
     remembered_tensors = ("sums",)
     kept_numbers = 1  # sums of gradients
 
@@ -65,8 +65,8 @@ class FreezingSchedule(Schedule):
         self.since = 0
         """Steps that had been taken when the present one began."""
         self.lowest = min(self.layers)
-        self.norms: dict[int, float] = {}
-        """n of the last interval, by layer."""
+        self.norms: dict[str, float] = {}
+        """n of the last interval, by layer (a text, as JSON has it)."""
         self.sums: dict[str, Tensor] = {}
 
     def plan(self, total_steps: int) -> None:
@@ -91,13 +91,13 @@ class FreezingSchedule(Schedule):
         evidence: dict[str, Any] = {"norms": now}
         if self.norms:
             ema = self.method.ema
-            smooth = {n: ema * self.norms[n] + (1 - ema) * now[n] for n in now}
-            change = {n: _change(self.norms[n], smooth[n]) for n in now}
+            smooth = {n: ema * self.norms[str(n)] + (1 - ema) * now[n] for n in now}
+            change = {n: _change(self.norms[str(n)], smooth[n]) for n in now}
             threshold = float(np.percentile(list(change.values()), self.method.percentile))
             self.lowest = min(n for n, eta in change.items() if eta >= threshold)
             evidence |= {"change": change, "threshold": threshold}
             now = smooth
-        self.norms = {n: now[n] for n in self._training()}
+        self.norms = {str(n): now[n] for n in self._training()}
         frozen = self.lowest > min(self.layers)
         below = frozenset() if frozen else self.below
         return Decision(
@@ -115,15 +115,6 @@ class FreezingSchedule(Schedule):
             for name in sorted(self.layers[layer] & self.sums.keys())
         ]
         return float(torch.stack(parts).sum()) if parts else 0.0
-
-    def state(self) -> dict[str, Any]:
-        # JSON keys are texts.
-        norms = {str(layer): norm for layer, norm in self.norms.items()}
-        return {**super().state(), "norms": norms}
-
-    def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        super().load(state, tensors)
-        self.norms = {int(layer): norm for layer, norm in state["norms"].items()}
 
 
 def _change(before: float, now: float) -> float:

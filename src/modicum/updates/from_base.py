@@ -38,10 +38,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modicum.models.linear import matrix
+from modicum.models.linear import adapted_layers, matrix
 from modicum.types import UserError
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
-from modicum.updates.lora import LowRank, lora_layers
+from modicum.updates.lora import LowRank
 from modicum.updates.members import Count, Rank
 
 START = 1e-5  # standard deviation of R of LoRA-XS
@@ -78,6 +78,8 @@ def rounded(tensor: Tensor, dim: int) -> Tensor:
 class FromBase(LowRank):
     """What adapters made from the base's weights have in common: they fit into its ranks."""
 
+    goes_on = False
+
     def check(self, name: str, layer: Any) -> None:
         rows, columns = matrix(layer).shape
         most = min(rows, columns)
@@ -99,7 +101,7 @@ class Moved(FromBase):
     @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Set B and A and take them out of the base; nothing on the meta device."""
-        for layer in lora_layers(model).values():
+        for layer in adapted_layers(model):
             weight, scale = matrix(layer.base_layer), layer.scaling["default"]
             if weight.device.type == "meta":
                 continue
@@ -137,7 +139,6 @@ class Olora(Moved):
     taken out four times over, and the adapter would have to give all of that back.
     """
 
-    name = "olora"
     rate_scale = 5.0
     examples = (
         "olora(rank=2, alpha=2)",
@@ -192,7 +193,7 @@ class LoraXs(FromBase):
     @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Set A to V^T and put the core in B's place; shapes alone on the meta device."""
-        for layer in lora_layers(model).values():
+        for layer in adapted_layers(model):
             weight, down, up = matrix(layer.base_layer), layer.lora_A, layer.lora_B
             left = torch.empty_like(up["default"].weight)
             if weight.device.type != "meta":
@@ -206,7 +207,7 @@ class LoraXs(FromBase):
     @torch.no_grad()
     def plain(self, model: nn.Module) -> nn.Module:
         """The model with ordinary LoRA layers of the same values."""
-        for layer in lora_layers(model).values():
+        for layer in adapted_layers(model):
             weight = layer.lora_B["default"].weight
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -21,11 +21,10 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import nn
 
-from modicum.models.linear import matrix
+from modicum.models.linear import adapted_layers, matrix
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection
-from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.members import Count, Limits, Rank
 from modicum.updates.schedule import Schedule
 from modicum.updates.targets import experts
@@ -37,21 +36,11 @@ class LowRank(Adapter):
 
     peft_config = "LoraConfig"
     rate_scale = 10.0
+    links = ("lora_A", "lora_B")
+    goes_on = True
     passed: ClassVar[dict[str, str]] = {"rank": "r", "alpha": "lora_alpha"}
     rank: Rank = 8
     alpha: Count = 32
-
-    def chain(self, layer: Any, trains: Trains) -> Chain:
-        """A, then B."""
-        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        return Chain((Link(down.numel(), trains(down)), Link(up.numel(), trains(up))))
-
-
-def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """PEFT's LoRA layers around linear layers, by name."""
-    from peft.tuners.lora import Linear
-
-    return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
 
 
 @dataclass(frozen=True)
@@ -85,7 +74,6 @@ class RsLora(LowRank):
     At rank 8 and alpha 12 the scale (4.2) is about that of `lora` (4).
     """
 
-    name = "rslora"
     examples = ("rslora(rank=4)",)
     fixed: ClassVar[dict[str, Any]] = {"use_rslora": True}
     alpha: Count = 12
@@ -99,7 +87,6 @@ class LoraPlus(LowRank):
     ratio 16 B learns about as fast as in LoRA, where B moves the weights most.
     """
 
-    name = "loraplus"
     rate_scale = 1.0
     examples = ("loraplus(rank=2, ratio=4.0)",)
     ratio: Annotated[float, Limits(0, 1024, above=True)] = 16.0
@@ -112,7 +99,6 @@ class LoraPlus(LowRank):
 class LoraFa(LowRank):
     """LoRA whose A stays as drawn: half the trained numbers, and no wide input is kept."""
 
-    name = "lorafa"
     examples = ("lorafa(rank=2)", "lorafa(rank=2) @ last(1)")
 
     def trains(self, name: str) -> bool:
@@ -123,13 +109,12 @@ class LoraFa(LowRank):
 class Dora(LowRank):
     """LoRA for the direction of each output row, and its length as a number of its own."""
 
-    name = "dora"
     examples = ("dora(rank=2)", "dora(rank=2) @ last(1)")
     fixed: ClassVar[dict[str, Any]] = {"use_dora": True}
 
     @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Take the norms in fp32: PEFT rounds them to the base's dtype and divides by exact ones."""
-        for layer in lora_layers(model).values():
+        for layer in adapted_layers(model):
             lengths = matrix(layer.base_layer).float().norm(dim=1)
             layer.lora_magnitude_vector["default"].weight.data = lengths

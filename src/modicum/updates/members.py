@@ -33,7 +33,6 @@ Count = Annotated[int, Limits(1, MAX_COUNT)]
 Rank = Annotated[int, Limits(1, MAX_RANK)]
 Share = Annotated[float, Limits(0, 1)]
 ShareBelowOne = Annotated[float, Limits(0, 1, below=True)]
-ShareAboveNone = Annotated[float, Limits(0, 1, above=True)]
 Between = Annotated[float, Limits(0, 1, above=True, below=True)]
 
 
@@ -45,6 +44,10 @@ class Member(Spec, ABC):
     kind: ClassVar[Kind]
     examples: ClassVar[tuple[str, ...]]
     """Expressions that run on the tiny base, the usual one first."""
+
+    def __init_subclass__(cls) -> None:
+        """A member's name is that of its class in lower case, unless it says another."""
+        cls.name = vars(cls).get("name", cls.__name__.lower())
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():

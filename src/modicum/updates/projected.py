@@ -56,7 +56,6 @@ TINY = 1e-8
 class GaLore(LowRankMember):
     """Adam in a low-rank space of each gradient: small state, all weights train."""
 
-    name = "galore"
     faster = 4.0
     examples = ("galore(rank=4, every=2)", "galore(rank=1) @ (lora(rank=2) @ last(1))")
     rank: Rank = 8
@@ -99,7 +98,6 @@ def basis_of(gradient: Tensor, rank: int) -> Tensor:
 class Apollo(LowRankMember):
     """Gradients scaled by channel, as a random projection says that Adam would."""
 
-    name = "apollo"
     faster = 4.0
     examples = ("apollo(rank=4, every=2)", "apollo(rank=1) @ (lora(rank=2) @ last(1))")
     over: ClassVar[int | None] = 0

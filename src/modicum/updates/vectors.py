@@ -47,7 +47,7 @@ from torch import nn
 
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
-from modicum.updates.base import Selection
+from modicum.updates.base import Selection, selected
 from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.layout import layout
 from modicum.updates.members import Count, Limits, Share
@@ -64,7 +64,6 @@ def _last(name: str) -> str:
 class Vera(Adapter):
     """Two trained vectors a layer around frozen random matrices that all layers share."""
 
-    name = "vera"
     peft_config = "VeraConfig"
     rate_scale = 100.0
     examples = ("vera(rank=16)", "vera(rank=8, d_initial=0.5) @ last(2)")
@@ -89,7 +88,6 @@ class Vera(Adapter):
 class Ia3(Adapter):
     """Trained scales of keys, values and the input of the MLP's last projection."""
 
-    name = "ia3"
     peft_config = "IA3Config"
     everywhere = False
     rate_scale = 100.0
@@ -124,7 +122,6 @@ class Ia3(Adapter):
 class LnTuning(Adapter):
     """The scales of all norms train, on copies; `parts(norm)` trains the model's own."""
 
-    name = "lntuning"
     peft_config = "LNTuningConfig"
     everywhere = False
     rate_scale = 100.0
@@ -132,22 +129,17 @@ class LnTuning(Adapter):
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         places = layout(model).places
-        chosen = places if where is None else where.select(model)
+        chosen = selected(model, where)
         norms = [name.rpartition(".")[0] for name in chosen if "norm" in places[name].parts]
         if not norms:
             raise UserError(f"lntuning: {where or 'the model'} has no norm")
         return list(dict.fromkeys(norms))
-
-    def chain(self, layer: Any, trains: Trains) -> Chain:
-        """Nothing: no linear layer is touched."""
-        return Chain()
 
 
 @dataclass(frozen=True)
 class TinyLora(Adapter):
     """`u` numbers train, shared by all linear layers, or fewer layers with less tying."""
 
-    name = "tinylora"
     peft_config = "TinyLoraConfig"
     rate_scale = 50.0
     examples = (

@@ -96,32 +96,27 @@ class RgnSchedule(Weighing):
     """By the norm of the gradient over that of the tensor."""
 
     remembered = (*Weighing.remembered, "ratios")
-    ratios: dict[str, list[float]] | None = None
-    """Of the measured steps, the last `window` of them, by tensor."""
+    ratios: tuple[dict[str, float], ...] = ()
+    """Of the measured steps, the last `window` of them."""
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         if self.measuring:
-            past = self.ratios or {}
-            self.ratios = {
-                name: [*past.get(name, []), ratio][-self.window :]
-                for name, ratio in self._ratios(found).items()
-            }
+            ratios = []
+            for name, gradient in found.items():
+                parameter = self.parameters[name].detach()
+                size = torch.linalg.vector_norm(parameter, dtype=torch.float32)
+                least = FLOOR * parameter.numel() ** 0.5
+                ratios.append(torch.linalg.vector_norm(gradient) / size.clamp(min=least))
+            now = dict(zip(found, torch.stack(ratios).tolist(), strict=True))
+            self.ratios = (*self.ratios, now)[-self.window :]
         super().gradients(found)
 
-    def _ratios(self, found: Mapping[str, Tensor]) -> dict[str, float]:
-        ratios = []
-        for name, gradient in found.items():
-            parameter = self.parameters[name].detach()
-            size = torch.linalg.vector_norm(parameter, dtype=torch.float32)
-            least = FLOOR * parameter.numel() ** 0.5
-            ratios.append(torch.linalg.vector_norm(gradient) / size.clamp(min=least))
-        return dict(zip(found, torch.stack(ratios).tolist(), strict=True))
-
     def measure(self) -> dict[str, float] | None:
-        means = {name: fmean(ratios) for name, ratios in (self.ratios or {}).items()}
+        names = self.ratios[-1] if self.ratios else ()
+        means = {n: fmean(step[n] for step in self.ratios if n in step) for n in names}
         if not any(means.values()):
             return None
-        self.ratios = None
+        self.ratios = ()
         return means
 
     def weigh(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -205,7 +200,6 @@ class Rgn(Scheduled):
 class Snr(Rgn):
     """Only tensors whose gradient has much signal for its noise step."""
 
-    name = "snr"
     begins = SnrSchedule
     examples = ("snr(every=2, window=2)",)
     threshold: Share = 0.5
