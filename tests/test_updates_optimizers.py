@@ -19,8 +19,7 @@ from modicum.training import checkpoint, session
 from modicum.types import UserError
 from modicum.updates import rules
 from modicum.updates.base import Method, Prepared
-from modicum.updates.lowrank import Moment
-from modicum.updates.optimizers import Optimized
+from modicum.updates.optimizers import Moment, Optimized
 from modicum.updates.preview import preview
 from modicum.updates.projected import Apollo, ApolloMini, GaLore, basis_of
 from modicum.updates.rules import AdamWRule, SgdRule

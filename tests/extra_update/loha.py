@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from modicum.updates.adapter import Adapter
-from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.members import Count, Steps
+from modicum.updates.products import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Decision, Turns
 
 

@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from modicum.types import UserError
-from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.lora import LowRank
 from modicum.updates.members import MAX_STEPS, Between, Limits, Rank, Steps
+from modicum.updates.products import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Decision, Schedule
 
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc")

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from modicum.models.adapters import merged, quiet
 from modicum.types import UserError
 from modicum.updates.base import Method, Prepared, Selection
-from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.layout import MERGE
+from modicum.updates.products import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Schedule
 from modicum.updates.targets import linear_layers, unreached
 
@@ -91,7 +91,7 @@ class AdapterPrepared(Prepared):
                 yield
             return
         # PEFT's own switch sets requires_grad by a rule of its own.
-        layers = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
+        layers: list[Any] = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
         for layer in layers:
             layer._disable_adapters = True
         try:

@@ -13,16 +13,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from modicum.types import UserError
-from modicum.updates.chains import Chain, Trains
 from modicum.updates.layout import Layout, depth, layout
 from modicum.updates.members import Kind, Member, Pair
 from modicum.updates.rules import AdamWRule, Rule
 from modicum.updates.schedule import Schedule
+
+if TYPE_CHECKING:
+    from modicum.updates.products import Chain, Trains
 
 
 class Swap:

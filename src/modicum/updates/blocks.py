@@ -43,8 +43,8 @@ from torch import Tensor, nn
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection
-from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.members import MAX_COUNT, Count, Limits
+from modicum.updates.products import ADAPTER, Chain, Link, Trains
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,9 @@ from torch import Tensor, nn
 
 from modicum.models.linear import adapted_layers, matrix
 from modicum.types import UserError
-from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.lora import LowRank
 from modicum.updates.members import Count, Rank
+from modicum.updates.products import ADAPTER, Chain, Link, Trains
 
 START = 1e-5  # standard deviation of R of LoRA-XS
 TINY = 1e-300  # in place of zero as a divisor

@@ -7,22 +7,39 @@ read as `sgd @ (lora @ last(2))`. All get the gradient of the whole batch, clipp
 
 Default rates over AdamW's come from single runs of 15 steps on the tiny base (docs/updates.md).
 The sources give none for RL.
+
+GaLore and APOLLO (`projected`) keep little of the matrices of the layers.
+
+A matrix of a decoder layer with more than `rank` rows and columns gets the method's own
+treatment. All else (norms, biases, embedding, head, smaller matrices, some entries of a
+tensor) gets plain AdamW, equal to torch's. All state is in tensors, so that a checkpoint
+can hold it. Only what the optimizer keeps is small: the gradient is whole, and backward
+costs what it does for AdamW.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from modicum.config import Optimizer
 from modicum.types import UserError
 from modicum.updates.base import Method, Placed, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.members import Member, Pair, ShareBelowOne
-from modicum.updates.rules import AdamWRule, Rule, SgdRule
+from modicum.updates.layout import layer_of
+from modicum.updates.members import Limits, Member, Pair, ShareBelowOne
+from modicum.updates.rules import AdamWRule, Groups, Rule, SgdRule
 
 Trains = Selection | Method | Placed
+State = dict[str, Tensor]
+Rank = Annotated[int, Limits(1, 4096)]
+Scale = Annotated[float, Limits(0, 1e6, above=True)]
+STEP_TABLES = 4  # as large as a matrix, which a step makes
 
 
 class OptimizerMember(Member):
@@ -103,3 +120,126 @@ class Sgd(OptimizerMember):
 
     def rule(self, seed: int) -> Rule:
         return SgdRule(self.momentum)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step of one tensor: what a treatment needs to know."""
+
+    name: str
+    gradient: Tensor
+    state: State
+    count: int
+    """Steps of this tensor, this one included."""
+    betas: tuple[float, float]
+    epsilon: float
+    seed: int
+    """Of the run."""
+
+
+@torch.no_grad()
+def adam(moment: Moment, gradient: Tensor) -> Tensor:
+    """Adam's m / (sqrt(v) + eps), both with bias correction, after taking `gradient` in."""
+    beta1, beta2 = moment.betas
+    first, second = moment.state["exp_avg"], moment.state["exp_avg_sq"]
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    root = (second / (1 - beta2**moment.count)).sqrt_().add_(moment.epsilon)
+    return (first / (1 - beta1**moment.count)).div_(root)
+
+
+def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> State:
+    """Two moments, zero."""
+    return {key: torch.zeros(shape, device=device) for key in ("exp_avg", "exp_avg_sq")}
+
+
+@dataclass(frozen=True)
+class LowRankMember(OptimizerMember):
+    """How matrices are treated; members say what is kept and which way it leads."""
+
+    rank: int
+    every: int
+    scale: float
+
+    @abstractmethod
+    def kept(self, rows: int, columns: int) -> int:
+        """How many numbers are kept of a matrix."""
+
+    @abstractmethod
+    def start(self, matrix: Tensor) -> State:
+        """The state of a matrix before its first step."""
+
+    @abstractmethod
+    def direction(self, moment: Moment) -> Tensor:
+        """What is taken off the matrix, over the learning rate; updates the state."""
+
+    def treats(self, name: str, shape: torch.Size) -> bool:
+        """Whether a tensor is a matrix of a layer, and large enough."""
+        return len(shape) == 2 and min(shape) > self.rank and layer_of(name) is not None
+
+    def rule(self, seed: int) -> Rule:
+        return LowRankRule(self, seed)
+
+    def check(self, prepared: Prepared) -> None:
+        """UserError when no matrix that trains is large enough."""
+        size = prepared.schedule.size
+        if not any(
+            self.treats(name, p.shape) and size(name, p) == p.numel()
+            for name, p in prepared.trainable.items()
+        ):
+            raise UserError(
+                f"{self}: of what trains here no matrix of a layer has more than {self.rank} rows"
+                " and columns, so it would be plain AdamW; take a smaller rank or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class LowRankRule(Rule):
+    """AdamW in which a member treats the matrices of the layers."""
+
+    member: LowRankMember
+    seed: int
+    by_entry = False
+
+    def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
+        return LowRankAdamW(groups, settings, self)
+
+    def state_bytes(self, name: str, shape: torch.Size) -> int:
+        """Two moments of every number, or what the treatment keeps."""
+        treated = self.member.treats(name, shape)
+        return 4 * (self.member.kept(*shape) if treated else 2 * shape.numel())
+
+    def step_numbers(self, largest: int) -> int:
+        """Tables of the size of the largest matrix: its gradient's projection and way back."""
+        return STEP_TABLES * largest
+
+
+class LowRankAdamW(torch.optim.Optimizer):
+    """AdamW (decoupled weight decay) in which a member treats the matrices of the layers."""
+
+    def __init__(self, groups: Groups, settings: Optimizer, rule: LowRankRule) -> None:
+        betas, decay = (settings.beta1, settings.beta2), settings.weight_decay
+        given = {"lr": 0.0, "betas": betas, "eps": settings.epsilon, "weight_decay": decay}
+        super().__init__(groups, given)
+        self.member, self.seed = rule.member, rule.seed
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Move every tensor that has a gradient; `closure` is not supported."""
+        assert closure is None
+        for group in self.param_groups:
+            for name, tensor in zip(group["names"], group["params"], strict=True):
+                if tensor.grad is not None:
+                    self._move(name, tensor, tensor.grad, group)
+
+    def _move(self, name: str, tensor: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, treated = self.state[tensor], self.member.treats(name, tensor.shape)
+        if not state:
+            first = self.member.start(tensor) if treated else moments(tensor.shape, tensor.device)
+            state |= {"step": torch.zeros(()), **first}
+        count = int(state["step"]) + 1
+        state["step"] = torch.tensor(float(count))
+        moment = Moment(name, gradient, state, count, group["betas"], group["eps"], self.seed)
+        toward = self.member.direction(moment) if treated else adam(moment, gradient)
+        tensor.mul_(1 - group["lr"] * group["weight_decay"])
+        tensor.add_(toward, alpha=-group["lr"])

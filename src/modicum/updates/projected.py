@@ -45,8 +45,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from modicum.updates.lowrank import LowRankMember, Moment, Rank, Scale, State, adam, moments
 from modicum.updates.members import Steps
+from modicum.updates.optimizers import LowRankMember, Moment, Rank, Scale, State, adam, moments
 
 GROWTH = 1.01
 TINY = 1e-8

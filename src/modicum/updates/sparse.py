@@ -31,15 +31,19 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from modicum import runs
+from modicum.config import TrainConfig, from_mapping, read_toml
+from modicum.models.identity import weights_hash
 from modicum.types import UserError
 from modicum.updates.base import Scheduled
 from modicum.updates.members import Steps
-from modicum.updates.past_run import past_values
 from modicum.updates.schedule import Decision, Schedule
 
 Named = dict[str, nn.Parameter]
+VALUE = "value/"  # of a tensor in a checkpoint
 By = Literal["random", "smallest", "largest", "fisher", "taylor", "run"]
 
 
@@ -163,6 +167,49 @@ class Warmup(Schedule):
     def size(self, name: str, parameter: nn.Parameter) -> int:
         """What trains after the warm-up."""
         return count(self.keep, parameter.numel())
+
+
+def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str], Tensor]:
+    """A function from a name to the value that the tensor has in a run's newest checkpoint.
+
+    It is the fp32 master where the run had one at its end, without the noise of rounding.
+    Raises UserError when the folder holds no finished run, when the run trained an adapter
+    or entries, another model than `model` as it is now, or not all of `wanted`.
+    """
+    runs.open_run(folder)
+    saved = runs.checkpoints(folder)
+    if not saved or not (folder / "result.json").is_file():
+        raise UserError(f"{folder} holds no finished run with a checkpoint; it must end first")
+    path, state = runs.read_checkpoint(saved[-1])
+    source = folder / "config.toml"
+    config = from_mapping(TrainConfig, read_toml(source), str(source))
+    own, there = dict(model.named_parameters()), set[str]()
+    with safe_open(path, "pt") as file:
+        for key in (key for key in file.keys() if key.startswith(VALUE)):  # noqa: SIM118
+            name, shape = key.removeprefix(VALUE), tuple(file.get_slice(key).get_shape())
+            here = tuple(own[name].shape) if name in own else "not"
+            if shape != here:
+                raise UserError(
+                    f"{folder} trained {config.update} in {config.model}, and no whole tensors of"
+                    f" this model: {name} is {shape} there and {here} here; a dense run of it fits"
+                )
+            there.add(name)
+    if missing := sorted(wanted.keys() - there):
+        raise UserError(
+            f"{folder} trained {config.update}, and {len(missing)} tensors of this selection not"
+            f" (first: {missing[0]}); select what it trained"
+        )
+    if not next(iter(own.values())).is_meta and weights_hash(model) != state.get("base_hash"):
+        raise UserError(
+            f"{folder} was trained on another base model: its hash differs; that was"
+            f" {config.model} in {config.compute.dtype}"
+        )
+
+    def value(name: str) -> Tensor:
+        with safe_open(path, "pt", device=str(wanted[name].device)) as file:
+            return file.get_tensor(f"{VALUE}{name}")
+
+    return value
 
 
 @dataclass(frozen=True)

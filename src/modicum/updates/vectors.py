@@ -48,9 +48,9 @@ from torch import nn
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection, selected
-from modicum.updates.chains import ADAPTER, Chain, Link, Trains
 from modicum.updates.layout import layout
 from modicum.updates.members import Count, Limits, Share
+from modicum.updates.products import ADAPTER, Chain, Link, Trains
 from modicum.updates.targets import linear_layers
 
 OUTPUTS, INPUTS, FUSED = ("k_proj", "v_proj"), ("down_proj",), ("qkv_proj", "c_attn")
