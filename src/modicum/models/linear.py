@@ -12,8 +12,6 @@ Only the modules' `forward` is replaced meanwhile; weights and the modules aroun
 as they are, and nothing is merged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -9,8 +9,6 @@ has a moment or a place in a checkpoint; its gradient is dropped as soon as back
 it, so that only one such tensor has a whole gradient at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -195,7 +193,6 @@ class InPlace(Masters):
     """No fp32 tensors: the optimizer holds the model's own, whole."""
 
     def add(self, name: str, parameter: nn.Parameter, entries: Tensor | None = None) -> None:
-        """Make the master of one more parameter, or of some of its entries."""
         whole = entries is None
         self.held[name] = Master(parameter, parameter) if whole else Within(parameter, entries)
 

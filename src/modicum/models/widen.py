@@ -4,8 +4,6 @@ The weights stay what they are; each is made fp32 as its layer begins and given 
 ends, so that the model's rounding is left out and one layer more is all the memory it takes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -111,7 +111,6 @@ class Ranks(Schedule):
             self.tuner.rankallocator.mask_using_rank_pattern(self.tuner.model, pattern)
 
     def decide(self, steps: int) -> Decision | None:
-        """Everything trains on; the final ranks are evidence, once they are there."""
         if self.told or self.taken < self.last:
             return None
         self.told = True

@@ -67,7 +67,6 @@ class AdapterPrepared(Prepared):
 
     @property
     def notes(self) -> list[str]:
-        """Those of every update, and whether the base was rewritten."""
         found = super().notes
         if self.rewrites_base:
             found.append(
@@ -110,11 +109,9 @@ class AdapterPrepared(Prepared):
         return super().reference_bytes(self.rewrites_base or (kl and self.given))
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
-        """The adapter's."""
         return self.adapter.chain(layer, trains)
 
     def without_data(self) -> None:
-        """As the adapter does it."""
         self.adapter.without_data(self.model)
 
     def mergeable(self) -> nn.Module:
@@ -232,7 +229,6 @@ class Adapter(Method):
         return None
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Put the adapter into `model`; what is random in it is drawn from `seed`."""
         import peft
 
         if hasattr(model, "get_base_model"):

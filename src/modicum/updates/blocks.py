@@ -81,7 +81,6 @@ class Oft(Adapter):
     exact: bool = False
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
-        """The selected linear layers; blocks must divide the input of each."""
         found = super().targets(model, where)
         sizes: dict[str, Any] = {name: model.get_submodule(name).in_features for name in found}
         for name, size in sizes.items():
@@ -116,7 +115,6 @@ class Shira(Adapter):
     rank: Count = 8
 
     def check(self, name: str, layer: Any) -> None:
-        """A layer must have as many entries as are to train."""
         out, size = layer.weight.shape
         if self.rank * (out + size) > out * size:
             raise UserError(
@@ -125,7 +123,6 @@ class Shira(Adapter):
             )
 
     def config(self, targets: list[str], seed: int) -> Any:
-        """PEFT's, with our mask."""
         config = super().config(targets, seed)
         config.mask_fn = drawn(seed)
         return config

@@ -73,7 +73,6 @@ class FreezingSchedule(Schedule):
         self.length = max(1, total_steps // self.method.intervals)
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
-        """Add to the sums of the layers that train."""
         for layer in self._training():
             for name in self.layers[layer] & found.keys():
                 if name in self.sums:
@@ -82,7 +81,6 @@ class FreezingSchedule(Schedule):
                     self.sums[name] = found[name].detach().clone()
 
     def decide(self, steps: int) -> Decision | None:
-        """At the end of an interval, how far up the model is frozen."""
         if steps - self.since < self.length:
             return None
         self.since = steps
@@ -91,8 +89,9 @@ class FreezingSchedule(Schedule):
         evidence: dict[str, Any] = {"norms": now}
         if self.norms:
             ema = self.method.ema
-            smooth = {n: ema * self.norms[str(n)] + (1 - ema) * now[n] for n in now}
-            change = {n: _change(self.norms[str(n)], smooth[n]) for n in now}
+            old = {n: self.norms[str(n)] for n in now}
+            smooth = {n: ema * old[n] + (1 - ema) * now[n] for n in now}
+            change = {n: abs(old[n] - smooth[n]) / old[n] if old[n] > 0 else 0.0 for n in now}
             threshold = float(np.percentile(list(change.values()), self.method.percentile))
             self.lowest = min(n for n, eta in change.items() if eta >= threshold)
             evidence |= {"change": change, "threshold": threshold}
@@ -115,10 +114,6 @@ class FreezingSchedule(Schedule):
             for name in sorted(self.layers[layer] & self.sums.keys())
         ]
         return float(torch.stack(parts).sum()) if parts else 0.0
-
-
-def _change(before: float, now: float) -> float:
-    return abs(before - now) / before if before > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -169,7 +164,6 @@ class SlimFitSchedule(Schedule):
         return sorted(far[: self.count])
 
     def decide(self, steps: int) -> Decision | None:
-        """Other units, if their distances are larger now."""
         chosen = self._largest()
         if self.begun and chosen == self.chosen:
             return None
@@ -184,11 +178,9 @@ class SlimFitSchedule(Schedule):
         return Decision(self.always.union(chosen), evidence)
 
     def stepping(self, values: Mapping[str, Tensor]) -> None:
-        """Remember the units that train."""
         self.old = {name: values[name].detach().clone() for name in self.chosen}
 
     def stepped(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
-        """Measure how far they went."""
         distances = [
             ((values[name].detach() - old).abs() / (old.abs() + EPSILON)).mean()
             for name, old in self.old.items()

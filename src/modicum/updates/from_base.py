@@ -206,7 +206,6 @@ class LoraXs(FromBase):
 
     @torch.no_grad()
     def plain(self, model: nn.Module) -> nn.Module:
-        """The model with ordinary LoRA layers of the same values."""
         for layer in adapted_layers(model):
             weight = layer.lora_B["default"].weight
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

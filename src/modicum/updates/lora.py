@@ -13,8 +13,6 @@ The variants, each one change to LoRA:
   differentiated; m trains too and starts as the norm of W.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -60,7 +58,6 @@ class Lora(LowRank):
     experts: bool = False
 
     def parameters(self, model: nn.Module, where: Selection | None) -> list[str]:
-        """The experts, if they are asked for."""
         found = experts(model, where) if self.experts else []
         if self.experts and not found:
             raise UserError(f"{self}: {where or 'this model'} has no experts in one tensor")

@@ -1,7 +1,5 @@
 """What all members have in common, parts, methods and optimizers: limits, a kind, and joining."""
 
-from __future__ import annotations
-
 from abc import ABC
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints

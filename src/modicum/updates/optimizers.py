@@ -181,7 +181,6 @@ class LowRankMember(OptimizerMember):
         return LowRankRule(self, seed)
 
     def check(self, prepared: Prepared) -> None:
-        """UserError when no matrix that trains is large enough."""
         size = prepared.schedule.size
         if not any(
             self.treats(name, p.shape) and size(name, p) == p.numel()
@@ -205,7 +204,6 @@ class LowRankRule(Rule):
         return LowRankAdamW(groups, settings, self)
 
     def state_bytes(self, name: str, shape: torch.Size) -> int:
-        """Two moments of every number, or what the treatment keeps."""
         treated = self.member.treats(name, shape)
         return 4 * (self.member.kept(*shape) if treated else 2 * shape.numel())
 

@@ -26,7 +26,7 @@ from modicum.models.precision import Masters, SparseMaster, is_coarse
 from modicum.models.rounding import neighbours
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
-from modicum.updates.rules import Move
+from modicum.updates.rules import FAR, SHOWS
 
 
 class Proof:
@@ -45,7 +45,7 @@ class Proof:
         self.tried: set[str] = set()  # tensors that have had a gradient
         self.pushed: set[str] = set()  # those whose steps were too large for them to stay
         self.moved: set[str] = set()  # tensors that were seen to have changed
-        self.last: dict[str, Move | None] = {}  # the last step of those that were waited for
+        self.last: dict[str, float | None] = {}  # the last step of those that were waited for
 
     def resume(self, pushed: Iterable[str], moved: Iterable[str], tried: Iterable[str]) -> None:
         """Go on from a checkpoint, whose values are in the model by now, with the same start."""
@@ -68,16 +68,16 @@ class Proof:
         """Tensors that train and had a gradient, and need not have changed yet."""
         return sorted(self.tried & self.prepared.active.keys() - self.pushed)
 
-    def expect(self, moves: Mapping[str, Move | None]) -> None:
-        """Hear of a step that was taken, by how far each tensor went; None: it was passed over.
+    def expect(self, moves: Mapping[str, float | None]) -> None:
+        """Hear of a step that was taken, by how many spacings each tensor went; None: passed over.
 
         A tensor of which entries went a spacing or a few may come back to its start. It must
         have left it once, right then.
         """
         self.last |= moves
         for name, move in moves.items():
-            if move is not None and not move.far:
-                if not move.shows or name in self.moved:
+            if move is not None and move < FAR:
+                if move <= SHOWS or name in self.moved:
                     continue
                 self.look([name])
                 if name in self.moved:
@@ -189,12 +189,12 @@ class ChangeProof(Proof):
         return f"{text}: {other} entries are the other number beside it, not {right}"
 
     def stayed(self, when: str, still: Sequence[str]) -> str:
-        """They should have changed."""
-        move = self.last.get(still[0], Move(0.0))
-        why = "the optimizer has passed it over" if move is None else f"though {move}"
+        move = self.last.get(still[0], 0.0)
+        went = f"though a step went {move:.2g} spacings" if move else ""
+        why = "the optimizer has passed it over" if move is None else went
         raise RunStopped(
             f"change proof ({when}): {still[0]} trains and has not changed"
-            f" ({len(still)} such tensors)" + (f", {why}" if move is None or move.step else "")
+            f" ({len(still)} such tensors)" + (f", {why}" if why else "")
         )
 
 

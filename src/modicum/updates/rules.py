@@ -21,36 +21,8 @@ from modicum.config import Optimizer
 
 Groups = list[dict[str, Any]]
 PIECE = 2**18  # numbers looked at at a time
-HALF = 0.51  # a spacing's half, and room for the rounding of the step itself
+SHOWS = 0.51  # of a spacing: its half, and room for the rounding of the step itself
 FAR = 16.0  # spacings beyond which a tensor does not come back to its start by a few steps
-
-
-@dataclass(frozen=True)
-class Move:
-    """The entry that a step took farthest for its spacing."""
-
-    rate: float
-    """The learning rate, with the tensor's multiplier."""
-    step: float = 0.0
-    spacing: float = 0.0
-    spacings: float = 0.0
-    """The step in spacings, less what weight decay may undo."""
-
-    @property
-    def shows(self) -> bool:
-        """Whether the entry is certain to have moved."""
-        return self.spacings > HALF
-
-    @property
-    def far(self) -> bool:
-        """Whether it went so far that the tensor must differ from its start from now on."""
-        return self.spacings >= FAR
-
-    def __str__(self) -> str:
-        return (
-            f"a step of {self.step:.2g} at a learning rate of {self.rate:.2g} shows beside a"
-            f" spacing of {self.spacing:.2g}"
-        )
 
 
 def pieces(tensor: Tensor) -> Iterator[Tensor]:
@@ -58,22 +30,18 @@ def pieces(tensor: Tensor) -> Iterator[Tensor]:
     yield from tensor.detach().reshape(-1).split(PIECE)
 
 
-def farthest(tensor: Tensor, sizes: Iterable[Tensor], rate: float, decay: float) -> Move:
-    """Of fp32 numbers that moved by `rate` times `sizes` (flat, in `pieces`) or not at all.
+def farthest(tensor: Tensor, sizes: Iterable[Tensor], rate: float, decay: float) -> float:
+    """How many spacings fp32 numbers went at most, by `rate` times `sizes` (flat, in `pieces`).
 
-    It stops at the first piece that goes far.
+    What weight decay may undo is taken off. It stops at the first piece that goes FAR.
     """
-    best = Move(rate)
+    best = 0.0
     for values, size in zip(pieces(tensor), sizes, strict=False):
         height = values.abs()
         spacing = torch.nextafter(height, height.new_tensor(float("inf"))) - height
         step = rate * (size - decay * height)
-        number = torch.where(step > 0, step / spacing, 0.0)
-        at = int(number.argmax())
-        found = float(number[at]) / (2 if decay else 1)
-        if found > best.spacings:
-            best = Move(rate, float(step[at]), float(spacing[at]), found)
-        if best.far:
+        best = max(best, float((step / spacing).max()) / (2 if decay else 1))
+        if best >= FAR:
             break
     return best
 
@@ -116,10 +84,10 @@ class Rule(ABC):
 
     def move(
         self, name: str, tensor: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> Move:
-        """How far the coming step goes in a tensor."""
+    ) -> float:
+        """How many spacings of a tensor's numbers the coming step goes at most (`farthest`)."""
         if tensor.grad is None:
-            return Move(group["lr"])
+            return 0.0
         sizes = self.sizes(name, tensor.grad, state, group)
         return farthest(tensor, sizes, group["lr"], group["weight_decay"])
 
@@ -160,5 +128,4 @@ class SgdRule(Rule):
         return torch.optim.SGD(groups, momentum=self.momentum, weight_decay=settings.weight_decay)
 
     def state_bytes(self, name: str, shape: torch.Size) -> int:
-        """One fp32 number for each under momentum, else nothing."""
         return 4 * shape.numel() if self.momentum else 0

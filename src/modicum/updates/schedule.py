@@ -168,7 +168,6 @@ class Turns(Schedule, ABC):
         return np.random.default_rng([self.seed, *numbers])
 
     def decide(self, steps: int) -> Decision | None:
-        """The next turn, when the present one has had its steps."""
         if self.number and steps - self.since < self.every:
             return None
         self.number += 1

@@ -147,7 +147,6 @@ class Warmup(Schedule):
             self.totals[name] = self.totals[name] + part if name in self.totals else part.clone()
 
     def decide(self, steps: int) -> Decision | None:
-        """The entries, once, after the warm-up."""
         if self.decided or self.seen < self.steps:
             return None
         entries = {}
@@ -165,7 +164,6 @@ class Warmup(Schedule):
         return Decision(frozenset(self.trainable), evidence, entries)
 
     def size(self, name: str, parameter: nn.Parameter) -> int:
-        """What trains after the warm-up."""
         return count(self.keep, parameter.numel())
 
 
@@ -241,7 +239,6 @@ class Sparse(Scheduled):
             )
 
     def begins(self, model: nn.Module, chosen: Named, seed: int) -> Schedule:  # type: ignore[override]
-        """A warm-up where gradients score; else the entries are known."""
         if self.by in MEASURED:
             return Warmup(self, model, chosen, seed)
         past = past_values(Path(self.run).expanduser(), model, chosen) if self.run else None

@@ -18,7 +18,6 @@ from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import Proof
-from modicum.updates.rules import Move
 from modicum.updates.schedule import Decision
 
 MAX_SKIPPED = 3  # steps in a row without a finite loss and gradient
@@ -73,8 +72,8 @@ class Stepper:
         """Whether the step that `before` looked at is taken."""
         self.shown: dict[str, Tensor] = {}
         """The gradients that the schedule was shown of a step that is taken."""
-        self.moves: dict[str, Move] = {}
-        """How far it goes in tensors of which the proof has to hear."""
+        self.moves: dict[str, float] = {}
+        """How many spacings it goes in tensors of which the proof has to hear."""
         self.unshown: tuple[dict[str, Any], dict[str, Tensor]] | None = None
         """The schedule before it was shown the groups of a step that may yet be skipped."""
         self._whole: list[dict[str, Any]] | None = None
@@ -168,13 +167,13 @@ class Stepper:
             self.moves = {}
             self.masters.draw(self.prepared.active, self.counters.optimizer_steps)
 
-    def _move(self, name: str, rate: float) -> Move:
+    def _move(self, name: str, rate: float) -> float:
         """How far the coming step goes in a tensor."""
         master, group = self.masters.held[name], self.optimizer.param_groups[0]
         state = self.optimizer.state.get(master.leaf, {})
         return self.prepared.rule.move(name, master.tensor, state, {**group, "lr": rate})
 
-    def _taken(self, name: str) -> Move | None:
+    def _taken(self, name: str) -> float | None:
         """How far the step went; None where the optimizer has passed a tensor over."""
         master = self.masters.held[name]
         stateful = self.prepared.rule.state_bytes(name, master.tensor.shape) > 0
@@ -228,8 +227,10 @@ class Stepper:
     def _change(self, decision: Decision) -> None:
         """Train what the decision says from now on, by the schedule's policy."""
         prepared, held = self.prepared, self.masters.held
-        stopped = prepared.active.keys() - decision.active
-        redone = self._redone(decision)
+        stopped, redone = prepared.active.keys() - decision.active, set[str]()
+        if decision.entries is not None:  # what trains other entries from now on begins anew
+            old, self.entries = self.entries, dict(decision.entries)
+            redone = {name for name in held if old.get(name) is not self.entries.get(name)}
         self.proof.look(stopped | redone)
         prepared.activate(decision.active)
         self._forget(set(held) if decision.restart else redone | decision.fresh)
@@ -245,13 +246,6 @@ class Stepper:
         for name in prepared.active.keys() & self.parked.keys():
             self._unpark(name)
         self.proof.rest()
-
-    def _redone(self, decision: Decision) -> set[str]:
-        """Tensors whose trained entries change with the decision; they begin anew."""
-        if decision.entries is None:
-            return set()
-        old, self.entries = self.entries, dict(decision.entries)
-        return {name for name in self.masters.held if old.get(name) is not self.entries.get(name)}
 
     def _add_masters(self) -> None:
         for name, parameter in self.prepared.active.items():

@@ -5,8 +5,6 @@ that lie in one tensor are reached as parameters, by `lora(experts=True)`. What 
 is meant for all does not reach is said.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from torch import nn

@@ -57,25 +57,21 @@ class LisaSchedule(Turns):
         if self.count > len(self.layers):
             raise UserError(f"{method}: there are only {len(self.layers)} layers to draw from")
         self.always = below | above if method.ends else frozenset()
-        self.start, self.named = self._names(self._draw(0)), self._names(list(self.layers))
-
-    def _draw(self, number: int) -> list[int]:
-        drawn = self.rng(number).choice(sorted(self.layers), self.count, replace=False)
-        return sorted(drawn.tolist())
+        self.start, self.named = self.turn(0).active, self._names(list(self.layers))
 
     def _names(self, layers: Sequence[int]) -> frozenset[str]:
         return self.always.union(*(self.layers[layer] for layer in layers))
 
     def turn(self, number: int) -> Decision:
-        """New layers, whatever the last ones were."""
-        layers = self._draw(number)
+        drawn = self.rng(number).choice(sorted(self.layers), self.count, replace=False)
+        layers = sorted(drawn.tolist())
         return Decision(self._names(layers), {"layers": layers, "draw": number + 1})
 
     def typical(self, parameters: Mapping[str, nn.Parameter]) -> list[frozenset[str]]:
         """All sets of so many layers, or some of them."""
         if comb(len(self.layers), self.count) <= MOST_SETS:
             return [self._names(layers) for layers in combinations(self.layers, self.count)]
-        return [self._names(self._draw(number)) for number in range(MOST_SETS)]
+        return [self.turn(number).active for number in range(MOST_SETS)]
 
 
 @dataclass(frozen=True)
@@ -116,29 +112,23 @@ class BlockSchedule(Turns):
         if not self.blocks:
             raise UserError(f"{method}: no layer is selected; ends=True takes the others")
         self.named = frozenset().union(*self.blocks.values())
-        self.start = self.blocks[self._block(0)]
+        self.start = self.turn(0).active
 
-    def _block(self, number: int) -> str:
-        """The name of the block of a turn; a round of turns has every block once."""
+    def turn(self, number: int) -> Decision:
+        """The next block; a round of turns has every block once."""
         names = list(self.blocks)
         cycle, place = divmod(number, len(names))
         if self.order == "random":
             names = [names[i] for i in self.rng(cycle).permutation(len(names))]
-        return names[-1 - place] if self.order == "descending" else names[place]
-
-    def turn(self, number: int) -> Decision:
-        """The next block of the round."""
-        block = self._block(number)
-        evidence = {"block": block, "round": number // len(self.blocks) + 1}
-        return Decision(self.blocks[block], evidence)
+        block = names[-1 - place] if self.order == "descending" else names[place]
+        return Decision(self.blocks[block], {"block": block, "round": cycle + 1})
 
     def rates(self, steps: int) -> Mapping[str, float]:
         """Rising from 1/warmup to 1 in the first steps of a turn."""
         taken = max(1, steps - self.since)
         if taken >= self.warmup:
             return {}
-        names = self.blocks[self._block(max(0, self.number - 1))]
-        return dict.fromkeys(names, taken / self.warmup)
+        return dict.fromkeys(self.turn(max(0, self.number - 1)).active, taken / self.warmup)
 
     def typical(self, parameters: Mapping[str, nn.Parameter]) -> list[frozenset[str]]:
         return list(self.blocks.values())
@@ -173,7 +163,6 @@ class RatioSchedule(Turns):
             self.entries = self._entries(0)
 
     def size(self, name: str, parameter: nn.Parameter) -> int:
-        """The ratio of a tensor's entries, one at least."""
         return max(1, round(self.ratio * parameter.numel()))
 
     def _entries(self, number: int) -> dict[str, Tensor]:
@@ -190,7 +179,6 @@ class RatioSchedule(Turns):
         return found
 
     def turn(self, number: int) -> Decision:
-        """The next entry of every run of neighbours."""
         # The first turn has the entries that the optimizer was made with, and not equal ones.
         entries = self.entries if number == 0 else self._entries(number)
         evidence = {"turn": number + 1, "entries": sum(e.numel() for e in entries.values())}

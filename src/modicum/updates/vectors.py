@@ -56,10 +56,6 @@ from modicum.updates.targets import linear_layers
 OUTPUTS, INPUTS, FUSED = ("k_proj", "v_proj"), ("down_proj",), ("qkv_proj", "c_attn")
 
 
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
 @dataclass(frozen=True)
 class Vera(Adapter):
     """Two trained vectors a layer around frozen random matrices that all layers share."""
@@ -94,15 +90,14 @@ class Ia3(Adapter):
     examples = ("ia3", "ia3 @ (last(2) & parts(mlp))")
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
-        """The k, v and down projections among the selected linear layers."""
         found = linear_layers(model, where)
-        fused = [name for name in found if _last(name) in FUSED]
+        fused = [name for name in found if name.endswith(FUSED)]
         if fused:
             raise UserError(
                 f"ia3: keys and values are no layers of their own in this model ({fused[0]});"
                 " ia3 @ parts(mlp) trains what it can"
             )
-        kept = [name for name in found if _last(name) in OUTPUTS + INPUTS]
+        kept = [name for name in found if name.endswith(OUTPUTS + INPUTS)]
         if found and not kept:
             raise UserError(
                 f"ia3 goes into {', '.join(OUTPUTS + INPUTS)}, and {where or 'the model'} has none"
@@ -111,7 +106,7 @@ class Ia3(Adapter):
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """Only down projections are scaled at their input."""
-        return {"feedforward_modules": [name for name in targets if _last(name) in INPUTS]}
+        return {"feedforward_modules": [name for name in targets if name.endswith(INPUTS)]}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A scale, of the output or the input."""

@@ -62,7 +62,6 @@ class Weighing(Schedule, ABC):
         return self.seen >= self.due - self.window
 
     def decide(self, steps: int) -> Decision | None:
-        """New multipliers when they are due; everything goes on training."""
         self.seen = steps
         values = self.measure() if steps >= self.due else None
         if values is None:
@@ -74,7 +73,6 @@ class Weighing(Schedule, ABC):
         )
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
-        """Count the step."""
         self.seen += 1
 
     def rates(self, steps: int) -> Mapping[str, float]:
