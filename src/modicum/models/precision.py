@@ -219,9 +219,8 @@ def too_fine(trainable: Mapping[str, nn.Parameter], learning_rate: float) -> lis
     A step is about `learning_rate`; a weight of size w in a dtype with precision eps has a
     spacing of about w * eps, and what is under half of it is rounded away.
     """
-    found = []
-    for name, parameter in trainable.items():
-        scale = parameter.float().square().mean().sqrt().item()
-        if learning_rate < 0.5 * scale * torch.finfo(parameter.dtype).eps:
-            found.append(name)
-    return found
+    return [
+        name
+        for name, p in trainable.items()
+        if learning_rate < 0.5 * p.float().square().mean().sqrt().item() * torch.finfo(p.dtype).eps
+    ]

@@ -82,15 +82,6 @@ class Rule(ABC):
             optimizer.step()
             yield from pieces(tensor.abs())
 
-    def move(
-        self, name: str, tensor: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> float:
-        """How many spacings of a tensor's numbers the coming step goes at most (`farthest`)."""
-        if tensor.grad is None:
-            return 0.0
-        sizes = self.sizes(name, tensor.grad, state, group)
-        return farthest(tensor, sizes, group["lr"], group["weight_decay"])
-
     def step_numbers(self, largest: int) -> int:
         """fp32 numbers that a step makes and drops; the largest tensor has `largest`."""
         return 0

@@ -18,6 +18,7 @@ from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import Proof
+from modicum.updates.rules import farthest
 from modicum.updates.schedule import Decision
 
 MAX_SKIPPED = 3  # steps in a row without a finite loss and gradient
@@ -168,10 +169,13 @@ class Stepper:
             self.masters.draw(self.prepared.active, self.counters.optimizer_steps)
 
     def _move(self, name: str, rate: float) -> float:
-        """How far the coming step goes in a tensor."""
+        """How many spacings the coming step goes at most in a tensor."""
         master, group = self.masters.held[name], self.optimizer.param_groups[0]
-        state = self.optimizer.state.get(master.leaf, {})
-        return self.prepared.rule.move(name, master.tensor, state, {**group, "lr": rate})
+        gradient, state = master.tensor.grad, self.optimizer.state.get(master.leaf, {})
+        if gradient is None:
+            return 0.0
+        sizes = self.prepared.rule.sizes(name, gradient, state, group)
+        return farthest(master.tensor, sizes, rate, group["weight_decay"])
 
     def _taken(self, name: str) -> float | None:
         """How far the step went; None where the optimizer has passed a tensor over."""
