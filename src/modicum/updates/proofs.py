@@ -26,7 +26,7 @@ from modicum.models.precision import Masters, SparseMaster, is_coarse
 from modicum.models.rounding import neighbours
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
-from modicum.updates.rules import FAR, SHOWS
+from modicum.updates.rules import FAR
 
 
 class Proof:
@@ -77,7 +77,7 @@ class Proof:
         self.last |= moves
         for name, move in moves.items():
             if move is not None and move < FAR:
-                if move <= SHOWS or name in self.moved:
+                if not move or name in self.moved:
                     continue
                 self.look([name])
                 if name in self.moved:

@@ -4,13 +4,13 @@ A rule makes a torch optimizer for groups of tensors and knows the bytes of its 
 state is in tensors, so that a checkpoint can hold it. AdamW is the rule of every update
 that does not say otherwise.
 
-A rule also says how far a step goes in a tensor, beside the spacing of its numbers. A number w of fp32 that is to move by less than half the distance to its neighbour stays as it
-is. So a tensor must have changed only when some entry of it was to move by more than that.
-Where weight decay acts, its own rounding may undo as much, and a whole spacing is asked for.
+How far a step goes is tried by an optimizer of the same rule on a copy, and counted in spacings: a
+number of fp32 that is to move by less than half the distance to its neighbour stays as it is. So a
+tensor must have changed only when the copy did.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,29 +21,7 @@ from modicum.config import Optimizer
 
 Groups = list[dict[str, Any]]
 PIECE = 2**18  # numbers looked at at a time
-SHOWS = 0.51  # of a spacing: its half, and room for the rounding of the step itself
 FAR = 16.0  # spacings beyond which a tensor does not come back to its start by a few steps
-
-
-def pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """A tensor's numbers in order, so many at a time."""
-    yield from tensor.detach().reshape(-1).split(PIECE)
-
-
-def farthest(tensor: Tensor, sizes: Iterable[Tensor], rate: float, decay: float) -> float:
-    """How many spacings fp32 numbers went at most, by `rate` times `sizes` (flat, in `pieces`).
-
-    What weight decay may undo is taken off. It stops at the first piece that goes FAR.
-    """
-    best = 0.0
-    for values, size in zip(pieces(tensor), sizes, strict=False):
-        height = values.abs()
-        spacing = torch.nextafter(height, height.new_tensor(float("inf"))) - height
-        step = rate * (size - decay * height)
-        best = max(best, float((step / spacing).max()) / (2 if decay else 1))
-        if best >= FAR:
-            break
-    return best
 
 
 class Rule(ABC):
@@ -60,27 +38,37 @@ class Rule(ABC):
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         """Bytes that the optimizer keeps of one fp32 tensor, the step counter left out."""
 
-    def sizes(
-        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> Iterator[Tensor]:
-        """How far the coming step moves each number, over the learning rate; in `pieces`.
+    def spacings(
+        self, name: str, tensor: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
+    ) -> float:
+        """How many spacings of its fp32 numbers the coming step moves a tensor at most.
 
-        An optimizer takes that step from zero, by the gradient, a copy of the state and the
-        group's settings, without weight decay. The change proof compares it with the spacing of
-        the numbers.
+        An optimizer takes that step on a copy, by the gradient, the state and the settings of
+        `group`; in pieces, of which one that goes FAR is enough.
         """
-        for number, piece in enumerate(pieces(gradient) if self.by_entry else [gradient.detach()]):
-            tensor, part = torch.zeros_like(piece).requires_grad_(), slice(number * PIECE, None)
-            alone = {"params": [tensor], "names": [name], "lr": 1.0, "weight_decay": 0.0}
-            optimizer = self.make([dict(alone)], Optimizer())
+        gradient, best = tensor.grad, 0.0
+        if gradient is None:
+            return best
+        size = PIECE if self.by_entry else tensor.numel()
+        for start in range(0, tensor.numel(), size):
+
+            def cut(held: Tensor, part: slice = slice(start, start + size)) -> Tensor:
+                whole = not self.by_entry or held.shape != tensor.shape
+                return (held if whole else held.reshape(-1)[part]).detach().clone()
+
+            before, copy = cut(tensor), cut(tensor).requires_grad_()
+            copy.grad = cut(gradient)
+            alone = {"params": [copy], "names": [name]}
+            optimizer = self.make([{**alone, "lr": 0.0}], Optimizer())
             optimizer.param_groups[0].update({**group, **alone})
-            for key, value in state.items():
-                like = self.by_entry and value.shape == gradient.shape
-                value = value.reshape(-1)[part][: piece.numel()] if like else value
-                optimizer.state[tensor][key] = value.clone()
-            tensor.grad = piece
+            optimizer.state[copy].update({key: cut(value) for key, value in state.items()})
             optimizer.step()
-            yield from pieces(tensor.abs())
+            height = before.abs()
+            spacing = torch.nextafter(height, height.new_tensor(float("inf"))) - height
+            best = max(best, float(((copy.detach() - before).abs() / spacing).max()))
+            if best >= FAR:
+                break
+        return best
 
     def step_numbers(self, largest: int) -> int:
         """fp32 numbers that a step makes and drops; the largest tensor has `largest`."""

@@ -18,7 +18,6 @@ from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import Proof
-from modicum.updates.rules import farthest
 from modicum.updates.schedule import Decision
 
 MAX_SKIPPED = 3  # steps in a row without a finite loss and gradient
@@ -171,11 +170,8 @@ class Stepper:
     def _move(self, name: str, rate: float) -> float:
         """How many spacings the coming step goes at most in a tensor."""
         master, group = self.masters.held[name], self.optimizer.param_groups[0]
-        gradient, state = master.tensor.grad, self.optimizer.state.get(master.leaf, {})
-        if gradient is None:
-            return 0.0
-        sizes = self.prepared.rule.sizes(name, gradient, state, group)
-        return farthest(master.tensor, sizes, rate, group["weight_decay"])
+        state = self.optimizer.state.get(master.leaf, {})
+        return self.prepared.rule.spacings(name, master.tensor, state, {**group, "lr": rate})
 
     def _taken(self, name: str) -> float | None:
         """How far the step went; None where the optimizer has passed a tensor over."""
