@@ -154,7 +154,6 @@ class AdaLora(LowRank):
     start is slow: the default learning rate is five times that of LoRA.
     """
 
-    name = "adalora"
     peft_config = "AdaLoraConfig"
     goes_on = False
     rate_scale = 50.0

@@ -64,7 +64,6 @@ class Region(Selection):
 class First(Region):
     """The first k decoder layers: saves memory, not backward time."""
 
-    name = "first"
     examples = ("first(2)",)
     height: ClassVar[float] = 0.0
     """How far up they lie: with none of the other layers below them, half or all."""

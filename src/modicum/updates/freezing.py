@@ -120,7 +120,6 @@ class FreezingSchedule(Schedule):
 class AutoFreeze(Scheduled):
     """Everything trains at first; layers whose gradients settle freeze from the bottom up."""
 
-    name = "autofreeze"
     begins = FreezingSchedule
     examples = (
         "autofreeze(intervals=4)",
@@ -200,7 +199,6 @@ class SlimFitSchedule(Schedule):
 class SlimFit(Scheduled):
     """Matrices and norms that move most for their size train, the others rest."""
 
-    name = "slimfit"
     begins = SlimFitSchedule
     examples = ("slimfit", "slimfit(rate=0.5, state='reset') @ last(2)")
     rate: ShareBelowOne = 0.9

@@ -120,7 +120,6 @@ class Pissa(Moved):
     on the tiny base the best rate was a fifth of LoRA's (one seed).
     """
 
-    name = "pissa"
     rate_scale = 2.0
     examples = ("pissa(rank=2)", "pissa(rank=2) @ last(1)")
 
@@ -175,7 +174,6 @@ class Core(nn.Module):
 class LoraXs(FromBase):
     """Only rank x rank numbers train in a layer, between its own singular vectors."""
 
-    name = "loraxs"
     start_tolerance = 5e-3
     examples = ("loraxs(rank=4)", "loraxs(rank=4) @ last(1)")
     rank: Rank = 16

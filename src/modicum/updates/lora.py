@@ -49,7 +49,6 @@ class Lora(LowRank):
     of their own for every expert.
     """
 
-    name = "lora"
     examples = (
         "lora(rank=2)",
         "lora(rank=2) @ last(1)",

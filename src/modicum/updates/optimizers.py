@@ -104,7 +104,6 @@ def _no_second(left: object, right: object) -> None:
 class Sgd(OptimizerMember):
     """Plain gradient descent: no optimizer state without momentum, and far larger rates."""
 
-    name = "sgd"
     faster = 200.0
     examples = (
         "sgd",

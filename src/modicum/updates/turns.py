@@ -78,7 +78,6 @@ class LisaSchedule(Turns):
 class Lisa(Scheduled):
     """A few random layers train at a time, others after every so many steps."""
 
-    name = "lisa"
     begins = LisaSchedule
     examples = (
         "lisa(layers=1, every=2)",
@@ -138,7 +137,6 @@ class BlockSchedule(Turns):
 class BAdam(Scheduled):
     """One block of layers trains at a time, with Adam from fresh moments, then the next."""
 
-    name = "badam"
     begins = BlockSchedule
     examples = (
         "badam(every=2)",

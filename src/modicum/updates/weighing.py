@@ -182,7 +182,6 @@ class SnrSchedule(Weighing):
 class Rgn(Scheduled):
     """Everything trains, each tensor's step scaled by its relative gradient norm."""
 
-    name = "rgn"
     begins = RgnSchedule
     examples = ("rgn(every=2, window=1)", "rgn(every=2, window=2, reset=False) @ last(2)")
     every: Steps = 20
