@@ -5,9 +5,9 @@ An adapter is a frozen dataclass that names PEFT's config class (`peft_config`) 
 (`lora @ last(2)`). No dropout: sampling and training would see different policies. The
 base is never merged into while training.
 
-The reference is the adapter switched off, or what it was if it goes on (`go_on`).
-Where the start rewrites the base's weights (`rewrites_base`: PiSSA, OLoRA) that would be another model; there the adapter's first
-values are kept and swapped in.
+The reference is the adapter switched off, or what it was if it goes on (`go_on`). Where the
+start rewrites the base's weights (`rewrites_base`: PiSSA, OLoRA) that would be another model;
+there the adapter's first values are kept and swapped in.
 
 An exported adapter must give the policy on the base as it is (`exportable`). So what began
 with a rewritten base is written as a LoRA of twice the rank that takes the start away.

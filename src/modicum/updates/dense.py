@@ -126,13 +126,10 @@ class Layers(Region):
             raise UserError("layers() needs the numbers of the layers, such as layers(2, 3)")
 
     def chosen(self, layout: Layout) -> set[int]:
-        wanted = set()
-        for index in self.indices:
-            if not -layout.num_layers <= index < layout.num_layers:
-                last = layout.num_layers - 1
-                raise UserError(f"{self}: there is no layer {index}; they are 0 to {last}")
-            wanted.add(index % layout.num_layers)
-        return wanted
+        count = layout.num_layers
+        if odd := [index for index in self.indices if not -count <= index < count]:
+            raise UserError(f"{self}: there is no layer {odd[0]}; they are 0 to {count - 1}")
+        return {index % count for index in self.indices}
 
 
 @dataclass(frozen=True)
