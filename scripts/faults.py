@@ -30,7 +30,7 @@ from modicum.models import decoder
 from modicum.training.loop import run_step
 from modicum.training.session import Session, prepare
 from modicum.types import Completion, RunStopped
-from modicum.updates.swap import Swap
+from modicum.updates.base import Swap
 
 RATES = {"full": 1e-6, "lora(rank=8)": 1e-5}
 

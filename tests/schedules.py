@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from conftest import random_model
 from modicum import updates
@@ -52,3 +56,24 @@ def numbers(made: Session, names: set[str]) -> int:
 
 def schedule_of(text: str, family: str = "llama", seed: int = 0, **changes: Any) -> Any:
     return updates.parse(text).apply(random_model(family, **changes), seed).schedule
+
+
+class Bare(nn.Module):
+    """A model that has parameters of these dotted names and shapes, and does nothing."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            place: nn.Module = self
+            *path, last = name.split(".")
+            for part in path:
+                if part not in place._modules:
+                    place.add_module(part, nn.Module())
+                place = place.get_submodule(part)
+            place.register_parameter(last, nn.Parameter(torch.zeros(shape)))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return nn.Embedding(1, 1)
+
+    def get_output_embeddings(self) -> None:
+        return None

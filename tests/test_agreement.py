@@ -20,8 +20,8 @@ from modicum.engine import agreement
 from modicum.engine.agreement import Agreement
 from modicum.engine.slopes import Scored, Slope
 from modicum.engine.version import adapter_layers, require_origin, version_of
+from modicum.models.linear import widened
 from modicum.models.load import load
-from modicum.models.widen import widened
 from modicum.training import step
 from modicum.training.loop import run_step, train
 from modicum.training.session import Session, prepare

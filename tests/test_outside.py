@@ -17,7 +17,7 @@ from modicum.training import session, step
 from modicum.types import RunStopped, UserError
 from modicum.updates import UPDATES
 from modicum.updates.adapter import Adapter
-from modicum.updates.base import DensePrepared, Selection
+from modicum.updates.base import Prepared, Selection
 from modicum.updates.schedule import Decision, Schedule
 from rows import IDS, batch_of, changed, values
 
@@ -31,11 +31,11 @@ STEPS = 4
 NAME = "model.layers.{}.mlp.up_proj.weight".format
 
 
-def by_hand(schedule: Schedule | None = None, layers: tuple[int, ...] = (1, 2)) -> DensePrepared:
+def by_hand(schedule: Schedule | None = None, layers: tuple[int, ...] = (1, 2)) -> Prepared:
     """One matrix trains in each of some layers."""
     model = random_model("llama")
     named = dict(model.named_parameters())
-    return DensePrepared(model, {NAME(i): named[NAME(i)] for i in layers}, schedule=schedule)
+    return Prepared(model, {NAME(i): named[NAME(i)] for i in layers}, schedule=schedule)
 
 
 def backward(prepared: Any, scale: float = 1.0) -> None:

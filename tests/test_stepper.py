@@ -12,7 +12,7 @@ from conftest import random_model
 from modicum.config import Optimizer
 from modicum.training.optimization import Optimization
 from modicum.types import RunStopped
-from modicum.updates.base import DensePrepared
+from modicum.updates.base import Prepared
 from modicum.updates.schedule import Decision, Schedule
 from modicum.updates.stepper import StepCounters
 
@@ -51,7 +51,7 @@ def test_what_is_counted() -> None:
     model = random_model("llama")
     named = dict(model.named_parameters())
     schedule = OneMore()
-    prepared = DensePrepared(model, {name: named[name] for name in NAMES}, schedule=schedule)
+    prepared = Prepared(model, {name: named[name] for name in NAMES}, schedule=schedule)
     counters = Counters(tokens=7)
     stepper = Optimization(prepared, Optimizer(max_grad_norm=0.5), counters)
 

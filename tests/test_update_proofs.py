@@ -18,8 +18,8 @@ from modicum.models.precision import Masters, too_fine
 from modicum.training import session
 from modicum.training.step import backward, optimizer_step
 from modicum.types import Batch, Row, RunStopped
-from modicum.updates.moves import farthest
 from modicum.updates.proofs import ChangeProof, combined, fingerprint, fingerprints
+from modicum.updates.rules import FAR, SgdRule
 
 ROWS = tuple(Row((40, 41), (50 + i, 60), (-5.5, -5.5), (-1.0) ** i) for i in range(4))
 TRAINS = "model.layers.2.mlp.up_proj.weight"
@@ -177,22 +177,24 @@ def never(made: session.Session, name: str) -> None:
 
 def test_how_far_a_step_goes_by_hand() -> None:
     """Spacings: 2^-23 at 1 and above, 2^-24 below, 2^-22 at 2; at 0 the least number there is."""
-    ones, sizes = torch.tensor([1.5, -2.0]), torch.tensor([1.0, 3.0])
-    found = farthest(ones, [sizes], 2**-24, 0.0)
-    assert (found.rate, found.step, found.spacing) == (2**-24, 3 * 2**-24, 2**-22)
-    assert found.spacings == 0.75 and found.shows and not found.far
-    assert farthest(ones, [sizes[:1].expand(2)], 2**-24, 0.0).spacings == 0.5
-    assert not farthest(ones, [sizes[:1].expand(2)], 2**-24, 0.0).shows, "it may round to even"
-    assert farthest(torch.tensor([0.75]), [torch.tensor([1.0])], 2**-24, 0.0).spacings == 1
-    assert farthest(torch.zeros(2), [torch.tensor([0.0, 1.0])], 1e-20, 0.0).far
-    assert not farthest(torch.zeros(2), [torch.zeros(2)], 1.0, 0.0).shows
-    assert not farthest(ones, [sizes], 0.0, 0.0).shows
-    # A decay of 0.5 takes 1 off the second; rounded on its own, it may undo another half.
-    assert farthest(ones, [sizes], 2**-24, 0.5).spacings == (3 - 1) / 4 / 2
-    large = torch.full((2**18 + 1,), 1.0)
-    large[-1] = 2**-10
-    steps = [torch.ones(2**18), torch.ones(1)]
-    assert farthest(large, steps, 2**-25, 0.0).spacings == 256, "the last of many pieces"
+
+    def spacings(
+        values: list[float], gradient: list[float], rate: float, decay: float = 0
+    ) -> float:
+        tensor = torch.tensor(values)
+        tensor.grad = torch.tensor(gradient)
+        return SgdRule().spacings("w", tensor, {}, {"lr": rate, "weight_decay": decay})
+
+    assert spacings([1.5, -2.0], [1.0, 16.0], 2**-24) == 4
+    assert spacings([1.5], [1.0], 2**-24) == 0, "it is rounded to even"
+    assert spacings([0.75], [1.0], 2**-24) == 1
+    assert spacings([0.0, 0.0], [0.0, 1.0], 1e-20) > FAR
+    assert spacings([0.0, 0.0], [0.0, 0.0], 1.0) == 0
+    assert spacings([1.5, -2.0], [1.0, 3.0], 0.0) == 0
+    # A decay of 0.5 takes 1 off the second.
+    assert spacings([1.5, -2.0], [0.0, 17.0], 2**-22, 0.5) == 16
+    large, steps = [1.0] * (2**18) + [2**-10], [1.0] * (2**18 + 1)
+    assert spacings(large, steps, 2**-25) == 256, "the last of many pieces"
 
 
 @pytest.mark.parametrize(
@@ -215,12 +217,12 @@ def test_a_rate_too_small_for_a_tensor_is_no_violation(
 
 
 def test_after_a_warm_up_what_rested_must_move(folders: dict[str, Path]) -> None:
-    """1e-6 over 100 steps: the first is 1e-8, the tenth 1e-7."""
+    """1e-6 over 100 steps: the first is 1e-8, the third 3e-8, which is above half a spacing."""
     made = session_of(folders["llama"], update="last(1)")
-    steps_at(made, *(k * 1e-8 for k in range(1, 4)))
+    steps_at(made, *(k * 1e-8 for k in range(1, 3)))
     assert NORM not in made.proof.pushed | made.proof.moved
     made.proof.check("first step")
-    steps_at(made, *(k * 1e-8 for k in range(4, 101)))
+    steps_at(made, *(k * 1e-8 for k in range(3, 101)))
     assert "9 of 9 trainable tensors changed, 21 frozen" in made.proof.check("end")
     never(made, TRAINS)
     assert "9 of 9" in made.proof.check("end")
@@ -236,9 +238,7 @@ def test_what_should_move_and_never_does_stops_the_run(
     never(made, name)
     steps_at(made, rate, rate)
     if blamed:
-        words = (
-            rf"{name} trains .* \(1 such tensors\), though a step of .* of {rate:g} shows beside"
-        )
+        words = rf"{name} trains .* \(1 such tensors\), though a step went .* spacings"
         with pytest.raises(RunStopped, match=words):
             made.proof.check("first step")
     else:

@@ -245,10 +245,10 @@ def test_adalora_is_exported_with_zeros_for_what_was_pruned(tmp_path: Path) -> N
     [
         ("adalora(rank=8, init_rank=8)", r"init_rank must be above rank \(8\)"),
         ("adalora(every=0)", "every must be at least 1"),
-        ("adalora(warmup=-1)", "shares below 1 or numbers of steps"),
+        ("adalora(warmup=-1)", "warmup must be at least 0"),
         ("adalora(tail=1.5)", "shares below 1 or numbers of steps"),
         ("adalora(warmup=0.6, tail=0.4)", "less than the whole run"),
-        ("adalora(beta1=1)", "beta1 and beta2 must be between 0 and 1"),
+        ("adalora(beta1=1)", "beta1 must be above 0 and below 1"),
         ("adalora(orthogonal=-1)", "orthogonal must be at least 0"),
     ],
 )

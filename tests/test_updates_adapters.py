@@ -239,7 +239,7 @@ def test_tinylora_draws_other_matrices_for_every_layer_and_seed() -> None:
         ("llama", "shira(rank=11)", r"k_proj has 512 entries.*rank is at most 10 there"),
         ("llama", "shira(rank=0)", "at least 1"),
         ("llama", "tinylora(u=0)", "u must be at least 1"),
-        ("llama", "tinylora(weight_tying=1.5)", "between 0 and 1"),
+        ("llama", "tinylora(weight_tying=1.5)", "at least 0 and at most 1, not 1.5"),
         ("llama", "ia3 @ parts(norm)", "no linear layer"),
         ("llama", "lora @ parts(norm)", "no linear layer"),
         ("llama", "ia3 @ parts(head)", r"ia3 goes into k_proj.*parts\(head\) has none"),

@@ -10,19 +10,18 @@ import pytest
 import torch
 
 from modicum.training import step
-from modicum.updates.autofreeze import AutoFreeze, FreezingSchedule
-from modicum.updates.slimfit import HUGE, SlimFit, SlimFitSchedule
-from schedules import BATCH, numbers, session_of, walk
+from modicum.updates.freezing import HUGE, AutoFreeze, FreezingSchedule, SlimFit, SlimFitSchedule
+from schedules import BATCH, Bare, numbers, session_of, walk
 
 # AutoFreeze ------------------------------------------------------------------------------
 
-FOUR = {n: frozenset({f"layer{n}"}) for n in range(4)}
+FOUR = Bare(dict.fromkeys(("embed.w", *(f"layers.{n}.w" for n in range(4)), "head.w"), (3,)))
 
 
 def freezing(**arguments: Any) -> FreezingSchedule:
     """Four layers of one tensor, an embedding and a head."""
     method = AutoFreeze(**{"intervals": 5, **arguments})
-    schedule = FreezingSchedule(FOUR, frozenset({"embed"}), frozenset({"head"}), method)
+    schedule = FreezingSchedule(method, FOUR, dict(FOUR.named_parameters()), 0)
     schedule.plan(10)
     return schedule
 
@@ -31,10 +30,10 @@ def interval(schedule: FreezingSchedule, number: int, norms: Mapping[int, float]
     """Two steps whose summed gradients have these L1 norms; each step's are far larger."""
     for sign in (1, -1):
         found = {
-            f"layer{n}": torch.tensor([64.0 * sign + size / 4, size / -4])
+            f"layers.{n}.w": torch.tensor([64.0 * sign + size / 4, size / -4])
             for n, size in norms.items()
         }
-        schedule.gradients({**found, "embed": torch.ones(3), "head": torch.ones(3)})
+        schedule.gradients({**found, "embed.w": torch.ones(3), "head.w": torch.ones(3)})
         if sign > 0:
             assert schedule.decide(2 * number - 1) is None
     return schedule.decide(2 * number)
@@ -42,7 +41,7 @@ def interval(schedule: FreezingSchedule, number: int, norms: Mapping[int, float]
 
 def test_freezing_by_hand() -> None:
     schedule = freezing()
-    everything = {"embed", "layer0", "layer1", "layer2", "layer3", "head"}
+    everything = {"embed.w", "layers.0.w", "layers.1.w", "layers.2.w", "layers.3.w", "head.w"}
     first = interval(schedule, 1, {0: 4, 1: 4, 2: 4, 3: 4})
     assert first.active == everything and not first.restart and first.evidence["lowest"] == 0
     # eta 0.025, 0.5, 0.25, 0.75; their median 0.375.
@@ -51,16 +50,18 @@ def test_freezing_by_hand() -> None:
         [0.025, 0.5, 0.25, 0.75], rel=1e-3
     )
     assert second.evidence["threshold"] == pytest.approx(0.375, rel=1e-3)
-    assert second.active == {"layer1", "layer2", "layer3", "head"}, "the embedding rests as well"
+    assert second.active == {"layers.1.w", "layers.2.w", "layers.3.w", "head.w"}, (
+        "the embedding rests as well"
+    )
     assert second.restart
     # eta 0, 0.1, 0.5; the median is 0.1. A layer that is frozen is not looked at.
     third = interval(schedule, 3, {1: 2, 2: 2.7, 3: 0.5})
-    assert third.active == {"layer2", "layer3", "head"}
+    assert third.active == {"layers.2.w", "layers.3.w", "head.w"}
     # Nothing changes: all eta are 0, as is the threshold, and the bottom stays where it is.
     fourth = interval(schedule, 4, {2: 2.7, 3: 0.5})
     assert fourth.active == third.active and fourth.restart
     fifth = interval(schedule, 5, {2: 2.7, 3: 5})
-    assert fifth.active == {"layer3", "head"}
+    assert fifth.active == {"layers.3.w", "head.w"}
     sixth = interval(schedule, 6, {3: 5})
     assert sixth.active == fifth.active, "the last layer stays"
 
@@ -76,7 +77,7 @@ def test_freezing_with_other_arguments() -> None:
     interval(smooth, 1, {0: 4, 1: 4, 2: 4, 3: 4})
     found = interval(smooth, 2, {0: 8, 1: 4, 2: 2, 3: 4})
     assert found.evidence["change"] == pytest.approx({0: 0.25, 1: 0, 2: 0.125, 3: 0})
-    assert smooth.norms == pytest.approx({0: 5, 1: 4, 2: 3.5, 3: 4})
+    assert smooth.norms == pytest.approx({"0": 5, "1": 4, "2": 3.5, "3": 4})
     assert found.evidence["lowest"] == 0
 
 
@@ -99,6 +100,12 @@ def test_backward_stops_at_what_is_frozen(folders: dict[str, Path]) -> None:
 UNITS = ["a", "b", "c", "d", "e"]
 
 
+def slimfit(names: list[str], seed: int) -> SlimFitSchedule:
+    """Matrices, and a bias."""
+    model = Bare({name: (2,) if name == "bias" else (2, 2) for name in names})
+    return SlimFitSchedule(SlimFit(0.6), model, dict(model.named_parameters()), seed)
+
+
 def drive(schedule: SlimFitSchedule, relative: Mapping[str, float]) -> set[str]:
     """One rollout in which what trains moves by its share of itself; what trained."""
     schedule.decide(0)
@@ -111,7 +118,7 @@ def drive(schedule: SlimFitSchedule, relative: Mapping[str, float]) -> set[str]:
 
 def test_every_unit_is_tried_and_then_those_that_move_most_train() -> None:
     """At a constant rate the choice then never changes: it has locked in."""
-    schedule = SlimFitSchedule(SlimFit(0.6), UNITS, frozenset({"bias"}), 0)
+    schedule = slimfit([*UNITS, "bias"], 0)
     assert schedule.count == 2, "5 units, of which int(3.0) rest"
     assert max(schedule.distances.values()) > HUGE / 100
     relative = {"a": 0.5, "b": 0.1, "c": 0.4, "d": 0.2, "e": 0.3}
@@ -128,7 +135,7 @@ def test_every_unit_is_tried_and_then_those_that_move_most_train() -> None:
 
 
 def test_a_falling_rate_brings_back_what_rests() -> None:
-    schedule = SlimFitSchedule(SlimFit(0.6), UNITS, frozenset(), 3)
+    schedule = slimfit(UNITS, 3)
     relative = {"a": 0.5, "b": 0.1, "c": 0.4, "d": 0.2, "e": 0.3}
     trained = [drive(schedule, {n: r * 0.7**t for n, r in relative.items()}) for t in range(12)]
     assert set().union(*trained[6:]) == set(UNITS)

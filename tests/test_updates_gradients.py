@@ -32,7 +32,7 @@ def gradients(a: float, b: float, c: float) -> dict[str, Tensor]:
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
 def test_relative_gradient_norms_by_hand(scale: float) -> None:
     """|p| is 5, 1 and nothing, which counts as sqrt(2)/1000; only the window's steps count."""
-    schedule = RgnSchedule(Rgn(every=4, window=2, reset=True), THREE)
+    schedule = RgnSchedule(Rgn(every=4, window=2, reset=True), nn.Module(), THREE, 0)
     assert schedule.decide(0) is None and schedule.rates(1) == {}
     zero = FLOOR * 2**0.5
     for a, b in ((1.0, 0.5), (2.0, 0.7)):
@@ -79,7 +79,9 @@ def test_without_reset_the_moments_stay(folders: dict[str, Path]) -> None:
 
 def test_signal_to_noise_by_hand() -> None:
     """a: 1 and 3, 2 and 2; b: 1 and -1; c: nothing. The unbiased variance is over groups."""
-    schedule = SnrSchedule(Snr(every=3, window=1, reset=False, threshold=0.5), THREE)
+    schedule = SnrSchedule(
+        Snr(every=3, window=1, reset=False, threshold=0.5), nn.Module(), THREE, 0
+    )
     assert schedule.by_group
     # a: means 2 and 1, variances 2 and 2, so (4/2 + 1/2)/2; b: mean 1, variance 2.
     for a, b in (([1.0, 0.0], [0.0, 0.0]), ([3.0, 2.0], [2.0, 2.0])):
@@ -93,9 +95,15 @@ def test_signal_to_noise_by_hand() -> None:
     assert schedule.rates(2) == {"a": 1.0, "b": 0.0, "c": 0.0}
     # 0.5 / 1.25 is 0.4, so a threshold of 0.4 lets b step as well.
     assert (
-        SnrSchedule(Snr(3, 1, True, 0.39), THREE).weigh({"a": 1.25, "b": 0.5, "c": 0.0})["b"] == 1
+        SnrSchedule(Snr(3, 1, True, 0.39), nn.Module(), THREE, 0).weigh(
+            {"a": 1.25, "b": 0.5, "c": 0.0}
+        )["b"]
+        == 1
     )
-    assert SnrSchedule(Snr(3, 1, True, 0.5), THREE).weigh({"a": 2.0, "b": 2.0}) == {"a": 1, "b": 1}
+    assert SnrSchedule(Snr(3, 1, True, 0.5), nn.Module(), THREE, 0).weigh({"a": 2.0, "b": 2.0}) == {
+        "a": 1,
+        "b": 1,
+    }
     # Nothing is measured in steps 2 and 3, the window is step 4.
     for _ in range(2):
         assert not schedule.by_group
@@ -111,7 +119,7 @@ def test_signal_to_noise_by_hand() -> None:
 
 
 def test_the_variance_is_that_of_all_groups_of_the_window() -> None:
-    schedule = SnrSchedule(Snr(every=9, window=4, reset=True, threshold=0.5), THREE)
+    schedule = SnrSchedule(Snr(every=9, window=4, reset=True, threshold=0.5), nn.Module(), THREE, 0)
     random = torch.Generator().manual_seed(0)
     shown = [torch.randn(2, generator=random) + 1 for _ in range(12)]
     for gradient in shown:

@@ -11,12 +11,11 @@ from torch import Tensor
 from conftest import random_model
 from modicum import updates
 from modicum.config import Optimizer
-from modicum.models.linear import adapted
+from modicum.models.linear import adapted, adapted_layers
 from modicum.training.optimization import Optimization
 from modicum.types import UserError
 from modicum.updates.adapter import AdapterPrepared
-from modicum.updates.lora import lora_layers
-from modicum.updates.pissa import rounded, triplets
+from modicum.updates.from_base import rounded, triplets
 
 IDS = torch.tensor([[40, 41, 42, 43, 44, 45]])
 
@@ -26,7 +25,7 @@ def apply(text: str, family: str = "qwen2", seed: int = 0, dtype: Any = torch.fl
 
 
 def one_layer(prepared: Any, name: str = "layers.2.self_attn.q_proj") -> Any:
-    return next(m for n, m in lora_layers(prepared.model).items() if n.endswith(name))
+    return next(m for n, m in prepared.model.named_modules() if n.endswith(name))
 
 
 def weight(name: str = "layers.2.self_attn.q_proj", family: str = "qwen2") -> Tensor:
@@ -252,7 +251,7 @@ def test_lora_xs_is_drawn_from_the_seed_and_exported_as_lora() -> None:
         plain = prepared.exportable()
         torch.testing.assert_close(plain(input_ids=IDS).logits, before)
     assert not any("core" in name for name in plain.state_dict())
-    assert all(type(m.lora_B["default"]) is torch.nn.Linear for m in lora_layers(plain).values())
+    assert all(type(m.lora_B["default"]) is torch.nn.Linear for m in adapted_layers(plain))
 
 
 # Errors ----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from conftest import random_model
 from modicum import updates
 from modicum.training.session import Session
 from modicum.types import RunStopped
+from modicum.updates.turns import BAdamRatio, RatioSchedule
 from schedules import layer_of, numbers, schedule_of, session_of, walk
 
 # Turns -----------------------------------------------------------------------------------
@@ -223,8 +224,8 @@ def test_entries_are_drawn_from_the_seed_and_differ_from_round_to_round() -> Non
     """In the second round the runs of neighbours start elsewhere."""
     parameters = {"a": nn.Parameter(torch.zeros(30, 20)), "b": nn.Parameter(torch.zeros(3))}
     one, same, other = [
-        updates.badam.RatioSchedule(parameters, 0.1, 1, seed)
-        for seed in (1, 1, 2)  # type: ignore[attr-defined]
+        RatioSchedule(BAdamRatio(ratio=0.1, every=1), nn.Module(), parameters, seed)
+        for seed in (1, 1, 2)
     ]
     for number in range(12):
         found = [s.decide(number).entries for s in (one, same, other)]

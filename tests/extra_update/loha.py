@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from modicum.updates.adapter import Adapter, at_least_one
-from modicum.updates.chains import ADAPTER, Chain, Link, Trains
+from modicum.updates.adapter import Adapter
+from modicum.updates.members import Count, Steps
+from modicum.updates.products import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Decision, Turns
 
 
@@ -55,11 +56,8 @@ class LoHa(Adapter):
     peft_config: ClassVar[str] = "LoHaConfig"
     rate_scale: ClassVar[float] = 10.0
     examples: ClassVar[tuple[str, ...]] = ("loha(rank=2)", "loha(rank=1, every=1) @ last(2)")
-    rank: int = 4
-    every: int = 2
-
-    def __post_init__(self) -> None:
-        at_least_one(self, rank=self.rank, every=self.every)
+    rank: Count = 4
+    every: Steps = 2
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         return {"r": self.rank, "alpha": self.rank}

@@ -11,7 +11,7 @@ and the settings of the distribution (`types.Origin`); both must be the trainer'
 library's whole forward, which shares no code with the engine.
 
 *Without rounding*, with the library's in a model below fp32: the sampler draws some tokens more
-while the model computes in fp32 with its own weights (`models.widen`). Then sampler, trainer
+while the model computes in fp32 with its own weights (`models.linear.widened`). Then sampler, trainer
 and library agree to `EXACT`, and a step of any size shows.
 
 *Slopes*, with it: the difference d between two log-probs of one token is rounding if both
@@ -42,10 +42,9 @@ from modicum.engine.policy import Policy
 from modicum.engine.rescoring import ROWS, by, rehearsal, score, some
 from modicum.engine.slopes import FADE, FAULTS, Array, Scored, Slope, doubt, looks_like, over_doubt
 from modicum.engine.version import AgreementFailed
-from modicum.models.widen import widened
+from modicum.models.linear import widened
 from modicum.types import Group, Row, RunStopped
-from modicum.updates.base import Prepared
-from modicum.updates.swap import Swap
+from modicum.updates.base import Prepared, Swap
 
 EXACT = 1e-4  # most that two fp32 computations differ, in nats over 1 - p
 ROUNDING = 4.0  # times the model's own

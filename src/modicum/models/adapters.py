@@ -6,8 +6,6 @@ of (a tensor that is not in the file, or that no layer takes) is an error here. 
 left out: a policy has none.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -133,18 +131,15 @@ def merged(model: Any) -> nn.Module:
     """An ordinary model in fp32, an adapter on it added; `model` is spent afterwards."""
     if not hasattr(model, "get_base_model"):
         return model
-    _untie(model.get_base_model())
+    base = model.get_base_model()
+    ends = head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    # An adapter on the head or on the embedding: the head gets a weight of its own.
+    if any(hasattr(end, "base_layer") for end in ends) and head.weight is embedding.weight:
+        getattr(head, "base_layer", head).weight = nn.Parameter(head.weight.detach().clone())
+        base.config.tie_word_embeddings = False
     try:
         return model.float().merge_and_unload()
     except (NotImplementedError, AttributeError, ValueError) as error:
         kind = model.peft_config["default"].peft_type.value
         reason = str(error).splitlines()[0]
         raise UserError(f"PEFT adds no {kind} to the weights of its base: {reason}") from None
-
-
-def _untie(base: Any) -> None:
-    """Give the head a weight of its own where an adapter lies on it or on the embedding."""
-    ends = head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
-    if any(hasattr(end, "base_layer") for end in ends) and head.weight is embedding.weight:
-        getattr(head, "base_layer", head).weight = nn.Parameter(head.weight.detach().clone())
-        base.config.tie_word_embeddings = False

@@ -5,23 +5,27 @@ once, then the rows (completions) that branch from them. Where its attention mas
 be it gets a plan, which knows what may look at what. All other work of a layer is per
 token, so nothing is padded and no prompt is repeated.
 
+Layers that carry a state along the sequence (Qwen3.5, Qwen3-Next), over packed tokens.
+
+Such a layer reads its tokens in order into the last inputs of a short convolution and the table
+of the gated delta rule. A prompt is read once, and every row goes on from what it left,
+gradients included. The layer stays the library's own, with `States` in its cache's place.
+Prompts are filled up on the left with zeros, of which the layer makes no key and no value (the
+library masks its padding so); rows on the right, which only what is dropped sees.
+
 Shapes: N tokens laid end to end, P prompt, L token of a prompt, B row, T token of a row,
 M places of the padded tables [P, L] and [B, T], K key/value head, H query head, D size of
-a head, S key.
+a head, S key, C channel of the convolution.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
-
-from modicum.models.states import States, read
 
 NAME = "modicum"
 
@@ -33,20 +37,6 @@ class ScoreRule:
     scaling: float
     softcap: float | None
     window: int | None
-
-
-class Plan(Protocol):
-    """What may look at what in one call of the layers."""
-
-    def attend(
-        self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: ScoreRule
-    ) -> Tensor:
-        """The values [N, H, D] that the queries gather."""
-        ...
-
-    def mix(self, module: Any, x_NC: Tensor) -> Tensor:
-        """What a layer with a state makes of its inputs [N, C]."""
-        ...
 
 
 def attention(
@@ -90,6 +80,54 @@ def weigh(
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     probs = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32)
     return (probs.to(v.dtype) @ v).transpose(1, 2)
+
+
+class States:
+    """In the place of the library's cache, for one call of one layer; nothing is in place."""
+
+    def __init__(self, before: tuple[Tensor, Tensor] | None = None) -> None:
+        self.convolution, self.table = before or (None, None)
+
+    @property
+    def after(self) -> tuple[Tensor, Tensor]:
+        """What the layer has left: the convolution's last inputs and the table, a row each."""
+        assert self.convolution is not None and self.table is not None
+        return self.convolution, self.table
+
+    def get_conv_state(self, *_: Any, **__: Any) -> Tensor | None:
+        """The convolution's last inputs [B, C, kernel]; None at the beginning."""
+        return self.convolution
+
+    def get_recurrent_state(self, *_: Any, **__: Any) -> Tensor | None:
+        """The table; None at the beginning."""
+        return self.table
+
+    def is_recording_past(self, _: int) -> bool:
+        """Always: the layer then changes nothing in place that a gradient may need."""
+        return True
+
+    def update_conv_state(self, new_BCT: Tensor, _: int, conv_kernel_size: int) -> Tensor:
+        """The last inputs and the new ones; zeros stand before the beginning."""
+        before = self.convolution
+        if before is None:
+            before = new_BCT.new_zeros(*new_BCT.shape[:2], conv_kernel_size)
+        whole = torch.cat([before, new_BCT], -1)
+        self.convolution = whole[..., -conv_kernel_size:]
+        return whole
+
+    def update_recurrent_state(self, table: Tensor, _: int) -> None:
+        """Keep the table."""
+        self.table = table
+
+
+def mix(module: Any, hidden_states: Tensor, attention_mask: Any = None, **_: Any) -> Tensor:
+    """What `module(hidden_states)` gives; the plan in the mask's place knows what follows what."""
+    return attention_mask.mix(module, hidden_states[0])[None]
+
+
+def read(module: Any, x_BTH: Tensor, states: States) -> Tensor:
+    """The layer's own forward of rows that go on from `states`."""
+    return type(module).forward(module, hidden_states=x_BTH, cache=states)
 
 
 class Packed:

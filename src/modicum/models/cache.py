@@ -7,15 +7,12 @@ Shapes: N living row, P prompt, G member, S = P x G slot, L token of a prompt, T
 row, K key/value head, R query heads that share one, H = K x R query head, D size of a head.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modicum.models.attention import ScoreRule
-from modicum.models.states import States, read
+from modicum.models.attention import ScoreRule, States, read
 
 SHRINK = 0.75  # slots are copied together when at most this share of them is needed
 

@@ -1,7 +1,5 @@
 """What the config of a model says: whether it is a causal language model, and its sizes."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

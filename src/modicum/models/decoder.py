@@ -8,8 +8,6 @@ this equals the library's forward, gradients included.
 Shapes: N tokens laid end to end, H hidden, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,10 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from modicum.models.attention import NAME, Plan
+from modicum.models.attention import NAME, mix
 from modicum.models.linear import adapted, adapted_layers, few_rows, linear_layers, replaced
 from modicum.models.load import inner
-from modicum.models.states import mix
 
 
 @dataclass(frozen=True)
@@ -81,19 +78,24 @@ class Decoder:
         self,
         hidden_NH: Tensor,
         positions_N: Tensor,
-        plan: Plan,
+        plan: Any,
         start: int = 0,
         stop: int | None = None,
         recompute: bool = False,
     ) -> Tensor:
         """The hidden states [N, H] after layers start .. stop - 1.
 
+        `plan` knows what may look at what: `attention.Packed` or `cache.Cache`.
         `recompute` keeps only what enters each layer for backward (gradient
         checkpointing); backward then runs the layer's forward again.
         """
         hidden = hidden_NH[None]
         layers = range(start, self.num_layers if stop is None else stop)
-        rotations = self._rotations(hidden, positions_N[None], layers)
+        rotate, kinds = self.decoder.rotary_emb, {self._kind(index) for index in layers}
+        rotations = {
+            kind: rotate(hidden, positions_N[None], *(() if kind is None else (kind,)))
+            for kind in kinds
+        }
         again = recompute and torch.is_grad_enabled()
         with self._ours():
             for index in layers:
@@ -135,14 +137,6 @@ class Decoder:
     def _kind(self, index: int) -> str | None:
         """The type of a layer where each type has its own rotation (Gemma 3)."""
         return self.config.layer_types[index] if self.typed else None
-
-    def _rotations(self, hidden: Tensor, positions: Tensor, layers: range) -> dict[Any, Any]:
-        rotate = self.decoder.rotary_emb
-        kinds = {self._kind(index) for index in layers}
-        return {
-            kind: rotate(hidden, positions) if kind is None else rotate(hidden, positions, kind)
-            for kind in kinds
-        }
 
     @contextmanager
     def _ours(self) -> Iterator[None]:

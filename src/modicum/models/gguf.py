@@ -5,8 +5,6 @@ still claims a quantisation and refuses to be saved. And `tokenizer.ggml.pre`, w
 how text is cut before the merges, is not read: for SmolLM, digits stand alone.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Weights come as safetensors and no code of the model's own is run, unless the us
 (`config.Trust`). Everything that can be wrong with what was named becomes one line.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path

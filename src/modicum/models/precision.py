@@ -9,8 +9,6 @@ has a moment or a place in a checkpoint; its gradient is dropped as soon as back
 it, so that only one such tensor has a whole gradient at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -195,7 +193,6 @@ class InPlace(Masters):
     """No fp32 tensors: the optimizer holds the model's own, whole."""
 
     def add(self, name: str, parameter: nn.Parameter, entries: Tensor | None = None) -> None:
-        """Make the master of one more parameter, or of some of its entries."""
         whole = entries is None
         self.held[name] = Master(parameter, parameter) if whole else Within(parameter, entries)
 
@@ -222,9 +219,8 @@ def too_fine(trainable: Mapping[str, nn.Parameter], learning_rate: float) -> lis
     A step is about `learning_rate`; a weight of size w in a dtype with precision eps has a
     spacing of about w * eps, and what is under half of it is rounded away.
     """
-    found = []
-    for name, parameter in trainable.items():
-        scale = parameter.float().square().mean().sqrt().item()
-        if learning_rate < 0.5 * scale * torch.finfo(parameter.dtype).eps:
-            found.append(name)
-    return found
+    return [
+        name
+        for name, p in trainable.items()
+        if learning_rate < 0.5 * p.float().square().mean().sqrt().item() * torch.finfo(p.dtype).eps
+    ]

@@ -11,8 +11,6 @@ not depend on threads, on the device or on what else is rounded: a part of a ten
 noise of the whole. Two neighbouring entries share the 32 bits of one hash.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

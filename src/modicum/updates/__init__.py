@@ -13,23 +13,17 @@ from modicum import spec
 from modicum.types import UserError
 from modicum.updates import dense
 from modicum.updates.adalora import AdaLora
-from modicum.updates.apollo import Apollo, ApolloMini
-from modicum.updates.autofreeze import AutoFreeze
-from modicum.updates.badam import BAdam, BAdamRatio
 from modicum.updates.base import Method, Placed, Prepared, Selection, Update
-from modicum.updates.blocks import Miss, Oft
+from modicum.updates.blocks import Miss, Oft, Shira
 from modicum.updates.driver import Driver
-from modicum.updates.galore import GaLore
-from modicum.updates.lisa import Lisa
+from modicum.updates.freezing import AutoFreeze, SlimFit
+from modicum.updates.from_base import LoraXs, Olora, Pissa
 from modicum.updates.lora import Dora, Lora, LoraFa, LoraPlus, RsLora
-from modicum.updates.lora_xs import LoraXs
 from modicum.updates.optimizers import Sgd
-from modicum.updates.pissa import Olora, Pissa
-from modicum.updates.shira import Shira
-from modicum.updates.slimfit import SlimFit
+from modicum.updates.projected import Apollo, ApolloMini, GaLore
 from modicum.updates.sparse import Sparse
-from modicum.updates.tinylora import TinyLora
-from modicum.updates.vectors import Ia3, LnTuning, Vera
+from modicum.updates.turns import BAdam, BAdamRatio, Lisa
+from modicum.updates.vectors import Ia3, LnTuning, TinyLora, Vera
 from modicum.updates.weighing import Rgn, Snr
 
 UPDATES: dict[str, type] = {

@@ -27,16 +27,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from modicum.spec import within
 from modicum.types import UserError
-from modicum.updates.chains import ADAPTER, Chain, Link, Trains
-from modicum.updates.lora import MAX_RANK, LowRank
-from modicum.updates.schedule import MAX_STEPS, Decision, Schedule
+from modicum.updates.lora import LowRank
+from modicum.updates.members import MAX_STEPS, Between, Limits, Rank, Steps
+from modicum.updates.products import ADAPTER, Chain, Link, Trains
+from modicum.updates.schedule import Decision, Schedule
 
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 
@@ -44,8 +44,8 @@ AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 class Ranks(Schedule):
     """Drives the ranks of PEFT's AdaLoRA and adds the penalty's gradient."""
 
-    edits_gradients: ClassVar[bool] = True
-    kept_numbers: ClassVar[int] = 3  # importances and their averages
+    edits_gradients = True
+    kept_numbers = 3  # importances and their averages
 
     def __init__(self, update: AdaLora, model: Any, trainable: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
@@ -111,7 +111,6 @@ class Ranks(Schedule):
             self.tuner.rankallocator.mask_using_rank_pattern(self.tuner.model, pattern)
 
     def decide(self, steps: int) -> Decision | None:
-        """Everything trains on; the final ranks are evidence, once they are there."""
         if self.told or self.taken < self.last:
             return None
         self.told = True
@@ -155,46 +154,37 @@ class AdaLora(LowRank):
     start is slow: the default learning rate is five times that of LoRA.
     """
 
-    name: ClassVar[str] = "adalora"
-    peft_config: ClassVar[str] = "AdaLoraConfig"
-    rate_scale: ClassVar[float] = 50.0
-    examples: ClassVar[tuple[str, ...]] = (
+    peft_config = "AdaLoraConfig"
+    goes_on = False
+    rate_scale = 50.0
+    examples = (
         "adalora(rank=2, init_rank=3)",
         "adalora(rank=1, init_rank=3, warmup=1, tail=0, every=2) @ last(1)",
     )
-    init_rank: int = 12
-    warmup: int | float = 0.1
-    tail: int | float = 0.2
-    every: int = 1
-    orthogonal: float = 0.5
-    beta1: float = 0.85
-    beta2: float = 0.85
+    passed: ClassVar[dict[str, str]] = {
+        **{"rank": "target_r", "init_rank": "init_r", "alpha": "lora_alpha", "every": "deltaT"},
+        **{"beta1": "beta1", "beta2": "beta2", "orthogonal": "orth_reg_weight"},
+    }
+    fixed: ClassVar[dict[str, Any]] = {"total_step": 1}  # until the run's length is known
+    init_rank: Rank = 12
+    warmup: Annotated[int | float, Limits(0, MAX_STEPS)] = 0.1
+    tail: Annotated[int | float, Limits(0, MAX_STEPS)] = 0.2
+    every: Steps = 1
+    orthogonal: Annotated[float, Limits(0, 1000)] = 0.5
+    beta1: Between = 0.85
+    beta2: Between = 0.85
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.rank < self.init_rank <= MAX_RANK:
+        if self.init_rank <= self.rank:
             raise UserError(
-                f"adalora: init_rank must be above rank ({self.rank}) and at most {MAX_RANK},"
-                f" not {self.init_rank}"
+                f"adalora: init_rank must be above rank ({self.rank}), not {self.init_rank}"
             )
         shares = [share for share in (self.warmup, self.tail) if not isinstance(share, int)]
-        if not (self.warmup >= 0 and self.tail >= 0 and all(share < 1 for share in shares)):
+        if any(share >= 1 for share in shares):
             raise UserError(f"{self}: warmup and tail are shares below 1 or numbers of steps")
-        within("adalora: warmup", self.warmup, 0, MAX_STEPS)
-        within("adalora: tail", self.tail, 0, MAX_STEPS)
         if sum(shares) >= 1:
             raise UserError(f"{self}: warmup and tail together must be less than the whole run")
-        within("adalora: every", self.every, 1, MAX_STEPS)
-        if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
-            raise UserError(f"{self}: beta1 and beta2 must be between 0 and 1")
-        within("adalora: orthogonal", self.orthogonal, 0, 1000)
-
-    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
-        """The phases are set when the run's length is known."""
-        ranks = {"init_r": self.init_rank, "target_r": self.rank, "lora_alpha": self.alpha}
-        phases = {"deltaT": self.every, "total_step": 1, "lora_dropout": 0.0}
-        averages = {"beta1": self.beta1, "beta2": self.beta2}
-        return {**ranks, **phases, **averages, "orth_reg_weight": self.orthogonal}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A, at which the diagonal stands, then B."""

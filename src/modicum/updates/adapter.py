@@ -5,17 +5,23 @@ An adapter is a frozen dataclass that names PEFT's config class (`peft_config`) 
 (`lora @ last(2)`). No dropout: sampling and training would see different policies. The
 base is never merged into while training.
 
-The reference is the adapter switched off, or what it was if it goes on (`going_on`). Where the start rewrites the base's weights
-(`rewrites_base`: PiSSA, OLoRA) that would be another model; there the adapter's first
-values are kept and swapped in.
+The reference is the adapter switched off, or what it was if it goes on (`go_on`). Where the
+start rewrites the base's weights (`rewrites_base`: PiSSA, OLoRA) that would be another model;
+there the adapter's first values are kept and swapped in.
 
 An exported adapter must give the policy on the base as it is (`exportable`). So what began
 with a rewritten base is written as a LoRA of twice the rank that takes the start away.
+
+An adapter that was there before is trained further: the same A and B go on, as they are.
+
+The model is then an adapter on its base (`models.adapters`). Its rank and where it goes are the
+adapter's, and the update must say the same: `lora(rank=16, alpha=32)`, with `@` only if that
+names just these layers. The reference is the adapter as it was. What would train below it, or
+put another one on top, is refused: made one model of both, it can be trained in every way.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -24,21 +30,25 @@ import torch
 from torch import Tensor, nn
 
 from modicum.models.adapters import merged, quiet
-from modicum.spec import within
 from modicum.types import UserError
-from modicum.updates import going_on
 from modicum.updates.base import Method, Prepared, Selection
-from modicum.updates.chains import Chain, Trains
-from modicum.updates.kinds import Kind
+from modicum.updates.layout import MERGE
+from modicum.updates.products import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Schedule
-from modicum.updates.swap import Swap
 from modicum.updates.targets import linear_layers, unreached
 
-MAX_COUNT = 65_536  # of ranks and the like
+# What an adapter may have beside A and B, which training on knows nothing of.
+BESIDE = (
+    *("modules_to_save", "trainable_token_indices", "rank_pattern", "alpha_pattern"),
+    *("lora_bias", "layer_replication", "use_qalora", "use_bdlora", "lora_ga_config"),
+)
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 class AdapterPrepared(Prepared):
     """A PEFT model whose adapter trains; the reference is the adapter switched off."""
+
+    reference_known = True
 
     def __init__(
         self,
@@ -52,13 +62,11 @@ class AdapterPrepared(Prepared):
         self.adapter, self.given, self.left = adapter, given, left
         self.rewrites_base = adapter.rewrites_base
         self.start_tolerance = adapter.start_tolerance
-        self.swap = Swap(trainable)
         if self.rewrites_base:  # an export needs them too, so they are kept in any case
             self.swap.keep()
 
     @property
     def notes(self) -> list[str]:
-        """Those of every update, and whether the base was rewritten."""
         found = super().notes
         if self.rewrites_base:
             found.append(
@@ -77,23 +85,19 @@ class AdapterPrepared(Prepared):
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Switch the adapter off, or to its start, and on again afterwards."""
-        flags = {name: p.requires_grad for name, p in self.model.named_parameters()}
+        if not self.reference_is_bare:
+            with self.swap.swapped():
+                yield
+            return
+        # PEFT's own switch sets requires_grad by a rule of its own.
+        layers: list[Any] = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
+        for layer in layers:
+            layer._disable_adapters = True
         try:
-            if not self.reference_is_bare:
-                with self.swap.swapped():
-                    yield
-            else:
-                # PEFT's own context looks through all of the model for layers that are off.
-                base: Any = self.model.base_model
-                base.disable_adapter_layers()
-                try:
-                    yield
-                finally:
-                    base.enable_adapter_layers()
+            yield
         finally:
-            # PEFT's switch sets requires_grad by its own rule; put back what was.
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(flags[name])
+            for layer in layers:
+                layer._disable_adapters = False
 
     @property
     def reference_is_bare(self) -> bool:
@@ -105,11 +109,9 @@ class AdapterPrepared(Prepared):
         return super().reference_bytes(self.rewrites_base or (kl and self.given))
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
-        """The adapter's."""
         return self.adapter.chain(layer, trains)
 
     def without_data(self) -> None:
-        """As the adapter does it."""
         self.adapter.without_data(self.model)
 
     def mergeable(self) -> nn.Module:
@@ -148,18 +150,20 @@ def relative_to_base(model: Any, start: Mapping[str, Tensor]) -> None:
         config.init_lora_weights = True
 
 
-def at_least_one(update: Method, **counts: int) -> None:
-    """UserError when one of the arguments is below 1, or beyond any model."""
-    for name, count in counts.items():
-        within(f"{update.name}: {name}", count, 1, MAX_COUNT)
-
-
 class Adapter(Method):
     """A PEFT adapter. Members say their config; the rest is here, to be overridden."""
 
-    kind: ClassVar[Kind] = "adapters"
+    kind = "adapters"
     peft_config: ClassVar[str]
     """PEFT's class for the adapter's config."""
+    passed: ClassVar[dict[str, str]] = {}
+    """PEFT's names of the arguments that its config gets as they are."""
+    fixed: ClassVar[dict[str, Any]] = {}
+    """What else it gets."""
+    goes_on: ClassVar[bool] = False
+    """Whether it is of the LoRA kind and starts as A and B alone: then one may be trained on."""
+    links: ClassVar[tuple[str, ...]] = ()
+    """PEFT's names in a layer of the matrices that it multiplies by, in order."""
     rewrites_base: ClassVar[bool] = False
     start_tolerance: ClassVar[float] = 1e-6
     """How far the start's logits may be from the base's, over the largest of them (at least 1)."""
@@ -170,7 +174,7 @@ class Adapter(Method):
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """What the PEFT config says of the adapter, beside where it goes."""
-        return {}
+        return {theirs: getattr(self, ours) for ours, theirs in self.passed.items()} | self.fixed
 
     def config(self, targets: list[str], seed: int) -> Any:
         """The PEFT config that puts the adapter into the modules named `targets`."""
@@ -180,9 +184,11 @@ class Adapter(Method):
         made = getattr(peft, self.peft_config)
         return made(target_modules=targets, task_type="CAUSAL_LM", **settings)
 
-    @abstractmethod
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """What the adapter multiplies by in `layer`, PEFT's module around a linear one."""
+        held = [getattr(layer, name)[ADAPTER] for name in self.links]
+        held = [getattr(module, "weight", module) for module in held]
+        return Chain(tuple(Link(tensor.numel(), trains(tensor)) for tensor in held))
 
     def without_data(self, model: nn.Module) -> None:
         """Replace what needs the values of tensors in `model`, whose tensors have none."""
@@ -223,11 +229,10 @@ class Adapter(Method):
         return None
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        """Put the adapter into `model`; what is random in it is drawn from `seed`."""
         import peft
 
         if hasattr(model, "get_base_model"):
-            return self._going_on(model, seed, where)
+            return self.go_on(model, where)
         targets, more = self.targets(model, where), self.parameters(model, where)
         if not targets and not more:
             what = f"{where} selects" if where else f"{self}: this model has"
@@ -246,8 +251,41 @@ class Adapter(Method):
         }
         return AdapterPrepared(adapted, trainable, self, left=left)
 
-    def _going_on(self, model: Any, seed: int, where: Selection | None) -> Prepared:
-        """Train the adapter that `model` has already, if it is this one."""
-        going_on.check(self, self.settings([], seed), model, where)
+    def go_on(self, model: Any, where: Selection | None) -> Prepared:
+        """Train the adapter that `model` has already; UserError unless it is this one."""
+        held, merge = model.peft_config[ADAPTER], f"the way round: {MERGE}"
+        if (kind := held.peft_type.value) != "LORA":
+            raise UserError(f"{self}: the model is a {kind} adapter, which cannot go on; {merge}")
+        beside = [name for name in BESIDE if getattr(held, name, None)]
+        beside += ["bias"] if held.bias != "none" else []
+        beside += ["use_rslora and use_dora"] if held.use_rslora and held.use_dora else []
+        if held.init_lora_weights not in PLAIN_STARTS:
+            beside += [f"init_lora_weights = {held.init_lora_weights!r}"]
+        if beside:
+            raise UserError(
+                f"{self}: the adapter has {beside[0]}, with which it cannot go on; {merge}"
+            )
+        asked = {"use_rslora": False, "use_dora": False, **self.settings([], 0)}
+        same = all(getattr(held, name, None) == asked[name] for name in asked)
+        experts = getattr(self, "experts", False) == bool(held.target_parameters)
+        if not (self.goes_on and same and experts):
+            raise UserError(
+                f"{self} is not the adapter of the model, which is {said(held)}; {merge}"
+            )
+        base = model.get_base_model()
+        wanted = {n for n in linear_layers(base, where) if ".lora_" not in n} if where else set()
+        odd = wanted ^ {n for n, _ in base.named_modules() if n.endswith(".base_layer")}
+        if where and odd:
+            raise UserError(
+                f"{self} @ {where}: the adapter of the model lies elsewhere (first difference:"
+                f" {min(odd).removesuffix('.base_layer')}); leave @ out, it stays where it is"
+            )
         trainable = {n: p for n, p in model.named_parameters() if ".lora_" in n and self.trains(n)}
         return AdapterPrepared(model, trainable, self, given=True)
+
+
+def said(held: Any) -> str:
+    """The update that an adapter of PEFT's LoRA kind is."""
+    name = "dora" if held.use_dora else "rslora" if held.use_rslora else "lora"
+    experts = ", experts=True" if held.target_parameters else ""
+    return f"{name}(rank={held.r}, alpha={held.lora_alpha}{experts})"

@@ -10,33 +10,55 @@ model.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
-from modicum.spec import Spec
 from modicum.types import UserError
-from modicum.updates.chains import Chain, Trains
-from modicum.updates.kinds import Kind, leading
 from modicum.updates.layout import Layout, depth, layout
+from modicum.updates.members import Kind, Member, Pair
 from modicum.updates.rules import AdamWRule, Rule
 from modicum.updates.schedule import Schedule
-from modicum.updates.swap import Swap
+
+if TYPE_CHECKING:
+    from modicum.updates.products import Chain, Trains
 
 
-class Prepared(ABC):
-    """A model with an update applied.
+class Swap:
+    """Old values of some tensors, to be put in their place for a while."""
+
+    def __init__(self, tensors: Mapping[str, nn.Parameter]) -> None:
+        self.tensors = tensors
+        self.originals: dict[str, Tensor] = {}
+
+    def keep(self) -> None:
+        """Copy the values of these tensors, and of nothing else."""
+        self.originals = {name: p.detach().clone() for name, p in self.tensors.items()}
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The copies are in the model, and the present values afterwards."""
+        assert self.originals, "keep_reference was not called"
+        present = {name: p.data for name, p in self.tensors.items()}
+        for name, parameter in self.tensors.items():
+            parameter.data = self.originals[name]
+        try:
+            yield
+        finally:
+            for name, parameter in self.tensors.items():
+                parameter.data = present[name]
+
+
+class Prepared:
+    """A model with an update applied, by itself one whose own tensors train.
 
     `model` is what is run, `trainable` the tensors that may train by name, `frozen` all others.
-    `schedule` says which of `trainable` train now, `rule` how the optimizer moves them.
+    `schedule` says which of `trainable` train now, `rule` how the optimizer moves them. The
+    reference is a copy of the first values of what may train, and of nothing else.
     """
-
-    reference_known = True
-    """Whether there is a `reference`: of dense training after `keep_reference` only."""
 
     def __init__(
         self,
@@ -47,7 +69,7 @@ class Prepared(ABC):
     ) -> None:
         if not trainable:
             raise UserError("the update leaves nothing to train")
-        self.model, self.trainable = model, trainable
+        self.model, self.trainable, self.swap = model, trainable, Swap(trainable)
         self.schedule = schedule or Schedule()
         self.rule: Rule = rule or AdamWRule()
         chosen = {id(p) for p in trainable.values()}
@@ -102,13 +124,18 @@ class Prepared(ABC):
         count = self.model.config.num_hidden_layers  # type: ignore[union-attr]
         return min(depth(name, count) for name in names)
 
-    @abstractmethod
     def keep_reference(self) -> None:
         """Remember what `reference` needs; call before the first change."""
+        self.swap.keep()
 
-    @abstractmethod
+    @property
+    def reference_known(self) -> bool:
+        """Whether there is a `reference`: of dense training after `keep_reference` only."""
+        return bool(self.swap.originals)
+
     def reference(self) -> AbstractContextManager[None]:
         """A context in which the model is what it was when it was prepared."""
+        return self.swap.swapped()
 
     @property
     def reference_is_bare(self) -> bool:
@@ -123,16 +150,16 @@ class Prepared(ABC):
         """What the update adds to a linear layer that it has wrapped."""
         raise AssertionError(f"{type(self)} wraps no layer, and {type(layer)} is wrapped")
 
-    def without_data(self) -> None:  # noqa: B027  # most need nothing
+    def without_data(self) -> None:
         """Let the model run on tensors without data, for the planner; it is spent afterwards."""
 
     def mergeable(self) -> nn.Module:
         """The model in the precision that `merged` adds in; nothing trains on it afterwards."""
         return self.model
 
-    @abstractmethod
     def merged(self) -> nn.Module:
         """The ordinary model with the update inside; `model` is spent afterwards."""
+        return self.model
 
 
 @runtime_checkable
@@ -149,40 +176,15 @@ class Update(Protocol):
         ...
 
 
-class DensePrepared(Prepared):
-    """Some of the model's own tensors train; the reference is a copy of their old values."""
-
-    def __init__(self, model: nn.Module, trainable: dict[str, nn.Parameter], **rest: Any) -> None:
-        super().__init__(model, trainable, **rest)
-        self.swap, self.reference_known = Swap(trainable), False
-
-    def keep_reference(self) -> None:
-        """Copy the values of what may train, and of nothing else."""
-        self.reference_known = True
-        self.swap.keep()
-
-    def reference(self) -> AbstractContextManager[None]:
-        """Swap the copies in, and the trained tensors back afterwards."""
-        return self.swap.swapped()
-
-    def merged(self) -> nn.Module:
-        return self.model
-
-
-class Selection(Spec, ABC):
+class Selection(Member):
     """A dense update: a predicate on parameters. `a + b` is the union, `a & b` both."""
-
-    rate_scale: ClassVar[float] = 1.0
-    kind: ClassVar[Kind]
-    examples: ClassVar[tuple[str, ...]]
-    """Expressions that run on the tiny base, the usual one first."""
 
     @abstractmethod
     def names(self, layout: Layout) -> set[str]:
         """The names of the selected parameters."""
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
-        return DensePrepared(model, self.select(model))
+        return Prepared(model, self.select(model))
 
     def select(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The selected parameters by name; UserError when there are none."""
@@ -203,52 +205,32 @@ class Selection(Spec, ABC):
         return Intersection(self, other) if isinstance(other, Selection) else NotImplemented
 
 
-@dataclass(frozen=True)
-class Joined(Selection):
-    """Two selections."""
-
-    sign: ClassVar[str]
-    left: Selection
-    right: Selection
-
-    @property
-    def kind(self) -> Kind:  # type: ignore[override]
-        """That of the side that says more."""
-        return leading(self.left.kind, self.right.kind)
-
-    def __str__(self) -> str:
-        """Both sides around the sign, in brackets if they are joined by the other one."""
-        other = Intersection if isinstance(self, Union) else Union
-        left = f"({self.left})" if isinstance(self.left, other) else str(self.left)
-        right = f"({self.right})" if isinstance(self.right, other) else str(self.right)
-        return f"{left} {self.sign} {right}"
-
-
-class Union(Joined):
+class Union(Pair, Selection):
     """What either selects."""
 
-    sign: ClassVar[str] = "+"
+    sign = "+"
 
     def names(self, layout: Layout) -> set[str]:
         return self.left.names(layout) | self.right.names(layout)
 
 
-class Intersection(Joined):
+class Intersection(Pair, Selection):
     """What both select."""
 
-    sign: ClassVar[str] = "&"
+    sign = "&"
 
     def names(self, layout: Layout) -> set[str]:
         return self.left.names(layout) & self.right.names(layout)
 
 
-class Method(Spec, ABC):
-    """A way of training that can be told where: `lora(rank=4) @ last(2)`."""
+def selected(model: nn.Module, where: Selection | None) -> dict[str, nn.Parameter]:
+    """What `where` selects by name, everything if it is None; UserError for an adapter."""
+    layout(model)
+    return dict(model.named_parameters()) if where is None else where.select(model)
 
-    rate_scale: ClassVar[float] = 1.0
-    kind: ClassVar[Kind] = "schedules, masks"
-    examples: ClassVar[tuple[str, ...]]
-    """Expressions that run on the tiny base, the usual one first."""
+
+class Method(Member):
+    """A way of training that can be told where: `lora(rank=4) @ last(2)`."""
 
     @abstractmethod
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
@@ -258,40 +240,29 @@ class Method(Spec, ABC):
         return Placed(self, where) if isinstance(where, Selection) else NotImplemented
 
 
-def placed(left: object, right: object) -> str:
-    """The text of `left @ right`."""
-    return f"{left} @ {right}" if _single(str(right)) else f"{left} @ ({right})"
+class Scheduled(Method):
+    """A method that trains the model's own tensors under a schedule; members name its class."""
+
+    kind = "schedules, masks"
+    begins: ClassVar[Callable[[Any, nn.Module, dict[str, nn.Parameter], int], Schedule]]
+    """The schedule by the method, the model, what is selected of it, and the seed."""
+
+    def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
+        chosen = selected(model, where)
+        schedule = type(self).begins(self, model, chosen, seed)
+        trainable = {n: p for n, p in chosen.items() if n in (schedule.named or chosen)}
+        return Prepared(model, trainable, schedule=schedule)
 
 
-def _single(text: str) -> bool:
-    """Whether no operator stands outside of brackets."""
-    level = 0
-    for character in text:
-        level += {"(": 1, ")": -1}.get(character, 0)
-        if level == 0 and character in "+&@":
-            return False
-    return True
-
-
-@dataclass(frozen=True)
-class Placed:
+class Placed(Pair):
     """A method and the selection that it trains."""
 
-    method: Method
-    where: Selection
+    sign = "@"
 
     @property
     def rate_scale(self) -> float:
         """That of the method."""
-        return self.method.rate_scale
-
-    @property
-    def kind(self) -> Kind:
-        """That of the method, as a selection says less."""
-        return self.method.kind
+        return self.left.rate_scale
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
-        return self.method.apply(model, seed, self.where)
-
-    def __str__(self) -> str:
-        return placed(self.method, self.where)
+        return self.left.apply(model, seed, self.right)

@@ -13,11 +13,12 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from modicum.spec import nearest, within
+from modicum.spec import nearest
 from modicum.types import UserError
+from modicum.updates import members
 from modicum.updates.base import Selection
-from modicum.updates.kinds import Kind
-from modicum.updates.layout import MAX_LAYERS, PARTS, Layout
+from modicum.updates.layout import PARTS, Layout
+from modicum.updates.members import LayersOrNone
 
 
 def split(count: int, of: int) -> list[range]:
@@ -29,9 +30,8 @@ def split(count: int, of: int) -> list[range]:
 class Full(Selection):
     """Every tensor trains."""
 
-    name: ClassVar[str] = "full"
-    kind: ClassVar[Kind] = "whole model"
-    examples: ClassVar[tuple[str, ...]] = ("full",)
+    kind = "whole model"
+    examples = ("full",)
 
     def names(self, layout: Layout) -> set[str]:
         return set(layout.places)
@@ -41,7 +41,7 @@ class Full(Selection):
 class Region(Selection):
     """Whole decoder layers, and what lies outside of them if it is asked for."""
 
-    kind: ClassVar[Kind] = "layers"
+    kind = "layers"
     embedding: bool = field(default=False, kw_only=True)
     norm: bool = field(default=False, kw_only=True)
     head: bool = field(default=False, kw_only=True)
@@ -61,76 +61,50 @@ class Region(Selection):
 
 
 @dataclass(frozen=True)
-class Count(Region):
-    """So many layers."""
+class First(Region):
+    """The first k decoder layers: saves memory, not backward time."""
 
-    k: int
-
-    def __post_init__(self) -> None:
-        within(f"{self.name}({self.k}): the number of layers", self.k, 1, MAX_LAYERS)
+    examples = ("first(2)",)
+    height: ClassVar[float] = 0.0
+    """How far up they lie: with none of the other layers below them, half or all."""
+    k: members.Layers
 
     def chosen(self, layout: Layout) -> range:
         left = layout.num_layers - self.k
         if left < 0:
             raise UserError(f"{self}: the model has only {layout.num_layers} layers")
-        start = self.start(left)
+        start = int(left * self.height)
         return range(start, start + self.k)
 
-    @abstractmethod
-    def start(self, left: int) -> int:
-        """The first of them, where `left` layers are not among them."""
-
 
 @dataclass(frozen=True)
-class First(Count):
-    """The first k decoder layers: saves memory, not backward time."""
-
-    name: ClassVar[str] = "first"
-    examples: ClassVar[tuple[str, ...]] = ("first(2)",)
-
-    def start(self, left: int) -> int:
-        return 0
-
-
-@dataclass(frozen=True)
-class Last(Count):
+class Last(First):
     """The last k decoder layers: backward stops below them."""
 
-    name: ClassVar[str] = "last"
-    examples: ClassVar[tuple[str, ...]] = (
+    height = 1.0
+    examples = (
         "last(1)",
         "last(1) + parts(norm)",
         "last(2) & parts(mlp)",
         "last(1, norm=True, head=True)",
     )
 
-    def start(self, left: int) -> int:
-        return left
-
 
 @dataclass(frozen=True)
-class Middle(Count):
+class Middle(First):
     """The k decoder layers in the middle; an odd one out lies above."""
 
-    name: ClassVar[str] = "middle"
-    examples: ClassVar[tuple[str, ...]] = ("middle(1)",)
-
-    def start(self, left: int) -> int:
-        return left // 2
+    height = 0.5
+    examples = ("middle(1)",)
 
 
 @dataclass(frozen=True)
 class Every(Region):
     """Every so many decoder layers: number offset, offset + stride and so on, from 0."""
 
-    name: ClassVar[str] = "every"
-    examples: ClassVar[tuple[str, ...]] = ("every(2, offset=1)",)
-    stride: int
-    offset: int = 0
-
-    def __post_init__(self) -> None:
-        within("every: stride", self.stride, 1, MAX_LAYERS)
-        within("every: offset", self.offset, 0, MAX_LAYERS)
+    examples = ("every(2, offset=1)",)
+    stride: members.Layers
+    offset: LayersOrNone = 0
 
     def chosen(self, layout: Layout) -> range:
         if self.offset >= layout.num_layers:
@@ -143,9 +117,8 @@ class Every(Region):
 class Layers(Region):
     """The decoder layers with these numbers, from 0; negative numbers count from the end."""
 
-    name: ClassVar[str] = "layers"
-    examples: ClassVar[tuple[str, ...]] = ("layers(0, -1)",)
-    varargs: ClassVar[str | None] = "indices"
+    examples = ("layers(0, -1)",)
+    varargs = "indices"
     indices: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -153,26 +126,22 @@ class Layers(Region):
             raise UserError("layers() needs the numbers of the layers, such as layers(2, 3)")
 
     def chosen(self, layout: Layout) -> set[int]:
-        wanted = set()
-        for index in self.indices:
-            if not -layout.num_layers <= index < layout.num_layers:
-                last = layout.num_layers - 1
-                raise UserError(f"{self}: there is no layer {index}; they are 0 to {last}")
-            wanted.add(index % layout.num_layers)
-        return wanted
+        count = layout.num_layers
+        if odd := [index for index in self.indices if not -count <= index < count]:
+            raise UserError(f"{self}: there is no layer {odd[0]}; they are 0 to {count - 1}")
+        return {index % count for index in self.indices}
 
 
 @dataclass(frozen=True)
 class Surgical(Region):
     """One block of layers, of a few near-equal ones from the bottom (0) to the top."""
 
-    name: ClassVar[str] = "surgical"
-    examples: ClassVar[tuple[str, ...]] = ("surgical(1)", "surgical(1, of=2, norm=True)")
+    examples = ("surgical(1)", "surgical(1, of=2, norm=True)")
     block: int
-    of: int = 3
+    of: members.Layers = 3
 
     def __post_init__(self) -> None:
-        within("surgical: of", self.of, 1, MAX_LAYERS)
+        super().__post_init__()
         if not 0 <= self.block < self.of:
             raise UserError(f"{self}: the block must be between 0 and {self.of - 1}")
 
@@ -186,10 +155,9 @@ class Surgical(Region):
 class Parts(Selection):
     """Parts by kind, in every layer: attention, mlp, norm, bias, embedding, head."""
 
-    name: ClassVar[str] = "parts"
-    kind: ClassVar[Kind] = "parts of layers"
-    examples: ClassVar[tuple[str, ...]] = ("parts(attention, norm)", "parts(head)")
-    varargs: ClassVar[str | None] = "kinds"
+    kind = "parts of layers"
+    examples = ("parts(attention, norm)", "parts(head)")
+    varargs = "kinds"
     kinds: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -208,10 +176,9 @@ class Parts(Selection):
 class BitFit(Selection):
     """All biases; a model without any is refused. Ten times the rate of full training."""
 
-    name: ClassVar[str] = "bitfit"
-    kind: ClassVar[Kind] = "parts of layers"
-    rate_scale: ClassVar[float] = 10.0
-    examples: ClassVar[tuple[str, ...]] = ("bitfit",)
+    kind = "parts of layers"
+    rate_scale = 10.0
+    examples = ("bitfit",)
 
     def names(self, layout: Layout) -> set[str]:
         found = {name for name, place in layout.places.items() if "bias" in place.parts}

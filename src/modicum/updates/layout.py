@@ -10,7 +10,6 @@ from modicum.types import UserError
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 OTHERS = re.compile(r"vision|visual|audio|speech|mtp")  # stacks that a text does not go through
-MAX_LAYERS = 10_000  # of any model
 # Words of the names that architectures give; what mixes tokens by a state counts as attention.
 MIXERS = re.compile(
     r"attn|attention|^(mixer|mamba|short_?conv|conv|temporal_block|time_mixer|mlstm_layer|rec)$"
@@ -77,13 +76,14 @@ def layout(model: nn.Module) -> Layout:
 
 
 def divided(
-    layout: Layout, names: Iterable[str]
+    model: nn.Module, names: Iterable[str]
 ) -> tuple[dict[int, frozenset[str]], frozenset[str], frozenset[str]]:
     """The names in decoder layers, by layer from the bottom up; those below these, those above."""
     found: dict[int, set[str]] = {}
+    count = layout(model).num_layers
     for name in names:
-        found.setdefault(depth(name, layout.num_layers), set()).add(name)
-    below, above = frozenset(found.pop(-1, ())), frozenset(found.pop(layout.num_layers, ()))
+        found.setdefault(depth(name, count), set()).add(name)
+    below, above = frozenset(found.pop(-1, ())), frozenset(found.pop(count, ()))
     return {layer: frozenset(found[layer]) for layer in sorted(found)}, below, above
 
 

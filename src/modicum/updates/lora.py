@@ -13,56 +13,32 @@ The variants, each one change to LoRA:
   differentiated; m trains too and starts as the norm of W.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import nn
 
-from modicum.models.linear import matrix
-from modicum.spec import within
+from modicum.models.linear import adapted_layers, matrix
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection
-from modicum.updates.chains import ADAPTER, Chain, Link, Trains
+from modicum.updates.members import Count, Limits, Rank
 from modicum.updates.schedule import Schedule
 from modicum.updates.targets import experts
-
-MAX_RANK = 1024
-MAX_RATIO = 1024
-MAX_ALPHA = 65536
 
 
 @dataclass(frozen=True)
 class LowRank(Adapter):
     """What adapters with a rank and a scale have in common."""
 
-    peft_config: ClassVar[str] = "LoraConfig"
-    rate_scale: ClassVar[float] = 10.0
-    rank: int = 8
-    alpha: int = 32
-
-    def __post_init__(self) -> None:
-        within(f"{self.name}: rank", self.rank, 1, MAX_RANK)
-        within(f"{self.name}: alpha", self.alpha, 1, MAX_ALPHA)
-
-    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
-        """LoRA without dropout."""
-        return {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": 0.0}
-
-    def chain(self, layer: Any, trains: Trains) -> Chain:
-        """A, then B."""
-        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        return Chain((Link(down.numel(), trains(down)), Link(up.numel(), trains(up))))
-
-
-def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """PEFT's LoRA layers around linear layers, by name."""
-    from peft.tuners.lora import Linear
-
-    return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    peft_config = "LoraConfig"
+    rate_scale = 10.0
+    links = ("lora_A", "lora_B")
+    goes_on = True
+    passed: ClassVar[dict[str, str]] = {"rank": "r", "alpha": "lora_alpha"}
+    rank: Rank = 8
+    alpha: Count = 32
 
 
 @dataclass(frozen=True)
@@ -73,8 +49,7 @@ class Lora(LowRank):
     of their own for every expert.
     """
 
-    name: ClassVar[str] = "lora"
-    examples: ClassVar[tuple[str, ...]] = (
+    examples = (
         "lora(rank=2)",
         "lora(rank=2) @ last(1)",
         "lora(rank=2) @ (last(2) & parts(attention))",
@@ -82,7 +57,6 @@ class Lora(LowRank):
     experts: bool = False
 
     def parameters(self, model: nn.Module, where: Selection | None) -> list[str]:
-        """The experts, if they are asked for."""
         found = experts(model, where) if self.experts else []
         if self.experts and not found:
             raise UserError(f"{self}: {where or 'this model'} has no experts in one tensor")
@@ -96,12 +70,9 @@ class RsLora(LowRank):
     At rank 8 and alpha 12 the scale (4.2) is about that of `lora` (4).
     """
 
-    name: ClassVar[str] = "rslora"
-    examples: ClassVar[tuple[str, ...]] = ("rslora(rank=4)",)
-    alpha: int = 12
-
-    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
-        return super().settings(targets, seed) | {"use_rslora": True}
+    examples = ("rslora(rank=4)",)
+    fixed: ClassVar[dict[str, Any]] = {"use_rslora": True}
+    alpha: Count = 12
 
 
 @dataclass(frozen=True)
@@ -112,14 +83,9 @@ class LoraPlus(LowRank):
     ratio 16 B learns about as fast as in LoRA, where B moves the weights most.
     """
 
-    name: ClassVar[str] = "loraplus"
-    rate_scale: ClassVar[float] = 1.0
-    examples: ClassVar[tuple[str, ...]] = ("loraplus(rank=2, ratio=4.0)",)
-    ratio: float = 16.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("loraplus: ratio", self.ratio, 0, MAX_RATIO, above=True)
+    rate_scale = 1.0
+    examples = ("loraplus(rank=2, ratio=4.0)",)
+    ratio: Annotated[float, Limits(0, 1024, above=True)] = 16.0
 
     def schedule(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Schedule:
         return Schedule(rates={n: self.ratio for n in trainable if ".lora_B." in n})
@@ -129,8 +95,7 @@ class LoraPlus(LowRank):
 class LoraFa(LowRank):
     """LoRA whose A stays as drawn: half the trained numbers, and no wide input is kept."""
 
-    name: ClassVar[str] = "lorafa"
-    examples: ClassVar[tuple[str, ...]] = ("lorafa(rank=2)", "lorafa(rank=2) @ last(1)")
+    examples = ("lorafa(rank=2)", "lorafa(rank=2) @ last(1)")
 
     def trains(self, name: str) -> bool:
         return ".lora_B." in name
@@ -140,15 +105,12 @@ class LoraFa(LowRank):
 class Dora(LowRank):
     """LoRA for the direction of each output row, and its length as a number of its own."""
 
-    name: ClassVar[str] = "dora"
-    examples: ClassVar[tuple[str, ...]] = ("dora(rank=2)", "dora(rank=2) @ last(1)")
-
-    def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
-        return super().settings(targets, seed) | {"use_dora": True}
+    examples = ("dora(rank=2)", "dora(rank=2) @ last(1)")
+    fixed: ClassVar[dict[str, Any]] = {"use_dora": True}
 
     @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Take the norms in fp32: PEFT rounds them to the base's dtype and divides by exact ones."""
-        for layer in lora_layers(model).values():
+        for layer in adapted_layers(model):
             lengths = matrix(layer.base_layer).float().norm(dim=1)
             layer.lora_magnitude_vector["default"].weight.data = lengths

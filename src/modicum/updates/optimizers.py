@@ -7,37 +7,50 @@ read as `sgd @ (lora @ last(2))`. All get the gradient of the whole batch, clipp
 
 Default rates over AdamW's come from single runs of 15 steps on the tiny base (docs/updates.md).
 The sources give none for RL.
+
+GaLore and APOLLO (`projected`) keep little of the matrices of the layers.
+
+A matrix of a decoder layer with more than `rank` rows and columns gets the method's own
+treatment. All else (norms, biases, embedding, head, smaller matrices, some entries of a
+tensor) gets plain AdamW, equal to torch's. All state is in tensors, so that a checkpoint
+can hold it. Only what the optimizer keeps is small: the gradient is whole, and backward
+costs what it does for AdamW.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from modicum.spec import Spec
+from modicum.config import Optimizer
 from modicum.types import UserError
-from modicum.updates.base import Method, Placed, Prepared, Selection, placed
+from modicum.updates.base import Method, Placed, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.kinds import Kind, leading
-from modicum.updates.rules import AdamWRule, Rule, SgdRule
+from modicum.updates.layout import layer_of
+from modicum.updates.members import Limits, Member, Pair, ShareBelowOne
+from modicum.updates.rules import AdamWRule, Groups, Rule, SgdRule
 
 Trains = Selection | Method | Placed
+State = dict[str, Tensor]
+Rank = Annotated[int, Limits(1, 4096)]
+Scale = Annotated[float, Limits(0, 1e6, above=True)]
+STEP_TABLES = 4  # as large as a matrix, which a step makes
 
 
-class OptimizerMember(Spec, ABC):
+class OptimizerMember(Member):
     """An optimizer that can be told for what: `sgd @ lora(rank=4)`."""
 
-    faster: ClassVar[float] = 1.0
+    faster = 1.0
     """Its default rate, over that of AdamW."""
-    kind: ClassVar[Kind] = "optimizers"
-    examples: ClassVar[tuple[str, ...]]
-    """Expressions that run on the tiny base, the usual one first."""
+    kind = "optimizers"
 
     @property
-    def rate_scale(self) -> float:
+    def rate_scale(self) -> float:  # type: ignore[override]
         """The default learning rate, over that of full training."""
         return self.faster
 
@@ -56,40 +69,30 @@ class OptimizerMember(Spec, ABC):
         return Optimized(self, update) if isinstance(update, Trains) else NotImplemented
 
 
-@dataclass(frozen=True)
-class Optimized:
+class Optimized(Pair):
     """An optimizer and the update whose tensors it moves."""
 
-    member: OptimizerMember
-    update: Trains
+    sign = "@"
 
     @property
     def rate_scale(self) -> float:
         """The optimizer's, over Adam's, times the update's."""
-        return self.member.rate_scale * self.update.rate_scale
-
-    @property
-    def kind(self) -> Kind:
-        """That of an adapter or a schedule, else the optimizer's."""
-        return leading(self.member.kind, self.update.kind)
+        return self.left.rate_scale * self.right.rate_scale
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         """Apply the update and let the optimizer move what it trains."""
-        prepared = self.update.apply(model, seed)
+        prepared = self.right.apply(model, seed)
         if type(prepared.rule) is not AdamWRule:
-            raise UserError(f"{self}: {self.update} has an optimizer of its own; leave one out")
-        prepared.rule = self.member.rule(seed)
-        self.member.check(prepared)
+            raise UserError(f"{self}: {self.right} has an optimizer of its own; leave one out")
+        prepared.rule = self.left.rule(seed)
+        self.left.check(prepared)
         return prepared
 
     def __matmul__(self, where: object) -> Optimized:
         _no_second(self, where)
-        if isinstance(self.update, Method) and isinstance(where, Selection):
-            return Optimized(self.member, self.update @ where)
+        if isinstance(self.right, Method) and isinstance(where, Selection):
+            return Optimized(self.left, self.right @ where)
         return NotImplemented
-
-    def __str__(self) -> str:
-        return placed(self.member, self.update)
 
 
 def _no_second(left: object, right: object) -> None:
@@ -101,25 +104,139 @@ def _no_second(left: object, right: object) -> None:
 class Sgd(OptimizerMember):
     """Plain gradient descent: no optimizer state without momentum, and far larger rates."""
 
-    name: ClassVar[str] = "sgd"
-    faster: ClassVar[float] = 200.0
-    examples: ClassVar[tuple[str, ...]] = (
+    faster = 200.0
+    examples = (
         "sgd",
         "sgd(momentum=0.9) @ last(1)",
         "sgd @ (lora(rank=2) @ last(1))",
     )
-    momentum: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise UserError(
-                f"sgd: momentum must be at least 0 and below 1 (usual: 0.9), not {self.momentum}"
-            )
+    momentum: ShareBelowOne = 0.0
 
     @property
-    def rate_scale(self) -> float:
+    def rate_scale(self) -> float:  # type: ignore[override]
         """Under momentum steps add up to 1/(1 - momentum) times as much."""
         return self.faster * (1 - self.momentum)
 
     def rule(self, seed: int) -> Rule:
         return SgdRule(self.momentum)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step of one tensor: what a treatment needs to know."""
+
+    name: str
+    gradient: Tensor
+    state: State
+    count: int
+    """Steps of this tensor, this one included."""
+    betas: tuple[float, float]
+    epsilon: float
+    seed: int
+    """Of the run."""
+
+
+@torch.no_grad()
+def adam(moment: Moment, gradient: Tensor) -> Tensor:
+    """Adam's m / (sqrt(v) + eps), both with bias correction, after taking `gradient` in."""
+    beta1, beta2 = moment.betas
+    first, second = moment.state["exp_avg"], moment.state["exp_avg_sq"]
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    root = (second / (1 - beta2**moment.count)).sqrt_().add_(moment.epsilon)
+    return (first / (1 - beta1**moment.count)).div_(root)
+
+
+def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> State:
+    """Two moments, zero."""
+    return {key: torch.zeros(shape, device=device) for key in ("exp_avg", "exp_avg_sq")}
+
+
+@dataclass(frozen=True)
+class LowRankMember(OptimizerMember):
+    """How matrices are treated; members say what is kept and which way it leads."""
+
+    rank: int
+    every: int
+    scale: float
+
+    @abstractmethod
+    def kept(self, rows: int, columns: int) -> int:
+        """How many numbers are kept of a matrix."""
+
+    @abstractmethod
+    def start(self, matrix: Tensor) -> State:
+        """The state of a matrix before its first step."""
+
+    @abstractmethod
+    def direction(self, moment: Moment) -> Tensor:
+        """What is taken off the matrix, over the learning rate; updates the state."""
+
+    def treats(self, name: str, shape: torch.Size) -> bool:
+        """Whether a tensor is a matrix of a layer, and large enough."""
+        return len(shape) == 2 and min(shape) > self.rank and layer_of(name) is not None
+
+    def rule(self, seed: int) -> Rule:
+        return LowRankRule(self, seed)
+
+    def check(self, prepared: Prepared) -> None:
+        size = prepared.schedule.size
+        if not any(
+            self.treats(name, p.shape) and size(name, p) == p.numel()
+            for name, p in prepared.trainable.items()
+        ):
+            raise UserError(
+                f"{self}: of what trains here no matrix of a layer has more than {self.rank} rows"
+                " and columns, so it would be plain AdamW; take a smaller rank or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class LowRankRule(Rule):
+    """AdamW in which a member treats the matrices of the layers."""
+
+    member: LowRankMember
+    seed: int
+    by_entry = False
+
+    def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
+        return LowRankAdamW(groups, settings, self)
+
+    def state_bytes(self, name: str, shape: torch.Size) -> int:
+        treated = self.member.treats(name, shape)
+        return 4 * (self.member.kept(*shape) if treated else 2 * shape.numel())
+
+    def step_numbers(self, largest: int) -> int:
+        """Tables of the size of the largest matrix: its gradient's projection and way back."""
+        return STEP_TABLES * largest
+
+
+class LowRankAdamW(torch.optim.Optimizer):
+    """AdamW (decoupled weight decay) in which a member treats the matrices of the layers."""
+
+    def __init__(self, groups: Groups, settings: Optimizer, rule: LowRankRule) -> None:
+        betas, decay = (settings.beta1, settings.beta2), settings.weight_decay
+        given = {"lr": 0.0, "betas": betas, "eps": settings.epsilon, "weight_decay": decay}
+        super().__init__(groups, given)
+        self.member, self.seed = rule.member, rule.seed
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Move every tensor that has a gradient; `closure` is not supported."""
+        assert closure is None
+        for group in self.param_groups:
+            for name, tensor in zip(group["names"], group["params"], strict=True):
+                if tensor.grad is not None:
+                    self._move(name, tensor, tensor.grad, group)
+
+    def _move(self, name: str, tensor: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, treated = self.state[tensor], self.member.treats(name, tensor.shape)
+        if not state:
+            first = self.member.start(tensor) if treated else moments(tensor.shape, tensor.device)
+            state |= {"step": torch.zeros(()), **first}
+        count = int(state["step"]) + 1
+        state["step"] = torch.tensor(float(count))
+        moment = Moment(name, gradient, state, count, group["betas"], group["eps"], self.seed)
+        toward = self.member.direction(moment) if treated else adam(moment, gradient)
+        tensor.mul_(1 - group["lr"] * group["weight_decay"])
+        tensor.add_(toward, alpha=-group["lr"])

@@ -70,39 +70,37 @@ class Preview:
 def preview(update: Update, model: str, trust: Trust | None = None, base: str = "") -> Preview:
     """The preview of `update` on the model that `model` names (its config alone is read)."""
     bare = skeleton(read_config(model, trust, base), trust=trust)
-    places = layout(bare)
+    num_layers = layout(bare).num_layers
     prepared = update.apply(structure(bare, model, trust, base), seed=0)
     total = sum(p.numel() for p in prepared.model.parameters())
-    lowest = prepared.lowest_ever
-    trained = prepared.trainable
-    sizes = {n: prepared.schedule.size(n, p) for n, p in trained.items()}
+    trained, schedule, lowest = prepared.trainable, prepared.schedule, prepared.lowest_ever
+    sizes = {n: schedule.size(n, p) for n, p in trained.items()}
     moments = {name: optimizer_bytes(prepared, name) for name in trained}
-    typical = prepared.schedule.typical(trained)
-    keeps = prepared.schedule.policy == "keep"
-    shares = [
-        backward_share(prepared, {n: trained[n] for n in chosen}, places.num_layers)
-        for chosen in typical
-    ]
-    numbers = mean(sum(sizes[n] for n in chosen) for chosen in typical)
+    typical = schedule.typical(trained)
+
+    def average(of: dict[str, int]) -> float:
+        return mean(sum(of[name] for name in chosen) for chosen in typical)
+
+    # Of tensors of which only entries train one has its whole gradient at a time.
+    partial = {n: p.numel() if sizes[n] < p.numel() else 0 for n, p in trained.items()}
+    one = mean(max(partial[name] for name in chosen) for chosen in typical)
+    shares = (
+        backward_share(prepared, {n: trained[n] for n in chosen}, num_layers) for chosen in typical
+    )
     return Preview(
         update=str(update),
         model=model,
         tensors=len(trained),
-        parameters=round(numbers),
+        parameters=round(average(sizes)),
         ever=sum(sizes.values()),
         total_parameters=total,
-        share=numbers / total,
-        gradient_bytes=round(
-            GRADIENT_BYTES
-            * mean(_gradients({n: trained[n].numel() for n in chosen}, sizes) for chosen in typical)
-        ),
+        share=average(sizes) / total,
+        gradient_bytes=round(GRADIENT_BYTES * (average(sizes) + one)),
         optimizer_bytes=(
-            sum(moments.values())
-            if keeps
-            else round(mean(sum(moments[n] for n in chosen) for chosen in typical))
+            sum(moments.values()) if schedule.policy == "keep" else round(average(moments))
         ),
         lowest_layer=None if lowest < 0 else lowest,
-        num_layers=places.num_layers,
+        num_layers=num_layers,
         backward_share=mean(shares),
         notes=prepared.notes,
         names=sorted(trained),
@@ -115,9 +113,3 @@ def optimizer_bytes(prepared: Prepared, name: str) -> int:
     size = prepared.schedule.size(name, parameter)
     whole = size == parameter.numel()
     return prepared.rule.state_bytes(name, parameter.shape if whole else torch.Size([size]))
-
-
-def _gradients(whole: dict[str, int], sizes: dict[str, int]) -> int:
-    """Numbers of gradient: of what trains, and one whole tensor of which only entries do."""
-    partial = [size for name, size in whole.items() if sizes[name] < size]
-    return sum(sizes[name] for name in whole) + max(partial, default=0)

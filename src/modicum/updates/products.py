@@ -8,7 +8,7 @@ grow with the tokens (DoRA's norms, OFT's rotation from its angles, TinyLoRA's a
 LoRA-XS's small matrix).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from modicum.models.linear import is_matrix
 from modicum.updates.base import Prepared
-from modicum.updates.chains import Chain, Trains
 from modicum.updates.layout import depth
+
+ADAPTER = "default"  # PEFT's name of the only adapter
+Trains = Callable[[Any], bool]
+"""Whether a parameter, or any in a module, trains."""
 
 # What a layer does in order; the first line that fits a name is its stage.
 STAGES = (
@@ -28,6 +31,27 @@ STAGES = (
     ("gate_proj", "up_proj"),
     ("down_proj", "post_feedforward_layernorm"),
 )
+
+
+@dataclass(frozen=True)
+class Link:
+    """A matrix that an adapter multiplies by, or a scale, which has no product (0 numbers)."""
+
+    numbers: int
+    trains: bool
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What an adapter does, in order.
+
+    `inside`: it changes the input of the base layer. `whole`: its gradient is made from
+    that of the whole weight.
+    """
+
+    links: tuple[Link, ...] = ()
+    inside: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Every tensor is hashed before training. After the first step, at each checkpoint and at
 the end the hashes are taken again. A violation stops the run with the tensor's name. Only
 what was certain to move must have changed: a step below half the spacing of all of a tensor's
-numbers (a warm-up, a small rate) leaves it as it is (`moves`). Of
+numbers (a warm-up, a small rate) leaves it as it is (`rules`). Of
 what has an fp32 master the master must change, as small steps add up there before they
 show in a rounded weight, and the weight must be the master, rounded as it was to be: by the
 noise of the step in which it last trained, or to nearest. What may train but
@@ -16,7 +16,7 @@ The hashes of loading (`models.identity`) are not taken over for what is frozen:
 rewrite it when they begin, and a proof that believed an older hash would prove less.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from modicum.models.precision import Masters, SparseMaster, is_coarse
 from modicum.models.rounding import neighbours
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
-from modicum.updates.moves import Move
+from modicum.updates.rules import FAR
 
 
 class Proof:
@@ -45,7 +45,7 @@ class Proof:
         self.tried: set[str] = set()  # tensors that have had a gradient
         self.pushed: set[str] = set()  # those whose steps were too large for them to stay
         self.moved: set[str] = set()  # tensors that were seen to have changed
-        self.last: dict[str, Move | None] = {}  # the last step of those that were waited for
+        self.last: dict[str, float | None] = {}  # the last step of those that were waited for
 
     def resume(self, pushed: Iterable[str], moved: Iterable[str], tried: Iterable[str]) -> None:
         """Go on from a checkpoint, whose values are in the model by now, with the same start."""
@@ -64,16 +64,20 @@ class Proof:
         self.tried |= names
         self.pushed |= names if sure else set()
 
-    def expect(self, moves: Callable[[str], Move | None]) -> None:
-        """Hear of a step that was taken, by how far each tensor went; None: it was passed over.
+    def unsure(self) -> list[str]:
+        """Tensors that train and had a gradient, and need not have changed yet."""
+        return sorted(self.tried & self.prepared.active.keys() - self.pushed)
+
+    def expect(self, moves: Mapping[str, float | None]) -> None:
+        """Hear of a step that was taken, by how many spacings each tensor went; None: passed over.
 
         A tensor of which entries went a spacing or a few may come back to its start. It must
         have left it once, right then.
         """
-        for name in sorted(self.tried & self.prepared.active.keys() - self.pushed):
-            move = self.last[name] = moves(name)
-            if move is not None and not move.far:
-                if not move.shows or name in self.moved:
+        self.last |= moves
+        for name, move in moves.items():
+            if move is not None and move < FAR:
+                if not move or name in self.moved:
                     continue
                 self.look([name])
                 if name in self.moved:
@@ -185,12 +189,12 @@ class ChangeProof(Proof):
         return f"{text}: {other} entries are the other number beside it, not {right}"
 
     def stayed(self, when: str, still: Sequence[str]) -> str:
-        """They should have changed."""
-        move = self.last.get(still[0], Move(0.0))
-        why = "the optimizer has passed it over" if move is None else f"though {move}"
+        move = self.last.get(still[0], 0.0)
+        went = f"though a step went {move:.2g} spacings" if move else ""
+        why = "the optimizer has passed it over" if move is None else went
         raise RunStopped(
             f"change proof ({when}): {still[0]} trains and has not changed"
-            f" ({len(still)} such tensors)" + (f", {why}" if move is None or move.step else "")
+            f" ({len(still)} such tensors)" + (f", {why}" if why else "")
         )
 
 

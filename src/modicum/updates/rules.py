@@ -3,59 +3,72 @@
 A rule makes a torch optimizer for groups of tensors and knows the bytes of its state. All
 state is in tensors, so that a checkpoint can hold it. AdamW is the rule of every update
 that does not say otherwise.
+
+How far a step goes is tried by an optimizer of the same rule on a copy, and counted in spacings: a
+number of fp32 that is to move by less than half the distance to its neighbour stays as it is. So a
+tensor must have changed only when the copy did.
 """
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from modicum.config import Optimizer
-from modicum.updates.moves import Move, farthest, pieces
 
 Groups = list[dict[str, Any]]
+PIECE = 2**18  # numbers looked at at a time
+FAR = 16.0  # spacings beyond which a tensor does not come back to its start by a few steps
 
 
-class Rule(Protocol):
+class Rule(ABC):
     """How tensors are moved by their gradients."""
 
+    by_entry = True
+    """Whether the step of a number depends on its own gradient and state alone."""
+
+    @abstractmethod
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
         """The optimizer; every group has `params`, `lr` and `names`."""
-        ...
 
+    @abstractmethod
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         """Bytes that the optimizer keeps of one fp32 tensor, the step counter left out."""
-        ...
 
-    @property
-    def stateful(self) -> bool:
-        """Whether the optimizer has a state of every tensor that it has moved."""
-        return True
-
-    def sizes(
-        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> Iterator[Tensor]:
-        """How far the step just taken moved each number, over the learning rate; in `pieces`.
-
-        By the gradient, the state after the step and the group's settings; weight decay left
-        out. The change proof compares this with the spacing of the numbers. A rule that does
-        not say is taken to move whatever has a gradient.
-        """
-        for piece in pieces(gradient):
-            yield torch.where(piece == 0, 0.0, float("inf"))
-
-    def move(
+    def spacings(
         self, name: str, tensor: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> Move | None:
-        """How far the step just taken went in a tensor; None: the optimizer passed it over."""
-        if tensor.grad is None:
-            return Move(group["lr"])
-        if self.stateful and not state:
-            return None
-        sizes = self.sizes(name, tensor.grad, state, group)
-        return farthest(tensor, sizes, group["lr"], group["weight_decay"])
+    ) -> float:
+        """How many spacings of its fp32 numbers the coming step moves a tensor at most.
+
+        An optimizer takes that step on a copy, by the gradient, the state and the settings of
+        `group`; in pieces, of which one that goes FAR is enough.
+        """
+        gradient, best = tensor.grad, 0.0
+        if gradient is None:
+            return best
+        size = PIECE if self.by_entry else tensor.numel()
+        for start in range(0, tensor.numel(), size):
+
+            def cut(held: Tensor, part: slice = slice(start, start + size)) -> Tensor:
+                whole = not self.by_entry or held.shape != tensor.shape
+                return (held if whole else held.reshape(-1)[part]).detach().clone()
+
+            before, copy = cut(tensor), cut(tensor).requires_grad_()
+            copy.grad = cut(gradient)
+            alone = {"params": [copy], "names": [name]}
+            optimizer = self.make([{**alone, "lr": 0.0}], Optimizer())
+            optimizer.param_groups[0].update({**group, **alone})
+            optimizer.state[copy].update({key: cut(value) for key, value in state.items()})
+            optimizer.step()
+            height = before.abs()
+            spacing = torch.nextafter(height, height.new_tensor(float("inf"))) - height
+            best = max(best, float(((copy.detach() - before).abs() / spacing).max()))
+            if best >= FAR:
+                break
+        return best
 
     def step_numbers(self, largest: int) -> int:
         """fp32 numbers that a step makes and drops; the largest tensor has `largest`."""
@@ -76,18 +89,7 @@ class AdamWRule(Rule):
         )
 
     def state_bytes(self, name: str, shape: torch.Size) -> int:
-        """Two fp32 numbers for each."""
         return 8 * shape.numel()
-
-    def sizes(
-        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> Iterator[Tensor]:
-        """|m| / (sqrt(v) + eps), both with bias correction."""
-        (beta1, beta2), count = group["betas"], float(state["step"])
-        moments = zip(pieces(state["exp_avg"]), pieces(state["exp_avg_sq"]), strict=True)
-        for first, second in moments:
-            root = (second / (1 - beta2**count)).sqrt_().add_(group["eps"])
-            yield (first.abs() / (1 - beta1**count)).div_(root)
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,4 @@ class SgdRule(Rule):
         return torch.optim.SGD(groups, momentum=self.momentum, weight_decay=settings.weight_decay)
 
     def state_bytes(self, name: str, shape: torch.Size) -> int:
-        """One fp32 number for each under momentum, else nothing."""
         return 4 * shape.numel() if self.momentum else 0
-
-    @property
-    def stateful(self) -> bool:
-        """Under momentum."""
-        return self.momentum > 0
-
-    def sizes(
-        self, name: str, gradient: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
-    ) -> Iterator[Tensor]:
-        """The sum of gradients, or the gradient."""
-        yield from (piece.abs() for piece in pieces(state.get("momentum_buffer", gradient)))

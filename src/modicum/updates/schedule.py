@@ -19,8 +19,6 @@ import numpy as np
 from torch import Tensor, nn
 
 Policy = Literal["keep", "reset", "cpu"]
-MAX_STEPS = 1_000_000
-"""No run is longer, so that a number of steps beyond it would mean never."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,8 @@ class Schedule:
     """fp32 numbers of every number that trains that it holds during an optimizer step only."""
     may_return: frozenset[str] = frozenset()
     """Tensors that may come back to their first values (a pruned rank)."""
+    named: frozenset[str] | None = None
+    """What may ever train of what is selected; None: all of it."""
 
     def __init__(
         self,
@@ -168,7 +168,6 @@ class Turns(Schedule, ABC):
         return np.random.default_rng([self.seed, *numbers])
 
     def decide(self, steps: int) -> Decision | None:
-        """The next turn, when the present one has had its steps."""
         if self.number and steps - self.since < self.every:
             return None
         self.number += 1

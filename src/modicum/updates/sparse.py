@@ -26,21 +26,24 @@ not measured; of equal scores the first in the tensor count.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from modicum.spec import within
+from modicum import runs
+from modicum.config import TrainConfig, from_mapping, read_toml
+from modicum.models.identity import weights_hash
 from modicum.types import UserError
-from modicum.updates.base import DensePrepared, Method, Prepared, Selection
-from modicum.updates.dense import Full
-from modicum.updates.past_run import past_values
-from modicum.updates.schedule import MAX_STEPS, Decision, Schedule
+from modicum.updates.base import Scheduled
+from modicum.updates.members import Steps
+from modicum.updates.schedule import Decision, Schedule
 
-Named = Mapping[str, nn.Parameter]
+Named = dict[str, nn.Parameter]
+VALUE = "value/"  # of a tensor in a checkpoint
 By = Literal["random", "smallest", "largest", "fisher", "taylor", "run"]
 
 
@@ -90,13 +93,14 @@ MEASURED = {
 class Warmup(Schedule):
     """Measures gradients for some steps, in which nothing moves, then says which entries train."""
 
-    remembered: ClassVar[tuple[str, ...]] = ("seen", "groups", "decided")
-    remembered_tensors: ClassVar[tuple[str, ...]] = ("totals",)
-    kept_numbers: ClassVar[int] = 1  # scores
+    remembered = ("seen", "groups", "decided")
+    remembered_tensors = ("totals",)
+    kept_numbers = 1  # scores
 
-    def __init__(self, trainable: Named, keep: float, measure: Measure, steps: int) -> None:
+    def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__()
-        self.trainable, self.keep, self.measure, self.steps = trainable, keep, measure, steps
+        self.trainable, self.keep, self.steps = chosen, method.keep, method.warmup
+        self.measure = MEASURED[method.by]
         self.totals: dict[str, Tensor] = {}
         self.seen = 0
         """Steps that were measured."""
@@ -143,7 +147,6 @@ class Warmup(Schedule):
             self.totals[name] = self.totals[name] + part if name in self.totals else part.clone()
 
     def decide(self, steps: int) -> Decision | None:
-        """The entries, once, after the warm-up."""
         if self.decided or self.seen < self.steps:
             return None
         entries = {}
@@ -161,17 +164,58 @@ class Warmup(Schedule):
         return Decision(frozenset(self.trainable), evidence, entries)
 
     def size(self, name: str, parameter: nn.Parameter) -> int:
-        """What trains after the warm-up."""
         return count(self.keep, parameter.numel())
 
 
+def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str], Tensor]:
+    """A function from a name to the value that the tensor has in a run's newest checkpoint.
+
+    It is the fp32 master where the run had one at its end, without the noise of rounding.
+    Raises UserError when the folder holds no finished run, when the run trained an adapter
+    or entries, another model than `model` as it is now, or not all of `wanted`.
+    """
+    runs.open_run(folder)
+    saved = runs.checkpoints(folder)
+    if not saved or not (folder / "result.json").is_file():
+        raise UserError(f"{folder} holds no finished run with a checkpoint; it must end first")
+    path, state = runs.read_checkpoint(saved[-1])
+    source = folder / "config.toml"
+    config = from_mapping(TrainConfig, read_toml(source), str(source))
+    own, there = dict(model.named_parameters()), set[str]()
+    with safe_open(path, "pt") as file:
+        for key in (key for key in file.keys() if key.startswith(VALUE)):  # noqa: SIM118
+            name, shape = key.removeprefix(VALUE), tuple(file.get_slice(key).get_shape())
+            here = tuple(own[name].shape) if name in own else "not"
+            if shape != here:
+                raise UserError(
+                    f"{folder} trained {config.update} in {config.model}, and no whole tensors of"
+                    f" this model: {name} is {shape} there and {here} here; a dense run of it fits"
+                )
+            there.add(name)
+    if missing := sorted(wanted.keys() - there):
+        raise UserError(
+            f"{folder} trained {config.update}, and {len(missing)} tensors of this selection not"
+            f" (first: {missing[0]}); select what it trained"
+        )
+    if not next(iter(own.values())).is_meta and weights_hash(model) != state.get("base_hash"):
+        raise UserError(
+            f"{folder} was trained on another base model: its hash differs; that was"
+            f" {config.model} in {config.compute.dtype}"
+        )
+
+    def value(name: str) -> Tensor:
+        with safe_open(path, "pt", device=str(wanted[name].device)) as file:
+            return file.get_tensor(f"{VALUE}{name}")
+
+    return value
+
+
 @dataclass(frozen=True)
-class Sparse(Method):
+class Sparse(Scheduled):
     """A share of the entries of every tensor trains: by chance, size, gradient or a past run."""
 
-    name: ClassVar[str] = "sparse"
-    rate_scale: ClassVar[float] = 4.0
-    examples: ClassVar[tuple[str, ...]] = (
+    rate_scale = 4.0
+    examples = (
         "sparse(keep=0.1)",
         "sparse(keep=0.1, by='smallest') @ last(1)",
         "sparse(by='fisher', warmup=2)",
@@ -180,43 +224,32 @@ class Sparse(Method):
     keep: float = 0.05
     by: By = "random"
     run: str = ""
-    warmup: int = 5
+    warmup: Steps = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.keep <= 1:
             raise UserError(
                 f"sparse: keep is a share, above 0 and at most 1 (0.05 is 5 %), not {self.keep}"
             )
-        within("sparse: warmup", self.warmup, 1, MAX_STEPS)
         if (self.by == "run") != bool(self.run):
             raise UserError(
                 "sparse: by='run' and run='FOLDER' belong together: the folder of a finished run"
             )
 
-    def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        chosen = (where or Full()).select(model)
+    def begins(self, model: nn.Module, chosen: Named, seed: int) -> Schedule:  # type: ignore[override]
         if self.by in MEASURED:
-            schedule = Warmup(chosen, self.keep, MEASURED[self.by], self.warmup)
-        else:
-            schedule = Schedule(entries=self._entries(self._scores(model, chosen, seed), chosen))
-        return DensePrepared(model, chosen, schedule=schedule)
-
-    def _scores(self, model: nn.Module, chosen: Named, seed: int) -> Callable[[str], Tensor]:
-        """The scores of a tensor by its name."""
-        if self.by == "run":
-            past = past_values(Path(self.run).expanduser(), model, chosen)
-            return lambda name: (past(name).float() - chosen[name].detach().float()).abs()
-        known = KNOWN[self.by]
-        return lambda name: known(name, chosen[name], seed)
-
-    def _entries(self, scores: Callable[[str], Tensor], chosen: Named) -> dict[str, Tensor]:
+            return Warmup(self, model, chosen, seed)
+        past = past_values(Path(self.run).expanduser(), model, chosen) if self.run else None
         entries = {}
         for name, parameter in chosen.items():
             number = count(self.keep, parameter.numel())
             # A preview has names and shapes only, and asks for no more than how many.
-            entries[name] = (
-                torch.empty(number, dtype=torch.int64, device="meta")
-                if parameter.is_meta
-                else best(scores(name), number)
-            )
-        return entries
+            if parameter.is_meta:
+                entries[name] = torch.empty(number, dtype=torch.int64, device="meta")
+            elif past is not None:
+                moved = (past(name).float() - parameter.detach().float()).abs()
+                entries[name] = best(moved, number)
+            else:
+                entries[name] = best(KNOWN[self.by](name, parameter, seed), number)
+        return Schedule(entries=entries)

@@ -17,7 +17,6 @@ from torch import Tensor
 from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
-from modicum.updates.moves import Move
 from modicum.updates.proofs import Proof
 from modicum.updates.schedule import Decision
 
@@ -73,8 +72,8 @@ class Stepper:
         """Whether the step that `before` looked at is taken."""
         self.shown: dict[str, Tensor] = {}
         """The gradients that the schedule was shown of a step that is taken."""
-        self.rate, self.rates = float("inf"), dict[str, float]()
-        """The learning rate of that step, and what multiplies it."""
+        self.moves: dict[str, float] = {}
+        """How many spacings it goes in tensors of which the proof has to hear."""
         self.unshown: tuple[dict[str, Any], dict[str, Tensor]] | None = None
         """The schedule before it was shown the groups of a step that may yet be skipped."""
         self._whole: list[dict[str, Any]] | None = None
@@ -140,16 +139,17 @@ class Stepper:
         if schedule.edits_gradients:
             norms, norm = _norms(gradients)
         shrink = self.max_grad_norm / norm if 0 < self.max_grad_norm < norm else 1.0
-        self.rate, self.rates = rate, dict(schedule.rates(counters.signal_steps))
+        rates = schedule.rates(counters.signal_steps)
+        if shrink < 1:
+            torch._foreach_mul_(list(gradients.values()), shrink)
         if self.proof.waiting:
             pushed = [n for n, size in zip(gradients, norms.tolist(), strict=True) if size > 0]
             self.proof.push(pushed, sure=rate == float("inf"))
-        if shrink < 1:
-            torch._foreach_mul_(list(gradients.values()), shrink)
+            self.moves = {n: self._move(n, rate * rates.get(n, 1.0)) for n in self.proof.unsure()}
         if has_signal:
             schedule.stepping(self.masters.tensors)
             self.shown = gradients
-        self._split(self.rates)
+        self._split(rates)
         self.taken = True
         return norm
 
@@ -163,17 +163,22 @@ class Stepper:
                 self.prepared.schedule.stepped(self.masters.tensors, self.shown)
             self.shown = {}  # or they would outlive the step
             self.prepared.schedule.settle()
-            if self.proof.waiting and self.rate < float("inf"):
-                self.proof.expect(self.moves)
+            self.proof.expect({name: self._taken(name) for name in self.moves})
+            self.moves = {}
             self.masters.draw(self.prepared.active, self.counters.optimizer_steps)
 
-    def moves(self, name: str) -> Move | None:
-        """How far the step just taken went in a tensor; None: the optimizer passed it over."""
+    def _move(self, name: str, rate: float) -> float:
+        """How many spacings the coming step goes at most in a tensor."""
         master, group = self.masters.held[name], self.optimizer.param_groups[0]
-        state, rate = self.optimizer.state.get(master.leaf, {}), self.rates.get(name, 1.0)
-        return self.prepared.rule.move(
-            name, master.tensor, state, {**group, "lr": rate * self.rate}
-        )
+        state = self.optimizer.state.get(master.leaf, {})
+        return self.prepared.rule.spacings(name, master.tensor, state, {**group, "lr": rate})
+
+    def _taken(self, name: str) -> float | None:
+        """How far the step went; None where the optimizer has passed a tensor over."""
+        master = self.masters.held[name]
+        stateful = self.prepared.rule.state_bytes(name, master.tensor.shape) > 0
+        there = self.optimizer.state.get(master.leaf) or not stateful or master.tensor.grad is None
+        return self.moves[name] if there else None
 
     def clear(self) -> None:
         """Drop all gradients: an optimizer passes over what has none."""
@@ -222,8 +227,10 @@ class Stepper:
     def _change(self, decision: Decision) -> None:
         """Train what the decision says from now on, by the schedule's policy."""
         prepared, held = self.prepared, self.masters.held
-        stopped = prepared.active.keys() - decision.active
-        redone = self._redone(decision)
+        stopped, redone = prepared.active.keys() - decision.active, set[str]()
+        if decision.entries is not None:  # what trains other entries from now on begins anew
+            old, self.entries = self.entries, dict(decision.entries)
+            redone = {name for name in held if old.get(name) is not self.entries.get(name)}
         self.proof.look(stopped | redone)
         prepared.activate(decision.active)
         self._forget(set(held) if decision.restart else redone | decision.fresh)
@@ -239,13 +246,6 @@ class Stepper:
         for name in prepared.active.keys() & self.parked.keys():
             self._unpark(name)
         self.proof.rest()
-
-    def _redone(self, decision: Decision) -> set[str]:
-        """Tensors whose trained entries change with the decision; they begin anew."""
-        if decision.entries is None:
-            return set()
-        old, self.entries = self.entries, dict(decision.entries)
-        return {name for name in self.masters.held if old.get(name) is not self.entries.get(name)}
 
     def _add_masters(self) -> None:
         for name, parameter in self.prepared.active.items():

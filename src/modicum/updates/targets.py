@@ -5,16 +5,14 @@ that lie in one tensor are reached as parameters, by `lora(experts=True)`. What 
 is meant for all does not reach is said.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from torch import nn
 
 from modicum.models.linear import is_matrix
 from modicum.types import UserError
-from modicum.updates.base import Selection
-from modicum.updates.layout import LAYER, layer_of, layout
+from modicum.updates.base import Selection, selected
+from modicum.updates.layout import LAYER, layer_of
 
 # Mamba's mixers read the weight of the first and do not call it; the kernels of these do the same
 # with the second, which PEFT refuses.
@@ -44,8 +42,7 @@ def linear_layers(model: nn.Module, where: Selection | None) -> list[str]:
 
 def experts(model: nn.Module, where: Selection | None) -> list[str]:
     """Names of the tensors that hold a matrix for every expert, in the layers or selected."""
-    chosen = layout(model).places if where is None else where.select(model)
-    return [n for n, p in model.named_parameters() if n in chosen and _of_experts(n, p)]
+    return [n for n, p in selected(model, where).items() if _of_experts(n, p)]
 
 
 def _of_experts(name: str, parameter: nn.Parameter) -> bool:
@@ -57,11 +54,10 @@ def unreached(model: nn.Module, where: Selection | None, reached: Collection[str
 
     `reached` has the names of the layers and of the parameters that get one.
     """
-    chosen = layout(model).places if where is None else where.select(model)
     left: dict[str, int] = {}
     total, hint = 0, ""
-    for name, parameter in model.named_parameters():
-        if name not in chosen or parameter.ndim < 2 or layer_of(name) is None:
+    for name, parameter in selected(model, where).items():
+        if parameter.ndim < 2 or layer_of(name) is None:
             continue
         total += parameter.numel()
         if not {name, name.rpartition(".")[0]} & set(reached):

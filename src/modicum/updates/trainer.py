@@ -40,23 +40,19 @@ class UpdateCallback(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
     ) -> None:
-        self._refuse(args, state)
-        self.micro_batches, self.proven = 0, None
-        self.driver.attach(optimizer, state.max_steps)
-
-    def _refuse(self, args: Any, state: Any) -> None:
-        """UserError for what would silently go wrong."""
+        # What would silently go wrong.
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             raise UserError("an update needs whole tensors, not shards: no DeepSpeed and no FSDP")
-        if type(self.driver.prepared.schedule) is Schedule:
-            return
-        if state.global_step > 0:
+        changes = type(self.driver.prepared.schedule) is not Schedule
+        if changes and state.global_step > 0:
             raise UserError(
                 "what trains changes with time in this update, and a Trainer's checkpoint does not"
                 " hold its state: it cannot be resumed there; modicum train can"
             )
-        if args.world_size > 1:
+        if changes and args.world_size > 1:
             raise UserError("what trains changes with time in this update: one process only")
+        self.micro_batches, self.proven = 0, None
+        self.driver.attach(optimizer, state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         a_generation = getattr(args, "steps_per_generation", None) or 1

@@ -15,22 +15,21 @@ the groups (prompts) of those steps together, as in the paper; its code takes it
 tensor's rows, with a threshold of 0.95 on values that are not brought to 0..1.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modicum.spec import within
-from modicum.updates.base import DensePrepared, Method, Prepared, Selection
-from modicum.updates.dense import Full
-from modicum.updates.schedule import MAX_STEPS, Decision, Schedule
+from modicum.updates.base import Scheduled
+from modicum.updates.members import Share, Steps
+from modicum.updates.schedule import Decision, Schedule
 
+Named = dict[str, nn.Parameter]
 FLOOR = 1e-3  # root mean square below which a tensor counts as if it had this
 TINY = 1e-30  # far below the variance of any gradient that moves a number
 SHOWN = 5  # tensors named in the evidence
@@ -39,11 +38,11 @@ SHOWN = 5  # tensors named in the evidence
 class Weighing(Schedule, ABC):
     """Multipliers of the steps, measured anew every so often. Members say what is measured."""
 
-    remembered: ClassVar[tuple[str, ...]] = ("due", "seen", "weights")
+    remembered = ("due", "seen", "weights")
 
-    def __init__(self, method: Measured, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__()
-        self.method, self.parameters, self.window = method, parameters, method.window
+        self.method, self.parameters, self.window = method, chosen, method.window
         self.due = method.window
         """The number of steps after which the multipliers are next computed."""
         self.seen = 0
@@ -63,7 +62,6 @@ class Weighing(Schedule, ABC):
         return self.seen >= self.due - self.window
 
     def decide(self, steps: int) -> Decision | None:
-        """New multipliers when they are due; everything goes on training."""
         self.seen = steps
         values = self.measure() if steps >= self.due else None
         if values is None:
@@ -75,7 +73,6 @@ class Weighing(Schedule, ABC):
         )
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
-        """Count the step."""
         self.seen += 1
 
     def rates(self, steps: int) -> Mapping[str, float]:
@@ -96,33 +93,28 @@ class Weighing(Schedule, ABC):
 class RgnSchedule(Weighing):
     """By the norm of the gradient over that of the tensor."""
 
-    remembered: ClassVar[tuple[str, ...]] = (*Weighing.remembered, "ratios")
-    ratios: dict[str, list[float]] | None = None
-    """Of the measured steps, the last `window` of them, by tensor."""
+    remembered = (*Weighing.remembered, "ratios")
+    ratios: tuple[dict[str, float], ...] = ()
+    """Of the measured steps, the last `window` of them."""
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         if self.measuring:
-            past = self.ratios or {}
-            self.ratios = {
-                name: [*past.get(name, []), ratio][-self.window :]
-                for name, ratio in self._ratios(found).items()
-            }
+            ratios = []
+            for name, gradient in found.items():
+                parameter = self.parameters[name].detach()
+                size = torch.linalg.vector_norm(parameter, dtype=torch.float32)
+                least = FLOOR * parameter.numel() ** 0.5
+                ratios.append(torch.linalg.vector_norm(gradient) / size.clamp(min=least))
+            now = dict(zip(found, torch.stack(ratios).tolist(), strict=True))
+            self.ratios = (*self.ratios, now)[-self.window :]
         super().gradients(found)
 
-    def _ratios(self, found: Mapping[str, Tensor]) -> dict[str, float]:
-        ratios = []
-        for name, gradient in found.items():
-            parameter = self.parameters[name].detach()
-            size = torch.linalg.vector_norm(parameter, dtype=torch.float32)
-            least = FLOOR * parameter.numel() ** 0.5
-            ratios.append(torch.linalg.vector_norm(gradient) / size.clamp(min=least))
-        return dict(zip(found, torch.stack(ratios).tolist(), strict=True))
-
     def measure(self) -> dict[str, float] | None:
-        means = {name: fmean(ratios) for name, ratios in (self.ratios or {}).items()}
+        names = self.ratios[-1] if self.ratios else ()
+        means = {n: fmean(step[n] for step in self.ratios if n in step) for n in names}
         if not any(means.values()):
             return None
-        self.ratios = None
+        self.ratios = ()
         return means
 
     def weigh(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -134,12 +126,12 @@ class RgnSchedule(Weighing):
 class SnrSchedule(Weighing):
     """By the mean of the gradient, squared, over its variance among groups."""
 
-    remembered: ClassVar[tuple[str, ...]] = (*Weighing.remembered, "groups")
-    remembered_tensors: ClassVar[tuple[str, ...]] = ("means", "squares")
-    kept_numbers: ClassVar[int] = 2  # means and squares over groups
+    remembered = (*Weighing.remembered, "groups")
+    remembered_tensors = ("means", "squares")
+    kept_numbers = 2  # means and squares over groups
 
-    def __init__(self, method: Snr, parameters: Mapping[str, nn.Parameter]) -> None:
-        super().__init__(method, parameters)
+    def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
+        super().__init__(method, model, chosen, seed)
         self.threshold, self.groups = method.threshold, 0
         """How many groups the means and squares are of."""
         self.means: dict[str, Tensor] = {}
@@ -187,44 +179,24 @@ class SnrSchedule(Weighing):
 
 
 @dataclass(frozen=True)
-class Measured(Method):
-    """What the two have in common."""
+class Rgn(Scheduled):
+    """Everything trains, each tensor's step scaled by its relative gradient norm."""
 
-    measures: ClassVar[Callable[[Any, Mapping[str, nn.Parameter]], Weighing]]
-    every: int = 20
-    window: int = 5
+    begins = RgnSchedule
+    examples = ("rgn(every=2, window=1)", "rgn(every=2, window=2, reset=False) @ last(2)")
+    every: Steps = 20
+    window: Steps = 5
     reset: bool = True
 
     def __post_init__(self) -> None:
-        within(f"{self.name}: every", self.every, 1, MAX_STEPS)
+        super().__post_init__()
         within(f"{self.name}: window (every is the most)", self.window, 1, self.every)
 
-    def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
-        chosen = (where or Full()).select(model)
-        return DensePrepared(model, chosen, schedule=self.measures(self, chosen))
-
 
 @dataclass(frozen=True)
-class Rgn(Measured):
-    """Everything trains, each tensor's step scaled by its relative gradient norm."""
-
-    name: ClassVar[str] = "rgn"
-    measures = RgnSchedule
-    examples: ClassVar[tuple[str, ...]] = (
-        "rgn(every=2, window=1)",
-        "rgn(every=2, window=2, reset=False) @ last(2)",
-    )
-
-
-@dataclass(frozen=True)
-class Snr(Measured):
+class Snr(Rgn):
     """Only tensors whose gradient has much signal for its noise step."""
 
-    name: ClassVar[str] = "snr"
-    measures = SnrSchedule
-    examples: ClassVar[tuple[str, ...]] = ("snr(every=2, window=2)",)
-    threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("snr: threshold", self.threshold, 0, 1)
+    begins = SnrSchedule
+    examples = ("snr(every=2, window=2)",)
+    threshold: Share = 0.5

@@ -1,6 +1,6 @@
 """The families of arms: beyond six lines colour cannot name an arm, but it can name a kind.
 
-The family is the kind that the arm's update says it is of (`modicum.updates.kinds`). The
+The family is the kind that the arm's update says it is of (`modicum.updates.members`). The
 control is ink, placebos are muted; a marker goes with every colour, so that colour is never
 alone.
 """

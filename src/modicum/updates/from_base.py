@@ -1,4 +1,6 @@
-"""LoRA that begins as a part of the base's weights, which is taken out of them.
+"""Adapters of LoRA's kind that are made from the base's weights: PiSSA, OLoRA and LoRA-XS.
+
+*PiSSA and OLoRA*: LoRA that begins as a part of the base's weights, which is taken out of them.
 
 W becomes W - s B A with B A from W itself, so the model at the start is the base to
 rounding, but its frozen weights are not the base's: the reference is the adapter's first
@@ -15,19 +17,34 @@ Departures: the singular vectors are the eigenvectors of the smaller Gram matrix
 and A are rounded (`rounded`) before B A is taken out of W, which leaves the start as it is:
 then the last bits of the decomposition, which depend on the number of threads, are gone,
 and B A is exact. So a run can be taken up with another number of threads.
+
+*LoRA-XS* (arXiv 2405.17604): W + s U S R V^T, where only R (rank x rank) trains.
+
+U, S, V are the principal singular triplets of W and stay as they are; R is drawn from
+N(0, 1e-5^2), so the start is the base to about 1e-5 of the weights. s is alpha/rank.
+PEFT has no LoRA-XS: it is built into PEFT's LoRA layers, with A = V^T and a module in B's
+place whose `weight` is U S R, so that what works on LoRA (merging, the faster forward)
+works on it; for export it is turned into ordinary LoRA.
+
+Departures: the triplets are exact (`triplets`), where the paper's code iterates a
+truncated SVD; then U S and V are rounded to 14 bits, for the
+reason given above.
 """
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from modicum.models.linear import matrix
+from modicum.models.linear import adapted_layers, matrix
 from modicum.types import UserError
-from modicum.updates.lora import LowRank, lora_layers
+from modicum.updates.lora import LowRank
+from modicum.updates.members import Count, Rank
+from modicum.updates.products import ADAPTER, Chain, Link, Trains
 
+START = 1e-5  # standard deviation of R of LoRA-XS
 TINY = 1e-300  # in place of zero as a divisor
 BITS = 14
 
@@ -61,6 +78,8 @@ def rounded(tensor: Tensor, dim: int) -> Tensor:
 class FromBase(LowRank):
     """What adapters made from the base's weights have in common: they fit into its ranks."""
 
+    goes_on = False
+
     def check(self, name: str, layer: Any) -> None:
         rows, columns = matrix(layer).shape
         most = min(rows, columns)
@@ -72,8 +91,8 @@ class FromBase(LowRank):
 class Moved(FromBase):
     """An adapter that takes a part of the weights over."""
 
-    rewrites_base: ClassVar[bool] = True
-    start_tolerance: ClassVar[float] = 1e-5
+    rewrites_base = True
+    start_tolerance = 1e-5
 
     @abstractmethod
     def part(self, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -82,7 +101,7 @@ class Moved(FromBase):
     @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Set B and A and take them out of the base; nothing on the meta device."""
-        for layer in lora_layers(model).values():
+        for layer in adapted_layers(model):
             weight, scale = matrix(layer.base_layer), layer.scaling["default"]
             if weight.device.type == "meta":
                 continue
@@ -101,9 +120,8 @@ class Pissa(Moved):
     on the tiny base the best rate was a fifth of LoRA's (one seed).
     """
 
-    name: ClassVar[str] = "pissa"
-    rate_scale: ClassVar[float] = 2.0
-    examples: ClassVar[tuple[str, ...]] = ("pissa(rank=2)", "pissa(rank=2) @ last(1)")
+    rate_scale = 2.0
+    examples = ("pissa(rank=2)", "pissa(rank=2) @ last(1)")
 
     def part(self, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         left, sizes, right = triplets(weight, self.rank)
@@ -120,16 +138,75 @@ class Olora(Moved):
     taken out four times over, and the adapter would have to give all of that back.
     """
 
-    name: ClassVar[str] = "olora"
-    rate_scale: ClassVar[float] = 5.0
-    examples: ClassVar[tuple[str, ...]] = (
+    rate_scale = 5.0
+    examples = (
         "olora(rank=2, alpha=2)",
         "olora(rank=2, alpha=2) @ last(1)",
     )
-    alpha: int = 8
+    alpha: Count = 8
 
     def part(self, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         wide = weight.double()
         # The first columns of Q need the first columns of W alone.
         up = torch.linalg.qr(wide[:, : self.rank])[0]
         return up, up.mT @ wide
+
+
+class Core(nn.Module):
+    """In the place of LoRA's B [out, rank]: a frozen factor times the core that trains."""
+
+    def __init__(self, left: Tensor, core: Tensor) -> None:
+        super().__init__()
+        self.left = nn.Parameter(left, requires_grad=False)
+        self.core = nn.Parameter(core)
+
+    @property
+    def weight(self) -> Tensor:
+        """What LoRA's B would hold."""
+        return self.left @ self.core
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B x, by way of the core; x is [..., rank]."""
+        return x @ self.core.mT @ self.left.mT
+
+
+@dataclass(frozen=True)
+class LoraXs(FromBase):
+    """Only rank x rank numbers train in a layer, between its own singular vectors."""
+
+    start_tolerance = 5e-3
+    examples = ("loraxs(rank=4)", "loraxs(rank=4) @ last(1)")
+    rank: Rank = 16
+    alpha: Count = 16
+
+    def chain(self, layer: Any, trains: Trains) -> Chain:
+        """V^T, the core, U S."""
+        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER]
+        core = Link(up.core.numel(), trains(up.core))
+        return Chain((Link(down.numel(), False), core, Link(up.left.numel(), False)))
+
+    def trains(self, name: str) -> bool:
+        return name.endswith(".core")
+
+    @torch.no_grad()
+    def finish(self, model: Any) -> None:
+        """Set A to V^T and put the core in B's place; shapes alone on the meta device."""
+        for layer in adapted_layers(model):
+            weight, down, up = matrix(layer.base_layer), layer.lora_A, layer.lora_B
+            left = torch.empty_like(up["default"].weight)
+            if weight.device.type != "meta":
+                found, sizes, right = triplets(weight, self.rank)
+                left = rounded(found * sizes, 0)
+                down["default"].weight.copy_(rounded(right, 0).mT)
+            # Drawn on the CPU, so that the seed gives the same on every device.
+            core = torch.randn(self.rank, self.rank) * START
+            up["default"] = Core(left, core.to(weight.device))
+
+    @torch.no_grad()
+    def plain(self, model: nn.Module) -> nn.Module:
+        for layer in adapted_layers(model):
+            weight = layer.lora_B["default"].weight
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            linear.weight = nn.Parameter(weight, requires_grad=False)
+            layer.lora_B["default"] = linear
+        return model

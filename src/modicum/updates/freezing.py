@@ -1,0 +1,205 @@
+"""What trains is chosen by how it moves: AutoFreeze and SlimFit.
+
+*AutoFreeze* (Liu, Agarwal, Venkataraman 2021, arXiv 2102.01386): the bottom freezes, step by step.
+
+The run is cut into `intervals`. Over each the gradients of a layer are summed with their
+signs, so that noise cancels; n is the L1 norm of the sum. From the second interval on the
+change of a layer is eta = |n_before - n_now| / n_before, the threshold is a percentile of
+eta over the layers that still train, and the lowest layer that reaches it is the new
+bottom: what is below freezes for good, the embedding with the first layer. Final norm and
+head go on training. The learning rate's schedule is not touched.
+
+Departures: an interval counts steps with a signal only and ends at a rollout boundary; n
+can be smoothed over intervals (`ema`, the weight of what was), as a policy gradient is
+mostly noise; nothing is cached, since completions are new in every step. Moments are reset
+at every decision once something is frozen, as the reference code does, or kept.
+
+*SlimFit* (Ardakani et al. 2023, arXiv 2305.18513): what has moved most trains, in each step anew.
+
+The units are the matrices and the norm weights; biases of other kinds always train. Every
+unit has a distance, at first a huge random number, so that each is tried. The lowest
+int(rate * units) freeze, the others train; after a step a unit that trained has the
+distance mean(|w_old - w_new| / |w_old|), one that rested keeps what it had.
+
+Departures: units are chosen at every rollout, which is every step unless a rollout serves
+several; |w_old| has 1e-8 added, as the reference code divides by zero. Of the paper's memory savings only
+gradients and, unless `state` is keep, optimizer state are had here: quantised activations
+are not part of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modicum.types import UserError
+from modicum.updates.base import Scheduled
+from modicum.updates.layout import divided, layout
+from modicum.updates.members import Limits, ShareBelowOne, Steps
+from modicum.updates.schedule import Decision, Policy, Schedule
+
+Named = dict[str, nn.Parameter]
+HUGE = 1e10  # distances at the start are uniform below this
+EPSILON = 1e-8
+SHOWN = 5  # distances in the evidence
+
+
+class FreezingSchedule(Schedule):
+    """Which layer is the lowest that trains; it only rises."""
+
+    remembered = ("since", "lowest", "norms")
+    remembered_tensors = ("sums",)
+    kept_numbers = 1  # sums of gradients
+
+    def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
+        super().__init__()
+        self.layers, self.below, self.above = divided(model, chosen)
+        if not self.layers:
+            raise UserError(f"{method}: no decoder layer is selected")
+        self.method, self.policy = method, method.state
+        self.length = 1
+        """Steps with a signal in an interval."""
+        self.since = 0
+        """Steps that had been taken when the present one began."""
+        self.lowest = min(self.layers)
+        self.norms: dict[str, float] = {}
+        """n of the last interval, by layer (a text, as JSON has it)."""
+        self.sums: dict[str, Tensor] = {}
+
+    def plan(self, total_steps: int) -> None:
+        self.length = max(1, total_steps // self.method.intervals)
+
+    def gradients(self, found: Mapping[str, Tensor]) -> None:
+        for layer in self._training():
+            for name in self.layers[layer] & found.keys():
+                if name in self.sums:
+                    self.sums[name] += found[name]
+                else:
+                    self.sums[name] = found[name].detach().clone()
+
+    def decide(self, steps: int) -> Decision | None:
+        if steps - self.since < self.length:
+            return None
+        self.since = steps
+        now = {layer: self._norm(layer) for layer in self._training()}
+        self.sums = {}
+        evidence: dict[str, Any] = {"norms": now}
+        if self.norms:
+            ema = self.method.ema
+            old = {n: self.norms[str(n)] for n in now}
+            smooth = {n: ema * old[n] + (1 - ema) * now[n] for n in now}
+            change = {n: abs(old[n] - smooth[n]) / old[n] if old[n] > 0 else 0.0 for n in now}
+            threshold = float(np.percentile(list(change.values()), self.method.percentile))
+            self.lowest = min(n for n, eta in change.items() if eta >= threshold)
+            evidence |= {"change": change, "threshold": threshold}
+            now = smooth
+        self.norms = {str(n): now[n] for n in self._training()}
+        frozen = self.lowest > min(self.layers)
+        below = frozenset() if frozen else self.below
+        return Decision(
+            self.above.union(below, *(self.layers[layer] for layer in self._training())),
+            {**evidence, "lowest": self.lowest},
+            restart=frozen and self.policy == "reset",
+        )
+
+    def _training(self) -> list[int]:
+        return [layer for layer in self.layers if layer >= self.lowest]
+
+    def _norm(self, layer: int) -> float:
+        parts = [
+            self.sums[name].abs().sum(dtype=torch.float64)
+            for name in sorted(self.layers[layer] & self.sums.keys())
+        ]
+        return float(torch.stack(parts).sum()) if parts else 0.0
+
+
+@dataclass(frozen=True)
+class AutoFreeze(Scheduled):
+    """Everything trains at first; layers whose gradients settle freeze from the bottom up."""
+
+    begins = FreezingSchedule
+    examples = (
+        "autofreeze(intervals=4)",
+        "autofreeze(intervals=5, percentile=90.0, ema=0.5, state='cpu') @ last(2)",
+    )
+    intervals: Steps = 20
+    percentile: Annotated[float, Limits(0, 100)] = 50.0
+    ema: ShareBelowOne = 0.0
+    state: Policy = "reset"
+
+
+class SlimFitSchedule(Schedule):
+    """Which units train: those with the largest distances."""
+
+    remembered = ("distances", "untried", "chosen", "begun")
+    step_numbers = 1  # what the units were before the step
+
+    def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
+        super().__init__()
+        places = layout(model).places
+        units = [
+            name
+            for name, parameter in chosen.items()
+            if parameter.dim() > 1 or ("norm" in (p := places[name].parts) and "bias" not in p)
+        ]
+        if not units:
+            raise UserError(f"{method}: no matrix or norm is selected")
+        self.always, self.policy = frozenset(chosen.keys() - set(units)), method.state
+        self.count = len(units) - int(method.rate * len(units))
+        """How many units train at a time."""
+        drawn = np.random.default_rng([seed, 0]).random(len(units)) * HUGE
+        self.distances: dict[str, float] = dict(zip(units, drawn.tolist(), strict=True))
+        self.untried = sorted(units)
+        self.chosen = self._largest()
+        self.begun = False
+        self.old: dict[str, Tensor] = {}
+        self.start = self.always.union(self.chosen)
+
+    def _largest(self) -> list[str]:
+        far = sorted(self.distances, key=lambda name: (-self.distances[name], name))
+        return sorted(far[: self.count])
+
+    def decide(self, steps: int) -> Decision | None:
+        chosen = self._largest()
+        if self.begun and chosen == self.chosen:
+            return None
+        self.begun, self.chosen = True, chosen
+        tried = {n: d for n, d in self.distances.items() if n not in self.untried}
+        far = sorted(tried, key=lambda name: (-tried[name], name))[:SHOWN]
+        evidence = {
+            "units": len(chosen),
+            "untried": len(self.untried),
+            "farthest": {name: tried[name] for name in far},
+        }
+        return Decision(self.always.union(chosen), evidence)
+
+    def stepping(self, values: Mapping[str, Tensor]) -> None:
+        self.old = {name: values[name].detach().clone() for name in self.chosen}
+
+    def stepped(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+        distances = [
+            ((values[name].detach() - old).abs() / (old.abs() + EPSILON)).mean()
+            for name, old in self.old.items()
+        ]
+        self.distances |= dict(zip(self.old, torch.stack(distances).tolist(), strict=True))
+        self.untried = [name for name in self.untried if name not in self.old]
+        self.old = {}
+
+    def typical(self, parameters: Mapping[str, nn.Parameter]) -> list[frozenset[str]]:
+        """The sets of the first round, in which every unit is tried."""
+        order = sorted(self.distances, key=lambda name: -self.distances[name])
+        parts = range(0, len(order) - self.count + 1, self.count)
+        return [self.always.union(order[at : at + self.count]) for at in parts]
+
+
+@dataclass(frozen=True)
+class SlimFit(Scheduled):
+    """Matrices and norms that move most for their size train, the others rest."""
+
+    begins = SlimFitSchedule
+    examples = ("slimfit", "slimfit(rate=0.5, state='reset') @ last(2)")
+    rate: ShareBelowOne = 0.9
+    state: Policy = "keep"

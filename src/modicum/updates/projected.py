@@ -1,0 +1,156 @@
+"""Adam with less state for the matrices of the layers: GaLore and APOLLO.
+
+*GaLore* (Zhao et al. 2024, arXiv 2403.03507): Adam in a low-rank space of the gradient.
+
+For a matrix of m rows and n columns with gradient G:
+
+    m >= n:  R = G V_r,     W -= rate * scale * Adam(R) V_r^T
+    m <  n:  R = U_r^T G,   W -= rate * scale * U_r Adam(R)
+
+U S V^T is the singular value decomposition of G, taken anew every `every` steps of the
+tensor. The moments are not turned when the basis is, as in the reference code. Kept are
+basis and moments: r min(m, n) + 2 r max(m, n) numbers in place of 2 m n. The weights move
+in all directions in the course of time, as bases change.
+
+Departures: a zero gradient never makes a basis (the next one does); the sign of a basis
+vector is fixed (its largest entry is positive), so that moments mean the same from basis
+to basis; epsilon is added after the bias correction, as torch does it. Embedding and head
+get plain AdamW.
+
+*APOLLO* (Zhu et al. 2024, arXiv 2412.05270): Adam's step sizes, guessed from a projection.
+
+For a matrix with gradient G, a random P of r rows with entries from N(0, 1/r) takes the
+smaller side to r numbers, R = P G (or G P^T), and Adam runs on R alone. How much Adam would
+scale the columns (rows) of the larger side is read from R, and the gradient is scaled so:
+
+    s_j = |Adam(R)_j| / |R_j|          W -= rate * sqrt(scale) * s_j G_j
+
+APOLLO-Mini has rank 1 and one s for the whole matrix. The norm of s G may grow by 1 % a step
+at most, as in Fira (arXiv 2410.01623). P is drawn anew every `every` steps from the run's
+seed, the tensor's name and the number of the draw, and never stored: kept are the moments
+of R, 2 r max(m, n) numbers in place of 2 m n.
+
+s is too small by about sqrt(r / min(m, n)), which `scale` or the rate has to make good. The
+limit is on norms before bias correction, as in the reference code, so that steps are about
+half of Adam's around the tenth. Departures: a zero gradient does not count for the limit
+(after one, hardly any step would be allowed); epsilon is added after the bias correction,
+as torch does it. Embedding and head get plain AdamW.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from math import sqrt
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from modicum.updates.members import Steps
+from modicum.updates.optimizers import LowRankMember, Moment, Rank, Scale, State, adam, moments
+
+GROWTH = 1.01
+TINY = 1e-8
+
+
+@dataclass(frozen=True)
+class GaLore(LowRankMember):
+    """Adam in a low-rank space of each gradient: small state, all weights train."""
+
+    faster = 4.0
+    examples = ("galore(rank=4, every=2)", "galore(rank=1) @ (lora(rank=2) @ last(1))")
+    rank: Rank = 8
+    every: Steps = 200
+    scale: Scale = 0.25
+
+    def kept(self, rows: int, columns: int) -> int:
+        return self.rank * (min(rows, columns) + 2 * max(rows, columns))
+
+    def start(self, matrix: Tensor) -> State:
+        rows, columns = matrix.shape
+        low = (rows, self.rank) if rows >= columns else (self.rank, columns)
+        basis = torch.zeros(min(rows, columns), self.rank, device=matrix.device)
+        # Due at once.
+        made = torch.tensor(float(-self.every))
+        return {"basis": basis, "basis_made": made} | moments(low, matrix.device)
+
+    def direction(self, moment: Moment) -> Tensor:
+        gradient, state = moment.gradient, moment.state
+        before = moment.count - 1
+        if before - int(state["basis_made"]) >= self.every and bool(gradient.any()):
+            state["basis"] = basis_of(gradient, self.rank)
+            state["basis_made"] = torch.tensor(float(before))
+        basis, (rows, columns) = state["basis"], gradient.shape
+        if rows >= columns:
+            return adam(moment, gradient @ basis) @ basis.T * self.scale
+        return basis @ adam(moment, basis.T @ gradient) * self.scale
+
+
+def basis_of(gradient: Tensor, rank: int) -> Tensor:
+    """The first singular vectors of the smaller side, as columns; the largest entry is positive."""
+    left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+    rows, columns = gradient.shape
+    found = right[:rank].T if rows >= columns else left[:, :rank]
+    largest = found.gather(0, found.abs().argmax(0, keepdim=True))
+    return (found * largest.sign()).contiguous()
+
+
+@dataclass(frozen=True)
+class Apollo(LowRankMember):
+    """Gradients scaled by channel, as a random projection says that Adam would."""
+
+    faster = 4.0
+    examples = ("apollo(rank=4, every=2)", "apollo(rank=1) @ (lora(rank=2) @ last(1))")
+    over: ClassVar[int | None] = 0
+    """What has one factor: a channel, or (None) the whole matrix."""
+    rank: Rank = 32
+    every: Steps = 200
+    scale: Scale = 1.0
+
+    def kept(self, rows: int, columns: int) -> int:
+        return 2 * self.rank * max(rows, columns)
+
+    def start(self, matrix: Tensor) -> State:
+        low = (self.rank, max(matrix.shape))
+        return {"norm": torch.zeros((), device=matrix.device)} | moments(low, matrix.device)
+
+    def direction(self, moment: Moment) -> Tensor:
+        gradient, (rows, columns) = moment.gradient, moment.gradient.shape
+        wide = gradient if rows < columns else gradient.T
+        low = self.projection(moment, wide) @ wide
+        scaled = wide * (_norm(adam(moment, low), self.over) / (_norm(low, self.over) + TINY))
+        scaled = scaled * self._limit(moment, _norm(scaled, None)) * sqrt(self.scale)
+        return scaled if wide is gradient else scaled.T
+
+    def _limit(self, moment: Moment, norm: Tensor) -> Tensor:
+        """What the step is multiplied by, so that its norm does not jump."""
+        beta1, beta2 = moment.betas
+        now = norm * ((1 - beta1**moment.count) / sqrt(1 - beta2**moment.count))
+        before = moment.state["norm"].to(norm.device)
+        most = torch.where(before > 0, GROWTH * before, now)
+        moment.state["norm"] = torch.where(now > 0, torch.minimum(now, most), before)
+        return (most / (now + (now == 0))).clamp(max=1)
+
+    def projection(self, moment: Moment, wide: Tensor) -> Tensor:
+        """P of the present draw, rank x rows of `wide`."""
+        mark = f"{moment.seed}/{moment.name}/{(moment.count - 1) // self.every}".encode()
+        generator = torch.Generator(wide.device)
+        generator.manual_seed(int.from_bytes(sha256(mark).digest()[:7]))
+        shape = (self.rank, len(wide))
+        drawn = torch.randn(shape, generator=generator, device=wide.device)
+        return drawn / sqrt(self.rank)
+
+
+def _norm(matrix: Tensor, over: int | None) -> Tensor:
+    return torch.linalg.vector_norm(matrix, dim=over)
+
+
+@dataclass(frozen=True)
+class ApolloMini(Apollo):
+    """APOLLO of rank 1 with one factor a matrix: the memory of SGD, almost."""
+
+    name = "apollo_mini"
+    faster = 1.0
+    examples = ("apollo_mini(every=2)",)
+    over = None
+    rank: ClassVar[int] = 1  # type: ignore[misc]
+    scale: Scale = 128.0
