@@ -1,18 +1,16 @@
 """Curricula: which problems come next.
 
-To add one: a file with a frozen dataclass (see `base.Curriculum`) that brings an example
-worked out by hand, and its row in CURRICULA. The contract suite (tests/test_curricula.py)
-picks it up.
+To add one: a frozen dataclass (see `base.Curriculum`) and its row in CURRICULA, and in
+tests/test_curricula.py an example worked out by hand, which the contract suite compares.
 """
 
 from modicum import spec
-from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, Seen
-from modicum.curricula.easy_to_hard import EasyToHard
-from modicum.curricula.uniform import Uniform
+from modicum.curricula.base import Curriculum, Order, Seen
+from modicum.curricula.members import EasyToHard, Uniform
 
 CURRICULA: dict[str, type] = {cls.name: cls for cls in (Uniform, EasyToHard)}
 
-__all__ = ["CURRICULA", "Curriculum", "Draw", "Order", "OrderExample", "Seen", "parse"]
+__all__ = ["CURRICULA", "Curriculum", "Order", "Seen", "parse"]
 
 
 def parse(text: str) -> Curriculum:

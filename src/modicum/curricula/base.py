@@ -30,67 +30,50 @@ class Seen:
     known: int
 
 
-class Order(ABC):
-    """The problems of one run, in order."""
+class Order:
+    """The problems of one run: those of the task's own order that belong to what is asked for."""
 
     follows_length: ClassVar[bool] = True
     """Whether `progress` matters, so that a longer run draws other problems from its first step."""
 
     def __init__(self, task: Task, seed: int) -> None:
         self.task, self.seed = task, seed
+        self.drawn = 0
 
-    @abstractmethod
+    def belongs(self, problem: Problem) -> bool:
+        """Whether a problem is one of those that come now."""
+        return True
+
     def next(self, count: int, progress: float) -> list[Problem]:
         """`count` more training problems; `progress` of the run is behind it, from 0 to 1."""
+        found: list[Problem] = []
+        while len(found) < count:
+            problem = self.task.problem("train", self.seed, self.drawn)
+            self.drawn += 1
+            if self.belongs(problem):
+                found.append(problem)
+        return found
 
-    def observe(self, seen: Sequence[Seen]) -> None:  # noqa: B027
+    def observe(self, seen: Sequence[Seen]) -> None:
         """Hear what came of the problems of a step, all of them; unless it says, nothing of it."""
 
-    @abstractmethod
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values."""
+        return {"drawn": self.drawn}
 
-    @abstractmethod
     def load(self, state: Mapping[str, Any]) -> None:
-        """Set what `state` gave."""
+        """Set what `state` gave; ValueError for what is none."""
+        if type(drawn := state["drawn"]) is not int or drawn < 0:
+            raise ValueError(f"{drawn!r} is no count")
+        self.drawn = drawn
 
     def metrics(self) -> dict[str, float]:
         """What the last step's problems were, by names that begin with `curriculum/`."""
         return {}
 
 
-def count_of(value: object) -> int:
-    """A count of a saved state; ValueError for what is none."""
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no count")
-    return value
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A step of an example: what is asked for, and the difficulties of what must come."""
-
-    count: int
-    progress: float
-    difficulties: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class OrderExample:
-    """A curriculum worked out by hand, which its contract suite compares with.
-
-    The task has problems of these difficulties, in this order, again and again.
-    """
-
-    settings: str
-    difficulties: tuple[float | None, ...]
-    draws: tuple[Draw, ...]
-
-
 class Curriculum(Spec, ABC):
     """Chooses the problems of every step."""
-
-    example: ClassVar[OrderExample]
 
     @abstractmethod
     def begin(self, task: Task, seed: int) -> Order:

@@ -1,30 +1,16 @@
 """Objectives: advantages and loss of a step.
 
-To add one: a file with a frozen dataclass (see `base.Objective`; `base.Clipped` if it has a
-clipped surrogate) that brings an example worked out by hand, and its row in OBJECTIVES. The
-contract suite (tests/test_objectives.py) picks it up.
+To add one: a frozen dataclass (see `base.Objective`) and its row in OBJECTIVES, and in
+tests/test_objectives.py an example worked out by hand, which the contract suite compares.
 """
 
 from modicum import spec
-from modicum.objectives.base import Clipped, Counts, LossExample, LossRow, Objective, Tokens
-from modicum.objectives.dapo import Dapo
-from modicum.objectives.dr_grpo import DrGrpo
-from modicum.objectives.grpo import Grpo
-from modicum.objectives.gspo import Gspo
-from modicum.objectives.rloo import Rloo
+from modicum.objectives.base import Counts, Objective, Tokens
+from modicum.objectives.members import Dapo, DrGrpo, Grpo, Gspo, Rloo
+
+__all__ = ["OBJECTIVES", "Counts", "Objective", "Tokens", "parse"]
 
 OBJECTIVES: dict[str, type] = {cls.name: cls for cls in (Grpo, DrGrpo, Dapo, Rloo, Gspo)}
-
-__all__ = [
-    "OBJECTIVES",
-    "Clipped",
-    "Counts",
-    "LossExample",
-    "LossRow",
-    "Objective",
-    "Tokens",
-    "parse",
-]
 
 
 def parse(text: str) -> Objective:

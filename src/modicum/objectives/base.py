@@ -5,8 +5,8 @@
     k3   = exp(x) - x - 1,   x = log pi_ref - log pi_theta
 
 An objective is a frozen dataclass with methods. Weights are made from counts of the whole
-batch, so that micro-batches do not change the result. `Clipped` is what all members with a
-clipped surrogate share; the functions here are its parts.
+batch, so that micro-batches do not change the result. `Objective` is what all members share;
+the functions here are its parts.
 
 Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to
 end.
@@ -14,7 +14,6 @@ end.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -70,95 +69,15 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class LossRow:
-    """A completion of an example: its advantage and its tokens' log-probs."""
-
-    advantage: float
-    old: tuple[float, ...]
-    policy: tuple[float, ...]
-    reference: tuple[float, ...]
-
-
-COUNTS = Counts(num_rows=4, num_tokens=9, max_tokens=5)
-
-
-@dataclass(frozen=True)
-class LossExample:
-    """An objective worked out by hand, which its contract suite compares with."""
-
-    settings: str
-    """Arguments of the expression, such as `kl=0.1`."""
-    rewards: tuple[float, ...]
-    """Of one group."""
-    advantages: tuple[float, ...]
-    loss: float
-    gradient: tuple[float, ...]
-    """By the policy's log-prob of every token, row after row."""
-    rows: tuple[LossRow, ...] = ()
-    """What the loss is of; empty: `ROWS`."""
-    counts: Counts = COUNTS
-
-
-ROWS = (
-    LossRow(1.5, (-1.0, -2.0, -0.5), (-0.9, -2.3, -0.28), (-1.0, -1.5, -0.5)),
-    LossRow(-0.5, (-1.2,), (-1.0,), (-1.2,)),
-    LossRow(-0.5, (-0.7, -0.3), (-1.0, -0.3), (-0.7, -0.4)),
-    LossRow(0.0, (-0.4,), (-0.6,), (-0.1,)),
-)
-"""Rows for examples: ratios within usual bounds, above and below them, and no advantage."""
-
-
-class Objective(spec.Spec, ABC):
-    """A loss for group-relative policy optimisation."""
-
-    example: ClassVar[LossExample]
-    whole_rows: ClassVar[bool] = False
-    """Whether `token_loss` must see all tokens of a row at once."""
-
-    @property
-    @abstractmethod
-    def needs_reference(self) -> bool:
-        """Whether the loss looks at the reference's log-probs."""
-
-    @property
-    @abstractmethod
-    def droppable(self) -> bool:
-        """Whether a row without advantage has no gradient, so that it need not be run."""
-
-    @abstractmethod
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        """Advantages [P, G] of rewards [P, G]; NaN is no verdict and gets 0."""
-
-    def row_advantages(
-        self, groups: Sequence[Group], rewards_PG: Tensor
-    ) -> Sequence[Sequence[Advantage]]:
-        """The advantage of every row: one number, or one for each of its tokens."""
-        return self.advantages(rewards_PG).tolist()
-
-    @abstractmethod
-    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        """The weight of every token's loss, [N], for rows of such lengths."""
-
-    @abstractmethod
-    def token_loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
-        """The loss of every token, [N], unweighted, and sums for the log.
-
-        The sums are `clipped` (tokens whose gradient the clip cuts), `kl` and `ratio_error`
-        (|rho - 1|).
-        """
-
-    def loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
-        """The weighted loss of some tokens, to be added up over the batch, and sums."""
-        losses_N, sums = self.token_loss(policy_N, tokens)
-        return (losses_N * tokens.weights_N).sum(), sums
-
-
-@dataclass(frozen=True)
-class Clipped(Objective):
-    """PPO's clipped surrogate with a k3 term to the reference, if `kl` is above 0.
+class Objective(spec.Spec):
+    """A loss for group-relative policy optimisation: PPO's clipped surrogate, and a k3 term to
+    the reference if `kl` is above 0.
 
     Advantages and weights are GRPO's unless a member has its own.
     """
+
+    whole_rows: ClassVar[bool] = False
+    """Whether `token_loss` must see all tokens of a row at once."""
 
     kl: float = 0.0
     clip: float = 0.2
@@ -173,18 +92,26 @@ class Clipped(Objective):
 
     @property
     def needs_reference(self) -> bool:
-        """With a KL term."""
+        """Whether the loss looks at the reference's log-probs."""
         return self.kl > 0
 
     @property
     def droppable(self) -> bool:
-        """Without a KL term, which acts on rows without advantage too."""
+        """Whether a row without advantage has no gradient, so that it need not be run."""
         return not self.needs_reference
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
+        """Advantages [P, G] of rewards [P, G]; NaN is no verdict and gets 0."""
         return over_deviation(rewards_PG)
 
+    def row_advantages(
+        self, groups: Sequence[Group], rewards_PG: Tensor
+    ) -> Sequence[Sequence[Advantage]]:
+        """The advantage of every row: one number, or one for each of its tokens."""
+        return self.advantages(rewards_PG).tolist()
+
     def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
+        """The weight of every token's loss, [N], for rows of such lengths."""
         return sequence_mean(lengths_R, counts)
 
     def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
@@ -192,7 +119,11 @@ class Clipped(Objective):
         return policy_N - tokens.old_N
 
     def token_loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
-        """The clipped surrogate, and the KL term."""
+        """The loss of every token, [N], unweighted, and sums for the log.
+
+        The sums are `clipped` (tokens whose gradient the clip cuts), `kl` and `ratio_error`
+        (|rho - 1|).
+        """
         # An infinite ratio times a zero advantage, or a zero gradient, would be NaN.
         ratio_N = torch.exp(self.log_ratios(policy_N, tokens).clamp(max=20))
         high = self.clip if self.clip_high is None else self.clip_high
@@ -208,6 +139,11 @@ class Clipped(Objective):
             losses_N = losses_N + self.kl * kl_N
             sums["kl"] = kl_N.detach().sum()
         return losses_N, sums
+
+    def loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
+        """The weighted loss of some tokens, to be added up over the batch, and sums."""
+        losses_N, sums = self.token_loss(policy_N, tokens)
+        return (losses_N * tokens.weights_N).sum(), sums
 
 
 # Parts -----------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""Easy problems first, in stages by the rank of their difficulty.
+"""The curricula: the task's own order, and easy problems first.
+
+Easy to hard goes in stages by the rank of a problem's difficulty.
 
     stage s = min(floor(u S), S - 1)      u: how much of the run is behind it
     ranks in [0, (s + 1) / S]             cumulative: easier problems stay
@@ -11,17 +13,32 @@ come in the last stage. Source of the staged form: curriculum learning (Bengio e
 """
 
 import bisect
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from modicum.curricula.base import Curriculum, Draw, Order, OrderExample, count_of
+from modicum.curricula.base import Curriculum, Order
 from modicum.spec import within
 from modicum.tasks.base import Task, stream
 from modicum.types import Problem, UserError
 
 RANKED = 10_000  # problems of a split that has an end
 SAMPLED = 2_000  # problems of one that has none
+
+
+class UniformOrder(Order):
+    """Problems 0, 1, 2, ... of the train split."""
+
+    follows_length: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Uniform(Curriculum):
+    """The task's own order: every problem as likely as any other."""
+
+    name: ClassVar[str] = "uniform"
+
+    def begin(self, task: Task, seed: int) -> Order:
+        return UniformOrder(task, seed)
 
 
 class StagedOrder(Order):
@@ -32,7 +49,7 @@ class StagedOrder(Order):
     def __init__(self, task: Task, seed: int, stages: int, cumulative: bool) -> None:
         super().__init__(task, seed)
         self.stages, self.cumulative = stages, cumulative
-        self.cursor, self.stage = 0, 0
+        self.stage = 0
         self.shown: list[float] = []
         size = task.size("train")
         self.size = SAMPLED if size is None else min(size, RANKED)
@@ -51,20 +68,9 @@ class StagedOrder(Order):
 
     def next(self, count: int, progress: float) -> list[Problem]:
         self.stage = min(int(progress * self.stages), self.stages - 1)
-        found: list[Problem] = []
-        while len(found) < count:
-            problem = self.task.problem("train", self.seed, self.cursor)
-            self.cursor += 1
-            if self._belongs(problem):
-                found.append(problem)
+        found = super().next(count, progress)
         self.shown = [p.difficulty for p in found if p.difficulty is not None]
         return found
-
-    def state(self) -> dict[str, Any]:
-        return {"cursor": self.cursor}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.cursor = count_of(state["cursor"])
 
     def metrics(self) -> dict[str, float]:
         found = {"curriculum/stage": float(self.stage)}
@@ -72,7 +78,7 @@ class StagedOrder(Order):
             found["curriculum/difficulty"] = sum(self.shown) / len(self.shown)
         return found
 
-    def _belongs(self, problem: Problem) -> bool:
+    def belongs(self, problem: Problem) -> bool:
         key = self._key(problem)
         if key is None:
             return self.stage == self.stages - 1
@@ -92,18 +98,6 @@ class EasyToHard(Curriculum):
     """The easiest part of the problems first, a harder part with every stage."""
 
     name: ClassVar[str] = "easy_to_hard"
-    example: ClassVar[OrderExample] = OrderExample(
-        settings="stages=4",
-        difficulties=(4.0, 1.0, 8.0, None, 2.0, 6.0, 3.0, 5.0, 7.0),
-        draws=(
-            Draw(3, 0.0, (1.0, 2.0, 1.0)),
-            Draw(3, 0.24, (2.0, 1.0, 2.0)),
-            Draw(3, 0.25, (3.0, 4.0, 1.0)),
-            Draw(4, 0.5, (2.0, 6.0, 3.0, 5.0)),
-            Draw(5, 0.999, (7.0, 4.0, 1.0, 8.0, None)),
-            Draw(2, 1.0, (2.0, 6.0)),
-        ),
-    )
     stages: int = 4
     cumulative: bool = True
 
