@@ -11,7 +11,6 @@ is left out of that completion's sum.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,10 +82,10 @@ class _Summand:
     __rmul__ = __mul__
 
 
-class Term(_Summand, Spec, ABC):
+class Term(_Summand, Spec):
     """One thing that a completion is scored for: a frozen dataclass with a `name`.
 
-    A term writes `score`; one that compares the completions of a group also `score_group`.
+    A term writes `score`, or `score_group` if it compares the completions of a group.
     """
 
     placebo: ClassVar[bool] = False
@@ -99,9 +98,16 @@ class Term(_Summand, Spec, ABC):
     def require(self, problem: Problem) -> None:
         """UserError where problems lack what this term must know of them."""
 
-    @abstractmethod
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
-        """The unweighted value, in [0, 1]; never raises for any text."""
+        """The unweighted value, in [0, 1], of a completion alone.
+
+        It never raises for any text; a UserError says that the user's own function failed.
+        """
+        faults: list[str] = []
+        (found,) = self.score_group(task, problem, [completion], faults)
+        if faults:
+            raise UserError(f"reward {faults[0]}")
+        return found
 
     def score_group(
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]

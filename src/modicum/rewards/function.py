@@ -68,14 +68,6 @@ class Called(Term):
         """UserError where the function needs an argument that there is not."""
         accepted(str(self), self.called, self._columns(problem, []))
 
-    def score(self, task: Task, problem: Problem, completion: Completion) -> float:
-        """What the function returns for a group of one; UserError where it fails."""
-        faults: list[str] = []
-        (found,) = self.score_group(task, problem, [completion], faults)
-        if faults:
-            raise UserError(f"reward {faults[0]}")
-        return found
-
     def score_group(
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
     ) -> list[float]:
