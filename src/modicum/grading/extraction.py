@@ -15,6 +15,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 
+from modicum.grading import pairs
 from modicum.grading.quantities import DECIMAL, number
 from modicum.grading.spelling import TEXT
 
@@ -47,11 +48,7 @@ TURN = re.compile(
         [ \t]{0,4}[0-9]{0,4}[*_ \t]{0,4} (?:[:：] | $) )
     | (?P<token> <[|｜][a-z_▁\ ]{2,40}[|｜]> | <(?:start|end)_of_turn> | \[/?INST\] | </?s> )"""
 )
-# What opens thinking and what closes it, as models write it and as templates begin it.
-TAGS = ("think", "thinking", "thought", "reasoning", "seed:think")
-THINKING = {f"<{tag}>": f"</{tag}>" for tag in TAGS} | {"<|START_THINKING|>": "<|END_THINKING|>"}
-THINKING |= {"[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<|channel>thought": "<channel|>"}
-THINKING |= {"<|channel|>analysis<|message|>": "<|channel|>final<|message|>"}
+THINKING = pairs("thinking")  # what opens it, and what closes it
 THINK = re.compile("|".join(map(re.escape, [*THINKING, *THINKING.values()])))
 PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 

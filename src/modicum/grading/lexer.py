@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from modicum.grading import WORDS
 from modicum.grading.quantities import DECIMAL
 from modicum.grading.spelling import clean
 
@@ -24,27 +25,13 @@ TOKEN = re.compile(
 DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
 WORD = re.compile(r"[A-Za-z]{3,}|[A-Z]{2}")  # as a whole answer
 UPRIGHT = re.compile(r"\\(?:mathrm|operatorname|mathit|rm)\s*\{\s*([A-Za-z]+)\s*\}")
-REPLACE = {
-    r"\cdot": "*", r"\times": "*", r"\div": "/", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
-    r"\dbinom": r"\binom", r"\tbinom": r"\binom",
-    r"\bigl": "", r"\bigr": "", r"\limits": "", r"\degree": r"^\circ ",
-}  # fmt: skip
+REPLACE = WORDS["formulas"]
 PLAIN = re.compile(
     "|".join(re.escape(k) + ("(?![A-Za-z])" if k[0] == "\\" else "") for k in REPLACE)
 )
 
-_FUNCTIONS = (
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp abs floor ceil cbrt"
-    " cis factorial"
-)
-FUNCTIONS = frozenset(_FUNCTIONS.split())
-ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil", "Abs": "abs"}
-_GREEK = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi"
-    " rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi"
-    " Omega ell"
-)
-GREEK = frozenset(_GREEK.split())
+FUNCTIONS = frozenset(WORDS["functions"].split())
+GREEK = frozenset(WORDS["greek"].split())
 
 
 class Unreadable(Exception):
@@ -85,7 +72,7 @@ def tokens_of(text: str) -> list[str]:
 
 
 def _letters(word: str) -> list[str]:
-    word = ALIASES.get(word, word)
+    word = WORDS["aliases"].get(word, word)
     if word in FUNCTIONS or word in ("sqrt", "pi"):
         return ["\\" + word]
     if len(word) > 2 and word in GREEK:  # theta; xi and mu may be products

@@ -13,6 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
+from modicum.grading import WORDS
 from modicum.grading.spelling import TEXT, clean
 from modicum.grading.units import DEGREE, SHORT_UNITS, SQUARED, WORD, may_be_unit, unit_name
 
@@ -46,9 +47,8 @@ REPEATING = _pattern(
 DOTTED = _pattern(r"(\d*)\.(\d*?)(?:(\d)\3{2,}|(\d{2,6}?)\4+)(?:\.\.\.|\\l?dots(?![A-Za-z]))")
 PLAIN = _pattern(rf"({DECIMAL})")
 SCALE = _pattern(
-    r"\s*(\\(?:text|textrm|mathrm|mbox)\s*\{\s*)?(thousand|million|billion|trillion)(?![A-Za-z])\s*"
+    rf"\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{\s*)?({'|'.join(WORDS['scales'])})(?![A-Za-z])\s*"
 )
-SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 GROUPS = _pattern(r"(?<=\d)(?:\{,\}|\\,|\\ |[ \u2009\u202f\u00a0])(?=\d{3}(?!\d))")
 CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
@@ -89,7 +89,7 @@ def quantity(text: str) -> Quantity | None:
     value, end = found
     digits, rest = core[:end], core[end:]
     if scale := SCALE.match(rest):
-        value, digits = value * SCALES[scale[2]], ""
+        value, digits = value * WORDS["scales"][scale[2]], ""
         rest = (scale[1] or " ") + rest[scale.end() :]
     unit = _unit(rest)
     currency = CURRENCY.get(prefix[2].removeprefix("\\"), "")

@@ -8,16 +8,10 @@ from __future__ import annotations
 import re
 from unicodedata import normalize
 
-_SIGNS = (
-    "α alpha β beta γ gamma δ delta ε epsilon ζ zeta η eta θ theta κ kappa λ lambda ν nu ξ xi"
-    " ρ rho σ sigma τ tau φ phi ϕ phi χ chi ψ psi ω omega Γ Gamma Δ Delta Θ Theta Λ Lambda Σ Sigma"
-    " Φ Phi Ψ Psi Ω Omega π pi ∞ infty ∪ cup ∩ cap ∖ setminus ± pm ∓ mp ∈ in √ sqrt × times · cdot"
-    " ⋅ cdot ∙ cdot ÷ div ≤ le ≥ ge ≠ ne ∅ emptyset ⟨ langle ⟩ rangle ⌊ lfloor ⌋ rfloor ⌈ lceil"
-    " ⌉ rceil"
-)
-_NAMES = _SIGNS.split()
+from modicum.grading import WORDS, pairs
+
 SIGNS = str.maketrans(
-    {sign: rf"\{name} " for sign, name in zip(_NAMES[::2], _NAMES[1::2], strict=True)}
+    {sign: rf"\{name} " for sign, name in pairs("signs").items()}
     | {sign: rf"\mathbb{{{name}}}" for sign, name in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
     | {
         sign: rf"\frac{{{top}}}{{{bottom}}}"
@@ -28,11 +22,6 @@ SIGNS = str.maketrans(
     | {"…": "...", "¢": " cents", "∛": r"\sqrt[3]"}
 )
 SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
-REPLACE = {
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
-    r"\!": "", r"\%": "%", r"\displaystyle": "", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\fbox{": r"\boxed{",
-    r"\backslash": r"\setminus ", r"\smallsetminus": r"\setminus ",
-}  # fmt: skip
 RELATION = re.compile(r"\\(?:([lgn])e(?:qslant|qq|q)?|([lg])t)(?![A-Za-z])")
 # 11,\! 111: the comma of thousands is drawn closer to the digits behind it.
 THOUSANDS = re.compile(
@@ -65,17 +54,10 @@ TEXT_KEY = (
     (re.compile(r"^\(([0-9A-Z]+)\)_"), r"\1_"),
     (re.compile(r"\+\\infty"), r"\\infty"),
 )
-WORDS = re.compile(r"[A-Za-z]{2,}")
-# One spelling for what is written in several ways; keys have no spaces.
+WORD = re.compile(r"[A-Za-z]{2,}")
 SYNONYMS = {
     other: first
-    for first, *others in (
-        (r"\emptyset", r"\varnothing", "∅", r"\{\}", "{}", "emptyset", "theemptyset"),
-        (r"(-\infty,\infty)", r"\mathbbR", "ℝ", "allrealnumbers", "allreals"),
-        (r"\infty", "infinity"),
-        ("doesnotexist", "dne"),
-        ("nosolution", "nosolutions"),
-    )
+    for first, *others in map(str.split, WORDS["synonyms"].splitlines())
     for other in others
 }
 
@@ -86,7 +68,7 @@ def clean(text: str) -> str:
         text = SCRIPTS.sub(_script, text).translate(SIGNS)
     if "\\" in text:
         text = THOUSANDS.sub(",", text) if r"\!" in text else text
-        for old, new in REPLACE.items():
+        for old, new in WORDS["spellings"].items():
             text = text.replace(old, new)
         text = SPACE.sub(" ", SIZES.sub("", RELATION.sub(_relation, text)))
         if r"\begin" in text:
@@ -125,5 +107,5 @@ def key(text: str) -> str:
     text = TEXT.sub(r" \1 ", text)
     for pattern, spelling in TEXT_KEY:
         text = pattern.sub(spelling, text)
-    text = text.lower() if WORDS.fullmatch(text) else text
+    text = text.lower() if WORD.fullmatch(text) else text
     return SYNONYMS.get(text, text)

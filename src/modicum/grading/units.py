@@ -8,44 +8,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from modicum.grading import WORDS
+
 DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)", re.ASCII)
 SQUARED = re.compile(r"([a-z]) (?:(squared)|cubed)(?![a-z])")
 WORD = re.compile(r"([A-Za-z]+(?:/[A-Za-z]+)?)(?:\^\{?([23])\}?)?", re.ASCII)
-# One line a unit: its name, then other spellings (plurals with s are found by themselves).
-_UNITS = """
-mm millimeter millimetre; cm centimeter centimetre; m meter metre; km kilometer kilometre
-nm nanometer nanometre; kW kilowatt; W watt; kJ kilojoule; J joule; N newton; Pa pascal; V volt
-A ampere amp; K kelvin; Hz hertz; mol mole; tonne; acre; hectare ha; gal gallon; qt quart; pt pint
-C celsius; F fahrenheit; month; ms millisecond; rpm; kph kmh kmph; ohm; person people
-in inch inches; ft foot feet; yd yard; mi mile; mg milligram; g gram; kg kilogram; lb pound lbs
-oz ounce; ml mL milliliter millilitre; l L liter litre; s sec second; min minute; h hr hour
-degree deg; radian rad; dollar usd; cent; % percent percentage pct; day; week wk; year yr; mph; per
-"""
 UNIT_NAMES = {
-    word: line.split()[0] for line in _UNITS.replace("\n", ";").split(";") for word in line.split()
+    word: line.split()[0]
+    for line in WORDS["units"].replace("\n", ";").split(";")
+    for word in line.split()
 }
 UNITS = frozenset(UNIT_NAMES.values())
 UNIT_SYNONYMS = {"unit": "", "unit2": "", "unit3": "", "mph": "mi/h", "kph": "km/h"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
-# Units that stand without \text{} or a space: any other short word may be a product.
-_SHORT = "sq cu cm mm km kg mg ml mL ft in mi hr hrs yd oz lb lbs hz mph percent"
-SHORT_UNITS = frozenset(_SHORT.split())
+SHORT_UNITS = frozenset(WORDS["short_units"].split())
 TRAILING = re.compile(
     r"(.*\S)\s*(?:\\(?:text|textrm|mathrm|mbox)\s*\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?"
     r"|\s((?:[A-Za-z/]+(?:\^[23])?\s?){1,3}))",
     re.ASCII,
 )
-# Words after a number that make it another number, or no number at all.
-_NOT = (
-    "and or to not but nor than more less least most plus minus times over point divided mod by"
-    " base remainder squared cubed factorial dozen hundred half"
-    " halves third thirds quarter quarters fifth fifths sixth sixths seventh sevenths eighth eighths"
-    " ninth ninths tenth tenths hundreds hundredth hundredths thousands thousandth thousandths"
-    " millions millionth millionths billions dozens score scores double triple twice choose modulo"
-    " negative power below sqrt root pi inf infinity sin cos tan log ln exp if"
-    " where when for is are was equals i e"
-)
-NOT_UNITS = frozenset(_NOT.split())
+NOT_UNITS = frozenset(WORDS["no_units"].split())
 
 
 def unit_name(words: Sequence[str]) -> str:
