@@ -1,4 +1,4 @@
-r"""The comparison that runs in the child of `symbolic`: own algebra, then math-verify.
+r"""The child of `symbolic`, and the comparison that runs in it: own algebra, then math-verify.
 
 Formulas that `latex` reads are decided by `algebra`. Others that have a command for it (sums,
 integrals, limits, products of matrices) are asked of math-verify, with its tolerance for
@@ -7,16 +7,26 @@ rounding turned down. It has no say where we can read both.
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import queue
 import re
+import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 from types import ModuleType
 
+from modicum.child import outlast_signals
 from modicum.grading import algebra, comparison, latex
 from modicum.grading.quantities import quantity
 
+SPARE_SECONDS = 15  # of processor time above the limit, for importing sympy
+MAX_MEMORY = 2 << 30  # bytes of address space, where limits exist
 MAX_VERIFIED = 200  # characters of a formula that math-verify sees
 LIBRARY = re.compile(r"\\(?:sum|prod|i{0,2}int|lim|begin|det|partial)(?![A-Za-z])")
 # Where its readings and ours would differ: lists, relations, texts, open intervals.
@@ -86,3 +96,42 @@ def _library(notify: Callable[..., None]) -> ModuleType:
     math_verify.verify(gold, answer, timeout_seconds=None)
     notify(ready=True)
     return math_verify
+
+
+def serve() -> None:
+    """Answer questions from standard input until it closes."""
+    outlast_signals()
+    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # what a library prints is no reply
+    questions: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            questions.put(line)
+        os._exit(0)  # the parent is gone, whatever the main thread is doing
+
+    def reply(**message: object) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    logging.disable()  # math-verify warns that its own limit is off
+    _limit("RLIMIT_AS", MAX_MEMORY)
+    threading.Thread(target=read, daemon=True).start()
+    reply(ready=True)
+    while True:
+        question = json.loads(questions.get())
+        # One long multiplication keeps even the thread above waiting; the system then ends us.
+        _limit("RLIMIT_CPU", int(time.process_time() + question["seconds"]) + SPARE_SECONDS)
+        reply(same=same(question["gold"], question["answer"], reply))
+
+
+def _limit(name: str, value: int) -> None:
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        kind = getattr(resource, name)
+        resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+
+
+if __name__ == "__main__":
+    serve()
