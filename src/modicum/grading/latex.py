@@ -27,7 +27,6 @@ MAX_NESTING = 30
 RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!="))
 INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 CLOSING = {"(": ")", "[": "]", "{": "}"}
-DEGREE = ("fn", "degree")
 CONSTANTS = frozenset(("pi", "e", "i"))
 
 
@@ -126,23 +125,14 @@ class _Parser:
             elif self.take("%"):
                 base = ("fn", "percent", base)
             elif self.take("°"):
-                base = (*DEGREE, base)
+                base = ("fn", "degree", base)
             elif self.next == "^":
-                exponent = self.exponent()
-                if exponent == DEGREE:
-                    base = (*DEGREE, base)
-                    continue
-                return ("pow", base, exponent)
+                return ("pow", base, self.exponent())
             else:
                 return base
 
     def exponent(self) -> Node:
         self.need("^")
-        if self.tokens[self.place : self.place + 3] == ["{", r"\circ", "}"]:
-            self.place += 3
-            return DEGREE
-        if self.take(r"\circ"):
-            return DEGREE
         if self.take("{"):
             return self.until("}")
         if self.take("-"):
@@ -227,32 +217,23 @@ class _Parser:
     def command(self, name: str) -> Node:
         if name in CONSTANTS:
             return ("const", name)
-        if name == "frac":
-            return ("div", self.argument(), self.argument())
-        if name == "binom":
-            return ("fn", "binom", self.argument(), self.argument())
+        if name in ("frac", "binom"):
+            both = self.argument(), self.argument()
+            return ("div", *both) if name == "frac" else ("fn", "binom", *both)
         if name in ("lfloor", "lceil"):
             return ("fn", name[1:], self.until("\\r" + name[1:]))
         if name == "sqrt":
-            return self.root()
+            degree = self.until("]") if self.take("[") else ("num", Fraction(2))
+            return ("fn", "root", self.until("}") if self.take("{") else self.primary(), degree)
         if name in FUNCTIONS:
             return self.function(name)
         raise Unreadable("\\" + name)
-
-    def root(self) -> Node:
-        degree: Node = ("num", Fraction(2))
-        if self.take("["):
-            degree = self.until("]")
-        radicand = self.until("}") if self.take("{") else self.primary()
-        return ("fn", "root", radicand, degree)
 
     def function(self, name: str) -> Node:
         base: tuple[Node, ...] = ()
         if name in ("log", "lg") and self.take("_"):
             base = (self.argument(),)
         power = self.exponent() if self.next == "^" else None
-        if power == DEGREE:
-            raise Unreadable("a function in degrees")
         if power == ("neg", ("num", Fraction(1))):
             if name not in INVERSE:
                 raise Unreadable(f"{name}^-1")

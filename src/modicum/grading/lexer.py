@@ -22,6 +22,7 @@ TOKEN = re.compile(
     r"|(?P<op>\*\*|<=|>=|!=|[-+*/^_!%()\[\]{}|=<>',°]))",
     re.ASCII,
 )
+DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
 DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
 WORD = re.compile(r"[A-Za-z]{3,}|[A-Z]{2}")  # as a whole answer
 UPRIGHT = re.compile(r"\\(?:mathrm|operatorname|mathit|rm)\s*\{\s*([A-Za-z]+)\s*\}")
@@ -48,7 +49,7 @@ def tokens_of(text: str) -> list[str]:
     if DATE.fullmatch(text) or (WORD.fullmatch(text) and text not in GREEK):
         raise Unreadable("a date or a word")
     text = UPRIGHT.sub(r" \1 ", text.replace(r"\,", " "))
-    text = PLAIN.sub(lambda match: REPLACE[match[0]], text)
+    text = DEGREE.sub("°", PLAIN.sub(lambda match: REPLACE[match[0]], text))
     tokens: list[str] = []
     place, text = 0, text.rstrip()
     while place < len(text):
