@@ -32,7 +32,6 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 PREFIX = _pattern(r"([-+]?)\s*((?:\\?\$|€|£|¥|₹)?)\s*([-+]?)\s*")
-# Tried in this order: the longer forms begin like the shorter ones.
 MIXED = _pattern(rf"(\d+)\s*(?:{FRAC}|\s(\d+)\s*/\s*(\d+))")
 FRACTION = _pattern(rf"{FRAC}|({DECIMAL})\s*/\s*({DECIMAL})(?![\d.])")
 SCIENTIFIC = _pattern(
@@ -46,6 +45,8 @@ REPEATING = _pattern(
 )
 DOTTED = _pattern(r"(\d*)\.(\d*?)(?:(\d)\3{2,}|(\d{2,6}?)\4+)(?:\.\.\.|\\l?dots(?![A-Za-z]))")
 PLAIN = _pattern(rf"({DECIMAL})")
+# Tried in this order: the longer forms begin like the shorter ones.
+FORMS = (MIXED, FRACTION, SCIENTIFIC, RAISED, REPEATING, DOTTED, PLAIN)
 SCALE = _pattern(
     rf"\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{\s*)?({'|'.join(WORDS['scales'])})(?![A-Za-z])\s*"
 )
@@ -101,51 +102,37 @@ def quantity(text: str) -> Quantity | None:
 
 def _value(text: str) -> tuple[Fraction, int] | None:
     """The value of the number that `text` begins with, and where that number ends."""
-    if match := MIXED.match(text):
-        whole, *rest = match.groups()
-        part = _ratio(rest)
-        # 3\frac{-1}{2} and 3\frac{7}{2} are products, if anything.
-        return None if part is None or not 0 <= part < 1 else (Fraction(whole) + part, match.end())
-    if match := FRACTION.match(text):
-        part = _ratio(list(match.groups()))
-        return None if part is None else (part, match.end())
-    if match := SCIENTIFIC.match(text):
-        mantissa, *exponents = match.groups()
-        scale = _power(10, _whole(exponents))
-        return None if scale is None else (_decimal(mantissa) * scale, match.end())
-    if match := RAISED.match(text):
-        base, *exponents = match.groups()
-        power = _power(int(base), _whole(exponents)) if len(base) <= MAX_DIGITS else None
-        return None if power is None else (power, match.end())
-    if match := REPEATING.match(text) or DOTTED.match(text):
-        whole, start, *rest = match.groups()
-        block = next(digits for digits in rest if digits)
-        endless = Fraction(int(block), 10 ** len(start) * (10 ** len(block) - 1))
-        return _decimal(f"{whole or 0}.{start or 0}") + endless, match.end()
-    if (match := PLAIN.match(text)) and len(match[1]) <= MAX_DIGITS:
-        return _decimal(match[1]), match.end()
+    for form in FORMS:
+        if match := form.match(text):
+            found = _read(form, [group for group in match.groups() if group is not None])
+            return None if found is None else (found, match.end())
     return None
+
+
+def _read(form: re.Pattern[str], groups: Sequence[str]) -> Fraction | None:
+    """The value of what matched; None if it has none, or too many digits."""
+    if form in (REPEATING, DOTTED):
+        whole, start, block = groups
+        endless = Fraction(int(block), 10 ** len(start) * (10 ** len(block) - 1))
+        return _decimal(f"{whole or 0}.{start or 0}") + endless
+    if form in (MIXED, FRACTION):
+        *wholes, top, bottom = map(_decimal, groups)
+        # 3\frac{-1}{2} and 3\frac{7}{2} are products, if anything.
+        fits = bottom and (not wholes or 0 <= top / bottom < 1)
+        return sum(wholes, top / bottom) if fits else None
+    if len(groups[0]) > MAX_DIGITS:
+        return None
+    if form is PLAIN:
+        return _decimal(groups[0])
+    factor, base = (groups[0], 10) if form is SCIENTIFIC else ("1", int(groups[0]))
+    exponent = int(groups[1].replace(" ", ""))
+    if len(str(base)) * abs(exponent) > 2 * MAX_DIGITS or (base == 0 and exponent <= 0):
+        return None
+    return _decimal(factor) * Fraction(base) ** exponent
 
 
 def _decimal(text: str) -> Fraction:
     return Fraction(re.sub(r"[,\s]", "", text).removesuffix("."))
-
-
-def _ratio(groups: Sequence[str | None]) -> Fraction | None:
-    """Numerator over denominator, the two groups that matched; None when that is 0."""
-    top, bottom = (_decimal(group) for group in groups if group is not None)
-    return top / bottom if bottom else None
-
-
-def _whole(groups: Sequence[str | None]) -> int:
-    return int(next(g for g in groups if g is not None).replace(" ", ""))
-
-
-def _power(base: int, exponent: int) -> Fraction | None:
-    """base^exponent, unless it may have more than 2 * MAX_DIGITS digits or is 1/0."""
-    if len(str(base)) * abs(exponent) > 2 * MAX_DIGITS:
-        return None
-    return None if base == 0 and exponent <= 0 else Fraction(base) ** exponent
 
 
 def _unit(rest: str) -> str | None:

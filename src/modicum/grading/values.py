@@ -216,9 +216,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     )
 }
 FUNCTIONS |= {
-    **dict.fromkeys(
-        ("log", "lg"), lambda value, base=10: CONTEXT.log(value) / CONTEXT.log(base)
-    ),
+    **dict.fromkeys(("log", "lg"), lambda value, base=10: CONTEXT.log(value) / CONTEXT.log(base)),
     "exp": lambda value: _power(CONSTANTS["e"], value),
     "cis": lambda value: _power(CONSTANTS["e"], CONSTANTS["i"] * value),
     "cbrt": lambda value: _root(value, Fraction(3)),
