@@ -34,6 +34,11 @@ class Answer:
     knows: bool = False
     finished: bool = True
 
+    def completion(self) -> Completion:
+        """With as many tokens as such a text has, about: one for four characters, and the end."""
+        count = len(self.text) // 4 + 1
+        return Completion((0,) * count, (0.0,) * count, self.text, self.finished)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -119,7 +124,7 @@ def audit(
     rows: list[list[dict[str, float]]] = []
     for problem, group in zip(problems, groups, strict=True):
         faults: list[str] = []
-        rows.append(reward.score_group(task, problem, [_completion(a) for a in group], faults))
+        rows.append(reward.score_group(task, problem, [a.completion() for a in group], faults))
         if faults:
             raise UserError(f"reward: {faults[0]}")
     findings: list[Finding] = []
@@ -131,12 +136,6 @@ def audit(
         why = "" if not findings else _why(answer, total, right, share)
         findings.append(Finding(answer.name, total, scores, answer.text, why))
     return findings
-
-
-def _completion(answer: Answer) -> Completion:
-    """With as many tokens as such a text has, about: one for four characters, and the end."""
-    count = len(answer.text) // 4 + 1
-    return Completion((0,) * count, (0.0,) * count, answer.text, answer.finished)
 
 
 def _mean(values: Sequence[float]) -> float:

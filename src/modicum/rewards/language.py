@@ -26,24 +26,15 @@ from modicum.spec import nearest
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
 
-# The scripts of a language, by the first word of the Unicode names of its letters.
-LATIN = "en fr de es it pt nl pl cs sv da no fi hu ro tr id vi sw"
-CYRILLIC = "ru uk bg sr"
-LANGUAGES: dict[str, frozenset[str]] = {
-    **dict.fromkeys(LATIN.split(), frozenset({"LATIN"})),
-    **dict.fromkeys(CYRILLIC.split(), frozenset({"CYRILLIC"})),
-    "ar": frozenset({"ARABIC"}),
-    "bn": frozenset({"BENGALI"}),
-    "el": frozenset({"GREEK"}),
-    "fa": frozenset({"ARABIC"}),
-    "he": frozenset({"HEBREW"}),
-    "hi": frozenset({"DEVANAGARI"}),
-    "ja": frozenset({"CJK", "HIRAGANA", "KATAKANA"}),
-    "ko": frozenset({"HANGUL"}),
-    "ta": frozenset({"TAMIL"}),
-    "te": frozenset({"TELUGU"}),
-    "th": frozenset({"THAI"}),
-    "zh": frozenset({"CJK"}),
+# Scripts, by the first word of the Unicode names of their letters, and the languages in them.
+_SCRIPTS = {
+    "LATIN": "en fr de es it pt nl pl cs sv da no fi hu ro tr id vi sw", "ARABIC": "ar fa",
+    "CYRILLIC": "ru uk bg sr", "BENGALI": "bn", "GREEK": "el", "HEBREW": "he", "DEVANAGARI": "hi",
+    "CJK HIRAGANA KATAKANA": "ja", "HANGUL": "ko", "TAMIL": "ta", "TELUGU": "te", "THAI": "th",
+    "CJK": "zh",
+}  # fmt: skip
+LANGUAGES = {
+    lang: frozenset(scripts.split()) for scripts, used in _SCRIPTS.items() for lang in used.split()
 }
 NO_BLANKS = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
 IN_FORMULAS = frozenset({"LATIN", "GREEK"})
