@@ -16,8 +16,7 @@ import pytest
 from cases import load
 from helpers import Fails, metrics_of, tensors_of
 from modicum import curricula, runs, tasks
-from modicum.curricula import CURRICULA, Order, Seen
-from modicum.curricula.members import StagedOrder, UniformOrder
+from modicum.curricula import CURRICULA, Order, Seen, StagedOrder, UniformOrder
 from modicum.tasks.base import Task
 from modicum.tasks.file import FileTask
 from modicum.training.checkpoint import reload

@@ -16,11 +16,8 @@ from modicum.objectives import OBJECTIVES, Counts, Objective, Tokens, parse
 from modicum.objectives.base import (
     centred,
     clipped,
-    constant_length,
     kl3,
     over_deviation,
-    sequence_mean,
-    token_mean,
 )
 from modicum.objectives.members import Dapo, Grpo, Gspo
 from modicum.training import step
@@ -32,7 +29,7 @@ ALL = [*OBJECTIVES, *WITH_KL]
 LENGTHS = torch.tensor([3, 5, 1, 2, 4])
 LIMIT = 7
 COUNTS = Counts(len(LENGTHS), int(LENGTHS.sum()), LIMIT)
-HOW = {"sequence_mean": sequence_mean, "token_mean": token_mean, "constant": constant_length}
+HOW = {"sequence_mean": "grpo", "token_mean": "dapo", "constant": "dr_grpo"}
 
 
 def grouped(given: dict[str, Any]) -> Tensor:
@@ -156,7 +153,9 @@ def test_loss_agg_cases(case: dict[str, Any]) -> None:
         lengths = torch.tensor([len(row) for row in part], dtype=torch.long)
         values = torch.tensor([v for row in part for v in row], dtype=torch.float)
         total += (
-            (values * HOW[given["mode"]](lengths, Counts(len(kept), tokens, LIMIT))).sum().item()
+            (values * parse(HOW[given["mode"]]).weights(lengths, Counts(len(kept), tokens, LIMIT)))
+            .sum()
+            .item()
         )
     assert total == pytest.approx(case["expected"], abs=case["tol"])
 
@@ -166,7 +165,7 @@ def test_loss_window_case() -> None:
     (case,) = load("loss_window")
     given, lengths = case["input"], torch.tensor([3, 2])
     parts = given["steps_per_generation"] * given["grad_accum"]
-    weight = token_mean(lengths, Counts(2 * parts, 5 * parts, LIMIT)).sum().item()
+    weight = parse("dapo").weights(lengths, Counts(2 * parts, 5 * parts, LIMIT)).sum().item()
     assert parts * weight * given["per_token_loss"] == pytest.approx(case["expected"])
 
 
@@ -430,7 +429,7 @@ class DapoByRows(Dapo):
     """Planted: each completion counts the same."""
 
     def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        return sequence_mean(lengths_R, counts)
+        return Grpo().weights(lengths_R, counts)
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,12 @@ class Objective(spec.Spec):
         return self.advantages(rewards_PG).tolist()
 
     def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        """The weight of every token's loss, [N], for rows of such lengths."""
-        return sequence_mean(lengths_R, counts)
+        """The weight of every token's loss, [N], for rows of such lengths.
+
+        Here that of a mean over each row's tokens, then over all rows.
+        """
+        lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
+        return 1.0 / (lengths_N * max(1, counts.num_rows))
 
     def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
         """The log of the ratio of each token, [N]."""
@@ -194,22 +198,7 @@ def kl3(policy_N: Tensor, reference_N: Tensor) -> Tensor:
     return torch.expm1(difference) - difference
 
 
-def sequence_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
-    """Weights [N] of a mean over each row's tokens, then over all rows."""
-    lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
-    return 1.0 / (lengths_N * max(1, counts.num_rows))
-
-
-def token_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
-    """Weights [N] of a mean over all tokens of the batch."""
-    return _same(lengths_R, counts.num_tokens)
-
-
-def constant_length(lengths_R: Tensor, counts: Counts) -> Tensor:
-    """Weights [N] of a sum over tokens, divided by rows times the longest possible length."""
-    return _same(lengths_R, counts.num_rows * counts.max_tokens)
-
-
-def _same(lengths_R: Tensor, divisor: int) -> Tensor:
+def constant(lengths_R: Tensor, divisor: int) -> Tensor:
+    """The same weight for every token, [N]: that of a sum over all, divided."""
     lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
     return torch.full_like(lengths_N, 1.0 / max(1, divisor), dtype=torch.float32)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from modicum.objectives.base import Counts, Objective, Tokens, centred, constant_length, token_mean
+from modicum.objectives.base import Counts, Objective, Tokens, centred, constant
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DrGrpo(Objective):
         return centred(rewards_PG)[0]
 
     def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        return constant_length(lengths_R, counts)
+        return constant(lengths_R, counts.num_rows * counts.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Dapo(Objective):
     clip_high: float | None = 0.28
 
     def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        return token_mean(lengths_R, counts)
+        return constant(lengths_R, counts.num_tokens)
 
 
 @dataclass(frozen=True)
