@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from modicum.grading import comparison, extraction
 from modicum.grading import symbolic as algebra
@@ -188,19 +188,17 @@ def grade_lines(
         record: dict[str, Any] = {}
         try:
             record = _record(line)
-            grade = _grade_record(record, symbolic, time_limit)
-            verdict = dict(vars(grade))
+            verdict = vars(_grade_record(record, symbolic, time_limit))
         except UserError as error:
-            verdict = dict(vars(Grade(False, False, None, "not graded")))
-            verdict["error"] = f"line {place}: {error}"
+            failed = Grade(False, False, None, "not graded")
+            verdict = vars(failed) | {"error": f"line {place}: {error}"}
         yield {key: value for key, value in record.items() if key not in READ} | verdict
 
 
 def _record(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(
-            line.decode("utf-8-sig"), parse_float=_finite, parse_constant=_no_constant
-        )
+        text = line.decode("utf-8-sig")
+        record = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError as error:
         raise UserError("the JSON is nested too deeply") from error
     except ValueError as error:
@@ -211,22 +209,22 @@ def _record(line: bytes) -> dict[str, Any]:
 
 
 def _finite(text: str) -> float:
-    if math.isinf(value := float(text)):
-        raise ValueError(f"{text} is too large")
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no JSON, or too large")
     return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _grade_record(record: dict[str, Any], symbolic: bool, time_limit: float) -> Grade:
     whole = "completion" in record
     if whole == ("answer" in record):
         raise UserError("needs either `answer` or `completion`" + (", not both" if whole else ""))
-    text = _text(record, "completion") if whole else _text(record, "answer")
+    text = _text(record, "completion" if whole else "answer")
     if "numbers" in record or "target" in record:
-        numbers, target = _countdown(record)
+        numbers, target = record.get("numbers"), record.get("target")
+        if not isinstance(numbers, list) or {int} != {*map(type, numbers)}:
+            raise UserError("`numbers` must be a list of whole numbers, such as [3, 8]")
+        if type(target) is not int:
+            raise UserError("`target` must be a whole number")
         if whole:
             return grade_countdown(text, numbers, target)
         right = countdown(text, numbers, target)
@@ -245,20 +243,6 @@ def _text(record: dict[str, Any], key: str) -> str:
     if key not in record:
         raise UserError(f"`{key}` is missing")
     value = record[key]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if type(value) not in (str, int, float):
         raise UserError(f"`{key}` must be a text, not {json.dumps(value)[:40]}")
     return str(value)
-
-
-def _countdown(record: dict[str, Any]) -> tuple[list[int], int]:
-    numbers, target = record.get("numbers"), record.get("target")
-    if not isinstance(numbers, list) or not numbers or not all(map(_is_whole, numbers)):
-        raise UserError("`numbers` must be a list of whole numbers, such as [3, 8]")
-    if not _is_whole(target):
-        raise UserError("`target` must be a whole number")
-    assert isinstance(target, int)
-    return numbers, target
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

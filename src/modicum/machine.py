@@ -8,6 +8,7 @@ import functools
 import gc
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -99,25 +100,18 @@ def number_in(path: str | Path, key: str = "", unit: int = 1) -> int | None:
     return int(found) * unit if found.isdigit() else None
 
 
-def _line(path: str, start: str) -> str | None:
-    """What follows `start` in the first line of a file of Linux that begins so."""
-    with contextlib.suppress(OSError):
-        for line in Path(path).read_text().splitlines():
-            if line.startswith(start):
-                return line.removeprefix(start)
-    return None
-
-
 def environment() -> dict[str, Any]:
     """Versions, machine and commit, as a run folder records them."""
-    processor = (_line("/proc/cpuinfo", "model name") or "").partition(":")[2].strip()
+    named = None
+    with contextlib.suppress(OSError):
+        named = re.search(r"model name\s*:(.*)", Path("/proc/cpuinfo").read_text())
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "processor": processor or platform.processor() or platform.machine(),
+        "processor": named[1].strip() if named else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch is not None else None,
         "gpu": gpu,
