@@ -3,7 +3,7 @@
 extraction      the final answer in a text
 comparison      are two answers the same: by value, text, parts
 spelling parts intervals       one spelling of signs; members of lists; sets of reals
-quantities units               numbers with units
+quantities      numbers with units
 words.toml                     signs, functions, units and the like, by name
 expressions     exact evaluation of arithmetic
 lexer latex values algebra     formulas, and their equality at random points

@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 from modicum.grading import intervals
 from modicum.grading.parts import Parts, split
-from modicum.grading.quantities import quantity, same_quantity
+from modicum.grading.quantities import quantity, same_quantity, split_unit
 from modicum.grading.spelling import TEXT, key
-from modicum.grading.units import split_unit
 
 
 class Algebra(NamedTuple):
