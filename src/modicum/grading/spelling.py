@@ -44,16 +44,7 @@ SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
 UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"))
 UNWRAP += (("*", "*"), ("`", "`"))
 STOP = re.compile(r"(?<![\\.])[.,;]$")
-TEXT_KEY = (
-    (re.compile(r"(?<=\d)\s*(?:\\colon|\bto)\s*(?=\d)"), ":"),
-    (re.compile(r"([_^])\s*([0-9]+|[A-Za-z])"), r"\1{\2}"),  # x^2 3 is not x^23
-    (re.compile(r"(?<!\d)(?:\s|\\,)+|(?:\s|\\,)+(?!\d)"), ""),  # and 1 2 not 12
-    (re.compile(r"\\(begin|end)\{[bBp]?matrix\}"), r"\\\1{pmatrix}"),
-    (re.compile(r"(?<![_^])\{([0-9A-Za-z])\}"), r"\1"),
-    (re.compile(r"^\(([A-Za-z])\)$"), r"\1"),
-    (re.compile(r"^\(([0-9A-Z]+)\)_"), r"\1_"),
-    (re.compile(r"\+\\infty"), r"\\infty"),
-)
+KEY = [(re.compile(pattern), spelling) for pattern, spelling in WORDS["key"]]
 WORD = re.compile(r"[A-Za-z]{2,}")
 SYNONYMS = {
     other: first
@@ -105,7 +96,7 @@ def _script(match: re.Match[str]) -> str:
 def key(text: str) -> str:
     """`text` in one spelling: no spaces, no \\text{}, no needless braces."""
     text = TEXT.sub(r" \1 ", text)
-    for pattern, spelling in TEXT_KEY:
+    for pattern, spelling in KEY:
         text = pattern.sub(spelling, text)
     text = text.lower() if WORD.fullmatch(text) else text
     return SYNONYMS.get(text, text)

@@ -144,14 +144,7 @@ def _root(value: Value, degree: Value) -> Value:
 
 def _whole_root(value: int, n: int) -> int | None:
     """The n-th root of a whole number, if it is whole."""
-    if n == 1 or value < 2:
-        return value
-    if n == 2:
-        guess = math.isqrt(value)
-    elif value.bit_length() > 180:
-        return None
-    else:
-        guess = int(CONTEXT.nint(CONTEXT.power(value, CONTEXT.mpf(1) / n)))
+    guess = math.isqrt(value) if n == 2 else int(CONTEXT.nint(CONTEXT.root(value, n)))
     return guess if guess**n == value else None
 
 

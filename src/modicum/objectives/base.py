@@ -61,12 +61,6 @@ class Tokens:
         rest = (self.advantages_N[where], reference_N, self.weights_N[where], self.row_N[where])
         return Tokens(self.old_N[where], *rest)
 
-    def row_means(self, values_N: Tensor) -> Tensor:
-        """The mean over each token's row, [N]; the tokens must be of whole rows."""
-        _, row_N, size_R = self.row_N.unique_consecutive(return_inverse=True, return_counts=True)
-        sums_R = values_N.new_zeros(len(size_R)).index_add(0, row_N, values_N)
-        return (sums_R / size_R)[row_N]
-
 
 @dataclass(frozen=True)
 class Objective(spec.Spec):

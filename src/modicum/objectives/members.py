@@ -82,5 +82,8 @@ class Gspo(Objective):
     clip_high: float | None = 4e-4
 
     def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
-        """The mean over the tokens of each row."""
-        return tokens.row_means(policy_N - tokens.old_N)
+        """The mean over the tokens of each row, which must be whole."""
+        _, row_N, size_R = tokens.row_N.unique_consecutive(return_inverse=True, return_counts=True)
+        ratios_N = policy_N - tokens.old_N
+        sums_R = ratios_N.new_zeros(len(size_R)).index_add(0, row_N, ratios_N)
+        return (sums_R / size_R)[row_N]

@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from modicum import answers
+from modicum.grading import WORDS
 from modicum.grading.expressions import MAX_EXPRESSION, evaluate
 from modicum.rewards.base import Term
 from modicum.tasks.base import Task
@@ -24,17 +25,7 @@ MAX_COUNTED = 10  # different steps that have a weight of their own
 MAX_RUN = 200  # parts of an equation that are read
 
 MARK = re.compile(r"<<([^<>\n]{0,200})>>")
-PLAIN = (
-    (re.compile(r"\\[dtc]?frac\s{0,3}\{([^{}]*)\}\s{0,3}\{([^{}]*)\}"), r"((\1)/(\2))"),
-    (re.compile(r"\\[dtc]?frac\s{0,3}([0-9])([0-9])(?![0-9])"), r"(\1/\2)"),
-    (re.compile(r"\\(?:boxed|text|mathrm|mathbf)\s{0,3}\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|[\u00d7\u22c5·]"), "*"),
-    (re.compile(r"\\div(?![A-Za-z])|÷"), "/"),
-    (re.compile(r"[\u2212\u2013]"), "-"),
-    (re.compile(r"\\(?:left|right|quad|qquad)(?![A-Za-z])|\\[,;:! ()\[\]]|\*\*|&"), " "),
-    (re.compile(r"(?<=[0-9)%])([ \t]{0,3})[xX](?=[ \t]{0,3}[0-9($])"), r"\1*"),
-    (re.compile(r"^[ \t]*[-*][ \t]+", re.MULTILINE), ""),  # items of a list
-)
+PLAIN = [(re.compile(pattern), plain) for pattern, plain in WORDS["steps"]]
 TOKEN = re.compile(
     r"(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?%?|\.[0-9]+%?)"
     r"|(?P<sign>[-+*/()=])|(?P<blank>[ \t$€£]+)|(?P<word>[^\W\d_]+)|(?P<other>.)",
