@@ -22,12 +22,6 @@ from modicum.grading.quantities import number, quantity, same_quantity
 from modicum.grading.spelling import TEXT, clean
 from modicum.types import Grade, UserError
 
-__all__ = [
-    "TIME_LIMIT", "check_gold", "countdown", "equal", "extract", "extract_lenient", "format_ok",
-    "gold_from_box", "gold_from_gsm8k", "grade", "grade_any", "grade_countdown", "grade_lines",
-    "judge", "number",
-]  # fmt: skip
-
 TIME_LIMIT = 2.0  # seconds for the algebra of one answer
 MAX_ANSWER = 1000  # characters of an answer that are compared by more than identity
 CONTENT = re.compile(r"[^\W_]|[<>=+%∅∞ℝ]|\\\{")
@@ -77,22 +71,20 @@ def judge(
     return Grade(right and marked is not None, right, found, f"{start} {reason}")
 
 
-def grade(text: str, gold: str, symbolic: bool = False, time_limit: float = TIME_LIMIT) -> Grade:
-    """The verdict on a completion whose answer should be `gold`; see `equal`."""
+def grade(
+    text: str,
+    gold: str | Sequence[str],
+    symbolic: bool = False,
+    time_limit: float = TIME_LIMIT,
+) -> Grade:
+    """The verdict on a completion whose answer should be `gold`, or any of several; see `equal`."""
+    golds = [gold] if isinstance(gold, str) else gold
 
     def verdict(answer: str) -> tuple[bool, str]:
-        right = equal(gold, answer, symbolic, time_limit)
+        right = any(equal(gold, answer, symbolic, time_limit) for gold in golds)
         return right, "is right" if right else "is wrong"
 
     return judge(text, verdict)
-
-
-def grade_any(
-    text: str, golds: Sequence[str], symbolic: bool = False, time_limit: float = TIME_LIMIT
-) -> Grade:
-    """The verdict on a completion whose answer may be any of `golds`."""
-    found = (grade(text, gold, symbolic, time_limit) for gold in golds)
-    return max(found, key=lambda verdict: verdict.lenient)
 
 
 def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
@@ -233,7 +225,7 @@ def _grade_record(record: dict[str, Any], symbolic: bool, time_limit: float) -> 
         several = [{"gold": g} for g in given] if isinstance(given, list) and given else [record]
         golds = [check_gold(_text(one, "gold")) for one in several]
         if whole:
-            return grade_any(text, golds, symbolic, time_limit)
+            return grade(text, golds, symbolic, time_limit)
         right = any(equal(gold, text, symbolic, time_limit) for gold in golds)
     return Grade(right, right, text, "the answer is " + ("right" if right else "wrong"))
 

@@ -36,8 +36,6 @@ class Owner(NamedTuple):
 
     pid: int
     host: str
-    boot: str
-    """Which start of which machine it runs under, and in which space of process numbers."""
     folder: int
     """The inode of the folder: the lock in a copy of it is nobody's."""
 
@@ -70,21 +68,18 @@ def check(folder: Path, what: str = "writing") -> None:
 def _take(folder: Path, what: str) -> int:
     """Our lock file, open and locked, with our name in it."""
     path, end = folder / disk.LOCK, time.monotonic() + PATIENCE
-    mine = Owner(os.getpid(), platform.node(), _boot(), folder.stat().st_ino)
-    taken = f"another process is {what} {folder}:"
+    mine = Owner(os.getpid(), platform.node(), folder.stat().st_ino)
     advice = "let it end first, or stop it, or take another folder"
     while True:
         with path.open("a+b") as lock:
             locked, owner = _flocked(lock), _read(lock, mine)
             if owner is not None:
-                kernels = {who.boot.partition(" ")[0] for who in (owner, mine)}
-                if len(kernels) > 1 and owner.host != mine.host:
-                    named = f"{owner.pid} on {owner.host}; if it is gone, remove {path}"
-                    raise FolderTaken(f"{taken} {named}")
+                named = f"another process is {what} {folder}: {owner.pid} on {owner.host}"
+                if owner.host != mine.host:
+                    raise FolderTaken(f"{named}; if it is gone, remove {path}")
                 # A name that is nobody's is of a lock that another is about to take.
-                gone = owner.boot == mine.boot and not psutil.pid_exists(owner.pid)
-                if not (locked or gone or len(kernels) > 1):
-                    raise FolderTaken(f"{taken} {owner.pid} on {owner.host}; {advice}")
+                if not locked and psutil.pid_exists(owner.pid):
+                    raise FolderTaken(f"{named}; {advice}")
             # Whoever had it may have removed the file since we opened it.
             if locked is not False and _is_at(path, lock.fileno()):
                 try:
@@ -127,14 +122,6 @@ def _is_at(path: Path, file: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(file))
     return False
-
-
-def _boot() -> str:
-    """The start of the machine, and the space of process numbers."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return platform.node()
 
 
 def _forget() -> None:
