@@ -4,7 +4,7 @@ For code that must not run in the trainer's own process: it may hang, crash, use
 or print. A thread cannot be stopped; a process can. It is a new interpreter with JSON lines
 on its pipes: nothing is forked or pickled, no signal is used, and any thread may ask. The
 first line that the child writes says that it is ready, or is {"fault": ...}, which then is
-the reply. The child should end when its standard input does, however the parent ended.
+the reply. The child (`serve`) ends when its standard input does, however the parent ended.
 """
 
 import atexit
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -131,13 +131,45 @@ class Child:
                 process.kill()
 
 
-def outlast_signals() -> None:
-    """To be called by a child: what asks all processes to end is for the run.
+def serve(
+    answer: Callable[[Any, Callable[[str], None]], str], begin: Callable[[], str], **limits: int
+) -> None:
+    """In a child: answer requests from standard input until it closes, with a line of JSON each.
 
-    The run ends its step, which needs the child, and the child's input after it.
+    `begin` loads what is needed and gives the first line. `answer` gets a request, and a function
+    that writes a line before the reply. `limits` are those of `limit`.
     """
+    # What asks all processes to end is for the run: it ends its step, which needs the child.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # what a library prints is no reply
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            requests.put(line)
+        os._exit(0)  # the parent is gone, whatever the main thread is doing
+
+    def say(line: str) -> None:
+        print(line, file=replies, flush=True)
+
+    first = begin()
+    for name, value in limits.items():
+        limit(name, value)
+    threading.Thread(target=read, daemon=True).start()
+    say(first)
+    while True:
+        say(answer(json.loads(requests.get()), say))
+
+
+def limit(name: str, value: int) -> None:
+    """Set a limit of this process, such as RLIMIT_AS, where the system has it."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        kind = getattr(resource, name)
+        resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
 
 
 def _pump(stream: Any, lines: queue.SimpleQueue[str | None]) -> None:

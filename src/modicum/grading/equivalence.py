@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import queue
 import re
-import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
-from modicum.child import outlast_signals
+from modicum.child import limit, serve
 from modicum.grading import algebra, comparison, latex
 from modicum.grading.quantities import quantity
 
@@ -43,8 +40,8 @@ DIGITS = 30  # that math-verify compares
 FAILURES = (latex.Unreadable, RecursionError, OverflowError, MemoryError, ValueError)
 
 
-def same(gold: str, answer: str, notify: Callable[..., None]) -> bool:
-    """Whether two cleaned answers are equal; `notify(importing="sympy")` before that import."""
+def same(gold: str, answer: str, say: Callable[[str], None]) -> bool:
+    """Whether two cleaned answers are equal; `say` is told when sympy is imported, and was."""
 
     def decide(gold: str, answer: str) -> bool:
         try:
@@ -52,7 +49,7 @@ def same(gold: str, answer: str, notify: Callable[..., None]) -> bool:
         except latex.TooLarge:
             return False
         except FAILURES:
-            return _verify(gold, answer, notify)
+            return _verify(gold, answer, say)
 
     try:
         return comparison.same(gold, answer, algebra=comparison.Algebra(decide, _value))
@@ -66,7 +63,7 @@ def _value(text: str) -> Fraction | None:
     return None
 
 
-def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:
+def _verify(gold: str, answer: str, say: Callable[[str], None]) -> bool:
     if max(len(gold), len(answer)) > MAX_VERIFIED or quantity(gold) is not None:
         return False
     both = INDEX.sub("", f"{gold} {answer}")
@@ -75,7 +72,7 @@ def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:
     gold, answer = (
         LETTER_I.sub("j", text) if INDEX_I.search(text) else text for text in (gold, answer)
     )
-    library = _library(notify)
+    library = _library(say)
     # Its own limit needs SIGALRM and the main thread; the parent enforces ours.
     trees = [library.parse(f"${text}$", parsing_timeout=0)[:1] for text in (gold, answer)]
     if not all(trees) or any(isinstance(tree[0], str) for tree in trees):
@@ -86,52 +83,30 @@ def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _library(notify: Callable[..., None]) -> ModuleType:
-    notify(importing="sympy")
+def _library(say: Callable[[str], None]) -> ModuleType:
+    say('{"importing": "sympy"}')
     import math_verify
 
     # The first comparison loads much of sympy; that is no work of the answer that waits.
     texts = (r"$\sum_{k=1}^{n} k$", r"$\frac{n^2+n}{2}$")
     gold, answer = (math_verify.parse(text, parsing_timeout=0) for text in texts)
     math_verify.verify(gold, answer, timeout_seconds=None)
-    notify(ready=True)
+    say('{"ready": true}')
     return math_verify
 
 
-def serve() -> None:
-    """Answer questions from standard input until it closes."""
-    outlast_signals()
-    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what a library prints is no reply
-    questions: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            questions.put(line)
-        os._exit(0)  # the parent is gone, whatever the main thread is doing
-
-    def reply(**message: object) -> None:
-        replies.write(json.dumps(message) + "\n")
-        replies.flush()
-
+def begin() -> str:
+    """The first line."""
     logging.disable()  # math-verify warns that its own limit is off
-    _limit("RLIMIT_AS", MAX_MEMORY)
-    threading.Thread(target=read, daemon=True).start()
-    reply(ready=True)
-    while True:
-        question = json.loads(questions.get())
-        # One long multiplication keeps even the thread above waiting; the system then ends us.
-        _limit("RLIMIT_CPU", int(time.process_time() + question["seconds"]) + SPARE_SECONDS)
-        reply(same=same(question["gold"], question["answer"], reply))
+    return json.dumps({"ready": True})
 
 
-def _limit(name: str, value: int) -> None:
-    with suppress(ImportError, ValueError, OSError):
-        import resource
-
-        kind = getattr(resource, name)
-        resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+def answer(question: Any, say: Callable[[str], None]) -> str:
+    """The verdict on a question of `symbolic.equal`."""
+    # One long multiplication keeps all threads waiting; the system then ends us.
+    limit("RLIMIT_CPU", int(time.process_time() + question["seconds"]) + SPARE_SECONDS)
+    return json.dumps({"same": same(question["gold"], question["answer"], say)})
 
 
 if __name__ == "__main__":
-    serve()
+    serve(answer, begin, RLIMIT_AS=MAX_MEMORY)
