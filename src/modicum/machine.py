@@ -109,31 +109,29 @@ def environment() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": _installed()["versions"],
         "platform": platform.platform(),
         "processor": named[1].strip() if named else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch is not None else None,
         "gpu": gpu,
-        "commit": _commit(),
+        "commit": _installed()["commit"],
     }
 
 
 @functools.cache
-def _version(package: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
-
-
-@functools.cache
-def _commit() -> str | None:
+def _installed() -> dict[str, Any]:
+    """What else does not change while a process runs: the versions of packages, and the commit."""
+    found: dict[str, Any] = {"versions": dict.fromkeys(PACKAGES), "commit": None}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found["versions"][name] = metadata.version(name)
     command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.check_output(
+        found["commit"] = subprocess.check_output(
             command, text=True, timeout=5, stderr=subprocess.DEVNULL
         ).strip()
-    return None
+    return found
 
 
 class Stopped(KeyboardInterrupt):

@@ -78,8 +78,12 @@ def own_turn(text: str) -> str:
     """
     answered = False
     for start, stop, opens in (part for part in _spoken(text) if part[0] < part[1]):
-        marks = _marks(text[start:stop])
-        end = 0 if answered else _first_answer(text[start:stop], marks)
+        part, end = text[start:stop], 0
+        marks = _marks(part)
+        if not answered:  # where the first marked or stated answer ends
+            first = min(marks, default=len(part))
+            stated = (m.end() for m in ANSWER_IS.finditer(part, 0, first) if _stated(m) is not None)
+            end = next(stated, first if marks else None)
         if answered := end is not None:
             turn = TURN.search(text, start + end, stop)
             if turn or (marks and opens):
@@ -111,13 +115,6 @@ def _marks(text: str) -> list[int]:
     ends = [closed + len("</answer>")] if closed >= 0 else []
     ends += [box[1] for box in itertools.islice(boxes(text), 1)]
     return ends + [m.end() for m in (BARE_BOX.search(text), HASHES.search(text)) if m]
-
-
-def _first_answer(text: str, marks: list[int]) -> int | None:
-    """Where the first marked or stated answer ends."""
-    first = min(marks, default=len(text))
-    stated = (m.end() for m in ANSWER_IS.finditer(text, 0, first) if _stated(m) is not None)
-    return next(stated, first if marks else None)
 
 
 def boxes(text: str) -> Iterator[tuple[int, int]]:

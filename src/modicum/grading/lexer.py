@@ -31,7 +31,7 @@ PLAIN = re.compile(
     "|".join(re.escape(k) + ("(?![A-Za-z])" if k[0] == "\\" else "") for k in REPLACE)
 )
 
-FUNCTIONS = frozenset(WORDS["functions"].split())
+FUNCTIONS = frozenset(WORDS["analytic"].split() + WORDS["functions"].split())
 GREEK = frozenset(WORDS["greek"].split())
 
 

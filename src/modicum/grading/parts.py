@@ -33,8 +33,9 @@ def split(text: str) -> Parts:
     if r"\cup" in text:
         return "union" + "<" * bool(RELATION.search(text)), text.split(r"\cup")
     text = text.strip()
-    if matrix := _matrix(text):
-        return matrix
+    if rows := rows_of(text):
+        shape = "x".join(str(len(row)) for row in rows)
+        return f"matrix {shape}", [entry.strip() for row in rows for entry in row]
     if (pair := PAIR.fullmatch(text)) and (values := at_commas(pair[2])):
         names = [name.strip() for name in pair[1].split(",")]
         if len(names) == len(values) > 1 and all(map(NAME.fullmatch, names)):
@@ -48,18 +49,16 @@ def split(text: str) -> Parts:
     if quantity(text) is not None:
         return "", [text]  # the commas of 1,000 part nothing
     parts = at_commas(AND.sub(",", text)) or [text]
-    parts = [_signed(p, sign) for p in parts for sign in ("+-" if r"\pm" in p else "+")]
+    parts = [
+        part.replace(r"\pm", sign).replace(r"\mp", "-" if sign == "+" else "+")
+        for part in parts
+        for sign in ("+-" if r"\pm" in part else "+")
+    ]
     if len(parts) < 2:
         return "", parts
     # x<2 or x>5 is everything that x<2 and x>5 is not.
     joined = "".join(sorted(set(JOINED.findall(text)))) if RELATION.search(text) else ""
     return "set" + joined, parts
-
-
-def _matrix(text: str) -> Parts | None:
-    rows = rows_of(text) or []
-    shape = "x".join(str(len(row)) for row in rows)
-    return (f"matrix {shape}", [entry.strip() for row in rows for entry in row]) if rows else None
 
 
 def rows_of(text: str) -> list[list[str]] | None:
@@ -75,11 +74,6 @@ def with_brackets(text: str) -> str:
     for command, bracket in BRACKETS.items():
         text = text.replace(command, bracket)
     return text
-
-
-def _signed(text: str, sign: str) -> str:
-    """`text` with one sign of its plus-minus chosen."""
-    return text.replace(r"\pm", sign).replace(r"\mp", "-" if sign == "+" else "+")
 
 
 def at_commas(text: str) -> list[str] | None:

@@ -12,10 +12,12 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import mpmath
 
+from modicum.grading import WORDS
 from modicum.grading.latex import Node, TooLarge
 
 Value = Any  # Fraction, or a number of mpmath: they add and multiply, but do not compare
@@ -148,22 +150,18 @@ def _whole_root(value: int, n: int) -> int | None:
     return guess if guess**n == value else None
 
 
-def _analytic(function: Callable[..., Value]) -> Callable[..., Value]:
-    """`function` of mpmath with bounded arguments and small values cut to 0."""
-
-    def apply(value: Value) -> Value:
-        value = to_mp(value)
-        if value and CONTEXT.mag(value) > 2000:
-            raise TooLarge("an argument too large")
-        try:
-            result = function(value)
-        except ValueError as error:
-            raise Undefined from error
-        if abs(result) > 1 / NOTHING:
-            raise Undefined  # \tan 90 degrees
-        return CONTEXT.mpf(0) if abs(result) < NOTHING else result
-
-    return apply
+def _analytic(name: str, value: Value) -> Value:
+    """A function of mpmath, its argument bounded and small values cut to 0."""
+    value = to_mp(value)
+    if value and CONTEXT.mag(value) > 2000:
+        raise TooLarge("an argument too large")
+    try:
+        result = getattr(CONTEXT, name)(value)
+    except ValueError as error:
+        raise Undefined from error
+    if abs(result) > 1 / NOTHING:
+        raise Undefined  # \tan 90 degrees
+    return CONTEXT.mpf(0) if abs(result) < NOTHING else result
 
 
 def _factorial(value: Value) -> Value:
@@ -202,13 +200,8 @@ OPERATIONS: dict[str, Callable[..., Value]] = {
 CONSTANTS: dict[str, Value] = {"pi": +CONTEXT.pi, "e": +CONTEXT.e, "i": CONTEXT.mpc(0, 1)}
 _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log"}
 FUNCTIONS: dict[str, Callable[..., Value]] = {
-    name: _analytic(getattr(CONTEXT, _NAMES.get(name, name)))
-    for name in (
-        *("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh"),
-        *("arcsin", "arccos", "arctan", "ln"),
-    )
-}
-FUNCTIONS |= {
+    name: partial(_analytic, _NAMES.get(name, name)) for name in WORDS["analytic"].split()
+} | {
     **dict.fromkeys(("log", "lg"), lambda value, base=10: CONTEXT.log(value) / CONTEXT.log(base)),
     "exp": lambda value: _power(CONSTANTS["e"], value),
     "cis": lambda value: _power(CONSTANTS["e"], CONSTANTS["i"] * value),

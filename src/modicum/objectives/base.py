@@ -15,7 +15,7 @@ end.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -57,9 +57,8 @@ class Tokens:
 
     def part(self, where: slice) -> Tokens:
         """Some of the tokens."""
-        reference_N = None if self.reference_N is None else self.reference_N[where]
-        rest = (self.advantages_N[where], reference_N, self.weights_N[where], self.row_N[where])
-        return Tokens(self.old_N[where], *rest)
+        known = {name: value[where] for name, value in vars(self).items() if value is not None}
+        return replace(self, **known)
 
 
 @dataclass(frozen=True)
