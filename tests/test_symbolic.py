@@ -15,7 +15,7 @@ import pytest
 
 from modicum import answers
 from modicum.child import Child
-from modicum.grading import algebra, equivalence, latex, symbolic
+from modicum.grading import algebra, equivalence, latex
 
 DATA = Path(__file__).parent / "data"
 # A busy machine may need longer than the default limit for an honest comparison.
@@ -174,11 +174,11 @@ HOSTILE = [
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    symbolic.child.close()
-    symbolic.equal.cache_clear()
+    answers.child.close()
+    answers.by_algebra.cache_clear()
     yield
-    symbolic.child.close()
-    symbolic.equal.cache_clear()
+    answers.child.close()
+    answers.by_algebra.cache_clear()
 
 
 def is_alive(pid: int) -> bool:
@@ -197,7 +197,7 @@ def waits_until_gone(pid: int, seconds: float = 10.0) -> bool:
 
 
 def children() -> list[int]:
-    process = symbolic.child.process
+    process = answers.child.process
     return [] if process is None else [process.pid]
 
 
@@ -221,7 +221,7 @@ def test_a_child_over_the_limit_is_killed_and_replaced() -> None:
     assert not is_alive(first)
     assert children() == []
     assert answers.equal("x+2", "2+x", symbolic=True)
-    second = symbolic.child.process
+    second = answers.child.process
     assert second is not None and second.pid != first
     second.kill()  # as the system does when memory runs out
     second.wait()
@@ -230,7 +230,7 @@ def test_a_child_over_the_limit_is_killed_and_replaced() -> None:
 
 @pytest.mark.usefixtures("fresh")
 def test_children_are_recycled_and_verdicts_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(symbolic, "MAX_ANSWERS", 2)
+    monkeypatch.setattr(answers, "MAX_ANSWERS", 2)
     pids = []
     for n in range(4):
         assert answers.equal(f"x+{n}", f"{n}+x", symbolic=True)
@@ -279,12 +279,11 @@ PROGRAM = r"""
 import signal, sys, time
 del signal.SIGALRM, signal.alarm
 from modicum import answers
-from modicum.grading import symbolic
-assert answers.equal(r"\frac{1}{2}", "0.5") and symbolic.child.process is None
+assert answers.equal(r"\frac{1}{2}", "0.5") and answers.child.process is None
 assert answers.equal("x+1", "1+x", symbolic=True)
 loaded = {"sympy", "torch", "mpmath", "math_verify"} & set(sys.modules)
 assert not loaded, loaded
-print(symbolic.child.process.pid, flush=True)
+print(answers.child.process.pid, flush=True)
 """
 
 

@@ -2,8 +2,10 @@
 
 What is found, and what counts as equal, is in docs/grading.md with the reasons.
 
-Exact values and texts are compared here. `symbolic=True` adds algebra, which runs in a child
-process with a time limit (modicum.grading.symbolic). No text raises, whatever it is.
+Exact values and texts are compared here. `symbolic=True` adds algebra. The text of a model can
+make an algebra system hang or fill the memory, so that is done in a child process
+(modicum.grading.equivalence), which is killed at its limit and started again when it is next
+needed; neither torch nor sympy is imported here. No text raises, whatever it is.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
+from modicum.child import Child, ChildFailed
 from modicum.grading import comparison, extraction
-from modicum.grading import symbolic as algebra
 from modicum.grading.expressions import countdown
 from modicum.grading.extraction import ANSWER_IS, OPENED, after_thinking, extract, extract_lenient
 from modicum.grading.quantities import number, quantity, same_quantity
@@ -23,11 +26,14 @@ from modicum.grading.spelling import TEXT, clean
 from modicum.types import Grade, UserError
 
 TIME_LIMIT = 2.0  # seconds for the algebra of one answer
+MAX_ANSWERS = 5000  # of one child, before a new one takes its place
 MAX_ANSWER = 1000  # characters of an answer that are compared by more than identity
 CONTENT = re.compile(r"[^\W_]|[<>=+%∅∞ℝ]|\\\{")
 UNFINISHED = re.compile(r"\\(?:[dt]?frac|sqrt|boxed|text)\s*$")
 FRAMED = re.compile(r"\\fbox(?![A-Za-z])")
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+
+child = Child("-m", "modicum.grading.equivalence")
 
 
 def equal(gold: str, answer: str, symbolic: bool = False, time_limit: float = TIME_LIMIT) -> bool:
@@ -49,7 +55,24 @@ def equal(gold: str, answer: str, symbolic: bool = False, time_limit: float = TI
     # No algebra makes two plain numbers equal, or a number and a word.
     if same_quantity(gold, answer) is not None or (quantity(gold) and answer.isalpha()):
         return False
-    return algebra.equal(gold, answer, time_limit)
+    return by_algebra(gold, answer, time_limit)
+
+
+@lru_cache(maxsize=4096)
+def by_algebra(gold: str, answer: str, seconds: float) -> bool:
+    """Whether algebra finds `gold` and `answer` equal within `seconds`; False if it ends badly.
+
+    Raises UserError if no child can be started.
+    """
+    with child.lock:
+        try:
+            question = {"gold": gold, "answer": answer, "seconds": seconds}
+            return child.ask(question, seconds)["same"]
+        except ChildFailed:
+            return False
+        finally:
+            if child.num_asked >= MAX_ANSWERS:
+                child.close()
 
 
 def judge(

@@ -7,7 +7,7 @@ quantities      numbers with units
 words.toml                     signs, functions, units and the like, by name
 expressions     exact evaluation of arithmetic
 lexer latex values algebra     formulas, and their equality at random points
-symbolic equivalence           algebra in a child process with a time limit
+equivalence                    algebra in a child process with a time limit
 """
 
 import tomllib

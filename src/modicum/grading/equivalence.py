@@ -1,4 +1,4 @@
-r"""The child of `symbolic`, and the comparison that runs in it: own algebra, then math-verify.
+r"""The child of `answers`, and the comparison that runs in it: own algebra, then math-verify.
 
 Formulas that `latex` reads are decided by `algebra`. Others that have a command for it (sums,
 integrals, limits, products of matrices) are asked of math-verify, with its tolerance for
@@ -102,7 +102,7 @@ def begin() -> str:
 
 
 def answer(question: Any, say: Callable[[str], None]) -> str:
-    """The verdict on a question of `symbolic.equal`."""
+    """The verdict on a question of `answers.by_algebra`."""
     # One long multiplication keeps all threads waiting; the system then ends us.
     limit("RLIMIT_CPU", int(time.process_time() + question["seconds"]) + SPARE_SECONDS)
     return json.dumps({"same": same(question["gold"], question["answer"], say)})
