@@ -187,13 +187,12 @@ def _same_parts(gold: Parts, answer: Parts, depth: int, algebra: Algebra) -> boo
 def _same_members(gold: list[str], answer: list[str], depth: int, algebra: Algebra) -> bool:
     """Whether two lists of equal length hold the same members, in any order."""
     loose, rest = [], list(answer)
-    keys = [key(part) for part in rest]
     for part in gold:
-        if key(part) in keys:
-            place = keys.index(key(part))
-            del keys[place], rest[place]
-        else:
+        twin = next((other for other in rest if key(other) == key(part)), None)
+        if twin is None:
             loose.append(part)
+        else:
+            rest.remove(twin)
     if len(loose) > MAX_LOOSE:
         return False
     for part in loose:

@@ -95,12 +95,6 @@ def _library(say: Callable[[str], None]) -> ModuleType:
     return math_verify
 
 
-def begin() -> str:
-    """The first line."""
-    logging.disable()  # math-verify warns that its own limit is off
-    return json.dumps({"ready": True})
-
-
 def answer(question: Any, say: Callable[[str], None]) -> str:
     """The verdict on a question of `answers.by_algebra`."""
     # One long multiplication keeps all threads waiting; the system then ends us.
@@ -109,4 +103,5 @@ def answer(question: Any, say: Callable[[str], None]) -> str:
 
 
 if __name__ == "__main__":
-    serve(answer, begin, RLIMIT_AS=MAX_MEMORY)
+    logging.disable()  # math-verify warns that its own limit is off
+    serve(answer, lambda: '{"ready": true}', RLIMIT_AS=MAX_MEMORY)

@@ -235,16 +235,12 @@ def same_quantity(gold: str, answer: str) -> bool | None:
     hundredths = [q.value / 100 if q.unit == "%" else q.value for q in (g, a)]
     if hundredths[0] == hundredths[1]:
         return True  # 50% is 0.5; by the next line, where a unit may be missing, it is 50 too
-    return g.value == a.value or _rounds(g.value, a.value, a.digits)
-
-
-def _rounds(gold: Fraction, value: Fraction, digits: str) -> bool:
-    """Whether `gold` is an endless decimal that `digits` shows."""
-    rest = gold.denominator
+    rest = g.value.denominator
     for prime in (2, 5):
         while rest % prime == 0:
             rest //= prime
-    return rest > 1 and shows(gold, value, digits)
+    # An endless decimal may be cut or rounded.
+    return g.value == a.value or (rest > 1 and shows(g.value, a.value, a.digits))
 
 
 def shows(gold: Fraction, value: Fraction, digits: str) -> bool:

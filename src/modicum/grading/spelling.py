@@ -6,6 +6,7 @@ Spellings only: what a text says stays. All patterns take time linear in its len
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from unicodedata import normalize
 
 from modicum.grading import WORDS, pairs
@@ -56,7 +57,9 @@ SYNONYMS = {
 def clean(text: str) -> str:
     r"""`text` without math delimiters, an outer \boxed{}, sizing commands and a final stop."""
     if not text.isascii():
-        text = SCRIPTS.sub(_script, text).translate(SIGNS)
+        text = SCRIPTS.sub(
+            lambda found: ("^{" if found[1] else "_{") + normalize("NFKC", found[0]) + "}", text
+        ).translate(SIGNS)
     if "\\" in text:
         text = THOUSANDS.sub(",", text) if r"\!" in text else text
         for old, new in WORDS["spellings"].items():
@@ -89,10 +92,7 @@ def _relation(match: re.Match[str]) -> str:
     return f" {sign}= " if match[1] else f" {sign} "
 
 
-def _script(match: re.Match[str]) -> str:
-    return ("^{" if match[1] else "_{") + normalize("NFKC", match[0]) + "}"
-
-
+@lru_cache(maxsize=1024)
 def key(text: str) -> str:
     """`text` in one spelling: no spaces, no \\text{}, no needless braces."""
     text = TEXT.sub(r" \1 ", text)

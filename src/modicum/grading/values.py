@@ -55,8 +55,6 @@ def _value(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value:
         return point[node[1]]
     if kind == "const":
         return CONSTANTS[node[1]]
-    if kind == "neg":
-        return -_value(node[1], point, with_i)
     parts = [_value(part, point, with_i) for part in node[1:] if isinstance(part, tuple)]
     result = FUNCTIONS[node[1]](*parts) if kind == "fn" else OPERATIONS[kind](*parts)
     if isinstance(result, Fraction):
@@ -195,7 +193,7 @@ def _whole_part(value: Value) -> Fraction:
 
 
 OPERATIONS: dict[str, Callable[..., Value]] = {
-    "add": _add, "mul": operator.mul, "div": divide, "pow": _power,
+    "add": _add, "mul": operator.mul, "div": divide, "pow": _power, "neg": operator.neg,
 }  # fmt: skip
 CONSTANTS: dict[str, Value] = {"pi": +CONTEXT.pi, "e": +CONTEXT.e, "i": CONTEXT.mpc(0, 1)}
 _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log"}

@@ -32,6 +32,7 @@ TOKEN = re.compile(
     re.DOTALL,
 )
 ALGEBRA = frozenset("^_\\|{}[]√")
+OPERATOR = re.compile(r"[-+*/]")
 DECIMAL = re.compile(r"([0-9]*)(?:\.([0-9]+))?(%?)")
 
 
@@ -110,12 +111,12 @@ class _Run:
         for index in range(len(sides) - 1):
             left, right = values[index], values[index + 1]
             shown = sides[index], sides[index + 1]
-            if left is not None and right is not None and any(map(_has_operator, shown)):
+            if (
+                left is not None
+                and right is not None
+                and any(OPERATOR.search(side.lstrip("- ")) for side in shown)
+            ):
                 yield self.end, Step(*shown, left == right, right)
-
-
-def _has_operator(side: str) -> bool:
-    return any(sign in side.lstrip("- ") for sign in "+-*/")
 
 
 def _read(text: str, offset: int) -> Iterator[tuple[int, Step]]:
