@@ -10,6 +10,7 @@ lexer latex values algebra     formulas, and their equality at random points
 equivalence                    algebra in a child process with a time limit
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,3 +22,8 @@ def pairs(name: str) -> dict[str, str]:
     """A text of WORDS as a table: each second word by the one before it."""
     words = WORDS[name].split()
     return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def rules(name: str) -> list[tuple[re.Pattern[str], str]]:
+    """A list of WORDS as patterns, and what takes the place of what each finds."""
+    return [(re.compile(pattern), new) for pattern, new in WORDS[name]]

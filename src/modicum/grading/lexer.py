@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from modicum.grading import WORDS
+from modicum.grading import WORDS, rules
 from modicum.grading.quantities import DECIMAL
 from modicum.grading.spelling import clean
 
@@ -22,15 +22,9 @@ TOKEN = re.compile(
     r"|(?P<op>\*\*|<=|>=|!=|[-+*/^_!%()\[\]{}|=<>',°]))",
     re.ASCII,
 )
-DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
 DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
 WORD = re.compile(r"[A-Za-z]{3,}|[A-Z]{2}")  # as a whole answer
-UPRIGHT = re.compile(r"\\(?:mathrm|operatorname|mathit|rm)\s*\{\s*([A-Za-z]+)\s*\}")
-REPLACE = WORDS["formulas"]
-PLAIN = re.compile(
-    "|".join(re.escape(k) + ("(?![A-Za-z])" if k[0] == "\\" else "") for k in REPLACE)
-)
-
+PLAIN = rules("formulas")
 FUNCTIONS = frozenset(WORDS["analytic"].split() + WORDS["functions"].split())
 GREEK = frozenset(WORDS["greek"].split())
 
@@ -48,8 +42,8 @@ def tokens_of(text: str) -> list[str]:
     text = clean(text).replace("{,}", ",")
     if DATE.fullmatch(text) or (WORD.fullmatch(text) and text not in GREEK):
         raise Unreadable("a date or a word")
-    text = UPRIGHT.sub(r" \1 ", text.replace(r"\,", " "))
-    text = DEGREE.sub("°", PLAIN.sub(lambda match: REPLACE[match[0]], text))
+    for pattern, plain in PLAIN:
+        text = pattern.sub(plain, text)
     tokens: list[str] = []
     place, text = 0, text.rstrip()
     while place < len(text):

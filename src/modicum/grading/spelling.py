@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from unicodedata import normalize
 
-from modicum.grading import WORDS, pairs
+from modicum.grading import WORDS, pairs, rules
 
 SIGNS = str.maketrans(
     {sign: rf"\{name} " for sign, name in pairs("signs").items()}
@@ -23,29 +23,17 @@ SIGNS = str.maketrans(
     | {"…": "...", "¢": " cents", "∛": r"\sqrt[3]"}
 )
 SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
-RELATION = re.compile(r"\\(?:([lgn])e(?:qslant|qq|q)?|([lg])t)(?![A-Za-z])")
-# 11,\! 111: the comma of thousands is drawn closer to the digits behind it.
-THOUSANDS = re.compile(
-    r"(?<=\d)(?:(?:\s*\\!)+\s*(?:,|\{,\})(?:\s|\\!)*|\s*(?:,|\{,\})\s*\\!(?:\s|\\!)*)"
-    r"(?=\d{3}(?!\d))",
-    re.ASCII,
-)
-# (\begin{array}{c} 1 \\[4pt] 2 \end{array}) is a matrix.
-ARRAY = re.compile(
-    r"[(\[]\s*\\begin\{array\}\s*(?:\{[lcr| ]*\})?((?:[^\\]|\\(?!begin))*?)\\end\{array\}\s*[)\]]"
-)
-SPACE = re.compile(r"(?<!\\)\\(?:[;: ]|q?quad(?![A-Za-z]))")
+CLEAN = rules("clean")
 INFINITY = re.compile(r"(?<![A-Za-z\\])(?:oo|[Ii]nf(?:inity)?)(?![A-Za-z])")
 
 TEXT = re.compile(
     r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt)|[mh]box|operatorname|emph|bm"
     r"|boldsymbol|underline)\s*\{([^{}]*)\}"
 )
-SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
 UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"))
 UNWRAP += (("*", "*"), ("`", "`"))
 STOP = re.compile(r"(?<![\\.])[.,;]$")
-KEY = [(re.compile(pattern), spelling) for pattern, spelling in WORDS["key"]]
+KEY = rules("key")
 WORD = re.compile(r"[A-Za-z]{2,}")
 SYNONYMS = {
     other: first
@@ -61,13 +49,12 @@ def clean(text: str) -> str:
             lambda found: ("^{" if found[1] else "_{") + normalize("NFKC", found[0]) + "}", text
         ).translate(SIGNS)
     if "\\" in text:
-        text = THOUSANDS.sub(",", text) if r"\!" in text else text
-        for old, new in WORDS["spellings"].items():
-            text = text.replace(old, new)
-        text = SPACE.sub(" ", SIZES.sub("", RELATION.sub(_relation, text)))
         if r"\begin" in text:
             text = re.sub(r"\\\\\[[^\[\]]*\]", r"\\\\", text)
-            text = ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
+        for old, new in WORDS["spellings"].items():
+            text = text.replace(old, new)
+        for pattern, spelling in CLEAN:
+            text = pattern.sub(spelling, text)
     for old, new in (("==", "="), ("math.", ""), ("np.", ""), ("~", " ")):
         text = text.replace(old, new)
     text = INFINITY.sub(r"\\infty ", text).strip()
@@ -85,11 +72,6 @@ def clean(text: str) -> str:
         if text == before:
             break
     return text
-
-
-def _relation(match: re.Match[str]) -> str:
-    sign = {"l": "<", "g": ">", "n": "!"}[match[1] or match[2]]
-    return f" {sign}= " if match[1] else f" {sign} "
 
 
 @lru_cache(maxsize=1024)

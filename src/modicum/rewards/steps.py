@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from modicum import answers
-from modicum.grading import WORDS
+from modicum.grading import rules
 from modicum.grading.expressions import MAX_EXPRESSION, evaluate
 from modicum.rewards.base import Term
 from modicum.tasks.base import Task
@@ -25,7 +25,7 @@ MAX_COUNTED = 10  # different steps that have a weight of their own
 MAX_RUN = 200  # parts of an equation that are read
 
 MARK = re.compile(r"<<([^<>\n]{0,200})>>")
-PLAIN = [(re.compile(pattern), plain) for pattern, plain in WORDS["steps"]]
+PLAIN = rules("steps")
 TOKEN = re.compile(
     r"(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?%?|\.[0-9]+%?)"
     r"|(?P<sign>[-+*/()=])|(?P<blank>[ \t$€£]+)|(?P<word>[^\W\d_]+)|(?P<other>.)",
