@@ -25,7 +25,6 @@ __all__ = ["Node", "Relations", "TooLarge", "Unreadable", "parse"]
 
 MAX_NESTING = 30
 RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!="))
-INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 CONSTANTS = frozenset(("pi", "e", "i"))
 
@@ -105,9 +104,8 @@ class _Parser:
             return False
         if token[0].isdigit():
             return self.tokens[self.place - 1] == "!"  # 3!5!
-        if token[0] == ".":
-            return token[1].isalpha()
-        return token[0] in "([{\\" or (token == "|" and not self.bars)
+        variable = token[0] == "." and token[1].isalpha()
+        return variable or token[0] in "([{\\" or (token == "|" and not self.bars)
 
     def factor(self) -> Node:
         if sign := self.take("+", "-"):
@@ -235,9 +233,9 @@ class _Parser:
             base = (self.argument(),)
         power = self.exponent() if self.next == "^" else None
         if power == ("neg", ("num", Fraction(1))):
-            if name not in INVERSE:
+            if name not in ("sin", "cos", "tan"):
                 raise Unreadable(f"{name}^-1")
-            name, power = INVERSE[name], None
+            name, power = "arc" + name, None
         if opening := self.take("(", "[", "{"):
             inner = self.sum()
             if name == "log" and not base and self.take(","):  # log(8, 2), as in programs

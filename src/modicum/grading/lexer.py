@@ -19,7 +19,7 @@ TOKEN = re.compile(
     rf"\s*(?:(?P<num>{DECIMAL})"
     r"|(?P<marked>\\(?:mathbf|vec|hat|bar|overline)\s*(?:\{\s*[A-Za-z]\s*\}|\s[A-Za-z]))"
     r"|(?P<command>\\[A-Za-z]+)|(?P<word>[A-Za-z]+)"
-    r"|(?P<op>\*\*|<=|>=|!=|[-+*/^_!%()\[\]{}|=<>',°]))",
+    r"|(?P<op>\*\*|<=|>=|!=|[-+*/^_!%()\[\]{}|=<>',°])|(?P<other>\S))",
     re.ASCII,
 )
 DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
@@ -45,12 +45,9 @@ def tokens_of(text: str) -> list[str]:
     for pattern, plain in PLAIN:
         text = pattern.sub(plain, text)
     tokens: list[str] = []
-    place, text = 0, text.rstrip()
-    while place < len(text):
-        match = TOKEN.match(text, place)
-        if match is None:
-            raise Unreadable(text[place : place + 20])
-        place = match.end()
+    for match in TOKEN.finditer(text.rstrip()):
+        if match["other"]:
+            raise Unreadable(match["other"])
         if word := match["word"]:
             tokens.extend(_letters(word))
         elif marked := match["marked"]:

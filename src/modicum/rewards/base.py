@@ -140,20 +140,23 @@ class Reward(_Summand):
         object.__setattr__(self, "terms", tuple((float(w), term) for w, term in ordered))
 
     def __str__(self) -> str:
-        return " + ".join(_weighted(weight, term) for weight, term in self.terms)
+        shown = list[str]()
+        for weight, term in self.terms:
+            number = int(weight) if weight.is_integer() and weight < 1e15 else weight
+            shown.append(str(term) if weight == 1 else f"{number!r}*{term}")
+        return " + ".join(shown)
 
     def at(self, extras: StepExtras) -> Reward:
         """This reward in a step of a run (`Term.at`)."""
         return Reward(tuple((weight, term.at(extras)) for weight, term in self.terms))
 
-    def scores(self, task: Task, problem: Problem, completion: Completion) -> dict[str, float]:
-        """The unweighted value of each term, by its expression."""
-        return self.score_group(task, problem, [completion], [])[0]
-
     def score_group(
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
     ) -> list[dict[str, float]]:
-        """`scores` of every completion of one problem; see `Term.score_group`."""
+        """The unweighted value of each term, by its expression, for every completion of a problem.
+
+        See `Term.score_group`.
+        """
         columns = {
             str(term): term.score_group(task, problem, completions, faults)
             for _, term in self.terms
@@ -162,17 +165,10 @@ class Reward(_Summand):
         return [dict(zip(columns, values, strict=True)) for values in rows]
 
     def total(self, scores: Mapping[str, float]) -> float:
-        """The weighted sum of what `scores` returned; NaN when no term has a verdict."""
+        """The weighted sum of the values of a completion; NaN when no term has a verdict."""
         parts = [weight * scores[str(term)] for weight, term in self.terms]
         known = [part for part in parts if not math.isnan(part)]
         return math.fsum(known) if known else math.nan
-
-
-def _weighted(weight: float, term: Term) -> str:
-    if weight == 1:
-        return str(term)
-    whole = weight.is_integer() and weight < 1e15
-    return f"{int(weight) if whole else weight!r}*{term}"
 
 
 def reward_of(part: object) -> Reward:
