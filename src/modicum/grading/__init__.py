@@ -2,7 +2,7 @@
 
 extraction      the final answer in a text
 comparison      are two answers the same: by value, text, parts
-spelling parts intervals       one spelling of signs; members of lists; sets of reals
+spelling parts  one spelling of signs; members of lists, sets of reals
 quantities      numbers with units
 words.toml                     signs, functions, units and the like, by name
 expressions     exact evaluation of arithmetic

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
-from modicum.grading import intervals
-from modicum.grading.parts import Parts, split
+from modicum.grading.parts import WRITTEN, Parts, reals, split
 from modicum.grading.quantities import quantity, same_quantity, split_unit
 from modicum.grading.spelling import TEXT, key
 
@@ -127,9 +126,9 @@ def _bound(text: str) -> tuple[str, str] | None:
 
 def _same_reals(gold: str, answer: str, algebra: Algebra) -> bool:
     """Whether two sets of reals, or inequalities that describe them, are the same."""
-    if not intervals.WRITTEN.search(gold) and not intervals.WRITTEN.search(answer):
+    if not WRITTEN.search(gold) and not WRITTEN.search(answer):
         return False
-    g, a = intervals.of(gold, algebra.value), intervals.of(answer, algebra.value)
+    g, a = reals(gold, algebra.value), reals(answer, algebra.value)
     if g is None or a is None or (g[0] and a[0] and g[0] != a[0]):
         return False
     return g[1] == a[1]

@@ -75,18 +75,15 @@ class _Parser:
             raise Unreadable(self.next)
         return Relations(tuple(sides), tuple(relations))
 
-    def sum(self) -> Node:
-        total = self.product()
-        while sign := self.take("+", "-"):
-            term = self.product()
-            total = ("add", total, term if sign == "+" else ("neg", term))
-        return total
-
-    def product(self) -> Node:
+    def sum(self, least: int = 0) -> Node:
+        """Terms with their signs, or where `least` is 1 a term: factors side by side."""
         total = self.factor()
         divided = False
         while True:
-            if sign := self.take("*", "/"):
+            if least < 1 and (sign := self.take("+", "-")):
+                term = self.sum(1)
+                total = ("add", total, term if sign == "+" else ("neg", term))
+            elif sign := self.take("*", "/"):
                 factor = self.factor()
                 total = ("mul" if sign == "*" else "div", total, factor)
                 # 1/ab may be meant as 1/(ab); (1/2)x is what 1/2x is taken for.
