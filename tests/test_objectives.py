@@ -12,14 +12,20 @@ from torch import Tensor
 
 from cases import load
 from modicum.engine.logprobs import chunks
-from modicum.objectives import OBJECTIVES, Counts, Objective, Tokens, parse
-from modicum.objectives.base import (
+from modicum.objectives import (
+    OBJECTIVES,
+    Counts,
+    Dapo,
+    Grpo,
+    Gspo,
+    Objective,
+    Tokens,
     centred,
     clipped,
     kl3,
     over_deviation,
+    parse,
 )
-from modicum.objectives.members import Dapo, Grpo, Gspo
 from modicum.training import step
 from modicum.training.metrics import rollout_metrics, training_metrics
 from modicum.types import Completion, Group, Problem, UserError
