@@ -54,7 +54,7 @@ def said(text: str) -> Completion:
 
 
 def total(reward: Reward, text: str) -> float:
-    return reward.total(*reward.score_group(TASK, PROBLEM, [said(text)], []))
+    return reward.total(reward.scores(TASK, PROBLEM, said(text)))
 
 
 # The contract of every member ------------------------------------------------------------

@@ -150,13 +150,14 @@ class Reward(_Summand):
         """This reward in a step of a run (`Term.at`)."""
         return Reward(tuple((weight, term.at(extras)) for weight, term in self.terms))
 
+    def scores(self, task: Task, problem: Problem, completion: Completion) -> dict[str, float]:
+        """The unweighted value of each term, by its expression."""
+        return self.score_group(task, problem, [completion], [])[0]
+
     def score_group(
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
     ) -> list[dict[str, float]]:
-        """The unweighted value of each term, by its expression, for every completion of a problem.
-
-        See `Term.score_group`.
-        """
+        """`scores` of every completion of one problem; see `Term.score_group`."""
         columns = {
             str(term): term.score_group(task, problem, completions, faults)
             for _, term in self.terms
@@ -165,7 +166,7 @@ class Reward(_Summand):
         return [dict(zip(columns, values, strict=True)) for values in rows]
 
     def total(self, scores: Mapping[str, float]) -> float:
-        """The weighted sum of the values of a completion; NaN when no term has a verdict."""
+        """The weighted sum of what `scores` returned; NaN when no term has a verdict."""
         parts = [weight * scores[str(term)] for weight, term in self.terms]
         known = [part for part in parts if not math.isnan(part)]
         return math.fsum(known) if known else math.nan
