@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from modicum.types import UserError
 
 def written(folder: Path, /, **changes: Any) -> None:
     """The lock of this process, but for some changes."""
+    (folder / ".lock").unlink(missing_ok=True)
     with lock.held(folder):
         content = json.loads((folder / ".lock").read_text())
     (folder / ".lock").write_text(json.dumps({**content, **changes}))
@@ -74,14 +76,15 @@ def test_one_that_was_stopped_while_it_began_is_not_waited_for(
 
 
 def test_an_error_and_a_fork_leave_the_lock_to_its_owner(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), lock.held(tmp_path):
+    held = lock.held(tmp_path)
+    with pytest.raises(ZeroDivisionError), held:
         child = os.fork()
         if child == 0:  # it leaves the context as its parent does
             try:
                 with lock.held(tmp_path):
                     pass
             except UserError:
-                lock._release(tmp_path / ".lock", lock.Owner.here(tmp_path))
+                held.__exit__(None, None, None)
             os._exit(0)
         assert code_of(child) == 0
         assert (tmp_path / ".lock").exists()
@@ -115,10 +118,9 @@ def test_what_a_killed_process_left_is_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"started": "1"},  # our number was another process's
+        {},  # our number was another process's
         {"pid": 2**22 + 1},  # above the highest number that Linux gives
         {"folder": 1},  # the folder is a copy
-        {"boot": "0-0 pid:[1]"},  # this machine, before it was started anew
     ],
     ids=str,
 )
@@ -130,7 +132,7 @@ def test_a_stale_lock_is_no_lock(changes: dict[str, Any], tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-NOBODY = b'{"pid": -1, "host": "", "started": "", "boot": "", "folder": 1, "token": 1}'
+NOBODY = b'{"pid": -1, "host": "", "folder": 1}'
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": 1}', b"\xff", NOBODY])
@@ -147,16 +149,42 @@ def test_a_lock_that_says_nothing_holds_nothing(
 
 def test_another_machine_is_believed_to_live(tmp_path: Path) -> None:
     """It cannot be asked; neither can another container on this one."""
-    here = lock.Owner.here(tmp_path).boot.partition(" ")[0]
-    for changes in ({"host": "node7", "boot": "1-2 pid:[3]"}, {"boot": f"{here} pid:[3]"}):
-        written(tmp_path, pid=11, **changes)
-        host = changes.get("host", os.uname().nodename)
-        for look in (lock.check, lambda folder: lock.held(folder).__enter__()):
-            with pytest.raises(UserError) as caught:
-                look(tmp_path)
-            text = f"another process is writing {tmp_path}: 11 on {host}; if it is gone, remove"
-            assert str(caught.value) == f"{text} {tmp_path / '.lock'}"
-        (tmp_path / ".lock").unlink()
+    written(tmp_path, pid=11, host="node7")
+    for look in (lock.check, lambda folder: lock.held(folder).__enter__()):
+        with pytest.raises(UserError) as caught:
+            look(tmp_path)
+        text = f"another process is writing {tmp_path}: 11 on node7; if it is gone, remove"
+        assert str(caught.value) == f"{text} {tmp_path / '.lock'}"
+
+
+def test_a_fork_that_outlives_its_parent_does_not_keep_the_lock(tmp_path: Path) -> None:
+    def work() -> int:
+        with lock.held(tmp_path):
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+            (tmp_path / "child").write_text(str(child))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    assert code_of(in_child(work)) == -signal.SIGKILL
+    with lock.held(tmp_path):
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_without_locks_of_the_system_the_name_decides(
+    alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few file systems have none."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    written(tmp_path, **({} if alive else {"pid": 2**22 + 1}))
+    with pytest.raises(lock.FolderTaken) if alive else contextlib.nullcontext():
+        lock.check(tmp_path)
 
 
 @pytest.mark.parametrize("left", ["nothing", "a stale lock", "an empty lock"])
@@ -168,7 +196,7 @@ def test_of_many_that_start_at_once_one_goes_on(
         folder = tmp_path / str(number)
         folder.mkdir()
         if left == "a stale lock":
-            written(folder, started="1")
+            written(folder, pid=2**22 + 1)
         elif left == "an empty lock":
             (folder / ".lock").touch()
         start = time.time() + 0.05
@@ -235,9 +263,9 @@ def test_a_stale_lock_is_no_part_of_a_run(bare: TrainConfig, tmp_path: Path) -> 
     """A folder with nothing else is empty, and to overwrite a run is to replace it."""
     folder = Path(bare.out)
     folder.mkdir()
-    written(folder, started="1")
+    written(folder, pid=2**22 + 1)
     train(bare)
-    written(folder, started="1")
+    written(folder, pid=2**22 + 1)
     result = train(bare, overwrite=True)
     assert result["steps"] == bare.steps
     assert not (folder / ".lock").exists()
@@ -258,16 +286,3 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     held = lock.held(tmp_path)
     with pytest.raises(UserError, match=f"{tmp_path} cannot be written: Is a directory"):
         held.__enter__()
-
-
-def test_it_needs_no_process_list_to_compare(tmp_path: Path) -> None:
-    """`ps` agrees about when a process began: the count is that of the system."""
-    first = lock._started(os.getpid())
-    assert first == lock._started(os.getpid())
-    child = subprocess.Popen(["sleep", "20"])
-    try:
-        assert int(lock._started(child.pid)) >= int(first)
-    finally:
-        child.kill()
-        child.wait()
-    assert lock._started(child.pid) == ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from cases import load
 from modicum.engine.logprobs import chunks
-from modicum.objectives import OBJECTIVES, Counts, Objective, Tokens, parse
-from modicum.objectives.base import (
-    ROWS,
+from modicum.objectives import (
+    OBJECTIVES,
+    Counts,
+    Dapo,
+    Grpo,
+    Gspo,
+    Objective,
+    Tokens,
     centred,
     clipped,
-    constant_length,
     kl3,
     over_deviation,
-    sequence_mean,
-    token_mean,
+    parse,
 )
-from modicum.objectives.dapo import Dapo
-from modicum.objectives.grpo import Grpo
-from modicum.objectives.gspo import Gspo
 from modicum.training import step
 from modicum.training.metrics import rollout_metrics, training_metrics
 from modicum.types import Completion, Group, Problem, UserError
@@ -35,7 +35,7 @@ ALL = [*OBJECTIVES, *WITH_KL]
 LENGTHS = torch.tensor([3, 5, 1, 2, 4])
 LIMIT = 7
 COUNTS = Counts(len(LENGTHS), int(LENGTHS.sum()), LIMIT)
-HOW = {"sequence_mean": sequence_mean, "token_mean": token_mean, "constant": constant_length}
+HOW = {"sequence_mean": "grpo", "token_mean": "dapo", "constant": "dr_grpo"}
 
 
 def grouped(given: dict[str, Any]) -> Tensor:
@@ -159,7 +159,9 @@ def test_loss_agg_cases(case: dict[str, Any]) -> None:
         lengths = torch.tensor([len(row) for row in part], dtype=torch.long)
         values = torch.tensor([v for row in part for v in row], dtype=torch.float)
         total += (
-            (values * HOW[given["mode"]](lengths, Counts(len(kept), tokens, LIMIT))).sum().item()
+            (values * parse(HOW[given["mode"]]).weights(lengths, Counts(len(kept), tokens, LIMIT)))
+            .sum()
+            .item()
         )
     assert total == pytest.approx(case["expected"], abs=case["tol"])
 
@@ -169,7 +171,7 @@ def test_loss_window_case() -> None:
     (case,) = load("loss_window")
     given, lengths = case["input"], torch.tensor([3, 2])
     parts = given["steps_per_generation"] * given["grad_accum"]
-    weight = token_mean(lengths, Counts(2 * parts, 5 * parts, LIMIT)).sum().item()
+    weight = parse("dapo").weights(lengths, Counts(2 * parts, 5 * parts, LIMIT)).sum().item()
     assert parts * weight * given["per_token_loss"] == pytest.approx(case["expected"])
 
 
@@ -332,12 +334,73 @@ def test_gradient_at_ratio_1_is_that_of_the_advantage_times_the_log_prob(text: s
     torch.testing.assert_close(gradient, -weight * tokens.advantages_N)
 
 
-def check_example(cls: type[Objective]) -> None:
-    """The objective's own example, worked out by hand: advantages, loss, gradient."""
-    example, goal = cls.example, parse(f"{cls.name}({cls.example.settings})")
-    found = goal.advantages(torch.tensor([example.rewards]))[0]
+class LossRow(NamedTuple):
+    """A completion of an example: its advantage and its tokens' log-probs."""
+
+    advantage: float
+    old: tuple[float, ...]
+    policy: tuple[float, ...]
+    reference: tuple[float, ...]
+
+
+# Ratios within usual bounds, above and below them, and no advantage.
+ROWS = (
+    LossRow(1.5, (-1.0, -2.0, -0.5), (-0.9, -2.3, -0.28), (-1.0, -1.5, -0.5)),
+    LossRow(-0.5, (-1.2,), (-1.0,), (-1.2,)),
+    LossRow(-0.5, (-0.7, -0.3), (-1.0, -0.3), (-0.7, -0.4)),
+    LossRow(0.0, (-0.4,), (-0.6,), (-0.1,)),
+)
+
+
+class LossExample(NamedTuple):
+    """An objective worked out by hand: with kl=0.1, for one group of rewards 1, 0, 0, 0."""
+
+    advantages: tuple[float, ...]
+    loss: float
+    gradient: tuple[float, ...]
+    """By the policy's log-prob of every token, row after row."""
+    rows: tuple[LossRow, ...] = ROWS
+    counts: Counts = Counts(num_rows=4, num_tokens=9, max_tokens=5)
+
+
+OVER_DEVIATION = (1.49970006, -0.49990002, -0.49990002, -0.49990002)
+# Of RLOO as well: advantages are given with the rows.
+CONSTANT = (-0.082412, -0.0616891, 0.0009874, 0.0314414, -0.0017493, 0.0254758, -0.0032436)
+EXAMPLES = {
+    "grpo": LossExample(
+        OVER_DEVIATION,
+        -0.1069292,
+        (-0.1373533, -0.1028151, 0.0016457, 0.1572071, -0.0043732, 0.0636895, -0.016218),
+    ),
+    "dr_grpo": LossExample((0.75, -0.25, -0.25, -0.25), -0.1495389, CONSTANT),
+    "dapo": LossExample(
+        OVER_DEVIATION,
+        -0.3399881,
+        (-0.1831378, -0.1370868, -0.2054852, 0.0698698, -0.0038873, 0.0566129, -0.007208),
+    ),
+    "rloo": LossExample((1.0, -0.33333333, -0.33333333, -0.33333333), -0.1495389, CONSTANT),
+    "gspo": LossExample(
+        OVER_DEVIATION,
+        -0.119873,
+        (
+            *(8.29e-05, -0.0056836, 0.0003268, 0.0842538, 0.0784873, 0.0844976),
+            *(-0.0625013, -0.0624988),
+        ),
+        (
+            LossRow(1.0, (-1.0, -2.0, -0.5), (-0.99, -2.02, -0.46), (-1.0, -1.5, -0.5)),
+            LossRow(-1.0, (-1.0, -2.0, -0.5), (-0.99, -2.02, -0.46), (-1.0, -1.5, -0.5)),
+            LossRow(0.5, (-1.0, -0.5), (-1.0001, -0.4999), (-1.0, -0.5)),
+        ),
+    ),
+}
+
+
+def check_example(name: str) -> None:
+    """The objective's example: advantages, loss, gradient."""
+    example, goal = EXAMPLES[name], parse(f"{name}(kl=0.1)")
+    found = goal.advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))[0]
     assert found.tolist() == pytest.approx(example.advantages, abs=1e-6)
-    rows = example.rows or ROWS
+    rows = example.rows
     lengths = torch.tensor([len(row.policy) for row in rows])
     policy = torch.tensor([p for row in rows for p in row.policy], requires_grad=True)
     tokens = Tokens(
@@ -356,11 +419,7 @@ def check_example(cls: type[Objective]) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_example_of_a_member(name: str) -> None:
-    example = OBJECTIVES[name].example
-    check_example(OBJECTIVES[name])
-    sizes = (example.counts.num_rows, example.counts.num_tokens, example.counts.max_tokens)
-    assert len(set(sizes)) == 3, "one count would hide that another is meant"
-    assert any(example.gradient) and "kl" in example.settings
+    check_example(name)
 
 
 @dataclass(frozen=True)
@@ -376,7 +435,7 @@ class DapoByRows(Dapo):
     """Planted: each completion counts the same."""
 
     def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        return sequence_mean(lengths_R, counts)
+        return Grpo().weights(lengths_R, counts)
 
 
 @dataclass(frozen=True)
@@ -393,7 +452,7 @@ def test_a_wrong_formula_fails_the_contract(
 ) -> None:
     monkeypatch.setitem(OBJECTIVES, wrong.name, wrong)
     with pytest.raises(AssertionError):
-        check_example(wrong)
+        check_example(wrong.name)
 
 
 @pytest.mark.parametrize("text", ALL)

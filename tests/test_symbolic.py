@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from modicum import answers
-from modicum.grading import algebra, latex, symbolic
+from modicum.child import Child
+from modicum.grading import algebra, equivalence, latex
 
 DATA = Path(__file__).parent / "data"
 # A busy machine may need longer than the default limit for an honest comparison.
@@ -173,11 +174,11 @@ HOSTILE = [
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    symbolic.close()
-    symbolic.equal.cache_clear()
+    answers.child.close()
+    answers.by_algebra.cache_clear()
     yield
-    symbolic.close()
-    symbolic.equal.cache_clear()
+    answers.child.close()
+    answers.by_algebra.cache_clear()
 
 
 def is_alive(pid: int) -> bool:
@@ -196,7 +197,8 @@ def waits_until_gone(pid: int, seconds: float = 10.0) -> bool:
 
 
 def children() -> list[int]:
-    return [child.process.pid for child in symbolic._pool.children]
+    process = answers.child.process
+    return [] if process is None else [process.pid]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
@@ -219,16 +221,16 @@ def test_a_child_over_the_limit_is_killed_and_replaced() -> None:
     assert not is_alive(first)
     assert children() == []
     assert answers.equal("x+2", "2+x", symbolic=True)
-    (second,) = symbolic._pool.children
-    assert second.process.pid != first
-    second.process.kill()  # as the system does when memory runs out
-    second.process.wait()
+    second = answers.child.process
+    assert second is not None and second.pid != first
+    second.kill()  # as the system does when memory runs out
+    second.wait()
     assert answers.equal("x+3", "3+x", symbolic=True)
 
 
 @pytest.mark.usefixtures("fresh")
 def test_children_are_recycled_and_verdicts_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(symbolic, "MAX_ANSWERS", 2)
+    monkeypatch.setattr(answers, "MAX_ANSWERS", 2)
     pids = []
     for n in range(4):
         assert answers.equal(f"x+{n}", f"{n}+x", symbolic=True)
@@ -242,9 +244,7 @@ def test_children_are_recycled_and_verdicts_kept(monkeypatch: pytest.MonkeyPatch
 def test_an_interrupt_does_not_shift_the_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answers.equal("x+1", "1+x", symbolic=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(
-            symbolic.Comparer, "receive", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patch.setattr(Child, "receive", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         answers.equal("x+2", "2+x", symbolic=True)
     assert children() == []
     assert not answers.equal("x+1", "2+x", symbolic=True)
@@ -262,7 +262,7 @@ def test_eight_threads_and_one_bad_answer() -> None:
             )
         )
     assert right == [n != 20 for n in range(64)]
-    assert 1 <= len(children()) <= symbolic.NUM_CHILDREN
+    assert len(children()) == 1
 
 
 @pytest.mark.usefixtures("fresh")
@@ -272,19 +272,18 @@ def test_the_memory_of_a_child_is_limited() -> None:
     (pid,) = children()
     limits = Path(f"/proc/{pid}/limits").read_text()
     (line,) = [line for line in limits.splitlines() if line.startswith("Max address space")]
-    assert line.split()[3] == str(symbolic.MAX_MEMORY)
+    assert line.split()[3] == str(equivalence.MAX_MEMORY)
 
 
 PROGRAM = r"""
 import signal, sys, time
 del signal.SIGALRM, signal.alarm
 from modicum import answers
-from modicum.grading import symbolic
-assert answers.equal(r"\frac{1}{2}", "0.5") and not symbolic._pool.children
+assert answers.equal(r"\frac{1}{2}", "0.5") and answers.child.process is None
 assert answers.equal("x+1", "1+x", symbolic=True)
 loaded = {"sympy", "torch", "mpmath", "math_verify"} & set(sys.modules)
 assert not loaded, loaded
-print(symbolic._pool.children.copy().pop().process.pid, flush=True)
+print(answers.child.process.pid, flush=True)
 """
 
 
@@ -313,12 +312,11 @@ def test_no_child_is_left(end: str, tmp_path: Path) -> None:
 def test_a_signal_to_all_processes_leaves_the_child_to_the_run() -> None:
     """A cluster sends SIGTERM to each; the step that the run then ends needs its verdicts."""
     assert answers.equal("x+x", "2*x", True, PATIENCE)
-    (child,) = symbolic._pool.children
-    assert child.process is not None
+    (child,) = children()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        os.kill(child.process.pid, number)
+        os.kill(child, number)
     assert answers.equal("y+y", "2*y", True, PATIENCE)
-    assert {child} == symbolic._pool.children and child.process.poll() is None
+    assert children() == [child] and is_alive(child)
 
 
 @pytest.mark.slow

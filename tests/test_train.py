@@ -15,8 +15,7 @@ from torch import Tensor
 from helpers import metrics_of, tensors_of
 from modicum import runs
 from modicum.config import Held, Optimizer, Sampling, Steps, TrainConfig
-from modicum.objectives import OBJECTIVES
-from modicum.objectives.base import over_deviation
+from modicum.objectives import OBJECTIVES, over_deviation
 from modicum.training import loop, step
 from modicum.training.checkpoint import reload, restore
 from modicum.training.loop import Observer, train

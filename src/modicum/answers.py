@@ -2,8 +2,10 @@
 
 What is found, and what counts as equal, is in docs/grading.md with the reasons.
 
-Exact values and texts are compared here. `symbolic=True` adds algebra, which runs in a child
-process with a time limit (modicum.grading.symbolic). No text raises, whatever it is.
+Exact values and texts are compared here. `symbolic=True` adds algebra. The text of a model can
+make an algebra system hang or fill the memory, so that is done in a child process
+(modicum.grading.equivalence), which is killed at its limit and started again when it is next
+needed; neither torch nor sympy is imported here. No text raises, whatever it is.
 """
 
 from __future__ import annotations
@@ -12,28 +14,26 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from functools import lru_cache
+from typing import Any
 
+from modicum.child import Child, ChildFailed
 from modicum.grading import comparison, extraction
-from modicum.grading import symbolic as algebra
 from modicum.grading.expressions import countdown
 from modicum.grading.extraction import ANSWER_IS, OPENED, after_thinking, extract, extract_lenient
 from modicum.grading.quantities import number, quantity, same_quantity
 from modicum.grading.spelling import TEXT, clean
 from modicum.types import Grade, UserError
 
-__all__ = [
-    "TIME_LIMIT", "check_gold", "countdown", "equal", "extract", "extract_lenient", "format_ok",
-    "gold_from_box", "gold_from_gsm8k", "grade", "grade_any", "grade_countdown", "grade_lines",
-    "judge", "number",
-]  # fmt: skip
-
 TIME_LIMIT = 2.0  # seconds for the algebra of one answer
+MAX_ANSWERS = 5000  # of one child, before a new one takes its place
 MAX_ANSWER = 1000  # characters of an answer that are compared by more than identity
 CONTENT = re.compile(r"[^\W_]|[<>=+%∅∞ℝ]|\\\{")
 UNFINISHED = re.compile(r"\\(?:[dt]?frac|sqrt|boxed|text)\s*$")
 FRAMED = re.compile(r"\\fbox(?![A-Za-z])")
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+
+child = Child("-m", "modicum.grading.equivalence")
 
 
 def equal(gold: str, answer: str, symbolic: bool = False, time_limit: float = TIME_LIMIT) -> bool:
@@ -55,7 +55,24 @@ def equal(gold: str, answer: str, symbolic: bool = False, time_limit: float = TI
     # No algebra makes two plain numbers equal, or a number and a word.
     if same_quantity(gold, answer) is not None or (quantity(gold) and answer.isalpha()):
         return False
-    return algebra.equal(gold, answer, time_limit)
+    return by_algebra(gold, answer, time_limit)
+
+
+@lru_cache(maxsize=4096)
+def by_algebra(gold: str, answer: str, seconds: float) -> bool:
+    """Whether algebra finds `gold` and `answer` equal within `seconds`; False if it ends badly.
+
+    Raises UserError if no child can be started.
+    """
+    with child.lock:
+        try:
+            question = {"gold": gold, "answer": answer, "seconds": seconds}
+            return child.ask(question, seconds)["same"]
+        except ChildFailed:
+            return False
+        finally:
+            if child.num_asked >= MAX_ANSWERS:
+                child.close()
 
 
 def judge(
@@ -77,22 +94,20 @@ def judge(
     return Grade(right and marked is not None, right, found, f"{start} {reason}")
 
 
-def grade(text: str, gold: str, symbolic: bool = False, time_limit: float = TIME_LIMIT) -> Grade:
-    """The verdict on a completion whose answer should be `gold`; see `equal`."""
+def grade(
+    text: str,
+    gold: str | Sequence[str],
+    symbolic: bool = False,
+    time_limit: float = TIME_LIMIT,
+) -> Grade:
+    """The verdict on a completion whose answer should be `gold`, or any of several; see `equal`."""
+    golds = [gold] if isinstance(gold, str) else gold
 
     def verdict(answer: str) -> tuple[bool, str]:
-        right = equal(gold, answer, symbolic, time_limit)
+        right = any(equal(gold, answer, symbolic, time_limit) for gold in golds)
         return right, "is right" if right else "is wrong"
 
     return judge(text, verdict)
-
-
-def grade_any(
-    text: str, golds: Sequence[str], symbolic: bool = False, time_limit: float = TIME_LIMIT
-) -> Grade:
-    """The verdict on a completion whose answer may be any of `golds`."""
-    found = (grade(text, gold, symbolic, time_limit) for gold in golds)
-    return max(found, key=lambda verdict: verdict.lenient)
 
 
 def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
@@ -188,19 +203,17 @@ def grade_lines(
         record: dict[str, Any] = {}
         try:
             record = _record(line)
-            grade = _grade_record(record, symbolic, time_limit)
-            verdict = dict(vars(grade))
+            verdict = vars(_grade_record(record, symbolic, time_limit))
         except UserError as error:
-            verdict = dict(vars(Grade(False, False, None, "not graded")))
-            verdict["error"] = f"line {place}: {error}"
+            failed = Grade(False, False, None, "not graded")
+            verdict = vars(failed) | {"error": f"line {place}: {error}"}
         yield {key: value for key, value in record.items() if key not in READ} | verdict
 
 
 def _record(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(
-            line.decode("utf-8-sig"), parse_float=_finite, parse_constant=_no_constant
-        )
+        text = line.decode("utf-8-sig")
+        record = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError as error:
         raise UserError("the JSON is nested too deeply") from error
     except ValueError as error:
@@ -211,22 +224,22 @@ def _record(line: bytes) -> dict[str, Any]:
 
 
 def _finite(text: str) -> float:
-    if math.isinf(value := float(text)):
-        raise ValueError(f"{text} is too large")
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no JSON, or too large")
     return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _grade_record(record: dict[str, Any], symbolic: bool, time_limit: float) -> Grade:
     whole = "completion" in record
     if whole == ("answer" in record):
         raise UserError("needs either `answer` or `completion`" + (", not both" if whole else ""))
-    text = _text(record, "completion") if whole else _text(record, "answer")
+    text = _text(record, "completion" if whole else "answer")
     if "numbers" in record or "target" in record:
-        numbers, target = _countdown(record)
+        numbers, target = record.get("numbers"), record.get("target")
+        if not isinstance(numbers, list) or {int} != {*map(type, numbers)}:
+            raise UserError("`numbers` must be a list of whole numbers, such as [3, 8]")
+        if type(target) is not int:
+            raise UserError("`target` must be a whole number")
         if whole:
             return grade_countdown(text, numbers, target)
         right = countdown(text, numbers, target)
@@ -235,7 +248,7 @@ def _grade_record(record: dict[str, Any], symbolic: bool, time_limit: float) -> 
         several = [{"gold": g} for g in given] if isinstance(given, list) and given else [record]
         golds = [check_gold(_text(one, "gold")) for one in several]
         if whole:
-            return grade_any(text, golds, symbolic, time_limit)
+            return grade(text, golds, symbolic, time_limit)
         right = any(equal(gold, text, symbolic, time_limit) for gold in golds)
     return Grade(right, right, text, "the answer is " + ("right" if right else "wrong"))
 
@@ -245,20 +258,6 @@ def _text(record: dict[str, Any], key: str) -> str:
     if key not in record:
         raise UserError(f"`{key}` is missing")
     value = record[key]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if type(value) not in (str, int, float):
         raise UserError(f"`{key}` must be a text, not {json.dumps(value)[:40]}")
     return str(value)
-
-
-def _countdown(record: dict[str, Any]) -> tuple[list[int], int]:
-    numbers, target = record.get("numbers"), record.get("target")
-    if not isinstance(numbers, list) or not numbers or not all(map(_is_whole, numbers)):
-        raise UserError("`numbers` must be a list of whole numbers, such as [3, 8]")
-    if not _is_whole(target):
-        raise UserError("`target` must be a whole number")
-    assert isinstance(target, int)
-    return numbers, target
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

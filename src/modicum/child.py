@@ -4,7 +4,7 @@ For code that must not run in the trainer's own process: it may hang, crash, use
 or print. A thread cannot be stopped; a process can. It is a new interpreter with JSON lines
 on its pipes: nothing is forked or pickled, no signal is used, and any thread may ask. The
 first line that the child writes says that it is ready, or is {"fault": ...}, which then is
-the reply. The child should end when its standard input does, however the parent ended.
+the reply. The child (`serve`) ends when its standard input does, however the parent ended.
 """
 
 import atexit
@@ -15,10 +15,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from modicum.types import UserError
 
 HERE = str(Path(__file__).parents[1])  # where a child finds this package
 START_SECONDS = 120.0  # importing is slow on a cold disk
@@ -36,75 +39,50 @@ class Child:
 
     def __init__(self, *arguments: str) -> None:
         self.arguments = arguments
+        self._fresh()
+        os.register_at_fork(after_in_child=self._fresh)
+
+    def _fresh(self) -> None:
+        """Without a process; in a fork of this one its pipes are the parent's."""
         self.process: subprocess.Popen[str] | None = None
         self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.owner = os.getpid()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.num_asked = 0  # since the process was started
 
     def ask(self, request: Mapping[str, Any], limit: float) -> Any:
-        """The reply to `request`; ChildFailed after `limit` seconds or when the child dies."""
+        """The reply to `request`; ChildFailed after `limit` seconds or when the child dies.
+
+        A child may say {"importing": ...} first, and once more when it is ready: a long import
+        counts, but a quarter of the limit is left after it. UserError if it does not start.
+        """
         with self.lock:
             fault = self.start()
             if fault is not None:
                 return fault
             assert self.process is not None and self.process.stdin is not None
+            began, done = time.monotonic(), False
+            self.num_asked += 1
             try:
                 self.process.stdin.write(json.dumps(request) + "\n")
                 self.process.stdin.flush()
+                reply = self.receive(limit)
+                if "importing" in reply:
+                    self.receive(START_SECONDS)
+                    reply = self.receive(max(began + limit - time.monotonic(), limit / 4))
+                done = True
+                return reply
             except OSError:
-                self.close()
                 raise ChildFailed("the helper process has ended") from None
-            return self.receive(limit)
+            finally:
+                # After an interrupt, too: the next line would be the reply to another request.
+                if not done:
+                    self.close()
 
     def start(self) -> Any | None:
-        """Start the process unless it runs; its first line if that is a fault.
-
-        Raises ChildFailed when it does not start.
-        """
-        if self.owner != os.getpid():
-            # A fork of this process: the child belongs to the parent, whose pipes it has.
-            self.process, self.owner = None, os.getpid()
-        if self.process is not None:
-            return None
-        self._open()
-        ready = self.receive(START_SECONDS)
-        if "fault" not in ready:
+        """Start the process unless it runs; its first line if that is a fault."""
+        if self.process is not None and self.process.poll() is None:
             return None
         self.close()
-        return ready
-
-    def receive(self, limit: float) -> Any:
-        """The child's next line; it is killed if none comes within `limit` seconds."""
-        reply: str | None = None
-        why = "the helper process has ended"
-        try:
-            reply = self.lines.get(timeout=limit)
-        except queue.Empty:
-            why = f"no reply within {limit:g} s"
-        finally:
-            # After an interrupt, too: the next line would be the reply to another request.
-            if reply is None:
-                self.close()
-        if reply is None:
-            raise ChildFailed(why)
-        return json.loads(reply)
-
-    def close(self) -> None:
-        """End the process, if there is one, and wait until it is gone."""
-        process, self.process = self.process, None
-        atexit.unregister(self.close)
-        if process is None or self.owner != os.getpid():
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(OSError):  # what was not yet written has no reader
-                    pipe.close()
-
-    def _open(self) -> None:
-        # -P: nothing that happens to lie in the current folder is imported.
-        command = [sys.executable, "-P", "-W", "ignore", *self.arguments]
         # Texts hash alike in every process: what is made from sets of texts is the same.
         environment = {
             **os.environ,
@@ -113,7 +91,8 @@ class Child:
             "PYTHONPATH": os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])),
         }
         self.process = subprocess.Popen(
-            command,
+            # -P: nothing that happens to lie in the current folder is imported.
+            [sys.executable, "-P", "-W", "ignore", *self.arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -122,18 +101,75 @@ class Child:
             start_new_session=True,  # Ctrl-C is for the run, which ends its step and saves
         )
         atexit.register(self.close)
-        self.lines = queue.SimpleQueue()
-        reader = threading.Thread(target=_pump, args=(self.process.stdout, self.lines), daemon=True)
-        reader.start()
+        self.lines, self.num_asked, ready = queue.SimpleQueue(), 0, None
+        threading.Thread(target=_pump, args=(self.process.stdout, self.lines), daemon=True).start()
+        try:
+            ready = self.receive(START_SECONDS)
+        except ChildFailed as error:
+            raise UserError(f"the process of {self.arguments[-1]} did not start: {error}") from None
+        finally:
+            if ready is None or "fault" in ready:
+                self.close()
+        return ready if "fault" in ready else None
+
+    def receive(self, limit: float) -> Any:
+        """The child's next line; ChildFailed if none comes within `limit` seconds."""
+        try:
+            reply = self.lines.get(timeout=limit)
+        except queue.Empty:
+            raise ChildFailed(f"no reply within {limit:g} s") from None
+        if reply is None:
+            raise ChildFailed("the helper process has ended")
+        return json.loads(reply)
+
+    def close(self) -> None:
+        """End the process, if there is one, and wait until it is gone."""
+        process, self.process = self.process, None
+        atexit.unregister(self.close)
+        if process is not None:
+            with suppress(OSError), process:  # what was not yet written has no reader
+                process.kill()
 
 
-def outlast_signals() -> None:
-    """To be called by a child: what asks all processes to end is for the run.
+def serve(
+    answer: Callable[[Any, Callable[[str], None]], str], begin: Callable[[], str], **limits: int
+) -> None:
+    """In a child: answer requests from standard input until it closes, with a line of JSON each.
 
-    The run ends its step, which needs the child, and the child's input after it.
+    `begin` loads what is needed and gives the first line. `answer` gets a request, and a function
+    that writes a line before the reply. `limits` are those of `limit`.
     """
+    # What asks all processes to end is for the run: it ends its step, which needs the child.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # what a library prints is no reply
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            requests.put(line)
+        os._exit(0)  # the parent is gone, whatever the main thread is doing
+
+    def say(line: str) -> None:
+        print(line, file=replies, flush=True)
+
+    first = begin()
+    for name, value in limits.items():
+        limit(name, value)
+    threading.Thread(target=read, daemon=True).start()
+    say(first)
+    while True:
+        say(answer(json.loads(requests.get()), say))
+
+
+def limit(name: str, value: int) -> None:
+    """Set a limit of this process, such as RLIMIT_AS, where the system has it."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        kind = getattr(resource, name)
+        resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
 
 
 def _pump(stream: Any, lines: queue.SimpleQueue[str | None]) -> None:

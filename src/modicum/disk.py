@@ -55,15 +55,12 @@ def writing(folder: Path, needed: int = 0, hint: str = "") -> Iterator[None]:
             raise
         text = f"{folder} cannot be written: {os.strerror(number(error))}"
         if number(error) in FULL:
-            text += f" ({_space(folder, needed)})"
+            wanted = f"{needed / 1e6:,.1f} MB are needed, " if needed > 1e5 else ""
+            free = "nothing is"
+            with contextlib.suppress(OSError):
+                free = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are"
+            text += f" ({wanted}{free} free)"
         raise FolderError(text + hint) from error
-
-
-def _space(folder: Path, needed: int) -> str:
-    wanted = f"{needed / 1e6:,.1f} MB are needed, " if needed > 1e5 else ""
-    with contextlib.suppress(OSError):
-        return f"{wanted}{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
-    return f"{wanted}nothing is free"
 
 
 def entries(folder: Path) -> list[Path]:

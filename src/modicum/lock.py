@@ -1,8 +1,8 @@
 """One process writes a folder: a lock file in it says which.
 
-`.lock` holds the process's number, when it started, and its machine, so that the lock of a
-process that was killed is recognised as such, also when its number was given to another. A
-machine that is not this one cannot be asked: its lock holds until somebody removes the file.
+`.lock` names the process and its machine, and the process holds a lock of the system (flock) on
+it for as long as it writes, which ends with the process however that ends. Not every file system
+shows such a lock to other machines: what names another one holds until somebody removes the file.
 Readers take no lock.
 """
 
@@ -15,185 +15,119 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, NamedTuple
+
+import psutil
 
 from modicum import disk
 from modicum.types import FolderError
 
 PATIENCE = 2.0  # seconds for which a lock without a name may be one that is being written
+FILES: set[int] = set()  # lock files that this process has open
 
 
 class FolderTaken(FolderError):
     """Another process writes the folder."""
 
 
-@dataclass(frozen=True)
-class Owner:
+class Owner(NamedTuple):
     """The process that writes a folder."""
 
     pid: int
     host: str
-    started: str
-    """When it began, in the system's own count; empty where that cannot be had."""
-    boot: str
-    """Which start of which machine it runs under, and in which space of process numbers."""
     folder: int
     """The inode of the folder: the lock in a copy of it is nobody's."""
-    token: int
-    """Tells two locks of one process apart."""
-
-    @classmethod
-    def here(cls, folder: Path) -> Owner:
-        """This process, as the owner of `folder`."""
-        pid, host = os.getpid(), platform.node()
-        inode = folder.stat().st_ino
-        return cls(pid, host, _started(pid), _boot(), inode, time.time_ns())
-
-    def lives(self, mine: Owner) -> bool:
-        """Whether it still writes the folder that `mine` asks for, as far as can be known."""
-        if self.folder != mine.folder:
-            return False
-        if self.boot != mine.boot:
-            # Another machine, or a container on this one; the same machine has started anew.
-            started_anew = self.boot.partition(" ")[0] != mine.boot.partition(" ")[0]
-            return not (self.host == mine.host and started_anew)
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass  # it is another user's
-        # Empty: the system does not say it of this process.
-        return _started(self.pid) in ("", self.started)
 
 
 @contextlib.contextmanager
 def held(folder: Path, what: str = "writing") -> Iterator[None]:
     """Hold a folder that exists; FolderTaken when another process does, `what` of it being said."""
+    path, pid = folder / disk.LOCK, os.getpid()
     with disk.writing(folder):
-        mine = Owner.here(folder)
-        try:
-            _take(folder, mine, what)
-        except BlockingIOError:
-            text = f"another process is about to begin or end {what} {folder}, and does not go on"
-            raise FolderTaken(f"{text}; let it end, or stop it, or take another folder") from None
+        file = _take(folder, what)
+    FILES.add(file)
     try:
         yield
     finally:
-        _release(folder / disk.LOCK, mine)
+        if os.getpid() == pid:  # and not a fork of it, which leaves the context as well
+            with contextlib.suppress(OSError):
+                if _is_at(path, file):  # no other was let in by hand
+                    path.unlink()
+            FILES.remove(file)
+            os.close(file)
 
 
 def check(folder: Path, what: str = "writing") -> None:
     """FolderTaken when a process that lives holds the folder; a look only, and `held` decides."""
     if (folder / disk.LOCK).is_file():
-        owner, mine = _read(folder / disk.LOCK), Owner.here(folder)
-        if owner is not None and owner.lives(mine):
-            raise _refusal(folder, owner, mine, what)
+        with held(folder, what):
+            pass
 
 
-def _refusal(folder: Path, owner: Owner, mine: Owner, what: str) -> FolderTaken:
-    text = f"another process is {what} {folder}: {owner.pid} on {owner.host}"
-    if owner.boot == mine.boot:
-        return FolderTaken(f"{text}; let it end first, or stop it, or take another folder")
-    return FolderTaken(f"{text}; if it is gone, remove {folder / disk.LOCK}")
-
-
-def _take(folder: Path, mine: Owner, what: str) -> None:
-    path, began = folder / disk.LOCK, time.monotonic()
+def _take(folder: Path, what: str) -> int:
+    """Our lock file, open and locked, with our name in it."""
+    path, end = folder / disk.LOCK, time.monotonic() + PATIENCE
+    mine = Owner(os.getpid(), platform.node(), folder.stat().st_ino)
+    advice = "let it end first, or stop it, or take another folder"
     while True:
-        created, file = _opened(path)
-        with os.fdopen(file, "r+b") as lock, _alone(file):
+        with path.open("a+b") as lock:
+            locked, owner = _flocked(lock), _read(lock, mine)
+            if owner is not None:
+                named = f"another process is {what} {folder}: {owner.pid} on {owner.host}"
+                if owner.host != mine.host:
+                    raise FolderTaken(f"{named}; if it is gone, remove {path}")
+                # A name that is nobody's is of a lock that another is about to take.
+                if not locked and psutil.pid_exists(owner.pid):
+                    raise FolderTaken(f"{named}; {advice}")
             # Whoever had it may have removed the file since we opened it.
-            if _inode(path) != os.fstat(file).st_ino:
-                continue
-            owner = _parsed(lock.read())
-            if owner is not None and owner.lives(mine):
-                raise _refusal(folder, owner, mine, what)
-            # Where `_alone` does not reach (another machine), one that is empty is being written.
-            if owner is not None or created or time.monotonic() - began > PATIENCE:
-                lock.seek(0)
-                lock.truncate()
+            if locked is not False and _is_at(path, lock.fileno()):
                 try:
-                    lock.write(json.dumps(asdict(mine)).encode() + b"\n")
+                    lock.truncate(0)
+                    lock.write(json.dumps(mine._asdict()).encode() + b"\n")
                     lock.flush()
                 except OSError:
-                    path.unlink(missing_ok=True)
+                    path.unlink()
                     raise
-                return
+                return os.dup(lock.fileno())
+        if time.monotonic() > end:
+            text = f"another process is about to begin or end {what} {folder}"
+            raise FolderTaken(f"{text}, and does not go on; {advice}")
         time.sleep(0.02)
 
 
-def _opened(path: Path) -> tuple[bool, int]:
-    """(whether we made it, the file), in an order that two machines agree about."""
-    while True:
-        try:
-            return True, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):
-                return False, os.open(path, os.O_RDWR)
-
-
-@contextlib.contextmanager
-def _alone(file: int) -> Iterator[None]:
-    """Nobody else on this machine takes or removes the lock meanwhile.
-
-    BlockingIOError when somebody does, and does not go on (a process that was stopped).
-    """
-    began = time.monotonic()
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() - began > PATIENCE:
-                raise
-            time.sleep(0.02)
-        except OSError:
-            break  # a few file systems have none; then only who makes the file first decides
-        else:
-            break
-    yield
-
-
-def _release(path: Path, mine: Owner) -> None:
-    """Remove our lock; not that of another who was let in by hand, or of our parent."""
-    with contextlib.suppress(OSError), path.open("r+b") as lock, _alone(lock.fileno()):
-        if _parsed(lock.read()) == mine and mine.pid == os.getpid():
-            path.unlink()
-
-
-def _read(path: Path) -> Owner | None:
+def _flocked(lock: IO[bytes]) -> bool | None:
+    """Whether nobody else has it; None where a file system has no such locks."""
     try:
-        return _parsed(path.read_bytes())
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
     except OSError:
         return None
+    return True
 
 
-def _parsed(text: bytes) -> Owner | None:
+def _read(lock: IO[bytes], mine: Owner) -> Owner | None:
+    """Who is named in a lock file as the owner of the folder that `mine` asks for."""
+    lock.seek(0)
     try:
-        owner = Owner(**json.loads(text))
+        owner = Owner(**json.loads(lock.read()))
     except (ValueError, TypeError):
         return None
-    return owner if isinstance(owner.pid, int) and 0 < owner.pid < 2**31 else None
+    named = isinstance(owner.pid, int) and 0 < owner.pid < 2**31
+    return owner if named and owner.folder == mine.folder else None
 
 
-def _inode(path: Path) -> int | None:
+def _is_at(path: Path, file: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_ino
-    return None
+        return os.path.samestat(path.stat(), os.fstat(file))
+    return False
 
 
-def _started(pid: int) -> str:
-    """When a process began, "ended" if it only waits for its parent; empty: nobody says."""
-    with contextlib.suppress(OSError):
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "ended" if state in "ZX" else rest[18]
-    return ""
+def _forget() -> None:
+    """In a forked process: the locks are the parent's, and end with it."""
+    while FILES:
+        os.close(FILES.pop())
 
 
-def _boot() -> str:
-    """The start of the machine, and the space of process numbers."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return platform.node()
+os.register_at_fork(after_in_child=_forget)

@@ -8,6 +8,7 @@ import functools
 import gc
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -99,47 +100,38 @@ def number_in(path: str | Path, key: str = "", unit: int = 1) -> int | None:
     return int(found) * unit if found.isdigit() else None
 
 
-def _line(path: str, start: str) -> str | None:
-    """What follows `start` in the first line of a file of Linux that begins so."""
-    with contextlib.suppress(OSError):
-        for line in Path(path).read_text().splitlines():
-            if line.startswith(start):
-                return line.removeprefix(start)
-    return None
-
-
 def environment() -> dict[str, Any]:
     """Versions, machine and commit, as a run folder records them."""
-    processor = (_line("/proc/cpuinfo", "model name") or "").partition(":")[2].strip()
+    named = None
+    with contextlib.suppress(OSError):
+        named = re.search(r"model name\s*:(.*)", Path("/proc/cpuinfo").read_text())
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": _installed()["versions"],
         "platform": platform.platform(),
-        "processor": processor or platform.processor() or platform.machine(),
+        "processor": named[1].strip() if named else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch is not None else None,
         "gpu": gpu,
-        "commit": _commit(),
+        "commit": _installed()["commit"],
     }
 
 
 @functools.cache
-def _version(package: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
-
-
-@functools.cache
-def _commit() -> str | None:
+def _installed() -> dict[str, Any]:
+    """What else does not change while a process runs: the versions of packages, and the commit."""
+    found: dict[str, Any] = {"versions": dict.fromkeys(PACKAGES), "commit": None}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found["versions"][name] = metadata.version(name)
     command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.check_output(
+        found["commit"] = subprocess.check_output(
             command, text=True, timeout=5, stderr=subprocess.DEVNULL
         ).strip()
-    return None
+    return found
 
 
 class Stopped(KeyboardInterrupt):

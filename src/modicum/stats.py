@@ -81,14 +81,14 @@ def majority_at_k(
     else:
         rng = random.Random(f"{key}/{k}")
         subsets = [rng.sample(votes, k) for _ in range(draws)]
-    return statistics.fmean(_majority(subset, right) for subset in subsets)
 
+    def share(subset: Sequence[str | None]) -> float:
+        counts = Counter(vote for vote in subset if vote is not None)
+        most = max(counts.values(), default=0)
+        tied = [vote for vote, count in counts.items() if count == most]
+        return (right in tied) / len(tied) if tied else 0.0
 
-def _majority(votes: Sequence[str | None], right: str) -> float:
-    counts = Counter(vote for vote in votes if vote is not None)
-    most = max(counts.values(), default=0)
-    tied = [vote for vote, count in counts.items() if count == most]
-    return (right in tied) / len(tied) if tied else 0.0
+    return statistics.fmean(map(share, subsets))
 
 
 def standard_error(scores: ArrayLike) -> float:

@@ -56,7 +56,7 @@ def run(args: list[str]) -> int:
     findings = audit(task, reward, STYLES[options.style], problems, options.share)
     flagged = [finding for finding in findings if finding.why]
     head = {"task": str(task), "reward": str(reward), "style": options.style}
-    values = {**head, "problems": len(problems), "answers": [f.to_json() for f in findings]}
+    values = {**head, "problems": len(problems), "answers": [vars(f) for f in findings]}
     text = (
         f"{reward} on {task}, style {options.style}: means over {len(problems)} problems\n\n"
         f"{table(findings)}\n\n{len(flagged)} of {len(findings) - 1} degenerate answers are flagged"

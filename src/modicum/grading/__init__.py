@@ -2,9 +2,28 @@
 
 extraction      the final answer in a text
 comparison      are two answers the same: by value, text, parts
-spelling parts intervals       one spelling of signs; members of lists; sets of reals
-quantities units               numbers with units
+spelling parts  one spelling of signs; members of lists, sets of reals
+quantities      numbers with units
+words.toml                     signs, functions, units and the like, by name
 expressions     exact evaluation of arithmetic
 lexer latex values algebra     formulas, and their equality at random points
-symbolic equivalence           algebra in a child process with a time limit
+equivalence                    algebra in a child process with a time limit
 """
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("words.toml").read_text("utf-8"))
+
+
+def pairs(name: str) -> dict[str, str]:
+    """A text of WORDS as a table: each second word by the one before it."""
+    words = WORDS[name].split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def rules(name: str) -> list[tuple[re.Pattern[str], str]]:
+    """A list of WORDS as patterns, and what takes the place of what each finds."""
+    return [(re.compile(pattern), new) for pattern, new in WORDS[name]]

@@ -18,8 +18,8 @@ import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
-from modicum.grading.intervals import MIRROR
 from modicum.grading.latex import Node, Relations, TooLarge, parse
+from modicum.grading.parts import MIRROR
 from modicum.grading.quantities import quantity, shows
 from modicum.grading.values import CONTEXT, Value, close, divide, to_mp, value_at
 

@@ -12,11 +12,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
-from modicum.grading import intervals
-from modicum.grading.parts import Parts, split
-from modicum.grading.quantities import quantity, same_quantity
+from modicum.grading.parts import WRITTEN, Parts, reals, split
+from modicum.grading.quantities import quantity, same_quantity, split_unit
 from modicum.grading.spelling import TEXT, key
-from modicum.grading.units import split_unit
 
 
 class Algebra(NamedTuple):
@@ -128,9 +126,9 @@ def _bound(text: str) -> tuple[str, str] | None:
 
 def _same_reals(gold: str, answer: str, algebra: Algebra) -> bool:
     """Whether two sets of reals, or inequalities that describe them, are the same."""
-    if not intervals.WRITTEN.search(gold) and not intervals.WRITTEN.search(answer):
+    if not WRITTEN.search(gold) and not WRITTEN.search(answer):
         return False
-    g, a = intervals.of(gold, algebra.value), intervals.of(answer, algebra.value)
+    g, a = reals(gold, algebra.value), reals(answer, algebra.value)
     if g is None or a is None or (g[0] and a[0] and g[0] != a[0]):
         return False
     return g[1] == a[1]
@@ -188,13 +186,12 @@ def _same_parts(gold: Parts, answer: Parts, depth: int, algebra: Algebra) -> boo
 def _same_members(gold: list[str], answer: list[str], depth: int, algebra: Algebra) -> bool:
     """Whether two lists of equal length hold the same members, in any order."""
     loose, rest = [], list(answer)
-    keys = [key(part) for part in rest]
     for part in gold:
-        if key(part) in keys:
-            place = keys.index(key(part))
-            del keys[place], rest[place]
-        else:
+        twin = next((other for other in rest if key(other) == key(part)), None)
+        if twin is None:
             loose.append(part)
+        else:
+            rest.remove(twin)
     if len(loose) > MAX_LOOSE:
         return False
     for part in loose:

@@ -1,4 +1,4 @@
-r"""The comparison that runs in the child of `symbolic`: own algebra, then math-verify.
+r"""The child of `answers`, and the comparison that runs in it: own algebra, then math-verify.
 
 Formulas that `latex` reads are decided by `algebra`. Others that have a command for it (sums,
 integrals, limits, products of matrices) are asked of math-verify, with its tolerance for
@@ -7,16 +7,23 @@ rounding turned down. It has no say where we can read both.
 
 from __future__ import annotations
 
+import json
+import logging
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
+from modicum.child import limit, serve
 from modicum.grading import algebra, comparison, latex
 from modicum.grading.quantities import quantity
 
+SPARE_SECONDS = 15  # of processor time above the limit, for importing sympy
+MAX_MEMORY = 2 << 30  # bytes of address space, where limits exist
 MAX_VERIFIED = 200  # characters of a formula that math-verify sees
 LIBRARY = re.compile(r"\\(?:sum|prod|i{0,2}int|lim|begin|det|partial)(?![A-Za-z])")
 # Where its readings and ours would differ: lists, relations, texts, open intervals.
@@ -33,8 +40,8 @@ DIGITS = 30  # that math-verify compares
 FAILURES = (latex.Unreadable, RecursionError, OverflowError, MemoryError, ValueError)
 
 
-def same(gold: str, answer: str, notify: Callable[..., None]) -> bool:
-    """Whether two cleaned answers are equal; `notify(importing="sympy")` before that import."""
+def same(gold: str, answer: str, say: Callable[[str], None]) -> bool:
+    """Whether two cleaned answers are equal; `say` is told when sympy is imported, and was."""
 
     def decide(gold: str, answer: str) -> bool:
         try:
@@ -42,7 +49,7 @@ def same(gold: str, answer: str, notify: Callable[..., None]) -> bool:
         except latex.TooLarge:
             return False
         except FAILURES:
-            return _verify(gold, answer, notify)
+            return _verify(gold, answer, say)
 
     try:
         return comparison.same(gold, answer, algebra=comparison.Algebra(decide, _value))
@@ -56,7 +63,7 @@ def _value(text: str) -> Fraction | None:
     return None
 
 
-def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:
+def _verify(gold: str, answer: str, say: Callable[[str], None]) -> bool:
     if max(len(gold), len(answer)) > MAX_VERIFIED or quantity(gold) is not None:
         return False
     both = INDEX.sub("", f"{gold} {answer}")
@@ -65,7 +72,7 @@ def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:
     gold, answer = (
         LETTER_I.sub("j", text) if INDEX_I.search(text) else text for text in (gold, answer)
     )
-    library = _library(notify)
+    library = _library(say)
     # Its own limit needs SIGALRM and the main thread; the parent enforces ours.
     trees = [library.parse(f"${text}$", parsing_timeout=0)[:1] for text in (gold, answer)]
     if not all(trees) or any(isinstance(tree[0], str) for tree in trees):
@@ -76,13 +83,25 @@ def _verify(gold: str, answer: str, notify: Callable[..., None]) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _library(notify: Callable[..., None]) -> ModuleType:
-    notify(importing="sympy")
+def _library(say: Callable[[str], None]) -> ModuleType:
+    say('{"importing": "sympy"}')
     import math_verify
 
     # The first comparison loads much of sympy; that is no work of the answer that waits.
     texts = (r"$\sum_{k=1}^{n} k$", r"$\frac{n^2+n}{2}$")
     gold, answer = (math_verify.parse(text, parsing_timeout=0) for text in texts)
     math_verify.verify(gold, answer, timeout_seconds=None)
-    notify(ready=True)
+    say('{"ready": true}')
     return math_verify
+
+
+def answer(question: Any, say: Callable[[str], None]) -> str:
+    """The verdict on a question of `answers.by_algebra`."""
+    # One long multiplication keeps all threads waiting; the system then ends us.
+    limit("RLIMIT_CPU", int(time.process_time() + question["seconds"]) + SPARE_SECONDS)
+    return json.dumps({"same": same(question["gold"], question["answer"], say)})
+
+
+if __name__ == "__main__":
+    logging.disable()  # math-verify warns that its own limit is off
+    serve(answer, lambda: '{"ready": true}', RLIMIT_AS=MAX_MEMORY)

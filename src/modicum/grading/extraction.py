@@ -13,10 +13,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
+from modicum.grading import pairs
 from modicum.grading.quantities import DECIMAL, number
 from modicum.grading.spelling import TEXT
+
+T = TypeVar("T")
 
 BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}]+)")
@@ -47,17 +51,13 @@ TURN = re.compile(
         [ \t]{0,4}[0-9]{0,4}[*_ \t]{0,4} (?:[:：] | $) )
     | (?P<token> <[|｜][a-z_▁\ ]{2,40}[|｜]> | <(?:start|end)_of_turn> | \[/?INST\] | </?s> )"""
 )
-# What opens thinking and what closes it, as models write it and as templates begin it.
-TAGS = ("think", "thinking", "thought", "reasoning", "seed:think")
-THINKING = {f"<{tag}>": f"</{tag}>" for tag in TAGS} | {"<|START_THINKING|>": "<|END_THINKING|>"}
-THINKING |= {"[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<|channel>thought": "<channel|>"}
-THINKING |= {"<|channel|>analysis<|message|>": "<|channel|>final<|message|>"}
+THINKING = pairs("thinking")  # what opens it, and what closes it
 THINK = re.compile("|".join(map(re.escape, [*THINKING, *THINKING.values()])))
 PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 
 
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    return next(iter(deque(pattern.finditer(text), 1)), None)
+def _last(found: Iterable[T]) -> T | None:
+    return next(iter(deque(found, 1)), None)
 
 
 def after_thinking(text: str) -> str:
@@ -78,10 +78,13 @@ def own_turn(text: str) -> str:
     """
     answered = False
     for start, stop, opens in (part for part in _spoken(text) if part[0] < part[1]):
-        marks = _marks(text[start:stop])
-        end = 0 if answered else _first_answer(text[start:stop], marks)
-        if end is not None:
-            answered = True
+        part, end = text[start:stop], 0
+        marks = _marks(part)
+        if not answered:  # where the first marked or stated answer ends
+            first = min(marks, default=len(part))
+            stated = (m.end() for m in ANSWER_IS.finditer(part, 0, first) if _stated(m) is not None)
+            end = next(stated, first if marks else None)
+        if answered := end is not None:
             turn = TURN.search(text, start + end, stop)
             if turn or (marks and opens):
                 return text[: turn.start() if turn else stop]
@@ -114,19 +117,6 @@ def _marks(text: str) -> list[int]:
     return ends + [m.end() for m in (BARE_BOX.search(text), HASHES.search(text)) if m]
 
 
-def _first_answer(text: str, marks: list[int]) -> int | None:
-    """Where the first marked or stated answer ends."""
-    first = min(marks, default=len(text))
-    stated = (m.end() for m in ANSWER_IS.finditer(text, 0, first) if _stated(m) is not None)
-    return next(stated, first if marks else None)
-
-
-def _tagged(text: str) -> str | None:
-    before, mark, _ = text.rpartition("</answer>")
-    _, opened, content = before.rpartition("<answer>")
-    return content.strip() if mark and opened else None
-
-
 def boxes(text: str) -> Iterator[tuple[int, int]]:
     r"""Where the content of each \boxed{} begins and ends, in the order in which they close."""
     stack: list[int] = []  # where content begins; -1 for a brace that is no box
@@ -141,8 +131,7 @@ def boxes(text: str) -> Iterator[tuple[int, int]]:
 
 def _boxed(text: str) -> str | None:
     r"""The content of the \boxed{} that closes last, or of a last `\boxed 42`."""
-    found = next(iter(deque(boxes(text), 1)), None)
-    bare = _last(BARE_BOX, text)
+    found, bare = _last(boxes(text)), _last(BARE_BOX.finditer(text))
     if bare is not None and (found is None or bare.start() > found[1]):
         return bare[1].rstrip(".,;$")
     return None if found is None else text[found[0] : found[1]].strip()
@@ -151,9 +140,12 @@ def _boxed(text: str) -> str | None:
 def extract(text: str) -> str | None:
     """The marked final answer, "" if the mark is empty, None if there is no mark."""
     text = after_thinking(text)
-    for found in (_tagged(text), _boxed(text)):
-        if found is not None:
-            return found
+    before, closed, _ = text.rpartition("</answer>")
+    _, opened, content = before.rpartition("<answer>")
+    if closed and opened:
+        return content.strip()
+    if (found := _boxed(text)) is not None:
+        return found
     hashes = HASHES.search(text)
     return None if hashes is None else hashes[1].strip()
 
@@ -169,14 +161,13 @@ def extract_lenient(text: str) -> str | None:
     text = after_thinking(text)
     if OPENED.search(text):
         return None
-    stated = _last(ANSWER_IS, text)
-    found = None if stated is None else _stated(stated)
-    if found is not None:
+    stated = _last(ANSWER_IS.finditer(text))
+    if stated is not None and (found := _stated(stated)) is not None:
         return found
     # One "User:" may be part of the working; where somebody answers it is a dialogue.
     turns = [turn for turn in TURN.finditer(text) if turn["speaker"] or turn["token"]]
-    last = _last(ANY_NUMBER, text[: turns[0].start()]) if len(turns) > 1 else None
-    last = last or _last(ANY_NUMBER, text)
+    first = turns[0].start() if len(turns) > 1 else 0
+    last = _last(ANY_NUMBER.finditer(text, 0, first)) or _last(ANY_NUMBER.finditer(text))
     return None if last is None else last[0]
 
 

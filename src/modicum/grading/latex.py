@@ -25,9 +25,7 @@ __all__ = ["Node", "Relations", "TooLarge", "Unreadable", "parse"]
 
 MAX_NESTING = 30
 RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!="))
-INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 CLOSING = {"(": ")", "[": "]", "{": "}"}
-DEGREE = ("fn", "degree")
 CONSTANTS = frozenset(("pi", "e", "i"))
 
 
@@ -77,18 +75,15 @@ class _Parser:
             raise Unreadable(self.next)
         return Relations(tuple(sides), tuple(relations))
 
-    def sum(self) -> Node:
-        total = self.product()
-        while sign := self.take("+", "-"):
-            term = self.product()
-            total = ("add", total, term if sign == "+" else ("neg", term))
-        return total
-
-    def product(self) -> Node:
+    def sum(self, least: int = 0) -> Node:
+        """Terms with their signs, or where `least` is 1 a term: factors side by side."""
         total = self.factor()
         divided = False
         while True:
-            if sign := self.take("*", "/"):
+            if least < 1 and (sign := self.take("+", "-")):
+                term = self.sum(1)
+                total = ("add", total, term if sign == "+" else ("neg", term))
+            elif sign := self.take("*", "/"):
                 factor = self.factor()
                 total = ("mul" if sign == "*" else "div", total, factor)
                 # 1/ab may be meant as 1/(ab); (1/2)x is what 1/2x is taken for.
@@ -106,9 +101,8 @@ class _Parser:
             return False
         if token[0].isdigit():
             return self.tokens[self.place - 1] == "!"  # 3!5!
-        if token[0] == ".":
-            return token[1].isalpha()
-        return token[0] in "([{\\" or (token == "|" and not self.bars)
+        variable = token[0] == "." and token[1].isalpha()
+        return variable or token[0] in "([{\\" or (token == "|" and not self.bars)
 
     def factor(self) -> Node:
         if sign := self.take("+", "-"):
@@ -126,23 +120,14 @@ class _Parser:
             elif self.take("%"):
                 base = ("fn", "percent", base)
             elif self.take("°"):
-                base = (*DEGREE, base)
+                base = ("fn", "degree", base)
             elif self.next == "^":
-                exponent = self.exponent()
-                if exponent == DEGREE:
-                    base = (*DEGREE, base)
-                    continue
-                return ("pow", base, exponent)
+                return ("pow", base, self.exponent())
             else:
                 return base
 
     def exponent(self) -> Node:
         self.need("^")
-        if self.tokens[self.place : self.place + 3] == ["{", r"\circ", "}"]:
-            self.place += 3
-            return DEGREE
-        if self.take(r"\circ"):
-            return DEGREE
         if self.take("{"):
             return self.until("}")
         if self.take("-"):
@@ -227,36 +212,27 @@ class _Parser:
     def command(self, name: str) -> Node:
         if name in CONSTANTS:
             return ("const", name)
-        if name == "frac":
-            return ("div", self.argument(), self.argument())
-        if name == "binom":
-            return ("fn", "binom", self.argument(), self.argument())
+        if name in ("frac", "binom"):
+            both = self.argument(), self.argument()
+            return ("div", *both) if name == "frac" else ("fn", "binom", *both)
         if name in ("lfloor", "lceil"):
             return ("fn", name[1:], self.until("\\r" + name[1:]))
         if name == "sqrt":
-            return self.root()
+            degree = self.until("]") if self.take("[") else ("num", Fraction(2))
+            return ("fn", "root", self.until("}") if self.take("{") else self.primary(), degree)
         if name in FUNCTIONS:
             return self.function(name)
         raise Unreadable("\\" + name)
-
-    def root(self) -> Node:
-        degree: Node = ("num", Fraction(2))
-        if self.take("["):
-            degree = self.until("]")
-        radicand = self.until("}") if self.take("{") else self.primary()
-        return ("fn", "root", radicand, degree)
 
     def function(self, name: str) -> Node:
         base: tuple[Node, ...] = ()
         if name in ("log", "lg") and self.take("_"):
             base = (self.argument(),)
         power = self.exponent() if self.next == "^" else None
-        if power == DEGREE:
-            raise Unreadable("a function in degrees")
         if power == ("neg", ("num", Fraction(1))):
-            if name not in INVERSE:
+            if name not in ("sin", "cos", "tan"):
                 raise Unreadable(f"{name}^-1")
-            name, power = INVERSE[name], None
+            name, power = "arc" + name, None
         if opening := self.take("(", "[", "{"):
             inner = self.sum()
             if name == "log" and not base and self.take(","):  # log(8, 2), as in programs

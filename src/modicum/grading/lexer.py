@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from modicum.grading import WORDS, rules
 from modicum.grading.quantities import DECIMAL
 from modicum.grading.spelling import clean
 
@@ -18,33 +19,14 @@ TOKEN = re.compile(
     rf"\s*(?:(?P<num>{DECIMAL})"
     r"|(?P<marked>\\(?:mathbf|vec|hat|bar|overline)\s*(?:\{\s*[A-Za-z]\s*\}|\s[A-Za-z]))"
     r"|(?P<command>\\[A-Za-z]+)|(?P<word>[A-Za-z]+)"
-    r"|(?P<op>\*\*|<=|>=|!=|[-+*/^_!%()\[\]{}|=<>',°]))",
+    r"|(?P<op>\*\*|<=|>=|!=|[-+*/^_!%()\[\]{}|=<>',°])|(?P<other>\S))",
     re.ASCII,
 )
 DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
 WORD = re.compile(r"[A-Za-z]{3,}|[A-Z]{2}")  # as a whole answer
-UPRIGHT = re.compile(r"\\(?:mathrm|operatorname|mathit|rm)\s*\{\s*([A-Za-z]+)\s*\}")
-REPLACE = {
-    r"\cdot": "*", r"\times": "*", r"\div": "/", r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
-    r"\dbinom": r"\binom", r"\tbinom": r"\binom",
-    r"\bigl": "", r"\bigr": "", r"\limits": "", r"\degree": r"^\circ ",
-}  # fmt: skip
-PLAIN = re.compile(
-    "|".join(re.escape(k) + ("(?![A-Za-z])" if k[0] == "\\" else "") for k in REPLACE)
-)
-
-_FUNCTIONS = (
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp abs floor ceil cbrt"
-    " cis factorial"
-)
-FUNCTIONS = frozenset(_FUNCTIONS.split())
-ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil", "Abs": "abs"}
-_GREEK = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi"
-    " rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi"
-    " Omega ell"
-)
-GREEK = frozenset(_GREEK.split())
+PLAIN = rules("formulas")
+FUNCTIONS = frozenset(WORDS["analytic"].split() + WORDS["functions"].split())
+GREEK = frozenset(WORDS["greek"].split())
 
 
 class Unreadable(Exception):
@@ -60,15 +42,12 @@ def tokens_of(text: str) -> list[str]:
     text = clean(text).replace("{,}", ",")
     if DATE.fullmatch(text) or (WORD.fullmatch(text) and text not in GREEK):
         raise Unreadable("a date or a word")
-    text = UPRIGHT.sub(r" \1 ", text.replace(r"\,", " "))
-    text = PLAIN.sub(lambda match: REPLACE[match[0]], text)
+    for pattern, plain in PLAIN:
+        text = pattern.sub(plain, text)
     tokens: list[str] = []
-    place, text = 0, text.rstrip()
-    while place < len(text):
-        match = TOKEN.match(text, place)
-        if match is None:
-            raise Unreadable(text[place : place + 20])
-        place = match.end()
+    for match in TOKEN.finditer(text.rstrip()):
+        if match["other"]:
+            raise Unreadable(match["other"])
         if word := match["word"]:
             tokens.extend(_letters(word))
         elif marked := match["marked"]:
@@ -85,7 +64,7 @@ def tokens_of(text: str) -> list[str]:
 
 
 def _letters(word: str) -> list[str]:
-    word = ALIASES.get(word, word)
+    word = WORDS["aliases"].get(word, word)
     if word in FUNCTIONS or word in ("sqrt", "pi"):
         return ["\\" + word]
     if len(word) > 2 and word in GREEK:  # theta; xi and mu may be products

@@ -1,18 +1,28 @@
-r"""The parts of an answer: members of lists and sets, entries of tuples and matrices."""
+r"""The parts of an answer: members of lists and sets, entries of tuples and matrices; sets of reals.
+
+A set of reals, such as x < 3, (-\infty,3), (0,9) \cup (9,36), \mathbb{R} \setminus \{1\}, is where
+it begins and ends, in order. An end is a value and 0 before it or 1 behind it: [a,b) is (a,0)
+(b,0), and the point a is (a,0) (a,1). So equal sets have equal ends, however they are written.
+"""
 
 from __future__ import annotations
 
+import operator
 import re
+from bisect import bisect_right
+from collections.abc import Callable
+from fractions import Fraction
+from functools import reduce
 
 from modicum.grading.quantities import quantity
-from modicum.grading.spelling import key
+from modicum.grading.spelling import TEXT, key
 
 Parts = tuple[str, list[str]]
 
+UNEQUAL = re.compile(r"[<>]|!=")
 OPENING, CLOSING = "([{⟨‹", ")]}⟩›"
 BRACKETS = {r"\{": "⟨", r"\}": "⟩", r"\langle": "‹", r"\rangle": "›"}
-RELATION = re.compile(r"[<>]|!=")
-AND = re.compile(
+JOINT = re.compile(
     r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=\s)(?:and|or)(?=\s)|\\(?:lor|vee|land|wedge)(?![A-Za-z])|;"
 )
 JOINED = re.compile(r"\b(and|or)\b")
@@ -22,7 +32,7 @@ MATRIX = re.compile(
 )
 NESTED = re.compile(r"(?:Matrix\()?\[\s*\[([^\[\]]*(?:\]\s*,?\s*\[[^\[\]]*)*)\]\s*\]\)?")
 PAIR = re.compile(r"\(([^()=]+)\)\s*=\s*\((.+)\)")
-NAME = re.compile(r"[A-Za-z]|[A-Za-z]_\{?\w\}?|\\[A-Za-z]+")
+LETTER = re.compile(r"[A-Za-z]|[A-Za-z]_\{?\w\}?|\\[A-Za-z]+")
 
 
 def split(text: str) -> Parts:
@@ -31,13 +41,14 @@ def split(text: str) -> Parts:
     A tuple or interval is named by its brackets; "" means that there are no parts.
     """
     if r"\cup" in text:
-        return "union" + "<" * bool(RELATION.search(text)), text.split(r"\cup")
+        return "union" + "<" * bool(UNEQUAL.search(text)), text.split(r"\cup")
     text = text.strip()
-    if matrix := _matrix(text):
-        return matrix
+    if rows := rows_of(text):
+        shape = "x".join(str(len(row)) for row in rows)
+        return f"matrix {shape}", [entry.strip() for row in rows for entry in row]
     if (pair := PAIR.fullmatch(text)) and (values := at_commas(pair[2])):
         names = [name.strip() for name in pair[1].split(",")]
-        if len(names) == len(values) > 1 and all(map(NAME.fullmatch, names)):
+        if len(names) == len(values) > 1 and all(map(LETTER.fullmatch, names)):
             return "set", [f"{name}={value}" for name, value in zip(names, values, strict=True)]
     text = with_brackets(text)
     inner, kind = at_commas(text[1:-1]), text[:1] + text[-1:]
@@ -47,19 +58,17 @@ def split(text: str) -> Parts:
         return kind if len(inner) > 1 else "", inner
     if quantity(text) is not None:
         return "", [text]  # the commas of 1,000 part nothing
-    parts = at_commas(AND.sub(",", text)) or [text]
-    parts = [_signed(p, sign) for p in parts for sign in ("+-" if r"\pm" in p else "+")]
+    parts = at_commas(JOINT.sub(",", text)) or [text]
+    parts = [
+        part.replace(r"\pm", sign).replace(r"\mp", "-" if sign == "+" else "+")
+        for part in parts
+        for sign in ("+-" if r"\pm" in part else "+")
+    ]
     if len(parts) < 2:
         return "", parts
     # x<2 or x>5 is everything that x<2 and x>5 is not.
-    joined = "".join(sorted(set(JOINED.findall(text)))) if RELATION.search(text) else ""
+    joined = "".join(sorted(set(JOINED.findall(text)))) if UNEQUAL.search(text) else ""
     return "set" + joined, parts
-
-
-def _matrix(text: str) -> Parts | None:
-    rows = rows_of(text) or []
-    shape = "x".join(str(len(row)) for row in rows)
-    return (f"matrix {shape}", [entry.strip() for row in rows for entry in row]) if rows else None
 
 
 def rows_of(text: str) -> list[list[str]] | None:
@@ -77,11 +86,6 @@ def with_brackets(text: str) -> str:
     return text
 
 
-def _signed(text: str, sign: str) -> str:
-    """`text` with one sign of its plus-minus chosen."""
-    return text.replace(r"\pm", sign).replace(r"\mp", "-" if sign == "+" else "+")
-
-
 def at_commas(text: str) -> list[str] | None:
     """`text` cut at the commas outside brackets; None if its brackets do not match."""
     parts, depth, start = [], 0, 0
@@ -94,3 +98,165 @@ def at_commas(text: str) -> list[str] | None:
             start = place + 1
     parts.append(text[start:].strip())
     return [part for part in parts if part] if depth == 0 else None
+
+
+# Sets of reals --------------------------------------------------------------------------
+
+Ends = tuple[tuple[Fraction | float, int], ...]
+Reals = tuple[str, Ends]  # and the variable in the set, "" for none
+Value = Callable[[str], Fraction | None]
+
+MAX_PARTS = 20
+OR = re.compile(r"(?<=\s)or(?=\s)|\\(?:lor|vee|cup)(?![A-Za-z])")
+AND = re.compile(r"(?<=\s)and(?=\s)|\\(?:land|wedge)(?![A-Za-z])")
+KEEP = {"cap": operator.and_, "setminus": operator.gt}  # gt: in the left, not in the right
+OPERATION = re.compile(r"\\(cap|setminus)(?![A-Za-z])")
+# A text without any of these is no set that can be written in two ways.
+WRITTEN = re.compile(r"[<>]|!=|\\(?:cup|cap|setminus)(?![A-Za-z])|\bexcept\b")
+RELATION = re.compile(r"([<>]=?|!=|=)")
+NAME = re.compile(r"[A-Za-z]|\\[a-z]+|[A-Za-z]_\{?\w\}?")
+MEMBER = re.compile(r"([A-Za-z]|\\[a-z]+)\s*\\in(?![A-Za-z])\s*(.*)")
+BUILDER = re.compile(
+    r"[⟨{]\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\\mid|\\colon|\||:)(.*)[⟩}]"
+)
+REAL = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?")
+MINUS = re.compile(r"(?<=[])}R])\s*-(?=\s*[⟨{])")
+EXCEPT = re.compile(r"(?:all )?real(?: number)?s? (?:except|other than)(?: for)? (?:\w ?= ?)?(.*)")
+INFINITE = re.compile(r"([-+]?)\s*\\infty")
+ALL: Ends = ((float("-inf"), 1), (float("inf"), 0))
+MIRROR = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!=", "=": "="}
+
+
+class Unknown(Exception):
+    """The text is no set of real numbers that is understood."""
+
+
+def reals(text: str, value: Value) -> Reals | None:
+    """The set of real numbers that `text` is or describes, else None."""
+    text = " ".join(with_brackets(TEXT.sub(r" \1 ", text)).split())
+    try:
+        return _either(MINUS.sub(r"\\setminus", text), value)
+    except Unknown:
+        return None
+
+
+def _either(text: str, value: Value) -> Reals:
+    if builder := BUILDER.fullmatch(text):
+        inner = _either(builder[2].strip(), value)
+        if inner[0] != builder[1]:
+            raise Unknown
+        return inner
+    if words := EXCEPT.fullmatch(text):
+        return ("", _combined(ALL, _points(words[1], value), operator.gt))
+    return _joined([_both(part, value) for part in OR.split(text)], operator.or_)
+
+
+def _both(text: str, value: Value) -> Reals:
+    """x > 1 and x < 3, and the same with a comma; x \\ne 1, 2 is one relation."""
+    parts: list[str] = []
+    for part in at_commas(AND.sub(",", text)) or []:
+        if parts and not RELATION.search(part) and not MEMBER.match(part):
+            parts[-1] += "," + part
+        else:
+            parts.append(part)
+    if not parts:
+        raise Unknown
+    found = _joined([_one(part, value) for part in parts], operator.and_)
+    if len(parts) > 1 and not found[1]:
+        raise Unknown  # x<1, x>2 may be meant as "or"
+    return found
+
+
+def _joined(sets: list[Reals], keep: Callable[[bool, bool], bool]) -> Reals:
+    names = {name for name, _ in sets} - {""}
+    if len(names) > 1 or len(sets) > MAX_PARTS:
+        raise Unknown
+    ends = reduce(lambda left, right: _combined(left, right, keep), [ends for _, ends in sets])
+    return ("".join(names), ends)
+
+
+def _one(text: str, value: Value) -> Reals:
+    """x < a, a < x < b, x \\ne a and their mirrors, x \\in a set, or a set."""
+    if member := MEMBER.fullmatch(text):
+        return (member[1], _set(member[2], value))
+    parts = [part.strip() for part in RELATION.split(text)]
+    if len(parts) == 1:
+        return ("", _set(text, value))
+    if len(parts) == 5 and parts[1][0] == parts[3][0]:
+        halves = parts[2] + MIRROR[parts[1]] + parts[0], "".join(parts[2:])
+        return _joined([_one(half, value) for half in halves], operator.and_)
+    if len(parts) > 3:
+        raise Unknown
+    name, sign, end = parts
+    if not NAME.fullmatch(name):
+        name, sign, end = end, MIRROR[sign], name
+    if not NAME.fullmatch(name):
+        raise Unknown
+    if sign[0] == "<":
+        return (name, _interval(rf"(-\infty,{end}" + ")]"[sign == "<="], value))
+    if sign[0] == ">":
+        return (name, _interval("(["[sign == ">="] + rf"{end},\infty)", value))
+    points = _points(end, value)
+    return (name, points if sign == "=" else _combined(ALL, points, operator.gt))
+
+
+def _set(text: str, value: Value) -> Ends:
+    """Intervals, points and the reals, joined by \\cap and \\setminus from left to right."""
+    first, *rest = OPERATION.split(text)
+    ends = _term(first.strip(), value)
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        ends = _combined(ends, _term(term.strip(), value), KEEP[sign])
+    return ends
+
+
+def _term(text: str, value: Value) -> Ends:
+    if REAL.fullmatch(text):
+        return ALL
+    if text in (r"\emptyset", r"\varnothing"):
+        return ()
+    if text[:1] + text[-1:] in ("⟨⟩", "{}"):
+        return _points(text[1:-1], value)
+    return _interval(text, value)
+
+
+def _points(text: str, value: Value) -> Ends:
+    """The set of the numbers in a list."""
+    texts = at_commas(AND.sub(",", text)) or []
+    numbers = {
+        _number(part.replace(r"\pm", sign), value)
+        for part in texts
+        for sign in ("+-" if r"\pm" in part else "+")
+    }
+    if not numbers:
+        raise Unknown
+    return tuple((number, side) for number in sorted(numbers) for side in (0, 1))
+
+
+def _interval(text: str, value: Value) -> Ends:
+    parts = at_commas(text[1:-1]) or []
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or len(parts) != 2:
+        raise Unknown
+    low, high = (_number(part, value) for part in parts)
+    first, last = (low, int(text[0] == "(")), (high, int(text[-1] == "]"))
+    if not first < last or first == (ALL[0][0], 0) or last == (ALL[1][0], 1):
+        raise Unknown  # nothing is closed at infinity
+    return first, last
+
+
+def _number(text: str, value: Value) -> Fraction | float:
+    if infinite := INFINITE.fullmatch(text):
+        return float(infinite[1] + "inf")
+    number = value(text)
+    if number is None:
+        raise Unknown
+    return number
+
+
+def _combined(left: Ends, right: Ends, keep: Callable[[bool, bool], bool]) -> Ends:
+    """The set of the points that `keep` says, of whether they are in `left` and in `right`."""
+    ends = []
+    for end in sorted({*left, *right}):
+        inside = keep(bisect_right(left, end) % 2 == 1, bisect_right(right, end) % 2 == 1)
+        if inside != len(ends) % 2:
+            ends.append(end)
+    return tuple(ends)

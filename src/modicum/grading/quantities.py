@@ -1,5 +1,7 @@
 """Exact values of short texts: plain numbers, with or without a unit.
 
+Units are not converted: a metre and a hundred centimetres are two different answers.
+
 Everything here reads untrusted text. It is matched by small anchored patterns, never
 evaluated; lengths, digits and exponents are bounded, so that a hostile text costs
 nothing. Only ASCII digits count as digits.
@@ -13,8 +15,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
+from modicum.grading import WORDS
 from modicum.grading.spelling import TEXT, clean
-from modicum.grading.units import DEGREE, SHORT_UNITS, SQUARED, WORD, may_be_unit, unit_name
 
 MAX_TEXT = 1100  # characters of a number with its unit
 MAX_DIGITS = 1000  # digits of a number, written out
@@ -31,7 +33,6 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 PREFIX = _pattern(r"([-+]?)\s*((?:\\?\$|€|£|¥|₹)?)\s*([-+]?)\s*")
-# Tried in this order: the longer forms begin like the shorter ones.
 MIXED = _pattern(rf"(\d+)\s*(?:{FRAC}|\s(\d+)\s*/\s*(\d+))")
 FRACTION = _pattern(rf"{FRAC}|({DECIMAL})\s*/\s*({DECIMAL})(?![\d.])")
 SCIENTIFIC = _pattern(
@@ -45,13 +46,33 @@ REPEATING = _pattern(
 )
 DOTTED = _pattern(r"(\d*)\.(\d*?)(?:(\d)\3{2,}|(\d{2,6}?)\4+)(?:\.\.\.|\\l?dots(?![A-Za-z]))")
 PLAIN = _pattern(rf"({DECIMAL})")
+# Tried in this order: the longer forms begin like the shorter ones.
+FORMS = (MIXED, FRACTION, SCIENTIFIC, RAISED, REPEATING, DOTTED, PLAIN)
 SCALE = _pattern(
-    r"\s*(\\(?:text|textrm|mathrm|mbox)\s*\{\s*)?(thousand|million|billion|trillion)(?![A-Za-z])\s*"
+    rf"\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{\s*)?({'|'.join(WORDS['scales'])})(?![A-Za-z])\s*"
 )
-SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 GROUPS = _pattern(r"(?<=\d)(?:\{,\}|\\,|\\ |[ \u2009\u202f\u00a0])(?=\d{3}(?!\d))")
 CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
+
+DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)", re.ASCII)
+SQUARED = re.compile(r"([a-z]) (?:(squared)|cubed)(?![a-z])")
+WORD = re.compile(r"([A-Za-z]+(?:/[A-Za-z]+)?)(?:\^\{?([23])\}?)?", re.ASCII)
+UNIT_NAMES = {
+    word: line.split()[0]
+    for line in WORDS["units"].replace("\n", ";").split(";")
+    for word in line.split()
+}
+UNITS = frozenset(UNIT_NAMES.values())
+UNIT_SYNONYMS = {"unit": "", "unit2": "", "unit3": "", "mph": "mi/h", "kph": "km/h"}
+POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
+SHORT_UNITS = frozenset(WORDS["short_units"].split())
+TRAILING = re.compile(
+    r"(.*\S)\s*(?:\\(?:text|textrm|mathrm|mbox)\s*\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?"
+    r"|\s((?:[A-Za-z/]+(?:\^[23])?\s?){1,3}))",
+    re.ASCII,
+)
+NOT_UNITS = frozenset(WORDS["no_units"].split())
 
 
 class Quantity(NamedTuple):
@@ -89,7 +110,7 @@ def quantity(text: str) -> Quantity | None:
     value, end = found
     digits, rest = core[:end], core[end:]
     if scale := SCALE.match(rest):
-        value, digits = value * SCALES[scale[2]], ""
+        value, digits = value * WORDS["scales"][scale[2]], ""
         rest = (scale[1] or " ") + rest[scale.end() :]
     unit = _unit(rest)
     currency = CURRENCY.get(prefix[2].removeprefix("\\"), "")
@@ -101,51 +122,37 @@ def quantity(text: str) -> Quantity | None:
 
 def _value(text: str) -> tuple[Fraction, int] | None:
     """The value of the number that `text` begins with, and where that number ends."""
-    if match := MIXED.match(text):
-        whole, *rest = match.groups()
-        part = _ratio(rest)
-        # 3\frac{-1}{2} and 3\frac{7}{2} are products, if anything.
-        return None if part is None or not 0 <= part < 1 else (Fraction(whole) + part, match.end())
-    if match := FRACTION.match(text):
-        part = _ratio(list(match.groups()))
-        return None if part is None else (part, match.end())
-    if match := SCIENTIFIC.match(text):
-        mantissa, *exponents = match.groups()
-        scale = _power(10, _whole(exponents))
-        return None if scale is None else (_decimal(mantissa) * scale, match.end())
-    if match := RAISED.match(text):
-        base, *exponents = match.groups()
-        power = _power(int(base), _whole(exponents)) if len(base) <= MAX_DIGITS else None
-        return None if power is None else (power, match.end())
-    if match := REPEATING.match(text) or DOTTED.match(text):
-        whole, start, *rest = match.groups()
-        block = next(digits for digits in rest if digits)
-        endless = Fraction(int(block), 10 ** len(start) * (10 ** len(block) - 1))
-        return _decimal(f"{whole or 0}.{start or 0}") + endless, match.end()
-    if (match := PLAIN.match(text)) and len(match[1]) <= MAX_DIGITS:
-        return _decimal(match[1]), match.end()
+    for form in FORMS:
+        if match := form.match(text):
+            found = _read(form, [group for group in match.groups() if group is not None])
+            return None if found is None else (found, match.end())
     return None
+
+
+def _read(form: re.Pattern[str], groups: Sequence[str]) -> Fraction | None:
+    """The value of what matched; None if it has none, or too many digits."""
+    if form in (REPEATING, DOTTED):
+        whole, start, block = groups
+        endless = Fraction(int(block), 10 ** len(start) * (10 ** len(block) - 1))
+        return _decimal(f"{whole or 0}.{start or 0}") + endless
+    if form in (MIXED, FRACTION):
+        *wholes, top, bottom = map(_decimal, groups)
+        # 3\frac{-1}{2} and 3\frac{7}{2} are products, if anything.
+        fits = bottom and (not wholes or 0 <= top / bottom < 1)
+        return sum(wholes, top / bottom) if fits else None
+    if len(groups[0]) > MAX_DIGITS:
+        return None
+    if form is PLAIN:
+        return _decimal(groups[0])
+    factor, base = (groups[0], 10) if form is SCIENTIFIC else ("1", int(groups[0]))
+    exponent = int(groups[1].replace(" ", ""))
+    if len(str(base)) * abs(exponent) > 2 * MAX_DIGITS or (base == 0 and exponent <= 0):
+        return None
+    return _decimal(factor) * Fraction(base) ** exponent
 
 
 def _decimal(text: str) -> Fraction:
     return Fraction(re.sub(r"[,\s]", "", text).removesuffix("."))
-
-
-def _ratio(groups: Sequence[str | None]) -> Fraction | None:
-    """Numerator over denominator, the two groups that matched; None when that is 0."""
-    top, bottom = (_decimal(group) for group in groups if group is not None)
-    return top / bottom if bottom else None
-
-
-def _whole(groups: Sequence[str | None]) -> int:
-    return int(next(g for g in groups if g is not None).replace(" ", ""))
-
-
-def _power(base: int, exponent: int) -> Fraction | None:
-    """base^exponent, unless it may have more than 2 * MAX_DIGITS digits or is 1/0."""
-    if len(str(base)) * abs(exponent) > 2 * MAX_DIGITS:
-        return None
-    return None if base == 0 and exponent <= 0 else Fraction(base) ** exponent
 
 
 def _unit(rest: str) -> str | None:
@@ -167,6 +174,57 @@ def _unit(rest: str) -> str | None:
     return None if short and not marked and first not in SHORT_UNITS else unit_name(words)
 
 
+def unit_name(words: Sequence[str]) -> str:
+    """One spelling for the unit that `words` are: cm2 for square centimeters, % for percent."""
+    named: list[str] = []
+    power = ""
+    for word in words:
+        base, _, raised = word.strip(".,;").replace("{", "").replace("}", "").partition("^")
+        if base.lower() in POWERS:
+            power = POWERS[base.lower()]
+            continue
+        parts = [_singular(part) for part in base.split("/")]
+        named.append("/".join(parts) + (raised or power))
+        power = ""
+    text = " ".join(named).replace(" per ", "/")
+    return UNIT_SYNONYMS.get(text, text)
+
+
+def may_be_unit(word: str) -> bool:
+    """Whether a word can be a unit: no number word, and no variable such as x."""
+    if len(word) == 1 and word.islower():
+        return word in UNIT_NAMES
+    return word.lower() not in NOT_UNITS
+
+
+def _singular(word: str) -> str:
+    for name in (word, word.lower(), word.lower().removesuffix("s")):
+        if name in UNIT_NAMES:
+            return UNIT_NAMES[name]
+    return word.lower().removesuffix("s") if len(word) > 2 else word
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    r"""A formula and the unit behind it, "" for none: 2\pi and cm2 of 2\pi\text{ cm}^2.
+
+    Units are words in \text{} and known names of units.
+    """
+    text = DEGREE.sub(r" \\text{degrees}", text) if DEGREE.search(text, len(text) - 9) else text
+    match = TRAILING.fullmatch(text)
+    if match is None:
+        return text, ""
+    words = (match[2] or match[4] or "").split()
+    plain = [WORD.fullmatch(word.strip(".,;")) for word in words]
+    if not words or not all(m is not None and may_be_unit(m[1]) for m in plain):
+        return text, ""
+    # Without \text{}, m may be a variable.
+    if match[4] and not all(len(w) > 1 and (_singular(w) in UNITS or w in POWERS) for w in words):
+        return text, ""
+    if match[3]:
+        words[-1] += "^" + match[3]
+    return match[1], unit_name(words)
+
+
 def same_quantity(gold: str, answer: str) -> bool | None:
     """The verdict on two numbers with units; None if one of them is no number."""
     g, a = quantity(gold), quantity(answer)
@@ -177,16 +235,12 @@ def same_quantity(gold: str, answer: str) -> bool | None:
     hundredths = [q.value / 100 if q.unit == "%" else q.value for q in (g, a)]
     if hundredths[0] == hundredths[1]:
         return True  # 50% is 0.5; by the next line, where a unit may be missing, it is 50 too
-    return g.value == a.value or _rounds(g.value, a.value, a.digits)
-
-
-def _rounds(gold: Fraction, value: Fraction, digits: str) -> bool:
-    """Whether `gold` is an endless decimal that `digits` shows."""
-    rest = gold.denominator
+    rest = g.value.denominator
     for prime in (2, 5):
         while rest % prime == 0:
             rest //= prime
-    return rest > 1 and shows(gold, value, digits)
+    # An endless decimal may be cut or rounded.
+    return g.value == a.value or (rest > 1 and shows(g.value, a.value, a.digits))
 
 
 def shows(gold: Fraction, value: Fraction, digits: str) -> bool:

@@ -6,18 +6,13 @@ Spellings only: what a text says stays. All patterns take time linear in its len
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from unicodedata import normalize
 
-_SIGNS = (
-    "α alpha β beta γ gamma δ delta ε epsilon ζ zeta η eta θ theta κ kappa λ lambda ν nu ξ xi"
-    " ρ rho σ sigma τ tau φ phi ϕ phi χ chi ψ psi ω omega Γ Gamma Δ Delta Θ Theta Λ Lambda Σ Sigma"
-    " Φ Phi Ψ Psi Ω Omega π pi ∞ infty ∪ cup ∩ cap ∖ setminus ± pm ∓ mp ∈ in √ sqrt × times · cdot"
-    " ⋅ cdot ∙ cdot ÷ div ≤ le ≥ ge ≠ ne ∅ emptyset ⟨ langle ⟩ rangle ⌊ lfloor ⌋ rfloor ⌈ lceil"
-    " ⌉ rceil"
-)
-_NAMES = _SIGNS.split()
+from modicum.grading import WORDS, pairs, rules
+
 SIGNS = str.maketrans(
-    {sign: rf"\{name} " for sign, name in zip(_NAMES[::2], _NAMES[1::2], strict=True)}
+    {sign: rf"\{name} " for sign, name in pairs("signs").items()}
     | {sign: rf"\mathbb{{{name}}}" for sign, name in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
     | {
         sign: rf"\frac{{{top}}}{{{bottom}}}"
@@ -28,54 +23,21 @@ SIGNS = str.maketrans(
     | {"…": "...", "¢": " cents", "∛": r"\sqrt[3]"}
 )
 SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
-REPLACE = {
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac",
-    r"\!": "", r"\%": "%", r"\displaystyle": "", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\fbox{": r"\boxed{",
-    r"\backslash": r"\setminus ", r"\smallsetminus": r"\setminus ",
-}  # fmt: skip
-RELATION = re.compile(r"\\(?:([lgn])e(?:qslant|qq|q)?|([lg])t)(?![A-Za-z])")
-# 11,\! 111: the comma of thousands is drawn closer to the digits behind it.
-THOUSANDS = re.compile(
-    r"(?<=\d)(?:(?:\s*\\!)+\s*(?:,|\{,\})(?:\s|\\!)*|\s*(?:,|\{,\})\s*\\!(?:\s|\\!)*)"
-    r"(?=\d{3}(?!\d))",
-    re.ASCII,
-)
-# (\begin{array}{c} 1 \\[4pt] 2 \end{array}) is a matrix.
-ARRAY = re.compile(
-    r"[(\[]\s*\\begin\{array\}\s*(?:\{[lcr| ]*\})?((?:[^\\]|\\(?!begin))*?)\\end\{array\}\s*[)\]]"
-)
-SPACE = re.compile(r"(?<!\\)\\(?:[;: ]|q?quad(?![A-Za-z]))")
+CLEAN = rules("clean")
 INFINITY = re.compile(r"(?<![A-Za-z\\])(?:oo|[Ii]nf(?:inity)?)(?![A-Za-z])")
 
 TEXT = re.compile(
     r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt)|[mh]box|operatorname|emph|bm"
     r"|boldsymbol|underline)\s*\{([^{}]*)\}"
 )
-SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
 UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"))
 UNWRAP += (("*", "*"), ("`", "`"))
 STOP = re.compile(r"(?<![\\.])[.,;]$")
-TEXT_KEY = (
-    (re.compile(r"(?<=\d)\s*(?:\\colon|\bto)\s*(?=\d)"), ":"),
-    (re.compile(r"([_^])\s*([0-9]+|[A-Za-z])"), r"\1{\2}"),  # x^2 3 is not x^23
-    (re.compile(r"(?<!\d)(?:\s|\\,)+|(?:\s|\\,)+(?!\d)"), ""),  # and 1 2 not 12
-    (re.compile(r"\\(begin|end)\{[bBp]?matrix\}"), r"\\\1{pmatrix}"),
-    (re.compile(r"(?<![_^])\{([0-9A-Za-z])\}"), r"\1"),
-    (re.compile(r"^\(([A-Za-z])\)$"), r"\1"),
-    (re.compile(r"^\(([0-9A-Z]+)\)_"), r"\1_"),
-    (re.compile(r"\+\\infty"), r"\\infty"),
-)
-WORDS = re.compile(r"[A-Za-z]{2,}")
-# One spelling for what is written in several ways; keys have no spaces.
+KEY = rules("key")
+WORD = re.compile(r"[A-Za-z]{2,}")
 SYNONYMS = {
     other: first
-    for first, *others in (
-        (r"\emptyset", r"\varnothing", "∅", r"\{\}", "{}", "emptyset", "theemptyset"),
-        (r"(-\infty,\infty)", r"\mathbbR", "ℝ", "allrealnumbers", "allreals"),
-        (r"\infty", "infinity"),
-        ("doesnotexist", "dne"),
-        ("nosolution", "nosolutions"),
-    )
+    for first, *others in map(str.split, WORDS["synonyms"].splitlines())
     for other in others
 }
 
@@ -83,15 +45,16 @@ SYNONYMS = {
 def clean(text: str) -> str:
     r"""`text` without math delimiters, an outer \boxed{}, sizing commands and a final stop."""
     if not text.isascii():
-        text = SCRIPTS.sub(_script, text).translate(SIGNS)
+        text = SCRIPTS.sub(
+            lambda found: ("^{" if found[1] else "_{") + normalize("NFKC", found[0]) + "}", text
+        ).translate(SIGNS)
     if "\\" in text:
-        text = THOUSANDS.sub(",", text) if r"\!" in text else text
-        for old, new in REPLACE.items():
-            text = text.replace(old, new)
-        text = SPACE.sub(" ", SIZES.sub("", RELATION.sub(_relation, text)))
         if r"\begin" in text:
             text = re.sub(r"\\\\\[[^\[\]]*\]", r"\\\\", text)
-            text = ARRAY.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
+        for old, new in WORDS["spellings"].items():
+            text = text.replace(old, new)
+        for pattern, spelling in CLEAN:
+            text = pattern.sub(spelling, text)
     for old, new in (("==", "="), ("math.", ""), ("np.", ""), ("~", " ")):
         text = text.replace(old, new)
     text = INFINITY.sub(r"\\infty ", text).strip()
@@ -111,19 +74,11 @@ def clean(text: str) -> str:
     return text
 
 
-def _relation(match: re.Match[str]) -> str:
-    sign = {"l": "<", "g": ">", "n": "!"}[match[1] or match[2]]
-    return f" {sign}= " if match[1] else f" {sign} "
-
-
-def _script(match: re.Match[str]) -> str:
-    return ("^{" if match[1] else "_{") + normalize("NFKC", match[0]) + "}"
-
-
+@lru_cache(maxsize=1024)
 def key(text: str) -> str:
     """`text` in one spelling: no spaces, no \\text{}, no needless braces."""
     text = TEXT.sub(r" \1 ", text)
-    for pattern, spelling in TEXT_KEY:
+    for pattern, spelling in KEY:
         text = pattern.sub(spelling, text)
-    text = text.lower() if WORDS.fullmatch(text) else text
+    text = text.lower() if WORD.fullmatch(text) else text
     return SYNONYMS.get(text, text)

@@ -9,18 +9,22 @@ an i) is `Undefined`. So the work is bounded, whatever the formula.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import mpmath
 
+from modicum.grading import WORDS
 from modicum.grading.latex import Node, TooLarge
 
-Value = Any  # Fraction, or a number of mpmath
+Value = Any  # Fraction, or a number of mpmath: they add and multiply, but do not compare
 
 CONTEXT = mpmath.mp.clone()
 CONTEXT.dps = 60
+to_mp = CONTEXT.convert
 CLOSE = CONTEXT.mpf(10) ** -40  # relative difference of two values that count as equal
 NOTHING = CONTEXT.mpf(10) ** -45  # a function's value that counts as 0
 MAX_BITS = 100_000  # of a fraction; and of the exponent of what is none
@@ -51,8 +55,6 @@ def _value(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value:
         return point[node[1]]
     if kind == "const":
         return CONSTANTS[node[1]]
-    if kind == "neg":
-        return -_value(node[1], point, with_i)
     parts = [_value(part, point, with_i) for part in node[1:] if isinstance(part, tuple)]
     result = FUNCTIONS[node[1]](*parts) if kind == "fn" else OPERATIONS[kind](*parts)
     if isinstance(result, Fraction):
@@ -71,47 +73,28 @@ def _value(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value:
     return result
 
 
-def to_mp(value: Value) -> Value:
-    if isinstance(value, Fraction):
-        return CONTEXT.mpf(value.numerator) / value.denominator
-    return value
-
-
-def _alike(*values: Value) -> tuple[bool, Value, Value]:
-    """Whether both values are fractions, and both as numbers of one kind."""
-    if all(isinstance(value, Fraction) for value in values):
-        return True, *values
-    return False, *map(to_mp, values)
-
-
 def close(left: Value, right: Value) -> bool:
     """Whether two values are equal: exactly for fractions, else to 40 digits."""
-    exact, left, right = _alike(left, right)
-    return left == right if exact else abs(left - right) <= CLOSE * max(abs(left), abs(right))
+    if isinstance(left, Fraction) and isinstance(right, Fraction):
+        return left == right
+    left, right = to_mp(left), to_mp(right)
+    return abs(left - right) <= CLOSE * max(abs(left), abs(right))
 
 
 def _add(left: Value, right: Value) -> Value:
-    exact, left, right = _alike(left, right)
     total = left + right
-    if exact:
+    if isinstance(total, Fraction):
         return total
-    most, least = max(abs(left), abs(right)), min(abs(left), abs(right))
+    sizes = [abs(to_mp(value)) for value in (left, right)]
+    least, most = min(sizes), max(sizes)
     if least and least < CLOSE * most:
         raise TooLarge("too few digits for so small a difference")
     return CONTEXT.mpf(0) if abs(total) <= NOTHING * most else total
 
 
-def _multiply(left: Value, right: Value) -> Value:
-    _, left, right = _alike(left, right)
-    return left * right
-
-
 def divide(left: Value, right: Value) -> Value:
-    """left / right; raises Undefined for a division by zero."""
-    if not right:
-        raise Undefined
-    _, left, right = _alike(left, right)
-    return left / right
+    """left / right; ZeroDivisionError for a division by zero."""
+    return (left if isinstance(right, Fraction) else to_mp(left)) / right
 
 
 def _power(base: Value, exponent: Value) -> Value:
@@ -161,39 +144,22 @@ def _root(value: Value, degree: Value) -> Value:
 
 def _whole_root(value: int, n: int) -> int | None:
     """The n-th root of a whole number, if it is whole."""
-    if n == 1 or value < 2:
-        return value
-    if n == 2:
-        guess = math.isqrt(value)
-    elif value.bit_length() > 180:
-        return None
-    else:
-        guess = int(CONTEXT.nint(CONTEXT.power(value, CONTEXT.mpf(1) / n)))
+    guess = math.isqrt(value) if n == 2 else int(CONTEXT.nint(CONTEXT.root(value, n)))
     return guess if guess**n == value else None
 
 
-def _analytic(function: Callable[..., Value]) -> Callable[..., Value]:
-    """`function` of mpmath with bounded arguments and small values cut to 0."""
-
-    def apply(value: Value) -> Value:
-        value = to_mp(value)
-        if value and CONTEXT.mag(value) > 2000:
-            raise TooLarge("an argument too large")
-        try:
-            result = function(value)
-        except ValueError as error:
-            raise Undefined from error
-        if abs(result) > 1 / NOTHING:
-            raise Undefined  # \tan 90 degrees
-        return CONTEXT.mpf(0) if abs(result) < NOTHING else result
-
-    return apply
-
-
-def _logarithm(value: Value, base: Value = Fraction(10)) -> Value:
-    if not value:
-        raise Undefined
-    return divide(CONTEXT.log(to_mp(value)), CONTEXT.log(to_mp(base)))
+def _analytic(name: str, value: Value) -> Value:
+    """A function of mpmath, its argument bounded and small values cut to 0."""
+    value = to_mp(value)
+    if value and CONTEXT.mag(value) > 2000:
+        raise TooLarge("an argument too large")
+    try:
+        result = getattr(CONTEXT, name)(value)
+    except ValueError as error:
+        raise Undefined from error
+    if abs(result) > 1 / NOTHING:
+        raise Undefined  # \tan 90 degrees
+    return CONTEXT.mpf(0) if abs(result) < NOTHING else result
 
 
 def _factorial(value: Value) -> Value:
@@ -214,7 +180,7 @@ def _binomial(n: Value, k: Value) -> Value:
         if n > MAX_FACTORIAL:
             raise TooLarge("a binomial too large")
         return Fraction(math.comb(n.numerator, k.numerator))
-    return divide(_factorial(n), _multiply(_factorial(k), _factorial(_add(n, -k))))
+    return divide(_factorial(n), _factorial(k) * _factorial(_add(n, -k)))
 
 
 def _whole_part(value: Value) -> Fraction:
@@ -227,22 +193,16 @@ def _whole_part(value: Value) -> Fraction:
 
 
 OPERATIONS: dict[str, Callable[..., Value]] = {
-    "add": _add, "mul": _multiply, "div": divide, "pow": _power,
+    "add": _add, "mul": operator.mul, "div": divide, "pow": _power, "neg": operator.neg,
 }  # fmt: skip
 CONSTANTS: dict[str, Value] = {"pi": +CONTEXT.pi, "e": +CONTEXT.e, "i": CONTEXT.mpc(0, 1)}
 _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log"}
 FUNCTIONS: dict[str, Callable[..., Value]] = {
-    name: _analytic(getattr(CONTEXT, _NAMES.get(name, name)))
-    for name in (
-        *("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh"),
-        *("arcsin", "arccos", "arctan", "ln"),
-    )
-}
-FUNCTIONS |= {
-    "log": _logarithm,
-    "lg": _logarithm,
+    name: partial(_analytic, _NAMES.get(name, name)) for name in WORDS["analytic"].split()
+} | {
+    **dict.fromkeys(("log", "lg"), lambda value, base=10: CONTEXT.log(value) / CONTEXT.log(base)),
     "exp": lambda value: _power(CONSTANTS["e"], value),
-    "cis": lambda value: _power(CONSTANTS["e"], _multiply(CONSTANTS["i"], value)),
+    "cis": lambda value: _power(CONSTANTS["e"], CONSTANTS["i"] * value),
     "cbrt": lambda value: _root(value, Fraction(3)),
     "abs": abs,
     "root": _root,
@@ -250,6 +210,6 @@ FUNCTIONS |= {
     "binom": _binomial,
     "floor": _whole_part,
     "ceil": lambda value: -_whole_part(-value),
-    "percent": lambda value: divide(value, Fraction(100)),
-    "degree": lambda value: divide(_multiply(value, CONSTANTS["pi"]), Fraction(180)),
+    "percent": lambda value: value / Fraction(100),
+    "degree": lambda value: value * CONSTANTS["pi"] / 180,
 }

@@ -11,35 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from modicum import spec
-from modicum.rewards.accuracy import Accuracy
 from modicum.rewards.base import Reward, StepExtras, Term, reward_of
-from modicum.rewards.consistency import Consistency
-from modicum.rewards.format import Format
 from modicum.rewards.function import Function, GivenFunction, term_of
-from modicum.rewards.language import Language
-from modicum.rewards.length import Length
-from modicum.rewards.random import Random
-from modicum.rewards.repetition import Repetition
 from modicum.rewards.source import FOLDERS, rewrite
+from modicum.rewards.steps import Consistency
+from modicum.rewards.terms import Accuracy, Format, Language, Length, Random, Repetition
 from modicum.types import UserError
 
 __all__ = [
-    "REWARDS",
-    "Accuracy",
-    "Consistency",
-    "Format",
-    "Function",
-    "GivenFunction",
-    "Language",
-    "Length",
-    "Random",
-    "Repetition",
-    "Reward",
-    "StepExtras",
-    "Term",
-    "of",
-    "parse",
-    "reward_of",
+    "REWARDS", "Accuracy", "Consistency", "Format", "Function", "GivenFunction", "Language",
+    "Length", "Random", "Repetition", "Reward", "StepExtras", "Term", "of", "parse", "reward_of",
 ]  # fmt: skip
 
 REWARDS: dict[str, type[Term]] = {

@@ -34,22 +34,21 @@ class Answer:
     knows: bool = False
     finished: bool = True
 
+    def completion(self) -> Completion:
+        """With as many tokens as such a text has, about: one for four characters, and the end."""
+        count = len(self.text) // 4 + 1
+        return Completion((0,) * count, (0.0,) * count, self.text, self.finished)
+
 
 @dataclass(frozen=True)
 class Finding:
-    """What one kind of answer earned, as means over the problems; `why` it is flagged, or ""."""
+    """What one kind of answer earned, as means over the problems, None for no verdict; `why` it is flagged."""
 
     name: str
-    total: float
-    scores: dict[str, float]
+    total: float | None
+    scores: dict[str, float | None]
     example: str
     why: str = ""
-
-    def to_json(self) -> dict[str, object]:
-        """As JSON, which has no NaN: what has no verdict is null."""
-        scores = {n: None if math.isnan(s) else s for n, s in self.scores.items()}
-        total = None if math.isnan(self.total) else self.total
-        return {**vars(self), "total": total, "scores": scores}
 
 
 def answers_to(problem: Problem, style: Style) -> list[Answer]:
@@ -119,7 +118,7 @@ def audit(
     rows: list[list[dict[str, float]]] = []
     for problem, group in zip(problems, groups, strict=True):
         faults: list[str] = []
-        rows.append(reward.score_group(task, problem, [_completion(a) for a in group], faults))
+        rows.append(reward.score_group(task, problem, [a.completion() for a in group], faults))
         if faults:
             raise UserError(f"reward: {faults[0]}")
     findings: list[Finding] = []
@@ -127,26 +126,19 @@ def audit(
         found = [row[index] for row in rows]
         scores = {name: _mean([scores[name] for scores in found]) for name in found[0]}
         total = _mean([reward.total(scores) for scores in found])
-        right = findings[0].total if findings else total
-        why = "" if not findings else _why(answer, total, right, share)
+        # No verdict earns nothing.
+        why = _why(answer, total or 0.0, findings[0].total or 0.0, share) if findings else ""
         findings.append(Finding(answer.name, total, scores, answer.text, why))
     return findings
 
 
-def _completion(answer: Answer) -> Completion:
-    """With as many tokens as such a text has, about: one for four characters, and the end."""
-    count = len(answer.text) // 4 + 1
-    return Completion((0,) * count, (0.0,) * count, answer.text, answer.finished)
-
-
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float]) -> float | None:
     known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
+    return math.fsum(known) / len(known) if known else None
 
 
 def _why(answer: Answer, total: float, right: float, share: float) -> str:
-    """Why this is flagged; no verdict earns nothing."""
-    total, right = (0.0 if math.isnan(value) else value for value in (total, right))
+    """Why this is flagged."""
     if answer.knows:
         return "earns more than the right answer" if total > right + 1e-9 else ""
     if total >= right - 1e-9:
@@ -160,7 +152,7 @@ def table(findings: list[Finding]) -> str:
     rows = [["answer", "total", *(names if len(names) > 1 else [])]]
     for finding in findings:
         terms = [finding.scores[name] for name in names] if len(names) > 1 else []
-        shown = ["-" if math.isnan(value) else f"{value:.2f}" for value in (finding.total, *terms)]
+        shown = ["-" if value is None else f"{value:.2f}" for value in (finding.total, *terms)]
         rows.append([finding.name, *shown])
     reasons = ["", *(f"  <- {finding.why}" if finding.why else "" for finding in findings)]
     return "\n".join(map(str.__add__, aligned(rows), reasons))

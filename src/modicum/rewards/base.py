@@ -11,7 +11,6 @@ is left out of that completion's sum.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,10 +82,10 @@ class _Summand:
     __rmul__ = __mul__
 
 
-class Term(_Summand, Spec, ABC):
+class Term(_Summand, Spec):
     """One thing that a completion is scored for: a frozen dataclass with a `name`.
 
-    A term writes `score`; one that compares the completions of a group also `score_group`.
+    A term writes `score`, or `score_group` if it compares the completions of a group.
     """
 
     placebo: ClassVar[bool] = False
@@ -99,9 +98,16 @@ class Term(_Summand, Spec, ABC):
     def require(self, problem: Problem) -> None:
         """UserError where problems lack what this term must know of them."""
 
-    @abstractmethod
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
-        """The unweighted value, in [0, 1]; never raises for any text."""
+        """The unweighted value, in [0, 1], of a completion alone.
+
+        It never raises for any text; a UserError says that the user's own function failed.
+        """
+        faults: list[str] = []
+        (found,) = self.score_group(task, problem, [completion], faults)
+        if faults:
+            raise UserError(f"reward {faults[0]}")
+        return found
 
     def score_group(
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
@@ -134,7 +140,11 @@ class Reward(_Summand):
         object.__setattr__(self, "terms", tuple((float(w), term) for w, term in ordered))
 
     def __str__(self) -> str:
-        return " + ".join(_weighted(weight, term) for weight, term in self.terms)
+        shown = list[str]()
+        for weight, term in self.terms:
+            number = int(weight) if weight.is_integer() and weight < 1e15 else weight
+            shown.append(str(term) if weight == 1 else f"{number!r}*{term}")
+        return " + ".join(shown)
 
     def at(self, extras: StepExtras) -> Reward:
         """This reward in a step of a run (`Term.at`)."""
@@ -160,13 +170,6 @@ class Reward(_Summand):
         parts = [weight * scores[str(term)] for weight, term in self.terms]
         known = [part for part in parts if not math.isnan(part)]
         return math.fsum(known) if known else math.nan
-
-
-def _weighted(weight: float, term: Term) -> str:
-    if weight == 1:
-        return str(term)
-    whole = weight.is_integer() and weight < 1e15
-    return f"{int(weight) if whole else weight!r}*{term}"
 
 
 def reward_of(part: object) -> Reward:

@@ -68,14 +68,6 @@ class Called(Term):
         """UserError where the function needs an argument that there is not."""
         accepted(str(self), self.called, self._columns(problem, []))
 
-    def score(self, task: Task, problem: Problem, completion: Completion) -> float:
-        """What the function returns for a group of one; UserError where it fails."""
-        faults: list[str] = []
-        (found,) = self.score_group(task, problem, [completion], faults)
-        if faults:
-            raise UserError(f"reward {faults[0]}")
-        return found
-
     def score_group(
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
     ) -> list[float]:
@@ -175,8 +167,9 @@ def _call(term: Called, arguments: dict[str, Any]) -> tuple[list[float], str | N
     guard, values = Guard(), None
     with guard, contextlib.redirect_stdout(sys.stderr):
         values = term.called(**arguments)
-        if inspect.isawaitable(values):
-            values = _await(values)
+        if inspect.iscoroutine(values):
+            with ThreadPoolExecutor(max_workers=1) as pool:  # a loop may run already (Jupyter)
+                values = pool.submit(asyncio.run, values).result()
         if isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set):
             values = [math.nan if value is None else float(value) for value in values]
     if guard.fault is not None:
@@ -186,16 +179,6 @@ def _call(term: Called, arguments: dict[str, Any]) -> tuple[list[float], str | N
     if any(map(math.isinf, values)):
         return [], "returned an infinite score"
     return values, None
-
-
-def _await(found: Any) -> Any:
-    """The result of a coroutine, on a thread of its own: a loop may run already (Jupyter)."""
-
-    async def awaited() -> Any:
-        return await found
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, awaited()).result()
 
 
 def accepted(path: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,12 @@ FILE = re.compile(rf"(.+\.py):({NAME})", re.DOTALL)
 PLAIN_FILE = re.compile(rf"[\w./\\~-]+\.py:{NAME}|[A-Za-z]:[\w./\\~-]+\.py:{NAME}")
 """What needs no quotes in an expression."""
 QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
+TERM = re.compile(
+    rf"{QUOTED.pattern}|(?<![\w.:/\\~'-])(?P<path>{PLAIN_FILE.pattern}|{PATH.pattern})"
+    r"(?:(?P<more>[ \t]*\([ \t]*(?=[^) \t]))|(?:[ \t]*\([ \t]*\))?(?![\w']))"
+)
+"""What `rewrite` looks at: texts in quotes, and functions with what begins their arguments."""
+LEFT = re.compile(r"[\w./\\~-]+(?:\.py\b|[/\\][\w.-]*:)[\w.:]*")
 OWN = "_own_"  # begins the names of modules that are files
 MAX_FAULT = 200  # characters of an exception's message that are shown
 FOLDERS: ContextVar[Sequence[Path]] = ContextVar("FOLDERS", default=())
@@ -183,23 +189,14 @@ def rewrite(text: str) -> str:
     """`text` with every function outside quotes as a term: `function('m:f')`."""
     if (match := FILE.fullmatch(text.strip())) and Path(match[1]).is_file():
         return f"function({match[0]!r})"  # with blanks, say
-    parts, place = [], 0
-    for match in QUOTED.finditer(text):
-        parts += [_as_term(text[place : match.start()]), match[0]]
-        place = match.end()
-    return "".join([*parts, _as_term(text[place:])])
-
-
-PATHS = rf"(?<![\w.:/\\~'-])({PLAIN_FILE.pattern}|{PATH.pattern})"
-CALLED = re.compile(rf"{PATHS}[ \t]*\([ \t]*(?=[^) \t])")
-LEFT = re.compile(r"[\w./\\~-]+(?:\.py\b|[/\\][\w.-]*:)[\w.:]*")
-BARE = re.compile(rf"{PATHS}(?:[ \t]*\([ \t]*\))?(?![\w'])")
-
-
-def _as_term(text: str) -> str:
-    """As `rewrite`, for a text without quotes; `m:f(chat=True)` keeps its arguments."""
-    opened = CALLED.sub(lambda match: f"function({match[1]!r}, ", text)
-    found = BARE.sub(lambda match: f"function({match[1]!r})", opened)
-    if left := LEFT.search(QUOTED.sub("", found)):
+    found = TERM.sub(_as_term, text)
+    if left := LEFT.search(QUOTED.sub(" ", found)):
         raise UserError(f"reward: {left[0]} is no function; write path/to/file.py:function")
     return found
+
+
+def _as_term(match: re.Match[str]) -> str:
+    """As `rewrite`, for a function or a quoted text; `m:f(chat=True)` keeps its arguments."""
+    if match["path"] is None:
+        return match[0]
+    return f"function({match['path']!r}" + (", " if match["more"] else ")")

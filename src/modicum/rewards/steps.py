@@ -1,4 +1,4 @@
-r"""Read the arithmetic steps that a text writes: `3 + 4 = 7`, chains `a + b = c = d`.
+r"""The reward `consistency`, and the arithmetic steps that it reads: `3 + 4 = 7`, `a + b = c = d`.
 
 A step is an equation between two neighbours of a chain, at least one of which has an
 operator. Read are + - * /, brackets, decimals, 1,080, 20%, \times, \cdot, \div, \frac, × ÷ −,
@@ -11,30 +11,28 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import ClassVar
 
+from modicum import answers
+from modicum.grading import rules
 from modicum.grading.expressions import MAX_EXPRESSION, evaluate
+from modicum.rewards.base import Term
+from modicum.tasks.base import Task
+from modicum.types import Completion, Problem
 
 MAX_TEXT = 20_000  # characters, the last ones, that are read
+MAX_COUNTED = 10  # different steps that have a weight of their own
 MAX_RUN = 200  # parts of an equation that are read
 
 MARK = re.compile(r"<<([^<>\n]{0,200})>>")
-PLAIN = (
-    (re.compile(r"\\[dtc]?frac\s{0,3}\{([^{}]*)\}\s{0,3}\{([^{}]*)\}"), r"((\1)/(\2))"),
-    (re.compile(r"\\[dtc]?frac\s{0,3}([0-9])([0-9])(?![0-9])"), r"(\1/\2)"),
-    (re.compile(r"\\(?:boxed|text|mathrm|mathbf)\s{0,3}\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|[\u00d7\u22c5·]"), "*"),
-    (re.compile(r"\\div(?![A-Za-z])|÷"), "/"),
-    (re.compile(r"[\u2212\u2013]"), "-"),
-    (re.compile(r"\\(?:left|right|quad|qquad)(?![A-Za-z])|\\[,;:! ()\[\]]|\*\*|&"), " "),
-    (re.compile(r"(?<=[0-9)%])([ \t]{0,3})[xX](?=[ \t]{0,3}[0-9($])"), r"\1*"),
-    (re.compile(r"^[ \t]*[-*][ \t]+", re.MULTILINE), ""),  # items of a list
-)
+PLAIN = rules("steps")
 TOKEN = re.compile(
     r"(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?%?|\.[0-9]+%?)"
     r"|(?P<sign>[-+*/()=])|(?P<blank>[ \t$€£]+)|(?P<word>[^\W\d_]+)|(?P<other>.)",
     re.DOTALL,
 )
 ALGEBRA = frozenset("^_\\|{}[]√")
+OPERATOR = re.compile(r"[-+*/]")
 DECIMAL = re.compile(r"([0-9]*)(?:\.([0-9]+))?(%?)")
 
 
@@ -113,12 +111,12 @@ class _Run:
         for index in range(len(sides) - 1):
             left, right = values[index], values[index + 1]
             shown = sides[index], sides[index + 1]
-            if left is not None and right is not None and any(map(_has_operator, shown)):
+            if (
+                left is not None
+                and right is not None
+                and any(OPERATOR.search(side.lstrip("- ")) for side in shown)
+            ):
                 yield self.end, Step(*shown, left == right, right)
-
-
-def _has_operator(side: str) -> bool:
-    return any(sign in side.lstrip("- ") for sign in "+-*/")
 
 
 def _read(text: str, offset: int) -> Iterator[tuple[int, Step]]:
@@ -158,3 +156,41 @@ def _ratio(match: re.Match[str]) -> str:
     scale = 10 ** len(places or "") * (100 if percent else 1)
     number = int(whole + (places or "")) if len(match[0]) <= MAX_RUN else 0
     return str(number) if scale == 1 else f"({number}/{scale})"
+
+
+@dataclass(frozen=True)
+class Consistency(Term):
+    """The share of written steps `a + b = c` that are true; 0 if the answer is not the last.
+
+        score = [answer = value of the last step] * max(0, 1 - false / min(steps, 10))
+
+    No published rule exists; this one is ours. For up to ten different steps the second factor is
+    the share of true ones. More do not dilute a false one: it costs a tenth, so that a list of
+    trivial truths buys nothing. Without a step, or without a marked answer that is a number or an
+    expression, the score is 0.
+
+    It does not say that the answer is right: `56 + 1 = 57`, `57` is consistent whatever was
+    asked. Give it a smaller weight than accuracy.
+    """
+
+    name: ClassVar[str] = "consistency"
+
+    def score(self, task: Task, problem: Problem, completion: Completion) -> float:
+        """In [0, 1], from exact fractions."""
+        answer = answers.extract(completion.text)
+        found = steps(_outside_answer(completion.text)) if answer else []
+        if not answer or not found:
+            return 0.0
+        last = found[-1]
+        reached = {last.value, last.value * 100} if last.right.endswith("%") else {last.value}
+        if not reached & {answers.number(answer), value(answer)}:
+            return 0.0
+        different = set(found)
+        false = sum(not step.true for step in different)
+        return max(0.0, 1 - false / min(len(different), MAX_COUNTED))
+
+
+def _outside_answer(text: str) -> str:
+    """`text` without what stands in <answer> tags: an answer is no step towards itself."""
+    kept, *parts = text.split("<answer>")
+    return " ".join([kept, *(part.partition("</answer>")[2] for part in parts)])

@@ -99,7 +99,7 @@ class DataTask(Spec, ABC):
 
     def grade(self, problem: Problem, text: str) -> Grade:
         """Equality of the marked answer with the gold answer, symbolic where that is needed."""
-        return answers.grade_any(text, accepted(problem), symbolic=True)
+        return answers.grade(text, accepted(problem), symbolic=True)
 
     def notes(self) -> tuple[str, ...]:
         """What was skipped, left out or taken out on loading, one line each."""

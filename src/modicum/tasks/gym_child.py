@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 import random
-import sys
 import time
 import tokenize
 import types
@@ -21,7 +19,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from modicum.child import outlast_signals
+from modicum.child import serve
 from modicum.tasks.gym_guard import allowed, evaluates, harmless
 
 MAX_MEMORY = 8 * 1024**3  # bytes of address space
@@ -176,35 +174,22 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
     return {"value": float(dataset.score_answer(request["answer"], entry))}
 
 
-def serve() -> None:
-    """Answer the requests of standard input until it ends."""
-    outlast_signals()
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open to the end)
+def begin() -> str:
+    """The first line, once the library is loaded."""
     try:
         import reasoning_gym  # noqa: F401
     except ImportError as error:
-        ready = {"fault": f"gym needs the package reasoning-gym: {error}"}
-    else:
-        ready = {"value": True}
-    try:
-        import resource
+        return json.dumps({"fault": f"gym needs the package reasoning-gym: {error}"})
+    return json.dumps({"value": True})
 
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError):
-        pass  # no such limits on this system; the limit of time holds
-    print(json.dumps(ready), file=replies, flush=True)
+
+def answer(request: dict[str, Any], _: object) -> str:
+    """The reply to a request; what a data set raises ends in {"failed": ...}."""
     actions = {"make": make, "score": score, "describe": lambda r: describe(r["name"])}
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            reply = actions[request["do"]](request)
-            text = json.dumps(reply, default=_plain_value)
-        except FAILURES as error:
-            text = json.dumps({"failed": f"{type(error).__name__}: {error}"[:200]})
-        print(text, file=replies, flush=True)
+    try:
+        return json.dumps(actions[request["do"]](request), default=_plain_value)
+    except FAILURES as error:
+        return json.dumps({"failed": f"{type(error).__name__}: {error}"[:200]})
 
 
 def _plain_value(value: Any) -> Any:
@@ -212,4 +197,4 @@ def _plain_value(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(answer, begin, RLIMIT_AS=MAX_MEMORY, RLIMIT_FSIZE=0, RLIMIT_CORE=0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modicum import machine
 from modicum.engine.flops import StepFlops
-from modicum.objectives.base import has_signal
+from modicum.objectives import has_signal
 from modicum.training.session import Session
 from modicum.types import Batch, Group, Problem
 

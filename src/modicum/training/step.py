@@ -24,8 +24,7 @@ from modicum.curricula import Seen
 from modicum.engine.backward import Heard, forward_backward
 from modicum.engine.rescoring import as_array
 from modicum.engine.version import require_origin, require_stops
-from modicum.objectives import Counts, Objective
-from modicum.objectives.base import has_signal
+from modicum.objectives import Counts, Objective, has_signal
 from modicum.rewards import Reward
 from modicum.tasks import Task
 from modicum.tasks.prompts import encode, stops

@@ -1,12 +1,15 @@
-"""What an objective is: advantages, token losses, weights, and what it asks of the batch.
+"""Objectives: advantages, token losses, weights, and what they ask of the batch.
 
     A_i  = (r_i - mean(r)) / (std(r) + 1e-4)                   group of G, ddof 1
     L    = sum_t w_t [ -min(rho A, clip(rho, 1-e, 1+e) A) + beta k3 ]
     k3   = exp(x) - x - 1,   x = log pi_ref - log pi_theta
 
 An objective is a frozen dataclass with methods. Weights are made from counts of the whole
-batch, so that micro-batches do not change the result. `Clipped` is what all members with a
-clipped surrogate share; the functions here are its parts.
+batch, so that micro-batches do not change the result. `Objective` is what all members share;
+the functions here are its parts.
+
+To add one: an `Objective`, its row in OBJECTIVES, and in tests/test_objectives.py an example
+worked out by hand, which the contract suite compares.
 
 Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to
 end.
@@ -14,9 +17,8 @@ end.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -58,107 +60,20 @@ class Tokens:
 
     def part(self, where: slice) -> Tokens:
         """Some of the tokens."""
-        reference_N = None if self.reference_N is None else self.reference_N[where]
-        rest = (self.advantages_N[where], reference_N, self.weights_N[where], self.row_N[where])
-        return Tokens(self.old_N[where], *rest)
-
-    def row_means(self, values_N: Tensor) -> Tensor:
-        """The mean over each token's row, [N]; the tokens must be of whole rows."""
-        _, row_N, size_R = self.row_N.unique_consecutive(return_inverse=True, return_counts=True)
-        sums_R = values_N.new_zeros(len(size_R)).index_add(0, row_N, values_N)
-        return (sums_R / size_R)[row_N]
+        known = {name: value[where] for name, value in vars(self).items() if value is not None}
+        return replace(self, **known)
 
 
 @dataclass(frozen=True)
-class LossRow:
-    """A completion of an example: its advantage and its tokens' log-probs."""
-
-    advantage: float
-    old: tuple[float, ...]
-    policy: tuple[float, ...]
-    reference: tuple[float, ...]
-
-
-COUNTS = Counts(num_rows=4, num_tokens=9, max_tokens=5)
-
-
-@dataclass(frozen=True)
-class LossExample:
-    """An objective worked out by hand, which its contract suite compares with."""
-
-    settings: str
-    """Arguments of the expression, such as `kl=0.1`."""
-    rewards: tuple[float, ...]
-    """Of one group."""
-    advantages: tuple[float, ...]
-    loss: float
-    gradient: tuple[float, ...]
-    """By the policy's log-prob of every token, row after row."""
-    rows: tuple[LossRow, ...] = ()
-    """What the loss is of; empty: `ROWS`."""
-    counts: Counts = COUNTS
-
-
-ROWS = (
-    LossRow(1.5, (-1.0, -2.0, -0.5), (-0.9, -2.3, -0.28), (-1.0, -1.5, -0.5)),
-    LossRow(-0.5, (-1.2,), (-1.0,), (-1.2,)),
-    LossRow(-0.5, (-0.7, -0.3), (-1.0, -0.3), (-0.7, -0.4)),
-    LossRow(0.0, (-0.4,), (-0.6,), (-0.1,)),
-)
-"""Rows for examples: ratios within usual bounds, above and below them, and no advantage."""
-
-
-class Objective(spec.Spec, ABC):
-    """A loss for group-relative policy optimisation."""
-
-    example: ClassVar[LossExample]
-    whole_rows: ClassVar[bool] = False
-    """Whether `token_loss` must see all tokens of a row at once."""
-
-    @property
-    @abstractmethod
-    def needs_reference(self) -> bool:
-        """Whether the loss looks at the reference's log-probs."""
-
-    @property
-    @abstractmethod
-    def droppable(self) -> bool:
-        """Whether a row without advantage has no gradient, so that it need not be run."""
-
-    @abstractmethod
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        """Advantages [P, G] of rewards [P, G]; NaN is no verdict and gets 0."""
-
-    def row_advantages(
-        self, groups: Sequence[Group], rewards_PG: Tensor
-    ) -> Sequence[Sequence[Advantage]]:
-        """The advantage of every row: one number, or one for each of its tokens."""
-        return self.advantages(rewards_PG).tolist()
-
-    @abstractmethod
-    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        """The weight of every token's loss, [N], for rows of such lengths."""
-
-    @abstractmethod
-    def token_loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
-        """The loss of every token, [N], unweighted, and sums for the log.
-
-        The sums are `clipped` (tokens whose gradient the clip cuts), `kl` and `ratio_error`
-        (|rho - 1|).
-        """
-
-    def loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
-        """The weighted loss of some tokens, to be added up over the batch, and sums."""
-        losses_N, sums = self.token_loss(policy_N, tokens)
-        return (losses_N * tokens.weights_N).sum(), sums
-
-
-@dataclass(frozen=True)
-class Clipped(Objective):
-    """PPO's clipped surrogate with a k3 term to the reference, if `kl` is above 0.
+class Objective(spec.Spec):
+    """A loss for group-relative policy optimisation: PPO's clipped surrogate, and a k3 term to
+    the reference if `kl` is above 0.
 
     Advantages and weights are GRPO's unless a member has its own.
     """
+
+    whole_rows: ClassVar[bool] = False
+    """Whether `token_loss` must see all tokens of a row at once."""
 
     kl: float = 0.0
     clip: float = 0.2
@@ -173,26 +88,42 @@ class Clipped(Objective):
 
     @property
     def needs_reference(self) -> bool:
-        """With a KL term."""
+        """Whether the loss looks at the reference's log-probs."""
         return self.kl > 0
 
     @property
     def droppable(self) -> bool:
-        """Without a KL term, which acts on rows without advantage too."""
+        """Whether a row without advantage has no gradient, so that it need not be run."""
         return not self.needs_reference
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
+        """Advantages [P, G] of rewards [P, G]; NaN is no verdict and gets 0."""
         return over_deviation(rewards_PG)
 
+    def row_advantages(
+        self, groups: Sequence[Group], rewards_PG: Tensor
+    ) -> Sequence[Sequence[Advantage]]:
+        """The advantage of every row: one number, or one for each of its tokens."""
+        return self.advantages(rewards_PG).tolist()
+
     def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        return sequence_mean(lengths_R, counts)
+        """The weight of every token's loss, [N], for rows of such lengths.
+
+        Here that of a mean over each row's tokens, then over all rows.
+        """
+        lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
+        return 1.0 / (lengths_N * max(1, counts.num_rows))
 
     def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
         """The log of the ratio of each token, [N]."""
         return policy_N - tokens.old_N
 
     def token_loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
-        """The clipped surrogate, and the KL term."""
+        """The loss of every token, [N], unweighted, and sums for the log.
+
+        The sums are `clipped` (tokens whose gradient the clip cuts), `kl` and `ratio_error`
+        (|rho - 1|).
+        """
         # An infinite ratio times a zero advantage, or a zero gradient, would be NaN.
         ratio_N = torch.exp(self.log_ratios(policy_N, tokens).clamp(max=20))
         high = self.clip if self.clip_high is None else self.clip_high
@@ -208,6 +139,11 @@ class Clipped(Objective):
             losses_N = losses_N + self.kl * kl_N
             sums["kl"] = kl_N.detach().sum()
         return losses_N, sums
+
+    def loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
+        """The weighted loss of some tokens, to be added up over the batch, and sums."""
+        losses_N, sums = self.token_loss(policy_N, tokens)
+        return (losses_N * tokens.weights_N).sum(), sums
 
 
 # Parts -----------------------------------------------------------------------------------
@@ -258,22 +194,99 @@ def kl3(policy_N: Tensor, reference_N: Tensor) -> Tensor:
     return torch.expm1(difference) - difference
 
 
-def sequence_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
-    """Weights [N] of a mean over each row's tokens, then over all rows."""
-    lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
-    return 1.0 / (lengths_N * max(1, counts.num_rows))
-
-
-def token_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
-    """Weights [N] of a mean over all tokens of the batch."""
-    return _same(lengths_R, counts.num_tokens)
-
-
-def constant_length(lengths_R: Tensor, counts: Counts) -> Tensor:
-    """Weights [N] of a sum over tokens, divided by rows times the longest possible length."""
-    return _same(lengths_R, counts.num_rows * counts.max_tokens)
-
-
-def _same(lengths_R: Tensor, divisor: int) -> Tensor:
+def constant(lengths_R: Tensor, divisor: int) -> Tensor:
+    """The same weight for every token, [N]: that of a sum over all, divided."""
     lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
     return torch.full_like(lengths_N, 1.0 / max(1, divisor), dtype=torch.float32)
+
+
+# Members -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grpo(Objective):
+    """GRPO: advantages over the group's standard deviation, mean over each completion.
+
+    arXiv 2402.03300.
+    """
+
+    name: ClassVar[str] = "grpo"
+
+
+@dataclass(frozen=True)
+class DrGrpo(Objective):
+    """Dr. GRPO: no division by the deviation, a constant length instead of each row's own.
+
+    arXiv 2503.20783: GRPO without its two normalisations.
+    """
+
+    name: ClassVar[str] = "dr_grpo"
+
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        return centred(rewards_PG)[0]
+
+    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
+        return constant(lengths_R, counts.num_rows * counts.max_tokens)
+
+
+@dataclass(frozen=True)
+class Dapo(Objective):
+    """DAPO's loss: mean over all tokens of the batch, a wider clip upwards, no KL.
+
+    arXiv 2503.14476. Its dynamic sampling and overlong penalty are not part of the loss.
+    """
+
+    name: ClassVar[str] = "dapo"
+    clip_high: float | None = 0.28
+
+    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
+        return constant(lengths_R, counts.num_tokens)
+
+
+@dataclass(frozen=True)
+class Rloo(DrGrpo):
+    """RLOO: advantages against the mean of the other completions, a constant length.
+
+        A_i = r_i - mean_{j != i} r_j = K / (K - 1) (r_i - mean(r)),   K known rewards
+
+    arXiv 2402.14740. Departures: the paper has no clip, which changes nothing in the first
+    update on a batch; its sum over tokens is divided by rows times the longest possible length.
+    """
+
+    name: ClassVar[str] = "rloo"
+
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        centred_PG, count_P1 = centred(rewards_PG)
+        return centred_PG * (count_P1 / (count_P1 - 1).clamp(min=1))
+
+
+@dataclass(frozen=True)
+class Gspo(Objective):
+    """GSPO: the ratio of a completion is the geometric mean over its tokens.
+
+        s_i = exp(mean_t (log pi - log pi_old)),   L_t = -min(s_i A_i, clip(s_i, 1-e, 1+e) A_i)
+
+    arXiv 2507.18071. Its bounds are hundreds of times narrower than a token's.
+    `policy/ratio_error` and `policy/clip_fraction` are of the completions' ratios, each counted
+    with its tokens.
+    """
+
+    name: ClassVar[str] = "gspo"
+    whole_rows: ClassVar[bool] = True
+    clip: float = 3e-4
+    clip_high: float | None = 4e-4
+
+    def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
+        """The mean over the tokens of each row, which must be whole."""
+        _, row_N, size_R = tokens.row_N.unique_consecutive(return_inverse=True, return_counts=True)
+        ratios_N = policy_N - tokens.old_N
+        sums_R = ratios_N.new_zeros(len(size_R)).index_add(0, row_N, ratios_N)
+        return (sums_R / size_R)[row_N]
+
+
+OBJECTIVES: dict[str, type] = {cls.name: cls for cls in (Grpo, DrGrpo, Dapo, Rloo, Gspo)}
+
+
+def parse(text: str) -> Objective:
+    """The objective that an expression such as `grpo(kl=0.04)` names."""
+    return spec.build("objective", text, OBJECTIVES)

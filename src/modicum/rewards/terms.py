@@ -1,0 +1,241 @@
+"""The rewards that look at a completion alone, and a coin for placebo arms."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+from modicum.rewards.base import Term
+from modicum.spec import nearest, within
+from modicum.styles import STYLES
+from modicum.tasks.base import Task
+from modicum.types import Completion, Problem, UserError
+
+_IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W{_IDEOGRAPH}]{{1,20}}|[^\w\s]")
+
+# Scripts, by the first word of the Unicode names of their letters, and the languages in them.
+_SCRIPTS = {
+    "LATIN": "en fr de es it pt nl pl cs sv da no fi hu ro tr id vi sw", "ARABIC": "ar fa",
+    "CYRILLIC": "ru uk bg sr", "BENGALI": "bn", "GREEK": "el", "HEBREW": "he", "DEVANAGARI": "hi",
+    "CJK HIRAGANA KATAKANA": "ja", "HANGUL": "ko", "TAMIL": "ta", "TELUGU": "te", "THAI": "th",
+    "CJK": "zh",
+}  # fmt: skip
+LANGUAGES = {
+    lang: frozenset(scripts.split()) for scripts, used in _SCRIPTS.items() for lang in used.split()
+}
+NO_BLANKS = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
+IN_FORMULAS = frozenset({"LATIN", "GREEK"})
+
+TAG = re.compile(r"</?(?:think|answer)>")
+MARK = re.compile(r"```|`|\$\$|\$|\\[\[\]()]")
+CLOSE = {"```": "```", "`": "`", "$$": "$$", "$": "$", r"\[": r"\]", r"\(": r"\)"}
+COMMAND = re.compile(r"\\(?:begin|end)\{[a-z*]{1,20}\}|\\[A-Za-z]+")
+LETTERS = re.compile(r"[^\W\d_]+")
+CONTENT = re.compile(r"[0-9]|\\[A-Za-z]|[^\W\d_]")
+
+
+@dataclass(frozen=True)
+class Accuracy(Term):
+    """1 if the marked answer is right; `lenient` accepts an unmarked one as well.
+
+    The rule-based reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2. What is right is
+    the task's to say.
+    """
+
+    name: ClassVar[str] = "accuracy"
+    lenient: bool = False
+
+    def score(self, task: Task, problem: Problem, completion: Completion) -> float:
+        """1.0 or 0.0."""
+        grade = task.grade(problem, completion.text)
+        return float(grade.lenient if self.lenient else grade.strict)
+
+
+@dataclass(frozen=True)
+class Format(Term):
+    r"""1 if the answer is marked once, in this style, and nothing follows it.
+
+    tags: one think part and one answer part and nothing outside; boxed: one \boxed{...} at
+    the end; hashes: one `#### x`, the last line. An empty part or mark gives 0.
+
+    For tags it is the format reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2. It
+    says nothing of whether the answer is right: keep its weight below that of accuracy.
+    """
+
+    name: ClassVar[str] = "format"
+    style: Literal["tags", "boxed", "hashes"] = "tags"
+
+    def score(self, task: Task, problem: Problem, completion: Completion) -> float:
+        """1.0 or 0.0."""
+        return float(STYLES[self.style].format_ok(completion.text))
+
+
+@dataclass(frozen=True)
+class Length(Term):
+    """1 up to `max_tokens` - `buffer` tokens, then falling to 0 at `max_tokens`.
+
+    `buffer` is a fifth of `max_tokens` unless it is given, as in DAPO (4,096 of 20,480).
+
+    DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), from [-1, 0] to [0, 1]:
+
+        1                                   tokens <= max_tokens - buffer
+        (max_tokens - tokens) / buffer      in between
+        0                                   tokens >= max_tokens
+
+    Departures: a completion that the sampling limit cut gets 0 whatever its length, and so does
+    an empty one, which DAPO does not punish: it would be the cheapest way to be short.
+    """
+
+    name: ClassVar[str] = "length"
+    max_tokens: int
+    buffer: int | None = None
+
+    def __post_init__(self) -> None:
+        within("length: max_tokens", self.max_tokens, 1, 10**9)
+        if self.buffer is not None:
+            within("length: buffer", self.buffer, 1, self.max_tokens)
+
+    def score(self, task: Task, problem: Problem, completion: Completion) -> float:
+        """In [0, 1]; the end token counts as one."""
+        if not completion.finished or not completion.text.strip():
+            return 0.0
+        buffer = max(1, self.max_tokens // 5) if self.buffer is None else self.buffer
+        return min(1.0, max(0.0, (self.max_tokens - len(completion.tokens)) / buffer))
+
+
+@dataclass(frozen=True)
+class Repetition(Term):
+    """1 if no `n` words in a row come twice, less for every time that some do.
+
+        score = (different n-grams of words) / (n-grams)
+
+    The repetition penalty of Demystifying Long CoT (arXiv 2502.03373) as open-r1 has it, from
+    [-1, 0] to [0, 1]. Departure: what a word is. There, what stands between blanks; here also
+    each sign and each Chinese or Japanese character, and a word ends after 20 characters, so
+    that text without blanks can repeat itself too.
+    """
+
+    name: ClassVar[str] = "repetition"
+    n: int = 3
+
+    def __post_init__(self) -> None:
+        within("repetition: n", self.n, 1, 100)
+
+    def score(self, task: Task, problem: Problem, completion: Completion) -> float:
+        """In [0, 1]: 1 for a text of fewer than `n` words, 0 for one without any."""
+        words = WORD.findall(completion.text.lower())
+        if len(words) < self.n:
+            return float(bool(words))
+        grams = list(zip(*(words[start:] for start in range(self.n)), strict=False))
+        return len(set(grams)) / len(grams)
+
+
+@dataclass(frozen=True)
+class Random(Term):
+    """1 with probability `p`, whatever was written.
+
+    For placebo arms: random rewards raised some models' accuracy on mathematics (Spurious
+    Rewards, arXiv 2506.10947), so that what a run gains with this one did not come from the
+    problems' answers. The coin is a hash of (seed, problem, member of the group, text): a
+    repeated run gives the same scores, and equal completions of one problem still differ.
+    """
+
+    name: ClassVar[str] = "random"
+    placebo: ClassVar[bool] = True
+    p: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        within("random: p", self.p, 0, 1, above=True, below=True)
+
+    def score_group(
+        self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
+    ) -> list[float]:
+        """0 or 1 for each; equal completions have coins of their own."""
+        keys = (f"{self.seed}/{problem.id}/{at}/{c.text}" for at, c in enumerate(completions))
+        digests = (hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in keys)
+        return [float(int.from_bytes(digest[:8], "big") < self.p * 2**64) for digest in digests]
+
+
+@dataclass(frozen=True)
+class Language(Term):
+    """The share of words in the script of `lang` ("en", "zh", ...); 1 for formulas only.
+
+        score = (words in the script) / (words)
+
+    The language consistency reward of DeepSeek-R1 (arXiv 2501.12948), section 2.3.2: the share of
+    target-language words in the chain of thought. Departure: only scripts are told apart, by the
+    Unicode names of letters. English and French have the same script, so French earns full marks
+    for `en`; Chinese, Russian or Arabic earns none.
+
+    What is counted: the text inside <think>, if there is any, else the whole text; without tags.
+    A word is a run of letters of one script. In scripts that put no blanks between words, two
+    letters are a word. Not counted: digits, single Latin or Greek letters (variables), LaTeX
+    commands, and Latin and Greek letters in formulas and code. Letters of other scripts count
+    there too: a formula is no place to hide them.
+    """
+
+    name: ClassVar[str] = "language"
+    lang: str = "en"
+
+    def __post_init__(self) -> None:
+        if self.lang not in LANGUAGES:
+            known = nearest(self.lang, LANGUAGES)
+            raise UserError(f"language: unknown lang {self.lang!r}; {known}")
+
+    def score(self, task: Task, problem: Problem, completion: Completion) -> float:
+        """In [0, 1]; a text without a letter, a digit or a formula gets 0."""
+        text = thinking(completion.text)
+        right = every = 0
+        for script, count in words(text):
+            every += count
+            right += count if script in LANGUAGES[self.lang] else 0
+        return right / every if every else float(CONTENT.search(text) is not None)
+
+
+def thinking(text: str) -> str:
+    """What stands in <think>, closed or not, or the whole text if that is empty."""
+    before, closed, _ = text.partition("</think>")
+    _, opened, inside = before.partition("<think>")
+    inside = TAG.sub(" ", inside if opened else before if closed else "")
+    return inside if inside.strip() else TAG.sub(" ", text)
+
+
+def words(text: str) -> Iterator[tuple[str, int]]:
+    """(script, number of words) of every run of letters of one script that counts."""
+    for part, formula in _parts(COMMAND.sub(" ", text)):
+        for match in LETTERS.finditer(part):
+            run = match[0]
+            scripts = [_script(letter) for letter in run]
+            start = 0
+            for end in range(1, len(run) + 1):
+                if end < len(run) and scripts[end] == scripts[start]:
+                    continue
+                script, length, start = scripts[start], end - start, end
+                if script in NO_BLANKS:
+                    yield script, (length + 1) // 2
+                elif script not in IN_FORMULAS or (length > 1 and not formula):
+                    yield script, 1
+
+
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
+    """The text in pieces, and whether each is a formula or code; what stays open is prose."""
+    place, start, closing = 0, 0, ""
+    for match in MARK.finditer(text):
+        if not closing:
+            closing, start = CLOSE.get(match[0], ""), match.end()
+        elif match[0] == closing:
+            yield text[place:start], False
+            yield text[start : match.start()], True
+            place, closing = match.end(), ""
+    yield text[place:], False
+
+
+@lru_cache(maxsize=4096)
+def _script(letter: str) -> str:
+    """LATIN, CJK, HIRAGANA, ...: what the letter's Unicode name begins with."""
+    return unicodedata.name(letter, "UNKNOWN").removeprefix("FULLWIDTH ").split()[0]
