@@ -16,15 +16,14 @@ one arm's "better" or "worse" is what its 95 % interval says. A placebo is in no
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modicum import stats
-from modicum.results import ClaimTest, Variance
-from modicum.stats import Difference, Interval
+from modicum.results import ArmResult, ClaimTest, Variance
+from modicum.stats import Interval
 from modicum.study.estimate import Estimate, difference, estimate
 from modicum.study.power import seeds_needed
 from modicum.study.retention import retention
@@ -33,31 +32,6 @@ from modicum.types import UserError
 
 ALPHA = 0.05
 Rows = Mapping[int, NDArray[np.float64]]
-Verdict = Literal[
-    "control", "better", "equivalent", "not worse", "worse", "undecided", "failed",
-    "placebo gains", "placebo loses", "placebo",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ArmComparison:
-    """What the scores of one arm say; None where a number does not exist."""
-
-    seeds: tuple[int, ...] = ()
-    """Those paired with the control's; of the control, its own."""
-    by_seed: Mapping[str, float] = field(default_factory=dict)
-    """Accuracy of every seed that finished."""
-    accuracy: Interval | None = None
-    gain: Interval | None = None
-    """Over the base; both with 95 % intervals."""
-    difference: Difference | None = None
-    tests: Mapping[str, ClaimTest] | None = None
-    retention: Interval | None = None
-    retention_note: str = ""
-    """Why there is no retention."""
-    seeds_needed: int | None = None
-    """To settle an undecided arm."""
-    verdict: Verdict = "undecided"
 
 
 def arm_interval(scores_SI: ArrayLike) -> Interval:
@@ -98,11 +72,12 @@ def compare(
     margin: float,
     rng: np.random.Generator,
     placebos: Collection[str] = (),
-) -> dict[str, ArmComparison]:
+) -> dict[str, ArmResult]:
     """Every arm against the control; `scores` has by arm and seed one score a problem.
 
-    All arms are bootstrapped with the same random numbers, so that what one shows does not
-    depend on which others there are. Raises UserError for scores that do not fit together.
+    The results hold what scores say, not what the arms are and cost. All arms are bootstrapped
+    with the same random numbers, so that what one shows does not depend on which others there
+    are. Raises UserError for scores that do not fit together.
     """
     if control not in scores:
         raise UserError(f"the control {control!r} is not among the arms: {', '.join(scores)}")
@@ -133,24 +108,24 @@ def compare(
 
 def _arm(
     name: str, rows: Rows, control: Rows, base_I: Table, draw: int
-) -> tuple[ArmComparison, Estimate | None]:
+) -> tuple[ArmResult, Estimate | None]:
     """What one arm's scores give, not yet judged; `control` is empty for the control itself."""
     if not rows:
-        return ArmComparison(retention_note="no seed finished"), None
+        return ArmResult(name, "", "", retention_note="no seed finished"), None
     scores_SI = _stack(name, rows, sorted(rows), base_I)
     by_seed = {str(seed): float(np.mean(rows[seed])) for seed in sorted(rows)}
     bands = arm_interval(scores_SI), gain_interval(scores_SI, base_I)
-    alone = ArmComparison(tuple(sorted(rows)), by_seed, *bands)
+    alone = ArmResult(name, "", "", by_seed=by_seed, accuracy=bands[0], gain=bands[1])
     if not control:
         return alone, None
     seeds = tuple(sorted(set(rows) & set(control)))
     if not seeds:
         why = "no seed finished both here and in the control"
-        return replace(alone, seeds=(), retention_note=why), None
+        return replace(alone, retention_note=why), None
     arm_SI = _stack(name, rows, seeds, base_I)
     control_SI = _stack("the control", control, seeds, base_I)
     found = paired(arm_SI, control_SI, np.random.default_rng(draw))
-    compared = replace(alone, seeds=seeds, difference=difference(found))
+    compared = replace(alone, difference=difference(found))
     kept = retention(arm_SI, control_SI, base_I)
     if isinstance(kept, str):
         return replace(compared, retention_note=kept), found
@@ -192,12 +167,12 @@ def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, 
 
 
 def _verdict(
-    arm: ArmComparison,
+    arm: ArmResult,
     tests: Mapping[str, ClaimTest] | None,
     control: bool,
     placebo: bool,
     clear: bool,
-) -> Verdict:
+) -> str:
     """The class of an arm; where the control did not clearly gain there is nothing to match."""
     if arm.accuracy is None or arm.gain is None:
         return "failed"
