@@ -63,15 +63,15 @@ def collect(study: Study, folder: Path) -> Collected:
     base = read_object(path / BASE)
     tuned = read_object(folder / "tuning.json") if (folder / "tuning.json").is_file() else {}
     outcomes = tuple(
-        _outcome(study, arm, folder, tuned.get(arm.name, {})) for arm in design.arms(study)
+        outcome(study, arm, folder, tuned.get(arm.name, {})) for arm in design.arms(study)
     )
     if not outcomes[0].scores:
         raise UserError(f"no run of the control {study.control} has ended yet in {folder}")
-    for outcome in outcomes:
-        for seed, result in outcome.results.items():
+    for found in outcomes:
+        for seed, result in found.results.items():
             if result["trained"]["ids"] != base["ids"]:
                 raise UserError(
-                    f"{outcome.arm.name}, seed {seed} was judged on other problems than the base"
+                    f"{found.arm.name}, seed {seed} was judged on other problems than the base"
                 )
     _check_bases(study, folder)
     return Collected(study, base, outcomes, *_levels(path, base))
@@ -99,7 +99,8 @@ def final(study: Study, folder: Path, arm: PlannedArm) -> dict[int, Path]:
     return {seed: folder / "cells" / "final" / arm.slug / f"seed-{seed}" for seed in study.seeds}
 
 
-def _outcome(study: Study, arm: PlannedArm, folder: Path, tuned: Mapping[str, Any]) -> ArmRuns:
+def outcome(study: Study, arm: PlannedArm, folder: Path, tuned: Mapping[str, Any]) -> ArmRuns:
+    """What the final runs of an arm in a folder came to; `tuned` has its choice of a rate."""
     scores, results, steps, failed = {}, {}, {}, []
     for seed, path in final(study, folder, arm).items():
         if (path / RESULT).is_file():
