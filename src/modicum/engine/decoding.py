@@ -1,4 +1,4 @@
-"""Decoding by the library's own forward: with its cache, a length at a time, or with none.
+"""Decoding by the library's own forward: with its cache, or with none.
 
 Shapes: P prompt, G member, B = P x G rows, T token, V vocabulary.
 """
@@ -88,44 +88,6 @@ class LibraryDecoding(Decoding):
         self.mask_BT = None if self.mask_BT is None else self.mask_BT[live_B]
 
 
-class LengthDecoding(Decoding):
-    """Prompts of one length at a time, for a cache that knows no padding."""
-
-    def __init__(
-        self, engine: LibraryEngine, prompts: Sequence[Prompt], group_size: int, max_tokens: int
-    ) -> None:
-        count = len(prompts) * group_size
-        number_PG = torch.arange(count, device=engine.device).view(-1, group_size)
-        lengths = [len(prompt) for prompt in prompts]
-        self.parts: list[tuple[Tensor, LibraryDecoding]] = []
-        for length in sorted(set(lengths)):
-            of = [place for place, found in enumerate(lengths) if found == length]
-            part = LibraryDecoding(engine, [prompts[p] for p in of], group_size, max_tokens)
-            self.parts.append((number_PG[of].flatten(), part))
-        self._gather(count)
-
-    def _gather(self, rows: int) -> None:
-        first_BV = self.parts[0][1].logits_BV
-        self.logits_BV = first_BV.new_empty(rows, first_BV.shape[1])
-        for number_B, part in self.parts:
-            self.logits_BV[number_B] = part.logits_BV
-
-    def advance(self, token_B: Tensor) -> None:
-        """Feed a token of every living row."""
-        for number_B, part in self.parts:
-            part.advance(token_B[number_B])
-        self._gather(len(token_B))
-
-    def keep(self, live_B: Tensor) -> None:
-        """Only these rows go on."""
-        parts, self.parts = self.parts, []
-        for number_B, part in parts:
-            stays_B = torch.isin(number_B, live_B)
-            if bool(stays_B.any()):
-                part.keep(stays_B.nonzero().squeeze(-1))
-                self.parts.append((torch.searchsorted(live_B, number_B[stays_B]), part))
-
-
 class UncachedDecoding(Decoding):
     """One token of every row at a time, by a whole forward of rows padded on the right."""
 
@@ -171,10 +133,3 @@ class UncachedDecoding(Decoding):
 def position_ids(mask_BT: Tensor) -> Tensor:
     """Positions [B, T] that count real tokens from 0; padding on the left stays at 0."""
     return (mask_BT.cumsum(-1) - 1).clamp(min=0)
-
-
-DECODINGS: Mapping[str, type[LibraryDecoding | LengthDecoding | UncachedDecoding]] = {
-    "padded": LibraryDecoding,
-    "equal": LengthDecoding,
-    "none": UncachedDecoding,
-}

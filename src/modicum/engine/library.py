@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.engine.base import Changed, Decoding, Engine, Prompt
-from modicum.engine.decoding import DECODINGS
+from modicum.engine.decoding import LibraryDecoding, UncachedDecoding
 from modicum.models.decoder import cap
 from modicum.models.linear import replaced
 from modicum.models.load import inner
@@ -74,6 +74,7 @@ class LibraryEngine(Engine):
         self.can = FOUND.get(inner(model), Abilities())
         if note := NOTES[self.can.cache]:
             self.notes = (note.format(inner(model).config.model_type),)
+        self.of_one_length = self.can.cache == "equal"
         super().__init__(inner(model).get_output_embeddings().weight, device)
 
     def follow(self, changed: Changed) -> None:
@@ -83,7 +84,8 @@ class LibraryEngine(Engine):
         self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
     ) -> Decoding:
         """Begin completions; nothing is kept."""
-        return DECODINGS[self.can.cache](self, prompts, group_size, max_tokens)
+        kind = UncachedDecoding if self.can.cache == "none" else LibraryDecoding
+        return kind(self, prompts, group_size, max_tokens)
 
     def pack(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """(ids_BT padded on the right, flat index_N of the states that predict).
