@@ -21,10 +21,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from modicum.engine.base import Changed, Decoding, Engine, Prompt
 from modicum.engine.decoding import LibraryDecoding, UncachedDecoding
-from modicum.models.decoder import cap
 from modicum.models.linear import replaced
 from modicum.models.load import inner
 from modicum.types import Row
@@ -37,9 +37,8 @@ class Abilities:
     cache: Literal["padded", "equal", "none"] = "padded"
     """Which prompts its cache decodes together, repeated for a group: any, padded on the left;
     those of one length; none, as there is no such cache."""
-    head: Literal["plain", "own", "whole"] = "plain"
-    """What makes logits of the decoder's states: the output embedding, capped if the config says
-    so; the model's own forward around its decoder (which scales, say); nothing but the whole."""
+    whole: bool = False
+    """Whether logits can only be had by the whole forward, not from the decoder's states."""
 
 
 FOUND: WeakKeyDictionary[Any, Abilities] = WeakKeyDictionary()
@@ -53,16 +52,11 @@ NOTES = {
 }
 
 
-class Given(tuple[Tensor]):
+class Given(BaseModelOutputWithPast):
     """Stands for what a decoder gives: its states, and nothing else."""
 
-    @property
-    def last_hidden_state(self) -> Tensor:
-        """The states."""
-        return self[0]
-
     def __getattr__(self, name: str) -> None:
-        """No cache, no losses of routers."""
+        """No losses of routers."""
         return None
 
 
@@ -109,7 +103,7 @@ class LibraryEngine(Engine):
     def hidden(self, pack: tuple[Tensor, Tensor], trunk: Tensor | None) -> Tensor:
         """States [N, H] after the final norm that predict the rows' completion tokens."""
         ids_BT, index_N = pack
-        if self.can.head == "whole":
+        if self.can.whole:
             return self.model(input_ids=ids_BT, use_cache=False).logits.flatten(0, 1)[index_N]
         decoder = decoder_of(inner(self.model))
         hidden_BTH = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
@@ -117,16 +111,14 @@ class LibraryEngine(Engine):
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of such states; where only the whole forward gives them, they are these."""
-        if self.can.head == "whole":
+        if self.can.whole:
             return hidden_NH
+        # By the model's own forward around its decoder, which may scale or cap.
         base = inner(self.model)
-        if self.can.head == "own":
-            ids_1N = torch.zeros(1, len(hidden_NH), dtype=torch.long, device=self.device)
-            states = Given((hidden_NH[None],))
-            with replaced(lambda *_, **__: states, [decoder_of(base)]):  # type: ignore[arg-type, return-value]
-                return base(input_ids=ids_1N, use_cache=False).logits[0]
-        softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-        return cap(base.get_output_embeddings()(hidden_NH), softcap)
+        ids_1N = torch.zeros(1, len(hidden_NH), dtype=torch.long, device=self.device)
+        states = Given(hidden_NH[None])  # type: ignore[arg-type]
+        with replaced(lambda *_, **__: states, [decoder_of(base)]):  # type: ignore[arg-type, return-value]
+            return base(input_ids=ids_1N, use_cache=False).logits[0]
 
 
 def decoder_of(base: Any) -> Any:
