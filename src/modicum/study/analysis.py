@@ -18,6 +18,7 @@ from modicum.results import Analysis, ArmResult, RunBudget
 from modicum.runs import Run, read_object
 from modicum.study import inference, verdict
 from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty, final
+from modicum.study.cost import COUNTED
 from modicum.study.design import PlannedArm, Study
 from modicum.types import UserError
 
@@ -121,7 +122,7 @@ def _notes(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[str]:
     failed = [arm for arm in arms if any(entry["failed"] for entry in arm["tries"])]
     if failed:
         notes.append(f"Tries of {verdict.names(failed)} failed.")
-    unit = {"tokens": "generated_tokens"}.get(study.budget.unit, study.budget.unit)
+    unit = COUNTED.get(study.budget.unit, study.budget.unit)
     least = SHORT * study.budget.amount
     short = [arm for arm in arms if arm["by_seed"] and arm["cost"][unit] < least]
     if short:
