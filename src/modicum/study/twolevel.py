@@ -99,23 +99,12 @@ def spread(table_SI: Table) -> Spread:
     return Spread(num_seeds, num_problems, mean, seeds, problems, residual)
 
 
-def table(name: str, scores: ArrayLike) -> Table:
+def table(scores: ArrayLike) -> Table:
     """Scores as a table of seeds x problems; one row may come without its seed axis.
 
-    Raises UserError when it is empty, has fewer than two problems, or holds a score
-    outside [0, 1]; `name` is whose scores they are.
+    Raises UserError where there are fewer than two problems: then nothing shows their spread.
     """
-    try:
-        table_SI = np.atleast_2d(np.asarray(scores, dtype=np.float64))
-    except (TypeError, ValueError):
-        raise UserError(
-            f"the scores of {name} must be numbers, equally many for each seed"
-        ) from None
-    if table_SI.ndim != 2 or table_SI.shape[0] < 1 or table_SI.shape[1] < 2:
-        raise UserError(
-            f"the scores of {name} must be seeds x problems with at least two problems, "
-            f"not of shape {table_SI.shape}"
-        )
-    if not ((table_SI >= 0) & (table_SI <= 1)).all():
-        raise UserError(f"the scores of {name} must lie in [0, 1]")
+    table_SI = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    if table_SI.shape[1] < 2:
+        raise UserError(f"scores must be of at least two problems, not of {table_SI.shape[1]}")
     return table_SI
