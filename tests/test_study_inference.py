@@ -16,9 +16,8 @@ from modicum.stats import Interval
 from modicum.study import bootstrap
 from modicum.study.estimate import BOOTSTRAP, NO_SPREAD, ONE_SEED, T_INTERVAL, estimate
 from modicum.study.inference import arm_interval, compare, gain_interval, paired, variance
-from modicum.study.power import seeds_needed
 from modicum.study.retention import retention
-from modicum.study.twolevel import Spread, spread
+from modicum.study.twolevel import Spread, seeds_needed, spread
 from modicum.types import UserError
 
 WIDE = (-1.0, 1.0)

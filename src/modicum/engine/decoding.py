@@ -67,7 +67,6 @@ class LibraryDecoding(Decoding):
             held[:] = [x.index_select(0, row_B) if isinstance(x, Tensor) else x for x in held]
 
     def advance(self, token_B: Tensor) -> None:
-        """Feed a token of every living row."""
         if self.mask_BT is not None:
             more = self.mask_BT.new_ones(len(self.mask_BT), 1)
             self.mask_BT = torch.cat([self.mask_BT, more], 1)
@@ -82,7 +81,6 @@ class LibraryDecoding(Decoding):
         self.position_B = self.position_B + 1
 
     def keep(self, live_B: Tensor) -> None:
-        """Only these rows go on."""
         self._choose(live_B)
         self.position_B = self.position_B[live_B]
         self.mask_BT = None if self.mask_BT is None else self.mask_BT[live_B]
@@ -112,17 +110,14 @@ class UncachedDecoding(Decoding):
         self.logits_BV = self.engine.logits(self.engine.hidden(pack, None))
 
     def advance(self, token_B: Tensor) -> None:
-        """Feed a token of every living row."""
         self.ids_BT = self.ids_BT.scatter(1, self.length_B[:, None], token_B[:, None])
         self.length_B, self.longest = self.length_B + 1, self.longest + 1
         self._run()
 
     def keep(self, live_B: Tensor) -> None:
-        """Only these rows go on."""
         self.ids_BT, self.length_B = self.ids_BT[live_B], self.length_B[live_B]
 
     def skip_to(self, length: int) -> None:
-        """Go on as if completions had `length` tokens already."""
         self.length_B, self.longest = self.length_B + length, self.longest + length
 
     def held(self) -> Mapping[str, Sequence[Tensor]]:

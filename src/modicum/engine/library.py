@@ -101,7 +101,6 @@ class LibraryEngine(Engine):
         return None
 
     def hidden(self, pack: tuple[Tensor, Tensor], trunk: Tensor | None) -> Tensor:
-        """States [N, H] after the final norm that predict the rows' completion tokens."""
         ids_BT, index_N = pack
         if self.can.whole:
             return self.model(input_ids=ids_BT, use_cache=False).logits.flatten(0, 1)[index_N]

@@ -6,12 +6,11 @@
     cost        what it will take
     tuning      the learning rate of each arm
     collect     the folder as data; analysis: that to analysis.json
-    twolevel    a table of seeds x problems: its mean squares and a t-interval
+    twolevel    a table of seeds x problems: its mean squares, a t-interval, how many seeds settle it
     bootstrap   the hierarchical bootstrap of such a table
     estimate    an interval of the mean of a table, and p-values that agree with it
     inference   arms: intervals, differences to the control, tests, verdicts
     retention   the share of the control's gain that an arm keeps
-    power       how many seeds would settle an arm
     verdict     the same in words
     scan        a study of every layer, block or part alone; ranking: its statistics
 

@@ -25,9 +25,8 @@ from modicum import stats
 from modicum.results import ArmResult, ClaimTest, Variance
 from modicum.stats import Interval
 from modicum.study.estimate import Estimate, difference, estimate
-from modicum.study.power import seeds_needed
 from modicum.study.retention import retention
-from modicum.study.twolevel import Table, spread, table
+from modicum.study.twolevel import Table, seeds_needed, spread, table
 
 ALPHA = 0.05
 Rows = Mapping[int, NDArray[np.float64]]

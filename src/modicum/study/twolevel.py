@@ -30,6 +30,7 @@ from modicum.stats import ROUNDING
 from modicum.types import UserError
 
 Table = NDArray[np.float64]
+POWER, MOST = 0.8, 100  # of `seeds_needed`
 
 
 @dataclass(frozen=True)
@@ -108,3 +109,28 @@ def table(scores: ArrayLike) -> Table:
     if table_SI.shape[1] < 2:
         raise UserError(f"scores must be of at least two problems, not of {table_SI.shape[1]}")
     return table_SI
+
+
+def seeds_needed(found: Spread, margin: float, alpha: float = 0.05) -> int | None:
+    """The smallest number of seeds above those there are that would settle an arm.
+
+    If the difference is what it seems, S seeds show with a chance of 80 % that it is
+
+        not worse, when mean + margin >= h(1 - alpha) + h(0.8)
+        worse,     when -mean         >= h(0.975) + h(0.8)
+
+    where h has A, B and E of `found`: a guess as good as these. `alpha` is one-sided. None when
+    `MOST` are not enough, as more seeds do not shrink B/I, and for a single seed.
+    """
+    if found.num_seeds < 2 or found.none:
+        return None
+    problems, variances = found.num_problems, found.components
+    for seeds in range(found.num_seeds + 1, MOST + 1):
+        seen = variances.seed / seeds + variances.residual / (seeds * problems)
+        power, not_worse, worse = (
+            half_width(seeds, problems, probability, (seen, variances.problem / problems))
+            for probability in (POWER, 1 - alpha, 0.975)
+        )
+        if found.mean + margin >= not_worse + power or -found.mean >= worse + power:
+            return seeds
+    return None
