@@ -12,7 +12,6 @@ Shapes: B row, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -57,8 +56,12 @@ def probe(model: Any, device: torch.device) -> None:
     FOUND.pop(base, None)
     if head.weight.is_meta and not isinstance(head.weight, FakeTensor):
         return  # nothing is decoded there
-    with _without_dropout(model):
+    training = model.training
+    model.eval()  # without dropout
+    try:
         _try(model, device, base, head.weight)
+    finally:
+        model.train(training)
 
 
 def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
@@ -83,19 +86,6 @@ def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
     FOUND[base] = Abilities()
     whole = not _has_head(model, device, prompts[0], alone[0])
     FOUND[base] = Abilities(_cache(model, device, prompts), whole)
-
-
-@contextmanager
-def _without_dropout(model: Any) -> Iterator[None]:
-    """All modules in evaluation mode, as they were afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _cache(
