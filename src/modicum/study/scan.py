@@ -47,17 +47,12 @@ class Scan:
     def __post_init__(self) -> None:
         at_least(self, seeds=1, best=1)
 
-    @property
-    def sign(self) -> str:
-        """What joins the method and a place: @, or & for a selection."""
+    def update(self, place: str) -> str:
+        """The update that trains the method in a place: joined by @, or & for a selection."""
         from modicum import updates
 
         selects = self.method and isinstance(updates.parse(self.method), updates.Selection)
-        return "&" if selects else "@"
-
-    def update(self, place: str) -> str:
-        """The update that trains the method in a place."""
-        return ranking.placed(self.method, self.sign, place)
+        return ranking.placed(self.method, "&" if selects else "@", place)
 
 
 def run_scan(
