@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from modicum.engine.base import Decoding, Prompt
 from modicum.models.load import inner
@@ -28,12 +30,11 @@ class LibraryDecoding(Decoding):
         self, engine: LibraryEngine, prompts: Sequence[Prompt], group_size: int, max_tokens: int
     ) -> None:
         self.model, device = engine.model, engine.device
-        longest = max(map(len, prompts))
-        ids_PT = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-        mask_PT = torch.zeros_like(ids_PT)
-        for row, prompt in enumerate(prompts):
-            ids_PT[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-            mask_PT[row, longest - len(prompt) :] = 1
+        sequences = [torch.tensor(prompt, device=device) for prompt in prompts]
+        ids_PT, mask_PT = (
+            pad_sequence(of, batch_first=True, padding_side="left")
+            for of in (sequences, [torch.ones_like(ids) for ids in sequences])
+        )
         padded = not bool(mask_PT.all())
         self.known = inspect.signature(inner(self.model).forward).parameters
         out = self._forward(
@@ -93,10 +94,9 @@ class UncachedDecoding(Decoding):
         self, engine: LibraryEngine, prompts: Sequence[Prompt], group_size: int, max_tokens: int
     ) -> None:
         self.engine = engine
-        width, device = max(map(len, prompts)) + max_tokens, engine.device
-        ids_PT = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
-        for row, prompt in enumerate(prompts):
-            ids_PT[row, : len(prompt)] = torch.tensor(prompt, device=device)
+        device = engine.device
+        sequences = [torch.tensor(prompt, device=device) for prompt in prompts]
+        ids_PT = pad(pad_sequence(sequences, batch_first=True), (0, max_tokens))
         self.ids_BT = ids_PT.repeat_interleave(group_size, 0)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         self.length_B = lengths.repeat_interleave(group_size)

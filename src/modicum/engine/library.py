@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from modicum.engine.base import Changed, Decoding, Engine, Prompt
@@ -86,14 +87,10 @@ class LibraryEngine(Engine):
 
         The state at position prompt + t - 1 predicts completion token t.
         """
-        width = max(len(row.prompt) + len(row.tokens) for row in rows)
-        ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
-        index: list[Tensor] = []
-        for b, row in enumerate(rows):
-            sequence = torch.tensor(row.prompt + row.tokens)
-            ids_BT[b, : len(sequence)] = sequence
-            first = b * width + len(row.prompt) - 1
-            index.append(torch.arange(first, first + len(row.tokens)))
+        sequences = [torch.tensor(row.prompt + row.tokens) for row in rows]
+        ids_BT = pad_sequence(sequences, batch_first=True)
+        firsts = [b * ids_BT.shape[1] + len(row.prompt) - 1 for b, row in enumerate(rows)]
+        index = [torch.arange(len(row.tokens)) + at for at, row in zip(firsts, rows, strict=True)]
         return ids_BT.to(self.device), torch.cat(index).to(self.device)
 
     def trunk(self, pack: tuple[Tensor, Tensor]) -> None:
