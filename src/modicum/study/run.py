@@ -138,7 +138,8 @@ def opened(
         yield StudyBench(
             study=made,
             folder=folder,
-            launcher=replace(how, threads=made.threads),
+            # A scan leaves the threads of this process as they are.
+            launcher=how if kind == "scan" else replace(how, threads=made.threads),
             observer=observer or StudyObserver(),
             retry_failed=retry_failed,
         )
