@@ -47,7 +47,7 @@ SHORT = (
 UPDATES = ("full", "last(1)", "lora(rank=2)")
 COLUMNS = (*UPDATES, "evaluate", "export")
 CACHES = {"padded": "", "equal": "a length at a time", "none": "no cache"}
-HEADS = {"plain": "", "own": "own head", "whole": "whole logits"}
+HEADS = {False: "", True: "whole logits"}
 Outcome = dict[str, str]
 
 
@@ -106,7 +106,7 @@ def engine_of(folder: Path) -> str:
     engine: Any = make(loaded.model, loaded.device)
     if engine.splits:
         return "split"
-    said = ("library", CACHES[engine.can.cache], HEADS[engine.can.head])
+    said = ("library", CACHES[engine.can.cache], HEADS[engine.can.whole])
     return ", ".join(filter(None, said))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -23,7 +24,6 @@ from modicum import cli, runs
 from modicum.config import Sampling, TrainConfig
 from modicum.engine.library import LibraryEngine
 from modicum.engine.logprobs import backward
-from modicum.engine.probe import probe
 from modicum.export import export_base
 from modicum.models.configs import attention_sizes, numbers
 from modicum.models.linear import is_matrix
@@ -205,11 +205,28 @@ def test_what_takes_no_part_cannot_train() -> None:
         backward(engine, torch.zeros(1, 32), torch.tensor([5]), Sampling(), lambda p, _: p.sum())
 
 
-def test_a_scale_is_seen_in_low_precision() -> None:
-    """A scale of 0.9 moves log-probs by less than rounding may, and is part of the head."""
+def test_a_scale_is_part_of_the_head_in_low_precision() -> None:
+    """A scale of 0.9 moves log-probs by less than rounding may."""
     model = random_model("granite", layers=2, logits_scaling=1 / 0.9).to(torch.bfloat16)
-    probe(model, torch.device("cpu"))
-    assert LibraryEngine(model, torch.device("cpu")).can.head == "own"
+    engine = LibraryEngine(model, torch.device("cpu"))
+    pack = torch.tensor([[5, 6, 7, 8]]), torch.arange(4)
+    with torch.no_grad():
+        found = engine.logits(engine.hidden(pack, None))
+        wanted = model(input_ids=pack[0]).logits[0]
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "got_ocr2"])
+def test_the_head_of_a_text_model_within_another_is_its_own(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their models take what the decoder gives apart, by name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    model = importlib.import_module("small_models").model_of(name).eval()
+    engine, ids = LibraryEngine(model, torch.device("cpu")), torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        found = engine.logits(engine.hidden((ids, torch.arange(4)), None))
+        assert torch.equal(found, model(input_ids=ids).logits[0])
 
 
 def test_weights_of_rwkv_stay_as_they_are_in_evaluation(tmp_path: Path) -> None:

@@ -284,20 +284,31 @@ def test_padding_changes_nothing(kind: str) -> None:
     torch.testing.assert_close(longer, alone, atol=1e-5, rtol=1e-5)
 
 
+class Body(nn.Embedding):
+    """States that are the tokens themselves."""
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Any:  # type: ignore[override]
+        return SimpleNamespace(last_hidden_state=super().forward(input_ids))
+
+
 class Bigram(nn.Module):
     """A model with a known table of next-token probabilities."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
         self.device = table.device
-        self.body = nn.Embedding.from_pretrained(torch.eye(len(table)))
+        self.body = Body.from_pretrained(torch.eye(len(table)))
         self.head = nn.Linear(len(table), len(table), bias=False)
         self.head.weight.data = table.log().T.contiguous()
         config = SimpleNamespace(vocab_size=len(table))
         self.config = SimpleNamespace(get_text_config=lambda: config)
 
-    def get_decoder(self) -> Any:
-        return lambda input_ids, use_cache: SimpleNamespace(last_hidden_state=self.body(input_ids))
+    def get_decoder(self) -> nn.Module:
+        return self.body
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+        states = self.body(input_ids=input_ids, use_cache=use_cache).last_hidden_state
+        return SimpleNamespace(logits=self.head(states))
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head

@@ -83,10 +83,10 @@ def model_of(name: str, **changes: Any) -> Any:
         ("llama4_text", {}, Abilities()),
         ("mamba", {}, Abilities(cache="equal")),
         ("rwkv", {}, Abilities(cache="none")),
-        ("granite", {"logits_scaling": 8.0}, Abilities(head="own")),
-        ("cohere", {"logit_scale": 0.25}, Abilities(head="own")),
-        ("bert", {}, Abilities(head="own")),
-        ("modernbert-decoder", {}, Abilities(head="own")),
+        ("granite", {"logits_scaling": 8.0}, Abilities()),
+        ("cohere", {"logit_scale": 0.25}, Abilities()),
+        ("bert", {}, Abilities()),
+        ("modernbert-decoder", {}, Abilities()),
     ],
 )
 def test_log_probs_are_those_of_the_plain_forward(

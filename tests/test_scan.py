@@ -14,16 +14,7 @@ from scipy import special
 from helpers import Fails
 from modicum import cli, runs, updates
 from modicum.config import Held, Records, Sampling, Steps, TrainConfig
-from modicum.study.ranking import (
-    Trial,
-    TrialOutcome,
-    Unit,
-    judge,
-    placed,
-    plan,
-    together,
-    units,
-)
+from modicum.study.ranking import Standing, Unit, judge, placed, together, units
 from modicum.study.scan import Scan, run_scan
 from modicum.training import loop
 from modicum.types import RunInterrupted, RunStopped, UserError
@@ -73,20 +64,19 @@ def test_the_best_units_make_one_update(
     assert str(updates.parse(made)) == expected
 
 
-def test_every_run_has_a_folder_of_its_own() -> None:
-    given = {"0": "layers(0)", "1": "layers(1)", "full": "full"}
-    cells = list(plan(given, [4, 5], [1e-3, 2e-3]))
-    assert len(cells) == len({cell.name for cell in cells}) == 12
-    assert [cell.unit for cell in cells[:3]] == ["0", "1", "full"]
-    assert Trial("0", "layers(0)", 4).name == "layers-0-seed4"
-    assert Trial("0", "layers(0)", 4, 2e-3).name == "layers-0-rate0.002-seed4"
-
-
-def outcome(unit: str, seed: int, *scores: float, rate: float | None = None) -> TrialOutcome:
-    return TrialOutcome(Trial(unit, f"layers({unit})", seed, rate), scores, rate, 10, 2.0)
-
-
 BASE = (0.0, 0.5, 0.0, 0.5)  # mean 0.25
+
+
+def tried(
+    unit: str,
+    *scores: tuple[float, ...],
+    rate: float | None = None,
+    base: tuple[float, ...] = BASE,
+    failed: tuple[str, ...] = (),
+) -> Standing:
+    """A unit whose runs of seeds 0, 1, ... have these scores."""
+    by_seed = dict(enumerate(scores))
+    return Standing(unit, f"layers({unit})", base, by_seed, rate, 10, 2.0, failed)
 
 
 def t_interval(*values: float) -> tuple[float, float]:
@@ -98,12 +88,9 @@ def t_interval(*values: float) -> tuple[float, float]:
 
 
 def test_gains_and_intervals_by_hand() -> None:
-    runs_of = [
-        outcome("0", 0, 0.5, 0.5, 0.0, 1.0),  # 0.5: gain 0.25
-        outcome("0", 1, 0.5, 0.5, 0.25, 0.75),  # 0.5
-        outcome("0", 2, 0.25, 0.5, 0.0, 0.85),  # 0.4: gain 0.15
-    ]
-    (one,) = judge(runs_of, BASE)
+    # Accuracies of 0.5, 0.5 and 0.4: gains of 0.25, 0.25 and 0.15.
+    scores = (0.5, 0.5, 0.0, 1.0), (0.5, 0.5, 0.25, 0.75), (0.25, 0.5, 0.0, 0.85)
+    (one,) = judge([tried("0", *scores)])
     assert one.gain == pytest.approx(13 / 60)
     assert one.by_seed == pytest.approx((0.25, 0.25, 0.15))
     assert one.over_seeds == pytest.approx(t_interval(0.25, 0.25, 0.15))
@@ -115,48 +102,47 @@ def test_gains_and_intervals_by_hand() -> None:
 
 
 def test_contributions_are_shares_of_a_clear_gain_of_full() -> None:
-    half = outcome("1", 0, 0.5, 0.75, 0.0, 0.75)  # gain 0.25
-    full = outcome("full", 0, 0.5, 1.0, 0.5, 1.0)  # every problem gains 0.5
-    ranking = judge([full, half], BASE)
+    half = tried("1", (0.5, 0.75, 0.0, 0.75))  # gain 0.25
+    full = tried("full", (0.5, 1.0, 0.5, 1.0))  # every problem gains 0.5
+    ranking = judge([full, half])
     assert [s.unit for s in ranking] == ["1", "full"]
     # Without spread the interval of four problems is Wilson's, which reaches below 0.
     assert [s.contribution for s in ranking] == [None, None]
-    clear = outcome("full", 0, *(0.5, 1.0, 0.4, 1.0) * 16)
-    half = outcome("1", 0, *(0.5, 0.75, 0.0, 0.75) * 16)
-    ranking = judge([clear, half], BASE * 16)
+    clear = tried("full", (0.5, 1.0, 0.4, 1.0) * 16, base=BASE * 16)
+    half = tried("1", (0.5, 0.75, 0.0, 0.75) * 16, base=BASE * 16)
+    ranking = judge([clear, half])
     assert [s.contribution for s in ranking] == pytest.approx([0.25 / 0.475, 1.0])
 
 
 def test_what_is_level_with_the_best_is_paired_by_seed() -> None:
-    def at(unit: str, *accuracies: float) -> list[TrialOutcome]:
-        return [outcome(unit, seed, *[a] * 4) for seed, a in enumerate(accuracies)]
+    def at(unit: str, *accuracies: float) -> Standing:
+        return tried(unit, *((a,) * 4 for a in accuracies))
 
     # Seeds differ by far more than the units do, but unit 0 leads in each by 0.1 or so.
-    found = judge([*at("0", 0.3, 0.6, 0.9), *at("1", 0.2, 0.49, 0.81)], BASE)
+    found = judge([at("0", 0.3, 0.6, 0.9), at("1", 0.2, 0.49, 0.81)])
     assert [(s.unit, s.level_with_best) for s in found] == [("0", True), ("1", False)]
-    found = judge([*at("0", 0.3, 0.6, 0.9), *at("1", 0.2, 0.7, 0.81)], BASE)
+    found = judge([at("0", 0.3, 0.6, 0.9), at("1", 0.2, 0.7, 0.81)])
     assert [(s.unit, s.level_with_best) for s in found] == [("0", True), ("1", True)]
 
 
 def test_a_unit_stands_with_its_best_rate_and_a_stopped_one_stands_last() -> None:
-    stopped = TrialOutcome(Trial("2", "layers(2)", 0, 1e-3), failed="the loss was not finite")
+    stopped = tried("2", rate=1e-3, failed=("seed 0: the loss was not finite",))
     found = judge(
         [
-            outcome("1", 0, *[0.3] * 4, rate=1e-3),
-            outcome("1", 0, *[0.4] * 4, rate=2e-3),
+            tried("full", (0.1,) * 4),
+            tried("1", (0.3,) * 4, rate=1e-3),
+            tried("1", (0.4,) * 4, rate=2e-3),
             stopped,
-            outcome("3", 0, *[0.9] * 4, rate=1e-3),
-            TrialOutcome(Trial("3", "layers(3)", 1, 1e-3), failed="diverged"),
-            outcome("3", 0, *[0.35] * 4, rate=2e-3),
-            outcome("3", 1, *[0.35] * 4, rate=2e-3),
-        ],
-        BASE,
+            tried("3", (0.9,) * 4, rate=1e-3, failed=("seed 1: diverged",)),
+            tried("3", (0.35,) * 4, (0.35,) * 4, rate=2e-3),
+        ]
     )
-    assert [(s.unit, s.learning_rate) for s in found] == [("1", 2e-3), ("3", 2e-3), ("2", 1e-3)]
+    ranks = [("1", 2e-3), ("3", 2e-3), ("2", 1e-3), ("full", None)]
+    assert [(s.unit, s.learning_rate) for s in found] == ranks
     assert found[2].gain is None
     assert not found[2].level_with_best
     assert found[2].failed == ("seed 0: the loss was not finite",)
-    assert judge([outcome("1", 0, *BASE), stopped], BASE)[0].gain == 0.0
+    assert judge([tried("1", BASE), stopped])[0].gain == 0.0
 
 
 # The command -----------------------------------------------------------------------------
@@ -235,15 +221,18 @@ def test_a_scan_ranks_and_goes_on(
     assert any("no gain is clearly above 0" in note for note in found["notes"])
     assert (root / "scan.png").read_bytes().startswith(b"\x89PNG")
     assert "layers alone" in (root / "scan.svg").read_text()
-    assert not (root / "layers-0-seed0" / "checkpoints").exists()
-    lines = runs.read_lines(root / "layers-0-seed0" / "evaluations.jsonl")
+    folder = root / "cells" / "final" / "layers-0" / "seed-0"
+    assert not (folder / "checkpoints").exists()
+    lines = runs.read_lines(folder / "evaluations.jsonl")
     assert {line["split"] for line in lines} == {"tune"}
     # Again: nothing is run, and the stopped run is not tried anew.
     assert scanned() == found
     assert len(calls) == 5
-    assert "other settings (steps = 1), not 2;" in fails(*first, "--steps", "2")
+    assert "begun with other settings (amount = 1.0)" in fails(*first, "--steps", "2")
     assert cli.run([*first, "--micro-batch", "1"]) == 0
     assert cli.run([*first, "--best", "1"]) == 0
+    assert cli.run([*first, "--overwrite", "--steps", "2", "--no-full"]) == 0
+    assert [call[1] for call in calls[5:]] == [False] * 3
 
 
 @pytest.mark.slow  # most of it is the start of processes
@@ -263,7 +252,7 @@ def test_a_scan_from_python_in_processes_tries_again_only_what_is_asked(
     assert [unit["unit"] for unit in found["units"]] == ["block 0", "block 1"]
     assert (found["split"], found["full"]["unit"]) == ("tune", "full")
     assert found["best"] in ("surgical(0, of=2)", "surgical(1, of=2)")
-    folder = out / "surgical-1--of-2-seed0"
+    folder = out / "cells" / "final" / "surgical-1-of-2" / "seed-0"
     (folder / "result.json").unlink()
     (folder / "failed.json").write_text('{"error": "the loss was not finite"}')
     again = run_scan(design, config, out, launcher="processes")

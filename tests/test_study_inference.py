@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from scipy import special
 
 from modicum import stats
+from modicum.results import ArmResult
 from modicum.stats import Interval
-from modicum.study import bootstrap, inference
+from modicum.study import bootstrap
 from modicum.study.estimate import BOOTSTRAP, NO_SPREAD, ONE_SEED, T_INTERVAL, estimate
 from modicum.study.inference import arm_interval, compare, gain_interval, paired, variance
-from modicum.study.power import seeds_needed
 from modicum.study.retention import retention
-from modicum.study.twolevel import Spread, spread
+from modicum.study.twolevel import Spread, seeds_needed, spread
 from modicum.types import UserError
 
 WIDE = (-1.0, 1.0)
@@ -326,7 +326,7 @@ def arm(difference: float, seed: int = 1, seed_sd: float = 0.004) -> dict[int, N
     return rows(CONTROL + noisy(5, 100, difference, (seed_sd, 0.02, 0.01), seed))
 
 
-def judged(**arms: dict[int, NDArray[np.float64]]) -> dict[str, inference.ArmComparison]:
+def judged(**arms: dict[int, NDArray[np.float64]]) -> dict[str, ArmResult]:
     return compare({"full": rows(CONTROL), **arms}, "full", BASE, 0.02, rng())
 
 
@@ -402,7 +402,7 @@ def test_only_common_seeds_are_paired() -> None:
     part = {seed: row for seed, row in arm(0.0).items() if seed != 1}
     shifted = {seed + 10: row for seed, row in part.items()}
     found = judged(part=part, shifted=shifted)
-    assert found["part"].seeds == (0, 2, 3, 4) and set(found["part"].by_seed) == set("0234")
+    assert set(found["part"].by_seed) == set("0234")
     difference = np.mean([part[s] - rows(CONTROL)[s] for s in part])
     assert found["part"].difference is not None
     assert found["part"].difference.mean == pytest.approx(difference)
@@ -438,27 +438,6 @@ def test_json_has_the_names_of_the_analysis() -> None:
     assert isinstance(found["tests"]["equivalent"]["holds"], bool)
 
 
-@pytest.mark.parametrize(
-    ("control", "margin", "base", "message"),
-    [
-        ("half", 0.02, BASE, "not among the arms: full"),
-        ("full", 0.0, BASE, "margin"),
-        ("full", 2.0, BASE, "0.02 is 2 points"),
-        ("full", 0.02, BASE[:-1], "base's 99 problems"),
-        ("full", 0.02, BASE + 1, r"scores of the base must lie in \[0, 1\]"),
-    ],
-)
-def test_what_does_not_fit_is_refused(
-    control: str, margin: float, base: NDArray[np.float64], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        compare({"full": rows(CONTROL)}, control, base, margin, rng())
-
-
-def test_tables_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UserError, match="same seeds and problems"):
-        paired(np.zeros((3, 4)), np.zeros((2, 4)), rng())
-    with pytest.raises(UserError, match="at least two problems"):
+def test_one_problem_is_refused() -> None:
+    with pytest.raises(UserError, match="at least two problems, not of 1"):
         arm_interval([[1.0]])
-    with pytest.raises(UserError, match="is not an arm"):
-        compare({"full": rows(CONTROL)}, "full", BASE, 0.02, rng(), placebos=["full"])

@@ -218,11 +218,11 @@ def test_failed_seeds_are_shown_and_in_no_number(finished: Path) -> None:
     result.unlink()
     (result.parent / "failed.json").write_text('{"error": "the loss was not finite"}')
     found = analysis.analyse(collect.collect(study, finished), finished)
-    arm = found["arms"][1]
-    assert arm["kind"] == "layers"
-    assert arm["failed"] == ["seed 1: the loss was not finite"]
-    assert list(arm["by_seed"]) == ["0"]
-    assert "1 of its 2 seeds did not finish" in arm["sentence"]
+    arm = found.arms[1]
+    assert arm.kind == "layers"
+    assert arm.failed == ("seed 1: the loss was not finite",)
+    assert list(arm.by_seed) == ["0"]
+    assert "1 of its 2 seeds did not finish" in arm.sentence
     (result.parent / "failed.json").unlink()
     result.write_text(kept)
 

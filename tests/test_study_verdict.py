@@ -246,7 +246,7 @@ def test_words_from_a_comparison() -> None:
     }
     found = compare(scores, "full", base, 0.02, rng, placebos=["random"])
     arms = [
-        {"name": name, "placebo": name == "random", "cost": COST, "failed": [], **asdict(one)}
+        {**asdict(one), "placebo": name == "random", "cost": COST, "failed": []}
         for name, one in found.items()
     ]
     study = {**a_study(), "arms": arms, "control_gain": arms[0]["gain"], "seeds": list(range(6))}

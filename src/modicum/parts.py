@@ -14,6 +14,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +47,9 @@ class RunParts:
 
     def named(self, config: TrainConfig) -> TrainConfig:
         """The config with an expression for every object here."""
-        held = {kind: getattr(self, kind) for kind in parsers()}
-        given = {kind: part for kind, part in held.items() if part is not None}
-        texts: dict[str, Any] = {kind: expression(kind, part) for kind, part in given.items()}
+        texts: dict[str, Any] = {
+            kind: expression(kind, part) for kind, part in vars(self).items() if part is not None
+        }
         return replace(config, **texts)
 
     def resolve(
@@ -65,17 +66,17 @@ class RunParts:
         """Config and parts of a run that goes on: where its base and its problems are now."""
         if not (folder / "config.toml").is_file():
             return config, self
-        task = self.task
-        if task is None and not is_given(config.task):
-            task = past_task(folder, config.task)
-        update = self.update
-        if update is None and not is_given(config.update):
-            update = past_update(folder, config.update)
-        reward = self.reward
-        if reward is None and not is_given(config.reward):
-            reward = rewards.parse(config.reward, places(folder))
-        config = past_bases(folder, config)
-        return config, replace(self, task=task, update=update, reward=reward)
+        readers: dict[str, Callable[[str], Any]] = {
+            "task": partial(past_task, folder),
+            "update": partial(past_update, folder),
+            "reward": lambda text: rewards.parse(text, places(folder)),
+        }
+        found = {
+            kind: read(getattr(config, kind))
+            for kind, read in readers.items()
+            if getattr(self, kind) is None and not is_given(getattr(config, kind))
+        }
+        return past_bases(folder, config), replace(self, **found)
 
     def keep(self, run: runs.Run, config: TrainConfig) -> list[str]:
         """Write what the config alone cannot repeat; returns what the user should know of it."""

@@ -43,7 +43,6 @@ def summarise(
     best = [float(grade.strict) for _, grade in greedy]
     powers = [2**power for power in range(count.bit_length()) if 2**power <= count]
     cast = [(p.id, [vote(*g) for g in group]) for p, group in zip(problems, drawn, strict=True)]
-    sampled, loose, most = stats.interval(scores), stats.interval(lenient), stats.interval(best)
     format_ok = STYLES[sampling.style if sampling.style in STYLES else "tags"].format_ok
     return Evaluation(
         task=task,
@@ -51,16 +50,10 @@ def summarise(
         num_problems=len(problems),
         samples_per_problem=count,
         temperature=sampling.temperature,
-        accuracy=sampled.mean,
-        low=sampled.low,
-        high=sampled.high,
+        **dict(zip(("accuracy", "low", "high"), _band(scores), strict=True)),
         standard_error=stats.standard_error(scores) if len(scores) > 1 else None,
-        lenient=loose.mean,
-        lenient_low=loose.low,
-        lenient_high=loose.high,
-        greedy=most.mean,
-        greedy_low=most.low,
-        greedy_high=most.high,
+        **dict(zip(("lenient", "lenient_low", "lenient_high"), _band(lenient), strict=True)),
+        **dict(zip(("greedy", "greedy_low", "greedy_high"), _band(best), strict=True)),
         greedy_lenient=sum(grade.lenient for _, grade in greedy) / len(greedy),
         format=sum(format_ok(c.text) for c, _ in every) / len(every),
         truncated=sum(not c.finished for c, _ in every) / len(every),
@@ -95,8 +88,7 @@ def vote(completion: Completion, grade: Grade) -> str | None:
 
 
 def _band(scores: list[float]) -> list[float]:
-    band = stats.interval(scores)
-    return [band.mean, band.low, band.high]
+    return list(vars(stats.interval(scores)).values())
 
 
 def rows(

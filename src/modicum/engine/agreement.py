@@ -38,9 +38,9 @@ import numpy as np
 import torch
 
 from modicum.config import Sampling
+from modicum.engine import slopes
 from modicum.engine.policy import Policy
-from modicum.engine.rescoring import ROWS, by, rehearsal, score, some
-from modicum.engine.slopes import FADE, FAULTS, Array, Scored, Slope, doubt, looks_like, over_doubt
+from modicum.engine.slopes import FADE, FAULTS, ROWS, Array, Scored, Slope
 from modicum.engine.version import AgreementFailed
 from modicum.models.linear import widened
 from modicum.types import Group, Row, RunStopped
@@ -98,17 +98,19 @@ class Agreement:
         """Ask the library; mean |its log-prob - the sampler's|, in nats. RunStopped: no."""
         if self.low:
             with widened(policy.model):
-                again = rehearsal(policy, groups, sampling, step)
-                found = score(policy, again, sampling)
+                again = slopes.rehearsal(policy, groups, sampling, step)
+                found = slopes.score(policy, again, sampling)
                 self._exact(policy, prepared, found, sampling)
-        found = score(policy, some(groups), sampling)
+        found = slopes.score(policy, slopes.some(groups), sampling)
         if not np.isfinite(found.ways["trainer"]).all():
             return 0.0  # so will the loss be, and the step is skipped and counted
         if not self.low:
             self._exact(policy, prepared, found, sampling)
         else:
             with widened(policy.model):
-                found.ways["exact"], found.entropy_N = by(policy.scorer, found.rows, sampling)
+                found.ways["exact"], found.entropy_N = slopes.by(
+                    policy.scorer, found.rows, sampling
+                )
             self._measure(found.ways["library"], found.ways["exact"])
             self._other_weights(policy, prepared, found, sampling)
             for way in ("trainer", "library"):
@@ -159,14 +161,14 @@ class Agreement:
             _finite(other_N, name)
             d_N = library_N - other_N
             kept = self._kept(d_N, self.cuts)
-            far = over_doubt(d_N[kept], library_N[kept])
+            far = slopes.over_doubt(d_N[kept], library_N[kept])
             self.exact_max = max(self.exact_max, far)
             if not far <= EXACT * self.sharp:
                 self._other_weights(policy, prepared, found, sampling)
                 raise AgreementFailed(
                     f"in fp32 the log-probs of {name} and library differ by"
                     f" {np.abs(library_N - other_N).mean():.2g} nats a token"
-                    f"{looks_like(library_N - other_N, found)}; the completions were not sampled"
+                    f"{slopes.looks_like(library_N - other_N, found)}; the completions were not sampled"
                     " from the current policy, or are not trained as they were sampled"
                 )
 
@@ -179,13 +181,13 @@ class Agreement:
             known["previous"] = self.before.swapped
         for name, weights in known.items():
             with weights(), widened(policy.model):
-                found.others[name] = by(policy.scorer, found.rows, sampling)[0]
+                found.others[name] = slopes.by(policy.scorer, found.rows, sampling)[0]
 
     def _measure(self, rounded_N: Array, exact_N: Array) -> None:
         """The model's own rounding: that of all checks, and room for as much as it has now."""
         if not (np.isfinite(rounded_N).all() and np.isfinite(exact_N).all()):
             return
-        apart_N, doubted = rounded_N - exact_N, doubt(exact_N)
+        apart_N, doubted = rounded_N - exact_N, slopes.doubt(exact_N)
         now = [float(np.abs(apart_N).sum()), doubted, float(apart_N @ apart_N), len(apart_N)]
         self.seen = [old * FADE + new for old, new in zip(self.seen, now, strict=True)]
         prior = UNKNOWN * self.sharp * PRIOR
@@ -198,9 +200,9 @@ class Agreement:
     def _measure_on(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> None:
         """The model's own rounding, on some of these rows."""
         taken = [replace(row, trunk=None) for row in rows[:: -(-len(rows) // ROWS)]]
-        rounded_N = by(policy.scorer, taken, sampling)[0]
+        rounded_N = slopes.by(policy.scorer, taken, sampling)[0]
         with widened(policy.model):
-            self._measure(rounded_N, by(policy.scorer, taken, sampling)[0])
+            self._measure(rounded_N, slopes.by(policy.scorer, taken, sampling)[0])
 
     @staticmethod
     def _kept(d_N: Array, trim: bool) -> Array:
@@ -212,7 +214,7 @@ class Agreement:
         """How large differences are beside what rounding may make."""
         # A policy on the edge of collapse has tokens that rounding moves from one to nothing.
         kept = self._kept(d_N, self.cuts or self.low)
-        return over_doubt(d_N[kept], logprob_N[kept]) / (ROUNDING * self.room)
+        return slopes.over_doubt(d_N[kept], logprob_N[kept]) / (ROUNDING * self.room)
 
     def _follow(self, way: str, d_N: Array, found: Scored) -> None:
         """Add a check to the slopes; RunStopped when one is what a fault gives."""
@@ -268,10 +270,8 @@ class Agreement:
 
     def load(self, state: dict[str, Any]) -> None:
         """Set what `state` gave."""
-        self.own, self.noise = float(state["own"]), float(state["noise"])
-        self.room, self.seen = float(state["room"]), list(state["seen"])
-        self.measured, self.exact_max = bool(state["measured"]), float(state["exact_max"])
-        self.slopes = {name: Slope(list(sums)) for name, sums in state["slopes"].items()}
+        vars(self).update(state)
+        self.slopes = {name: Slope(sums) for name, sums in state["slopes"].items()}
 
 
 def _finite(values_N: Array, by: str) -> None:

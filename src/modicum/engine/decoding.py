@@ -1,4 +1,4 @@
-"""Decoding by the library's own forward: with its cache, a length at a time, or with none.
+"""Decoding by the library's own forward: with its cache, or with none.
 
 Shapes: P prompt, G member, B = P x G rows, T token, V vocabulary.
 """
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from modicum.engine.base import Decoding, Prompt
 from modicum.models.load import inner
@@ -28,12 +30,11 @@ class LibraryDecoding(Decoding):
         self, engine: LibraryEngine, prompts: Sequence[Prompt], group_size: int, max_tokens: int
     ) -> None:
         self.model, device = engine.model, engine.device
-        longest = max(map(len, prompts))
-        ids_PT = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-        mask_PT = torch.zeros_like(ids_PT)
-        for row, prompt in enumerate(prompts):
-            ids_PT[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-            mask_PT[row, longest - len(prompt) :] = 1
+        sequences = [torch.tensor(prompt, device=device) for prompt in prompts]
+        ids_PT, mask_PT = (
+            pad_sequence(of, batch_first=True, padding_side="left")
+            for of in (sequences, [torch.ones_like(ids) for ids in sequences])
+        )
         padded = not bool(mask_PT.all())
         self.known = inspect.signature(inner(self.model).forward).parameters
         out = self._forward(
@@ -67,7 +68,6 @@ class LibraryDecoding(Decoding):
             held[:] = [x.index_select(0, row_B) if isinstance(x, Tensor) else x for x in held]
 
     def advance(self, token_B: Tensor) -> None:
-        """Feed a token of every living row."""
         if self.mask_BT is not None:
             more = self.mask_BT.new_ones(len(self.mask_BT), 1)
             self.mask_BT = torch.cat([self.mask_BT, more], 1)
@@ -82,48 +82,9 @@ class LibraryDecoding(Decoding):
         self.position_B = self.position_B + 1
 
     def keep(self, live_B: Tensor) -> None:
-        """Only these rows go on."""
         self._choose(live_B)
         self.position_B = self.position_B[live_B]
         self.mask_BT = None if self.mask_BT is None else self.mask_BT[live_B]
-
-
-class LengthDecoding(Decoding):
-    """Prompts of one length at a time, for a cache that knows no padding."""
-
-    def __init__(
-        self, engine: LibraryEngine, prompts: Sequence[Prompt], group_size: int, max_tokens: int
-    ) -> None:
-        count = len(prompts) * group_size
-        number_PG = torch.arange(count, device=engine.device).view(-1, group_size)
-        lengths = [len(prompt) for prompt in prompts]
-        self.parts: list[tuple[Tensor, LibraryDecoding]] = []
-        for length in sorted(set(lengths)):
-            of = [place for place, found in enumerate(lengths) if found == length]
-            part = LibraryDecoding(engine, [prompts[p] for p in of], group_size, max_tokens)
-            self.parts.append((number_PG[of].flatten(), part))
-        self._gather(count)
-
-    def _gather(self, rows: int) -> None:
-        first_BV = self.parts[0][1].logits_BV
-        self.logits_BV = first_BV.new_empty(rows, first_BV.shape[1])
-        for number_B, part in self.parts:
-            self.logits_BV[number_B] = part.logits_BV
-
-    def advance(self, token_B: Tensor) -> None:
-        """Feed a token of every living row."""
-        for number_B, part in self.parts:
-            part.advance(token_B[number_B])
-        self._gather(len(token_B))
-
-    def keep(self, live_B: Tensor) -> None:
-        """Only these rows go on."""
-        parts, self.parts = self.parts, []
-        for number_B, part in parts:
-            stays_B = torch.isin(number_B, live_B)
-            if bool(stays_B.any()):
-                part.keep(stays_B.nonzero().squeeze(-1))
-                self.parts.append((torch.searchsorted(live_B, number_B[stays_B]), part))
 
 
 class UncachedDecoding(Decoding):
@@ -133,10 +94,9 @@ class UncachedDecoding(Decoding):
         self, engine: LibraryEngine, prompts: Sequence[Prompt], group_size: int, max_tokens: int
     ) -> None:
         self.engine = engine
-        width, device = max(map(len, prompts)) + max_tokens, engine.device
-        ids_PT = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
-        for row, prompt in enumerate(prompts):
-            ids_PT[row, : len(prompt)] = torch.tensor(prompt, device=device)
+        device = engine.device
+        sequences = [torch.tensor(prompt, device=device) for prompt in prompts]
+        ids_PT = pad(pad_sequence(sequences, batch_first=True), (0, max_tokens))
         self.ids_BT = ids_PT.repeat_interleave(group_size, 0)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         self.length_B = lengths.repeat_interleave(group_size)
@@ -150,17 +110,14 @@ class UncachedDecoding(Decoding):
         self.logits_BV = self.engine.logits(self.engine.hidden(pack, None))
 
     def advance(self, token_B: Tensor) -> None:
-        """Feed a token of every living row."""
         self.ids_BT = self.ids_BT.scatter(1, self.length_B[:, None], token_B[:, None])
         self.length_B, self.longest = self.length_B + 1, self.longest + 1
         self._run()
 
     def keep(self, live_B: Tensor) -> None:
-        """Only these rows go on."""
         self.ids_BT, self.length_B = self.ids_BT[live_B], self.length_B[live_B]
 
     def skip_to(self, length: int) -> None:
-        """Go on as if completions had `length` tokens already."""
         self.length_B, self.longest = self.length_B + length, self.longest + length
 
     def held(self) -> Mapping[str, Sequence[Tensor]]:
@@ -171,10 +128,3 @@ class UncachedDecoding(Decoding):
 def position_ids(mask_BT: Tensor) -> Tensor:
     """Positions [B, T] that count real tokens from 0; padding on the left stays at 0."""
     return (mask_BT.cumsum(-1) - 1).clamp(min=0)
-
-
-DECODINGS: Mapping[str, type[LibraryDecoding | LengthDecoding | UncachedDecoding]] = {
-    "padded": LibraryDecoding,
-    "equal": LengthDecoding,
-    "none": UncachedDecoding,
-}

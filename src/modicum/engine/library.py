@@ -21,10 +21,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from modicum.engine.base import Changed, Decoding, Engine, Prompt
-from modicum.engine.decoding import DECODINGS
-from modicum.models.decoder import cap
+from modicum.engine.decoding import LibraryDecoding, UncachedDecoding
 from modicum.models.linear import replaced
 from modicum.models.load import inner
 from modicum.types import Row
@@ -37,9 +38,8 @@ class Abilities:
     cache: Literal["padded", "equal", "none"] = "padded"
     """Which prompts its cache decodes together, repeated for a group: any, padded on the left;
     those of one length; none, as there is no such cache."""
-    head: Literal["plain", "own", "whole"] = "plain"
-    """What makes logits of the decoder's states: the output embedding, capped if the config says
-    so; the model's own forward around its decoder (which scales, say); nothing but the whole."""
+    whole: bool = False
+    """Whether logits can only be had by the whole forward, not from the decoder's states."""
 
 
 FOUND: WeakKeyDictionary[Any, Abilities] = WeakKeyDictionary()
@@ -53,16 +53,11 @@ NOTES = {
 }
 
 
-class Given(tuple[Tensor]):
+class Given(BaseModelOutputWithPast):
     """Stands for what a decoder gives: its states, and nothing else."""
 
-    @property
-    def last_hidden_state(self) -> Tensor:
-        """The states."""
-        return self[0]
-
     def __getattr__(self, name: str) -> None:
-        """No cache, no losses of routers."""
+        """No losses of routers."""
         return None
 
 
@@ -74,6 +69,7 @@ class LibraryEngine(Engine):
         self.can = FOUND.get(inner(model), Abilities())
         if note := NOTES[self.can.cache]:
             self.notes = (note.format(inner(model).config.model_type),)
+        self.of_one_length = self.can.cache == "equal"
         super().__init__(inner(model).get_output_embeddings().weight, device)
 
     def follow(self, changed: Changed) -> None:
@@ -83,21 +79,18 @@ class LibraryEngine(Engine):
         self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
     ) -> Decoding:
         """Begin completions; nothing is kept."""
-        return DECODINGS[self.can.cache](self, prompts, group_size, max_tokens)
+        kind = UncachedDecoding if self.can.cache == "none" else LibraryDecoding
+        return kind(self, prompts, group_size, max_tokens)
 
     def pack(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """(ids_BT padded on the right, flat index_N of the states that predict).
 
         The state at position prompt + t - 1 predicts completion token t.
         """
-        width = max(len(row.prompt) + len(row.tokens) for row in rows)
-        ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
-        index: list[Tensor] = []
-        for b, row in enumerate(rows):
-            sequence = torch.tensor(row.prompt + row.tokens)
-            ids_BT[b, : len(sequence)] = sequence
-            first = b * width + len(row.prompt) - 1
-            index.append(torch.arange(first, first + len(row.tokens)))
+        sequences = [torch.tensor(row.prompt + row.tokens) for row in rows]
+        ids_BT = pad_sequence(sequences, batch_first=True)
+        firsts = [b * ids_BT.shape[1] + len(row.prompt) - 1 for b, row in enumerate(rows)]
+        index = [torch.arange(len(row.tokens)) + at for at, row in zip(firsts, rows, strict=True)]
         return ids_BT.to(self.device), torch.cat(index).to(self.device)
 
     def trunk(self, pack: tuple[Tensor, Tensor]) -> None:
@@ -105,9 +98,8 @@ class LibraryEngine(Engine):
         return None
 
     def hidden(self, pack: tuple[Tensor, Tensor], trunk: Tensor | None) -> Tensor:
-        """States [N, H] after the final norm that predict the rows' completion tokens."""
         ids_BT, index_N = pack
-        if self.can.head == "whole":
+        if self.can.whole:
             return self.model(input_ids=ids_BT, use_cache=False).logits.flatten(0, 1)[index_N]
         decoder = decoder_of(inner(self.model))
         hidden_BTH = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
@@ -115,16 +107,14 @@ class LibraryEngine(Engine):
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of such states; where only the whole forward gives them, they are these."""
-        if self.can.head == "whole":
+        if self.can.whole:
             return hidden_NH
+        # By the model's own forward around its decoder, which may scale or cap.
         base = inner(self.model)
-        if self.can.head == "own":
-            ids_1N = torch.zeros(1, len(hidden_NH), dtype=torch.long, device=self.device)
-            states = Given((hidden_NH[None],))
-            with replaced(lambda *_, **__: states, [decoder_of(base)]):  # type: ignore[arg-type, return-value]
-                return base(input_ids=ids_1N, use_cache=False).logits[0]
-        softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-        return cap(base.get_output_embeddings()(hidden_NH), softcap)
+        ids_1N = torch.zeros(1, len(hidden_NH), dtype=torch.long, device=self.device)
+        states = Given(hidden_NH[None])  # type: ignore[arg-type]
+        with replaced(lambda *_, **__: states, [decoder_of(base)]):  # type: ignore[arg-type, return-value]
+            return base(input_ids=ids_1N, use_cache=False).logits[0]
 
 
 def decoder_of(base: Any) -> Any:

@@ -63,21 +63,21 @@ class LocalSampler(Sampler):
         settings = (sampling.temperature, sampling.top_p, sampling.top_k)
         origin = Origin(self.changed.version, *settings)
         texts = Texts(self.tokenizer, self.end_tokens, sampling.stop or ())
-        groups: list[tuple[Completion, ...]] = []
-        for start in range(0, len(prompts), per_pass):
-            part = slice(start, start + per_pass)
-            rows = [(*key, member) for key in keys[part] for member in range(group_size)]
+        groups: dict[int, tuple[Completion, ...]] = {}
+        for part in engine.batches(prompts, per_pass):
+            rows = [(*keys[number], member) for number in part for member in range(group_size)]
             table = np.stack([noise(row, limit) for row in rows])
             uniforms_RT = torch.from_numpy(table).to(engine.device)
             with torch.inference_mode():
-                decoding = engine.decode(prompts[part], group_size, limit, keep)
+                decoding = engine.decode([prompts[p] for p in part], group_size, limit, keep)
                 drawn = draw(decoding, uniforms_RT, sampling, texts)
                 trunks = decoding.trunks([len(tokens) for tokens, _ in drawn])
             made = completions(texts, drawn, trunks, origin)
-            groups += [tuple(made[i : i + group_size]) for i in range(0, len(made), group_size)]
+            for place, number in enumerate(part):
+                groups[number] = tuple(made[place * group_size :][:group_size])
             if progress is not None:
                 progress(len(groups))
-        return groups
+        return [groups[number] for number in range(len(prompts))]
 
 
 Drawn = tuple[tuple[int, ...], tuple[float, ...]]

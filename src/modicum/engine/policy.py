@@ -12,12 +12,12 @@ from torch import nn
 from modicum.config import Compute, Sampling
 from modicum.engine import samplers
 from modicum.engine.base import Changed, Engine, Prompt, Sampler, Scorer
-from modicum.engine.library import FOUND, Abilities, LibraryEngine
+from modicum.engine.library import LibraryEngine
 from modicum.engine.probe import probe
 from modicum.engine.split import SplitEngine
 from modicum.engine.text import begun
 from modicum.engine.version import adapter_layers
-from modicum.models.decoder import Scales, view
+from modicum.models.decoder import view
 from modicum.models.load import Loaded, inner
 from modicum.tasks.prompts import stops
 from modicum.types import Completion, UserError
@@ -102,8 +102,6 @@ def make(
     """
     decoder = None if kind == "library" else view(model)
     if decoder is not None:
-        if decoder.scales != Scales():  # what the agreement proof compares with must scale too
-            FOUND[inner(model)] = Abilities(head="own")
         return SplitEngine(decoder, lowest, recompute)
     if kind == "split":
         name = model.config.model_type

@@ -1,10 +1,10 @@
 """What an architecture's own forward can do, tried out on a few tokens before it is used.
 
-`transformers` has about two hundred causal language models. Most decode padded prompts
-with a cache that can be repeated and thinned out, and make logits by the output embedding;
-not all do, and no attribute says which. So the engine `library` is tried first: a batch of
-two prompts of unequal length, a group of two, one row leaving, against forwards of each
-sequence alone, then two prompts of one length; then heads. What differs is not used (`library.Abilities`).
+`transformers` has about two hundred causal language models. Most decode padded prompts with a
+cache that can be repeated and thinned out; not all do, and no attribute says which. So the engine
+`library` is tried first: a batch of two prompts of unequal length, a group of two, one row leaving,
+against forwards of each sequence alone, then two prompts of one length; then its decoder alone,
+with the head around it. What differs is not used (`library.Abilities`).
 
 Shapes: B row, V vocabulary.
 """
@@ -12,7 +12,6 @@ Shapes: B row, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -35,8 +34,6 @@ LONG, SHORT = 7, 3  # tokens of the two prompts
 # Expected |difference of log-probs| of a token, in nats, as in the agreement proof.
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
 LOW_ROUNDING = 0.5  # in bf16 single tokens are a tenth of a nat apart by rounding alone
-# |difference of logits| of one state, over the largest: what is left out of a head shows.
-OF_HEAD, LOW_OF_HEAD = 1e-5, 2**-6
 
 
 @torch.no_grad()
@@ -59,8 +56,12 @@ def probe(model: Any, device: torch.device) -> None:
     FOUND.pop(base, None)
     if head.weight.is_meta and not isinstance(head.weight, FakeTensor):
         return  # nothing is decoded there
-    with _without_dropout(model):
+    training = model.training
+    model.eval()  # without dropout
+    try:
         _try(model, device, base, head.weight)
+    finally:
+        model.train(training)
 
 
 def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
@@ -82,21 +83,9 @@ def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
     begun = _alone(model, device, prompts[0][:SHORT])
     if not (_same(found[1, SHORT - 1], alone[1][-1]) and _same(alone[0][SHORT - 1], begun[-1])):
         raise _refusal(base, "what follows a token changes what is predicted before it")
-    head = _head(model, device, prompts[0], alone[0])
-    FOUND[base] = Abilities(_cache(model, device, prompts), head)
-
-
-@contextmanager
-def _without_dropout(model: Any) -> Iterator[None]:
-    """All modules in evaluation mode, as they were afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    FOUND[base] = Abilities()
+    whole = not _has_head(model, device, prompts[0], alone[0])
+    FOUND[base] = Abilities(_cache(model, device, prompts), whole)
 
 
 def _cache(
@@ -143,28 +132,15 @@ def _decoded(
             rows = [rows[row] for row in live]
 
 
-def _head(
-    model: Any, device: torch.device, prompt: Prompt, logits_TV: Tensor
-) -> Literal["plain", "own", "whole"]:
-    """The first way from states to logits that gives the model's own."""
-    base = inner(model)
-    low = logits_TV.dtype not in ROUNDING or next(base.parameters()).dtype not in ROUNDING
-    far = float(logits_TV[logits_TV.isfinite()].abs().max())
-    apart = (LOW_OF_HEAD if low else OF_HEAD) * far
+def _has_head(model: Any, device: torch.device, prompt: Prompt, logits_TV: Tensor) -> bool:
+    """Whether the model's own logits can be had from the states of its decoder."""
     pack = torch.tensor([prompt], device=device), torch.arange(len(prompt), device=device)
-    heads: tuple[Literal["plain", "own"], ...] = ("plain", "own")
-    for head in heads:
-        FOUND[base] = Abilities(head=head)
-        engine = LibraryEngine(model, device)
-        try:
-            found_TV = engine.logits(engine.hidden(pack, None))
-        except REFUSALS:
-            continue
-        if found_TV.shape == logits_TV.shape and torch.allclose(
-            found_TV.float(), logits_TV.float(), rtol=0.0, atol=apart
-        ):
-            return head
-    return "whole"
+    engine = LibraryEngine(model, device)
+    try:
+        found_TV = engine.logits(engine.hidden(pack, None))
+    except REFUSALS:
+        return False
+    return found_TV.shape == logits_TV.shape and _same(found_TV, logits_TV)
 
 
 def _alone(model: Any, device: torch.device, sequence: Prompt) -> Tensor:

@@ -99,7 +99,6 @@ class SplitEngine(Engine):
         return self.decoder.run(hidden_NH, pack.positions_N, pack.plan, 0, self.lowest)
 
     def hidden(self, pack: Pack, trunk: Tensor | None) -> Tensor:
-        """States [N, H] after the final norm that predict the rows' completion tokens."""
         states_NH = self.decoder.embed(pack.ids_N) if trunk is None else trunk
         states_NH = self.decoder.run(
             states_NH,
@@ -111,7 +110,6 @@ class SplitEngine(Engine):
         return self.decoder.finish(states_NH.index_select(0, pack.predicts))
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Logits [N, V] of such states."""
         return self.decoder.logits(hidden_NH)
 
 
@@ -148,7 +146,6 @@ class SplitDecoding(Decoding):
         self.logits_BV = logits_PV.repeat_interleave(group_size, 0)
 
     def advance(self, token_B: Tensor) -> None:
-        """Feed a token of every living row."""
         decoder = self.engine.decoder
         self.cache.advance()
         position_B = self.cache.position_N()
@@ -160,7 +157,6 @@ class SplitDecoding(Decoding):
             self.logits_BV = decoder.logits(decoder.finish(hidden_BH))
 
     def keep(self, live_B: Tensor) -> None:
-        """Only these rows go on."""
         self.row_B = self.row_B[live_B]
         self.cache.keep(live_B)
 

@@ -1,11 +1,5 @@
 """The calls of `import modicum`: train, evaluate, compare, study, report, load.
 
-    settings    flat names to a config
-    result      what `train` and `load` return, and report
-    evaluation  evaluate and compare
-    training    train
-    study is study.run_study
-
 docs/python.md explains them. Nothing here imports torch before a call needs it.
 """
 

@@ -156,7 +156,7 @@ def _flops(config: TrainConfig, prepared: Prepared, lengths: Lengths) -> tuple[S
         groups, rows = _step(config, lengths, kept=room and prepared.lowest_layer > 0)
         found.append(counter.step(groups, rows, batch.updates_per_rollout))
     step = StepFlops(mean(f.sampling for f in found), mean(f.training for f in found))
-    return step, sum(counter.adapted) + counter.head
+    return step, counter.token
 
 
 def lengths_of(config: TrainConfig, prompt: int | None = None) -> Lengths:

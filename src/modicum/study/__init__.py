@@ -1,20 +1,8 @@
 """Studies: several updates, each tuned and run over several seeds, compared with one control.
 
-    design      what is compared, as study.toml or Python says it
-    run         the order of the work: cost, base, tuning, runs, analysis, report
-    cells       its runs; cell: one of them; launch: where they run, so many at a time
-    cost        what it will take
-    tuning      the learning rate of each arm
-    collect     the folder as data; analysis: that to analysis.json
-    twolevel    a table of seeds x problems: its mean squares and a t-interval
-    bootstrap   the hierarchical bootstrap of such a table
-    estimate    an interval of the mean of a table, and p-values that agree with it
-    inference   arms: intervals, differences to the control, tests, verdicts
-    retention   the share of the control's gain that an arm keeps
-    power       how many seeds would settle an arm
-    verdict     the same in words
-    scan        a study of every layer, block or part alone; ranking: its statistics
-
+`run` has the order of the work and `design` what is compared; a run of a study is a `cell`, and a
+`launch`er runs it. `scan` is a study of every layer, block or part alone. What the runs came to is
+`collect`ed, and analysed by `inference` (numbers) and `verdict` (words).
 docs/statistics.md has the statistics: model, formulas, measured error rates.
 """
 

@@ -6,30 +6,32 @@ beside it holds what the report shows of the runs, small enough to ship without 
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modicum.report.study import read
-from modicum.results import Analysis
+from modicum.results import Analysis, ArmResult, RunBudget
 from modicum.runs import Run, read_object
 from modicum.study import inference, verdict
-from modicum.study.collect import ArmRuns, Collected, collect, difficulty, final
-from modicum.study.collect import cost as cost_of
+from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty, final
+from modicum.study.cost import COUNTED
 from modicum.study.design import PlannedArm, Study
 from modicum.types import UserError
 
-MEASURED = ("seconds", "step_seconds", "memory_bytes", "peak_memory_bytes")
+MEASURED = (
+    *("seconds", "step_seconds", "time_ratio"),
+    *("memory_bytes", "peak_memory_bytes", "memory_ratio"),
+)
 SHORT = 0.95  # a run that spent less of its budget is named
 
 
 def write(study: Study, folder: Path) -> Analysis:
     """Write `analysis.json` and `curves.json` and return what the first holds."""
-    values = analyse(collect(study, folder), folder)
-    found = Analysis.from_json(values, str(folder / "analysis.json"))
+    found = analyse(collect(study, folder), folder)
     text = json.dumps(asdict(found), indent=1, ensure_ascii=False)
     run = Run(folder)
     run.write_text("analysis.json", text + "\n")
@@ -38,10 +40,9 @@ def write(study: Study, folder: Path) -> Analysis:
     return found
 
 
-def analyse(found: Collected, folder: Path) -> dict[str, Any]:
+def analyse(found: Collected, folder: Path) -> Analysis:
     """What `analysis.json` holds (docs/study.md)."""
-    study, base = found.study, found.base
-    control = found.outcomes[0]
+    study, base, control = found.study, found.base, found.outcomes[0]
     compared = inference.compare(
         {outcome.arm.name: outcome.scores for outcome in found.outcomes},
         study.control,
@@ -50,69 +51,53 @@ def analyse(found: Collected, folder: Path) -> dict[str, Any]:
         np.random.default_rng(study.analysis_seed),
         [outcome.arm.name for outcome in found.outcomes if outcome.arm.placebo],
     )
-    scores_SI = np.array(list(control.scores.values()))
-    components = inference.variance(scores_SI)
     first = next(iter(control.results.values()))
-    gain = compared[study.control].gain
-    start = inference.arm_interval(found.base_scores[None, :])
-    whole: dict[str, Any] = {
-        "question": study.question,
-        "model": first["model"],
-        "task": first["task"],
-        "control": study.control,
-        "primary": study.primary,
-        "margin": study.margin,
-        "seeds": list(study.seeds),
-        "budget": {"unit": study.budget.unit, "amount": study.budget.amount},
-        "num_problems": base["num_problems"],
-        "samples_per_problem": base["samples_per_problem"],
-        "split": base["split"],
-        "base": asdict(start),
-        "control_gain": gain and asdict(gain),
-        "variance": components and asdict(components),
-        "arms": [
-            _arm(found, outcome, control, compared[outcome.arm.name], folder)
-            for outcome in found.outcomes
-        ],
-    }
-    for arm in whole["arms"]:
-        arm["sentence"] = verdict.sentence(arm, whole)
-    return whole | {
-        "conclusion": verdict.conclusion(whole),
-        "notes": [*verdict.notes(whole), *_notes(study, whole["arms"])],
-        "repeat": [f"modicum study run study.toml --jobs 1 --out {folder.name}-again"],
-    }
+    whole = Analysis(
+        question=study.question,
+        control=study.control,
+        arms=tuple(_arm(found, o, compared[o.arm.name], folder) for o in found.outcomes),
+        model=first["model"],
+        task=first["task"],
+        primary=study.primary,
+        margin=study.margin,
+        seeds=tuple(study.seeds),
+        budget=RunBudget(study.budget.unit, study.budget.amount),
+        num_problems=base["num_problems"],
+        samples_per_problem=base["samples_per_problem"],
+        split=base["split"],
+        base=inference.arm_interval(found.base_scores[None, :]),
+        control_gain=compared[study.control].gain,
+        variance=inference.variance(np.array(list(control.scores.values()))),
+        repeat=(f"modicum study run study.toml --jobs 1 --out {folder.name}-again",),
+    )
+    said = asdict(whole)
+    pairs = zip(whole.arms, said["arms"], strict=True)
+    return replace(
+        whole,
+        arms=tuple(replace(arm, sentence=verdict.sentence(it, said)) for arm, it in pairs),
+        conclusion=verdict.conclusion(said),
+        notes=(*verdict.notes(said), *_notes(study, said["arms"])),
+    )
 
 
-def _arm(
-    found: Collected,
-    outcome: ArmRuns,
-    control: ArmRuns,
-    said: inference.ArmComparison,
-    folder: Path,
-) -> dict[str, Any]:
+def _arm(found: Collected, outcome: ArmRuns, said: ArmResult, folder: Path) -> ArmResult:
     arm = outcome.arm
-    numbers = asdict(said)
-    numbers.pop("seeds")
-    paths = final(found.study, folder, arm)
-    return {
-        "name": arm.name,
-        "slug": arm.slug,
-        "placebo": arm.placebo,
-        "settings": dict(arm.settings),
-        "kind": kind_of(arm),
-        **asdict(outcome.choice),
-        "tries": [asdict(entry) for entry in outcome.choice.tries],
-        **numbers,
-        "difficulty": difficulty(found, outcome),
-        "cost": cost_of(outcome, control),
-        "folders": {
+    return replace(
+        said,
+        slug=arm.slug,
+        placebo=arm.placebo,
+        settings=dict(arm.settings),
+        kind=kind_of(arm),
+        **vars(outcome.choice),
+        difficulty=difficulty(found, outcome),
+        cost=cost(outcome, found.outcomes[0]),
+        folders={
             str(seed): path.relative_to(folder).as_posix()
-            for seed, path in paths.items()
+            for seed, path in final(found.study, folder, arm).items()
             if seed in outcome.results
         },
-        "failed": list(outcome.failed),
-    }
+        failed=outcome.failed,
+    )
 
 
 def kind_of(arm: PlannedArm) -> str:
@@ -137,8 +122,9 @@ def _notes(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[str]:
     failed = [arm for arm in arms if any(entry["failed"] for entry in arm["tries"])]
     if failed:
         notes.append(f"Tries of {verdict.names(failed)} failed.")
-    unit = {"tokens": "generated_tokens"}.get(study.budget.unit, study.budget.unit)
-    short = [arm for arm in arms if arm["cost"] and arm["cost"][unit] < SHORT * study.budget.amount]
+    unit = COUNTED.get(study.budget.unit, study.budget.unit)
+    least = SHORT * study.budget.amount
+    short = [arm for arm in arms if arm["by_seed"] and arm["cost"][unit] < least]
     if short:
         notes.append(
             f"{verdict.names(short)} ran out of steps ({study.budget.max_steps}) before the budget was"
@@ -162,26 +148,30 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Where two analyses differ, but for what was measured with a clock or a memory gauge."""
-    return sorted(_differences("", _settled(one), _settled(other)))
+    first, second = (dict(_flat("", _settled(found))) for found in (one, other))
+    return sorted(
+        f"{where}: {first.get(where)!r} and {second.get(where)!r}"
+        for where in first.keys() | second.keys()
+        if first.get(where) != second.get(where)
+    )
 
 
 def _settled(found: Mapping[str, Any]) -> dict[str, Any]:
     arms = []
     for arm in found["arms"]:
         kept = {k: v for k, v in arm.items() if k not in ("sentence", "folders")}
-        left = (*MEASURED, "time_ratio", "memory_ratio")
-        arms.append(kept | {"cost": {k: v for k, v in arm["cost"].items() if k not in left}})
+        arms.append(kept | {"cost": {k: v for k, v in arm["cost"].items() if k not in MEASURED}})
     return {**found, "arms": arms, "repeat": []}
 
 
-def _differences(where: str, one: Any, other: Any) -> list[str]:
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return [
-            line
-            for key in sorted({*one, *other}, key=str)
-            for line in _differences(f"{where}.{key}".lstrip("."), one.get(key), other.get(key))
-        ]
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [line for n, (a, b) in pairs for line in _differences(f"{where}[{n}]", a, b)]
-    return [] if one == other else [f"{where}: {one!r} and {other!r}"]
+def _flat(where: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every number and text with its place: `arms[1].by_seed.0`."""
+    if isinstance(value, Mapping):
+        inside = {f"{where}.{key}".lstrip("."): item for key, item in value.items()}
+    elif isinstance(value, list):
+        inside = {f"{where}[{n}]": item for n, item in enumerate(value)}
+    else:
+        yield where, value
+        return
+    for place, item in inside.items():
+        yield from _flat(place, item)

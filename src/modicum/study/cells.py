@@ -9,6 +9,7 @@ tuning.json                     the rate of each arm and its tries
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from modicum.config import Held, TrainConfig
 from modicum.results import TuningRun
@@ -28,6 +29,8 @@ class StudyBench(Bench):
     """A study, and where and how its cells are run."""
 
     study: Study
+    split: Literal["tune", "test"] = "test"
+    """Final runs are judged on it."""
 
     @property
     def arms(self) -> list[PlannedArm]:
@@ -43,7 +46,7 @@ class StudyBench(Bench):
     def cell(self, label: str, config: TrainConfig, split: str, keep: bool = False) -> Cell:
         """A run judged on a split, with the base's evaluation on it."""
         base = str(self.folder / "cells" / f"base-{split}")
-        return Cell(label, _held(self.study, config, split), base, keep)
+        return Cell(label, _held(self, config, split), base, keep)
 
 
 def default_rate(bench: StudyBench, arm: PlannedArm) -> float:
@@ -59,14 +62,14 @@ def default_rate(bench: StudyBench, arm: PlannedArm) -> float:
 def base_cell(bench: StudyBench, split: str) -> Cell:
     """The evaluation of the untrained model on a split."""
     config = bench.config(bench.arms[0], 0, f"cells/base-{split}", None)
-    return Cell(f"base on the {split} split", _held(bench.study, config, split))
+    return Cell(f"base on the {split} split", _held(bench, config, split))
 
 
-def _held(study: Study, config: TrainConfig, split: str) -> TrainConfig:
+def _held(bench: StudyBench, config: TrainConfig, split: str) -> TrainConfig:
     """The config with the evaluation of its split; what trains is not measured twice."""
-    if split == "test":
-        return replace(config, evaluation=replace(config.evaluation, eval_split="test"))
-    held = Held(study.tuning.problems, study.tuning.samples, 0, "tune")
+    if split == bench.split:
+        return replace(config, evaluation=replace(config.evaluation, eval_split=bench.split))
+    held = Held(bench.study.tuning.problems, bench.study.tuning.samples, 0, "tune")
     return replace(
         config, evaluation=held, records=replace(config.records, anatomy=False, checkpoint_every=0)
     )
@@ -132,7 +135,9 @@ def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
         for arm in bench.arms:
             path = f"cells/final/{arm.slug}/seed-{seed}"
             config = bench.config(arm, seed, path, choices[arm.name].learning_rate)
-            found.append(bench.cell(f"{arm.name}, seed {seed}", config, "test", bench.study.keep))
+            found.append(
+                bench.cell(f"{arm.name}, seed {seed}", config, bench.split, bench.study.keep)
+            )
     return found
 
 

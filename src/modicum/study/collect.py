@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modicum.parts import base_of
-from modicum.results import fill
+from modicum.results import ArmCost, DifficultyLevel, fill
 from modicum.runs import read_lines, read_object
 from modicum.study import design
 from modicum.study.cell import BASE, RESULT, failure
@@ -63,15 +63,15 @@ def collect(study: Study, folder: Path) -> Collected:
     base = read_object(path / BASE)
     tuned = read_object(folder / "tuning.json") if (folder / "tuning.json").is_file() else {}
     outcomes = tuple(
-        _outcome(study, arm, folder, tuned.get(arm.name, {})) for arm in design.arms(study)
+        outcome(study, arm, folder, tuned.get(arm.name, {})) for arm in design.arms(study)
     )
     if not outcomes[0].scores:
         raise UserError(f"no run of the control {study.control} has ended yet in {folder}")
-    for outcome in outcomes:
-        for seed, result in outcome.results.items():
+    for found in outcomes:
+        for seed, result in found.results.items():
             if result["trained"]["ids"] != base["ids"]:
                 raise UserError(
-                    f"{outcome.arm.name}, seed {seed} was judged on other problems than the base"
+                    f"{found.arm.name}, seed {seed} was judged on other problems than the base"
                 )
     _check_bases(study, folder)
     return Collected(study, base, outcomes, *_levels(path, base))
@@ -99,7 +99,8 @@ def final(study: Study, folder: Path, arm: PlannedArm) -> dict[int, Path]:
     return {seed: folder / "cells" / "final" / arm.slug / f"seed-{seed}" for seed in study.seeds}
 
 
-def _outcome(study: Study, arm: PlannedArm, folder: Path, tuned: Mapping[str, Any]) -> ArmRuns:
+def outcome(study: Study, arm: PlannedArm, folder: Path, tuned: Mapping[str, Any]) -> ArmRuns:
+    """What the final runs of an arm in a folder came to; `tuned` has its choice of a rate."""
     scores, results, steps, failed = {}, {}, {}, []
     for seed, path in final(study, folder, arm).items():
         if (path / RESULT).is_file():
@@ -114,39 +115,36 @@ def _outcome(study: Study, arm: PlannedArm, folder: Path, tuned: Mapping[str, An
     return ArmRuns(arm, scores, results, steps, tuple(failed), choice)
 
 
-def cost(outcome: ArmRuns, control: ArmRuns) -> dict[str, Any]:
+def cost(outcome: ArmRuns, control: ArmRuns) -> ArmCost:
     """What an arm's runs took, in means over seeds; ratios to the control's."""
     if not outcome.results:
-        return {}
-    mine, other = _means(outcome), _means(control) if control.results else {}
-    for name, of in (("time", "seconds"), ("memory", "memory_bytes"), ("flops", "flops")):
-        below = other.get(of) or 0.0
-        mine[f"{name}_ratio"] = mine[of] / below if below else None
-    mine["tuning_runs"] = len(outcome.choice.tries)
-    return mine
+        return ArmCost()
+    mine, other = _means(outcome), _means(control)
+    ratios = {
+        f"{name}_ratio": mine[of] / other[of] if other[of] else None
+        for name, of in (("time", "seconds"), ("memory", "memory_bytes"), ("flops", "flops"))
+    }
+    return ArmCost(**mine, **ratios, tuning_runs=len(outcome.choice.tries))
 
 
 def _means(outcome: ArmRuns) -> dict[str, Any]:
     results = list(outcome.results.values())
 
-    def mean(name: str) -> float:
-        return fmean(float(result[name]) for result in results)
+    def mean(*names: str) -> dict[str, float]:
+        return {name: fmean(float(result[name]) for result in results) for name in names}
 
     first = results[0]
-    peak, start = mean("peak_memory_bytes"), mean("start_memory_bytes")
-    return {
+    found = mean("active_parameters_mean", "seconds", "generated_tokens", "steps", "flops")
+    memory = mean("peak_memory_bytes", "start_memory_bytes", "optimizer_bytes")
+    peak, start, optimizer = memory.values()
+    return found | {
         "parameters": first["trainable_parameters"],
-        "active_parameters_mean": mean("active_parameters_mean"),
         "total_parameters": first["total_parameters"],
-        "share": mean("active_parameters_mean") / first["total_parameters"],
-        "seconds": mean("seconds"),
+        "share": found["active_parameters_mean"] / first["total_parameters"],
         "step_seconds": fmean(outcome.steps.values()),
         "memory_bytes": round(peak - start),
         "peak_memory_bytes": round(peak),
-        "optimizer_bytes": round(mean("optimizer_bytes")),
-        "generated_tokens": mean("generated_tokens"),
-        "steps": mean("steps"),
-        "flops": mean("flops"),
+        "optimizer_bytes": round(optimizer),
     }
 
 
@@ -164,20 +162,20 @@ def _levels(path: Path, base: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple
     return tuple(levels), tuple(name for name in order if name in levels)
 
 
-def difficulty(found: Collected, outcome: ArmRuns) -> list[dict[str, Any]]:
+def difficulty(found: Collected, outcome: ArmRuns) -> tuple[DifficultyLevel, ...]:
     """Mean score of an arm over seeds and problems of each level, beside the base's."""
     levels = np.array(found.levels)
     scores = np.array(list(outcome.scores.values()))
-    return [
-        {
-            "level": name,
-            "problems": int(chosen.sum()),
-            "accuracy": float(scores[:, chosen].mean()) if len(scores) else None,
-            "base": float(found.base_scores[chosen].mean()),
-        }
+    return tuple(
+        DifficultyLevel(
+            name,
+            int(chosen.sum()),
+            float(scores[:, chosen].mean()) if len(scores) else None,
+            float(found.base_scores[chosen].mean()),
+        )
         for name in found.level_names
         for chosen in [levels == name]
-    ]
+    )
 
 
 def status(study: Study, folder: Path, tries: int) -> dict[str, Any]:

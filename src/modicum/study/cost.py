@@ -8,18 +8,17 @@ A probe's completions are the base's: where training makes them longer, a step t
 """
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from modicum.report.numbers import duration
 from modicum.runs import read_lines, read_object
 from modicum.study import tuning
-from modicum.study.cell import SECONDS
+from modicum.study.cell import RESULT, SECONDS
 from modicum.study.cells import StudyBench, base_cell, probe_cells
 from modicum.study.design import Study
 from modicum.types import UserError
 
+COUNTED = {"tokens": "generated_tokens"}  # what a run calls what it spent of a unit
 START_SECONDS = 1.5  # of a process and its model
 
 
@@ -47,46 +46,29 @@ class CostEstimate:
 
 def measure(bench: StudyBench) -> CostEstimate:
     """Run what the estimate needs (the base on the test split, a probe of each arm)."""
-    base = base_cell(bench, "test")
+    study, base, cells = bench.study, base_cell(bench, "test"), probe_cells(bench)
     bench.evaluate(base)
-    cells = probe_cells(bench)
     bench.run(cells, retry_failed=True)
+    more = float(read_object(base.folder / SECONDS)["seconds"]) + START_SECONDS
+    tries, unit, amount = tries_of(study), study.budget.unit, study.budget.amount
     steps: dict[str, float] = {}
-    amounts: dict[str, float] = {}
+    seconds = 0.0
     for arm, cell in zip(bench.arms, cells, strict=True):
         if cell.failure:
             raise UserError(f"arm {arm.name} cannot run: {cell.failure}")
-        lines = read_lines(cell.folder / "metrics.jsonl")
+        lines, result = read_lines(cell.folder / "metrics.jsonl"), read_object(cell.folder / RESULT)
         # The first step also loads and compiles what later ones have.
-        later = lines[1:] or lines
-        steps[arm.name] = statistics.median(line["time/step_seconds"] for line in later)
-        amounts[arm.name] = _spent(bench.study, lines, steps[arm.name])
-    return estimate(bench, steps, amounts, float(read_object(base.folder / SECONDS)["seconds"]))
-
-
-def estimate(
-    bench: StudyBench, steps: dict[str, float], amounts: dict[str, float], evaluating: float
-) -> CostEstimate:
-    """The cost from seconds a step, budget spent a step, and seconds of an evaluation."""
-    study = bench.study
-    tuned = [arm for arm in bench.arms if not arm.placebo]
-    tries = tries_of(study)
-    seconds = 0.0
-    for arm in bench.arms:
-        number = min(study.budget.max_steps, study.budget.amount / max(amounts[arm.name], 1e-9))
-        if study.budget.unit == "steps":
-            number = study.budget.amount
-        whole = number * steps[arm.name]
-        seconds += len(study.seeds) * (whole + evaluating + START_SECONDS)
-        if arm in tuned:
-            seconds += sum(share * whole + evaluating + START_SECONDS for share in tries)
+        step = statistics.median(line["time/step_seconds"] for line in lines[1:] or lines)
+        spent = step if unit == "seconds" else result[COUNTED.get(unit, unit)] / result["steps"]
+        number = amount / max(spent, 1e-9)
+        whole = step * (number if unit == "steps" else min(study.budget.max_steps, number))
+        seconds += len(study.seeds) * (whole + more)
+        seconds += 0.0 if arm.placebo else sum(share * whole + more for share in tries)
+        steps[arm.name] = step
+    tuned = sum(not arm.placebo for arm in bench.arms)
     final = len(bench.arms) * len(study.seeds)
-    tokens = None
-    if study.budget.unit == "tokens":
-        tokens = study.budget.amount * (final + len(tuned) * sum(tries))
-    return CostEstimate(
-        len(tuned) * len(tries), final, tokens, seconds / bench.launcher.jobs, steps
-    )
+    tokens = amount * (final + tuned * sum(tries)) if unit == "tokens" else None
+    return CostEstimate(tuned * len(tries), final, tokens, seconds / bench.launcher.jobs, steps)
 
 
 def tries_of(study: Study) -> list[float]:
@@ -94,16 +76,3 @@ def tries_of(study: Study) -> list[float]:
     count = len(study.tuning.factors)
     rounds = enumerate(tuning.shares(study) if count > 1 else [])
     return [share for number, share in rounds for _ in range(-(-count // 2**number))]
-
-
-def _spent(study: Study, lines: Sequence[dict[str, Any]], step_seconds: float) -> float:
-    """What a step takes of the budget, by the probe."""
-    of_unit = {
-        "tokens": lines[-1]["tokens/generated"] / len(lines),
-        "steps": 1.0,
-        "seconds": step_seconds,
-        "flops": statistics.fmean(
-            line["flops/sampling"] + line["flops/training"] for line in lines
-        ),
-    }
-    return float(of_unit[study.budget.unit])

@@ -31,11 +31,14 @@ from modicum.config import (
     toml_value,
 )
 from modicum.options import merge
+from modicum.resuming import settings
 from modicum.settings import elsewhere, places
 from modicum.spec import at_least, nearest
 from modicum.types import UserError
 
 Unit = Literal["tokens", "steps", "flops", "seconds"]
+Kind = Literal["study", "scan"]
+LOOSE = ("free", "digits")  # kinds of settings (`modicum.resuming`) that a scan may change
 FREE = ("arms", "seeds")  # what may change in a study that has begun: by additions
 LATER_STEPS = 1000  # the limit where the budget is not of steps
 
@@ -249,6 +252,13 @@ def text(study: Study, without: Sequence[str] = (), names: Sequence[str] | None 
     return to_toml(tables | ({"arm": arms} if arms else {}))
 
 
-def fixed(study: Study, names: Sequence[str]) -> list[str]:
-    """The lines of what may not change once a study of the arms `names` has begun."""
-    return text(study, FREE, names).splitlines()
+def fixed(study: Study, names: Sequence[str], kind: Kind = "study") -> list[str]:
+    """The lines of what may not change once a study of the arms `names` has begun.
+
+    In a scan that leaves what a run that goes on may change, too.
+    """
+    lines = text(study, FREE, names).splitlines()
+    if kind == "study":
+        return lines
+    loose = {n.rpartition(".")[2] for n, resume, _ in settings(TrainConfig()) if resume in LOOSE}
+    return [line for line in lines if line.partition(" = ")[0] not in {*loose, "keep"}]

@@ -16,78 +16,41 @@ one arm's "better" or "worse" is what its 95 % interval says. A placebo is in no
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modicum import stats
-from modicum.results import ClaimTest, Variance
-from modicum.stats import Difference, Interval
+from modicum.results import ArmResult, ClaimTest, Variance
+from modicum.stats import Interval
 from modicum.study.estimate import Estimate, difference, estimate
-from modicum.study.power import seeds_needed
 from modicum.study.retention import retention
-from modicum.study.twolevel import Table, spread, table
-from modicum.types import UserError
+from modicum.study.twolevel import Table, seeds_needed, spread, table
 
 ALPHA = 0.05
 Rows = Mapping[int, NDArray[np.float64]]
-Verdict = Literal[
-    "control", "better", "equivalent", "not worse", "worse", "undecided", "failed",
-    "placebo gains", "placebo loses", "placebo",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ArmComparison:
-    """What the scores of one arm say; None where a number does not exist."""
-
-    seeds: tuple[int, ...] = ()
-    """Those paired with the control's; of the control, its own."""
-    by_seed: Mapping[str, float] = field(default_factory=dict)
-    """Accuracy of every seed that finished."""
-    accuracy: Interval | None = None
-    gain: Interval | None = None
-    """Over the base; both with 95 % intervals."""
-    difference: Difference | None = None
-    tests: Mapping[str, ClaimTest] | None = None
-    retention: Interval | None = None
-    retention_note: str = ""
-    """Why there is no retention."""
-    seeds_needed: int | None = None
-    """To settle an undecided arm."""
-    verdict: Verdict = "undecided"
 
 
 def arm_interval(scores_SI: ArrayLike) -> Interval:
     """The mean of scores, seeds x problems, with its 95 % interval over both, within [0, 1]."""
-    return estimate(table("an arm", scores_SI), (0.0, 1.0), alone=True).interval(0.95)
+    return estimate(table(scores_SI), (0.0, 1.0), alone=True).interval(0.95)
 
 
 def gain_interval(scores_SI: ArrayLike, base_I: ArrayLike) -> Interval:
     """The mean of scores minus the untrained model's on the same problems, as `arm_interval`."""
-    gains_SI = table("an arm", scores_SI) - table("the base", base_I)
+    gains_SI = table(scores_SI) - table(base_I)
     return estimate(gains_SI, (-1.0, 1.0), alone=True).interval(0.95)
 
 
 def paired(arm_SI: ArrayLike, control_SI: ArrayLike, rng: np.random.Generator) -> Estimate:
-    """The estimate of arm - control, whose rows are the same seeds in the same order.
-
-    Raises UserError when the shapes differ.
-    """
-    tables = table("the arm", arm_SI), table("the control", control_SI)
-    if tables[0].shape != tables[1].shape:
-        raise UserError(
-            "arm and control need the same seeds and problems, "
-            f"not shapes {tables[0].shape} and {tables[1].shape}"
-        )
-    return estimate(tables[0] - tables[1], (-1.0, 1.0), rng)
+    """The estimate of arm - control, whose rows are the same seeds in the same order."""
+    return estimate(table(arm_SI) - table(control_SI), (-1.0, 1.0), rng)
 
 
 def variance(scores_SI: ArrayLike) -> Variance | None:
     """The variances of seeds, problems and the rest; None for a single seed."""
-    found = spread(table("an arm", scores_SI))
+    found = spread(table(scores_SI))
     return found.components if found.num_seeds > 1 else None
 
 
@@ -98,20 +61,14 @@ def compare(
     margin: float,
     rng: np.random.Generator,
     placebos: Collection[str] = (),
-) -> dict[str, ArmComparison]:
+) -> dict[str, ArmResult]:
     """Every arm against the control; `scores` has by arm and seed one score a problem.
 
-    All arms are bootstrapped with the same random numbers, so that what one shows does not
-    depend on which others there are. Raises UserError for scores that do not fit together.
+    The results hold what scores say, not what the arms are and cost. All arms are bootstrapped
+    with the same random numbers, so that what one shows does not depend on which others there
+    are. Raises UserError for a single problem.
     """
-    if control not in scores:
-        raise UserError(f"the control {control!r} is not among the arms: {', '.join(scores)}")
-    if not 0 < margin < 1:
-        raise UserError(f"the margin must lie between 0 and 1 (0.02 is 2 points), not {margin!r}")
-    unknown = sorted(set(placebos) - (set(scores) - {control}))
-    if unknown:
-        raise UserError(f"the placebo {unknown[0]!r} is not an arm, or it is the control")
-    base = table("the base", base_I)
+    base = table(base_I)
     draw = int(rng.integers(2**63))
     arms = {
         name: _arm(name, rows, {} if name == control else scores[control], base, draw)
@@ -133,38 +90,27 @@ def compare(
 
 def _arm(
     name: str, rows: Rows, control: Rows, base_I: Table, draw: int
-) -> tuple[ArmComparison, Estimate | None]:
+) -> tuple[ArmResult, Estimate | None]:
     """What one arm's scores give, not yet judged; `control` is empty for the control itself."""
     if not rows:
-        return ArmComparison(retention_note="no seed finished"), None
-    scores_SI = _stack(name, rows, sorted(rows), base_I)
+        return ArmResult(name, "", "", retention_note="no seed finished"), None
+    scores_SI = np.stack([rows[seed] for seed in sorted(rows)])
     by_seed = {str(seed): float(np.mean(rows[seed])) for seed in sorted(rows)}
     bands = arm_interval(scores_SI), gain_interval(scores_SI, base_I)
-    alone = ArmComparison(tuple(sorted(rows)), by_seed, *bands)
+    alone = ArmResult(name, "", "", by_seed=by_seed, accuracy=bands[0], gain=bands[1])
     if not control:
         return alone, None
     seeds = tuple(sorted(set(rows) & set(control)))
     if not seeds:
         why = "no seed finished both here and in the control"
-        return replace(alone, seeds=(), retention_note=why), None
-    arm_SI = _stack(name, rows, seeds, base_I)
-    control_SI = _stack("the control", control, seeds, base_I)
+        return replace(alone, retention_note=why), None
+    arm_SI, control_SI = (np.stack([of[seed] for seed in seeds]) for of in (rows, control))
     found = paired(arm_SI, control_SI, np.random.default_rng(draw))
-    compared = replace(alone, seeds=seeds, difference=difference(found))
+    compared = replace(alone, difference=difference(found))
     kept = retention(arm_SI, control_SI, base_I)
     if isinstance(kept, str):
         return replace(compared, retention_note=kept), found
     return replace(compared, retention=kept), found
-
-
-def _stack(name: str, rows: Rows, seeds: Collection[int], base_I: Table) -> Table:
-    lengths = {np.shape(rows[seed]) for seed in seeds}
-    if lengths != {(base_I.shape[1],)}:
-        raise UserError(
-            f"{name} needs one score for each of the base's {base_I.shape[1]} problems in "
-            f"every seed, not shapes {sorted(lengths)}"
-        )
-    return table(name, np.stack([rows[seed] for seed in seeds]))
 
 
 def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, ClaimTest]]:
@@ -192,12 +138,12 @@ def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, 
 
 
 def _verdict(
-    arm: ArmComparison,
+    arm: ArmResult,
     tests: Mapping[str, ClaimTest] | None,
     control: bool,
     placebo: bool,
     clear: bool,
-) -> Verdict:
+) -> str:
     """The class of an arm; where the control did not clearly gain there is nothing to match."""
     if arm.accuracy is None or arm.gain is None:
         return "failed"

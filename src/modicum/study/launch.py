@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import ClassVar
 
 from modicum import lock
 from modicum.machine import Interrupts
@@ -44,8 +43,6 @@ class Launcher(ABC):
     """Cells at the same time."""
     threads: int = 0
     """Of each cell; 0 leaves them as they are here, and shares out the cores elsewhere."""
-    isolated: ClassVar[bool]
-    """Whether a cell that takes its process along fails alone."""
 
     def __post_init__(self) -> None:
         at_least(self, jobs=1, threads=0)
@@ -61,8 +58,6 @@ class Launcher(ABC):
 
 class Here(Launcher):
     """In this process, one after the other; shows each run's progress."""
-
-    isolated = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,8 +85,6 @@ class Processes(Launcher):
     They are forked from a server that has the libraries loaded, so a cell starts in a moment
     and still shares no state with another.
     """
-
-    isolated = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

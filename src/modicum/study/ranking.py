@@ -10,16 +10,20 @@ of full's gain lie above 0. Departure from the paper: it trains long runs of lar
 here budget and model are the user's, and a short budget ranks how fast units learn.
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
+from modicum import stats
 from modicum.types import UserError
 
 Over = Literal["layers", "blocks", "parts"]
 FULL = "full"
+SHOWN = (
+    *("unit", "update", "gain", "by_seed", "over_seeds", "over_problems", "contribution"),
+    *("level_with_best", "learning_rate", "parameters", "seconds", "failed"),
+)
 
 
 @dataclass(frozen=True)
@@ -31,67 +35,57 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run of a scan; `rate` None is the update's default."""
+class Standing:
+    """One unit at one rate, and its place in the ranking; None where a number does not exist."""
 
     unit: str
     update: str
-    seed: int
-    rate: float | None = None
-
-    @property
-    def name(self) -> str:
-        """Of its run folder."""
-        words = "".join(c if c.isalnum() else "-" for c in self.update).strip("-")
-        rate = "" if self.rate is None else f"-rate{self.rate:g}"
-        return f"{words}{rate}-seed{self.seed}"
-
-
-@dataclass(frozen=True)
-class TrialOutcome:
-    """What a run came to; a run that stopped itself has only `failed`, which says why."""
-
-    trial: Trial
-    scores: tuple[float, ...] = ()
-    """By problem."""
+    base: Sequence[float]
+    """Scores of the untrained model, by problem."""
+    scores: Mapping[int, Sequence[float]]
+    """The same of the trained ones, by seed, where the run has ended."""
     learning_rate: float | None = None
     parameters: int | None = None
     seconds: float = 0.0
-    failed: str = ""
+    """Mean over runs."""
+    failed: tuple[str, ...] = ()
+    """Why runs of it stopped."""
+    contribution: float | None = None
+    level_with_best: bool = False
+    """Whether the paired interval of the best unit's lead over this one holds 0."""
 
     @property
-    def accuracy(self) -> float:
-        """Mean of the scores."""
-        return fmean(self.scores)
+    def by_seed(self) -> tuple[float, ...]:
+        """The gain of every seed."""
+        return tuple(fmean(scores) - fmean(self.base) for scores in self.scores.values())
 
+    @property
+    def gain(self) -> float | None:
+        """Of the mean over seeds."""
+        return fmean(map(fmean, self.scores.values())) - fmean(self.base) if self.scores else None
 
-@dataclass(frozen=True)
-class Standing:
-    """One unit's place in the ranking; None where a number does not exist."""
+    @property
+    def over_seeds(self) -> tuple[float, float] | None:
+        """95 % t-interval of the gain over seeds; None for a single seed."""
+        means, start = [fmean(scores) for scores in self.scores.values()], fmean(self.base)
+        return _limits(means, [start] * len(means), means=True) if len(means) > 1 else None
 
-    unit: str
-    update: str
-    gain: float | None
-    by_seed: tuple[float, ...]
-    """The gain of every seed."""
-    over_seeds: tuple[float, float] | None
-    """95 % t-interval of the gain over seeds; None for a single seed."""
-    over_problems: tuple[float, float] | None
-    """95 % interval of the gain over problems, paired with the base."""
-    contribution: float | None
-    level_with_best: bool
-    """Whether the paired interval of the best unit's lead over this one holds 0."""
-    learning_rate: float | None
-    parameters: int | None
-    seconds: float
-    failed: tuple[str, ...]
-    """Why runs of it stopped."""
+    @property
+    def over_problems(self) -> tuple[float, float] | None:
+        """95 % interval of the gain over problems, paired with the base."""
+        by_problem = [fmean(scores) for scores in zip(*self.scores.values(), strict=True)]
+        return _limits(by_problem, self.base) if by_problem else None
 
     @property
     def clear(self) -> bool:
         """Whether the gain is above 0 by every interval that there is."""
         known = [band for band in (self.over_seeds, self.over_problems) if band]
         return bool(known) and all(low > 0 for low, _ in known)
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """As `scan.json` has it."""
+        return {name: getattr(self, name) for name in SHOWN}
 
 
 def units(over: Over, num_layers: int, blocks: int, parts: Sequence[str]) -> list[Unit]:
@@ -123,101 +117,51 @@ def placed(method: str, sign: str, place: str) -> str:
     return f"{left} {sign} {right}"
 
 
-def plan(
-    updates: Mapping[str, str], seeds: Sequence[int], rates: Sequence[float | None]
-) -> Iterator[Trial]:
-    """All runs, seed by seed, so that what is there after a while has every unit in it.
-
-    `updates` has the expression of every unit, by its label.
-    """
-    for seed in seeds:
-        for rate in rates:
-            for unit, update in updates.items():
-                yield Trial(unit, update, seed, rate)
-
-
-def judge(outcomes: Sequence[TrialOutcome], base: Sequence[float]) -> list[Standing]:
-    """The units from the highest gain to the lowest, `full` last; `base` is its scores.
+def judge(tried: Sequence[Standing]) -> list[Standing]:
+    """The units from the highest gain to the lowest, those that stopped after them, `full` last.
 
     With several rates a unit stands with that of its highest gain (fewest failures first),
     so each had as many tries. Ties keep their order.
     """
-    found = {
-        unit: _best_rate([o for o in outcomes if o.trial.unit == unit])
-        for unit in dict.fromkeys(o.trial.unit for o in outcomes)
-    }
-    standings = {unit: _standing(runs, base) for unit, runs in found.items()}
-    full = standings.get(FULL)
-    measured = [u for u, s in standings.items() if s.gain is not None and u != FULL]
-    measured.sort(key=lambda unit: -(standings[unit].gain or 0.0))
-    failed = [u for u, s in standings.items() if s.gain is None and u != FULL]
-    ranked = [*measured, *failed, *([FULL] if full else [])]
+
+    def rank(one: Standing) -> tuple[int, float]:
+        return -len(one.failed), -1.0 if one.gain is None else one.gain
+
+    found = [
+        max((one for one in tried if one.unit == unit), key=rank)
+        for unit in dict.fromkeys(one.unit for one in tried)
+    ]
+    # A gain of -1 is as low as any.
+    found.sort(key=lambda one: (one.unit == FULL, -(-2 if one.gain is None else one.gain)))
+    full = found[-1] if found[-1].unit == FULL else None
     scale = full.gain if full and full.clear else None
     return [
-        dataclasses.replace(
-            standings[unit],
-            contribution=scale and (gain := standings[unit].gain) and gain / scale,
-            level_with_best=bool(measured) and _level(found[measured[0]], found[unit]),
+        replace(
+            one,
+            contribution=scale and one.gain and one.gain / scale,
+            level_with_best=_level(found[0], one),
         )
-        for unit in ranked
+        for one in found
     ]
-
-
-def _best_rate(runs: Sequence[TrialOutcome]) -> list[TrialOutcome]:
-    """The runs of one unit at the rate where it stands best."""
-    by_rate: dict[float | None, list[TrialOutcome]] = {}
-    for run in runs:
-        by_rate.setdefault(run.trial.rate, []).append(run)
-
-    def rank(group: list[TrialOutcome]) -> tuple[int, float]:
-        done = [run.accuracy for run in group if not run.failed]
-        return len(done) - len(group), fmean(done) if done else -1.0
-
-    return max(by_rate.values(), key=rank)
-
-
-def _standing(runs: Sequence[TrialOutcome], base: Sequence[float]) -> Standing:
-    done = [run for run in runs if not run.failed]
-    start = fmean(base)
-    by_problem = [fmean(scores) for scores in zip(*(run.scores for run in done), strict=True)]
-    seeds = [run.accuracy for run in done]
-    return Standing(
-        unit=runs[0].trial.unit,
-        update=runs[0].trial.update,
-        gain=fmean(seeds) - start if done else None,
-        by_seed=tuple(accuracy - start for accuracy in seeds),
-        over_seeds=_limits(seeds, [start] * len(seeds), means=True) if len(done) > 1 else None,
-        over_problems=_limits(by_problem, base) if done else None,
-        contribution=None,
-        level_with_best=False,
-        learning_rate=done[0].learning_rate if done else runs[0].trial.rate,
-        parameters=done[0].parameters if done else None,
-        seconds=fmean(run.seconds for run in done) if done else 0.0,
-        failed=tuple(f"seed {run.trial.seed}: {run.failed}" for run in runs if run.failed),
-    )
 
 
 def _limits(
     after: Sequence[float], before: Sequence[float], means: bool = False
 ) -> tuple[float, float]:
     """Of the change of scores by problem or, with `means`, of accuracies by seed."""
-    from modicum import stats
-
     found = (stats.mean_interval if means else stats.paired_interval)(after, before)
     return found.low, found.high
 
 
-def _level(best: Sequence[TrialOutcome], other: Sequence[TrialOutcome]) -> bool:
+def _level(best: Standing, other: Standing) -> bool:
     """Whether the lead of `best` over `other` could be nothing: paired by seed, or by problem."""
-    pairs = {run.trial.seed: run for run in other if not run.failed}
-    both = [
-        (run, pairs[run.trial.seed]) for run in best if run.trial.seed in pairs and not run.failed
-    ]
+    both = [(best.scores[seed], other.scores[seed]) for seed in best.scores if seed in other.scores]
     if not both:
         return False
-    if len(both) > 1:
-        means = [a.accuracy for a, _ in both], [b.accuracy for _, b in both]
-        low, high = _limits(*means, means=True)
-    else:
-        low, high = _limits(both[0][0].scores, both[0][1].scores)
+    pairs = (
+        both[0]
+        if len(both) == 1
+        else [[fmean(of) for of in side] for side in zip(*both, strict=True)]
+    )
+    low, high = _limits(*pairs, means=len(both) > 1)
     return low <= 0 <= high

@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modicum.runs import Run
+from modicum.runs import Run, clear_folder
 from modicum.study import cells, cost, design, launch
 from modicum.study.cell import RESULT, failure
 from modicum.study.cells import StudyBench
 from modicum.study.cost import CostEstimate
-from modicum.study.design import Study
+from modicum.study.design import Kind, Study
 from modicum.study.launch import StudyObserver
 from modicum.types import UserError
 
@@ -63,7 +63,7 @@ def run_study(
     unless `retry_failed`. `observer` is told how it goes. Raises UserError for what cannot be
     done and RunInterrupted after Ctrl-C; the same call goes on from there.
     """
-    with _opened(study, out, jobs, launcher, retry_failed, observer) as bench:
+    with opened(study, out, jobs, launcher, retry_failed, observer) as bench:
         made, say = bench.study, bench.observer.say
         say(f"{made.question}\n{len(bench.arms)} arms x {len(made.seeds)} seeds in {bench.folder}")
         say(f"cost: {cost.measure(bench).text()}")
@@ -79,14 +79,14 @@ def run_study(
 
 def study_cost(study: Study | Path | str, out: Path | str = "", **how: Any) -> CostEstimate:
     """What a study will take, from a short probe of each arm; arguments as of `run_study`."""
-    with _opened(study, out, **how) as bench:
+    with opened(study, out, **how) as bench:
         return cost.measure(bench)
 
 
 def analyse_study(study: Study | Path | str, out: Path | str = "", **how: Any) -> StudyOutcome:
     """The analysis and the report of the runs that are there; arguments as of `run_study`."""
     _placed(study, out, begun=True)
-    with _opened(study, out, **how) as bench:
+    with opened(study, out, **how) as bench:
         return _analyse(bench)
 
 
@@ -116,24 +116,30 @@ def _analyse(bench: StudyBench) -> StudyOutcome:
 
 
 @contextmanager
-def _opened(
+def opened(
     study: Study | Path | str,
     out: Path | str,
     jobs: int = 1,
     launcher: str = "processes",
     retry_failed: bool = False,
     observer: StudyObserver | None = None,
+    *,
+    kind: Kind = "study",
+    overwrite: bool = False,
 ) -> Iterator[StudyBench]:
-    """The study with its arms checked, its folder begun and held."""
+    """The study with its arms checked, its folder begun and held; `overwrite` clears it before."""
     made, folder = _placed(study, out)
     cells.check_arms(made)
     how = launch.named(launcher, jobs)
-    with launch.locked(folder, "study"):
-        made = begin(made, folder, jobs)
+    with launch.locked(folder, kind):
+        if overwrite:
+            clear_folder(folder)
+        made = begin(made, folder, jobs, kind)
         yield StudyBench(
             study=made,
             folder=folder,
-            launcher=replace(how, threads=made.threads),
+            # A scan leaves the threads of this process as they are.
+            launcher=how if kind == "scan" else replace(how, threads=made.threads),
             observer=observer or StudyObserver(),
             retry_failed=retry_failed,
         )
@@ -166,19 +172,19 @@ def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> 
     return made if isinstance(made, Study) else design.read(made), folder
 
 
-def begin(study: Study, folder: Path, jobs: int) -> Study:
+def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
     """The study as its folder holds it, begun now or before.
 
     Once an arm has been judged, by a try or a final run, what was fixed before cannot change;
     arms and seeds can still be added. Until then (after `cost`) another text starts anew.
     """
-    path = folder / "study.toml"
+    path = folder / f"{kind}.toml"
     threads = study.threads or launch.share_of_cores(jobs)
     if path.is_file():
         old = design.read(path)
         study = replace(study, threads=study.threads or old.threads)
-        if any((folder / "cells" / kind).exists() for kind in ("tune", "final")):
-            _continues(old, study, folder)
+        if any((folder / "cells" / stage).exists() for stage in ("tune", "final")):
+            _continues(old, study, folder, kind)
         elif study != old:
             shutil.rmtree(folder / "cells", ignore_errors=True)
     study = replace(study, threads=study.threads or threads)
@@ -186,13 +192,13 @@ def begin(study: Study, folder: Path, jobs: int) -> Study:
     return study
 
 
-def _continues(old: Study, study: Study, folder: Path) -> None:
+def _continues(old: Study, study: Study, folder: Path, kind: Kind) -> None:
     """UserError where a study takes back or changes what the one in its folder had fixed."""
     for name in design.FREE:
         lost = [str(entry) for entry in getattr(old, name) if entry not in getattr(study, name)]
         if lost:
             raise UserError(f"{folder} has {name} that the file has not: {', '.join(lost)}")
-    pair = itertools.zip_longest(*(design.fixed(one, old.arms) for one in (old, study)))
+    pair = itertools.zip_longest(*(design.fixed(one, old.arms, kind) for one in (old, study)))
     changed = next(((line or new) for line, new in pair if line != new), None)
     if changed is not None:
         raise UserError(

@@ -1,30 +1,26 @@
 """A scan: a study whose arms train one unit of a model each, ranked by what they gain.
 
-    scan.toml          the settings of all runs
-    base-SPLIT         the untrained model
-    UPDATE-seedN       a run of a unit, a cell like any other
-    scan.json          what came of it; scan.svg, scan.png
-
-Its cells are run as a study's are (`launch`); its statistics are `ranking`'s, since the best of
+Its folder is a study's, with `scan.toml` for the design (`run`), `cells` for the runs, and what
+came of them in scan.json, scan.svg and scan.png. Its statistics are `ranking`'s, since the best of
 many units is looked for, not a verdict against a control.
 """
 
-import dataclasses
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
-from modicum.config import TrainConfig, from_mapping, read_toml, to_toml
-from modicum.resuming import settings
-from modicum.runs import Run, clear_folder, read_object
+from modicum.config import TrainConfig, read_toml, to_toml
+from modicum.runs import Run, read_object
 from modicum.spec import at_least
-from modicum.study import launch, ranking
-from modicum.study.cell import BASE, RESULT, Cell
-from modicum.study.cells import check_expressions
-from modicum.study.launch import Bench, StudyObserver
-from modicum.study.ranking import FULL, Over, Standing, Trial, TrialOutcome, Unit
+from modicum.study import cells, collect, ranking, run
+from modicum.study.cell import BASE
+from modicum.study.design import Allowance, PlannedArm, Study, Tuning
+from modicum.study.launch import StudyObserver
+from modicum.study.ranking import FULL, Over, Standing, Unit
+from modicum.study.tuning import Choice
 from modicum.types import UserError
 
 
@@ -51,17 +47,12 @@ class Scan:
     def __post_init__(self) -> None:
         at_least(self, seeds=1, best=1)
 
-    @property
-    def sign(self) -> str:
-        """What joins the method and a place: @, or & for a selection."""
+    def update(self, place: str) -> str:
+        """The update that trains the method in a place: joined by @, or & for a selection."""
         from modicum import updates
 
         selects = self.method and isinstance(updates.parse(self.method), updates.Selection)
-        return "&" if selects else "@"
-
-    def update(self, place: str) -> str:
-        """The update that trains the method in a place."""
-        return ranking.placed(self.method, self.sign, place)
+        return ranking.placed(self.method, "&" if selects else "@", place)
 
 
 def run_scan(
@@ -91,62 +82,51 @@ def run_scan(
     if config.optimizer.learning_rate is not None and rates:
         raise UserError("--rates and --learning-rate exclude each other")
     chosen, notes = _fitting(scan, config)
-    seeds = range(config.seed, config.seed + scan.seeds)
-    expressions = {unit.label: scan.update(unit.place) for unit in chosen}
-    expressions |= {FULL: FULL} if scan.full else {}
-    trials = list(ranking.plan(expressions, seeds, list(rates) or [None]))
-    root, how = Path(out), launch.named(launcher, jobs)
-    base = Cell(f"base on the {split} split", _config(trials[0], config, root / f"base-{split}"))
-    check_expressions(base.config)
-    cells = {
-        trial: Cell(
-            f"{trial.update}, seed {trial.seed}",
-            _config(trial, config, root / trial.name),
-            str(base.folder),
-            scan.keep,
-        )
-        for trial in trials
+    labels = {scan.update(unit.place): unit.label for unit in chosen}
+    labels |= {FULL: FULL} if scan.full else {}
+    tries = {f" at {rate:g}": {"optimizer": {"learning_rate": rate}} for rate in rates}
+    arms = {
+        f"{update}{end}": {"update": update, **table}
+        for end, table in (tries or {"": {}}).items()
+        for update in labels
     }
-    with launch.locked(root, "scan"):
-        _begin(root, config, overwrite)
-        told = observer or StudyObserver()
-        bench = Bench(folder=root, launcher=how, observer=told, retry_failed=retry_failed)
+    study = _design(scan, config, arms)
+    root, how = Path(out), (jobs, launcher, retry_failed, observer)
+    with run.opened(study, root, *how, kind="scan", overwrite=overwrite) as bench:
+        bench = replace(bench, split=split)
+        base = cells.base_cell(bench, split)
         bench.evaluate(base)
-        told.say(f"scan: {len(cells)} runs of {config.steps} steps in {root}")
-        bench.run(list(cells.values()))
-        outcomes = [_outcome(trial, cell) for trial, cell in cells.items()]
-        found = _result(scan, config, chosen, outcomes, read_object(base.folder / BASE))
+        trials = cells.final_cells(bench, dict.fromkeys(arms, Choice()))
+        bench.observer.say(f"scan: {len(trials)} runs of {config.steps} steps in {root}")
+        bench.run(trials)
+        start = read_object(base.folder / BASE)
+        tried = [_standing(bench.study, arm, labels, root, start["scores"]) for arm in bench.arms]
+        found = _result(scan, config, chosen, tried, start, rates)
         found["notes"] = [*notes, *found["notes"]]
         Run(root).write("scan.json", found)
         gains.draw(found, root)
     return found
 
 
-def _config(trial: Trial, config: TrainConfig, out: Path) -> TrainConfig:
-    rate = config.optimizer.learning_rate if trial.rate is None else trial.rate
-    optimizer = replace(config.optimizer, learning_rate=rate)
-    return replace(config, update=trial.update, seed=trial.seed, out=str(out), optimizer=optimizer)
-
-
-def _begin(root: Path, config: TrainConfig, overwrite: bool) -> None:
-    """The folder's settings, written now or, where they change a result, the same as before."""
-    path = root / "scan.toml"
-    # Seed, update and folder are those of a run, and its name has them.
-    text = to_toml(replace(config, update="", seed=0, out=""))
-    if path.is_file() and not overwrite:
-        past, now = (
-            settings(from_mapping(TrainConfig, tables, str(path)))
-            for tables in (read_toml(path), tomllib.loads(text))
-        )
-        for (name, kind, old), (_, _, new) in zip(past, now, strict=True):
-            if old != new and kind in ("fixed", "length"):
-                raise UserError(
-                    f"{root} holds a scan with other settings ({name} = {old!r}), not {new!r};"
-                    " --overwrite starts anew, --out takes another folder"
-                )
-    elif path.is_file():
-        clear_folder(root)
-    Run(root).write_text(path.name, text)
+def _design(scan: Scan, config: TrainConfig, arms: Mapping[str, Mapping[str, Any]]) -> Study:
+    """The study that a scan is; all settings of `config` are in it."""
+    seeds, spent = tuple(range(config.seed, config.seed + scan.seeds)), config.budget
+    limit = (spent.budget_unit, spent.budget) if spent.budget else ("steps", config.steps)
+    base = tomllib.loads(to_toml(config))  # without what is None
+    for name in ("seed", "out", "steps", "budget", "update"):
+        del base[name]
+    del base["evaluation"]["eval_split"]
+    return Study(
+        f"Which of the {scan.over} gain most when they are trained alone?",
+        tuple(arms),
+        control=next(iter(arms)),
+        seeds=seeds,
+        keep=scan.keep,
+        budget=Allowance(*limit, config.steps),
+        tuning=Tuning((1.0,), seeds[-1] + 1),
+        base=base,
+        extra=arms,
+    )
 
 
 def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
@@ -176,16 +156,24 @@ def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
     return list(found.values()), [left] if missing else []
 
 
-def _outcome(trial: Trial, cell: Cell) -> TrialOutcome:
-    if not cell.done:
-        return TrialOutcome(trial, failed=cell.failure)
-    result = read_object(cell.folder / RESULT)
-    return TrialOutcome(
-        trial,
-        tuple(result["trained"]["scores"]),
-        read_toml(cell.folder / "config.toml")["optimizer"]["learning_rate"],
-        result["trainable_parameters"],
-        result["seconds"],
+def _standing(
+    study: Study, arm: PlannedArm, labels: Mapping[str, str], root: Path, base: Sequence[float]
+) -> Standing:
+    """What the runs of one arm came to."""
+    found = collect.outcome(study, arm, root, {})
+    common = (labels[arm.settings["update"]], arm.settings["update"], base)
+    if not found.results:
+        rate = arm.settings.get("optimizer", {}).get("learning_rate")
+        return Standing(*common, {}, rate, failed=found.failed)
+    first, *_ = found.results
+    config = read_toml(collect.final(study, root, arm)[first] / "config.toml")
+    return Standing(
+        *common,
+        {seed: scores.tolist() for seed, scores in found.scores.items()},
+        config["optimizer"]["learning_rate"],
+        found.results[first]["trainable_parameters"],
+        fmean(result["seconds"] for result in found.results.values()),
+        found.failed,
     )
 
 
@@ -193,37 +181,36 @@ def _result(
     scan: Scan,
     config: TrainConfig,
     chosen: Sequence[Unit],
-    outcomes: Sequence[TrialOutcome],
-    base: dict[str, Any],
+    tried: Sequence[Standing],
+    base: Mapping[str, Any],
+    rates: Sequence[float],
 ) -> dict[str, Any]:
     """What `scan.json` holds."""
-    standings = ranking.judge(outcomes, base["scores"])
+    standings = ranking.judge(tried)
     full = next((s for s in standings if s.unit == FULL), None)
     units = [s for s in standings if s.unit != FULL]
     if all(standing.gain is None for standing in units):
-        raise UserError(f"every run stopped itself; the first: {outcomes[0].failed}")
+        raise UserError(f"every run stopped itself; the first: {tried[0].failed[0]}")
     best = [s.unit for s in units if s.gain is not None][: scan.best]
     labels = [unit.label for unit in chosen]
     places = [unit.place for unit in chosen if unit.label in best]
-    rates = dict.fromkeys(outcome.trial.rate for outcome in outcomes)
     return {
         "over": scan.over,
         "method": scan.method,
         "model": config.model,
         "task": config.task,
         "steps": config.steps,
-        "seeds": sorted({outcome.trial.seed for outcome in outcomes}),
-        "rates": [rate for rate in rates if rate is not None],
+        "seeds": list(range(config.seed, config.seed + scan.seeds)),
+        "rates": list(rates),
         "split": config.evaluation.eval_split,
         "base": {key: base[key] for key in ("accuracy", "low", "high", "num_problems")},
         "units": [
-            {"place": labels.index(s.unit), "chosen": s.unit in best, **dataclasses.asdict(s)}
-            for s in units
+            {"place": labels.index(s.unit), "chosen": s.unit in best, **s.shown} for s in units
         ],
-        "full": dataclasses.asdict(full) if full else None,
+        "full": full and full.shown,
         "best_units": best,
         "best": scan.update(ranking.together(scan.over, places)),
-        "notes": _notes(units, full, len(rates)),
+        "notes": _notes(units, full, len(rates) or 1),
     }
 
 

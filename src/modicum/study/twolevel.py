@@ -30,6 +30,7 @@ from modicum.stats import ROUNDING
 from modicum.types import UserError
 
 Table = NDArray[np.float64]
+POWER, MOST = 0.8, 100  # of `seeds_needed`
 
 
 @dataclass(frozen=True)
@@ -99,23 +100,37 @@ def spread(table_SI: Table) -> Spread:
     return Spread(num_seeds, num_problems, mean, seeds, problems, residual)
 
 
-def table(name: str, scores: ArrayLike) -> Table:
+def table(scores: ArrayLike) -> Table:
     """Scores as a table of seeds x problems; one row may come without its seed axis.
 
-    Raises UserError when it is empty, has fewer than two problems, or holds a score
-    outside [0, 1]; `name` is whose scores they are.
+    Raises UserError where there are fewer than two problems: then nothing shows their spread.
     """
-    try:
-        table_SI = np.atleast_2d(np.asarray(scores, dtype=np.float64))
-    except (TypeError, ValueError):
-        raise UserError(
-            f"the scores of {name} must be numbers, equally many for each seed"
-        ) from None
-    if table_SI.ndim != 2 or table_SI.shape[0] < 1 or table_SI.shape[1] < 2:
-        raise UserError(
-            f"the scores of {name} must be seeds x problems with at least two problems, "
-            f"not of shape {table_SI.shape}"
-        )
-    if not ((table_SI >= 0) & (table_SI <= 1)).all():
-        raise UserError(f"the scores of {name} must lie in [0, 1]")
+    table_SI = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    if table_SI.shape[1] < 2:
+        raise UserError(f"scores must be of at least two problems, not of {table_SI.shape[1]}")
     return table_SI
+
+
+def seeds_needed(found: Spread, margin: float, alpha: float = 0.05) -> int | None:
+    """The smallest number of seeds above those there are that would settle an arm.
+
+    If the difference is what it seems, S seeds show with a chance of 80 % that it is
+
+        not worse, when mean + margin >= h(1 - alpha) + h(0.8)
+        worse,     when -mean         >= h(0.975) + h(0.8)
+
+    where h has A, B and E of `found`: a guess as good as these. `alpha` is one-sided. None when
+    `MOST` are not enough, as more seeds do not shrink B/I, and for a single seed.
+    """
+    if found.num_seeds < 2 or found.none:
+        return None
+    problems, variances = found.num_problems, found.components
+    for seeds in range(found.num_seeds + 1, MOST + 1):
+        seen = variances.seed / seeds + variances.residual / (seeds * problems)
+        power, not_worse, worse = (
+            half_width(seeds, problems, probability, (seen, variances.problem / problems))
+            for probability in (POWER, 1 - alpha, 0.975)
+        )
+        if found.mean + margin >= not_worse + power or -found.mean >= worse + power:
+            return seeds
+    return None

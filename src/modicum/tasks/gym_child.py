@@ -71,22 +71,6 @@ def describe(name: str) -> dict[str, Any]:
     return {"value": {"settings": settings, "levels": name in CURRICULA}}
 
 
-def configure(name: str, settings: dict[str, Any], level: int | None) -> Any:
-    """The data set's own configuration; `level` sets all attributes of its curriculum."""
-    from reasoning_gym.factory import CURRICULA, DATASETS
-
-    config = DATASETS[name][1]
-    hints = typing.get_type_hints(config)
-    given = {key: _shaped(value, hints[key]) for key, value in settings.items()}
-    if level is None:
-        return config(**given)
-    curriculum = typing.cast(Any, CURRICULA[name])()
-    for attribute, definition in curriculum.attributes.items():
-        curriculum.set_attr_level(attribute, min(level, len(definition.levels) - 1))
-    made = curriculum.generate_configuration()
-    return dataclasses.replace(made, **given)
-
-
 def _shaped(value: Any, hint: Any) -> Any:
     if isinstance(value, list) and (hint is tuple or typing.get_origin(hint) is tuple):
         return tuple(tuple(v) if isinstance(v, list) else v for v in value)
@@ -94,13 +78,24 @@ def _shaped(value: Any, hint: Any) -> Any:
 
 
 class Configured:
-    """One configured data set, giving the problem of any seed."""
+    """One configured data set, giving the problem of any seed.
 
-    def __init__(self, name: str, settings: dict[str, Any], level: int | None) -> None:
-        from reasoning_gym.factory import DATASETS
+    `settings` is JSON; `level` sets all attributes of its curriculum.
+    """
 
-        self.name, self.cls = name, DATASETS[name][0]
-        self.config = configure(name, settings, level)
+    def __init__(self, name: str, settings: str, level: int | None) -> None:
+        from reasoning_gym.factory import CURRICULA, DATASETS
+
+        self.cls, config = DATASETS[name]
+        hints = typing.get_type_hints(config)
+        given = {key: _shaped(value, hints[key]) for key, value in json.loads(settings).items()}
+        if level is None:
+            self.config = config(**given)
+        else:
+            curriculum = typing.cast(Any, CURRICULA[name])()
+            for attribute, definition in curriculum.attributes.items():
+                curriculum.set_attr_level(attribute, min(level, len(definition.levels) - 1))
+            self.config = dataclasses.replace(curriculum.generate_configuration(), **given)
         if hasattr(self.config, "validate"):
             self.config.validate()
         self.shared: Any = None
@@ -127,10 +122,7 @@ class Configured:
         return dataset, dataset[0]
 
 
-@lru_cache(maxsize=16)
-def source(name: str, settings: str, level: int | None) -> Configured:
-    """The data set of an expression; `settings` is JSON."""
-    return Configured(name, json.loads(settings), level)
+source = lru_cache(maxsize=16)(Configured)
 
 
 @lru_cache(maxsize=512)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from modicum.curricula import Seen
 from modicum.engine.backward import Heard, forward_backward
-from modicum.engine.rescoring import as_array
+from modicum.engine.slopes import as_array
 from modicum.engine.version import require_origin, require_stops
 from modicum.objectives import Counts, Objective, has_signal
 from modicum.rewards import Reward
