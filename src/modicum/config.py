@@ -109,7 +109,7 @@ class Optimizer(Settings):
     """AdamW on what trains."""
 
     learning_rate: float | None = fixed(None)
-    """Step size; None takes the update's default for the model (docs/updates.md)."""
+    """Step size; auto finds it from the run's own first rollout (docs/rates.md)."""
     weight_decay: float = fixed(0.0)
     """Decoupled decay of what trains."""
     beta1: float = fixed(0.9)

@@ -183,7 +183,7 @@ def _outcome(trial: Trial, cell: Cell) -> TrialOutcome:
     return TrialOutcome(
         trial,
         tuple(result["trained"]["scores"]),
-        read_toml(cell.folder / "config.toml")["optimizer"]["learning_rate"],
+        read_toml(cell.folder / "config.toml")["optimizer"].get("learning_rate"),
         result["trainable_parameters"],
         result["seconds"],
     )

@@ -29,7 +29,7 @@ def look(config: TrainConfig, overwrite: bool, resume: bool) -> None:
     disk.check_writable(folder)
     if resume:
         runs.open_run(folder)
-        changes, _ = _changes(folder, config, known=config.optimizer.learning_rate is not None)
+        changes, _ = _changes(folder, with_past_rate(config, folder))
         if (folder / "result.json").exists() and not LENGTH & changes.keys():
             raise _finished(folder)
     elif found:
@@ -103,19 +103,22 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
     return run, first
 
 
-def _changes(folder: Path, config: TrainConfig, known: bool = True) -> tuple[Changes, bool]:
+def with_past_rate(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The config with the learning rate that the run has found, if none is given."""
+    found = past_config(folder).optimizer.learning_rate
+    if config.optimizer.learning_rate is not None:
+        return config
+    return replace(config, optimizer=replace(config.optimizer, learning_rate=found))
+
+
+def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
     """The settings that differ from the run's, and whether they change last digits.
 
-    UserError when one makes it another run. With `known` false the learning rate is still to
-    be looked up.
+    UserError when one makes it another run.
     """
     # A file has 1.0 where a caller may have said 1.
     now = from_mapping(TrainConfig, tomllib.loads(to_toml(config)), "settings")
     past = past_config(folder)
-    if not known:
-        now = replace(
-            now, optimizer=replace(now.optimizer, learning_rate=past.optimizer.learning_rate)
-        )
     both = zip(settings(past), settings(now), strict=True)
     found = {name: (kind, old, new) for (name, kind, old), (_, _, new) in both if old != new}
     found.pop("out", None)  # the folder may have been moved, or be named in another way now

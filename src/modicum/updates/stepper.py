@@ -139,13 +139,11 @@ class Stepper:
         counters.optimizer_steps += 1
         if schedule.edits_gradients:
             norms, norm = _norms(gradients)
-        shrink = self.max_grad_norm / norm if 0 < self.max_grad_norm < norm else 1.0
         self.rate, self.rates = rate, dict(schedule.rates(counters.signal_steps))
         if self.proof.waiting:
             pushed = [n for n, size in zip(gradients, norms.tolist(), strict=True) if size > 0]
             self.proof.push(pushed, sure=rate == float("inf"))
-        if shrink < 1:
-            torch._foreach_mul_(list(gradients.values()), shrink)
+        self._shrink(gradients, norm)
         if has_signal:
             schedule.stepping(self.masters.tensors)
             self.shown = gradients
@@ -174,6 +172,12 @@ class Stepper:
         return self.prepared.rule.move(
             name, master.tensor, state, {**group, "lr": rate * self.rate}
         )
+
+    def _shrink(self, gradients: Mapping[str, Tensor], norm: float | None = None) -> None:
+        """Scale them down to the largest norm that is allowed."""
+        norm = _norms(gradients)[1] if norm is None else norm
+        if 0 < self.max_grad_norm < norm:
+            torch._foreach_mul_(list(gradients.values()), self.max_grad_norm / norm)
 
     def clear(self) -> None:
         """Drop all gradients: an optimizer passes over what has none."""
