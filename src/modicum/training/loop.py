@@ -16,6 +16,7 @@ from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
 from modicum.parts import RunParts
+from modicum.plan import sizes
 from modicum.rewards import StepExtras
 from modicum.tasks.prompts import encode
 from modicum.training import origin, result
@@ -81,12 +82,13 @@ def train(
     config, note = parts.named(config), observer.note
     with machine.Interrupts(at_once=True) as interrupts:
         tracking.check(config.tracking)
-        look(config, overwrite, resume)
+        config = look(config, overwrite, resume)
         if resume:
             config, parts = parts.resumed(config, run_folder(config))
             past = [run_folder(config), *past]
         if overwrite:
             origin.spare_base(config, run_folder(config))
+        config, chosen = sizes.settle(config, parts)
         if parts.update is parts.objective is None:  # the planner reads expressions
             plan.check(config)
         machine.reuse_memory()
@@ -100,6 +102,8 @@ def train(
         # What the process held before the model was loaded; on a GPU nothing.
         start_memory = before if policy.device.type == "cpu" else 0
         with begin(session, overwrite, resume, note) as (run, first), resumable(run):
+            if chosen:
+                run.write("chosen.json", sizes.told(chosen))
             for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
                 note(text)
             name = run.folder.resolve().name
