@@ -3,14 +3,13 @@
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modicum import disk, lock, machine, runs
 from modicum.config import TrainConfig, from_mapping, to_toml
 from modicum.parts import ENVIRONMENT, past_config
-from modicum.resuming import settings
+from modicum.resuming import kept, settings
 from modicum.training import origin
 from modicum.training.checkpoint import restore
 from modicum.training.session import Session
@@ -21,19 +20,24 @@ Changes = dict[str, tuple[Any, Any]]
 LENGTH = {"steps", "budget.budget"}
 
 
-def look(config: TrainConfig, overwrite: bool, resume: bool) -> None:
-    """UserError, before a model is loaded, for a folder that can be neither begun nor resumed."""
+def look(config: TrainConfig, overwrite: bool, resume: bool) -> TrainConfig:
+    """The config, with what a run that goes on has chosen before.
+
+    UserError, before a model is loaded, for a folder that can be neither begun nor resumed.
+    """
     folder = run_folder(config)
     found = runs.entries(folder)
     lock.check(folder)
     disk.check_writable(folder)
     if resume:
         runs.open_run(folder)
-        changes, _ = _changes(folder, with_past_rate(config, folder))
+        config = kept(config, past_config(folder))
+        changes, _ = _changes(folder, config)
         if (folder / "result.json").exists() and not LENGTH & changes.keys():
             raise _finished(folder)
     elif found:
         runs.check_new(folder, overwrite)
+    return config
 
 
 @contextmanager
@@ -101,14 +105,6 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
         note(f"goes on after step {first} with {now} instead of {before}{rounding}")
     run.write_text("config.toml", to_toml(config))
     return run, first
-
-
-def with_past_rate(config: TrainConfig, folder: Path) -> TrainConfig:
-    """The config with the learning rate that the run has found, if none is given."""
-    found = past_config(folder).optimizer.learning_rate
-    if config.optimizer.learning_rate is not None:
-        return config
-    return replace(config, optimizer=replace(config.optimizer, learning_rate=found))
 
 
 def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:

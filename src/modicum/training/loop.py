@@ -16,11 +16,12 @@ from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
 from modicum.parts import RunParts
+from modicum.plan import sizes
 from modicum.rewards import StepExtras
 from modicum.tasks.prompts import encode
 from modicum.training import origin, rate, result
 from modicum.training.checkpoint import save
-from modicum.training.folder import begin, look, resumable, run_folder, with_past_rate
+from modicum.training.folder import begin, look, resumable, run_folder
 from modicum.training.metrics import rollout_metrics, run_metrics, sample, training_metrics
 from modicum.training.session import Session, notes
 from modicum.training.step import (
@@ -81,13 +82,13 @@ def train(
     config, note = parts.named(config), observer.note
     with machine.Interrupts(at_once=True) as interrupts:
         tracking.check(config.tracking)
-        look(config, overwrite, resume)
+        config = look(config, overwrite, resume)
         if resume:
             config, parts = parts.resumed(config, run_folder(config))
-            config = with_past_rate(config, run_folder(config))
             past = [run_folder(config), *past]
         if overwrite:
             origin.spare_base(config, run_folder(config))
+        config, chosen = sizes.settle(config, parts)
         if parts.update is parts.objective is None:  # the planner reads expressions
             plan.check(config)
         machine.reuse_memory()
@@ -101,6 +102,8 @@ def train(
         # What the process held before the model was loaded; on a GPU nothing.
         start_memory = before if policy.device.type == "cpu" else 0
         with begin(session, overwrite, resume, note) as (run, first), resumable(run):
+            if chosen:
+                run.write("chosen.json", sizes.told(chosen))
             for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
                 note(text)
             name = run.folder.resolve().name
@@ -203,10 +206,9 @@ def run_step(
         observer.note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     session.order.observe(seen(groups, scores, rewards_PG))
     batch = make_batch(session.objective, groups, rewards_PG)
-    settled = _settle_rate(session, run, groups, batch, observer)
     metrics = rollout_metrics(step, groups, scores, rewards_PG) | extras.metrics()
     watch.lap("scoring")
-    if batch.rows and settled:
+    if batch.rows and _settle_rate(session, run, groups, batch, observer):
         metrics |= _update(session, batch, observer)
     watch.lap("training")
     work = session.flops.step(groups, batch, session.config.batch.updates_per_rollout)
@@ -241,7 +243,9 @@ def _settle_rate(
     found = rate.find(session, groups, batch)
     optimizer = replace(settings, learning_rate=found.value)
     session.config = replace(session.config, optimizer=optimizer)
-    run.write("chosen.json", {"learning_rate": asdict(found)})
+    path = run.folder / "chosen.json"
+    others = runs.read_object(path) if path.exists() else {}
+    run.write(path.name, {**others, "learning_rate": asdict(found)})
     run.write_text("config.toml", to_toml(session.config))
     if observer:
         observer.note(f"learning rate {found.value:.3g}: {found.why}")

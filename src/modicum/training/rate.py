@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch import Tensor
 from modicum.engine import logprobs
 from modicum.engine.backward import Heard, forward_backward
 from modicum.objectives import Counts
+from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
 from modicum.training.session import Session
 from modicum.types import Batch, Group, Row
@@ -35,18 +36,10 @@ NEAR = 3.0  # the square law holds this far from the target, in KL
 MOST_TRIES = 8
 MOST_ROWS = 128  # of the gradient, and as many of the held-out half
 FEWEST_TOKENS = 64
-FAR = 30.0
+LEAST, MOST = TARGET / 30**2, 1.0  # nats of a first step; far above, the square law has ended
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A learning rate and why it is that, in words."""
-
-    value: float
-    why: str
-
-
-def find(session: Session, groups: Sequence[Group], batch: Batch) -> Rate:
+def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
     """The rate for a run, from a rollout of its untrained policy; nothing is changed.
 
     Where the rollout does not say (too few tokens, nothing finite) it is that of the table of
@@ -55,14 +48,16 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Rate:
     start = start_rate(session.update, session.active_parameters)
     halves = split(groups, batch)
     if halves is None:
-        return Rate(start, "by kind and size of the update: the first rollout was too small to try")
+        return Chosen(
+            start, "by kind and size of the update: the first rollout was too small to try"
+        )
     with trial(session, batch, *halves) as look:
         value, kl = search(lambda rate: divergence(look(rate)), start, TARGET)
     if not kl:
-        return Rate(
+        return Chosen(
             start, "by kind and size of the update: no step of the first rollout was finite"
         )
-    return Rate(value, f"a first step at this rate moves the policy by {TARGET:g} nats a token")
+    return Chosen(value, f"a first step at this rate moves the policy by {TARGET:g} nats a token")
 
 
 def search(kl_at: Callable[[float], float], start: float, target: float) -> tuple[float, float]:
@@ -150,13 +145,10 @@ def far_off(session: Session, heard: Sequence[Heard], rate: float) -> str:
     count = max(1, min(len(rows), MOST_ROWS // 4))
     after_N = _logprobs(session, rows[:count])
     kl = divergence(after_N - before_N[: len(after_N)])
-    if not math.isfinite(kl) or kl <= 0:
+    if LEAST <= kl <= MOST:
         return ""
-    wanted = rate * math.sqrt(TARGET / kl)
-    if 1 / FAR <= wanted / rate <= FAR:
-        return ""
-    how = "far below" if wanted > rate else "far above"
+    how = "far below" if kl < LEAST else "far above"
     return (
-        f"the first step moved the policy by {kl:.2g} nats a token: the learning rate {rate:.2g} is"
-        f" {how} what such runs learn best with, about {wanted:.1g}; --learning-rate auto finds it"
+        f"the first step moved the policy by {kl:.2g} nats a token, where {TARGET:g} is usual: the"
+        f" learning rate {rate:.2g} is {how} what such runs learn best with (--learning-rate auto)"
     )

@@ -15,6 +15,7 @@ from modicum.models.identity import Identity
 from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
+from modicum.plan.sizes import settle
 from modicum.tasks import lengths, prompts
 from modicum.tasks.examples import Examples, draw, without
 from modicum.training.optimization import Optimization
@@ -137,6 +138,7 @@ def prepare(
 
     `check` is shown what was loaded before an update, which might not fit, is applied to it.
     """
+    config, _ = settle(config, parts)
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
     # A bad task, and a reward that does not go with it, fail before the model loads.
