@@ -13,8 +13,7 @@ average, under stochastic rounding), 0 when all steps were rounded away. The sta
 base; for a vector of entries it is where these began.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, ClassVar
 from zlib import crc32
 
@@ -104,8 +103,7 @@ class Optimization(Stepper):
         proof = ChangeProof(prepared, masters)
         counters = StepCounters() if counters is None else counters
         super().__init__(prepared, masters, proof, counters, settings.max_grad_norm)
-        self.settings = settings
-        self.attach(self._made())
+        self.attach(prepared.rule.make([{**self._trained(), "lr": 0.0}], settings))
 
     def step(self, loss: float, rate: float, has_signal: bool = True) -> float:
         """Clip, step and drop the gradients, as `before` says; returns the gradient's norm."""
@@ -120,38 +118,6 @@ class Optimization(Stepper):
             self.after()
             self.clear()
         return norm
-
-    @contextmanager
-    def tried(self) -> Iterator[Callable[[float], None]]:
-        """Gives `step(rate)`: a first step by the gradients that are there, all from one start.
-
-        At the end weights, their rounding and the optimizer are as before; gradients are gone.
-        """
-        masters, drawn = self.masters, dict(self.masters.drawn)
-        start = {n: t.detach().to("cpu", copy=True) for n, t in masters.tensors.items()}
-
-        @torch.no_grad()
-        def back() -> None:
-            self.optimizer, self._whole = self._made(), None
-            for name, tensor in masters.tensors.items():
-                tensor.copy_(start[name])
-
-        def step(rate: float) -> None:
-            back()
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self._shrink(self.gradients())
-            self._split(self.prepared.schedule.rates(self.counters.signal_steps))
-            self.optimizer.step()
-            masters.draw(self.prepared.active, self.counters.optimizer_steps + 1)
-
-        try:
-            yield step
-        finally:
-            back()
-            masters.drawn = drawn
-            masters.publish()
-            self.clear()
 
     def state_bytes(self) -> int:
         """Bytes of the optimizer's state where the model is, step counters left out."""
@@ -171,9 +137,6 @@ class Optimization(Stepper):
         self.join()
         (group,) = self.optimizer.param_groups
         self.optimizer.param_groups = [{**group, **self._trained()}]
-
-    def _made(self) -> torch.optim.Optimizer:
-        return self.prepared.rule.make([{**self._trained(), "lr": 0.0}], self.settings)
 
     def _trained(self) -> dict[str, Any]:
         held = self.masters.tensors

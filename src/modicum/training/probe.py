@@ -2,7 +2,7 @@
 
 All updates are tried on the same completions of the untrained policy. Their problems are split in
 two halves; first steps by the gradient of one are looked at on the completions of the other, and
-the other way round (`rate.trial`). For an update that gives
+the other way round (`rate.Trial`). For an update that gives
 
     rate(K)    the rate of a step of KL K, in nats a token
     gain(K)    sum over held-out tokens of w (exp(d) - 1) A at that step: the advantage A, weighted
@@ -196,11 +196,11 @@ def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> _Tried:
         if not given or not held:
             continue
         weights_N, group_N = _weights(session, held, batch)
-        with rates.trial(session, batch, given, held) as look:
-            at, _ = rates.search(lambda r: rates.divergence(look(r)), start, 0.03)
+        with rates.Trial(session, batch, given, held) as tried:
+            at, _ = rates.search(tried.kl, start, 0.03)
             found.append(at)
             for kl in (0.03, BEST):
-                ratio_N = look(at * math.sqrt(kl / 0.03)).expm1()
+                ratio_N = tried.ratios(at * math.sqrt(kl / 0.03)).expm1()
                 each_N = (ratio_N * weights_N).numpy()
                 gain_P += (kl == BEST) * np.bincount(group_N, each_N, len(groups)) * len(groups)
                 gains.append((kl, 2 * float(each_N.sum())))

@@ -16,24 +16,27 @@ the rate, so two or three steps are enough. docs/rates.md has what the rule was 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from modicum.engine import logprobs
 from modicum.engine.backward import Heard, forward_backward
+from modicum.models.precision import Masters
 from modicum.objectives import Counts
 from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
 from modicum.training.session import Session
 from modicum.types import Batch, Group, Row
+from modicum.updates.stepper import norms_of, parts, shrink
 
 TARGET = 0.01  # nats a token
 NEAR = 3.0  # the square law holds this far from the target, in KL
 MOST_TRIES = 8
+MOST_TURNS = 6
 MOST_ROWS = 128  # of the gradient, and as many of the held-out half
 FEWEST_TOKENS = 64
 LEAST, MOST = TARGET / 30**2, 1.0  # nats of a first step; far above, the square law has ended
@@ -51,13 +54,21 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
         return Chosen(
             start, "by kind and size of the update: the first rollout was too small to try"
         )
-    with trial(session, batch, *halves) as look:
-        value, kl = search(lambda rate: divergence(look(rate)), start, TARGET)
-    if not kl:
-        return Chosen(
-            start, "by kind and size of the update: no step of the first rollout was finite"
-        )
-    return Chosen(value, f"a first step at this rate moves the policy by {TARGET:g} nats a token")
+    found = []
+    for names in turns(session):
+        with Trial(session, batch, *halves, names) as tried:
+            value, kl = search(tried.kl, start, TARGET)
+        found += [value] if kl else []
+    if not found:
+        return Chosen(start, "by kind and size of the update: no first step was finite")
+    return Chosen(min(found), f"a first step at it moves the policy by {TARGET:g} nats a token")
+
+
+def turns(session: Session) -> list[frozenset[str]]:
+    """What trains now, and some of what a schedule will give a turn: no step may go too far."""
+    prepared = session.prepared
+    sets = [frozenset(names) for names in prepared.schedule.typical(prepared.trainable)]
+    return list(dict.fromkeys([frozenset(prepared.active), *sets[:: -(-len(sets) // MOST_TURNS)]]))
 
 
 def search(kl_at: Callable[[float], float], start: float, target: float) -> tuple[float, float]:
@@ -99,30 +110,109 @@ def split(groups: Sequence[Group], batch: Batch) -> tuple[list[Row], list[Row]] 
     return None
 
 
-@contextmanager
-def trial(
-    session: Session, batch: Batch, given: Sequence[Row], held: Sequence[Row]
-) -> Iterator[Callable[[float], Tensor]]:
-    """Gives `look(rate)`: log-ratios [N] of the tokens of `held` after a first step on `given`.
+class Trial:
+    """First steps on some rows, looked at on others: `kl(rate)`; a context that undoes them.
 
-    All is as before at the end. `batch` has the counts that the loss is divided by.
+    `given` are the rows of the gradient, `held` those that are looked at, and `batch` has the counts
+    that the loss is divided by. What trains is what trains now, or the tensors `names`, for a
+    schedule that gives others their turn.
     """
-    before_N = _logprobs(session, held)
-    optimization, config = session.optimization, session.config
-    counts = Counts(batch.num_rows, batch.num_tokens, config.sampling.max_tokens)
-    size = config.batch.micro_batch
-    for start in range(0, len(given), size):
-        rows = given[start : start + size]
-        held_by = (session.policy, session.prepared, session.objective)
-        forward_backward(*held_by, rows, counts, config.sampling, None)
-        optimization.masters.collect()
-    with optimization.tried() as step:
 
-        def look(rate: float) -> Tensor:
-            step(rate)
-            return _logprobs(session, held) - before_N
+    def __init__(
+        self,
+        session: Session,
+        batch: Batch,
+        given: Sequence[Row],
+        held: Sequence[Row],
+        names: frozenset[str] | None = None,
+    ) -> None:
+        self.session, self.batch, self.given, self.held = session, batch, given, held
+        prepared, self.own = session.prepared, frozenset(session.prepared.active)
+        self.masters = session.optimization.masters
+        if names is not None and names != self.own:
+            # What sampling kept belongs to another lowest layer.
+            self.given, self.held = (
+                [replace(row, trunk=None) for row in rows] for rows in (given, held)
+            )
+            seed, stochastic = self.masters.seed, self.masters.stochastic
+            prepared.activate(names)
+            session.policy.follow(prepared)
+            some = {n: e for n, e in prepared.schedule.entries.items() if n in names}
+            self.masters = Masters(prepared.active, some, seed, stochastic)
 
-        yield look
+    def __enter__(self) -> Self:
+        masters, to = self.masters, "cpu"
+        self.drawn = dict(masters.drawn)
+        self.before_N = _logprobs(self.session, self.held)
+        self._backward()
+        self.start = {n: t.detach().to(to, copy=True) for n, t in masters.tensors.items()}
+        self.gradients = {n: t.grad for n, t in masters.tensors.items() if t.grad is not None}
+        self.blind = any(not bool(grad.any()) for grad in self.gradients.values())
+        """Whether the first gradient does not reach all: a factor that begins at 0 hides others."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._back()
+        self.masters.drawn = self.drawn
+        self.masters.publish()
+        self._clear()
+        prepared = self.session.prepared
+        if frozenset(prepared.active) != self.own:
+            self.masters.drop(list(self.masters.held))
+            prepared.activate(self.own)
+            self.session.policy.follow(prepared)
+
+    def ratios(self, rate: float, steps: int = 1) -> Tensor:
+        """log q - log p [N] of the tokens of `held` after so many steps at `rate` from the start."""
+        self._back()
+        optimizer = self._optimizer(rate)
+        for number in range(steps):
+            if number:
+                self._clear()
+                self._backward()
+            gradients = {n: t.grad for n, t in self.masters.tensors.items() if t.grad is not None}
+            shrink(gradients, norms_of(gradients)[1], self.session.config.optimizer.max_grad_norm)
+            optimizer.step()
+            self.masters.draw(self.masters.held, number + 1)
+        return _logprobs(self.session, self.held) - self.before_N
+
+    def kl(self, rate: float) -> float:
+        """KL of a first step, in nats a token; where it is blind also a quarter of that of two.
+
+        Two steps in one direction have four times the KL of one. The greater counts.
+        """
+        first = divergence(self.ratios(rate))
+        return max(first, divergence(self.ratios(rate, 2)) / 4) if self.blind else first
+
+    def _backward(self) -> None:
+        config, session, batch = self.session.config, self.session, self.batch
+        counts = Counts(batch.num_rows, batch.num_tokens, config.sampling.max_tokens)
+        who = session.policy, session.prepared, session.objective
+        for start in range(0, len(self.given), config.batch.micro_batch):
+            rows = self.given[start : start + config.batch.micro_batch]
+            forward_backward(*who, rows, counts, config.sampling, None)
+            self.masters.collect()
+
+    def _optimizer(self, rate: float) -> torch.optim.Optimizer:
+        """The run's, as it begins, with the schedule's multipliers of the rate."""
+        session, tensors = self.session, self.masters.tensors
+        prepared, steps = session.prepared, session.counters.signal_steps
+        names = [n for n in prepared.active if n in tensors]
+        multipliers = prepared.schedule.rates(steps)
+        factors = {id(tensors[n]): multipliers.get(n, 1.0) for n in names}
+        group = {"params": [tensors[n] for n in names], "names": names, "lr": rate}
+        return prepared.rule.make(list(parts(group, factors)), session.config.optimizer)
+
+    @torch.no_grad()
+    def _back(self) -> None:
+        """The start again, with its gradients."""
+        for name, tensor in self.masters.tensors.items():
+            tensor.copy_(self.start[name])
+            tensor.grad = self.gradients.get(name)
+
+    def _clear(self) -> None:
+        for tensor in [*self.masters.tensors.values(), *self.session.prepared.active.values()]:
+            tensor.grad = None
 
 
 def _logprobs(session: Session, rows: Sequence[Row]) -> Tensor:
