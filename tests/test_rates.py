@@ -82,6 +82,11 @@ def test_the_search_comes_back_from_what_is_not_finite_and_from_nothing() -> Non
     assert rate.search(lambda r: float("inf"), 1.0, 0.01)[1] == 0
 
 
+def test_rates_are_pooled_by_their_kl() -> None:
+    # KL 0.01 at 1 and at 0.5 is 0.01 and 0.04 at 1: 0.025 on average, and 0.01 at 1 / sqrt(2.5).
+    assert rate.pooled([1.0, 0.5]) == pytest.approx(0.4**0.5)
+
+
 def test_the_kl_of_log_ratios() -> None:
     ratios_N = torch.tensor([0.0, math.log(2), -math.log(2)])
     # (0 + (2 - 1 - 0.6931) + (0.5 - 1 + 0.6931)) / 3
@@ -133,8 +138,9 @@ def test_the_first_step_moves_the_other_problems_by_the_kl(small: TrainConfig) -
     groups = sample_groups(session, 0)
     _, rewards_PG = score(session.task, session.reward, groups, [])
     batch = make_batch(session.objective, groups, rewards_PG)
-    found = rate.find(session, groups, batch).value
-    given, held = rate.split(groups, batch) or ([], [])
+    (given, held), _ = rate.halves(groups, batch)
+    with rate.Trial(session, batch, given, held) as tried:
+        found, _ = rate.search(tried.kl, 1e-3, 0.01)
     assert {row.group % 2 for row in given} == {0}
     assert {row.group for row in held} == set(range(1, 24, 2))
     scorer, trained = session.policy.scorer, dict(session.prepared.active)

@@ -204,7 +204,7 @@ def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> _Tried:
                 each_N = (ratio_N * weights_N).numpy()
                 gain_P += (kl == BEST) * np.bincount(group_N, each_N, len(groups)) * len(groups)
                 gains.append((kl, 2 * float(each_N.sum())))
-    mean = math.exp(sum(map(math.log, found)) / len(found))
+    mean = rates.pooled(found)
     return _Tried(
         {f"{kl:g}": mean * math.sqrt(kl / 0.03) for kl in KLS},
         max(found) / min(found),

@@ -4,7 +4,8 @@
 
 The problems of a rollout are split in two halves. The gradient of one half makes first steps of the
 run's own optimizer, schedule and rounding, from weights that are put back afterwards; on the
-completions of the other half, which were drawn from the untrained policy p, the KL is read,
+completions of the other half, which were drawn from the untrained policy p, the KL is read (and the
+other way round, and the mean of both counts),
 
     KL(p || q) = mean over tokens of exp(d) - 1 - d,    d = log q - log p
 
@@ -49,19 +50,27 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
     `recipes.start_rate`, by kind and size of the update.
     """
     start = start_rate(session.update, session.active_parameters)
-    halves = split(groups, batch)
-    if halves is None:
+    both = halves(groups, batch)
+    if not both:
         return Chosen(
             start, "by kind and size of the update: the first rollout was too small to try"
         )
     found = []
     for names in turns(session):
-        with Trial(session, batch, *halves, names) as tried:
-            value, kl = search(tried.kl, start, TARGET)
-        found += [value] if kl else []
+        values = []
+        for given, held in both:
+            with Trial(session, batch, given, held, names) as tried:
+                value, kl = search(tried.kl, start, TARGET)
+            values += [value] if kl else []
+        found += [pooled(values)] if values else []
     if not found:
         return Chosen(start, "by kind and size of the update: no first step was finite")
     return Chosen(min(found), f"a first step at it moves the policy by {TARGET:g} nats a token")
+
+
+def pooled(rates: Sequence[float]) -> float:
+    """The rate at which the mean of the KLs is what each has at its own, by the square law."""
+    return (sum(rate**-2 for rate in rates) / len(rates)) ** -0.5
 
 
 def turns(session: Session) -> list[frozenset[str]]:
@@ -91,11 +100,12 @@ def divergence(ratio_N: Tensor) -> float:
     return float((ratio_N.expm1() - ratio_N).mean())
 
 
-def split(groups: Sequence[Group], batch: Batch) -> tuple[list[Row], list[Row]] | None:
-    """Rows of every other problem that give a gradient, and all completions of the others.
+def halves(groups: Sequence[Group], batch: Batch) -> list[tuple[list[Row], list[Row]]]:
+    """Rows of every other problem that give a gradient, all completions of the others; and swapped.
 
-    None where neither half has a signal, or the other one has too few tokens.
+    What has no signal, or too few tokens beside it, is left out.
     """
+    found = []
     for odd in (0, 1):
         given = [row for row in batch.rows if row.group % 2 == odd]
         held = [
@@ -106,8 +116,8 @@ def split(groups: Sequence[Group], batch: Batch) -> tuple[list[Row], list[Row]] 
         ]
         signal = any(row.group in batch.signal for row in given)
         if signal and sum(len(row.tokens) for row in held) >= FEWEST_TOKENS:
-            return given[:MOST_ROWS], held[:MOST_ROWS]
-    return None
+            found.append((given[:MOST_ROWS], held[:MOST_ROWS]))
+    return found
 
 
 class Trial:
