@@ -36,6 +36,7 @@ from modicum.config import (
 from modicum.face.evaluation import EvaluateConfig
 from modicum.options import Parser, convert, field_docs, given, merge
 from modicum.parts import parsers
+from modicum.resuming import kept
 from modicum.types import UserError
 
 SECTIONS = (Sampling, Steps, Budget, Optimizer, Compute, Held, Records, Tracking, Trust)
@@ -69,6 +70,45 @@ def refusal(text: str, folder: Path, cls: type = TrainConfig) -> str:
     assert len(message.splitlines()) == 1
     assert str(path) in message
     return message
+
+
+# What is left to the program -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["micro_batch", "rollout_batch", "max_tokens", "learning_rate"])
+def test_auto_leaves_a_setting_to_the_program(name: str, tmp_path: Path) -> None:
+    """The same on the command line, in TOML and in Python, and the default."""
+    at = settings.places(TrainConfig)[name]
+    parser = Parser("test", "", "")
+    options.add_options(parser, TrainConfig)
+    found = parser.read([f"--{name.replace('_', '-')}", "auto"])
+    (tmp_path / "a.toml").write_text(f"[{at}]\n{name} = 'auto'\n")
+    section: Any = type(getattr(TrainConfig(), at))
+    assert (
+        TrainConfig()
+        == from_mapping(TrainConfig, given(TrainConfig, found), "options")
+        == from_mapping(TrainConfig, read_toml(tmp_path / "a.toml"), "a.toml")
+        == replace(TrainConfig(), **{at: section(**{name: "auto"})})
+    )
+    assert "(default auto)" in " ".join(parser.format_help().split())
+
+
+def test_auto_is_a_word_of_some_settings_only(tmp_path: Path) -> None:
+    assert refusal("[batch]\ngroup_size = 'auto'", tmp_path).endswith("not 'auto'")
+    message = refusal("[batch]\nmicro_batch = 'all'", tmp_path)
+    assert message.endswith("not 'all' (auto leaves it to the program)")
+    assert Compute(checkpointing="auto") == Compute()  # type: ignore[arg-type]
+    assert Compute(checkpointing=False) != Compute()
+    with pytest.raises(UserError, match="micro_batch must be a whole number, not False"):
+        Steps(micro_batch=False)
+
+
+def test_a_config_takes_what_another_one_chose() -> None:
+    past = TrainConfig(batch=Steps(micro_batch=8, rollout_batch=32), optimizer=Optimizer(1e-4))
+    now = TrainConfig(batch=Steps(micro_batch=4), compute=Compute(checkpointing=False))
+    found = kept(now, past)
+    assert (found.batch.micro_batch, found.batch.rollout_batch) == (4, 32)
+    assert (found.optimizer.learning_rate, found.compute.checkpointing) == (1e-4, False)
 
 
 # TOML ------------------------------------------------------------------------------------
@@ -162,7 +202,7 @@ def test_half_a_character_is_refused() -> None:
         ("[sampling]\ntemplate_args = 'a=26 Jul'", ["template_args", "does not parse"]),
         ("[sampling]\ntemplate_args = 'a=open(1)'", ["template_args", "is not a value"]),
         ("[sampling]\ntop_p = 1.1", ["top_p", "at most 1"]),
-        ("[sampling]\nmax_tokens = 0", ["max_tokens must be at least 1"]),
+        ("[sampling]\nmax_tokens = -1", ["max_tokens must be at least 0"]),
         ("[sampling]\nstop = ['a', '']", ["sampling: stop: an empty text beside others"]),
         ("[sampling]\nstop = 3", ["sampling: stop must be a text or a list", "not 3"]),
         ("[sampling]\nstop = ['a', 3]", ["sampling: stop must be", "['a', 3]"]),
@@ -195,7 +235,7 @@ def test_a_wrong_file_is_explained(text: str, parts: list[str], tmp_path: Path) 
 @pytest.mark.parametrize(
     "key", ["prompts_per_step", "micro_batch", "rollout_batch", "updates_per_rollout"]
 )
-@pytest.mark.parametrize("value", ["'8'", "'8 '", "8.5", "0", "-1", "true", "''", "[8]"])
+@pytest.mark.parametrize("value", ["'8'", "'8 '", "8.5", "-1", "true", "''", "[8]", "'Auto'"])
 def test_ops_08_a_wrong_batch_size_names_file_and_key(key: str, value: str, tmp_path: Path) -> None:
     message = refusal(f"[batch]\n{key} = {value}", tmp_path)
     assert f"{key} must be " in message
@@ -259,7 +299,10 @@ def of_completions(completions: list[str]) -> list[float]:
         (lambda: replace(Sampling(), max_tokens=None), "^max_tokens must be a whole number, not N"),
         (lambda: Sampling(style="boxd"), "style is 'boxd'; did you mean 'boxed'"),  # type: ignore[arg-type]
         (lambda: Compute(dtype=np.float32), "dtype is <class 'numpy.float32'>; "),  # type: ignore[arg-type]
-        (lambda: Compute(checkpointing="yes"), "checkpointing must be true or false, not 'yes'"),  # type: ignore[arg-type]
+        (
+            lambda: Compute(checkpointing="yes"),
+            "checkpointing must be true or false or nothing, not 'yes' .auto l",
+        ),  # type: ignore[arg-type]
         (lambda: Optimizer(learning_rate=np.array([1.0])), "learning_rate must be a number or no"),  # type: ignore[arg-type]
         (lambda: TrainConfig(learning_rate=1e-4), "'learning_rate'; it belongs to .optimizer.$"),  # type: ignore[call-arg]
         (lambda: TrainConfig(lr=1e-4), "'lr'; did you mean learning_rate in .optimizer."),  # type: ignore[call-arg]

@@ -60,7 +60,7 @@ def test_times_are_a_roofline() -> None:
     config = TrainConfig(
         steps=10,
         sampling=Sampling(max_tokens=100),
-        batch=Steps(prompts_per_step=4, group_size=8),
+        batch=Steps(prompts_per_step=4, group_size=8, rollout_batch=512),
         evaluation=Held(eval_problems=0),
     )
     lengths = Lengths(50, 50, 100, 100)

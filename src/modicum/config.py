@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from modicum.resuming import digits, fixed, free, length
+from modicum.resuming import chosen, digits, fixed, free, length
 from modicum.settings import Settings
 from modicum.settings import from_mapping as from_mapping
 from modicum.settings import read_toml as read_toml
@@ -33,8 +33,8 @@ class Sampling(Settings):
     """Keep the smallest set of tokens with this much probability; 1 keeps all."""
     top_k: int = fixed(0)
     """Keep this many most probable tokens; 0 keeps all."""
-    max_tokens: int = fixed(80)
-    """Longest completion, in tokens."""
+    max_tokens: int = chosen(fixed(0))
+    """Longest completion, in tokens; auto follows the task and its worked solutions."""
     max_prompt_tokens: int = free(512)
     """Longest prompt, in tokens. A resumed run keeps it where longer ones are skipped."""
     template: Literal["auto", "chat", "r1_zero", "plain"] = fixed("auto")
@@ -56,7 +56,7 @@ class Sampling(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, temperature=(0, 100), top_k=0, max_tokens=1, max_prompt_tokens=1)
+        at_least(self, temperature=(0, 100), top_k=0, max_tokens=0, max_prompt_tokens=1)
         at_least(self, examples=0, examples_seed=0)
         if not isinstance(self.template_args, str):
             object.__setattr__(self, "template_args", ", ".join(self.template_args))
@@ -79,14 +79,14 @@ class Steps(Settings):
     """Completions of each problem."""
     updates_per_rollout: int = fixed(1)
     """Optimizer steps on the same completions."""
-    micro_batch: int = digits(64)
-    """Completions in one forward and backward pass; it changes memory, not the result."""
-    rollout_batch: int = digits(512)
-    """Completions sampled at the same time; it changes memory, not the result."""
+    micro_batch: int = chosen(digits(0))
+    """Completions in one forward and backward pass: memory, not the result; auto: what fits."""
+    rollout_batch: int = chosen(digits(0))
+    """Completions sampled at the same time: memory, not the result; auto: what fits."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, prompts_per_step=1, updates_per_rollout=1, micro_batch=1, rollout_batch=1)
+        at_least(self, prompts_per_step=1, updates_per_rollout=1, micro_batch=0, rollout_batch=0)
         at_least(self, group_size=2)  # advantages compare
 
 
@@ -108,8 +108,8 @@ class Budget(Settings):
 class Optimizer(Settings):
     """AdamW on what trains."""
 
-    learning_rate: float | None = fixed(None)
-    """Step size; None takes the update's default for the model (docs/updates.md)."""
+    learning_rate: float | None = chosen(fixed(None))
+    """Step size; auto finds it from the run's own first rollout (docs/rates.md)."""
     weight_decay: float = fixed(0.0)
     """Decoupled decay of what trains."""
     beta1: float = fixed(0.9)
@@ -150,8 +150,8 @@ class Compute(Settings):
     """What draws completions, as an expression: this process, token by token."""
     trunk_bytes: int = digits(2**30)
     """Most memory for states of frozen layers kept from sampling; past it they are run again."""
-    checkpointing: bool = digits(False)
-    """Recompute the activations of trained layers in backward: less memory, more time."""
+    checkpointing: bool | None = chosen(digits(None))
+    """Recompute activations in backward: less memory, more time; auto: where it must be."""
     agreement_every: int = free(10)
     """Steps between checks by the library's forward, after the first five; 0 makes none."""
 

@@ -80,13 +80,14 @@ class Display(Observer, AbstractContextManager["Display"]):
         )
         updates = config.batch.updates_per_rollout
         weight = getattr(session.objective, "kl", 0.0)
+        shown = f"{session.learning_rate:.3g}" if session.learning_rate else "a rate to be found"
         kl = f"KL {weight:g} in the loss" if weight else "no KL term"
         self.console.print(
             f"{config.task}, reward {session.reward}, {config.objective}, {kl};"
             f" a step samples {config.batch.prompts_per_step} x {config.batch.group_size} completions,"
             f" at most {rows * config.sampling.max_tokens:,} tokens at temperature"
             f" {config.sampling.temperature:g}, and takes {updates}"
-            f" optimizer step{'s' * (updates != 1)} at {session.learning_rate:g}"
+            f" optimizer step{'s' * (updates != 1)} at {shown}"
             f" ({session.policy.device}, {config.compute.dtype})"
         )
         if config.budget.budget:

@@ -21,6 +21,7 @@ import typing
 from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
+from modicum.resuming import AUTO
 from modicum.settings import elsewhere, from_mapping
 from modicum.types import UserError
 
@@ -100,11 +101,12 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
             sections.append((field.name, typing.cast(type, hint)))
             continue
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
-        shown = "" if field.default in (None, "") else f" (default {field.default})"
+        default = AUTO if AUTO in field.metadata else field.default
+        shown = "" if default in (None, "") else f" (default {default})"
         kind: Any = {"metavar": "|".join(map(str, choices or ())) or _word(hint)}
         if tuple in map(typing.get_origin, typing.get_args(hint)):
             kind = {"metavar": "TEXT", "action": "append"}
-        if hint is bool:
+        if bool in (hint, *typing.get_args(hint)):
             shown, kind = "", {"action": argparse.BooleanOptionalAction}
         text = (docs[field.name] + shown).replace("%", "%%")
         flag = "--" + field.name.replace("_", "-")

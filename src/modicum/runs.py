@@ -1,6 +1,7 @@
 """A run folder: config, environment, metrics, samples, checkpoints, result.
 
     config.toml        the resolved config; `modicum train --config` repeats the run
+    chosen.json        what its settings left to the program, what was chosen, and why
     environment.json   versions, machine, commit; what the run began with (modicum.training.origin)
     metrics.jsonl      one object a step; keys under `time/` and `memory/` are measurements,
                        all others are the same whenever the run is repeated or resumed

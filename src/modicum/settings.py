@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from modicum.resuming import AUTO, is_auto
 from modicum.spec import check, nearest, short
 from modicum.types import UserError
 
@@ -36,7 +37,7 @@ class Settings:
             value = getattr(self, name)
             if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
                 value = from_mapping(typing.cast(type, hint), value, name)
-            object.__setattr__(self, name, check(name, value, hint))
+            object.__setattr__(self, name, checked(type(self), name, name, value))
 
 
 @lru_cache(maxsize=1)
@@ -55,6 +56,22 @@ def _hints(cls: type) -> Mapping[str, Any]:
     """The type of every field."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
+
+
+def checked(cls: type, name: str, what: str, value: Any) -> Any:
+    """The value of a field as its type asks for, or a UserError that begins with `what`.
+
+    The text `auto` leaves a setting to the program that is declared so (modicum.resuming).
+    """
+    entry = typing.cast(Any, cls).__dataclass_fields__[name]
+    if AUTO not in entry.metadata:
+        return check(what, value, _hints(cls)[name])
+    if is_auto(entry, value):
+        return entry.metadata[AUTO]
+    try:
+        return check(what, value, _hints(cls)[name])
+    except UserError as error:
+        raise UserError(f"{error} ({AUTO} leaves it to the program)") from None
 
 
 def from_mapping(
@@ -76,7 +93,7 @@ def from_mapping(
             section = typing.cast(type, hints[key])
             made[key] = from_mapping(section, value, f"{where}: {key}", within)
         else:
-            made[key] = check(f"{where}: {key}", value, hints[key])
+            made[key] = checked(cls, key, f"{where}: {key}", value)
     try:
         return cls(**made)
     except UserError as error:

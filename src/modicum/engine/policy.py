@@ -93,7 +93,7 @@ def make(
     device: torch.device,
     lowest: int = -1,
     kind: str = "auto",
-    recompute: bool = False,
+    recompute: bool | None = False,
 ) -> Engine:
     """The engine of a model whose lowest trained layer is `lowest` (-1: the embedding).
 
@@ -102,7 +102,7 @@ def make(
     """
     decoder = None if kind == "library" else view(model)
     if decoder is not None:
-        return SplitEngine(decoder, lowest, recompute)
+        return SplitEngine(decoder, lowest, bool(recompute))
     if kind == "split":
         name = model.config.model_type
         raise UserError(f"engine split: the architecture {name!r} is not one that it knows")

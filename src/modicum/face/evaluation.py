@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modicum import scorecard, tasks
-from modicum.config import Compute, Sampling, Trust, from_mapping
+from modicum.config import Compute, Held, Sampling, Steps, TrainConfig, Trust, from_mapping
 from modicum.face.result import TrainResult, folder_of, in_python
 from modicum.options import merge
 from modicum.parts import RunParts, past_config, past_task, problems_changed
+from modicum.resuming import chosen, digits
 from modicum.runs import Run, make_folder
 from modicum.scorecard import Comparison, Evaluation
 from modicum.settings import tables
@@ -45,8 +46,8 @@ class EvaluateConfig:
     """Sampled completions of each; pass@k goes up to this k."""
     seed: int = 0
     """Of the sampling noise."""
-    batch: int = 512
-    """Completions sampled at the same time; it changes memory, not the result."""
+    batch: int = chosen(digits(0))
+    """Completions sampled at the same time: memory, not the result; auto: what fits."""
     out: str = ""
     """A folder for evaluation.json and completions.jsonl; `modicum compare` reads it."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -54,7 +55,7 @@ class EvaluateConfig:
     trust: Trust = field(default_factory=Trust)
 
     def __post_init__(self) -> None:
-        at_least(self, problems=1, samples=1, seed=0, batch=1)
+        at_least(self, problems=1, samples=1, seed=0, batch=0)
 
 
 @in_python()
@@ -125,6 +126,7 @@ def perform(
     own = run is not None and config.task == past_config(run).task
     task = parts.task or (past_task(run, config.task) if run and own else tasks.parse(config.task))
     folder = _folder(config.out) if config.out else None
+    config, sized = _sized(config, RunParts(task))
     if run is not None:
         bases = {"model": config.model, "base": config.base}
         policy = reload(
@@ -155,10 +157,25 @@ def perform(
         folder.write("evaluation.json", values_of(config, name, found))
     if observer is not None:
         changed = problems_changed(run, task) if run and own else ""
-        told = [*prompts.notes(policy.tokenizer, config.sampling), *policy.scorer.notes]
+        told = [*sized, *prompts.notes(policy.tokenizer, config.sampling), *policy.scorer.notes]
         for note in [*tasks.notes(task), *told, *([changed] if changed else [])]:
             observer.note(note)
     return found
+
+
+def _sized(config: EvaluateConfig, parts: RunParts) -> tuple[EvaluateConfig, list[str]]:
+    """The config with the sizes that are left to the program, and what to say of them."""
+    from modicum.plan import sizes
+
+    like = TrainConfig(
+        **{name: getattr(config, name) for name in ("model", "base", "task", "sampling", "trust")},
+        batch=Steps(micro_batch=1, rollout_batch=config.batch),
+        compute=replace(config.compute, checkpointing=False),
+        evaluation=Held(config.problems, config.samples),
+    )
+    like, found = sizes.settle(like, parts)
+    now = replace(config, sampling=like.sampling, batch=like.batch.rollout_batch)
+    return now, [sizes.note(found)] if found else []
 
 
 def values_of(config: EvaluateConfig, name: str, found: Evaluation) -> dict[str, Any]:

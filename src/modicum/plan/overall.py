@@ -20,6 +20,7 @@ from modicum.plan.changes import advice
 from modicum.plan.hardware import GIB, Machine
 from modicum.plan.memory import Memory, estimate
 from modicum.plan.shapes import PROMPT_TOKENS, Lengths, config_of, num_bytes, prepare, prompt_tokens
+from modicum.plan.sizes import settle
 from modicum.report.numbers import aligned, duration
 from modicum.types import Batch, Completion, Group, Problem, Row
 from modicum.updates.base import Prepared
@@ -105,6 +106,7 @@ def make(
     Without `lengths` prompts are as long as the task's are and every completion has
     `max_tokens`. `advise` looks for what would make it fit, if it does not.
     """
+    config, _ = settle(config)
     given = lengths or lengths_of(config)
     model_config = config_of(config.model, config.trust, config.base)
     prepared = prepare(config, model_config)

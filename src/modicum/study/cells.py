@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from modicum.config import Held, TrainConfig
+from modicum.config import Held, TrainConfig, read_toml
 from modicum.results import TuningRun
 from modicum.runs import Run, read_object
 from modicum.study import design, tuning
@@ -50,13 +50,16 @@ class StudyBench(Bench):
 
 
 def default_rate(bench: StudyBench, arm: PlannedArm) -> float:
-    """The default learning rate of an arm's update, or the one its settings name."""
+    """The learning rate that the settings of an arm name, or the one that its probe has found."""
     from modicum import recipes, updates
 
     config = bench.config(arm, 0, "", None)
-    return config.optimizer.learning_rate or recipes.default_learning_rate(
-        config.model, updates.parse(config.update)
-    )
+    if config.optimizer.learning_rate is not None:
+        return config.optimizer.learning_rate
+    probe = bench.folder / "cells" / "probe" / arm.slug
+    found = read_toml(probe / "config.toml").get("optimizer", {}).get("learning_rate")
+    trained = read_object(probe / RESULT)["trainable_parameters"]
+    return found or recipes.start_rate(updates.parse(config.update), trained)
 
 
 def base_cell(bench: StudyBench, split: str) -> Cell:
@@ -76,11 +79,11 @@ def _held(bench: StudyBench, config: TrainConfig, split: str) -> TrainConfig:
 
 
 def probe_cells(bench: StudyBench) -> list[Cell]:
-    """A few steps of every arm at its default rate."""
+    """A few steps of every arm, at the rate that it names or finds."""
     found = []
     for arm in bench.arms:
-        rate, seed = default_rate(bench, arm), bench.study.tuning.seed
-        config = bench.config(arm, seed, f"cells/probe/{arm.slug}", rate)
+        seed = bench.study.tuning.seed
+        config = bench.config(arm, seed, f"cells/probe/{arm.slug}", None)
         config = replace(
             config,
             steps=min(PROBE_STEPS, config.steps),

@@ -40,6 +40,8 @@ Unit = Literal["tokens", "steps", "flops", "seconds"]
 Kind = Literal["study", "scan"]
 LOOSE = ("free", "digits")  # kinds of settings (`modicum.resuming`) that a scan may change
 FREE = ("arms", "seeds")  # what may change in a study that has begun: by additions
+TRIES = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
+PROBED = 1.75  # the rate of a KL of 0.03 over that of 0.01 (docs/rates.md)
 LATER_STEPS = 1000  # the limit where the budget is not of steps
 
 
@@ -64,8 +66,10 @@ class Allowance:
 class Tuning:
     """How each arm gets its learning rate: the same tries for all, judged on the tune split."""
 
-    factors: tuple[float, ...] = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
-    """Tries, times the default rate of the arm's update; one factor tunes nothing."""
+    factors: tuple[float, ...] = TRIES
+    """Tries, times the rate that the arm names, or else finds; one factor tunes nothing."""
+    probe: bool = False
+    """Two tries in their place, where a first step moves the policy by 0.01 and 0.03 nats a token."""
     seed: int = 1000
     """Of the tries; none of `seeds`."""
     share: float = 1.0
@@ -79,6 +83,10 @@ class Tuning:
 
     def __post_init__(self) -> None:
         at_least(self, seed=0, problems=1, samples=1)
+        if self.probe:
+            if self.factors not in (TRIES, (1.0, PROBED)):
+                raise UserError("probe has its own two tries; leave factors out")
+            object.__setattr__(self, "factors", (1.0, PROBED))
         if not self.factors or min(self.factors) <= 0:
             raise UserError("factors must be at least one number, all above 0")
         if len(set(self.factors)) < len(self.factors):

@@ -123,7 +123,7 @@ def _design(scan: Scan, config: TrainConfig, arms: Mapping[str, Mapping[str, Any
         seeds=seeds,
         keep=scan.keep,
         budget=Allowance(*limit, config.steps),
-        tuning=Tuning((1.0,), seeds[-1] + 1),
+        tuning=Tuning((1.0,), seed=seeds[-1] + 1),
         base=base,
         extra=arms,
     )
@@ -170,7 +170,7 @@ def _standing(
     return Standing(
         *common,
         {seed: scores.tolist() for seed, scores in found.scores.items()},
-        config["optimizer"]["learning_rate"],
+        config["optimizer"].get("learning_rate"),
         found.results[first]["trainable_parameters"],
         fmean(result["seconds"] for result in found.results.values()),
         found.failed,

@@ -3,14 +3,13 @@
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modicum import disk, lock, machine, runs
 from modicum.config import TrainConfig, from_mapping, to_toml
 from modicum.parts import ENVIRONMENT, past_config
-from modicum.resuming import settings
+from modicum.resuming import kept, settings
 from modicum.training import origin
 from modicum.training.checkpoint import restore
 from modicum.training.session import Session
@@ -21,19 +20,24 @@ Changes = dict[str, tuple[Any, Any]]
 LENGTH = {"steps", "budget.budget"}
 
 
-def look(config: TrainConfig, overwrite: bool, resume: bool) -> None:
-    """UserError, before a model is loaded, for a folder that can be neither begun nor resumed."""
+def look(config: TrainConfig, overwrite: bool, resume: bool) -> TrainConfig:
+    """The config, with what a run that goes on has chosen before.
+
+    UserError, before a model is loaded, for a folder that can be neither begun nor resumed.
+    """
     folder = run_folder(config)
     found = runs.entries(folder)
     lock.check(folder)
     disk.check_writable(folder)
     if resume:
         runs.open_run(folder)
-        changes, _ = _changes(folder, config, known=config.optimizer.learning_rate is not None)
+        config = kept(config, past_config(folder))
+        changes, _ = _changes(folder, config)
         if (folder / "result.json").exists() and not LENGTH & changes.keys():
             raise _finished(folder)
     elif found:
         runs.check_new(folder, overwrite)
+    return config
 
 
 @contextmanager
@@ -103,19 +107,14 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
     return run, first
 
 
-def _changes(folder: Path, config: TrainConfig, known: bool = True) -> tuple[Changes, bool]:
+def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
     """The settings that differ from the run's, and whether they change last digits.
 
-    UserError when one makes it another run. With `known` false the learning rate is still to
-    be looked up.
+    UserError when one makes it another run.
     """
     # A file has 1.0 where a caller may have said 1.
     now = from_mapping(TrainConfig, tomllib.loads(to_toml(config)), "settings")
     past = past_config(folder)
-    if not known:
-        now = replace(
-            now, optimizer=replace(now.optimizer, learning_rate=past.optimizer.learning_rate)
-        )
     both = zip(settings(past), settings(now), strict=True)
     found = {name: (kind, old, new) for (name, kind, old), (_, _, new) in both if old != new}
     found.pop("out", None)  # the folder may have been moved, or be named in another way now

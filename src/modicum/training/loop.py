@@ -6,19 +6,20 @@ and resumed gives what the uncut run gives.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from modicum import machine, plan, runs, tracking
-from modicum.config import TrainConfig
+from modicum.config import TrainConfig, to_toml
 from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
 from modicum.parts import RunParts
+from modicum.plan import sizes
 from modicum.rewards import StepExtras
 from modicum.tasks.prompts import encode
-from modicum.training import origin, result
+from modicum.training import origin, rate, result
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, look, resumable, run_folder
 from modicum.training.metrics import rollout_metrics, run_metrics, sample, training_metrics
@@ -36,7 +37,7 @@ from modicum.training.step import (
     seen,
     switch,
 )
-from modicum.types import Batch
+from modicum.types import Batch, Group
 
 NO_SIGNAL_STEPS = 10  # steps without any signal before the user is told
 
@@ -81,12 +82,13 @@ def train(
     config, note = parts.named(config), observer.note
     with machine.Interrupts(at_once=True) as interrupts:
         tracking.check(config.tracking)
-        look(config, overwrite, resume)
+        config = look(config, overwrite, resume)
         if resume:
             config, parts = parts.resumed(config, run_folder(config))
             past = [run_folder(config), *past]
         if overwrite:
             origin.spare_base(config, run_folder(config))
+        config, chosen = sizes.settle(config, parts)
         if parts.update is parts.objective is None:  # the planner reads expressions
             plan.check(config)
         machine.reuse_memory()
@@ -100,6 +102,8 @@ def train(
         # What the process held before the model was loaded; on a GPU nothing.
         start_memory = before if policy.device.type == "cpu" else 0
         with begin(session, overwrite, resume, note) as (run, first), resumable(run):
+            if chosen:
+                run.write("chosen.json", sizes.told(chosen))
             for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
                 note(text)
             name = run.folder.resolve().name
@@ -204,8 +208,8 @@ def run_step(
     batch = make_batch(session.objective, groups, rewards_PG)
     metrics = rollout_metrics(step, groups, scores, rewards_PG) | extras.metrics()
     watch.lap("scoring")
-    if batch.rows:
-        metrics |= _update(session, batch)
+    if batch.rows and _settle_rate(session, run, groups, batch, observer):
+        metrics |= _update(session, batch, observer)
     watch.lap("training")
     work = session.flops.step(groups, batch, session.config.batch.updates_per_rollout)
     session.count(batch.num_tokens, work.total, watch.total)
@@ -223,20 +227,49 @@ def run_step(
     return metrics
 
 
-def _update(session: Session, batch: Batch) -> dict[str, float]:
+def _settle_rate(
+    session: Session,
+    run: runs.Run,
+    groups: Sequence[Group],
+    batch: Batch,
+    observer: Observer | None,
+) -> bool:
+    """Find the learning rate if it is not known and a step comes; False: there is none yet."""
+    settings = session.config.optimizer
+    if settings.learning_rate is not None or session.prepared.schedule.holds:
+        return True
+    if not batch.has_signal:
+        return False
+    found = rate.find(session, groups, batch)
+    optimizer = replace(settings, learning_rate=found.value)
+    session.config = replace(session.config, optimizer=optimizer)
+    path = run.folder / "chosen.json"
+    others = runs.read_object(path) if path.exists() else {}
+    run.write(path.name, {**others, "learning_rate": asdict(found)})
+    run.write_text("config.toml", to_toml(session.config))
+    if observer:
+        observer.note(f"learning rate {found.value:.3g}: {found.why}")
+    return True
+
+
+def _update(session: Session, batch: Batch, observer: Observer | None) -> dict[str, float]:
     """The optimizer steps on one batch; metrics of the last one."""
     references: References = {}
     metrics: dict[str, float] = {}
     for number in range(session.config.batch.updates_per_rollout):
-        rate = rate_at(session)
+        given = rate_at(session)
         heard: list[Heard] = []
         sums = backward(session, batch, references, heard)
         if number == 0:
             agree_trained(session, heard)
         norm = optimizer_step(session, sums["loss"], batch.has_signal)
         session.policy.follow(session.prepared)
+        if session.counters.optimizer_steps == 1 and given and observer:
+            told = rate.far_off(session, heard, given)
+            if told:
+                observer.note(told)
         metrics = training_metrics(sums)
-        metrics |= {"policy/grad_norm": norm, "policy/learning_rate": rate}
+        metrics |= {"policy/grad_norm": norm, "policy/learning_rate": given}
     return metrics
 
 

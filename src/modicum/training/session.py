@@ -1,10 +1,10 @@
 """What a run works with: policy, update, optimizer, proof, problems, rewards, counters."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from modicum import objectives, recipes, rewards, tasks, updates
+from modicum import objectives, rewards, tasks, updates
 from modicum.config import TrainConfig
 from modicum.curricula import Order
 from modicum.engine import Policy, policy_of
@@ -12,9 +12,10 @@ from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
 from modicum.evaluate import held_out
 from modicum.models.identity import Identity
-from modicum.models.load import TINY, inner, load, locate
+from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
+from modicum.plan.sizes import settle
 from modicum.tasks import lengths, prompts
 from modicum.tasks.examples import Examples, draw, without
 from modicum.training.optimization import Optimization
@@ -61,7 +62,8 @@ class Session:
     """Everything that a run works with, after its config has been read."""
 
     config: TrainConfig
-    """With the learning rate that is used."""
+    """With the learning rate that is used, once it is known."""
+    update: updates.Update
     task: tasks.Task
     reward: rewards.Reward
     objective: objectives.Objective
@@ -80,10 +82,8 @@ class Session:
 
     @property
     def learning_rate(self) -> float:
-        """The rate after warm-up and before decay."""
-        rate = self.config.optimizer.learning_rate
-        assert rate is not None
-        return rate
+        """The rate after warm-up and before decay; 0 while it is to be found yet."""
+        return self.config.optimizer.learning_rate or 0.0
 
     def progress(self, done: int) -> float:
         """How much of the run lies behind it after `done` steps, from 0 to 1."""
@@ -138,6 +138,7 @@ def prepare(
 
     `check` is shown what was loaded before an update, which might not fit, is applied to it.
     """
+    config, _ = settle(config, parts)
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
     # A bad task, and a reward that does not go with it, fail before the model loads.
@@ -159,16 +160,13 @@ def prepare(
     if objective.needs_reference:
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
-    settings = config.optimizer
-    source = locate(config.model, config.trust, config.base)  # an adapter learns as its base does
-    known = "tiny" if source.place == str(TINY) else config.model
-    rate = settings.learning_rate or recipes.default_learning_rate(known, update)
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
     counters = Counters()
     stochastic = compute.rounding == "stochastic"
-    optimization = Optimization(prepared, settings, counters, config.seed, stochastic)
+    optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
     return Session(
-        replace(config, optimizer=replace(settings, learning_rate=rate)),
+        config,
+        update,
         task,
         reward,
         objective,
@@ -215,7 +213,7 @@ def notes(session: Session) -> list[str]:
     rounding, trainable = session.config.compute.rounding, session.prepared.trainable
     lossy = {name: p for name, p in trainable.items() if loses_steps(p, rounding)}
     fine = too_fine(lossy, session.learning_rate)
-    if fine:
+    if fine and session.learning_rate:
         found.append(
             f"a step of {session.learning_rate:g} is below the spacing of {len(fine)} tensors"
             f" in their dtype (first: {fine[0]}); what they learn may be rounded away"

@@ -123,7 +123,7 @@ class Stepper:
             raise RunStopped(
                 "no tensor that trains got a gradient: the loss does not depend on them"
             )
-        norms, norm = _norms(gradients)
+        norms, norm = norms_of(gradients)
         if not (abs(loss) < float("inf") and norm < float("inf")):
             self._skip(loss, norm)
             return norm
@@ -137,11 +137,9 @@ class Stepper:
             return norm
         counters.optimizer_steps += 1
         if schedule.edits_gradients:
-            norms, norm = _norms(gradients)
-        shrink = self.max_grad_norm / norm if 0 < self.max_grad_norm < norm else 1.0
+            norms, norm = norms_of(gradients)
         rates = schedule.rates(counters.signal_steps)
-        if shrink < 1:
-            torch._foreach_mul_(list(gradients.values()), shrink)
+        shrink(gradients, norm, self.max_grad_norm)
         if self.proof.waiting:
             pushed = [n for n, size in zip(gradients, norms.tolist(), strict=True) if size > 0]
             self.proof.push(pushed, sure=rate == float("inf"))
@@ -207,7 +205,7 @@ class Stepper:
         factors = {id(held[n].leaf): multipliers.get(n, 1.0) for n in self.prepared.active}
         if any(factor != 1.0 for factor in factors.values()):
             self._whole = self.optimizer.param_groups
-            self.optimizer.param_groups = [p for g in self._whole for p in _parts(g, factors)]
+            self.optimizer.param_groups = [p for g in self._whole for p in parts(g, factors)]
 
     def join(self) -> None:
         """Put the groups back that were split for a step."""
@@ -278,13 +276,19 @@ def _moved(state: Mapping[str, Any], device: torch.device | str) -> dict[str, An
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
 
 
-def _norms(gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+def norms_of(gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
     """The norm of each gradient, and that of all."""
     norms = torch.stack(torch._foreach_norm(list(gradients.values())))
     return norms, float(norms.norm())
 
 
-def _parts(group: dict[str, Any], factors: Mapping[int, float]) -> Iterator[dict[str, Any]]:
+def shrink(gradients: Mapping[str, Tensor], norm: float, most: float) -> None:
+    """Scale gradients of such a norm down to the largest that is allowed; 0 allows all."""
+    if 0 < most < norm:
+        torch._foreach_mul_(list(gradients.values()), most / norm)
+
+
+def parts(group: dict[str, Any], factors: Mapping[int, float]) -> Iterator[dict[str, Any]]:
     """A group in parts of one multiplier each."""
     places: dict[float, list[int]] = {}
     for index, parameter in enumerate(group["params"]):

@@ -1,0 +1,34 @@
+"""`modicum probe`."""
+
+from modicum.commands.train import add_sources, settings
+from modicum.config import TrainConfig
+from modicum.options import Parser, add_options, show
+
+EXAMPLES = """
+modicum probe
+modicum probe --updates 'full; last(1); lora(rank=8)' --task countdown
+modicum probe --recipe addition --updates 'last(6); last(2); lora(rank=8)'
+"""
+SUMMARY = """Find the learning rate of updates, and how far a first step of each helps, before training.
+A few rollouts of the untrained model serve all of them (docs/rates.md). Nothing is written."""
+
+
+def run(args: list[str]) -> int:
+    """Print rates, gains and costs of some updates."""
+    parser = Parser("probe", SUMMARY, EXAMPLES)
+    add_sources(parser)
+    parser.add_argument("--updates", metavar="TEXT", help="separated by ';' (default: a choice)")
+    add_options(parser, TrainConfig)
+    found = parser.read(args)
+    config = settings(found, {})
+
+    from modicum import updates as known
+    from modicum.display import console
+    from modicum.training import probe
+
+    said = [part.strip() for part in (found.updates or "").split(";") if part.strip()]
+    for update in said:
+        known.parse(update)
+    made = probe.probe(config, said or probe.usual(config), console().print)
+    show(found.json, made.to_json(), made.text())
+    return 0

@@ -1,0 +1,253 @@
+"""Which rate, and how far a first step helps, for several updates: a few rollouts, no training.
+
+All updates are tried on the same completions of the untrained policy. Their problems are split in
+two halves; first steps by the gradient of one are looked at on the completions of the other, and
+the other way round (`rate.Trial`). For an update that gives
+
+    rate(K)    the rate of a step of KL K, in nats a token
+    gain(K)    sum over held-out tokens of w (exp(d) - 1) A at that step: the advantage A, weighted
+               as in the objective and without clipping, that the moved policy would have won
+
+and gain(0.1) ranks layers by what training them comes to, on the tasks of docs/rates.md, which says
+where it fails. Adapters of which one factor begins at 0 are underrated, and so is the whole model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from modicum import plan
+from modicum.config import TrainConfig
+from modicum.objectives import Counts
+from modicum.plan.hardware import this
+from modicum.report.numbers import aligned, duration, memory, share
+from modicum.training import rate as rates
+from modicum.training.session import Session, prepare
+from modicum.training.step import make_batch, sample_groups, score, switch
+from modicum.types import Batch, Group, Row, UserError
+
+KLS = (0.003, 0.01, 0.03, 0.1)  # nats a token
+BEST = 0.1
+PROBLEMS, MOST_PROBLEMS, SIGNALS = 64, 128, 40
+SEED = 1_000_003  # what is added to the run's: none of its own rollouts
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class ProbedUpdate:
+    """What first steps of an update came to."""
+
+    update: str
+    trained: float
+    """Share of the model's numbers."""
+    rates: dict[str, float]
+    """Rate by KL, the mean of the halves."""
+    spread: float
+    """The higher of the halves' rates over the lower."""
+    gains: dict[str, float]
+    """Gain by KL, for 0.03 and 0.1, the mean of the halves."""
+    low: float
+    """95 % interval of gain(0.1), over problems."""
+    high: float
+    behind: tuple[float, float] | None
+    """95 % interval of how far gain(0.1) is behind that of the best, problem by problem."""
+    peak_bytes: int
+    step_seconds: float | None
+
+    @property
+    def verdict(self) -> str:
+        """In words, against the best of those probed."""
+        if self.behind is None:
+            return "the most gain"
+        return "below the best" if self.behind[0] > 0 else "level with the best"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Of several updates, the most gain first."""
+
+    problems: int
+    signals: int
+    """Groups whose rewards differ."""
+    tokens: int
+    updates: tuple[ProbedUpdate, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self) | {
+            "updates": [{**asdict(u), "verdict": u.verdict} for u in self.updates]
+        }
+
+    def text(self) -> str:
+        """A table for a reader, and what it does not say."""
+        head = [
+            "update",
+            "trained",
+            "rate to try",
+            "second try",
+            "gain x 1000",
+            "",
+            "memory",
+            "step",
+        ]
+        rows = [
+            [
+                u.update,
+                share(u.trained),
+                f"{u.rates['0.01']:.2g}",
+                f"{u.rates['0.03']:.2g}",
+                f"{1000 * u.gains['0.1']:.0f} [{1000 * u.low:.0f}, {1000 * u.high:.0f}]",
+                u.verdict if self.enough else "no verdict",
+                memory(u.peak_bytes),
+                duration(u.step_seconds) if u.step_seconds else "?",
+            ]
+            for u in self.updates
+        ]
+        notes = [
+            f"{self.problems} problems, {self.signals} groups with a signal, {self.tokens:,} tokens;"
+            " gain: held out, at a KL of 0.1 nats a token, with its 95% interval",
+            "gain compares layers and parts; it underrates adapters and the whole model",
+        ]
+        if not self.enough:
+            notes.append(f"fewer than {SIGNALS} groups with a signal are too few to compare gains")
+        return "\n".join([*aligned([head, *rows], str.ljust), *(f"note: {n}" for n in notes)])
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are groups enough to compare gains."""
+        return self.signals >= SIGNALS
+
+
+def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None]) -> Probe:
+    """Try first steps of every update; `say` hears how it goes. Nothing is written.
+
+    UserError when no group has a signal.
+    """
+    config = replace(config, seed=config.seed + SEED)
+    session = prepare(replace(config, update=updates[0]))
+    groups, rewards_PG = _rollouts(session)
+    batch = make_batch(session.objective, groups, rewards_PG)
+    if not batch.has_signal:
+        raise UserError(
+            f"of {len(groups)} groups none has a signal (all rewards within a group are equal):"
+            " there is nothing to probe; modicum doctor says why"
+        )
+    say(f"{len(groups)} problems sampled, {len(batch.signal)} groups with a signal")
+    found = []
+    for update in updates:
+        if update != updates[0]:
+            session = prepare(replace(config, update=update))
+        switch(session)
+        found.append((update, _tried(session, groups, batch), *_costs(session)))
+        say(f"{update}: rate {found[-1][1].rates['0.01']:.2g}")
+        del session
+    best = max(found, key=lambda entry: entry[1].gain_P.mean())
+    rng = np.random.default_rng(config.seed)
+    draws = rng.integers(0, len(groups), (DRAWS, len(groups)))
+    made = [_probed(entry, best, draws) for entry in found]
+    made.sort(key=lambda u: -u.gains["0.1"])
+    return Probe(len(groups), len(batch.signal), batch.num_tokens, tuple(made))
+
+
+def _rollouts(session: Session) -> tuple[list[Group], torch.Tensor]:
+    """Groups of the untrained policy, and their rewards [P, G], until enough have a signal."""
+    groups: list[Group] = []
+    rewards: list[torch.Tensor] = []
+    signals = 0
+    while len(groups) < PROBLEMS or (signals < SIGNALS and len(groups) < MOST_PROBLEMS):
+        step = len(rewards)
+        fresh = sample_groups(session, step)
+        # Trunks are those of one update; others begin elsewhere.
+        groups += [
+            replace(g, completions=tuple(replace(c, trunk=None) for c in g.completions))
+            for g in fresh
+        ]
+        _, found_PG = score(session.task, session.reward, fresh, [])
+        rewards.append(found_PG)
+        signals += int((found_PG.std(1) > 0).sum())
+    return groups, torch.cat(rewards)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    rates: dict[str, float]
+    spread: float
+    gains: dict[str, float]
+    gain_P: np.ndarray
+    """Gain(0.1) of every problem, times their number."""
+
+
+def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> _Tried:
+    """First steps by each half of the problems, looked at on the other half."""
+    start = rates.start_rate(session.update, session.active_parameters)
+    gain_P, gains, found = np.zeros(len(groups)), [], []
+    by_group: dict[int, list[Row]] = {}
+    for row in batch.rows:
+        by_group.setdefault(row.group, []).append(row)
+    for odd in (0, 1):
+        given = [row for row in batch.rows if row.group % 2 == odd]
+        held = [row for n in sorted(by_group) if n % 2 != odd for row in by_group[n]]
+        if not given or not held:
+            continue
+        weights_N, group_N = _weights(session, held, batch)
+        with rates.Trial(session, batch, given, held) as tried:
+            at, _ = rates.search(tried.kl, start, 0.03)
+            found.append(at)
+            for kl in (0.03, BEST):
+                ratio_N = tried.ratios(at * math.sqrt(kl / 0.03)).expm1()
+                each_N = (ratio_N * weights_N).numpy()
+                gain_P += (kl == BEST) * np.bincount(group_N, each_N, len(groups)) * len(groups)
+                gains.append((kl, 2 * float(each_N.sum())))
+    mean = rates.pooled(found)
+    return _Tried(
+        {f"{kl:g}": mean * math.sqrt(kl / 0.03) for kl in KLS},
+        max(found) / min(found),
+        {f"{kl:g}": sum(g for k, g in gains if k == kl) / len(found) for kl in (0.03, BEST)},
+        gain_P,
+    )
+
+
+def _weights(
+    session: Session, rows: Sequence[Row], batch: Batch
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Weight times advantage [N] of the rows' tokens, and the problem of each."""
+    lengths_R = torch.tensor([len(row.tokens) for row in rows])
+    counts = Counts(batch.num_rows, batch.num_tokens, session.config.sampling.max_tokens)
+    advantage_N = torch.tensor([value for row in rows for value in row.advantages])
+    groups = np.repeat([row.group for row in rows], lengths_R.numpy())
+    return (session.objective.weights(lengths_R, counts) * advantage_N).double(), groups
+
+
+def _costs(session: Session) -> tuple[float, int, float | None]:
+    """Share that trains, peak memory, and seconds of a step by the plan."""
+    config = session.config
+    made = plan.make(config, this(config.compute.device, config.compute.dtype), advise=False)
+    trained = session.active_parameters / session.total_parameters
+    return trained, made.memory.peak.total, made.times.step if made.times else None
+
+
+def _probed(entry: Any, best: Any, draws: np.ndarray) -> ProbedUpdate:
+    update, found, trained, peak, seconds = entry
+    low, high = np.quantile(found.gain_P[draws].mean(1), (0.025, 0.975))
+    behind = None
+    if entry is not best:
+        ends = np.quantile((best[1].gain_P - found.gain_P)[draws].mean(1), (0.025, 0.975))
+        behind = float(ends[0]), float(ends[1])
+    given = (found.rates, found.spread, found.gains, float(low), float(high), behind)
+    return ProbedUpdate(update, trained, *given, peak, seconds)
+
+
+def usual(config: TrainConfig) -> list[str]:
+    """What is probed unless it is said: the whole model, layers (eight at most), parts, LoRA."""
+    from modicum.plan.shapes import config_of
+
+    count = config_of(config.model, config.trust, config.base).get_text_config().num_hidden_layers
+    at = sorted({round(i * (count - 1) / 7) for i in range(8)}) if count > 8 else range(count)
+    parts = [f"parts({name})" for name in ("attention", "mlp", "norm")]
+    return ["full", *(f"layers({i})" for i in at), *parts, "lora(rank=8)"]
