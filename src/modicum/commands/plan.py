@@ -58,12 +58,7 @@ def run(args: list[str]) -> int:
     machine = hardware.parse(options.hardware, config.compute.device, config.compute.dtype)
     several = bool(options.updates or options.models or options.markdown)
     plans = [
-        overall.make(
-            changed,
-            machine,
-            overall.lengths_of(changed, options.prompt_tokens),
-            advise=not several,
-        )
+        overall.make(changed, machine, advise=not several, prompt=options.prompt_tokens)
         for changed in _variants(config, options.models, options.updates)
     ]
     made = [plan.to_json() for plan in plans]

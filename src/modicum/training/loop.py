@@ -89,8 +89,7 @@ def train(
         if overwrite:
             origin.spare_base(config, run_folder(config))
         config, chosen = sizes.settle(config, parts)
-        if parts.update is parts.objective is None:  # the planner reads expressions
-            plan.check(config)
+        plan.check(config, parts)
         machine.reuse_memory()
         machine.reset_peak()
         before = machine.resident_bytes()
@@ -104,6 +103,7 @@ def train(
         with begin(session, overwrite, resume, note) as (run, first), resumable(run):
             if chosen:
                 run.write("chosen.json", sizes.told(chosen))
+                note(sizes.note(config, chosen))
             for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
                 note(text)
             name = run.folder.resolve().name
