@@ -86,17 +86,18 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        empty = [x.is_meta for x in given]
-        if any(empty):
-            if not all(empty):
+        kwargs, leaves = kwargs or {}, tree_leaves((args, kwargs))
+        given = [x for x in leaves if isinstance(x, Tensor)]
+        if not any(x.is_meta for x in given):
+            found = func(*args, **kwargs)
+        else:
+            if not all(x.is_meta for x in given):
                 args, kwargs = tree_map_only(Tensor, _without_data, (args, kwargs))
             if kwargs.get("device") is not None:
                 kwargs = {**kwargs, "device": META}
-        found = _run(func, args, kwargs)
+            found = _run(func, args, kwargs, leaves)
         keys = {_key(x) for x in given}
-        for made in tree_leaves(found) if not isinstance(found, Tensor) else (found,):
+        for made in (found,) if isinstance(found, Tensor) else tree_leaves(found):
             # Else it is a view, or the result of work in place.
             if isinstance(made, Tensor):
                 key = _key(made)
@@ -234,7 +235,34 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Any:
+    """What an operation gives; one that was seen before is not asked again for shapes."""
+    if func._schema.name.endswith("_"):  # work in place
+        return args[0]
+    key = (func, *(_sort(x) if isinstance(x, Tensor) else x for x in leaves))
+    if key not in _SHAPES:
+        found = _shaped(func, args, kwargs)
+        held = {_key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        made = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
+        # Views are made each time; they cost little.
+        fresh = all(_key(x) not in held and x.is_meta for x in made) and made
+        _SHAPES[key] = (type(found), list(map(_sort, made))) if fresh else None
+        return found
+    if (known := _SHAPES[key]) is None:
+        return func(*args, **kwargs)
+    kind, sorts = known
+    made = [torch.empty_strided(of[0], of[1], dtype=of[2], device=META) for of in sorts]
+    return made[0] if kind is Tensor else kind(made)
+
+
+def _sort(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+_SHAPES: dict[Any, tuple[Any, list[Any]] | None] = {}
+
+
+def _shaped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What an operation gives; products of groups of rows (experts) in any dtype, as on data."""
     if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
         left, right = args[:2]
