@@ -214,6 +214,11 @@ def _assumptions(config: TrainConfig, machine: Machine, lengths: Lengths) -> Ite
             f" TFLOP/s and {timing.BANDWIDTH_SHARE[machine.device]:.0%} of"
             f" {machine.rates.bandwidth / 1e9:.3g} GB/s ({machine.rates.source})"
         )
+    if config.compute.dtype == "bf16" and not machine.bf16:
+        yield (
+            f"{machine.name} has no products in bf16: torch makes them slowly by other means, so the"
+            " times here are too short; --dtype fp32 takes twice the memory for weights"
+        )
     if machine.device == "cuda":
         yield "memory and times on a GPU have not been compared with runs on one"
 

@@ -43,18 +43,18 @@ class Lengths:
 
 
 def config_of(model: str, trust: Trust | None = None, base: str = "") -> Any:
-    """The Hugging Face config of a model; of a Qwen2.5 size on the hub, the built-in one.
+    """The Hugging Face config of a model; of one of known.toml, if it is not here, that one.
 
     UserError when there is none.
     """
-    family, _, size = model.removeprefix("Qwen/").partition("-")
-    size, sizes = size.removesuffix("-Instruct"), KNOWN["qwen2_5"]
-    if locate(model, trust, base).local or family != "Qwen2.5" or size not in sizes:
+    known: dict[str, dict[str, Any]] = KNOWN["models"]
+    sizes = known.get(model) or known.get(model.removesuffix("-Instruct"))
+    if sizes is None or locate(model, trust, base).local:
         return read_config(model, trust, base)
-    from transformers import Qwen2Config
+    from transformers import CONFIG_MAPPING
 
-    more = {"dtype": "bfloat16", "architectures": ["Qwen2ForCausalLM"]}
-    return Qwen2Config(**sizes[size], max_position_embeddings=32_768, **more)
+    made = CONFIG_MAPPING[sizes["model_type"]]
+    return made(dtype="bfloat16", **{k: v for k, v in sizes.items() if k != "model_type"})
 
 
 def prepare(config: TrainConfig, model_config: Any, update: Update | None = None) -> Prepared:

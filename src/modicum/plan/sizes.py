@@ -38,6 +38,8 @@ UNKNOWN, OF_HOST = 16 * GIB, 0.85
 FEW_ROWS = 8  # completions of a micro-batch: with fewer, checkpointing is the faster way
 SHARED = {"evaluation", "sampling"}
 """The phases in which rollouts are held; the others have micro-batches."""
+FIXED = ("weights", "masters", "optimizer", "reference", "schedule", "gradients", "libraries")
+"""Parts that neither the batch nor checkpointing changes."""
 OPTIONS = {
     "micro_batch": "batch",
     "rollout_batch": "batch",
@@ -121,9 +123,16 @@ def search(
         tried = _batches(changed(config, checkpointing=switch), lengths, machine, free, subject, room)
         made, memory = tried
         enough = min(FEW_ROWS, step) if "micro_batch" in free else made.batch.micro_batch
+        if _hopeless(memory, room):
+            break
         if memory.peak.total <= room and made.batch.micro_batch >= enough:
             break
     return tried
+
+
+def _hopeless(memory: Memory, room: float) -> bool:
+    """Whether what no batch changes is too much already."""
+    return any(sum(p.parts.get(part, 0) for part in FIXED) > room for p in memory.phases)
 
 
 def _batches(
@@ -157,6 +166,9 @@ def _batches(
             else:
                 high[name] = max(1, min(high[name], place))
                 low[name] = min(low[name], high[name] - 1)
+        if _hopeless(memory, room):
+            high = dict.fromkeys(sizes, 1)
+            low = dict.fromkeys(sizes, 0)
         last, at = at, {n: _next(sizes[n], tried[n], low[n], high[n], room) for n in sizes}
         if at == last:
             return made, memory

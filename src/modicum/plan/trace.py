@@ -67,7 +67,8 @@ class Trace:
         self.prepared, self.config, self.lengths = prepared, config, lengths
         self.live, self.hooks = Live(), list[Any]()
         # Room for later tokens that is never written to is not resident on a CPU.
-        self.room = lengths.longest if device == "cpu" else config.sampling.max_tokens
+        self.on_host = device == "cpu"
+        self.room = lengths.longest if self.on_host else config.sampling.max_tokens
         without_data(prepared.model)
         prepared.without_data()
         self.objective = objective or objectives.parse(config.objective)
@@ -114,7 +115,8 @@ class Trace:
             trained = len(live.events)
             self._training(masters, trunks)
             ended = len(live.events)
-            self._more(parts, trained, ended)
+            if self.on_host:  # elsewhere the second step is fuller, at every moment
+                self._more(parts, trained, ended)
             with live.phase("optimizer step"):
                 kept += [self._hold("optimizer", size) for size in held.optimizer]
                 self._hold("step", held.step)
@@ -128,7 +130,7 @@ class Trace:
 
     def _more(self, parts: int, start: int, stop: int) -> None:
         """The other micro-batches of a step, which add to the gradients of the first."""
-        for _ in range(min(parts, MOST_PARTS) - 1):
+        for _ in range(min(parts, MOST_PARTS if self.on_host else 2) - 1):
             self.live.again(start, stop, passing="gradients")
 
     def _hold(self, category: str, size: int) -> Tensor:
