@@ -60,7 +60,9 @@ def compared(config: TrainConfig, tmp_path: Path, short: Callable[[], Any]) -> t
     short()
     told = Told()
     found = train(config, told)
-    for one, other in zip(metrics_of(tmp_path / "whole"), metrics_of(Path(config.out)), strict=True):
+    for one, other in zip(
+        metrics_of(tmp_path / "whole"), metrics_of(Path(config.out)), strict=True
+    ):
         one, other = ({k: v for k, v in m.items() if "flops" not in k} for m in (one, other))
         assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
     for name in ("base", "trained"):
@@ -109,7 +111,7 @@ def test_training_begins_a_step_anew_with_a_smaller_micro_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before and after gradients are there, after some micro-batches; by groups, with a reference."""
-    batch = replace(bare.batch, micro_batch=3, updates_per_rollout=2)
+    batch = replace(bare.batch, micro_batch=4, updates_per_rollout=2)
     config = replace(bare, update=update, objective=objective, batch=batch, steps=2)
     calls = [0]
 
@@ -127,10 +129,12 @@ def test_training_begins_a_step_anew_with_a_smaller_micro_batch(
     assert failed[0][0] == 2
     assert read_toml(Path(config.out) / "config.toml")["batch"]["micro_batch"] == 1
     lines = runs.read_lines(Path(config.out) / "changes.jsonl")
-    assert lines[0]["settings"]["batch.micro_batch"][0] == 3
+    assert lines[0]["settings"]["batch.micro_batch"][0] == 4
 
 
-def test_what_was_shown_of_groups_is_taken_back(monkeypatch: pytest.MonkeyPatch, bare: TrainConfig, tmp_path: Path) -> None:
+def test_what_was_shown_of_groups_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch, bare: TrainConfig, tmp_path: Path
+) -> None:
     """Memory runs out when a schedule has been shown a group of the step already."""
     batch = replace(bare.batch, micro_batch=2)
     config = replace(bare, update="snr(every=2, window=2)", batch=batch, steps=3)
@@ -152,7 +156,11 @@ def once() -> Callable[..., bool]:
     ("owner", "place", "text"),
     [
         (SplitEngine, "decode", "memory ran out while . completions of at most"),
-        (SplitEngine, "hidden", "in training with one completion in a micro-batch: --checkpointing"),
+        (
+            SplitEngine,
+            "hidden",
+            "in training with one completion in a micro-batch: --checkpointing",
+        ),
         (Stepper, "before", "memory ran out where no smaller batch helps"),
     ],
 )

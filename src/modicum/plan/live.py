@@ -79,8 +79,8 @@ class Live(TorchDispatchMode):
         F.scaled_dot_product_attention = _attention
         return super().__enter__()
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        super().__exit__(exc_type, exc_val, exc_tb)
         F.scaled_dot_product_attention = TORCH_ATTENTION
 
     def __torch_dispatch__(

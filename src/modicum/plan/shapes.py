@@ -1,6 +1,7 @@
 """Models as shapes: configs that need no hub, models without memory, and lengths of texts."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,19 +111,15 @@ def problems_of(config: TrainConfig, task: tasks.Task | None = None) -> tuple[An
     return made, [made.problem("train", config.seed, index) for index in range(count)]
 
 
-def tokenizer_of(config: TrainConfig) -> Any:
-    """The tokenizer of a model that is here; None of another."""
-    if not locate(config.model, config.trust, config.base).local:
-        return None
-    try:
-        return read_tokenizer(config.model, config.trust, config.base)
-    except UserError:
-        return None
+def tokenizer_of(config: TrainConfig, hub: bool = False) -> Any:
+    """The tokenizer of a model that is here, or with `hub` of any; None where there is none."""
+    if hub or locate(config.model, config.trust, config.base).local:
+        with suppress(UserError):
+            return read_tokenizer(config.model, config.trust, config.base)
+    return None
 
 
-def prompt_tokens(
-    config: TrainConfig, task: tasks.Task | None = None
-) -> tuple[int, int] | None:
+def prompt_tokens(config: TrainConfig, task: tasks.Task | None = None) -> tuple[int, int] | None:
     """The shortest and longest prompt of some problems of the task; None without a tokenizer."""
     from modicum.tasks.examples import draw
     from modicum.tasks.lengths import Sizes

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from modicum import tasks
 from modicum.config import TrainConfig
 from modicum.models.decoder import view
 from modicum.models.load import TINY, choose_device, locate
@@ -27,7 +28,6 @@ from modicum.plan.shapes import (
 )
 from modicum.resuming import is_auto
 from modicum.tasks.examples import thought_of
-from modicum.types import UserError
 
 MICRO_BATCH, ROLLOUT_BATCH = 64, 512
 """Of a model that is small beside the memory, and on a CPU at most: more is no faster there."""
@@ -75,7 +75,7 @@ def settle(
     parts, found = parts or RunParts(), Choices()
     free = [name for name, table in OPTIONS.items() if table and _is_free(config, table, name)]
     if "max_tokens" in free:
-        found["max_tokens"] = _tokens(config, parts)
+        found["max_tokens"] = _tokens(config, parts, hub=machine is None)
         config = changed(config, max_tokens=found["max_tokens"].value)
         free.remove("max_tokens")
     if not free:
@@ -120,7 +120,9 @@ def search(
         switches = [False]
     step = config.batch.prompts_per_step * config.batch.group_size
     for switch in switches:
-        tried = _batches(changed(config, checkpointing=switch), lengths, machine, free, subject, room)
+        tried = _batches(
+            changed(config, checkpointing=switch), lengths, machine, free, subject, room
+        )
         made, memory = tried
         enough = min(FEW_ROWS, step) if "micro_batch" in free else made.batch.micro_batch
         if _hopeless(memory, room):
@@ -215,31 +217,27 @@ def _value(config: TrainConfig, name: str) -> Any:
     return getattr(getattr(config, OPTIONS[name]) if OPTIONS[name] else config, name)
 
 
-def _tokens(config: TrainConfig, parts: RunParts) -> Chosen:
-    """The longest completion: by the problems, and what the model's positions leave."""
-    source = locate(config.model, config.trust, config.base)
-    if source.place == str(TINY):
+def _tokens(config: TrainConfig, parts: RunParts, hub: bool) -> Chosen:
+    """The longest completion: by the problems, and what the model's positions leave.
+
+    With `hub` tokenizer and problems are fetched that are not here, as the run would do.
+    """
+    if locate(config.model, config.trust, config.base).place == str(TINY):
         return Chosen(TINY_TOKENS, "the shipped base writes less than 80 tokens")
-    tokens, why = TOKENS, "nothing says how long answers are"
-    prompt = config.sampling.max_prompt_tokens
-    try:
-        task, problems = problems_of(config, parts.task)
-        tokenizer = tokenizer_of(config)
-        texts = [text for problem in problems if (text := thought_of(task, problem))]
-        own = getattr(task, "completion_tokens", 0)
-        if own:
-            tokens, why = own, f"{task} takes that many"
-        elif texts and tokenizer is not None:
-            lengths = sorted(len(tokenizer(text)["input_ids"]) for text in texts)
+    task, tokenizer = parts.task or tasks.parse(config.task), tokenizer_of(config, hub)
+    tokens, why = getattr(task, "completion_tokens", TOKENS), f"{task} takes that many"
+    if tokens == TOKENS and tokenizer is not None:
+        texts = [thought_of(task, problem) for problem in problems_of(config, task)[1]]
+        if any(texts):
+            lengths = sorted(len(tokenizer(text)["input_ids"]) for text in filter(None, texts))
             long = lengths[int(0.95 * (len(lengths) - 1))]
             tokens = -(-2 * long // UNIT) * UNIT
             why = f"19 of 20 worked solutions have at most {long} tokens, and models write more"
-    except UserError:
-        pass  # the run will say it; a plan may be made without problems
-    positions = getattr(config_of(config.model, config.trust, config.base).get_text_config(), "max_position_embeddings", 0)
-    if positions and tokens > positions - prompt:
-        short = max(min(positions - prompt, tokens), positions // 2)
-        return Chosen(short, f"the model has {positions} positions for prompt and completion")
+    text_config = config_of(config.model, config.trust, config.base).get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", 0) or 10**9
+    most = max(positions - config.sampling.max_prompt_tokens, positions // 2)
+    if tokens > most:
+        return Chosen(most, f"the model has {positions} positions for prompt and completion")
     return Chosen(tokens, why)
 
 

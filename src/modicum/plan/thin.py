@@ -10,7 +10,7 @@ further repetition adds, to the byte. Between its ends a stretch is never fuller
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -116,7 +116,9 @@ def _told(layer: nn.Module, number: int, at: tuple[int, int, int], live: Live) -
     return [layer.register_forward_pre_hook(entered), layer.register_forward_hook(left)]
 
 
-def whole(traced: Sequence[Peaks], counts: Sequence[Sequence[int]], found: Sequence[Stretch]) -> Peaks:
+def whole(
+    traced: Sequence[Peaks], counts: Sequence[Sequence[int]], found: Sequence[Stretch]
+) -> Peaks:
     """The fullest moments of the whole model, from those of its traces."""
     base, more = traced[0], [at for at, s in enumerate(found) if s.count > counts[0][at]]
     made: Peaks = {}

@@ -206,7 +206,9 @@ def _sizes_kept(session: Session, run: runs.Run, observer: Observer, step: int) 
     if changes:
         run.append("changes.jsonl", {"step": step, "settings": changes})
         run.write_text("config.toml", to_toml(session.config))
-        shown = ", ".join(f"{name} = {new} instead of {old}" for name, (old, new) in changes.items())
+        shown = ", ".join(
+            f"{name} = {new} instead of {old}" for name, (old, new) in changes.items()
+        )
         observer.note(f"memory ran out; goes on, with the same result, with {shown}")
 
 
