@@ -59,7 +59,7 @@ def test_what_is_given_is_kept(monkeypatch: Any) -> None:
 @pytest.mark.parametrize(
     ("room", "expected"),
     [
-        (1000, (128, 1024, False)),  # the whole step and the whole evaluation
+        (2000, (128, 1024, False)),  # the whole step and the whole evaluation
         (300, (64, 256, False)),
         (100, (16, 64, False)),
         (60, (8, 32, False)),
@@ -92,8 +92,7 @@ def test_advice_is_one_line_and_changes_the_model_last(monkeypatch: pytest.Monke
     config = TrainConfig(update="lora", compute=Compute(checkpointing=False))
     subject = Subject.of(config)
     found = changes.advice(config, CARD, LENGTHS, subject)
-    assert found.line == "--micro-batch 16 --rollout-batch 64"
-    assert found.text.endswith("fits")
+    assert found == "with --micro-batch 16 --rollout-batch 64: 0.00 GiB, fits"
 
     def small(config: TrainConfig, *given: Any, **named: Any) -> Memory:
         done = config.compute.dtype == "bf16" and config.update == "last(1)"
@@ -101,9 +100,10 @@ def test_advice_is_one_line_and_changes_the_model_last(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(sizes, "estimate", small)
     found = changes.advice(config, CARD, LENGTHS, subject)
-    assert found.line == "--micro-batch 16 --rollout-batch 64 --dtype bf16 --update 'last(1)'"
+    line = "--micro-batch 16 --rollout-batch 64 --dtype bf16 --update 'last(1)'"
+    assert found == f"with {line}: 0.00 GiB, fits"
     monkeypatch.setattr(sizes, "estimate", lambda *_, **__: small(config))
-    assert "not even so" in changes.advice(config, CARD, LENGTHS, subject).text
+    assert "not even so" in changes.advice(config, CARD, LENGTHS, subject)
 
 
 def test_completions_are_twice_as_long_as_the_worked_solutions(

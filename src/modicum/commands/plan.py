@@ -10,7 +10,7 @@ from modicum.types import UserError
 
 EXAMPLES = """
 modicum plan --update 'last(1)'
-modicum plan --model Qwen/Qwen2.5-1.5B --update 'lora(rank=8)' --hardware 2x48GB --dtype bf16 --max-tokens 512
+modicum plan --model Qwen/Qwen2.5-1.5B --update 'lora(rank=8)' --hardware 2x48GB --dtype bf16 --task gsm8k
 modicum plan --model Qwen/Qwen2.5-7B --hardware h100 --dtype bf16 --updates 'full; last(5); lora(rank=8)'
 modicum plan --recipe tinyzero --hardware a100-80gb --require-fit
 """
@@ -21,7 +21,7 @@ class Options:
     """Of which machine and runs."""
 
     hardware: str = "this"
-    """A GPU (h100, a100-80gb, rtx4090), memory (2x48GB), or this machine."""
+    """A GPU (t4, rtx4090, h100), memory (2x48GB, '24GB 100TFLOPS 600GB/s'), or this machine."""
     prompt_tokens: int | None = None
     """Tokens of a prompt (default: as the task's are, 256 without a tokenizer here)."""
     updates: str = ""

@@ -50,5 +50,5 @@ def check(config: TrainConfig, parts: RunParts | None = None) -> None:
     raise UserError(
         f"the run needs about {memory.peak.total / GIB:.1f} GiB on {where}, where"
         f" {room / GIB:.1f} GiB are free (the largest part: {largest},"
-        f" {held[largest] / GIB:.1f} GiB); {advice(config, roomy, lengths, subject, parts).text}"
+        f" {held[largest] / GIB:.1f} GiB); {advice(config, roomy, lengths, subject, parts)}"
     )

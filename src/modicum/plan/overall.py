@@ -146,7 +146,7 @@ def make(
         assumptions=tuple(_assumptions(config, machine, given)),
     )
     if plan.fits is False and advise:
-        plan = replace(plan, advice=advice(config, machine, given, subject).text)
+        plan = replace(plan, advice=advice(config, machine, given, subject))
     return plan
 
 

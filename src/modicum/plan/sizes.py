@@ -162,8 +162,8 @@ def _batches(
         memory = estimate(made, lengths, machine.device, subject, exact=False)
         for name, place in at.items():
             ours = [p.total for p in memory.phases if (p.name in SHARED) == (name != "micro_batch")]
-            tried[name][place] = max(ours)
-            if max(ours) <= room:
+            tried[name][place] = most_of_all = max(ours, default=0)
+            if most_of_all <= room:
                 low[name] = max(low[name], place)
             else:
                 high[name] = max(1, min(high[name], place))
