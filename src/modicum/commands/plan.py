@@ -1,6 +1,8 @@
 """`modicum plan`."""
 
+import sys
 from dataclasses import dataclass, replace
+from threading import Timer
 
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig, from_mapping
@@ -14,6 +16,7 @@ modicum plan --model Qwen/Qwen2.5-1.5B --update 'lora(rank=8)' --hardware 2x48GB
 modicum plan --model Qwen/Qwen2.5-7B --hardware h100 --dtype bf16 --updates 'full; last(5); lora(rank=8)'
 modicum plan --recipe tinyzero --hardware a100-80gb --require-fit
 """
+SILENT = 3.0  # seconds before it says that it works
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ def run(args: list[str]) -> int:
     options = from_mapping(Options, given(Options, found), "options")
     config = settings(found, {})
 
+    slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
+    slow.daemon = True
+    slow.start()
     from modicum import curricula
     from modicum.engine import samplers
     from modicum.plan import hardware, overall
@@ -61,6 +67,7 @@ def run(args: list[str]) -> int:
         overall.make(changed, machine, advise=not several, prompt=options.prompt_tokens)
         for changed in _variants(config, options.models, options.updates)
     ]
+    slow.cancel()
     made = [plan.to_json() for plan in plans]
     text = overall.table(plans, options.markdown) if several else plans[0].text()
     if several and not options.markdown:
