@@ -27,7 +27,7 @@ from modicum.updates.base import Prepared
 PROMPTS = [tuple(range(20, 40)), tuple(range(30, 50))]
 GROUP, TOKENS = 3, 12
 SETTINGS = Sampling(max_tokens=TOKENS)
-BATCH = Steps(prompts_per_step=2, group_size=GROUP)
+BATCH = Steps(prompts_per_step=2, group_size=GROUP, micro_batch=64, rollout_batch=512)
 
 
 def _forward(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

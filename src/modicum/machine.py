@@ -56,6 +56,21 @@ def reuse_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def require_out_of_memory(error: Exception) -> None:
+    """Raise the error again unless it says that memory ran out, on a GPU or here."""
+    said = type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+    if not (said or isinstance(error, MemoryError)):
+        raise error
+
+
+def drop_caches() -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def reset_peak() -> None:
     """Start measuring peak memory anew, where the system allows it (Linux, CUDA).
 

@@ -1,6 +1,8 @@
 """`modicum plan`."""
 
+import sys
 from dataclasses import dataclass, replace
+from threading import Timer
 
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig, from_mapping
@@ -10,10 +12,11 @@ from modicum.types import UserError
 
 EXAMPLES = """
 modicum plan --update 'last(1)'
-modicum plan --model Qwen/Qwen2.5-1.5B --update 'lora(rank=8)' --hardware 2x48GB --dtype bf16 --max-tokens 512
+modicum plan --model Qwen/Qwen2.5-1.5B --update 'lora(rank=8)' --hardware 2x48GB --dtype bf16 --task gsm8k
 modicum plan --model Qwen/Qwen2.5-7B --hardware h100 --dtype bf16 --updates 'full; last(5); lora(rank=8)'
 modicum plan --recipe tinyzero --hardware a100-80gb --require-fit
 """
+SILENT = 3.0  # seconds before it says that it works
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Options:
     """Of which machine and runs."""
 
     hardware: str = "this"
-    """A GPU (h100, a100-80gb, rtx4090), memory (2x48GB), or this machine."""
+    """A GPU (t4, rtx4090, h100), memory (2x48GB, '24GB 100TFLOPS 600GB/s'), or this machine."""
     prompt_tokens: int | None = None
     """Tokens of a prompt (default: as the task's are, 256 without a tokenizer here)."""
     updates: str = ""
@@ -48,6 +51,9 @@ def run(args: list[str]) -> int:
     options = from_mapping(Options, given(Options, found), "options")
     config = settings(found, {})
 
+    slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
+    slow.daemon = True
+    slow.start()
     from modicum import curricula
     from modicum.engine import samplers
     from modicum.plan import hardware, overall
@@ -58,14 +64,10 @@ def run(args: list[str]) -> int:
     machine = hardware.parse(options.hardware, config.compute.device, config.compute.dtype)
     several = bool(options.updates or options.models or options.markdown)
     plans = [
-        overall.make(
-            changed,
-            machine,
-            overall.lengths_of(changed, options.prompt_tokens),
-            advise=not several,
-        )
+        overall.make(changed, machine, advise=not several, prompt=options.prompt_tokens)
         for changed in _variants(config, options.models, options.updates)
     ]
+    slow.cancel()
     made = [plan.to_json() for plan in plans]
     text = overall.table(plans, options.markdown) if several else plans[0].text()
     if several and not options.markdown:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modicum import machine
 from modicum.config import Sampling
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
 from modicum.engine.sampling import choose, distribution, noise
@@ -24,8 +25,9 @@ from modicum.types import Completion, Origin, UserError
 class LocalSampler(Sampler):
     """Draws token by token with an engine of this process, which holds the policy itself.
 
-    At most `rollout_batch` rows (but at least one group) are sampled at a time. Trunks are
-    kept, where they are asked for, if those of all rows fit into `trunk_bytes`.
+    At most `rollout_batch` rows (but at least one group) are sampled at a time, half as many from
+    then on when memory runs out. Trunks are kept, where they are asked for, if those of all rows
+    fit into `trunk_bytes`.
     """
 
     in_process: ClassVar[bool] = True
@@ -59,24 +61,42 @@ class LocalSampler(Sampler):
         engine, limit = self.engine, sampling.max_tokens
         most = num_trunk_bytes(engine, prompts, group_size, limit)
         keep = keep_trunk and most <= self.trunk_bytes
-        per_pass = max(1, self.rollout_batch // group_size)
         settings = (sampling.temperature, sampling.top_p, sampling.top_k)
         origin = Origin(self.changed.version, *settings)
         texts = Texts(self.tokenizer, self.end_tokens, sampling.stop or ())
         groups: dict[int, tuple[Completion, ...]] = {}
-        for part in engine.batches(prompts, per_pass):
+        while len(groups) < len(prompts):
+            left = [number for number in range(len(prompts)) if number not in groups]
+            per_pass = max(1, self.rollout_batch // group_size)
+            part = [
+                left[at] for at in next(iter(engine.batches([prompts[n] for n in left], per_pass)))
+            ]
             rows = [(*keys[number], member) for number in part for member in range(group_size)]
-            table = np.stack([noise(row, limit) for row in rows])
-            uniforms_RT = torch.from_numpy(table).to(engine.device)
-            with torch.inference_mode():
-                decoding = engine.decode([prompts[p] for p in part], group_size, limit, keep)
-                drawn = draw(decoding, uniforms_RT, sampling, texts)
-                trunks = decoding.trunks([len(tokens) for tokens, _ in drawn])
-            made = completions(texts, drawn, trunks, origin)
-            for place, number in enumerate(part):
-                groups[number] = tuple(made[place * group_size :][:group_size])
-            if progress is not None:
-                progress(len(groups))
+            try:
+                table = np.stack([noise(row, limit) for row in rows])
+                uniforms_RT = torch.from_numpy(table).to(engine.device)
+                with torch.inference_mode():
+                    decoding = engine.decode([prompts[n] for n in part], group_size, limit, keep)
+                    drawn = draw(decoding, uniforms_RT, sampling, texts)
+                    trunks = decoding.trunks([len(tokens) for tokens, _ in drawn])
+            except (RuntimeError, MemoryError) as error:
+                machine.require_out_of_memory(error)
+                if len(part) == 1:
+                    raise UserError(
+                        f"memory ran out while {group_size} completions of at most {limit} tokens"
+                        " were sampled, the fewest at a time: shorter ones (--max-tokens) or a"
+                        " smaller model take less; modicum plan shows what"
+                    ) from None
+                self.rollout_batch = len(part) // 2 * group_size
+                decoding = uniforms_RT = None
+            else:
+                made = completions(texts, drawn, trunks, origin)
+                for place, number in enumerate(part):
+                    groups[number] = tuple(made[place * group_size :][:group_size])
+                if progress is not None:
+                    progress(len(groups))
+                continue
+            machine.drop_caches()  # now that nothing holds what was made
         return [groups[number] for number in range(len(prompts))]
 
 

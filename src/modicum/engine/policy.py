@@ -115,6 +115,8 @@ def make(
 def check_length(prompts: Sequence[Prompt], model: Any, sampling: Sampling) -> None:
     """UserError when a prompt and a completion are longer than the model's positions."""
     limit = getattr(inner(model).config, "max_position_embeddings", None)
+    if not sampling.max_tokens:
+        raise UserError("max_tokens: a run settles auto; here it takes a number")
     longest = max(map(len, prompts)) + sampling.max_tokens
     if limit is not None and longest > limit:
         raise UserError(

@@ -169,13 +169,15 @@ def _sized(config: EvaluateConfig, parts: RunParts) -> tuple[EvaluateConfig, lis
 
     like = TrainConfig(
         **{name: getattr(config, name) for name in ("model", "base", "task", "sampling", "trust")},
+        update="last(1)",
         batch=Steps(micro_batch=1, rollout_batch=config.batch),
         compute=replace(config.compute, checkpointing=False),
         evaluation=Held(config.problems, config.samples),
     )
     like, found = sizes.settle(like, parts)
+    found = {name: found[name] for name in ("max_tokens", "rollout_batch") if name in found}
     now = replace(config, sampling=like.sampling, batch=like.batch.rollout_batch)
-    return now, [sizes.note(found)] if found else []
+    return now, [sizes.note(like, found).replace("--rollout-batch", "--batch")] if found else []
 
 
 def values_of(config: EvaluateConfig, name: str, found: Evaluation) -> dict[str, Any]:

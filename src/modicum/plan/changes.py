@@ -1,61 +1,43 @@
-"""What would have to change for a run to fit: changes tried in turn, each on those before."""
-
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+"""What would have to change for a run to fit: the largest batches first, then what it trains."""
 
 from modicum.config import TrainConfig
+from modicum.parts import RunParts
 from modicum.plan.hardware import GIB, Machine
-from modicum.plan.memory import Memory, estimate
-from modicum.plan.shapes import Lengths, config_of
+from modicum.plan.memory import Subject
+from modicum.plan.shapes import Lengths
+from modicum.plan.sizes import changed, line, search
 
-FIXED = ("weights", "masters", "optimizer", "reference", "schedule", "gradients", "libraries")
-"""Parts that neither the batch nor checkpointing changes."""
-SMALL_BATCH = 8
 SMALL_UPDATE = "last(1)"
 """Of all updates the one with the fewest activations (docs/engine.md) and little state."""
-
-
-Change = tuple[str, str, dict[str, Any]]
-"""The option, its section of the config ("": none), and what is new there."""
+SIZES = ("micro_batch", "rollout_batch", "checkpointing")
 
 
 def advice(
-    config: TrainConfig, machine: Machine, lengths: Lengths, memory: Memory
-) -> Iterator[str]:
-    """Changes, each on top of those before, until the run fits, and what each comes to."""
+    config: TrainConfig,
+    machine: Machine,
+    lengths: Lengths,
+    subject: Subject,
+    parts: RunParts | None = None,
+) -> str:
+    """The options of the largest batches that fit, in one line, and what they come to.
+
+    Where none fit, in bf16, and then with a small update too.
+    """
     assert machine.memory is not None
-    model_config = config_of(config.model, config.trust, config.base)
-    changed, word = config, "with"
-    for text, section, values in _changes(config, memory, machine.memory):
-        if section:
-            values = {section: replace(getattr(changed, section), **values)}
-        changed = replace(changed, **values)
-        peak = estimate(changed, lengths, machine.device, model_config).peak
-        fits = peak.total <= machine.memory
-        yield f"{word} {text}: {peak.total / GIB:.2f} GiB" + (", fits" if fits else "")
-        if fits:
-            return
-        word = "and"
-    yield "not even so: it takes a smaller model, shorter completions or more memory"
-
-
-def _changes(config: TrainConfig, memory: Memory, room: int) -> list[Change]:
-    """What to try in turn: the batch first, unless what it does not change is too much."""
-    fixed = sum(size for part, size in memory.peak.parts.items() if part in FIXED)
-    batch, compute = config.batch, config.compute
-    least = max(batch.group_size, config.evaluation.eval_samples)
-    of_batch: list[Change] = []
-    if memory.peak.name in ("sampling", "evaluation") and batch.rollout_batch > least:
-        of_batch.append((f"--rollout-batch {least}", "batch", {"rollout_batch": least}))
-    for size in (SMALL_BATCH, 1):
-        if batch.micro_batch > size:
-            of_batch.append((f"--micro-batch {size}", "batch", {"micro_batch": size}))
-    if not compute.checkpointing and compute.engine != "library":
-        of_batch.append(("--checkpointing", "compute", {"checkpointing": True}))
-    of_model: list[Change] = []
-    if compute.dtype == "fp32":
-        of_model.append(("--dtype bf16", "compute", {"dtype": "bf16"}))
-    if config.update != SMALL_UPDATE:
-        of_model.append((f"--update '{SMALL_UPDATE}'", "", {"update": SMALL_UPDATE}))
-    return of_batch + of_model if fixed < room else of_model + of_batch
+    more: dict[str, str] = {}
+    attempts = {"dtype": "bf16"} if config.compute.dtype == "fp32" else {}
+    if (parts is None or parts.update is None) and config.update != SMALL_UPDATE:
+        attempts["update"] = SMALL_UPDATE
+    while True:
+        tried = changed(config, **more)
+        made, memory = search(tried, lengths, machine, SIZES, subject, machine.memory)
+        names = [name for name in SIZES if name != "checkpointing" or made.compute.checkpointing]
+        text = f"with {line(made, [*names, *more])}: {memory.peak.total / GIB:.2f} GiB"
+        if memory.peak.total <= machine.memory:
+            return f"{text}, fits"
+        if len(more) == len(attempts):
+            return (
+                f"{text}; not even so: it takes a smaller model, shorter completions or more memory"
+            )
+        more = dict(list(attempts.items())[: len(more) + 1])
+        subject = Subject.of(changed(config, **more), parts)

@@ -50,40 +50,63 @@ class Machine:
     rates: DeviceRates | None
     count: int = 1
     """How many such devices there are."""
+    bf16: bool = True
+    """Whether it has products in bf16."""
 
 
 KNOWN = tomllib.loads(Path(__file__).with_name("known.toml").read_text(encoding="utf-8"))
 GPUS: dict[str, list[float]] = KNOWN["gpus"]
+NUMBER = r"(\d+(?:\.\d+)?)"
+OWN = re.compile(rf"{NUMBER}\s*gi?b(?:[\s,]+{NUMBER}\s*tflops?(?:/s)?)?(?:[\s,]+{NUMBER}\s*gb/s)?")
+SIZE = re.compile(r"-\d+gb$")
 SIDE, SUMMED, SHORTEST = 768, 2**24, 0.08  # of the two measurements: numbers and seconds
 
 
 def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
     """The machine that `text` names: `2x48GB`, a GPU of the table, or `this`.
 
-    Of `this`, `device` says which device (as in a run's settings) and `dtype` what is
-    measured. UserError for an unknown name.
+    Memory may be followed by rates: `24GB 100TFLOPS 600GB/s`. Of `this`, `device` says which device
+    (as in a run's settings) and `dtype` what is measured. UserError for an unknown name.
     """
     if text.strip().lower() == "this":
         return this(device, dtype)
     counted = re.fullmatch(r"(?:(\d+)\s*x\s*)?(.+)", text.strip().lower())
     count, name = (int(counted[1] or 1), counted[2]) if counted else (1, "")
-    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*gi?b", name)
-    if size and count:
-        memory = float(size[1])
-        alike = [gpu for gpu, (gib, *_) in GPUS.items() if gib == memory]
-        rates = _rates(min(alike, key=lambda gpu: GPUS[gpu][1], default=None))
+    size = OWN.fullmatch(name)
+    if size and count and (memory := float(size[1])):
+        rates = _rates(
+            min((gpu for gpu, (gib, *_) in GPUS.items() if gib == memory), key=_speed, default=None)
+        )
+        if size[2]:
+            flops = float(size[2]) * 1e12
+            bandwidth = float(size[3]) * 1e9 if size[3] else rates.bandwidth if rates else 300e9
+            rates = DeviceRates(flops, flops, bandwidth, "as given")
         return Machine(f"{size[1]} GB", "cuda", round(memory * GIB), rates, count)
     key = _plain(name)
-    for gpu, (gib, *_) in GPUS.items():
-        if key == _plain(gpu) and count:
-            return Machine(gpu, "cuda", round(gib * GIB), _rates(gpu), count)
+    alike = [gpu for gpu in GPUS if key and key in _forms(gpu)]
+    if alike and count:
+        gpu = min(alike, key=lambda gpu: GPUS[gpu][0])
+        has_bf16 = gpu not in KNOWN["no_bf16"]["cards"]
+        return Machine(gpu, "cuda", round(GPUS[gpu][0] * GIB), _rates(gpu), count, has_bf16)
     raise UserError(
-        f"hardware {text!r} is not known; {nearest(name, GPUS)}, or memory alone (2x48GB), or this"
+        f"hardware {text!r} is not known; {nearest(name, GPUS)}, or its memory and rates"
+        " ('24GB 100TFLOPS 600GB/s', 2x48GB), or this"
     )
 
 
+def _speed(gpu: str) -> float:
+    return GPUS[gpu][1]
+
+
+def _forms(gpu: str) -> set[str]:
+    """What a card is called: with or without its memory, and the letters before its number."""
+    short = SIZE.sub("", gpu)
+    forms = {_plain(gpu), _plain(short), f"{_plain(short)}{GPUS[gpu][0]:g}gb"}
+    return forms | {re.sub(r"^[rg]tx", "", form) for form in forms}
+
+
 def _plain(name: str) -> str:
-    return re.sub(r"nvidia|geforce|generation|laptop|gpu|[^a-z0-9]", "", name.lower())
+    return re.sub(r"nvidia|geforce|tesla|quadro|generation|gpu|[^a-z0-9]", "", name.lower())
 
 
 def _rates(gpu: str | None) -> DeviceRates | None:
@@ -99,8 +122,11 @@ def this(device: str = "auto", dtype: str = "fp32") -> Machine:
     if where.type != "cuda":
         return Machine("this machine's CPU", "cpu", free_memory(where), _measured(dtype))
     name = torch.cuda.get_device_name(where)
-    known = next((gpu for gpu in GPUS if _plain(gpu) in _plain(name)), None)
-    return Machine(name, "cuda", free_memory(where), _rates(known), torch.cuda.device_count())
+    inside = [gpu for gpu in GPUS if _plain(SIZE.sub("", gpu)) in _plain(name)]
+    known = max(inside, key=len, default=None)
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    free, count = free_memory(where), torch.cuda.device_count()
+    return Machine(name, "cuda", free, _rates(known), count, has_bf16)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -1,33 +1,39 @@
 """Code run without data, and the memory that it would hold.
 
-`without_data` gives a model's tensors shapes and dtypes on a device, and no memory (torch's
-FakeTensorMode). What computes with them gives such tensors again, so that the engine's own
-code says what it allocates. `Live` records that: every storage from when an operation makes
-it to when nothing holds it any more, by phase and category. `peaks` and `tops` read the
-record. Index tensors and masks are real and counted too.
+The tensors of a model on torch's meta device have shapes and dtypes and no memory. While a `Live`
+is entered, what computes with them gives such tensors again, beside real ones (indices, masks) too,
+so that the engine's own code says what it allocates. It records every storage from when an
+operation makes it to when nothing holds it any more, by phase, place and category. `peaks` and
+`tops` read the record. Index tensors and masks are real and counted too. torch's FakeTensorMode
+does the same with the same bytes, in three times the time.
 
 What it cannot see: buffers inside a kernel, and what an allocator keeps between tensors.
 """
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch._meta_registrations  # shapes of what torch's kernels make
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from modicum.plan.heap import Heap
 
+META = torch.device("meta")
+TORCH_ATTENTION = F.scaled_dot_product_attention
+Place = tuple[int, tuple[Any, ...] | None]
+"""Which pass through the layers, and which layer of them (modicum.plan.thin); None: before the
+first, (): after one."""
 
-@dataclass(frozen=True)
-class Event:
-    """A storage is made (bytes above 0) or dropped (below), in a phase.
+
+class Event(NamedTuple):
+    """A storage is made (bytes above 0) or dropped (below), in a phase and a place of it.
 
     Without a storage: a phase begins.
     """
@@ -35,8 +41,20 @@ class Event:
     storage: int | None
     size: int
     phase: str
+    place: Place
     growing: bool = False
     """Whether it happens while autograd's graph grows."""
+
+
+def _attention(q: Tensor, *rest: Any, attn_mask: Tensor | None = None, **named: Any) -> Tensor:
+    """Attention by the kernel of a CPU, which makes no table of scores; meta would take another."""
+    if not q.is_meta:
+        return TORCH_ATTENTION(q, *rest, attn_mask=attn_mask, **named)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.empty_like(attn_mask, dtype=q.dtype, device=META)
+    named = {key: named[key] for key in ("is_causal", "scale") if key in named}
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(q, *rest[:2], 0.0, attn_mask=attn_mask, **named)[0]
 
 
 class Live(TorchDispatchMode):
@@ -53,20 +71,38 @@ class Live(TorchDispatchMode):
         self._living: dict[int, tuple[int, int, weakref.ref[Any]]] = {}
         """By storage: its number and size, and what tells when it is dropped."""
         self._category, self._phase, self._growing = "other", "", False
+        self.place: Place = (0, None)
+        self.passes, self.layer, self.backward = 0, -1, False
+        """Of forwards through the layers; where the present one is; whether one runs back."""
+
+    def __enter__(self) -> Any:
+        F.scaled_dot_product_attention = _attention
+        return super().__enter__()
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        super().__exit__(exc_type, exc_val, exc_tb)
+        F.scaled_dot_product_attention = TORCH_ATTENTION
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
-        given = None
-        for made in tree_iter(found):
-            if not isinstance(made, Tensor):
-                continue
-            if given is None:
-                given = {_key(t) for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
+        kwargs, leaves = kwargs or {}, tree_leaves((args, kwargs))
+        given = [x for x in leaves if isinstance(x, Tensor)]
+        if not any(x.is_meta for x in given):
+            found = func(*args, **kwargs)
+        else:
+            if not all(x.is_meta for x in given):
+                args, kwargs = tree_map_only(Tensor, _without_data, (args, kwargs))
+            if kwargs.get("device") is not None:
+                kwargs = {**kwargs, "device": META}
+            found = _run(func, args, kwargs, leaves)
+        keys = {_key(x) for x in given}
+        for made in (found,) if isinstance(found, Tensor) else tree_leaves(found):
             # Else it is a view, or the result of work in place.
-            if _key(made) not in given and _key(made) not in self._living:
-                self._add(made)
+            if isinstance(made, Tensor):
+                key = _key(made)
+                if key not in keys and key not in self._living:
+                    self._add(made, key)
         return found
 
     @contextmanager
@@ -80,8 +116,14 @@ class Live(TorchDispatchMode):
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """A stretch, from now on, whose fullest moment is asked for."""
-        self.events.append(Event(None, 0, name))
+        self.next_pass()
+        self.events.append(Event(None, 0, name, self.place))
         return self._while(_phase=name)
+
+    def next_pass(self, backward: bool = False) -> None:
+        """What is held from now on follows other layers than before."""
+        self.passes, self.layer, self.backward = self.passes + 1, -1, backward
+        self.place = (self.passes, None)
 
     def category(self, name: str) -> AbstractContextManager[None]:
         """What is made meanwhile is counted as `name`."""
@@ -108,51 +150,70 @@ class Live(TorchDispatchMode):
         """
         numbers: dict[int, int] = {}
         left: dict[int, int] = {}
+        self.passes += 1
+        later = self.passes
         for event in self.events[start:stop]:
-            old, size = event.storage, event.size
+            old, size, (at, layer) = event.storage, event.size, event.place
+            event = event._replace(place=(later + at, layer))
+            self.passes = later + at
             if old is None:
                 self.events.append(event)
             elif size > 0:
                 numbers[old] = number = len(self.categories)
                 self.categories.append(self.categories[old])
-                self.events.append(replace(event, storage=number))
+                self.events.append(event._replace(storage=number))
                 left[number] = size
                 if self.categories[old] == passing:
-                    self.events.append(replace(event, storage=number, size=-left.pop(number)))
+                    self.events.append(event._replace(storage=number, size=-left.pop(number)))
             elif (number := numbers.get(old, -1)) in left:
-                self.events.append(replace(event, storage=number, size=-left.pop(number)))
-        self.events += [Event(number, -size, self._phase) for number, size in left.items()]
+                self.events.append(event._replace(storage=number, size=-left.pop(number)))
+        for number, size in left.items():
+            self.events.append(Event(number, -size, self._phase, self.place))
 
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size, number = storage._cdata, storage.nbytes(), len(self.categories)
+    def _add(self, tensor: Tensor, key: int) -> None:
+        storage, number = tensor.untyped_storage(), len(self.categories)
+        size = storage.nbytes()
         self._living[key] = (number, size, weakref.ref(storage, lambda _: self._drop(key)))
         self.categories.append(self._category)
-        self.events.append(Event(number, size, self._phase, self._growing))
+        self.events.append(Event(number, size, self._phase, self.place, self._growing))
 
     def _drop(self, key: int) -> None:
         number, size, _ = self._living.pop(key)
-        self.events.append(Event(number, -size, self._phase, self._growing))
+        self.events.append(Event(number, -size, self._phase, self.place, self._growing))
 
 
-def peaks(live: Live) -> dict[str, dict[str, int]]:
-    """Bytes by category at the fullest moment of each phase, phases in order."""
-    most: dict[str, int] = {}
-    when: dict[str, int] = {}
+Peaks = dict[tuple[str, Place], dict[str, int]]
+"""Bytes by category at the fullest moment of each place of each phase."""
+
+
+def peaks(live: Live) -> Peaks:
+    """The fullest moments, phases in order."""
+    most: dict[tuple[str, Place], int] = {}
+    when: dict[tuple[str, Place], int] = {}
     total = 0
     for index, event in enumerate(live.events):
         total += event.size
-        if event.phase and total >= most.get(event.phase, 0):
-            most[event.phase], when[event.phase] = total, index
-    found: dict[str, dict[str, int]] = {phase: {} for phase in when}
+        at = event.phase, event.place
+        if event.phase and total >= most.get(at, 0):
+            most[at], when[at] = total, index
+    found: Peaks = {at: {} for at in when}
     held: Counter[str] = Counter()
-    at = {index: phase for phase, index in when.items()}
+    moments = {index: at for at, index in when.items()}
     for index, event in enumerate(live.events):
         if event.storage is not None:
             held[live.categories[event.storage]] += event.size
-        if index in at:
-            found[at[index]] = {name: size for name, size in held.items() if size}
+        if index in moments:
+            found[moments[index]] = {name: size for name, size in held.items() if size}
     return found
+
+
+def fullest(found: Peaks) -> dict[str, dict[str, int]]:
+    """Of every phase the place that is fullest."""
+    most: dict[str, dict[str, int]] = {}
+    for (phase, _), parts in found.items():
+        if sum(parts.values()) >= sum(most.get(phase, {}).values()):
+            most[phase] = parts
+    return most
 
 
 def tops(live: Live) -> dict[str, int]:
@@ -174,43 +235,59 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-class Fake(FakeTensorMode):
-    """torch's, in which products of groups of rows (experts) are of any dtype, as on data."""
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Any:
+    """What an operation gives; one that was seen before is not asked again for shapes."""
+    if func._schema.name.endswith("_"):  # work in place
+        return args[0]
+    key = (func, *(_sort(x) if isinstance(x, Tensor) else x for x in leaves))
+    if key not in _SHAPES:
+        found = _shaped(func, args, kwargs)
+        held = {_key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        made = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
+        # Views are made each time; they cost little.
+        fresh = all(_key(x) not in held and x.is_meta for x in made) and made
+        _SHAPES[key] = (type(found), list(map(_sort, made))) if fresh else None
+        return found
+    if (known := _SHAPES[key]) is None:
+        return func(*args, **kwargs)
+    kind, sorts = known
+    made = [torch.empty_strided(of[0], of[1], dtype=of[2], device=META) for of in sorts]
+    return made[0] if kind is Tensor else kind(made)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
-            left, right = args[:2]
-            shape = (left.shape[-2], right.shape[-1])
-            if left.ndim == right.ndim:  # a product for every group
-                ends = args[2] if len(args) > 2 else kwargs["offs"]
-                shape = (len(ends if left.ndim == 2 else left), *shape)
-            return left.new_empty(shape)
-        return super().__torch_dispatch__(func, types, args, kwargs)
+
+def _sort(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype
 
 
-def without_data(model: nn.Module) -> tuple[dict[int, Tensor], FakeTensorMode]:
-    """Put tensors without data in the place of all parameters and buffers of `model`.
+_SHAPES: dict[Any, tuple[Any, list[Any]] | None] = {}
 
-    Returns the new ones by the `id` of the old, and the mode that they belong to.
-    """
-    mode = Fake(allow_non_fake_inputs=True)
+
+def _shaped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operation gives; products of groups of rows (experts) in any dtype, as on data."""
+    if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
+        left, right = args[:2]
+        shape = (left.shape[-2], right.shape[-1])
+        if left.ndim == right.ndim:  # a product for every group
+            ends = args[2] if len(args) > 2 else kwargs["offs"]
+            shape = (len(ends if left.ndim == 2 else left), *shape)
+        return left.new_empty(shape)
+    return func(*args, **kwargs)
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+
+
+def without_data(model: nn.Module) -> None:
+    """Put tensors without data in the place of all parameters and buffers of `model`."""
     made: dict[int, Tensor] = {}
-
-    def fake(old: Tensor) -> Tensor:
-        if id(old) not in made:
-            with mode:
-                new = torch.empty(old.shape, dtype=old.dtype)
-            trains = old.requires_grad
-            made[id(old)] = nn.Parameter(new, trains) if isinstance(old, nn.Parameter) else new
-        return made[id(old)]
-
     for module in model.modules():
         held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for tensors in held:
-            tensors |= {name: fake(old) for name, old in tensors.items() if old is not None}
-    return made, mode
-
-
-def renewed(tensors: Mapping[str, Tensor], made: Mapping[int, Tensor]) -> dict[str, Any]:
-    """The tensors that `without_data` put in the place of these."""
-    return {name: made[id(old)] for name, old in tensors.items()}
+            for name, old in tensors.items():
+                if old is not None and not old.is_meta:
+                    new = made.setdefault(id(old), _without_data(old))
+                    trains = old.requires_grad
+                    whole = isinstance(old, nn.Parameter) and not isinstance(new, nn.Parameter)
+                    made[id(old)] = nn.Parameter(new, trains) if whole else new
+                    tensors[name] = made[id(old)]

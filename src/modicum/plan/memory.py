@@ -15,15 +15,19 @@ What is no tensor: `libraries`, and `allocator`: on a CPU the holes of glibc's h
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from modicum import objectives
 from modicum.config import TrainConfig
+from modicum.models.decoder import view
 from modicum.models.load import DTYPES
-from modicum.plan.live import peaks, tops
+from modicum.objectives import Objective
+from modicum.parts import RunParts
+from modicum.plan.live import fullest, peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
+from modicum.plan.thin import fewest, stretches, thinned, whole
 from modicum.plan.trace import ResidentBytes, Trace
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
@@ -36,6 +40,8 @@ BF16_KERNELS = 110 * 2**20
 """What oneDNN compiles and keeps for products in bf16 on a CPU."""
 TOKENIZER = 1024
 """Bytes of the host for each token of the vocabulary."""
+ROUGH_HOLES = 0.6
+"""Of what lives, where the heap is not gone through; more than in all rows of benchmarks/plan.py."""
 LASTING = ("optimizer", "masters", "schedule")
 LATER_PASSES, LATER_PARTS = 0.12, 0.44
 """By how much the heap grows further, as a share of what comes and goes: later passes are of
@@ -76,16 +82,45 @@ class Memory:
         return {name: max(p.parts.get(name, 0) for p in self.phases) for name in sorted(names)}
 
 
+@dataclass
+class Subject:
+    """What is planned for, whatever its sizes: the model without memory, under the update."""
+
+    config: Any
+    """The model's, of Hugging Face."""
+    prepared: Prepared
+    objective: Objective
+
+    @classmethod
+    def of(cls, config: TrainConfig, parts: RunParts | None = None) -> Self:
+        """That of a run; `parts` are objects in the place of its expressions."""
+        parts = parts or RunParts()
+        found = config_of(config.model, config.trust, config.base)
+        objective = parts.objective or objectives.parse(config.objective)
+        return cls(found, prepare(config, found, parts.update), objective)
+
+    @property
+    def layers(self) -> int:
+        """How many layers it has."""
+        return int(self.config.get_text_config().num_hidden_layers)
+
+
 def estimate(
-    config: TrainConfig, lengths: Lengths, device: str = "cpu", model_config: Any = None
+    config: TrainConfig,
+    lengths: Lengths,
+    device: str = "cpu",
+    subject: Subject | None = None,
+    exact: bool = True,
 ) -> Memory:
-    """The memory of a run whose prompts and completions have such lengths."""
-    model_config = model_config or config_of(config.model, config.trust, config.base)
+    """The memory of a run whose prompts and completions have such lengths.
+
+    Without `exact` the holes of a CPU's heap are a share of what lives, which is quicker.
+    """
+    subject = subject or Subject.of(config)
     plans = []
-    for names in chosen_sets(prepare(config, model_config)):
-        prepared = prepare(config, model_config)
-        prepared.activate(names)
-        plans.append(_of_set(prepared, config, lengths, device, model_config))
+    for names in chosen_sets(subject.prepared):
+        subject.prepared.activate(names)
+        plans.append(_of_set(subject, config, lengths, device, exact))
     return max(plans, key=lambda memory: memory.peak.total)
 
 
@@ -104,19 +139,17 @@ def chosen_sets(prepared: Prepared) -> list[frozenset[str]]:
 
 
 def _of_set(
-    prepared: Prepared, config: TrainConfig, lengths: Lengths, device: str, model_config: Any
+    subject: Subject, config: TrainConfig, lengths: Lengths, device: str, exact: bool
 ) -> Memory:
+    prepared, model_config = subject.prepared, subject.config
     model = prepared.model
     static = {"weights": num_bytes([*model.parameters(), *model.buffers()])}
-    objective = objectives.parse(config.objective)
-    static |= {"reference": prepared.reference_bytes(objective.needs_reference)}
+    static |= {"reference": prepared.reference_bytes(subject.objective.needs_reference)}
     vocabulary = model_config.get_text_config().vocab_size
     held = _held(prepared, config, device)
     loading = _loading(static["weights"], config, model_config, device)
-    trace = Trace(prepared, config, lengths, device)
-    trace.run(held)
-    found = {"loading": loading} | peaks(trace.live)
-    grown = tops(trace.live) if device == "cpu" else {}
+    most, grown = _traced(subject, config, lengths, device, held, exact)
+    found = {"loading": loading} | most
     libraries = LIBRARIES[device] + (TOKENIZER * vocabulary if device == "cpu" else 0)
     if device == "cpu" and config.compute.dtype == "bf16":
         libraries += BF16_KERNELS
@@ -126,10 +159,40 @@ def _of_set(
     phases = []
     for name, moving in found.items():
         unused = round(CUDA_SLACK * sum(moving.values()))
-        holes = _holes(moving, grown.get(name), later) if device == "cpu" else unused
-        parts = {**static, **moving, "allocator": holes, "libraries": libraries}
+        if grown is None:
+            unused = round(ROUGH_HOLES * sum(moving.values()))
+        elif device == "cpu":
+            unused = _holes(moving, grown.get(name), later)
+        parts = {**static, **moving, "allocator": unused, "libraries": libraries}
         phases.append(Phase(name, {part: size for part, size in parts.items() if size}))
     return Memory(tuple(phases))
+
+
+def _traced(
+    subject: Subject,
+    config: TrainConfig,
+    lengths: Lengths,
+    device: str,
+    held: ResidentBytes,
+    exact: bool,
+) -> tuple[dict[str, dict[str, int]], dict[str, int] | None]:
+    """What lives by phase and part; on a CPU what the heap grew to, which takes all layers."""
+    prepared, layers = subject.prepared, subject.layers
+    given = (prepared, config, lengths, device, subject.objective)
+    splits = config.compute.engine != "library" and view(prepared.model) is not None
+    found = stretches(prepared, layers) if splits and not (exact and device == "cpu") else []
+    counts = fewest(found)
+    if not found or layers <= sum(s.period * n for s, n in zip(found, counts[0], strict=True)):
+        trace = Trace(*given)
+        trace.run(held)
+        return fullest(peaks(trace.live)), tops(trace.live) if device == "cpu" else {}
+    traces = []
+    for of in counts:
+        trace = Trace(*given)
+        with thinned(prepared, found, of, trace.live) as kept:
+            trace.run(held, kept)
+        traces.append(peaks(trace.live))
+    return fullest(whole(traces, counts, found)), None if device == "cpu" else {}
 
 
 def _holes(moving: Mapping[str, int], top: int | None, later: float) -> int:

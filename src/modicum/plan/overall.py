@@ -15,12 +15,11 @@ from modicum.engine import make as make_engine
 from modicum.engine.flops import FlopCounter, StepFlops
 from modicum.engine.local import num_trunk_bytes
 from modicum.models.load import DTYPES
-from modicum.plan import timing
+from modicum.plan import sizes, timing
 from modicum.plan.changes import advice
 from modicum.plan.hardware import GIB, Machine
-from modicum.plan.memory import Memory, estimate
-from modicum.plan.shapes import PROMPT_TOKENS, Lengths, config_of, num_bytes, prepare, prompt_tokens
-from modicum.plan.sizes import settle
+from modicum.plan.memory import Memory, Subject, estimate
+from modicum.plan.shapes import Lengths, lengths_of, num_bytes
 from modicum.report.numbers import aligned, duration
 from modicum.types import Batch, Completion, Group, Problem, Row
 from modicum.updates.base import Prepared
@@ -46,8 +45,12 @@ class RunPlan:
     """Of all steps, evaluations left out."""
     times: timing.Times | None
     """None: the rates of the machine are not known."""
-    advice: tuple[str, ...]
-    """If it does not fit: changes, each on top of those before, and what they come to."""
+    options: str
+    """The sizes that are planned for, as options of the command line."""
+    chosen: dict[str, Any]
+    """Those that were left to the program: {value, why} by name."""
+    advice: str
+    """If it does not fit: the options with which it does, in one line, and what they come to."""
     assumptions: tuple[str, ...]
 
     @property
@@ -81,7 +84,8 @@ class RunPlan:
             f"trained        {self.trained:,} of {self.parameters:,} numbers",
             f"peak memory    {peak.total / GIB:.2f} GiB{room}, in {peak.name}: "
             f"{verdict[self.fits]}",
-            *(f"  {change}" for change in self.advice),
+            *([f"sizes          {self.options}"] if self.chosen else []),
+            *([f"  {self.advice}"] if self.advice else []),
             "",
             *_phases(self.memory),
             "",
@@ -99,26 +103,30 @@ class RunPlan:
 
 
 def make(
-    config: TrainConfig, machine: Machine, lengths: Lengths | None = None, advise: bool = True
+    config: TrainConfig,
+    machine: Machine,
+    lengths: Lengths | None = None,
+    advise: bool = True,
+    prompt: int | None = None,
 ) -> RunPlan:
-    """The plan of a run on a machine.
+    """The plan of a run on a machine, whose memory the sizes follow that are left to the program.
 
-    Without `lengths` prompts are as long as the task's are and every completion has
-    `max_tokens`. `advise` looks for what would make it fit, if it does not.
+    Without `lengths` prompts are as long as the task's are (or `prompt` tokens) and every
+    completion has `max_tokens`. `advise` looks for what would make it fit, if it does not.
     """
-    config, _ = settle(config)
-    given = lengths or lengths_of(config)
-    model_config = config_of(config.model, config.trust, config.base)
-    prepared = prepare(config, model_config)
-    schedule, trainable = prepared.schedule, prepared.trainable
-    typical = schedule.typical(trainable)
-    sizes = {name: schedule.size(name, p) for name, p in trainable.items()}
+    config, chosen = sizes.settle(config, machine=machine, prompt=prompt)
+    given = lengths or lengths_of(config, prompt)
+    subject = Subject.of(config)
+    memory = estimate(config, given, machine.device, subject)
+    prepared, schedule = subject.prepared, subject.prepared.schedule
+    typical = schedule.typical(prepared.trainable)
+    numbers = {name: schedule.size(name, p) for name, p in prepared.trainable.items()}
     weights = list(prepared.model.parameters())
     flops, token = _flops(config, prepared, given)
     found = None
     if machine.rates:
         size = DTYPES[config.compute.dtype].itemsize
-        decoder = timing.decoder_of(model_config, token, num_bytes(weights), size)
+        decoder = timing.decoder_of(subject.config, token, num_bytes(weights), size)
         found = timing.times(config, decoder, flops, given, machine.rates, machine.device)
     plan = RunPlan(
         model=config.model,
@@ -126,17 +134,19 @@ def make(
         dtype=config.compute.dtype,
         machine=machine,
         lengths=given,
-        trained=round(mean(sum(sizes[n] for n in names) for names in typical)),
+        trained=round(mean(sum(numbers[n] for n in names) for names in typical)),
         parameters=sum(p.numel() for p in weights),
-        memory=estimate(config, given, machine.device, model_config),
+        memory=memory,
         flops=flops,
         run_flops=flops.total * config.steps,
         times=found,
-        advice=(),
+        options=sizes.line(config, [n for n in sizes.OPTIONS if n not in ("dtype", "update")]),
+        chosen=sizes.told(chosen),
+        advice="",
         assumptions=tuple(_assumptions(config, machine, given)),
     )
     if plan.fits is False and advise:
-        plan = replace(plan, advice=tuple(advice(config, machine, given, plan.memory)))
+        plan = replace(plan, advice=advice(config, machine, given, subject))
     return plan
 
 
@@ -159,15 +169,6 @@ def _flops(config: TrainConfig, prepared: Prepared, lengths: Lengths) -> tuple[S
         found.append(counter.step(groups, rows, batch.updates_per_rollout))
     step = StepFlops(mean(f.sampling for f in found), mean(f.training for f in found))
     return step, counter.token
-
-
-def lengths_of(config: TrainConfig, prompt: int | None = None) -> Lengths:
-    """The task's prompts (or `prompt` tokens) and completions of `max_tokens`, the worst case."""
-    shortest, longest = (prompt, prompt) if prompt else prompt_tokens(config) or (0, 0)
-    if not longest or not shortest:
-        shortest, longest = PROMPT_TOKENS - 1, PROMPT_TOKENS
-    limit = config.sampling.max_tokens
-    return Lengths(shortest, longest, limit, limit)
 
 
 def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group], Batch]:
@@ -212,6 +213,11 @@ def _assumptions(config: TrainConfig, machine: Machine, lengths: Lengths) -> Ite
             f"times take {share:.0%} of {machine.rates.flops(config.compute.dtype) / 1e12:.3g}"
             f" TFLOP/s and {timing.BANDWIDTH_SHARE[machine.device]:.0%} of"
             f" {machine.rates.bandwidth / 1e9:.3g} GB/s ({machine.rates.source})"
+        )
+    if config.compute.dtype == "bf16" and not machine.bf16:
+        yield (
+            f"{machine.name} has no products in bf16: torch makes them slowly by other means, so the"
+            " times here are too short; --dtype fp32 takes twice the memory for weights"
         )
     if machine.device == "cuda":
         yield "memory and times on a GPU have not been compared with runs on one"

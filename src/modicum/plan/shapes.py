@@ -1,6 +1,7 @@
 """Models as shapes: configs that need no hub, models without memory, and lengths of texts."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +9,15 @@ import torch
 
 from modicum import tasks, updates
 from modicum.config import TrainConfig, Trust
-from modicum.models.configs import attention_sizes
-from modicum.models.load import locate, read_config, skeleton, structure
-from modicum.plan.hardware import KNOWN
-from modicum.updates.base import Prepared
+from modicum.models.configs import attention_sizes, numbers
+from modicum.models.load import locate, read_config, read_tokenizer, skeleton, structure
+from modicum.plan.hardware import GIB, KNOWN
+from modicum.types import Problem, UserError
+from modicum.updates.base import Prepared, Update
 
 PROMPT_TOKENS = 256  # assumed where no tokenizer is at hand
-SHOWN_PROBLEMS = 32
+SHOWN_PROBLEMS = 64
+LOAD_SLACK = 2 * GIB
 
 
 @dataclass(frozen=True)
@@ -41,25 +44,25 @@ class Lengths:
 
 
 def config_of(model: str, trust: Trust | None = None, base: str = "") -> Any:
-    """The Hugging Face config of a model; of a Qwen2.5 size on the hub, the built-in one.
+    """The Hugging Face config of a model; of one of known.toml, if it is not here, that one.
 
     UserError when there is none.
     """
-    family, _, size = model.removeprefix("Qwen/").partition("-")
-    size, sizes = size.removesuffix("-Instruct"), KNOWN["qwen2_5"]
-    if locate(model, trust, base).local or family != "Qwen2.5" or size not in sizes:
+    known: dict[str, dict[str, Any]] = KNOWN["models"]
+    sizes = known.get(model) or known.get(model.removesuffix("-Instruct"))
+    if sizes is None or locate(model, trust, base).local:
         return read_config(model, trust, base)
-    from transformers import Qwen2Config
+    from transformers import CONFIG_MAPPING
 
-    more = {"dtype": "bfloat16", "architectures": ["Qwen2ForCausalLM"]}
-    return Qwen2Config(**sizes[size], max_position_embeddings=32_768, **more)
+    made = CONFIG_MAPPING[sizes["model_type"]]
+    return made(dtype="bfloat16", **{k: v for k, v in sizes.items() if k != "model_type"})
 
 
-def prepare(config: TrainConfig, model_config: Any) -> Prepared:
+def prepare(config: TrainConfig, model_config: Any, update: Update | None = None) -> Prepared:
     """The model of a run with its update applied, without memory."""
     made = skeleton(model_config, config.compute.dtype, config.trust)
     made = structure(made, config.model, config.trust, config.base)
-    return updates.parse(config.update).apply(made, config.seed)
+    return (update or updates.parse(config.update)).apply(made, config.seed)
 
 
 def cache_numbers(model_config: Any) -> int:
@@ -72,26 +75,72 @@ def num_bytes(tensors: Sequence[torch.Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
 
 
-def prompt_tokens(config: TrainConfig) -> tuple[int, int] | None:
-    """The shortest and longest prompt of some problems of the task; None without a tokenizer."""
-    from transformers import AutoTokenizer
+def generous_bound(config: TrainConfig, model_config: Any, longest: int) -> float | None:
+    """More bytes than any update of the model needs at such completions; None: unknown."""
 
+    def most(*names: str) -> int:
+        return max((number for name in names for number in numbers(model_config, name)), default=0)
+
+    layers = getattr(model_config.get_text_config(), "num_hidden_layers", 0)
+    hidden, vocabulary, heads = map(most, ("hidden_size", "vocab_size", "num_attention_heads"))
+    if not (layers and hidden and vocabulary and heads):
+        return None
+    inner = most("intermediate_size") or 4 * hidden
+    experts = most("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    wide = max(hidden, heads * most("head_dim"))
+    held = layers * (4 * hidden * wide + 3 * hidden * inner * (1 + experts))
+    weights = 2 * vocabulary * hidden + held
+    batch = config.batch
+    rows = min(batch.micro_batch, batch.prompts_per_step * batch.group_size)
+    tokens = rows * (longest + PROMPT_TOKENS / batch.group_size + 1)
+    scores = rows * heads * longest * (longest + PROMPT_TOKENS)
+    activations = 4 * layers * (tokens * (40 * wide + 10 * inner) + scores)
+    together = batch.rollout_batch if config.evaluation.eval_problems else batch.group_size
+    together = max(together, min(batch.rollout_batch, batch.prompts_per_step * batch.group_size))
+    cache = 6 * cache_numbers(model_config) * (longest + PROMPT_TOKENS)
+    sampling = together * (24 * vocabulary + cache)
+    # Weights, masters, two copies of gradients, moments, reference, and sums of a schedule.
+    return 48.0 * weights + activations + sampling + LOAD_SLACK
+
+
+def problems_of(config: TrainConfig, task: tasks.Task | None = None) -> tuple[Any, list[Problem]]:
+    """The task and some problems of it; UserError where they are not to be had."""
+    made = task or tasks.parse(config.task)
+    size = made.size("train")
+    count = SHOWN_PROBLEMS if size is None else min(size, SHOWN_PROBLEMS)
+    return made, [made.problem("train", config.seed, index) for index in range(count)]
+
+
+def tokenizer_of(config: TrainConfig, hub: bool = False) -> Any:
+    """The tokenizer of a model that is here, or with `hub` of any; None where there is none."""
+    if hub or locate(config.model, config.trust, config.base).local:
+        with suppress(UserError):
+            return read_tokenizer(config.model, config.trust, config.base)
+    return None
+
+
+def prompt_tokens(config: TrainConfig, task: tasks.Task | None = None) -> tuple[int, int] | None:
+    """The shortest and longest prompt of some problems of the task; None without a tokenizer."""
     from modicum.tasks.examples import draw
     from modicum.tasks.lengths import Sizes
 
-    source = locate(config.model, config.trust, config.base)
-    if not source.local:
+    tokenizer = tokenizer_of(config)
+    if tokenizer is None:
         return None
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source.texts, **source.arguments)
-    except (OSError, ValueError):
-        return None
-    task = tasks.parse(config.task)
-    size = task.size("train")
-    count = SHOWN_PROBLEMS if size is None else min(size, SHOWN_PROBLEMS)
-    found = [task.problem("train", config.seed, index) for index in range(count)]
+    task, found = problems_of(config, task)
     lengths = Sizes(tokenizer, config.sampling, draw(task, config.sampling))
     most = config.sampling.max_prompt_tokens
     # A longer one is not sampled after.
     sizes = [min(lengths.of(problem), most) for problem in found]
     return min(sizes), max(sizes)
+
+
+def lengths_of(
+    config: TrainConfig, prompt: int | None = None, task: tasks.Task | None = None
+) -> Lengths:
+    """The task's prompts (or `prompt` tokens) and completions of `max_tokens`, the worst case."""
+    shortest, longest = (prompt, prompt) if prompt else prompt_tokens(config, task) or (0, 0)
+    if not longest or not shortest:
+        shortest, longest = PROMPT_TOKENS - 1, PROMPT_TOKENS
+    limit = config.sampling.max_tokens
+    return Lengths(shortest, longest, limit, limit)

@@ -23,11 +23,12 @@ from modicum.engine.local import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
 from modicum.models.load import inner
 from modicum.models.precision import Masters, loses_steps
-from modicum.objectives import Counts
-from modicum.plan.live import Live, renewed, without_data
+from modicum.objectives import Counts, Objective
+from modicum.plan.live import META, Live, without_data
 from modicum.plan.shapes import Lengths, cache_numbers
 from modicum.types import Row
 from modicum.updates.base import Prepared
+from modicum.updates.layout import layer_of
 
 CPU = torch.device("cpu")
 
@@ -52,32 +53,55 @@ class ResidentBytes:
 class Trace:
     """Runs the phases of a step on tensors without data. `live` has what was found.
 
-    `prepared` is a model on the meta device; it is spent.
+    `prepared` is a model on the meta device.
     """
 
     def __init__(
-        self, prepared: Prepared, config: TrainConfig, lengths: Lengths, device: str = "cpu"
+        self,
+        prepared: Prepared,
+        config: TrainConfig,
+        lengths: Lengths,
+        device: str = "cpu",
+        objective: Objective | None = None,
     ) -> None:
         self.prepared, self.config, self.lengths = prepared, config, lengths
+        self.live, self.hooks = Live(), list[Any]()
         # Room for later tokens that is never written to is not resident on a CPU.
-        self.room = lengths.longest if device == "cpu" else config.sampling.max_tokens
-        made, self.mode = without_data(prepared.model)
-        for held in (prepared.trainable, prepared.frozen, prepared.active):
-            held |= renewed(held, made)
-        self.live = Live()
+        self.on_host = device == "cpu"
+        self.room = lengths.longest if self.on_host else config.sampling.max_tokens
+        without_data(prepared.model)
         prepared.without_data()
-        kind = (config.compute.engine, config.compute.checkpointing)
-        self.engine: Engine = make(prepared.model, CPU, prepared.lowest_layer, *kind)
-        self.objective = objectives.parse(config.objective)
+        self.objective = objective or objectives.parse(config.objective)
         if self.objective.needs_reference:
             prepared.keep_reference()
         self.others: Tensor | None = None
 
-    def run(self, held: ResidentBytes) -> None:
+    def run(self, held: ResidentBytes, layers: Sequence[int] | None = None) -> None:
         """Set-up, evaluation and two steps: sampling, micro-batches, and the optimizer's step.
 
-        The optimizer's state is there from the first step's end.
+        The optimizer's state is there from the first step's end. `layers` are those that the model
+        has here, if not all.
         """
+        lowest, compute = self.prepared.lowest_layer, self.config.compute
+        self.active = self.prepared.active
+        if layers is not None:
+            there = {id(p) for p in self.prepared.model.parameters()}
+            self.active = {n: p for n, p in self.active.items() if id(p) in there}
+            lowest = lowest if lowest < 0 else sum(n < lowest for n in layers)
+        with Live():  # a library's forward is tried out
+            self.engine: Engine = make(
+                self.prepared.model, CPU, lowest, compute.engine, compute.checkpointing
+            )
+        self.engine.device = CPU  # where indices are
+        try:
+            self._run(held)
+        finally:
+            for hook in self.hooks:
+                hook.remove()
+            for parameter in self.prepared.trainable.values():
+                parameter.grad = None
+
+    def _run(self, held: ResidentBytes) -> None:
         self._tell_gradients()
         live, batch = self.live, self.config.batch
         parts = -(-batch.prompts_per_step * batch.group_size // batch.micro_batch)
@@ -91,7 +115,8 @@ class Trace:
             trained = len(live.events)
             self._training(masters, trunks)
             ended = len(live.events)
-            self._more(parts, trained, ended)
+            if self.on_host:  # elsewhere the second step is fuller, at every moment
+                self._more(parts, trained, ended)
             with live.phase("optimizer step"):
                 kept += [self._hold("optimizer", size) for size in held.optimizer]
                 self._hold("step", held.step)
@@ -105,12 +130,12 @@ class Trace:
 
     def _more(self, parts: int, start: int, stop: int) -> None:
         """The other micro-batches of a step, which add to the gradients of the first."""
-        for _ in range(min(parts, MOST_PARTS) - 1):
+        for _ in range(min(parts, MOST_PARTS if self.on_host else 2) - 1):
             self.live.again(start, stop, passing="gradients")
 
     def _hold(self, category: str, size: int) -> Tensor:
-        with self.live.category(category), self.mode:
-            return torch.empty(size, dtype=torch.uint8)
+        with self.live.category(category):
+            return torch.empty(size, dtype=torch.uint8, device=META)
 
     def _tell_gradients(self) -> None:
         """Have gradients counted as such from the moment they are there."""
@@ -119,21 +144,21 @@ class Trace:
             if parameter.grad is not None:
                 self.live.recount(parameter.grad, "gradients")
 
-        for parameter in self.prepared.active.values():
-            parameter.register_post_accumulate_grad_hook(tell)
+        for parameter in self.active.values():
+            self.hooks.append(parameter.register_post_accumulate_grad_hook(tell))
 
     def _masters(self) -> Masters:
         """fp32 copies of what trains, and the entries of what trains in part."""
         entries: dict[str, Tensor] = {}
         with self.live.phase("set-up"), self.live.category("masters"):
-            for name, parameter in self.prepared.active.items():
+            for name, parameter in self.active.items():
                 size = self.prepared.schedule.size(name, parameter)
                 if size < parameter.numel() and not self.prepared.schedule.holds:
-                    with self.mode:
-                        entries[name] = torch.empty(size, dtype=torch.int64)
-            masters = Masters(self.prepared.active, entries)
+                    entries[name] = torch.empty(size, dtype=torch.int64, device=META)
+            masters = Masters(self.active, entries)
+            self.hooks += [m.hook for m in masters.held.values() if getattr(m, "hook", None)]
             # `precision.too_fine` squares every tensor that it is asked of.
-            rounding, active = self.config.compute.rounding, self.prepared.active.values()
+            rounding, active = self.config.compute.rounding, self.active.values()
             sizes = [p.numel() for p in active if loses_steps(p, rounding)]
             self._hold("other", 4 * max(sizes, default=0))
             return masters
@@ -167,6 +192,7 @@ class Trace:
     @torch.no_grad()
     def _sample(self, count: int, group_size: int, keep: bool) -> list[Trunk | None]:
         settings, longest = self.config.sampling, self.lengths.longest
+        self.live.next_pass()
         with self.live.category("activations"):
             prompts = self.lengths.prompts(count)
             decoding = self.engine.decode(prompts, group_size, self.room, keep)
@@ -174,6 +200,7 @@ class Trace:
                 for tensor in tensors:
                     self.live.recount(tensor, category)
             drawn = self._draw(decoding.logits_BV, settings)
+            self.live.next_pass()
             if longest > 1:
                 decoding.skip_to(longest - 2)
             cache = self._hold("cache", self._library_cache(decoding, count * group_size))
@@ -211,8 +238,12 @@ class Trace:
             forward_backward(
                 policy, self.prepared, self.objective, rows, counts, config.sampling, None
             )
+            live.next_pass()
             with live.category("gradients"):
-                masters.collect()
+                for name, master in masters.held.items():
+                    if layer_of(name) is not None:
+                        live.place = (live.passes, ())  # what layers add comes from here on
+                    master.collect()
             for master in masters.held.values():
                 if master.tensor.grad is not None:
                     live.recount(master.tensor.grad, "gradients")
@@ -256,9 +287,13 @@ class Watched(Scorer):
             hidden_NH = self.scorer.hidden(pack, trunk)
         self.live.switch("logits")
         if hidden_NH.requires_grad:
-            # Called when backward leaves the head for the layers.
-            hidden_NH.register_hook(lambda _: self.live.switch("activations"))
+            hidden_NH.register_hook(self._back)
         return hidden_NH
+
+    def _back(self, _: Tensor) -> None:
+        """Backward leaves the head for the layers."""
+        self.live.switch("activations")
+        self.live.next_pass(backward=True)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         return self.scorer.logits(hidden_NH)

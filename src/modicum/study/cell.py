@@ -146,12 +146,12 @@ def _evaluate_base(cell: Cell, display: Display) -> None:
 
     session = origin.prepare_like(cell.config, None, _same(cell))
     make_folder(cell.folder)
-    held, run = cell.config.evaluation, Run(cell.folder)
+    held, run = session.config.evaluation, Run(cell.folder)
     began = time.perf_counter()
     found = evaluate(
         session.policy,
         session.task,
-        cell.config.sampling,
+        session.config.sampling,
         held.eval_split,
         num_problems=held.eval_problems,
         samples=held.eval_samples,

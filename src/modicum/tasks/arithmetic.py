@@ -48,6 +48,8 @@ def _written(terms: Sequence[int], signs: Sequence[str]) -> str:
 class ChainTask(Procedural):
     """Base of the tasks whose problems are chains of `terms` and `signs`."""
 
+    completion_tokens: ClassVar[int] = 256
+
     def working(self, problem: Problem) -> str:
         """The chain, one operation shorter each time."""
         return "=".join(chain(problem.data["terms"], problem.data["signs"]))

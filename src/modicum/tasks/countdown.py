@@ -48,6 +48,7 @@ class Countdown(Procedural):
     """Reach a target from `numbers` numbers between 1 and `max_value`."""
 
     name: ClassVar[str] = "countdown"
+    completion_tokens: ClassVar[int] = 1024  # a search, as in TinyZero
     numbers: int = 4
     max_value: int = 99
 

@@ -5,7 +5,8 @@ chosen before it began. All randomness comes from (seed, step), so a run that wa
 and resumed gives what the uncut run gives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,7 @@ def train(
         if overwrite:
             origin.spare_base(config, run_folder(config))
         config, chosen = sizes.settle(config, parts)
-        if parts.update is parts.objective is None:  # the planner reads expressions
-            plan.check(config)
+        plan.check(config, parts)
         machine.reuse_memory()
         machine.reset_peak()
         before = machine.resident_bytes()
@@ -104,6 +104,7 @@ def train(
         with begin(session, overwrite, resume, note) as (run, first), resumable(run):
             if chosen:
                 run.write("chosen.json", sizes.told(chosen))
+                note(sizes.note(config, chosen))
             for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
                 note(text)
             name = run.folder.resolve().name
@@ -140,7 +141,9 @@ def _train(
             _evaluate_within(session, run, observer, done)
         while not session.ended(done):
             with interrupts.whole():
-                observer.step(run_step(session, run, done, observer))
+                with _sizes_kept(session, run, observer, done):
+                    metrics = run_step(session, run, done, observer)
+                observer.step(metrics)
                 _look(session, run, observer, done)
                 done += 1
             _evaluate_within(session, run, observer, done)
@@ -171,21 +174,42 @@ def _evaluate(
     held = config.evaluation
     if held.eval_problems == 0:
         return {}
-    found = known or evaluate(
-        session.policy,
-        session.task,
-        config.sampling,
-        held.eval_split,
-        num_problems=held.eval_problems,
-        samples=held.eval_samples,
-        progress=lambda done, total: observer.evaluating(name, done, total),
-        keep=lambda rows: run.write_lines(f"completions-{name.replace(' ', '-')}.jsonl", rows),
-        examples=session.examples,
-    )
+    with _sizes_kept(session, run, observer, step + 1):
+        found = known or evaluate(
+            session.policy,
+            session.task,
+            config.sampling,
+            held.eval_split,
+            num_problems=held.eval_problems,
+            samples=held.eval_samples,
+            progress=lambda done, total: observer.evaluating(name, done, total),
+            keep=lambda rows: run.write_lines(f"completions-{name.replace(' ', '-')}.jsonl", rows),
+            examples=session.examples,
+        )
     entry = {"step": step, "name": name, **asdict(found)}
     run.append("evaluations.jsonl", entry)
     observer.evaluated(name, found)
     return entry
+
+
+@contextmanager
+def _sizes_kept(session: Session, run: runs.Run, observer: Observer, step: int) -> Iterator[None]:
+    """In here batches may shrink since memory runs out; the run's files say it as of a resumed one."""
+    before = session.config.batch
+    yield
+    rollouts = getattr(session.policy.sampler, "rollout_batch", before.rollout_batch)
+    if rollouts < before.rollout_batch:
+        session.resize(rollout_batch=rollouts)
+    now = session.config.batch
+    pairs = {f"batch.{name}": (old, getattr(now, name)) for name, old in vars(before).items()}
+    changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if changes:
+        run.append("changes.jsonl", {"step": step, "settings": changes})
+        run.write_text("config.toml", to_toml(session.config))
+        shown = ", ".join(
+            f"{name} = {new} instead of {old}" for name, (old, new) in changes.items()
+        )
+        observer.note(f"memory ran out; goes on, with the same result, with {shown}")
 
 
 def run_step(

@@ -1,8 +1,10 @@
 """What a run works with: policy, update, optimizer, proof, problems, rewards, counters."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+import torch
 
 from modicum import objectives, rewards, tasks, updates
 from modicum.config import TrainConfig
@@ -98,6 +100,11 @@ class Session:
         spent = counters.spent(budget.budget_unit) + counters.last_spent / 2
         over = bool(budget.budget) and done > 0 and spent >= budget.budget
         return over or done >= self.config.steps
+
+    def resize(self, **sizes: int) -> None:
+        """Go on with other batches; what they change is memory."""
+        self.config = replace(self.config, batch=replace(self.config.batch, **sizes))
+        self.flops.batch = self.config.batch
 
     def count(self, tokens: int, flops: float, seconds: float) -> None:
         """A step has ended that generated and cost so much."""
@@ -210,6 +217,9 @@ def notes(session: Session) -> list[str]:
             f"the engine does not know the architecture {name!r}: its own forward is used, with"
             " prompts repeated for every completion and frozen layers run every time"
         )
+    on_gpu = session.policy.device.type == "cuda" and session.config.compute.dtype == "bf16"
+    if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        found.append("this GPU has no products in bf16, and makes them slowly by other means")
     rounding, trainable = session.config.compute.rounding, session.prepared.trainable
     lossy = {name: p for name, p in trainable.items() if loses_steps(p, rounding)}
     fine = too_fine(lossy, session.learning_rate)

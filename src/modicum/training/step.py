@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modicum import machine
 from modicum.curricula import Seen
 from modicum.engine.backward import Heard, forward_backward
 from modicum.engine.slopes import as_array
@@ -152,7 +153,31 @@ def backward(
     `references` holds the reference's log-probs of each micro-batch; what is missing and
     needed is put there, so that further updates on the batch find it. A schedule that asks
     for it is shown the gradient of each group with a signal. `heard` takes the log-probs.
+    Where memory runs out it begins anew with half the micro-batch, which the session keeps.
     """
+    while True:
+        try:
+            return _backward(session, batch, references, heard)
+        except (RuntimeError, MemoryError) as error:
+            machine.require_out_of_memory(error)
+        rows = min(session.config.batch.micro_batch, len(batch.rows))
+        if rows == 1:
+            raise UserError(
+                "memory ran out in training with one completion in a micro-batch:"
+                " --checkpointing, shorter completions (--max-tokens) or another --update take"
+                " less; modicum plan shows what"
+            )
+        session.optimization.begin_anew()
+        references.clear()
+        if heard is not None:
+            heard.clear()
+        session.resize(micro_batch=rows // 2)
+        machine.drop_caches()
+
+
+def _backward(
+    session: Session, batch: Batch, references: References, heard: list[Heard] | None
+) -> dict[str, float]:
     schedule, held = session.prepared.schedule, session.optimization
     size, sampling = session.config.batch.micro_batch, session.config.sampling
     counts = Counts(batch.num_rows, batch.num_tokens, sampling.max_tokens)

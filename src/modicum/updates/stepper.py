@@ -183,12 +183,16 @@ class Stepper:
         for tensor in [*self.masters.tensors.values(), *self.prepared.active.values()]:
             tensor.grad = None
 
-    def _skip(self, loss: float, norm: float) -> None:
-        counters = self.counters
+    def begin_anew(self) -> None:
+        """Drop the gradients of a step, and what the schedule was shown of them."""
         self.clear()
         if self.unshown is not None:
             self.prepared.schedule.load(*self.unshown)
             self.unshown = None
+
+    def _skip(self, loss: float, norm: float) -> None:
+        counters = self.counters
+        self.begin_anew()
         counters.optimizer_steps += 1
         counters.skipped += 1
         counters.skipped_in_row += 1

@@ -1,0 +1,152 @@
+"""A few layers of each kind in the place of many, and back: a plan's cost without its layers.
+
+Layers that follow each other, alike or in a pattern (`Stretch`), add the same bytes to a moment
+each, whatever their number. So a model with few of them is traced, and for each stretch once more
+with one repetition more. What the fullest moment of a place (before the layers, in the lowest and in
+the highest layer of a stretch, forward and backward, after them) has grown by is what every
+further repetition adds, to the byte. Between its ends a stretch is never fuller than at one of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from modicum.models.decoder import view
+from modicum.plan.live import Live, Peaks, Place
+from modicum.updates.base import Prepared
+from modicum.updates.layout import layer_of
+
+MOST_PERIOD = 8  # layers of the longest pattern that is looked for
+
+
+class Stretch(NamedTuple):
+    """Layers from `start` that repeat a pattern of `period` layers `count` times."""
+
+    start: int
+    period: int
+    count: int
+
+
+def stretches(prepared: Prepared, layers: int) -> list[Stretch]:
+    """The layers of a model in stretches, by their shapes, types, and what of them trains now."""
+    kinds: list[list[Any]] = [[] for _ in range(layers)]
+    for name, parameter in prepared.model.named_parameters():
+        layer = layer_of(name)
+        if layer is not None and layer < layers:
+            rest = name.split(f".{layer}.", 1)[-1]
+            size = prepared.schedule.size(name, parameter) if name in prepared.active else 0
+            kinds[layer].append((rest, tuple(parameter.shape), parameter.dtype, size))
+    types = getattr(prepared.model.config.get_text_config(), "layer_types", None)  # type: ignore[operator, union-attr]
+    marks = [(*kind, types[at] if types else "") for at, kind in enumerate(kinds)]
+    found, start = [], 0
+    while start < layers:
+        best = Stretch(start, 1, 1)
+        for period in range(1, MOST_PERIOD + 1):
+            count = 1
+            while marks[start : start + period] == marks[start + count * period :][:period]:
+                count += 1
+            if count > 1 and period * count > best.period * best.count:
+                best = Stretch(start, period, count)
+        found.append(best)
+        start += best.period * best.count
+    return found
+
+
+def fewest(found: Sequence[Stretch]) -> list[list[int]]:
+    """How often each stretch is repeated in each trace: first at least, then each once more."""
+    # The lowest layer's input is the embedding's output, which is held beside the others' inputs.
+    base = [min(s.count, 1 + (at == 0)) for at, s in enumerate(found)]
+    more = [at for at, s in enumerate(found) if s.count > base[at]]
+    return [base, *([n + (at == which) for at, n in enumerate(base)] for which in more)]
+
+
+@contextmanager
+def thinned(
+    prepared: Prepared, found: Sequence[Stretch], counts: Sequence[int], live: Live
+) -> Iterator[list[int]]:
+    """The model with so many repetitions of each stretch meanwhile, telling `live` where it is.
+
+    Gives the numbers of the layers that are left.
+    """
+    decoder = view(prepared.model)
+    assert decoder is not None
+    parts = list(zip(found, counts, strict=True))
+    kept = [s.start + n for s, count in parts for n in range(s.period * count)]
+    places = [
+        (which, n % s.period, n // s.period)
+        for which, (s, count) in enumerate(parts)
+        for n in range(s.period * count)
+    ]
+    whole, types = decoder.decoder.layers, getattr(decoder.config, "layer_types", None)
+    decoder.decoder.layers = nn.ModuleList(whole[n] for n in kept)
+    if types:
+        decoder.config.layer_types = [types[n] for n in kept]
+    hooks = [hook for n, at in enumerate(places) for hook in _told(whole[kept[n]], n, at, live)]
+    try:
+        yield kept
+    finally:
+        decoder.decoder.layers = whole
+        if types:
+            decoder.config.layer_types = types
+        for hook in hooks:
+            hook.remove()
+
+
+def _told(layer: nn.Module, number: int, at: tuple[int, int, int], live: Live) -> list[Any]:
+    """Hooks by which `live` hears that a layer runs, forward or backward."""
+
+    def entered(*_: Any) -> None:
+        if not live.backward:
+            live.passes += number <= live.layer
+            live.layer = number
+        live.place = (live.passes, at)
+
+    def left(_module: Any, _given: Any, out: Any) -> None:
+        hidden = out[0] if isinstance(out, tuple) else out
+        if hidden.requires_grad and not live.backward:
+            hidden.register_hook(lambda _: setattr(live, "place", (live.passes, at)))
+        if not live.backward:
+            live.place = (live.passes, ())
+
+    return [layer.register_forward_pre_hook(entered), layer.register_forward_hook(left)]
+
+
+def whole(
+    traced: Sequence[Peaks], counts: Sequence[Sequence[int]], found: Sequence[Stretch]
+) -> Peaks:
+    """The fullest moments of the whole model, from those of its traces."""
+    base, more = traced[0], [at for at, s in enumerate(found) if s.count > counts[0][at]]
+    made: Peaks = {}
+    for (phase, place), parts in base.items():
+        for end in _ends(place, counts[0]):
+            total: Counter[str] = Counter(parts)
+            for peaks, which in zip(traced[1:], more, strict=True):
+                there = peaks.get((phase, _moved(place, which, counts[0], end)), parts)
+                times = found[which].count - counts[0][which]
+                for name in parts.keys() | there.keys():
+                    total[name] += times * (there.get(name, 0) - parts.get(name, 0))
+            at = (phase, (*place, end)) if end else (phase, place)
+            made[at] = dict(total)  # type: ignore[index]
+    return made
+
+
+def _ends(place: Place, counts: Sequence[int]) -> tuple[str, ...]:
+    """Which ends of its stretch a layer stands for: the only one that is left for both."""
+    layer = place[1]
+    if not layer:
+        return ("",)
+    low, high = layer[2] == 0, layer[2] == counts[layer[0]] - 1
+    return (*(("low",) if low else ()), *(("high",) if high else ()))
+
+
+def _moved(place: Place, which: int, counts: Sequence[int], end: str) -> Place:
+    """The same place where a stretch has one repetition more."""
+    passes, layer = place
+    if not layer or layer[0] != which or end == "low":
+        return place
+    return passes, (layer[0], layer[1], counts[which])
