@@ -4,8 +4,8 @@
     python benchmarks/updates.py --time       seconds a step and peak memory, one at a time
     python benchmarks/updates.py --write      only the table, from the cells that are there
 
-The settings are the demo's with half of its batch (8 problems x 8). Every update gets the same five tries: its default rate
-(recipes.default_learning_rate) times 1/9, 1 and 9, and then the best of these times 1/3 and
+The settings are the demo's with half of its batch (8 problems x 8). Every update gets the same five tries: a rate of the table
+(recipes.start_rate) times 1/9, 1 and 9, and then the best of these times 1/3 and
 3, for `--tune-steps` steps with a seed of its own, judged on the tune split. The best rate
 then trains with seeds 0, 1 and 2 and is judged on the test split. Each cell is a run folder
 in a process of its own; cells that are there are not run again. The mask of a finished run
@@ -146,6 +146,7 @@ def tune(updates: Iterable[str], options: argparse.Namespace) -> dict[str, tuple
     """The best cell of every update among its tries, and whether it lies at their edge."""
     from modicum import recipes
     from modicum import updates as kinds
+    from modicum.updates.preview import preview
 
     def cells(centres: dict[str, float], factors: tuple[float, ...]) -> list[Cell]:
         return [
@@ -161,7 +162,10 @@ def tune(updates: Iterable[str], options: argparse.Namespace) -> dict[str, tuple
             for factor in factors
         ]
 
-    defaults = {t: recipes.default_learning_rate("tiny", kinds.parse(t)) for t in updates}
+    defaults = {
+        text: recipes.start_rate(made, preview(made, "tiny").parameters)
+        for text, made in ((text, kinds.parse(text)) for text in updates)
+    }
     tried = list(run_all(cells(defaults, COARSE), options.jobs))
     centres = {text: cell.rate for text, (cell, _) in best(tried).items()}
     tried += run_all(cells(centres, FINE), options.jobs)

@@ -197,3 +197,30 @@ def test_other_errors_stay(bare: TrainConfig, monkeypatch: pytest.MonkeyPatch) -
     short_of(monkeypatch, SplitEngine, "hidden", lambda *_: True, RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
         train(bare)
+
+
+def test_finding_the_rate_begins_anew_with_a_smaller_micro_batch(
+    bare: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward of first steps that are tried; the weights are the base's after it."""
+    batch = replace(bare.batch, prompts_per_step=8)
+    unchecked = replace(bare.compute, agreement_every=0)
+    config = replace(
+        bare,
+        batch=batch,
+        compute=unchecked,
+        sampling=replace(bare.sampling, max_tokens=16),
+        steps=1,
+    )
+    whole = replace(config, out=str(tmp_path / "whole"))
+    train(whole)
+    failed = short_of(monkeypatch, SplitEngine, "pack", lambda rows: len(rows) > 8)
+    train(config)
+    assert failed[0] > 1
+    rates = [
+        read_toml(Path(c.out) / "config.toml")["optimizer"]["learning_rate"]
+        for c in (whole, config)
+    ]
+    assert rates[1] == pytest.approx(rates[0], rel=1e-3)
+    one, other = (metrics_of(Path(c.out))[0] for c in (whole, config))
+    assert other["policy/grad_norm"] == pytest.approx(one["policy/grad_norm"], rel=1e-4)

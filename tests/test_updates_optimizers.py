@@ -312,8 +312,8 @@ def test_an_optimizer_takes_any_update() -> None:
         assert isinstance(made, Optimized) and str(made) == shown
         assert updates.parse(shown) == made
     sgd, both = updates.parse("sgd"), updates.parse("sgd @ lora")
-    assert both.rate_scale == sgd.rate_scale * updates.parse("lora").rate_scale
-    assert updates.parse("sgd(momentum=0.75)").rate_scale == sgd.rate_scale / 4
+    assert (both.faster, sgd.faster) == (200, 200)
+    assert updates.parse("sgd(momentum=0.75)").faster == 50
     whole = updates.parse("sgd").apply(random_model("llama"))
     assert isinstance(whole.rule, SgdRule) and not whole.frozen
 

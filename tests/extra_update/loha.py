@@ -54,7 +54,6 @@ class LoHa(Adapter):
 
     name: ClassVar[str] = "loha"
     peft_config: ClassVar[str] = "LoHaConfig"
-    rate_scale: ClassVar[float] = 10.0
     examples: ClassVar[tuple[str, ...]] = ("loha(rank=2)", "loha(rank=1, every=1) @ last(2)")
     rank: Count = 4
     every: Steps = 2

@@ -24,9 +24,8 @@ RECIPES = ("addition", "gsm8k", "tinyzero", "r1_zero", "tina", "lora_rank1")
 
 def start_rate(update: Any, numbers: int) -> float:
     """The rate for `update`, which trains so many numbers, where nothing better is known."""
-    optimizer = getattr(update, "member", update)
-    kind = update.update.kind if optimizer is not update else update.kind
-    return STARTS.get(kind, OTHERS) / math.sqrt(numbers) * getattr(optimizer, "faster", 1.0)
+    faster = getattr(update, "faster", 1.0)
+    return STARTS.get(update.kind, OTHERS) / math.sqrt(numbers) * faster
 
 
 def demo(update: str, seed: int = 0) -> TrainConfig:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -31,11 +32,13 @@ from modicum.objectives import Counts
 from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
 from modicum.training.session import Session
+from modicum.training.step import within_memory
 from modicum.types import Batch, Group, Row
 from modicum.updates.stepper import norms_of, parts, shrink
 
 TARGET = 0.01  # nats a token
 NEAR = 3.0  # the square law holds this far from the target, in KL
+Half = tuple[list[Row], list[Row]]
 MOST_TRIES = 8
 MOST_TURNS = 6
 MOST_ROWS = 128  # of the gradient, and as many of the held-out half
@@ -58,14 +61,21 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
     found = []
     for names in turns(session):
         values = []
-        for given, held in both:
-            with Trial(session, batch, given, held, names) as tried:
-                value, kl = search(tried.kl, start, TARGET)
+        for half in both:
+            work = partial(_searched, session, batch, half, names, start)
+            value, kl = within_memory(session, max(map(len, half)), work)
             values += [value] if kl else []
         found += [pooled(values)] if values else []
     if not found:
         return Chosen(start, "by kind and size of the update: no first step was finite")
     return Chosen(min(found), f"a first step at it moves the policy by {TARGET:g} nats a token")
+
+
+def _searched(
+    session: Session, batch: Batch, half: Half, names: frozenset[str], start: float
+) -> tuple[float, float]:
+    with Trial(session, batch, *half, names) as tried:
+        return search(tried.kl, start, TARGET)
 
 
 def pooled(rates: Sequence[float]) -> float:
@@ -100,7 +110,7 @@ def divergence(ratio_N: Tensor) -> float:
     return float((ratio_N.expm1() - ratio_N).mean())
 
 
-def halves(groups: Sequence[Group], batch: Batch) -> list[tuple[list[Row], list[Row]]]:
+def halves(groups: Sequence[Group], batch: Batch) -> list[Half]:
     """Rows of every other problem that give a gradient, all completions of the others; and swapped.
 
     What has no signal, or too few tokens beside it, is left out.
@@ -151,12 +161,17 @@ class Trial:
             self.masters = Masters(prepared.active, some, seed, stochastic)
 
     def __enter__(self) -> Self:
-        masters, to = self.masters, "cpu"
-        self.drawn = dict(masters.drawn)
-        self.before_N = _logprobs(self.session, self.held)
-        self._backward()
-        self.start = {n: t.detach().to(to, copy=True) for n, t in masters.tensors.items()}
-        self.gradients = {n: t.grad for n, t in masters.tensors.items() if t.grad is not None}
+        tensors = self.masters.tensors
+        self.drawn = dict(self.masters.drawn)
+        self.start = {n: t.detach().to("cpu", copy=True) for n, t in tensors.items()}
+        self.gradients: dict[str, Tensor] = {}
+        try:
+            self.before_N = _logprobs(self.session, self.held)
+            self._backward()
+        except (RuntimeError, MemoryError):
+            self.__exit__()
+            raise
+        self.gradients = {n: t.grad for n, t in tensors.items() if t.grad is not None}
         self.blind = any(not bool(grad.any()) for grad in self.gradients.values())
         """Whether the first gradient does not reach all: a factor that begins at 0 hides others."""
         return self

@@ -13,9 +13,10 @@ Forward only: each stage takes what the one before it made; `loop.run_step` call
 Shapes: P problem, G member.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from modicum.tasks.prompts import encode, stops
 from modicum.training.session import Session
 from modicum.types import Batch, Group, Row, RunStopped, UserError
 
+T = TypeVar("T")
 References = dict[tuple[int, int], Tensor]
 """Log-probs of the reference by (group or -1, micro-batch)."""
 Scores = list[list[dict[str, float]]]
@@ -155,22 +157,34 @@ def backward(
     for it is shown the gradient of each group with a signal. `heard` takes the log-probs.
     Where memory runs out it begins anew with half the micro-batch, which the session keeps.
     """
+
+    def undo() -> None:
+        session.optimization.begin_anew()
+        references.clear()
+        if heard is not None:
+            heard.clear()
+
+    work = partial(_backward, session, batch, references, heard)
+    return within_memory(session, len(batch.rows), work, undo)
+
+
+def within_memory(
+    session: Session, rows: int, work: Callable[[], T], undo: Callable[[], None] = lambda: None
+) -> T:
+    """What `work` on so many rows returns; while memory runs out, undone and with half a micro-batch."""
     while True:
         try:
-            return _backward(session, batch, references, heard)
+            return work()
         except (RuntimeError, MemoryError) as error:
             machine.require_out_of_memory(error)
-        rows = min(session.config.batch.micro_batch, len(batch.rows))
+        rows = min(session.config.batch.micro_batch, rows)
         if rows == 1:
             raise UserError(
                 "memory ran out in training with one completion in a micro-batch:"
                 " --checkpointing, shorter completions (--max-tokens) or another --update take"
                 " less; modicum plan shows what"
             )
-        session.optimization.begin_anew()
-        references.clear()
-        if heard is not None:
-            heard.clear()
+        undo()
         session.resize(micro_batch=rows // 2)
         machine.drop_caches()
 

@@ -156,7 +156,6 @@ class AdaLora(LowRank):
 
     peft_config = "AdaLoraConfig"
     goes_on = False
-    rate_scale = 50.0
     examples = (
         "adalora(rank=2, init_rank=3)",
         "adalora(rank=1, init_rank=3, warmup=1, tail=0, every=2) @ last(1)",

@@ -166,8 +166,6 @@ class Prepared:
 class Update(Protocol):
     """Something that trains a part of a model."""
 
-    rate_scale: float
-    """The default learning rate, over that of full training."""
     kind: Kind
     """What an arm of a study that trains by it is called among many."""
 
@@ -258,11 +256,6 @@ class Placed(Pair):
     """A method and the selection that it trains."""
 
     sign = "@"
-
-    @property
-    def rate_scale(self) -> float:
-        """That of the method."""
-        return self.left.rate_scale
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         return self.left.apply(model, seed, self.right)

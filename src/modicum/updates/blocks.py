@@ -27,7 +27,6 @@ shape. Departures from PEFT's defaults: all linear layers, rank 8.
 It is an adapter: the base is not touched, but every forward copies the whole weight to add
 the entries, and backward makes the gradient of the whole weight. `sparse(by='random')`
 trains entries of the weight itself. With a bf16 base the sum is rounded to bf16.
-`rate_scale` 5 is from the tiny base, found as in `vectors`.
 """
 
 from collections.abc import Callable
@@ -54,7 +53,6 @@ class Miss(Adapter):
     peft_config = "MissConfig"
     links = ("miss_block",)
     turned = False
-    rate_scale = 1.0
     examples = ("miss(rank=4)", "miss(rank=5) @ last(1)")
     passed: ClassVar[dict[str, str]] = {"rank": "r"}
     rank: Count = 64
@@ -71,7 +69,6 @@ class Oft(Adapter):
 
     peft_config = "OFTConfig"
     turned = False
-    rate_scale = 2.0
     examples = (
         "oft(block_size=8)",
         "oft(block_size=4, exact=True) @ last(1)",
@@ -109,7 +106,6 @@ class Shira(Adapter):
 
     peft_config = "ShiraConfig"
     turned = False
-    rate_scale = 5.0
     examples = ("shira(rank=2)", "shira(rank=1) @ last(2)")
     passed: ClassVar[dict[str, str]] = {"rank": "r"}
     rank: Count = 8

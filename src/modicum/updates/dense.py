@@ -174,10 +174,9 @@ class Parts(Selection):
 
 @dataclass(frozen=True)
 class BitFit(Selection):
-    """All biases; a model without any is refused. Ten times the rate of full training."""
+    """All biases; a model without any is refused."""
 
     kind = "parts of layers"
-    rate_scale = 10.0
     examples = ("bitfit",)
 
     def names(self, layout: Layout) -> set[str]:

@@ -120,7 +120,6 @@ class Pissa(Moved):
     on the tiny base the best rate was a fifth of LoRA's (one seed).
     """
 
-    rate_scale = 2.0
     examples = ("pissa(rank=2)", "pissa(rank=2) @ last(1)")
 
     def part(self, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -138,7 +137,6 @@ class Olora(Moved):
     taken out four times over, and the adapter would have to give all of that back.
     """
 
-    rate_scale = 5.0
     examples = (
         "olora(rank=2, alpha=2)",
         "olora(rank=2, alpha=2) @ last(1)",

@@ -33,7 +33,6 @@ class LowRank(Adapter):
     """What adapters with a rank and a scale have in common."""
 
     peft_config = "LoraConfig"
-    rate_scale = 10.0
     links = ("lora_A", "lora_B")
     goes_on = True
     passed: ClassVar[dict[str, str]] = {"rank": "r", "alpha": "lora_alpha"}
@@ -79,11 +78,9 @@ class RsLora(LowRank):
 class LoraPlus(LowRank):
     """LoRA whose B learns `ratio` times as fast as A.
 
-    The run's learning rate is that of A. Its default is that of full training, so that with
-    ratio 16 B learns about as fast as in LoRA, where B moves the weights most.
+    The run's learning rate is that of A.
     """
 
-    rate_scale = 1.0
     examples = ("loraplus(rank=2, ratio=4.0)",)
     ratio: Annotated[float, Limits(0, 1024, above=True)] = 16.0
 

@@ -37,8 +37,8 @@ Between = Annotated[float, Limits(0, 1, above=True, below=True)]
 class Member(Spec, ABC):
     """A part of the model, a method or an optimizer; arguments are checked against their types."""
 
-    rate_scale: ClassVar[float] = 1.0
-    """The default learning rate, over that of full training."""
+    faster = 1.0
+    """How far above AdamW's the rates of an optimizer lie."""
     kind: ClassVar[Kind]
     examples: ClassVar[tuple[str, ...]]
     """Expressions that run on the tiny base, the usual one first."""

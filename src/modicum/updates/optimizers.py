@@ -45,14 +45,7 @@ STEP_TABLES = 4  # as large as a matrix, which a step makes
 class OptimizerMember(Member):
     """An optimizer that can be told for what: `sgd @ lora(rank=4)`."""
 
-    faster = 1.0
-    """Its default rate, over that of AdamW."""
     kind = "optimizers"
-
-    @property
-    def rate_scale(self) -> float:  # type: ignore[override]
-        """The default learning rate, over that of full training."""
-        return self.faster
 
     @abstractmethod
     def rule(self, seed: int) -> Rule:
@@ -75,9 +68,9 @@ class Optimized(Pair):
     sign = "@"
 
     @property
-    def rate_scale(self) -> float:
-        """The optimizer's, over Adam's, times the update's."""
-        return self.left.rate_scale * self.right.rate_scale
+    def faster(self) -> float:
+        """That of the optimizer."""
+        return float(self.left.faster)
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         """Apply the update and let the optimizer move what it trains."""
@@ -104,7 +97,6 @@ def _no_second(left: object, right: object) -> None:
 class Sgd(OptimizerMember):
     """Plain gradient descent: no optimizer state without momentum, and far larger rates."""
 
-    faster = 200.0
     examples = (
         "sgd",
         "sgd(momentum=0.9) @ last(1)",
@@ -113,9 +105,9 @@ class Sgd(OptimizerMember):
     momentum: ShareBelowOne = 0.0
 
     @property
-    def rate_scale(self) -> float:  # type: ignore[override]
+    def faster(self) -> float:  # type: ignore[override]
         """Under momentum steps add up to 1/(1 - momentum) times as much."""
-        return self.faster * (1 - self.momentum)
+        return 200.0 * (1 - self.momentum)
 
     def rule(self, seed: int) -> Rule:
         return SgdRule(self.momentum)

@@ -214,7 +214,6 @@ def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str]
 class Sparse(Scheduled):
     """A share of the entries of every tensor trains: by chance, size, gradient or a past run."""
 
-    rate_scale = 4.0
     examples = (
         "sparse(keep=0.1)",
         "sparse(keep=0.1, by='smallest') @ last(1)",

@@ -14,9 +14,7 @@ copies, so that the base keeps its own. Departure from PEFT's defaults, which fo
 one of the norms of a layer: all norms train, the final one and q/k norms included.
 
 Rates. One number of a vector scales a whole row or column, and is of size 1 (norms, (IA)^3)
-or acts through a small product (VeRA): steps must be larger than for matrices. `rate_scale`
-100 makes five steps on one batch of the tiny base move the policy (by KL) as far as tuned
-rates of `full` and `lora` do. A starting point, not a tuned rate.
+or acts through a small product (VeRA): steps must be larger than for matrices.
 
 *TinyLoRA* (arXiv 2602.04118): a handful of numbers steer the largest directions of weights.
 
@@ -30,9 +28,6 @@ The signs of singular vectors, which are arbitrary and differ between
 devices, are fixed here: of every column of B the largest entry is positive, so that a run
 goes on and is evaluated on another device as what it is. Seeds are spread, as PEFT counts
 up from the seed by layer and runs with neighbouring seeds would share matrices.
-
-`rate_scale` 50 is for numbers that all layers share, from the tiny base (as above);
-without tying a step goes further and the rate is better a third of that.
 
 The singular values are computed when a run starts, is resumed, evaluated or exported: for a
 model of 1.5B parameters on a CPU that takes minutes.
@@ -61,7 +56,6 @@ class Vera(Adapter):
     """Two trained vectors a layer around frozen random matrices that all layers share."""
 
     peft_config = "VeraConfig"
-    rate_scale = 100.0
     examples = ("vera(rank=16)", "vera(rank=8, d_initial=0.5) @ last(2)")
     passed: ClassVar[dict[str, str]] = {"rank": "r", "d_initial": "d_initial"}
     rank: Count = 256
@@ -86,7 +80,6 @@ class Ia3(Adapter):
 
     peft_config = "IA3Config"
     everywhere = False
-    rate_scale = 100.0
     examples = ("ia3", "ia3 @ (last(2) & parts(mlp))")
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
@@ -119,7 +112,6 @@ class LnTuning(Adapter):
 
     peft_config = "LNTuningConfig"
     everywhere = False
-    rate_scale = 100.0
     examples = ("lntuning", "lntuning @ middle(1)")
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
@@ -136,7 +128,6 @@ class TinyLora(Adapter):
     """`u` numbers train, shared by all linear layers, or fewer layers with less tying."""
 
     peft_config = "TinyLoraConfig"
-    rate_scale = 50.0
     examples = (
         "tinylora",
         "tinylora(u=4, weight_tying=0.0) @ last(2)",
