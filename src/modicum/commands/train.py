@@ -32,12 +32,12 @@ def run(args: list[str]) -> int:
     config = settings(found, {})
 
     from modicum.display import Display
-    from modicum.training.folder import run_folder
+    from modicum.naming import run_folder
     from modicum.training.loop import train
 
-    past = run_folder(config) / "config.toml"
-    if found.resume and past.is_file():
-        config = settings(found, {**read_toml(past), "out": config.out})
+    folder = run_folder(config)
+    if found.resume and (folder / "config.toml").is_file():
+        config = settings(found, {**read_toml(folder / "config.toml"), "out": str(folder)})
 
     with Display() as display:
         result = train(config, display, found.overwrite, found.resume)
@@ -46,8 +46,8 @@ def run(args: list[str]) -> int:
 
         display.console.print(f"change proof: {result['change_proof']}")
         display.console.print(f"agreement proof: {result['agreement_proof']}")
-        tables.show(tables.results([read.load(run_folder(config))]))
-    show(found.json, result, f"run folder: {run_folder(config)}")
+        tables.show(tables.results([read.load(folder)]))
+    show(found.json, result, f"run folder: {folder}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,15 @@ from modicum.resuming import settings
 from modicum.training import origin
 from modicum.training.checkpoint import restore
 from modicum.training.session import Session
-from modicum.types import RunInterrupted, UserError
+from modicum.types import FolderError, RunInterrupted, UserError
 
 Changes = dict[str, tuple[Any, Any]]
 """Before and now, by name."""
-LENGTH = {"steps", "budget.budget"}
+LENGTH = {name for name, kind, _ in settings(TrainConfig()) if kind == "length"}
 
 
-def look(config: TrainConfig, overwrite: bool, resume: bool) -> None:
+def look(folder: Path, config: TrainConfig, overwrite: bool, resume: bool) -> None:
     """UserError, before a model is loaded, for a folder that can be neither begun nor resumed."""
-    folder = run_folder(config)
     found = runs.entries(folder)
     lock.check(folder)
     disk.check_writable(folder)
@@ -38,14 +37,13 @@ def look(config: TrainConfig, overwrite: bool, resume: bool) -> None:
 
 @contextmanager
 def begin(
-    session: Session, overwrite: bool, resume: bool, note: Callable[[str], None]
+    session: Session, folder: Path, overwrite: bool, resume: bool, note: Callable[[str], None]
 ) -> Iterator[tuple[runs.Run, int]]:
     """The run folder and the step to begin with; no other process writes the folder meanwhile.
 
     `note` is told what is not as it was. Raises UserError where a folder holds something else,
     or a run with other settings, or another process writes it.
     """
-    folder = run_folder(session.config)
     lock.check(folder)  # who writes it is said first, and a folder of others gets no lock
     if resume:
         runs.open_run(folder)
@@ -63,15 +61,29 @@ def begin(
 
 @contextmanager
 def resumable(run: runs.Run) -> Iterator[None]:
-    """In here a signal that ends the run is RunInterrupted, which says how to go on."""
-    try:
-        yield
-    except machine.Stopped as error:
-        done = [c.name.removeprefix("step-").lstrip("0") for c in runs.checkpoints(run.folder)]
-        where = f"after step {done[-1]}" if done else "before the first checkpoint"
-        raise RunInterrupted(
-            f"interrupted {where}; --resume goes on from there", error.number
-        ) from None
+    """In here a signal that ends the run is RunInterrupted, which says how to go on.
+
+    What else ends it before its end is written down as `failed.json`, until it goes on.
+    """
+    (run.folder / runs.FAILED).unlink(missing_ok=True)
+    with ExitStack() as stack:
+        stack.push(lambda _, error, __: _record(run, error))
+        try:
+            yield
+        except machine.Stopped as error:
+            done = [c.name.removeprefix("step-").lstrip("0") for c in runs.checkpoints(run.folder)]
+            where = f"after step {done[-1]}" if done else "before the first checkpoint"
+            raise RunInterrupted(
+                f"interrupted {where}; --resume goes on from there", error.number
+            ) from None
+
+
+def _record(run: runs.Run, error: BaseException | None) -> None:
+    """Write down what ended a run, if that was an error and the disk takes it."""
+    if isinstance(error, Exception) and not isinstance(
+        error, (RunInterrupted, FolderError, *disk.errors())
+    ):
+        run.write(runs.FAILED, {"error": str(error) or type(error).__name__})
 
 
 def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tuple[runs.Run, int]:
@@ -89,9 +101,14 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
     first = restore(session, saved[-1]) if saved else 0
     if first > config.steps:
         raise UserError(f"{folder} has {first} steps behind it; steps = {config.steps} are fewer")
+    names = ("metrics.jsonl", "evaluations.jsonl")
+    steps, evaluations = (
+        runs.read_lines(folder / n) if (folder / n).exists() else () for n in names
+    )
+    session.stop.replay(steps, evaluations, first)
     if finished and session.ended(first):
-        raise _finished(folder)
-    run.cut(first, session.ended(first), past_config(folder).records.samples_every)
+        raise _finished(folder, session.stop.reason)
+    run.cut(first, session.ended(first))
     if not (folder / ENVIRONMENT).exists():
         run.write(ENVIRONMENT, origin.record(session, folder))
     if changes:
@@ -99,7 +116,8 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
         rounding = "; last digits may differ from those of an uncut run" if digits else ""
         now, before = _listed(changes, 1), _listed(changes, 0)
         note(f"goes on after step {first} with {now} instead of {before}{rounding}")
-    run.write_text("config.toml", to_toml(config))
+    # As it was named at first: `--config` of it begins a run with a name of its own.
+    run.write_text("config.toml", to_toml(replace(config, out=past_config(folder).out)))
     return run, first
 
 
@@ -133,9 +151,11 @@ def _changes(folder: Path, config: TrainConfig, known: bool = True) -> tuple[Cha
     return changes, any(kind == "digits" for kind, _, _ in found.values())
 
 
-def _finished(folder: Path) -> UserError:
+def _finished(folder: Path, stopped: str = "") -> UserError:
+    why = f", which stopped since {stopped}" if stopped else ""
+    more = "--stop-when never and --patience 0" if stopped else "more --steps"
     return UserError(
-        f"{folder} holds a finished run; --overwrite starts anew, more --steps go on with it"
+        f"{folder} holds a finished run{why}; --overwrite starts anew, {more} go on with it"
     )
 
 
@@ -158,11 +178,3 @@ def _follows(session: Session) -> str:
     if session.prepared.schedule.follows_length:
         return f"update = {config.update!r} is spread over the run"
     return ""
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """The folder that the config names, or one under runs/ made from update and seed."""
-    if config.out:
-        return Path(config.out)
-    name = "".join(c if c.isalnum() else "-" for c in config.update).strip("-")
-    return Path("runs") / f"{name}-seed{config.seed}"

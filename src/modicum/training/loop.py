@@ -15,13 +15,15 @@ from modicum.config import TrainConfig
 from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
+from modicum.naming import run_folder
 from modicum.parts import RunParts
 from modicum.rewards import StepExtras
+from modicum.stopping import AT_THE_ENDS, split_within
 from modicum.tasks.prompts import encode
-from modicum.training import origin, result
+from modicum.training import origin, result, samples
 from modicum.training.checkpoint import save
-from modicum.training.folder import begin, look, resumable, run_folder
-from modicum.training.metrics import rollout_metrics, run_metrics, sample, training_metrics
+from modicum.training.folder import begin, look, resumable
+from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
 from modicum.training.session import Session, notes
 from modicum.training.step import (
     References,
@@ -79,14 +81,15 @@ def train(
     """
     observer, parts = observer or Observer(), parts or RunParts()
     config, note = parts.named(config), observer.note
+    folder = run_folder(config)  # before the config says more than was asked for
     with machine.Interrupts(at_once=True) as interrupts:
         tracking.check(config.tracking)
-        look(config, overwrite, resume)
+        look(folder, config, overwrite, resume)
         if resume:
-            config, parts = parts.resumed(config, run_folder(config))
-            past = [run_folder(config), *past]
+            config, parts = parts.resumed(config, folder)
+            past = [folder, *past]
         if overwrite:
-            origin.spare_base(config, run_folder(config))
+            origin.spare_base(config, folder)
         if parts.update is parts.objective is None:  # the planner reads expressions
             plan.check(config)
         machine.reuse_memory()
@@ -99,7 +102,7 @@ def train(
         check_length([first_prompt], policy.model, config.sampling)
         # What the process held before the model was loaded; on a GPU nothing.
         start_memory = before if policy.device.type == "cpu" else 0
-        with begin(session, overwrite, resume, note) as (run, first), resumable(run):
+        with begin(session, folder, overwrite, resume, note) as (run, first), resumable(run):
             for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
                 note(text)
             name = run.folder.resolve().name
@@ -146,6 +149,8 @@ def _train(
         if done > first and runs.checkpoints(run.folder)[-1:] != [run.checkpoint(done)]:
             save(session, run, done)
         raise
+    if session.stop.reason:
+        observer.note(f"stopped after step {done}: {session.stop.reason}")
     proof = session.proof.check("end of the run")
     if "trained" not in evaluated:
         evaluated["trained"] = _evaluate(session, run, observer, "trained", done - 1, None)
@@ -165,13 +170,14 @@ def _evaluate(
     """Evaluate the current policy, unless the result is known, and log it."""
     config = session.config
     held = config.evaluation
+    within = split_within(config.budget, held)
     if held.eval_problems == 0:
         return {}
     found = known or evaluate(
         session.policy,
         session.task,
         config.sampling,
-        held.eval_split,
+        held.eval_split if name in AT_THE_ENDS else within,
         num_problems=held.eval_problems,
         samples=held.eval_samples,
         progress=lambda done, total: observer.evaluating(name, done, total),
@@ -180,6 +186,7 @@ def _evaluate(
     )
     entry = {"step": step, "name": name, **asdict(found)}
     run.append("evaluations.jsonl", entry)
+    session.stop.evaluated(entry)
     observer.evaluated(name, found)
     return entry
 
@@ -214,12 +221,8 @@ def run_step(
     lost = session.optimization.lost(metrics.get("update/arrived"))
     if observer and lost:
         observer.note(lost)
-    if step % session.config.records.samples_every == 0 or session.ended(step + 1):
-        group = groups[0]
-        for completion, found in zip(group.completions[:4], scores[0], strict=False):
-            total = session.reward.total(found)
-            line = sample(step, group.problem, completion.text, found, total)
-            run.append("samples.jsonl", line | extras.logged(completion))
+    session.stop.step(metrics)
+    samples.write(session, run, step, groups, scores, rewards_PG, extras)
     return metrics
 
 
@@ -247,7 +250,7 @@ def _look(session: Session, run: runs.Run, observer: Observer, step: int) -> Non
         observer.note("change proof after the first step: " + session.proof.check("first step"))
         counters.checked_first = True
     if step + 1 == NO_SIGNAL_STEPS and not (counters.optimizer_steps or counters.signal_steps):
-        last = runs.read_lines(run.folder / "samples.jsonl")[-1]
+        last = runs.read_lines(run.folder / samples.FILE)[-1]
         observer.note(
             f"in {step + 1} steps all rewards within a group were equal, so nothing was trained."
             f" Gold {last['gold']!r}, scores {last['scores']}, completion {last['completion']!r}"

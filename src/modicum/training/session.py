@@ -1,7 +1,7 @@
 """What a run works with: policy, update, optimizer, proof, problems, rewards, counters."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from modicum import objectives, recipes, rewards, tasks, updates
@@ -15,6 +15,7 @@ from modicum.models.identity import Identity
 from modicum.models.load import TINY, inner, load, locate
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
+from modicum.stopping import Stop, split_within
 from modicum.tasks import lengths, prompts
 from modicum.tasks.examples import Examples, draw, without
 from modicum.training.optimization import Optimization
@@ -52,8 +53,8 @@ class Counters(StepCounters):
 
     def load(self, state: dict[str, Any]) -> None:
         """Set what `state` gave."""
-        for field in fields(self):
-            setattr(self, field.name, state[field.name])
+        for entry in fields(self):
+            setattr(self, entry.name, state[entry.name])
 
 
 @dataclass
@@ -77,6 +78,10 @@ class Session:
     counters: Counters
     identity: Identity
     """Of the base, before the update was applied."""
+    stop: Stop = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stop = Stop(self.config.budget)
 
     @property
     def learning_rate(self) -> float:
@@ -93,11 +98,11 @@ class Session:
         return min(1.0, max(of_steps, spent / budget.budget if budget.budget else 0.0))
 
     def ended(self, done: int) -> bool:
-        """Whether the run ends after `done` steps: another would go further past the budget."""
+        """Whether the run ends after `done` steps: it is to, or goes no nearer to its budget."""
         budget, counters = self.config.budget, self.counters
         spent = counters.spent(budget.budget_unit) + counters.last_spent / 2
         over = bool(budget.budget) and done > 0 and spent >= budget.budget
-        return over or done >= self.config.steps
+        return over or done >= self.config.steps or bool(self.stop.reason)
 
     def count(self, tokens: int, flops: float, seconds: float) -> None:
         """A step has ended that generated and cost so much."""
@@ -144,6 +149,7 @@ def prepare(
     first = task.problem("train", config.seed, 0)
     for _, term in reward.terms:
         term.require(first)
+    Stop(config.budget).check(str(term) for _, term in reward.terms)
     examples, held = draw(task, config.sampling), _held_out(task, config)
     order = curriculum.begin(without(task, examples), config.seed)
     loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)
@@ -187,13 +193,16 @@ def prepare(
 
 def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
     """The problems of the evaluations, of a task that has an end; UserError if there are none."""
-    held = config.evaluation
-    if not held.eval_problems or task.size(held.eval_split) is None:
+    held, found = config.evaluation, list[Problem]()
+    if not held.eval_problems:
         return []
     try:
-        if task.size(held.eval_split) == 0:
-            task.problem(held.eval_split, config.seed, 0)
-        return held_out(task, held.eval_split, held.eval_problems)
+        for split in dict.fromkeys((held.eval_split, split_within(config.budget, held))):
+            if task.size(split) == 0:
+                task.problem(split, config.seed, 0)
+            if task.size(split) is not None:
+                found += held_out(task, split, held.eval_problems)
+        return found
     except UserError as error:
         raise UserError(f"{error}, or set eval_problems=0") from None
 
