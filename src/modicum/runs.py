@@ -26,7 +26,7 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,7 +47,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.listeners: dict[str, Callable[[Mapping[str, Any]], None]] = {}
+        self.listeners: dict[str, Sequence[Callable[[Mapping[str, Any]], None]]] = {}
         """Called with every line of a file, by its name."""
 
     @classmethod
@@ -70,8 +70,8 @@ class Run:
     def append(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add one JSON line to `metrics.jsonl` or another file of lines."""
         self.extend(name, [entry])
-        if name in self.listeners:
-            self.listeners[name](entry)
+        for tell in self.listeners.get(name, ()):
+            tell(entry)
 
     def extend(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
         """Add JSON lines at once, of which no listener hears."""

@@ -39,7 +39,7 @@ def run(args: list[str]) -> int:
     if found.resume and (folder / "config.toml").is_file():
         config = settings(found, {**read_toml(folder / "config.toml"), "out": str(folder)})
 
-    with Display() as display:
+    with Display(folder if config.records.watch else None) as display:
         result = train(config, display, found.overwrite, found.resume)
     if not found.json:
         from modicum.report import read, tables

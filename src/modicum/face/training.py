@@ -73,7 +73,8 @@ def train(
     from modicum.display import Display
     from modicum.training.loop import train as run
 
-    with Display() if progress and observer is None else nullcontext(observer) as shown:
+    watch = folder if whole.records.watch else None
+    with Display(watch) if progress and observer is None else nullcontext(observer) as shown:
         values = run(whole, shown, overwrite, resume, parts=parts)
     return TrainResult(folder, values, parts)
 

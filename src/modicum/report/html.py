@@ -6,6 +6,7 @@ without it. What a model wrote is escaped text. `report.html` has a macro for ea
 """
 
 import base64
+import functools
 import hashlib
 import importlib.resources
 import re
@@ -23,6 +24,25 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def render(document: Document, drawn: Mapping[str, Drawn]) -> str:
     """The page as text; a figure that is not `drawn` is left out."""
+    script = _file("page.js").strip()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        environment_of()
+        .get_template("page.html")
+        .render(
+            document=document,
+            drawn=drawn,
+            marked=marked,
+            css=Markup(_file("page.css").strip()),
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
+        )
+    )
+
+
+@functools.cache
+def environment_of() -> jinja2.Environment:
+    """What renders the templates of this package; all that they are given is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_file),
         autoescape=True,
@@ -31,16 +51,7 @@ def render(document: Document, drawn: Mapping[str, Drawn]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"printable": printable, "kind": lambda block: type(block).__name__}
-    script = _file("page.js").strip()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html").render(
-        document=document,
-        drawn=drawn,
-        marked=marked,
-        css=Markup(_file("page.css").strip()),
-        script=Markup(script),
-        script_hash=f"sha256-{digest}",
-    )
+    return environment
 
 
 def printable(text: str, limit: int | None = None) -> str:

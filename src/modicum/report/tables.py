@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from modicum.report.read import RunRecord, colours, labels
 from modicum.results import RunResult
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table as RichTable
 
 Number = Callable[[float | None], str]
@@ -85,6 +87,10 @@ COLUMNS = (
 )
 
 
+LEAST = (5, 4, 1, 6, 3)
+"""The columns that a narrow terminal does without, first to last."""
+
+
 def results(records: Sequence[RunRecord]) -> list[RunRow]:
     """A row for each run that has a result, in the order given."""
     return [
@@ -118,15 +124,33 @@ def _known(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def rich_table(rows: Sequence[RunRow]) -> RichTable:
-    """The rows as a table for a terminal of 100 columns."""
+def rich_table(rows: Sequence[RunRow], width: int = 100) -> RichTable:
+    """The rows as a table for a terminal; a narrow one has two lines a row, or fewer columns."""
     # What stands in brackets, or the second word, goes to the next line.
-    heads = ["update"]
-    for head, *_ in COLUMNS:
-        first, _, rest = head.partition(" (" if "(" in head else " ")
-        heads.append(f"{first}\n({rest}" if "(" in head else f"{first}\n{rest}".strip())
+    names = [re.sub(r" (?=\()|(?<=^\w{4}) |(?<=trained) ", "\n", head) for head, *_ in COLUMNS]
+    texts, heads = [list(cells(row, n.short)) for row in rows], ["update", *names]
+    if width < 100:
+        heads = [head.removeprefix("sampled ") for head in heads]
+        texts = [[t[0], *(re.sub(r" (?=[(\[])", "\n", x) for x in t[1:])] for t in texts]
+    kept = fitted(heads, texts, width, [heads[k] for k in LEAST])
     caption = "base → trained on held-out problems"
-    return terminal_table(heads, [cells(row, n.short) for row in rows], caption)
+    return terminal_table([heads[k] for k in kept], [[t[k] for k in kept] for t in texts], caption)
+
+
+def fitted(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, least: Sequence[str]
+) -> list[int]:
+    """Which columns a terminal holds: without the first ones of `least`, as far as need be.
+
+    The first column may be folded; no other is.
+    """
+    columns = list(zip(heads, *rows, strict=True))
+    widths = [max(len(line) for text in c for line in text.split("\n")) for c in columns]
+    kept, gone = list(range(len(heads))), list(least)
+    while gone and min(widths[0], 20) + sum(widths[k] + 2 for k in kept[1:]) > width - 3:
+        name = gone.pop(0)
+        kept = [k for k in kept if heads[k] != name]
+    return kept
 
 
 def terminal_table(
@@ -146,7 +170,10 @@ def terminal_table(
     )
     for number, head in enumerate(heads):
         side = "right" if number else "left"
-        table.add_column(head, justify=side, overflow="fold", no_wrap=number > 0 and not wrap)
+        least = min(20, *map(len, [r[0] for r in rows])) if rows and not number else None
+        table.add_column(
+            head, justify=side, overflow="fold", no_wrap=number > 0 and not wrap, min_width=least
+        )
     for row in rows:
         # Text, not str: an expression with brackets is no markup.
         table.add_row(*(Text(cell) for cell in row))
@@ -155,14 +182,17 @@ def terminal_table(
 
 def show(rows: Sequence[RunRow]) -> None:
     """Print the table to standard output."""
-    print_table(rich_table(rows))
+    print_table(rich_table(rows, terminal().width))
 
 
-def print_table(table: RichTable) -> None:
-    """Print to standard output, 100 columns wide where it is no terminal."""
+def terminal() -> Console:
+    """Standard output, 100 columns wide where it is no terminal."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=100)
-    console.print(table)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=100)
+
+
+def print_table(table: RichTable) -> None:
+    """Print to standard output."""
+    terminal().print(table)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from modicum import machine, plan, runs, tracking
+from modicum import live, machine, plan, runs, tracking
 from modicum.config import TrainConfig
 from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
@@ -102,14 +102,16 @@ def train(
         check_length([first_prompt], policy.model, config.sampling)
         # What the process held before the model was loaded; on a GPU nothing.
         start_memory = before if policy.device.type == "cpu" else 0
-        with begin(session, folder, overwrite, resume, note) as (run, first), resumable(run):
+        began = begin(session, folder, overwrite, resume, note)
+        page = live.written(folder, config.records.watch, note)
+        with page as tell, began as (run, first), resumable(run):
             for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
                 note(text)
             name = run.folder.resolve().name
             told = tracking.open(config.tracking, run.folder, name, asdict(config), first, note)
             with told as tracker:
-                run.listeners["metrics.jsonl"] = tracker.step
-                run.listeners["evaluations.jsonl"] = tracker.evaluated
+                run.listeners["metrics.jsonl"] = [tracker.step, tell]
+                run.listeners["evaluations.jsonl"] = [tracker.evaluated, tell]
                 steps, evaluated, proof = _train(session, run, first, observer, base, interrupts)
                 found = result.make(session, run, evaluated, proof, steps, start_memory, note)
                 tracker.finish(found)

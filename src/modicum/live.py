@@ -1,0 +1,147 @@
+"""A run while it goes: one HTML file that loads itself anew, and a view for a terminal.
+
+Both are made of the files of the run folder (`modicum.status`), and take their time from the run:
+never more than a hundredth of it, and no error of theirs ends it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modicum.disk import write_whole
+from modicum.logged import metric_of
+from modicum.report import numbers as n
+from modicum.report.html import environment_of, printable
+from modicum.status import Status
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+PAGE = "live.html"
+SHARE = 100  # times its own cost, that long it is not shown anew
+SECONDS = 2.0  # nor is it within these
+CURVES = ("reward/mean", "reward/accuracy", "completions/length_mean", "policy/kl")
+CURVES += ("policy/entropy", "groups/no_signal")
+POINTS = 120
+BARS = "▁▂▃▄▅▆▇█"
+GROUPS, MEMBERS, LETTERS = 2, 8, 600  # what is shown of the last step
+
+
+class Curve:
+    """A metric by step, as means over stretches of equal length."""
+
+    def __init__(self, title: str, x: Sequence[float], y: Sequence[float]) -> None:
+        size = math.ceil(len(y) / POINTS)
+        chunks = [slice(k, k + size) for k in range(0, len(y), size)]
+        self.title, self.last = title, n.general(y[-1])
+        self.x, self.y = [x[c][-1] for c in chunks], [sum(y[c]) / len(y[c]) for c in chunks]
+        self.low, self.high = min(self.y), max(self.y)
+        self.range = f"{n.general(self.low)} to {n.general(self.high)}"
+
+    @property
+    def svg(self) -> tuple[str, str]:
+        """The box of the line, which is stretched to its place, and its points."""
+        points = " ".join(f"{x},{-y:.6g}" for x, y in zip(self.x, self.y, strict=True))
+        wide, high = self.x[-1] - self.x[0] or 1, self.high - self.low or 1
+        return f"{self.x[0]} {-self.low - high:.6g} {wide} {high:.6g}", points
+
+    def bars(self, width: int) -> str:
+        """The line in so many blocks."""
+        y = [self.y[k * len(self.y) // width] for k in range(width)]
+        return "".join(BARS[round((v - self.low) / (self.high - self.low or 1) * 7)] for v in y)
+
+
+def _shown(found: Status) -> dict[str, Any]:
+    """What the page and the view show of a run."""
+    values, last = found.values, found.metrics[-1] if found.metrics else {}
+    lines = [("Held-out accuracy", [(e["step"], e["accuracy"]) for e in found.within])]
+    for key in CURVES:
+        logged = [(m["step"], m[key]) for m in found.metrics if m.get(key) is not None]
+        lines.append((metric_of(key).title, logged))
+    seen: dict[Any, str] = {}  # accuracy that is the reward is not drawn twice
+    for title, pairs in lines:
+        if len(pairs) > 1 and any(y for _, y in pairs):
+            seen.setdefault(tuple(pairs), title)
+    samples = found.last("samples.jsonl", GROUPS * 1024)
+    samples = [row for row in samples if row["step"] == samples[-1]["step"]]
+    groups = [list(rows)[:MEMBERS] for _, rows in groupby(samples, lambda row: row["question"])]
+    stages = ("sampling", "training", "agreement")
+    spent = {name: sum(m.get(f"time/{name}_seconds", 0) for m in found.metrics) for name in stages}
+    left = values["seconds"] / max(1, found.done) * (values["steps"] - found.done)
+    facts = {
+        "held-out (%)": n.percent(values["baseline"]) + n.ARROW + n.percent(values["accuracy"]),
+        "reward": n.general(last.get("reward/mean", math.nan)),
+        "left": n.duration(left) if found.state == "running" else n.NONE,
+        "time": n.duration(values["seconds"]),
+        **{name: n.duration(seconds) for name, seconds in spent.items()},
+        "tokens": n.short(last.get("tokens/generated")),
+        "tokens/s": n.decimal(last.get("time/tokens_per_second")),
+        "FLOPs": n.short(last.get("flops/total")),
+        "peak memory": n.memory(values["memory"]),
+    }
+    return {
+        **{"found": found, "values": values, "facts": facts, "groups": groups[:GROUPS], "n": n},
+        "curves": [Curve(title, *zip(*pairs, strict=True)) for pairs, title in seen.items()],
+        "decisions": found.last("decisions.jsonl", 3),
+        "letters": LETTERS,
+        "every": SECONDS,
+    }
+
+
+def view(found: Status, width: int, doing: str = "") -> Group:
+    """What a terminal of so many columns shows, in about twenty lines."""
+    from rich.console import Group
+    from rich.text import Text
+
+    made = environment_of().overlay(autoescape=False).get_template("live.txt")
+    text = made.render(_shown(found), wide=max(10, min(POINTS, width - 36)), doing=doing)
+    lines = [
+        Text(line, "bold" if line[:4] in ("run ", "step") else "") for line in text.split("\n")
+    ]
+    for line in lines:
+        line.truncate(width, overflow="ellipsis")
+    return Group(*lines)
+
+
+def write(found: Status) -> None:
+    """Write `live.html` into the run's folder; while the run goes it asks for itself anew."""
+    text = environment_of().get_template("live.html").render(_shown(found))
+    write_whole(found.folder / PAGE, printable(text))
+
+
+class Shown(AbstractContextManager["Shown"]):
+    """Shows a run anew from time to time; what goes wrong in it is a note, and the last time."""
+
+    def __init__(self, folder: Path, show: Callable[[Status], None], note: Callable[[str], None]):
+        self.folder, self.show, self.note, self.due = folder, show, note, 0.0
+
+    def update(self, now: bool = False) -> None:
+        """Show it, unless that was a moment ago and need not be `now`."""
+        began = time.monotonic()
+        if began >= self.due or (now and self.due < math.inf):
+            with self:
+                self.show(Status(self.folder))
+                self.due = began + max(SECONDS, SHARE * (time.monotonic() - began))
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if isinstance(error, Exception):
+            self.due = math.inf
+            self.note(f"the run goes on and is not shown ({type(error).__name__}: {error})")
+        return isinstance(error, Exception)
+
+
+@contextmanager
+def written(folder: Path, on: bool, note: Callable[[str], None]) -> Iterator[Callable[[Any], None]]:
+    """A context of a run, which gives what writes its page anew; it does so at the end as well."""
+    shown = Shown(folder, write, note)
+    try:
+        yield lambda _: shown.update() if on else None
+    finally:
+        if shown.due:
+            shown.update(now=True)
