@@ -213,7 +213,9 @@ def test_a_condition_on_the_reward_ends_after_a_step(bare: TrainConfig) -> None:
     assert runs.checkpoints(Path(config.out))[-1].name == "step-000005"
     last = runs.read_lines(Path(config.out) / "samples.jsonl")[-1]
     assert last["step"] == 4
-    with pytest.raises(UserError, match="the reward logs no 'reward/digit'; did you mean 'reward/"):
+    with pytest.raises(
+        UserError, match="nothing is called 'reward/digit'; did you mean 'reward/digits'"
+    ):
         train(replace(config, budget=Budget(stop_when="reward/digit > 1"), out=config.out + "-2"))
 
 

@@ -49,6 +49,7 @@ examples:
 commands:
 """
 SIGNS = str.maketrans("—–−×·“”‘’█•", "---x.\"\"''#*") | {ord("→"): "->", ord("…"): "..."}
+SIGNS |= str.maketrans("━▁▂▃▄▅▆▇", "=_.,-~+*")
 
 
 def usage() -> str:

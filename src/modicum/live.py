@@ -1,7 +1,7 @@
 """A run while it goes: one HTML file that loads itself anew, and a view for a terminal.
 
 Both are made of the files of the run folder (`modicum.status`), and take their time from the run:
-never more than a hundredth of it, and no error of theirs ends it.
+never more than a hundredth of it together, and no error of theirs ends it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 PAGE = "live.html"
-SHARE = 100  # times its own cost, that long it is not shown anew
+SHARE = 200  # times its own cost, that long it is not shown anew
 SECONDS = 2.0  # nor is it within these
 CURVES = ("reward/mean", "reward/accuracy", "completions/length_mean", "policy/kl")
 CURVES += ("policy/entropy", "groups/no_signal")

@@ -19,16 +19,12 @@ from modicum.types import Split, UserError
 NEVER = "never"
 HELD = ("accuracy", "lenient", "greedy", "format", "truncated", "length")
 """What an evaluation finds; all others are logged by steps."""
+KNOWN = [*HELD, *(METRICS.keys() - {TERM, "user/NAME", "step"})]
 WINDOW = 5  # steps whose mean counts
-SIGNS: Mapping[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
-FORM = re.compile(
-    r"\s*([^\s<>].*?)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%?)\s*"
-)
+SIGNS: Mapping[str, Callable[[float, float], bool]]
+SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+FORM = re.compile(rf"\s*([^\s<>].*?)\s*(>=|<=|>|<)\s*{NUMBER}\s*(%?)\s*")
 AT_THE_ENDS = ("base", "trained")
 
 
@@ -63,14 +59,15 @@ def parse(text: str) -> Condition | None:
             f"stop_when {text!r}: a metric, one of {', '.join(SIGNS)} and a number are wanted,"
             " such as 'accuracy >= 0.9', or never"
         )
-    name = found[1]
-    known = [*HELD, *(key for key in METRICS if key not in (TERM, "user/NAME", "step"))]
-    if name not in known and not name.startswith(("reward/", "user/")):
-        tails = [f"did you mean {key!r}?" for key in known if key.endswith(f"/{name}")]
-        raise UserError(
-            f"stop_when: nothing is called {name!r}; {tails[0] if tails else nearest(name, known)}"
-        )
-    return Condition(name, found[2], float(found[3]) / (100 if found[4] else 1))
+    if found[1] not in KNOWN and not found[1].startswith(("reward/", "user/")):
+        raise _unknown(found[1], KNOWN)
+    return Condition(found[1], found[2], float(found[3]) / (100 if found[4] else 1))
+
+
+def _unknown(name: str, known: Iterable[str]) -> UserError:
+    near = sorted(key for key in known if key.endswith(f"/{name}"))
+    hint = f"did you mean {near[0]!r}?" if near else nearest(name, known)
+    return UserError(f"stop_when: nothing is called {name!r}; {hint}")
 
 
 def split_within(budget: Any, held: Any) -> Split:
@@ -96,23 +93,19 @@ class Stop:
         self._best, self._after, self._since = float("-inf"), 0, 0
 
     def check(self, terms: Iterable[str]) -> None:
-        """UserError for a term of the reward that the reward has not."""
+        """UserError for a term that the reward has not."""
         known = ["reward/mean", "reward/errors", *(f"reward/{term}" for term in terms)]
         if self.when and self.when.name.startswith("reward/") and self.when.name not in known:
-            raise UserError(
-                f"stop_when: the reward logs no {self.when.name!r};"
-                f" {nearest(self.when.name, known)}"
-            )
+            raise _unknown(self.when.name, known)
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """A step has ended; `metrics` is its line of metrics.jsonl."""
         self.reason = ""
-        value = metrics.get(self.when.name) if self.when and not self.when.held else None
-        if value is None:
+        if self.when is None or self.when.held or self.when.name not in metrics:
             return
-        self._recent.append(value)
+        self._recent.append(metrics[self.when.name])
         mean = sum(self._recent) / len(self._recent)
-        if len(self._recent) == WINDOW and self.when and self.when.holds(mean):
+        if len(self._recent) == WINDOW and self.when.holds(mean):
             self.reason = f"{self.when} (a mean of {mean:.3g} over {WINDOW} steps)"
 
     def evaluated(self, entry: Mapping[str, Any]) -> None:
@@ -127,17 +120,15 @@ class Stop:
         if entry["accuracy"] > self._best:
             self._best, self._after, self._since = entry["accuracy"], entry["step"] + 1, 0
         if self._since >= self.patience:
-            self.reason = (
-                f"{self._since} evaluations without a better accuracy on tune problems than"
-                f" {self._best:.1%} after step {self._after}"
-            )
+            more = f"accuracy on tune problems than {self._best:.1%} after step {self._after}"
+            self.reason = f"{self._since} evaluations without a better {more}"
 
     def replay(
         self, steps: Iterable[Mapping[str, Any]], evaluations: Iterable[Mapping[str, Any]], to: int
     ) -> None:
         """Hear again what a run logged in its first `to` steps."""
-        found = [(entry["step"], 0, entry) for entry in steps]
-        found += [(entry["step"], 1, entry) for entry in evaluations]
-        for step, kind, entry in sorted(found, key=lambda item: item[:2]):
+        heard = [(e["step"], self.step, e) for e in steps]
+        heard += [(e["step"], self.evaluated, e) for e in evaluations]
+        for step, tell, entry in sorted(heard, key=lambda item: item[0]):  # stable: steps first
             if step < to:
-                (self.evaluated if kind else self.step)(entry)
+                tell(entry)

@@ -42,7 +42,12 @@ def run(args: list[str]) -> int:
     paths = {"report": places.page, "markdown": places.markdown, "figures": places.figures}
     values: dict[str, Any] = {name: str(path) for name, path in paths.items()}
     if not study and not found.json:
-        tables.show(tables.results([read.load(folder) for folder in folders]))
+        records = [read.load(folder) for folder in folders]
+        if rows := tables.results(records):
+            tables.show(rows)
+        for record in records:
+            if record.result is None:
+                print(f"{record.folder}: no result yet; {record.so_far}")
     elif not study:
         files = [folder / "result.json" for folder in folders]
         done = [file.read_text(encoding="utf-8") for file in files if file.exists()]

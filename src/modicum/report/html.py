@@ -26,17 +26,14 @@ def render(document: Document, drawn: Mapping[str, Drawn]) -> str:
     """The page as text; a figure that is not `drawn` is left out."""
     script = _file("page.js").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        environment_of()
-        .get_template("page.html")
-        .render(
-            document=document,
-            drawn=drawn,
-            marked=marked,
-            css=Markup(_file("page.css").strip()),
-            script=Markup(script),
-            script_hash=f"sha256-{digest}",
-        )
+    template = environment_of().get_template("page.html")
+    return template.render(
+        document=document,
+        drawn=drawn,
+        marked=marked,
+        css=Markup(_file("page.css").strip()),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
     )
 
 

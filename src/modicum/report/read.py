@@ -82,6 +82,18 @@ class RunRecord:
         """Of the result or (none yet) of the config."""
         return self.config.get("seed") if self.result is None else self.result.seed
 
+    @property
+    def so_far(self) -> str:
+        """How far a run without a result came, and what it logged last."""
+        seen = self.metrics.get("step", np.empty(0))
+        of = f" of {self.config['steps']}" if "steps" in self.config else ""
+        text = f"step {int(seen[-1]) + 1 if seen.size else 0}{of}"
+        for key, name in (("reward/mean", "reward"), ("reward/accuracy", "accuracy")):
+            if key in self.metrics and not np.isnan(column := self.metrics[key]).all():
+                tail = column[-max(1, len(column) // 10) :]
+                text += f", {name} {np.nanmean(tail):.2f}"
+        return text
+
     def completions(self, of: str) -> tuple[HeldCompletion, ...]:
         """Those of `base` or `trained`; runs of one base may share the file of the first."""
         return rows(HeldCompletion, self.folder / f"completions-{of}.jsonl")
@@ -101,7 +113,7 @@ def load(folder: str | Path) -> RunRecord:
         folder=folder,
         config=read_toml(folder / "config.toml"),
         metrics=_columns(folder / "metrics.jsonl"),
-        samples=rows(LoggedSample, folder / "samples.jsonl"),
+        samples=_ends(folder / "samples.jsonl"),
         result=fill(RunResult, read_object(result), str(result)) if result.exists() else None,
         environment=read_object(environment) if environment.exists() else {},
     )
@@ -111,6 +123,18 @@ def rows(cls: type[T], file: Path) -> tuple[T, ...]:
     """The lines of a file, or none where there is no file."""
     lines = numbered(file) if file.exists() else ()
     return tuple(fill(cls, row, where) for where, row in lines)
+
+
+def _ends(file: Path) -> tuple[LoggedSample, ...]:
+    """The completions of the first and of the last step, of which alone reports speak."""
+    first: list[tuple[str, dict[str, Any]]] = []
+    last = list(first)
+    for where, row in numbered(file) if file.exists() else ():
+        held = last if first and row.get("step") != first[0][1].get("step") else first
+        if held is last and last and row.get("step") != last[0][1].get("step"):
+            last.clear()
+        held.append((where, row))
+    return tuple(fill(LoggedSample, row, where) for where, row in (*first, *last))
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:

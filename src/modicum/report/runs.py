@@ -48,7 +48,9 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         doc.Text("Means over the first and over the last tenth of the steps.", note=True),
     )
     proven = sections.proofs("", ((row.label, row.result.change_proof) for row in rows))
-    unfinished = [n for n, r in zip(names, records, strict=True) if r.result is None]
+    unfinished = [
+        f"{n}, {r.so_far}" for n, r in zip(names, records, strict=True) if r.result is None
+    ]
     scores = held.levels(groups[0]) if len(groups) == 1 else []
     ran = [names[number] for number in groups[0].runs] if scores else []
     hard = (levels.figure(scores, ran), levels.table(scores, ran))

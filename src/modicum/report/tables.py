@@ -87,7 +87,7 @@ COLUMNS = (
 )
 
 
-LEAST = (5, 4, 1, 6, 3)
+LEAST = (4, 5, 1, 6, 3)
 """The columns that a narrow terminal does without, first to last."""
 
 

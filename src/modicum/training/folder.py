@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,24 +66,19 @@ def resumable(run: runs.Run) -> Iterator[None]:
     What else ends it before its end is written down as `failed.json`, until it goes on.
     """
     (run.folder / runs.FAILED).unlink(missing_ok=True)
-    with ExitStack() as stack:
-        stack.push(lambda _, error, __: _record(run, error))
-        try:
-            yield
-        except machine.Stopped as error:
-            done = [c.name.removeprefix("step-").lstrip("0") for c in runs.checkpoints(run.folder)]
-            where = f"after step {done[-1]}" if done else "before the first checkpoint"
-            raise RunInterrupted(
-                f"interrupted {where}; --resume goes on from there", error.number
-            ) from None
-
-
-def _record(run: runs.Run, error: BaseException | None) -> None:
-    """Write down what ended a run, if that was an error and the disk takes it."""
-    if isinstance(error, Exception) and not isinstance(
-        error, (RunInterrupted, FolderError, *disk.errors())
-    ):
+    try:
+        yield
+    except (RunInterrupted, FolderError):
+        raise
+    except (UserError, RuntimeError, MemoryError) as error:
         run.write(runs.FAILED, {"error": str(error) or type(error).__name__})
+        raise
+    except machine.Stopped as error:
+        done = [c.name.removeprefix("step-").lstrip("0") for c in runs.checkpoints(run.folder)]
+        where = f"after step {done[-1]}" if done else "before the first checkpoint"
+        raise RunInterrupted(
+            f"interrupted {where}; --resume goes on from there", error.number
+        ) from None
 
 
 def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tuple[runs.Run, int]:

@@ -13,6 +13,7 @@ from modicum.training.step import Scores
 from modicum.types import Completion, Group
 
 FILE = "samples.jsonl"
+THIN = 10  # once the file is large, of so many steps that are due one is written
 
 
 def write(
@@ -28,7 +29,7 @@ def write(
     records, path = session.config.records, run.folder / FILE
     # By the file alone, which a resumed run has cut: it goes on as the uncut one does.
     full = path.exists() and path.stat().st_size >= records.samples_mib * 2**20
-    due = step % (records.samples_every * (10 if full else 1)) == 0
+    due = step % (records.samples_every * (THIN if full else 1)) == 0
     if due or session.ended(step + 1):
         shown = groups[: 1 if full else None]
         prompts = session.policy.tokenizer.batch_decode([list(group.prompt) for group in shown])
