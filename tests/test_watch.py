@@ -321,7 +321,7 @@ def test_what_a_terminal_of_80_columns_shows(
 def test_the_view_fits_and_says_it_all(width: int, tmp_path: Path) -> None:
     folder = make(tmp_path, "mine", ended=False)
     with lock.held(folder):
-        lines = printed(live.view(Status(folder), width, "evaluating base 3/9"), width)
+        lines = printed(live.view(Status(folder), width, 24, "evaluating base 3/9"), width)
     text = "\n".join(lines)
     assert max(map(len, lines)) <= width
     assert lines[0] == "run mine: running"
@@ -378,7 +378,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
 def test_runs_of_every_length_are_shown(steps: int, tmp_path: Path) -> None:
     folder = make(tmp_path, "mine", steps=steps, ended=False)
     live.write(Status(folder))
-    assert printed(live.view(Status(folder), 80), 80)[0] == "run mine: interrupted"
+    assert printed(live.view(Status(folder), 80, 24), 80)[0] == "run mine: interrupted"
     (folder / "samples.jsonl").unlink()
     (folder / "evaluations.jsonl").unlink()
     live.write(Status(folder))
@@ -393,7 +393,7 @@ def test_old_samples_are_shown(tmp_path: Path) -> None:
     (folder / "samples.jsonl").write_text(runs.to_lines([row | {"scores": {"accuracy": 1.0}}]))
     live.write(Status(folder))
     assert "1+1?" in (folder / "live.html").read_text()
-    assert "1.00  2" in "\n".join(printed(live.view(Status(folder), 80), 80))
+    assert "1.00  2" in "\n".join(printed(live.view(Status(folder), 80, 24), 80))
 
 
 def test_showing_never_takes_more_than_its_share(

@@ -161,7 +161,7 @@ class Display(Observer, AbstractContextManager["Display"]):
             self.watched.update(now=self.shown is None)
 
     def _view(self, found: Status) -> None:
-        self._set(live.view(found, self.console.width, self.doing))
+        self._set(live.view(found, *self.console.size, self.doing))
 
     def _set(self, shown: RenderableType) -> None:
         if self.shown is None:

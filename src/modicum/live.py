@@ -94,13 +94,14 @@ def _shown(found: Status) -> dict[str, Any]:
     }
 
 
-def view(found: Status, width: int, doing: str = "") -> Group:
-    """What a terminal of so many columns shows, in about twenty lines."""
+def view(found: Status, width: int, height: int, doing: str = "") -> Group:
+    """What a terminal of so many columns and lines shows."""
     from rich.console import Group
     from rich.text import Text
 
     made = environment_of().overlay(autoescape=False).get_template("live.txt")
-    text = made.render(_shown(found), wide=max(10, min(POINTS, width - 36)), doing=doing)
+    wide, members = max(10, min(POINTS, width - 36)), max(2, height - 16)
+    text = made.render(_shown(found), wide=wide, members=members, doing=doing)
     lines = [
         Text(line, "bold" if line[:4] in ("run ", "step") else "") for line in text.split("\n")
     ]

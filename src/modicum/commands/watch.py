@@ -42,7 +42,7 @@ def run(args: list[str]) -> int:
             if status.state != "running" or not status.values.get("watch"):
                 with suppress(*disk.errors()):
                     live.write(status)
-            shown.update(live.view(status, console.width), refresh=True)
+            shown.update(live.view(status, *console.size), refresh=True)
             if options.once or status.state != "running":
                 break
             time.sleep(live.SECONDS)
