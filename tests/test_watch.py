@@ -533,10 +533,10 @@ def test_a_report_of_a_run_without_a_result_says_how_far_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], no_pdf: None
 ) -> None:
     folder = make(tmp_path, "a", ended=False)
-    assert read.load(folder).so_far == "step 20 of 40, reward 0.46, accuracy 0.37"
+    assert Status(folder).so_far == "step 20 of 40, reward 0.47"
     assert cli.run(["report", str(folder)]) == 0
     text = capsys.readouterr().out
-    said = f"{folder}: no result yet; step 20 of 40, reward 0.46, accuracy 0.37\n"
+    said = f"{folder}: no result yet; step 20 of 40, reward 0.47\n"
     assert text.startswith(said)
     assert "base → trained" not in text
 

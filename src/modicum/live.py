@@ -59,7 +59,6 @@ class Curve:
 
 def _shown(found: Status) -> dict[str, Any]:
     """What the page and the view show of a run."""
-    values, last = found.values, found.metrics[-1] if found.metrics else {}
     lines = [("Held-out accuracy", [(e["step"], e["accuracy"]) for e in found.within])]
     for key in CURVES:
         logged = [(m["step"], m[key]) for m in found.metrics if m.get(key) is not None]
@@ -71,26 +70,11 @@ def _shown(found: Status) -> dict[str, Any]:
     samples = found.last("samples.jsonl", GROUPS * 1024)
     samples = [row for row in samples if row["step"] == samples[-1]["step"]]
     groups = [list(rows)[:MEMBERS] for _, rows in groupby(samples, lambda row: row["question"])]
-    stages = ("sampling", "training", "agreement")
-    spent = {name: sum(m.get(f"time/{name}_seconds", 0) for m in found.metrics) for name in stages}
-    left = values["seconds"] / max(1, found.done) * (values["steps"] - found.done)
-    facts = {
-        "held-out (%)": n.percent(values["baseline"]) + n.ARROW + n.percent(values["accuracy"]),
-        "reward": n.general(last.get("reward/mean", math.nan)),
-        "left": n.duration(left) if found.state == "running" else n.NONE,
-        "time": n.duration(values["seconds"]),
-        **{name: n.duration(seconds) for name, seconds in spent.items()},
-        "tokens": n.short(last.get("tokens/generated")),
-        "tokens/s": n.decimal(last.get("time/tokens_per_second")),
-        "FLOPs": n.short(last.get("flops/total")),
-        "peak memory": n.memory(values["memory"]),
-    }
     return {
-        **{"found": found, "values": values, "facts": facts, "groups": groups[:GROUPS], "n": n},
+        **{"found": found, "values": found.values, "groups": groups[:GROUPS], "n": n},
         "curves": [Curve(title, *zip(*pairs, strict=True)) for pairs, title in seen.items()],
         "decisions": found.last("decisions.jsonl", 3),
-        "letters": LETTERS,
-        "every": SECONDS,
+        **{"letters": LETTERS, "every": SECONDS},
     }
 
 
@@ -102,9 +86,7 @@ def view(found: Status, width: int, height: int, doing: str = "") -> Group:
     made = environment_of().overlay(autoescape=False).get_template("live.txt")
     wide, members = max(10, min(POINTS, width - 36)), max(2, height - 16)
     text = made.render(_shown(found), wide=wide, members=members, doing=doing)
-    lines = [
-        Text(line, "bold" if line[:4] in ("run ", "step") else "") for line in text.split("\n")
-    ]
+    lines = [Text(line, "bold" * line.startswith(("run ", "step "))) for line in text.split("\n")]
     for line in lines:
         line.truncate(width, overflow="ellipsis")
     return Group(*lines)

@@ -17,12 +17,8 @@ from modicum.config import KINDS, TrainConfig
 from modicum.resuming import settings
 
 LONGEST = 80  # letters of a name
-SHORT = {
-    "learning_rate": "lr",
-    "prompts_per_step": "prompts",
-    "group_size": "group",
-    "max_tokens": "tokens",
-}
+SHORT = {"learning_rate": "lr", "prompts_per_step": "prompts"}
+SHORT |= {"group_size": "group", "max_tokens": "tokens"}
 PLAIN = {"model", "dtype", "schedule", "template", "style", *KINDS}
 """Settings whose values tell what they are."""
 _ARGUMENT = r"(\w+=)?-?[\w.]+"
@@ -39,16 +35,19 @@ def run_folder(config: TrainConfig) -> Path:
 
 def name_of(config: TrainConfig) -> str:
     """The name of a run, at most LONGEST letters, of which a shell needs none quoted."""
-    found, length = {name: value for name, _, value in _what(config)}, []
-    usual = {name: value for name, _, value in _what(TrainConfig())} | {"update": None}
-    if config.optimizer.schedule != "constant" or config.curriculum != usual["curriculum"]:
-        length = [_piece("steps", config.steps)]  # which they are spread over
-    update, seed = slug(found.pop("update")), found.pop("seed")
-    pieces = [_piece(name, value) for name, value in found.items() if value != usual[name]]
-    name = "-".join([update, *pieces, *length])
+    usual = {name: value for name, _, value in settings(TrainConfig())}
+    differ = {
+        name: value
+        for name, kind, value in sorted(settings(config), key=lambda s: s[0] not in PLAIN)
+        if (kind == "fixed" or name == "model") and value != usual[name]
+    }
+    if "optimizer.schedule" in differ or "curriculum" in differ:
+        differ["steps"] = config.steps  # which they are spread over
+    rest = [_piece(n, value) for n, value in differ.items() if n not in ("update", "seed")]
+    name = "-".join([slug(config.update), *rest])
     if len(name) > LONGEST - 8:
         name = f"{name[: LONGEST - 16].rstrip('-')}-{_hash(name)}"
-    return f"{name}-seed{seed}"
+    return f"{name}-seed{config.seed}"
 
 
 def slug(text: str, kind: str = "update") -> str:
@@ -60,12 +59,6 @@ def slug(text: str, kind: str = "update") -> str:
     last = re.split(r"[^\w.-]+", text.rstrip("/'\")"))[-1] if "/" in text else plain
     short = re.sub(r"[^\w.+-]+|-+", "-", last, flags=re.ASCII).strip("-.")[:24].rstrip("-.")
     return f"{short}-{_hash(text)}".lstrip("-")
-
-
-def _what(config: TrainConfig) -> list[tuple[str, str, Any]]:
-    """The settings that make a run another one."""
-    found = [s for s in settings(config) if s[1] == "fixed" or s[0] == "model"]
-    return sorted(found, key=lambda s: s[0] not in ("model", *KINDS))
 
 
 def _piece(name: str, value: Any) -> str:

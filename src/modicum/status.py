@@ -51,6 +51,13 @@ class Status:
         for name, value in tables.items():
             self.values |= value if isinstance(value, dict) else {name: value}
 
+    @property
+    def so_far(self) -> str:
+        """How far it is, in words."""
+        of, reward = self.values.get("steps"), self.values["reward/mean"]
+        logged = "" if reward is None else f", reward {reward:.2f}"
+        return f"step {self.done}{f' of {of}' if of else ''}{logged}"
+
     def last(self, name: str, count: int) -> list[dict[str, Any]]:
         """The last lines of a file, read from its end alone."""
         if not (path := self.folder / name).exists():

@@ -9,8 +9,7 @@ import operator
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from modicum.logged import METRICS, TERM
 from modicum.spec import nearest
@@ -28,33 +27,26 @@ FORM = re.compile(rf"\s*([^\s<>].*?)\s*(>=|<=|>|<)\s*{NUMBER}\s*(%?)\s*")
 AT_THE_ENDS = ("base", "trained")
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(NamedTuple):
     """A metric, `>=` or the like, and a number."""
 
     name: str
     sign: str
     bound: float
 
-    @property
-    def held(self) -> bool:
-        """Whether an evaluation finds it."""
-        return self.name in HELD
+    def __str__(self) -> str:
+        return f"{self.name} {self.sign} {self.bound:g}"
 
     def holds(self, value: float) -> bool:
         """Whether a value is as asked for; NaN never is."""
         return SIGNS[self.sign](value, self.bound)
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.sign} {self.bound:g}"
 
 
 def parse(text: str) -> Condition | None:
     """The condition that a text states, None for `never`; UserError for what is none."""
     if text.strip() == NEVER:
         return None
-    found = FORM.fullmatch(text)
-    if found is None:
+    if (found := FORM.fullmatch(text)) is None:
         raise UserError(
             f"stop_when {text!r}: a metric, one of {', '.join(SIGNS)} and a number are wanted,"
             " such as 'accuracy >= 0.9', or never"
@@ -76,7 +68,7 @@ def split_within(budget: Any, held: Any) -> Split:
     Raises UserError where it would be ended by evaluations that it does not make.
     """
     when = parse(budget.stop_when)
-    why = f"stop_when = {budget.stop_when!r}" if when and when.held else ""
+    why = f"stop_when = {budget.stop_when!r}" if when and when.name in HELD else ""
     why = f"patience = {budget.patience}" if budget.patience else why
     if why and not (held.eval_every and held.eval_problems):
         missing = "eval_every = 10, say" if held.eval_problems else "eval_problems above 0"
@@ -88,38 +80,38 @@ class Stop:
     """Whether a run has reached what ends it: `reason` says it, empty while it has not."""
 
     def __init__(self, budget: Any) -> None:
-        self.when, self.patience, self.reason = parse(budget.stop_when), budget.patience, ""
-        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self.patience, self.reason, self._recent = budget.patience, "", deque[float](maxlen=WINDOW)
         self._best, self._after, self._since = float("-inf"), 0, 0
+        when = parse(budget.stop_when)
+        held = when is not None and when.name in HELD
+        self._held, self._logged = (when, None) if held else (None, when)
 
     def check(self, terms: Iterable[str]) -> None:
         """UserError for a term that the reward has not."""
         known = ["reward/mean", "reward/errors", *(f"reward/{term}" for term in terms)]
-        if self.when and self.when.name.startswith("reward/") and self.when.name not in known:
-            raise _unknown(self.when.name, known)
+        name = self._logged.name if self._logged else ""
+        if name.startswith("reward/") and name not in known:
+            raise _unknown(name, known)
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """A step has ended; `metrics` is its line of metrics.jsonl."""
         self.reason = ""
-        if self.when is None or self.when.held or self.when.name not in metrics:
-            return
-        self._recent.append(metrics[self.when.name])
-        mean = sum(self._recent) / len(self._recent)
-        if len(self._recent) == WINDOW and self.when.holds(mean):
-            self.reason = f"{self.when} (a mean of {mean:.3g} over {WINDOW} steps)"
+        if (when := self._logged) and when.name in metrics:
+            self._recent.append(metrics[when.name])
+            mean = sum(self._recent) / len(self._recent)
+            if len(self._recent) == WINDOW and when.holds(mean):
+                self.reason = f"{when} (a mean of {mean:.3g} over {WINDOW} steps)"
 
     def evaluated(self, entry: Mapping[str, Any]) -> None:
         """An evaluation has ended; `entry` is its line of evaluations.jsonl."""
-        if entry["name"] in AT_THE_ENDS:
+        if entry["name"] in AT_THE_ENDS or entry["split"] != "tune":
             return
-        if self.when and self.when.held and self.when.holds(entry[self.when.name]):
-            self.reason = f"{self.when} ({entry[self.when.name]:.3g} on {entry['split']} problems)"
-        if not self.patience or entry["split"] != "tune":
-            return
+        if (when := self._held) and when.holds(entry[when.name]):
+            self.reason = f"{when} ({entry[when.name]:.3g} on tune problems)"
         self._since += 1
         if entry["accuracy"] > self._best:
             self._best, self._after, self._since = entry["accuracy"], entry["step"] + 1, 0
-        if self._since >= self.patience:
+        if 0 < self.patience <= self._since:
             more = f"accuracy on tune problems than {self._best:.1%} after step {self._after}"
             self.reason = f"{self._since} evaluations without a better {more}"
 

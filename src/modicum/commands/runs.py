@@ -3,7 +3,6 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,45 +27,39 @@ RESULTS = ("state", "steps", "accuracy", "reward/mean", "seconds", "memory", "da
 SEARCHED = ("name", "state", "model", "task", "update", "reward", "objective")
 USUAL = {name.rpartition(".")[2]: value for name, _, value in settings(TrainConfig())}
 
+OPTIONS: tuple[tuple[str, Any, str], ...] = (
+    ("--sort", "date", "by a column or setting; the greatest comes last (default date)"),
+    ("--where", [], "NAME=VALUE of a column or setting, or a text of its name; again for more"),
+    ("--columns", None, "columns and settings, with commas between; by default those that fit"),
+)
 Row = Mapping[str, Any]
 """`Status.values` of a run."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to list."""
-
-    sort: str = "date"
-    """A column or setting; the greatest comes last."""
-    where: tuple[str, ...] | str = ()
-    """`NAME=VALUE` of a column or setting, or a text that stands in it; again for more."""
-    columns: str = ""
-    """Names of columns and settings with commas between; by default what the terminal holds."""
-    cells: bool = False
-    """Also the runs within studies."""
 
 
 def run(args: list[str]) -> int:
     """List runs, or show some side by side."""
     parser = Parser("runs", "List, sort and search runs, or show some side by side.", EXAMPLES)
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="where to look; runs/")
-    found, options = parser.options(args, Options, "list")
+    for flag, default, text in OPTIONS:
+        how: Any = {"metavar": "TEXT", "action": "append"} if default == [] else {"metavar": "KEY"}
+        parser.add_argument(flag, default=default, help=text, **how)
+    parser.add_argument("--cells", action="store_true", help="also the runs within studies")
+    found = parser.read(args)
     roots = [Path(name) for name in found.folders]
     if missing := [root for root in roots if not root.is_dir()]:
         raise UserError(f"there is no folder {missing[0]}")
-    side_by_side = bool(roots) and all(map(runs.is_run, roots))
-    places = {p: root for root in roots or [Path("runs")] for p in status.find(root, options.cells)}
+    places = {p: root for root in roots or [Path("runs")] for p in status.find(root, found.cells)}
     rows = [row for place, root in places.items() if (row := _read(place, root))]
-    where = (options.where,) if isinstance(options.where, str) else options.where
-    rows = [row for row in rows if all(_matches(row, text) for text in where)]
+    rows = [row for row in rows if all(_matches(row, text) for text in found.where)]
+    side_by_side = bool(roots) and all(map(runs.is_run, roots))
     if not side_by_side:
-        rows.sort(key=lambda row: _order(_value(row, options.sort)))
+        rows.sort(key=lambda row: _order(_value(row, found.sort)))
     if found.json or not rows:
         show(found.json, rows, "there are no such runs; modicum train begins one under runs/")
     elif side_by_side:
         _side_by_side(rows)
     else:
-        _list(rows, [name.strip() for name in options.columns.split(",") if name])
+        _list(rows, [name.strip() for name in (found.columns or "").split(",") if name])
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from modicum.options import Parser, show
@@ -15,19 +14,12 @@ modicum train --update 'last(1)' --watch # a run that shows itself
 """
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to watch."""
-
-    once: bool = False
-    """Show it once, as it stands."""
-
-
 def run(args: list[str]) -> int:
     """Show a run in the terminal until it ends, and write `live.html` in its folder."""
     parser = Parser("watch", "Show a run while it goes: here, and as a page.", EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="a run folder")
-    found, options = parser.options(args, Options, "watch")
+    parser.add_argument("--once", action="store_true", help="show it once, as it stands")
+    found = parser.read(args)
     folder = Path(found.run)
 
     from rich.live import Live
@@ -43,7 +35,7 @@ def run(args: list[str]) -> int:
                 with suppress(*disk.errors()):
                     live.write(status)
             shown.update(live.view(status, *console.size), refresh=True)
-            if options.once or status.state != "running":
+            if found.once or status.state != "running":
                 break
             time.sleep(live.SECONDS)
             status = Status(folder)

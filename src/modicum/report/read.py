@@ -7,6 +7,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,18 +83,6 @@ class RunRecord:
         """Of the result or (none yet) of the config."""
         return self.config.get("seed") if self.result is None else self.result.seed
 
-    @property
-    def so_far(self) -> str:
-        """How far a run without a result came, and what it logged last."""
-        seen = self.metrics.get("step", np.empty(0))
-        of = f" of {self.config['steps']}" if "steps" in self.config else ""
-        text = f"step {int(seen[-1]) + 1 if seen.size else 0}{of}"
-        for key, name in (("reward/mean", "reward"), ("reward/accuracy", "accuracy")):
-            if key in self.metrics and not np.isnan(column := self.metrics[key]).all():
-                tail = column[-max(1, len(column) // 10) :]
-                text += f", {name} {np.nanmean(tail):.2f}"
-        return text
-
     def completions(self, of: str) -> tuple[HeldCompletion, ...]:
         """Those of `base` or `trained`; runs of one base may share the file of the first."""
         return rows(HeldCompletion, self.folder / f"completions-{of}.jsonl")
@@ -127,14 +116,11 @@ def rows(cls: type[T], file: Path) -> tuple[T, ...]:
 
 def _ends(file: Path) -> tuple[LoggedSample, ...]:
     """The completions of the first and of the last step, of which alone reports speak."""
-    first: list[tuple[str, dict[str, Any]]] = []
-    last = list(first)
-    for where, row in numbered(file) if file.exists() else ():
-        held = last if first and row.get("step") != first[0][1].get("step") else first
-        if held is last and last and row.get("step") != last[0][1].get("step"):
-            last.clear()
-        held.append((where, row))
-    return tuple(fill(LoggedSample, row, where) for where, row in (*first, *last))
+    kept: list[list[tuple[str, dict[str, Any]]]] = []
+    lines = numbered(file) if file.exists() else iter(())
+    for _, of_step in groupby(lines, lambda line: line[1].get("step")):
+        kept = [*kept[:1], list(of_step)]
+    return tuple(fill(LoggedSample, row, where) for step in kept for where, row in step)
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:

@@ -10,6 +10,7 @@ from modicum.report.html import printable
 from modicum.report.numbers import ARROW, NONE, count, decimal, percent, share
 from modicum.report.read import HeldCompletion, LoggedSample, RunRecord, colours, labels
 from modicum.report.tables import RunRow
+from modicum.status import Status
 
 SAMPLES_SHOWN = 2
 RUNS_SHOWN = 6
@@ -49,7 +50,9 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     )
     proven = sections.proofs("", ((row.label, row.result.change_proof) for row in rows))
     unfinished = [
-        f"{n}, {r.so_far}" for n, r in zip(names, records, strict=True) if r.result is None
+        f"{n}, {Status(r.folder).so_far}"
+        for n, r in zip(names, records, strict=True)
+        if r.result is None
     ]
     scores = held.levels(groups[0]) if len(groups) == 1 else []
     ran = [names[number] for number in groups[0].runs] if scores else []

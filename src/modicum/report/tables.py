@@ -87,8 +87,7 @@ COLUMNS = (
 )
 
 
-LEAST = (4, 5, 1, 6, 3)
-"""The columns that a narrow terminal does without, first to last."""
+LEAST = (4, 5, 1, 6, 3)  # what a narrow terminal does without, first to last
 
 
 def results(records: Sequence[RunRecord]) -> list[RunRow]:
@@ -140,16 +139,13 @@ def rich_table(rows: Sequence[RunRow], width: int = 100) -> RichTable:
 def fitted(
     heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, least: Sequence[str]
 ) -> list[int]:
-    """Which columns a terminal holds: without the first ones of `least`, as far as need be.
-
-    The first column may be folded; no other is.
-    """
+    """Which columns a terminal holds without the first of `least`; only the first may be folded."""
     columns = list(zip(heads, *rows, strict=True))
     widths = [max(len(line) for text in c for line in text.split("\n")) for c in columns]
     kept, gone = list(range(len(heads))), list(least)
     while gone and min(widths[0], 20) + sum(widths[k] + 2 for k in kept[1:]) > width - 3:
-        name = gone.pop(0)
-        kept = [k for k in kept if heads[k] != name]
+        kept = [k for k in kept if heads[k] != gone[0]]
+        del gone[0]
     return kept
 
 
@@ -170,10 +166,9 @@ def terminal_table(
     )
     for number, head in enumerate(heads):
         side = "right" if number else "left"
-        least = min(20, *map(len, [r[0] for r in rows])) if rows and not number else None
-        table.add_column(
-            head, justify=side, overflow="fold", no_wrap=number > 0 and not wrap, min_width=least
-        )
+        least = None if number else min([20, *(len(row[0]) for row in rows)])
+        kept = number > 0 and not wrap
+        table.add_column(head, justify=side, overflow="fold", no_wrap=kept, min_width=least)
     for row in rows:
         # Text, not str: an expression with brackets is no markup.
         table.add_row(*(Text(cell) for cell in row))
