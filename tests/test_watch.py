@@ -116,6 +116,26 @@ def test_the_end_of_a_file_is_read_alone(tmp_path: Path) -> None:
     assert Status(folder).last("nothing.jsonl", 3) == []
 
 
+def test_what_is_broken_is_one_line_and_what_is_bare_is_shown(tmp_path: Path) -> None:
+    folder = make(tmp_path, "a", steps=3, ended=False)
+    (folder / "samples.jsonl").write_text('{"step": 2}\n{"step": 2, \n')
+    with pytest.raises(UserError, match=r"samples\.jsonl: not JSON"):
+        live.write(Status(folder))
+    row = {"step": 2, "question": "q", "gold": "g", "completion": "c"}
+    (folder / "samples.jsonl").write_text(runs.to_lines([row]))
+    (folder / "metrics.jsonl").write_text('{"reward/mean": 0.5}\n')
+    (folder / "config.toml").write_text(
+        'model = "m"\ntask = "t"\nupdate = "u"\nreward = "r"\nobjective = "o"\n'
+    )
+    (folder / "failed.json").write_text(json.dumps({"error": "bad\x1b[31m\nline"}))
+    found = Status(folder)
+    live.write(found)
+    lines = printed(live.view(found, 80, 24), 80)
+    assert lines[0] == "run a: failed, bad\ufffd[31m line"
+    assert lines[1].split() == ["step", "0", "of", "0"]
+    assert "  none  c" in lines
+
+
 def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
     made = [make(tmp_path, name, steps=1) for name in ("a", "deep/er/b", "study/cells/c")]
     (tmp_path / "study" / "study.toml").write_text("")

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from modicum import live
 from modicum.evaluate import Evaluation
+from modicum.status import Status
 from modicum.training.loop import Observer
 from modicum.training.session import Session
 
@@ -68,8 +69,7 @@ class Display(Observer, AbstractContextManager["Display"]):
         self.console = console()
         self.live = sys.stderr.isatty()
         self.shown: Live | None = None
-        view = lambda found: self._set(live.view(found, *self.console.size, self.doing))  # noqa: E731
-        self.watched = live.Shown(watch, view, self.note) if watch else None
+        self.watched = live.Shown(watch, self._view, self.note) if watch else None
         self.doing = ""
 
     def __exit__(self, *_: object) -> None:
@@ -159,6 +159,9 @@ class Display(Observer, AbstractContextManager["Display"]):
             self._set(Text(line(title, done, total, fields, self.console.width), no_wrap=True))
         else:
             self.watched.update(now=self.shown is None)
+
+    def _view(self, found: Status) -> None:
+        self._set(live.view(found, *self.console.size, self.doing))
 
     def _set(self, shown: RenderableType) -> None:
         if self.shown is None:

@@ -68,7 +68,7 @@ def _shown(found: Status) -> dict[str, Any]:
         if len(pairs) > 1 and any(y for _, y in pairs):
             seen.setdefault(tuple(pairs), title)
     samples = found.last("samples.jsonl", GROUPS * 1024)
-    samples = [row for row in samples if row["step"] == samples[-1]["step"]]
+    samples = [row for row in samples if row.get("step") == samples[-1].get("step")]
     groups = [list(rows)[:MEMBERS] for _, rows in groupby(samples, lambda row: row["question"])]
     return {
         **{"found": found, "values": found.values, "groups": groups[:GROUPS], "n": n},

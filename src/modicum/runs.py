@@ -214,7 +214,9 @@ def _other(folder: Path) -> str:
 def open_run(folder: Path) -> Run:
     """A run folder that exists; UserError when it is none."""
     if not (folder / "config.toml").is_file():
-        raise UserError(f"{folder} is not a run folder (it has no config.toml)")
+        raise UserError(
+            f"{folder} is not a run folder (it has no config.toml); `modicum runs` lists those that are"
+        )
     return Run(folder)
 
 

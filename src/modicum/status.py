@@ -10,7 +10,7 @@ from typing import Any
 from modicum import lock, runs
 from modicum.config import read_toml
 from modicum.stopping import AT_THE_ENDS
-from modicum.types import FolderError
+from modicum.types import FolderError, UserError
 
 STUDY = "study.toml"
 TAIL = 2**18  # bytes of the end of a file
@@ -33,8 +33,8 @@ class Status:
             self.state = "failed"
         self.why = str(result.get("stopped") or failed.get("error", ""))
         self.done = int(self.metrics[-1]["step"]) + 1 if self.metrics else 0
-        self.within = [entry for entry in evaluations if entry["name"] not in AT_THE_ENDS]
-        ends = {entry["name"]: entry for entry in evaluations}
+        self.within = [entry for entry in evaluations if entry.get("name") not in AT_THE_ENDS]
+        ends = {entry.get("name"): entry for entry in evaluations}
         base = result.get("base") or ends.get("base") or {}
         held = result.get("trained") or ends.get("trained") or (self.within or [{}])[-1]
         last = self.metrics[-1] if self.metrics else {}
@@ -48,13 +48,14 @@ class Status:
             "memory": result.get("peak_memory_bytes") or last.get("memory/peak_bytes"),
             "date": began.get("date") or time.strftime("%Y-%m-%d %H:%M:%S", written),
         }
+        self.values["steps"] = 0  # of a config that has none
         for name, value in tables.items():
             self.values |= value if isinstance(value, dict) else {name: value}
 
     @property
     def so_far(self) -> str:
         """How far it is, in words."""
-        of, reward = self.values.get("steps"), self.values["reward/mean"]
+        of, reward = self.values["steps"], self.values["reward/mean"]
         logged = "" if reward is None else f", reward {reward:.2f}"
         return f"step {self.done}{f' of {of}' if of else ''}{logged}"
 
@@ -66,10 +67,15 @@ class Status:
             start = max(0, file.seek(0, os.SEEK_END) - TAIL)
             file.seek(start)
             # The first may be the rest of a line, the last is empty or being written.
-            return [json.loads(line) for line in file.read().split(b"\n")[start > 0 : -1]][-count:]
+            lines = file.read().split(b"\n")[start > 0 : -1][-count:]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON ({error})") from None
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
-        return runs.read_lines(self.folder / name) if (self.folder / name).exists() else []
+        lines = runs.read_lines(self.folder / name) if (self.folder / name).exists() else []
+        return [line for line in lines if "step" in line]
 
     def _object(self, name: str) -> dict[str, Any]:
         return runs.read_object(self.folder / name) if (self.folder / name).exists() else {}

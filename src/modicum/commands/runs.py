@@ -26,11 +26,15 @@ LEAST = ("memory", "seconds", "date", "model", "task", "update", "steps")
 RESULTS = ("state", "steps", "accuracy", "reward/mean", "seconds", "memory", "date")
 SEARCHED = ("name", "state", "model", "task", "update", "reward", "objective")
 USUAL = {name.rpartition(".")[2]: value for name, _, value in settings(TrainConfig())}
-
-OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("--sort", "date", "by a column or setting; the greatest comes last (default date)"),
-    ("--where", [], "NAME=VALUE of a column or setting, or a text of its name; again for more"),
-    ("--columns", None, "columns and settings, with commas between; by default those that fit"),
+OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
+    ("--sort", "date", "store", "a column or setting; the greatest comes last (default date)"),
+    (
+        "--where",
+        [],
+        "append",
+        "NAME=VALUE of those, or a text of its name, task, ...; again for more",
+    ),
+    ("--columns", None, "store", "columns and settings with commas between; by default what fits"),
 )
 Row = Mapping[str, Any]
 """`Status.values` of a run."""
@@ -40,9 +44,8 @@ def run(args: list[str]) -> int:
     """List runs, or show some side by side."""
     parser = Parser("runs", "List, sort and search runs, or show some side by side.", EXAMPLES)
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="where to look; runs/")
-    for flag, default, text in OPTIONS:
-        how: Any = {"metavar": "TEXT", "action": "append"} if default == [] else {"metavar": "KEY"}
-        parser.add_argument(flag, default=default, help=text, **how)
+    for flag, default, action, text in OPTIONS:
+        parser.add_argument(flag, default=default, action=action, metavar="NAME", help=text)
     parser.add_argument("--cells", action="store_true", help="also the runs within studies")
     found = parser.read(args)
     roots = [Path(name) for name in found.folders]

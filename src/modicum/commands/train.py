@@ -15,7 +15,8 @@ modicum train --update 'last(1)' --steps 40 --out runs/last1
 modicum train --model Qwen/Qwen2.5-0.5B --task gsm8k --update 'lora(rank=8)' --dtype bf16
 modicum train --config runs/last1/config.toml --seed 1 --out runs/last1-seed1
 modicum train --recipe tinyzero --update 'lora(rank=32)' --out runs/tinyzero
-modicum train --out runs/last1 --resume
+modicum train --out runs/last1 --resume --steps 60        # a finished run, for longer
+modicum train --watch --eval-every 10 --stop-when 'accuracy >= 0.9'
 """
 
 
