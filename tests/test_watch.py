@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import resource
 import time
@@ -37,7 +38,11 @@ def make(root: Path, name: str, steps: int = 20, ended: bool = True, **settings:
     metrics = [
         {
             **{"step": step, "reward/mean": step / 40, "reward/accuracy": step / 50},
-            **{"completions/length_mean": 40 - step, "policy/kl": 0.0, "policy/entropy": 0.5},
+            **{
+                "completions/length_mean": 40 - step,
+                "policy/kl": 0.0,
+                "policy/entropy": 0.5 if step % 3 else math.nan,
+            },
             **{"time/step_seconds": 2.0, "time/sampling_seconds": 1.5, "memory/peak_bytes": 2**30},
             **{"tokens/generated": 1000 * step, "time/tokens_per_second": 500},
         }

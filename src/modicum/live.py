@@ -61,8 +61,9 @@ def _shown(found: Status) -> dict[str, Any]:
     """What the page and the view show of a run."""
     lines = [("Held-out accuracy", [(e["step"], e["accuracy"]) for e in found.within])]
     for key in CURVES:
-        logged = [(m["step"], m[key]) for m in found.metrics if m.get(key) is not None]
-        lines.append((metric_of(key).title, logged))
+        logged = ((m["step"], m.get(key)) for m in found.metrics)
+        known = [pair for pair in logged if pair[1] is not None and math.isfinite(pair[1])]
+        lines.append((metric_of(key).title, known))
     seen: dict[Any, str] = {}  # accuracy that is the reward is not drawn twice
     for title, pairs in lines:
         if len(pairs) > 1 and any(y for _, y in pairs):
