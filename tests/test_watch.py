@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-import math
 import re
 import resource
 import time
@@ -38,11 +38,7 @@ def make(root: Path, name: str, steps: int = 20, ended: bool = True, **settings:
     metrics = [
         {
             **{"step": step, "reward/mean": step / 40, "reward/accuracy": step / 50},
-            **{
-                "completions/length_mean": 40 - step,
-                "policy/kl": 0.0,
-                "policy/entropy": 0.5 if step % 3 else math.nan,
-            },
+            **{"completions/length_mean": 40 - step, "policy/kl": 0.0, "policy/entropy": 0.5},
             **{"time/step_seconds": 2.0, "time/sampling_seconds": 1.5, "memory/peak_bytes": 2**30},
             **{"tokens/generated": 1000 * step, "time/tokens_per_second": 500},
         }
@@ -402,6 +398,8 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [0, 1, 2, 500])
 def test_runs_of_every_length_are_shown(steps: int, tmp_path: Path) -> None:
     folder = make(tmp_path, "mine", steps=steps, ended=False)
+    file, entropies = folder / "metrics.jsonl", itertools.cycle(['entropy": NaN', 'entropy": 1'])
+    file.write_text(re.sub(r'entropy": 0.5', lambda _: next(entropies), file.read_text()))
     live.write(Status(folder))
     assert printed(live.view(Status(folder), 80, 24), 80)[0] == "run mine: interrupted"
     (folder / "samples.jsonl").unlink()
