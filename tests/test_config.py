@@ -128,12 +128,12 @@ def test_a_config_survives_toml(tmp_path: Path) -> None:
             *(("\n", "x"), "skip"),
         ),
         batch=Steps(3, 5, 2, 7, 11),
-        budget=Budget(5e4, "flops"),
+        budget=Budget(5e4, "flops", "reward/mean > 1", 0),
         optimizer=Optimizer(1e-7, 0.1, 0.8, 0.95, 1e-12, 0.0, "linear", 3),
         compute=Compute("cpu", "bf16"),
         trust=Trust(True, True),
         evaluation=Held(0, 2, 5),
-        records=Records(0, 1),
+        records=Records(0, 2, 7, False, True),
         tracking=Tracking("mlflow", "mine", "store", True),
     )
     assert through_toml(other, tmp_path) == other
@@ -216,6 +216,10 @@ def test_half_a_character_is_refused() -> None:
         ("[optimizer]\nmax_grad_norm = -1", ["max_grad_norm must be at least 0"]),
         ("[evaluation]\neval_samples = 0", ["eval_samples must be at least 1"]),
         ("[records]\nsamples_every = 0", ["samples_every must be at least 1"]),
+        ("[records]\nsamples_mib = -1", ["samples_mib must be at least 0"]),
+        ("[records]\nwatch = 1", ["watch must be true or false"]),
+        ("[budget]\nstop_when = 'kl > 1'", ["budget: stop_when", "did you mean 'policy/kl'?"]),
+        ("[budget]\npatience = 2", ["patience = 2", "it needs eval_every = 10, say"]),
         ("[batch]\ngroup_size = 1", ["group_size must be at least 2"]),
         # What is no TOML at all.
         ("steps = ", ["is not TOML", "Invalid value"]),

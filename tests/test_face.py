@@ -620,7 +620,10 @@ def test_errors_name_arguments_and_not_options(train: Train) -> None:
     train(steps=1, eval_problems=0)
     with pytest.raises(UserError) as caught:
         train(steps=1, eval_problems=0)
-    assert str(caught.value).endswith("a finished run; overwrite starts anew, out takes another")
+    assert str(caught.value).endswith(
+        "a finished run; overwrite starts anew, resume with more steps goes on with it,"
+        " out takes another"
+    )
 
 
 def test_a_run_goes_on_from_elsewhere_with_a_reward_that_is_a_file(
@@ -673,8 +676,8 @@ def test_a_past_config_is_read_without_torch(train: Train) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"out": 3}, "a folder or the result of a run is needed, not 3"),
-        ({"out": None}, "a folder or the result of a run is needed, not None"),
+        ({"out": 3}, "train: out must be a text, not 3"),
+        ({"out": None}, "train: out must be a text, not None"),
         ({"sampling": "greedy"}, "train: sampling must be a dict, not 'greedy'"),
         ({"batch": None}, "train: batch must be a dict, not None"),
         ({"actor.optim.lr": 1e-6}, "unknown setting 'actor.optim.lr'; did you mean learning_rate"),

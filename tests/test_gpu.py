@@ -14,7 +14,7 @@ from modicum import updates
 from modicum.config import Compute, Sampling
 from modicum.engine import logprobs, make
 from modicum.models.rounding import rounded
-from modicum.training.folder import run_folder
+from modicum.naming import run_folder
 from modicum.training.loop import train
 from modicum.types import Row
 

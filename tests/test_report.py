@@ -360,7 +360,7 @@ def test_page_of_bare_runs_has_no_empty_sections(tmp_path):
         (folder / name).unlink()
     text = write([folder], tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Settings", "How to repeat it"]
-    assert "No result yet: full." in text
+    assert "No result yet: full, step 0." in text
     assert "<figure" not in text and "<table" not in text
 
 

@@ -52,6 +52,8 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "batch.rollout_batch": ("digits", 64),
     "budget.budget": ("length", 1e9),
     "budget.budget_unit": ("fixed", "flops"),
+    "budget.stop_when": ("length", "reward/mean > 0.5"),
+    "budget.patience": ("length", 3),
     "optimizer.learning_rate": ("fixed", 0.5),
     "optimizer.weight_decay": ("fixed", 0.1),
     "optimizer.beta1": ("fixed", 0.8),
@@ -75,8 +77,10 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "evaluation.eval_every": ("free", 5),
     "evaluation.eval_split": ("fixed", "tune"),
     "records.checkpoint_every": ("free", 1),
-    "records.samples_every": ("free", 1),
+    "records.samples_every": ("free", 2),
+    "records.samples_mib": ("free", 1),
     "records.anatomy": ("free", False),
+    "records.watch": ("free", True),
     "tracking.tracker": ("free", "tensorboard"),
     "tracking.tracker_project": ("free", "mine"),
     "tracking.tracker_folder": ("free", "store"),
@@ -119,7 +123,7 @@ def test_the_page_says_what_the_settings_say() -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_what_may_change_and_what_may_not(name: str, tmp_path: Path) -> None:
     """In a folder that has settings only."""
-    past = TrainConfig()
+    past = TrainConfig(evaluation=Held(eval_every=10))
     (tmp_path / "config.toml").write_text(to_toml(past))
     kind, value = SETTINGS[name]
     now = changed(past, name, value)

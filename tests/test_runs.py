@@ -57,12 +57,12 @@ def test_an_unfinished_run_is_refused_with_the_way_on(tmp_path: Path) -> None:
     assert files(run.folder) == before
 
 
-def test_a_finished_run_is_refused_and_cannot_be_resumed(tmp_path: Path) -> None:
+def test_a_finished_run_is_refused_with_the_way_on(tmp_path: Path) -> None:
     run = new(tmp_path)
     run.write("result.json", {"done": True})
     with pytest.raises(UserError, match="holds a finished run; --overwrite") as caught:
         Run.create(run.folder, CONFIG, overwrite=False)
-    assert "--resume" not in str(caught.value)
+    assert "anew, --resume with more --steps goes on with it, --out takes" in str(caught.value)
     assert (run.folder / "result.json").exists()
 
 

@@ -30,6 +30,8 @@ COMMANDS = {
     "updates": "list the updates, or preview what one trains in a model",
     "tasks": "list the tasks, or show problems of one",
     "audit-reward": "try degenerate answers on a reward, before training",
+    "runs": "list, sort and search runs, or show some side by side",
+    "watch": "show a run while it goes: in the terminal, and as a page",
     "report": "make an HTML report and a table of finished runs",
     "export": "write a run or the base as an ordinary Hugging Face folder or PEFT adapter",
 }
@@ -48,6 +50,7 @@ examples:
 commands:
 """
 SIGNS = str.maketrans("—–−×·“”‘’█•", "---x.\"\"''#*") | {ord("→"): "->", ord("…"): "..."}
+SIGNS |= str.maketrans("━▁▂▃▄▅▆▇", "=_.,-~+*")
 
 
 def usage() -> str:

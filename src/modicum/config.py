@@ -5,17 +5,17 @@ there (`[sampling]`), and plain options on the command line. Each setting says w
 run may change it (modicum.resuming). No torch here, so that `modicum train --help` is instant.
 """
 
-import dataclasses
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from modicum import stopping
 from modicum.resuming import chosen, digits, fixed, free, length
 from modicum.settings import Settings
 from modicum.settings import from_mapping as from_mapping
 from modicum.settings import read_toml as read_toml
+from modicum.settings import to_toml as to_toml
+from modicum.settings import toml_value as toml_value
 from modicum.spec import at_least, keywords, short, within
 from modicum.types import UserError
 
@@ -98,10 +98,15 @@ class Budget(Settings):
     """What a run may spend in all; 0: only `steps` ends it."""
     budget_unit: Literal["tokens", "flops", "seconds"] = fixed("tokens")
     """Of what: generated tokens, matrix FLOPs, or seconds of sampling and training."""
+    stop_when: str = length(stopping.NEVER)
+    """Ends the run when this holds, such as `accuracy >= 0.9` or `reward/mean > 0.8`."""
+    patience: int = length(0)
+    """Ends it after so many evaluations on the tune split without a better one; 0 never does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, budget=0.0)
+        at_least(self, budget=0.0, patience=0)
+        stopping.parse(self.stop_when)
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ class Held(Settings):
     eval_samples: int = fixed(4)
     """Sampled completions of each, at the training temperature."""
     eval_every: int = free(0)
-    """Also after every so many steps; 0 only at the ends."""
+    """Also after every so many steps; 0 only at the ends. On `tune` where they may end the run."""
     eval_split: Literal["test", "tune"] = fixed("test")
     """Which held-out problems; what is chosen between runs is chosen on `tune`."""
 
@@ -194,14 +199,18 @@ class Records(Settings):
 
     checkpoint_every: int = free(25)
     """Steps between checkpoints (the newest two are kept); 0 only at the end."""
-    samples_every: int = free(10)
-    """Steps between written sample completions."""
+    samples_every: int = free(1)
+    """Steps between those whose completions are written, with prompts and rewards."""
+    samples_mib: int = free(200)
+    """Past this size of samples.jsonl one group of each tenth of these steps is written."""
     anatomy: bool = free(True)
     """At the end, load the base once more and measure what changed in it (docs/anatomy.md)."""
+    watch: bool = free(False)
+    """Show the run while it goes: `live.html` in its folder, and a view in the terminal."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, checkpoint_every=0, samples_every=1)
+        at_least(self, checkpoint_every=0, samples_every=1, samples_mib=0)
 
 
 @dataclass(frozen=True)
@@ -245,7 +254,7 @@ class TrainConfig(Settings):
     seed: int = fixed(0)
     """Of problems, sampling noise and initialisation."""
     out: str = free("")
-    """The run folder; empty makes one under runs/ from update and seed."""
+    """The run folder; empty makes one under runs/ from what differs from the defaults."""
     sampling: Sampling = field(default_factory=Sampling)
     batch: Steps = field(default_factory=Steps)
     budget: Budget = field(default_factory=Budget)
@@ -267,26 +276,9 @@ class TrainConfig(Settings):
         super().__post_init__()
         object.__setattr__(self, "out", os.path.expanduser(self.out))
         at_least(self, steps=0, seed=0)
+        stopping.split_within(self.budget, self.evaluation)
         if self.sampling.temperature == 0:
             raise UserError(
                 "temperature 0 makes all completions of a group equal, so nothing can be learnt;"
                 " training needs a temperature above 0"
             )
-
-
-def to_toml(config: Any, above: str = "") -> str:
-    """A config or nested tables as TOML; None in a config is left out (it is the default)."""
-    plain = isinstance(config, Mapping)
-    lines = tables = ""
-    for name, value in (config if plain else vars(config)).items():
-        if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
-            tables += f"\n[{above}{name}]\n{to_toml(value, f'{above}{name}.')}"
-        elif plain or value is not None:
-            lines += f"{name} = {toml_value(value)}\n"
-    return lines + tables
-
-
-def toml_value(value: Any) -> str:
-    """A text, path, number, switch or list of them in TOML."""
-    # The same in JSON, but for pairs of escapes (not needed) and DEL.
-    return json.dumps(value, ensure_ascii=False, default=os.fspath).replace("\x7f", "\\u007f")

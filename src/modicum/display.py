@@ -6,12 +6,16 @@ All of it goes to standard error, so that results on standard output stay clean.
 import sys
 import time
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
 
+from modicum import live
 from modicum.evaluate import Evaluation
+from modicum.status import Status
 from modicum.training.loop import Observer
 from modicum.training.session import Session
 
@@ -45,7 +49,9 @@ class Screen:
 def console() -> Console:
     """The console for progress and messages; brackets in what it prints are just brackets."""
     screen: Any = Screen()
-    return Console(file=screen, stderr=True, highlight=False, soft_wrap=True, markup=False)
+    # A terminal gets its lines broken between words, a file gets them whole.
+    whole = not sys.stderr.isatty()
+    return Console(file=screen, stderr=True, highlight=False, soft_wrap=whole, markup=False)
 
 
 def clock(seconds: float) -> str:
@@ -56,12 +62,15 @@ def clock(seconds: float) -> str:
 
 
 class Display(Observer, AbstractContextManager["Display"]):
-    """Shows reward, accuracy, length, KL, tokens per second and the time left."""
+    """Shows reward, accuracy, length, KL, tokens per second and the time left; of the run that
+    is written in the folder `watch` all that `modicum watch` shows."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Path | None = None) -> None:
         self.console = console()
         self.live = sys.stderr.isatty()
-        self.progress: Progress | None = None
+        self.shown: Live | None = None
+        self.watched = live.Shown(watch, self._view, self.note) if watch else None
+        self.doing = ""
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -107,26 +116,28 @@ class Display(Observer, AbstractContextManager["Display"]):
         config, made = self.session.config, self.session.progress(done)
         left = (now - self.began) * (1 - made) / max(made - self.behind, 1e-9)
         over = self.session.ended(done)
-        text = (
-            f"reward {metrics['reward/mean']:.2f}  accuracy {metrics.get('reward/accuracy', 0):.2f}"
-            f"  length {metrics['completions/length_mean']:.0f}"
-            f"  KL {metrics.get('policy/kl', 0.0):.3f}"
-            f"  {metrics['time/tokens_per_second']:.0f} tok/s"
-            f"  left {clock(0.0 if over else left)}"
-        )
+        fields = [f"reward {metrics['reward/mean']:.2f}"]
+        if metrics.get("reward/accuracy", metrics["reward/mean"]) != metrics["reward/mean"]:
+            fields.append(f"accuracy {metrics['reward/accuracy']:.2f}")
+        fields += [
+            f"left {clock(0.0 if over else left)}",
+            f"{metrics['time/tokens_per_second']:.0f} tok/s",
+            f"length {metrics['completions/length_mean']:.0f}",
+            f"KL {metrics.get('policy/kl', 0.0):.3f}",
+        ]
         if self.live:
-            self._bar(config.update, done, config.steps, text)
+            self._bar(config.update, done, config.steps, fields)
             if over:
                 self.close()
         elif done % PLAIN_EVERY == 0 or over or done == self.first + 1:
-            self.console.print(f"step {done}/{config.steps}  {text}")
+            self.console.print(f"step {done}/{config.steps}  {'  '.join(fields)}")
 
     def evaluating(self, name: str, done: int, total: int) -> None:
         """Show how far an evaluation is."""
         if self.live:
-            self._bar(f"evaluating {name}", done, total, "problems (greedy, then sampled)")
-            if done == total:
-                self.close()
+            half = total // 2  # a greedy pass over all problems, then the samples
+            how = "greedy" if done <= half else "sampled"
+            self._bar(f"evaluating {name}", done - half * (done > half), half, ["problems", how])
 
     def evaluated(self, name: str, found: Evaluation) -> None:
         """Show what an evaluation found."""
@@ -134,7 +145,7 @@ class Display(Observer, AbstractContextManager["Display"]):
         self.console.print(
             f"{name}: sampled {found.accuracy:.1%} [{found.low:.1%}, {found.high:.1%}],"
             f" greedy {found.greedy:.1%}, length {found.length:.0f}"
-            f" ({found.num_problems} held-out problems)"
+            f" ({found.num_problems} held-out problems{', tune' * (found.split == 'tune')})"
         )
         if found.truncated > 0.05:
             self.note(f"{found.truncated:.0%} of the completions were cut by max_tokens")
@@ -143,23 +154,37 @@ class Display(Observer, AbstractContextManager["Display"]):
         """Show a message."""
         self.console.print(f"note: {text}")
 
-    def _bar(self, title: str, done: int, total: int, text: str) -> None:
-        if self.progress is None:
-            columns = (
-                TextColumn("{task.fields[title]}", markup=False),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}", markup=False),
-            )
-            self.progress = Progress(*columns, console=self.console, transient=True)
-            self.progress.add_task("", total=total, title=title, text=text)
-            self.progress.start()
-        self.progress.update(
-            self.progress.task_ids[0], completed=done, total=total, title=title, text=text
-        )
+    def _bar(self, title: str, done: int, total: int, fields: list[str]) -> None:
+        self.doing = f"{title} {done}/{total}" if title.startswith("evaluating") else ""
+        if self.watched is None:
+            self._set(Text(line(title, done, total, fields, self.console.width), no_wrap=True))
+        else:
+            self.watched.update(now=self.shown is None)
+
+    def _view(self, found: Status) -> None:
+        self._set(live.view(found, *self.console.size, self.doing))
+
+    def _set(self, shown: RenderableType) -> None:
+        if self.shown is None:
+            self.shown = Live(console=self.console, auto_refresh=False, transient=True)
+            self.shown.start()
+        self.shown.update(shown, refresh=True)
 
     def close(self) -> None:
         """Take the live line away."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        if self.shown is not None:
+            self.shown.stop()
+            self.shown = None
+
+
+def line(title: str, done: int, total: int, fields: list[str], width: int) -> str:
+    """A line of progress in a terminal of so many columns: of the fields the first that fit."""
+    count, room = f"{done}/{total}", 20 if width >= 100 else 10
+    most = max(8, width - len(count) - room - 16)
+    title = title if len(title) <= most else title[: most - 1] + "…"
+    text = f"{title} {'━' * round(room * done / max(1, total)):<{room}} {count}"
+    for field in fields:
+        if len(text) + 2 + len(field) >= width:
+            break
+        text += f"  {field}"
+    return text

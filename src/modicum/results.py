@@ -108,6 +108,8 @@ class RunResult:
     objective: str = ""
     seed: int | None = None
     steps: int | None = None
+    stopped: str = ""
+    """Why it ended before its steps, where a condition or its patience did that."""
     base: Evaluation | None = None
     trained: Evaluation | None = None
     trainable_parameters: int | None = None

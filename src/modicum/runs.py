@@ -5,7 +5,7 @@
     environment.json   versions, machine, commit; what the run began with (modicum.training.origin)
     metrics.jsonl      one object a step; keys under `time/` and `memory/` are measurements,
                        all others are the same whenever the run is repeated or resumed
-    samples.jsonl      completions with their rewards
+    samples.jsonl      completions of training, with their prompts and rewards
     evaluations.jsonl  held-out evaluations
     completions-*.jsonl  what was written in them, with the verdicts
     checkpoints/       step-000025/{tensors.safetensors, state.json}, written aside, renamed
@@ -13,6 +13,8 @@
     tracker.json       the id of the tracker's run (modicum.tracking)
     anatomy.json       what changed in every tensor (modicum.anatomy)
     result.json        what came of it; its presence says that the run is finished
+    failed.json        what ended it otherwise, if that was no signal
+    live.html          the run while it goes (modicum.live)
     .lock              the process that writes it now (modicum.lock)
 
 Nothing here imports torch.
@@ -25,7 +27,7 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +37,7 @@ from modicum.disk import clear_folder, entries, make_folder, write_whole
 from modicum.types import UserError
 
 LINES = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl", "decisions.jsonl")
+FAILED = "failed.json"
 AT_THE_END = ("result.json", "anatomy.json", "completions-trained.jsonl")
 KEPT = 2  # checkpoints
 FORMAT = 2  # of checkpoints; 1 had no hash of the whole base
@@ -45,7 +48,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.listeners: dict[str, Callable[[Mapping[str, Any]], None]] = {}
+        self.listeners: dict[str, Sequence[Callable[[Mapping[str, Any]], None]]] = {}
         """Called with every line of a file, by its name."""
 
     @classmethod
@@ -66,17 +69,20 @@ class Run:
         )
 
     def append(self, name: str, entry: Mapping[str, Any]) -> None:
-        """Add one JSON line to `metrics.jsonl`, `samples.jsonl` or `evaluations.jsonl`."""
-        with self.writing(), (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        if name in self.listeners:
-            self.listeners[name](entry)
+        """Add one JSON line to `metrics.jsonl` or another file of lines."""
+        self.extend(name, [entry])
+        for tell in self.listeners.get(name, ()):
+            tell(entry)
 
-    def cut(self, step: int, ended: bool = True, samples_every: int = 1) -> None:
+    def extend(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Add JSON lines at once, of which no listener hears."""
+        with self.writing(), (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(to_lines(entries))
+
+    def cut(self, step: int, ended: bool = True) -> None:
         """Drop what belongs to `step` or later: a resumed run writes it again.
 
-        So does what only the end of a run has, where the run has not `ended` by then: the last
-        step writes samples, whatever `samples_every`.
+        So does what only the end of a run has, where the run has not `ended` by then.
         """
         for aside in filter(disk.is_aside, self.folder.iterdir()):
             aside.unlink()
@@ -88,15 +94,13 @@ class Run:
                 for name in AT_THE_END:
                     (self.folder / name).unlink(missing_ok=True)
             self._keep("evaluations.jsonl", lambda entry: entry.get("name") != "trained")
-            self._keep(
-                "samples.jsonl", lambda e: e["step"] < step - 1 or e["step"] % samples_every == 0
-            )
+            self._keep("samples.jsonl", lambda entry: not entry.get("end"))
 
     def _keep(self, name: str, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         """Keep the whole lines of a file that are wanted."""
         path = self.folder / name
         if path.exists():
-            text = to_lines(filter(wanted, read_lines(path)))
+            text = to_lines(row for _, row in numbered(path) if wanted(row))
             if text.encode() != path.read_bytes():
                 self.write_text(name, text)
 
@@ -158,8 +162,11 @@ def check_new(folder: Path, overwrite: bool) -> None:
         raise UserError(f"{folder} is not empty and no run folder; --out takes another")
     if not overwrite:
         finished = (folder / "result.json").exists()
-        state = "holds a finished run; " if finished else "is not empty; --resume goes on with it, "
-        raise UserError(f"{folder} {state}--overwrite starts anew, --out takes another")
+        ways = ["--resume goes on with it", "--overwrite starts anew"]
+        if finished:
+            ways = [ways[1], "--resume with more --steps goes on with it"]
+        state = "holds a finished run" if finished else "is not empty"
+        raise UserError(f"{folder} {state}; {', '.join(ways)}, --out takes another")
 
 
 def is_run(folder: Path) -> bool:
@@ -208,7 +215,9 @@ def _other(folder: Path) -> str:
 def open_run(folder: Path) -> Run:
     """A run folder that exists; UserError when it is none."""
     if not (folder / "config.toml").is_file():
-        raise UserError(f"{folder} is not a run folder (it has no config.toml)")
+        raise UserError(
+            f"{folder} is not a run folder (it has no config.toml); `modicum runs` lists those that are"
+        )
     return Run(folder)
 
 

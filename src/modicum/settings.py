@@ -7,6 +7,8 @@ if TRL, verl, transformers or PEFT have it (elsewhere.txt), or else with the nea
 
 import codecs
 import dataclasses
+import json
+import os
 import re
 import tomllib
 import typing
@@ -170,3 +172,21 @@ def elsewhere(name: str, at: Mapping[str, str], option: bool = False) -> str:
     if at[shown]:
         text += f" in [{at[shown]}]"
     return f"did you mean {text}?" + (f" ({note})" if note else "")
+
+
+def to_toml(config: Any, above: str = "") -> str:
+    """A config or nested tables as TOML; None in a config is left out (it is the default)."""
+    plain = isinstance(config, Mapping)
+    lines = tables = ""
+    for name, value in (config if plain else vars(config)).items():
+        if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
+            tables += f"\n[{above}{name}]\n{to_toml(value, f'{above}{name}.')}"
+        elif plain or value is not None:
+            lines += f"{name} = {toml_value(value)}\n"
+    return lines + tables
+
+
+def toml_value(value: Any) -> str:
+    """A text, path, number, switch or list of them in TOML."""
+    # The same in JSON, but for pairs of escapes (not needed) and DEL.
+    return json.dumps(value, ensure_ascii=False, default=os.fspath).replace("\x7f", "\\u007f")

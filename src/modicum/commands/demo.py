@@ -43,9 +43,9 @@ def run(args: list[str]) -> int:
     from modicum import lock, recipes, updates
     from modicum.display import Display
     from modicum.evaluate import Evaluation
+    from modicum.naming import slug
     from modicum.report import page, read, tables
     from modicum.runs import Run, make_folder
-    from modicum.training.folder import run_folder
     from modicum.training.loop import train
 
     for text in wanted:
@@ -58,11 +58,11 @@ def run(args: list[str]) -> int:
     with lock.held(out):
         for text in wanted:
             config = replace(recipes.demo(text, options.seed), steps=options.steps)
-            config = replace(config, out=str(out / run_folder(config).name))
+            config = replace(config, out=str(out / f"{slug(text)}-seed{options.seed}"))
             with Display() as display:
                 result = train(config, display, overwrite=True, base=base)
             base = base or Evaluation.from_json(result["base"])
-            folders.append(run_folder(config))
+            folders.append(Path(config.out))
             summary.append(row(result))
             Run(out).write_text("summary.json", json.dumps(summary, indent=2) + "\n")
     report = page.write(folders, out / "report.html", "modicum demo")

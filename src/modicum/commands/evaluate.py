@@ -49,8 +49,9 @@ def text_of(name: str, found: Evaluation, sampling: Sampling) -> str:
         _line("lenient", found.lenient, found.lenient_low, found.lenient_high),
         _line("greedy", found.greedy, found.greedy_low, found.greedy_high)
         + f"  strict; lenient {found.greedy_lenient:.1%}",
-        *(_line(f"pass@{k}", *band) for k, band in found.pass_at.items()),
-        *(_line(f"maj@{k}", *band) for k, band in found.maj_at.items()),
+        # Of one sample both are the accuracy.
+        *(_line(f"pass@{k}", *band) for k, band in found.pass_at.items() if k != "1"),
+        *(_line(f"maj@{k}", *band) for k, band in found.maj_at.items() if k != "1"),
         f"format    {found.format:.1%}  of the samples are in the style {sampling.style}",
         f"truncated {found.truncated:.1%}",
         f"length    {found.length:.1f} tokens",

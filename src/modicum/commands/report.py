@@ -34,6 +34,7 @@ def run(args: list[str]) -> int:
 
     from modicum.face.result import STUDY, report
     from modicum.report import page, read, tables
+    from modicum.status import Status
 
     report(*folders, out=options.out, title=options.title)
     study = (folders[0] / STUDY).is_file()
@@ -42,7 +43,12 @@ def run(args: list[str]) -> int:
     paths = {"report": places.page, "markdown": places.markdown, "figures": places.figures}
     values: dict[str, Any] = {name: str(path) for name, path in paths.items()}
     if not study and not found.json:
-        tables.show(tables.results([read.load(folder) for folder in folders]))
+        records = [read.load(folder) for folder in folders]
+        if rows := tables.results(records):
+            tables.show(rows)
+        for record in records:
+            if record.result is None:
+                print(f"{record.folder}: no result yet; {Status(record.folder).so_far}")
     elif not study:
         files = [folder / "result.json" for folder in folders]
         done = [file.read_text(encoding="utf-8") for file in files if file.exists()]

@@ -15,7 +15,8 @@ modicum train --update 'last(1)' --steps 40 --out runs/last1
 modicum train --model Qwen/Qwen2.5-0.5B --task gsm8k --update 'lora(rank=8)' --dtype bf16
 modicum train --config runs/last1/config.toml --seed 1 --out runs/last1-seed1
 modicum train --recipe tinyzero --update 'lora(rank=32)' --out runs/tinyzero
-modicum train --out runs/last1 --resume
+modicum train --out runs/last1 --resume --steps 60        # a finished run, for longer
+modicum train --watch --eval-every 10 --stop-when 'accuracy >= 0.9'
 """
 
 
@@ -32,22 +33,22 @@ def run(args: list[str]) -> int:
     config = settings(found, {})
 
     from modicum.display import Display
-    from modicum.training.folder import run_folder
+    from modicum.naming import run_folder
     from modicum.training.loop import train
 
-    past = run_folder(config) / "config.toml"
-    if found.resume and past.is_file():
-        config = settings(found, {**read_toml(past), "out": config.out})
+    folder = run_folder(config)
+    if found.resume and (folder / "config.toml").is_file():
+        config = settings(found, {**read_toml(folder / "config.toml"), "out": str(folder)})
 
-    with Display() as display:
+    with Display(folder if config.records.watch else None) as display:
         result = train(config, display, found.overwrite, found.resume)
     if not found.json:
         from modicum.report import read, tables
 
         display.console.print(f"change proof: {result['change_proof']}")
         display.console.print(f"agreement proof: {result['agreement_proof']}")
-        tables.show(tables.results([read.load(run_folder(config))]))
-    show(found.json, result, f"run folder: {run_folder(config)}")
+        tables.show(tables.results([read.load(folder)]))
+    show(found.json, result, f"run folder: {folder}")
     return 0
 
 

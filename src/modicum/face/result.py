@@ -113,10 +113,11 @@ class TrainResult:
             band = f"[{values['trained']['low']:.1%}, {values['trained']['high']:.1%}]"
             shown.append(("accuracy", f"{self.baseline:.1%} → {self.accuracy:.1%} {band}"))
         share = values["trainable_parameters"] / values["total_parameters"]
+        stopped = f", stopped: {why}" if (why := values.get("stopped")) else ""
         return [
             *shown,
             ("trained", f"{values['trainable_parameters']:,} parameters ({share:.1%})"),
-            ("steps", f"{values['steps']} in {values['seconds']:.0f} s"),
+            ("steps", f"{values['steps']} in {values['seconds']:.0f} s{stopped}"),
             ("change proof", values["change_proof"]),
         ]
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from modicum import rewards, tasks
 from modicum.config import TrainConfig, from_mapping, read_toml
-from modicum.face.result import TrainResult, folder_of, in_python
+from modicum.face.result import TrainResult, in_python
+from modicum.naming import run_folder
 from modicum.options import merge
 from modicum.parts import RunParts, expression, is_given, parsers
 from modicum.rewards import Reward, Term
@@ -67,14 +68,15 @@ def train(
     texts = {kind: expression(kind, part) for kind, part in made.items()}
     parts = RunParts(**{kind: part for kind, part in made.items() if is_given(texts[kind])})
     whole = _config(config, {**settings, **texts}, resume)
+    folder = run_folder(whole)
 
     from modicum.display import Display
-    from modicum.training.folder import run_folder
     from modicum.training.loop import train as run
 
-    with Display() if progress and observer is None else nullcontext(observer) as shown:
+    watch = folder if whole.records.watch else None
+    with Display(watch) if progress and observer is None else nullcontext(observer) as shown:
         values = run(whole, shown, overwrite, resume, parts=parts)
-    return TrainResult(run_folder(whole), values, parts)
+    return TrainResult(folder, values, parts)
 
 
 def _part(kind: str, value: Any) -> Any:
@@ -92,7 +94,9 @@ def _config(base: TrainConfig | None, values: dict[str, Any], resume: bool) -> T
     """The settings over those of `base`, or of the run that is gone on with."""
     given = tables(TrainConfig, values, "train")
     below = {} if base is None else dataclasses.asdict(base)
-    past = folder_of(values.get("out", "")) / "config.toml"
-    if resume and base is None and values.get("out") and past.is_file():
-        below = read_toml(past)
-    return from_mapping(TrainConfig, merge(below, given), "train")
+    asked = from_mapping(TrainConfig, merge(below, given), "train")
+    folder = run_folder(asked)
+    if not (resume and base is None and (folder / "config.toml").is_file()):
+        return asked
+    past = {**read_toml(folder / "config.toml"), "out": str(folder)}
+    return from_mapping(TrainConfig, merge(past, given), "train")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -124,7 +125,7 @@ def load(folder: str | Path) -> RunRecord:
         folder=folder,
         config=read_toml(folder / "config.toml"),
         metrics=_columns(folder / "metrics.jsonl"),
-        samples=tuple(rows(LoggedSample, folder / "samples.jsonl")),
+        samples=_ends(folder / "samples.jsonl"),
         result=fill(RunResult, read_object(result), str(result)) if result.exists() else None,
         environment=read_object(environment) if environment.exists() else {},
     )
@@ -134,6 +135,15 @@ def rows(cls: type[T], file: Path) -> Iterator[T]:
     """The lines of a file, read as far as asked for, or none where there is no file."""
     for where, row in numbered(file) if file.exists() else ():
         yield fill(cls, row, where)
+
+
+def _ends(file: Path) -> tuple[LoggedSample, ...]:
+    """The completions of the first and of the last step, of which alone reports speak."""
+    kept: list[list[tuple[str, dict[str, Any]]]] = []
+    lines = numbered(file) if file.exists() else iter(())
+    for _, of_step in groupby(lines, lambda line: line[1].get("step")):
+        kept = [*kept[:1], list(of_step)]
+    return tuple(fill(LoggedSample, row, where) for step in kept for where, row in step)
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:

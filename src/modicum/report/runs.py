@@ -12,6 +12,7 @@ from modicum.report.read import HeldGroup, LoggedSample, RunRecord, colours, lab
 from modicum.report.sections import Builder
 from modicum.report.tables import RunRow
 from modicum.report.words import printable, say
+from modicum.status import Status
 
 SAMPLES_SHOWN = 2
 RUNS_SHOWN = 6
@@ -48,7 +49,11 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         report.section(name.lower(), name, different)
         report.values("The same in all runs" if len(names) > 1 else "", alike)
     report.repeat([_repeat(record.folder) for record in records])
-    unfinished = [n for n, r in zip(names, records, strict=True) if r.result is None]
+    unfinished = [
+        f"{name}, {Status(record.folder).so_far}"
+        for name, record in zip(names, records, strict=True)
+        if record.result is None
+    ]
     notes = (f"No result yet: {'; '.join(unfinished)}.",) if unfinished else ()
     return doc.Document(title, headline(rows), "", notes, report.sections())
 

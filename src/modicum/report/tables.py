@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from modicum.report.read import RunRecord, colours, labels
 from modicum.results import RunResult
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table as RichTable
 
 Number = Callable[[float | None], str]
@@ -80,6 +82,9 @@ COLUMNS: Mapping[str, tuple[Callable[[RunRow, Number], str], Callable[[RunRow], 
 MISSING = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
 
 
+LEAST = (4, 5, 1, 6, 3)  # what a narrow terminal does without, first to last
+
+
 def results(records: Sequence[RunRecord]) -> list[RunRow]:
     """A row for each run that has a result, in the order given."""
     return [
@@ -107,13 +112,30 @@ def table(rows: Sequence[RunRow]) -> Table:
     return document.table("Results of the runs", heads, lines)
 
 
-def rich_table(rows: Sequence[RunRow]) -> RichTable:
-    """The rows as a table for a terminal of 100 columns."""
+def rich_table(rows: Sequence[RunRow], width: int = 100) -> RichTable:
+    """The rows as a table for a terminal; a narrow one has two lines a row, or fewer columns."""
     # What stands in brackets, or the second word, goes to the next line.
-    heads = [head.replace(" ", "\n", 1) for head in COLUMNS]
-    heads[1] = "sampled accuracy\n(%), 95% interval"
+    names = [re.sub(r" (?=\()|(?<=^\w{4}) |(?<=trained) ", "\n", head) for head in COLUMNS]
+    texts, heads = [list(cells(row, n.short)) for row in rows], ["update", *names]
+    if width < 100:
+        heads = [head.removeprefix("sampled ") for head in heads]
+        texts = [[t[0], *(re.sub(r" (?=[(\[])", "\n", x) for x in t[1:])] for t in texts]
+    kept = fitted(heads, texts, width, [heads[k] for k in LEAST])
     caption = "base → trained on held-out problems"
-    return terminal_table(["update", *heads], [cells(row, n.short) for row in rows], caption)
+    return terminal_table([heads[k] for k in kept], [[t[k] for k in kept] for t in texts], caption)
+
+
+def fitted(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, least: Sequence[str]
+) -> list[int]:
+    """Which columns a terminal holds without the first of `least`; only the first may be folded."""
+    columns = list(zip(heads, *rows, strict=True))
+    widths = [max(len(line) for text in c for line in text.split("\n")) for c in columns]
+    kept, gone = list(range(len(heads))), list(least)
+    while gone and min(widths[0], 20) + sum(widths[k] + 2 for k in kept[1:]) > width - 3:
+        kept = [k for k in kept if heads[k] != gone[0]]
+        del gone[0]
+    return kept
 
 
 def terminal_table(
@@ -128,7 +150,9 @@ def terminal_table(
     table.caption_justify = "left"
     for number, head in enumerate(heads):
         side = "right" if number else "left"
-        table.add_column(head, justify=side, overflow="fold", no_wrap=number > 0 and not wrap)
+        least = None if number else min([20, *(len(row[0]) for row in rows)])
+        kept = number > 0 and not wrap
+        table.add_column(head, justify=side, overflow="fold", no_wrap=kept, min_width=least)
     for row in rows:
         # Text, not str: an expression with brackets is no markup.
         table.add_row(*(Text(cell) for cell in row))
@@ -137,13 +161,18 @@ def terminal_table(
 
 def show(rows: Sequence[RunRow]) -> None:
     """Print the table to standard output."""
-    print_table(rich_table(rows))
+    print_table(rich_table(rows, terminal().width))
 
 
-def print_table(table: RichTable) -> None:
-    """Print to standard output, 100 columns wide where it is no terminal."""
+def terminal() -> Console:
+    """Standard output, 100 columns wide where it is no terminal."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
     console.width = console.width if console.is_terminal else 100
-    console.print(table)
+    return console
+
+
+def print_table(table: RichTable) -> None:
+    """Print to standard output."""
+    terminal().print(table)

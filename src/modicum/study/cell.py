@@ -24,7 +24,7 @@ from modicum import disk
 from modicum.config import TrainConfig
 from modicum.machine import Interrupts, Stopped
 from modicum.parts import ENVIRONMENT, base_of
-from modicum.runs import Run, make_folder, read_object
+from modicum.runs import FAILED, Run, make_folder, read_object
 from modicum.types import FolderError, RunInterrupted, UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 BASE = "evaluation.json"
 RESULT = "result.json"
-FAILED = "failed.json"
 BUSY = 75  # exit code of a cell whose folder cannot be written now
 SECONDS = "seconds.json"
 

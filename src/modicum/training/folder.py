@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,18 @@ from modicum.resuming import kept, settings
 from modicum.training import origin
 from modicum.training.checkpoint import restore
 from modicum.training.session import Session
-from modicum.types import RunInterrupted, UserError
+from modicum.types import FolderError, RunInterrupted, UserError
 
 Changes = dict[str, tuple[Any, Any]]
 """Before and now, by name."""
-LENGTH = {"steps", "budget.budget"}
+LENGTH = {name for name, kind, _ in settings(TrainConfig()) if kind == "length"}
 
 
-def look(config: TrainConfig, overwrite: bool, resume: bool) -> TrainConfig:
+def look(folder: Path, config: TrainConfig, overwrite: bool, resume: bool) -> TrainConfig:
     """The config, with what a run that goes on has chosen before.
 
     UserError, before a model is loaded, for a folder that can be neither begun nor resumed.
     """
-    folder = run_folder(config)
     found = runs.entries(folder)
     lock.check(folder)
     disk.check_writable(folder)
@@ -42,14 +42,13 @@ def look(config: TrainConfig, overwrite: bool, resume: bool) -> TrainConfig:
 
 @contextmanager
 def begin(
-    session: Session, overwrite: bool, resume: bool, note: Callable[[str], None]
+    session: Session, folder: Path, overwrite: bool, resume: bool, note: Callable[[str], None]
 ) -> Iterator[tuple[runs.Run, int]]:
     """The run folder and the step to begin with; no other process writes the folder meanwhile.
 
     `note` is told what is not as it was. Raises UserError where a folder holds something else,
     or a run with other settings, or another process writes it.
     """
-    folder = run_folder(session.config)
     lock.check(folder)  # who writes it is said first, and a folder of others gets no lock
     if resume:
         runs.open_run(folder)
@@ -69,11 +68,18 @@ def begin(
 def resumable(run: runs.Run) -> Iterator[None]:
     """In here a signal that ends the run is RunInterrupted, which says how to go on.
 
-    Memory that runs out where no smaller batch helps is a UserError.
+    What else ends it before its end is written down as `failed.json`, until it goes on; memory that
+    runs out where no smaller batch helps is a UserError.
     """
+    (run.folder / runs.FAILED).unlink(missing_ok=True)
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RunInterrupted, FolderError):
+        raise
+    except (UserError, RuntimeError, MemoryError) as error:
+        run.write(runs.FAILED, {"error": str(error) or type(error).__name__})
+        if isinstance(error, UserError):
+            raise
         machine.require_out_of_memory(error)
         raise UserError(
             "memory ran out where no smaller batch helps (the optimizer's step, a check or a"
@@ -103,9 +109,14 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
     first = restore(session, saved[-1]) if saved else 0
     if first > config.steps:
         raise UserError(f"{folder} has {first} steps behind it; steps = {config.steps} are fewer")
+    names = ("metrics.jsonl", "evaluations.jsonl")
+    steps, evaluations = (
+        runs.read_lines(folder / n) if (folder / n).exists() else () for n in names
+    )
+    session.stop.replay(steps, evaluations, first)
     if finished and session.ended(first):
-        raise _finished(folder)
-    run.cut(first, session.ended(first), past_config(folder).records.samples_every)
+        raise _finished(folder, session.stop.reason)
+    run.cut(first, session.ended(first))
     if not (folder / ENVIRONMENT).exists():
         run.write(ENVIRONMENT, origin.record(session, folder))
     if changes:
@@ -113,8 +124,17 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
         rounding = "; last digits may differ from those of an uncut run" if digits else ""
         now, before = _listed(changes, 1), _listed(changes, 0)
         note(f"goes on after step {first} with {now} instead of {before}{rounding}")
-    run.write_text("config.toml", to_toml(config))
+    write_config(run, config)
     return run, first
+
+
+def write_config(run: runs.Run, config: TrainConfig) -> None:
+    """Write the settings of a run that has begun, with the folder that they named at first.
+
+    So `--config` of it begins a run with a name of its own.
+    """
+    out = past_config(run.folder).out
+    run.write_text("config.toml", to_toml(replace(config, out=out)))
 
 
 def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
@@ -142,9 +162,11 @@ def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
     return changes, any(kind == "digits" for kind, _, _ in found.values())
 
 
-def _finished(folder: Path) -> UserError:
+def _finished(folder: Path, stopped: str = "") -> UserError:
+    why = f", which stopped since {stopped}" if stopped else ""
+    more = "--stop-when never and --patience 0" if stopped else "more --steps"
     return UserError(
-        f"{folder} holds a finished run; --overwrite starts anew, more --steps go on with it"
+        f"{folder} holds a finished run{why}; --overwrite starts anew, {more} go on with it"
     )
 
 
@@ -167,11 +189,3 @@ def _follows(session: Session) -> str:
     if session.prepared.schedule.follows_length:
         return f"update = {config.update!r} is spread over the run"
     return ""
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """The folder that the config names, or one under runs/ made from update and seed."""
-    if config.out:
-        return Path(config.out)
-    name = "".join(c if c.isalnum() else "-" for c in config.update).strip("-")
-    return Path("runs") / f"{name}-seed{config.seed}"

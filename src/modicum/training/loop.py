@@ -11,19 +11,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from modicum import machine, plan, runs, tracking
-from modicum.config import TrainConfig, to_toml
+from modicum import live, machine, plan, runs, tracking
+from modicum.config import TrainConfig
 from modicum.engine.backward import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
+from modicum.naming import run_folder
 from modicum.parts import RunParts
 from modicum.plan import sizes
 from modicum.rewards import StepExtras
+from modicum.stopping import AT_THE_ENDS, split_within
 from modicum.tasks.prompts import encode
-from modicum.training import origin, rate, result
+from modicum.training import origin, rate, result, samples
 from modicum.training.checkpoint import save
-from modicum.training.folder import begin, look, resumable, run_folder
-from modicum.training.metrics import rollout_metrics, run_metrics, sample, training_metrics
+from modicum.training.folder import begin, look, resumable, write_config
+from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
 from modicum.training.session import Session, notes
 from modicum.training.step import (
     References,
@@ -81,14 +83,15 @@ def train(
     """
     observer, parts = observer or Observer(), parts or RunParts()
     config, note = parts.named(config), observer.note
+    folder = run_folder(config)  # before the config says more than was asked for
     with machine.Interrupts(at_once=True) as interrupts:
         tracking.check(config.tracking)
-        config = look(config, overwrite, resume)
+        config = look(folder, config, overwrite, resume)
         if resume:
-            config, parts = parts.resumed(config, run_folder(config))
-            past = [run_folder(config), *past]
+            config, parts = parts.resumed(config, folder)
+            past = [folder, *past]
         if overwrite:
-            origin.spare_base(config, run_folder(config))
+            origin.spare_base(config, folder)
         config, chosen = sizes.settle(config, parts)
         plan.check(config, parts)
         machine.reuse_memory()
@@ -101,7 +104,9 @@ def train(
         check_length([first_prompt], policy.model, config.sampling)
         # What the process held before the model was loaded; on a GPU nothing.
         start_memory = before if policy.device.type == "cpu" else 0
-        with begin(session, overwrite, resume, note) as (run, first), resumable(run):
+        began = begin(session, folder, overwrite, resume, note)
+        page = live.written(folder, config.records.watch, note)
+        with page as tell, began as (run, first), resumable(run):
             if chosen:
                 run.write("chosen.json", sizes.told(chosen))
                 note(sizes.note(config, chosen))
@@ -110,8 +115,8 @@ def train(
             name = run.folder.resolve().name
             told = tracking.open(config.tracking, run.folder, name, asdict(config), first, note)
             with told as tracker:
-                run.listeners["metrics.jsonl"] = tracker.step
-                run.listeners["evaluations.jsonl"] = tracker.evaluated
+                run.listeners["metrics.jsonl"] = [tracker.step, tell]
+                run.listeners["evaluations.jsonl"] = [tracker.evaluated, tell]
                 steps, evaluated, proof = _train(session, run, first, observer, base, interrupts)
                 found = result.make(session, run, evaluated, proof, steps, start_memory, note)
                 tracker.finish(found)
@@ -153,6 +158,8 @@ def _train(
         if done > first and runs.checkpoints(run.folder)[-1:] != [run.checkpoint(done)]:
             save(session, run, done)
         raise
+    if session.stop.reason:
+        observer.note(f"stopped after step {done}: {session.stop.reason}")
     proof = session.proof.check("end of the run")
     if "trained" not in evaluated:
         evaluated["trained"] = _evaluate(session, run, observer, "trained", done - 1, None)
@@ -172,6 +179,7 @@ def _evaluate(
     """Evaluate the current policy, unless the result is known, and log it."""
     config = session.config
     held = config.evaluation
+    within = split_within(config.budget, held)
     if held.eval_problems == 0:
         return {}
     with _sizes_kept(session, run, observer, step + 1):
@@ -179,7 +187,7 @@ def _evaluate(
             session.policy,
             session.task,
             config.sampling,
-            held.eval_split,
+            held.eval_split if name in AT_THE_ENDS else within,
             num_problems=held.eval_problems,
             samples=held.eval_samples,
             progress=lambda done, total: observer.evaluating(name, done, total),
@@ -188,6 +196,7 @@ def _evaluate(
         )
     entry = {"step": step, "name": name, **asdict(found)}
     run.append("evaluations.jsonl", entry)
+    session.stop.evaluated(entry)
     observer.evaluated(name, found)
     return entry
 
@@ -205,7 +214,7 @@ def _sizes_kept(session: Session, run: runs.Run, observer: Observer, step: int) 
     changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if changes:
         run.append("changes.jsonl", {"step": step, "settings": changes})
-        run.write_text("config.toml", to_toml(session.config))
+        write_config(run, session.config)
         shown = ", ".join(
             f"{name} = {new} instead of {old}" for name, (old, new) in changes.items()
         )
@@ -242,12 +251,8 @@ def run_step(
     lost = session.optimization.lost(metrics.get("update/arrived"))
     if observer and lost:
         observer.note(lost)
-    if step % session.config.records.samples_every == 0 or session.ended(step + 1):
-        group = groups[0]
-        for completion, found in zip(group.completions[:4], scores[0], strict=False):
-            total = session.reward.total(found)
-            line = sample(step, group.problem, completion.text, found, total)
-            run.append("samples.jsonl", line | extras.logged(completion))
+    session.stop.step(metrics)
+    samples.write(session, run, step, groups, scores, rewards_PG, extras)
     return metrics
 
 
@@ -270,7 +275,7 @@ def _settle_rate(
     path = run.folder / "chosen.json"
     others = runs.read_object(path) if path.exists() else {}
     run.write(path.name, {**others, "learning_rate": asdict(found)})
-    run.write_text("config.toml", to_toml(session.config))
+    write_config(run, session.config)
     if observer:
         observer.note(f"learning rate {found.value:.3g}: {found.why}")
     return True
@@ -304,7 +309,7 @@ def _look(session: Session, run: runs.Run, observer: Observer, step: int) -> Non
         observer.note("change proof after the first step: " + session.proof.check("first step"))
         counters.checked_first = True
     if step + 1 == NO_SIGNAL_STEPS and not (counters.optimizer_steps or counters.signal_steps):
-        last = runs.read_lines(run.folder / "samples.jsonl")[-1]
+        last = runs.read_lines(run.folder / samples.FILE)[-1]
         observer.note(
             f"in {step + 1} steps all rewards within a group were equal, so nothing was trained."
             f" Gold {last['gold']!r}, scores {last['scores']}, completion {last['completion']!r}"

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -10,11 +9,12 @@ from modicum import machine
 from modicum.engine.flops import StepFlops
 from modicum.objectives import has_signal
 from modicum.training.session import Session
-from modicum.types import Batch, Group, Problem
+from modicum.training.step import Scores
+from modicum.types import Batch, Group
 
 
 def rollout_metrics(
-    step: int, groups: Sequence[Group], scores: list[list[dict[str, float]]], totals_PG: Tensor
+    step: int, groups: Sequence[Group], scores: Scores, totals_PG: Tensor
 ) -> dict[str, float]:
     """Metrics of the sampled completions; rewards [P, G], one `reward/` key a term.
 
@@ -36,24 +36,6 @@ def rollout_metrics(
         "completions/distinct": len(different) / len(completions),
         "groups/no_signal": float((~has_signal(totals_PG)).float().mean()),
     }
-
-
-def sample(
-    step: int, problem: Problem, text: str, scores: Mapping[str, float], total: float
-) -> dict[str, Any]:
-    """A completion and its reward for `samples.jsonl`; no verdict is null, JSON has no NaN."""
-    return {
-        "step": step,
-        "question": problem.question,
-        "gold": problem.answer,
-        "completion": text,
-        "reward": _known(total),
-        "scores": {name: _known(value) for name, value in scores.items()},
-    }
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def training_metrics(sums: Mapping[str, float]) -> dict[str, float]:

@@ -6,6 +6,10 @@ that the run was begun in, from which relative paths lead.
 """
 
 import os
+import platform
+import shlex
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,9 @@ def record(session: Session, folder: Path) -> dict[str, Any]:
     config, base, here = session.config, session.identity, Path.cwd()
     source = locate(config.model, config.trust, config.base)
     return machine.environment() | {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "host": platform.node(),
+        "command": shlex.join(sys.argv),
         # Twice: the folder may be moved alone, or with all that is around it.
         "began_in": [str(here), os.path.relpath(here, folder.resolve())],
         "base": {

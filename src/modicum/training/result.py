@@ -37,6 +37,7 @@ def make(
         "objective": config.objective,
         "seed": config.seed,
         "steps": steps,
+        "stopped": session.stop.reason,
         "base": evaluated["base"] or None,
         "trained": evaluated["trained"] or None,
         "trainable_parameters": session.trainable_parameters,

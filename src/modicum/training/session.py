@@ -1,7 +1,7 @@
 """What a run works with: policy, update, optimizer, proof, problems, rewards, counters."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
 from modicum.plan.sizes import settle
+from modicum.stopping import Stop, split_within
 from modicum.tasks import lengths, prompts
 from modicum.tasks.examples import Examples, draw, without
 from modicum.training.optimization import Optimization
@@ -55,8 +56,8 @@ class Counters(StepCounters):
 
     def load(self, state: dict[str, Any]) -> None:
         """Set what `state` gave."""
-        for field in fields(self):
-            setattr(self, field.name, state[field.name])
+        for entry in fields(self):
+            setattr(self, entry.name, state[entry.name])
 
 
 @dataclass
@@ -81,6 +82,10 @@ class Session:
     counters: Counters
     identity: Identity
     """Of the base, before the update was applied."""
+    stop: Stop = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stop = Stop(self.config.budget)
 
     @property
     def learning_rate(self) -> float:
@@ -95,11 +100,11 @@ class Session:
         return min(1.0, max(of_steps, spent / budget.budget if budget.budget else 0.0))
 
     def ended(self, done: int) -> bool:
-        """Whether the run ends after `done` steps: another would go further past the budget."""
+        """Whether the run ends after `done` steps: it is to, or goes no nearer to its budget."""
         budget, counters = self.config.budget, self.counters
         spent = counters.spent(budget.budget_unit) + counters.last_spent / 2
         over = bool(budget.budget) and done > 0 and spent >= budget.budget
-        return over or done >= self.config.steps
+        return over or done >= self.config.steps or bool(self.stop.reason)
 
     def resize(self, **sizes: int) -> None:
         """Go on with other batches; what they change is memory."""
@@ -152,6 +157,7 @@ def prepare(
     first = task.problem("train", config.seed, 0)
     for _, term in reward.terms:
         term.require(first)
+    Stop(config.budget).check(str(term) for _, term in reward.terms)
     examples, held = draw(task, config.sampling), _held_out(task, config)
     order = curriculum.begin(without(task, examples), config.seed)
     loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)
@@ -192,13 +198,16 @@ def prepare(
 
 def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
     """The problems of the evaluations, of a task that has an end; UserError if there are none."""
-    held = config.evaluation
-    if not held.eval_problems or task.size(held.eval_split) is None:
+    held, found = config.evaluation, list[Problem]()
+    if not held.eval_problems:
         return []
     try:
-        if task.size(held.eval_split) == 0:
-            task.problem(held.eval_split, config.seed, 0)
-        return held_out(task, held.eval_split, held.eval_problems)
+        for split in dict.fromkeys((held.eval_split, split_within(config.budget, held))):
+            if task.size(split) == 0:
+                task.problem(split, config.seed, 0)
+            if task.size(split) is not None:
+                found += held_out(task, split, held.eval_problems)
+        return found
     except UserError as error:
         raise UserError(f"{error}, or set eval_problems=0") from None
 

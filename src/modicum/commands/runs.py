@@ -1,0 +1,150 @@
+"""`modicum runs`."""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modicum import runs, status
+from modicum.config import TrainConfig
+from modicum.options import Parser, show
+from modicum.resuming import settings
+from modicum.spec import nearest
+from modicum.types import UserError
+
+EXAMPLES = """
+modicum runs                                     # all under runs/, the newest last
+modicum runs --sort accuracy --where task=gsm8k --where last
+modicum runs studies/tiny --cells --columns name,learning_rate,accuracy
+modicum runs runs/full-seed0 runs/last-1-seed0   # side by side: what differs, what came of it
+"""
+COLUMNS = ("name", "state", "steps", "model", "task", "update", "accuracy", "seconds", "memory")
+COLUMNS += ("date",)
+LEAST = ("memory", "seconds", "date", "model", "task", "update", "steps")
+"""What a narrow terminal does without, in this order."""
+RESULTS = ("state", "steps", "accuracy", "reward/mean", "seconds", "memory", "date")
+SEARCHED = ("name", "state", "model", "task", "update", "reward", "objective")
+USUAL = {name.rpartition(".")[2]: value for name, _, value in settings(TrainConfig())}
+OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
+    ("--sort", "date", "store", "a column or setting; the greatest comes last (default date)"),
+    (
+        "--where",
+        [],
+        "append",
+        "NAME=VALUE of those, or a text of its name, task, ...; again for more",
+    ),
+    ("--columns", None, "store", "columns and settings with commas between; by default what fits"),
+)
+Row = Mapping[str, Any]
+"""`Status.values` of a run."""
+
+
+def run(args: list[str]) -> int:
+    """List runs, or show some side by side."""
+    parser = Parser("runs", "List, sort and search runs, or show some side by side.", EXAMPLES)
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="where to look; runs/")
+    for flag, default, action, text in OPTIONS:
+        parser.add_argument(flag, default=default, action=action, metavar="NAME", help=text)
+    parser.add_argument("--cells", action="store_true", help="also the runs within studies")
+    found = parser.read(args)
+    roots = [Path(name) for name in found.folders]
+    if missing := [root for root in roots if not root.is_dir()]:
+        raise UserError(f"there is no folder {missing[0]}")
+    places = {p: root for root in roots or [Path("runs")] for p in status.find(root, found.cells)}
+    rows = [row for place, root in places.items() if (row := _read(place, root))]
+    rows = [row for row in rows if all(_matches(row, text) for text in found.where)]
+    side_by_side = bool(roots) and all(map(runs.is_run, roots))
+    if not side_by_side:
+        rows.sort(key=lambda row: _order(_value(row, found.sort)))
+    if found.json or not rows:
+        show(found.json, rows, "there are no such runs; modicum train begins one under runs/")
+    elif side_by_side:
+        _side_by_side(rows)
+    else:
+        _list(rows, [name.strip() for name in (found.columns or "").split(",") if name])
+    return 0
+
+
+def _read(place: Path, root: Path) -> Row | None:
+    """What is known of a run, by its place under a folder; a broken one is told of."""
+    try:
+        name = str(place.relative_to(root)) if place != root else place.name
+        return status.Status(place).values | {"name": name}
+    except UserError as error:
+        print(f"note: {error}", file=sys.stderr)
+        return None
+
+
+def _value(row: Row, name: str) -> Any:
+    if name not in row and name not in USUAL:
+        raise UserError(f"runs: nothing is called {name!r}; {nearest(name, row)}")
+    return row.get(name)
+
+
+def _matches(row: Row, text: str) -> bool:
+    """Whether a run is as `NAME=VALUE` says, or has the text somewhere."""
+    found = re.match(r"([\w/.-]+)=(.*)", text)
+    if found is None:
+        return any(text in str(row.get(name, "")) for name in SEARCHED)
+    value, wanted = _value(row, found[1]), found[2]
+    try:
+        return str(value) == wanted or float(value) == float(wanted)
+    except (TypeError, ValueError):
+        return False
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    """What has no value comes first, then numbers, then texts."""
+    number = isinstance(value, int | float)
+    return (0, 0) if value is None else (1, value) if number else (2, str(value))
+
+
+def _text(row: Row, name: str) -> str:
+    from modicum.report import numbers as n
+
+    value = _value(row, name)
+    if name == "steps":
+        return f"{row['done']}/{value}"
+    if name == "accuracy":
+        band = "" if row["low"] is None else "\n" + n.interval(row["low"], row["high"], n.percent)
+        return n.percent(row["baseline"]) + n.ARROW + n.percent(value) + band
+    if value is None:
+        return n.NONE
+    shown = {"memory": n.memory, "seconds": n.decimal, "date": lambda text: text[:16]}
+    return shown.get(name, n.general if isinstance(value, float) else str)(value)
+
+
+def _list(rows: Sequence[Row], asked: Sequence[str]) -> None:
+    """A table of runs as wide as the terminal; a model or task that all share is said once."""
+    from modicum.report import tables
+
+    texts = {name: [_text(row, name) for row in rows] for name in asked or COLUMNS}
+    alike = [name for name in ("model", "task") if not asked and len(set(texts[name])) == 1]
+    heads = [name for name in texts if name not in alike]
+    cells = list(zip(*(texts[name] for name in heads), strict=True))
+    width = tables.terminal().width
+    kept = tables.fitted(heads, cells, width, () if asked else LEAST)
+    same = [f"{name} {texts[name][0]}" for name in alike]
+    caption = "; ".join(
+        [
+            f"{len(rows)} run{'s' * (len(rows) != 1)}",
+            "accuracy (%): base → trained, or newest",
+            *same,
+        ]
+    )
+    lines = [[line[k] for k in kept] for line in cells]
+    tables.print_table(tables.terminal_table([heads[k] for k in kept], lines, caption))
+
+
+def _side_by_side(rows: Sequence[Row]) -> None:
+    """The settings in which runs differ (one: from the defaults), and what came of each."""
+    from modicum.report import tables
+
+    compared = [*rows, *([USUAL] if len(rows) == 1 else [])]
+    names = [name for name in USUAL if name not in ("out", "steps")]
+    differ = [name for name in names if len({_text(row, name) for row in compared}) > 1]
+    lines = [[name, *(_text(row, name) for row in rows)] for name in (*differ, *RESULTS)]
+    caption = f"problem by problem: modicum compare {' '.join(row['folder'] for row in rows[:2])}"
+    heads = ["", *(row["name"] for row in rows)]
+    tables.print_table(tables.terminal_table(heads, lines, caption, wrap=True))

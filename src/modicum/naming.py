@@ -1,0 +1,75 @@
+"""The name of a run without `out`: its update, what differs from the defaults, its seed.
+
+    full-seed0    last-1-Qwen--Qwen2.5-0.5B-gsm8k-lr1e-05-seed0    full-and-so-on-1f0c3a-seed0
+
+Two runs that differ have two names, and the same settings always have the same one. How long a run
+is, and what changes memory or files only, is left out, so that a command with more `--steps` finds
+the run that it goes on with. A text that its letters do not give again, and what is too long, ends
+in a hash.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from modicum.config import KINDS, TrainConfig
+from modicum.resuming import settings
+
+LONGEST = 80  # letters of a name
+SHORT = {"learning_rate": "lr", "prompts_per_step": "prompts"}
+SHORT |= {"group_size": "group", "max_tokens": "tokens"}
+PLAIN = {"model", "dtype", "schedule", "template", "style", *KINDS}
+"""Settings whose values tell what they are."""
+_ARGUMENT = r"(\w+=)?-?[\w.]+"
+_TERM = rf"(\d[\d.]*\*)?\w[\w.]*(\({_ARGUMENT}(,{_ARGUMENT})*\))?"
+EXPRESSION = re.compile(rf"{_TERM}([+&@]{_TERM})*(?<!\.)", re.ASCII)
+PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(?<![.-])", re.ASCII)
+SIGNS = {"(": "-", ")": "", ",": "-", "=": "", "&": "-and-", "@": "-at-", "*": "x", "/": "--"}
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """The folder that the config names, or one under runs/ made from what differs in it."""
+    return Path(config.out) if config.out else Path("runs") / name_of(config)
+
+
+def name_of(config: TrainConfig) -> str:
+    """The name of a run, at most LONGEST letters, of which a shell needs none quoted."""
+    usual = {name: value for name, _, value in settings(TrainConfig())}
+    differ = {
+        name: value
+        for name, kind, value in sorted(settings(config), key=lambda s: s[0] not in PLAIN)
+        if (kind == "fixed" or name == "model") and value != usual[name]
+    }
+    if "optimizer.schedule" in differ or "curriculum" in differ:
+        differ["steps"] = config.steps  # which they are spread over
+    rest = [_piece(n, value) for n, value in differ.items() if n not in ("update", "seed")]
+    name = "-".join([slug(config.update), *rest])
+    if len(name) > LONGEST - 8:
+        name = f"{name[: LONGEST - 16].rstrip('-')}-{_hash(name)}"
+    return f"{name}-seed{config.seed}"
+
+
+def slug(text: str, kind: str = "update") -> str:
+    """An expression or a path in letters that a file system and a shell take as they are."""
+    tight = re.sub(r"\s", "", text)
+    plain = "".join(SIGNS.get(c, c) for c in tight if c.isascii())
+    if PATH.fullmatch(text) or (kind in KINDS and EXPRESSION.fullmatch(tight)):
+        return plain
+    last = re.split(r"[^\w.-]+", text.rstrip("/'\")"))[-1] if "/" in text else plain
+    short = re.sub(r"[^\w.+-]+|-+", "-", last, flags=re.ASCII).strip("-.")[:24].rstrip("-.")
+    return f"{short}-{_hash(text)}".lstrip("-")
+
+
+def _piece(name: str, value: Any) -> str:
+    """A setting that differs: `lr0.001`, `bf16`, `system-1f0c3a`."""
+    key = name.rpartition(".")[2]
+    label = SHORT.get(key, key.replace("_", "-"))
+    if isinstance(value, int | float):
+        return f"{label}{value:g}" if float(f"{value:g}") == value else f"{label}{value!r}"
+    text = slug(value, key) if isinstance(value, str) else _hash(repr(value))
+    return text if key in PLAIN else f"{label}-{text}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:6]
