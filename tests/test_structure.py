@@ -33,6 +33,7 @@ ORDER = [
     "logged",
     "results",
     "machine",
+    "hub",
     "resuming",
     "settings",
     "config",
@@ -76,6 +77,7 @@ NO_TORCH = [
         "logged",
         "results",
         "machine",
+        "hub",
         "scorecard",
     ),
     *(
@@ -352,6 +354,7 @@ def test_the_map_in_the_readme_names_what_is_there() -> None:
         "lock",
         "runs",
         "machine",
+        "hub",
         "resuming",
         "settings",
         "recipes",
