@@ -417,7 +417,7 @@ def test_a_hub_that_is_silent_is_not_asked_again(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "silence", lambda: "https://huggingface.co does not answer (no name)")
     with pytest.raises(
-        UserError, match=r"does not answer \(no name\) .*file\('...'\) takes a local"
+        UserError, match=r"does not answer \(no name\) .*hub\(path='...'\) takes a local copy"
     ):
         tasks.parse("hub('some/thing')").size("train")
     assert told == [True], "the library looks into its cache alone"

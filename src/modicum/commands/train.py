@@ -17,19 +17,34 @@ modicum train --config runs/last1/config.toml --seed 1 --out runs/last1-seed1
 modicum train --recipe tinyzero --update 'lora(rank=32)' --out runs/tinyzero
 modicum train --out runs/last1 --resume
 """
+SUMMARY = """Train a model with GRPO, updating the part that you name.
+
+Exit code 3 when steps were made and nothing was trained (no group ever had a signal, say); the
+last lines and `nothing_trained` in result.json say why, and what to change."""
+NOTHING_TRAINED = 3
 
 
 def run(args: list[str]) -> int:
-    """Train as the TOML file and the options say."""
-    parser = Parser("train", "Train a model with GRPO, updating the part that you name.", EXAMPLES)
+    """Train as the TOML file and the options say; `NOTHING_TRAINED` if that trained nothing."""
+    parser = Parser("train", SUMMARY, EXAMPLES)
     add_sources(parser)
+    parser.add_argument("--dry-run", action="store_true", help="modicum doctor instead of a run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     add_options(parser, TrainConfig)
     found = parser.read(args)
-    if found.resume and found.overwrite:
-        raise UserError("--resume and --overwrite exclude each other")
+    modes = [
+        f"--{name}"
+        for name in ("dry-run", "resume", "overwrite")
+        if vars(found)[name.replace("-", "_")]
+    ]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)} exclude each other")
     config = settings(found, {})
+    if found.dry_run:
+        from modicum.commands.doctor import tell
+
+        return tell(config, found.json)
 
     from modicum.display import Display
     from modicum.training.folder import run_folder
@@ -48,6 +63,12 @@ def run(args: list[str]) -> int:
         display.console.print(f"agreement proof: {result['agreement_proof']}")
         tables.show(tables.results([read.load(run_folder(config))]))
     show(found.json, result, f"run folder: {run_folder(config)}")
+    if result["nothing_trained"]:
+        display.console.print(f"NOTHING WAS TRAINED: {result['nothing_trained']}", style="bold red")
+        display.console.print(
+            f"modicum doctor --config {run_folder(config)}/config.toml shows more"
+        )
+        return NOTHING_TRAINED
     return 0
 
 

@@ -36,6 +36,7 @@ class FileTask(DataTask):
 
     name: ClassVar[str] = "file"
     aliases: ClassVar[Mapping[str, str]] = {"train": "path"}
+    of_files: ClassVar[bool] = True
     own_rows: ClassVar[bool] = True
     path: str
     question: str = "question"
@@ -53,15 +54,11 @@ class FileTask(DataTask):
             value = getattr(self, field)
             needed = field in ("question", "answer") or value is not None
             if needed and (not isinstance(value, str) or not value.strip()):
-                raise UserError(
-                    f"{self.name}: {field} must be a text that is not empty, not {value!r}"
-                )
-        self._check_files()
-
-    def _check_files(self) -> None:
+                what = f"{self.name}: {field} must be a text that is not empty"
+                raise UserError(f"{what}, not {value!r}")
         if readers.ending(self.question) in readers.READERS:
             raise UserError(f"file: {self.question!r} is no column; a file to test on is test=...")
-        for path in (self.path, self.test or self.path):
+        for path in (self.path, self.test or self.path) if self.of_files else ():
             # A folder may have a dot in its name, but then hardly a word after it.
             named = readers.ending(path)
             if named[1:].isalpha() and named not in readers.READERS and not Path(path).is_dir():
@@ -103,18 +100,16 @@ class HubTask(FileTask):
 
     name: ClassVar[str] = "hub"
     aliases: ClassVar[Mapping[str, str]] = {}
+    of_files: ClassVar[bool] = False
     config: str | None = None
     train: str | None = None
-
-    def _check_files(self) -> None:
-        pass
 
     def _files(self) -> list[tuple[str, Role, str]]:
         return []
 
     def _parts(self) -> list[RowPart]:
         place = self._place(self.path) if Path(self.path).expanduser().is_dir() else self.path
-        found = hub.read(self.name, place, self.config, None, (), "file('...')")
+        found = hub.read(self.name, place, self.config, None)
         given = {"train": self.train, "test": self.test}
         named = {name: role for role, name in given.items() if name}
         for name in [name for name in found if name not in named]:

@@ -20,12 +20,11 @@ def read(
     config: str | None,
     parts: Sequence[str] | None,
     unread: Sequence[str] = (),
-    other: str = "",
 ) -> dict[str, list[Record]]:
     """The rows of `parts` (None: of all) of the data set `name`; UserError when it cannot be had.
 
-    `name` is one of the hub, or a folder as `datasets` knows them. `task` is the task's name and
-    `other` what takes files, for messages. `unread` columns are not loaded into memory.
+    `name` is one of the hub, or a folder as `datasets` knows them. `task` is the task's name, for
+    messages. The columns `unread` are not loaded into memory.
     """
     try:
         library: Any = import_module("datasets")
@@ -42,15 +41,14 @@ def read(
         if any((place / file).is_file() for file in SAVED):
             loaded = library.load_from_disk(str(place))
         else:
-            loaded = library.load_dataset(
-                *[str(place) if local else name, *[config] * bool(config)]
-            )
+            wanted = [str(place) if local else name, config]
+            loaded = library.load_dataset(*filter(None, wanted))
     # ValueError: offline, and the local copy lacks this configuration.
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
         looked = "found" if local else "looked for on the hub and in its local copy"
-        why, other = " ".join(str(error).split()), other or f"{task}(path='...')"
+        why = " ".join(str(error).split())
         why = f"{silent} ({why})" if silent else why
-        hint = "" if local else f"; {other} takes a local file or folder"
+        hint = "" if local else f"; {task}(path='...') takes a local copy"
         raise UserError(f"{task}: the dataset {shown} was {looked}: {why}{hint}") from None
     finally:
         library.config.HF_HUB_OFFLINE = known

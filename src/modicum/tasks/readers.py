@@ -70,7 +70,7 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
             raise UserError(f"{task}: {path} is named for both {' and '.join(parts)}")
         if parts:
             found[parts[0]].append(str(path))
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+    if any(folder.glob("state.json")) or any(folder.glob("dataset_dict.json")):
         raise UserError(f"{task}: {folder} was saved by datasets: hub({str(folder)!r}) reads it")
     if not found["train"] + found["test"]:
         have = ", ".join(path.name for path in files[:5]) + ", ..." * (len(files) > 5) or "none"
@@ -89,9 +89,8 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
 
 def parts_of(name: str) -> list[str]:
     """What a file or part of this name is for; several for one that cannot be told."""
-    return [
-        part for part, words in PARTS.items() if re.search(f"(?<![a-z])({words})", name.lower())
-    ]
+    words = ((part, re.compile(f"(?<![a-z])({word})")) for part, word in PARTS.items())
+    return [part for part, word in words if word.search(name.lower())]
 
 
 def short(value: object) -> str:

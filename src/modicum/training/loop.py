@@ -18,7 +18,7 @@ from modicum.evaluate import Evaluation, evaluate
 from modicum.parts import RunParts
 from modicum.rewards import StepExtras
 from modicum.tasks.prompts import encode
-from modicum.training import origin, result
+from modicum.training import origin, result, silence
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, look, resumable, run_folder
 from modicum.training.metrics import rollout_metrics, run_metrics, sample, training_metrics
@@ -37,8 +37,6 @@ from modicum.training.step import (
     switch,
 )
 from modicum.types import Batch
-
-NO_SIGNAL_STEPS = 10  # steps without any signal before the user is told
 
 
 class Observer:
@@ -137,7 +135,7 @@ def _train(
         while not session.ended(done):
             with interrupts.whole():
                 observer.step(run_step(session, run, done, observer))
-                _look(session, run, observer, done)
+                _look(session, observer)
                 done += 1
             _evaluate_within(session, run, observer, done)
             with interrupts.whole():
@@ -202,6 +200,8 @@ def run_step(
         observer.note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     session.order.observe(seen(groups, scores, rewards_PG))
     batch = make_batch(session.objective, groups, rewards_PG)
+    if observer and not batch.signal and (text := silence.heard(session, groups, scores)):
+        observer.note(text)
     metrics = rollout_metrics(step, groups, scores, rewards_PG) | extras.metrics()
     watch.lap("scoring")
     if batch.rows:
@@ -240,18 +240,16 @@ def _update(session: Session, batch: Batch) -> dict[str, float]:
     return metrics
 
 
-def _look(session: Session, run: runs.Run, observer: Observer, step: int) -> None:
-    """What is looked at after a step: the change proof of the first, steps without a signal."""
+def _look(session: Session, observer: Observer) -> None:
+    """What is looked at after a step: the change proof of the first."""
     counters = session.counters
     if counters.optimizer_steps and not counters.checked_first:
-        observer.note("change proof after the first step: " + session.proof.check("first step"))
+        found = session.proof.check("first step")
+        idle = session.prepared.active.keys() - session.proof.tried
+        # Of an adapter whose other half begins at 0.
+        half = f" ({len(idle)} have no gradient while what they are multiplied with is 0)"
+        observer.note(f"change proof after the first step: {found}{half * bool(idle)}")
         counters.checked_first = True
-    if step + 1 == NO_SIGNAL_STEPS and not (counters.optimizer_steps or counters.signal_steps):
-        last = runs.read_lines(run.folder / "samples.jsonl")[-1]
-        observer.note(
-            f"in {step + 1} steps all rewards within a group were equal, so nothing was trained."
-            f" Gold {last['gold']!r}, scores {last['scores']}, completion {last['completion']!r}"
-        )
 
 
 def _evaluate_within(session: Session, run: runs.Run, observer: Observer, done: int) -> None:

@@ -77,6 +77,8 @@ class Session:
     counters: Counters
     identity: Identity
     """Of the base, before the update was applied."""
+    silence: str = ""
+    """Why the first steps had no signal, as last found."""
 
     @property
     def learning_rate(self) -> float:
