@@ -66,11 +66,13 @@ def told(groups: Trials, form: str = "chat", room: int = 10_000, **sampling: Any
         (rollout(BAD, "It is 7"), {},
          ["no answer is right -> --examples 2 shows how, or an easier task, a stronger model,"
           " --group-size 16"]),
+        (25 * rollout(BAD, "It is 7") + rollout("It is 5", BAD), {"examples": 1},
+         ["hardly any answer is right -> an easier task, a stronger model, --group-size 16"]),
         (rollout(GOOD, GOOD), {},
          ["nearly all is right already -> a harder task (more terms, a higher level)"]),
         (rollout(BAD, BAD, apart=False), {"temperature": 0.2, "examples": 2},
          ["no answer is right -> an easier task, a stronger model, --group-size 16",
-          "all completions of a group are the same -> --temperature 1"]),
+          "all completions are the same in 1 of 1 groups -> --temperature 1"]),
         (rollout(GOOD, BAD, reward="length(100)"), {},
          ["the reward tells no two completions of a group apart -> a reward that does (modicum"
           " audit-reward tries one), or --group-size 16"]),
@@ -101,7 +103,7 @@ def test_the_evidence_counts_and_shows_one() -> None:
         " 'accuracy(lenient=True)' pays for them"
     )
     (found,) = findings.wrong(TrainConfig(), rollout("x " * 200, "y"), "chat")
-    assert "x x x ... x x x" in str(found)
+    assert "x x x  ...  x x x" in str(found)
     assert len(found.evidence) < 180
 
 

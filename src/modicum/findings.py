@@ -19,7 +19,8 @@ from modicum.types import Completion, Grade, Group, Problem
 
 MARK = re.compile(r"</?\w+>|\\boxed|####")
 SAME = 1e-8  # rewards closer than this are the same, as in training
-CUT, UNMARKED, RIGHT, FEW = 0.3, 0.5, 0.95, 0.25  # shares from which on something is said
+CUT, UNMARKED, RIGHT = 0.3, 0.5, 0.95  # shares of completions from which on something is said
+RARE, FEW = 0.02, 0.25  # and below which: of right completions, of groups with a signal
 FEW_HELD_OUT = 50
 SHOWN = 100  # characters of a completion in a sentence
 STRICT, LENIENT = "accuracy", "accuracy(lenient=True)"  # what a reward may pay for
@@ -121,7 +122,7 @@ def wrong(
         none = "the model has positions for no more: shorter prompts, or an easier task"
         change = f"--max-tokens {more}" if more > sampling.max_tokens else none
         yield told(f"completions are cut at max_tokens = {sampling.max_tokens}", cut, change)
-    if paid == STRICT and len(unmarked) > UNMARKED * len(right):
+    if paid == STRICT and len(unmarked) > UNMARKED * len(right) > UNMARKED * RARE * count:
         lenient = re.sub(r"\baccuracy\b(?!\()", LENIENT, config.reward)
         asks = {"plain": "--template r1_zero asks for a mark, or "}.get(template, shown)
         asks = "--style tags asks for a mark, or " if sampling.style == "none" else asks
@@ -130,16 +131,20 @@ def wrong(
     if paid and earned >= RIGHT * count:
         what, change = "nearly all is right already", "a harder task (more terms, a higher level)"
         yield told(what, right, change)
-    elif paid and not right and len(cut) < (1 - CUT) * count:
+    elif paid and len(right) <= RARE * count and len(cut) < (1 - CUT) * count:
         base = ": the tokenizer has no chat template, so the prompt is r1_zero, for a base"
-        what = "no answer is right" + base * (sampling.template == "auto" and template == "r1_zero")
+        what = f"{'hardly any' if right else 'no'} answer is right" + base * (
+            sampling.template == "auto" and template == "r1_zero"
+        )
         yield told(what, trials, f"{shown}an easier task, a stronger model, {larger}")
     elif not (signals or cut or unmarked):
         change = f"a reward that does (modicum audit-reward tries one), or {larger}"
         yield told("the reward tells no two completions of a group apart", trials, change)
-    if all(len({trial.completion.tokens for trial in group}) == 1 for group in groups):
+    alike = [group for group in groups if len({trial.completion.tokens for trial in group}) == 1]
+    if len(alike) > (1 - FEW) * len(groups):
         change = f"--temperature {max(1.0, 2 * sampling.temperature):g}"
-        yield told("all completions of a group are the same", groups[0], change)
+        what = f"all completions are the same in {len(alike)} of {len(groups)} groups"
+        yield told(what, alike[0], change)
     if 0 < signals < FEW * len(groups):
         change = f"{larger}, or problems of another difficulty"
         yield Finding("few groups have a signal", f"{signals} of {len(groups)}", change)

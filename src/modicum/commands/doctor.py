@@ -15,9 +15,9 @@ what looks wrong and what to change. Nothing is trained or written. Exit code 0,
 something looks wrong; 1 if no group has a signal, so that the run would learn nothing as it is."""
 EXAMPLES = """
 modicum doctor
-modicum doctor --task "file('problems.jsonl')" --model M --max-tokens 400    # needs your file and model
-modicum doctor --config runs/last1/config.toml --problems 4 --json           # needs a run: modicum train --out runs/last1
-modicum train --dry-run --task 'countdown(numbers=3)'
+modicum doctor --task 'countdown(numbers=3)' --problems 4 --json
+modicum doctor --task "file('problems.jsonl')" --max-tokens 400    # needs: your file
+modicum doctor --config runs/last1/config.toml --show 8    # needs: modicum train --update 'last(1)' --out runs/last1
 """
 
 

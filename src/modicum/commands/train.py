@@ -12,10 +12,12 @@ from modicum.types import UserError
 EXAMPLES = """
 modicum train
 modicum train --update 'last(1)' --steps 40 --out runs/last1
-modicum train --model Qwen/Qwen2.5-0.5B --task gsm8k --update 'lora(rank=8)' --dtype bf16
-modicum train --config runs/last1/config.toml --seed 1 --out runs/last1-seed1
-modicum train --recipe tinyzero --update 'lora(rank=32)' --out runs/tinyzero
-modicum train --out runs/last1 --resume
+modicum train --config runs/last1/config.toml --seed 1 --out runs/last1-seed1    # the same again
+modicum train --out runs/last1 --resume --steps 60    # for longer; without --steps after a kill
+modicum train --dry-run --task 'countdown(numbers=3)'    # what its first step will see (modicum doctor)
+modicum train --task "file(train='train.jsonl', test='test.jsonl')" --reward 'accuracy + 0.2*my_rewards.py:brief'    # needs: your files
+modicum train --model Qwen/Qwen2.5-0.5B --task gsm8k --update 'lora(rank=8)' --max-tokens 512 --dtype bf16    # needs: the hub, a GPU
+modicum train --recipe tinyzero --update 'lora(rank=32)' --out runs/tinyzero    # needs: the hub, a GPU
 """
 SUMMARY = """Train a model with GRPO, updating the part that you name.
 
