@@ -45,7 +45,7 @@ def test_the_doctor_shows_what_the_first_step_will_see(
         "full on tiny; arithmetic (endless train, endless tune, endless test); reward accuracy\n",
         "template chat, style tags, 12 tokens (all: 12 to 12); completions end at '<|endoftext|>'\n",
         "  | What is 1+4-3+8?\n",
-        "What is 1+4-3+8?  (gold 10)\n  reward 0.0 (accuracy 0.0); the marked answer is wrong: '11'",
+        "What is 1+4-3+8?  (gold 10)\n  reward 0 (accuracy 0); the marked answer is wrong: '11'",
         "groups of the first step\n",
         "\nrate      0.0002\n",
         "\nmemory    1.5 GiB of 1.0; about 4 s a step, 4 min the run (estimates: modicum plan)\n"

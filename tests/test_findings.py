@@ -30,7 +30,8 @@ def rollout(*texts: str, reward: str = "accuracy", cut: bool = False, apart: boo
 def told(groups: Trials, form: str = "chat", room: int = 10_000, **sampling: Any) -> list[str]:
     """What is found and what to change, for a config whose reward is `accuracy`."""
     config = replace(TrainConfig(), sampling=replace(Sampling(), **sampling))
-    return [f"{f.what} -> {f.change}" for f in findings.wrong(config, groups, form, room)]
+    signals = sum(len({trial.total for trial in group}) > 1 for group in groups)
+    return [f"{f.what} -> {f.change}" for f in findings.wrong(config, groups, signals, form, room)]
 
 
 @pytest.mark.parametrize(
@@ -38,11 +39,9 @@ def told(groups: Trials, form: str = "chat", room: int = 10_000, **sampling: Any
     [
         (rollout(GOOD, BAD), {}, []),
         (rollout(GOOD, BAD, "", cut=True), {},
-         ["completions go on after their answer until max_tokens cuts them"
-          " -> --stop '</answer>' ends them"]),
+         ["completions go on after their answer -> --stop '</answer>' ends them"]),
         (rollout(r"\boxed{5} and", r"\boxed{6} and", cut=True), {"style": "boxed"},
-         ["completions go on after their answer until max_tokens cuts them"
-          " -> --stop $'\\n\\n' ends them"]),
+         ["completions go on after their answer -> --stop $'\\n\\n' ends them"]),
         (rollout("2+3 is", "let me see", cut=True), {"max_tokens": 50},
          ["completions are cut at max_tokens = 50 -> --max-tokens 200"]),
         (rollout("2+3 is", "let me see", cut=True), {"max_tokens": 50, "room": 90},
@@ -96,13 +95,13 @@ def test_a_base_without_a_chat_template_is_named() -> None:
 
 
 def test_the_evidence_counts_and_shows_one() -> None:
-    (found,) = findings.wrong(TrainConfig(), rollout("It is 5", "It is 6", "It is 7"), "chat")
+    (found,) = findings.wrong(TrainConfig(), rollout("It is 5", "It is 6", "It is 7"), 0, "chat")
     assert str(found) == (
         "right answers are not marked, so they earn nothing (1 of 3 completions; to 'What is 2+3?',"
         " gold '5', it wrote 'It is 5'); --examples 2 shows how, or --reward"
         " 'accuracy(lenient=True)' pays for them"
     )
-    (found,) = findings.wrong(TrainConfig(), rollout("x " * 200, "y"), "chat")
+    (found,) = findings.wrong(TrainConfig(), rollout("x " * 200, "y"), 0, "chat")
     assert "x x x  ...  x x x" in str(found)
     assert len(found.evidence) < 180
 
@@ -121,14 +120,6 @@ def test_the_evidence_counts_and_shows_one() -> None:
 def test_the_reasons_of_a_verdict(text: str, style: str, cut: bool, why: str) -> None:
     ((trial,),) = rollout(text, cut=cut)
     assert trial.reasons(style) == why
-
-
-def test_a_reward_without_a_verdict_is_no_signal() -> None:
-    ((one, other),) = rollout(GOOD, BAD)
-    nan = float("nan")
-    assert findings.with_signal([[one, other]]) == 1
-    assert findings.with_signal([[replace(one, total=nan), replace(other, total=nan)]]) == 0
-    assert findings.with_signal([[one, replace(other, total=nan)], [one, one]]) == 0
 
 
 def test_sizes_of_splits_that_are_too_small() -> None:

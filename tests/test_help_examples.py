@@ -154,3 +154,35 @@ def plan_little(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = {"memory": {"peak_bytes": 1}, "machine": {}, "times": None, "advice": []}
     monkeypatch.setattr(doctor.hardware, "parse", lambda *_: None)
     monkeypatch.setattr(doctor.plan, "make", lambda *_: SimpleNamespace(to_json=lambda: nothing))
+
+
+@pytest.mark.slow
+def test_the_first_run_of_the_docs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/first_run.md, as it is written, with small settings."""
+    text = (ROOT / "docs" / "first_run.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("modicum.machine.reset_peak", lambda: None)
+    plan_little(monkeypatch)
+    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text, re.DOTALL)
+    assert [name for name, _ in blocks] == ["make_sums.py", "my_rewards.py"]
+    for name, code in blocks:
+        (tmp_path / name).write_text(code)
+    ran = []
+    for line in re.findall(r"^(?:modicum|python) .*", text, re.MULTILINE):
+        if line.startswith("python "):
+            exec((tmp_path / line.split()[1]).read_text(), {})
+            continue
+        args = words(line)
+        small = {"--resume": ["--steps", "3"], "--reward": [*FEW, "--group-size", "6"]}
+        more = [option for key, options in small.items() if key in args for option in options]
+        held = ["--eval-problems", "4", "--eval-samples", "1", "--no-anatomy"]
+        if args[0] == "train" and "--resume" not in args:
+            more += [*held, "--steps", "2"]
+        assert cli.run([*args, *more]) in (0, *NOTHING), line
+        ran.append(args[0])
+    assert ran == ["tasks", "doctor", "train", "compare", "report", "train"]
+    out = capsys.readouterr().out
+    assert "gold right for 200 of 200" in out
+    assert "my_rewards.py:worked no verdict" in out

@@ -13,6 +13,7 @@ from typing import Any
 
 from modicum import findings, plan
 from modicum.config import TrainConfig
+from modicum.objectives.base import has_signal
 from modicum.plan import hardware
 from modicum.rewards import StepExtras
 from modicum.tasks.prompts import stops, template_of
@@ -33,8 +34,9 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
     session.config = replace(session.config, batch=replace(batch, prompts_per_step=few))
     groups, faults = sample_groups(session, 0), list[str]()
     reward = session.reward.at(StepExtras(0, config.steps or 1))
-    scores, _ = score(session.task, reward, groups, faults)
-    trials, found = silence.look(session, groups, scores)
+    scores, rewards_PG = score(session.task, reward, groups, faults)
+    signals = int(has_signal(rewards_PG).sum())
+    trials, found = silence.look(session, groups, scores, signals)
     found += findings.of_data(session.task, config)
     if faults:
         found.insert(0, findings.Finding("scores failed and are 0", faults[0], "mend the function"))
@@ -61,7 +63,7 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
             }
             for group in trials
         ],
-        "with_signal": findings.with_signal(trials),
+        "with_signal": signals,
         "accuracy": fmean(trial.grade.strict for trial in every),
         "lenient": fmean(trial.grade.lenient for trial in every),
         "cut": fmean(not trial.completion.finished for trial in every),
@@ -72,7 +74,7 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
         "plan": plan.make(config, machine).to_json(),
         "notes": notes(session),
         "findings": [asdict(finding) for finding in found],
-        "learns": findings.with_signal(trials) > 0,
+        "learns": signals > 0,
     }
 
 

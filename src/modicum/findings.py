@@ -4,7 +4,6 @@ Pure functions, from completions with their verdicts and rewards to findings. `m
 shows all of them before a run; a run shows the first while nothing is trained.
 """
 
-import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ from modicum.styles import STYLES
 from modicum.types import Completion, Grade, Group, Problem
 
 MARK = re.compile(r"</?\w+>|\\boxed|####")
-SAME = 1e-8  # rewards closer than this are the same, as in training
 CUT, UNMARKED, RIGHT = 0.3, 0.5, 0.95  # shares of completions from which on something is said
 RARE, FEW = 0.02, 0.25  # and below which: of right completions, of groups with a signal
 FEW_HELD_OUT = 50
@@ -86,22 +84,17 @@ def judged(
     ]
 
 
-def with_signal(groups: Trials) -> int:
-    """Groups whose rewards differ."""
-    known = ([t.total for t in group if not math.isnan(t.total)] for group in groups)
-    return sum(bool(some) and max(some) - min(some) > SAME for some in known)
-
-
 def wrong(
-    config: TrainConfig, groups: Trials, template: str, room: int = sys.maxsize
+    config: TrainConfig, groups: Trials, signals: int, template: str, room: int = sys.maxsize
 ) -> Iterator[Finding]:
     """What looks wrong with a rollout, the likeliest reason for a missing signal first.
 
-    `template` is that of its prompts, `room` what the model's positions leave for a completion.
+    `signals` groups have rewards that differ. `template` is that of the prompts, `room` what the
+    model's positions leave for a completion.
     """
     sampling, larger = config.sampling, f"--group-size {2 * config.batch.group_size}"
     trials = [trial for group in groups for trial in group]
-    count, signals = len(trials), with_signal(groups)
+    count = len(trials)
     cut = [trial for trial in trials if not trial.completion.finished]
     ran_on = [trial for trial in cut if answers.extract(trial.completion.text)]
     right = [trial for trial in trials if trial.grade.lenient]
@@ -115,8 +108,7 @@ def wrong(
 
     if len(cut) >= CUT * count and len(ran_on) > len(cut) / 2:
         stop = "'</answer>'" if sampling.style == "tags" else "$'\\n\\n'"
-        what = "completions go on after their answer until max_tokens cuts them"
-        yield told(what, ran_on, f"--stop {stop} ends them")
+        yield told("completions go on after their answer", ran_on, f"--stop {stop} ends them")
     elif len(cut) >= CUT * count:
         more = min(4 * sampling.max_tokens, room)
         none = "the model has positions for no more: shorter prompts, or an easier task"
@@ -129,8 +121,8 @@ def wrong(
         change = f"{asks}--reward {lenient!r} pays for them"
         yield told("right answers are not marked, so they earn nothing", unmarked, change)
     if paid and earned >= RIGHT * count:
-        what, change = "nearly all is right already", "a harder task (more terms, a higher level)"
-        yield told(what, right, change)
+        change = "a harder task (more terms, a higher level)"
+        yield told("nearly all is right already", right, change)
     elif paid and len(right) <= RARE * count and len(cut) < (1 - CUT) * count:
         base = ": the tokenizer has no chat template, so the prompt is r1_zero, for a base"
         what = f"{'hardly any' if right else 'no'} answer is right" + base * (
@@ -142,9 +134,8 @@ def wrong(
         yield told("the reward tells no two completions of a group apart", trials, change)
     alike = [group for group in groups if len({trial.completion.tokens for trial in group}) == 1]
     if len(alike) > (1 - FEW) * len(groups):
-        change = f"--temperature {max(1.0, 2 * sampling.temperature):g}"
         what = f"all completions are the same in {len(alike)} of {len(groups)} groups"
-        yield told(what, alike[0], change)
+        yield told(what, alike[0], f"--temperature {max(1.0, 2 * sampling.temperature):g}")
     if 0 < signals < FEW * len(groups):
         change = f"{larger}, or problems of another difficulty"
         yield Finding("few groups have a signal", f"{signals} of {len(groups)}", change)

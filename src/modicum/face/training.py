@@ -74,6 +74,8 @@ def train(
 
     with Display() if progress and observer is None else nullcontext(observer) as shown:
         values = run(whole, shown, overwrite, resume, parts=parts)
+        if shown and values["nothing_trained"]:
+            shown.note(f"nothing was trained: {values['nothing_trained']}")
     return TrainResult(run_folder(whole), values, parts)
 
 

@@ -197,7 +197,7 @@ def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
             task.problem(held.eval_split, config.seed, 0)
         return held_out(task, held.eval_split, held.eval_problems)
     except UserError as error:
-        raise UserError(f"{error}, or set --eval-problems 0") from None
+        raise UserError(f"{error}, or set --eval-problems=0") from None
 
 
 def notes(session: Session) -> list[str]:

@@ -14,15 +14,18 @@ SAID_AT = (1, 10, 100)  # steps without any signal
 
 
 def look(
-    session: Session, groups: Sequence[Group], scores: Scores
+    session: Session, groups: Sequence[Group], scores: Scores, signals: int
 ) -> tuple[findings.Trials, list[findings.Finding]]:
-    """A step's completions with their verdicts and scores, and what looks wrong with them."""
+    """A step's completions with their verdicts and scores, and what looks wrong with them.
+
+    `signals` groups have a signal.
+    """
     config, policy = session.config, session.policy
     positions = getattr(inner(policy.model).config, "max_position_embeddings", None) or sys.maxsize
     room = positions - max(len(group.prompt) for group in groups)
     trials = findings.judged(session.task, session.reward, groups, scores)
     template = template_of(policy.tokenizer, config.sampling)
-    return trials, list(findings.wrong(config, trials, template, room))
+    return trials, list(findings.wrong(config, trials, signals, template, room))
 
 
 def heard(session: Session, groups: Sequence[Group], scores: Scores) -> str:
@@ -30,7 +33,7 @@ def heard(session: Session, groups: Sequence[Group], scores: Scores) -> str:
     done = session.counters.rollouts + 1
     if session.counters.signal_steps or done not in SAID_AT:
         return ""
-    _, found = look(session, groups, scores)
+    _, found = look(session, groups, scores, 0)
     first = found[0] if found else "all rewards within each group are equal"
     session.silence = f"no group of step {done} had a signal: {first}"
     return f"{session.silence}. Nothing has been trained"
