@@ -62,6 +62,9 @@ def told(groups: Trials, form: str = "chat", room: int = 10_000, **sampling: Any
          ["right answers are not marked, so they earn nothing -> --style tags asks for a mark, or"
           " --reward 'accuracy(lenient=True)' pays for them"]),
         (rollout("It is 5", "It is 6", reward="accuracy(lenient=True)"), {}, []),
+        (rollout("It is 5", "It is 6", reward="accuracy + 0.3*accuracy(lenient=True)"), {},
+         ["the term accuracy is the same for all completions and teaches nothing -> leave it out, or"
+          " ask for what it pays for (--style, --system, --examples)"]),
         (rollout(BAD, "It is 7"), {},
          ["no answer is right -> --examples 2 shows how, or an easier task, a stronger model,"
           " --group-size 16"]),
@@ -78,6 +81,13 @@ def told(groups: Trials, form: str = "chat", room: int = 10_000, **sampling: Any
         (rollout(GOOD, BAD, reward="accuracy + 0.2*format(style='boxed')"), {},
          ["the term format(style='boxed') is the same for all completions and teaches nothing ->"
           " leave it out, or ask for what it pays for (--style, --system, --examples)"]),
+        (rollout("It is 5", BAD, reward="length(100)", cut=True), {"max_tokens": 9},
+         ["completions are cut at max_tokens = 9 -> --max-tokens 36"]),
+        (rollout("It is 5", "It is 6", reward="length(100)"), {},
+         ["the reward tells no two completions of a group apart -> a reward that does (modicum"
+          " audit-reward tries one), or --group-size 16"]),
+        (rollout(BAD, BAD, apart=False) + rollout(GOOD, GOOD, apart=False), {"top_k": 1},
+         ["all completions are the same in 2 of 2 groups -> --top-k 0 --top-p 1"]),
         (rollout(GOOD, BAD) + 4 * rollout(BAD, BAD), {},
          ["few groups have a signal -> --group-size 16, or problems of another difficulty"]),
     ],
@@ -135,3 +145,9 @@ def test_sizes_of_splits_that_are_too_small() -> None:
     config = replace(config, batch=Steps(prompts_per_step=2), evaluation=Held(eval_problems=0))
     assert list(findings.of_data(task, config)) == []
     assert list(findings.of_data(tasks.parse("arithmetic"), TrainConfig())) == []
+
+
+def test_the_reward_to_paste_pays_for_unmarked_answers() -> None:
+    config = replace(TrainConfig(), reward="2*accuracy + 0.1*accuracy.py:accuracy")
+    (found,) = findings.wrong(config, rollout("It is 5", "It is 6"), 0, "chat")
+    assert "--reward '2*accuracy(lenient=True) + 0.1*accuracy.py:accuracy'" in found.change

@@ -86,7 +86,7 @@ def judged(
 
 def wrong(
     config: TrainConfig, groups: Trials, signals: int, template: str, room: int = sys.maxsize
-) -> Iterator[Finding]:
+) -> list[Finding]:
     """What looks wrong with a rollout, the likeliest reason for a missing signal first.
 
     `signals` groups have rewards that differ. `template` is that of the prompts, `room` what the
@@ -99,47 +99,58 @@ def wrong(
     ran_on = [trial for trial in cut if answers.extract(trial.completion.text)]
     right = [trial for trial in trials if trial.grade.lenient]
     unmarked = [trial for trial in right if not trial.grade.strict]
-    paid = next((term for term in (STRICT, LENIENT) if term in trials[0].scores), "")
+    paid = next((term for term in (LENIENT, STRICT) if term in trials[0].scores), "")
     earned = len(right) - len(unmarked) * (paid == STRICT)
     shown = "" if sampling.examples else "--examples 2 shows how, or "
 
-    def told(what: str, some: Sequence[Trial], change: str) -> Finding:
-        return Finding(what, f"{len(some)} of {count} completions; {some[0]}", change)
+    found: list[Finding] = []
+
+    def told(what: str, some: Sequence[Trial], change: str) -> None:
+        evidence = f"{len(some)} of {count} completions; {some[0]}"
+        found.append(Finding(what, evidence, change))
 
     if len(cut) >= CUT * count and len(ran_on) > len(cut) / 2:
         stop = "'</answer>'" if sampling.style == "tags" else "$'\\n\\n'"
-        yield told("completions go on after their answer", ran_on, f"--stop {stop} ends them")
+        told("completions go on after their answer", ran_on, f"--stop {stop} ends them")
     elif len(cut) >= CUT * count:
         more = min(4 * sampling.max_tokens, room)
         none = "the model has positions for no more: shorter prompts, or an easier task"
         change = f"--max-tokens {more}" if more > sampling.max_tokens else none
-        yield told(f"completions are cut at max_tokens = {sampling.max_tokens}", cut, change)
+        told(f"completions are cut at max_tokens = {sampling.max_tokens}", cut, change)
     if paid == STRICT and len(unmarked) > UNMARKED * len(right) > UNMARKED * RARE * count:
-        lenient = re.sub(r"\baccuracy\b(?!\()", LENIENT, config.reward)
+        lenient = re.sub(r"(?<![\w/.:])accuracy(?![\w(.:])", LENIENT, config.reward)
         asks = {"plain": "--template r1_zero asks for a mark, or "}.get(template, shown)
         asks = "--style tags asks for a mark, or " if sampling.style == "none" else asks
         change = f"{asks}--reward {lenient!r} pays for them"
-        yield told("right answers are not marked, so they earn nothing", unmarked, change)
+        told("right answers are not marked, so they earn nothing", unmarked, change)
     if paid and earned >= RIGHT * count:
         change = "a harder task (more terms, a higher level)"
-        yield told("nearly all is right already", right, change)
+        told("nearly all is right already", right, change)
     elif paid and len(right) <= RARE * count and len(cut) < (1 - CUT) * count:
         base = ": the tokenizer has no chat template, so the prompt is r1_zero, for a base"
         what = f"{'hardly any' if right else 'no'} answer is right" + base * (
             sampling.template == "auto" and template == "r1_zero"
         )
-        yield told(what, trials, f"{shown}an easier task, a stronger model, {larger}")
-    elif not (signals or cut or unmarked):
-        change = f"a reward that does (modicum audit-reward tries one), or {larger}"
-        yield told("the reward tells no two completions of a group apart", trials, change)
+        told(what, trials, f"{shown}an easier task, a stronger model, {larger}")
     alike = [group for group in groups if len({trial.completion.tokens for trial in group}) == 1]
     if len(alike) > (1 - FEW) * len(groups):
         what = f"all completions are the same in {len(alike)} of {len(groups)} groups"
-        yield told(what, alike[0], f"--temperature {max(1.0, 2 * sampling.temperature):g}")
+        hotter = f"--temperature {max(1.0, 2 * sampling.temperature):g}"
+        narrow = sampling.top_k or sampling.top_p < 1
+        told(what, alike[0], "--top-k 0 --top-p 1" if narrow else hotter)
+    if not (signals or found):
+        change = f"a reward that does (modicum audit-reward tries one), or {larger}"
+        told("the reward tells no two completions of a group apart", trials, change)
     if 0 < signals < FEW * len(groups):
         change = f"{larger}, or problems of another difficulty"
-        yield Finding("few groups have a signal", f"{signals} of {len(groups)}", change)
-    for name in trials[0].scores if signals else ():
+        found.append(Finding("few groups have a signal", f"{signals} of {len(groups)}", change))
+    if signals:
+        found += _idle_terms(trials)
+    return found
+
+
+def _idle_terms(trials: Sequence[Trial]) -> Iterator[Finding]:
+    for name in trials[0].scores:
         values = {trial.scores[name] for trial in trials}
         if len(values) == 1:
             what = f"the term {name} is the same for all completions and teaches nothing"

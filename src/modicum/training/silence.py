@@ -25,7 +25,7 @@ def look(
     room = positions - max(len(group.prompt) for group in groups)
     trials = findings.judged(session.task, session.reward, groups, scores)
     template = template_of(policy.tokenizer, config.sampling)
-    return trials, list(findings.wrong(config, trials, signals, template, room))
+    return trials, findings.wrong(config, trials, signals, template, room)
 
 
 def heard(session: Session, groups: Sequence[Group], scores: Scores) -> str:
@@ -34,8 +34,7 @@ def heard(session: Session, groups: Sequence[Group], scores: Scores) -> str:
     if session.counters.signal_steps or done not in SAID_AT:
         return ""
     _, found = look(session, groups, scores, 0)
-    first = found[0] if found else "all rewards within each group are equal"
-    session.silence = f"no group of step {done} had a signal: {first}"
+    session.silence = f"no group of step {done} had a signal: {found[0]}"
     return f"{session.silence}. Nothing has been trained"
 
 
