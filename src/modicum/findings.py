@@ -144,9 +144,7 @@ def wrong(
     if 0 < signals < FEW * len(groups):
         change = f"{larger}, or problems of another difficulty"
         found.append(Finding("few groups have a signal", f"{signals} of {len(groups)}", change))
-    if signals:
-        found += _idle_terms(trials)
-    return found
+    return [*found, *(_idle_terms(trials) if signals else ())]
 
 
 def _idle_terms(trials: Sequence[Trial]) -> Iterator[Finding]:
