@@ -18,6 +18,7 @@ QUICK = [
     *("--steps", "1", "--prompts-per-step", "2", "--group-size", "2", "--max-tokens", "6"),
     *("--eval-problems", "2", "--eval-samples", "1"),
 ]
+ENDED = (0, 3)  # exit codes of a run that ended: a random model is seldom right and learns nothing
 Fails = Callable[..., str]
 
 
@@ -44,7 +45,7 @@ def engine_of(model: Any, kind: Any = "auto", lowest: int = -1) -> Any:
 def make_run(out: Path, model: Path, *args: str) -> Path:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         options = [*QUICK, "--model", str(model), "--out", str(out), "--json", *args]
-        assert cli.run(["train", *options]) == 0
+        assert cli.run(["train", *options]) in ENDED
     return out
 
 

@@ -21,6 +21,15 @@ def example_file(folder: Path) -> str:
     return f"file({write_jsonl(folder / 'problems.jsonl', rows)!r})"
 
 
+def example_hub(folder: Path) -> str:
+    """A data set as the library `datasets` saves it, which needs neither hub nor cache."""
+    import datasets
+
+    rows = [{"question": f"What is {i} + {i}?", "answer": 2 * i} for i in range(200)]
+    datasets.Dataset.from_list(rows).save_to_disk(folder / "saved")
+    return f"hub({str(folder / 'saved')!r})"
+
+
 def math_row(number: int) -> dict[str, Any]:
     """A row as MATH has them: the last box of the solution is the answer."""
     return {
@@ -72,6 +81,7 @@ EXAMPLES: dict[str, Callable[[Path], str]] = {
     "file": example_file,
     "gsm8k": lambda folder: f"gsm8k({str(GSM8K)!r})",
     "gym": lambda folder: "gym('chain_sum', min_terms=4)",
+    "hub": example_hub,
     "math": example_math,
     "math500": example_math500,
     "openthoughts": example_openthoughts,

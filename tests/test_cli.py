@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from helpers import QUICK, Fails, make_run, modicum
+from helpers import ENDED, QUICK, Fails, make_run, modicum
 from modicum import cli, runs
 from modicum.types import UserError
 
@@ -163,7 +163,7 @@ def test_train_prints_its_result_and_nothing_else(folders: dict[str, Path], tmp_
     out = tmp_path / "run"
     model = str(folders["qwen2"])
     done = modicum("train", *QUICK, "--model", model, "--out", str(out), "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in ENDED, done.stderr
     (line,) = done.stdout.splitlines()
     assert json.loads(line) == json.loads((out / "result.json").read_text())
     assert "trains" in done.stderr  # progress goes there
@@ -178,7 +178,7 @@ def test_brackets_in_a_path_are_not_markup(
     rows = [{"question": f"{i}+1?", "answer": i + 1} for i in range(80)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = [*QUICK, "--model", str(folders["qwen2"]), "--out", str(tmp_path / "[bold]")]
-    assert cli.run(["train", *options, "--task", f"file({str(path)!r})"]) == 0
+    assert cli.run(["train", *options, "--task", f"file({str(path)!r})"]) in ENDED
     out, err = capsys.readouterr()
     assert str(path) in err
     assert "and takes 1 optimizer step at 1e-06 (cpu, fp32)" in err

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from helpers import QUICK, Fails, make_run
+from helpers import ENDED, QUICK, Fails, make_run
 from modicum import cli
 from modicum.types import UserError
 
@@ -178,7 +178,7 @@ def test_a_runs_own_config_repeats_it_in_place(
     config = out / "config.toml"
     before = config.read_text()
     assert "holds a finished run" in fails("train", "--config", config)
-    assert cli.run(["train", "--config", str(config), "--out", str(out), "--overwrite"]) == 0
+    assert cli.run(["train", "--config", str(config), "--out", str(out), "--overwrite"]) in ENDED
     assert config.read_text() == before
     assert json.loads((out / "result.json").read_text())["update"] == "last(1)"
 
@@ -221,7 +221,7 @@ def test_a_state_without_a_counter_is_named(unfinished: Path, fails: Fails) -> N
 
 def test_a_run_goes_on_under_another_name_of_its_folder(unfinished: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(unfinished, tmp_path / "moved")
-    assert cli.run(["train", "--resume", "--json", "--out", f"{moved}/"]) == 0
+    assert cli.run(["train", "--resume", "--json", "--out", f"{moved}/"]) in ENDED
     assert (moved / "result.json").exists()
 
 

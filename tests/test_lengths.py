@@ -105,7 +105,9 @@ def test_a_split_without_problems_is_told_before_the_model_is_loaded(
     (tmp_path / "a.jsonl").write_text('{"question": "What is 1+1?", "answer": 2}')
     config = replace(bare, task=f"file({str(tmp_path / 'a.jsonl')!r})", evaluation=Held(4))
     monkeypatch.setattr(sessions, "load", None)
-    with pytest.raises(UserError, match=r"no problem for the split 'test': .*set eval_problems=0"):
+    with pytest.raises(
+        UserError, match=r"no problem for the split 'test': .*set --eval-problems=0"
+    ):
         sessions.prepare(config)
 
 

@@ -6,7 +6,9 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,12 +17,12 @@ from transformers import AutoTokenizer
 
 from conftest import random_model
 from helpers import Fails, metrics_of
-from modicum import cli
+from modicum import cli, hub
 from modicum.config import Trust
 from modicum.models import gguf, identity
 from modicum.models.decoder import FAMILIES
 from modicum.models.identity import weights_hash
-from modicum.models.load import TINY, load
+from modicum.models.load import TINY, load, locate
 from modicum.training.loop import train
 from modicum.types import UserError
 
@@ -211,6 +213,72 @@ def test_a_hub_id_says_what_was_looked_for_and_where(monkeypatch: pytest.MonkeyP
     assert "\n" not in message
     assert "local cache" in message and "the hub http" not in message
     assert "path of a folder" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("models/SmolLM2-135M-Instruct", "python scripts/fetch_smollm2.py makes models/SmolLM2"),
+        ("./SmolLM2-135M-Instruct/", "; python scripts/fetch_smollm2.py makes models/SmolLM2"),
+        ("models/my-tiny", "there is no model folder models/my-tiny"),
+        ("runs/last1", "there is no model folder runs/last1"),
+        ("./mine", "there is no model folder ./mine"),
+        ("/nobody/mine", "there is no model folder /nobody/mine"),
+        ("a/b/c", "there is no model folder a/b/c"),
+        ("owner/my model", "there is no model folder owner/my model"),
+        ("gpt2", "no model folder gpt2; a model on the hub is named OWNER/NAME"),
+    ],
+)
+def test_what_cannot_be_a_hub_id_is_a_folder_that_is_not_there(
+    name: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "silence", lambda: pytest.fail("the hub was asked"))
+    with pytest.raises(UserError) as error:
+        locate(name)
+    assert says in str(error.value)
+
+
+def test_a_silent_hub_is_asked_once_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def silence() -> str:
+        asked.append(1)
+        return "https://huggingface.co does not answer (no such name)"
+
+    monkeypatch.setattr(hub, "silence", silence)
+    assert locate("Qwen/Qwen2.5-0.5B").local is False
+    assert asked == [], "not before a file is wanted"
+    assert locate("Qwen/Qwen2.5-0.5B").arguments["local_files_only"] is True
+    with pytest.raises(UserError) as error:
+        load("HuggingFaceTB/SmolLM2-135M-Instruct")
+    message = str(error.value)
+    assert "the local cache" in message and "https://huggingface.co does not answer" in message
+    assert "python scripts/fetch_smollm2.py makes models/SmolLM2-135M-Instruct" in message
+    monkeypatch.setattr(hub, "silence", lambda: "")
+    assert locate("Qwen/Qwen2.5-0.5B").arguments["local_files_only"] is False
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A hub that refuses whatever it is asked."""
+
+    def do_HEAD(self) -> None:
+        self.send_error(403)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_any_answer_of_the_hub_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    assert hub.silence.__wrapped__() == "HF_HUB_OFFLINE is set"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        place = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", place)
+        Thread(target=server.handle_request).start()
+        assert hub.silence.__wrapped__() == ""
+    assert hub.silence.__wrapped__() == f"{place} does not answer ([Errno 111] Connection refused)"
 
 
 # Which base it is ------------------------------------------------------------------------------

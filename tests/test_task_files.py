@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modicum import tasks
+from modicum import runs, tasks
 from modicum.tasks.base import split_of
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask
@@ -291,3 +291,134 @@ def test_a_relative_file_is_found_in_the_first_of_some_folders(
         missing = tasks.parse("file('q.jsonl')")
         assert isinstance(missing, DataTask)
         missing.found_in(places).size("train")
+
+
+# Named as people name their data -----------------------------------------------------------
+
+
+def sums(*numbers: int) -> list[dict[str, Any]]:
+    return [{"question": f"What is {n} + {n}?", "answer": 2 * n, "hard": n % 3} for n in numbers]
+
+
+def asked(task: tasks.Task, split: Any) -> set[str]:
+    return {task.problem(split, 0, i).answer for i in range(task.size(split) or 0)}
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["file('a.jsonl', test='b.jsonl')", "file(train='a.jsonl', test='b.jsonl')",
+     "file(test='b.jsonl', train='a.jsonl')"],
+)  # fmt: skip
+def test_train_and_test_files_by_their_names(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text(runs.to_lines(sums(*range(1, 41))))
+    (tmp_path / "b.jsonl").write_text(runs.to_lines(sums(50, 51)))
+    task = tasks.parse(given)
+    assert str(task) == "file('a.jsonl', test='b.jsonl')"
+    assert asked(task, "test") == {"100", "102"}
+    assert len(asked(task, "train") | asked(task, "tune")) == 40
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("sums.csv", "task 'sums.csv': a file or folder is named by --task \"file('sums.csv')\""),
+        ("./my sums.jsonl.gz", "--task \"file('./my sums.jsonl.gz')\""),
+        ("pair", "--task \"file('pair')\""),
+        ("openai/gsm8k", "that is --task gsm8k or --task \"hub('openai/gsm8k')\""),
+        ("owner/my-set", "a data set on the hub is named by --task \"hub('owner/my-set')\""),
+        ("file(sums.csv)", "quotes are missing: 'sums.csv'"),
+        ("file('a.jsonl', 'b.jsonl')", "'b.jsonl' is no column; a file to test on is test=..."),
+        ("file('a.jsonl', train='b.jsonl')", "file got 'path' twice"),
+        ("hub('')", "hub: path must be a file, not ''"),
+        ("file('saved')", "saved was saved by datasets: hub('saved') reads it"),
+        ("hub('saved', train='nope')", "has the parts train, test; train= and test= name those"),
+        ("hub('saved', train='train', test='train')", "has the parts train, test; train="),
+        ("hub('saved', answer='label')", "saved train has no column 'label'"),
+        ("gsm9k", "unknown task 'gsm9k'; did you mean 'gsm8k'?"),
+    ],
+)
+def test_what_is_named_otherwise_gets_the_right_form(
+    given: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pair").mkdir()
+    rows = datasets.Dataset.from_list(sums(1, 2))
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk("saved")
+    with pytest.raises(UserError) as error:
+        tasks.parse(given).size("train")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_data_set_by_name_and_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    called: list[tuple[str, ...]] = []
+    rows = [{"asked": f"{n}?", "gold": f"so #### {n}", "level": n % 2} for n in range(1, 41)]
+    parts = {"train": rows, "validation": rows[:0], "test": [{"asked": "7 more?", "gold": 7}]}
+
+    def load(*args: str) -> dict[str, Any]:
+        called.append(args)
+        return parts
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    text = "hub('openai/gsm8k', question='asked', answer='gold', config='main')"
+    task = tasks.parse(text)
+    assert (str(task), asked(task, "test")) == (text, {"7"})
+    problems = [task.problem("train", 0, i) for i in range(task.size("train") or 0)]
+    assert {p.answer for p in problems} == {str(n) for n in range(1, 41)}, "the marked answers"
+    assert problems[0].data["level"] in (0, 1), "other columns are for rewards"
+    assert called == [("openai/gsm8k", "main")]
+    # Parts by other names, and one part alone, of which a hash makes three.
+    columns = "question='asked', answer='gold'"
+    parts = {"train_sft": rows, "train_gen": [], "heldout": [{"asked": "8?", "gold": 8}]}
+    with pytest.raises(UserError, match="has the parts train_sft, train_gen, heldout; train="):
+        tasks.parse(f"hub('a/b', {columns})").size("train")
+    task = tasks.parse(f"hub('a/b', train='train_sft', test='heldout', {columns})")
+    assert asked(task, "test") == {"8"}
+    parts = {"everything": rows}
+    task = tasks.parse(f"hub('a/one', {columns})")
+    assert [bool(task.size(split)) for split in SPLITS] == [True, True, True]
+
+
+def test_a_hub_data_set_that_is_in_the_cache_is_read_without_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    (tmp_path / "folder").mkdir()
+    for name, some in (("train", range(1, 31)), ("test", range(40, 43))):
+        (tmp_path / "folder" / f"{name}.jsonl").write_text(runs.to_lines(sums(*some)))
+    cache = tmp_path / "cache"
+    datasets.load_dataset(str(tmp_path / "folder"), cache_dir=str(cache))
+    (cache / "folder").rename(cache / "someone___folder")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
+    task = tasks.parse("hub('someone/folder')")
+    assert asked(task, "test") == {"80", "82", "84"}
+
+
+def test_a_hub_that_is_silent_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    from modicum.tasks import hub
+
+    told = []
+
+    def load(*_: str) -> None:
+        told.append(datasets.config.HF_HUB_OFFLINE)
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "silence", lambda: "https://huggingface.co does not answer (no name)")
+    with pytest.raises(
+        UserError, match=r"does not answer \(no name\) .*hub\(path='...'\) takes a local copy"
+    ):
+        tasks.parse("hub('some/thing')").size("train")
+    assert told == [True], "the library looks into its cache alone"
+    assert datasets.config.HF_HUB_OFFLINE is False, "and asks again when the hub is there"

@@ -25,7 +25,14 @@ from task_examples import EXAMPLES
 
 SAMPLE = 300
 SMALL_SAMPLES = {"countdown": 120, "gym": 40, "matrix": 60}  # dearer to make
-UNRATED = ("aime", "amc", "file", "gym", "openthoughts")  # may have problems without difficulty
+UNRATED = (
+    "aime",
+    "amc",
+    "file",
+    "gym",
+    "hub",
+    "openthoughts",
+)  # may have problems without difficulty
 
 
 HOSTILE = [

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +15,13 @@ from torch import Tensor
 
 from helpers import metrics_of, tensors_of
 from modicum import runs
-from modicum.config import Held, Optimizer, Sampling, Steps, TrainConfig
+from modicum.config import Optimizer, Sampling, Steps, TrainConfig
 from modicum.objectives import OBJECTIVES, over_deviation
-from modicum.training import loop, step
+from modicum.training import loop, silence, step
 from modicum.training.checkpoint import reload, restore
 from modicum.training.loop import Observer, train
 from modicum.training.optimization import Optimization
-from modicum.training.session import Session, prepare
+from modicum.training.session import Counters, Session, prepare
 from modicum.types import Batch, Group, RunStopped, UserError
 from modicum.updates.proofs import fingerprints
 
@@ -111,15 +112,59 @@ def test_a_step_without_any_signal_changes_nothing(bare: TrainConfig) -> None:
     assert result["change_proof"].startswith("0 of")
 
 
-def test_rewards_that_never_differ_are_reported(quick: TrainConfig) -> None:
-    notes: list[str] = []
+class Listener(Observer):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
 
-    class Listener(Observer):
-        def note(self, text: str) -> None:
-            notes.append(text)
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
-    train(replace(quick, reward="accuracy", steps=10, evaluation=Held(eval_problems=0)), Listener())
-    assert [n for n in notes if n.startswith("in 10 steps all rewards within a group were equal")]
+
+def test_a_run_without_a_signal_says_so_at_once_and_at_its_end(bare: TrainConfig) -> None:
+    heard = Listener()
+    result = train(replace(bare, reward="accuracy", steps=11), heard)
+    said = [note for note in heard.notes if "had a signal" in note]
+    assert [note[:36] for note in said] == [
+        "no group of step 1 had a signal: com", "no group of step 10 had a signal: co"
+    ]  # fmt: skip
+    assert "completions are cut at max_tokens = 8" in said[0]
+    assert "; --max-tokens 32. Nothing has been trained" in said[0]
+    assert result["nothing_trained"].startswith("no group of step 10 had a signal: completions are")
+    assert result["nothing_trained"].endswith("--max-tokens 32")
+    assert result == runs.read_object(Path(bare.out) / "result.json")
+
+
+def test_a_run_that_trains_or_has_no_steps_says_nothing_of_it(bare: TrainConfig) -> None:
+    heard = Listener()
+    assert train(replace(bare, steps=2), heard)["nothing_trained"] == ""
+    assert train(replace(bare, steps=0), heard, overwrite=True)["nothing_trained"] == ""
+    assert not [note for note in heard.notes if "had a signal" in note]
+
+
+@pytest.mark.parametrize(
+    ("steps", "counted", "why"),
+    [
+        (0, {}, ""),
+        (5, {"signal_steps": 2, "optimizer_steps": 3, "skipped": 2}, ""),
+        (5, {}, "no group of any step had a signal"),
+        (5, {"optimizer_steps": 5}, "no group of any step had a signal"),  # under a KL term
+        (5, {"signal_steps": 3}, "the update had not begun to train: it takes more --steps"),
+        (5, {"optimizer_steps": 2, "skipped": 2},
+         "a loss or gradient was not finite: try a smaller learning rate, or fp32"),
+    ],
+)  # fmt: skip
+def test_why_nothing_was_trained(steps: int, counted: dict[str, int], why: str) -> None:
+    session: Any = SimpleNamespace(counters=Counters(**counted), silence="")
+    assert silence.ended(session, steps) == why
+
+
+def test_the_first_proof_says_why_half_of_an_adapter_stays(bare: TrainConfig) -> None:
+    heard = Listener()
+    train(replace(bare, update="lora(rank=2)", steps=1), heard)
+    (proof,) = [note for note in heard.notes if note.startswith("change proof after the first")]
+    assert " (21 have no gradient while what they are multiplied with is 0)" in proof
+    train(replace(bare, update="last(1)", steps=1), heard, overwrite=True)
+    assert "no gradient" not in heard.notes[-1]
 
 
 def test_the_first_update_is_on_policy(bare: TrainConfig) -> None:

@@ -19,6 +19,7 @@ from modicum.types import RunInterrupted, UserError
 COMMANDS = {
     "demo": "train the shipped base three ways and compare (minutes, two cores)",
     "train": "train a model with GRPO, updating the part that you name",
+    "doctor": "prompt, completions, rewards and memory before a run, and what looks wrong",
     "study": "compare updates over seeds at one budget, with a verdict",
     "plan": "memory, FLOPs and time of a run, before it",
     "probe": "learning rates of updates, and how far a first step of each helps",

@@ -128,6 +128,8 @@ class RunResult:
     agreement_proof: str | None = None
     base_hash: str = ""
     agreement_max: float | None = None
+    nothing_trained: str = ""
+    """Why, if no optimizer step was taken."""
     anatomy: Anatomy | None = None
 
 

@@ -175,12 +175,13 @@ class _Builder:
         else:
             values.update(zip(fields, positional, strict=False))
         for keyword in keywords:
-            if keyword.arg not in fields:
-                word, takes = keyword.arg or "**", self.signature(fields)
-                raise self.error(f"{name} has no argument {word!r}; it takes {takes}")
-            if keyword.arg in values:
-                raise self.error(f"{name} got {keyword.arg!r} twice")
-            values[keyword.arg] = self.argument(keyword.value)
+            word = getattr(cls, "aliases", {}).get(keyword.arg, keyword.arg)
+            if word not in fields:
+                takes = self.signature(fields)
+                raise self.error(f"{name} has no argument {word or '**'!r}; it takes {takes}")
+            if word in values:
+                raise self.error(f"{name} got {word!r} twice")
+            values[word] = self.argument(keyword.value)
         for field in fields.values():
             if field.name not in values and _required(field):
                 raise self.error(f"{name} needs {field.name!r}; it takes {self.signature(fields)}")

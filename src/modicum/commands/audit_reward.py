@@ -14,7 +14,7 @@ flagged, unless --strict is given."""
 EXAMPLES = """
 modicum audit-reward --reward 'accuracy + 0.2*format'
 modicum audit-reward --task countdown --reward 'accuracy + 0.5*consistency' --problems 50
-modicum audit-reward --reward 'accuracy + 0.5*mypackage.mymodule:function' --strict
+modicum audit-reward --reward 'accuracy + 0.5*my_rewards.py:brief' --strict    # needs: your file
 """
 
 

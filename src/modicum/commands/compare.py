@@ -5,11 +5,11 @@ from dataclasses import asdict
 from modicum.options import Parser, show
 
 EXAMPLES = """
-modicum compare runs/last1            # a run after and before its training
-modicum compare runs/last1 runs/full  # two runs
-modicum evaluate runs/last1 --split tune --out runs/last1-tune
+modicum compare runs/last1            # after and before its training; needs: modicum train --update 'last(1)' --out runs/last1
+modicum compare runs/last1 runs/full  # two runs; needs: the same and modicum train --out runs/full
+modicum evaluate runs/last1 --split tune --out runs/last1-tune    # needs: the same
 modicum evaluate --model tiny --split tune --out runs/tiny-tune
-modicum compare runs/last1-tune runs/tiny-tune
+modicum compare runs/last1-tune runs/tiny-tune    # needs: the two lines above
 """
 
 

@@ -9,10 +9,10 @@ from modicum.scorecard import Evaluation
 
 EXAMPLES = """
 modicum evaluate --model tiny
-modicum evaluate runs/last1 --samples 16
-modicum evaluate --model models/SmolLM2-135M-Instruct --task "gsm8k(path='data')" --problems 100
-modicum evaluate runs/last1 --json
-modicum evaluate runs/last1 --out runs/last1-test      # keeps every completion
+modicum evaluate runs/last1 --samples 16    # needs: modicum train --update 'last(1)' --out runs/last1
+modicum evaluate runs/last1 --json          # needs: the same
+modicum evaluate runs/last1 --out runs/last1-test    # keeps every completion; needs: the same
+modicum evaluate --model models/SmolLM2-135M-Instruct --task "gsm8k(path='tests/data/gsm8k')"    # needs: python scripts/fetch_smollm2.py
 """
 
 

@@ -10,8 +10,8 @@ from modicum.parts import past_config
 from modicum.types import UserError
 
 EXAMPLES = """
-modicum export runs/last1 --out models/last1
-modicum export runs/lora --out models/lora-adapter --format adapter
+modicum export runs/last1 --out models/last1    # needs: modicum train --update 'last(1)' --out runs/last1
+modicum export runs/lora --out models/lora-adapter --format adapter    # needs: modicum train --update lora --out runs/lora
 modicum export --model tiny --out models/tiny
 """
 

@@ -12,8 +12,8 @@ from modicum.spec import within
 from modicum.types import UserError
 
 EXAMPLES = r"""
-modicum grade completions.jsonl > grades.jsonl
-modicum grade --time-limit 0.5 < completions.jsonl
+modicum grade completions.jsonl > grades.jsonl        # needs: your file
+modicum grade --time-limit 0.5 < completions.jsonl    # needs: your file
 echo '{"id": 7, "gold": "1/2", "answer": "\\boxed{0.5}"}' | modicum grade
 echo '{"gold": "72", "completion": "So it is 72."}' | modicum grade
 echo '{"numbers": [3, 8], "target": 24, "answer": "3*8"}' | modicum grade

@@ -8,7 +8,7 @@ EXAMPLES = """
 modicum recipes
 modicum recipes tinyzero                    # what it repeats, what it needs, its settings
 modicum recipes tinyzero > tinyzero.toml    # a file for `modicum train --config`
-modicum train --recipe tinyzero --update 'lora(rank=32)' --seed 1
+modicum train --recipe tinyzero --update 'lora(rank=32)' --seed 1    # needs: the hub, a GPU
 """
 
 

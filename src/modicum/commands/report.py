@@ -8,10 +8,10 @@ from typing import Any
 from modicum.options import Parser, show
 
 EXAMPLES = """
-modicum report runs/full-seed0                         # runs/full-seed0/report.html
-modicum report runs/full-seed0 runs/last-1-seed0
-modicum report runs/demo/*-seed0 --out demo.html
-modicum report studies/tiny                            # a study: studies/tiny/report.html
+modicum report runs/last1              # runs/last1/report.html; needs: modicum train --update 'last(1)' --out runs/last1
+modicum report runs/last1 runs/full    # needs: the same and modicum train --out runs/full
+modicum report runs/demo/*-seed0 --out demo.html    # needs: modicum demo
+modicum report studies/which-layers/arithmetic --out study.html    # a study
 """
 
 

@@ -22,9 +22,9 @@ FILE is a study.toml (docs/study.md); for status and analyse also the study's fo
 EXAMPLES = """
 modicum study run studies/which-layers/arithmetic.toml --jobs 2
 modicum study cost studies/which-layers/arithmetic.toml --jobs 2
-modicum study status runs/which-layers-arithmetic
-modicum study run study.toml --retry-failed
-modicum study same runs/which-layers-arithmetic runs/again
+modicum study status runs/arithmetic    # needs: the first line
+modicum study same runs/arithmetic studies/which-layers/arithmetic    # needs: the first line
+modicum study run study.toml --retry-failed    # needs: your file
 """
 ACTIONS = ("run", "cost", "status", "analyse", "same")
 

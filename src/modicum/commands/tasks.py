@@ -13,10 +13,11 @@ CHECKED = 200  # problems of each split that are looked at
 EXAMPLES = """
 modicum tasks
 modicum tasks 'arithmetic(terms=3, digits=2)' --count 5
-modicum tasks "gsm8k(path='data/gsm8k')" --split test --json
-modicum tasks "file('problems.jsonl', bad_rows='skip')" --check
-modicum tasks "file('pair', answer='reward_model.ground_truth')" --check --model tiny
-modicum tasks gsm8k --model models/SmolLM2-135M-Instruct --style boxed --examples 2
+modicum tasks "gsm8k(path='tests/data/gsm8k')" --split test --json
+modicum tasks countdown --model tiny --style boxed --examples 2    # the prompts
+modicum tasks "file('problems.jsonl', bad_rows='skip')" --check    # needs: your file
+modicum tasks "file('pair', answer='reward_model.ground_truth')" --check --model tiny    # needs: your folder
+modicum tasks "hub('openai/gsm8k', config='main')"    # needs: the hub
 """
 
 

@@ -12,25 +12,42 @@ from modicum.types import UserError
 EXAMPLES = """
 modicum train
 modicum train --update 'last(1)' --steps 40 --out runs/last1
-modicum train --model Qwen/Qwen2.5-0.5B --task gsm8k --update 'lora(rank=8)' --dtype bf16
-modicum train --config runs/last1/config.toml --seed 1 --out runs/last1-seed1
-modicum train --recipe tinyzero --update 'lora(rank=32)' --out runs/tinyzero
-modicum train --out runs/last1 --resume --steps 60        # a finished run, for longer
+modicum train --config runs/last1/config.toml --seed 1 --out runs/last1-seed1    # the same again
+modicum train --out runs/last1 --resume --steps 60    # for longer; without --steps after a kill
+modicum train --dry-run --task 'countdown(numbers=3)'    # what its first step will see (modicum doctor)
+modicum train --task "file(train='train.jsonl', test='test.jsonl')" --reward 'accuracy + 0.2*my_rewards.py:brief'    # needs: your files
+modicum train --model Qwen/Qwen2.5-0.5B --task gsm8k --update 'lora(rank=8)' --max-tokens 512 --dtype bf16    # needs: the hub, a GPU
+modicum train --recipe tinyzero --update 'lora(rank=32)' --out runs/tinyzero    # needs: the hub, a GPU
 modicum train --watch --eval-every 10 --stop-when 'accuracy >= 0.9'
 """
+SUMMARY = """Train a model with GRPO, updating the part that you name.
+
+Exit code 3 when steps were made and nothing was trained (no group ever had a signal, say); the
+last lines and `nothing_trained` in result.json say why, and what to change."""
+NOTHING_TRAINED = 3
 
 
 def run(args: list[str]) -> int:
-    """Train as the TOML file and the options say."""
-    parser = Parser("train", "Train a model with GRPO, updating the part that you name.", EXAMPLES)
+    """Train as the TOML file and the options say; `NOTHING_TRAINED` if that trained nothing."""
+    parser = Parser("train", SUMMARY, EXAMPLES)
     add_sources(parser)
+    parser.add_argument("--dry-run", action="store_true", help="modicum doctor instead of a run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     add_options(parser, TrainConfig)
     found = parser.read(args)
-    if found.resume and found.overwrite:
-        raise UserError("--resume and --overwrite exclude each other")
+    modes = [
+        f"--{name}"
+        for name in ("dry-run", "resume", "overwrite")
+        if vars(found)[name.replace("-", "_")]
+    ]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)} exclude each other")
     config = settings(found, {})
+    if found.dry_run:
+        from modicum.commands.doctor import tell
+
+        return tell(config, found.json)
 
     from modicum.display import Display
     from modicum.naming import run_folder
@@ -49,6 +66,10 @@ def run(args: list[str]) -> int:
         display.console.print(f"agreement proof: {result['agreement_proof']}")
         tables.show(tables.results([read.load(folder)]))
     show(found.json, result, f"run folder: {folder}")
+    if result["nothing_trained"]:
+        display.console.print(f"NOTHING WAS TRAINED: {result['nothing_trained']}", style="bold red")
+        display.console.print(f"modicum doctor --config {folder}/config.toml shows more")
+        return NOTHING_TRAINED
     return 0
 
 

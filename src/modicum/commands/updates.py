@@ -8,7 +8,7 @@ from modicum.options import Parser, show
 EXAMPLES = """
 modicum updates
 modicum updates 'last(1) + parts(norm)'
-modicum updates 'lora(rank=8) @ middle(2)' --model models/SmolLM2-135M-Instruct
+modicum updates 'lora(rank=8) @ middle(2)' --model models/SmolLM2-135M-Instruct    # needs: python scripts/fetch_smollm2.py
 """
 
 

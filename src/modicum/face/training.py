@@ -76,6 +76,8 @@ def train(
     watch = folder if whole.records.watch else None
     with Display(watch) if progress and observer is None else nullcontext(observer) as shown:
         values = run(whole, shown, overwrite, resume, parts=parts)
+        if shown and values["nothing_trained"]:
+            shown.note(f"nothing was trained: {values['nothing_trained']}")
     return TrainResult(folder, values, parts)
 
 

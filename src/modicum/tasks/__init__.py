@@ -7,21 +7,24 @@ set with columns), an entry in TASKS, a section in docs/tasks.md. The contract s
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from modicum import spec
-from modicum.tasks import gym
+from modicum.tasks import gym, readers
 from modicum.tasks.arithmetic import Addition, Arithmetic, Products
 from modicum.tasks.base import Task
 from modicum.tasks.countdown import Countdown
 from modicum.tasks.dataset import DataTask
-from modicum.tasks.file import FileTask
+from modicum.tasks.file import FileTask, HubTask
 from modicum.tasks.given import GivenTask
 from modicum.tasks.gym import Gym
 from modicum.tasks.hendrycks import Math, Math500
 from modicum.tasks.matrix import MatrixTask
 from modicum.tasks.overlap import overlap
 from modicum.tasks.sets import Aime, Amc, Gsm8k, OpenThoughts
+from modicum.types import UserError
 
 __all__ = ["TASKS", "Task", "fingerprint", "notes", "of", "overlap", "parse"]
 
@@ -29,14 +32,31 @@ TASKS: dict[str, type] = {
     cls.name: cls
     for cls in (
         *(Addition, Products, Arithmetic, Countdown, MatrixTask, Gym),
-        *(Gsm8k, Math, Math500, OpenThoughts, Aime, Amc, FileTask),
+        *(Gsm8k, Math, Math500, OpenThoughts, Aime, Amc, FileTask, HubTask),
     )
 }
+
+PLAIN = re.compile(r"[\w.~/\\-][\w.~/\\ -]*")
 
 
 def parse(text: str) -> Task:
     """The task that an expression such as `arithmetic(terms=4)` names."""
-    return spec.build("task", text, {**TASKS, **gym.members(text)})
+    try:
+        return spec.build("task", text, {**TASKS, **gym.members(text)})
+    except UserError as error:
+        raise UserError(_meant(text) or str(error)) from None
+
+
+def _meant(text: str) -> str:
+    """What to write for data that is named as it is, without an expression; empty: it is not."""
+    named = PLAIN.fullmatch(text)
+    if named and (readers.ending(text) in readers.READERS or Path(text).expanduser().is_dir()):
+        return f"task {text!r}: a file or folder is named by --task \"file('{text}')\""
+    if not named or text.count("/") != 1:
+        return ""
+    known = {cls.hub.name: name for name, cls in TASKS.items() if getattr(cls, "hub", None)}
+    own = f"that is --task {known[text]}" if text in known else "a data set on the hub is named by"
+    return f"task {text!r}: {own}{' or' * (text in known)} --task \"hub('{text}')\""
 
 
 def of(value: Any) -> Task:

@@ -1,20 +1,21 @@
-"""Problems from your own files: JSONL, JSON (a list of objects), CSV, TSV or Parquet.
+"""Problems of your own: JSONL, JSON (a list of objects), CSV, TSV, Parquet, or a hub data set.
 
-Of one file a problem belongs to train, tune or test (80/10/10 %) by a hash of its question, so
+Of one file or part a problem belongs to train, tune or test (80/10/10 %) by a hash of its question, so
 that equal questions are never in two splits and added rows move no others. With a file or files
 to test on, the rest is divided into train and tune (90/10 %).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from modicum.spec import check
-from modicum.tasks import forms, readers
+from modicum.tasks import forms, hub, readers
 from modicum.tasks.dataset import BadRows, DataTask, check_path
-from modicum.tasks.loading import Reader, Role, RowPart
+from modicum.tasks.loading import Reader, Role, RowPart, roles_of
 from modicum.types import UserError
 
 HINT = "; question= and answer= name columns, also inner ones such as reward_model.ground_truth"
@@ -34,6 +35,8 @@ class FileTask(DataTask):
     """
 
     name: ClassVar[str] = "file"
+    aliases: ClassVar[Mapping[str, str]] = {"train": "path"}
+    of_files: ClassVar[bool] = True
     own_rows: ClassVar[bool] = True
     path: str
     question: str = "question"
@@ -46,13 +49,16 @@ class FileTask(DataTask):
 
     def __post_init__(self) -> None:
         check_path(self.name, self.path, hub_too=False)
+        check(f"{self.name}: several", self.several, forms.Several)
         for field in ("question", "answer", "difficulty", "solution", "test"):
             value = getattr(self, field)
             needed = field in ("question", "answer") or value is not None
             if needed and (not isinstance(value, str) or not value.strip()):
-                raise UserError(f"file: {field} must be a text that is not empty, not {value!r}")
-        check("file: several", self.several, forms.Several)
-        for path in (self.path, self.test or self.path):
+                what = f"{self.name}: {field} must be a text that is not empty"
+                raise UserError(f"{what}, not {value!r}")
+        if readers.ending(self.question) in readers.READERS:
+            raise UserError(f"file: {self.question!r} is no column; a file to test on is test=...")
+        for path in (self.path, self.test or self.path) if self.of_files else ():
             # A folder may have a dot in its name, but then hardly a word after it.
             named = readers.ending(path)
             if named[1:].isalpha() and named not in readers.READERS and not Path(path).is_dir():
@@ -66,7 +72,7 @@ class FileTask(DataTask):
 
     def advice(self) -> str:
         """How every split gets problems."""
-        return f"{super().advice()}, or name a file of others with test="
+        return f"{super().advice()}, or name others to test on with test="
 
     def file_name(self, path: str) -> str:
         """The file's name with its ending."""
@@ -81,3 +87,43 @@ class FileTask(DataTask):
         # Its name may be that of the other file, in another folder.
         test = self._place(self.test)
         return [(found[0][0], "train", found[0][2]), (f"test/{Path(test).name}", "test", test)]
+
+
+@dataclass(frozen=True)
+class HubTask(FileTask):
+    """The rows of the data set `path` on the Hugging Face hub, such as 'openai/gsm8k'.
+
+    Or of a folder that the library `datasets` has saved or reads. `config` names a configuration;
+    `train` and `test` name parts, which by themselves are known by their names (train, validation,
+    test). Columns and all else are as in `file(...)`.
+    """
+
+    name: ClassVar[str] = "hub"
+    aliases: ClassVar[Mapping[str, str]] = {}
+    of_files: ClassVar[bool] = False
+    config: str | None = None
+    train: str | None = None
+
+    def _files(self) -> list[tuple[str, Role, str]]:
+        return []
+
+    def _parts(self) -> list[RowPart]:
+        place = self._place(self.path) if Path(self.path).expanduser().is_dir() else self.path
+        found = hub.read(self.name, place, self.config, None)
+        given = {"train": self.train, "test": self.test}
+        named = {name: role for role, name in given.items() if name}
+        for name in [name for name in found if name not in named]:
+            roles = readers.parts_of(name) or [""] * (len(found) == 1)
+            if len(roles) == 1 and not given.get(roles[0]):
+                named[name] = roles[0]
+        told = list(named.values())
+        if named.keys() - found.keys() or len(set(told)) < len(told) or not {"", "train"} & {*told}:
+            raise UserError(
+                f"hub: {self.path} has the parts {', '.join(found)}; train= and test= name those"
+                " to train on and to test on"
+            )
+        by_role = roles_of(told)
+        return [
+            RowPart(name or "rows", by_role[role], f"{self.path} {name}".strip(), found[name])
+            for name, role in named.items()
+        ]

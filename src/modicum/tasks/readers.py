@@ -65,12 +65,13 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
     files = sorted(path for path in names.values() if ending(path) in READERS and path.is_file())
     found: dict[str, list[str]] = {part: [] for part in PARTS}
     for path in files:
-        name = path.name.lower()
-        parts = [part for part, words in PARTS.items() if re.search(f"(?<![a-z])({words})", name)]
+        parts = parts_of(path.name)
         if len(parts) > 1:
             raise UserError(f"{task}: {path} is named for both {' and '.join(parts)}")
         if parts:
             found[parts[0]].append(str(path))
+    if any(folder.glob("state.json")) or any(folder.glob("dataset_dict.json")):
+        raise UserError(f"{task}: {folder} was saved by datasets: hub({str(folder)!r}) reads it")
     if not found["train"] + found["test"]:
         have = ", ".join(path.name for path in files[:5]) + ", ..." * (len(files) > 5) or "none"
         raise UserError(
@@ -84,6 +85,12 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
                 f" it has {', '.join(Path(path).name for path in paths[:5])}"
             )
     return {part: paths for part, paths in found.items() if paths}
+
+
+def parts_of(name: str) -> list[str]:
+    """What a file or part of this name is for; several for one that cannot be told."""
+    words = ((part, re.compile(f"(?<![a-z])({word})")) for part, word in PARTS.items())
+    return [part for part, word in words if word.search(name.lower())]
 
 
 def short(value: object) -> str:

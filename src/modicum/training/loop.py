@@ -5,9 +5,9 @@ chosen before it began. All randomness comes from (seed, step), so a run that wa
 and resumed gives what the uncut run gives.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from modicum.plan import sizes
 from modicum.rewards import StepExtras
 from modicum.stopping import AT_THE_ENDS, split_within
 from modicum.tasks.prompts import encode
-from modicum.training import origin, rate, result, samples
+from modicum.training import origin, rate, result, samples, silence
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, look, resumable, write_config
 from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
@@ -40,9 +40,7 @@ from modicum.training.step import (
     seen,
     switch,
 )
-from modicum.types import Batch, Group
-
-NO_SIGNAL_STEPS = 10  # steps without any signal before the user is told
+from modicum.types import Batch
 
 
 class Observer:
@@ -149,7 +147,7 @@ def _train(
                 with _sizes_kept(session, run, observer, done):
                     metrics = run_step(session, run, done, observer)
                 observer.step(metrics)
-                _look(session, run, observer, done)
+                _look(session, observer)
                 done += 1
             _evaluate_within(session, run, observer, done)
             with interrupts.whole():
@@ -226,6 +224,7 @@ def run_step(
 ) -> dict[str, float]:
     """One rollout and its optimizer steps; returns and logs the metrics."""
     watch, faults = machine.Stopwatch(), list[str]()
+    note = (observer or Observer()).note
     decided = switch(session)
     if decided is not None:
         run.append("decisions.jsonl", {"step": step, **decided})
@@ -235,53 +234,30 @@ def run_step(
     watch.lap("agreement")
     extras = StepExtras(step, session.config.steps)
     scores, rewards_PG = score(session.task, session.reward.at(extras), groups, faults)
-    if faults and observer:
-        observer.note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
+    if faults:
+        note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     session.order.observe(seen(groups, scores, rewards_PG))
     batch = make_batch(session.objective, groups, rewards_PG)
+    if not batch.signal and (text := silence.heard(session, groups, scores)):
+        note(text)
     metrics = rollout_metrics(step, groups, scores, rewards_PG) | extras.metrics()
     watch.lap("scoring")
-    if batch.rows and _settle_rate(session, run, groups, batch, observer):
-        metrics |= _update(session, batch, observer)
+    if batch.rows and rate.settle(session, run, groups, batch, note):
+        metrics |= _update(session, batch, note)
     watch.lap("training")
     work = session.flops.step(groups, batch, session.config.batch.updates_per_rollout)
     session.count(batch.num_tokens, work.total, watch.total)
     metrics |= session.order.metrics() | run_metrics(session, batch, len(faults), work, watch)
     run.append("metrics.jsonl", metrics)
     lost = session.optimization.lost(metrics.get("update/arrived"))
-    if observer and lost:
-        observer.note(lost)
+    if lost:
+        note(lost)
     session.stop.step(metrics)
     samples.write(session, run, step, groups, scores, rewards_PG, extras)
     return metrics
 
 
-def _settle_rate(
-    session: Session,
-    run: runs.Run,
-    groups: Sequence[Group],
-    batch: Batch,
-    observer: Observer | None,
-) -> bool:
-    """Find the learning rate if it is not known and a step comes; False: there is none yet."""
-    settings = session.config.optimizer
-    if settings.learning_rate is not None or session.prepared.schedule.holds:
-        return True
-    if not batch.has_signal:
-        return False
-    found = rate.find(session, groups, batch)
-    optimizer = replace(settings, learning_rate=found.value)
-    session.config = replace(session.config, optimizer=optimizer)
-    path = run.folder / "chosen.json"
-    others = runs.read_object(path) if path.exists() else {}
-    run.write(path.name, {**others, "learning_rate": asdict(found)})
-    write_config(run, session.config)
-    if observer:
-        observer.note(f"learning rate {found.value:.3g}: {found.why}")
-    return True
-
-
-def _update(session: Session, batch: Batch, observer: Observer | None) -> dict[str, float]:
+def _update(session: Session, batch: Batch, note: Callable[[str], None]) -> dict[str, float]:
     """The optimizer steps on one batch; metrics of the last one."""
     references: References = {}
     metrics: dict[str, float] = {}
@@ -293,27 +269,24 @@ def _update(session: Session, batch: Batch, observer: Observer | None) -> dict[s
             agree_trained(session, heard)
         norm = optimizer_step(session, sums["loss"], batch.has_signal)
         session.policy.follow(session.prepared)
-        if session.counters.optimizer_steps == 1 and given and observer:
-            told = rate.far_off(session, heard, given)
-            if told:
-                observer.note(told)
+        first = session.counters.optimizer_steps == 1 and given
+        if first and (told := rate.far_off(session, heard, given)):
+            note(told)
         metrics = training_metrics(sums)
         metrics |= {"policy/grad_norm": norm, "policy/learning_rate": given}
     return metrics
 
 
-def _look(session: Session, run: runs.Run, observer: Observer, step: int) -> None:
-    """What is looked at after a step: the change proof of the first, steps without a signal."""
+def _look(session: Session, observer: Observer) -> None:
+    """What is looked at after a step: the change proof of the first."""
     counters = session.counters
     if counters.optimizer_steps and not counters.checked_first:
-        observer.note("change proof after the first step: " + session.proof.check("first step"))
+        found = session.proof.check("first step")
+        idle = session.prepared.active.keys() - session.proof.tried
+        # Of an adapter whose other half begins at 0.
+        half = f" ({len(idle)} have no gradient while what they are multiplied with is 0)"
+        observer.note(f"change proof after the first step: {found}{half * bool(idle)}")
         counters.checked_first = True
-    if step + 1 == NO_SIGNAL_STEPS and not (counters.optimizer_steps or counters.signal_steps):
-        last = runs.read_lines(run.folder / samples.FILE)[-1]
-        observer.note(
-            f"in {step + 1} steps all rewards within a group were equal, so nothing was trained."
-            f" Gold {last['gold']!r}, scores {last['scores']}, completion {last['completion']!r}"
-        )
 
 
 def _evaluate_within(session: Session, run: runs.Run, observer: Observer, done: int) -> None:

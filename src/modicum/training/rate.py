@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Self
 
@@ -31,6 +31,8 @@ from modicum.models.precision import Masters
 from modicum.objectives import Counts
 from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
+from modicum.runs import Run, read_object
+from modicum.training.folder import write_config
 from modicum.training.session import Session
 from modicum.training.step import within_memory
 from modicum.types import Batch, Group, Row
@@ -44,6 +46,30 @@ MOST_TURNS = 6
 MOST_ROWS = 128  # of the gradient, and as many of the held-out half
 FEWEST_TOKENS = 64
 LEAST, MOST = TARGET / 30**2, 1.0  # nats of a first step; far above, the square law has ended
+
+
+def settle(
+    session: Session,
+    run: Run,
+    groups: Sequence[Group],
+    batch: Batch,
+    note: Callable[[str], None],
+) -> bool:
+    """Find the learning rate if it is not known and a step comes; False: there is none yet."""
+    settings = session.config.optimizer
+    if settings.learning_rate is not None or session.prepared.schedule.holds:
+        return True
+    if not batch.has_signal:
+        return False
+    found = find(session, groups, batch)
+    optimizer = replace(settings, learning_rate=found.value)
+    session.config = replace(session.config, optimizer=optimizer)
+    path = run.folder / "chosen.json"
+    others = read_object(path) if path.exists() else {}
+    run.write(path.name, {**others, "learning_rate": asdict(found)})
+    write_config(run, session.config)
+    note(f"learning rate {found.value:.3g}: {found.why}")
+    return True
 
 
 def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:

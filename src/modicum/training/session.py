@@ -82,6 +82,8 @@ class Session:
     counters: Counters
     identity: Identity
     """Of the base, before the update was applied."""
+    silence: str = ""
+    """Why the first steps had no signal, as last found."""
     stop: Stop = field(init=False)
 
     def __post_init__(self) -> None:
@@ -209,7 +211,7 @@ def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
                 found += held_out(task, split, held.eval_problems)
         return found
     except UserError as error:
-        raise UserError(f"{error}, or set eval_problems=0") from None
+        raise UserError(f"{error}, or set --eval-problems=0") from None
 
 
 def notes(session: Session) -> list[str]:

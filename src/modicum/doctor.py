@@ -1,0 +1,106 @@
+"""A run looked at before it begins: its first step, sampled and scored, and what looks wrong.
+
+The problems, seeds and settings are those of the run, so what is shown is what its first step
+will see. Nothing is trained, and nothing written.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from modicum import findings, plan
+from modicum.config import TrainConfig
+from modicum.objectives import has_signal
+from modicum.plan import hardware
+from modicum.rewards import StepExtras
+from modicum.tasks.prompts import stops, template_of
+from modicum.training import rate, silence
+from modicum.training.session import Session, notes, prepare
+from modicum.training.step import make_batch, sample_groups, score
+from modicum.types import SPLITS, Group
+
+
+def _found(session: Session, groups: list[Group], rewards_PG: Tensor) -> float | None:
+    """The rate that the run would find; None without a signal."""
+    batch = make_batch(session.objective, groups, rewards_PG)
+    return rate.find(session, groups, batch).value if batch.has_signal else None
+
+
+def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
+    """What the first step of a run shows, as JSON values; `problems`: only so many of its own.
+
+    Raises UserError where the run could not begin.
+    """
+    plan.check(config)
+    session, batch = prepare(config), config.batch
+    few = min(problems or batch.prompts_per_step, batch.prompts_per_step)
+    session.config = replace(session.config, batch=replace(batch, prompts_per_step=few))
+    groups, faults = sample_groups(session, 0), list[str]()
+    reward = session.reward.at(StepExtras(0, config.steps or 1))
+    scores, rewards_PG = score(session.task, reward, groups, faults)
+    signals = int(has_signal(rewards_PG).sum())
+    trials, found = silence.look(session, groups, scores, signals)
+    found += findings.of_data(session.task, config)
+    if faults:
+        found.insert(0, findings.Finding("scores failed and are 0", faults[0], "mend the function"))
+    machine = hardware.parse("this", config.compute.device, config.compute.dtype)
+    sampling, tokenizer = config.sampling, session.policy.tokenizer
+    every = [trial for group in trials for trial in group]
+    return {
+        **{name: getattr(config, name) for name in ("model", "update", "task", "reward")},
+        "problems_of": {split: session.task.size(split) for split in SPLITS},
+        "template": template_of(tokenizer, sampling),
+        "style": sampling.style,
+        "ends": [
+            *tokenizer.convert_ids_to_tokens(list(session.policy.end_tokens)),
+            *stops(tokenizer, sampling),
+        ],
+        "prompt": tokenizer.decode(groups[0].prompt),
+        "prompt_tokens": [len(group.prompt) for group in groups],
+        "problems": [
+            {
+                "id": group[0].problem.id,
+                "question": group[0].problem.question,
+                "gold": group[0].problem.answer,
+                "completions": [_shown(trial, sampling.style) for trial in group],
+            }
+            for group in trials
+        ],
+        "with_signal": signals,
+        "accuracy": fmean(trial.grade.strict for trial in every),
+        "lenient": fmean(trial.grade.lenient for trial in every),
+        "cut": fmean(not trial.completion.finished for trial in every),
+        "length": fmean(len(trial.completion.tokens) for trial in every),
+        "longest": max(len(trial.completion.tokens) for trial in every),
+        "max_tokens": sampling.max_tokens,
+        "learning_rate": session.learning_rate or _found(session, groups, rewards_PG),
+        "plan": plan.make(config, machine).to_json(),
+        "notes": notes(session),
+        "findings": [asdict(finding) for finding in found],
+        "learns": signals > 0,
+    }
+
+
+def _shown(trial: findings.Trial, style: str) -> dict[str, Any]:
+    known = {name: None if math.isnan(s) else s for name, s in trial.scores.items()}
+    return {
+        "text": trial.completion.text,
+        "tokens": len(trial.completion.tokens),
+        "reward": None if math.isnan(trial.total) else trial.total,
+        "scores": known,
+        "why": trial.reasons(style),
+    }
+
+
+def text(seen: Mapping[str, Any], shown: int = 2) -> str:
+    """What was found, for a reader, with the completions of so many problems."""
+    from jinja2 import Environment
+
+    form = Path(__file__).with_name("doctor.txt").read_text(encoding="utf-8")
+    made = Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    return made.from_string(form).render(seen, shown=shown).rstrip()

@@ -1,0 +1,50 @@
+"""What a run says while no step has had a signal, and when it ends so."""
+
+import sys
+from collections.abc import Sequence
+
+from modicum import findings
+from modicum.models.load import inner
+from modicum.tasks.prompts import template_of
+from modicum.training.session import Session
+from modicum.training.step import Scores
+from modicum.types import Group
+
+SAID_AT = (1, 10, 100)  # steps without any signal
+
+
+def look(
+    session: Session, groups: Sequence[Group], scores: Scores, signals: int
+) -> tuple[findings.Trials, list[findings.Finding]]:
+    """A step's completions with their verdicts and scores, and what looks wrong with them.
+
+    `signals` groups have a signal.
+    """
+    config, policy = session.config, session.policy
+    positions = getattr(inner(policy.model).config, "max_position_embeddings", None) or sys.maxsize
+    room = positions - max(len(group.prompt) for group in groups)
+    trials = findings.judged(session.task, session.reward, groups, scores)
+    template = template_of(policy.tokenizer, config.sampling)
+    return trials, findings.wrong(config, trials, signals, template, room)
+
+
+def heard(session: Session, groups: Sequence[Group], scores: Scores) -> str:
+    """What to say of a step without a signal, the first of the run and some later ones."""
+    done = session.counters.rollouts + 1
+    if session.counters.signal_steps or done not in SAID_AT:
+        return ""
+    _, found = look(session, groups, scores, 0)
+    session.silence = f"no group of step {done} had a signal: {found[0]}"
+    return f"{session.silence}. Nothing has been trained"
+
+
+def ended(session: Session, steps: int) -> str:
+    """Why a run of so many steps has trained nothing; empty: it has, or had no steps."""
+    counters = session.counters
+    if not steps or (counters.signal_steps and counters.optimizer_steps > counters.skipped):
+        return ""
+    if counters.skipped:
+        return "a loss or gradient was not finite: try a smaller learning rate, or fp32"
+    if counters.signal_steps:
+        return "the update had not begun to train: it takes more --steps"
+    return session.silence or "no group of any step had a signal"
