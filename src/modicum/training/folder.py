@@ -67,19 +67,9 @@ def begin(
 
 @contextmanager
 def resumable(run: runs.Run) -> Iterator[None]:
-    """In here a signal that ends the run is RunInterrupted, which says how to go on.
-
-    Memory that runs out where no smaller batch helps is a UserError.
-    """
+    """In here a signal that ends the run is RunInterrupted, which says how to go on."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        machine.require_out_of_memory(error)
-        raise UserError(
-            "memory ran out where no smaller batch helps (the optimizer's step, a check or a"
-            " checkpoint): another --update or --dtype bf16 takes less, as modicum plan shows;"
-            " other programs may hold some, then --resume goes on from the last checkpoint"
-        ) from None
     except machine.Stopped as error:
         done = [c.name.removeprefix("step-").lstrip("0") for c in runs.checkpoints(run.folder)]
         where = f"after step {done[-1]}" if done else "before the first checkpoint"
