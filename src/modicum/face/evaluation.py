@@ -13,7 +13,7 @@ from modicum import scorecard, tasks
 from modicum.config import Compute, Held, Sampling, Steps, TrainConfig, Trust, from_mapping
 from modicum.face.result import TrainResult, folder_of, in_python
 from modicum.options import merge
-from modicum.parts import RunParts, past_config, past_task, problems_changed
+from modicum.parts import RunParts, past_bases, past_config, past_task, problems_changed
 from modicum.resuming import chosen, digits
 from modicum.runs import Run, make_folder
 from modicum.scorecard import Comparison, Evaluation
@@ -126,7 +126,7 @@ def perform(
     own = run is not None and config.task == past_config(run).task
     task = parts.task or (past_task(run, config.task) if run and own else tasks.parse(config.task))
     folder = _folder(config.out) if config.out else None
-    config, sized = _sized(config, RunParts(task))
+    config, sized = _sized(config, RunParts(task), run)
     if run is not None:
         bases = {"model": config.model, "base": config.base}
         policy = reload(
@@ -163,12 +163,17 @@ def perform(
     return found
 
 
-def _sized(config: EvaluateConfig, parts: RunParts) -> tuple[EvaluateConfig, list[str]]:
+def _sized(
+    config: EvaluateConfig, parts: RunParts, run: Path | None
+) -> tuple[EvaluateConfig, list[str]]:
     """The config with the sizes that are left to the program, and what to say of them."""
     from modicum.plan import sizes
 
+    at = past_bases(run, past_config(run), config.model, config.base) if run else config
     like = TrainConfig(
-        **{name: getattr(config, name) for name in ("model", "base", "task", "sampling", "trust")},
+        model=at.model,
+        base=at.base,
+        **{name: getattr(config, name) for name in ("task", "sampling", "trust")},
         update="last(1)",
         batch=Steps(micro_batch=1, rollout_batch=config.batch),
         compute=replace(config.compute, checkpointing=False),

@@ -68,8 +68,7 @@ def begin(
 def resumable(run: runs.Run) -> Iterator[None]:
     """In here a signal that ends the run is RunInterrupted, which says how to go on.
 
-    What else ends it before its end is written down as `failed.json`, until it goes on; memory that
-    runs out where no smaller batch helps is a UserError.
+    What else ends it before its end is written down as `failed.json`, until it goes on.
     """
     (run.folder / runs.FAILED).unlink(missing_ok=True)
     try:
@@ -78,14 +77,7 @@ def resumable(run: runs.Run) -> Iterator[None]:
         raise
     except (UserError, RuntimeError, MemoryError) as error:
         run.write(runs.FAILED, {"error": str(error) or type(error).__name__})
-        if isinstance(error, UserError):
-            raise
-        machine.require_out_of_memory(error)
-        raise UserError(
-            "memory ran out where no smaller batch helps (the optimizer's step, a check or a"
-            " checkpoint): another --update or --dtype bf16 takes less, as modicum plan shows;"
-            " other programs may hold some, then --resume goes on from the last checkpoint"
-        ) from None
+        raise
     except machine.Stopped as error:
         done = [c.name.removeprefix("step-").lstrip("0") for c in runs.checkpoints(run.folder)]
         where = f"after step {done[-1]}" if done else "before the first checkpoint"

@@ -40,7 +40,7 @@ from modicum.training.step import (
     seen,
     switch,
 )
-from modicum.types import Batch
+from modicum.types import Batch, UserError
 
 
 class Observer:
@@ -203,7 +203,15 @@ def _evaluate(
 def _sizes_kept(session: Session, run: runs.Run, observer: Observer, step: int) -> Iterator[None]:
     """In here batches may shrink since memory runs out; the run's files say it as of a resumed one."""
     before = session.config.batch
-    yield
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        machine.require_out_of_memory(error)
+        raise UserError(
+            "memory ran out where no smaller batch helps (the optimizer's step or a check): another"
+            " --update or --dtype bf16 takes less, as modicum plan shows; if other programs hold"
+            " some, --resume goes on from the last checkpoint"
+        ) from None
     rollouts = getattr(session.policy.sampler, "rollout_batch", before.rollout_batch)
     if rollouts < before.rollout_batch:
         session.resize(rollout_batch=rollouts)
