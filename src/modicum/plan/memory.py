@@ -224,10 +224,13 @@ def _held(prepared: Prepared, config: TrainConfig, device: str) -> ResidentBytes
         names = names.union(*list(schedule.typical(trainable))[: max(1, steps)])
     largest = max(trainable[n].numel() for n in prepared.active)
     moments = [optimizer_bytes(prepared, name) for name in sorted(names)]
+    step = rule.step_numbers(largest) + schedule.step_numbers * active
+    if device == "cpu" and config.optimizer.learning_rate is None:
+        step = max(step, active)  # the start that steps which find the rate go back to
     return ResidentBytes(
         optimizer=tuple(size for whole in moments for size in (whole // 2, whole - whole // 2)),
         # What was measured before is kept until no group of the step is known to be skipped.
         schedule=MASTER * schedule.kept_numbers * active * (1 + schedule.ever_by_group),
         gradients=2 * MASTER * active if schedule.ever_by_group else 0,
-        step=MASTER * (rule.step_numbers(largest) + schedule.step_numbers * active),
+        step=MASTER * step,
     )
