@@ -425,7 +425,9 @@ def test_the_proof_is_in_checkpoints_and_results(bare: TrainConfig) -> None:
 
 def test_greedy_and_cut_settings_of_the_sampler_are_its_own(bare: TrainConfig) -> None:
     session = prepare(bare)
-    drawn = session.policy.sample([(5, 6)], [("x",)], 2, Sampling(temperature=0.5, top_k=4))
+    drawn = session.policy.sample(
+        [(5, 6)], [("x",)], 2, Sampling(temperature=0.5, top_k=4, max_tokens=4)
+    )
     origin = drawn[0][0].origin
     assert origin is not None
     assert (origin.temperature, origin.top_p, origin.top_k) == (0.5, 1.0, 4)

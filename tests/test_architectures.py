@@ -174,7 +174,7 @@ def test_layers_may_differ_in_shape() -> None:
     assert numbers(config, "head_dim") == [8, 16]
     assert attention_sizes(config) == [(4, 2, 8), (4, 2, 16)]
     assert cache_numbers(config) == 96  # 2 x 2 heads x (8 + 16)
-    bound = generous_bound(TrainConfig(), config)
+    bound = generous_bound(TrainConfig(), config, 64)
     assert bound is not None and bound > 0
     assert attention_sizes(transformers.MambaConfig(num_hidden_layers=2)) == [(0, 0, 768)] * 2
     # A list in the config, a number for each layer.

@@ -181,7 +181,7 @@ def test_brackets_in_a_path_are_not_markup(
     assert cli.run(["train", *options, "--task", f"file({str(path)!r})"]) in ENDED
     out, err = capsys.readouterr()
     assert str(path) in err
-    assert "and takes 1 optimizer step at 1e-06 (cpu, fp32)" in err
+    assert "and takes 1 optimizer step at a rate to be found (cpu, fp32)" in err
     assert f"run folder: {tmp_path / '[bold]'}" in out
 
 

@@ -139,7 +139,7 @@ def test_a_model_that_is_not_causal_is_one_line(fails: Fails, tmp_path: Path) ->
     ("text", "parts"),
     [
         ("stesp = 3", ["unknown key 'stesp'", "did you mean 'steps'"]),
-        ("[batch]\nmicro_batch = 0", ["batch: micro_batch must be at least 1"]),
+        ("[batch]\nmicro_batch = -1", ["batch: micro_batch must be at least 0"]),
     ],
 )
 def test_a_wrong_config_file_is_one_line(

@@ -47,7 +47,7 @@ def test_the_doctor_shows_what_the_first_step_will_see(
         "  | What is 1+4-3+8?\n",
         "What is 1+4-3+8?  (gold 10)\n  reward 0 (accuracy 0); the marked answer is wrong: '11'",
         "groups of the first step\n",
-        "\nrate      0.0002\n",
+        "\nrate      0.00",
         "\nmemory    1.5 GiB of 1.0; about 4 s a step, 4 min the run (estimates: modicum plan)\n"
         "          with --micro-batch 8: 0.90 GiB\n",
     ):

@@ -20,7 +20,7 @@ import test_updates as contract
 from conftest import random_model
 from extra_update import ROW
 from modicum import cli, plan, updates
-from modicum.config import Held, Sampling, Steps, TrainConfig
+from modicum.config import Held, Optimizer, Sampling, Steps, TrainConfig
 from modicum.plan import hardware, overall
 from modicum.plan.shapes import Lengths, config_of, prepare
 from modicum.report import page
@@ -128,7 +128,8 @@ def test_the_planner_knows_what_it_costs() -> None:
         objective="grpo(kl=0.04)",
         steps=1,
         sampling=Sampling(max_tokens=16),
-        batch=Steps(prompts_per_step=4, group_size=4),
+        batch=Steps(prompts_per_step=4, group_size=4, micro_batch=64, rollout_batch=512),
+        optimizer=Optimizer(learning_rate=1e-3),
         evaluation=Held(eval_problems=0),
     )
     made = plan.make(config, hardware.parse("7 GB"), Lengths(12, 12, 16, 16))

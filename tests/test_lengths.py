@@ -48,7 +48,7 @@ def test_long_prompts_are_refused_with_the_ways_out(expression: str, tokenizer: 
     task = tasks.parse(expression)
     problems = lengths.whole(task, *SPLITS)
     with pytest.raises(UserError) as error:
-        lengths.Sizes(tokenizer, Sampling(), (), None).settle(task, problems)
+        lengths.Sizes(tokenizer, Sampling(max_tokens=80), (), None).settle(task, problems)
     said = str(error.value)
     assert "prompts of more than 512 tokens (max_prompt_tokens): 8 of 48, file/long.jsonl/3" in said
     assert ", ...; the longest, of file/long.jsonl/3" in said and "\n" not in said
@@ -57,7 +57,7 @@ def test_long_prompts_are_refused_with_the_ways_out(expression: str, tokenizer: 
         f"has {longest}; --max-prompt-tokens {longest} takes them; --long-prompts skip leaves them out"
         in said
     )
-    enough = Sampling(max_prompt_tokens=longest)
+    enough = Sampling(max_prompt_tokens=longest, max_tokens=80)
     assert lengths.Sizes(tokenizer, enough, (), None).settle(task, problems) is task
     with pytest.raises(UserError, match=r"than 220 tokens \(of 300 positions, beside max_tokens\)"):
         lengths.Sizes(tokenizer, enough, (), Positions()).settle(task, problems)
@@ -132,10 +132,7 @@ def test_check_says_which_prompts_are_too_long(
     assert cli.run(["tasks", expression, "--check"]) == 0
     capsys.readouterr()
     assert cli.run(["tasks", expression, "--check", "--model", "tiny"]) == 1
-    assert (
-        "(of 512 positions, beside max_tokens): 8 of 48, file/long.jsonl/"
-        in capsys.readouterr().out
-    )
+    assert "(max_prompt_tokens): 8 of 48, file/long.jsonl/" in capsys.readouterr().out
     options = ["--check", "--model", "tiny", "--max-prompt-tokens", "20000", "--json"]
     assert cli.run(["tasks", expression, *options]) == 1, "tiny has no positions for them"
     assert len(json.loads(capsys.readouterr().out)["long"]) == 8

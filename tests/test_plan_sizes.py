@@ -124,6 +124,7 @@ def test_a_run_writes_what_was_chosen_and_goes_on_with_it(bare: TrainConfig) -> 
     config = replace(bare, steps=1)
     train(config)
     chosen = json.loads((Path(config.out) / "chosen.json").read_text())
+    assert chosen.pop("learning_rate")["value"] > 0
     assert {name: of["value"] for name, of in chosen.items()} == {
         "micro_batch": 64,
         "rollout_batch": 512,
@@ -131,7 +132,8 @@ def test_a_run_writes_what_was_chosen_and_goes_on_with_it(bare: TrainConfig) -> 
     }
     assert all(of["why"] for of in chosen.values())
     train(replace(config, steps=2), resume=True)
-    assert json.loads((Path(config.out) / "chosen.json").read_text()) == chosen
+    kept = json.loads((Path(config.out) / "chosen.json").read_text())
+    assert {name: kept[name] for name in chosen} == chosen
 
 
 def test_an_object_in_the_place_of_an_update_is_planned_for(monkeypatch: Any) -> None:

@@ -170,7 +170,12 @@ ROUND_TRIPS = {
         *("addition", "addition(below=20)", "matrix('inverse')", "matrix('rref', rows=2)"),
         *("gym('chain_sum')", "gym('chain_sum', min_terms=2, max_terms=3)"),
         *("math", "math(levels=(1, 2), subject='Algebra')", "math500", "openthoughts"),
-        *("aime(year=2025)", "amc(split='hash')", "gsm8k(bad_rows='skip')"),
+        *(
+            "hub('openai/gsm8k', config='main')",
+            "aime(year=2025)",
+            "amc(split='hash')",
+            "gsm8k(bad_rows='skip')",
+        ),
     ],
     "reward": [
         *("accuracy", "format", "accuracy + 0.2*format", "2*(accuracy + 0.1*format)"),

@@ -37,7 +37,8 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
     Raises UserError where the run could not begin.
     """
     plan.check(config)
-    session, batch = prepare(config), config.batch
+    session = prepare(config)
+    config, batch = session.config, session.config.batch
     few = min(problems or batch.prompts_per_step, batch.prompts_per_step)
     session.config = replace(session.config, batch=replace(batch, prompts_per_step=few))
     groups, faults = sample_groups(session, 0), list[str]()

@@ -144,7 +144,7 @@ def past_task(folder: Path, text: str) -> tasks.Task:
 def past_update(folder: Path, text: str) -> Update | None:
     """The update of a past run, if it reads a run whose relative path leads from elsewhere."""
     made = parsers()["update"](text)
-    method = getattr(made, "method", made)  # or it is placed
+    method = getattr(made, "left", made)  # or it is placed
     run = getattr(method, "run", "")
     if not run or not isinstance(run, str) or Path(run).expanduser().is_dir():
         return None
@@ -152,7 +152,7 @@ def past_update(folder: Path, text: str) -> Update | None:
     if not there:
         return None
     found = replace(method, run=str(there[0].resolve()))
-    return found if method is made else replace(made, method=found)
+    return found if method is made else replace(made, left=found)
 
 
 def past_base(folder: Path, name: str) -> str:

@@ -1,8 +1,7 @@
 """What is written to disk and read again, typed once.
 
-`fill` makes a dataclass of an object of JSON, `dataclasses.asdict` the object again. Keys that a
-class does not know are left out, what has a default may be missing or null: files of other
-versions are read, too. Shares and accuracies are fractions, sizes bytes, times seconds.
+`fill` makes a dataclass of an object of JSON, `dataclasses.asdict` the object again. Unknown keys are
+left out, what has a default may be missing or null. Shares are fractions, sizes bytes, times seconds.
 """
 
 from __future__ import annotations

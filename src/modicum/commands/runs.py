@@ -16,8 +16,8 @@ from modicum.types import UserError
 EXAMPLES = """
 modicum runs                                     # all under runs/, the newest last
 modicum runs --sort accuracy --where task=gsm8k --where last
-modicum runs studies/tiny --cells --columns name,learning_rate,accuracy
-modicum runs runs/full-seed0 runs/last-1-seed0   # side by side: what differs, what came of it
+modicum runs runs/tiny --cells --columns name,learning_rate,accuracy    # needs: a study in runs/tiny
+modicum runs runs/full-seed0 runs/last-1-seed0    # needs: two runs; what differs, what came of it
 """
 COLUMNS = ("name", "state", "steps", "model", "task", "update", "accuracy", "seconds", "memory")
 COLUMNS += ("date",)

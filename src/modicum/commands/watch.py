@@ -8,9 +8,9 @@ from modicum.options import Parser, show
 from modicum.status import Status
 
 EXAMPLES = """
-modicum watch runs/full-seed0            # until it ends; Ctrl-C leaves the run alone
-modicum watch runs/full-seed0 --once     # as it stands
-modicum train --update 'last(1)' --watch # a run that shows itself
+modicum watch runs/full-seed0    # needs: a run; until it ends, Ctrl-C leaves it alone
+modicum watch runs/full-seed0 --once    # needs: a run; as it stands
+modicum train --update 'last(1)' --watch    # a run that shows itself
 """
 
 

@@ -25,7 +25,7 @@ RECIPES = ("addition", "gsm8k", "tinyzero", "r1_zero", "tina", "lora_rank1")
 def start_rate(update: Any, numbers: int) -> float:
     """The rate for `update`, which trains so many numbers, where nothing better is known."""
     faster = getattr(update, "faster", 1.0)
-    return STARTS.get(update.kind, OTHERS) / math.sqrt(numbers) * faster
+    return STARTS.get(getattr(update, "kind", ""), OTHERS) / math.sqrt(numbers) * faster
 
 
 def demo(update: str, seed: int = 0) -> TrainConfig:

@@ -7,8 +7,8 @@ set with columns), an entry in TASKS, a section in docs/tasks.md. The contract s
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 from modicum import spec
@@ -50,7 +50,9 @@ def parse(text: str) -> Task:
 def _meant(text: str) -> str:
     """What to write for data that is named as it is, without an expression; empty: it is not."""
     named = PLAIN.fullmatch(text)
-    if named and (readers.ending(text) in readers.READERS or Path(text).expanduser().is_dir()):
+    if named and (
+        readers.ending(text) in readers.READERS or os.path.isdir(os.path.expanduser(text))
+    ):
         return f"task {text!r}: a file or folder is named by --task \"file('{text}')\""
     if not named or text.count("/") != 1:
         return ""

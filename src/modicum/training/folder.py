@@ -181,3 +181,33 @@ def _follows(session: Session) -> str:
     if session.prepared.schedule.follows_length:
         return f"update = {config.update!r} is spread over the run"
     return ""
+
+
+@contextmanager
+def sizes_kept(
+    session: Session, run: runs.Run, note: Callable[[str], None], step: int
+) -> Iterator[None]:
+    """In here batches may shrink since memory runs out; the run's files say it as of a resumed one."""
+    before = session.config.batch
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        machine.require_out_of_memory(error)
+        raise UserError(
+            "memory ran out where no smaller batch helps (the optimizer's step or a check): another"
+            " --update or --dtype bf16 takes less, as modicum plan shows; if other programs hold"
+            " some, --resume goes on from the last checkpoint"
+        ) from None
+    rollouts = getattr(session.policy.sampler, "rollout_batch", before.rollout_batch)
+    if rollouts < before.rollout_batch:
+        session.resize(rollout_batch=rollouts)
+    now = session.config.batch
+    pairs = {f"batch.{name}": (old, getattr(now, name)) for name, old in vars(before).items()}
+    changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if changes:
+        run.append("changes.jsonl", {"step": step, "settings": changes})
+        write_config(run, session.config)
+        shown = ", ".join(
+            f"{name} = {new} instead of {old}" for name, (old, new) in changes.items()
+        )
+        note(f"memory ran out; goes on, with the same result, with {shown}")

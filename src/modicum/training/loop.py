@@ -5,8 +5,7 @@ chosen before it began. All randomness comes from (seed, step), so a run that wa
 and resumed gives what the uncut run gives.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from modicum.stopping import AT_THE_ENDS, split_within
 from modicum.tasks.prompts import encode
 from modicum.training import origin, rate, result, samples, silence
 from modicum.training.checkpoint import save
-from modicum.training.folder import begin, look, resumable, write_config
+from modicum.training.folder import begin, look, resumable, sizes_kept
 from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
 from modicum.training.session import Session, notes
 from modicum.training.step import (
@@ -40,7 +39,7 @@ from modicum.training.step import (
     seen,
     switch,
 )
-from modicum.types import Batch, UserError
+from modicum.types import Batch
 
 
 class Observer:
@@ -144,7 +143,7 @@ def _train(
             _evaluate_within(session, run, observer, done)
         while not session.ended(done):
             with interrupts.whole():
-                with _sizes_kept(session, run, observer, done):
+                with sizes_kept(session, run, observer.note, done):
                     metrics = run_step(session, run, done, observer)
                 observer.step(metrics)
                 _look(session, observer)
@@ -180,7 +179,7 @@ def _evaluate(
     within = split_within(config.budget, held)
     if held.eval_problems == 0:
         return {}
-    with _sizes_kept(session, run, observer, step + 1):
+    with sizes_kept(session, run, observer.note, step + 1):
         found = known or evaluate(
             session.policy,
             session.task,
@@ -197,34 +196,6 @@ def _evaluate(
     session.stop.evaluated(entry)
     observer.evaluated(name, found)
     return entry
-
-
-@contextmanager
-def _sizes_kept(session: Session, run: runs.Run, observer: Observer, step: int) -> Iterator[None]:
-    """In here batches may shrink since memory runs out; the run's files say it as of a resumed one."""
-    before = session.config.batch
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        machine.require_out_of_memory(error)
-        raise UserError(
-            "memory ran out where no smaller batch helps (the optimizer's step or a check): another"
-            " --update or --dtype bf16 takes less, as modicum plan shows; if other programs hold"
-            " some, --resume goes on from the last checkpoint"
-        ) from None
-    rollouts = getattr(session.policy.sampler, "rollout_batch", before.rollout_batch)
-    if rollouts < before.rollout_batch:
-        session.resize(rollout_batch=rollouts)
-    now = session.config.batch
-    pairs = {f"batch.{name}": (old, getattr(now, name)) for name, old in vars(before).items()}
-    changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    if changes:
-        run.append("changes.jsonl", {"step": step, "settings": changes})
-        write_config(run, session.config)
-        shown = ", ".join(
-            f"{name} = {new} instead of {old}" for name, (old, new) in changes.items()
-        )
-        observer.note(f"memory ran out; goes on, with the same result, with {shown}")
 
 
 def run_step(

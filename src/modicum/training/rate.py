@@ -36,7 +36,8 @@ from modicum.training.folder import write_config
 from modicum.training.session import Session
 from modicum.training.step import within_memory
 from modicum.types import Batch, Group, Row
-from modicum.updates.stepper import norms_of, parts, shrink
+from modicum.updates.rules import norms_of, shrink
+from modicum.updates.stepper import parts
 
 TARGET = 0.01  # nats a token
 NEAR = 3.0  # the square law holds this far from the target, in KL
@@ -49,11 +50,7 @@ LEAST, MOST = TARGET / 30**2, 1.0  # nats of a first step; far above, the square
 
 
 def settle(
-    session: Session,
-    run: Run,
-    groups: Sequence[Group],
-    batch: Batch,
-    note: Callable[[str], None],
+    session: Session, run: Run, groups: Sequence[Group], batch: Batch, note: Callable[[str], None]
 ) -> bool:
     """Find the learning rate if it is not known and a step comes; False: there is none yet."""
     settings = session.config.optimizer
@@ -78,7 +75,7 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
     Where the rollout does not say (too few tokens, nothing finite) it is that of the table of
     `recipes.start_rate`, by kind and size of the update.
     """
-    start = start_rate(session.update, session.active_parameters)
+    start = short(start_rate(session.update, session.active_parameters))
     both = halves(groups, batch)
     if not both:
         return Chosen(
@@ -94,7 +91,9 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
         found += [pooled(values)] if values else []
     if not found:
         return Chosen(start, "by kind and size of the update: no first step was finite")
-    return Chosen(min(found), f"a first step at it moves the policy by {TARGET:g} nats a token")
+    return Chosen(
+        short(min(found)), f"a first step at it moves the policy by {TARGET:g} nats a token"
+    )
 
 
 def _searched(
@@ -107,6 +106,11 @@ def _searched(
 def pooled(rates: Sequence[float]) -> float:
     """The rate at which the mean of the KLs is what each has at its own, by the square law."""
     return (sum(rate**-2 for rate in rates) / len(rates)) ** -0.5
+
+
+def short(rate: float) -> float:
+    """A rate with three digits, as it stands in names and files."""
+    return float(f"{rate:.3g}")
 
 
 def turns(session: Session) -> list[frozenset[str]]:
@@ -278,18 +282,18 @@ def _logprobs(session: Session, rows: Sequence[Row]) -> Tensor:
 def far_off(session: Session, heard: Sequence[Heard], rate: float) -> str:
     """A warning if a first step that was just taken at `rate` went much too far, or hardly moved.
 
-    It is read on completions that were trained on, so only roughly. `heard` has their log-probs
-    from before the step.
+    It is read on completions that were trained on, so only roughly, and as of a step at the whole
+    rate. `heard` has their log-probs from before the step.
     """
     rows = [replace(row, advantage=0.0) for part, *_ in heard for row in part]
     before_N = torch.cat([policy_N for _, policy_N, _ in heard]).double()
     count = max(1, min(len(rows), MOST_ROWS // 4))
     after_N = _logprobs(session, rows[:count])
-    kl = divergence(after_N - before_N[: len(after_N)])
+    kl = divergence(after_N - before_N[: len(after_N)]) * (session.learning_rate / rate) ** 2
     if LEAST <= kl <= MOST:
         return ""
     how = "far below" if kl < LEAST else "far above"
     return (
-        f"the first step moved the policy by {kl:.2g} nats a token, where {TARGET:g} is usual: the"
-        f" learning rate {rate:.2g} is {how} what such runs learn best with (--learning-rate auto)"
+        f"a first step moves the policy by {kl:.2g} nats a token, where {TARGET:g} is usual: the rate"
+        f" {session.learning_rate:.2g} is {how} what such runs learn best with (--learning-rate auto)"
     )

@@ -108,3 +108,15 @@ class SgdRule(Rule):
 
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         return 4 * shape.numel() if self.momentum else 0
+
+
+def norms_of(gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+    """The norm of each gradient, and that of all."""
+    norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+    return norms, float(norms.norm())
+
+
+def shrink(gradients: Mapping[str, Tensor], norm: float, most: float) -> None:
+    """Scale gradients of such a norm down to the largest that is allowed; 0 allows all."""
+    if 0 < most < norm:
+        torch._foreach_mul_(list(gradients.values()), most / norm)

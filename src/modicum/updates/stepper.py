@@ -18,6 +18,7 @@ from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import Proof
+from modicum.updates.rules import norms_of, shrink
 from modicum.updates.schedule import Decision
 
 MAX_SKIPPED = 3  # steps in a row without a finite loss and gradient
@@ -278,18 +279,6 @@ class Stepper:
 
 def _moved(state: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
-
-
-def norms_of(gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
-    """The norm of each gradient, and that of all."""
-    norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-    return norms, float(norms.norm())
-
-
-def shrink(gradients: Mapping[str, Tensor], norm: float, most: float) -> None:
-    """Scale gradients of such a norm down to the largest that is allowed; 0 allows all."""
-    if 0 < most < norm:
-        torch._foreach_mul_(list(gradients.values()), most / norm)
 
 
 def parts(group: dict[str, Any], factors: Mapping[int, float]) -> Iterator[dict[str, Any]]:
