@@ -27,18 +27,19 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 FILE = HERE / "golden.json"
-UPDATES = (
-    "full",
-    "last(1)",
-    "lora(rank=8)",
-    "lisa(every=2)",
-    "badam(every=2)",
-    "adalora(warmup=1, tail=1)",
-    "sparse(keep=0.05)",
-    "galore(rank=4) @ last(2)",
-    "rgn",
-    "pissa",
-)
+UPDATES = {
+    "full": 2e-4,
+    "last(1)": 2e-4,
+    "lora(rank=8)": 2e-3,
+    "lisa(every=2)": 2e-4,
+    "badam(every=2)": 2e-4,
+    "adalora(warmup=1, tail=1)": 1e-2,
+    "sparse(keep=0.05)": 8e-4,
+    "galore(rank=4) @ last(2)": 8e-4,
+    "rgn": 2e-4,
+    "pissa": 4e-4,
+}
+"""With their learning rates."""
 OBJECTIVES = ("grpo", "grpo(kl=0.04)", "dr_grpo", "dapo")
 UPDATES_PER_ROLLOUT = (1, 2)
 FORWARDS = {
@@ -64,7 +65,7 @@ def run(case: tuple[str, str, int, str]) -> tuple[str, dict[str, Any]]:
     """Train one case in a folder of its own; its hashes."""
     import torch
 
-    from modicum.config import Held, Records, Sampling, Steps, TrainConfig
+    from modicum.config import Held, Optimizer, Records, Sampling, Steps, TrainConfig
 
     try:
         from modicum.training.loop import train
@@ -79,6 +80,7 @@ def run(case: tuple[str, str, int, str]) -> tuple[str, dict[str, Any]]:
         steps=6,
         sampling=Sampling(max_tokens=24),
         batch=Steps(prompts_per_step=4, group_size=4, updates_per_rollout=updates, micro_batch=6),
+        optimizer=Optimizer(learning_rate=UPDATES[update]),
         evaluation=Held(eval_problems=0),
         records=Records(checkpoint_every=0, anatomy=False),
     )
