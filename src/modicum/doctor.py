@@ -79,7 +79,8 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
         "length": fmean(len(trial.completion.tokens) for trial in every),
         "longest": max(len(trial.completion.tokens) for trial in every),
         "max_tokens": sampling.max_tokens,
-        "learning_rate": session.learning_rate or _found(session, groups, rewards_PG),
+        "learning_rate": session.learning_rate
+        or (_found(session, groups, rewards_PG) if few == batch.prompts_per_step else None),
         "plan": plan.make(config, machine).to_json(),
         "notes": notes(session),
         "findings": [asdict(finding) for finding in found],

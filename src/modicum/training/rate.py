@@ -46,6 +46,7 @@ MOST_TRIES = 8
 MOST_TURNS = 6
 MOST_ROWS = 128  # of the gradient, and as many of the held-out half
 FEWEST_TOKENS = 64
+ENOUGH = 8  # problems
 LEAST, MOST = TARGET / 30**2, 1.0  # nats of a first step; far above, the square law has ended
 
 
@@ -91,9 +92,9 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
         found += [pooled(values)] if values else []
     if not found:
         return Chosen(start, "by kind and size of the update: no first step was finite")
-    return Chosen(
-        short(min(found)), f"a first step at it moves the policy by {TARGET:g} nats a token"
-    )
+    rough = f" (of {len(groups)} problems: roughly)" * (len(groups) < ENOUGH)
+    why = f"a first step at it moves the policy by {TARGET:g} nats a token{rough}"
+    return Chosen(short(min(found)), why)
 
 
 def _searched(
