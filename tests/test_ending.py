@@ -40,6 +40,8 @@ def test_conditions_are_read(text: str, wanted: Condition | None) -> None:
         ("reward > 0.5", "did you mean 'reward/mean'?"),
         ("kl > 1", "did you mean 'policy/kl'?"),
         ("step > 10", "nothing is called 'step'"),
+        ("accuracy >= 90", "accuracy is a share, at most 1; 90 % is 0.9 or 90%"),
+        ("greedy > 150%", "greedy is a share, at most 1"),
         *(
             (text, "a metric, one of >=, <=, >, < and a number are wanted, such as")
             for text in (
@@ -76,7 +78,7 @@ def test_the_problems_that_end_a_run_are_not_those_it_is_judged_by() -> None:
     every = Held(eval_every=2)
     assert stopping.split_within(Budget(), every) == "test"
     assert stopping.split_within(Budget(stop_when="reward/mean > 1"), every) == "test"
-    assert stopping.split_within(Budget(stop_when="greedy > 1"), every) == "tune"
+    assert stopping.split_within(Budget(stop_when="greedy > 0.9"), every) == "tune"
     assert stopping.split_within(Budget(patience=1), every) == "tune"
 
 
@@ -107,7 +109,7 @@ def test_patience_counts_evaluations_that_are_not_better() -> None:
     assert not stop.reason
     stop.evaluated(entry(9, 0.59))
     assert stop.reason == (
-        "2 evaluations without a better accuracy on tune problems than 60.0% after step 6"
+        "no better accuracy on tune problems than 60.0% after step 6 (patience = 2)"
     )
 
 
@@ -192,7 +194,7 @@ def test_a_run_that_is_cut_stops_where_the_uncut_one_does(
     config = replace(quick, steps=9, evaluation=Held(4, 2, eval_every=2), budget=Budget(patience=1))
     whole = train(replace(config, out=str(tmp_path / "whole")))
     assert whole["steps"] == 4, "a random model is never right"
-    assert whole["stopped"].startswith("1 evaluations without a better accuracy on tune problems")
+    assert whole["stopped"].startswith("no better accuracy on tune problems than")
     with pytest.raises(KeyboardInterrupt):
         train(config, Cut(name))
     found = train(config, resume=True)

@@ -155,7 +155,7 @@ for call, message in (
     (lambda: modicum.study("nowhere.toml"), "there is no"),
     (lambda: modicum.train(stepz=1), "unknown setting 'stepz'; did you mean 'steps'"),
     (lambda: modicum.evaluate(problms=1), "unknown setting 'problms'; did you mean 'problems'"),
-    (lambda: modicum.compare("nowhere"), "nowhere holds no evaluation"),
+    (lambda: modicum.compare("nowhere"), "there is no folder nowhere"),
     (lambda: modicum.load("nowhere"), "nowhere is not a run folder"),
     (lambda: modicum.train("tiny"), "config must be a TrainConfig, not 'tiny'; give settings by"),
     (lambda: modicum.train({"steps": 3}), "must be a TrainConfig, not {'steps': 3}; give settings"),
@@ -621,7 +621,7 @@ def test_errors_name_arguments_and_not_options(train: Train) -> None:
     with pytest.raises(UserError) as caught:
         train(steps=1, eval_problems=0)
     assert str(caught.value).endswith(
-        "a finished run; overwrite starts anew, resume with more steps goes on with it,"
+        "a finished run; overwrite=True starts anew, resume=True with more steps goes on with it,"
         " out takes another"
     )
 

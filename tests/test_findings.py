@@ -77,15 +77,18 @@ def told(groups: Trials, form: str = "chat", room: int = 10_000, **sampling: Any
           "all completions are the same in 1 of 1 groups -> --temperature 1"]),
         (rollout(GOOD, BAD, reward="length(100)"), {},
          ["the reward tells no two completions of a group apart -> a reward that does (modicum"
-          " audit-reward tries one), or --group-size 16"]),
+          " audit-reward tries one)"]),
         (rollout(GOOD, BAD, reward="accuracy + 0.2*format(style='boxed')"), {},
          ["the term format(style='boxed') is the same for all completions and teaches nothing ->"
           " leave it out, or ask for what it pays for (--style, --system, --examples)"]),
         (rollout("It is 5", BAD, reward="length(100)", cut=True), {"max_tokens": 9},
          ["completions are cut at max_tokens = 9 -> --max-tokens 36"]),
-        (rollout("It is 5", "It is 6", reward="length(100)"), {},
+        (rollout(BAD, BAD) + rollout(GOOD, GOOD), {},
          ["the reward tells no two completions of a group apart -> a reward that does (modicum"
           " audit-reward tries one), or --group-size 16"]),
+        (rollout("It is 5", "It is 6", reward="length(100)"), {},
+         ["the reward tells no two completions of a group apart -> a reward that does (modicum"
+          " audit-reward tries one)"]),
         (rollout(BAD, BAD, apart=False) + rollout(GOOD, GOOD, apart=False), {"top_k": 1},
          ["all completions are the same in 2 of 2 groups -> --top-k 0 --top-p 1"]),
         (rollout(GOOD, BAD) + 4 * rollout(BAD, BAD), {},

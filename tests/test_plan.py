@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -133,6 +134,13 @@ def test_the_command_shows_parts_and_refuses_if_asked(capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "of 24.0 GiB" in shown and "fits" in shown and "prompts of 20 tokens" in shown
     assert "optimizer" in shown and "an estimate" in shown
+
+
+def test_a_plan_that_fails_has_no_more_to_say() -> None:
+    with pytest.raises(UserError, match="hardware 'gtx1' is not known"):
+        cli.run(["plan", "--hardware", "gtx1"])
+    clocks = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(clock.finished.is_set() for clock in clocks)
 
 
 @pytest.mark.parametrize("tokens", ["0", "-3", "many"])

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from browser import CHROMIUM, Browser
-from modicum import cli, display, live, lock, runs
+from modicum import cli, display, live, lock, options, runs
 from modicum.config import Records, TrainConfig, to_toml
 from modicum.report import read, tables
 from modicum.report.tables import RunRow
@@ -203,6 +203,20 @@ def test_a_list_says_once_what_all_share(four: Path, capsys: pytest.CaptureFixtu
     assert "there are no such runs" in listed(capsys, "--where", "nothing")
 
 
+@pytest.mark.parametrize("command", ["watch", "compare", "evaluate", "export", "report"])
+def test_a_run_is_named_as_it_is_listed(command: str, four: Path) -> None:
+    parser = options.Parser(command, "", "")
+    parser.folder("run", "", nargs="?")
+    assert parser.read(["sub/a"]).run == "runs/sub/a"
+    assert parser.read(["nowhere"]).run == "nowhere"
+    assert parser.read([]).run is None
+    Path("c").mkdir()
+    assert parser.read(["c"]).run == "c"  # what is there comes first
+    (four / "sub/a/config.toml").write_text("steps = x")
+    with pytest.raises(UserError, match=r"runs/sub/a"):
+        cli.run([command, "sub/a", *(["--out", "new"] if command == "export" else [])])
+
+
 def test_runs_side_by_side(four: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = listed(capsys, "runs/c", "runs/d")
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
@@ -211,6 +225,7 @@ def test_runs_side_by_side(four: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "task" not in rows and "seed" not in rows
     assert rows["accuracy"] == ["25.0", "→", "50.0", "25.0", "→", "50.0"]
     assert "modicum compare runs/c runs/d" in text
+    assert listed(capsys, "c", "d") == text  # as the list names them
     one = listed(capsys, "runs/c")
     assert "last(1)" in one and "learning_rate" not in one
 

@@ -139,7 +139,8 @@ def wrong(
         narrow = sampling.top_k or sampling.top_p < 1
         told(what, alike[0], "--top-k 0 --top-p 1" if narrow else hotter)
     if not (signals or found):
-        change = f"a reward that does (modicum audit-reward tries one), or {larger}"
+        change = "a reward that does (modicum audit-reward tries one)"
+        change += f", or {larger}" * (len({trial.total for trial in trials}) > 1)
         told("the reward tells no two completions of a group apart", trials, change)
     if 0 < signals < FEW * len(groups):
         change = f"{larger}, or problems of another difficulty"

@@ -46,6 +46,10 @@ class Parser(argparse.ArgumentParser):
         """Raise a UserError with the message."""
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
 
+    def folder(self, name: str, text: str, **how: Any) -> None:
+        """Take a folder, by its path or as `modicum runs` names it."""
+        self.add_argument(name, type=_named, help=text, **how)
+
     def read(self, args: list[str]) -> argparse.Namespace:
         """Parse `args`; an unknown option is answered with the nearest known one."""
         # A shell expands `--out ~/run` and not `--out=~/run`.
@@ -71,6 +75,11 @@ class Parser(argparse.ArgumentParser):
         add_options(self, cls, title)
         found = self.read(args)
         return found, from_mapping(cls, given(cls, found), "options")
+
+
+def _named(name: str) -> str:
+    listed = os.path.isfile(f"runs/{name}/config.toml") and not os.path.exists(name)
+    return f"runs/{name}" if listed else name
 
 
 def show(as_json: bool, values: Any, text: str) -> None:

@@ -215,9 +215,8 @@ def _other(folder: Path) -> str:
 def open_run(folder: Path) -> Run:
     """A run folder that exists; UserError when it is none."""
     if not (folder / "config.toml").is_file():
-        raise UserError(
-            f"{folder} is not a run folder (it has no config.toml); `modicum runs` lists those that are"
-        )
+        why = "it has no config.toml); `modicum runs` lists those that are"
+        raise UserError(f"{folder} is not a run folder ({why}")
     return Run(folder)
 
 

@@ -116,6 +116,8 @@ def read(folder: Path, name: str = "trained") -> Evaluation:
     if path.is_file():
         return Evaluation.from_json(read_object(path), f"{path}: this")
     if not lines.is_file():
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}; `modicum runs` lists runs")
         raise UserError(f"{folder} holds no evaluation; `modicum evaluate --out` makes one")
     for entry in read_lines(lines):
         if entry.get("name") == name:

@@ -53,7 +53,10 @@ def parse(text: str) -> Condition | None:
         )
     if found[1] not in KNOWN and not found[1].startswith(("reward/", "user/")):
         raise _unknown(found[1], KNOWN)
-    return Condition(found[1], found[2], float(found[3]) / (100 if found[4] else 1))
+    bound = float(found[3]) / (100 if found[4] else 1)
+    if found[1] in HELD[:-1] and bound > 1:
+        raise UserError(f"stop_when {text!r}: {found[1]} is a share, at most 1; 90 % is 0.9 or 90%")
+    return Condition(found[1], found[2], bound)
 
 
 def _unknown(name: str, known: Iterable[str]) -> UserError:
@@ -113,7 +116,7 @@ class Stop:
             self._best, self._after, self._since = entry["accuracy"], entry["step"] + 1, 0
         if 0 < self.patience <= self._since:
             more = f"accuracy on tune problems than {self._best:.1%} after step {self._after}"
-            self.reason = f"{self._since} evaluations without a better {more}"
+            self.reason = f"no better {more} (patience = {self.patience})"
 
     def replay(
         self, steps: Iterable[Mapping[str, Any]], evaluations: Iterable[Mapping[str, Any]], to: int

@@ -15,13 +15,9 @@ modicum compare runs/last1-tune runs/tiny-tune    # needs: the two lines above
 
 def run(args: list[str]) -> int:
     """Compare two evaluations of the same problems, problem by problem."""
-    parser = Parser(
-        "compare", "The paired difference of two evaluations of the same problems.", EXAMPLES
-    )
-    parser.add_argument("after", metavar="A", help="a folder of `evaluate --out`, or a run folder")
-    parser.add_argument(
-        "before", metavar="B", nargs="?", help="what A is compared with; a run has its own base"
-    )
+    parser = Parser("compare", "Difference of two evaluations of the same problems.", EXAMPLES)
+    parser.folder("after", "a folder of `evaluate --out`, or a run folder", metavar="A")
+    parser.folder("before", "what A is compared with; else its base", metavar="B", nargs="?")
     found = parser.read(args)
 
     from modicum.face import compare
@@ -30,10 +26,8 @@ def run(args: list[str]) -> int:
     after = evaluation_of(found.after)
     result = compare(found.after, found.before)
     other = found.before or f"{found.after} before training"
-    lines = [
-        f"{found.after} minus {other}: {after.task}, split {after.split},"
-        f" the same {result.num_problems} problems"
-    ]
+    problems = f"split {after.split}, the same {result.num_problems} problems"
+    lines = [f"{found.after} minus {other}: {after.task}, {problems}"]
     for name in ("accuracy", "lenient", "greedy"):
         mean, low, high = (100 * value for value in vars(getattr(result, name)).values())
         lines.append(f"{name:<9} {mean:+.1f} points  [{low:+.1f}, {high:+.1f}]")

@@ -19,9 +19,7 @@ modicum evaluate --model models/SmolLM2-135M-Instruct --task "gsm8k(path='tests/
 def run(args: list[str]) -> int:
     """Evaluate a model or the trained policy of a run."""
     parser = Parser("evaluate", "Accuracy and pass@k on held-out problems.", EXAMPLES)
-    parser.add_argument(
-        "run", nargs="?", metavar="RUN", help="a run folder; none evaluates --model"
-    )
+    parser.folder("run", "a run folder; none evaluates --model", nargs="?", metavar="RUN")
     add_options(parser, EvaluateConfig, "evaluation")
     found = parser.read(args)
     place = Path(found.run) if found.run else None

@@ -35,7 +35,7 @@ class Options:
 def run(args: list[str]) -> int:
     """Write a run or a base as a folder that plain transformers or peft loads."""
     parser = Parser("export", "Write an ordinary Hugging Face folder or a PEFT adapter.", EXAMPLES)
-    parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder; none exports --model")
+    parser.folder("run", "a run folder; none exports --model", nargs="?", metavar="RUN")
     parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
     found, options = parser.options(args, Options, "export")
     if not options.out:

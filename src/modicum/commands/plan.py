@@ -50,32 +50,31 @@ def run(args: list[str]) -> int:
     found = parser.read(args)
     options = from_mapping(Options, given(Options, found), "options")
     config = settings(found, {})
-
     slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
-    slow.daemon = True
     slow.start()
-    from modicum import curricula
-    from modicum.engine import samplers
-    from modicum.plan import hardware, overall
+    try:
+        from modicum import curricula
+        from modicum.engine import samplers
+        from modicum.plan import hardware, overall
 
-    # They change nothing in a plan, and what is no run has none.
-    curricula.parse(config.curriculum)
-    samplers.parse(config.compute.sampler)
-    machine = hardware.parse(options.hardware, config.compute.device, config.compute.dtype)
-    several = bool(options.updates or options.models or options.markdown)
-    plans = [
-        overall.make(changed, machine, advise=not several, prompt=options.prompt_tokens)
-        for changed in _variants(config, options.models, options.updates)
-    ]
-    slow.cancel()
+        # They change nothing in a plan, and what is no run has none.
+        curricula.parse(config.curriculum)
+        samplers.parse(config.compute.sampler)
+        machine = hardware.parse(options.hardware, config.compute.device, config.compute.dtype)
+        several = bool(options.updates or options.models or options.markdown)
+        plans = [
+            overall.make(changed, machine, advise=not several, prompt=options.prompt_tokens)
+            for changed in _variants(config, options.models, options.updates)
+        ]
+    finally:
+        slow.cancel()
     made = [plan.to_json() for plan in plans]
     text = overall.table(plans, options.markdown) if several else plans[0].text()
     if several and not options.markdown:
         text = "\n".join([text, *(f"note: {note}" for note in plans[0].assumptions)])
     show(found.json, made if several else made[0], text)
-    if options.require_fit and any(plan.fits is not True for plan in plans):
-        odd = next(plan for plan in plans if plan.fits is not True)
-        raise UserError(f"{odd.update} on {odd.model} does not fit {machine.name}")
+    if options.require_fit and (odd := [plan for plan in plans if plan.fits is not True]):
+        raise UserError(f"{odd[0].update} on {odd[0].model} does not fit {machine.name}")
     return 0
 
 

@@ -28,7 +28,7 @@ class Options:
 def run(args: list[str]) -> int:
     """Write the report of runs or of a study: HTML, Markdown, figures; print the runs' table."""
     parser = Parser("report", "Make an HTML report and a table of runs, or of a study.", EXAMPLES)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, or one of a study")
+    parser.folder("runs", "run folders, or one of a study", nargs="*", metavar="RUN")
     found, options = parser.options(args, Options, "report")
     folders = [Path(name) for name in found.runs]
 

@@ -28,12 +28,7 @@ SEARCHED = ("name", "state", "model", "task", "update", "reward", "objective")
 USUAL = {name.rpartition(".")[2]: value for name, _, value in settings(TrainConfig())}
 OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
     ("--sort", "date", "store", "a column or setting; the greatest comes last (default date)"),
-    (
-        "--where",
-        [],
-        "append",
-        "NAME=VALUE of those, or a text of its name, task, ...; again for more",
-    ),
+    ("--where", [], "append", "NAME=VALUE, or a text of its name, task, ...; again for more"),
     ("--columns", None, "store", "columns and settings with commas between; by default what fits"),
 )
 Row = Mapping[str, Any]
@@ -43,7 +38,7 @@ Row = Mapping[str, Any]
 def run(args: list[str]) -> int:
     """List runs, or show some side by side."""
     parser = Parser("runs", "List, sort and search runs, or show some side by side.", EXAMPLES)
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="where to look; runs/")
+    parser.folder("folders", "where to look; runs/", nargs="*", metavar="FOLDER")
     for flag, default, action, text in OPTIONS:
         parser.add_argument(flag, default=default, action=action, metavar="NAME", help=text)
     parser.add_argument("--cells", action="store_true", help="also the runs within studies")

@@ -17,7 +17,7 @@ modicum train --update 'last(1)' --watch    # a run that shows itself
 def run(args: list[str]) -> int:
     """Show a run in the terminal until it ends, and write `live.html` in its folder."""
     parser = Parser("watch", "Show a run while it goes: here, and as a page.", EXAMPLES)
-    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.folder("run", "a run folder", metavar="RUN")
     parser.add_argument("--once", action="store_true", help="show it once, as it stands")
     found = parser.read(args)
     folder = Path(found.run)

@@ -31,7 +31,10 @@ def in_python() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.args = (OPTION.sub(lambda match: match[1].replace("-", "_"), str(error)),)
+        text = (
+            str(error).replace("--overwrite", "overwrite=True").replace("--resume", "resume=True")
+        )
+        error.args = (OPTION.sub(lambda match: match[1].replace("-", "_"), text),)
         raise
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from modicum.config import read_toml
 from modicum.results import Column, RunResult, fill
-from modicum.runs import numbered, read_object
+from modicum.runs import numbered, open_run, read_object
 from modicum.spec import check
 from modicum.types import UserError
 
@@ -117,9 +117,7 @@ def load(folder: str | Path) -> RunRecord:
     A last line without its line end is skipped (the run was writing it). Raises UserError
     that names the file, and the line where there is one, when one is missing or broken.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a run folder")
+    folder = open_run(Path(folder)).folder
     result, environment = (folder / f"{name}.json" for name in ("result", "environment"))
     return RunRecord(
         folder=folder,

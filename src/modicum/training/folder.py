@@ -157,9 +157,8 @@ def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
 def _finished(folder: Path, stopped: str = "") -> UserError:
     why = f", which stopped since {stopped}" if stopped else ""
     more = "--stop-when never and --patience 0" if stopped else "more --steps"
-    return UserError(
-        f"{folder} holds a finished run{why}; --overwrite starts anew, {more} go on with it"
-    )
+    ways = f"--overwrite starts anew, {more} go on with it"
+    return UserError(f"{folder} holds a finished run{why}; {ways}")
 
 
 def _listed(changes: Changes, which: int) -> str:
