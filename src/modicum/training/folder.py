@@ -103,7 +103,7 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
         raise UserError(f"{folder} has {first} steps behind it; steps = {config.steps} are fewer")
     names = ("metrics.jsonl", "evaluations.jsonl")
     steps, evaluations = (
-        runs.read_lines(folder / n) if (folder / n).exists() else () for n in names
+        runs.read_lines(p) if p.exists() else () for p in map(folder.joinpath, names)
     )
     session.stop.replay(steps, evaluations, first)
     if finished and session.ended(first):
@@ -117,7 +117,16 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
         now, before = _listed(changes, 1), _listed(changes, 0)
         note(f"goes on after step {first} with {now} instead of {before}{rounding}")
     write_config(run, config)
+    used = any(e["step"] < first and e.get("policy/learning_rate") for e in steps)
+    if not used and "learning_rate" in choices(folder):  # it is found again where it was found
+        session.config = replace(config, optimizer=replace(config.optimizer, learning_rate=None))
     return run, first
+
+
+def choices(folder: Path) -> dict[str, Any]:
+    """What the settings of a run left to the program, by name."""
+    path = folder / "chosen.json"
+    return runs.read_object(path) if path.exists() else {}
 
 
 def write_config(run: runs.Run, config: TrainConfig) -> None:

@@ -31,8 +31,8 @@ from modicum.models.precision import Masters
 from modicum.objectives import Counts
 from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
-from modicum.runs import Run, read_object
-from modicum.training.folder import write_config
+from modicum.runs import Run
+from modicum.training.folder import choices, write_config
 from modicum.training.session import Session
 from modicum.training.step import within_memory
 from modicum.types import Batch, Group, Row
@@ -61,9 +61,7 @@ def settle(
     found = find(session, groups, batch)
     optimizer = replace(settings, learning_rate=found.value)
     session.config = replace(session.config, optimizer=optimizer)
-    path = run.folder / "chosen.json"
-    others = read_object(path) if path.exists() else {}
-    run.write(path.name, {**others, "learning_rate": asdict(found)})
+    run.write("chosen.json", {**choices(run.folder), "learning_rate": asdict(found)})
     write_config(run, session.config)
     note(f"learning rate {found.value:.3g}: {found.why}")
     return True
