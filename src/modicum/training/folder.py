@@ -125,8 +125,7 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
 
 def choices(folder: Path) -> dict[str, Any]:
     """What the settings of a run left to the program, by name."""
-    path = folder / "chosen.json"
-    return runs.read_object(path) if path.exists() else {}
+    return runs.read_object(p) if (p := folder / "chosen.json").exists() else {}
 
 
 def write_config(run: runs.Run, config: TrainConfig) -> None:
@@ -210,13 +209,11 @@ def sizes_kept(
     rollouts = getattr(session.policy.sampler, "rollout_batch", before.rollout_batch)
     if rollouts < before.rollout_batch:
         session.resize(rollout_batch=rollouts)
-    now = session.config.batch
-    pairs = {f"batch.{name}": (old, getattr(now, name)) for name, old in vars(before).items()}
+    batch = session.config.batch
+    pairs = {f"batch.{name}": (old, getattr(batch, name)) for name, old in vars(before).items()}
     changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if changes:
         run.append("changes.jsonl", {"step": step, "settings": changes})
         write_config(run, session.config)
-        shown = ", ".join(
-            f"{name} = {new} instead of {old}" for name, (old, new) in changes.items()
-        )
-        note(f"memory ran out; goes on, with the same result, with {shown}")
+        now, past = (_listed(changes, which) for which in (1, 0))
+        note(f"memory ran out; goes on, with the same result, with {now} instead of {past}")

@@ -74,12 +74,7 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
     `recipes.start_rate`, by kind and size of the update.
     """
     start = short(start_rate(session.update, session.active_parameters))
-    both = halves(groups, batch)
-    if not both:
-        return Chosen(
-            start, "by kind and size of the update: the first rollout was too small to try"
-        )
-    found = []
+    both, found = halves(groups, batch), []
     for names in turns(session):
         values = []
         for half in both:
@@ -88,10 +83,10 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
             values += [value] if kl else []
         found += [pooled(values)] if values else []
     if not found:
-        return Chosen(start, "by kind and size of the update: no first step was finite")
-    return Chosen(
-        short(min(found)), f"a first step at it moves the policy by {TARGET:g} nats a token"
-    )
+        why = "no first step was finite" if both else "the first rollout was too small to try"
+        return Chosen(start, f"by kind and size of the update: {why}")
+    why = f"a first step at it moves the policy by {TARGET:g} nats a token"
+    return Chosen(short(min(found)), why)
 
 
 def _searched(
@@ -290,8 +285,7 @@ def far_off(session: Session, heard: Sequence[Heard], rate: float) -> str:
     kl = divergence(after_N - before_N[: len(after_N)]) * (session.learning_rate / rate) ** 2
     if LEAST <= kl <= MOST:
         return ""
-    how = "far below" if kl < LEAST else "far above"
     return (
         f"a first step moves the policy by {kl:.2g} nats a token, where {TARGET:g} is usual: the rate"
-        f" {session.learning_rate:.2g} is {how} what such runs learn best with (--learning-rate auto)"
+        f" {session.learning_rate:.2g} is {'far below' if kl < LEAST else 'far above'} what such runs learn best with (--learning-rate auto)"
     )
