@@ -4,8 +4,7 @@
 
 Two runs that differ have two names, and the same settings always have the same one. How long a run
 is, and what changes memory or files only, is left out, so that a command with more `--steps` finds
-the run that it goes on with. A text that its letters do not give again, and what is too long, ends
-in a hash.
+the run that it goes on with. What its letters do not give again, or is too long, ends in a hash.
 """
 
 import hashlib

@@ -287,5 +287,6 @@ def far_off(session: Session, heard: Sequence[Heard], rate: float) -> str:
         return ""
     return (
         f"a first step moves the policy by {kl:.2g} nats a token, where {TARGET:g} is usual: the rate"
-        f" {session.learning_rate:.2g} is {'far below' if kl < LEAST else 'far above'} what such runs learn best with (--learning-rate auto)"
+        f" {session.learning_rate:.2g} is far {'below' if kl < LEAST else 'above'} what such runs"
+        " learn best with (--learning-rate auto)"
     )
