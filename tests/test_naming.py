@@ -63,6 +63,11 @@ def test_no_two_runs_have_one_name() -> None:
         *({"stop": stop} for stop in ("", "x", ("x", "y"), "xy")),
         *({"reward": r} for r in ("accuracy*0.5", "0.5*accuracy", "accuracy*5", "a.py:f", "a:f")),
         *({"learning_rate": rate} for rate in (1e-5, 1e-6, 1 / 3, 0.333333, 0.3333333)),
+        *({"model": m} for m in ("a/b", "a--b", "X/Y", "X--Y", "bf16", "o/X-bf16", "o/X-gsm8k")),
+        *({"model": "o/X", **more} for more in ({"dtype": "bf16"}, {"task": "gsm8k"})),
+        *({"dtype": "bf16"}, {"reward": "f(a=-1)"}, {"reward": "f(a, 1)"}),
+        *({"task": f"file({of})"} for of in ("train=a.jsonl", "traina.jsonl", "a.jsonl, accuracy")),
+        {"task": "file(a.jsonl)", "objective": "accuracy"},
         *({"update": "layers(" + "1, " * n + "2)"} for n in range(30, 60)),
     ]
     names = [named(**settings) for settings in alike]

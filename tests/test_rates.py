@@ -17,12 +17,13 @@ from modicum import cli
 from modicum.config import Optimizer, Sampling, Steps, TrainConfig, read_toml
 from modicum.engine.logprobs import logprobs
 from modicum.recipes import start_rate
+from modicum.rewards import parse as parse_reward
 from modicum.study import Tuning, tuning
 from modicum.study.design import PlannedArm
-from modicum.training import rate
-from modicum.training.loop import Observer, train
+from modicum.training import loop, rate
+from modicum.training.loop import Observer, run_step, train
 from modicum.training.probe import probe
-from modicum.training.session import prepare
+from modicum.training.session import Session, prepare
 from modicum.training.step import make_batch, sample_groups, score
 from modicum.types import UserError
 from modicum.updates import UPDATES, parse
@@ -200,6 +201,33 @@ def test_a_resumed_run_keeps_its_rate(small: TrainConfig, tmp_path: Path, stop: 
     with pytest.raises(Crash):
         train(cut, Notes(stop))
     train(cut, resume=True)
+    assert rate_in(tmp_path / "cut") == rate_in(tmp_path / "whole")
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+    assert tensors_of(tmp_path / "cut") == tensors_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("late", ["sparse(keep=0.1, by=fisher, warmup=2)", "full"])
+def test_a_rate_that_was_found_late_is_found_there_again(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """Before any checkpoint: steps that held, or had no signal and a KL term, stay without a rate."""
+    whole, cut = (at(replace(small, steps=3), tmp_path / n, None) for n in ("whole", "cut"))
+    rare = replace(small.records, checkpoint_every=0)
+    more: Any = {"update": late, "objective": "grpo(kl=0.1)", "records": rare}
+    whole, cut = (replace(config, **more) for config in (whole, cut))
+
+    def silent(session: Session, run: Any, step: int, observer: Any) -> dict[str, float]:
+        kind = "random" if step else "accuracy"
+        session.reward = parse_reward(kind) if late == "full" else session.reward
+        return run_step(session, run, step, observer)
+
+    monkeypatch.setattr(loop, "run_step", silent)
+    train(whole)
+    last = len(metrics_of(tmp_path / "whole")) - 1
+    with pytest.raises(Crash):
+        train(cut, Notes(last))
+    train(cut, resume=True)
+    assert not metrics_of(tmp_path / "cut")[0].get("policy/learning_rate")
     assert rate_in(tmp_path / "cut") == rate_in(tmp_path / "whole")
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
     assert tensors_of(tmp_path / "cut") == tensors_of(tmp_path / "whole")

@@ -11,6 +11,7 @@ import atexit
 import json
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -165,9 +166,7 @@ def serve(
 
 def limit(name: str, value: int) -> None:
     """Set a limit of this process, such as RLIMIT_AS, where the system has it."""
-    with suppress(ImportError, ValueError, OSError):
-        import resource
-
+    with suppress(AttributeError, ValueError, OSError):
         kind = getattr(resource, name)
         resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
 

@@ -4,8 +4,7 @@
 
 Two runs that differ have two names, and the same settings always have the same one. How long a run
 is, and what changes memory or files only, is left out, so that a command with more `--steps` finds
-the run that it goes on with. A text that its letters do not give again, and what is too long, ends
-in a hash.
+the run that it goes on with. What its letters do not give again, or is too long, ends in a hash.
 """
 
 import hashlib
@@ -21,10 +20,14 @@ SHORT = {"learning_rate": "lr", "prompts_per_step": "prompts"}
 SHORT |= {"group_size": "group", "max_tokens": "tokens"}
 PLAIN = {"model", "dtype", "schedule", "template", "style", *KINDS}
 """Settings whose values tell what they are."""
-_ARGUMENT = r"(\w+=)?-?[\w.]+"
-_TERM = rf"(\d[\d.]*\*)?\w[\w.]*(\({_ARGUMENT}(,{_ARGUMENT})*\))?"
+_NAMED = r"\w+=(\w+|[\d.]+)"
+_ARGUMENTS = rf"({_NAMED}|[\w.]+)(,({_NAMED}|[\d.]+))*"
+_TERM = rf"(\d[\d.]*\*)?\w[\w.]*(\({_ARGUMENTS}\))?"
 EXPRESSION = re.compile(rf"{_TERM}([+&@]{_TERM})*(?<!\.)", re.ASCII)
-PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(?<![.-])", re.ASCII)
+WORD = re.compile(r"\w[\w.]*(?<!\.)", re.ASCII)
+# No part of a path after a - reads like another setting (bf16, gsm8k, lr0.1), of which all are small.
+_PART = r"([A-Z][\w.]*|\d[\d.]*[A-Z]*)"
+PATH = re.compile(rf"(\w[\w.-]*/)?{_PART}(-{_PART})*(?<!\.)", re.ASCII)
 SIGNS = {"(": "-", ")": "", ",": "-", "=": "", "&": "-and-", "@": "-at-", "*": "x", "/": "--"}
 
 
@@ -54,7 +57,8 @@ def slug(text: str, kind: str = "update") -> str:
     """An expression or a path in letters that a file system and a shell take as they are."""
     tight = re.sub(r"\s", "", text)
     plain = "".join(SIGNS.get(c, c) for c in tight if c.isascii())
-    if PATH.fullmatch(text) or (kind in KINDS and EXPRESSION.fullmatch(tight)):
+    pattern = PATH if kind == "model" else EXPRESSION if kind in KINDS else WORD
+    if pattern.fullmatch(tight if kind in KINDS else text):
         return plain
     last = re.split(r"[^\w.-]+", text.rstrip("/'\")"))[-1] if "/" in text else plain
     short = re.sub(r"[^\w.+-]+|-+", "-", last, flags=re.ASCII).strip("-.")[:24].rstrip("-.")

@@ -103,7 +103,7 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
         raise UserError(f"{folder} has {first} steps behind it; steps = {config.steps} are fewer")
     names = ("metrics.jsonl", "evaluations.jsonl")
     steps, evaluations = (
-        runs.read_lines(folder / n) if (folder / n).exists() else () for n in names
+        runs.read_lines(p) if p.exists() else () for p in map(folder.joinpath, names)
     )
     session.stop.replay(steps, evaluations, first)
     if finished and session.ended(first):
@@ -117,7 +117,15 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
         now, before = _listed(changes, 1), _listed(changes, 0)
         note(f"goes on after step {first} with {now} instead of {before}{rounding}")
     write_config(run, config)
+    used = any(e["step"] < first and e.get("policy/learning_rate") for e in steps)
+    if not used and "learning_rate" in choices(folder):  # it is found again where it was found
+        session.config = replace(config, optimizer=replace(config.optimizer, learning_rate=None))
     return run, first
+
+
+def choices(folder: Path) -> dict[str, Any]:
+    """What the settings of a run left to the program, by name."""
+    return runs.read_object(p) if (p := folder / "chosen.json").exists() else {}
 
 
 def write_config(run: runs.Run, config: TrainConfig) -> None:
@@ -200,13 +208,11 @@ def sizes_kept(
     rollouts = getattr(session.policy.sampler, "rollout_batch", before.rollout_batch)
     if rollouts < before.rollout_batch:
         session.resize(rollout_batch=rollouts)
-    now = session.config.batch
-    pairs = {f"batch.{name}": (old, getattr(now, name)) for name, old in vars(before).items()}
+    batch = session.config.batch
+    pairs = {f"batch.{name}": (old, getattr(batch, name)) for name, old in vars(before).items()}
     changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if changes:
         run.append("changes.jsonl", {"step": step, "settings": changes})
         write_config(run, session.config)
-        shown = ", ".join(
-            f"{name} = {new} instead of {old}" for name, (old, new) in changes.items()
-        )
-        note(f"memory ran out; goes on, with the same result, with {shown}")
+        now, past = (_listed(changes, which) for which in (1, 0))
+        note(f"memory ran out; goes on, with the same result, with {now} instead of {past}")

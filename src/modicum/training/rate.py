@@ -31,8 +31,8 @@ from modicum.models.precision import Masters
 from modicum.objectives import Counts
 from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
-from modicum.runs import Run, read_object
-from modicum.training.folder import write_config
+from modicum.runs import Run
+from modicum.training.folder import choices, write_config
 from modicum.training.session import Session
 from modicum.training.step import within_memory
 from modicum.types import Batch, Group, Row
@@ -62,9 +62,7 @@ def settle(
     found = find(session, groups, batch)
     optimizer = replace(settings, learning_rate=found.value)
     session.config = replace(session.config, optimizer=optimizer)
-    path = run.folder / "chosen.json"
-    others = read_object(path) if path.exists() else {}
-    run.write(path.name, {**others, "learning_rate": asdict(found)})
+    run.write("chosen.json", {**choices(run.folder), "learning_rate": asdict(found)})
     write_config(run, session.config)
     note(f"learning rate {found.value:.3g}: {found.why}")
     return True
@@ -77,12 +75,7 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
     `recipes.start_rate`, by kind and size of the update.
     """
     start = short(start_rate(session.update, session.active_parameters))
-    both = halves(groups, batch)
-    if not both:
-        return Chosen(
-            start, "by kind and size of the update: the first rollout was too small to try"
-        )
-    found = []
+    both, found = halves(groups, batch), []
     for names in turns(session):
         values = []
         for half in both:
@@ -91,7 +84,8 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
             values += [value] if kl else []
         found += [pooled(values)] if values else []
     if not found:
-        return Chosen(start, "by kind and size of the update: no first step was finite")
+        why = "no first step was finite" if both else "the first rollout was too small to try"
+        return Chosen(start, f"by kind and size of the update: {why}")
     rough = f" (of {len(groups)} problems: roughly)" * (len(groups) < ENOUGH)
     why = f"a first step at it moves the policy by {TARGET:g} nats a token{rough}"
     return Chosen(short(min(found)), why)
@@ -293,8 +287,8 @@ def far_off(session: Session, heard: Sequence[Heard], rate: float) -> str:
     kl = divergence(after_N - before_N[: len(after_N)]) * (session.learning_rate / rate) ** 2
     if LEAST <= kl <= MOST:
         return ""
-    how = "far below" if kl < LEAST else "far above"
     return (
         f"a first step moves the policy by {kl:.2g} nats a token, where {TARGET:g} is usual: the rate"
-        f" {session.learning_rate:.2g} is {how} what such runs learn best with (--learning-rate auto)"
+        f" {session.learning_rate:.2g} is far {'below' if kl < LEAST else 'above'} what such runs"
+        " learn best with (--learning-rate auto)"
     )
