@@ -78,17 +78,20 @@ def test_the_largest_batches_are_found(
         return linear(config)
 
     monkeypatch.setattr(sizes, "estimate", counted)
+    monkeypatch.setattr(sizes, "floor", lambda *_: 0)
     config = replace(TrainConfig(), evaluation=Held(256, 4))
     names = ("micro_batch", "rollout_batch", "checkpointing")
     subject = Subject.of(config)
     found, planned = search(config, LENGTHS, CARD, names, subject, room)
     batch = found.batch
     assert (batch.micro_batch, batch.rollout_batch, found.compute.checkpointing) == expected
-    assert planned == linear(found) and len(asked) <= 12
+    assert planned == linear(found) and len(asked) <= 6
 
 
 def test_advice_is_one_line_and_changes_the_model_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "estimate", linear)
+    for module in (sizes, changes):
+        monkeypatch.setattr(module, "floor", lambda *_: 0)
     config = TrainConfig(update="lora", compute=Compute(checkpointing=False))
     subject = Subject.of(config)
     found = changes.advice(config, CARD, LENGTHS, subject)
