@@ -182,7 +182,7 @@ def test_few_layers_give_the_plan_of_all(
 
 
 CARDS = {
-    "addition": ("8GB", 1),
+    "addition": ("8GB", 2.1),
     "gsm8k": ("40GB", 31.1),
     "tinyzero": ("80GB", 61.7),
     "r1_zero": ("80GB", 47.7),

@@ -130,43 +130,37 @@ def search(
     Activations are recomputed where less than `FEW_ROWS` completions fit without. Where nothing
     fits, the smallest. Also what it takes.
     """
-    switches = [config.compute.checkpointing]
+    switch, other = config.compute.checkpointing, False
     if "checkpointing" in free:
-        recomputes = config.compute.engine != "library" and view(subject.prepared.model) is not None
-        switches = [False, True] if recomputes else [False]
-    names = [name for name in BATCHES if name in free]
-    sizes = {name: _sizes(name, config, machine.device) for name in names}
+        switch = False
+        other = config.compute.engine != "library" and view(subject.prepared.model) is not None
+    sizes = {name: _sizes(name, config, machine.device) for name in BATCHES if name in free}
     smallest = {name: of[0] for name, of in sizes.items()}
-    enough = config.batch.micro_batch
-    if "micro_batch" in sizes:
-        enough = min(FEW_ROWS, sizes["micro_batch"][-1])
+    hopeless = floor(subject, config, machine.device) > room
+    enough = min([FEW_ROWS, *sizes.get("micro_batch", [])[-1:]])
+    # The more rows train, the longer a trace takes; how many are sampled costs it nothing.
+    first = {"micro_batch": enough, "rollout_batch": 10**9}
+    at = {
+        name: min([n for n in of if n >= first[name]], default=of[-1]) for name, of in sizes.items()
+    }
+    at = smallest if hopeless else at
+    if "micro_batch" not in sizes:
+        enough = config.batch.micro_batch
     tried: dict[str, Points] = {name: {} for name in BATCHES}
-    at, hopeless = dict(smallest), floor(subject, config, machine.device) > room
-    if "micro_batch" in sizes and not hopeless:
-        at["micro_batch"] = next(n for n in sizes["micro_batch"] if n >= enough)
-    for switch in switches:
-        tried["micro_batch"], last = {}, None
-        while at != last:
-            made = changed(config, checkpointing=switch, **at)
-            memory = estimate(made, lengths, machine.device, subject, exact=False)
-            for name, points in tried.items():
-                points[getattr(made.batch, name)] = _point(memory, name)
-            if hopeless and at == smallest:
-                return made, memory
-            hopeless = any(_fixed(phase) > room for phase in memory.phases)
-            over = [n for n, (total, _) in tried["micro_batch"].items() if total > room]
-            if (
-                not hopeless
-                and not switch
-                and switches[-1]
-                and min(over, default=enough + 1) <= enough
-            ):
-                break  # less than enough fit
-            last, at = at, {name: _next(of, tried[name], room) for name, of in sizes.items()}
-            at = smallest if hopeless else at
-        else:
-            break
-    return made, memory
+    while True:
+        made = changed(config, checkpointing=switch, **at)
+        memory = estimate(made, lengths, machine.device, subject, exact=False)
+        for name, points in tried.items():
+            points[getattr(made.batch, name)] = _point(memory, name)
+        hopeless = hopeless or any(_fixed(phase) > room for phase in memory.phases)
+        over = [n for n, (total, _) in tried["micro_batch"].items() if total > room]
+        if other and not hopeless and min(over, default=enough + 1) <= enough:
+            switch, other, tried["micro_batch"] = True, False, {}  # less than enough fit
+            continue
+        last, at = at, {name: _next(of, tried[name], room) for name, of in sizes.items()}
+        at = smallest if hopeless else at
+        if at == last:
+            return made, memory
 
 
 def _fixed(phase: Phase) -> int:
