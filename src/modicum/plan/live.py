@@ -163,8 +163,7 @@ class Live(TorchDispatchMode):
                 self.events.append(Event(number, size, phase, place, growing))
                 left[number] = size
                 if self.categories[old] == passing:
-                    gone = -left.pop(number)
-                    self.events.append(Event(number, gone, phase, place, growing))
+                    self.events.append(Event(number, -left.pop(number), phase, place, growing))
             elif (number := numbers.get(old, -1)) in left:
                 self.events.append(Event(number, -left.pop(number), phase, place, growing))
         for number, size in left.items():
@@ -235,10 +234,7 @@ def _leaves(values: Any) -> list[Any]:
     """What an operation is given or gives; in lists and tuples at most, and quicker than pytree."""
     found: list[Any] = []
     for value in values:
-        if isinstance(value, (list, tuple)):
-            found += _leaves(value)
-        else:
-            found.append(value)
+        found += _leaves(value) if isinstance(value, (list, tuple)) else (value,)
     return found
 
 
