@@ -3,9 +3,9 @@
     python scripts/check_plan.py            60 settings: models x updates x cards x tokens
     python scripts/check_plan.py --first 6  fewer
 
-For every setting the sizes are left to the program. Checked by the planner: the line fits; with
-twice the micro-batch, or twice the rollout batch, it does not, unless that is the whole step or
-the whole evaluation already. Writes benchmarks/plan_lines.json, with CPU seconds.
+For every setting the sizes are left to the program. Checked by the planner: the line fits the share
+of the memory that sizes are chosen for; with twice the micro-batch, or twice the rollout batch, it
+does not, unless that is the whole step or the whole evaluation already. Writes benchmarks/plan_lines.json, with CPU seconds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check(model: str, update: str, card: str, tokens: int) -> dict[str, Any]:
 
     def fits(**more: int) -> bool:
         made = sizes.changed(found, **more)
-        return estimate(made, lengths, "cuda", subject).peak.total <= (machine.memory or 0)
+        return estimate(made, lengths, "cuda", subject).peak.total <= sizes.room_of(machine)
 
     doubled = {
         name: "whole" if vars(batch)[name] >= most else fits(**{name: 2 * vars(batch)[name]})

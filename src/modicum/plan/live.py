@@ -21,7 +21,7 @@ import torch._meta_registrations  # shapes of what torch's kernels make
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from modicum.plan.heap import Heap
 
@@ -86,7 +86,8 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs, leaves = kwargs or {}, tree_leaves((args, kwargs))
+        kwargs = kwargs or {}
+        leaves = _leaves((*args, *kwargs.values()))
         given = [x for x in leaves if isinstance(x, Tensor)]
         if not any(x.is_meta for x in given):
             found = func(*args, **kwargs)
@@ -97,7 +98,7 @@ class Live(TorchDispatchMode):
                 kwargs = {**kwargs, "device": META}
             found = _run(func, args, kwargs, leaves)
         keys = {_key(x) for x in given}
-        for made in (found,) if isinstance(found, Tensor) else tree_leaves(found):
+        for made in (found,) if isinstance(found, Tensor) else _leaves((found,)):
             # Else it is a view, or the result of work in place.
             if isinstance(made, Tensor):
                 key = _key(made)
@@ -152,21 +153,19 @@ class Live(TorchDispatchMode):
         left: dict[int, int] = {}
         self.passes += 1
         later = self.passes
-        for event in self.events[start:stop]:
-            old, size, (at, layer) = event.storage, event.size, event.place
-            event = event._replace(place=(later + at, layer))
-            self.passes = later + at
+        for old, size, phase, (at, layer), growing in self.events[start:stop]:
+            self.passes, place = later + at, (later + at, layer)
             if old is None:
-                self.events.append(event)
+                self.events.append(Event(None, size, phase, place, growing))
             elif size > 0:
                 numbers[old] = number = len(self.categories)
                 self.categories.append(self.categories[old])
-                self.events.append(event._replace(storage=number))
+                self.events.append(Event(number, size, phase, place, growing))
                 left[number] = size
                 if self.categories[old] == passing:
-                    self.events.append(event._replace(storage=number, size=-left.pop(number)))
+                    self.events.append(Event(number, -left.pop(number), phase, place, growing))
             elif (number := numbers.get(old, -1)) in left:
-                self.events.append(event._replace(storage=number, size=-left.pop(number)))
+                self.events.append(Event(number, -left.pop(number), phase, place, growing))
         for number, size in left.items():
             self.events.append(Event(number, -size, self._phase, self.place))
 
@@ -231,6 +230,14 @@ def tops(live: Live) -> dict[str, int]:
     return found
 
 
+def _leaves(values: Any) -> list[Any]:
+    """What an operation is given or gives; in lists and tuples at most, and quicker than pytree."""
+    found: list[Any] = []
+    for value in values:
+        found += _leaves(value) if isinstance(value, (list, tuple)) else (value,)
+    return found
+
+
 def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
@@ -242,8 +249,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[
     key = (func, *(_sort(x) if isinstance(x, Tensor) else x for x in leaves))
     if key not in _SHAPES:
         found = _shaped(func, args, kwargs)
-        held = {_key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        made = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
+        held = {_key(x) for x in leaves if isinstance(x, Tensor)}
+        made = [x for x in _leaves((found,)) if isinstance(x, Tensor)]
         # Views are made each time; they cost little.
         fresh = all(_key(x) not in held and x.is_meta for x in made) and made
         _SHAPES[key] = (type(found), list(map(_sort, made))) if fresh else None

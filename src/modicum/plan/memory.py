@@ -14,7 +14,7 @@ What is no tensor: `libraries`, and `allocator`: on a CPU the holes of glibc's h
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -90,6 +90,8 @@ class Subject:
     """The model's, of Hugging Face."""
     prepared: Prepared
     objective: Objective
+    known: dict[Any, Memory] = field(default_factory=dict)
+    """What was estimated."""
 
     @classmethod
     def of(cls, config: TrainConfig, parts: RunParts | None = None) -> Self:
@@ -117,11 +119,24 @@ def estimate(
     Without `exact` the holes of a CPU's heap are a share of what lives, which is quicker.
     """
     subject = subject or Subject.of(config)
-    plans = []
-    for names in chosen_sets(subject.prepared):
-        subject.prepared.activate(names)
-        plans.append(_of_set(subject, config, lengths, device, exact))
-    return max(plans, key=lambda memory: memory.peak.total)
+    asked = (config, lengths, device, exact and device == "cpu")
+    if asked not in subject.known:
+        plans = []
+        for names in chosen_sets(subject.prepared):
+            subject.prepared.activate(names)
+            plans.append(_of_set(subject, config, lengths, device, exact))
+        subject.known[asked] = max(plans, key=lambda memory: memory.peak.total)
+    return subject.known[asked]
+
+
+def floor(subject: Subject, config: TrainConfig, device: str) -> int:
+    """Bytes below which no batch brings a run: weights, reference, and what the optimizer keeps."""
+    prepared, model, least = subject.prepared, subject.prepared.model, []
+    for names in chosen_sets(prepared):
+        prepared.activate(names)
+        least.append(sum(_held(prepared, config, device).optimizer))
+    weights = num_bytes([*model.parameters(), *model.buffers()])
+    return weights + prepared.reference_bytes(subject.objective.needs_reference) + max(least)
 
 
 def chosen_sets(prepared: Prepared) -> list[frozenset[str]]:

@@ -114,9 +114,9 @@ def make(
     Without `lengths` prompts are as long as the task's are (or `prompt` tokens) and every
     completion has `max_tokens`. `advise` looks for what would make it fit, if it does not.
     """
-    config, chosen = sizes.settle(config, machine=machine, prompt=prompt)
-    given = lengths or lengths_of(config, prompt)
     subject = Subject.of(config)
+    config, chosen = sizes.settle(config, machine=machine, prompt=prompt, subject=subject)
+    given = lengths or lengths_of(config, prompt)
     memory = estimate(config, given, machine.device, subject)
     prepared, schedule = subject.prepared, subject.prepared.schedule
     typical = schedule.typical(prepared.trainable)

@@ -17,7 +17,7 @@ from modicum.models.decoder import view
 from modicum.models.load import TINY, choose_device, locate
 from modicum.parts import RunParts
 from modicum.plan.hardware import GIB, Machine, free_memory
-from modicum.plan.memory import Memory, Subject, estimate
+from modicum.plan.memory import Memory, Phase, Subject, estimate, floor
 from modicum.plan.shapes import (
     Lengths,
     config_of,
@@ -33,13 +33,17 @@ MICRO_BATCH, ROLLOUT_BATCH = 64, 512
 """Of a model that is small beside the memory, and on a CPU at most: more is no faster there."""
 TINY_TOKENS, TOKENS, UNIT = 80, 512, 256
 """Of the shipped base; where nothing says more; and what lengths are rounded up to."""
-UNKNOWN, OF_HOST = 16 * GIB, 0.85
-"""Memory that is assumed where nothing says it; the share of a host's that a run may take."""
+UNKNOWN, SHARE = 16 * GIB, {"cpu": 0.85, "cuda": 0.9}
+"""Memory that is assumed where nothing says it; the share of it that sizes are chosen for: a plan is
+right to within 15 %, and a host's system kills what takes too much."""
+BATCHES = ("micro_batch", "rollout_batch")
 FEW_ROWS = 8  # completions of a micro-batch: with fewer, checkpointing is the faster way
 SHARED = {"evaluation", "sampling"}
 """The phases in which rollouts are held; the others have micro-batches."""
 FIXED = ("weights", "masters", "optimizer", "reference", "schedule", "gradients", "libraries")
 """Parts that neither the batch nor checkpointing changes."""
+SURE_OF_ONE, SURE_OF_TWO = 1.5, 1.05
+"""By how much the room is exceeded on a line through one point, or two, where no point is needed."""
 OPTIONS = {
     "micro_batch": "batch",
     "rollout_batch": "batch",
@@ -59,6 +63,8 @@ class Chosen:
 
 
 Choices = dict[str, Chosen]
+Points = dict[int, tuple[int, int]]
+"""Of a batch's sizes that were tried: all bytes of the fullest phase, and those of FIXED in it."""
 
 
 def settle(
@@ -66,6 +72,7 @@ def settle(
     parts: RunParts | None = None,
     machine: Machine | None = None,
     prompt: int | None = None,
+    subject: Subject | None = None,
 ) -> tuple[TrainConfig, Choices]:
     """The config with a value for every size that it leaves to the program, and the choices.
 
@@ -85,7 +92,7 @@ def settle(
     if machine is None:
         where = choose_device(config.compute.device)
         machine = Machine(f"free on {where}", where.type, free_memory(where), None)
-    room = (machine.memory or UNKNOWN) * (OF_HOST if machine.device == "cpu" else 1)
+    room = room_of(machine)
     if simple_enough:
         simple = changed(config, **{name: names[name] for name in free})
         model_config = config_of(config.model, config.trust, config.base)
@@ -93,13 +100,21 @@ def settle(
         if config.trust.trust_remote_code or (most is not None and most < room):
             why = f"{room / GIB:.3g} GiB are far more than it takes"
             return simple, found | {name: Chosen(names[name], why) for name in free}
-    subject = Subject.of(config, parts)
+    subject = subject or Subject.of(config, parts)
     lengths = lengths_of(config, prompt, parts.task)
     made, memory = search(config, lengths, machine, free, subject, room)
-    why = f"{memory.peak.total / GIB:.3g} of {room / GIB:.3g} GiB are planned for"
+    why = (
+        f"{memory.peak.total / GIB:.3g} GiB are planned for, of {room / GIB:.3g} GiB, which are"
+        f" {SHARE[machine.device]:.0%} of the memory"
+    )
     if "checkpointing" in free and made.compute.checkpointing:
         why += f"; without checkpointing not even {FEW_ROWS} completions fit"
     return made, found | {name: Chosen(_value(made, name), why) for name in free}
+
+
+def room_of(machine: Machine) -> float:
+    """The bytes of a machine that sizes are chosen for."""
+    return (machine.memory or UNKNOWN) * SHARE[machine.device]
 
 
 def search(
@@ -115,86 +130,85 @@ def search(
     Activations are recomputed where less than `FEW_ROWS` completions fit without. Where nothing
     fits, the smallest. Also what it takes.
     """
-    switches = [False, True] if "checkpointing" in free else [config.compute.checkpointing]
-    if not _recomputes(config, subject) and "checkpointing" in free:
-        switches = [False]
-    step = config.batch.prompts_per_step * config.batch.group_size
-    for switch in switches:
-        tried = _batches(
-            changed(config, checkpointing=switch), lengths, machine, free, subject, room
-        )
-        made, memory = tried
-        enough = min(FEW_ROWS, step) if "micro_batch" in free else made.batch.micro_batch
-        if _hopeless(memory, room):
-            break
-        if memory.peak.total <= room and made.batch.micro_batch >= enough:
-            break
-    return tried
-
-
-def _hopeless(memory: Memory, room: float) -> bool:
-    """Whether what no batch changes is too much already."""
-    return any(sum(p.parts.get(part, 0) for part in FIXED) > room for p in memory.phases)
-
-
-def _batches(
-    config: TrainConfig,
-    lengths: Lengths,
-    machine: Machine,
-    free: Sequence[str],
-    subject: Subject,
-    room: float,
-) -> tuple[TrainConfig, Memory]:
-    """The largest batches: memory is nearly linear in them, so few are tried, both at once."""
-    batch, held = config.batch, config.evaluation
-    step = batch.prompts_per_step * batch.group_size
-    most = {"micro_batch": step, "rollout_batch": max(step, held.eval_problems * held.eval_samples)}
-    if machine.device == "cpu":
-        most = {"micro_batch": min(step, MICRO_BATCH), "rollout_batch": ROLLOUT_BATCH}
-    least = {"micro_batch": 1, "rollout_batch": max(batch.group_size, held.eval_samples)}
-    sizes = {name: _sizes(least[name], most[name]) for name in most if name in free}
-    low = dict.fromkeys(sizes, 0)  # fits, or is the smallest
-    high = {name: len(of) for name, of in sizes.items()}  # does not fit
-    tried: dict[str, dict[int, int]] = {name: {} for name in sizes}
-    at = {name: len(of) - 1 for name, of in sizes.items()}
+    switch, other = config.compute.checkpointing, False
+    if "checkpointing" in free:
+        switch = False
+        other = config.compute.engine != "library" and view(subject.prepared.model) is not None
+    sizes = {name: _sizes(name, config, machine.device) for name in BATCHES if name in free}
+    smallest = {name: of[0] for name, of in sizes.items()}
+    hopeless = floor(subject, config, machine.device) > room
+    enough = min([FEW_ROWS, *sizes.get("micro_batch", [])[-1:]])
+    # The more rows train, the longer a trace takes; how many are sampled costs it nothing.
+    first = {"micro_batch": enough, "rollout_batch": 10**9}
+    at = {
+        name: min([n for n in of if n >= first[name]], default=of[-1]) for name, of in sizes.items()
+    }
+    at = smallest if hopeless else at
+    if "micro_batch" not in sizes:
+        enough = config.batch.micro_batch
+    tried: dict[str, Points] = {name: {} for name in BATCHES}
     while True:
-        made = changed(config, **{name: sizes[name][place] for name, place in at.items()})
+        made = changed(config, checkpointing=switch, **at)
         memory = estimate(made, lengths, machine.device, subject, exact=False)
-        for name, place in at.items():
-            ours = [p.total for p in memory.phases if (p.name in SHARED) == (name != "micro_batch")]
-            tried[name][place] = most_of_all = max(ours, default=0)
-            if most_of_all <= room:
-                low[name] = max(low[name], place)
-            else:
-                high[name] = max(1, min(high[name], place))
-                low[name] = min(low[name], high[name] - 1)
-        if _hopeless(memory, room):
-            high = dict.fromkeys(sizes, 1)
-            low = dict.fromkeys(sizes, 0)
-        last, at = at, {n: _next(sizes[n], tried[n], low[n], high[n], room) for n in sizes}
+        for name, points in tried.items():
+            points[getattr(made.batch, name)] = _point(memory, name)
+        hopeless = hopeless or any(_fixed(phase) > room for phase in memory.phases)
+        over = [n for n, (total, _) in tried["micro_batch"].items() if total > room]
+        if other and not hopeless and min(over, default=enough + 1) <= enough:
+            switch, other, tried["micro_batch"] = True, False, {}  # less than enough fit
+            continue
+        last, at = at, {name: _next(of, tried[name], room) for name, of in sizes.items()}
+        at = smallest if hopeless else at
         if at == last:
             return made, memory
 
 
-def _recomputes(config: TrainConfig, subject: Subject) -> bool:
-    return config.compute.engine != "library" and view(subject.prepared.model) is not None
+def _fixed(phase: Phase) -> int:
+    """What of a phase no batch changes."""
+    return sum(phase.parts.get(part, 0) for part in FIXED)
 
 
-def _next(sizes: Sequence[int], tried: dict[int, int], low: int, high: int, room: float) -> int:
-    """The place of the size to try next, between one that fits and one that does not."""
-    if high - low <= 1:
-        return low
-    if len(tried) == 1:
-        return max(0, (low + high) // 2 - 1)
-    (a, one), (b, two) = sorted(tried.items())[-2:]
-    slope = (two - one) / (sizes[b] - sizes[a])
-    most = sizes[a] + (room - one) / slope if slope > 0 else sizes[high - 1]
-    within = [place for place in range(low + 1, high) if sizes[place] <= most]
-    return max(within, default=low + 1)
+def _point(memory: Memory, name: str) -> tuple[int, int]:
+    """What the fullest of the phases takes that a batch changes, and what of it is fixed."""
+    ours = [phase for phase in memory.phases if (phase.name in SHARED) == (name != "micro_batch")]
+    fullest = max(ours, key=lambda phase: phase.total, default=Phase("", {}))
+    return fullest.total, _fixed(fullest)
 
 
-def _sizes(least: int, most: int) -> list[int]:
-    """Powers of two from `least`, and `most` itself."""
+def _next(sizes: Sequence[int], points: Points, room: float) -> int:
+    """The largest size that fits, if a point says so or the line surely does; or what to try next.
+
+    Memory is the fullest of several phases and moments, all linear in the batch: a line through two
+    points is never above it beyond them.
+    """
+    (low, (one, fixed)), *more = sorted(points.items())[-2:]
+    if more:
+        high, (two, _) = more[0]
+        slope = (two - one) / (high - low)
+    else:
+        slope = (one - fixed) / low
+    fit = [n for n in sizes if n in points and points[n][0] <= room]
+    over = [n for n in sizes if n in points and points[n][0] > room]
+    sure = SURE_OF_TWO if more and not over else SURE_OF_ONE
+    between = [n for n in sizes if max(fit, default=0) < n < min(over, default=10**9)]
+    line = {n: one + slope * (n - low) for n in between}
+    likely = [n for n in between if line[n] <= room * (sure if fit else 1)]
+    if likely:
+        surely = [n for n in likely if line[n] <= room]
+        return max(surely) if surely else min(likely)
+    return max(fit) if fit else sizes[0]
+
+
+def _sizes(name: str, config: TrainConfig, device: str) -> list[int]:
+    """The sizes of a batch that are tried: powers of two, and the whole step or evaluation."""
+    batch, held = config.batch, config.evaluation
+    least, most = 1, batch.prompts_per_step * batch.group_size
+    if name == "rollout_batch":
+        least = max(batch.group_size, held.eval_samples)
+        most = max(most, held.eval_problems * held.eval_samples)
+        most = ROLLOUT_BATCH if device == "cpu" else most
+    elif device == "cpu":
+        most = min(most, MICRO_BATCH)
     powers = [2**n for n in range(20) if least <= 2**n < most]
     return [*powers, max(least, most)]
 
