@@ -257,11 +257,11 @@ def test_packed_files_are_read(tmp_path: Path) -> None:
     table = b"question,answer\n" + b"".join(
         f"{r['question']},{r['answer']}\n".encode() for r in ROWS
     )
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text[:500]) + gzip.compress(text[500:]))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text[:500], mtime=0) + gzip.compress(text[500:]))
     (tmp_path / "B.NDJSON").write_bytes(text)
     (tmp_path / "c.Json.BZ2").write_bytes(bz2.compress(json.dumps(ROWS).encode()))
-    (tmp_path / "d.csv.gz").write_bytes(gzip.compress(table))
-    (tmp_path / "e.tsv.gz").write_bytes(gzip.compress(table.replace(b",", b"\t")))
+    (tmp_path / "d.csv.gz").write_bytes(gzip.compress(table, mtime=0))
+    (tmp_path / "e.tsv.gz").write_bytes(gzip.compress(table.replace(b",", b"\t"), mtime=0))
     (tmp_path / "f.jsonl.zst").write_bytes(pa.Codec("zstd").compress(text, asbytes=True))
     for path in sorted(tmp_path.iterdir()):
         found = problems(tasks.parse(f"file({str(path)!r})"))
@@ -275,10 +275,10 @@ def test_packed_files_are_read(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl.gz", b'{"question": "q", "answer": 1}', "cannot be read: "),
-        ("b.jsonl.gz", gzip.compress(b"x" * 5000)[:-20], "cannot be read: "),
+        ("b.jsonl.gz", gzip.compress(b"x" * 5000, mtime=0)[:-20], "cannot be read: "),
         ("c.jsonl.zst", b"no", "cannot be read: "),
-        ("d.jsonl.gz", gzip.compress(b""), "holds no rows"),
-        ("e.jsonl", gzip.compress(b"{}"), "is packed with gzip: its name must end in .gz"),
+        ("d.jsonl.gz", gzip.compress(b"", mtime=0), "holds no rows"),
+        ("e.jsonl", gzip.compress(b"{}", mtime=0), "is packed with gzip: its name must end in .gz"),
         ("f.gz", b"", ": files end in .jsonl, .ndjson, .json,"),
         ("g.jsonl.zip", b"", "must be a folder or end in"),
         ("h.jsonl", json.dumps(ROWS[:3], indent=1).encode(), "its rows run over several lines"),
@@ -366,7 +366,7 @@ def test_the_fingerprint_covers_all_files_and_the_home_folder_is_known(
         found = set()
         for test in (ROWS[40:], ROWS[41:], [{**ROWS[40], "answer": 1}]):
             lines = "\n".join(map(json.dumps, test)).encode()
-            (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(lines))
+            (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
             found.add(tasks.fingerprint(tasks.parse(expression)))
         assert len(found) == 3
 
