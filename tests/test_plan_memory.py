@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from conftest import random_model
+from helpers import ENDED
 from modicum.config import Compute, Held, Optimizer, Records, Sampling, Steps, TrainConfig, to_toml
 from modicum.models.load import TINY
 from modicum.plan import fit, hardware
@@ -285,7 +286,8 @@ def test_a_plan_is_near_what_a_run_takes(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(to_toml(config))
     command = [sys.executable, "-m", "modicum", "train", "--config", str(file), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in ENDED
     result = json.loads(done.stdout)
     text = (tmp_path / "run/metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]

@@ -257,7 +257,9 @@ def test_packed_files_are_read(tmp_path: Path) -> None:
     table = b"question,answer\n" + b"".join(
         f"{r['question']},{r['answer']}\n".encode() for r in ROWS
     )
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text[:500], mtime=0) + gzip.compress(text[500:]))
+    (tmp_path / "a.jsonl.gz").write_bytes(
+        gzip.compress(text[:500], mtime=0) + gzip.compress(text[500:])
+    )
     (tmp_path / "B.NDJSON").write_bytes(text)
     (tmp_path / "c.Json.BZ2").write_bytes(bz2.compress(json.dumps(ROWS).encode()))
     (tmp_path / "d.csv.gz").write_bytes(gzip.compress(table, mtime=0))
