@@ -18,7 +18,7 @@ modicum train --dry-run --task 'countdown(numbers=3)'    # what its first step w
 modicum train --task "file(train='train.jsonl', test='test.jsonl')" --reward 'accuracy + 0.2*my_rewards.py:brief'    # needs: your files
 modicum train --model Qwen/Qwen2.5-0.5B --task gsm8k --update 'lora(rank=8)' --max-tokens 512 --dtype bf16    # needs: the hub, a GPU
 modicum train --recipe tinyzero --update 'lora(rank=32)' --out runs/tinyzero    # needs: the hub, a GPU
-modicum train --watch --eval-every 10 --stop-when 'accuracy >= 0.9'
+modicum train --watch --eval-every 10 --stop-when 'accuracy >= 0.9' --out runs/until-90
 """
 SUMMARY = """Train a model with GRPO, updating the part that you name.
 
