@@ -22,7 +22,7 @@ PLANNED = {
     "memory": {"peak_bytes": 3 * 2**29},
     "machine": {"memory": 2**30},
     "times": {"step": 4.0, "run": 240.0},
-    "advice": ["with --micro-batch 8: 0.90 GiB"],
+    "advice": "with --micro-batch 8: 0.90 GiB",
 }
 
 

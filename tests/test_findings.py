@@ -9,14 +9,16 @@ import pytest
 
 from modicum import findings, rewards, tasks
 from modicum.config import Held, Sampling, Steps, TrainConfig
-from modicum.findings import Trials
+from modicum.findings import JudgedGroups
 from modicum.types import Completion, Group, Problem
 
 GOOD, BAD = "<think> 2+3=5 </think> <answer> 5 </answer>", "<answer> 6 </answer>"
 PROBLEM = Problem("sums/train/0", "What is 2+3?", "5")
 
 
-def rollout(*texts: str, reward: str = "accuracy", cut: bool = False, apart: bool = True) -> Trials:
+def rollout(
+    *texts: str, reward: str = "accuracy", cut: bool = False, apart: bool = True
+) -> JudgedGroups:
     """One group of completions; with `apart` their tokens differ."""
     completions = tuple(
         Completion((number * apart,), (-0.1,), text, not cut) for number, text in enumerate(texts)
@@ -27,7 +29,9 @@ def rollout(*texts: str, reward: str = "accuracy", cut: bool = False, apart: boo
     return findings.judged(task, made, groups, scores)
 
 
-def told(groups: Trials, form: str = "chat", room: int = 10_000, **sampling: Any) -> list[str]:
+def told(
+    groups: JudgedGroups, form: str = "chat", room: int = 10_000, **sampling: Any
+) -> list[str]:
     """What is found and what to change, for a config whose reward is `accuracy`."""
     config = replace(TrainConfig(), sampling=replace(Sampling(), **sampling))
     signals = sum(len({trial.total for trial in group}) > 1 for group in groups)
@@ -95,7 +99,9 @@ def told(groups: Trials, form: str = "chat", room: int = 10_000, **sampling: Any
          ["few groups have a signal -> --group-size 16, or problems of another difficulty"]),
     ],
 )  # fmt: skip
-def test_what_looks_wrong(groups: Trials, sampling: dict[str, Any], expected: list[str]) -> None:
+def test_what_looks_wrong(
+    groups: JudgedGroups, sampling: dict[str, Any], expected: list[str]
+) -> None:
     template = "plain" if sampling.get("template") == "plain" else "chat"
     assert told(groups, template, sampling.pop("room", 10_000), **sampling) == expected
 

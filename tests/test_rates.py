@@ -102,29 +102,29 @@ def test_the_kl_of_log_ratios() -> None:
 @pytest.mark.parametrize("update", FEW)
 def test_finding_the_rate_leaves_no_trace(small: TrainConfig, tmp_path: Path, update: str) -> None:
     """A run that finds its rate is, to the digit, the run that is given it."""
-    _equal_to_given(replace(small, update=update), tmp_path)
+    assert_equals_the_given_run(replace(small, update=update), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("update", [text for text in FIRST if text not in FEW])
 def test_no_update_is_left_changed(small: TrainConfig, tmp_path: Path, update: str) -> None:
-    _equal_to_given(replace(small, update=update, steps=3), tmp_path)
+    assert_equals_the_given_run(replace(small, update=update, steps=3), tmp_path)
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
 def test_it_leaves_no_trace_in_bf16(small: TrainConfig, tmp_path: Path, rounding: Any) -> None:
     compute = replace(small.compute, dtype="bf16", rounding=rounding)
-    _equal_to_given(replace(small, compute=compute), tmp_path)
+    assert_equals_the_given_run(replace(small, compute=compute), tmp_path)
 
 
 def test_it_leaves_no_trace_under_a_kl_term_and_two_updates(
     small: TrainConfig, tmp_path: Path
 ) -> None:
     batch = replace(small.batch, updates_per_rollout=2)
-    _equal_to_given(replace(small, batch=batch, objective="grpo(kl=0.1)"), tmp_path)
+    assert_equals_the_given_run(replace(small, batch=batch, objective="grpo(kl=0.1)"), tmp_path)
 
 
-def _equal_to_given(config: TrainConfig, tmp_path: Path) -> None:
+def assert_equals_the_given_run(config: TrainConfig, tmp_path: Path) -> None:
     auto, given = tmp_path / "auto", tmp_path / "given"
     train(at(config, auto, None))
     found = rate_in(auto)
@@ -145,7 +145,7 @@ def test_the_first_step_moves_the_other_problems_by_the_kl(small: TrainConfig) -
     _, rewards_PG = score(session.task, session.reward, groups, [])
     batch = make_batch(session.objective, groups, rewards_PG)
     (given, held), _ = rate.halves(groups, batch)
-    with rate.Trial(session, batch, given, held) as tried:
+    with rate.FirstSteps(session, batch, given, held) as tried:
         found, _ = rate.search(tried.kl, 1e-3, 0.01)
     assert {row.group % 2 for row in given} == {0}
     assert {row.group for row in held} == set(range(1, 24, 2))
@@ -265,6 +265,33 @@ def test_a_probe_without_a_signal_is_refused(small: TrainConfig) -> None:
     config = replace(small, reward="accuracy", batch=Steps(prompts_per_step=64, group_size=2))
     with pytest.raises(UserError, match="none has a signal"):
         probe(config, ["full"], lambda text: None)
+
+
+def test_a_probe_needs_a_signal_in_both_halves(
+    small: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one half alone nothing can be held out, nor can the other give a gradient."""
+    from modicum.training import probe as module
+
+    def one_group(*_: Any) -> Any:
+        rewards_PG = torch.zeros(16, 4)
+        rewards_PG[2, 1] = float(not made)
+        made.append(1)
+        return [], rewards_PG
+
+    made: list[int] = []
+    monkeypatch.setattr(module, "score", one_group)
+    config = replace(small, batch=Steps(prompts_per_step=16, group_size=4))
+    with pytest.raises(UserError, match=r"of 128 groups 1 has a signal .* both halves"):
+        probe(config, ["full"], lambda text: None)
+
+
+def test_a_probe_tries_the_turns_of_a_schedule(small: TrainConfig) -> None:
+    """No layer trains alone at more than its own rate."""
+    config = replace(small, batch=Steps(prompts_per_step=16, group_size=4))
+    names = ["badam(every=1)", "layers(0)", "layers(1)", "layers(2)"]
+    found = {u.update: u.rates["0.01"] for u in probe(config, names, lambda text: None).updates}
+    assert found["badam(every=1)"] <= 1.05 * min(found[name] for name in names[1:])
 
 
 def test_the_command(small: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:

@@ -235,7 +235,7 @@ def test_seeds_become_a_mean_and_a_band(tmp_path):
 
 def test_the_frontier_is_what_no_other_beats():
     pairs = [(3.0, 0.5), (1.0, 0.2), (2.0, 0.6), (4.0, 0.9), (1.0, 0.1), (5.0, 0.9)]
-    scored = [frontier.Scored("", "", "", Interval(y, y, y), x) for x, y in pairs]
+    scored = [frontier.FrontierPoint("", "", "", Interval(y, y, y), x) for x, y in pairs]
     found = frontier.points(scored, frontier.Axis("", "", lambda cost: cost, str))
     assert [(p.x, p.y) for p in found if p.best] == [(1.0, 20), (2.0, 60), (4.0, 90)]
 

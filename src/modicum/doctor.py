@@ -7,7 +7,6 @@ will see. Nothing is trained, and nothing written.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +16,7 @@ from modicum import findings, plan
 from modicum.config import TrainConfig
 from modicum.objectives import has_signal
 from modicum.plan import hardware
+from modicum.report.words import environment
 from modicum.rewards import StepExtras
 from modicum.tasks.prompts import stops, template_of
 from modicum.training import rate, silence
@@ -88,7 +88,7 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
     }
 
 
-def _shown(trial: findings.Trial, style: str) -> dict[str, Any]:
+def _shown(trial: findings.JudgedCompletion, style: str) -> dict[str, Any]:
     known = {name: None if math.isnan(s) else s for name, s in trial.scores.items()}
     return {
         "text": trial.completion.text,
@@ -101,8 +101,4 @@ def _shown(trial: findings.Trial, style: str) -> dict[str, Any]:
 
 def text(seen: Mapping[str, Any], shown: int = 2) -> str:
     """What was found, for a reader, with the completions of so many problems."""
-    from jinja2 import Environment
-
-    form = Path(__file__).with_name("doctor.txt").read_text(encoding="utf-8")
-    made = Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    return made.from_string(form).render(seen, shown=shown).rstrip()
+    return environment().get_template("doctor.txt").render(seen, shown=shown).rstrip()

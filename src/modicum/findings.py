@@ -37,7 +37,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Trial:
+class JudgedCompletion:
     """One completion, the task's verdict, and what it earned: every term, and in all."""
 
     problem: Problem
@@ -64,7 +64,7 @@ class Trial:
         return f"to {asked}, gold {gold}, it wrote {text!r}"
 
 
-Trials = Sequence[Sequence[Trial]]
+JudgedGroups = Sequence[Sequence[JudgedCompletion]]
 """Of some problems, G each."""
 
 
@@ -73,11 +73,13 @@ def judged(
     reward: Reward,
     groups: Sequence[Group],
     scores: Sequence[Sequence[Mapping[str, float]]],
-) -> Trials:
+) -> JudgedGroups:
     """The completions of groups that were scored already, with the task's verdicts."""
     return [
         [
-            Trial(g.problem, c, task.grade(g.problem, c.text), found, reward.total(found))
+            JudgedCompletion(
+                g.problem, c, task.grade(g.problem, c.text), found, reward.total(found)
+            )
             for c, found in zip(g.completions, row, strict=True)
         ]
         for g, row in zip(groups, scores, strict=True)
@@ -85,7 +87,7 @@ def judged(
 
 
 def wrong(
-    config: TrainConfig, groups: Trials, signals: int, template: str, room: int = sys.maxsize
+    config: TrainConfig, groups: JudgedGroups, signals: int, template: str, room: int = sys.maxsize
 ) -> list[Finding]:
     """What looks wrong with a rollout, the likeliest reason for a missing signal first.
 
@@ -105,7 +107,7 @@ def wrong(
 
     found: list[Finding] = []
 
-    def told(what: str, some: Sequence[Trial], change: str) -> None:
+    def told(what: str, some: Sequence[JudgedCompletion], change: str) -> None:
         evidence = f"{len(some)} of {count} completions; {some[0]}"
         found.append(Finding(what, evidence, change))
 
@@ -148,7 +150,7 @@ def wrong(
     return [*found, *(_idle_terms(trials) if signals else ())]
 
 
-def _idle_terms(trials: Sequence[Trial]) -> Iterator[Finding]:
+def _idle_terms(trials: Sequence[JudgedCompletion]) -> Iterator[Finding]:
     for name in trials[0].scores:
         values = {trial.scores[name] for trial in trials}
         if len(values) == 1:

@@ -16,7 +16,7 @@ from modicum.spec import nearest
 from modicum.types import UserError
 
 # Rate x root of the numbers that train, where a first step moves the policy by 0.01 nats a token
-# (docs/rates.md): means over the tiny base and SmolLM2-135M, right within a factor of three.
+# (docs/rates.md): from the tiny base and SmolLM2-135M; often three times off, up to ten.
 STARTS = {"whole model": 0.12, "schedules, masks": 0.12, "optimizers": 0.12, "layers": 0.3}
 OTHERS = 0.3
 RECIPES = ("addition", "gsm8k", "tinyzero", "r1_zero", "tina", "lora_rank1")

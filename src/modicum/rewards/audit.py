@@ -41,7 +41,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditedAnswer:
     """What one kind of answer earned, as means over the problems, None for no verdict; `why` it is flagged."""
 
     name: str
@@ -107,7 +107,7 @@ def reasoning(problem: Problem, answer: str) -> str:
 
 def audit(
     task: Task, reward: Reward, style: Style, problems: Sequence[Problem], share: float
-) -> list[Finding]:
+) -> list[AuditedAnswer]:
     """What each kind of answer earns, the right one first.
 
     Flagged is one that earns at least as much as the right answer or more than `share` of
@@ -121,14 +121,14 @@ def audit(
         rows.append(reward.score_group(task, problem, [a.completion() for a in group], faults))
         if faults:
             raise UserError(f"reward: {faults[0]}")
-    findings: list[Finding] = []
+    findings: list[AuditedAnswer] = []
     for index, answer in enumerate(groups[0]):
         found = [row[index] for row in rows]
         scores = {name: _mean([scores[name] for scores in found]) for name in found[0]}
         total = _mean([reward.total(scores) for scores in found])
         # No verdict earns nothing.
         why = _why(answer, total or 0.0, findings[0].total or 0.0, share) if findings else ""
-        findings.append(Finding(answer.name, total, scores, answer.text, why))
+        findings.append(AuditedAnswer(answer.name, total, scores, answer.text, why))
     return findings
 
 
@@ -146,7 +146,7 @@ def _why(answer: Answer, total: float, right: float, share: float) -> str:
     return f"earns more than {share:.0%} of it" if total > share * right else ""
 
 
-def table(findings: list[Finding]) -> str:
+def table(findings: list[AuditedAnswer]) -> str:
     """A line an answer: its name, the total, the terms, why it is flagged."""
     names = list(findings[0].scores)
     rows = [["answer", "total", *(names if len(names) > 1 else [])]]

@@ -2,7 +2,7 @@
 
 All updates are tried on the same completions of the untrained policy. Their problems are split in
 two halves; first steps by the gradient of one are looked at on the completions of the other, and
-the other way round (`rate.Trial`). For an update that gives
+the other way round (`rate.FirstSteps`). For an update that gives
 
     rate(K)    the rate of a step of KL K, in nats a token
     gain(K)    sum over held-out tokens of w (exp(d) - 1) A at that step: the advantage A, weighted
@@ -24,7 +24,7 @@ import torch
 
 from modicum import plan
 from modicum.config import TrainConfig
-from modicum.objectives import Counts
+from modicum.objectives import Counts, has_signal
 from modicum.plan.hardware import this
 from modicum.report.numbers import aligned, duration, memory, share
 from modicum.training import rate as rates
@@ -133,10 +133,10 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
     session = prepare(replace(config, update=updates[0]))
     groups, rewards_PG = _rollouts(session)
     batch = make_batch(session.objective, groups, rewards_PG)
-    if not batch.has_signal:
+    if len({group % 2 for group in batch.signal}) < 2:
         raise UserError(
-            f"of {len(groups)} groups none has a signal (all rewards within a group are equal):"
-            " there is nothing to probe; modicum doctor says why"
+            f"of {len(groups)} groups {len(batch.signal) or 'none'} has a signal (rewards that differ),"
+            " and both halves of the problems need one; modicum doctor says why"
         )
     say(f"{len(groups)} problems sampled, {len(batch.signal)} groups with a signal")
     found = []
@@ -170,7 +170,7 @@ def _rollouts(session: Session) -> tuple[list[Group], torch.Tensor]:
         ]
         _, found_PG = score(session.task, session.reward, fresh, [])
         rewards.append(found_PG)
-        signals += int((found_PG.std(1) > 0).sum())
+        signals += int(has_signal(found_PG).sum())
     return groups, torch.cat(rewards)
 
 
@@ -192,18 +192,20 @@ def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> _Tried:
         by_group.setdefault(row.group, []).append(row)
     for odd in (0, 1):
         given = [row for row in batch.rows if row.group % 2 == odd]
-        held = [row for n in sorted(by_group) if n % 2 != odd for row in by_group[n]]
-        if not given or not held:
-            continue
+        others = range(1 - odd, len(groups), 2)
+        held = [row for n in others for row in by_group.get(n) or rates.unpaid(groups, n)]
         weights_N, group_N = _weights(session, held, batch)
-        with rates.Trial(session, batch, given, held) as tried:
+        with rates.FirstSteps(session, batch, given, held) as tried:
             at, _ = rates.search(tried.kl, start, 0.03)
-            found.append(at)
             for kl in (0.03, BEST):
                 ratio_N = tried.ratios(at * math.sqrt(kl / 0.03)).expm1()
                 each_N = (ratio_N * weights_N).numpy()
                 gain_P += (kl == BEST) * np.bincount(group_N, each_N, len(groups)) * len(groups)
                 gains.append((kl, 2 * float(each_N.sum())))
+        # As a run does: the step of no turn of a schedule may go too far.
+        turns = rates.turns(session)[1:]
+        lower = [rates.searched(session, batch, (given, held), t, start)[0] for t in turns]
+        found.append(min([at, *(math.sqrt(0.03 / rates.TARGET) * rate for rate in lower)]))
     mean = rates.pooled(found)
     return _Tried(
         {f"{kl:g}": mean * math.sqrt(kl / 0.03) for kl in KLS},

@@ -79,7 +79,7 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
     for names in turns(session):
         values = []
         for half in both:
-            work = partial(_searched, session, batch, half, names, start)
+            work = partial(searched, session, batch, half, names, start)
             value, kl = within_memory(session, max(map(len, half)), work)
             values += [value] if kl else []
         found += [pooled(values)] if values else []
@@ -91,10 +91,11 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
     return Chosen(short(min(found)), why)
 
 
-def _searched(
+def searched(
     session: Session, batch: Batch, half: Half, names: frozenset[str], start: float
 ) -> tuple[float, float]:
-    with Trial(session, batch, *half, names) as tried:
+    """`search` by first steps of the tensors `names`."""
+    with FirstSteps(session, batch, *half, names) as tried:
         return search(tried.kl, start, TARGET)
 
 
@@ -143,19 +144,20 @@ def halves(groups: Sequence[Group], batch: Batch) -> list[Half]:
     found = []
     for odd in (0, 1):
         given = [row for row in batch.rows if row.group % 2 == odd]
-        held = [
-            Row(group.prompt, c.tokens, c.logprobs, 0.0, number, c.trunk)
-            for number, group in enumerate(groups)
-            for c in group.completions
-            if number % 2 != odd
-        ]
+        held = [row for number in range(1 - odd, len(groups), 2) for row in unpaid(groups, number)]
         signal = any(row.group in batch.signal for row in given)
         if signal and sum(len(row.tokens) for row in held) >= FEWEST_TOKENS:
             found.append((given[:MOST_ROWS], held[:MOST_ROWS]))
     return found
 
 
-class Trial:
+def unpaid(groups: Sequence[Group], number: int) -> list[Row]:
+    """All completions of a group, as rows without an advantage."""
+    prompt, some = groups[number].prompt, groups[number].completions
+    return [Row(prompt, c.tokens, c.logprobs, 0.0, number, c.trunk) for c in some]
+
+
+class FirstSteps:
     """First steps on some rows, looked at on others: `kl(rate)`; a context that undoes them.
 
     `given` are the rows of the gradient, `held` those that are looked at, and `batch` has the counts

@@ -15,7 +15,7 @@ SAID_AT = (1, 10, 100)  # steps without any signal
 
 def look(
     session: Session, groups: Sequence[Group], scores: Scores, signals: int
-) -> tuple[findings.Trials, list[findings.Finding]]:
+) -> tuple[findings.JudgedGroups, list[findings.Finding]]:
     """A step's completions with their verdicts and scores, and what looks wrong with them.
 
     `signals` groups have a signal.

@@ -48,7 +48,7 @@ OF_RUNS = (
 
 
 @dataclass(frozen=True)
-class Scored:
+class FrontierPoint:
     """A run or an arm: its look, its accuracy as a fraction (no limits: NaN), and what it cost."""
 
     name: str
@@ -74,11 +74,11 @@ class Scored:
         return (self.y, self.y) if math.isnan(low + high) else (low, high)
 
 
-def of_arms(analysis: Analysis) -> list[Scored]:
+def of_arms(analysis: Analysis) -> list[FrontierPoint]:
     """The arms that have an accuracy."""
     found = [(arm, family(analysis, arm)) for arm in analysis.arms]
     return [
-        Scored(arm.name, kind.colour, kind.marker, arm.accuracy, arm.cost, arm.placebo)
+        FrontierPoint(arm.name, kind.colour, kind.marker, arm.accuracy, arm.cost, arm.placebo)
         for arm, kind in found
         if arm.accuracy is not None
     ]
@@ -101,7 +101,9 @@ def figures(analysis: Analysis) -> list[document.Figure]:
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The accuracy of runs against each cost, where there are runs to compare."""
     scored = [
-        Scored(r.label, *style.series(r.colour)[:2], Interval(s.accuracy, s.low, s.high), r.result)
+        FrontierPoint(
+            r.label, *style.series(r.colour)[:2], Interval(s.accuracy, s.low, s.high), r.result
+        )
         for r in rows
         if (s := r.result.trained) is not None
     ]
@@ -124,7 +126,7 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     return document.figure("cost", draw, titles=listed([axis.title for axis in costs]))
 
 
-def points(scored: Sequence[Scored], axis: Axis) -> list[Scored]:
+def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
     """Those whose cost is known, by rising cost.
 
     On the frontier is one (no placebo) that reaches more than every cheaper one.
@@ -143,7 +145,7 @@ def points(scored: Sequence[Scored], axis: Axis) -> list[Scored]:
     return made
 
 
-def _draw(analysis: Analysis, axis: Axis, found: Sequence[Scored], narrow: bool) -> Figure:
+def _draw(analysis: Analysis, axis: Axis, found: Sequence[FrontierPoint], narrow: bool) -> Figure:
     """A mark for each arm with its name and interval, the frontier as steps."""
     figure = blank(*((NARROW, 5.6) if narrow else (BROAD, 4.6)), fitted=True)
     axes = figure.subplots()
@@ -159,7 +161,7 @@ def _draw(analysis: Analysis, axis: Axis, found: Sequence[Scored], narrow: bool)
     return figure
 
 
-def _panel(axes: Axes, axis: Axis, found: Sequence[Scored], base: float | None) -> None:
+def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float | None) -> None:
     """The points with their intervals, the frontier and the base, or what lies below in words."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -208,7 +210,7 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[Scored], base: float | None) 
         axes.text(0.995, 0.015, panels.shorten(text, room, SIZE), fontsize=SIZE, **look)
 
 
-def _names(axes: Axes, found: Sequence[Scored], narrow: bool) -> None:
+def _names(axes: Axes, found: Sequence[FrontierPoint], narrow: bool) -> None:
     """Their names, those on the frontier in bold, clear of marks, intervals and steps."""
     size = SIZE - 0.5 if narrow else SIZE
     texts = [panels.shorten(p.name, 1.5 if narrow else 2.6, size) for p in found]
