@@ -303,6 +303,18 @@ def test_the_command(small: TrainConfig, capsys: pytest.CaptureFixture[str]) -> 
     assert set(found["rates"]) == {"0.003", "0.01", "0.03", "0.1"}
 
 
+def test_what_the_command_is_to_probe(small: TrainConfig, fails: Any, capsys: Any) -> None:
+    assert fails("probe", "--updates", " ; ") == "error: --updates ' ; ' names no update"
+    both = fails("probe", "--updates", "full", "--update", "last(1)")
+    assert both == "error: --update and --updates exclude each other"
+    options = ["--model", small.model, "--reward", "digits", "--max-tokens", "8", "--json"]
+    options += ["--prompts-per-step", "64", "--group-size", "2"]
+    for asked in (["--update", "last(1)"], ["--updates", "last(1); last(1)"]):
+        assert cli.run(["probe", *options, *asked]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["updates"]
+        assert found["update"] == "last(1)"
+
+
 def test_a_study_may_try_the_two_rates_of_the_probe(tmp_path: Path) -> None:
     from modicum.study.design import parse as study_of
 

@@ -3,6 +3,7 @@
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig
 from modicum.options import Parser, add_options, show
+from modicum.types import UserError
 
 EXAMPLES = """
 modicum probe
@@ -26,7 +27,13 @@ def run(args: list[str]) -> int:
     from modicum.display import console
     from modicum.training import probe
 
-    said = [part.strip() for part in (found.updates or "").split(";") if part.strip()]
+    one = [config.update] if hasattr(found, "update") else []
+    several = [part.strip() for part in (found.updates or "").split(";") if part.strip()]
+    if found.updates is not None and one:
+        raise UserError("--update and --updates exclude each other")
+    if found.updates is not None and not several:
+        raise UserError(f"--updates {found.updates!r} names no update")
+    said = list(dict.fromkeys(one or several))
     for update in said:
         known.parse(update)
     made = probe.probe(config, said or probe.usual(config), console().print)

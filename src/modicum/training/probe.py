@@ -140,8 +140,8 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
         )
     say(f"{len(groups)} problems sampled, {len(batch.signal)} groups with a signal")
     found = []
-    for update in updates:
-        if update != updates[0]:
+    for number, update in enumerate(updates):
+        if number:
             session = prepare(replace(config, update=update))
         switch(session)
         found.append((update, _tried(session, groups, batch), *_costs(session)))
