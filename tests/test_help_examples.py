@@ -151,7 +151,12 @@ def plan_little(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from modicum import doctor
 
-    nothing = {"memory": {"peak_bytes": 1}, "machine": {}, "times": None, "advice": []}
+    nothing = {
+        "memory": {"peak_bytes": 1},
+        "machine": {"memory": None},
+        "times": None,
+        "advice": "",
+    }
     monkeypatch.setattr(doctor.hardware, "parse", lambda *_: None)
     monkeypatch.setattr(doctor.plan, "make", lambda *_: SimpleNamespace(to_json=lambda: nothing))
 
