@@ -23,7 +23,7 @@ from typing import Any
 from modicum import runs
 from modicum.config import Held, Records, Steps, TrainConfig, from_mapping, read_toml
 from modicum.training.loop import train
-from modicum.types import UserError
+from modicum.types import RunInterrupted, UserError
 
 UPDATES = "full; last(1); last(2); first(1); lora(rank=8); lora(rank=1); parts(norm)"
 TOY = TrainConfig(
@@ -74,6 +74,8 @@ def cell(out: Path, config: TrainConfig, factor: float, rate: float | None) -> d
         steps = [row["reward/accuracy"] for row in runs.read_lines(folder / "metrics.jsonl")]
         found |= {"rate": used, "training": [round(x, 4) for x in steps]}
         found["accuracy"] = result["trained"] and result["trained"]["accuracy"]
+    except RunInterrupted:
+        raise
     except UserError as error:
         found["error"] = str(error)
     with out.open("a", encoding="utf-8") as file:
