@@ -146,7 +146,7 @@ def test_the_first_step_moves_the_other_problems_by_the_kl(small: TrainConfig) -
     batch = make_batch(session.objective, groups, rewards_PG)
     (given, held), _ = rate.halves(groups, batch)
     with rate.FirstSteps(session, batch, given, held) as tried:
-        found, _ = rate.search(tried.kl, 1e-3, 0.01)
+        found, _ = tried.rate(1e-3, 0.01)
     assert {row.group % 2 for row in given} == {0}
     assert {row.group for row in held} == set(range(1, 24, 2))
     scorer, trained = session.policy.scorer, dict(session.prepared.active)

@@ -196,7 +196,7 @@ def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> _Tried:
         held = [row for n in others for row in by_group.get(n) or rates.unpaid(groups, n)]
         weights_N, group_N = _weights(session, held, batch)
         with rates.FirstSteps(session, batch, given, held) as tried:
-            at, _ = rates.search(tried.kl, start, 0.03)
+            at, _ = tried.rate(start, 0.03)
             for kl in (0.03, BEST):
                 ratio_N = tried.ratios(at * math.sqrt(kl / 0.03)).expm1()
                 each_N = (ratio_N * weights_N).numpy()

@@ -96,7 +96,7 @@ def searched(
 ) -> tuple[float, float]:
     """`search` by first steps of the tensors `names`."""
     with FirstSteps(session, batch, *half, names) as tried:
-        return search(tried.kl, start, TARGET)
+        return tried.rate(start, TARGET)
 
 
 def pooled(rates: Sequence[float]) -> float:
@@ -158,7 +158,7 @@ def unpaid(groups: Sequence[Group], number: int) -> list[Row]:
 
 
 class FirstSteps:
-    """First steps on some rows, looked at on others: `kl(rate)`; a context that undoes them.
+    """First steps on some rows, looked at on others; a context that undoes them.
 
     `given` are the rows of the gradient, `held` those that are looked at, and `batch` has the counts
     that the loss is divided by. What trains is what trains now, or the tensors `names`, for a
@@ -228,13 +228,16 @@ class FirstSteps:
             self.masters.draw(self.masters.held, number + 1)
         return _logprobs(self.session, self.held) - self.before_N
 
-    def kl(self, rate: float) -> float:
-        """KL of a first step, in nats a token; where it is blind also a quarter of that of two.
+    def rate(self, start: float, target: float) -> tuple[float, float]:
+        """`search` by the first step; where it is blind, by the second too, and the lower counts.
 
-        Two steps in one direction have four times the KL of one. The greater counts.
+        Two steps in one direction have four times the KL of one.
         """
-        first = divergence(self.ratios(rate))
-        return max(first, divergence(self.ratios(rate, 2)) / 4) if self.blind else first
+        rate, kl = search(lambda tried: divergence(self.ratios(tried)), start, target)
+        if self.blind and kl:
+            at, kl = search(lambda tried: divergence(self.ratios(tried, 2)) / 4, rate, target)
+            rate = min(rate, at)
+        return rate, kl
 
     def _backward(self) -> None:
         config, session, batch = self.session.config, self.session, self.batch
