@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from modicum.tasks.base import Draft, Procedural
+from modicum.tasks.base import Procedural
 from modicum.types import Problem, Split, UserError
 
 APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -81,7 +81,7 @@ class Arithmetic(ChainTask):
         shown += [] if self.operators == "+-" else [f"operators={self.operators!r}"]
         return f"{self.name}({', '.join(shown)})" if shown else self.name
 
-    def make(self, rng: random.Random, split: Split) -> Draft:
+    def make(self, rng: random.Random, split: Split) -> Problem:
         terms = [rng.randint(1, 10**self.digits - 1) for _ in range(self.terms)]
         signs = [rng.choice(self.operators) for _ in range(self.terms - 1)]
         text = _written(terms, signs)
@@ -90,7 +90,7 @@ class Arithmetic(ChainTask):
         difficulty = float(self.terms * self.digits)
         data = {"terms": tuple(terms), "signs": tuple(signs)}
         answer = str(evaluate(terms, signs))
-        return Draft(" ".join(summands), f"What is {text}?", answer, difficulty, data)
+        return Problem(" ".join(summands), f"What is {text}?", answer, difficulty, data)
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class Products(ChainTask):
         """Above all operands."""
         return 10**self.digits
 
-    def make(self, rng: random.Random, split: Split) -> Draft:
+    def make(self, rng: random.Random, split: Split) -> Problem:
         pair = [rng.randrange(self.limit) for _ in range(2)]
         question = f"What is {pair[0]}{self.sign}{pair[1]}?"
         data = {"terms": tuple(pair), "signs": (self.sign,)}
         key, answer = self.sign.join(map(str, sorted(pair))), APPLY[self.sign](*pair)
-        return Draft(key, question, str(answer), float(len(str(self.limit - 1))), data)
+        return Problem(key, question, str(answer), float(len(str(self.limit - 1))), data)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from modicum import answers
-from modicum.tasks.base import Draft, Procedural
+from modicum.tasks.base import Procedural
 from modicum.types import Grade, Problem, Split, UserError
 
 MAX_TARGET = 999
@@ -68,7 +68,7 @@ class Countdown(Procedural):
         """A line for each number that is made."""
         return "\n".join(problem.data["steps"])
 
-    def make(self, rng: random.Random, split: Split) -> Draft | None:
+    def make(self, rng: random.Random, split: Split) -> Problem | None:
         numbers = [rng.randint(1, self.max_value) for _ in range(self.numbers)]
         parts = [Node(str(n), Fraction(n)) for n in numbers]
         steps: list[str] = []
@@ -88,4 +88,4 @@ class Countdown(Procedural):
         question = f"Make {target} from {listed}, each used once."
         key = f"{sorted(numbers)} {target}"
         data = {"numbers": tuple(numbers), "target": int(target), "steps": tuple(steps)}
-        return Draft(key, question, parts[0].text, float(self.numbers), data)
+        return Problem(key, question, parts[0].text, float(self.numbers), data)

@@ -13,18 +13,16 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from modicum import answers
 from modicum.spec import Spec
 from modicum.tasks import hub, readers, rows
 from modicum.tasks.base import check_split, stream
 from modicum.tasks.loading import (
-    Item,
-    LeftOut,
     LoadedRows,
     Reader,
     Role,
@@ -53,7 +51,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class DataTask(Spec, ABC):
-    """Base of the tasks with a fixed set of problems; each declares `path` and `bad_rows`.
+    """Base of the tasks with a fixed set of problems.
 
     With `path` None the rows come from `hub`. A folder holds `*train*` and `*test*` files,
     perhaps `*valid*` ones. A single file is for `file_role`.
@@ -66,13 +64,8 @@ class DataTask(Spec, ABC):
     own_rows: ClassVar[bool] = False
     """Whether they are the user's: copies are taken once, and contradictions are bad rows."""
 
-    if TYPE_CHECKING:  # fields of the tasks, whose order is theirs
-
-        @property
-        def path(self) -> str | None: ...
-
-        @property
-        def bad_rows(self) -> BadRows: ...
+    path: str | None = None
+    bad_rows: BadRows = field(default="refuse", kw_only=True)
 
     def __post_init__(self) -> None:
         check_path(self.name, self.path)
@@ -207,8 +200,8 @@ class ColumnTask(DataTask):
         return self.item, ""
 
     @abstractmethod
-    def item(self, record: readers.Record) -> Item | LeftOut:
-        """What a row says; UserError when it cannot be a problem."""
+    def item(self, record: readers.Record) -> Problem:
+        """What a row says; UserError when it cannot be a problem, LeftOut when it is not asked for."""
 
 
 @dataclass(frozen=True)
@@ -216,11 +209,7 @@ class HeldOut(ColumnTask):
     """Base of the sets that are there to be tested on: all is test, unless `split` divides it."""
 
     file_role: ClassVar[Role] = "test"
-
-    if TYPE_CHECKING:
-
-        @property
-        def split(self) -> Literal["test", "hash"]: ...
+    split: Literal["test", "hash"] = field(default="test", kw_only=True)
 
     def role(self, role: Role) -> Role:
         """As `split` says."""

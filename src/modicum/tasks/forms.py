@@ -15,9 +15,9 @@ from typing import Any, Literal
 from modicum import answers
 from modicum.grading.extraction import ANSWER_IS
 from modicum.tasks import rows
-from modicum.tasks.loading import ACCEPTED, Item
+from modicum.tasks.loading import ACCEPTED
 from modicum.tasks.readers import Record, short
-from modicum.types import UserError
+from modicum.types import Problem, UserError
 
 Several = Literal["any", "all"]
 CHATS = ("messages", "conversations", "conversation")
@@ -52,7 +52,7 @@ class Form:
     note: str = ""
     """What is read as what, where that is not plain."""
 
-    def item(self, record: Record) -> Item:
+    def item(self, record: Record) -> Problem:
         """The row as a problem, with its other columns as data."""
         column = next((n for n in self.questions if rows.filled([record], n)), self.questions[0])
         question, reply = _asked(record, column)
@@ -67,7 +67,7 @@ class Form:
         if len(golds) > 1 and self.several == "any":
             data[ACCEPTED] = golds
         gold = golds[0] if len(golds) == 1 or self.several == "any" else _set(record, golds)
-        return Item(question, gold, level, data)
+        return Problem("", question, gold, level, data)
 
     def _golds(self, record: Record, asked: str, reply: str | None) -> tuple[list[str], str]:
         """The answers, and the whole solution if one was marked in it."""

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from modicum import answers
 from modicum.child import Child, ChildFailed
 from modicum.spec import nearest
-from modicum.tasks.base import Draft, Procedural
+from modicum.tasks.base import Procedural
 from modicum.types import Grade, Problem, Split, UserError
 
 MAKE_SECONDS = 60.0
@@ -112,7 +112,7 @@ class Gym(Procedural):
         """The version of the library, which another one may make other problems than."""
         return f"reasoning-gym {metadata.version('reasoning-gym')}"
 
-    def make(self, rng: random.Random, split: Split) -> Draft | None:
+    def make(self, rng: random.Random, split: Split) -> Problem | None:
         seed = rng.getrandbits(31)
         try:
             made = _ask(MAKE_SECONDS, do="make", **self._key(), seed=seed)
@@ -127,7 +127,7 @@ class Gym(Procedural):
         if self.dataset in COUNTDOWNS:
             target = 24 if self.dataset == "puzzle24" else made["target"]
             data |= {"numbers": tuple(made["numbers"]), "target": target}
-        return Draft(question, question, answer, level, data)
+        return Problem(question, question, answer, level, data)
 
 
 @functools.cache

@@ -11,14 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from modicum import answers
 from modicum.spec import nearest
 from modicum.tasks import rows
-from modicum.tasks.dataset import BadRows, ColumnTask, HeldOut, Hub, Item, LeftOut, Reader, RowPart
+from modicum.tasks.dataset import ColumnTask, HeldOut, Hub, Reader, RowPart
+from modicum.tasks.loading import LeftOut
 from modicum.tasks.readers import Record
-from modicum.types import UserError
+from modicum.types import Problem, UserError
 
 LEVELS = (1, 2, 3, 4, 5)
 LEVEL = re.compile(r"(?:Level )?([1-5])", re.ASCII)
@@ -31,7 +32,6 @@ class MathTask(ColumnTask):
     """What `math` and `math500` share: columns, levels, subjects."""
 
     columns: ClassVar[Sequence[tuple[str, ...]]] = (("problem",), ("answer", "solution"))
-    path: str | None = None
     levels: tuple[int, ...] = ()
     subject: str | None = None
 
@@ -57,7 +57,7 @@ class MathTask(ColumnTask):
                 )
         return made
 
-    def item(self, record: Record) -> Item | LeftOut:
+    def item(self, record: Record) -> Problem:
         """The gold is `answer` if there is one, else the last box of `solution`."""
         question, values = rows.text(record, "problem"), record.values
         solution = rows.text(record, "solution") if values.get("solution") is not None else None
@@ -67,14 +67,14 @@ class MathTask(ColumnTask):
         elif (gold := answers.gold_from_box(rows.text(record, "solution"))) is None:
             raise UserError(r"there is no \boxed{...} that is closed in 'solution'")
         if self.levels and level not in self.levels:
-            return LeftOut(f"their level is none of {', '.join(map(str, self.levels))}")
+            raise LeftOut(f"their level is none of {', '.join(map(str, self.levels))}")
         subject = next((values[name] for name in SUBJECTS if values.get(name)), None)
         if self.subject and _plain(str(subject)) != _plain(self.subject):
-            return LeftOut(f"their subject is not {self.subject!r}")
+            raise LeftOut(f"their subject is not {self.subject!r}")
         data = {"solution": solution, "subject": subject}
         data = {name: value for name, value in data.items() if value is not None}
         difficulty = None if level is None else float(level)
-        return Item(question, gold, difficulty, data, values.get("unique_id"))
+        return Problem(rows.key(record, "unique_id"), question, gold, difficulty, data)
 
 
 def _plain(subject: str) -> str:
@@ -104,7 +104,6 @@ class Math(MathTask):
     hub: ClassVar[Hub | None] = Hub(
         "DigitalLearningGmbH/MATH-lighteval", {"train": "train", "test": "test"}, "default"
     )
-    bad_rows: BadRows = "refuse"
 
 
 @dataclass(frozen=True)
@@ -116,5 +115,3 @@ class Math500(MathTask, HeldOut):
 
     name: ClassVar[str] = "math500"
     hub: ClassVar[Hub | None] = Hub("HuggingFaceH4/MATH-500", {"test": "test"})
-    split: Literal["test", "hash"] = "test"
-    bad_rows: BadRows = "refuse"

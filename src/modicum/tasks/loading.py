@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from modicum import answers
 from modicum.tasks.base import split_of
@@ -42,26 +42,15 @@ class RowPart:
     records: Sequence[Record]
 
 
-@dataclass(frozen=True)
-class Item:
-    """What a row says. `key` identifies it within its part; None: its number does."""
-
-    question: str
-    answer: str
-    difficulty: float | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
-    key: object = None
-
-
-@dataclass(frozen=True)
-class LeftOut:
+class LeftOut(Exception):
     """A good row that is not asked for, and why."""
 
-    reason: str
 
+Reader = tuple[Callable[[Record], Problem], str]
+"""What a row of a part says, and what the user should know of how it is read.
 
-Reader = tuple[Callable[[Record], Item | LeftOut], str]
-"""What a row of a part says, and what the user should know of how it is read."""
+The `id` of what it says identifies it within its part; without one its number does.
+"""
 
 
 @dataclass(frozen=True)
@@ -101,11 +90,10 @@ def load_once(task: DataTask) -> LoadedRows:
         seen: dict[str, str] = {}
         for record in part.records:
             try:
-                item = read(record)
-                if isinstance(item, LeftOut):
-                    left[item.reason] += 1
-                    continue
-                problem = _problem(f"{task.name}/{part.name}", record, item, seen)
+                problem = _problem(f"{task.name}/{part.name}", record, read(record), seen)
+            except LeftOut as why:
+                left[str(why)] += 1
+                continue
             except UserError as error:
                 text = str(error)
                 faults.append(text if text.startswith(record.where) else f"{record.where}: {text}")
@@ -137,15 +125,15 @@ def _split(question: str, role: Role) -> Split:
     return "train" if role == "only" or (role == "train" and split == "test") else split
 
 
-def _problem(place: str, record: Record, item: Item, seen: dict[str, str]) -> Problem:
+def _problem(place: str, record: Record, said: Problem, seen: dict[str, str]) -> Problem:
     """The problem of a row; UserError when its gold is unusable or its id is another's."""
-    for gold in item.data.get(ACCEPTED, (item.answer,)):
+    for gold in accepted(said):
         answers.check_gold(gold)
-    key = str(record.number if item.key in (None, "") else item.key)
+    key = said.id or str(record.number)
     if key in seen:
         raise UserError(f"{record.where}: the id {key!r} is also that of {seen[key]}")
     seen[key] = record.where
-    return Problem(f"{place}/{key}", item.question, item.answer, item.difficulty, item.data)
+    return replace(said, id=f"{place}/{key}")
 
 
 def _sorted_out(

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 from modicum import answers
 from modicum.grading.extraction import after_thinking
 from modicum.tasks import matrices
-from modicum.tasks.base import Draft, Procedural, split_of
+from modicum.tasks.base import Procedural, split_of
 from modicum.tasks.matrices import Matrix
 from modicum.types import Grade, Problem, Split, UserError
 
@@ -57,7 +57,7 @@ class MatrixTask(Procedural):
 
         return answers.judge(text, verdict, _last_matrix)
 
-    def make(self, rng: random.Random, split: Split) -> Draft | None:
+    def make(self, rng: random.Random, split: Split) -> Problem | None:
         columns = self.rows + (self.kind == "rref")
         numbers = range(-self.magnitude, self.magnitude + 1)
         entries = [[rng.choice(numbers) for _ in range(columns)] for _ in range(self.rows)]
@@ -74,7 +74,7 @@ class MatrixTask(Procedural):
             return None
         question = f"What is the {ASKED[self.kind]} of the matrix {shown}?"
         difficulty = float(self.rows * len(str(self.magnitude)))
-        return Draft(shown, question, matrices.write(gold), difficulty, {"matrix": entries})
+        return Problem(shown, question, matrices.write(gold), difficulty, {"matrix": entries})
 
 
 def _last_matrix(text: str) -> str | None:

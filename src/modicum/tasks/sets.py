@@ -24,9 +24,10 @@ from typing import ClassVar, Literal
 
 from modicum import answers
 from modicum.tasks import rows
-from modicum.tasks.dataset import BadRows, ColumnTask, HeldOut, Hub, Item, LeftOut
+from modicum.tasks.dataset import ColumnTask, HeldOut, Hub
+from modicum.tasks.loading import LeftOut
 from modicum.tasks.readers import Record
-from modicum.types import UserError
+from modicum.types import Problem, UserError
 
 AIME = {2024: "HuggingFaceH4/aime_2024", 2025: "yentinglin/aime_2025"}
 
@@ -42,15 +43,13 @@ class Gsm8k(ColumnTask):
     name: ClassVar[str] = "gsm8k"
     hub: ClassVar[Hub | None] = Hub("openai/gsm8k", {"train": "train", "test": "test"}, "main")
     columns: ClassVar[Sequence[tuple[str, ...]]] = (("question",), ("answer",))
-    path: str | None = None
-    bad_rows: BadRows = "refuse"
 
-    def item(self, record: Record) -> Item:
+    def item(self, record: Record) -> Problem:
         """The gold answer is the number after ####."""
         question, solution = rows.text(record, "question"), rows.text(record, "answer")
         steps = sum(bool(line.strip()) for line in solution.split("####")[0].split("\n"))
         gold = answers.gold_from_gsm8k(solution)
-        return Item(question, gold, float(steps), {"solution": solution})
+        return Problem("", question, gold, float(steps), {"solution": solution})
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,14 @@ class OpenThoughts(ColumnTask):
     columns: ClassVar[Sequence[tuple[str, ...]]] = (
         ("problem",), ("ground_truth_solution",), ("domain",),
     )  # fmt: skip
-    path: str | None = None
-    bad_rows: BadRows = "refuse"
 
-    def item(self, record: Record) -> Item | LeftOut:
+    def item(self, record: Record) -> Problem:
         """The gold is the last box of the ground truth; no other column is looked at."""
         if rows.text(record, "domain") != "math":
-            return LeftOut("their domain is not math")
+            raise LeftOut("their domain is not math")
         question = rows.text(record, "problem")
         if not record.values.get("ground_truth_solution"):
-            return LeftOut("there is no ground truth")
+            raise LeftOut("there is no ground truth")
         solution = rows.text(record, "ground_truth_solution")
         try:
             gold = answers.gold_from_box(solution)
@@ -84,8 +81,8 @@ class OpenThoughts(ColumnTask):
         except UserError:
             gold = None
         if gold is None:
-            return LeftOut("no usable answer stands in a box of the ground truth")
-        return Item(question, gold, data={"solution": solution})
+            raise LeftOut("no usable answer stands in a box of the ground truth")
+        return Problem("", question, gold, data={"solution": solution})
 
 
 @dataclass(frozen=True)
@@ -93,13 +90,11 @@ class ContestTask(HeldOut):
     """What the contests share: their columns."""
 
     columns: ClassVar[Sequence[tuple[str, ...]]] = (("problem", "question"), ("answer",))
-    path: str | None = None
-    split: Literal["test", "hash"] = "test"
 
-    def item(self, record: Record) -> Item:
+    def item(self, record: Record) -> Problem:
         """The row as it stands; 142.0 is the answer 142."""
         question = rows.text(record, "problem", "question")
-        return Item(question, rows.answer(record, "answer"), key=record.values.get("id"))
+        return Problem(rows.key(record, "id"), question, rows.answer(record, "answer"))
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,6 @@ class Aime(ContestTask):
 
     name: ClassVar[str] = "aime"
     year: Literal[2024, 2025] = 2024
-    bad_rows: BadRows = "refuse"
 
     def source(self) -> Hub:
         """The data set of the year."""
@@ -121,4 +115,3 @@ class Amc(ContestTask):
 
     name: ClassVar[str] = "amc"
     hub: ClassVar[Hub | None] = Hub("AI-MO/aimo-validation-amc", {"train": "test"})
-    bad_rows: BadRows = "refuse"
