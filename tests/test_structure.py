@@ -21,6 +21,7 @@ SOURCE = ROOT / "src" / "modicum"
 # A module or package imports from itself and from what stands before it.
 ORDER = [
     "types",
+    "limits",
     "spec",
     "child",
     "grading",
@@ -71,6 +72,7 @@ ORDER = [
 NO_TORCH = [
     *(
         "types",
+        "limits",
         "spec",
         "child",
         "grading",

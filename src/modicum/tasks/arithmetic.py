@@ -17,8 +17,9 @@ import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from modicum.limits import Limits
 from modicum.tasks.base import Procedural
 from modicum.types import Problem, Split, UserError
 
@@ -60,22 +61,18 @@ class Arithmetic(ChainTask):
     """Sums of `terms` numbers with up to `digits` digits, joined by `operators` (+, -, *)."""
 
     name: ClassVar[str] = "arithmetic"
-    terms: int = 4
-    digits: int = 1
+    terms: Annotated[int, Limits(2, 50)] = 4
+    digits: Annotated[int, Limits(1, 9)] = 1
     operators: str = "+-"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.terms <= 50:
-            raise UserError(f"arithmetic: terms must be between 2 and 50, not {self.terms}")
-        if not 1 <= self.digits <= 9:
-            raise UserError(f"arithmetic: digits must be between 1 and 9, not {self.digits}")
+        super().__post_init__()
         if not self.operators or set(self.operators) - set(APPLY):
             raise UserError(f"arithmetic: operators are made of + - *, not {self.operators!r}")
 
     def origin(self) -> str:
-        """Frozen as it was when two digits were the default."""
-        # Seeds the problems. Frozen as it was when the tiny base was pretrained and two
-        # digits were the default, so that its text can be made again.
+        # Frozen as it was when the tiny base was pretrained and two digits were the default, so
+        # that its text can be made again.
         shown = [] if self.terms == 4 else [f"terms={self.terms}"]
         shown += [] if self.digits == 2 else [f"digits={self.digits}"]
         shown += [] if self.operators == "+-" else [f"operators={self.operators!r}"]
@@ -99,11 +96,7 @@ class Products(ChainTask):
 
     name: ClassVar[str] = "products"
     sign: ClassVar[str] = "*"
-    digits: int = 2
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.digits <= 100:
-            raise UserError(f"{self.name}: digits must be between 1 and 100, not {self.digits}")
+    digits: Annotated[int, Limits(1, 100)] = 2
 
     @property
     def limit(self) -> int:
@@ -124,13 +117,8 @@ class Addition(Products):
 
     name: ClassVar[str] = "addition"
     sign: ClassVar[str] = "+"
-    digits: int = 5
-    below: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.below is not None and not 5 <= self.below <= 10**100:
-            raise UserError(f"addition: below must be between 5 and 10^100, not {self.below}")
+    digits: Annotated[int, Limits(1, 100)] = 5
+    below: Annotated[int | None, Limits(5, 10**100)] = None
 
     @property
     def limit(self) -> int:
