@@ -12,9 +12,8 @@ from modicum import answers, cli, tasks
 from modicum.tasks import hub
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask
-from modicum.tasks.hendrycks import Math, Math500
 from modicum.tasks.overlap import normalise
-from modicum.tasks.sets import Aime, Amc, Gsm8k, OpenThoughts
+from modicum.tasks.sets import Aime, Amc, Gsm8k, Math, Math500, OpenThoughts
 from modicum.types import SPLITS, Problem, UserError
 
 

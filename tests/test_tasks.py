@@ -152,7 +152,7 @@ def test_a_fingerprint_is_a_text_and_stays(task: Task) -> None:
 
 def test_unknown_split_is_an_error(task: Task) -> None:
     split: Any = "dev"
-    with pytest.raises(UserError, match=r"no split 'dev'; the splits are train, tune, test"):
+    with pytest.raises(UserError, match=r"the split is 'dev'; known are test, train, tune"):
         task.problem(split, 0, 0)
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 from modicum import answers
-from modicum.spec import Spec
+from modicum.spec import Spec, check
 from modicum.types import SPLITS, Grade, Problem, Split, UserError
 
 T = TypeVar("T")
@@ -43,10 +43,7 @@ class Task(Protocol):
 
 def check_split(split: str) -> Split:
     """`split` itself if it is one of the three, else a UserError."""
-    for known in SPLITS:
-        if split == known:
-            return known
-    raise UserError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
+    return check("the split", split, Split)
 
 
 def stream(*key: object) -> random.Random:

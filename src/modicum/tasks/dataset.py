@@ -54,11 +54,10 @@ class DataTask(Spec, ABC):
     """Base of the tasks with a fixed set of problems.
 
     With `path` None the rows come from `hub`. A folder holds `*train*` and `*test*` files,
-    perhaps `*valid*` ones. A single file is for `file_role`.
+    perhaps `*valid*` ones. A hash divides a single file.
     """
 
     hub: ClassVar[Hub | None] = None
-    file_role: ClassVar[Role] = "hash"
     skippable: ClassVar[bool] = True
     """Whether `bad_rows` can be set."""
     own_rows: ClassVar[bool] = False
@@ -87,7 +86,6 @@ class DataTask(Spec, ABC):
         return problems[_order(self.name, split, seed, epoch, len(problems))[place]]
 
     def size(self, split: Split) -> int | None:
-        """How many problems the split holds."""
         return len(self._kept.shelf[check_split(split)])
 
     def grade(self, problem: Problem, text: str) -> Grade:
@@ -156,21 +154,21 @@ class DataTask(Spec, ABC):
             return []
         place = self._place(self.path)
         if not Path(place).is_dir():
-            return [(self.file_name(place), self.file_role, place)]
+            return [(self._file_name(place), "hash", place)]
         parts, source = readers.find(self.name, Path(place)), self.source()
         # The official test set is the split test: without it there is none.
         if source is not None and (lacking := source.parts.keys() - parts.keys()):
             raise UserError(f"{self.name}: {place} has no *{min(lacking)}* file")
         roles = roles_of(parts)
         return [
-            (part if len(files) == 1 else self.file_name(file), roles[part], file)
+            (part if len(files) == 1 else self._file_name(file), roles[part], file)
             for part, files in parts.items()
             for file in files
         ]
 
-    def file_name(self, path: str) -> str:
-        """How the ids of the problems of a file call it."""
-        return Path(path).stem
+    def _file_name(self, path: str) -> str:
+        """How the ids of the problems of a file call it: with its ending if the user named it."""
+        return Path(path).name if self.own_rows else Path(path).stem
 
     def _parts(self) -> list[RowPart]:
         if self.path is not None:
@@ -208,15 +206,12 @@ class ColumnTask(DataTask):
 class HeldOut(ColumnTask):
     """Base of the sets that are there to be tested on: all is test, unless `split` divides it."""
 
-    file_role: ClassVar[Role] = "test"
     split: Literal["test", "hash"] = field(default="test", kw_only=True)
 
     def role(self, role: Role) -> Role:
-        """As `split` says."""
         return self.split
 
     def advice(self) -> str:
-        """How a test set can be divided."""
         whole = "it is a test set, which split='hash' divides"
         return whole if self.split == "test" else super().advice()
 

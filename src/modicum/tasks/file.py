@@ -70,12 +70,7 @@ class FileTask(DataTask):
         return form.item, form.note
 
     def advice(self) -> str:
-        """How every split gets problems."""
         return f"{super().advice()}, or name others to test on with test="
-
-    def file_name(self, path: str) -> str:
-        """The file's name with its ending."""
-        return Path(path).name
 
     def _files(self) -> list[tuple[str, Role, str]]:
         found = super()._files()

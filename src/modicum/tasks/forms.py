@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from modicum import answers
-from modicum.grading.extraction import ANSWER_IS
+from modicum.grading.extraction import ANSWER_IS, PROSE
 from modicum.tasks import rows
 from modicum.tasks.loading import ACCEPTED
 from modicum.tasks.readers import Record, short
@@ -30,7 +30,6 @@ PLAIN = ("question", "problem", "prompt", "answer")
 INSTRUCTION, INPUT = "instruction", "input"  # of Alpaca: the second goes on with the first
 ROLES = {"human": "user", "developer": "system"}
 ROLES |= dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant")
-PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 COMMA = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|(,)")
 MAX_BARE = 60  # characters of an answer that is all of a text where solutions are expected
 MAX_MARK = 10  # characters of a mark around an answer that is no solution

@@ -106,7 +106,6 @@ class GivenTask(DataTask):
         return item, form.note
 
     def advice(self) -> str:
-        """How every split gets problems."""
         return f"{super().advice()}, or give {{'train': [...], 'test': [...]}}"
 
     def _parts(self) -> list[RowPart]:

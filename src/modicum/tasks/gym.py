@@ -40,17 +40,13 @@ BY_ANSWER = ("coin_flip", "game_of_life_halting")  # by equality with the answer
 TYPES: dict[str, type] = {
     "int": int, "float": float, "bool": bool, "str": str, "list": tuple, "none": type(None),
 }  # fmt: skip
+child = Child("-m", "modicum.tasks.gym_child")
 CALL = re.compile(r"\s*gym\s*\(\s*(?:dataset\s*=\s*)?(['\"]?)(\w+)\1\s*[,)]")
-
-
-@functools.cache
-def _child() -> Child:
-    return Child("-m", "modicum.tasks.gym_child")
 
 
 def _ask(limit: float, **request: Any) -> Any:
     """The child's reply; a UserError for a fault, None when the data set's code raised."""
-    reply = _child().ask(request, limit)
+    reply = child.ask(request, limit)
     if "fault" in reply:
         raise UserError(f"gym({request['name']!r}): {reply['fault']}")
     return reply.get("value")
