@@ -362,6 +362,7 @@ def test_the_map_in_the_readme_names_what_is_there() -> None:
     named = {n for line in block.splitlines() for n in re.findall(r"[a-z_]+", line[2:26])}
     left = {
         "types",
+        "limits",
         "child",
         "disk",
         "lock",

@@ -20,8 +20,8 @@ from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask, HubTask
 from modicum.tasks.given import GivenTask
 from modicum.tasks.gym import Gym
+from modicum.tasks.loading import overlap
 from modicum.tasks.matrix import MatrixTask
-from modicum.tasks.overlap import overlap
 from modicum.tasks.sets import Aime, Amc, Gsm8k, Math, Math500, OpenThoughts
 from modicum.types import UserError
 

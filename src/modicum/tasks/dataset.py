@@ -20,7 +20,7 @@ from typing import ClassVar, Literal, Self
 
 from modicum import answers
 from modicum.spec import Spec
-from modicum.tasks import hub, readers, rows
+from modicum.tasks import readers, rows
 from modicum.tasks.base import check_split, stream
 from modicum.tasks.loading import (
     LoadedRows,
@@ -176,7 +176,7 @@ class DataTask(Spec, ABC):
         source = self.source()
         assert source is not None, "without a hub there must be a path"
         roles = source.parts
-        found = hub.read(self.name, source.name, source.config, list(roles), source.unread)
+        found = readers.from_hub(self.name, source.name, source.config, list(roles), source.unread)
         return [RowPart(n, self.role(roles[n]), f"{source.name} {n}", r) for n, r in found.items()]
 
     def _loaded(self) -> LoadedRows:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from modicum.spec import check
-from modicum.tasks import forms, hub, readers
+from modicum.tasks import forms, readers
 from modicum.tasks.dataset import DataTask, check_path
 from modicum.tasks.loading import Reader, Role, RowPart, roles_of
 from modicum.types import UserError
@@ -103,7 +103,7 @@ class HubTask(FileTask):
 
     def _parts(self) -> list[RowPart]:
         place = self._place(self.path) if Path(self.path).expanduser().is_dir() else self.path
-        found = hub.read(self.name, place, self.config, None)
+        found = readers.from_hub(self.name, place, self.config, None)
         given = {"train": self.train, "test": self.test}
         named = {name: role for role, name in given.items() if name}
         for name in [name for name in found if name not in named]:
