@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from modicum.spec import at_least
+from modicum.limits import Positive, check_limits
 from modicum.tasks.arithmetic import Arithmetic, chain, evaluate
 from modicum.tasks.base import stream
 from modicum.tasks.countdown import Countdown
@@ -44,13 +44,13 @@ class Mixture:
 class PretrainConfig:
     """Everything that decides what the tiny base becomes."""
 
-    steps: int = 1600
+    steps: Positive = 1600
     """Optimizer steps taken. By step 2,600 the model had learnt to sum a chain at once."""
     decay_steps: int = 2600
     """Where the schedule would end; the run stops before."""
-    documents_per_step: int = 128
+    documents_per_step: Positive = 128
     """Documents in one step."""
-    micro_batches: int = 3
+    micro_batches: Positive = 3
     """Parts that a step is split into, by length."""
     learning_rate: float = 3e-3
     """Peak of the schedule."""
@@ -58,13 +58,13 @@ class PretrainConfig:
     """Steps of linear warm-up; cosine decay to a twentieth follows."""
     weight_decay: float = 0.1
     """On matrices only."""
-    layers: int = 6
+    layers: Positive = 6
     """Decoder layers."""
-    hidden: int = 128
+    hidden: Positive = 128
     """Width."""
-    intermediate: int = 288
+    intermediate: Positive = 288
     """Width of the MLP."""
-    heads: int = 4
+    heads: Positive = 4
     """Attention heads; two key/value heads."""
     seed: int = 0
     """Of the weights and of the text."""
@@ -72,8 +72,7 @@ class PretrainConfig:
     """Shares of the kinds of text."""
 
     def __post_init__(self) -> None:
-        at_least(self, steps=1, documents_per_step=1, micro_batches=1)
-        at_least(self, layers=1, hidden=1, heads=1, intermediate=1)
+        check_limits(self)
         if self.hidden % self.heads or self.heads % 2:
             raise UserError(f"heads must be even and divide hidden, not {self.heads}")
 

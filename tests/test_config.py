@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import math
@@ -34,7 +35,7 @@ from modicum.config import (
     to_toml,
 )
 from modicum.face.evaluation import EvaluateConfig
-from modicum.options import Parser, convert, field_docs, given, merge
+from modicum.options import Parser, add_options, as_number, field_docs, given, merge
 from modicum.parts import parsers
 from modicum.resuming import kept
 from modicum.types import UserError
@@ -480,16 +481,20 @@ def test_a_wrong_option_is_one_line(args: list[str], problem: str) -> None:
     assert str(caught.value) == f"modicum test: {problem} (see modicum test --help)"
 
 
-def test_convert_takes_texts_for_numbers_where_numbers_are_asked() -> None:
-    assert convert("3", int) == 3
-    assert convert("3", float) == 3.0
-    assert convert("3", str) == "3"
-    assert convert("1e3", int) == 1000.0  # a whole number
-    assert convert("3.5", int) == 3.5  # and is refused by the check
-    assert convert("3.5", float | None) == 3.5
-    assert convert("none", float | None) == "none"
-    assert convert("soft", typing.Literal["soft", "hard"]) == "soft"
-    assert math.isnan(convert("nan", float))
+def test_texts_are_numbers_where_numbers_are_asked() -> None:
+    assert as_number("3") == 3
+    assert as_number("1e3") == 1000.0  # a whole number
+    assert as_number("3.5") == 3.5  # and is refused by the check where a whole one is asked
+    assert as_number("none") == "none"
+    assert math.isnan(float(as_number("nan")))
+    parser = argparse.ArgumentParser()
+    add_options(parser, TrainConfig)
+    found = parser.parse_args(["--out", "3", "--steps", "1e3", "--top-p", "1", "--style", "tags"])
+    assert given(TrainConfig, found) == {
+        "out": "3",
+        "steps": 1000.0,
+        "sampling": {"top_p": 1, "style": "tags"},
+    }
 
 
 def test_merge_goes_into_tables_and_changes_neither() -> None:

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from modicum import answers, cli, tasks
-from modicum.tasks import hub
+from modicum.tasks import readers
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask
-from modicum.tasks.hendrycks import Math, Math500
-from modicum.tasks.overlap import normalise
-from modicum.tasks.sets import Aime, Amc, Gsm8k, OpenThoughts
+from modicum.tasks.loading import normalise
+from modicum.tasks.sets import Aime, Amc, Gsm8k, Math, Math500, OpenThoughts
 from modicum.types import SPLITS, Problem, UserError
 
 
@@ -208,7 +207,7 @@ def test_data_sets_come_from_the_hub_by_name(monkeypatch: pytest.MonkeyPatch) ->
         ("AI-MO/aimo-validation-amc",),
     ]
     table = datasets.Dataset.from_list([{**row, "deepseek_reasoning": "long"}])
-    (record,) = hub._records("x", table, ("deepseek_reasoning", "test_cases"))
+    (record,) = readers._hub_records("x", table, ("deepseek_reasoning", "test_cases"))
     assert record.values == row and record.where == "x, row 1"
     monkeypatch.setattr(datasets, "load_dataset", lambda *args: {"validation": [row]})
     with pytest.raises(UserError, match="has no part 'test'"):

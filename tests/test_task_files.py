@@ -405,7 +405,7 @@ def test_a_hub_data_set_that_is_in_the_cache_is_read_without_the_hub(
 def test_a_hub_that_is_silent_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    from modicum.tasks import hub
+    from modicum.tasks import readers
 
     told = []
 
@@ -415,7 +415,9 @@ def test_a_hub_that_is_silent_is_not_asked_again(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "silence", lambda: "https://huggingface.co does not answer (no name)")
+    monkeypatch.setattr(
+        readers, "silence", lambda: "https://huggingface.co does not answer (no name)"
+    )
     with pytest.raises(
         UserError, match=r"does not answer \(no name\) .*hub\(path='...'\) takes a local copy"
     ):

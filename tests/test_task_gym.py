@@ -70,7 +70,7 @@ def test_another_process_makes_the_same_problems_in_another_order() -> None:
     names = gym._ask(60.0, do="describe", name="")["known"]
 
     def made(indices: list[int]) -> dict[tuple[str, int], Problem]:
-        gym._child().close()
+        gym.child.close()
         tried = {name: gym.variant(name)(name) for name in names}
         return {(n, i): task.problem("train", 1, i) for n, task in tried.items() for i in indices}
 
@@ -192,7 +192,7 @@ def test_an_answer_without_a_score_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_scorer_that_hangs_costs_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     task = parse("gym('chain_sum')")
     problem = task.problem("train", 0, 0)
-    child = gym._child()
+    child = gym.child
     assert child.process is not None
     os.kill(child.process.pid, signal.SIGSTOP)
     monkeypatch.setattr(gym, "SCORE_SECONDS", 0.3)

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from modicum.tasks import matrices
+from modicum.tasks import matrix as matrices
 from modicum.tasks.matrix import MatrixTask
 from modicum.types import Problem
 

@@ -17,7 +17,7 @@ import pytest
 
 from modicum.tasks import TASKS, Task, fingerprint, overlap, parse
 from modicum.tasks.arithmetic import Arithmetic, evaluate
-from modicum.tasks.base import Draft, Procedural, split_of
+from modicum.tasks.base import Procedural, split_of
 from modicum.tasks.countdown import Countdown
 from modicum.tasks.dataset import DataTask
 from modicum.types import SPLITS, Problem, Split, UserError
@@ -152,7 +152,7 @@ def test_a_fingerprint_is_a_text_and_stays(task: Task) -> None:
 
 def test_unknown_split_is_an_error(task: Task) -> None:
     split: Any = "dev"
-    with pytest.raises(UserError, match=r"no split 'dev'; the splits are train, tune, test"):
+    with pytest.raises(UserError, match=r"the split is 'dev'; known are test, train, tune"):
         task.problem(split, 0, 0)
 
 
@@ -271,16 +271,16 @@ def test_countdown_of_three_is_solvable() -> None:
 
 
 def test_a_task_without_a_problem_for_the_split_is_an_error() -> None:
-    draft = Draft("the only one", "What is 1+1?", "2", 1.0, {})
+    draft = Problem("the only one", "What is 1+1?", "2", 1.0, {})
 
     @dataclass(frozen=True)
     class Tiny(Procedural):
         name: ClassVar[str] = "tiny"
 
-        def make(self, rng: random.Random, split: Split) -> Draft:
+        def make(self, rng: random.Random, split: Split) -> Problem:
             return draft
 
-    home = split_of(draft.key)
+    home = split_of(draft.id)
     assert Tiny().problem(home, 0, 0).answer == "2"
     for split in set(SPLITS) - {home}:
         with pytest.raises(UserError, match=f"tiny has no problem for the split '{split}'"):

@@ -30,7 +30,7 @@ MAX_ANSWERS = 5000  # of one child, before a new one takes its place
 MAX_ANSWER = 1000  # characters of an answer that are compared by more than identity
 CONTENT = re.compile(r"[^\W_]|[<>=+%∅∞ℝ]|\\\{")
 UNFINISHED = re.compile(r"\\(?:[dt]?frac|sqrt|boxed|text)\s*$")
-FRAMED = re.compile(r"\\fbox(?![A-Za-z])")
+BOX = re.compile(r"\\(?:boxed|fbox(?![A-Za-z]))")
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 child = Child("-m", "modicum.grading.equivalence")
@@ -174,10 +174,9 @@ def check_gold(text: str) -> str:
 
 def gold_from_box(solution: str) -> str | None:
     r"""The last \boxed{...} or \fbox{...}, None if none is closed; UserError when it is empty."""
-    text = FRAMED.sub(r"\\boxed", solution)
-    start = text.find(r"\boxed")
+    first = BOX.search(solution)
     # From the first box on: a tag or #### before it is no answer of these solutions.
-    found = extract(text[start:]) if start >= 0 else None
+    found = extract(solution[first.start() :]) if first else None
     if found == "":
         raise UserError("the last box of the solution is empty")
     return found

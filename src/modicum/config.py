@@ -7,16 +7,17 @@ run may change it (modicum.resuming). No torch here, so that `modicum train --he
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from modicum import stopping
+from modicum.limits import Limits, Natural, Positive, Share, ShareBelowOne
 from modicum.resuming import chosen, digits, fixed, free, length
 from modicum.settings import Settings
 from modicum.settings import from_mapping as from_mapping
 from modicum.settings import read_toml as read_toml
 from modicum.settings import to_toml as to_toml
 from modicum.settings import toml_value as toml_value
-from modicum.spec import at_least, keywords, short, within
+from modicum.spec import keywords, short
 from modicum.types import UserError
 
 KINDS = ("task", "reward", "update", "objective", "curriculum")
@@ -27,15 +28,15 @@ KINDS = ("task", "reward", "update", "objective", "curriculum")
 class Sampling(Settings):
     """How completions are drawn, in training and in evaluation alike."""
 
-    temperature: float = fixed(1.0)
+    temperature: Annotated[float, Limits(0, 100)] = fixed(1.0)
     """Divides the logits, for the sampler and for the log-probs that are trained."""
-    top_p: float = fixed(1.0)
+    top_p: Annotated[float, Limits(0, 1, above=True)] = fixed(1.0)
     """Keep the smallest set of tokens with this much probability; 1 keeps all."""
-    top_k: int = fixed(0)
+    top_k: Natural = fixed(0)
     """Keep this many most probable tokens; 0 keeps all."""
-    max_tokens: int = chosen(fixed(0))
+    max_tokens: Natural = chosen(fixed(0))
     """Longest completion, in tokens; auto follows the task and its worked solutions."""
-    max_prompt_tokens: int = free(512)
+    max_prompt_tokens: Positive = free(512)
     """Longest prompt, in tokens. A resumed run keeps it where longer ones are skipped."""
     template: Literal["auto", "chat", "r1_zero", "plain"] = fixed("auto")
     """Prompt form; auto is chat if the tokenizer has a chat template, else r1_zero."""
@@ -45,9 +46,9 @@ class Sampling(Settings):
     """System prompt, put before what the style asks for; unset takes the template's own."""
     template_args: tuple[str, ...] | str = fixed("")
     """What the chat template is told, such as `enable_thinking=false`; again for more."""
-    examples: int = fixed(0)
+    examples: Natural = fixed(0)
     """Worked problems of the train split that stand before every question, and are not trained."""
-    examples_seed: int = fixed(0)
+    examples_seed: Natural = fixed(0)
     """Of the choice of these problems; runs of other seeds have the same ones."""
     stop: str | tuple[str, ...] | None = fixed(None)
     """Text that ends a completion (again for another; '' for none); unset asks the template."""
@@ -56,8 +57,6 @@ class Sampling(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, temperature=(0, 100), top_k=0, max_tokens=0, max_prompt_tokens=1)
-        at_least(self, examples=0, examples_seed=0)
         if not isinstance(self.template_args, str):
             object.__setattr__(self, "template_args", ", ".join(self.template_args))
         keywords("template_args", str(self.template_args))
@@ -66,46 +65,39 @@ class Sampling(Settings):
             object.__setattr__(self, "stop", () if stop == ("",) else stop)
             if "" in stop and len(stop) > 1:
                 raise UserError("stop: an empty text beside others; alone it means no stop strings")
-        within("top_p", self.top_p, 0, 1, above=True)
 
 
 @dataclass(frozen=True)
 class Steps(Settings):
     """What one step consists of."""
 
-    prompts_per_step: int = fixed(16)
+    prompts_per_step: Positive = fixed(16)
     """Problems drawn in a step."""
-    group_size: int = fixed(8)
-    """Completions of each problem."""
-    updates_per_rollout: int = fixed(1)
+    group_size: Annotated[int, Limits(2)] = fixed(8)
+    """Completions of each problem; their advantages compare them."""
+    updates_per_rollout: Positive = fixed(1)
     """Optimizer steps on the same completions."""
-    micro_batch: int = chosen(digits(0))
+    micro_batch: Natural = chosen(digits(0))
     """Completions in one forward and backward pass: memory, not the result; auto: what fits."""
-    rollout_batch: int = chosen(digits(0))
+    rollout_batch: Natural = chosen(digits(0))
     """Completions sampled at the same time: memory, not the result; auto: what fits."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, prompts_per_step=1, updates_per_rollout=1, micro_batch=0, rollout_batch=0)
-        at_least(self, group_size=2)  # advantages compare
 
 
 @dataclass(frozen=True)
 class Budget(Settings):
     """A limit besides `steps`: a run ends at the end of the step nearest to it."""
 
-    budget: float = length(0.0)
+    budget: Annotated[float, Limits(0)] = length(0.0)
     """What a run may spend in all; 0: only `steps` ends it."""
     budget_unit: Literal["tokens", "flops", "seconds"] = fixed("tokens")
     """Of what: generated tokens, matrix FLOPs, or seconds of sampling and training."""
     stop_when: str = length(stopping.NEVER)
     """Ends the run when this holds, such as `accuracy >= 0.9` or `reward/mean > 0.8`."""
-    patience: int = length(0)
+    patience: Natural = length(0)
     """Ends it after so many evaluations on the tune split without a better one; 0 never does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, budget=0.0, patience=0)
         stopping.parse(self.stop_when)
 
 
@@ -113,30 +105,24 @@ class Budget(Settings):
 class Optimizer(Settings):
     """AdamW on what trains."""
 
-    learning_rate: float | None = chosen(fixed(None))
+    learning_rate: Annotated[float | None, Limits(0, 10, above=True, below=True)] = chosen(
+        fixed(None)
+    )
     """Step size; auto finds it from the run's own first rollout (docs/rates.md)."""
-    weight_decay: float = fixed(0.0)
+    weight_decay: Annotated[float, Limits(0, 100)] = fixed(0.0)
     """Decoupled decay of what trains."""
-    beta1: float = fixed(0.9)
+    beta1: ShareBelowOne = fixed(0.9)
     """Decay of the first moment."""
-    beta2: float = fixed(0.999)
+    beta2: ShareBelowOne = fixed(0.999)
     """Decay of the second moment."""
-    epsilon: float = fixed(1e-8)
+    epsilon: Share = fixed(1e-8)
     """Added to the root of the second moment."""
-    max_grad_norm: float = fixed(1.0)
+    max_grad_norm: Annotated[float, Limits(0)] = fixed(1.0)
     """Gradients are scaled down to this norm; 0 does not clip."""
     schedule: Literal["constant", "linear"] = fixed("constant")
     """After warm-up: constant, or linear to zero at the last step, by rollouts and updates."""
-    warmup_steps: int = fixed(0)
+    warmup_steps: Natural = fixed(0)
     """Updates of linear warm-up; those of rollouts without a signal count."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, weight_decay=(0, 100), max_grad_norm=0, warmup_steps=0, epsilon=(0, 1))
-        for name in ("beta1", "beta2"):
-            within(name, getattr(self, name), 0, 1, below=True)
-        if self.learning_rate is not None:
-            within("learning_rate", self.learning_rate, 0, 10, above=True, below=True)
 
 
 @dataclass(frozen=True)
@@ -153,16 +139,12 @@ class Compute(Settings):
     """How the model is run: in stretches of layers, or by the library's whole forward."""
     sampler: str = fixed("local")
     """What draws completions, as an expression: this process, token by token."""
-    trunk_bytes: int = digits(2**30)
+    trunk_bytes: Natural = digits(2**30)
     """Most memory for states of frozen layers kept from sampling; past it they are run again."""
     checkpointing: bool | None = chosen(digits(None))
     """Recompute activations in backward: less memory, more time; auto: where it must be."""
-    agreement_every: int = free(10)
+    agreement_every: Natural = free(10)
     """Steps between checks by the library's forward, after the first five; 0 makes none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, trunk_bytes=0, agreement_every=0)
 
 
 @dataclass(frozen=True)
@@ -179,38 +161,30 @@ class Trust(Settings):
 class Held(Settings):
     """Evaluation on held-out problems, before and after training."""
 
-    eval_problems: int = fixed(256)
+    eval_problems: Natural = fixed(256)
     """Held-out problems; 0 does not evaluate."""
-    eval_samples: int = fixed(4)
+    eval_samples: Positive = fixed(4)
     """Sampled completions of each, at the training temperature."""
-    eval_every: int = free(0)
+    eval_every: Natural = free(0)
     """Also after every so many steps; 0 only at the ends. On `tune` where they may end the run."""
     eval_split: Literal["test", "tune"] = fixed("test")
     """Which held-out problems; what is chosen between runs is chosen on `tune`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, eval_problems=0, eval_samples=1, eval_every=0)
 
 
 @dataclass(frozen=True)
 class Records(Settings):
     """What a run writes."""
 
-    checkpoint_every: int = free(25)
+    checkpoint_every: Natural = free(25)
     """Steps between checkpoints (the newest two are kept); 0 only at the end."""
-    samples_every: int = free(1)
+    samples_every: Positive = free(1)
     """Steps between those whose completions are written, with prompts and rewards."""
-    samples_mib: int = free(200)
+    samples_mib: Natural = free(200)
     """Past this size of samples.jsonl one group of each tenth of these steps is written."""
     anatomy: bool = free(True)
     """At the end, load the base once more and measure what changed in it (docs/anatomy.md)."""
     watch: bool = free(False)
     """Show the run while it goes: `live.html` in its folder, and a view in the terminal."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, checkpoint_every=0, samples_every=1, samples_mib=0)
 
 
 @dataclass(frozen=True)
@@ -249,9 +223,9 @@ class TrainConfig(Settings):
     """The loss, such as `grpo(kl=0.04)`."""
     curriculum: str = fixed("uniform")
     """Which problems come next."""
-    steps: int = length(70)
+    steps: Natural = length(70)
     """Rollouts at most; each is followed by `updates_per_rollout` optimizer steps."""
-    seed: int = fixed(0)
+    seed: Natural = fixed(0)
     """Of problems, sampling noise and initialisation."""
     out: str = free("")
     """The run folder; empty makes one under runs/ from what differs from the defaults."""
@@ -275,7 +249,6 @@ class TrainConfig(Settings):
                 )
         super().__post_init__()
         object.__setattr__(self, "out", os.path.expanduser(self.out))
-        at_least(self, steps=0, seed=0)
         stopping.split_within(self.budget, self.evaluation)
         if self.sampling.temperature == 0:
             raise UserError(

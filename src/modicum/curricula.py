@@ -15,9 +15,10 @@ import bisect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from modicum.spec import Spec, build, within
+from modicum.limits import Limits
+from modicum.spec import Spec, build
 from modicum.tasks.base import Task, stream
 from modicum.types import Problem, UserError
 
@@ -172,11 +173,8 @@ class EasyToHard(Curriculum):
     """
 
     name: ClassVar[str] = "easy_to_hard"
-    stages: int = 4
+    stages: Annotated[int, Limits(2, 100)] = 4
     cumulative: bool = True
-
-    def __post_init__(self) -> None:
-        within("easy_to_hard: stages", self.stages, 2, 100)
 
     def begin(self, task: Task, seed: int) -> Order:
         return StagedOrder(task, seed, self.stages, self.cumulative)

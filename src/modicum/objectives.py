@@ -19,15 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from modicum import spec
+from modicum.limits import Between, Limits
 from modicum.types import Advantage, Group
 
 MOST = 100.0  # of the upper bound of a ratio and of the weight of the KL term; usual: below 1
+Above = Annotated[float | None, Limits(0, MOST, above=True)]
 SAME_REWARD = 1e-8  # rewards closer than this are the same reward
 Sums = dict[str, Tensor]
 """Sums over tokens, for the log."""
@@ -75,16 +77,10 @@ class Objective(spec.Spec):
     whole_rows: ClassVar[bool] = False
     """Whether `token_loss` must see all tokens of a row at once."""
 
-    kl: float = 0.0
-    clip: float = 0.2
-    clip_high: float | None = None
-
-    def __post_init__(self) -> None:
-        # A ratio is above 0, so that a lower bound of 1 or more below 1 would bound nothing.
-        spec.within(f"{self.name}: clip", self.clip, 0, 1, above=True, below=True)
-        if self.clip_high is not None:
-            spec.within(f"{self.name}: clip_high", self.clip_high, 0, MOST, above=True)
-        spec.within(f"{self.name}: kl", self.kl, 0, MOST)
+    kl: Annotated[float, Limits(0, MOST)] = 0.0
+    # A ratio is above 0, so that a lower bound of 1 or more below 1 would bound nothing.
+    clip: Between = 0.2
+    clip_high: Above = None
 
     @property
     def needs_reference(self) -> bool:
@@ -237,7 +233,7 @@ class Dapo(Objective):
     """
 
     name: ClassVar[str] = "dapo"
-    clip_high: float | None = 0.28
+    clip_high: Above = 0.28
 
     def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
         return constant(lengths_R, counts.num_tokens)
@@ -273,8 +269,8 @@ class Gspo(Objective):
 
     name: ClassVar[str] = "gspo"
     whole_rows: ClassVar[bool] = True
-    clip: float = 3e-4
-    clip_high: float | None = 4e-4
+    clip: Between = 3e-4
+    clip_high: Above = 4e-4
 
     def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
         """The mean over the tokens of each row, which must be whole."""

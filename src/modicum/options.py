@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 from modicum.resuming import AUTO
-from modicum.settings import elsewhere, from_mapping
+from modicum.settings import elsewhere, from_mapping, places, tables
 from modicum.types import UserError
 
 C = TypeVar("C")
@@ -117,6 +117,8 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
             kind = {"metavar": "TEXT", "action": "append"}
         if bool in (hint, *typing.get_args(hint)):
             shown, kind = "", {"action": argparse.BooleanOptionalAction}
+        elif {int, float} & {hint, *typing.get_args(hint)}:
+            kind["type"] = as_number
         text = (docs[field.name] + shown).replace("%", "%%")
         flag = "--" + field.name.replace("_", "-")
         kind |= {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
@@ -131,26 +133,16 @@ def _word(hint: Any) -> str:
 
 
 def given(cls: type, found: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given, as nested tables with values converted from text."""
-    hints = typing.get_type_hints(cls)
-    tables: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            inner = given(typing.cast(type, hint), found)
-            if inner:
-                tables[field.name] = inner
-        elif hasattr(found, field.name):
-            tables[field.name] = convert(getattr(found, field.name), hint)
-    return tables
+    """The options that were given, as nested tables."""
+    known = places(cls)
+    return tables(cls, {n: value for n, value in vars(found).items() if n in known}, "options")
 
 
-def convert(text: Any, hint: Any) -> Any:
-    """`text` as a number where the type asks for one; other texts and switches stay."""
-    if isinstance(text, str) and {int, float} & {hint, *typing.get_args(hint)}:
-        for kind in (int, float):  # 1e3 steps are whole
-            with contextlib.suppress(ValueError):
-                return kind(text)
+def as_number(text: str) -> int | float | str:
+    """A text as a number, if it is one."""
+    for kind in (int, float):  # 1e3 steps are whole
+        with contextlib.suppress(ValueError):
+            return kind(text)
     return text
 
 

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from modicum.limits import check_limits
 from modicum.resuming import AUTO, is_auto
 from modicum.spec import check, nearest, short
 from modicum.types import UserError
@@ -40,6 +41,7 @@ class Settings:
             if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
                 value = from_mapping(typing.cast(type, hint), value, name)
             object.__setattr__(self, name, checked(type(self), name, name, value))
+        check_limits(self)
 
 
 @lru_cache(maxsize=1)

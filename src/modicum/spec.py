@@ -12,17 +12,16 @@ import difflib
 import operator
 import os
 import re
-import sys
 import types
 import typing
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from modicum.limits import MAX_FLOAT, check_limits
 from modicum.types import UserError
 
 MAX_LENGTH = 2000
-MAX_FLOAT = sys.float_info.max
 PATH_LIKE = re.compile(r"[(=,]\s*(~|\.{0,2}[/\\]\w|\w:\\)")
 HALF = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -45,6 +44,9 @@ class Spec:
 
     name: ClassVar[str]
     varargs: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        check_limits(self, f"{self.name}: ")
 
     def __str__(self) -> str:
         shown: list[str] = []
@@ -211,28 +213,6 @@ class _Builder:
 
     def error(self, message: str) -> UserError:
         return UserError(f"{self.kind} {self.text!r}: {message}")
-
-
-def within(
-    what: str, value: float, low: float, high: float, above: bool = False, below: bool = False
-) -> None:
-    """UserError that begins with `what` when a value is outside of low..high, or not a number.
-
-    `above` and `below` leave out the lower and the upper end.
-    """
-    if not low <= value <= high or (above and value == low) or (below and value == high):
-        least, most = "above" if above else "at least", "below" if below else "at most"
-        raise UserError(f"{what} must be {least} {low:g} and {most} {high:.12g}, not {value}")
-
-
-def at_least(section: Any, **limits: float | tuple[float, float]) -> None:
-    """UserError when a named field is below its limit (or outside of two) or infinite."""
-    for name, limit in limits.items():
-        value = getattr(section, name)
-        if isinstance(limit, tuple):
-            within(name, value, *limit)
-        elif not limit <= value < float("inf"):
-            raise UserError(f"{name} must be at least {limit:g}, not {value!r}")
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

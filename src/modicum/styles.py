@@ -9,8 +9,10 @@ for and what the reward `format` and the format rate of an evaluation count.
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from modicum import answers
 from modicum.grading.extraction import boxes, spoken
@@ -58,28 +60,6 @@ def hashes_ok(text: str) -> bool:
     return len(found) == 1 and found[0] == lines[-1] and answers.extract(text) is not None
 
 
-STYLES: dict[str, Style] = {
-    style.name: style
-    for style in (
-        Style(  # DeepSeek-R1 (arXiv 2501.12948), table 1
-            "tags",
-            "The reasoning process and the answer are enclosed within <think> </think> and"
-            " <answer> </answer> tags, respectively, i.e., <think> reasoning process here"
-            " </think> <answer> answer here </answer>.",
-            "<think> {thought} </think> <answer> {answer} </answer>",
-            answers.format_ok,
-        ),
-        Style(  # the prompt of Qwen2.5-Math
-            "boxed",
-            r"Please reason step by step, and put your final answer within \boxed{}.",
-            r"{thought} \boxed{{answer}}",
-            boxed_ok,
-        ),
-        Style(  # the mark of GSM8K's solutions
-            "hashes",
-            "Reason step by step, then write the final answer on the last line after ####.",
-            "{thought}\n#### {answer}",
-            hashes_ok,
-        ),
-    )
-}
+_TEXTS = tomllib.loads(Path(__file__).with_name("styles.toml").read_text("utf-8"))
+_FORMS = {"tags": answers.format_ok, "boxed": boxed_ok, "hashes": hashes_ok}
+STYLES = {name: Style(name, format_ok=ok, **_TEXTS[name]) for name, ok in _FORMS.items()}

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from modicum.limits import Natural, Positive, Share
 from modicum.options import Parser, show
-from modicum.spec import at_least
+from modicum.settings import Settings
 
 SUMMARY = """Try degenerate answers on a reward before training; needs no model.
 
@@ -19,7 +20,7 @@ modicum audit-reward --reward 'accuracy + 0.5*my_rewards.py:brief' --strict    #
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings):
     """What to try, and when to flag."""
 
     task: str = "arithmetic"
@@ -28,15 +29,12 @@ class Options:
     """Weighted sum of terms; what `modicum train --reward` takes."""
     style: Literal["tags", "boxed", "hashes"] = "tags"
     """How the answers are marked."""
-    problems: int = 20
+    problems: Positive = 20
     """Problems of the training split; what an answer earns is the mean over them."""
-    share: float = 0.5
+    share: Share = 0.5
     """An answer that earns more than this share of what the right one earns is flagged."""
-    seed: int = 0
+    seed: Natural = 0
     """Of the order of the problems."""
-
-    def __post_init__(self) -> None:
-        at_least(self, problems=1, seed=0, share=(0, 1))
 
 
 def run(args: list[str]) -> int:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig, from_mapping
+from modicum.limits import Natural
 from modicum.options import Parser, add_options, given, show
-from modicum.spec import at_least
+from modicum.settings import Settings
 
 SUMMARY = """Look at a run before it begins: give it the options of `modicum train`.
 
@@ -22,16 +23,13 @@ modicum doctor --config runs/last1/config.toml --show 8    # needs: modicum trai
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings):
     """How much to look at."""
 
-    problems: int = 0
+    problems: Natural = 0
     """Look at so many problems of the first step; 0: at all of them, prompts_per_step."""
-    show: int = 2
+    show: Natural = 2
     """Problems whose completions are printed, four of each; --json has all."""
-
-    def __post_init__(self) -> None:
-        at_least(self, problems=0, show=0)
 
 
 def run(args: list[str]) -> int:

@@ -5,10 +5,11 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
+from modicum.limits import Limits
 from modicum.options import Parser
-from modicum.spec import within
+from modicum.settings import Settings
 from modicum.types import UserError
 
 EXAMPLES = r"""
@@ -29,16 +30,13 @@ verdicts that are false; they are counted on standard error, and the exit code s
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings):
     """How answers are compared."""
 
     symbolic: bool = True
     """Compare formulas by algebra as well (default: yes)."""
-    time_limit: float = 2.0
+    time_limit: Annotated[float, Limits(0, 1e6, above=True)] = 2.0
     """Seconds for the algebra of one answer; what takes longer is wrong."""
-
-    def __post_init__(self) -> None:
-        within("time_limit", self.time_limit, 0, 1e6, above=True)
 
 
 def run(args: list[str]) -> int:

@@ -4,11 +4,13 @@ import gc
 import sys
 from dataclasses import dataclass, replace
 from threading import Timer
+from typing import Annotated
 
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig, from_mapping
+from modicum.limits import Limits
 from modicum.options import Parser, add_options, given, show
-from modicum.spec import at_least
+from modicum.settings import Settings
 from modicum.types import UserError
 
 EXAMPLES = """
@@ -21,12 +23,12 @@ SILENT = 3.0  # seconds before it says that it works
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings):
     """Of which machine and runs."""
 
     hardware: str = "this"
     """A GPU (t4, rtx4090, h100), memory (2x48GB, '24GB 100TFLOPS 600GB/s'), or this machine."""
-    prompt_tokens: int | None = None
+    prompt_tokens: Annotated[int | None, Limits(1)] = None
     """Tokens of a prompt (default: as the task's are, 256 without a tokenizer here)."""
     updates: str = ""
     """Several updates, separated by ';', as a table."""
@@ -36,10 +38,6 @@ class Options:
     """Print a Markdown table."""
     require_fit: bool = False
     """Exit code 2 if it does not fit."""
-
-    def __post_init__(self) -> None:
-        if self.prompt_tokens is not None:
-            at_least(self, prompt_tokens=1)
 
 
 def run(args: list[str]) -> int:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from modicum.config import Sampling, Trust
+from modicum.limits import Natural, Positive
 from modicum.options import Parser, show
-from modicum.spec import at_least
+from modicum.settings import Settings
 from modicum.types import SPLITS, UserError
 
 CHECKED = 200  # problems of each split that are looked at
@@ -22,22 +23,19 @@ modicum tasks "hub('openai/gsm8k', config='main')"    # needs: the hub
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings):
     """Which problems to show."""
 
     split: Literal["train", "tune", "test"] = "train"
     """The split."""
-    seed: int = 0
+    seed: Natural = 0
     """The seed of the order."""
-    count: int = 3
+    count: Positive = 3
     """How many."""
     model: str = ""
     """Show the prompts that this model would get; with --check, whether one is too long."""
     sampling: Sampling = field(default_factory=Sampling)
     trust: Trust = field(default_factory=Trust)
-
-    def __post_init__(self) -> None:
-        at_least(self, count=1, seed=0)
 
 
 def run(args: list[str]) -> int:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from modicum import scorecard, tasks
 from modicum.config import Compute, Held, Sampling, Steps, TrainConfig, Trust, from_mapping
 from modicum.face.result import TrainResult, folder_of, in_python
+from modicum.limits import Natural, Positive
 from modicum.options import merge
 from modicum.parts import RunParts, past_bases, past_config, past_task, problems_changed
 from modicum.resuming import chosen, digits
 from modicum.runs import Run, make_folder
 from modicum.scorecard import Comparison, Evaluation
-from modicum.settings import tables
-from modicum.spec import at_least
+from modicum.settings import Settings, tables
 from modicum.types import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ ONLY_TRAINING = ("trunk_bytes", "checkpointing", "agreement_every")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """What to evaluate and how."""
 
     model: str = "tiny"
@@ -40,22 +40,19 @@ class EvaluateConfig:
     """Problems, as an expression; a RUN uses its own unless this is given."""
     split: Literal["train", "tune", "test"] = "test"
     """Which problems."""
-    problems: int = 256
+    problems: Positive = 256
     """How many."""
-    samples: int = 4
+    samples: Positive = 4
     """Sampled completions of each; pass@k goes up to this k."""
-    seed: int = 0
+    seed: Natural = 0
     """Of the sampling noise."""
-    batch: int = chosen(digits(0))
+    batch: Natural = chosen(digits(0))
     """Completions sampled at the same time: memory, not the result; auto: what fits."""
     out: str = ""
     """A folder for evaluation.json and completions.jsonl; `modicum compare` reads it."""
     sampling: Sampling = field(default_factory=Sampling)
     compute: Compute = field(default_factory=Compute)
     trust: Trust = field(default_factory=Trust)
-
-    def __post_init__(self) -> None:
-        at_least(self, problems=1, samples=1, seed=0, batch=0)
 
 
 @in_python()

@@ -18,7 +18,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from modicum.spec import Spec, within
+from modicum.limits import within
+from modicum.spec import Spec
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
 

@@ -147,7 +147,6 @@ class GivenFunction(Called):
 
     @property
     def called(self) -> Callable[..., Any]:
-        """The function."""
         return self.function
 
 

@@ -176,7 +176,6 @@ class Consistency(Term):
     name: ClassVar[str] = "consistency"
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
-        """In [0, 1], from exact fractions."""
         answer = answers.extract(completion.text)
         found = steps(_outside_answer(completion.text)) if answer else []
         if not answer or not found:

@@ -6,10 +6,11 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from modicum.limits import Between, Limits, within
 from modicum.rewards.base import Term
-from modicum.spec import nearest, within
+from modicum.spec import nearest
 from modicum.styles import STYLES
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
@@ -50,7 +51,6 @@ class Accuracy(Term):
     lenient: bool = False
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
-        """1.0 or 0.0."""
         grade = task.grade(problem, completion.text)
         return float(grade.lenient if self.lenient else grade.strict)
 
@@ -70,7 +70,6 @@ class Format(Term):
     style: Literal["tags", "boxed", "hashes"] = "tags"
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
-        """1.0 or 0.0."""
         return float(STYLES[self.style].format_ok(completion.text))
 
 
@@ -91,11 +90,11 @@ class Length(Term):
     """
 
     name: ClassVar[str] = "length"
-    max_tokens: int
+    max_tokens: Annotated[int, Limits(1, 10**9)]
     buffer: int | None = None
 
     def __post_init__(self) -> None:
-        within("length: max_tokens", self.max_tokens, 1, 10**9)
+        super().__post_init__()
         if self.buffer is not None:
             within("length: buffer", self.buffer, 1, self.max_tokens)
 
@@ -120,10 +119,7 @@ class Repetition(Term):
     """
 
     name: ClassVar[str] = "repetition"
-    n: int = 3
-
-    def __post_init__(self) -> None:
-        within("repetition: n", self.n, 1, 100)
+    n: Annotated[int, Limits(1, 100)] = 3
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """In [0, 1]: 1 for a text of fewer than `n` words, 0 for one without any."""
@@ -146,11 +142,8 @@ class Random(Term):
 
     name: ClassVar[str] = "random"
     placebo: ClassVar[bool] = True
-    p: float = 0.5
+    p: Between = 0.5
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        within("random: p", self.p, 0, 1, above=True, below=True)
 
     def score_group(
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]

@@ -30,10 +30,11 @@ from modicum.config import (
     to_toml,
     toml_value,
 )
+from modicum.limits import Natural, Positive, check_limits
 from modicum.options import merge
 from modicum.resuming import settings
 from modicum.settings import elsewhere, places
-from modicum.spec import at_least, nearest
+from modicum.spec import nearest
 from modicum.types import UserError
 
 Unit = Literal["tokens", "steps", "flops", "seconds"]
@@ -53,11 +54,11 @@ class Allowance:
     """Generated tokens, steps, matrix FLOPs, or seconds of sampling and training."""
     amount: float = 0.0
     """How many."""
-    max_steps: int = LATER_STEPS
+    max_steps: Positive = LATER_STEPS
     """Where a run ends that has not spent its budget by then."""
 
     def __post_init__(self) -> None:
-        at_least(self, max_steps=1)
+        check_limits(self)
         if self.amount <= 0:
             raise UserError("amount must be above 0: what every run may spend")
 
@@ -70,19 +71,19 @@ class Tuning:
     """Tries, times the rate that the arm names, or else finds; one factor tunes nothing."""
     probe: bool = False
     """Two tries in their place, where a first step moves the policy by 0.01 and 0.03 nats a token."""
-    seed: int = 1000
+    seed: Natural = 1000
     """Of the tries; none of `seeds`."""
     share: float = 1.0
     """The budget of a try, as a share of a run's. Shorter tries prefer higher rates."""
     halving: bool = False
     """Successive halving: all rates for a part of the budget, the better half for twice it, ..."""
-    problems: int = 256
+    problems: Positive = 256
     """Problems of the tune split."""
-    samples: int = 2
+    samples: Positive = 2
     """Completions of each."""
 
     def __post_init__(self) -> None:
-        at_least(self, seed=0, problems=1, samples=1)
+        check_limits(self)
         if self.probe:
             if self.factors not in (TRIES, (1.0, PROBED)):
                 raise UserError("probe has its own two tries; leave factors out")
@@ -123,11 +124,11 @@ class Study:
     """The score that the verdict is about, by problem."""
     margin: float = 0.02
     """How far below the control still counts as not worse; fixed before running."""
-    threads: int = 0
+    threads: Natural = 0
     """Threads of each run; 0 takes the cores over the jobs, when the study begins."""
     keep: bool = False
     """Keep the trained weights of the final runs."""
-    analysis_seed: int = 0
+    analysis_seed: Natural = 0
     """Of the resampling in the analysis."""
     budget: Allowance = field(default_factory=lambda: Allowance(amount=1))
     tuning: Tuning = field(default_factory=Tuning)
@@ -136,7 +137,7 @@ class Study:
     extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        at_least(self, threads=0, analysis_seed=0)
+        check_limits(self)
         if not 0 < self.margin < 1:
             raise UserError(f"margin must be above 0 and below 1, not {self.margin:g}")
         for name in ("arms", "seeds"):

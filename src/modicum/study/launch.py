@@ -21,9 +21,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from modicum import lock
+from modicum.limits import Natural, Positive, check_limits
 from modicum.machine import Interrupts
 from modicum.runs import clear_folder, entries, make_folder
-from modicum.spec import at_least, nearest
+from modicum.spec import nearest
 from modicum.study.cell import BUSY, Cell, execute, work
 from modicum.types import FolderError, RunInterrupted, UserError
 
@@ -39,13 +40,13 @@ Ended = Callable[[Cell], None]
 class Launcher(ABC):
     """One way to run cells."""
 
-    jobs: int = 1
+    jobs: Positive = 1
     """Cells at the same time."""
-    threads: int = 0
+    threads: Natural = 0
     """Of each cell; 0 leaves them as they are here, and shares out the cores elsewhere."""
 
     def __post_init__(self) -> None:
-        at_least(self, jobs=1, threads=0)
+        check_limits(self)
 
     @abstractmethod
     def run(self, cells: Sequence[Cell], ended: Ended) -> None:

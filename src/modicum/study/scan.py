@@ -13,8 +13,9 @@ from statistics import fmean
 from typing import Any, Literal
 
 from modicum.config import TrainConfig, read_toml, to_toml
+from modicum.limits import Positive
 from modicum.runs import Run, read_object
-from modicum.spec import at_least
+from modicum.settings import Settings
 from modicum.study import cells, collect, ranking, run
 from modicum.study.cell import BASE
 from modicum.study.design import Allowance, PlannedArm, Study, Tuning
@@ -25,7 +26,7 @@ from modicum.types import UserError
 
 
 @dataclass(frozen=True)
-class Scan:
+class Scan(Settings):
     """What to try, and how often."""
 
     over: Over = "layers"
@@ -35,17 +36,14 @@ class Scan:
     method: str = ""
     """What trains in a unit: an adapter such as `lora(rank=4)`, a selection such as
     `parts(mlp)`; empty trains all of it."""
-    seeds: int = 3
+    seeds: Positive = 3
     """Runs of every unit, with `seed` and the seeds after it."""
-    best: int = 2
+    best: Positive = 2
     """Number of units in the update that is named at the end."""
     full: bool = True
     """Also train everything, for the units' share of its gain."""
     keep: bool = False
     """Keep the trained weights of every run; else only what it scored and logged."""
-
-    def __post_init__(self) -> None:
-        at_least(self, seeds=1, best=1)
 
     def update(self, place: str) -> str:
         """The update that trains the method in a place: joined by @, or & for a selection."""

@@ -20,10 +20,9 @@ from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask, HubTask
 from modicum.tasks.given import GivenTask
 from modicum.tasks.gym import Gym
-from modicum.tasks.hendrycks import Math, Math500
+from modicum.tasks.loading import overlap
 from modicum.tasks.matrix import MatrixTask
-from modicum.tasks.overlap import overlap
-from modicum.tasks.sets import Aime, Amc, Gsm8k, OpenThoughts
+from modicum.tasks.sets import Aime, Amc, Gsm8k, Math, Math500, OpenThoughts
 from modicum.types import UserError
 
 __all__ = ["TASKS", "Task", "fingerprint", "notes", "of", "overlap", "parse"]

@@ -17,9 +17,10 @@ import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from modicum.tasks.base import Draft, Procedural
+from modicum.limits import Limits
+from modicum.tasks.base import Procedural
 from modicum.types import Problem, Split, UserError
 
 APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -60,28 +61,24 @@ class Arithmetic(ChainTask):
     """Sums of `terms` numbers with up to `digits` digits, joined by `operators` (+, -, *)."""
 
     name: ClassVar[str] = "arithmetic"
-    terms: int = 4
-    digits: int = 1
+    terms: Annotated[int, Limits(2, 50)] = 4
+    digits: Annotated[int, Limits(1, 9)] = 1
     operators: str = "+-"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.terms <= 50:
-            raise UserError(f"arithmetic: terms must be between 2 and 50, not {self.terms}")
-        if not 1 <= self.digits <= 9:
-            raise UserError(f"arithmetic: digits must be between 1 and 9, not {self.digits}")
+        super().__post_init__()
         if not self.operators or set(self.operators) - set(APPLY):
             raise UserError(f"arithmetic: operators are made of + - *, not {self.operators!r}")
 
     def origin(self) -> str:
-        """Frozen as it was when two digits were the default."""
-        # Seeds the problems. Frozen as it was when the tiny base was pretrained and two
-        # digits were the default, so that its text can be made again.
+        # Frozen as it was when the tiny base was pretrained and two digits were the default, so
+        # that its text can be made again.
         shown = [] if self.terms == 4 else [f"terms={self.terms}"]
         shown += [] if self.digits == 2 else [f"digits={self.digits}"]
         shown += [] if self.operators == "+-" else [f"operators={self.operators!r}"]
         return f"{self.name}({', '.join(shown)})" if shown else self.name
 
-    def make(self, rng: random.Random, split: Split) -> Draft:
+    def make(self, rng: random.Random, split: Split) -> Problem:
         terms = [rng.randint(1, 10**self.digits - 1) for _ in range(self.terms)]
         signs = [rng.choice(self.operators) for _ in range(self.terms - 1)]
         text = _written(terms, signs)
@@ -90,7 +87,7 @@ class Arithmetic(ChainTask):
         difficulty = float(self.terms * self.digits)
         data = {"terms": tuple(terms), "signs": tuple(signs)}
         answer = str(evaluate(terms, signs))
-        return Draft(" ".join(summands), f"What is {text}?", answer, difficulty, data)
+        return Problem(" ".join(summands), f"What is {text}?", answer, difficulty, data)
 
 
 @dataclass(frozen=True)
@@ -99,23 +96,19 @@ class Products(ChainTask):
 
     name: ClassVar[str] = "products"
     sign: ClassVar[str] = "*"
-    digits: int = 2
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.digits <= 100:
-            raise UserError(f"{self.name}: digits must be between 1 and 100, not {self.digits}")
+    digits: Annotated[int, Limits(1, 100)] = 2
 
     @property
     def limit(self) -> int:
         """Above all operands."""
         return 10**self.digits
 
-    def make(self, rng: random.Random, split: Split) -> Draft:
+    def make(self, rng: random.Random, split: Split) -> Problem:
         pair = [rng.randrange(self.limit) for _ in range(2)]
         question = f"What is {pair[0]}{self.sign}{pair[1]}?"
         data = {"terms": tuple(pair), "signs": (self.sign,)}
         key, answer = self.sign.join(map(str, sorted(pair))), APPLY[self.sign](*pair)
-        return Draft(key, question, str(answer), float(len(str(self.limit - 1))), data)
+        return Problem(key, question, str(answer), float(len(str(self.limit - 1))), data)
 
 
 @dataclass(frozen=True)
@@ -124,13 +117,8 @@ class Addition(Products):
 
     name: ClassVar[str] = "addition"
     sign: ClassVar[str] = "+"
-    digits: int = 5
-    below: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.below is not None and not 5 <= self.below <= 10**100:
-            raise UserError(f"addition: below must be between 5 and 10^100, not {self.below}")
+    digits: Annotated[int, Limits(1, 100)] = 5
+    below: Annotated[int | None, Limits(5, 10**100)] = None
 
     @property
     def limit(self) -> int:

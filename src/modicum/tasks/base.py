@@ -12,12 +12,11 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 from modicum import answers
-from modicum.spec import Spec
+from modicum.spec import Spec, check
 from modicum.types import SPLITS, Grade, Problem, Split, UserError
 
 T = TypeVar("T")
@@ -44,10 +43,7 @@ class Task(Protocol):
 
 def check_split(split: str) -> Split:
     """`split` itself if it is one of the three, else a UserError."""
-    for known in SPLITS:
-        if split == known:
-            return known
-    raise UserError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
+    return check("the split", split, Split)
 
 
 def stream(*key: object) -> random.Random:
@@ -66,39 +62,30 @@ def split_of(content: str) -> Split:
     raise AssertionError("the shares of the splits add up to 100")
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A problem before it has a place: its content key decides the split."""
-
-    key: str
-    question: str
-    answer: str
-    difficulty: float | None
-    data: Mapping[str, object]
-
-
 class Procedural(Spec, ABC):
     """Base of the tasks without an end, whose problems are made from random numbers."""
 
     @abstractmethod
-    def make(self, rng: random.Random, split: Split) -> Draft | None:
-        """A draft, or None for one that is no good; it may also be None outside `split`."""
+    def make(self, rng: random.Random, split: Split) -> Problem | None:
+        """A problem, or None for one that is no good; it may also be None outside `split`.
+
+        Its `id` is what decides the split: the same for all problems that ask the same.
+        """
 
     def working(self, problem: Problem) -> str:
         """The way to the answer, for worked examples; empty where it is not known."""
         return ""
 
     def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at (split, seed, index): the first draft that a hash puts into `split`.
+        """The problem at (split, seed, index): the first that a hash puts into `split`.
 
         Raises UserError when none of 2,000 does: the task has too few problems to split.
         """
         rng = stream(self.origin(), check_split(split), seed, index)
         for _ in range(MAX_TRIES):
-            draft = self.make(rng, split)
-            if draft is not None and split_of(draft.key) == split:
-                place = f"{self}/{split}/{seed}/{index}"
-                return Problem(place, draft.question, draft.answer, draft.difficulty, draft.data)
+            made = self.make(rng, split)
+            if made is not None and split_of(made.id) == split:
+                return replace(made, id=f"{self}/{split}/{seed}/{index}")
         raise UserError(f"{self} has no problem for the split {split!r}; make its numbers larger")
 
     def size(self, split: Split) -> int | None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from modicum import answers
-from modicum.tasks.base import Draft, Procedural
-from modicum.types import Grade, Problem, Split, UserError
+from modicum.limits import Limits
+from modicum.tasks.base import Procedural
+from modicum.types import Grade, Problem, Split
 
 MAX_TARGET = 999
 
@@ -49,16 +50,8 @@ class Countdown(Procedural):
 
     name: ClassVar[str] = "countdown"
     completion_tokens: ClassVar[int] = 1024  # a search, as in TinyZero
-    numbers: int = 4
-    max_value: int = 99
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.numbers <= 10:
-            raise UserError(f"countdown: numbers must be between 2 and 10, not {self.numbers}")
-        if not 5 <= self.max_value <= MAX_TARGET:
-            raise UserError(
-                f"countdown: max_value must be in 5..{MAX_TARGET}, not {self.max_value}"
-            )
+    numbers: Annotated[int, Limits(2, 10)] = 4
+    max_value: Annotated[int, Limits(5, MAX_TARGET)] = 99
 
     def grade(self, problem: Problem, text: str) -> Grade:
         """Right if the marked expression uses the numbers exactly and reaches the target."""
@@ -68,7 +61,7 @@ class Countdown(Procedural):
         """A line for each number that is made."""
         return "\n".join(problem.data["steps"])
 
-    def make(self, rng: random.Random, split: Split) -> Draft | None:
+    def make(self, rng: random.Random, split: Split) -> Problem | None:
         numbers = [rng.randint(1, self.max_value) for _ in range(self.numbers)]
         parts = [Node(str(n), Fraction(n)) for n in numbers]
         steps: list[str] = []
@@ -88,4 +81,4 @@ class Countdown(Procedural):
         question = f"Make {target} from {listed}, each used once."
         key = f"{sorted(numbers)} {target}"
         data = {"numbers": tuple(numbers), "target": int(target), "steps": tuple(steps)}
-        return Draft(key, question, parts[0].text, float(self.numbers), data)
+        return Problem(key, question, parts[0].text, float(self.numbers), data)

@@ -13,18 +13,16 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from modicum import answers
 from modicum.spec import Spec
-from modicum.tasks import hub, readers, rows
+from modicum.tasks import readers, rows
 from modicum.tasks.base import check_split, stream
 from modicum.tasks.loading import (
-    Item,
-    LeftOut,
     LoadedRows,
     Reader,
     Role,
@@ -53,26 +51,20 @@ class Hub:
 
 @dataclass(frozen=True)
 class DataTask(Spec, ABC):
-    """Base of the tasks with a fixed set of problems; each declares `path` and `bad_rows`.
+    """Base of the tasks with a fixed set of problems.
 
     With `path` None the rows come from `hub`. A folder holds `*train*` and `*test*` files,
-    perhaps `*valid*` ones. A single file is for `file_role`.
+    perhaps `*valid*` ones. A hash divides a single file.
     """
 
     hub: ClassVar[Hub | None] = None
-    file_role: ClassVar[Role] = "hash"
     skippable: ClassVar[bool] = True
     """Whether `bad_rows` can be set."""
     own_rows: ClassVar[bool] = False
     """Whether they are the user's: copies are taken once, and contradictions are bad rows."""
 
-    if TYPE_CHECKING:  # fields of the tasks, whose order is theirs
-
-        @property
-        def path(self) -> str | None: ...
-
-        @property
-        def bad_rows(self) -> BadRows: ...
+    path: str | None = None
+    bad_rows: BadRows = field(default="refuse", kw_only=True)
 
     def __post_init__(self) -> None:
         check_path(self.name, self.path)
@@ -94,7 +86,6 @@ class DataTask(Spec, ABC):
         return problems[_order(self.name, split, seed, epoch, len(problems))[place]]
 
     def size(self, split: Split) -> int | None:
-        """How many problems the split holds."""
         return len(self._kept.shelf[check_split(split)])
 
     def grade(self, problem: Problem, text: str) -> Grade:
@@ -163,21 +154,21 @@ class DataTask(Spec, ABC):
             return []
         place = self._place(self.path)
         if not Path(place).is_dir():
-            return [(self.file_name(place), self.file_role, place)]
+            return [(self._file_name(place), "hash", place)]
         parts, source = readers.find(self.name, Path(place)), self.source()
         # The official test set is the split test: without it there is none.
         if source is not None and (lacking := source.parts.keys() - parts.keys()):
             raise UserError(f"{self.name}: {place} has no *{min(lacking)}* file")
         roles = roles_of(parts)
         return [
-            (part if len(files) == 1 else self.file_name(file), roles[part], file)
+            (part if len(files) == 1 else self._file_name(file), roles[part], file)
             for part, files in parts.items()
             for file in files
         ]
 
-    def file_name(self, path: str) -> str:
-        """How the ids of the problems of a file call it."""
-        return Path(path).stem
+    def _file_name(self, path: str) -> str:
+        """How the ids of the problems of a file call it: with its ending if the user named it."""
+        return Path(path).name if self.own_rows else Path(path).stem
 
     def _parts(self) -> list[RowPart]:
         if self.path is not None:
@@ -185,7 +176,7 @@ class DataTask(Spec, ABC):
         source = self.source()
         assert source is not None, "without a hub there must be a path"
         roles = source.parts
-        found = hub.read(self.name, source.name, source.config, list(roles), source.unread)
+        found = readers.from_hub(self.name, source.name, source.config, list(roles), source.unread)
         return [RowPart(n, self.role(roles[n]), f"{source.name} {n}", r) for n, r in found.items()]
 
     def _loaded(self) -> LoadedRows:
@@ -207,27 +198,20 @@ class ColumnTask(DataTask):
         return self.item, ""
 
     @abstractmethod
-    def item(self, record: readers.Record) -> Item | LeftOut:
-        """What a row says; UserError when it cannot be a problem."""
+    def item(self, record: readers.Record) -> Problem:
+        """What a row says; UserError when it cannot be a problem, LeftOut when it is not asked for."""
 
 
 @dataclass(frozen=True)
 class HeldOut(ColumnTask):
     """Base of the sets that are there to be tested on: all is test, unless `split` divides it."""
 
-    file_role: ClassVar[Role] = "test"
-
-    if TYPE_CHECKING:
-
-        @property
-        def split(self) -> Literal["test", "hash"]: ...
+    split: Literal["test", "hash"] = field(default="test", kw_only=True)
 
     def role(self, role: Role) -> Role:
-        """As `split` says."""
         return self.split
 
     def advice(self) -> str:
-        """How a test set can be divided."""
         whole = "it is a test set, which split='hash' divides"
         return whole if self.split == "test" else super().advice()
 

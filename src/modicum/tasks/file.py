@@ -8,13 +8,13 @@ to test on, the rest is divided into train and tune (90/10 %).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from modicum.spec import check
-from modicum.tasks import forms, hub, readers
-from modicum.tasks.dataset import BadRows, DataTask, check_path
+from modicum.tasks import forms, readers
+from modicum.tasks.dataset import DataTask, check_path
 from modicum.tasks.loading import Reader, Role, RowPart, roles_of
 from modicum.types import UserError
 
@@ -38,11 +38,10 @@ class FileTask(DataTask):
     aliases: ClassVar[Mapping[str, str]] = {"train": "path"}
     of_files: ClassVar[bool] = True
     own_rows: ClassVar[bool] = True
-    path: str
+    path: str = field()
     question: str = "question"
     answer: str = "answer"
     difficulty: str | None = None
-    bad_rows: BadRows = "refuse"
     test: str | None = None
     solution: str | None = None
     several: forms.Several = "any"
@@ -50,11 +49,11 @@ class FileTask(DataTask):
     def __post_init__(self) -> None:
         check_path(self.name, self.path, hub_too=False)
         check(f"{self.name}: several", self.several, forms.Several)
-        for field in ("question", "answer", "difficulty", "solution", "test"):
-            value = getattr(self, field)
-            needed = field in ("question", "answer") or value is not None
+        for name in ("question", "answer", "difficulty", "solution", "test"):
+            value = getattr(self, name)
+            needed = name in ("question", "answer") or value is not None
             if needed and (not isinstance(value, str) or not value.strip()):
-                what = f"{self.name}: {field} must be a text that is not empty"
+                what = f"{self.name}: {name} must be a text that is not empty"
                 raise UserError(f"{what}, not {value!r}")
         if readers.ending(self.question) in readers.READERS:
             raise UserError(f"file: {self.question!r} is no column; a file to test on is test=...")
@@ -71,12 +70,7 @@ class FileTask(DataTask):
         return form.item, form.note
 
     def advice(self) -> str:
-        """How every split gets problems."""
         return f"{super().advice()}, or name others to test on with test="
-
-    def file_name(self, path: str) -> str:
-        """The file's name with its ending."""
-        return Path(path).name
 
     def _files(self) -> list[tuple[str, Role, str]]:
         found = super()._files()
@@ -109,7 +103,7 @@ class HubTask(FileTask):
 
     def _parts(self) -> list[RowPart]:
         place = self._place(self.path) if Path(self.path).expanduser().is_dir() else self.path
-        found = hub.read(self.name, place, self.config, None)
+        found = readers.from_hub(self.name, place, self.config, None)
         given = {"train": self.train, "test": self.test}
         named = {name: role for role, name in given.items() if name}
         for name in [name for name in found if name not in named]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from modicum import answers
-from modicum.grading.extraction import ANSWER_IS
+from modicum.grading.extraction import ANSWER_IS, PROSE
 from modicum.tasks import rows
-from modicum.tasks.loading import ACCEPTED, Item
+from modicum.tasks.loading import ACCEPTED
 from modicum.tasks.readers import Record, short
-from modicum.types import UserError
+from modicum.types import Problem, UserError
 
 Several = Literal["any", "all"]
 CHATS = ("messages", "conversations", "conversation")
@@ -30,7 +30,6 @@ PLAIN = ("question", "problem", "prompt", "answer")
 INSTRUCTION, INPUT = "instruction", "input"  # of Alpaca: the second goes on with the first
 ROLES = {"human": "user", "developer": "system"}
 ROLES |= dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant")
-PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 COMMA = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|(,)")
 MAX_BARE = 60  # characters of an answer that is all of a text where solutions are expected
 MAX_MARK = 10  # characters of a mark around an answer that is no solution
@@ -52,7 +51,7 @@ class Form:
     note: str = ""
     """What is read as what, where that is not plain."""
 
-    def item(self, record: Record) -> Item:
+    def item(self, record: Record) -> Problem:
         """The row as a problem, with its other columns as data."""
         column = next((n for n in self.questions if rows.filled([record], n)), self.questions[0])
         question, reply = _asked(record, column)
@@ -67,7 +66,7 @@ class Form:
         if len(golds) > 1 and self.several == "any":
             data[ACCEPTED] = golds
         gold = golds[0] if len(golds) == 1 or self.several == "any" else _set(record, golds)
-        return Item(question, gold, level, data)
+        return Problem("", question, gold, level, data)
 
     def _golds(self, record: Record, asked: str, reply: str | None) -> tuple[list[str], str]:
         """The answers, and the whole solution if one was marked in it."""

@@ -12,15 +12,15 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from modicum.runs import Run, read_lines
-from modicum.tasks import forms
-from modicum.tasks.dataset import BadRows, DataTask
-from modicum.tasks.loading import Item, LoadedRows, Reader, RowPart, accepted, load_once, roles_of
+from modicum.tasks import forms, rows
+from modicum.tasks.dataset import DataTask
+from modicum.tasks.loading import LoadedRows, Reader, RowPart, accepted, load_once, roles_of
 from modicum.tasks.readers import Record
 from modicum.types import Problem, UserError
 
@@ -37,11 +37,10 @@ class GivenTask(DataTask):
     name: ClassVar[str] = "given"
     skippable: ClassVar[bool] = False
     own_rows: ClassVar[bool] = True
-    path = None
+    path: None = field(default=None, init=False, repr=False)
     sha256: str
     parts: Mapping[str, Sequence[dict[str, Any]]] = field(compare=False, repr=False)
     """The rows of the whole ("") or of train and test."""
-    bad_rows: BadRows = field(default="refuse", init=False, repr=False)
 
     @classmethod
     def of(cls, problems: Any) -> GivenTask:
@@ -94,7 +93,7 @@ class GivenTask(DataTask):
         """As of a file; a number as difficulty and an id are taken."""
         form = forms.recognise(part.origin, part.records)
 
-        def item(record: Record) -> Item:
+        def item(record: Record) -> Problem:
             made, level = form.item(record), record.values.get("difficulty")
             data = dict(made.data)
             number = isinstance(level, int | float) and not isinstance(level, bool)
@@ -102,12 +101,11 @@ class GivenTask(DataTask):
                 del data["difficulty"]
             # A missing one is NaN in tables of pandas.
             known = float(level) if number and math.isfinite(level) else None
-            return Item(made.question, made.answer, known, data, record.values.get("id"))
+            return replace(made, id=rows.key(record, "id"), difficulty=known, data=data)
 
         return item, form.note
 
     def advice(self) -> str:
-        """How every split gets problems."""
         return f"{super().advice()}, or give {{'train': [...], 'test': [...]}}"
 
     def _parts(self) -> list[RowPart]:

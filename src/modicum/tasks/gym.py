@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from modicum import answers
 from modicum.child import Child, ChildFailed
 from modicum.spec import nearest
-from modicum.tasks.base import Draft, Procedural
+from modicum.tasks.base import Procedural
 from modicum.types import Grade, Problem, Split, UserError
 
 MAKE_SECONDS = 60.0
@@ -40,17 +40,13 @@ BY_ANSWER = ("coin_flip", "game_of_life_halting")  # by equality with the answer
 TYPES: dict[str, type] = {
     "int": int, "float": float, "bool": bool, "str": str, "list": tuple, "none": type(None),
 }  # fmt: skip
+child = Child("-m", "modicum.tasks.gym_child")
 CALL = re.compile(r"\s*gym\s*\(\s*(?:dataset\s*=\s*)?(['\"]?)(\w+)\1\s*[,)]")
-
-
-@functools.cache
-def _child() -> Child:
-    return Child("-m", "modicum.tasks.gym_child")
 
 
 def _ask(limit: float, **request: Any) -> Any:
     """The child's reply; a UserError for a fault, None when the data set's code raised."""
-    reply = _child().ask(request, limit)
+    reply = child.ask(request, limit)
     if "fault" in reply:
         raise UserError(f"gym({request['name']!r}): {reply['fault']}")
     return reply.get("value")
@@ -112,7 +108,7 @@ class Gym(Procedural):
         """The version of the library, which another one may make other problems than."""
         return f"reasoning-gym {metadata.version('reasoning-gym')}"
 
-    def make(self, rng: random.Random, split: Split) -> Draft | None:
+    def make(self, rng: random.Random, split: Split) -> Problem | None:
         seed = rng.getrandbits(31)
         try:
             made = _ask(MAKE_SECONDS, do="make", **self._key(), seed=seed)
@@ -127,7 +123,7 @@ class Gym(Procedural):
         if self.dataset in COUNTDOWNS:
             target = 24 if self.dataset == "puzzle24" else made["target"]
             data |= {"numbers": tuple(made["numbers"]), "target": target}
-        return Draft(question, question, answer, level, data)
+        return Problem(question, question, answer, level, data)
 
 
 @functools.cache

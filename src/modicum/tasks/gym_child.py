@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from modicum.child import serve
-from modicum.tasks.gym_guard import allowed, evaluates, harmless
+from modicum.tasks import gym_guard
 
 MAX_MEMORY = 8 * 1024**3  # bytes of address space
 SLOW_SECONDS = 0.005  # a data set that takes longer to build is built once and reseeded
@@ -56,7 +56,8 @@ def describe(name: str) -> dict[str, Any]:
 
     if name not in DATASETS or name == "composite":
         return {"value": {"known": sorted(set(DATASETS) - {"composite"})}}
-    if not allowed(name, evaluates(DATASETS[name][0])):
+    known = name in gym_guard.EVALUATED or name in gym_guard.OWN
+    if not known and gym_guard.evaluates(DATASETS[name][0]):
         return {"fault": "its scorer may run the model's text as code; it is not allowed"}
     config = DATASETS[name][1]
     hints = typing.get_type_hints(config)
@@ -158,7 +159,7 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
     dataset, entry = problem(*key)
     if entry["question"].strip() != request["question"]:
         return {"fault": "its problems are not the same when they are made again"}
-    if not harmless(request["name"], request["answer"], entry):
+    if not gym_guard.harmless(request["name"], request["answer"], entry):
         return {"value": None}
     # The shared data set may have been reseeded since.
     if dataset.seed != request["seed"]:

@@ -102,8 +102,3 @@ def evaluates(cls: type) -> bool:
     names = {function.id for function in called if isinstance(function, ast.Name)}
     methods = {function.attr for function in called if isinstance(function, ast.Attribute)}
     return bool(names & (BUILT_IN | LIBRARY) or methods & (LIBRARY | {"eval"}))
-
-
-def allowed(name: str, runs_texts: bool) -> bool:
-    """Whether the data set `name` may be used; `runs_texts` is what `evaluates` says of it."""
-    return not runs_texts or name in EVALUATED or name in OWN

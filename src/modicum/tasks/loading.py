@@ -1,21 +1,24 @@
-"""How the rows of a task become problems in their splits.
+r"""How the rows of a task become problems in their splits.
 
 Bad rows are refused or skipped with a count, ids are unique, each row goes into a split, copies
 in a user's own rows are taken once, and no problem of a later split (train, tune, test) is in an
-earlier one.
+earlier one. Two questions are the same there when `normalise` gives the same text: case, spaces,
+punctuation and how LaTeX is set (`\dfrac`, `\left`, `\,`, `$`) do not count; letters, numbers,
+signs and operators do. This finds copies, not paraphrases.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from modicum import answers
 from modicum.tasks.base import split_of
-from modicum.tasks.overlap import hold_out
 from modicum.tasks.readers import Record
 from modicum.types import SPLITS, Problem, Split, UserError
 
@@ -30,6 +33,14 @@ ACCEPTED = "accepted_answers"
 """In the data of a problem with several answers any of which is right: all of them."""
 NOTHING = {"nan", "none", "null", "nil", "n/a", "na", "<na>", "nat", "unknown", "tbd"}
 """What programs write for a missing answer."""
+SETTING = re.compile(
+    r"\\(?:left|right|displaystyle|text|textbf|textit|mathrm|mathbf|quad|qquad|bigg?|Bigg?)"
+    r"(?![a-z])|\\[,;:!\s()\[\]]|[~$]",
+)
+FRACTION = re.compile(r"\\[dtc]frac(?![a-z])")
+SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)")  # \frac12
+GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[-+*/=<>^%!|]")
 
 
 @dataclass(frozen=True)
@@ -42,26 +53,15 @@ class RowPart:
     records: Sequence[Record]
 
 
-@dataclass(frozen=True)
-class Item:
-    """What a row says. `key` identifies it within its part; None: its number does."""
-
-    question: str
-    answer: str
-    difficulty: float | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
-    key: object = None
-
-
-@dataclass(frozen=True)
-class LeftOut:
+class LeftOut(Exception):
     """A good row that is not asked for, and why."""
 
-    reason: str
 
+Reader = tuple[Callable[[Record], Problem], str]
+"""What a row of a part says, and what the user should know of how it is read.
 
-Reader = tuple[Callable[[Record], Item | LeftOut], str]
-"""What a row of a part says, and what the user should know of how it is read."""
+The `id` of what it says identifies it within its part; without one its number does.
+"""
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,10 @@ def load_once(task: DataTask) -> LoadedRows:
         seen: dict[str, str] = {}
         for record in part.records:
             try:
-                item = read(record)
-                if isinstance(item, LeftOut):
-                    left[item.reason] += 1
-                    continue
-                problem = _problem(f"{task.name}/{part.name}", record, item, seen)
+                problem = _problem(f"{task.name}/{part.name}", record, read(record), seen)
+            except LeftOut as why:
+                left[str(why)] += 1
+                continue
             except UserError as error:
                 text = str(error)
                 faults.append(text if text.startswith(record.where) else f"{record.where}: {text}")
@@ -137,15 +136,15 @@ def _split(question: str, role: Role) -> Split:
     return "train" if role == "only" or (role == "train" and split == "test") else split
 
 
-def _problem(place: str, record: Record, item: Item, seen: dict[str, str]) -> Problem:
+def _problem(place: str, record: Record, said: Problem, seen: dict[str, str]) -> Problem:
     """The problem of a row; UserError when its gold is unusable or its id is another's."""
-    for gold in item.data.get(ACCEPTED, (item.answer,)):
+    for gold in accepted(said):
         answers.check_gold(gold)
-    key = str(record.number if item.key in (None, "") else item.key)
+    key = said.id or str(record.number)
     if key in seen:
         raise UserError(f"{record.where}: the id {key!r} is also that of {seen[key]}")
     seen[key] = record.where
-    return Problem(f"{place}/{key}", item.question, item.answer, item.difficulty, item.data)
+    return replace(said, id=f"{place}/{key}")
 
 
 def _sorted_out(
@@ -223,3 +222,42 @@ def _notes(
             f" left out where they would be trained on; the first: {problem.id} is {twin.id}"
         )
     return said
+
+
+# Overlap ---------------------------------------------------------------------------------
+
+
+def normalise(text: str) -> str:
+    """`text` as its lower-case words, numbers and operators, one space between them."""
+    text = unicodedata.normalize("NFKC", text)
+    text = FRACTION.sub(r"\\frac", SETTING.sub(" ", text)).replace("\u2212", "-")
+    text = SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
+    words = WORD.findall(GROUPED.sub("", text.lower()))
+    return " ".join(words) or text.strip()
+
+
+def overlap(one: Iterable[Problem], other: Iterable[Problem]) -> list[tuple[Problem, Problem]]:
+    """The pairs (problem of `one`, first of `other` that asks the same)."""
+    known: dict[str, Problem] = {}
+    for problem in other:
+        known.setdefault(normalise(problem.question), problem)
+    found = ((problem, known.get(normalise(problem.question))) for problem in one)
+    return [(problem, twin) for problem, twin in found if twin is not None]
+
+
+def hold_out(
+    placed: Sequence[tuple[Split, Problem]],
+) -> tuple[list[tuple[Split, Problem]], list[tuple[Problem, Problem]]]:
+    """What is left when no split holds a problem of a later one, and the pairs taken out.
+
+    The order is train, tune, test: a test set stays whole, and what is trained on gives way.
+    """
+    keyed = [(split, problem, normalise(problem.question)) for split, problem in placed]
+    held: dict[str, tuple[Split, Problem]] = {}  # the first problem of the last split that asks it
+    for last in reversed(SPLITS):
+        for split, problem, key in keyed:
+            if split == last:
+                held.setdefault(key, (split, problem))
+    kept = [(split, problem) for split, problem, key in keyed if held[key][0] == split]
+    taken = [(problem, held[key][1]) for split, problem, key in keyed if held[key][0] != split]
+    return kept, taken

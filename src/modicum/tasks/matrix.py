@@ -1,28 +1,144 @@
-"""Matrices: the reduced row echelon form, or the inverse, in exact fractions.
+r"""Matrices: the reduced row echelon form, or the inverse, in exact fractions.
 
 Entries are whole numbers uniform on -magnitude .. magnitude. Graded exactly, entry by entry.
 An input is left out when a shortcut that needs no elimination would be right for it: A
 itself, -A, its transpose, the identity, and 2I - A, which is the inverse to first order.
 `rows` and `magnitude` are the difficulty.
+
+Read are `\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}` (also other environments and array),
+`[[1, 2], [3, 4]]` and bare rows divided by `;` or line breaks. Entries are whole numbers,
+decimals, `a/b` and `\frac{a}{b}`; one such number may stand before the matrix as a factor.
+The text is a model's: it is matched in pieces of bounded size and never evaluated.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from modicum import answers
 from modicum.grading.extraction import after_thinking
-from modicum.tasks import matrices
-from modicum.tasks.base import Draft, Procedural, split_of
-from modicum.tasks.matrices import Matrix
+from modicum.grading.parts import rows_of
+from modicum.grading.quantities import quantity
+from modicum.grading.spelling import clean
+from modicum.limits import Limits
+from modicum.tasks.base import Procedural, split_of
 from modicum.types import Grade, Problem, Split, UserError
 
+Matrix = tuple[tuple[Fraction, ...], ...]
+
+MAX_TEXT = 4000  # characters of a written matrix
+MAX_SIDE = 10  # rows, columns
+MAX_ENTRY = 90  # characters of an entry
 ASKED = {"rref": "reduced row echelon form", "inverse": "inverse"}
 DEFICIENT = 0.25  # share of the matrices to reduce whose last row depends on the others
+
+NAME = re.compile(
+    r"[A-Za-z]{1,12}(?:\s*\([A-Za-z]\))?(?:\s*\^\s*\{?\s*-?\s*[0-9A-Za-z]\s*\}?)?\s*=\s*"
+)
+FACTOR = re.compile(r"(.{1,100}?)\s*(?:\\cdot|\\times|\*)?\s*(?=\\begin\{|\[\s*\[)", re.DOTALL)
+ENTRY = re.compile(rf"(?:[-+./{{}}0-9\s]|\\frac){{1,{MAX_ENTRY}}}", re.ASCII)
+LAST = re.compile(
+    r"\\begin\{([bBp]?matrix|array)\}(?:(?!\\begin).)*\\end\{\1\}|\[\s*\[[^\[\]]*\](?:\s*,?\s*\[[^\[\]]*\])*\s*\]",
+    re.DOTALL,
+)
+
+
+def read(text: str) -> Matrix | None:
+    """The matrix that the whole of `text` is, or None: no matrix, not exact, or too large."""
+    if len(text) > MAX_TEXT:
+        return None
+    text = clean(text)
+    named = NAME.match(text)
+    text = text[named.end() :] if named else text
+    factor: Fraction | None = Fraction(1)
+    if before := FACTOR.match(text):
+        factor, text = _entry(before[1] + "1" * (before[1] == "-")), text[before.end() :]
+    cells = rows_of(text) or _bare(text)
+    entries = [[_entry(cell) for cell in row] for row in cells[: MAX_SIDE + 1]]
+    if factor is None or any(entry is None for row in entries for entry in row):
+        return None
+    matrix = tuple(tuple(factor * entry for entry in row if entry is not None) for row in entries)
+    same = len({len(row) for row in matrix}) == 1 and 1 <= len(matrix[0]) <= MAX_SIDE
+    return matrix if same and len(matrix) <= MAX_SIDE else None
+
+
+def _bare(text: str) -> list[list[str]]:
+    """The entries of rows divided by `;` or line breaks, perhaps in one pair of brackets."""
+    text = text[1:-1].strip() if text[:1] == "[" and text[-1:] == "]" else text
+    rows = [row.strip() for row in re.split(r"[;\n]", text) if row.strip()]
+    return [re.split(r"\s*,\s*|\s+", row) for row in rows] if len(rows) > 1 else []
+
+
+def _entry(text: str) -> Fraction | None:
+    found = quantity(text.strip()) if ENTRY.fullmatch(text) else None
+    return None if found is None else found.value
+
+
+def find_last(text: str) -> str | None:
+    """The last matrix that stands in `text`, as it is written there."""
+    found = [match[0] for match in LAST.finditer(text[-MAX_TEXT:])]
+    return found[-1] if found else None
+
+
+def write(matrix: Matrix) -> str:
+    """`[[1, 1/2], [0, 3]]`."""
+    return "[" + ", ".join("[" + ", ".join(map(str, row)) + "]" for row in matrix) + "]"
+
+
+# Algebra ---------------------------------------------------------------------------------
+
+
+def exact(rows: list[list[int]]) -> Matrix:
+    """A matrix of whole numbers as fractions."""
+    return tuple(tuple(map(Fraction, row)) for row in rows)
+
+
+def identity(size: int) -> Matrix:
+    """The identity of `size` rows."""
+    return exact([[int(i == j) for j in range(size)] for i in range(size)])
+
+
+def transpose(matrix: Matrix) -> Matrix:
+    """Rows and columns exchanged."""
+    return tuple(zip(*matrix, strict=True))
+
+
+def combine(a: int, left: Matrix, b: int, right: Matrix) -> Matrix:
+    """a left + b right."""
+    pairs = zip(left, right, strict=True)
+    return tuple(tuple(a * x + b * y for x, y in zip(*rows, strict=True)) for rows in pairs)
+
+
+def rref(matrix: Matrix) -> Matrix:
+    """The reduced row echelon form, by Gauss and Jordan."""
+    rows = [list(row) for row in matrix]
+    top = 0
+    for column in range(len(rows[0])):
+        pivot = next((i for i in range(top, len(rows)) if rows[i][column]), None)
+        if pivot is None:
+            continue
+        found = rows.pop(pivot)
+        lead = [value / found[column] for value in found]
+        rows = [[v - row[column] * w for v, w in zip(row, lead, strict=True)] for row in rows]
+        rows.insert(top, lead)
+        top += 1
+    return tuple(map(tuple, rows))
+
+
+def inverse(matrix: Matrix) -> Matrix | None:
+    """The inverse of a square matrix, or None when it is singular."""
+    size = len(matrix)
+    both = rref(tuple(a + b for a, b in zip(matrix, identity(size), strict=True)))
+    left, right = tuple(row[:size] for row in both), tuple(row[size:] for row in both)
+    return right if left == identity(size) else None
+
+
+# The task --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -31,33 +147,30 @@ class MatrixTask(Procedural):
 
     name: ClassVar[str] = "matrix"
     kind: Literal["rref", "inverse"] = "rref"
-    rows: int = 3
-    magnitude: int = 5
+    rows: Annotated[int, Limits(2, 8)] = 3
+    magnitude: Annotated[int, Limits(2, 999)] = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind not in ASKED:
             raise UserError(f"matrix: kind is rref or inverse, not {self.kind!r}")
-        if not 2 <= self.rows <= 8:
-            raise UserError(f"matrix: rows must be between 2 and 8, not {self.rows}")
-        if not 2 <= self.magnitude <= 999:
-            raise UserError(f"matrix: magnitude must be between 2 and 999, not {self.magnitude}")
 
     def grade(self, problem: Problem, text: str) -> Grade:
-        """Right if the marked matrix is exactly the one asked for; see `matrices.read`.
+        """Right if the marked matrix is exactly the one asked for; see `read`.
 
         Lenient takes the last matrix of the text when nothing is marked.
         """
-        gold = matrices.read(problem.answer)
+        gold = read(problem.answer)
 
         def verdict(answer: str) -> tuple[bool, str]:
-            matrix = matrices.read(answer)
+            matrix = read(answer)
             wrong = "is no matrix of exact numbers" if matrix is None else "is wrong"
             right = matrix is not None and matrix == gold
             return right, "is right" if right else wrong
 
         return answers.judge(text, verdict, _last_matrix)
 
-    def make(self, rng: random.Random, split: Split) -> Draft | None:
+    def make(self, rng: random.Random, split: Split) -> Problem | None:
         columns = self.rows + (self.kind == "rref")
         numbers = range(-self.magnitude, self.magnitude + 1)
         entries = [[rng.choice(numbers) for _ in range(columns)] for _ in range(self.rows)]
@@ -65,22 +178,22 @@ class MatrixTask(Procedural):
             times = [rng.choice((-1, 0, 1)) for _ in range(self.rows - 1)]
             columns_above = zip(*entries[:-1], strict=True)
             entries[-1] = [sum(t * e for t, e in zip(times, c, strict=True)) for c in columns_above]
-        matrix = matrices.exact(entries)
-        shown = matrices.write(matrix)
+        matrix = exact(entries)
+        shown = write(matrix)
         if split_of(shown) != split:
             return None  # before it is solved, which is what takes time
-        gold = matrices.rref(matrix) if self.kind == "rref" else matrices.inverse(matrix)
+        gold = rref(matrix) if self.kind == "rref" else inverse(matrix)
         if gold is None or not any(map(any, matrix)) or gold in shortcuts(matrix):
             return None
         question = f"What is the {ASKED[self.kind]} of the matrix {shown}?"
         difficulty = float(self.rows * len(str(self.magnitude)))
-        return Draft(shown, question, matrices.write(gold), difficulty, {"matrix": entries})
+        return Problem(shown, question, write(gold), difficulty, {"matrix": entries})
 
 
 def _last_matrix(text: str) -> str | None:
     """None if a mark was cut off, or without any number."""
     cut = answers.extract_lenient(text) is None
-    return None if cut else matrices.find_last(after_thinking(text))
+    return None if cut else find_last(after_thinking(text))
 
 
 def shortcuts(matrix: Matrix) -> Iterator[Matrix]:
@@ -88,9 +201,9 @@ def shortcuts(matrix: Matrix) -> Iterator[Matrix]:
     yield matrix
     size = len(matrix)
     if len(matrix[0]) > size:
-        yield tuple((*row, Fraction(0)) for row in matrices.identity(size))
+        yield tuple((*row, Fraction(0)) for row in identity(size))
         return
-    yield matrices.identity(size)
-    yield matrices.transpose(matrix)
-    yield matrices.combine(-1, matrix, 0, matrix)
-    yield matrices.combine(2, matrices.identity(size), -1, matrix)
+    yield identity(size)
+    yield transpose(matrix)
+    yield combine(-1, matrix, 0, matrix)
+    yield combine(2, identity(size), -1, matrix)

@@ -1,4 +1,4 @@
-"""Reading a data file: JSONL, JSON, CSV, TSV or Parquet, packed or not, row by row.
+"""Reading data row by row: JSONL, JSON, CSV, TSV or Parquet, packed or not, or from the hub.
 
 Nothing is dropped silently: a row that cannot be read is a record with a `fault` that names
 its file and line. What breaks a file beyond one row (its encoding, its brackets, rows that run
@@ -8,19 +8,22 @@ over lines) stops the reading. Blank lines hold nothing and are the one thing th
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from modicum.hub import silence
 from modicum.types import UserError
 
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """What may follow the ending of a file, and what unpacks it."""
+SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
 PARTS = {"train": "train", "tune": "tune|valid|dev|eval", "test": "test"}
 """Names of a folder's files, at the beginning of a word, by what they are for."""
 
@@ -70,7 +73,7 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
             raise UserError(f"{task}: {path} is named for both {' and '.join(parts)}")
         if parts:
             found[parts[0]].append(str(path))
-    if any(folder.glob("state.json")) or any(folder.glob("dataset_dict.json")):
+    if any((folder / file).is_file() for file in SAVED):
         raise UserError(f"{task}: {folder} was saved by datasets: hub({str(folder)!r}) reads it")
     if not found["train"] + found["test"]:
         have = ", ".join(path.name for path in files[:5]) + ", ..." * (len(files) > 5) or "none"
@@ -231,3 +234,59 @@ READERS: dict[str, Callable[[str, bytes], Iterable[Record]]] = {
     ".parquet": _read_parquet,
 }
 ENDS = f"{', '.join(READERS)}, or one of these and {', '.join(PACKED)}"
+
+
+# The hub ---------------------------------------------------------------------------------
+
+
+def from_hub(
+    task: str,
+    name: str,
+    config: str | None,
+    parts: Sequence[str] | None,
+    unread: Sequence[str] = (),
+) -> dict[str, list[Record]]:
+    """The rows of `parts` (None: of all) of the data set `name`; UserError when it cannot be had.
+
+    `name` is one of the hub, or a folder as `datasets` knows them. `task` is the task's name, for
+    messages. The columns `unread` are not loaded into memory.
+    """
+    try:
+        library: Any = importlib.import_module("datasets")
+    except ImportError as error:
+        raise UserError(f"{task} needs the package datasets: {error}") from None
+    shown = f"{name} ({config})" if config else name
+    place, known = Path(name).expanduser(), library.config.HF_HUB_OFFLINE
+    local = place.is_dir()
+    silent = "" if local else silence()
+    library.disable_progress_bars()  # one line of ours says what is read
+    try:
+        # Or else it asks again and again before it looks at its copies.
+        library.config.HF_HUB_OFFLINE = known or bool(silent)
+        if any((place / file).is_file() for file in SAVED):
+            loaded = library.load_from_disk(str(place))
+        else:
+            wanted = [str(place) if local else name, config]
+            loaded = library.load_dataset(*filter(None, wanted))
+    # ValueError: offline, and the local copy lacks this configuration.
+    except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
+        looked = "found" if local else "looked for on the hub and in its local copy"
+        why = " ".join(str(error).split())
+        why = f"{silent} ({why})" if silent else why
+        hint = "" if local else f"; {task}(path='...') takes a local copy"
+        raise UserError(f"{task}: the dataset {shown} was {looked}: {why}{hint}") from None
+    finally:
+        library.config.HF_HUB_OFFLINE = known
+    found: dict[str, Any] = dict(loaded if isinstance(loaded, Mapping) else {"": loaded})
+    parts = list(found) if parts is None else parts
+    for part in parts:
+        if part not in found:
+            there = ", ".join(map(repr, found))
+            raise UserError(f"{task}: the dataset {shown} has no part {part!r}; it has {there}")
+    return {part: _hub_records(f"{name} {part}".strip(), found[part], unread) for part in parts}
+
+
+def _hub_records(origin: str, rows: Any, unread: Sequence[str]) -> list[Record]:
+    dropped = [column for column in getattr(rows, "column_names", ()) if column in unread]
+    rows = rows.remove_columns(dropped) if dropped else rows
+    return [Record(f"{origin}, row {i}", i, row) for i, row in enumerate(rows, start=1)]

@@ -84,6 +84,12 @@ def require_column(path: str, records: Sequence[Record], *names: str, hint: str 
     return found or names[0]
 
 
+def key(record: Record, column: str) -> str:
+    """What identifies a row, as text; empty without one."""
+    found = record.values.get(column)
+    return "" if found is None else str(found)
+
+
 def value(record: Record, column: str) -> Any:
     """What stands in `column`; UserError when that is nothing."""
     if record.fault is not None:

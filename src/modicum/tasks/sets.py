@@ -1,9 +1,14 @@
-"""Data sets by their names: GSM8K, the mathematics of OpenThoughts, AIME and AMC.
+"""Data sets by their names: GSM8K, MATH, the mathematics of OpenThoughts, AIME and AMC.
 
 GSM8K (Cobbe et al. 2021, arXiv:2110.14168; MIT licence): grade-school word problems. The
 official test set is the split test; the official train set is divided into train and tune
 (90/10 %) by a hash of the question. `difficulty` is the number of steps (lines) of the worked
 solution.
+
+MATH (Hendrycks et al. 2021, arXiv:2103.03874; MIT): competition problems in five levels, which
+are the `difficulty`. `math` has the official sets: the 5,000 test problems are the split test, the
+7,500 train problems are divided into train and tune (90/10 %) by a hash of the question. `math500`
+is the sample of 500 test problems of Lightman et al. (2023, arXiv:2305.20050), all of it test.
 
 OpenThoughts-114k (Guha et al. 2025, arXiv:2506.04178; Apache-2.0): distilled reasoning problems,
 configuration `metadata`. Taken are the rows of the domain math whose gold answer stands in the
@@ -18,17 +23,24 @@ divides them (80/10/10 %) by a hash of the question.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from modicum import answers
+from modicum.spec import nearest
 from modicum.tasks import rows
-from modicum.tasks.dataset import BadRows, ColumnTask, HeldOut, Hub, Item, LeftOut
+from modicum.tasks.dataset import ColumnTask, HeldOut, Hub, Reader, RowPart
+from modicum.tasks.loading import LeftOut
 from modicum.tasks.readers import Record
-from modicum.types import UserError
+from modicum.types import Problem, UserError
 
 AIME = {2024: "HuggingFaceH4/aime_2024", 2025: "yentinglin/aime_2025"}
+LEVELS = (1, 2, 3, 4, 5)
+LEVEL = re.compile(r"(?:Level )?([1-5])", re.ASCII)
+UNKNOWN = "Level ?"  # stands in two rows of the original train set
+SUBJECTS = ("subject", "type")
 
 
 @dataclass(frozen=True)
@@ -42,15 +54,103 @@ class Gsm8k(ColumnTask):
     name: ClassVar[str] = "gsm8k"
     hub: ClassVar[Hub | None] = Hub("openai/gsm8k", {"train": "train", "test": "test"}, "main")
     columns: ClassVar[Sequence[tuple[str, ...]]] = (("question",), ("answer",))
-    path: str | None = None
-    bad_rows: BadRows = "refuse"
 
-    def item(self, record: Record) -> Item:
+    def item(self, record: Record) -> Problem:
         """The gold answer is the number after ####."""
         question, solution = rows.text(record, "question"), rows.text(record, "answer")
         steps = sum(bool(line.strip()) for line in solution.split("####")[0].split("\n"))
         gold = answers.gold_from_gsm8k(solution)
-        return Item(question, gold, float(steps), {"solution": solution})
+        return Problem("", question, gold, float(steps), {"solution": solution})
+
+
+@dataclass(frozen=True)
+class MathTask(ColumnTask):
+    """What `math` and `math500` share: columns, levels, subjects."""
+
+    columns: ClassVar[Sequence[tuple[str, ...]]] = (("problem",), ("answer", "solution"))
+    levels: tuple[int, ...] = ()
+    subject: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = [level for level in self.levels if level not in LEVELS]
+        if wrong:
+            raise UserError(f"{self.name}: levels are 1 to 5, not {wrong[0]}")
+
+    def reader(self, part: RowPart) -> Reader:
+        """A level or subject is needed only when it is asked for."""
+        made, records = super().reader(part), part.records
+        if self.levels:
+            rows.require_column(part.origin, records, "level")
+        if self.subject:
+            rows.require_column(part.origin, records, *SUBJECTS)
+            known = {
+                str(r.values[name]) for r in records for name in SUBJECTS if r.values.get(name)
+            }
+            if _plain(self.subject) not in map(_plain, known):
+                raise UserError(
+                    f"{self.name}: no subject {self.subject!r}; {nearest(self.subject, known)}"
+                )
+        return made
+
+    def item(self, record: Record) -> Problem:
+        """The gold is `answer` if there is one, else the last box of `solution`."""
+        question, values = rows.text(record, "problem"), record.values
+        solution = rows.text(record, "solution") if values.get("solution") is not None else None
+        level = _level(record)
+        if "answer" in values:
+            gold = rows.answer(record, "answer")
+        elif (gold := answers.gold_from_box(rows.text(record, "solution"))) is None:
+            raise UserError(r"there is no \boxed{...} that is closed in 'solution'")
+        if self.levels and level not in self.levels:
+            raise LeftOut(f"their level is none of {', '.join(map(str, self.levels))}")
+        subject = next((values[name] for name in SUBJECTS if values.get(name)), None)
+        if self.subject and _plain(str(subject)) != _plain(self.subject):
+            raise LeftOut(f"their subject is not {self.subject!r}")
+        data = {"solution": solution, "subject": subject}
+        data = {name: value for name, value in data.items() if value is not None}
+        difficulty = None if level is None else float(level)
+        return Problem(rows.key(record, "unique_id"), question, gold, difficulty, data)
+
+
+def _plain(subject: str) -> str:
+    return re.sub(r"[^a-z]+", " ", subject.lower().replace("&", "and")).strip()
+
+
+def _level(record: Record) -> int | None:
+    """The level of a row, from 3, "3" or "Level 3"; None when it is not known."""
+    value = record.values.get("level")
+    if value is None or value == UNKNOWN:
+        return None
+    match = LEVEL.fullmatch(str(value).strip())
+    if match is None or isinstance(value, bool):
+        raise UserError(f"'level' must be 1 to 5 or such as 'Level 3', not {value!r}")
+    return int(match[1])
+
+
+@dataclass(frozen=True)
+class Math(MathTask):
+    """MATH from the hub, or from `path`: a folder with train and test files, or one file.
+
+    Columns: problem, solution (its last box is the answer) or answer, level, type or
+    subject. `levels=(1, 2)` and `subject='Algebra'` take a part of it.
+    """
+
+    name: ClassVar[str] = "math"
+    hub: ClassVar[Hub | None] = Hub(
+        "DigitalLearningGmbH/MATH-lighteval", {"train": "train", "test": "test"}, "default"
+    )
+
+
+@dataclass(frozen=True)
+class Math500(MathTask, HeldOut):
+    """MATH-500 from the hub or the file `path`: a test set, or divided with split='hash'.
+
+    Columns, levels and subject as for `math`.
+    """
+
+    name: ClassVar[str] = "math500"
+    hub: ClassVar[Hub | None] = Hub("HuggingFaceH4/MATH-500", {"test": "test"})
 
 
 @dataclass(frozen=True)
@@ -67,16 +167,14 @@ class OpenThoughts(ColumnTask):
     columns: ClassVar[Sequence[tuple[str, ...]]] = (
         ("problem",), ("ground_truth_solution",), ("domain",),
     )  # fmt: skip
-    path: str | None = None
-    bad_rows: BadRows = "refuse"
 
-    def item(self, record: Record) -> Item | LeftOut:
+    def item(self, record: Record) -> Problem:
         """The gold is the last box of the ground truth; no other column is looked at."""
         if rows.text(record, "domain") != "math":
-            return LeftOut("their domain is not math")
+            raise LeftOut("their domain is not math")
         question = rows.text(record, "problem")
         if not record.values.get("ground_truth_solution"):
-            return LeftOut("there is no ground truth")
+            raise LeftOut("there is no ground truth")
         solution = rows.text(record, "ground_truth_solution")
         try:
             gold = answers.gold_from_box(solution)
@@ -84,8 +182,8 @@ class OpenThoughts(ColumnTask):
         except UserError:
             gold = None
         if gold is None:
-            return LeftOut("no usable answer stands in a box of the ground truth")
-        return Item(question, gold, data={"solution": solution})
+            raise LeftOut("no usable answer stands in a box of the ground truth")
+        return Problem("", question, gold, data={"solution": solution})
 
 
 @dataclass(frozen=True)
@@ -93,13 +191,11 @@ class ContestTask(HeldOut):
     """What the contests share: their columns."""
 
     columns: ClassVar[Sequence[tuple[str, ...]]] = (("problem", "question"), ("answer",))
-    path: str | None = None
-    split: Literal["test", "hash"] = "test"
 
-    def item(self, record: Record) -> Item:
+    def item(self, record: Record) -> Problem:
         """The row as it stands; 142.0 is the answer 142."""
         question = rows.text(record, "problem", "question")
-        return Item(question, rows.answer(record, "answer"), key=record.values.get("id"))
+        return Problem(rows.key(record, "id"), question, rows.answer(record, "answer"))
 
 
 @dataclass(frozen=True)
@@ -108,10 +204,8 @@ class Aime(ContestTask):
 
     name: ClassVar[str] = "aime"
     year: Literal[2024, 2025] = 2024
-    bad_rows: BadRows = "refuse"
 
     def source(self) -> Hub:
-        """The data set of the year."""
         return Hub(AIME[self.year], {"train": "test"})
 
 
@@ -121,4 +215,3 @@ class Amc(ContestTask):
 
     name: ClassVar[str] = "amc"
     hub: ClassVar[Hub | None] = Hub("AI-MO/aimo-validation-amc", {"train": "test"})
-    bad_rows: BadRows = "refuse"

@@ -32,9 +32,10 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from modicum.limits import Between, Limits
 from modicum.types import UserError
 from modicum.updates.lora import LowRank
-from modicum.updates.members import MAX_STEPS, Between, Limits, Rank, Steps
+from modicum.updates.members import MAX_STEPS, Rank, Steps
 from modicum.updates.products import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Decision, Schedule
 

@@ -39,10 +39,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modicum.limits import Limits
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection
-from modicum.updates.members import MAX_COUNT, Count, Limits
+from modicum.updates.members import MAX_COUNT, Count
 from modicum.updates.products import ADAPTER, Chain, Link, Trains
 
 

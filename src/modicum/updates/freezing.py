@@ -35,10 +35,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modicum.limits import Limits, ShareBelowOne
 from modicum.types import UserError
 from modicum.updates.base import Scheduled
 from modicum.updates.layout import divided, layout
-from modicum.updates.members import Limits, ShareBelowOne, Steps
+from modicum.updates.members import Steps
 from modicum.updates.schedule import Decision, Policy, Schedule
 
 Named = dict[str, nn.Parameter]

@@ -19,11 +19,12 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import nn
 
+from modicum.limits import Limits
 from modicum.models.linear import adapted_layers, matrix
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection
-from modicum.updates.members import Count, Limits, Rank
+from modicum.updates.members import Count, Rank
 from modicum.updates.schedule import Schedule
 from modicum.updates.targets import experts
 

@@ -2,23 +2,15 @@
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from modicum.spec import Spec, within
+from modicum.limits import Limits
+from modicum.spec import Spec
 
 Kind = Literal[
     "adapters", "schedules, masks", "optimizers", "layers", "parts of layers", "whole model"
 ]
 """What an arm of a study is called, and coloured by, among many; what says most comes first."""
-
-
-class Limits(NamedTuple):
-    """What the values of an argument are within (`spec.within`); its type is annotated with it."""
-
-    low: float
-    high: float
-    above: bool = False
-    below: bool = False
 
 
 # No run and no model has more, so that a number beyond it would mean never, or all.
@@ -29,9 +21,6 @@ Layers = Annotated[int, Limits(1, MAX_LAYERS)]
 LayersOrNone = Annotated[int, Limits(0, MAX_LAYERS)]
 Count = Annotated[int, Limits(1, MAX_COUNT)]
 Rank = Annotated[int, Limits(1, MAX_RANK)]
-Share = Annotated[float, Limits(0, 1)]
-ShareBelowOne = Annotated[float, Limits(0, 1, below=True)]
-Between = Annotated[float, Limits(0, 1, above=True, below=True)]
 
 
 class Member(Spec, ABC):
@@ -46,11 +35,6 @@ class Member(Spec, ABC):
     def __init_subclass__(cls) -> None:
         """A member's name is that of its class in lower case, unless it says another."""
         cls.name = vars(cls).get("name", cls.__name__.lower())
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for limits in getattr(hint, "__metadata__", ()):
-                within(f"{self.name}: {name}", getattr(self, name), *limits)
 
 
 @dataclass(frozen=True)

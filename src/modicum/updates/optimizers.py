@@ -28,11 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from modicum.config import Optimizer
+from modicum.limits import Limits, ShareBelowOne
 from modicum.types import UserError
 from modicum.updates.base import Method, Placed, Prepared, Selection
 from modicum.updates.dense import Full
 from modicum.updates.layout import layer_of
-from modicum.updates.members import Limits, Member, Pair, ShareBelowOne
+from modicum.updates.members import Member, Pair
 from modicum.updates.rules import AdamWRule, Groups, Rule, SgdRule
 
 Trains = Selection | Method | Placed

@@ -35,11 +35,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modicum.limits import Between
 from modicum.types import UserError
 from modicum.updates.base import Scheduled
 from modicum.updates.dense import split
 from modicum.updates.layout import divided
-from modicum.updates.members import Between, Layers, LayersOrNone, Steps, StepsOrNone
+from modicum.updates.members import Layers, LayersOrNone, Steps, StepsOrNone
 from modicum.updates.schedule import Decision, Policy, Turns
 
 Order = Literal["random", "ascending", "descending"]

@@ -40,11 +40,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from modicum.limits import Limits, Share
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection, selected
 from modicum.updates.layout import layout
-from modicum.updates.members import Count, Limits, Share
+from modicum.updates.members import Count
 from modicum.updates.products import ADAPTER, Chain, Link, Trains
 from modicum.updates.targets import linear_layers
 

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modicum.spec import within
+from modicum.limits import Share, within
 from modicum.updates.base import Scheduled
-from modicum.updates.members import Share, Steps
+from modicum.updates.members import Steps
 from modicum.updates.schedule import Decision, Schedule
 
 Named = dict[str, nn.Parameter]
