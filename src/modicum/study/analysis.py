@@ -6,7 +6,7 @@ beside it holds what the report shows of the runs, small enough to ship without 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from modicum.results import Analysis, ArmResult, RunBudget
 from modicum.runs import Run, read_object
 from modicum.study import inference, verdict
 from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty, final
-from modicum.study.cost import COUNTED
 from modicum.study.design import PlannedArm, Study
 from modicum.types import UserError
 
@@ -26,7 +25,6 @@ MEASURED = (
     *("seconds", "step_seconds", "time_ratio"),
     *("memory_bytes", "peak_memory_bytes", "memory_ratio"),
 )
-SHORT = 0.95  # a run that spent less of its budget is named
 
 
 def write(study: Study, folder: Path) -> Analysis:
@@ -76,7 +74,7 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         whole,
         arms=tuple(replace(arm, sentence=verdict.sentence(it, said)) for arm, it in pairs),
         conclusion=verdict.conclusion(said),
-        notes=(*verdict.notes(said), *_notes(study, said["arms"])),
+        notes=tuple(verdict.notes(said, study)),
     )
 
 
@@ -108,33 +106,6 @@ def kind_of(arm: PlannedArm) -> str:
         return updates.parse(str(arm.settings["update"])).kind
     except (KeyError, UserError):  # an update of another version or of the user's own
         return ""
-
-
-def _notes(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the design itself must own up to."""
-    notes = []
-    edges = [arm for arm in arms if arm["rate_at_edge"]]
-    if edges:
-        notes.append(
-            f"The best rate of {verdict.names(edges)} lies at the edge of its tries: a further one may"
-            " be better."
-        )
-    failed = [arm for arm in arms if any(entry["failed"] for entry in arm["tries"])]
-    if failed:
-        notes.append(f"Tries of {verdict.names(failed)} failed.")
-    unit = COUNTED.get(study.budget.unit, study.budget.unit)
-    least = SHORT * study.budget.amount
-    short = [arm for arm in arms if arm["by_seed"] and arm["cost"][unit] < least]
-    if short:
-        notes.append(
-            f"{verdict.names(short)} ran out of steps ({study.budget.max_steps}) before the budget was"
-            " spent."
-        )
-    if study.tuning.share < 1 and len(study.tuning.factors) > 1:
-        notes.append(
-            f"Tries had {study.tuning.share:g} of a run's budget: short ones prefer high rates."
-        )
-    return notes
 
 
 def differences(one: Path, other: Path) -> list[str]:
