@@ -19,25 +19,25 @@ Values = Mapping[str, Any]
 
 def sentence(arm: Values, study: Values) -> str:
     """What one arm showed, with what it cost."""
-    return "".join(_said("sentence", arm, study))
+    return "".join(said("sentence", arm, study))
 
 
 def conclusion(study: Values) -> str:
     """One to three sentences over all arms: which match, which lose, what stays open."""
-    return "".join(_said("conclusion", study))
+    return "".join(said("conclusion", study))
 
 
 def notes(study: Values, design: Study | None = None) -> list[str]:
     """What a reader must know before believing the verdicts, and what the `design` owns up to."""
-    found = _said("notes", study)
+    found = said("notes", study)
     if design is not None:
         unit = design.budget.unit
-        found += _said("of_design", study["arms"], design, COUNTED.get(unit, unit))
+        found += said("of_design", study["arms"], design, COUNTED.get(unit, unit))
     return found
 
 
-def _said(name: str, *values: Any) -> list[str]:
-    """The paragraphs of one of the texts."""
+def said(name: str, *values: Any) -> list[str]:
+    """The paragraphs of one of the texts, made of what it speaks of."""
     paragraphs = getattr(_texts(), name)(*values).split("\n---\n")
     return [text for paragraph in paragraphs if (text := on_one_line(paragraph))]
 
@@ -51,8 +51,7 @@ def _texts() -> Any:
         share_of=lambda share: f"{100 * share:.{1 if share >= 0.001 else 3}f} %",
         **{"signed": _signed, "span": _span, "size": _size},
     )
-    made.globals["alpha"] = ALPHA
-    return made.get_template("verdict.txt").module
+    return made.get_template("verdict.txt", globals={"alpha": ALPHA}).module
 
 
 def _signed(value: float, unit: str = " points") -> str:
