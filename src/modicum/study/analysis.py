@@ -6,7 +6,7 @@ beside it holds what the report shows of the runs, small enough to ship without 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from modicum.report.study import read
 from modicum.results import Analysis, ArmResult, RunBudget
-from modicum.runs import Run, read_object
+from modicum.runs import Run, flat, read_object
 from modicum.study import inference, verdict
 from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty, final
 from modicum.study.design import PlannedArm, Study
@@ -119,7 +119,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Where two analyses differ, but for what was measured with a clock or a memory gauge."""
-    first, second = (dict(_flat("", _settled(found))) for found in (one, other))
+    first, second = (dict(flat(_settled(found), lists=True)) for found in (one, other))
     return sorted(
         f"{where}: {first.get(where)!r} and {second.get(where)!r}"
         for where in first.keys() | second.keys()
@@ -133,16 +133,3 @@ def _settled(found: Mapping[str, Any]) -> dict[str, Any]:
         kept = {k: v for k, v in arm.items() if k not in ("sentence", "folders")}
         arms.append(kept | {"cost": {k: v for k, v in arm["cost"].items() if k not in MEASURED}})
     return {**found, "arms": arms, "repeat": []}
-
-
-def _flat(where: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every number and text with its place: `arms[1].by_seed.0`."""
-    if isinstance(value, Mapping):
-        inside = {f"{where}.{key}".lstrip("."): item for key, item in value.items()}
-    elif isinstance(value, list):
-        inside = {f"{where}[{n}]": item for n, item in enumerate(value)}
-    else:
-        yield where, value
-        return
-    for place, item in inside.items():
-        yield from _flat(place, item)

@@ -131,7 +131,7 @@ def open(
         settings=settings,
         folder=run_folder.absolute(),
         name=run_name,
-        config=flat(config),
+        config=hyperparameters(config),
         past=_past(record, name),
         resumed_at=resumed_at,
     )
@@ -180,15 +180,13 @@ class LibraryGuard:
         return f"{kind}: {text[:MAX_REASON]}" if text else kind
 
 
-def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Nested tables as one with dotted names, `sampling.temperature`; None is left out."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}.")
-        elif value is not None:
-            found[above + key] = value if isinstance(value, bool | int | float) else str(value)
-    return found
+    return {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in runs.flat(config)
+        if value is not None
+    }
 
 
 def numbers(values: Mapping[str, Any], group: str = "") -> dict[str, float]:
