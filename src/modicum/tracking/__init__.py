@@ -21,6 +21,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ MAX_REASON = 300  # characters; a database error quotes its whole statement
 SETTINGS = ("step", "num_problems", "samples_per_problem", "temperature", "seed", "steps")
 
 
-class Tracker:
+class Tracker(AbstractContextManager["Tracker"]):
     """Passes what a run logs on to a backend, until that fails; without one it does nothing.
 
     As a context it finishes at the end, as failed when an error leaves it.
@@ -82,9 +83,6 @@ class Tracker:
             self.backend = None
             with LibraryGuard(LIBRARIES[self.name].modules):
                 backend.close(True)
-
-    def __enter__(self) -> Tracker:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.finish({}, failed=kind is not None)
@@ -154,7 +152,7 @@ def _past(record: Path, name: str) -> str | None:
         raise UserError(f"{record} is damaged; without it a new run of {name} begins") from None
 
 
-class LibraryGuard:
+class LibraryGuard(AbstractContextManager["LibraryGuard"]):
     """A context that catches what a library raises when it, disk, network or server fail.
 
     That is FAULTS and whatever the packages `owners` define; `error` holds it.
@@ -163,9 +161,6 @@ class LibraryGuard:
     def __init__(self, owners: tuple[str, ...]) -> None:
         self.owners = owners
         self.error: BaseException | None = None
-
-    def __enter__(self) -> LibraryGuard:
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, *_: object) -> bool:
         owned = type(error).__module__.partition(".")[0] in self.owners
