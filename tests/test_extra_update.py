@@ -184,4 +184,4 @@ def test_a_study_of_it_has_its_colour(tmp_path: Path, monkeypatch: pytest.Monkey
     look = families.family(found.analysis, found.analysis.arms[1])
     assert (look.name, look.marker) == ("adapters", families.KINDS["adapters"].marker)
     assert families.family(found.analysis, ArmResult("a", "a", "")).name == "other settings"
-    assert USUAL in page.write_study(tmp_path, tmp_path / "report.html").read_text()
+    assert USUAL in page.write([tmp_path], tmp_path / "report.html").read_text()

@@ -99,7 +99,7 @@ def study(folder: Path) -> StudyRecord:
 
 @pytest.fixture(scope="module")
 def written(folder: Path, no_pdf: None) -> Path:
-    return page.write_study(folder)
+    return page.write([folder])
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_the_page_goes_where_it_is_asked_for(
 ) -> None:
     monkeypatch.setattr(page, "draw", lambda figures: {})
     out = tmp_path / "deep" / "mine.html"
-    assert page.write_study(folder, out, "My <study>") == out
+    assert page.write([folder], out, "My <study>") == out
     assert "<title>My &lt;study&gt;</title>" in out.read_text()
     assert out.with_suffix(".md").read_text().startswith("# My \\<study\\>\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from modicum import cli, runs, updates
 from modicum.config import Held, Records, Sampling, Steps, TrainConfig
 from modicum.study.ranking import Standing, Unit, judge, placed, together, units
 from modicum.study.scan import Scan, run_scan
+from modicum.study.verdict import said
 from modicum.training import loop
 from modicum.types import RunInterrupted, RunStopped, UserError
 
@@ -123,6 +125,21 @@ def test_what_is_level_with_the_best_is_paired_by_seed() -> None:
     assert [(s.unit, s.level_with_best) for s in found] == [("0", True), ("1", False)]
     found = judge([at("0", 0.3, 0.6, 0.9), at("1", 0.2, 0.7, 0.81)])
     assert [(s.unit, s.level_with_best) for s in found] == [("0", True), ("1", True)]
+
+
+def test_notes_on_a_ranking() -> None:
+    full = tried("full", (0.1,) * 4, rate=1e-3)
+    ranked = [tried("1", (0.3,) * 4, rate=1e-3), tried("0", (0.3,) * 4, rate=2e-3)]
+    assert said("of_scan", ranked, full, 1) == [
+        "all units had one learning rate (0.001, 0.002); another may rank them otherwise",
+        "no gain is clearly above 0: more steps, seeds or problems may rank them",
+        "full's gain is not clearly above 0, so shares of it are not given",
+    ]
+    level = [replace(one, level_with_best=True) for one in ranked]
+    assert said("of_scan", level, None, 2)[:2] == [
+        "each unit stands with the best of 2 learning rates (0.001, 0.002)",
+        "1 of the 1 others cannot be told from the best",
+    ]
 
 
 def test_a_unit_stands_with_its_best_rate_and_a_stopped_one_stands_last() -> None:

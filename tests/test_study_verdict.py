@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modicum.study.design import Allowance, Study, Tuning
 from modicum.study.inference import compare
 from modicum.study.verdict import conclusion, notes, sentence
 
@@ -197,6 +198,25 @@ def test_a_margin_as_large_as_the_gain_is_noted() -> None:
     assert notes(a_study(an_arm("a", "not worse"))) == []
     found = notes(a_study(an_arm("a", "not worse"), control_gain=band(0.01, 0.03, 0.05)))
     assert any("an arm that learned nothing could pass" in note for note in found)
+
+
+def test_what_the_design_must_own_up_to() -> None:
+    cost = {**COST, "generated_tokens": 94.0}
+    tries = [{"failed": ""}, {"failed": "the loss was not finite"}]
+    arm = an_arm("a", "not worse", cost=cost, tries=tries, rate_at_edge=True)
+    study = a_study(arm)
+    study["arms"][0].update(tries=[], rate_at_edge=False, cost={**cost, "generated_tokens": 96.0})
+    tuning = Tuning(share=0.5)
+    design = Study("?", ("full", "a"), budget=Allowance(amount=100), tuning=tuning)
+    assert notes(study, design) == [
+        "The best rate of `a` lies at the edge of its tries: a further one may be better.",
+        "Tries of `a` failed.",
+        "`a` ran out of steps (1000) before the budget was spent.",
+        "Tries had 0.5 of a run's budget: short ones prefer high rates.",
+    ]
+    two = a_study(arm, {**arm, "name": "b"})
+    two["arms"][0] = study["arms"][0]
+    assert "Tries of `a`, `b` failed." in notes(two, design)
 
 
 def test_the_conclusion() -> None:

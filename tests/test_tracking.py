@@ -23,7 +23,7 @@ import fake_trackers
 from fake_trackers import FAKES, Run, Store
 from modicum import tracking
 from modicum.config import Tracking, TrainConfig
-from modicum.tracking import LibraryGuard, flat, numbers
+from modicum.tracking import LibraryGuard, hyperparameters, numbers
 from modicum.tracking.backends import LIBRARIES
 from modicum.types import UserError
 
@@ -437,8 +437,8 @@ def test_every_choice_has_a_library_and_a_fake() -> None:
     assert choices == set(LIBRARIES) == set(FAKES) == set(REAL)
 
 
-def test_flat_and_numbers() -> None:
+def test_hyperparameters_and_numbers() -> None:
     nested = {"a": {"b": {"c": 1}, "d": None}, "e": "x", "f": True, "g": [1, 2]}
-    assert flat(nested) == {"a.b.c": 1, "e": "x", "f": True, "g": "[1, 2]"}
+    assert hyperparameters(nested) == {"a.b.c": 1, "e": "x", "f": True, "g": "[1, 2]"}
     values = {"a": 1, "b": True, "c": float("inf"), "d": "1", "e": -0.5, "step": 3}
     assert numbers(values, "x/") == {"x/a": 1.0, "x/e": -0.5}

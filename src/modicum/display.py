@@ -15,6 +15,7 @@ from rich.text import Text
 
 from modicum import live
 from modicum.evaluate import Evaluation
+from modicum.report.words import environment
 from modicum.status import Status
 from modicum.training.loop import Observer
 from modicum.training.session import Session
@@ -77,35 +78,11 @@ class Display(Observer, AbstractContextManager["Display"]):
 
     def begin(self, session: Session, first_step: int) -> None:
         """Say what trains and what a step is, before anything is done."""
-        config = session.config
-        share = session.trainable_parameters / session.total_parameters
-        rows = config.batch.prompts_per_step * config.batch.group_size
         self.session, self.began, self.first = session, 0.0, first_step
         self.behind = session.progress(first_step)
-        self.console.print(
-            f"{config.update} on {config.model}: trains"
-            f" {len(session.prepared.trainable)} tensors, {session.trainable_parameters:,} of"
-            f" {session.total_parameters:,} parameters ({share:.1%})"
-        )
-        updates = config.batch.updates_per_rollout
-        weight = getattr(session.objective, "kl", 0.0)
-        shown = f"{session.learning_rate:.3g}" if session.learning_rate else "a rate to be found"
-        kl = f"KL {weight:g} in the loss" if weight else "no KL term"
-        self.console.print(
-            f"{config.task}, reward {session.reward}, {config.objective}, {kl};"
-            f" a step samples {config.batch.prompts_per_step} x {config.batch.group_size} completions,"
-            f" at most {rows * config.sampling.max_tokens:,} tokens at temperature"
-            f" {config.sampling.temperature:g}, and takes {updates}"
-            f" optimizer step{'s' * (updates != 1)} at {shown}"
-            f" ({session.policy.device}, {config.compute.dtype})"
-        )
-        if config.budget.budget:
-            self.console.print(
-                f"ends after {config.budget.budget:,.0f} {config.budget.budget_unit}, or"
-                f" {config.steps} steps"
-            )
-        if first_step:
-            self.console.print(f"goes on after step {first_step}")
+        said = environment().get_template("begins.txt")
+        values = {"session": session, "config": session.config, "first_step": first_step}
+        self.console.print(said.render(values).rstrip())
 
     def step(self, metrics: dict[str, float]) -> None:
         """Show the metrics of a step."""

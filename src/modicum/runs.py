@@ -269,6 +269,19 @@ def _opened(path: Path) -> BinaryIO:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def flat(value: Any, where: str = "", lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """What nested tables hold, each with its place: `a.b`; with `lists` also theirs: `a[0].b`."""
+    if isinstance(value, Mapping):
+        inside = [(f"{where}.{key}".lstrip("."), item) for key, item in value.items()]
+    elif lists and isinstance(value, list):
+        inside = [(f"{where}[{number}]", item) for number, item in enumerate(value)]
+    else:
+        yield where, value
+        return
+    for place, item in inside:
+        yield from flat(item, place, lists)
+
+
 def to_lines(entries: Iterable[Mapping[str, Any]]) -> str:
     """The text of a JSONL file."""
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)

@@ -32,14 +32,13 @@ def run(args: list[str]) -> int:
     found, options = parser.options(args, Options, "report")
     folders = [Path(name) for name in found.runs]
 
-    from modicum.face.result import STUDY, report
+    from modicum.face.result import report
     from modicum.report import page, read, tables
-    from modicum.status import Status
+    from modicum.status import STUDY, Status
 
     report(*folders, out=options.out, title=options.title)
     study = (folders[0] / STUDY).is_file()
-    out = options.out or (None if len(folders) == 1 else "report.html")
-    places = page.places(folders[0], out)
+    places = page.places(folders, options.out)
     paths = {"report": places.page, "markdown": places.markdown, "figures": places.figures}
     values: dict[str, Any] = {name: str(path) for name, path in paths.items()}
     if not study and not found.json:

@@ -129,7 +129,7 @@ def _list(rows: Sequence[Row], asked: Sequence[str]) -> None:
         ]
     )
     lines = [[line[k] for k in kept] for line in cells]
-    tables.print_table(tables.terminal_table([heads[k] for k in kept], lines, caption))
+    tables.terminal().print(tables.terminal_table([heads[k] for k in kept], lines, caption))
 
 
 def _side_by_side(rows: Sequence[Row]) -> None:
@@ -142,4 +142,4 @@ def _side_by_side(rows: Sequence[Row]) -> None:
     lines = [[name, *(_text(row, name) for row in rows)] for name in (*differ, *RESULTS)]
     caption = f"problem by problem: modicum compare {' '.join(row['folder'] for row in rows[:2])}"
     heads = ["", *(row["name"] for row in rows)]
-    tables.print_table(tables.terminal_table(heads, lines, caption, wrap=True))
+    tables.terminal().print(tables.terminal_table(heads, lines, caption, wrap=True))

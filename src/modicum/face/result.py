@@ -19,7 +19,6 @@ from modicum.types import UserError
 if TYPE_CHECKING:
     from modicum.scorecard import Evaluation
 
-STUDY = "study.toml"
 NAMES = ("update", "model", "task", "reward")
 OPTION = re.compile(r"(?<![\w-])--([a-z-]+)")
 COUNTS = ("trainable_parameters", "total_parameters", "steps", "seconds", "change_proof")
@@ -162,16 +161,8 @@ def report(*runs: str | Path | TrainResult, out: str | Path = "", title: str = "
     """
     from modicum.report import page
 
-    folders, out = [folder_of(run) for run in runs], out and Path(out).expanduser()
-    if not folders:
-        raise UserError("report needs at least one run folder")
-    studies = [folder for folder in folders if (folder / STUDY).is_file()]
-    if studies and len(folders) > 1:
-        raise UserError(f"{studies[0]} is a study: it gets a report of its own")
-    if studies:
-        return page.write_study(folders[0], Path(out) if out else None, title or None)
-    place = out or (None if len(folders) == 1 else "report.html")
-    return page.write(folders, place, title or "modicum report")
+    place = out and Path(out).expanduser()
+    return page.write([folder_of(run) for run in runs], place, title)
 
 
 def folder_of(run: str | Path | TrainResult) -> Path:

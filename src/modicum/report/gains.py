@@ -7,7 +7,7 @@ from typing import Any
 from modicum.disk import writing
 from modicum.report.numbers import NONE, decimal, interval, percent, points, short
 from modicum.report.style import INK, MUTED, PAPER, SERIES, blank, styled, svg
-from modicum.report.tables import print_table, terminal_table
+from modicum.report.tables import terminal, terminal_table
 
 WORDS_ACROSS = 8  # labels that fit side by side
 HEADS = ("update", "", "gain", "95%, over\nseeds", "95%, over\nproblems", "of full's", "trained")
@@ -32,7 +32,7 @@ def show(result: Mapping[str, Any]) -> None:
         )
         for unit in (*result["units"], *full)
     ]
-    print_table(terminal_table((*HEADS, "seconds"), rows, caption, wrap=True))
+    terminal().print(terminal_table((*HEADS, "seconds"), rows, caption, wrap=True))
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> None:

@@ -11,6 +11,7 @@ from modicum.report.read import load
 from modicum.report.study import document as studies
 from modicum.report.study.read import load as load_study
 from modicum.report.style import Drawn, drawn, styled
+from modicum.status import STUDY
 from modicum.types import UserError
 
 
@@ -22,38 +23,37 @@ class Places(NamedTuple):
     figures: Path
 
 
-def write(
-    folders: Sequence[str | Path], out: str | Path | None = None, title: str = "modicum report"
-) -> Path:
-    """Write the report about the runs in `folders` and return the path of its page.
+def write(folders: Sequence[str | Path], out: str | Path | None = None, title: str = "") -> Path:
+    """Write the report about some runs, or about one study, and return the path of its page.
 
-    With `out` X.html: X.html, X.md, X-figures/. Without, for a single run: report.html,
-    report.md and figures/ in its folder. Raises UserError for no folders, a run that cannot
-    be read or a file that cannot be written.
+    With `out` X.html: X.html, X.md, X-figures/. Without, for a single folder: report.html,
+    report.md and figures/ in it, and for several runs report.html here. Raises UserError for no
+    folders, one that cannot be read or a file that cannot be written.
     """
-    if not folders:
-        raise UserError("a report needs at least one run folder")
-    if out is None and len(folders) > 1:
-        raise UserError("a report of several runs needs the name of a file, such as report.html")
-    to = places(Path(folders[0]), out)
-    return write_document(runs.document([load(folder) for folder in folders], title), to)
+    paths = [Path(folder) for folder in folders]
+    if not paths:
+        raise UserError("report needs at least one run folder")
+    to, study = places(paths, out), next((p for p in paths if (p / STUDY).is_file()), None)
+    if study is None:
+        found = runs.document([load(path) for path in paths], title or "modicum report")
+    elif len(paths) > 1:
+        raise UserError(f"{study} is a study: it gets a report of its own")
+    else:
+        record = load_study(study)
+        title = title or f"Study of {record.analysis.task or study.name}"
+        found = studies.document(record, title)
+    return write_document(found, to)
 
 
-def write_study(folder: Path, out: Path | None = None, title: str | None = None) -> Path:
-    """Write the report of the study in `folder` and return the path of its page; as `write`."""
-    to, study = places(folder, out), load_study(folder)
-    title = title or f"Study of {study.analysis.task or folder.name}"
-    return write_document(studies.document(study, title), to)
-
-
-def places(folder: Path, out: str | Path | None) -> Places:
+def places(folders: Sequence[Path], out: str | Path | None) -> Places:
     """FOLDER/{report.html, report.md, figures/}, or OUT.html, OUT.md and OUT-figures/.
 
     Raises UserError for a Markdown file as `out`: it is the name of the page.
     """
-    if out is None:
+    if not out and len(folders) == 1:
+        (folder,) = folders
         return Places(folder / "report.html", folder / "report.md", folder / "figures")
-    page = Path(out)
+    page = Path(out or "report.html")
     if page.suffix == ".md":
         raise UserError(f"--out names the page, {page.stem}.html say; {page} is written beside it")
     return Places(page, page.with_suffix(".md"), page.with_name(f"{page.stem}-figures"))

@@ -7,6 +7,7 @@ from typing import Any
 from modicum.report import document as doc
 from modicum.report.numbers import NONE
 from modicum.report.words import printable, say
+from modicum.runs import flat
 
 Texts = dict[str, tuple[str, ...]]
 
@@ -65,12 +66,6 @@ def compare(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], Texts
     return {name: values[name][0] for name in names if name not in different}, different
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            flat[printable(f"{prefix}{name}")] = printable(text, doc.LETTERS_SHOWN)
-    return flat
+def _flatten(config: Mapping[str, Any]) -> dict[str, str]:
+    pairs = [(n, v if isinstance(v, str) else json.dumps(v, default=str)) for n, v in flat(config)]
+    return {printable(name): printable(text, doc.LETTERS_SHOWN) for name, text in pairs}

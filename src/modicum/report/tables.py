@@ -161,7 +161,7 @@ def terminal_table(
 
 def show(rows: Sequence[RunRow]) -> None:
     """Print the table to standard output."""
-    print_table(rich_table(rows, terminal().width))
+    terminal().print(rich_table(rows, terminal().width))
 
 
 def terminal() -> Console:
@@ -171,8 +171,3 @@ def terminal() -> Console:
     console = Console(highlight=False, markup=False)
     console.width = console.width if console.is_terminal else 100
     return console
-
-
-def print_table(table: RichTable) -> None:
-    """Print to standard output."""
-    terminal().print(table)

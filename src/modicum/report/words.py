@@ -19,7 +19,12 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def say(name: str, part: int = 0, **values: Any) -> str:
     """The text of a section of `words.txt`, its line ends as spaces; `part` 1 is a caption."""
-    return re.sub(r"[ \n]+", " ", _texts()[name][part].render(values)).strip()
+    return on_one_line(_texts()[name][part].render(values))
+
+
+def on_one_line(text: str) -> str:
+    """`text` with its line ends as spaces, a space at a time."""
+    return re.sub(r"[ \n]+", " ", text).strip()
 
 
 def printable(text: str, limit: int | None = None) -> str:

@@ -6,7 +6,7 @@ beside it holds what the report shows of the runs, small enough to ship without 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ import numpy as np
 
 from modicum.report.study import read
 from modicum.results import Analysis, ArmResult, RunBudget
-from modicum.runs import Run, read_object
+from modicum.runs import Run, flat, read_object
 from modicum.study import inference, verdict
 from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty, final
-from modicum.study.cost import COUNTED
 from modicum.study.design import PlannedArm, Study
 from modicum.types import UserError
 
@@ -26,7 +25,6 @@ MEASURED = (
     *("seconds", "step_seconds", "time_ratio"),
     *("memory_bytes", "peak_memory_bytes", "memory_ratio"),
 )
-SHORT = 0.95  # a run that spent less of its budget is named
 
 
 def write(study: Study, folder: Path) -> Analysis:
@@ -76,7 +74,7 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         whole,
         arms=tuple(replace(arm, sentence=verdict.sentence(it, said)) for arm, it in pairs),
         conclusion=verdict.conclusion(said),
-        notes=(*verdict.notes(said), *_notes(study, said["arms"])),
+        notes=tuple(verdict.notes(said, study)),
     )
 
 
@@ -110,33 +108,6 @@ def kind_of(arm: PlannedArm) -> str:
         return ""
 
 
-def _notes(study: Study, arms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the design itself must own up to."""
-    notes = []
-    edges = [arm for arm in arms if arm["rate_at_edge"]]
-    if edges:
-        notes.append(
-            f"The best rate of {verdict.names(edges)} lies at the edge of its tries: a further one may"
-            " be better."
-        )
-    failed = [arm for arm in arms if any(entry["failed"] for entry in arm["tries"])]
-    if failed:
-        notes.append(f"Tries of {verdict.names(failed)} failed.")
-    unit = COUNTED.get(study.budget.unit, study.budget.unit)
-    least = SHORT * study.budget.amount
-    short = [arm for arm in arms if arm["by_seed"] and arm["cost"][unit] < least]
-    if short:
-        notes.append(
-            f"{verdict.names(short)} ran out of steps ({study.budget.max_steps}) before the budget was"
-            " spent."
-        )
-    if study.tuning.share < 1 and len(study.tuning.factors) > 1:
-        notes.append(
-            f"Tries had {study.tuning.share:g} of a run's budget: short ones prefer high rates."
-        )
-    return notes
-
-
 def differences(one: Path, other: Path) -> list[str]:
     """Where the analyses in two folders differ; what is no analysis is a UserError."""
     files = [folder / "analysis.json" for folder in (one, other)]
@@ -148,7 +119,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Where two analyses differ, but for what was measured with a clock or a memory gauge."""
-    first, second = (dict(_flat("", _settled(found))) for found in (one, other))
+    first, second = (dict(flat(_settled(found), lists=True)) for found in (one, other))
     return sorted(
         f"{where}: {first.get(where)!r} and {second.get(where)!r}"
         for where in first.keys() | second.keys()
@@ -162,16 +133,3 @@ def _settled(found: Mapping[str, Any]) -> dict[str, Any]:
         kept = {k: v for k, v in arm.items() if k not in ("sentence", "folders")}
         arms.append(kept | {"cost": {k: v for k, v in arm["cost"].items() if k not in MEASURED}})
     return {**found, "arms": arms, "repeat": []}
-
-
-def _flat(where: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every number and text with its place: `arms[1].by_seed.0`."""
-    if isinstance(value, Mapping):
-        inside = {f"{where}.{key}".lstrip("."): item for key, item in value.items()}
-    elif isinstance(value, list):
-        inside = {f"{where}[{n}]": item for n, item in enumerate(value)}
-    else:
-        yield where, value
-        return
-    for place, item in inside.items():
-        yield from _flat(place, item)

@@ -20,6 +20,8 @@ from modicum.study.tuning import Choice
 from modicum.types import UserError
 
 SCORES = {"accuracy": "scores", "lenient": "lenient_scores", "greedy": "greedy_scores"}
+MEANS = ("active_parameters_mean", "seconds", "generated_tokens", "steps", "flops")
+MEANS += ("peak_memory_bytes", "start_memory_bytes", "optimizer_bytes")
 # How often the base solves a problem, and what that level is called.
 LEVELS = ((0.0, "base: 0 %"), (0.5, "to 50 %"), (1.0, "above"))
 
@@ -128,23 +130,18 @@ def cost(outcome: ArmRuns, control: ArmRuns) -> ArmCost:
 
 
 def _means(outcome: ArmRuns) -> dict[str, Any]:
-    results = list(outcome.results.values())
-
-    def mean(*names: str) -> dict[str, float]:
-        return {name: fmean(float(result[name]) for result in results) for name in names}
-
-    first = results[0]
-    found = mean("active_parameters_mean", "seconds", "generated_tokens", "steps", "flops")
-    memory = mean("peak_memory_bytes", "start_memory_bytes", "optimizer_bytes")
-    peak, start, optimizer = memory.values()
+    results, first = outcome.results.values(), next(iter(outcome.results.values()))
+    found: dict[str, Any] = {
+        name: fmean(float(result[name]) for result in results) for name in MEANS
+    }
+    memory = found["peak_memory_bytes"] - found.pop("start_memory_bytes")
+    found |= {name: round(found[name]) for name in ("peak_memory_bytes", "optimizer_bytes")}
     return found | {
         "parameters": first["trainable_parameters"],
         "total_parameters": first["total_parameters"],
         "share": found["active_parameters_mean"] / first["total_parameters"],
         "step_seconds": fmean(outcome.steps.values()),
-        "memory_bytes": round(peak - start),
-        "peak_memory_bytes": round(peak),
-        "optimizer_bytes": round(optimizer),
+        "memory_bytes": round(memory),
     }
 
 

@@ -112,7 +112,7 @@ def _analyse(bench: StudyBench) -> StudyOutcome:
         for seed, path in collect.final(study, folder, arm).items()
         if not (path / RESULT).is_file()
     ]
-    return StudyOutcome(folder, found, page.write_study(folder), tuple(missing))
+    return StudyOutcome(folder, found, page.write([folder]), tuple(missing))
 
 
 @contextmanager

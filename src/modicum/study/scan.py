@@ -16,7 +16,7 @@ from modicum.config import TrainConfig, read_toml, to_toml
 from modicum.limits import Positive
 from modicum.runs import Run, read_object
 from modicum.settings import Settings
-from modicum.study import cells, collect, ranking, run
+from modicum.study import cells, collect, ranking, run, verdict
 from modicum.study.cell import BASE
 from modicum.study.design import Allowance, PlannedArm, Study, Tuning
 from modicum.study.launch import StudyObserver
@@ -192,6 +192,8 @@ def _result(
     best = [s.unit for s in units if s.gain is not None][: scan.best]
     labels = [unit.label for unit in chosen]
     places = [unit.place for unit in chosen if unit.label in best]
+    every = [*units, full] if full else units
+    stopped = [f"{standing.unit}, {text}" for standing in every for text in standing.failed]
     return {
         "over": scan.over,
         "method": scan.method,
@@ -208,25 +210,5 @@ def _result(
         "full": full and full.shown,
         "best_units": best,
         "best": scan.update(ranking.together(scan.over, places)),
-        "notes": _notes(units, full, len(rates) or 1),
+        "notes": [*verdict.said("of_scan", units, full, len(rates) or 1), *stopped],
     }
-
-
-def _notes(units: Sequence[Standing], full: Standing | None, num_rates: int) -> list[str]:
-    """What a reader of the ranking should know."""
-    notes = []
-    used = sorted({s.learning_rate for s in units if s.learning_rate is not None})
-    shown = ", ".join(f"{rate:g}" for rate in used)
-    if num_rates == 1:
-        notes.append(f"all units had one learning rate ({shown}); another may rank them otherwise")
-    else:
-        notes.append(f"each unit stands with the best of {num_rates} learning rates ({shown})")
-    level = sum(s.level_with_best for s in units[1:])
-    if level:
-        notes.append(f"{level} of the {len(units) - 1} others cannot be told from the best")
-    if not any(s.clear for s in units):
-        notes.append("no gain is clearly above 0: more steps, seeds or problems may rank them")
-    if full is not None and full.gain is not None and not full.clear:
-        notes.append("full's gain is not clearly above 0, so shares of it are not given")
-    stopped = [(s.unit, text) for s in (*units, *([full] if full else [])) for text in s.failed]
-    return notes + [f"{unit}, {text}" for unit, text in stopped]

@@ -21,6 +21,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ MAX_REASON = 300  # characters; a database error quotes its whole statement
 SETTINGS = ("step", "num_problems", "samples_per_problem", "temperature", "seed", "steps")
 
 
-class Tracker:
+class Tracker(AbstractContextManager["Tracker"]):
     """Passes what a run logs on to a backend, until that fails; without one it does nothing.
 
     As a context it finishes at the end, as failed when an error leaves it.
@@ -82,9 +83,6 @@ class Tracker:
             self.backend = None
             with LibraryGuard(LIBRARIES[self.name].modules):
                 backend.close(True)
-
-    def __enter__(self) -> Tracker:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.finish({}, failed=kind is not None)
@@ -131,7 +129,7 @@ def open(
         settings=settings,
         folder=run_folder.absolute(),
         name=run_name,
-        config=flat(config),
+        config=hyperparameters(config),
         past=_past(record, name),
         resumed_at=resumed_at,
     )
@@ -154,7 +152,7 @@ def _past(record: Path, name: str) -> str | None:
         raise UserError(f"{record} is damaged; without it a new run of {name} begins") from None
 
 
-class LibraryGuard:
+class LibraryGuard(AbstractContextManager["LibraryGuard"]):
     """A context that catches what a library raises when it, disk, network or server fail.
 
     That is FAULTS and whatever the packages `owners` define; `error` holds it.
@@ -163,9 +161,6 @@ class LibraryGuard:
     def __init__(self, owners: tuple[str, ...]) -> None:
         self.owners = owners
         self.error: BaseException | None = None
-
-    def __enter__(self) -> LibraryGuard:
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, *_: object) -> bool:
         owned = type(error).__module__.partition(".")[0] in self.owners
@@ -180,15 +175,13 @@ class LibraryGuard:
         return f"{kind}: {text[:MAX_REASON]}" if text else kind
 
 
-def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Nested tables as one with dotted names, `sampling.temperature`; None is left out."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}.")
-        elif value is not None:
-            found[above + key] = value if isinstance(value, bool | int | float) else str(value)
-    return found
+    return {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in runs.flat(config)
+        if value is not None
+    }
 
 
 def numbers(values: Mapping[str, Any], group: str = "") -> dict[str, float]:
