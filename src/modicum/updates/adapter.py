@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from modicum.models.adapters import merged, quiet
+from modicum.models.adapters import quiet
 from modicum.types import UserError
 from modicum.updates.base import Method, Prepared, Selection
 from modicum.updates.layout import MERGE
@@ -113,14 +113,6 @@ class AdapterPrepared(Prepared):
 
     def without_data(self) -> None:
         self.adapter.without_data(self.model)
-
-    def mergeable(self) -> nn.Module:
-        """The model in fp32."""
-        return self.model.float()
-
-    def merged(self) -> nn.Module:
-        """The base with the adapter added, in fp32."""
-        return merged(self.model)
 
     def exportable(self) -> nn.Module:
         """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from modicum.models.adapters import merged
 from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
 from modicum.updates.members import Kind, Member, Pair
@@ -153,13 +154,9 @@ class Prepared:
     def without_data(self) -> None:
         """Let the model run on tensors without data, for the planner; it is spent afterwards."""
 
-    def mergeable(self) -> nn.Module:
-        """The model in the precision that `merged` adds in; nothing trains on it afterwards."""
-        return self.model
-
     def merged(self) -> nn.Module:
-        """The ordinary model with the update inside; `model` is spent afterwards."""
-        return self.model
+        """The ordinary model, an adapter added to it in fp32; `model` is spent afterwards."""
+        return merged(self.model)
 
 
 @runtime_checkable
