@@ -2,8 +2,7 @@
 
 The scorer gives hidden states; the head and the softmax run in chunks of tokens, so that
 a vocabulary V costs a chunk x V and not B x T x V. `backward` takes a chunk's gradient
-before the next chunk begins, so that a chunk's logits are computed once; `logprobs`
-recomputes them in backward, for losses that need all log-probs at the same time.
+before the next chunk begins, so that a chunk's logits are computed once.
 
 Shapes: H hidden, V vocabulary, N completion tokens laid end to end.
 """
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from modicum.config import Sampling
 from modicum.engine.base import Scorer, tokens_of
@@ -25,38 +23,20 @@ from modicum.types import Row, UserError
 CHUNK_BYTES = 64 * 2**20  # logits of one chunk, in fp32
 
 
-def score(
-    scorer: Scorer, hidden_NH: Tensor, token_N: Tensor, sampling: Sampling
-) -> tuple[Tensor, Tensor]:
-    """Log-prob_N and entropy_N (nats, detached) of tokens under the sampling distribution."""
-    return token_logprobs(scorer.logits(hidden_NH), token_N, sampling)
-
-
-def logprobs(
-    scorer: Scorer, rows: Sequence[Row], sampling: Sampling, chunk_bytes: int = CHUNK_BYTES
-) -> tuple[Tensor, Tensor]:
-    """Log-prob_N (with a graph, if gradients are on) and entropy_N of the rows' tokens."""
+def logprobs(scorer: Scorer, rows: Sequence[Row], sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Log-prob_N (with a graph, if gradients are on) and entropy_N of the rows' tokens, in nats."""
     pack = scorer.pack(rows)
     hidden_NH = scorer.hidden(pack, scorer.trunk(pack))
-    return head_logprobs(scorer, hidden_NH, tokens_of(rows, scorer.device), sampling, chunk_bytes)
+    return head_logprobs(scorer, hidden_NH, tokens_of(rows, scorer.device), sampling)
 
 
 def head_logprobs(
-    scorer: Scorer,
-    hidden_NH: Tensor,
-    token_N: Tensor,
-    sampling: Sampling,
-    chunk_bytes: int = CHUNK_BYTES,
+    scorer: Scorer, hidden_NH: Tensor, token_N: Tensor, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
     """Log-prob_N and entropy_N from hidden states, in chunks."""
-    size = max(1, chunk_bytes // (4 * scorer.vocabulary))
-    parts = []
-    for hidden, token in zip(hidden_NH.split(size), token_N.split(size), strict=True):
-        # One chunk needs no recomputation: its logits are alive either way.
-        if torch.is_grad_enabled() and len(token_N) > size:
-            parts.append(checkpoint(score, scorer, hidden, token, sampling, use_reentrant=False))
-        else:
-            parts.append(score(scorer, hidden, token, sampling))
+    size = max(1, CHUNK_BYTES // (4 * scorer.vocabulary))
+    pairs = zip(hidden_NH.split(size), token_N.split(size), strict=True)
+    parts = [token_logprobs(scorer.logits(hidden), token, sampling) for hidden, token in pairs]
     return torch.cat([p for p, _ in parts]), torch.cat([e for _, e in parts])
 
 
@@ -66,7 +46,6 @@ def backward(
     token_N: Tensor,
     sampling: Sampling,
     loss: Callable[[Tensor, slice], Tensor],
-    chunk_bytes: int = CHUNK_BYTES,
     row_ends: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of a loss that is a sum over tokens; log-prob_N and entropy_N, detached.
@@ -75,11 +54,11 @@ def backward(
     added to every `grad` of the head and of what `hidden_NH` came from. With `row_ends`
     parts end there only, for a loss that needs whole rows.
     """
-    size = max(1, chunk_bytes // (4 * scorer.vocabulary))
+    size = max(1, CHUNK_BYTES // (4 * scorer.vocabulary))
     found, entropies, gradients = [], [], []
     for part in chunks(len(token_N), size, row_ends):
         leaf = hidden_NH[part].detach().requires_grad_(hidden_NH.requires_grad)
-        logprob, entropy = score(scorer, leaf, token_N[part], sampling)
+        logprob, entropy = token_logprobs(scorer.logits(leaf), token_N[part], sampling)
         if not logprob.requires_grad:
             raise UserError("nothing of what trains takes part in what the model makes of a text")
         loss(logprob, part).backward()
