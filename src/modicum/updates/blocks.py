@@ -1,32 +1,21 @@
 """Adapters made of blocks, MiSS and OFT, and of single entries, SHiRA. PEFT does the work.
 
 *MiSS* (Kang and Yin 2024, arXiv 2409.15371, first named Bone): the change of a weight is
-one matrix D of rank x out numbers, zero at first, repeated along the input. So the input's
-blocks of length `rank` are summed, and D is applied to the sum. A rank that does not divide
-the input's size is padded with zeros. Departure from PEFT's defaults: all linear layers.
+one matrix D of rank x out numbers, zero at first, repeated along the input. A rank that does
+not divide the input's size is padded with zeros.
 
 *OFT* (Qiu et al. 2023, arXiv 2306.07280): the input is rotated, block by block, before the
 base layer; a rotation of size b has b (b - 1) / 2 trained numbers, the upper triangle of a
 skew matrix Q, zero at first. By default the rotation is PEFT's series for (I + Q)(I - Q)^-1,
 I + 2Q + 2Q^2 + 2Q^3 + Q^4, which is orthogonal but for terms of size |Q|^4; `exact=True`
-solves for (I - Q)(I + Q)^-1 (slow while sampling). Norms of rows are kept. No constraint on
-|Q| (COFT), no dropout of blocks.
+solves for (I - Q)(I + Q)^-1. No constraint on |Q| (COFT), no dropout of blocks.
 
-Rates. An entry of D is that change in many weights, an angle turns whole blocks of them,
-so both take smaller steps than LoRA's factors: 1 (MiSS) and 2 (OFT) times the rate of full
-training make five steps on one batch of the tiny base move the policy (by KL) as far as
-tuned rates of `full` and `lora` do.
+*SHiRA* (Bhardwaj et al. 2024, arXiv 2406.13175): rank x (in + out) random entries of every
+weight train, drawn from the run's seed for every layer anew; PEFT would draw the same for all
+layers of one shape. Every forward copies the whole weight to add the entries, and backward
+makes its whole gradient. With a bf16 base the sum is rounded to bf16.
 
-*SHiRA* (Bhardwaj et al. 2024, arXiv 2406.13175): some entries of every weight train.
-
-The change of a weight is sparse, zero at first, and of no low rank: rank x (in + out)
-entries, as many as a LoRA of that rank has. Which entries is drawn
-from the run's seed, for every layer anew; PEFT would draw the same for all layers of one
-shape. Departures from PEFT's defaults: all linear layers, rank 8.
-
-It is an adapter: the base is not touched, but every forward copies the whole weight to add
-the entries, and backward makes the gradient of the whole weight. `sparse(by='random')`
-trains entries of the weight itself. With a bf16 base the sum is rounded to bf16.
+Departure from PEFT's defaults: all linear layers.
 """
 
 from collections.abc import Callable

@@ -1,34 +1,25 @@
 """Adapters of LoRA's kind that are made from the base's weights: PiSSA, OLoRA and LoRA-XS.
 
-*PiSSA and OLoRA*: LoRA that begins as a part of the base's weights, which is taken out of them.
-
-W becomes W - s B A with B A from W itself, so the model at the start is the base to
-rounding, but its frozen weights are not the base's: the reference is the adapter's first
-values (`adapter.Adapter.rewrites_base`). s is alpha/rank.
+*PiSSA and OLoRA*: W becomes W - s B A with B A from W itself, so the model at the start is the
+base to rounding, but its frozen weights are not the base's: the reference is the adapter's
+first values (`adapter.Adapter.rewrites_base`). s is alpha/rank.
 
 - PiSSA (arXiv 2404.02948): s B A is the principal part of W; of W = U S V^T, B = U sqrt(S/s)
   and A = sqrt(S/s) V^T, the greatest `rank` singular values alone.
 - OLoRA (arXiv 2406.01775): of W = Q R, B is the first `rank` columns of Q and A the first
   rows of R.
 
-PEFT has both. Here only its LoRA layers are used and the start is made in this file, as
-PEFT's takes a whole SVD, rounds B and A to the base's dtype and cannot be previewed.
-Departures: the singular vectors are the eigenvectors of the smaller Gram matrix in fp64. B
-and A are rounded (`rounded`) before B A is taken out of W, which leaves the start as it is:
-then the last bits of the decomposition, which depend on the number of threads, are gone,
-and B A is exact. So a run can be taken up with another number of threads.
+PEFT has both. Here only its LoRA layers are used, as its start takes a whole SVD, rounds B and A
+to the base's dtype and cannot be previewed. Departures: the singular vectors are the eigenvectors
+of the smaller Gram matrix in fp64. B and A are rounded (`rounded`) before B A is taken out of W:
+so the last bits of the decomposition, which depend on the number of threads, are gone, B A is
+exact, and a run can be taken up with another number of threads.
 
-*LoRA-XS* (arXiv 2405.17604): W + s U S R V^T, where only R (rank x rank) trains.
-
-U, S, V are the principal singular triplets of W and stay as they are; R is drawn from
-N(0, 1e-5^2), so the start is the base to about 1e-5 of the weights. s is alpha/rank.
-PEFT has no LoRA-XS: it is built into PEFT's LoRA layers, with A = V^T and a module in B's
-place whose `weight` is U S R, so that what works on LoRA (merging, the faster forward)
-works on it; for export it is turned into ordinary LoRA.
-
-Departures: the triplets are exact (`triplets`), where the paper's code iterates a
-truncated SVD; then U S and V are rounded to 14 bits, for the
-reason given above.
+*LoRA-XS* (arXiv 2405.17604): W + s U S R V^T, where only R (rank x rank) trains, from
+N(0, 1e-5^2). U, S, V are the principal singular triplets of W. PEFT has none: it is built into
+PEFT's LoRA layers, with A = V^T and a module in B's place whose `weight` is U S R, so that what
+works on LoRA works on it; it is exported as ordinary LoRA. Departures: the triplets are exact
+(`triplets`), where the paper's code iterates a truncated SVD; U S and V are rounded likewise.
 """
 
 from abc import abstractmethod

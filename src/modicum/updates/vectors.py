@@ -1,36 +1,24 @@
 """Adapters of a few numbers: VeRA, (IA)^3, the norms alone, and TinyLoRA. PEFT does the work.
 
 *VeRA* (Kopiczko et al. 2023, arXiv 2310.11454): y + b * (B (d * (A x))). A and B are
-random, frozen and shared by all layers (each takes its corner of the largest); the vectors
-d (`d_initial` at first) and b (0) train: rank + out numbers a layer. A and B come from the
-run's seed. Departure from PEFT's defaults: all linear layers are adapted.
+random (from the run's seed), frozen and shared by all layers, of which each takes its corner;
+the vectors d (`d_initial` at first) and b (0) train.
 
-*(IA)^3* (Liu et al. 2022, arXiv 2205.05638): keys and values are scaled by learned vectors,
-and so is the input of the MLP's last projection; all begin at 1. Departure from PEFT's
-defaults, which take queries in the place of keys for Qwen2: k, v and down, as in the paper.
+*(IA)^3* (Liu et al. 2022, arXiv 2205.05638): keys, values and the input of the MLP's last
+projection are scaled by learned vectors, 1 at first.
 
-*LayerNorm tuning* (Zhao et al. 2023, arXiv 2312.11420): the scales of the norms train, on
-copies, so that the base keeps its own. Departure from PEFT's defaults, which for Qwen take
-one of the norms of a layer: all norms train, the final one and q/k norms included.
+*LayerNorm tuning* (Zhao et al. 2023, arXiv 2312.11420): the scales of the norms train, on copies.
 
-Rates. One number of a vector scales a whole row or column, and is of size 1 (norms, (IA)^3)
-or acts through a small product (VeRA): steps must be larger than for matrices.
+Departures from PEFT's defaults: VeRA goes into all linear layers; (IA)^3 into k, v and down, as
+in the paper, and not into Qwen2's queries; all norms train, not one a layer.
 
-*TinyLoRA* (arXiv 2602.04118): a handful of numbers steer the largest directions of weights.
-
-W + B R A with R = sum over i of v_i P_i: A and B are the largest `rank` singular directions
-of W, each times the root of its singular value, P_i are fixed random rank x rank matrices
-from the run's seed, and only v (`u` numbers, 0 at first) trains. `weight_tying` says how
-many layers share one v: 1 all of them, 0 none, in between runs of layers in order. All
-linear layers share 13 numbers by default, as in the paper's smallest setting.
-
-The signs of singular vectors, which are arbitrary and differ between
-devices, are fixed here: of every column of B the largest entry is positive, so that a run
-goes on and is evaluated on another device as what it is. Seeds are spread, as PEFT counts
-up from the seed by layer and runs with neighbouring seeds would share matrices.
-
-The singular values are computed when a run starts, is resumed, evaluated or exported: for a
-model of 1.5B parameters on a CPU that takes minutes.
+*TinyLoRA* (arXiv 2602.04118): W + B R A with R = sum over i of v_i P_i. A and B are the largest
+`rank` singular directions of W, each times the root of its singular value, P_i are fixed random
+rank x rank matrices from the run's seed, and only v (`u` numbers, 0 at first) trains.
+`weight_tying` says how many layers share one v: 1 all of them, 0 none, in between runs of
+layers in order. The signs of singular vectors, which are arbitrary and differ between devices,
+are fixed here: the largest entry of every column of B is positive. Seeds are spread, as PEFT
+counts up from the seed by layer and runs with neighbouring seeds would share matrices.
 """
 
 from dataclasses import dataclass
