@@ -141,9 +141,9 @@ class Scorer(ABC):
     def pack(self, rows: Sequence[Row]) -> Any:
         """The rows as the tensors that `trunk` and `hidden` take."""
 
-    @abstractmethod
     def trunk(self, pack: Any) -> Tensor | None:
         """What does not train, run without a graph (or as kept); None: there is no such part."""
+        return None
 
     @abstractmethod
     def hidden(self, pack: Any, trunk: Tensor | None) -> Tensor:

@@ -93,10 +93,6 @@ class LibraryEngine(Engine):
         index = [torch.arange(len(row.tokens)) + at for at, row in zip(firsts, rows, strict=True)]
         return ids_BT.to(self.device), torch.cat(index).to(self.device)
 
-    def trunk(self, pack: tuple[Tensor, Tensor]) -> None:
-        """The whole model is run every time."""
-        return None
-
     def hidden(self, pack: tuple[Tensor, Tensor], trunk: Tensor | None) -> Tensor:
         ids_BT, index_N = pack
         if self.can.whole:

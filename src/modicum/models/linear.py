@@ -116,15 +116,10 @@ def few_rows(layers: Sequence[nn.Linear], rows: int) -> Iterator[None]:
         yield
 
 
-def is_low(model: nn.Module) -> bool:
-    """Whether some of the model's numbers are not fp32."""
-    return any(p.dtype != torch.float32 for p in model.parameters())
-
-
 @contextmanager
 def widened(model: nn.Module) -> Iterator[None]:
     """The model computes in fp32 with its own weights; no gradients in here."""
-    if not is_low(model):
+    if all(p.dtype == torch.float32 for p in model.parameters()):
         yield
         return
     base = inner(model)

@@ -57,6 +57,8 @@ class AdapterPrepared(Prepared):
         self.adapter, self.given, self.left = adapter, given, left
         self.rewrites_base = adapter.rewrites_base
         self.start_tolerance = adapter.start_tolerance
+        # Unless the start has rewritten the base, or was there before.
+        self.reference_is_bare = not (self.rewrites_base or given)
         if self.rewrites_base:  # an export needs them too, so they are kept in any case
             self.swap.keep()
 
@@ -93,11 +95,6 @@ class AdapterPrepared(Prepared):
         finally:
             for layer in layers:
                 layer._disable_adapters = False
-
-    @property
-    def reference_is_bare(self) -> bool:
-        """Unless the start has rewritten the base, or was there before."""
-        return not (self.rewrites_base or self.given)
 
     def reference_bytes(self, kl: bool) -> int:
         """Those of the adapter's first values, which a rewritten base needs in any case."""

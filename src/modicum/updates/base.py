@@ -61,6 +61,9 @@ class Prepared:
     reference is a copy of the first values of what may train, and of nothing else.
     """
 
+    reference_is_bare: bool = False
+    """Whether the reference runs the base without what the update adds to its layers."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -137,11 +140,6 @@ class Prepared:
     def reference(self) -> AbstractContextManager[None]:
         """A context in which the model is what it was when it was prepared."""
         return self.swap.swapped()
-
-    @property
-    def reference_is_bare(self) -> bool:
-        """Whether the reference runs the base without what the update adds to its layers."""
-        return False
 
     def reference_bytes(self, kl: bool) -> int:
         """Bytes of the first values that are kept, with or without a KL term."""
