@@ -2,8 +2,7 @@
 
 Below the lowest trained layer nothing changes, so the states that enter it are the same
 in sampling, reference and training: sampling keeps them (as long as they fit a budget),
-or one forward without a graph makes them for reference and training alike. A prompt's
-tokens are run once for all rows that go on from it, gradients included.
+or one forward without a graph makes them.
 
 Shapes: P prompt, G member, S = P x G rows begun, B living row, N tokens laid end to end,
 T completion token, H hidden, V vocabulary.
