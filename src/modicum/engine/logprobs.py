@@ -1,26 +1,33 @@
-"""Log-probs and entropy of sampled tokens, without ever holding all logits.
+"""Log-probs and entropy of sampled tokens, and the gradients of a micro-batch's loss.
 
-The scorer gives hidden states; the head and the softmax run in chunks of tokens, so that
-a vocabulary V costs a chunk x V and not B x T x V. `backward` takes a chunk's gradient
-before the next chunk begins, so that a chunk's logits are computed once.
+Without ever holding all logits: the scorer gives hidden states; the head and the softmax run in
+chunks of tokens, so that a vocabulary V costs a chunk x V and not B x T x V. `backward` takes a
+chunk's gradient before the next chunk begins, so that a chunk's logits are computed once.
+It knows no run: the loop, the planner and a page of one's own call `forward_backward` alike.
 
-Shapes: H hidden, V vocabulary, N completion tokens laid end to end.
+Shapes: H hidden, V vocabulary, R row, N completion tokens of the rows laid end to end.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from modicum.config import Sampling
 from modicum.engine.base import Scorer, tokens_of
+from modicum.engine.policy import Policy
 from modicum.engine.sampling import token_logprobs
+from modicum.objectives import Counts, Objective, Tokens
 from modicum.types import Row, UserError
+from modicum.updates.base import Prepared
 
 CHUNK_BYTES = 64 * 2**20  # logits of one chunk, in fp32
+Heard = tuple[Sequence[Row], Tensor, Tensor]
+"""Rows, and the log-prob [N] and entropy [N] of their tokens."""
 
 
 def logprobs(scorer: Scorer, rows: Sequence[Row], sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -85,3 +92,70 @@ def chunks(count: int, size: int, row_ends: Sequence[int] | None = None) -> Iter
             stop = max(next_end, row_ends[within - 1] if within else 0)
         yield slice(first, stop)
         first = stop
+
+
+def forward_backward(
+    policy: Policy,
+    prepared: Prepared,
+    objective: Objective,
+    rows: Sequence[Row],
+    counts: Counts,
+    sampling: Sampling,
+    sums: dict[str, float] | None,
+    reference_N: Tensor | None = None,
+    heard: list[Heard] | None = None,
+) -> Tensor | None:
+    """Add the gradient of the rows' loss to every `grad` of what trains.
+
+    `counts` are those of the whole batch. What is summed over tokens for the log is added to
+    `sums`, if it is given (those of `Objective.token_loss`, `loss`, `tokens` and `entropy`); the
+    log-probs themselves to `heard`. Returns the reference's log-probs, computed unless they
+    are given; None when the objective needs none.
+    """
+    scorer = policy.scorer
+    token_N = tokens_of(rows, scorer.device)
+    pack = scorer.pack(rows)
+    trunk = scorer.trunk(pack)
+    if objective.needs_reference and reference_N is None:
+        with torch.no_grad(), prepared.reference():
+            hidden_NH = scorer.hidden(pack, trunk if prepared.trunk_is_reference else None)
+            reference_N = head_logprobs(scorer, hidden_NH, token_N, sampling)[0]
+    tokens = _tokens(objective, rows, counts, reference_N, scorer.device)
+
+    def add(key: str, amount: Tensor | int) -> None:
+        if sums is not None:
+            sums[key] = sums.get(key, 0.0) + float(amount)
+
+    def loss(policy_N: Tensor, where: slice) -> Tensor:
+        value, found = objective.loss(policy_N, tokens.part(where))
+        for key, amount in (found | {"loss": value.detach()}).items():
+            add(key, amount)
+        return value
+
+    ends = list(accumulate(len(row.tokens) for row in rows)) if objective.whole_rows else None
+    hidden_NH = scorer.hidden(pack, trunk)
+    policy_N, entropy_N = backward(scorer, hidden_NH, token_N, sampling, loss, ends)
+    add("entropy", entropy_N.sum())
+    add("tokens", len(policy_N))
+    if heard is not None:
+        heard.append((rows, policy_N, entropy_N))
+    return reference_N
+
+
+def _tokens(
+    objective: Objective,
+    rows: Sequence[Row],
+    counts: Counts,
+    reference_N: Tensor | None,
+    device: torch.device,
+) -> Tokens:
+    """What the loss needs to know of the rows' tokens."""
+    lengths_R = torch.tensor([len(row.tokens) for row in rows], device=device)
+    advantages = [value for row in rows for value in row.advantages]
+    return Tokens(
+        torch.tensor([p for row in rows for p in row.logprobs], device=device),
+        torch.tensor(advantages, device=device),
+        reference_N,
+        objective.weights(lengths_R, counts),
+        torch.repeat_interleave(torch.arange(len(rows), device=device), lengths_R),
+    )
