@@ -16,8 +16,7 @@ from modicum.updates.adalora import AdaLora
 from modicum.updates.base import Method, Placed, Prepared, Selection, Update
 from modicum.updates.driver import Driver
 from modicum.updates.freezing import AutoFreeze, SlimFit
-from modicum.updates.from_base import LoraXs, Olora, Pissa
-from modicum.updates.lora import Dora, Lora, LoraFa, LoraPlus, RsLora
+from modicum.updates.lora import Dora, Lora, LoraFa, LoraPlus, LoraXs, Olora, Pissa, RsLora
 from modicum.updates.optimizers import Sgd
 from modicum.updates.others import Ia3, LnTuning, Miss, Oft, Shira, TinyLora, Vera
 from modicum.updates.projected import Apollo, ApolloMini, GaLore
