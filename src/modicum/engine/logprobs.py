@@ -120,7 +120,16 @@ def forward_backward(
         with torch.no_grad(), prepared.reference():
             hidden_NH = scorer.hidden(pack, trunk if prepared.trunk_is_reference else None)
             reference_N = head_logprobs(scorer, hidden_NH, token_N, sampling)[0]
-    tokens = _tokens(objective, rows, counts, reference_N, scorer.device)
+    lengths_R = torch.tensor([len(row.tokens) for row in rows], device=scorer.device)
+    drawn = [value for row in rows for value in row.logprobs]
+    advantages = [value for row in rows for value in row.advantages]
+    tokens = Tokens(
+        torch.tensor(drawn, device=scorer.device),
+        torch.tensor(advantages, device=scorer.device),
+        reference_N,
+        objective.weights(lengths_R, counts),
+        torch.arange(len(rows), device=scorer.device).repeat_interleave(lengths_R),
+    )
 
     def add(key: str, amount: Tensor | int) -> None:
         if sums is not None:
@@ -140,22 +149,3 @@ def forward_backward(
     if heard is not None:
         heard.append((rows, policy_N, entropy_N))
     return reference_N
-
-
-def _tokens(
-    objective: Objective,
-    rows: Sequence[Row],
-    counts: Counts,
-    reference_N: Tensor | None,
-    device: torch.device,
-) -> Tokens:
-    """What the loss needs to know of the rows' tokens."""
-    lengths_R = torch.tensor([len(row.tokens) for row in rows], device=device)
-    advantages = [value for row in rows for value in row.advantages]
-    return Tokens(
-        torch.tensor([p for row in rows for p in row.logprobs], device=device),
-        torch.tensor(advantages, device=device),
-        reference_N,
-        objective.weights(lengths_R, counts),
-        torch.repeat_interleave(torch.arange(len(rows), device=device), lengths_R),
-    )
