@@ -70,7 +70,6 @@ class Trace:
         self.on_host = device == "cpu"
         self.room = lengths.longest if self.on_host else config.sampling.max_tokens
         without_data(prepared.model)
-        prepared.without_data()
         self.objective = objective or objectives.parse(config.objective)
         if self.objective.needs_reference:
             prepared.keep_reference()

@@ -56,7 +56,6 @@ class AdapterPrepared(Prepared):
         super().__init__(model, trainable, adapter.schedule(model, trainable))
         self.adapter, self.given, self.left = adapter, given, left
         self.rewrites_base = adapter.rewrites_base
-        self.start_tolerance = adapter.start_tolerance
         # Unless the start has rewritten the base, or was there before.
         self.reference_is_bare = not (self.rewrites_base or given)
         if self.rewrites_base:  # an export needs them too, so they are kept in any case
@@ -99,12 +98,6 @@ class AdapterPrepared(Prepared):
     def reference_bytes(self, kl: bool) -> int:
         """Those of the adapter's first values, which a rewritten base needs in any case."""
         return super().reference_bytes(self.rewrites_base or (kl and self.given))
-
-    def chain(self, layer: Any, trains: Trains) -> Chain:
-        return self.adapter.chain(layer, trains)
-
-    def without_data(self) -> None:
-        self.adapter.without_data(self.model)
 
     def exportable(self) -> nn.Module:
         """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards."""
@@ -173,9 +166,6 @@ class Adapter(Method):
         held = [getattr(layer, name)[ADAPTER] for name in self.links]
         held = [getattr(module, "weight", module) for module in held]
         return Chain(tuple(Link(tensor.numel(), trains(tensor)) for tensor in held))
-
-    def without_data(self, model: nn.Module) -> None:
-        """Replace what needs the values of tensors in `model`, whose tensors have none."""
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The modules that get an adapter."""

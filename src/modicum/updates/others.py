@@ -247,25 +247,22 @@ class Shira(Adapter):
         return config
 
     def finish(self, model: Any) -> None:
-        """Make the indices buffers too, which the change proof watches."""
+        """Make the indices buffers too, which the change proof watches.
+
+        Sparse tensors need data: without it, for the planner, layers add a table that takes no
+        memory, and where the entries lie (16 bytes a number) is left out.
+        """
         # As they are; said out loud, as torch warns of the silent default.
         torch.sparse.check_sparse_tensor_invariants.disable()
         for layer in model.modules():
             for indices in getattr(layer, "shira_indices", {}).values():
                 layer.register_buffer("trained_entries", indices, persistent=False)
+            if hasattr(layer, "shira_weight") and layer.weight.is_meta:
+                layer.get_delta_weight = partial(_expanded, layer)
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """No matrix of its own, but the gradient of the whole weight."""
         return Chain((Link(0, trains(layer.shira_weight[ADAPTER])),), whole=True)
-
-    def without_data(self, model: nn.Module) -> None:
-        """Let layers add a table without memory, as sparse tensors need data.
-
-        Where the entries lie (16 bytes a number) is left out.
-        """
-        for layer in model.modules():
-            if hasattr(layer, "shira_weight"):
-                layer.get_delta_weight = partial(_expanded, layer)  # type: ignore[assignment]
 
 
 def _expanded(layer: Any, adapter: str) -> Tensor:
