@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modicum import cli
 from modicum.config import Compute, Optimizer, TrainConfig
-from modicum.export import adapter_of, export_adapter, export_merged
+from modicum.export import adapter_of, export_adapter, export_whole
 from modicum.models.load import load
 from modicum.training import checkpoint, session
 from modicum.training.loop import train
@@ -82,7 +82,7 @@ def test_a_bf16_run_is_exported_both_ways(
     base = base_of(folders, "bf16")
     assert export_adapter(adapter, made.policy, base, tmp_path / "adapter") < 1e-2 * moved
     made = session_of(text, folders, "bf16")
-    assert export_merged(made.prepared, made.policy, tmp_path / "merged") < 1e-2 * moved
+    assert export_whole(made.prepared.model, made.policy, tmp_path / "merged") < 1e-2 * moved
 
 
 def test_what_cannot_be_exported_as_an_adapter_says_so(

@@ -262,15 +262,19 @@ def test_logprobs_are_those_of_the_plain_forward(family: str, kind: str) -> None
 
 
 @pytest.mark.parametrize("sampling", CUTS)
-def test_chunks_change_neither_values_nor_gradients(sampling: Sampling, kind: str) -> None:
+def test_chunks_change_neither_values_nor_gradients(
+    sampling: Sampling, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = random_model("qwen2")
     whole, entropy = logprobs(engine_of(model, kind), ROWS, sampling)
     expected = gradient(model, whole)
-    parts, entropy_parts = logprobs(engine_of(model, kind), ROWS, sampling, chunk_bytes=3 * 4 * 282)
+    monkeypatch.setattr("modicum.engine.logprobs.CHUNK_BYTES", 3 * 4 * 282)
+    parts, entropy_parts = logprobs(engine_of(model, kind), ROWS, sampling)
     torch.testing.assert_close((parts, entropy_parts), (whole, entropy), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(gradient(model, parts), expected, atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr("modicum.engine.logprobs.CHUNK_BYTES", 1)
     with torch.no_grad():
-        single = logprobs(engine_of(model, kind), ROWS, sampling, chunk_bytes=1)[0]
+        single = logprobs(engine_of(model, kind), ROWS, sampling)[0]
     torch.testing.assert_close(single, whole.detach(), atol=1e-6, rtol=1e-6)
 
 

@@ -71,7 +71,7 @@ def test_the_driver_does_what_the_package_does(text: str, folders: dict[str, Pat
         optimizer.step()
         driver.after_step()
         optimizer.zero_grad()
-    assert own.counters.signal_steps == driver.signal_steps == STEPS
+    assert own.counters.signal_steps == driver.counters.signal_steps == STEPS
     assert own.prepared.active.keys() == other.prepared.active.keys()
     assert own.counters.decisions == len(driver.decisions)
     for name, parameter in own.prepared.trainable.items():
@@ -216,14 +216,14 @@ def test_steps_without_a_signal_are_not_counted_and_not_finite_ones_are_skipped(
         optimizer.zero_grad()
 
     take(0.0)
-    assert (driver.steps, driver.signal_steps) == (1, 0)
+    assert (driver.steps, driver.counters.signal_steps) == (1, 0)
     old = values(prepared.model)
     take(float("nan"))
     take(float("inf"))
-    assert (driver.skipped, driver.signal_steps) == (2, 0)
+    assert (driver.counters.skipped, driver.counters.signal_steps) == (2, 0)
     assert changed(prepared.model, old) == set()
     take(1.0)
-    assert driver.signal_steps == 1
+    assert driver.counters.signal_steps == 1
     take(float("nan"))
     take(float("nan"))
     with pytest.raises(RunStopped, match="not finite for 3 steps"):
@@ -242,7 +242,7 @@ def test_a_scaler_may_look_for_its_factor_as_long_as_it_likes() -> None:
         driver.after_backward()
         bare.step()
         driver.after_step()
-    assert (driver.steps, driver.skipped) == (5, 5)
+    assert (driver.steps, driver.counters.skipped) == (5, 5)
     assert driver.report().startswith("0 of 2 trainable tensors changed, 28 frozen")
 
 

@@ -99,7 +99,7 @@ def test_grpo_trainer_trains_what_is_named(text: str, trl: Any, tmp_path: Path) 
         f"{count} of {count} trainable tensors changed,"
         f" {len(prepared.frozen)} frozen ones are bit-identical"
     )
-    assert callback.driver.signal_steps == 3
+    assert callback.driver.counters.signal_steps == 3
 
 
 def test_without_the_callback_checkpointing_runs_backward_to_the_bottom(
@@ -161,7 +161,7 @@ def test_equal_rewards_are_no_signal_in_grpo_trainer(trl: Any, tmp_path: Path) -
     old = values(prepared.model)
     rewards = {"rewards": lambda completions, **_: [1.0] * len(completions)}
     trainer_of(trl, prepared.model, tmp_path, [callback], **rewards).train()
-    assert (callback.driver.steps, callback.driver.signal_steps) == (3, 0)
+    assert (callback.driver.steps, callback.driver.counters.signal_steps) == (3, 0)
     assert len(callback.driver.decisions) == 1
     assert changed(prepared.model, old) == set()
 

@@ -18,7 +18,7 @@ from conftest import FAMILIES, random_model
 from helpers import engine_of
 from modicum import rewards, tasks, updates
 from modicum.config import Sampling
-from modicum.engine.decoding import position_ids
+from modicum.engine.library import position_ids
 from modicum.engine.local import LocalSampler
 from modicum.engine.logprobs import logprobs
 from modicum.engine.policy import Policy

@@ -195,32 +195,34 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_logits_never_exist_whole() -> None:
+def test_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vocabulary of 151,936: the largest tensor is a chunk, or the head's own gradient."""
     vocabulary = 151_936
     model = random_model("qwen2", vocab_size=vocabulary, layers=1, hidden_size=16)
     engine = engine_of(model, "split")
     rows = [Row((5, 6), tuple(range(10, 26)), (0.0,) * 16, 1.0) for _ in range(8)]
     chunk = 12 * vocabulary
+    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 4 * chunk)
     with Largest() as seen:
         pack = engine.pack(rows)
         tokens_N = tokens_of(rows, engine.device)
-        logprobs.backward(engine, engine.hidden(pack, None), tokens_N, Sampling(), take, 4 * chunk)
+        logprobs.backward(engine, engine.hidden(pack, None), tokens_N, Sampling(), take)
     assert seen.size <= max(chunk, vocabulary * 16)
     assert len(tokens_N) * vocabulary > 10 * seen.size / 2
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, top_k=20, top_p=0.9)])
-def test_the_heads_chunks_change_nothing(sampling: Sampling) -> None:
+def test_the_heads_chunks_change_nothing(
+    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [Row((5, 6), (10 + i, 11, 12), (0.0,) * 3, 1.0) for i in range(5)]
     found = []
     for size in (10**9, 4 * 282 * 4, 1):
         model = random_model("llama")
         engine = engine_of(model, "split")
         pack, tokens_N = engine.pack(rows), tokens_of(rows, engine.device)
-        values = logprobs.backward(
-            engine, engine.hidden(pack, None), tokens_N, sampling, take, size
-        )
+        monkeypatch.setattr(logprobs, "CHUNK_BYTES", size)
+        values = logprobs.backward(engine, engine.hidden(pack, None), tokens_N, sampling, take)
         found.append((values, {n: p.grad for n, p in model.named_parameters()}))
     model = random_model("llama")
     plain, _ = logprobs.logprobs(engine_of(model, "library"), rows, sampling)

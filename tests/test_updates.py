@@ -60,7 +60,9 @@ def equal(found: Tensor, wanted: Tensor, prepared: Any) -> bool:
     """Bit for bit; an adapter adds a product that rounding may leave beside zero."""
     if isinstance(prepared, AdapterPrepared):
         largest = float(wanted.abs().max())
-        return bool((found - wanted).abs().max() <= prepared.start_tolerance * max(1.0, largest))
+        return bool(
+            (found - wanted).abs().max() <= prepared.adapter.start_tolerance * max(1.0, largest)
+        )
     return torch.equal(found, wanted)
 
 

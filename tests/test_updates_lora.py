@@ -15,7 +15,7 @@ from modicum.models.linear import adapted, adapted_layers
 from modicum.training.optimization import Optimization
 from modicum.types import UserError
 from modicum.updates.adapter import AdapterPrepared
-from modicum.updates.from_base import rounded, triplets
+from modicum.updates.lora import rounded, triplets
 
 IDS = torch.tensor([[40, 41, 42, 43, 44, 45]])
 

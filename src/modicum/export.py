@@ -61,7 +61,7 @@ def export_run(
         said = {"run": str(run), "update": past.update, "format": format}
         describe(at, past.model, session.identity, said)
         if format != "adapter":
-            return export_merged(prepared, policy, at)
+            return export_whole(prepared.model, policy, at)
         adapter = adapter_of(prepared, run, past.update)
         again = load(past.model, past.compute.device, past.compute.dtype, past.trust, past.base)
         again.identity.require(session.identity.hashes, f"{run} was trained on", past.model)
@@ -80,11 +80,7 @@ def export_base(
     with writing(out, overwrite, _places("the model itself", name, base)) as at:
         loaded = load(name, trust=trust, base=base)
         describe(at, name, loaded.identity, {})
-        if not hasattr(model := loaded.model, "merge_and_unload"):
-            return export_model(model, loaded, at)
-        expected, whole = probe(model.float(), loaded), merged(model)
-        _compare(expected, probe(whole, loaded))
-        return export_model(whole, loaded, at)
+        return export_whole(loaded.model, loaded, at)
 
 
 def _places(what: str, name: str, base: str) -> dict[str, str]:
@@ -204,15 +200,15 @@ def export_model(model: Any, loaded: Loaded | Policy, out: Path) -> float:
     return _compare(probe(model, loaded), probe(again, loaded))
 
 
-def export_merged(prepared: Prepared, loaded: Loaded | Policy, out: Path) -> float:
-    """Write the model with its update inside; `prepared` is spent afterwards.
+def export_whole(model: Any, loaded: Loaded | Policy, out: Path) -> float:
+    """Write a model, an adapter on it added; `model` is spent afterwards.
 
-    An adapter is added in fp32, and its logits are compared with the unmerged policy's.
+    It is added in fp32, and the logits are compared with those of the adapter on its base.
     """
-    policy = probe(prepared.mergeable(), loaded)
-    merged = prepared.merged()
-    _compare(policy, probe(merged, loaded))
-    return export_model(merged, loaded, out)
+    if hasattr(model, "merge_and_unload"):
+        expected, model = probe(model.float(), loaded), merged(model)
+        _compare(expected, probe(model, loaded))
+    return export_model(model, loaded, out)
 
 
 def adapter_of(prepared: Prepared, run: Path, update: str) -> AdapterPrepared:

@@ -2,11 +2,8 @@
 
 They share nothing but the policy's weights, and both hear what changed after a step. An
 `Engine` is a scorer that can also decode token by token, which is what the sampler `local`
-needs; a sampler that owns its loop (a server) needs no engine. `SplitEngine` runs the
-decoder's layers itself: prompts once for their group, the frozen trunk once for sampling,
-reference and training. `LibraryEngine` runs the library's whole forward, for every
-architecture, with none of that. What one can do is asked (`splits`, `recomputes`), never
-which class it is.
+needs; a sampler that owns its loop (a server) needs no engine. What one can do is asked
+(`splits`, `recomputes`), never which class it is.
 
 Shapes: P prompt, G member, B = P x G rows, N completion tokens laid end to end, H hidden,
 V vocabulary.
@@ -141,9 +138,9 @@ class Scorer(ABC):
     def pack(self, rows: Sequence[Row]) -> Any:
         """The rows as the tensors that `trunk` and `hidden` take."""
 
-    @abstractmethod
     def trunk(self, pack: Any) -> Tensor | None:
         """What does not train, run without a graph (or as kept); None: there is no such part."""
+        return None
 
     @abstractmethod
     def hidden(self, pack: Any, trunk: Tensor | None) -> Tensor:

@@ -1,62 +1,49 @@
-"""Log-probs and entropy of sampled tokens, without ever holding all logits.
+"""Log-probs and entropy of sampled tokens, and the gradients of a micro-batch's loss.
 
-The scorer gives hidden states; the head and the softmax run in chunks of tokens, so that
-a vocabulary V costs a chunk x V and not B x T x V. `backward` takes a chunk's gradient
-before the next chunk begins, so that a chunk's logits are computed once; `logprobs`
-recomputes them in backward, for losses that need all log-probs at the same time.
+Without ever holding all logits: the scorer gives hidden states; the head and the softmax run in
+chunks of tokens, so that a vocabulary V costs a chunk x V and not B x T x V. `backward` takes a
+chunk's gradient before the next chunk begins, so that a chunk's logits are computed once.
+It knows no run: the loop, the planner and a page of one's own call `forward_backward` alike.
 
-Shapes: H hidden, V vocabulary, N completion tokens laid end to end.
+Shapes: H hidden, V vocabulary, R row, N completion tokens of the rows laid end to end.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from modicum.config import Sampling
 from modicum.engine.base import Scorer, tokens_of
+from modicum.engine.policy import Policy
 from modicum.engine.sampling import token_logprobs
+from modicum.objectives import Counts, Objective, Tokens
 from modicum.types import Row, UserError
+from modicum.updates.base import Prepared
 
 CHUNK_BYTES = 64 * 2**20  # logits of one chunk, in fp32
+Heard = tuple[Sequence[Row], Tensor, Tensor]
+"""Rows, and the log-prob [N] and entropy [N] of their tokens."""
 
 
-def score(
-    scorer: Scorer, hidden_NH: Tensor, token_N: Tensor, sampling: Sampling
-) -> tuple[Tensor, Tensor]:
-    """Log-prob_N and entropy_N (nats, detached) of tokens under the sampling distribution."""
-    return token_logprobs(scorer.logits(hidden_NH), token_N, sampling)
-
-
-def logprobs(
-    scorer: Scorer, rows: Sequence[Row], sampling: Sampling, chunk_bytes: int = CHUNK_BYTES
-) -> tuple[Tensor, Tensor]:
-    """Log-prob_N (with a graph, if gradients are on) and entropy_N of the rows' tokens."""
+def logprobs(scorer: Scorer, rows: Sequence[Row], sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Log-prob_N (with a graph, if gradients are on) and entropy_N of the rows' tokens, in nats."""
     pack = scorer.pack(rows)
     hidden_NH = scorer.hidden(pack, scorer.trunk(pack))
-    return head_logprobs(scorer, hidden_NH, tokens_of(rows, scorer.device), sampling, chunk_bytes)
+    return head_logprobs(scorer, hidden_NH, tokens_of(rows, scorer.device), sampling)
 
 
 def head_logprobs(
-    scorer: Scorer,
-    hidden_NH: Tensor,
-    token_N: Tensor,
-    sampling: Sampling,
-    chunk_bytes: int = CHUNK_BYTES,
+    scorer: Scorer, hidden_NH: Tensor, token_N: Tensor, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
     """Log-prob_N and entropy_N from hidden states, in chunks."""
-    size = max(1, chunk_bytes // (4 * scorer.vocabulary))
-    parts = []
-    for hidden, token in zip(hidden_NH.split(size), token_N.split(size), strict=True):
-        # One chunk needs no recomputation: its logits are alive either way.
-        if torch.is_grad_enabled() and len(token_N) > size:
-            parts.append(checkpoint(score, scorer, hidden, token, sampling, use_reentrant=False))
-        else:
-            parts.append(score(scorer, hidden, token, sampling))
+    size = max(1, CHUNK_BYTES // (4 * scorer.vocabulary))
+    pairs = zip(hidden_NH.split(size), token_N.split(size), strict=True)
+    parts = [token_logprobs(scorer.logits(hidden), token, sampling) for hidden, token in pairs]
     return torch.cat([p for p, _ in parts]), torch.cat([e for _, e in parts])
 
 
@@ -66,7 +53,6 @@ def backward(
     token_N: Tensor,
     sampling: Sampling,
     loss: Callable[[Tensor, slice], Tensor],
-    chunk_bytes: int = CHUNK_BYTES,
     row_ends: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of a loss that is a sum over tokens; log-prob_N and entropy_N, detached.
@@ -75,11 +61,11 @@ def backward(
     added to every `grad` of the head and of what `hidden_NH` came from. With `row_ends`
     parts end there only, for a loss that needs whole rows.
     """
-    size = max(1, chunk_bytes // (4 * scorer.vocabulary))
+    size = max(1, CHUNK_BYTES // (4 * scorer.vocabulary))
     found, entropies, gradients = [], [], []
     for part in chunks(len(token_N), size, row_ends):
         leaf = hidden_NH[part].detach().requires_grad_(hidden_NH.requires_grad)
-        logprob, entropy = score(scorer, leaf, token_N[part], sampling)
+        logprob, entropy = token_logprobs(scorer.logits(leaf), token_N[part], sampling)
         if not logprob.requires_grad:
             raise UserError("nothing of what trains takes part in what the model makes of a text")
         loss(logprob, part).backward()
@@ -106,3 +92,60 @@ def chunks(count: int, size: int, row_ends: Sequence[int] | None = None) -> Iter
             stop = max(next_end, row_ends[within - 1] if within else 0)
         yield slice(first, stop)
         first = stop
+
+
+def forward_backward(
+    policy: Policy,
+    prepared: Prepared,
+    objective: Objective,
+    rows: Sequence[Row],
+    counts: Counts,
+    sampling: Sampling,
+    sums: dict[str, float] | None,
+    reference_N: Tensor | None = None,
+    heard: list[Heard] | None = None,
+) -> Tensor | None:
+    """Add the gradient of the rows' loss to every `grad` of what trains.
+
+    `counts` are those of the whole batch. What is summed over tokens for the log is added to
+    `sums`, if it is given (those of `Objective.token_loss`, `loss`, `tokens` and `entropy`); the
+    log-probs themselves to `heard`. Returns the reference's log-probs, computed unless they
+    are given; None when the objective needs none.
+    """
+    scorer = policy.scorer
+    token_N = tokens_of(rows, scorer.device)
+    pack = scorer.pack(rows)
+    trunk = scorer.trunk(pack)
+    if objective.needs_reference and reference_N is None:
+        with torch.no_grad(), prepared.reference():
+            hidden_NH = scorer.hidden(pack, trunk if prepared.trunk_is_reference else None)
+            reference_N = head_logprobs(scorer, hidden_NH, token_N, sampling)[0]
+    lengths_R = torch.tensor([len(row.tokens) for row in rows], device=scorer.device)
+    drawn = [value for row in rows for value in row.logprobs]
+    advantages = [value for row in rows for value in row.advantages]
+    tokens = Tokens(
+        torch.tensor(drawn, device=scorer.device),
+        torch.tensor(advantages, device=scorer.device),
+        reference_N,
+        objective.weights(lengths_R, counts),
+        torch.arange(len(rows), device=scorer.device).repeat_interleave(lengths_R),
+    )
+
+    def add(key: str, amount: Tensor | int) -> None:
+        if sums is not None:
+            sums[key] = sums.get(key, 0.0) + float(amount)
+
+    def loss(policy_N: Tensor, where: slice) -> Tensor:
+        value, found = objective.loss(policy_N, tokens.part(where))
+        for key, amount in (found | {"loss": value.detach()}).items():
+            add(key, amount)
+        return value
+
+    ends = list(accumulate(len(row.tokens) for row in rows)) if objective.whole_rows else None
+    hidden_NH = scorer.hidden(pack, trunk)
+    policy_N, entropy_N = backward(scorer, hidden_NH, token_N, sampling, loss, ends)
+    add("entropy", entropy_N.sum())
+    add("tokens", len(policy_N))
+    if heard is not None:
+        heard.append((rows, policy_N, entropy_N))
+    return reference_N

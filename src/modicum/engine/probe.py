@@ -19,8 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from modicum.engine.base import Prompt
-from modicum.engine.decoding import LibraryDecoding
-from modicum.engine.library import FOUND, Abilities, LibraryEngine
+from modicum.engine.library import FOUND, Abilities, LibraryDecoding, LibraryEngine
 from modicum.models.load import inner
 from modicum.types import UserError
 

@@ -1,12 +1,9 @@
 """What the agreement proof measures: log-probs by several ways, and what a difference follows.
 
-Some completions of a step are scored again, and a few tokens are drawn anew.
-
-Two log-probs of one token from one policy differ by rounding. If they come from two, the
-difference d follows a direction x that is known: policy - base, policy - the step before,
-log p + H for a temperature, 1 for a cut of the distribution. The regression d = slope x has
-slope 0 for one policy and 1 for the fault; groups are its clusters, since members share the
-rounding of their prompt.
+Some completions of a step are scored again, and a few tokens are drawn anew. The regression
+d = slope x of a difference d on a direction x that is known (`agreement`) has slope 0 for one
+policy and 1 for the fault; groups are its clusters, since members share the rounding of their
+prompt.
 
 Shapes: N completion tokens laid end to end, C cluster.
 """

@@ -2,8 +2,7 @@
 
 Below the lowest trained layer nothing changes, so the states that enter it are the same
 in sampling, reference and training: sampling keeps them (as long as they fit a budget),
-or one forward without a graph makes them for reference and training alike. A prompt's
-tokens are run once for all rows that go on from it, gradients included.
+or one forward without a graph makes them.
 
 Shapes: P prompt, G member, S = P x G rows begun, B living row, N tokens laid end to end,
 T completion token, H hidden, V vocabulary.
@@ -64,15 +63,12 @@ class SplitEngine(Engine):
 
     def pack(self, rows: Sequence[Row]) -> Pack:
         """The rows with every group's prompt once; the last token predicts nothing."""
-        places: dict[tuple[int, Prompt], int] = {}
-        firsts: list[Row] = []
-        for row in rows:
-            if (row.group, row.prompt) not in places:
-                places[row.group, row.prompt] = len(firsts)
-                firsts.append(row)
+        keys = [(row.group, row.prompt) for row in rows]
+        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        groups = [places[key] for key in keys]
+        firsts = [rows[groups.index(place)] for place in range(len(places))]
         prompt_lengths = [len(row.prompt) for row in firsts]
         row_lengths = [len(row.tokens) - 1 for row in rows]
-        groups = [places[row.group, row.prompt] for row in rows]
         ids = [token for row in firsts for token in row.prompt]
         predicts, at = [], len(ids)
         ends = torch.tensor(prompt_lengths).cumsum(0).tolist()

@@ -2,16 +2,13 @@
 
 A layer of `decoder.Decoder` gets its tokens laid end to end, prompts first, each prompt
 once, then the rows (completions) that branch from them. Where its attention mask would
-be it gets a plan, which knows what may look at what. All other work of a layer is per
-token, so nothing is padded and no prompt is repeated.
+be it gets a plan, which knows what may look at what. All other work of a layer is per token.
 
-Layers that carry a state along the sequence (Qwen3.5, Qwen3-Next), over packed tokens.
-
-Such a layer reads its tokens in order into the last inputs of a short convolution and the table
-of the gated delta rule. A prompt is read once, and every row goes on from what it left,
-gradients included. The layer stays the library's own, with `States` in its cache's place.
-Prompts are filled up on the left with zeros, of which the layer makes no key and no value (the
-library masks its padding so); rows on the right, which only what is dropped sees.
+Layers that carry a state along the sequence (Qwen3.5, Qwen3-Next) read their tokens in order into
+the last inputs of a short convolution and the table of the gated delta rule. A prompt is read
+once, and every row goes on from what it left, gradients included. The layer stays the library's
+own, with `States` in its cache's place. Prompts are filled up on the left with zeros, of which the
+layer makes no key and no value (the library masks its padding so); rows on the right.
 
 Shapes: N tokens laid end to end, P prompt, L token of a prompt, B row, T token of a row,
 M places of the padded tables [P, L] and [B, T], K key/value head, H query head, D size of

@@ -2,19 +2,13 @@
 
 *A few rows on a CPU*: the weight is the left factor, y^T = W x^T in place of y = x W^T.
 The same products, but the matrix library splits the long side W and not the few rows
-among its blocks. For 32 rows of SmolLM2 this took 0.74 of the time on the machine of
-LOG.md, for 8 rows half.
+among its blocks (32 rows of SmolLM2: 0.74 of the time, 8 rows: half).
 
 *LoRA*: y = W x + s B (A x) as one fused `addmm` on top of W x, where PEFT scales and adds in
-passes of their own.
+passes of their own. Only the modules' `forward` is replaced; nothing is merged.
 
-Only the modules' `forward` is replaced meanwhile; weights and the modules around them stay
-as they are, and nothing is merged.
-
-*Wide*: a low-precision model in fp32 for a while, a layer at a time.
-
-The weights stay what they are; each is made fp32 as its layer begins and given up as it
-ends, so that the model's rounding is left out and one layer more is all the memory it takes.
+*Wide*: a low-precision model in fp32 for a while. The weights stay what they are; each is made
+fp32 as its layer begins and given up as it ends, so that one layer more is all the memory it takes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -122,15 +116,10 @@ def few_rows(layers: Sequence[nn.Linear], rows: int) -> Iterator[None]:
         yield
 
 
-def is_low(model: nn.Module) -> bool:
-    """Whether some of the model's numbers are not fp32."""
-    return any(p.dtype != torch.float32 for p in model.parameters())
-
-
 @contextmanager
 def widened(model: nn.Module) -> Iterator[None]:
     """The model computes in fp32 with its own weights; no gradients in here."""
-    if not is_low(model):
+    if all(p.dtype == torch.float32 for p in model.parameters()):
         yield
         return
     base = inner(model)

@@ -73,9 +73,7 @@ class SparseMaster(Master):
         return self.origin + self.tensor.detach()
 
     def published(self, key: Key | None) -> Tensor:
-        flat = self.parameter.detach().clone().flatten()
-        flat[self.entries] = rounded(self.values, flat.dtype, key, self.entries)
-        return flat.view_as(self.parameter)
+        return self._with(rounded(self.values, self.parameter.dtype, key, self.entries))
 
     def release(self) -> None:
         if self.hook is not None:
@@ -83,8 +81,11 @@ class SparseMaster(Master):
 
     def at_start(self) -> Tensor:
         """The parameter with the trained entries as they were: all else must be as ever."""
+        return self._with(self.origin.to(self.parameter.dtype))
+
+    def _with(self, values: Tensor) -> Tensor:
         flat = self.parameter.detach().clone().flatten()
-        flat[self.entries] = self.origin.to(flat.dtype)
+        flat[self.entries] = values
         return flat.view_as(self.parameter)
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from modicum import objectives
 from modicum.config import Sampling, TrainConfig
 from modicum.engine import Changed, Engine, Policy, Scorer, Trunk, make
-from modicum.engine.backward import forward_backward
 from modicum.engine.base import Decoding
 from modicum.engine.local import LocalSampler, num_trunk_bytes
+from modicum.engine.logprobs import forward_backward
 from modicum.engine.sampling import choose, distribution
 from modicum.models.load import inner
 from modicum.models.precision import Masters, loses_steps
@@ -70,7 +70,6 @@ class Trace:
         self.on_host = device == "cpu"
         self.room = lengths.longest if self.on_host else config.sampling.max_tokens
         without_data(prepared.model)
-        prepared.without_data()
         self.objective = objective or objectives.parse(config.objective)
         if self.objective.needs_reference:
             prepared.keep_reference()

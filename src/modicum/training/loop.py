@@ -12,7 +12,7 @@ from typing import Any
 
 from modicum import live, machine, plan, runs, tracking
 from modicum.config import TrainConfig
-from modicum.engine.backward import Heard
+from modicum.engine.logprobs import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
 from modicum.naming import run_folder

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from modicum.engine import logprobs
-from modicum.engine.backward import Heard, forward_backward
+from modicum.engine.logprobs import Heard, forward_backward
 from modicum.models.precision import Masters
 from modicum.objectives import Counts
 from modicum.plan.sizes import Chosen

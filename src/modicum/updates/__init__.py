@@ -14,16 +14,14 @@ from modicum.types import UserError
 from modicum.updates import dense
 from modicum.updates.adalora import AdaLora
 from modicum.updates.base import Method, Placed, Prepared, Selection, Update
-from modicum.updates.blocks import Miss, Oft, Shira
 from modicum.updates.driver import Driver
 from modicum.updates.freezing import AutoFreeze, SlimFit
-from modicum.updates.from_base import LoraXs, Olora, Pissa
-from modicum.updates.lora import Dora, Lora, LoraFa, LoraPlus, RsLora
+from modicum.updates.lora import Dora, Lora, LoraFa, LoraPlus, LoraXs, Olora, Pissa, RsLora
 from modicum.updates.optimizers import Sgd
+from modicum.updates.others import Ia3, LnTuning, Miss, Oft, Shira, TinyLora, Vera
 from modicum.updates.projected import Apollo, ApolloMini, GaLore
 from modicum.updates.sparse import Sparse
 from modicum.updates.turns import BAdam, BAdamRatio, Lisa
-from modicum.updates.vectors import Ia3, LnTuning, TinyLora, Vera
 from modicum.updates.weighing import Rgn, Snr
 
 UPDATES: dict[str, type] = {

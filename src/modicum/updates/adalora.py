@@ -11,16 +11,14 @@ first ranks' sum b0 to b1, rank times the number of layers:
     b(t) = b1 + (b0 - b1) (1 - (t - warmup) / (T - warmup - tail))^3
 
 Every `every` steps the entries of E outside the best b(t) are cut: they are 0 after every step
-until the next choice, by which they may come back as long as the budget is above b1. To the loss comes orthogonal * mean(|A A^T - 1|_F, |B^T B - 1|_F).
+until the next choice. To the loss comes orthogonal * mean(|A A^T - 1|_F, |B^T B - 1|_F).
 
-PEFT's layers and rank allocator do the work, but nothing drives them by itself under GRPO:
-the penalty is only added to a loss that the model returns, and the allocator must be called
-in each step. `Ranks` does both: the gradient of the penalty is added in closed form.
+PEFT's layers and rank allocator do the work, but nothing drives them by itself under GRPO.
+`Ranks` calls the allocator and adds the gradient of the penalty in closed form.
 
-Departures: t counts the steps with a signal (others say nothing on importance), so a run
-with many steps without one ends above its budget. s is alpha/init_rank throughout, as in
-PEFT. The importance uses the clipped gradient with the value after the step, as in PEFT; PEFT
-leaves what was cut to itself until the next choice.
+Departures: t counts the steps with a signal, so a run with many steps without one ends above its
+budget. s is alpha/init_rank throughout, as in PEFT. The importance uses the clipped gradient with
+the value after the step, as in PEFT; PEFT leaves what was cut to itself until the next choice.
 """
 
 from __future__ import annotations

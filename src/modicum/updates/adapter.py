@@ -1,23 +1,18 @@
 """What all adapters have in common: PEFT puts them into layers, they train, the base does not.
 
-An adapter is a frozen dataclass that names PEFT's config class (`peft_config`) and gives its
-`settings`. Adapters go into every linear layer but the head, or into those that a selection names
+Adapters go into every linear layer but the head, or into those that a selection names
 (`lora @ last(2)`). No dropout: sampling and training would see different policies. The
 base is never merged into while training.
 
 The reference is the adapter switched off, or what it was if it goes on (`go_on`). Where the
 start rewrites the base's weights (`rewrites_base`: PiSSA, OLoRA) that would be another model;
-there the adapter's first values are kept and swapped in.
+there the adapter's first values are kept and swapped in, and it is exported as a LoRA of twice
+the rank that takes the start away (`exportable`), so that it gives the policy on the base.
 
-An exported adapter must give the policy on the base as it is (`exportable`). So what began
-with a rewritten base is written as a LoRA of twice the rank that takes the start away.
-
-An adapter that was there before is trained further: the same A and B go on, as they are.
-
-The model is then an adapter on its base (`models.adapters`). Its rank and where it goes are the
-adapter's, and the update must say the same: `lora(rank=16, alpha=32)`, with `@` only if that
-names just these layers. The reference is the adapter as it was. What would train below it, or
-put another one on top, is refused: made one model of both, it can be trained in every way.
+An adapter that was there before (`models.adapters`) is trained further, as it is. Its rank and
+where it goes are the adapter's, and the update must say the same: `lora(rank=16, alpha=32)`, with
+`@` only if that names just these layers. What would train below it, or put another one on top, is
+refused: made one model of both, it can be trained in every way.
 """
 
 from __future__ import annotations
@@ -29,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from modicum.models.adapters import merged, quiet
+from modicum.models.adapters import quiet
 from modicum.types import UserError
 from modicum.updates.base import Method, Prepared, Selection
 from modicum.updates.layout import MERGE
@@ -61,7 +56,8 @@ class AdapterPrepared(Prepared):
         super().__init__(model, trainable, adapter.schedule(model, trainable))
         self.adapter, self.given, self.left = adapter, given, left
         self.rewrites_base = adapter.rewrites_base
-        self.start_tolerance = adapter.start_tolerance
+        # Unless the start has rewritten the base, or was there before.
+        self.reference_is_bare = not (self.rewrites_base or given)
         if self.rewrites_base:  # an export needs them too, so they are kept in any case
             self.swap.keep()
 
@@ -99,28 +95,9 @@ class AdapterPrepared(Prepared):
             for layer in layers:
                 layer._disable_adapters = False
 
-    @property
-    def reference_is_bare(self) -> bool:
-        """Unless the start has rewritten the base, or was there before."""
-        return not (self.rewrites_base or self.given)
-
     def reference_bytes(self, kl: bool) -> int:
         """Those of the adapter's first values, which a rewritten base needs in any case."""
         return super().reference_bytes(self.rewrites_base or (kl and self.given))
-
-    def chain(self, layer: Any, trains: Trains) -> Chain:
-        return self.adapter.chain(layer, trains)
-
-    def without_data(self) -> None:
-        self.adapter.without_data(self.model)
-
-    def mergeable(self) -> nn.Module:
-        """The model in fp32."""
-        return self.model.float()
-
-    def merged(self) -> nn.Module:
-        """The base with the adapter added, in fp32."""
-        return merged(self.model)
 
     def exportable(self) -> nn.Module:
         """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards."""
@@ -189,9 +166,6 @@ class Adapter(Method):
         held = [getattr(layer, name)[ADAPTER] for name in self.links]
         held = [getattr(module, "weight", module) for module in held]
         return Chain(tuple(Link(tensor.numel(), trains(tensor)) for tensor in held))
-
-    def without_data(self, model: nn.Module) -> None:
-        """Replace what needs the values of tensors in `model`, whose tensors have none."""
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         """The modules that get an adapter."""

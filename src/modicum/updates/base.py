@@ -13,18 +13,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from modicum.models.adapters import merged
 from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
 from modicum.updates.members import Kind, Member, Pair
 from modicum.updates.rules import AdamWRule, Rule
 from modicum.updates.schedule import Schedule
-
-if TYPE_CHECKING:
-    from modicum.updates.products import Chain, Trains
 
 
 class Swap:
@@ -59,6 +57,11 @@ class Prepared:
     `schedule` says which of `trainable` train now, `rule` how the optimizer moves them. The
     reference is a copy of the first values of what may train, and of nothing else.
     """
+
+    reference_is_bare: bool = False
+    """Whether the reference runs the base without what the update adds to its layers."""
+    adapter: Any = None
+    """The adapter that has wrapped layers, if the update is one."""
 
     def __init__(
         self,
@@ -137,29 +140,13 @@ class Prepared:
         """A context in which the model is what it was when it was prepared."""
         return self.swap.swapped()
 
-    @property
-    def reference_is_bare(self) -> bool:
-        """Whether the reference runs the base without what the update adds to its layers."""
-        return False
-
     def reference_bytes(self, kl: bool) -> int:
         """Bytes of the first values that are kept, with or without a KL term."""
         return sum(p.numel() * p.element_size() for p in self.trainable.values()) if kl else 0
 
-    def chain(self, layer: Any, trains: Trains) -> Chain:
-        """What the update adds to a linear layer that it has wrapped."""
-        raise AssertionError(f"{type(self)} wraps no layer, and {type(layer)} is wrapped")
-
-    def without_data(self) -> None:
-        """Let the model run on tensors without data, for the planner; it is spent afterwards."""
-
-    def mergeable(self) -> nn.Module:
-        """The model in the precision that `merged` adds in; nothing trains on it afterwards."""
-        return self.model
-
     def merged(self) -> nn.Module:
-        """The ordinary model with the update inside; `model` is spent afterwards."""
-        return self.model
+        """The ordinary model, an adapter added to it in fp32; `model` is spent afterwards."""
+        return merged(self.model)
 
 
 @runtime_checkable

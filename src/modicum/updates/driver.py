@@ -37,22 +37,13 @@ class Driver:
         self.prepared, self.held = prepared, InPlace()
         since = " since the callback was made, in its values or its dtype"
         self.kept = Proof(prepared, self.held, since)
-        self.stepper = Stepper(prepared, self.held, self.kept, StepCounters(), max_grad_norm)
+        self.counters = StepCounters()
+        self.stepper = Stepper(prepared, self.held, self.kept, self.counters, max_grad_norm)
         self.steps = 0
         """Steps of the loop, those that moved nothing too."""
         self.decisions: list[dict[str, Any]] = []
         """What was decided, after how many steps, and on what evidence."""
         self._made: torch.optim.Optimizer | None = None
-
-    @property
-    def signal_steps(self) -> int:
-        """Steps that the schedule was shown: with a signal, and finite."""
-        return self.stepper.counters.signal_steps
-
-    @property
-    def skipped(self) -> int:
-        """Steps without a finite gradient."""
-        return self.stepper.counters.skipped
 
     # Begin and end -----------------------------------------------------------------------
 

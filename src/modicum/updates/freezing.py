@@ -1,30 +1,24 @@
 """What trains is chosen by how it moves: AutoFreeze and SlimFit.
 
-*AutoFreeze* (Liu, Agarwal, Venkataraman 2021, arXiv 2102.01386): the bottom freezes, step by step.
-
-The run is cut into `intervals`. Over each the gradients of a layer are summed with their
-signs, so that noise cancels; n is the L1 norm of the sum. From the second interval on the
-change of a layer is eta = |n_before - n_now| / n_before, the threshold is a percentile of
-eta over the layers that still train, and the lowest layer that reaches it is the new
-bottom: what is below freezes for good, the embedding with the first layer. Final norm and
-head go on training. The learning rate's schedule is not touched.
+*AutoFreeze* (Liu, Agarwal, Venkataraman 2021, arXiv 2102.01386): the run is cut into `intervals`.
+Over each the gradients of a layer are summed with their signs, so that noise cancels; n is the L1
+norm of the sum. From the second interval on the change of a layer is
+eta = |n_before - n_now| / n_before, the threshold is a percentile of eta over the layers that
+still train, and the lowest layer that reaches it is the new bottom: what is below freezes for
+good, the embedding with the first layer. Final norm and head go on training.
 
 Departures: an interval counts steps with a signal only and ends at a rollout boundary; n
 can be smoothed over intervals (`ema`, the weight of what was), as a policy gradient is
 mostly noise; nothing is cached, since completions are new in every step. Moments are reset
 at every decision once something is frozen, as the reference code does, or kept.
 
-*SlimFit* (Ardakani et al. 2023, arXiv 2305.18513): what has moved most trains, in each step anew.
+*SlimFit* (Ardakani et al. 2023, arXiv 2305.18513): the units are the matrices and the norm
+weights; biases of other kinds always train. Every unit has a distance, at first a huge random
+number, so that each is tried. The lowest int(rate * units) freeze, the others train; after a step
+a unit that trained has the distance mean(|w_old - w_new| / |w_old|), one that rested keeps its own.
 
-The units are the matrices and the norm weights; biases of other kinds always train. Every
-unit has a distance, at first a huge random number, so that each is tried. The lowest
-int(rate * units) freeze, the others train; after a step a unit that trained has the
-distance mean(|w_old - w_new| / |w_old|), one that rested keeps what it had.
-
-Departures: units are chosen at every rollout, which is every step unless a rollout serves
-several; |w_old| has 1e-8 added, as the reference code divides by zero. Of the paper's memory savings only
-gradients and, unless `state` is keep, optimizer state are had here: quantised activations
-are not part of it.
+Departures: units are chosen at every rollout; |w_old| has 1e-8 added, as the reference code divides
+by zero; of the paper's memory savings quantised activations are not had here.
 """
 
 from collections.abc import Mapping

@@ -6,15 +6,11 @@ gradients into steps is another. As `@` binds from the left, `(sgd @ lora) @ las
 read as `sgd @ (lora @ last(2))`. All get the gradient of the whole batch, clipped.
 
 Default rates over AdamW's come from single runs of 15 steps on the tiny base (docs/updates.md).
-The sources give none for RL.
 
-GaLore and APOLLO (`projected`) keep little of the matrices of the layers.
-
-A matrix of a decoder layer with more than `rank` rows and columns gets the method's own
-treatment. All else (norms, biases, embedding, head, smaller matrices, some entries of a
-tensor) gets plain AdamW, equal to torch's. All state is in tensors, so that a checkpoint
-can hold it. Only what the optimizer keeps is small: the gradient is whole, and backward
-costs what it does for AdamW.
+GaLore and APOLLO (`projected`) keep little of the matrices of the layers with more than `rank`
+rows and columns. All else (norms, biases, embedding, head, smaller matrices, some entries of a
+tensor) gets plain AdamW, equal to torch's. All state is in tensors, so that a checkpoint can
+hold it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A matrix costs one product a token for its own gradient, if it trains, and one for that of
 its input, if anything that trains comes before it (F.2 in docs/updates.md). An adapter is
-a chain of matrices beside or inside its base layer, as it says itself (`Prepared.chain`).
+a chain of matrices beside or inside its base layer, as it says itself (`Adapter.chain`).
 Left out: attention scores, the head's second forward in chunks, and work that does not
 grow with the tokens (DoRA's norms, OFT's rotation from its angles, TinyLoRA's and
 LoRA-XS's small matrix).
@@ -117,6 +117,6 @@ def linear_layers(prepared: Prepared, trains: Trains) -> Iterator[tuple[str, Any
         if base is not None:
             inside.update(id(part) for part in module.modules())
             if is_matrix(base):
-                yield name, base, prepared.chain(module, trains)
+                yield name, base, prepared.adapter.chain(module, trains)
         elif is_matrix(module):
             yield name, module, Chain()

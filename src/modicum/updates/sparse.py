@@ -11,13 +11,9 @@ over almost all matrices, and training only these recovers the result; Zhu et al
     taylor     |w g|, g summed over the steps
     run        |w' - w| of the finished run in the folder `run`, of dense training
 
-fisher and taylor measure in `warmup` steps with a signal, in which nothing moves: they cost
-rollouts, dense gradients and, below fp32, a dense fp32 copy. After that, and from the start
-otherwise, the optimizer holds vectors of differences (models/precision.SparseMaster): gradients
-are kept, clipped and normed, and have moments, at the trained entries only. Weight decay
-pulls differences to zero, so weights to the base. Backward costs what dense training does.
-
-The default rate is four times that of full training: one entry in twenty has to do the work.
+fisher and taylor measure in `warmup` steps with a signal, in which nothing moves. After that, and
+from the start otherwise, the optimizer holds vectors of differences
+(models/precision.SparseMaster), so that weight decay pulls weights to the base.
 
 Departures: `run` takes a share of each tensor, not all above 1e-5; steps with no signal are
 not measured; of equal scores the first in the tensor count.

@@ -1,23 +1,17 @@
 """What trains goes in turns: LISA, and the two modes of BAdam.
 
-*LISA* (Pan et al. 2024, arXiv 2403.17919): a few layers at random train, then others.
+*LISA* (Pan et al. 2024, arXiv 2403.17919): every `every` optimizer steps `layers` decoder layers
+are drawn uniformly without replacement; embedding, head and final norm train all the time
+(`ends=True`). Departures: switches happen at rollout boundaries only; the optimizer's state of
+what stops is deleted (`state="reset"`), where the reference code keeps it and so grows to the
+memory of full training.
 
-Every `every` optimizer steps `layers` decoder layers are drawn uniformly without
-replacement; embedding, head and final norm train all the time (`ends=True`). As the
-embedding trains, backward walks the whole model; `ends=False` leaves them out, and
-backward then stops at the lowest drawn layer. Departures: switches happen at rollout
-boundaries only; the optimizer's state of what stops is deleted (`state="reset"`), where
-the reference code keeps it and so grows to the memory of full training.
-
-*BAdam* (Luo, Yu, Li 2024, arXiv 2404.02827): one block of layers trains at a time, then the next.
-
-The layers are split into blocks, one layer each or `blocks` of near-equal size. Every block
-gets `every` steps of Adam from fresh moments, until all have had theirs; then the next round
-begins. Backward stops below the block, which on average saves half of it. Departures:
-blocks change at rollout boundaries; 10 steps a block and not 50 to 100, as RL runs are
-short; the state of what stops can be kept; after a switch the rate may rise over `warmup`
-steps, since fresh moments make the first step of every number a full one. In the reference
-code the first block has one step less; here it has as many as the others.
+*BAdam* (Luo, Yu, Li 2024, arXiv 2404.02827): the layers are split into blocks, one layer each or
+`blocks` of near-equal size. Every block gets `every` steps of Adam from fresh moments, until all
+have had theirs; then the next round begins. Departures: blocks change at rollout boundaries; 10
+steps a block and not 50 to 100, as RL runs are short; the state of what stops can be kept; the
+rate may rise over the first `warmup` steps of a turn, since fresh moments make the first step of
+every number a full one. In the reference code the first block has one step less.
 
 `badam_ratio` is the reference code's other mode: every tensor trains `ratio` of its
 entries, then others. Departure: a tensor is cut into runs of about 1/ratio neighbours, and

@@ -3,8 +3,7 @@
 `rgn` gives every tensor p the relative gradient norm RGN_p, the mean over some steps of
 |g|/|p|, and multiplies its step by RGN_p / max_q RGN_q. `snr` gives it the mean over its
 entries of mean(g)^2 / var(g), brings these to 0..1 over all tensors, and lets those step
-that reach `threshold`. With Adam the multiplier is the size of the step, whatever the
-gradient's. The paper's blocks of layers are `surgical` in `dense.py`.
+that reach `threshold`.
 
 Departures. The paper measures at the start of every epoch; RL has none, so the gradients
 of training itself are measured: all multipliers are 1 until the first `window` steps with
