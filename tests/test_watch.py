@@ -205,7 +205,7 @@ def test_a_list_says_once_what_all_share(four: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("command", ["watch", "compare", "evaluate", "export", "report"])
 def test_a_run_is_named_as_it_is_listed(command: str, four: Path) -> None:
-    parser = options.Parser(command, "", "")
+    parser = options.Parser(command)
     parser.folder("run", "", nargs="?")
     assert parser.read(["sub/a"]).run == "runs/sub/a"
     assert parser.read(["nowhere"]).run == "nowhere"

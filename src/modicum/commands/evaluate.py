@@ -7,18 +7,10 @@ from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
 from modicum.options import Parser, add_options, given, show
 from modicum.scorecard import Evaluation
 
-EXAMPLES = """
-modicum evaluate --model tiny
-modicum evaluate runs/last1 --samples 16    # needs: modicum train --update 'last(1)' --out runs/last1
-modicum evaluate runs/last1 --json          # needs: the same
-modicum evaluate runs/last1 --out runs/last1-test    # keeps every completion; needs: the same
-modicum evaluate --model models/SmolLM2-135M-Instruct --task "gsm8k(path='tests/data/gsm8k')"    # needs: python scripts/fetch_smollm2.py
-"""
-
 
 def run(args: list[str]) -> int:
     """Evaluate a model or the trained policy of a run."""
-    parser = Parser("evaluate", "Accuracy and pass@k on held-out problems.", EXAMPLES)
+    parser = Parser("evaluate")
     parser.folder("run", "a run folder; none evaluates --model", nargs="?", metavar="RUN")
     add_options(parser, EvaluateConfig, "evaluation")
     found = parser.read(args)

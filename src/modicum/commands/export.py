@@ -9,12 +9,6 @@ from modicum.options import Parser, given, show
 from modicum.parts import past_config
 from modicum.types import UserError
 
-EXAMPLES = """
-modicum export runs/last1 --out models/last1    # needs: modicum train --update 'last(1)' --out runs/last1
-modicum export runs/lora --out models/lora-adapter --format adapter    # needs: modicum train --update lora --out runs/lora
-modicum export --model tiny --out models/tiny
-"""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -34,7 +28,7 @@ class Options:
 
 def run(args: list[str]) -> int:
     """Write a run or a base as a folder that plain transformers or peft loads."""
-    parser = Parser("export", "Write an ordinary Hugging Face folder or a PEFT adapter.", EXAMPLES)
+    parser = Parser("export")
     parser.folder("run", "a run folder; none exports --model", nargs="?", metavar="RUN")
     parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
     found, options = parser.options(args, Options, "export")

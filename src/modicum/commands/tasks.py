@@ -10,15 +10,6 @@ from modicum.spec import at_least
 from modicum.types import SPLITS, UserError
 
 CHECKED = 200  # problems of each split that are looked at
-EXAMPLES = """
-modicum tasks
-modicum tasks 'arithmetic(terms=3, digits=2)' --count 5
-modicum tasks "gsm8k(path='tests/data/gsm8k')" --split test --json
-modicum tasks countdown --model tiny --style boxed --examples 2    # the prompts
-modicum tasks "file('problems.jsonl', bad_rows='skip')" --check    # needs: your file
-modicum tasks "file('pair', answer='reward_model.ground_truth')" --check --model tiny    # needs: your folder
-modicum tasks "hub('openai/gsm8k', config='main')"    # needs: the hub
-"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class Options:
 
 def run(args: list[str]) -> int:
     """List the tasks, or show or check problems of one."""
-    parser = Parser("tasks", "List the tasks, or show problems of one.", EXAMPLES)
+    parser = Parser("tasks")
     parser.add_argument("expression", nargs="?", metavar="TASK", help="a task expression")
     parser.add_argument(
         "--check",
