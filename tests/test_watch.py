@@ -84,6 +84,14 @@ def printed(shown: Any, width: int) -> list[str]:
 
 def test_the_state_of_a_run(tmp_path: Path) -> None:
     assert Status(make(tmp_path, "a")).state == "finished"
+    result = tmp_path / "a" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"nothing_trained": "no signal"}))
+    found = Status(tmp_path / "a")
+    assert (found.state, found.why, found.values["state"]) == (
+        "untrained",
+        "no signal",
+        "untrained",
+    )
     folder = make(tmp_path, "b", ended=False)
     assert (Status(folder).state, Status(folder).why) == ("interrupted", "")
     (folder / "failed.json").write_text('{"error": "a proof failed"}')
