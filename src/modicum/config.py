@@ -2,7 +2,8 @@
 
 A run writes them as TOML, which `modicum train --config config.toml` repeats: sections are tables
 there (`[sampling]`), and plain options on the command line. Each setting says whether a resumed
-run may change it (modicum.resuming). No torch here, so that `modicum train --help` is instant.
+run may change it (modicum.resuming), and a number its limits, of which the lower is usually 0.
+No torch here, so that `modicum train --help` is instant.
 """
 
 import os
@@ -16,7 +17,7 @@ from modicum.settings import from_mapping as from_mapping
 from modicum.settings import read_toml as read_toml
 from modicum.settings import to_toml as to_toml
 from modicum.settings import toml_value as toml_value
-from modicum.spec import at_least, keywords, short, within
+from modicum.spec import keywords, short
 from modicum.types import UserError
 
 KINDS = ("task", "reward", "update", "objective", "curriculum")
@@ -27,15 +28,15 @@ KINDS = ("task", "reward", "update", "objective", "curriculum")
 class Sampling(Settings):
     """How completions are drawn, in training and in evaluation alike."""
 
-    temperature: float = fixed(1.0)
+    temperature: float = fixed(1.0, 0, 100)
     """Divides the logits, for the sampler and for the log-probs that are trained."""
-    top_p: float = fixed(1.0)
+    top_p: float = fixed(1.0, 0, 1, above=True)
     """Keep the smallest set of tokens with this much probability; 1 keeps all."""
     top_k: int = fixed(0)
     """Keep this many most probable tokens; 0 keeps all."""
     max_tokens: int = chosen(fixed(0))
     """Longest completion, in tokens; auto follows the task and its worked solutions."""
-    max_prompt_tokens: int = free(512)
+    max_prompt_tokens: int = free(512, 1)
     """Longest prompt, in tokens. A resumed run keeps it where longer ones are skipped."""
     template: Literal["auto", "chat", "r1_zero", "plain"] = fixed("auto")
     """Prompt form; auto is chat if the tokenizer has a chat template, else r1_zero."""
@@ -56,8 +57,6 @@ class Sampling(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, temperature=(0, 100), top_k=0, max_tokens=0, max_prompt_tokens=1)
-        at_least(self, examples=0, examples_seed=0)
         if not isinstance(self.template_args, str):
             object.__setattr__(self, "template_args", ", ".join(self.template_args))
         keywords("template_args", str(self.template_args))
@@ -66,28 +65,22 @@ class Sampling(Settings):
             object.__setattr__(self, "stop", () if stop == ("",) else stop)
             if "" in stop and len(stop) > 1:
                 raise UserError("stop: an empty text beside others; alone it means no stop strings")
-        within("top_p", self.top_p, 0, 1, above=True)
 
 
 @dataclass(frozen=True)
 class Steps(Settings):
     """What one step consists of."""
 
-    prompts_per_step: int = fixed(16)
+    prompts_per_step: int = fixed(16, 1)
     """Problems drawn in a step."""
-    group_size: int = fixed(8)
+    group_size: int = fixed(8, 2)
     """Completions of each problem."""
-    updates_per_rollout: int = fixed(1)
+    updates_per_rollout: int = fixed(1, 1)
     """Optimizer steps on the same completions."""
     micro_batch: int = chosen(digits(0))
     """Completions in one forward and backward pass: memory, not the result; auto: what fits."""
     rollout_batch: int = chosen(digits(0))
     """Completions sampled at the same time: memory, not the result; auto: what fits."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, prompts_per_step=1, updates_per_rollout=1, micro_batch=0, rollout_batch=0)
-        at_least(self, group_size=2)  # advantages compare
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,6 @@ class Budget(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, budget=0.0, patience=0)
         stopping.parse(self.stop_when)
 
 
@@ -113,15 +105,15 @@ class Budget(Settings):
 class Optimizer(Settings):
     """AdamW on what trains."""
 
-    learning_rate: float | None = chosen(fixed(None))
+    learning_rate: float | None = chosen(fixed(None, 0, 10, above=True, below=True))
     """Step size; auto finds it from the run's own first rollout (docs/rates.md)."""
-    weight_decay: float = fixed(0.0)
+    weight_decay: float = fixed(0.0, 0, 100)
     """Decoupled decay of what trains."""
-    beta1: float = fixed(0.9)
+    beta1: float = fixed(0.9, 0, 1, below=True)
     """Decay of the first moment."""
-    beta2: float = fixed(0.999)
+    beta2: float = fixed(0.999, 0, 1, below=True)
     """Decay of the second moment."""
-    epsilon: float = fixed(1e-8)
+    epsilon: float = fixed(1e-8, 0, 1)
     """Added to the root of the second moment."""
     max_grad_norm: float = fixed(1.0)
     """Gradients are scaled down to this norm; 0 does not clip."""
@@ -129,14 +121,6 @@ class Optimizer(Settings):
     """After warm-up: constant, or linear to zero at the last step, by rollouts and updates."""
     warmup_steps: int = fixed(0)
     """Updates of linear warm-up; those of rollouts without a signal count."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, weight_decay=(0, 100), max_grad_norm=0, warmup_steps=0, epsilon=(0, 1))
-        for name in ("beta1", "beta2"):
-            within(name, getattr(self, name), 0, 1, below=True)
-        if self.learning_rate is not None:
-            within("learning_rate", self.learning_rate, 0, 10, above=True, below=True)
 
 
 @dataclass(frozen=True)
@@ -160,10 +144,6 @@ class Compute(Settings):
     agreement_every: int = free(10)
     """Steps between checks by the library's forward, after the first five; 0 makes none."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, trunk_bytes=0, agreement_every=0)
-
 
 @dataclass(frozen=True)
 class Trust(Settings):
@@ -181,16 +161,12 @@ class Held(Settings):
 
     eval_problems: int = fixed(256)
     """Held-out problems; 0 does not evaluate."""
-    eval_samples: int = fixed(4)
+    eval_samples: int = fixed(4, 1)
     """Sampled completions of each, at the training temperature."""
     eval_every: int = free(0)
     """Also after every so many steps; 0 only at the ends. On `tune` where they may end the run."""
     eval_split: Literal["test", "tune"] = fixed("test")
     """Which held-out problems; what is chosen between runs is chosen on `tune`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, eval_problems=0, eval_samples=1, eval_every=0)
 
 
 @dataclass(frozen=True)
@@ -199,7 +175,7 @@ class Records(Settings):
 
     checkpoint_every: int = free(25)
     """Steps between checkpoints (the newest two are kept); 0 only at the end."""
-    samples_every: int = free(1)
+    samples_every: int = free(1, 1)
     """Steps between those whose completions are written, with prompts and rewards."""
     samples_mib: int = free(200)
     """Past this size of samples.jsonl one group of each tenth of these steps is written."""
@@ -207,10 +183,6 @@ class Records(Settings):
     """At the end, load the base once more and measure what changed in it (docs/anatomy.md)."""
     watch: bool = free(False)
     """Show the run while it goes: `live.html` in its folder, and a view in the terminal."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, checkpoint_every=0, samples_every=1, samples_mib=0)
 
 
 @dataclass(frozen=True)
@@ -275,7 +247,6 @@ class TrainConfig(Settings):
                 )
         super().__post_init__()
         object.__setattr__(self, "out", os.path.expanduser(self.out))
-        at_least(self, steps=0, seed=0)
         stopping.split_within(self.budget, self.evaluation)
         if self.sampling.temperature == 0:
             raise UserError(

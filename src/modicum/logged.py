@@ -33,9 +33,7 @@ class Metric:
 
 
 LINES = Path(__file__).with_name("logged.txt").read_text(encoding="utf-8").splitlines()
-METRICS = {
-    line.partition(" ")[0]: Metric(*map(str.strip, line.split(" | "))) for line in LINES[1:]
-}
+METRICS = {line.partition(" ")[0]: Metric(*map(str.strip, line.split(" | "))) for line in LINES[1:]}
 
 
 def metric_of(key: str) -> Metric:

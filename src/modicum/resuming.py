@@ -19,8 +19,14 @@ Resume = Literal["free", "digits", "length", "fixed"]
 AUTO = "auto"
 
 
-def _setting(resume: Resume) -> Callable[[Any], Any]:
-    return lambda default: dataclasses.field(default=default, metadata={"resume": resume})
+def _setting(resume: Resume) -> Callable[..., Any]:
+    """What declares a setting: its default and, of a number, limits as `spec.within` has them."""
+
+    def declared(default: Any, low: float = 0, high: float | None = None, **ends: bool) -> Any:
+        metadata = {"resume": resume, "limits": (low, high, ends)}
+        return dataclasses.field(default=default, metadata=metadata)
+
+    return declared
 
 
 free, digits, length, fixed = map(_setting, typing.get_args(Resume))

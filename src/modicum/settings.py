@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from modicum.resuming import AUTO, is_auto
-from modicum.spec import check, nearest, short
+from modicum.spec import at_least, check, nearest, short, within
 from modicum.types import UserError
 
 C = TypeVar("C")
@@ -39,7 +39,16 @@ class Settings:
             value = getattr(self, name)
             if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
                 value = from_mapping(typing.cast(type, hint), value, name)
-            object.__setattr__(self, name, checked(type(self), name, name, value))
+            value = checked(type(self), name, name, value)
+            object.__setattr__(self, name, value)
+        for entry in dataclasses.fields(typing.cast(Any, self)):
+            low, high, ends = entry.metadata.get("limits", (0, None, {}))
+            if type(value := getattr(self, entry.name)) not in (int, float):
+                continue
+            if high is None:
+                at_least(self, **{entry.name: low})
+            else:
+                within(entry.name, value, low, high, **ends)
 
 
 @lru_cache(maxsize=1)
