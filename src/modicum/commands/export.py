@@ -1,12 +1,12 @@
 """`modicum export`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from modicum.config import Trust
 from modicum.options import Parser, given, show
-from modicum.parts import past_config
+from modicum.parts import past_bases, past_config
 from modicum.types import UserError
 
 
@@ -41,13 +41,10 @@ def run(args: list[str]) -> int:
 
     out, said = Path(options.out), given(Options, found)
     if found.run:
-        trust = Trust(**{**vars(past_config(Path(found.run)).trust), **said.get("trust", {})})
-        difference = export.export_run(
-            *(Path(found.run), out, options.format, found.overwrite),
-            model=said.get("model", ""),
-            trust=trust,
-            base=said.get("base", ""),
-        )
+        run, past = Path(found.run), past_config(Path(found.run))
+        config = past_bases(run, past, said.get("model", ""), said.get("base", ""))
+        config = replace(config, trust=replace(past.trust, **said.get("trust", {})))
+        difference = export.export_run(run, out, options.format, found.overwrite, config)
     else:
         difference = export.export_base(
             options.model, out, found.overwrite, options.trust, options.base
