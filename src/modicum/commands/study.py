@@ -29,14 +29,11 @@ class Options:
 class Printed(StudyObserver):
     """Prints what it is told, to standard error."""
 
-    def __init__(self) -> None:
-        from modicum.display import console
-
-        self.console = console()
-
     def say(self, text: str) -> None:
         """Print a text."""
-        self.console.print(text)
+        from modicum.display import console
+
+        console().print(text)
 
 
 def run(args: list[str]) -> int:

@@ -44,6 +44,7 @@ def run(args: list[str]) -> int:
     found, options = parser.options(args, Options, "problems")
 
     from modicum import spec, tasks
+    from modicum.report.words import environment
     from modicum.tasks.examples import draw, without
     from modicum.tasks.loading import accepted
     from modicum.tasks.prompts import encode, prompt_text
@@ -59,7 +60,8 @@ def run(args: list[str]) -> int:
     notes = [f"note: {note}" for note in tasks.notes(task)]
     if found.check:
         values = _check(task) | _too_long(task, options)
-        show(found.json, values, "\n".join([str(task), *_checked(values), *notes]))
+        lines = environment().get_template("checked.txt").render(values).rstrip()
+        show(found.json, values, "\n".join([str(task), lines, *notes]))
         return int(any((values["long"], *values["wrong"].values(), *values["shared"].values())))
     examples = draw(task, options.sampling)
     task = without(task, examples)
@@ -67,7 +69,10 @@ def run(args: list[str]) -> int:
     count = options.count if size is None else min(options.count, size)
     problems = [task.problem(options.split, options.seed, i) for i in range(count)]
     keys = ("id", "question", "answer", "difficulty")
-    lines = [f"{task}, split {options.split}: {_many(size)}", *notes]
+    lines = [
+        f"{task}, split {options.split}: {'endless' if size is None else f'{size} problems'}",
+        *notes,
+    ]
     values, tokenizer = [], None
     if options.model:
         from modicum.models.load import read_tokenizer
@@ -109,23 +114,6 @@ def _check(task: Any) -> dict[str, Any]:
         for one, other in itertools.combinations(SPLITS, 2)
     }
     return found | {"shared": shared, "notes": notes(task)}
-
-
-def _many(size: int | None) -> str:
-    return "endless" if size is None else f"{size} problems"
-
-
-def _checked(values: dict[str, Any]) -> list[str]:
-    """What `check` found, a line a split and a pair of splits."""
-    lines = []
-    for split, size in values["sizes"].items():
-        looked, wrong, levels = (values[k][split] for k in ("looked_at", "wrong", "difficulty"))
-        hard = f"difficulty {levels[0]:g} to {levels[1]:g}" if levels else "no difficulty"
-        first = f" (not: {wrong[0]})" if wrong else ""
-        gold = f"gold right for {looked - len(wrong)} of {looked}{first}"
-        lines.append(f"{split:5}  {_many(size)}, {hard}, {gold}")
-    lines += [f"in {pair}: {count}" for pair, count in values["shared"].items()]
-    return [*lines, values["prompts"]] if values["prompts"] else lines
 
 
 def _too_long(task: Any, options: Options) -> dict[str, Any]:
