@@ -80,7 +80,7 @@ def refusal(text: str, folder: Path, cls: type = TrainConfig) -> str:
 def test_auto_leaves_a_setting_to_the_program(name: str, tmp_path: Path) -> None:
     """The same on the command line, in TOML and in Python, and the default."""
     at = settings.places(TrainConfig)[name]
-    parser = Parser("test", "", "")
+    parser = Parser("recipes")
     options.add_options(parser, TrainConfig)
     found = parser.read([f"--{name.replace('_', '-')}", "auto"])
     (tmp_path / "a.toml").write_text(f"[{at}]\n{name} = 'auto'\n")
@@ -409,10 +409,10 @@ def test_stop_strings_are_one_text_or_several(tmp_path: Path) -> None:
         (["--stop", "a"], ("a",)),
         (["--stop", "</answer>", "--stop=\nUser:"], ("</answer>", "\nUser:")),
     ]:
-        parser = Parser("test", "summary", "example")
+        parser = Parser("recipes")
         assert parser.options(list(args), Sampling, "sampling")[1].stop == stop
     with pytest.raises(UserError, match="options: stop: an empty text beside others"):
-        Parser("test", "s", "e").options(["--stop", "", "--stop", "a"], Sampling, "sampling")
+        Parser("recipes").options(["--stop", "", "--stop", "a"], Sampling, "sampling")
 
 
 def test_names_of_elsewhere_lead_to_what_is_here() -> None:
@@ -453,7 +453,7 @@ class Outer:
 
 
 def parsed(*args: str) -> dict[str, Any]:
-    parser = Parser("test", "summary", "example")
+    parser = Parser("recipes")
     options.add_options(parser, Outer)
     return given(Outer, parser.read(list(args)))
 
@@ -478,7 +478,7 @@ def test_given_holds_what_was_given_and_nothing_else() -> None:
 def test_a_wrong_option_is_one_line(args: list[str], problem: str) -> None:
     with pytest.raises(UserError) as caught:
         parsed(*args)
-    assert str(caught.value) == f"modicum test: {problem} (see modicum test --help)"
+    assert str(caught.value) == f"modicum recipes: {problem} (see modicum recipes --help)"
 
 
 def test_texts_are_numbers_where_numbers_are_asked() -> None:
@@ -506,12 +506,12 @@ def test_merge_goes_into_tables_and_changes_neither() -> None:
 
 
 def test_help_shows_docs_and_defaults() -> None:
-    parser = Parser("test", "summary", "example")
+    parser = Parser("recipes")
     options.add_options(parser, Outer)
     text = " ".join(parser.format_help().split())
     assert "How fast, 100 % at most." in text
     assert "How deep. (default 1)" in text
-    assert "examples: example" in text
+    assert "examples: modicum recipes" in text
 
 
 def test_options_beat_the_file_and_the_file_beats_the_defaults(

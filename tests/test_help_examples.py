@@ -12,14 +12,13 @@ import itertools
 import re
 import shlex
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers import QUICK
-from modicum import cli, recipes
+from modicum import cli, options, recipes
 from modicum.config import TrainConfig, from_mapping
 from modicum.options import Parser, given
 from modicum.parts import parsers
@@ -44,7 +43,7 @@ NOTHING = (1, 3)  # exit codes of doctor and train where such few samples have n
 
 
 def lines_of(name: str) -> list[str]:
-    text = import_module(f"modicum.commands.{name.replace('-', '_')}").EXAMPLES
+    text = options.HELP["commands"][name]["examples"]
     return [line for line in text.strip().splitlines() if "modicum " in line]
 
 

@@ -68,10 +68,15 @@ def test_no_two_runs_have_one_name() -> None:
         *({"dtype": "bf16"}, {"reward": "f(a=-1)"}, {"reward": "f(a, 1)"}),
         *({"task": f"file({of})"} for of in ("train=a.jsonl", "traina.jsonl", "a.jsonl, accuracy")),
         {"task": "file(a.jsonl)", "objective": "accuracy"},
+        *({"update": u} for u in ("f(a=1)", "f(a1)", "f(a=11)", "f(a1=1)", "f(a, 1)", "f(a)")),
+        *({"update": u} for u in ("f(a=b)", "f(ab)", "f(a, b)", "f(a=True)", "f(aTrue)")),
+        *({"update": u} for u in ("f(at, x)", "f @ x", "f(and, x)", "f & x", "f(x, at, y)")),
+        *({"update": u} for u in ("f(x) @ y", "f(a=1e5)", "f(a1e5)", "f(.5)", "f(5)", "f(0.5)")),
+        *({"reward": r} for r in ("2*f", "2xf", "f(2*g)", "f(2xg)", "g + 2*f", "g(2)*f")),
         *({"update": "layers(" + "1, " * n + "2)"} for n in range(30, 60)),
     ]
     names = [named(**settings) for settings in alike]
-    assert len(set(names)) == len(names)
+    assert sorted(set(names)) == sorted(names)
 
 
 @pytest.mark.parametrize("kind", ["update", "model", "task", "reward", "system"])

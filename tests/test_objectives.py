@@ -127,7 +127,7 @@ def test_dead_group_fraction_case() -> None:
     (case,) = load("dead_group_fraction")
     totals = grouped(case["input"])
     scores = [[{"accuracy": r} for r in row] for row in totals.tolist()]
-    metrics = rollout_metrics(0, [group(1, 1)] * len(totals), scores, totals)
+    metrics = rollout_metrics(0, step.Rollout([group(1, 1)] * len(totals), scores, totals))
     assert metrics["groups/no_signal"] == case["expected"]
 
 

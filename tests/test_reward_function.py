@@ -20,6 +20,7 @@ from modicum.rewards.source import rewrite
 from modicum.tasks.arithmetic import Arithmetic
 from modicum.training.loop import Observer, train
 from modicum.training.metrics import rollout_metrics
+from modicum.training.step import Rollout
 from modicum.types import Completion, Group, Problem, RunStopped, UserError
 
 PROBLEM = Problem("p", "What is 3+4?", "7", data={"solution": "3+4 = 7", "terms": (3, 4)})
@@ -307,7 +308,7 @@ def test_metrics_leave_out_what_has_no_verdict() -> None:
     groups = [Group(PROBLEM, (1,), (said, said, said))] * 3
     totals = torch.tensor([[-1.0, nan, -1.0], [nan, 0.0, 1.0], [nan, nan, nan]])
     scores = [[{"own:f": r, "own:g": nan} for r in row] for row in totals.tolist()]
-    found = rollout_metrics(0, groups, scores, totals)
+    found = rollout_metrics(0, Rollout(groups, scores, totals))
     assert found["reward/mean"] == found["reward/own:f"] == -0.25
     assert "reward/own:g" not in found
     assert found["groups/no_signal"] == pytest.approx(2 / 3)

@@ -24,6 +24,7 @@ from modicum.engine.logprobs import logprobs
 from modicum.engine.policy import Policy
 from modicum.models.load import TINY
 from modicum.training.metrics import rollout_metrics
+from modicum.training.step import Rollout
 from modicum.types import Completion, Group, Problem, Row, UserError
 from test_engine import CUTS, cut, gemma2
 
@@ -230,7 +231,7 @@ def test_length_statistics_case() -> None:
     ]
     group, totals = Group(Problem("p", "q", "a"), (1,), tuple(made)), torch.tensor([[0.0, 1.0]])
     scores = [[{"accuracy": 0.0}, {"accuracy": 1.0}]]
-    found = rollout_metrics(0, [group], scores, totals)
+    found = rollout_metrics(0, Rollout([group], scores, totals))
     assert found["completions/length_max"] == wanted["max"]
     assert found["completions/length_mean"] == wanted["mean"]
     assert found["completions/truncated"] == wanted["clipped"]

@@ -309,8 +309,8 @@ def test_a_resumed_run_draws_what_the_uncut_one_drew(
     assert tensors_of(tmp_path / "whole") == tensors_of(tmp_path / "cut")
     assert whole.scored and whole.scored == cut.scored
     # Another setting does not change what an evaluation sees.
-    compute = replace(config.compute, rounding="nearest")
-    made = checkpoint.reload(tmp_path / "whole", compute)
+    other = replace(config, compute=replace(config.compute, rounding="nearest"))
+    made = checkpoint.reload(tmp_path / "whole", other)
     assert weights(made) == whole.scored
     made.proof.check("loaded again")
     drawn = made.optimization.masters.drawn
@@ -410,7 +410,8 @@ def test_what_rests_keeps_its_bits(policy: str, folders: dict[str, Path]) -> Non
 def test_a_run_to_nearest_has_its_masters_to_nearest(quick: TrainConfig, tmp_path: Path) -> None:
     config = config_of(quick, "full", tmp_path / "run", rounding="nearest")
     train(config, watch := Watch())
-    made = checkpoint.reload(tmp_path / "run", replace(config.compute, rounding="stochastic"))
+    other = replace(config, compute=replace(config.compute, rounding="stochastic"))
+    made = checkpoint.reload(tmp_path / "run", other)
     assert weights(made) == watch.scored
     for name, master in made.optimization.masters.tensors.items():
         assert torch.equal(made.prepared.trainable[name], master.to(BF16))

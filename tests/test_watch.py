@@ -84,6 +84,14 @@ def printed(shown: Any, width: int) -> list[str]:
 
 def test_the_state_of_a_run(tmp_path: Path) -> None:
     assert Status(make(tmp_path, "a")).state == "finished"
+    result = tmp_path / "a" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"nothing_trained": "no signal"}))
+    found = Status(tmp_path / "a")
+    assert (found.state, found.why, found.values["state"]) == (
+        "untrained",
+        "no signal",
+        "untrained",
+    )
     folder = make(tmp_path, "b", ended=False)
     assert (Status(folder).state, Status(folder).why) == ("interrupted", "")
     (folder / "failed.json").write_text('{"error": "a proof failed"}')
@@ -205,7 +213,7 @@ def test_a_list_says_once_what_all_share(four: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("command", ["watch", "compare", "evaluate", "export", "report"])
 def test_a_run_is_named_as_it_is_listed(command: str, four: Path) -> None:
-    parser = options.Parser(command, "", "")
+    parser = options.Parser(command)
     parser.folder("run", "", nargs="?")
     assert parser.read(["sub/a"]).run == "runs/sub/a"
     assert parser.read(["nowhere"]).run == "nowhere"

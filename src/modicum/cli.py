@@ -14,42 +14,10 @@ from importlib import import_module
 
 from modicum import disk
 from modicum.machine import Interrupts, Stopped
+from modicum.options import HELP
 from modicum.types import RunInterrupted, UserError
 
-COMMANDS = {
-    "demo": "train the shipped base three ways and compare (minutes, two cores)",
-    "train": "train a model with GRPO, updating the part that you name",
-    "doctor": "prompt, completions, rewards and memory before a run, and what looks wrong",
-    "study": "compare updates over seeds at one budget, with a verdict",
-    "plan": "memory, FLOPs and time of a run, before it",
-    "probe": "learning rates of updates, and how far a first step of each helps",
-    "scan": "train every layer, block or part alone and rank them",
-    "evaluate": "accuracy and pass@k of a model or a run on held-out problems",
-    "compare": "two evaluations of the same problems, problem by problem",
-    "grade": "grade answers that exist already: JSON lines in, JSON lines out",
-    "recipes": "list whole configs for known set-ups, or show one",
-    "updates": "list the updates, or preview what one trains in a model",
-    "tasks": "list the tasks, or show problems of one",
-    "audit-reward": "try degenerate answers on a reward, before training",
-    "runs": "list, sort and search runs, or show some side by side",
-    "watch": "show a run while it goes: in the terminal, and as a page",
-    "report": "make an HTML report and a table of finished runs",
-    "export": "write a run or the base as an ordinary Hugging Face folder or PEFT adapter",
-}
-
-USAGE = """usage: modicum COMMAND [options]
-
-How little of a language model must reinforcement learning update?
-
-modicum COMMAND --help explains a command.
-
-examples:
-  modicum demo
-  modicum train --update 'last(1)' --steps 40
-  modicum updates 'last(1) + parts(norm)' --model tiny
-
-commands:
-"""
+COMMANDS = {name: text["line"] for name, text in HELP["commands"].items()}
 SIGNS = str.maketrans("—–−×·“”‘’█•", "---x.\"\"''#*") | {ord("→"): "->", ord("…"): "..."}
 SIGNS |= str.maketrans("━▁▂▃▄▅▆▇", "=_.,-~+*")
 
@@ -57,7 +25,8 @@ SIGNS |= str.maketrans("━▁▂▃▄▅▆▇", "=_.,-~+*")
 def usage() -> str:
     """The text of `modicum --help`."""
     width = max(map(len, COMMANDS))
-    return USAGE + "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    lines = (f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return HELP["usage"] + "\n".join(lines)
 
 
 def run(args: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 A run writes them as TOML, which `modicum train --config config.toml` repeats: sections are tables
 there (`[sampling]`), and plain options on the command line. Each setting says whether a resumed
-run may change it (modicum.resuming). No torch here, so that `modicum train --help` is instant.
+run may change it (modicum.resuming), and the type of a number its limits. No torch here, so that `modicum train --help` is instant.
 """
 
 import os

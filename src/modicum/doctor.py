@@ -10,8 +10,6 @@ from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor
-
 from modicum import findings, plan
 from modicum.config import TrainConfig
 from modicum.objectives import has_signal
@@ -21,14 +19,14 @@ from modicum.rewards import StepExtras
 from modicum.tasks.prompts import stops, template_of
 from modicum.training import rate, silence
 from modicum.training.session import Session, notes, prepare
-from modicum.training.step import make_batch, sample_groups, score
-from modicum.types import SPLITS, Group
+from modicum.training.step import Rollout, make_batch, sample_groups, score
+from modicum.types import SPLITS
 
 
-def _found(session: Session, groups: list[Group], rewards_PG: Tensor) -> float | None:
+def _found(session: Session, rollout: Rollout) -> float | None:
     """The rate that the run would find; None without a signal."""
-    batch = make_batch(session.objective, groups, rewards_PG)
-    return rate.find(session, groups, batch).value if batch.has_signal else None
+    batch = make_batch(session.objective, rollout.groups, rollout.rewards_PG)
+    return rate.find(session, rollout.groups, batch).value if batch.has_signal else None
 
 
 def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
@@ -43,9 +41,9 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
     session.config = replace(session.config, batch=replace(batch, prompts_per_step=few))
     groups, faults = sample_groups(session, 0), list[str]()
     reward = session.reward.at(StepExtras(0, config.steps or 1))
-    scores, rewards_PG = score(session.task, reward, groups, faults)
-    signals = int(has_signal(rewards_PG).sum())
-    trials, found = silence.look(session, groups, scores, signals)
+    rollout = Rollout(groups, *score(session.task, reward, groups, faults))
+    signals = int(has_signal(rollout.rewards_PG).sum())
+    trials, found = silence.look(session, rollout, signals)
     found += findings.of_data(session.task, config)
     if faults:
         found.insert(0, findings.Finding("scores failed and are 0", faults[0], "mend the function"))
@@ -80,7 +78,7 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
         "longest": max(len(trial.completion.tokens) for trial in every),
         "max_tokens": sampling.max_tokens,
         "learning_rate": session.learning_rate
-        or (_found(session, groups, rewards_PG) if few == batch.prompts_per_step else None),
+        or (_found(session, rollout) if few == batch.prompts_per_step else None),
         "plan": plan.make(config, machine).to_json(),
         "notes": notes(session),
         "findings": [asdict(finding) for finding in found],

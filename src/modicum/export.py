@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from modicum import runs
-from modicum.config import Trust
+from modicum.config import TrainConfig, Trust
 from modicum.engine import Policy
 from modicum.engine.probe import REFUSALS
 from modicum.models.adapters import merged, quiet
@@ -39,24 +39,21 @@ def export_run(
     out: Path,
     format: str,
     overwrite: bool,
+    config: TrainConfig | None = None,
     parts: RunParts | None = None,
-    model: str = "",
-    trust: Trust | None = None,
-    base: str = "",
 ) -> float:
     """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter").
 
-    Returns the largest logit difference on reload. `parts` has an update that no expression
-    names, `model` says where the run's base is if it has moved, `base` where that of an adapter
-    is. Raises UserError for a run without an adapter, and for an `out` that must not be replaced
+    Returns the largest logit difference on reload. `config` and `parts` as `reload` takes them.
+    Raises UserError for a run without an adapter, and for an `out` that must not be replaced
     (`writing`).
     """
     if format not in ("merged", "adapter"):
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
-    now = past_bases(run, past_config(run), model, base)
+    now = config or past_bases(run, past_config(run))
     held = {**_places("the base of the run", now.model, now.base), "the run": str(run)}
     with writing(out, overwrite, held) as at:
-        session = reload(run, parts=parts, model=now.model, trust=trust, base=now.base)
+        session = reload(run, now, parts)
         policy, prepared, past = session.policy, session.prepared, session.config
         said = {"run": str(run), "update": past.update, "format": format}
         describe(at, past.model, session.identity, said)

@@ -20,9 +20,11 @@ SHORT = {"learning_rate": "lr", "prompts_per_step": "prompts"}
 SHORT |= {"group_size": "group", "max_tokens": "tokens"}
 PLAIN = {"model", "dtype", "schedule", "template", "style", *KINDS}
 """Settings whose values tell what they are."""
-_NAMED = r"\w+=(\w+|[\d.]+)"
-_ARGUMENTS = rf"({_NAMED}|[\w.]+)(,({_NAMED}|[\d.]+))*"
-_TERM = rf"(\d[\d.]*\*)?\w[\w.]*(\({_ARGUMENTS}\))?"
+# Signs are left out, so no argument may read like another: a=1 is letters and a number, a1 is not.
+_NUMBER = r"\d[\d.]*(e\d+)?"
+_NAMED = rf"[a-z_]+=({_NUMBER}|True|False)"
+_ARGUMENTS = rf"([a-z_.]+|{_NUMBER}|{_NAMED})(,({_NUMBER}|{_NAMED}))*"
+_TERM = rf"(\d[\d.]*\*)?[a-zA-Z_][\w.]*(\({_ARGUMENTS}\))?"
 EXPRESSION = re.compile(rf"{_TERM}([+&@]{_TERM})*(?<!\.)", re.ASCII)
 WORD = re.compile(r"\w[\w.]*(?<!\.)", re.ASCII)
 # No part of a path after a - reads like another setting (bf16, gsm8k, lr0.1), of which all are small.

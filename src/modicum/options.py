@@ -17,8 +17,11 @@ import json
 import os
 import re
 import textwrap
+import tomllib
 import typing
+from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from modicum.resuming import AUTO
@@ -26,17 +29,21 @@ from modicum.settings import elsewhere, from_mapping, places, tables
 from modicum.types import UserError
 
 C = TypeVar("C")
+HELP: Mapping[str, Any]
+HELP = tomllib.loads((Path(__file__).parent / "commands" / "help.toml").read_text("utf-8"))
+"""What help says, the line, text and examples of every command among it."""
 HOME = re.compile(r"^(|--[\w-]+=)~(?=/)")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit code 2; every command has --json."""
+    """The parser of a command: errors are one line and exit code 2; every command has --json."""
 
-    def __init__(self, name: str, summary: str, examples: str) -> None:
+    def __init__(self, name: str) -> None:
+        text = HELP["commands"][name]
         super().__init__(
             prog=f"modicum {name}",
-            description=summary,
-            epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
+            description=text["about"],
+            epilog="examples:\n" + textwrap.indent(text["examples"].strip(), "  "),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

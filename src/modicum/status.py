@@ -19,8 +19,9 @@ TAIL = 2**18  # bytes of the end of a file
 class Status:
     """A run folder: its files as they are, empty where there are none; UserError for broken ones.
 
-    `state` is finished, running, failed (`why` says it) or interrupted; `values` is what lists
-    show, by name: what came of it, and every setting by its own name.
+    `state` is finished, untrained (it ended, and nothing was trained), running, failed or
+    interrupted; `why` says it. `values` is what lists show, by name: what came of it, and every
+    setting by its own name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,10 +29,12 @@ class Status:
         tables = read_toml(runs.open_run(folder).folder / "config.toml")
         self.metrics, evaluations = self._lines("metrics.jsonl"), self._lines("evaluations.jsonl")
         result, failed, began = map(self._object, ("result.json", runs.FAILED, "environment.json"))
-        self.state = "finished" if result else "running" if _held(folder) else "interrupted"
-        if failed and self.state == "interrupted":
-            self.state = "failed"
-        self.why = str(result.get("stopped") or failed.get("error", ""))
+        untrained = result.get("nothing_trained")
+        if result:
+            self.state = "untrained" if untrained else "finished"
+        else:
+            self.state = "running" if _held(folder) else "failed" if failed else "interrupted"
+        self.why = str(untrained or result.get("stopped") or failed.get("error", ""))
         self.done = int(self.metrics[-1]["step"]) + 1 if self.metrics else 0
         self.within = [entry for entry in evaluations if entry.get("name") not in AT_THE_ENDS]
         ends = {entry.get("name"): entry for entry in evaluations}

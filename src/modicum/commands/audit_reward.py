@@ -7,17 +7,6 @@ from modicum.limits import Natural, Positive, Share
 from modicum.options import Parser, show
 from modicum.settings import Settings
 
-SUMMARY = """Try degenerate answers on a reward before training; needs no model.
-
-Shows what empty, constant, copied, stuffed, endless and nearly right answers earn beside a
-right one, term by term, and flags those that pay. The exit code is 0 also when something is
-flagged, unless --strict is given."""
-EXAMPLES = """
-modicum audit-reward --reward 'accuracy + 0.2*format'
-modicum audit-reward --task countdown --reward 'accuracy + 0.5*consistency' --problems 50
-modicum audit-reward --reward 'accuracy + 0.5*my_rewards.py:brief' --strict    # needs: your file
-"""
-
 
 @dataclass(frozen=True)
 class Options(Settings):
@@ -39,7 +28,7 @@ class Options(Settings):
 
 def run(args: list[str]) -> int:
     """Print what degenerate answers earn; 1 if one is flagged and --strict is given."""
-    parser = Parser("audit-reward", SUMMARY, EXAMPLES)
+    parser = Parser("audit-reward")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if one is flagged")
     found, options = parser.options(args, Options, "audit")
 

@@ -4,18 +4,10 @@ from dataclasses import asdict
 
 from modicum.options import Parser, show
 
-EXAMPLES = """
-modicum compare runs/last1            # after and before its training; needs: modicum train --update 'last(1)' --out runs/last1
-modicum compare runs/last1 runs/full  # two runs; needs: the same and modicum train --out runs/full
-modicum evaluate runs/last1 --split tune --out runs/last1-tune    # needs: the same
-modicum evaluate --model tiny --split tune --out runs/tiny-tune
-modicum compare runs/last1-tune runs/tiny-tune    # needs: the two lines above
-"""
-
 
 def run(args: list[str]) -> int:
     """Compare two evaluations of the same problems, problem by problem."""
-    parser = Parser("compare", "Difference of two evaluations of the same problems.", EXAMPLES)
+    parser = Parser("compare")
     parser.folder("after", "a folder of `evaluate --out`, or a run folder", metavar="A")
     parser.folder("before", "what A is compared with; else its base", metavar="B", nargs="?")
     found = parser.read(args)

@@ -9,11 +9,6 @@ from modicum.config import TrainConfig
 from modicum.options import Parser, show
 from modicum.types import UserError
 
-EXAMPLES = """
-modicum demo
-modicum demo --seed 1 --out runs/demo-1
-modicum demo --updates 'full; last(2); first(2); lora(rank=1)'
-"""
 SCORES = ("accuracy", "low", "high", "greedy")
 COSTS = ("trainable_parameters", "total_parameters", "seconds", "peak_memory_bytes")
 
@@ -34,7 +29,7 @@ class Options:
 
 def run(args: list[str]) -> int:
     """Train the tiny base with several updates on the same problems and compare them."""
-    parser = Parser("demo", "Train the shipped base three ways and compare.", EXAMPLES)
+    parser = Parser("demo")
     found, options = parser.options(args, Options, "demo")
     wanted = [text.strip() for text in options.updates.split(";") if text.strip()]
     if not wanted:

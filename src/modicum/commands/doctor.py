@@ -8,19 +8,6 @@ from modicum.limits import Natural
 from modicum.options import Parser, add_options, given, show
 from modicum.settings import Settings
 
-SUMMARY = """Look at a run before it begins: give it the options of `modicum train`.
-
-Shows the prompt as the model gets it, completions of the untrained model on the problems of the
-first step with rewards and reasons, how many groups have a signal, rate, memory and time, and
-what looks wrong and what to change. Nothing is trained or written. Exit code 0, also when
-something looks wrong; 1 if no group has a signal, so that the run would learn nothing as it is."""
-EXAMPLES = """
-modicum doctor
-modicum doctor --task 'countdown(numbers=3)' --problems 4 --json
-modicum doctor --task "file('problems.jsonl')" --max-tokens 400    # needs: your file
-modicum doctor --config runs/last1/config.toml --show 8    # needs: modicum train --update 'last(1)' --out runs/last1
-"""
-
 
 @dataclass(frozen=True)
 class Options(Settings):
@@ -34,7 +21,7 @@ class Options(Settings):
 
 def run(args: list[str]) -> int:
     """Look at the run that the options describe; 1 if it would learn nothing."""
-    parser = Parser("doctor", SUMMARY, EXAMPLES)
+    parser = Parser("doctor")
     add_sources(parser)
     add_options(parser, Options, "doctor")
     add_options(parser, TrainConfig)

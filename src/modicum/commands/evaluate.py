@@ -7,18 +7,10 @@ from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
 from modicum.options import Parser, add_options, given, show
 from modicum.scorecard import Evaluation
 
-EXAMPLES = """
-modicum evaluate --model tiny
-modicum evaluate runs/last1 --samples 16    # needs: modicum train --update 'last(1)' --out runs/last1
-modicum evaluate runs/last1 --json          # needs: the same
-modicum evaluate runs/last1 --out runs/last1-test    # keeps every completion; needs: the same
-modicum evaluate --model models/SmolLM2-135M-Instruct --task "gsm8k(path='tests/data/gsm8k')"    # needs: python scripts/fetch_smollm2.py
-"""
-
 
 def run(args: list[str]) -> int:
     """Evaluate a model or the trained policy of a run."""
-    parser = Parser("evaluate", "Accuracy and pass@k on held-out problems.", EXAMPLES)
+    parser = Parser("evaluate")
     parser.folder("run", "a run folder; none evaluates --model", nargs="?", metavar="RUN")
     add_options(parser, EvaluateConfig, "evaluation")
     found = parser.read(args)
@@ -37,27 +29,7 @@ def run(args: list[str]) -> int:
 
 def text_of(name: str, found: Evaluation, sampling: Sampling) -> str:
     """The evaluation as lines to read."""
-    error = "" if found.standard_error is None else f", standard error {found.standard_error:.1%}"
-    lines = [
-        f"{name} on {found.task}, split {found.split}: {found.num_problems} problems x"
-        f" {found.samples_per_problem} samples at temperature {found.temperature:g},"
-        f" top_p {sampling.top_p:g}, at most {sampling.max_tokens} tokens",
-        _line("accuracy", found.accuracy, found.low, found.high)
-        + f"  strict, avg@{found.samples_per_problem}{error}",
-        _line("lenient", found.lenient, found.lenient_low, found.lenient_high),
-        _line("greedy", found.greedy, found.greedy_low, found.greedy_high)
-        + f"  strict; lenient {found.greedy_lenient:.1%}",
-        # Of one sample both are the accuracy.
-        *(_line(f"pass@{k}", *band) for k, band in found.pass_at.items() if k != "1"),
-        *(_line(f"maj@{k}", *band) for k, band in found.maj_at.items() if k != "1"),
-        f"format    {found.format:.1%}  of the samples are in the style {sampling.style}",
-        f"truncated {found.truncated:.1%}",
-        f"length    {found.length:.1f} tokens",
-    ]
-    if found.truncated > 0.05:
-        lines.append("note: completions were cut; a larger --max-tokens may change the numbers")
-    return "\n".join(lines)
+    from modicum.report.words import environment
 
-
-def _line(name: str, mean: float, low: float, high: float) -> str:
-    return f"{name:<9} {mean:.1%}  [{low:.1%}, {high:.1%}]"
+    template = environment().get_template("evaluation.txt")
+    return template.render(name=name, found=found, sampling=sampling).rstrip()

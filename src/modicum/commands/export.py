@@ -1,19 +1,13 @@
 """`modicum export`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from modicum.config import Trust
 from modicum.options import Parser, given, show
-from modicum.parts import past_config
+from modicum.parts import past_bases, past_config
 from modicum.types import UserError
-
-EXAMPLES = """
-modicum export runs/last1 --out models/last1    # needs: modicum train --update 'last(1)' --out runs/last1
-modicum export runs/lora --out models/lora-adapter --format adapter    # needs: modicum train --update lora --out runs/lora
-modicum export --model tiny --out models/tiny
-"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Options:
 
 def run(args: list[str]) -> int:
     """Write a run or a base as a folder that plain transformers or peft loads."""
-    parser = Parser("export", "Write an ordinary Hugging Face folder or a PEFT adapter.", EXAMPLES)
+    parser = Parser("export")
     parser.folder("run", "a run folder; none exports --model", nargs="?", metavar="RUN")
     parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
     found, options = parser.options(args, Options, "export")
@@ -47,13 +41,10 @@ def run(args: list[str]) -> int:
 
     out, said = Path(options.out), given(Options, found)
     if found.run:
-        trust = Trust(**{**vars(past_config(Path(found.run)).trust), **said.get("trust", {})})
-        difference = export.export_run(
-            *(Path(found.run), out, options.format, found.overwrite),
-            model=said.get("model", ""),
-            trust=trust,
-            base=said.get("base", ""),
-        )
+        run, past = Path(found.run), past_config(Path(found.run))
+        config = past_bases(run, past, said.get("model", ""), said.get("base", ""))
+        config = replace(config, trust=replace(past.trust, **said.get("trust", {})))
+        difference = export.export_run(run, out, options.format, found.overwrite, config)
     else:
         difference = export.export_base(
             options.model, out, found.overwrite, options.trust, options.base

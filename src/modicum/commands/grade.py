@@ -12,22 +12,6 @@ from modicum.options import Parser
 from modicum.settings import Settings
 from modicum.types import UserError
 
-EXAMPLES = r"""
-modicum grade completions.jsonl > grades.jsonl        # needs: your file
-modicum grade --time-limit 0.5 < completions.jsonl    # needs: your file
-echo '{"id": 7, "gold": "1/2", "answer": "\\boxed{0.5}"}' | modicum grade
-echo '{"gold": "72", "completion": "So it is 72."}' | modicum grade
-echo '{"numbers": [3, 8], "target": 24, "answer": "3*8"}' | modicum grade
-"""
-SUMMARY = """\
-Grade answers that exist already: JSON lines in, JSON lines out, in the same order.
-
-Each line is an object with `gold` and either `completion` (find the answer in it, then
-compare) or `answer` (compare only); or with `numbers`, `target` and one of these, for
-countdown. The line that comes out has `strict`, `lenient`, `extracted`, `reason`, and all
-other keys of the object, such as `id`. A line that cannot be graded gives `error` and two
-verdicts that are false; they are counted on standard error, and the exit code stays 0."""
-
 
 @dataclass(frozen=True)
 class Options(Settings):
@@ -41,7 +25,7 @@ class Options(Settings):
 
 def run(args: list[str]) -> int:
     """Grade the lines of a file or of standard input."""
-    parser = Parser("grade", SUMMARY, EXAMPLES)
+    parser = Parser("grade")
     parser.add_argument(
         "file", nargs="?", default="-", metavar="FILE", help="JSON lines; none or - is stdin"
     )

@@ -13,12 +13,6 @@ from modicum.options import Parser, add_options, given, show
 from modicum.settings import Settings
 from modicum.types import UserError
 
-EXAMPLES = """
-modicum plan --update 'last(1)'
-modicum plan --model Qwen/Qwen2.5-1.5B --update 'lora(rank=8)' --hardware 2x48GB --dtype bf16 --task gsm8k
-modicum plan --model Qwen/Qwen2.5-7B --hardware h100 --dtype bf16 --updates 'full; last(5); lora(rank=8)'
-modicum plan --recipe tinyzero --hardware a100-80gb --require-fit    # exit code 2 if it does not fit
-"""
 SILENT = 3.0  # seconds before it says that it works
 
 
@@ -50,7 +44,7 @@ def run(args: list[str]) -> int:
 
 
 def _run(args: list[str]) -> int:
-    parser = Parser("plan", "Memory, FLOPs and time of a run, from its settings alone.", EXAMPLES)
+    parser = Parser("plan")
     add_sources(parser)
     add_options(parser, Options, "plan")
     add_options(parser, TrainConfig)

@@ -5,18 +5,10 @@ from modicum.config import TrainConfig
 from modicum.options import Parser, add_options, show
 from modicum.types import UserError
 
-EXAMPLES = """
-modicum probe
-modicum probe --updates 'full; last(1); lora(rank=8)' --task countdown
-modicum probe --recipe addition --updates 'last(6); last(2); lora(rank=8)'
-"""
-SUMMARY = """Find the learning rate of updates, and how far a first step of each helps, before training.
-A few rollouts of the untrained model serve all of them (docs/rates.md). Nothing is written."""
-
 
 def run(args: list[str]) -> int:
     """Print rates, gains and costs of some updates."""
-    parser = Parser("probe", SUMMARY, EXAMPLES)
+    parser = Parser("probe")
     add_sources(parser)
     parser.add_argument("--updates", metavar="TEXT", help="separated by ';' (default: a choice)")
     add_options(parser, TrainConfig)

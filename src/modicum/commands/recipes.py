@@ -4,17 +4,10 @@ import dataclasses
 
 from modicum.options import Parser, show
 
-EXAMPLES = """
-modicum recipes
-modicum recipes tinyzero                    # what it repeats, what it needs, its settings
-modicum recipes tinyzero > tinyzero.toml    # a file for `modicum train --config`
-modicum train --recipe tinyzero --update 'lora(rank=32)' --seed 1    # needs: the hub, a GPU
-"""
-
 
 def run(args: list[str]) -> int:
     """List the recipes, or show one as TOML with its description as comments."""
-    parser = Parser("recipes", "Whole configs for set-ups that people know.", EXAMPLES)
+    parser = Parser("recipes")
     parser.add_argument("name", nargs="?", metavar="RECIPE", help="the recipe to show")
     found = parser.read(args)
 

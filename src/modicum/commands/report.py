@@ -7,13 +7,6 @@ from typing import Any
 
 from modicum.options import Parser, show
 
-EXAMPLES = """
-modicum report runs/last1              # runs/last1/report.html; needs: modicum train --update 'last(1)' --out runs/last1
-modicum report runs/last1 runs/full    # needs: the same and modicum train --out runs/full
-modicum report runs/demo/*-seed0 --out demo.html    # needs: modicum demo
-modicum report studies/which-layers/arithmetic --out study.html    # a study
-"""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -27,7 +20,7 @@ class Options:
 
 def run(args: list[str]) -> int:
     """Write the report of runs or of a study: HTML, Markdown, figures; print the runs' table."""
-    parser = Parser("report", "Make an HTML report and a table of runs, or of a study.", EXAMPLES)
+    parser = Parser("report")
     parser.folder("runs", "run folders, or one of a study", nargs="*", metavar="RUN")
     found, options = parser.options(args, Options, "report")
     folders = [Path(name) for name in found.runs]

@@ -13,12 +13,6 @@ from modicum.resuming import settings
 from modicum.spec import nearest
 from modicum.types import UserError
 
-EXAMPLES = """
-modicum runs                                     # all under runs/, the newest last
-modicum runs --sort accuracy --where task=gsm8k --where last
-modicum runs runs/tiny --cells --columns name,learning_rate,accuracy    # needs: a study in runs/tiny
-modicum runs runs/full-seed0 runs/last-1-seed0    # needs: two runs; what differs, what came of it
-"""
 COLUMNS = ("name", "state", "steps", "model", "task", "update", "accuracy", "seconds", "memory")
 COLUMNS += ("date",)
 LEAST = ("memory", "seconds", "date", "model", "task", "update", "steps")
@@ -37,7 +31,7 @@ Row = Mapping[str, Any]
 
 def run(args: list[str]) -> int:
     """List runs, or show some side by side."""
-    parser = Parser("runs", "List, sort and search runs, or show some side by side.", EXAMPLES)
+    parser = Parser("runs")
     parser.folder("folders", "where to look; runs/", nargs="*", metavar="FOLDER")
     for flag, default, action, text in OPTIONS:
         parser.add_argument(flag, default=default, action=action, metavar="NAME", help=text)

@@ -9,17 +9,6 @@ from modicum.options import Parser, add_options, given, show
 from modicum.study.scan import Scan, run_scan
 from modicum.types import UserError
 
-EXAMPLES = """
-modicum scan --steps 30
-modicum scan --over blocks --blocks 2 --seeds 5 --steps 30 --out runs/halves
-modicum scan --over parts --method 'lora(rank=4)' --best 1 --out runs/where
-modicum scan --rates 1e-4 2e-4 4e-4 --seeds 3 --out runs/tuned
-"""
-SUMMARY = """Train every layer, block or part alone for a while and rank them by what they gain.
-Runs are scored on the tune split, so that the test split stays for the final comparison.
-A scan that was interrupted goes on when the same command is given again. What trains comes
-from --over and --method, not from --update; without --out the folder is runs/scan."""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -35,7 +24,7 @@ class Options:
 
 def run(args: list[str]) -> int:
     """Train every unit alone, rank them and name the update that the best ones make."""
-    parser = Parser("scan", SUMMARY, EXAMPLES)
+    parser = Parser("scan")
     add_sources(parser)
     parser.add_argument(
         "--rates",

@@ -9,23 +9,6 @@ from modicum.runs import read_object
 from modicum.study.launch import StudyObserver
 from modicum.types import UserError
 
-SUMMARY = """Compare updates (or rewards, objectives, curricula) over seeds at one budget.
-
-  run      what it will cost; then the base, tuning, final runs, analysis and report.
-           An interrupted study goes on when the same command is given again
-  cost     only what it will cost, from a short probe of each arm
-  status   what is done, what failed, what is left
-  analyse  the analysis, the verdicts and the report once more, from the runs that are there
-  same     whether two folders of a study hold the same numbers, clocks and memory aside
-
-FILE is a study.toml (docs/study.md); for status and analyse also the study's folder."""
-EXAMPLES = """
-modicum study run studies/which-layers/arithmetic.toml --jobs 2
-modicum study cost studies/which-layers/arithmetic.toml --jobs 2
-modicum study status runs/arithmetic    # needs: the first line
-modicum study same runs/arithmetic studies/which-layers/arithmetic    # needs: the first line
-modicum study run study.toml --retry-failed    # needs: your file
-"""
 ACTIONS = ("run", "cost", "status", "analyse", "same")
 
 
@@ -46,19 +29,16 @@ class Options:
 class Printed(StudyObserver):
     """Prints what it is told, to standard error."""
 
-    def __init__(self) -> None:
-        from modicum.display import console
-
-        self.console = console()
-
     def say(self, text: str) -> None:
         """Print a text."""
-        self.console.print(text)
+        from modicum.display import console
+
+        console().print(text)
 
 
 def run(args: list[str]) -> int:
     """Do what the first word says with the study that the second names."""
-    parser = Parser("study", SUMMARY, EXAMPLES)
+    parser = Parser("study")
     parser.add_argument("action", nargs="?", metavar="|".join(ACTIONS), help="what to do")
     parser.add_argument("file", nargs="?", metavar="FILE", help="study.toml, or the folder")
     parser.add_argument("other", nargs="?", metavar="FOLDER", help="the second folder of same")

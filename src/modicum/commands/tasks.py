@@ -11,15 +11,6 @@ from modicum.settings import Settings
 from modicum.types import SPLITS, UserError
 
 CHECKED = 200  # problems of each split that are looked at
-EXAMPLES = """
-modicum tasks
-modicum tasks 'arithmetic(terms=3, digits=2)' --count 5
-modicum tasks "gsm8k(path='tests/data/gsm8k')" --split test --json
-modicum tasks countdown --model tiny --style boxed --examples 2    # the prompts
-modicum tasks "file('problems.jsonl', bad_rows='skip')" --check    # needs: your file
-modicum tasks "file('pair', answer='reward_model.ground_truth')" --check --model tiny    # needs: your folder
-modicum tasks "hub('openai/gsm8k', config='main')"    # needs: the hub
-"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class Options(Settings):
 
 def run(args: list[str]) -> int:
     """List the tasks, or show or check problems of one."""
-    parser = Parser("tasks", "List the tasks, or show problems of one.", EXAMPLES)
+    parser = Parser("tasks")
     parser.add_argument("expression", nargs="?", metavar="TASK", help="a task expression")
     parser.add_argument(
         "--check",
@@ -51,6 +42,7 @@ def run(args: list[str]) -> int:
     found, options = parser.options(args, Options, "problems")
 
     from modicum import spec, tasks
+    from modicum.report.words import environment
     from modicum.tasks.examples import draw, without
     from modicum.tasks.loading import accepted
     from modicum.tasks.prompts import encode, prompt_text
@@ -66,7 +58,8 @@ def run(args: list[str]) -> int:
     notes = [f"note: {note}" for note in tasks.notes(task)]
     if found.check:
         values = _check(task) | _too_long(task, options)
-        show(found.json, values, "\n".join([str(task), *_checked(values), *notes]))
+        lines = environment().get_template("checked.txt").render(values).rstrip()
+        show(found.json, values, "\n".join([str(task), lines, *notes]))
         return int(any((values["long"], *values["wrong"].values(), *values["shared"].values())))
     examples = draw(task, options.sampling)
     task = without(task, examples)
@@ -74,7 +67,10 @@ def run(args: list[str]) -> int:
     count = options.count if size is None else min(options.count, size)
     problems = [task.problem(options.split, options.seed, i) for i in range(count)]
     keys = ("id", "question", "answer", "difficulty")
-    lines = [f"{task}, split {options.split}: {_many(size)}", *notes]
+    lines = [
+        f"{task}, split {options.split}: {'endless' if size is None else f'{size} problems'}",
+        *notes,
+    ]
     values, tokenizer = [], None
     if options.model:
         from modicum.models.load import read_tokenizer
@@ -116,23 +112,6 @@ def _check(task: Any) -> dict[str, Any]:
         for one, other in itertools.combinations(SPLITS, 2)
     }
     return found | {"shared": shared, "notes": notes(task)}
-
-
-def _many(size: int | None) -> str:
-    return "endless" if size is None else f"{size} problems"
-
-
-def _checked(values: dict[str, Any]) -> list[str]:
-    """What `check` found, a line a split and a pair of splits."""
-    lines = []
-    for split, size in values["sizes"].items():
-        looked, wrong, levels = (values[k][split] for k in ("looked_at", "wrong", "difficulty"))
-        hard = f"difficulty {levels[0]:g} to {levels[1]:g}" if levels else "no difficulty"
-        first = f" (not: {wrong[0]})" if wrong else ""
-        gold = f"gold right for {looked - len(wrong)} of {looked}{first}"
-        lines.append(f"{split:5}  {_many(size)}, {hard}, {gold}")
-    lines += [f"in {pair}: {count}" for pair, count in values["shared"].items()]
-    return [*lines, values["prompts"]] if values["prompts"] else lines
 
 
 def _too_long(task: Any, options: Options) -> dict[str, Any]:

@@ -9,27 +9,12 @@ from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.options import Parser, add_options, given, merge, show
 from modicum.types import UserError
 
-EXAMPLES = """
-modicum train
-modicum train --update 'last(1)' --steps 40 --out runs/last1
-modicum train --config runs/last1/config.toml --seed 1 --out runs/last1-seed1    # the same again
-modicum train --out runs/last1 --resume --steps 60    # for longer; without --steps after a kill
-modicum train --dry-run --task 'countdown(numbers=3)'    # what its first step will see (modicum doctor)
-modicum train --task "file(train='train.jsonl', test='test.jsonl')" --reward 'accuracy + 0.2*my_rewards.py:brief'    # needs: your files
-modicum train --model Qwen/Qwen2.5-0.5B --task gsm8k --update 'lora(rank=8)' --max-tokens 512 --dtype bf16    # needs: the hub, a GPU
-modicum train --recipe tinyzero --update 'lora(rank=32)' --out runs/tinyzero    # needs: the hub, a GPU
-modicum train --watch --eval-every 10 --stop-when 'accuracy >= 0.9' --out runs/until-90
-"""
-SUMMARY = """Train a model with GRPO, updating the part that you name.
-
-Exit code 3 when steps were made and nothing was trained (no group ever had a signal, say); the
-last lines and `nothing_trained` in result.json say why, and what to change."""
 NOTHING_TRAINED = 3
 
 
 def run(args: list[str]) -> int:
     """Train as the TOML file and the options say; `NOTHING_TRAINED` if that trained nothing."""
-    parser = Parser("train", SUMMARY, EXAMPLES)
+    parser = Parser("train")
     add_sources(parser)
     parser.add_argument("--dry-run", action="store_true", help="modicum doctor instead of a run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

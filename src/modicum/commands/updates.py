@@ -5,12 +5,6 @@ from dataclasses import asdict, dataclass, field
 from modicum.config import Trust
 from modicum.options import Parser, show
 
-EXAMPLES = """
-modicum updates
-modicum updates 'last(1) + parts(norm)'
-modicum updates 'lora(rank=8) @ middle(2)' --model models/SmolLM2-135M-Instruct    # needs: python scripts/fetch_smollm2.py
-"""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -26,7 +20,7 @@ class Options:
 
 def run(args: list[str]) -> int:
     """List the updates, or preview what an expression trains."""
-    parser = Parser("updates", "List the updates, or preview what one trains in a model.", EXAMPLES)
+    parser = Parser("updates")
     parser.add_argument("expression", nargs="?", metavar="UPDATE", help="an update expression")
     found, options = parser.options(args, Options, "preview")
 

@@ -7,16 +7,10 @@ from pathlib import Path
 from modicum.options import Parser, show
 from modicum.status import Status
 
-EXAMPLES = """
-modicum watch runs/full-seed0    # needs: a run; until it ends, Ctrl-C leaves it alone
-modicum watch runs/full-seed0 --once    # needs: a run; as it stands
-modicum train --update 'last(1)' --watch    # a run that shows itself
-"""
-
 
 def run(args: list[str]) -> int:
     """Show a run in the terminal until it ends, and write `live.html` in its folder."""
-    parser = Parser("watch", "Show a run while it goes: here, and as a page.", EXAMPLES)
+    parser = Parser("watch")
     parser.folder("run", "a run folder", metavar="RUN")
     parser.add_argument("--once", action="store_true", help="show it once, as it stands")
     found = parser.read(args)

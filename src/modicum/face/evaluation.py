@@ -125,10 +125,10 @@ def perform(
     folder = _folder(config.out) if config.out else None
     config, sized = _sized(config, RunParts(task), run)
     if run is not None:
-        bases = {"model": config.model, "base": config.base}
-        policy = reload(
-            run, config.compute, config.batch, parts, trust=config.trust, **bases
-        ).policy
+        past = past_bases(run, past_config(run), config.model, config.base)
+        batch = replace(past.batch, rollout_batch=config.batch)
+        now = replace(past, compute=config.compute, trust=config.trust, batch=batch)
+        policy = reload(run, now, parts).policy
     else:
         compute = config.compute
         loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modicum import runs
 from modicum.config import TrainConfig
-from modicum.parts import RunParts, past_config
+from modicum.parts import RunParts, past_bases, past_config
 from modicum.results import RunResult, fill
 from modicum.types import UserError
 
@@ -91,7 +91,8 @@ class TrainResult:
         from modicum.export import export_run
 
         place = Path(out).expanduser()
-        export_run(self.folder, place, format, overwrite, self.parts, str(base) or self.base)
+        config = past_bases(self.folder, self.config, str(base) or self.base)
+        export_run(self.folder, place, format, overwrite, config, self.parts)
         return place
 
     def evaluate(self, **settings: Any) -> Evaluation:

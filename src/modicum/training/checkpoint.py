@@ -5,14 +5,14 @@ Nothing is in them that the config, the seed and the base model give again.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from modicum import runs
-from modicum.config import Compute, Trust
+from modicum.config import TrainConfig
 from modicum.models.identity import HASHES, Identity
 from modicum.parts import RunParts, is_given, past_bases, past_config, past_update
 from modicum.training.session import Counters, Session, prepare
@@ -30,7 +30,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
     schedule, proof = session.prepared.schedule, session.proof
     tensors = session.optimization.tensors()
     tensors |= {f"schedule/{n}": t.detach().contiguous() for n, t in schedule.tensors().items()}
-    state = session.counters.state() | {
+    state = asdict(session.counters) | {
         "step": step,
         **session.identity.hashes,
         "start": proof.at_start,
@@ -85,7 +85,8 @@ def base_check(folder: Path, state: dict[str, Any], model: str) -> Callable[[Ide
 def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str, Any]) -> None:
     """`restore` of all but the curriculum, from what `read` gave."""
     tensors = load_file(path, device=str(session.policy.device))
-    session.counters.load(state)
+    for entry in fields(Counters):
+        setattr(session.counters, entry.name, state[entry.name])
     with _readable(folder, "the rounding"):
         drawn = {name: int(step) for name, step in state["drawn"].items()}
     session.optimization.load(tensors, frozenset(state["active"]), folder, drawn)
@@ -116,38 +117,22 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
 
 
 def reload(
-    folder: Path,
-    compute: Compute | None = None,
-    rollout_batch: int | None = None,
-    parts: RunParts | None = None,
-    model: str = "",
-    trust: Trust | None = None,
-    base: str = "",
+    folder: Path, config: TrainConfig | None = None, parts: RunParts | None = None
 ) -> Session:
     """The trained policy of a run: the base with the newest checkpoint's values.
 
-    `compute` runs it on another device, `rollout_batch` with another number of completions at
-    a time; the dtype stays that of the run. `model` says where its base is if it has moved,
-    `base` where that is if `model` is an adapter;
-    another base is a UserError. `parts` has the update if no expression names it. All that is
-    not the policy is a placeholder.
+    `config` is the run's own with what is to be otherwise: the place of its base, the device, how
+    many completions are sampled at a time. Another base or dtype is a UserError. `parts` has the
+    update if no expression names it. All that is not the policy is a placeholder.
     """
-    config = past_config(folder)
-    if compute and compute.dtype != config.compute.dtype:
-        raise UserError(
-            f"{folder} was trained in {config.compute.dtype}; it runs in no other dtype"
-        )
+    past = past_config(folder)
+    config = config or past_bases(folder, past)
+    if config.compute.dtype != past.compute.dtype:
+        raise UserError(f"{folder} was trained in {past.compute.dtype}; it runs in no other dtype")
     saved = runs.checkpoints(folder)
     if not saved:
         raise UserError(f"{folder} has no checkpoint yet")
     tensors, state = read(saved[-1])
-    config = replace(
-        past_bases(folder, config, model, base),
-        compute=compute or config.compute,
-        trust=trust or config.trust,
-    )
-    if rollout_batch is not None:
-        config = replace(config, batch=replace(config.batch, rollout_batch=rollout_batch))
     # Not needed, and perhaps not to be had: files may be elsewhere by now, objects gone.
     others = {"task": "arithmetic", "reward": "accuracy", "objective": "grpo"}
     given = parts.update if parts else None

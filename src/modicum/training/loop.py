@@ -28,6 +28,7 @@ from modicum.training.metrics import rollout_metrics, run_metrics, training_metr
 from modicum.training.session import Session, notes
 from modicum.training.step import (
     References,
+    Rollout,
     agree,
     agree_trained,
     backward,
@@ -36,7 +37,6 @@ from modicum.training.step import (
     rate_at,
     sample_groups,
     score,
-    seen,
     switch,
 )
 from modicum.types import Batch
@@ -212,14 +212,15 @@ def run_step(
     agree(session, groups, step)
     watch.lap("agreement")
     extras = StepExtras(step, session.config.steps)
-    scores, rewards_PG = score(session.task, session.reward.at(extras), groups, faults)
+    scored = score(session.task, session.reward.at(extras), groups, faults)
+    rollout = Rollout(groups, *scored)
     if faults:
         note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
-    session.order.observe(seen(groups, scores, rewards_PG))
-    batch = make_batch(session.objective, groups, rewards_PG)
-    if not batch.signal and (text := silence.heard(session, groups, scores)):
+    session.order.observe(rollout.seen())
+    batch = make_batch(session.objective, groups, rollout.rewards_PG)
+    if not batch.signal and (text := silence.heard(session, rollout)):
         note(text)
-    metrics = rollout_metrics(step, groups, scores, rewards_PG) | extras.metrics()
+    metrics = rollout_metrics(step, rollout) | extras.metrics()
     watch.lap("scoring")
     if batch.rows and rate.settle(session, run, groups, batch, note):
         metrics |= _update(session, batch, note)
@@ -232,7 +233,7 @@ def run_step(
     if lost:
         note(lost)
     session.stop.step(metrics)
-    samples.write(session, run, step, groups, scores, rewards_PG, extras)
+    samples.write(session, run, step, rollout, extras)
     return metrics
 
 

@@ -1,25 +1,22 @@
 """What a step logs. Every key is explained in docs/metrics.md; a test keeps that complete."""
 
 import math
-from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from collections.abc import Mapping
 
 from modicum import machine
 from modicum.engine.flops import StepFlops
 from modicum.objectives import has_signal
 from modicum.training.session import Session
-from modicum.training.step import Scores
-from modicum.types import Batch, Group
+from modicum.training.step import Rollout
+from modicum.types import Batch
 
 
-def rollout_metrics(
-    step: int, groups: Sequence[Group], scores: Scores, totals_PG: Tensor
-) -> dict[str, float]:
-    """Metrics of the sampled completions; rewards [P, G], one `reward/` key a term.
+def rollout_metrics(step: int, rollout: Rollout) -> dict[str, float]:
+    """Metrics of the sampled completions, with one `reward/` key a term.
 
     NaN is no verdict and left out of means; a term without any verdict has no key.
     """
+    groups, scores, rewards_PG = rollout
     completions = [c for group in groups for c in group.completions]
     flat = [s for row in scores for s in row]
     verdicts = {n: [s[n] for s in flat if not math.isnan(s[n])] for n in flat[0]}
@@ -28,13 +25,13 @@ def rollout_metrics(
     terms = {f"reward/{name}": sum(known) / len(known) for name, known in verdicts.items() if known}
     return {
         "step": step,
-        "reward/mean": float(totals_PG.nanmean().nan_to_num(0.0)),
+        "reward/mean": float(rewards_PG.nanmean().nan_to_num(0.0)),
         **terms,
         "completions/length_mean": sum(lengths) / len(lengths),
         "completions/length_max": max(lengths),
         "completions/truncated": sum(not c.finished for c in completions) / len(completions),
         "completions/distinct": len(different) / len(completions),
-        "groups/no_signal": float((~has_signal(totals_PG)).float().mean()),
+        "groups/no_signal": float((~has_signal(rewards_PG)).float().mean()),
     }
 
 

@@ -15,6 +15,8 @@ from modicum.training import silence
 from modicum.training.session import Session
 from modicum.types import FolderError, UserError
 
+SETTINGS = ("update", "model", "task", "reward", "objective", "seed")
+
 
 def make(
     session: Session,
@@ -31,12 +33,7 @@ def make(
     """
     config, counters = session.config, session.counters
     found = {
-        "update": str(config.update),
-        "model": config.model,
-        "task": config.task,
-        "reward": config.reward,
-        "objective": config.objective,
-        "seed": config.seed,
+        **{name: getattr(config, name) for name in SETTINGS},
         "steps": steps,
         "stopped": session.stop.reason,
         "base": evaluated["base"] or None,

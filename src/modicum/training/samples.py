@@ -1,29 +1,17 @@
 """What the model wrote in training, with prompts and rewards: `samples.jsonl`."""
 
 import math
-from collections.abc import Sequence
-
-from torch import Tensor
 
 from modicum import runs
 from modicum.rewards import StepExtras
 from modicum.training.session import Session
-from modicum.training.step import Scores
-from modicum.types import Group
+from modicum.training.step import Rollout
 
 FILE = "samples.jsonl"
 THIN = 10  # once the file is large, of so many steps that are due one is written
 
 
-def write(
-    session: Session,
-    run: runs.Run,
-    step: int,
-    groups: Sequence[Group],
-    scores: Scores,
-    rewards_PG: Tensor,
-    extras: StepExtras,
-) -> None:
+def write(session: Session, run: runs.Run, step: int, rollout: Rollout, extras: StepExtras) -> None:
     """Every completion of a step that is due, fewer once the file is large; and of the last step."""
     records, path = session.config.records, run.folder / FILE
     # By the file alone, which a resumed run has cut: it goes on as the uncut one does.
@@ -31,6 +19,7 @@ def write(
     due = step % (records.samples_every * (THIN if full else 1)) == 0
     if not due and not session.ended(step + 1):
         return
+    groups, scores, rewards_PG = rollout
     lines, shown = [], groups[: 1 if full else None]
     for group, row, totals in zip(shown, scores, rewards_PG.tolist(), strict=False):
         problem, prompt = group.problem, session.policy.tokenizer.decode(list(group.prompt))

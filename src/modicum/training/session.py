@@ -1,8 +1,7 @@
 """What a run works with: policy, update, optimizer, proof, problems, rewards, counters."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -49,15 +48,6 @@ class Counters(StepCounters):
         """What was spent so far: tokens, flops or seconds."""
         tokens, flops, seconds = self.generated_tokens, self.flops, self.trained_seconds
         return {"tokens": tokens, "flops": flops, "seconds": seconds}[unit]
-
-    def state(self) -> dict[str, Any]:
-        """The counters as JSON values."""
-        return asdict(self)
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Set what `state` gave."""
-        for entry in fields(self):
-            setattr(self, entry.name, state[entry.name])
 
 
 @dataclass

@@ -1,25 +1,24 @@
 """What a run says while no step has had a signal, and when it ends so."""
 
 import sys
-from collections.abc import Sequence
 
 from modicum import findings
 from modicum.models.load import inner
 from modicum.tasks.prompts import template_of
 from modicum.training.session import Session
-from modicum.training.step import Scores
-from modicum.types import Group
+from modicum.training.step import Rollout
 
 SAID_AT = (1, 10, 100)  # steps without any signal
 
 
 def look(
-    session: Session, groups: Sequence[Group], scores: Scores, signals: int
+    session: Session, rollout: Rollout, signals: int
 ) -> tuple[findings.JudgedGroups, list[findings.Finding]]:
     """A step's completions with their verdicts and scores, and what looks wrong with them.
 
     `signals` groups have a signal.
     """
+    groups, scores, _ = rollout
     config, policy = session.config, session.policy
     positions = getattr(inner(policy.model).config, "max_position_embeddings", None) or sys.maxsize
     room = positions - max(len(group.prompt) for group in groups)
@@ -28,12 +27,12 @@ def look(
     return trials, findings.wrong(config, trials, signals, template, room)
 
 
-def heard(session: Session, groups: Sequence[Group], scores: Scores) -> str:
+def heard(session: Session, rollout: Rollout) -> str:
     """What to say of a step without a signal, the first of the run and some later ones."""
     done = session.counters.rollouts + 1
     if session.counters.signal_steps or done not in SAID_AT:
         return ""
-    _, found = look(session, groups, scores, 0)
+    _, found = look(session, rollout, 0)
     session.silence = f"no group of step {done} had a signal: {found[0]}"
     return f"{session.silence}. Nothing has been trained"
 

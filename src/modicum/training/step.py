@@ -3,7 +3,7 @@
     switch          the schedule says what trains now
     sample_groups   problems in order, completions of the current policy
     agree           they are of this policy (`engine.agreement`)
-    score           rewards, one column a term; the curriculum hears of them
+    score           rewards, one column a term: a `Rollout`; the curriculum hears of it
     make_batch      advantages; rows that would change nothing are left out
     backward        log-probs, loss and gradients, a micro-batch at a time
     optimizer_step  clip and step
@@ -16,7 +16,7 @@ Shapes: P problem, G member.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,23 @@ References = dict[tuple[int, int], Tensor]
 """Log-probs of the reference by (group or -1, micro-batch)."""
 Scores = list[list[dict[str, float]]]
 """The value of every reward term, for every completion of every group."""
+
+
+class Rollout(NamedTuple):
+    """All groups that a step drew, and what they earned, whichever of them are trained."""
+
+    groups: Sequence[Group]
+    scores: Scores
+    rewards_PG: Tensor
+
+    def seen(self) -> list[Seen]:
+        """What came of every problem, for the curriculum."""
+        found = []
+        for group, row, rewards in zip(*self[:2], self.rewards_PG.tolist(), strict=True):
+            verdicts = [s["accuracy"] for s in row if s.get("accuracy", float("nan")) >= 0]
+            right = sum(verdict == 1 for verdict in verdicts)
+            found.append(Seen(group.problem, tuple(rewards), right, len(verdicts)))
+        return found
 
 
 def switch(session: Session) -> dict[str, Any] | None:
@@ -111,16 +128,6 @@ def score(
                 " --resume goes on from the last checkpoint"
             )
     return scores, torch.tensor([[reward.total(s) for s in row] for row in scores])
-
-
-def seen(groups: Sequence[Group], scores: Scores, rewards_PG: Tensor) -> list[Seen]:
-    """What came of every problem, for the curriculum."""
-    found = []
-    for group, row, rewards in zip(groups, scores, rewards_PG.tolist(), strict=True):
-        verdicts = [s["accuracy"] for s in row if s.get("accuracy", float("nan")) >= 0]
-        right = sum(verdict == 1 for verdict in verdicts)
-        found.append(Seen(group.problem, tuple(rewards), right, len(verdicts)))
-    return found
 
 
 def make_batch(objective: Objective, groups: Sequence[Group], rewards_PG: Tensor) -> Batch:
