@@ -64,16 +64,18 @@ RUNS = [
 """Model, update, MiB that the sizes are chosen for, and what else is given."""
 
 
-_of = cache(
-    lambda model, update, dtype: Subject.of(
-        read(f"--model {model} --update '{update}' --dtype {dtype}")
-    )
-)
+made = Subject.of
+
+
+@cache
+def subject_of(model: str, update: str, dtype: str) -> Subject:
+    """That of a run of these."""
+    return made(read(f"--model {model} --update '{update}' --dtype {dtype}"))
 
 
 def shared(config: TrainConfig, parts: Any = None) -> Subject:
     """A subject that stays, with what was estimated of it."""
-    return _of(config.model, config.update, config.compute.dtype)
+    return subject_of(config.model, config.update, config.compute.dtype)
 
 
 def read(line: str) -> TrainConfig:
