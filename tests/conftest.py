@@ -16,6 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # One worker a core: more threads would only wait for each other. Set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Nor does it leave plans with the user.
+os.environ["MODICUM_CACHE"] = ""
 
 import pytest
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from modicum import cli
+from modicum import cli, kept
 from modicum.config import Held, Sampling, Steps, TrainConfig
 from modicum.engine.flops import StepFlops
 from modicum.plan import hardware, overall, timing
@@ -134,6 +137,79 @@ def test_the_command_shows_parts_and_refuses_if_asked(capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "of 24.0 GiB" in shown and "fits" in shown and "prompts of 20 tokens" in shown
     assert "optimizer" in shown and "an estimate" in shown
+
+
+def test_a_plan_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+    real = overall.make
+
+    def make(config: TrainConfig, *given: Any, **named: Any) -> Any:
+        made.append(config.update)
+        return real(config, *given, **named)
+
+    monkeypatch.setattr(overall, "make", make)
+    monkeypatch.setenv("MODICUM_CACHE", str(tmp_path / "cache"))
+    shown = []
+    for card in ("l4", "l4", "1GB", "1GB", "this"):
+        code = cli.run(["plan", "--hardware", card, "--update", "last(1)", *SHORT])
+        shown.append((code, capsys.readouterr().out))
+    assert len(made) == 3 and shown[0] == shown[1] != shown[2] == shown[3]
+    files = sorted((tmp_path / "cache").iterdir())
+    assert len(files) == 2  # what is free here is looked at anew
+    for file in files:
+        file.write_text("{")
+    again = ["plan", "--hardware", "l4", "--update", "last(1)", *SHORT]
+    assert cli.run(again) == 0 and len(made) == 4
+    assert capsys.readouterr().out == shown[0][1]
+    assert cli.run([*again, "--json"]) == 0 and len(made) == 4
+    assert json.loads(capsys.readouterr().out)["fits"] is True
+
+
+def test_what_is_named_and_has_changed_is_planned_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODICUM_CACHE", str(tmp_path / "cache"))
+    model = tmp_path / "model"
+    model.mkdir()
+    (tmp_path / "train.jsonl").write_text("1")
+    asked = TrainConfig(model=str(model), task=f"file('{tmp_path}/train.jsonl')")
+    places = [kept.key(asked)]
+    (model / "config.json").write_text("{}")
+    places.append(kept.key(asked))
+    (tmp_path / "train.jsonl").write_text("12")
+    places += [kept.key(asked), kept.key(asked), kept.key(replace(asked, update="last(1)"))]
+    assert places[2] == places[3] and len(set(places)) == 4
+
+
+def test_plans_are_kept_only_where_that_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in ("", str(tmp_path / "file")):
+        monkeypatch.setenv("MODICUM_CACHE", folder)
+        assert [kept.once(lambda n=n: n, "l4") for n in (1, 2)] == [1, 2]
+    monkeypatch.setenv("MODICUM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept, "MOST", 2)
+    for card in ("l4", "t4", "h100"):
+        assert kept.once(lambda card=card: card, card) == card
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert kept.once(lambda: 0, "h100") == "h100"
+
+
+def test_a_kept_plan_needs_no_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+from modicum.commands import plan
+from modicum import kept
+kept.once = lambda *_: ["a plan", [{"fits": True}]]
+assert plan.run(["--hardware", "l4"]) == 0
+sys.exit("torch" in sys.modules)
+"""
+    environment = {**os.environ, "MODICUM_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], check=False, env=environment)
+    assert done.returncode == 0
 
 
 def test_a_plan_that_fails_has_no_more_to_say() -> None:

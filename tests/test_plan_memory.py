@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from torch import nn
 from conftest import random_model
 from helpers import ENDED
 from modicum.config import Compute, Held, Optimizer, Records, Sampling, Steps, TrainConfig, to_toml
+from modicum.engine import logprobs
 from modicum.models.load import TINY
 from modicum.plan import fit, hardware
 from modicum.plan.fit import check
@@ -23,6 +26,7 @@ from modicum.plan.heap import Heap
 from modicum.plan.live import Live, fullest, peaks, without_data
 from modicum.plan.memory import Memory, estimate
 from modicum.plan.shapes import Lengths, config_of, generous_bound, prompt_tokens, skeleton
+from modicum.plan.thin import repeated
 from modicum.types import UserError
 
 LAYER, NUMBERS = 160_256, 282 * 128 + 2 * 160_256 + 128  # of the tiny base, with two layers
@@ -162,6 +166,30 @@ def test_passes_repeat_and_gradients_are_added_to() -> None:
         "step": {"gradients": 200, "other": 40},
     }
     assert (len(g), len(b)) == (50, 10)
+
+
+def test_parts_of_the_head_that_are_alike_run_twice() -> None:
+    """23 tokens in parts of 4: the third, fourth and fifth do what the second did."""
+    weight = torch.empty(50, 8, device="meta", requires_grad=True)
+    runs: dict[bool, list[int]] = {False: [], True: []}
+    found = {}
+    for again, sizes in runs.items():
+
+        def logits(hidden: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(len(hidden))
+            return hidden @ weight.T
+
+        scorer: Any = SimpleNamespace(vocabulary=50, logits=logits)
+        live, tokens = Live(), torch.zeros(23, dtype=torch.long)
+        context = repeated(live) if again else nullcontext()
+        with live, live.phase("head"), context:
+            hidden = torch.empty(23, 8, device="meta", requires_grad=True)
+            given = (scorer, hidden * 2, tokens, Sampling())
+            logprobs.backward(*given, lambda logprob, _: logprob.sum(), chunk_bytes=4 * 50 * 4)
+        found[again] = fullest(peaks(live))
+        weight.grad = None
+    assert runs == {False: [4, 4, 4, 4, 4, 3], True: [4, 4, 3]}
+    assert found[True] == found[False]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from modicum.plan.memory import Memory, Phase, Subject, estimate
 from modicum.plan.shapes import Lengths
 from modicum.plan.sizes import search, settle
 from modicum.training.loop import train
+from modicum.updates import parse
 
 LENGTHS = Lengths(12, 12, 16, 16)
 CARD = Machine("card", "cuda", 100, None)
@@ -109,6 +111,40 @@ def test_advice_is_one_line_and_changes_the_model_last(monkeypatch: pytest.Monke
     assert "not even so" in changes.advice(config, CARD, LENGTHS, subject)
 
 
+def test_as_much_of_the_model_as_fits_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny base has six layers; four of them fit."""
+
+    def by_layers(config: TrainConfig, *_: Any, **__: Any) -> Memory:
+        last = re.fullmatch(r"last\((\d)\)", config.update)
+        weights = 20 * int(last[1]) if last else 200
+        return Memory((Phase("training", {"weights": weights}),))
+
+    monkeypatch.setattr(sizes, "estimate", by_layers)
+    for module in (sizes, changes):
+        monkeypatch.setattr(module, "floor", lambda *_: 0)
+    compute = Compute(dtype="bf16", checkpointing=False)
+    config = TrainConfig(update="full", compute=compute, evaluation=Held(0))
+    found = changes.advice(config, CARD, LENGTHS, Subject.of(config))
+    assert found.endswith(" --update 'last(4)': 0.00 GiB, fits")
+    given = RunParts(update=parse("full"))
+    found = changes.advice(config, CARD, LENGTHS, Subject.of(config), given)
+    assert "--update" not in found and "not even so" in found
+
+
+@pytest.mark.parametrize(("device", "memory"), [("cuda", 160), ("cpu", 170)])
+def test_sizes_are_chosen_for_a_share_of_the_memory(
+    device: str, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 and 128 take 148 bytes: there are 160, or 170, but 90 % and 85 % of them are 144."""
+    monkeypatch.setattr(sizes, "estimate", linear)
+    monkeypatch.setattr(sizes, "floor", lambda *_: 0)
+    config = TrainConfig(sampling=Sampling(max_tokens=16))
+    found, chosen = settle(config, machine=Machine("card", device, memory, None))
+    assert (found.batch.micro_batch, found.batch.rollout_batch) == (16, 64)
+    share = {"cuda": "90% of the memory", "cpu": "85% of the memory"}[device]
+    assert share in chosen["micro_batch"].why
+
+
 def test_completions_are_twice_as_long_as_the_worked_solutions(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,8 +177,6 @@ def test_a_run_writes_what_was_chosen_and_goes_on_with_it(bare: TrainConfig) -> 
 
 def test_an_object_in_the_place_of_an_update_is_planned_for(monkeypatch: Any) -> None:
     """`given('...')` stands in the config, which no parser takes."""
-    from modicum.updates import parse
-
     monkeypatch.setattr(sizes, "free_memory", lambda device: 50 * 2**20)
     parts = RunParts(update=parse("last(1)"))
     config = replace(TrainConfig(), update="given('mine')", evaluation=Held(0))

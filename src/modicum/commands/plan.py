@@ -3,9 +3,11 @@
 import gc
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Timer
-from typing import Annotated
+from typing import Annotated, Any
 
+from modicum import kept
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig, from_mapping
 from modicum.limits import Limits
@@ -51,6 +53,20 @@ def _run(args: list[str]) -> int:
     found = parser.read(args)
     options = from_mapping(Options, given(Options, found), "options")
     config = settings(found, {})
+    several = bool(options.updates or options.models or options.markdown)
+    wanted = partial(_made, config, options, several)
+    # What is free here changes.
+    here = options.hardware.strip().lower() == "this"
+    text, made = wanted() if here else kept.once(wanted, config, options)
+    show(found.json, made if several else made[0], text)
+    if options.require_fit and (odd := [plan for plan in made if plan["fits"] is not True]):
+        of = odd[0]
+        raise UserError(f"{of['update']} on {of['model']} does not fit {of['machine']['name']}")
+    return 0
+
+
+def _made(config: TrainConfig, options: Options, several: bool) -> tuple[str, list[Any]]:
+    """The plans as text and as JSON values."""
     slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
     slow.start()
     try:
@@ -62,21 +78,16 @@ def _run(args: list[str]) -> int:
         curricula.parse(config.curriculum)
         samplers.parse(config.compute.sampler)
         machine = hardware.parse(options.hardware, config.compute.device, config.compute.dtype)
-        several = bool(options.updates or options.models or options.markdown)
         plans = [
             overall.make(changed, machine, advise=not several, prompt=options.prompt_tokens)
             for changed in _variants(config, options.models, options.updates)
         ]
     finally:
         slow.cancel()
-    made = [plan.to_json() for plan in plans]
     text = overall.table(plans, options.markdown) if several else plans[0].text()
     if several and not options.markdown:
         text = "\n".join([text, *(f"note: {note}" for note in plans[0].assumptions)])
-    show(found.json, made if several else made[0], text)
-    if options.require_fit and (odd := [plan for plan in plans if plan.fits is not True]):
-        raise UserError(f"{odd[0].update} on {odd[0].model} does not fit {machine.name}")
-    return 0
+    return text, [plan.to_json() for plan in plans]
 
 
 def _variants(config: TrainConfig, models: str, updates: str) -> list[TrainConfig]:

@@ -25,6 +25,7 @@ from modicum.objectives import Counts, Objective, Tokens
 from modicum.types import Row, UserError
 from modicum.updates.base import Prepared
 
+Loss = Callable[[Tensor, slice], Tensor]
 CHUNK_BYTES = 64 * 2**20  # logits of one chunk, in fp32
 Heard = tuple[Sequence[Row], Tensor, Tensor]
 """Rows, and the log-prob [N] and entropy [N] of their tokens."""
@@ -52,7 +53,7 @@ def backward(
     hidden_NH: Tensor,
     token_N: Tensor,
     sampling: Sampling,
-    loss: Callable[[Tensor, slice], Tensor],
+    loss: Loss,
     row_ends: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of a loss that is a sum over tokens; log-prob_N and entropy_N, detached.
@@ -62,19 +63,24 @@ def backward(
     parts end there only, for a loss that needs whole rows.
     """
     size = max(1, CHUNK_BYTES // (4 * scorer.vocabulary))
-    found, entropies, gradients = [], [], []
-    for part in chunks(len(token_N), size, row_ends):
-        leaf = hidden_NH[part].detach().requires_grad_(hidden_NH.requires_grad)
-        logprob, entropy = token_logprobs(scorer.logits(leaf), token_N[part], sampling)
-        if not logprob.requires_grad:
-            raise UserError("nothing of what trains takes part in what the model makes of a text")
-        loss(logprob, part).backward()
-        gradients.append(leaf.grad)
-        found.append(logprob.detach())
-        entropies.append(entropy)
+    parts = chunks(len(token_N), size, row_ends)
+    found = [of_part(part, scorer, hidden_NH, token_N, sampling, loss) for part in parts]
+    logprobs, entropies, gradients = zip(*found, strict=True)
     if hidden_NH.requires_grad:
         hidden_NH.backward(torch.cat(gradients))
-    return torch.cat(found), torch.cat(entropies)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def of_part(
+    part: slice, scorer: Scorer, hidden_NH: Tensor, token_N: Tensor, sampling: Sampling, loss: Loss
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`backward` for one part, as far as its hidden states: log-prob, entropy, their gradient."""
+    leaf = hidden_NH[part].detach().requires_grad_(hidden_NH.requires_grad)
+    logprob, entropy = token_logprobs(scorer.logits(leaf), token_N[part], sampling)
+    if not logprob.requires_grad:
+        raise UserError("nothing of what trains takes part in what the model makes of a text")
+    loss(logprob, part).backward()
+    return logprob.detach(), entropy, leaf.grad
 
 
 def chunks(count: int, size: int, row_ends: Sequence[int] | None = None) -> Iterator[slice]:

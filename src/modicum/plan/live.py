@@ -143,16 +143,15 @@ class Live(TorchDispatchMode):
         if (known := self._living.get(_key(tensor))) is not None:
             self.categories[known[0]] = category
 
-    def again(self, start: int, stop: int, passing: str = "") -> None:
-        """Let what happened from event `start` to `stop` happen once more.
+    def again(self, start: int, stop: int, passing: str = "", here: bool = False) -> None:
+        """Let what happened from event `start` to `stop` happen once more, `here` or in a later pass.
 
         What is still there at the end is dropped. Of the category `passing`, what is made is
         dropped at once: it was added to what is there already.
         """
         numbers: dict[int, int] = {}
         left: dict[int, int] = {}
-        self.passes += 1
-        later = self.passes
+        later = 0 if here else self.passes + 1
         for old, size, phase, (at, layer), growing in self.events[start:stop]:
             self.passes, place = later + at, (later + at, layer)
             if old is None:

@@ -8,6 +8,7 @@ optimizer keeps (`Rule.state_bytes`).
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from modicum import objectives
 from modicum.config import Sampling, TrainConfig
-from modicum.engine import Changed, Engine, Policy, Scorer, Trunk, make
+from modicum.engine import Engine, Policy, Trunk, make
 from modicum.engine.base import Decoding
 from modicum.engine.local import LocalSampler, num_trunk_bytes
 from modicum.engine.logprobs import forward_backward
@@ -26,6 +27,7 @@ from modicum.models.precision import Masters, loses_steps
 from modicum.objectives import Counts, Objective
 from modicum.plan.live import META, Live, without_data
 from modicum.plan.shapes import Lengths, cache_numbers
+from modicum.plan.thin import repeated
 from modicum.types import Row
 from modicum.updates.base import Prepared
 from modicum.updates.layout import layer_of
@@ -228,12 +230,12 @@ class Trace:
 
     def _training(self, masters: Masters, trunks: Sequence[Trunk | None]) -> None:
         live, rows, config = self.live, self._rows(trunks), self.config
-        watched = Watched(self.engine, live)
         sampler = LocalSampler(self.engine, None, ())
-        policy = Policy(self.prepared.model, None, (), CPU, watched, sampler)
+        scorer = watched(self.engine, live)
+        policy = Policy(self.prepared.model, None, (), CPU, scorer, sampler)
         tokens = sum(len(row.tokens) for row in rows)
         counts = Counts(len(rows), tokens, config.sampling.max_tokens)
-        with live.phase("training"), live.category("activations"):
+        with live.phase("training"), live.category("activations"), repeated(live):
             forward_backward(
                 policy, self.prepared, self.objective, rows, counts, config.sampling, None
             )
@@ -261,38 +263,29 @@ class Trace:
         return rows
 
 
-class Watched(Scorer):
-    """A scorer whose work is counted as what it is: trunk, activations, logits."""
+def watched(engine: Engine, live: Live) -> Engine:
+    """An engine whose work is counted as what it is: trunk, activations, logits."""
 
-    def __init__(self, scorer: Scorer, live: Live) -> None:
-        self.__dict__ |= scorer.__dict__
-        self.scorer, self.live = scorer, live
+    def trunk(pack: Any) -> Tensor | None:
+        found = engine.trunk(pack)
+        if found is not None:
+            live.recount(found, "trunk")
+        return found
 
-    def follow(self, changed: Changed) -> None:
-        self.scorer.follow(changed)
-
-    def pack(self, rows: Sequence[Row]) -> Any:
-        return self.scorer.pack(rows)
-
-    def trunk(self, pack: Any) -> Tensor | None:
-        trunk = self.scorer.trunk(pack)
-        if trunk is not None:
-            self.live.recount(trunk, "trunk")
-        return trunk
-
-    def hidden(self, pack: Any, trunk: Tensor | None) -> Tensor:
-        self.live.switch("activations")
-        with self.live.growing() if torch.is_grad_enabled() else nullcontext():
-            hidden_NH = self.scorer.hidden(pack, trunk)
-        self.live.switch("logits")
+    def hidden(pack: Any, trunk: Tensor | None) -> Tensor:
+        live.switch("activations")
+        with live.growing() if torch.is_grad_enabled() else nullcontext():
+            hidden_NH = engine.hidden(pack, trunk)
+        live.switch("logits")
         if hidden_NH.requires_grad:
-            hidden_NH.register_hook(self._back)
+            hidden_NH.register_hook(back)
         return hidden_NH
 
-    def _back(self, _: Tensor) -> None:
+    def back(_: Tensor) -> None:
         """Backward leaves the head for the layers."""
-        self.live.switch("activations")
-        self.live.next_pass(backward=True)
+        live.switch("activations")
+        live.next_pass(backward=True)
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        return self.scorer.logits(hidden_NH)
+    made = copy(engine)
+    vars(made).update(trunk=trunk, hidden=hidden)
+    return made
