@@ -25,11 +25,6 @@ class Choice:
     tries: tuple[TuningRun, ...] = ()
 
 
-def grid(study: Study, default: float) -> list[float]:
-    """The rates that an arm is tried with, rising."""
-    return sorted(default * factor for factor in study.tuning.factors)
-
-
 def shares(study: Study) -> list[float]:
     """The share of the budget in each round: one round without halving."""
     tuning = study.tuning
@@ -41,7 +36,8 @@ def first_round(study: Study, arm: PlannedArm, default: float) -> list[TuningRun
     """The tries of an arm that need no other's outcome; none where there is nothing to tune."""
     if arm.placebo or len(study.tuning.factors) < 2:
         return []
-    return [_try(arm, rate, shares(study)[0]) for rate in grid(study, default)]
+    rates = sorted(default * factor for factor in study.tuning.factors)
+    return [_try(arm, rate, shares(study)[0]) for rate in rates]
 
 
 def next_round(
