@@ -18,7 +18,9 @@ SUMMARY = """Compare updates (or rewards, objectives, curricula) over seeds at o
   analyse  the analysis, the verdicts and the report once more, from the runs that are there
   same     whether two folders of a study hold the same numbers, clocks and memory aside
 
-FILE is a study.toml (docs/study.md); for status and analyse also the study's folder."""
+FILE is a study.toml (docs/study.md); for status and analyse also the study's folder.
+`[tuning] probe = true` in it: two tries of the rate of each arm in place of a grid of five, where
+a first step moves the policy by a KL of 0.01 and 0.03 nats a token, judged on the tune split."""
 EXAMPLES = """
 modicum study run studies/which-layers/arithmetic.toml --jobs 2
 modicum study cost studies/which-layers/arithmetic.toml --jobs 2

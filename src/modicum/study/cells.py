@@ -82,8 +82,7 @@ def probe_cells(bench: StudyBench) -> list[Cell]:
     """A few steps of every arm, at the rate that it names or finds."""
     found = []
     for arm in bench.arms:
-        seed = bench.study.tuning.seed
-        config = bench.config(arm, seed, f"cells/probe/{arm.slug}", None)
+        config = bench.config(arm, bench.study.tuning.seed, f"cells/probe/{arm.slug}", None)
         config = replace(
             config,
             steps=min(PROBE_STEPS, config.steps),
@@ -114,8 +113,7 @@ def tune(bench: StudyBench) -> dict[str, Choice]:
     found = {a.name: tuning.choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
     control = found[study.control]
     found |= {a.name: Choice(control.learning_rate) for a in bench.arms if a.placebo}
-    kept = {name: asdict(choice) for name, choice in found.items()}
-    Run(bench.folder).write("tuning.json", kept)
+    Run(bench.folder).write("tuning.json", {name: asdict(one) for name, one in found.items()})
     return found
 
 

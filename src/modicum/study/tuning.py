@@ -21,7 +21,7 @@ class Choice:
 
     learning_rate: float = 0.0
     rate_at_edge: bool = False
-    """The best rate is the lowest or the highest of its grid: a further one may be better."""
+    """The best of three rates or more is the lowest or highest: a further one may be better."""
     tries: tuple[TuningRun, ...] = ()
 
 
@@ -56,7 +56,7 @@ def choose(study: Study, default: float, rounds: Sequence[Sequence[TuningRun]]) 
     tries = tuple(entry for done in rounds for entry in done)
     best = max(rounds[-1], key=_rank)
     rates = [entry.rate for entry in rounds[0]]
-    return Choice(best.rate, best.rate in (min(rates), max(rates)), tries)
+    return Choice(best.rate, len(rates) > 2 and best.rate in (min(rates), max(rates)), tries)
 
 
 def _rank(entry: TuningRun) -> tuple[bool, float, float]:
