@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,19 @@ def test_what_a_signal_ends_goes_on_and_has_not_failed(
     assert {
         label: len(list(tmp_path.glob(f"{out.name}-*"))) for label, out in outs.items()
     } == times
+
+
+def test_a_server_that_is_killed_while_it_starts_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise EOFError("unexpected EOF")  # so multiprocessing says it
+
+    monkeypatch.setattr(ForkServerProcess, "start", killed)
+    cells = [Cell("one", TrainConfig(out=str(tmp_path / "one")), "base")]
+    with pytest.raises(FolderError, match="what starts the runs was killed; .*the same command"):
+        run_all(cells, Processes(1, 1), Heard())
+    assert not cells[0].failure
 
 
 def test_a_cell_is_the_run_that_train_makes(

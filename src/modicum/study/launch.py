@@ -93,10 +93,9 @@ class Processes(Launcher):
             raise UserError(f"jobs must be at most {os.cpu_count()}, the number of cores")
 
     def run(self, cells: Sequence[Cell], ended: Ended) -> None:
-        waiting = list(cells)
+        waiting, again = list(cells), list[Cell]()
         threads = self.threads or share_of_cores(self.jobs)
         running: dict[int, tuple[Cell, ForkServerProcess]] = {}
-        again: list[Cell] = []
         # Read by the libraries when the server loads them.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         context = multiprocessing.get_context("forkserver")
@@ -107,8 +106,11 @@ class Processes(Launcher):
                 while waiting and len(running) < self.jobs and not interrupts.asked:
                     cell = waiting.pop(0)
                     process = context.Process(target=work, args=(cell, threads))
-                    with deaf():  # until it can end in order
-                        process.start()
+                    try:
+                        with deaf():  # until it can end in order
+                            process.start()
+                    except (EOFError, ConnectionError):
+                        raise FolderError(f"what starts the runs was killed; {GOES_ON}") from None
                     running[process.sentinel] = (cell, process)
                 for sentinel in connection.wait(list(running), POLL_SECONDS):
                     cell, process = running.pop(sentinel)  # type: ignore[arg-type]
@@ -205,9 +207,8 @@ def _signal(process: ForkServerProcess) -> int:
     process.join()
     code = process.exitcode or 0
     if code == 255:  # its server was killed: it may live, and nobody hears of its end any more
-        assert process.pid
         with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         time.sleep(POLL_SECONDS)  # then the server is gone, and the next process begins another
         return signal.SIGKILL
     return -code if code < 0 else max(0, code - 128)
@@ -233,9 +234,8 @@ def _close(cell: Cell, process: ForkServerProcess, number: int) -> str:
 
 def _interrupt(processes: Sequence[ForkServerProcess], number: int) -> None:
     """Ask each to stop after its step, once, and wait; a second signal ends them at once."""
-    for process in processes:
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, number)
+    for pid in [process.pid for process in processes if process.pid and process.is_alive()]:
+        os.kill(pid, number)
     try:
         for process in processes:
             process.join()
