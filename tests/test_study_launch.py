@@ -190,7 +190,7 @@ def test_a_server_that_is_killed_while_it_starts_is_one_line(
 
     monkeypatch.setattr(ForkServerProcess, "start", killed)
     cells = [Cell("one", TrainConfig(out=str(tmp_path / "one")), "base")]
-    with pytest.raises(FolderError, match="what starts the runs was killed; .*the same command"):
+    with pytest.raises(FolderError, match="runs was killed; interrupted; the same"):
         run_all(cells, Processes(1, 1), Heard())
     assert not cells[0].failure
 
