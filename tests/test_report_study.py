@@ -540,3 +540,15 @@ def test_a_study_of_the_control_alone_has_no_comparison(tmp_path: Path) -> None:
     assert "differences" not in names
     assert "accuracy-time" not in names
     draw(curves.figures(study)[0], narrow=True)
+
+
+@pytest.mark.parametrize(
+    ("edges", "most", "said"),
+    [
+        ([], 2, "Of two tries the better one says nothing of rates outside."),
+        ([], 5, "No best rate lies at the edge of its grid."),
+        (["full"], 5, "At the edge of its grid, so that a better rate may lie outside: full."),
+    ],
+)
+def test_what_is_said_of_the_edge_of_a_grid(edges: list[str], most: int, said: str) -> None:
+    assert words.say("at_edge", edges=edges, most=most) == said

@@ -18,13 +18,13 @@ import pytest
 
 from cases import load
 from helpers import ENDED, metrics_of, replace_base, tensors_of
-from modicum import cli, runs
+from modicum import cli, machine, runs
 from modicum.config import TrainConfig, from_mapping
 from modicum.parts import past_config
 from modicum.training.checkpoint import reload, restore, save
 from modicum.training.loop import Observer, train
 from modicum.training.session import prepare
-from modicum.types import UserError
+from modicum.types import RunInterrupted, UserError
 
 
 class StopAt(Observer):
@@ -91,6 +91,28 @@ def test_killed_with_sigkill_and_resumed_equals_the_uncut_run(
     assert cli.run(["train", *options, "--out", str(cut), "--resume"]) in ENDED
     assert metrics_of(whole) == metrics_of(cut)
     assert tensors_of(whole) == tensors_of(cut)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_second_signal_in_a_step_saves_no_half_of_it(
+    bare: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The weights have moved by then, and the steps that are counted have not."""
+    monkeypatch.setattr(machine, "TWICE_SECONDS", 0.0)
+
+    class Impatient(Observer):
+        def step(self, metrics: dict[str, float]) -> None:
+            if metrics["step"] == 2:
+                for _ in range(2):
+                    os.kill(os.getpid(), getattr(signal, name))
+
+    config = replace(bare, records=replace(bare.records, checkpoint_every=0))
+    train(replace(config, out=str(tmp_path / "whole")))
+    with pytest.raises(RunInterrupted, match="before the first checkpoint"):
+        train(config, Impatient())
+    train(config, resume=True)
+    assert metrics_of(Path(bare.out)) == metrics_of(tmp_path / "whole")
+    assert tensors_of(Path(bare.out)) == tensors_of(tmp_path / "whole")
 
 
 @pytest.mark.slow

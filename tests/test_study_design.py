@@ -183,6 +183,8 @@ def test_the_best_rate_wins_and_an_edge_is_flagged() -> None:
     middle = tuning.choose(study, 1.0, [rated(tries, {0.1: 0.3, 1.0: 0.5, 10.0: 0.2})])
     assert (middle.learning_rate, middle.rate_at_edge, len(middle.tries)) == (1.0, False, 3)
     assert tuning.choose(study, 1.0, [rated(tries, {0.1: 0.3, 1.0: 0.5, 10.0: 0.6})]).rate_at_edge
+    two = rated(tries[:2], {0.1: 0.3, 1.0: 0.5})
+    assert not tuning.choose(study, 1.0, [two]).rate_at_edge, "one of two always is the edge"
     # Of equal ones the lower; a failed one never.
     level = tuning.choose(study, 1.0, [rated(tries, {0.1: 0.5, 1.0: 0.5, 10.0: 0.5})])
     assert level.learning_rate == 0.1

@@ -8,15 +8,19 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cut_worker
 from helpers import metrics_of, tensors_of
 from modicum import lock
 from modicum.config import Held, TrainConfig
 from modicum.runs import read_object
+from modicum.study import launch
 from modicum.study.cell import BASE, Cell
 from modicum.study.launch import LAUNCHERS, Bench, Launcher, Processes, StudyObserver, locked, named
 from modicum.training.loop import train
@@ -135,11 +139,60 @@ def test_a_cell_that_takes_its_process_along_fails_alone(
         cell(quick, tmp_path / "good", base.folder, steps=2),
     ]
     run_all(cells, LAUNCHERS[name](2, 1), Heard())
-    assert "by signal 9" in cells[0].failure and "out of memory" in cells[0].failure
+    assert "by signal 9, twice" in cells[0].failure and "out of memory" in cells[0].failure
     assert cells[1].done and not cells[1].failure
     heard = Heard()
     run_all(cells, LAUNCHERS[name](2, 1), heard, retry_failed=True)
     assert heard.lines == [(1, 1, "dead")]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        # The server hears nothing of what is sent to all.
+        {"running server SIGTERM": 1, "running worker SIGKILL": 2},
+        pytest.param(
+            {
+                **dict.fromkeys(("starting server SIGINT", "running server SIGHUP"), 1),
+                **dict.fromkeys(("running server SIGKILL", "running worker SIGTERM"), 2),
+                **dict.fromkeys(("starting worker SIGINT", "starting worker SIGSEGV"), 2),
+            },
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_what_a_signal_ends_goes_on_and_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: dict[str, int]
+) -> None:
+    """A worker or the server that forks it, while it starts and while it runs."""
+    monkeypatch.setattr(launch, "work", cut_worker.work)
+    monkeypatch.setattr(launch, "PRELOAD", ["pytest", "cut_worker"])
+    outs = {label: tmp_path / label.replace(" ", "-") for label in times}
+    cells = [Cell(label, TrainConfig(out=str(path)), "base") for label, path in outs.items()]
+    forkserver._forkserver._stop()
+    heard = Heard()
+    try:
+        run_all(cells, Processes(1, 1), heard)
+    finally:
+        forkserver._forkserver._stop()  # for other tests it loads the libraries
+    assert [(c.done, c.failure) for c in cells] == [(True, "")] * len(times)
+    assert {label for *_, label in heard.lines} == set(times)
+    assert {
+        label: len(list(tmp_path.glob(f"{out.name}-*"))) for label, out in outs.items()
+    } == times
+
+
+def test_a_server_that_is_killed_while_it_starts_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise EOFError("unexpected EOF")  # so multiprocessing says it
+
+    monkeypatch.setattr(ForkServerProcess, "start", killed)
+    cells = [Cell("one", TrainConfig(out=str(tmp_path / "one")), "base")]
+    with pytest.raises(FolderError, match="runs was killed; interrupted; the same"):
+        run_all(cells, Processes(1, 1), Heard())
+    assert not cells[0].failure
 
 
 def test_a_cell_is_the_run_that_train_makes(
@@ -205,10 +258,12 @@ def test_a_cell_whose_folder_cannot_be_written_now_has_not_failed(
 def test_a_cell_that_is_asked_to_end_has_not_failed(
     quick: TrainConfig, tmp_path: Path, name: str
 ) -> None:
-    """A cluster may send SIGTERM to every process of a study."""
+    """A cluster may send SIGTERM to every process of a study, and again to each that it begins."""
     base = evaluated_base(quick, tmp_path / "base")
     mine = cell(quick, tmp_path / "cell", base.folder, reward=REWARD.format("ends"))
-    run_all([mine], LAUNCHERS[name](1, 1), Heard())
+    with pytest.raises(RunInterrupted, match="the same command goes on") as caught:
+        run_all([mine], LAUNCHERS[name](1, 1), Heard())
+    assert caught.value.number == signal.SIGTERM
     assert mine.summary == "stopped"
     assert list((mine.folder / "checkpoints").glob("step-*"))
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -241,6 +242,23 @@ def test_children_are_recycled_and_verdicts_kept(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("fresh")
+def test_what_asks_all_processes_to_end_is_not_for_a_child_that_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin = subprocess.Popen
+
+    def begun(*arguments: Any, **options: Any) -> Any:
+        process = begin(*arguments, **options)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            process.send_signal(number)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", begun)
+    child = Child("-c", "print('{}', flush=True); input()")
+    assert child.start() is None
+    child.close()
+
+
 def test_an_interrupt_does_not_shift_the_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answers.equal("x+1", "1+x", symbolic=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,17 @@ from modicum.types import UserError
 
 HERE = str(Path(__file__).parents[1])  # where a child finds this package
 START_SECONDS = 120.0  # importing is slow on a cold disk
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what asks a program to end
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """What is started in here hears no ENDING: the run, which it helps, ends its step first."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ChildFailed(Exception):
@@ -91,16 +102,17 @@ class Child:
             "PYTHONIOENCODING": "utf-8",
             "PYTHONPATH": os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])),
         }
-        self.process = subprocess.Popen(
-            # -P: nothing that happens to lie in the current folder is imported.
-            [sys.executable, "-P", "-W", "ignore", *self.arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the run, which ends its step and saves
-        )
+        with deaf():
+            self.process = subprocess.Popen(
+                # -P: nothing that happens to lie in the current folder is imported.
+                [sys.executable, "-P", "-W", "ignore", *self.arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="utf-8",
+                env=environment,
+                start_new_session=True,  # a terminal's signals are not for it
+            )
         atexit.register(self.close)
         self.lines, self.num_asked, ready = queue.SimpleQueue(), 0, None
         threading.Thread(target=_pump, args=(self.process.stdout, self.lines), daemon=True).start()
@@ -140,9 +152,6 @@ def serve(
     `begin` loads what is needed and gives the first line. `answer` gets a request, and a function
     that writes a line before the reply. `limits` are those of `limit`.
     """
-    # What asks all processes to end is for the run: it ends its step, which needs the child.
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no reply
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from modicum.child import ENDING
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 TWICE_SECONDS = 1.0  # in which two are one: `timeout` and clusters also send to the whole group
 PACKAGES = ("modicum", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
@@ -157,19 +159,10 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def handled() -> list[int]:
-    """The signals that end a program: Ctrl-C, that of a cluster before a limit, a lost terminal.
-
-    The last two only where they are not ignored, as `nohup` has them.
-    """
-    ignored = (signal.SIG_IGN, None)
-    later = (signal.SIGTERM, signal.SIGHUP)
-    return [signal.SIGINT, *(n for n in later if signal.getsignal(n) not in ignored)]
-
-
 class Interrupts:
     """A context in which the first signal to end only sets `number`, so that a step can end whole.
 
+    Ctrl-C; that of a cluster before a limit and of a lost terminal, unless ignored as by `nohup`.
     With `at_once` it is raised as Stopped, but for what runs in `whole`. The second one is
     raised at once. Off the main thread, where signals cannot be handled, it does nothing.
     """
@@ -178,6 +171,8 @@ class Interrupts:
         self.at_once = at_once
         self.number = 0
         """The signal that came; 0: none."""
+        self.torn = False
+        """Whether the second one, or an error, has ended what was to be whole."""
         self._when = 0.0
         self._before: dict[int, Any] = {}
 
@@ -188,7 +183,8 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in handled()}
+            ignored = {n for n in ENDING[1:] if signal.getsignal(n) in (signal.SIG_IGN, None)}
+            self._before = {n: signal.signal(n, self._ask) for n in ENDING if n not in ignored}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -198,9 +194,10 @@ class Interrupts:
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
         """What runs in here comes to its end first; then what was asked for is raised."""
-        self.at_once = False
+        self.at_once, self.torn = False, True
         try:
             yield
+            self.torn = False
         finally:
             self.at_once = True
         if self.number:

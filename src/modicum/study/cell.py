@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modicum import disk
+from modicum.child import ENDING
 from modicum.config import TrainConfig
 from modicum.machine import Interrupts, Stopped
 from modicum.parts import ENVIRONMENT, base_of
@@ -101,6 +102,7 @@ def work(cell: Cell, threads: int) -> None:
     _end_with_parent()
     try:
         with Interrupts(at_once=True):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             import torch
 
             torch.set_num_threads(threads)

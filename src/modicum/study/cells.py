@@ -82,8 +82,7 @@ def probe_cells(bench: StudyBench) -> list[Cell]:
     """A few steps of every arm, at the rate that it names or finds."""
     found = []
     for arm in bench.arms:
-        seed = bench.study.tuning.seed
-        config = bench.config(arm, seed, f"cells/probe/{arm.slug}", None)
+        config = bench.config(arm, bench.study.tuning.seed, f"cells/probe/{arm.slug}", None)
         config = replace(
             config,
             steps=min(PROBE_STEPS, config.steps),
@@ -114,8 +113,7 @@ def tune(bench: StudyBench) -> dict[str, Choice]:
     found = {a.name: tuning.choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
     control = found[study.control]
     found |= {a.name: Choice(control.learning_rate) for a in bench.arms if a.placebo}
-    kept = {name: asdict(choice) for name, choice in found.items()}
-    Run(bench.folder).write("tuning.json", kept)
+    Run(bench.folder).write("tuning.json", {name: asdict(one) for name, one in found.items()})
     return found
 
 
@@ -136,29 +134,23 @@ def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
     found = []
     for seed in bench.study.seeds:
         for arm in bench.arms:
-            path = f"cells/final/{arm.slug}/seed-{seed}"
+            path, label = f"cells/final/{arm.slug}/seed-{seed}", f"{arm.name}, seed {seed}"
             config = bench.config(arm, seed, path, choices[arm.name].learning_rate)
-            found.append(
-                bench.cell(f"{arm.name}, seed {seed}", config, bench.split, bench.study.keep)
-            )
+            found.append(bench.cell(label, config, bench.split, bench.study.keep))
     return found
 
 
 def check_arms(study: Study) -> None:
     """UserError for an arm whose expressions say nothing, before anything is run."""
-    for arm in design.arms(study):
-        try:
-            check_expressions(design.config(study, arm, 0, Path("."), None))
-        except UserError as error:
-            raise UserError(f"arm {arm.name}: {error}") from None
-
-
-def check_expressions(config: TrainConfig) -> None:
-    """UserError for an expression that says nothing."""
     from modicum import curricula, objectives, rewards, tasks, updates
 
-    updates.parse(config.update)
-    rewards.parse(config.reward)
-    objectives.parse(config.objective)
-    curricula.parse(config.curriculum)
-    tasks.parse(config.task)
+    for arm in design.arms(study):
+        config = design.config(study, arm, 0, Path("."), None)
+        try:
+            updates.parse(config.update)
+            rewards.parse(config.reward)
+            objectives.parse(config.objective)
+            curricula.parse(config.curriculum)
+            tasks.parse(config.task)
+        except UserError as error:
+            raise UserError(f"arm {arm.name}: {error}") from None

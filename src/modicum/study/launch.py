@@ -14,13 +14,14 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from modicum import lock
+from modicum.child import ENDING, deaf
 from modicum.limits import Natural, Positive, check_limits
 from modicum.machine import Interrupts
 from modicum.runs import clear_folder, entries, make_folder
@@ -29,7 +30,6 @@ from modicum.study.cell import BUSY, Cell, execute, work
 from modicum.types import FolderError, RunInterrupted, UserError
 
 GOES_ON = "interrupted; the same command goes on from there"
-INTERRUPTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.25
 PRELOAD = ["modicum.training.loop", "modicum.evaluate", "modicum.display", "peft"]
 
@@ -84,7 +84,8 @@ class Processes(Launcher):
     """So many at a time on this machine, each in a fresh process.
 
     They are forked from a server that has the libraries loaded, so a cell starts in a moment
-    and still shares no state with another.
+    and still shares no state with another. One that a signal ends goes on once more when the
+    others have ended; the second time it has failed, or where it was asked to end, all do.
     """
 
     def __post_init__(self) -> None:
@@ -93,27 +94,38 @@ class Processes(Launcher):
             raise UserError(f"jobs must be at most {os.cpu_count()}, the number of cores")
 
     def run(self, cells: Sequence[Cell], ended: Ended) -> None:
-        waiting = list(cells)
+        waiting, again = list(cells), list[Cell]()
         threads = self.threads or share_of_cores(self.jobs)
         running: dict[int, tuple[Cell, ForkServerProcess]] = {}
         # Read by the libraries when the server loads them.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
+        resource_tracker.ensure_running()  # within `deaf` it would unblock what is to be blocked
         with Interrupts() as interrupts:
             while waiting or running:
                 while waiting and len(running) < self.jobs and not interrupts.asked:
                     cell = waiting.pop(0)
                     process = context.Process(target=work, args=(cell, threads))
-                    process.start()
+                    try:
+                        with deaf():  # until it can end in order
+                            process.start()
+                    except (EOFError, ConnectionError):
+                        raise FolderError(f"what starts the runs was killed; {GOES_ON}") from None
                     running[process.sentinel] = (cell, process)
                 for sentinel in connection.wait(list(running), POLL_SECONDS):
                     cell, process = running.pop(sentinel)  # type: ignore[arg-type]
-                    busy = _close(cell, process)
-                    if busy:
+                    number = 0 if cell.done else _signal(process)
+                    if number and cell not in again:
+                        again.append(cell)
+                        waiting.append(cell)
+                    elif number in ENDING:
+                        interrupts.number = number
+                    elif busy := _close(cell, process, number):
                         _interrupt([process for _, process in running.values()], signal.SIGINT)
                         raise FolderError(f"{cell.label}: {busy}; the same command goes on then")
-                    ended(cell)
+                    else:
+                        ended(cell)
                 if interrupts.asked:
                     _interrupt([process for _, process in running.values()], interrupts.number)
                     raise RunInterrupted(GOES_ON, interrupts.number)
@@ -191,21 +203,31 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
-def _close(cell: Cell, process: ForkServerProcess) -> str:
-    """Write down what a cell could not: that it was killed.
+def _signal(process: ForkServerProcess) -> int:
+    """The signal that ended a process, or 0."""
+    process.join()
+    code = process.exitcode or 0
+    if code == 255:  # its server was killed: it may live, and nobody hears of its end any more
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        time.sleep(POLL_SECONDS)  # then the server is gone, and the next process begins another
+        return signal.SIGKILL
+    return -code if code < 0 else max(0, code - 128)
+
+
+def _close(cell: Cell, process: ForkServerProcess, number: int) -> str:
+    """Write down what a cell could not: that a signal, its `number` given, or a fault ended it.
 
     Returns why its folder cannot be written now, or nothing.
     """
-    process.join()
     code = process.exitcode or 0
     lines = cell.log.read_text(encoding="utf-8").splitlines() if cell.log.is_file() else []
     last = lines[-1] if lines else ""
     if code == BUSY:
         return last or f"{cell.folder} cannot be written now"
-    stopped = -code in INTERRUPTED or code - 128 in INTERRUPTED
-    if not cell.done and not cell.failure and not stopped:
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        memory = "; signal 9 is often the system, out of memory" if code == -signal.SIGKILL else ""
+    if not cell.done and not cell.failure:
+        how = f"by signal {number}, twice" if number else f"with exit code {code}"
+        memory = "; signal 9 is often the system, out of memory" if number == signal.SIGKILL else ""
         said = f"; its log ends: {last}" if last and code == 1 else ""
         cell.fail(f"the process ended {how}{memory}{said}")
     return ""
@@ -213,9 +235,8 @@ def _close(cell: Cell, process: ForkServerProcess) -> str:
 
 def _interrupt(processes: Sequence[ForkServerProcess], number: int) -> None:
     """Ask each to stop after its step, once, and wait; a second signal ends them at once."""
-    for process in processes:
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, number)
+    for pid in [process.pid for process in processes if process.pid and process.is_alive()]:
+        os.kill(pid, number)
     try:
         for process in processes:
             process.join()

@@ -21,13 +21,8 @@ class Choice:
 
     learning_rate: float = 0.0
     rate_at_edge: bool = False
-    """The best rate is the lowest or the highest of its grid: a further one may be better."""
+    """The best of three rates or more is the lowest or highest: a further one may be better."""
     tries: tuple[TuningRun, ...] = ()
-
-
-def grid(study: Study, default: float) -> list[float]:
-    """The rates that an arm is tried with, rising."""
-    return sorted(default * factor for factor in study.tuning.factors)
 
 
 def shares(study: Study) -> list[float]:
@@ -41,7 +36,8 @@ def first_round(study: Study, arm: PlannedArm, default: float) -> list[TuningRun
     """The tries of an arm that need no other's outcome; none where there is nothing to tune."""
     if arm.placebo or len(study.tuning.factors) < 2:
         return []
-    return [_try(arm, rate, shares(study)[0]) for rate in grid(study, default)]
+    rates = sorted(default * factor for factor in study.tuning.factors)
+    return [_try(arm, rate, shares(study)[0]) for rate in rates]
 
 
 def next_round(
@@ -60,7 +56,7 @@ def choose(study: Study, default: float, rounds: Sequence[Sequence[TuningRun]]) 
     tries = tuple(entry for done in rounds for entry in done)
     best = max(rounds[-1], key=_rank)
     rates = [entry.rate for entry in rounds[0]]
-    return Choice(best.rate, best.rate in (min(rates), max(rates)), tries)
+    return Choice(best.rate, len(rates) > 2 and best.rate in (min(rates), max(rates)), tries)
 
 
 def _rank(entry: TuningRun) -> tuple[bool, float, float]:

@@ -152,7 +152,8 @@ def _train(
             with interrupts.whole():
                 _checkpoint(session, run, done)
     except machine.Stopped:
-        if done > first and runs.checkpoints(run.folder)[-1:] != [run.checkpoint(done)]:
+        saved = runs.checkpoints(run.folder)[-1:] == [run.checkpoint(done)]
+        if done > first and not saved and not interrupts.torn:
             save(session, run, done)
         raise
     if session.stop.reason:

@@ -26,7 +26,7 @@ def figure(analysis: Analysis) -> document.Figure | None:
         return None
     edges = [arm.name for arm in found if arm.rate_at_edge]
     rates = [f"{a.name} {rate(a.learning_rate)}" for a in found if a.learning_rate is not None]
-    edge = say("at_edge", edges=edges)
+    edge = say("at_edge", edges=edges, most=max(len({t.rate for t in arm.tries}) for arm in found))
     return document.figure("tuning", partial(_draw, analysis), at_edge=edge, rates=rates)
 
 
