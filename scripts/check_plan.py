@@ -80,7 +80,7 @@ def shared(config: TrainConfig, parts: Any = None) -> Subject:
 
 def read(line: str) -> TrainConfig:
     """The settings of a line of options."""
-    parser = Parser("train", "", "")
+    parser = Parser("train")
     add_options(parser, TrainConfig)
     return from_mapping(TrainConfig, given(TrainConfig, parser.read(shlex.split(line))), "options")
 

@@ -38,6 +38,7 @@ from modicum.types import UserError
 IGNORED = -100  # label of padding
 CHECKPOINT = "pretrain.safetensors"
 REPORT_EVERY = 20  # steps
+ABOUT = "Make a tiny base model; without options, the shipped one."
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
@@ -208,7 +209,7 @@ def _resume(
 
 def main(args: list[str]) -> None:
     """Pretrain a tiny base model; a run that was cut goes on."""
-    parser = Parser("pretrain", "Make a tiny base model; without options, the shipped one.", "")
+    parser = Parser("pretrain", {"about": ABOUT, "examples": ""})
     parser.prog, parser.epilog = "pretrain_tiny.py", None
     parser.add_argument("--out", metavar="FOLDER", required=True, help="the model folder to write")
     found, config = parser.options(args, PretrainConfig, "pretraining")

@@ -190,7 +190,7 @@ def test_a_problem_is_held_out_once() -> None:
 
 
 def test_an_unknown_split_is_refused(tiny: Loaded) -> None:
-    with pytest.raises(UserError, match="no split 'dev'"):
+    with pytest.raises(UserError, match="the split is 'dev'"):
         evaluate(policy_of(tiny), tasks.parse("arithmetic"), SHORT, split="dev")
 
 

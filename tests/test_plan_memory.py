@@ -168,8 +168,9 @@ def test_passes_repeat_and_gradients_are_added_to() -> None:
     assert (len(g), len(b)) == (50, 10)
 
 
-def test_parts_of_the_head_that_are_alike_run_twice() -> None:
+def test_parts_of_the_head_that_are_alike_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """23 tokens in parts of 4: the third, fourth and fifth do what the second did."""
+    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 4 * 50 * 4)
     weight = torch.empty(50, 8, device="meta", requires_grad=True)
     runs: dict[bool, list[int]] = {False: [], True: []}
     found = {}
@@ -185,7 +186,7 @@ def test_parts_of_the_head_that_are_alike_run_twice() -> None:
         with live, live.phase("head"), context:
             hidden = torch.empty(23, 8, device="meta", requires_grad=True)
             given = (scorer, hidden * 2, tokens, Sampling())
-            logprobs.backward(*given, lambda logprob, _: logprob.sum(), chunk_bytes=4 * 50 * 4)
+            logprobs.backward(*given, lambda logprob, _: logprob.sum())
         found[again] = fullest(peaks(live))
         weight.grad = None
     assert runs == {False: [4, 4, 4, 4, 4, 3], True: [4, 4, 3]}

@@ -38,8 +38,8 @@ HOME = re.compile(r"^(|--[\w-]+=)~(?=/)")
 class Parser(argparse.ArgumentParser):
     """The parser of a command: errors are one line and exit code 2; every command has --json."""
 
-    def __init__(self, name: str) -> None:
-        text = HELP["commands"][name]
+    def __init__(self, name: str, text: Mapping[str, str] | None = None) -> None:
+        text = text or HELP["commands"][name]
         super().__init__(
             prog=f"modicum {name}",
             description=text["about"],
