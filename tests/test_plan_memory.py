@@ -234,6 +234,14 @@ def test_bf16_has_masters_of_what_trains(config: TrainConfig) -> None:
     assert 2 * NUMBERS <= found["weights"] < 2 * NUMBERS + 1024
 
 
+@pytest.mark.parametrize(("micro", "rollout"), [(3, 16), (12, 8), (16, 4), (8, 8)])
+def test_rows_are_as_long_as_their_trunks(config: TrainConfig, micro: int, rollout: int) -> None:
+    """Of batches that do not divide each other, and prompts and completions of several lengths."""
+    batch = Steps(prompts_per_step=4, group_size=4, micro_batch=micro, rollout_batch=rollout)
+    memory = estimate(replace(config, update="last(1)", batch=batch), Lengths(5, 12, 9, 16))
+    assert parts(memory, "training")["trunk"] > 0
+
+
 def test_some_entries_cost_their_number(config: TrainConfig) -> None:
     found = parts(planned(config, "sparse(keep=0.05) @ last(1)"), "optimizer step")
     few = found["gradients"] // 4

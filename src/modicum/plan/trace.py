@@ -209,7 +209,7 @@ class Trace:
                 decoding.advance(torch.zeros(count * group_size, dtype=torch.long))
             del drawn, cache
             self._draw(decoding.logits_BV, settings)
-            rows = self.lengths.completions(count * group_size)
+            rows = self._completions(count * group_size, count * group_size)
             return decoding.trunks([len(row) for row in rows])
 
     def _library_cache(self, decoding: Decoding, rows: int) -> int:
@@ -249,16 +249,26 @@ class Trace:
                 if master.tensor.grad is not None:
                     live.recount(master.tensor.grad, "gradients")
 
+    def _completions(self, count: int, sampled: int) -> list[tuple[int, ...]]:
+        """So many, of which each `sampled` were sampled together: those of a micro-batch, repeated.
+
+        So a row of training is as long as its trunk, whichever of both batches is the larger.
+        """
+        step = self.config.batch.prompts_per_step * self.config.batch.group_size
+        block = self.lengths.completions(min(self.config.batch.micro_batch, step, sampled))
+        return [block[number % sampled % len(block)] for number in range(count)]
+
     def _rows(self, trunks: Sequence[Trunk | None]) -> list[Row]:
         """The rows of a micro-batch that all have a signal."""
         batch = self.config.batch
         count = min(batch.micro_batch, batch.prompts_per_step * batch.group_size)
+        sampled = count if trunks[0] is None else len(trunks)
         prompts = self.lengths.prompts(-(-count // batch.group_size))
         rows = []
-        for number, tokens in enumerate(self.lengths.completions(count)):
-            group = number // batch.group_size
+        for number, tokens in enumerate(self._completions(count, sampled)):
+            prompt = prompts[number % sampled // batch.group_size]
             # Rows that are sampled later have trunks of the same sizes.
-            given = (prompts[group], tokens, (0.0,) * len(tokens), 1.0, group)
+            given = (prompt, tokens, (0.0,) * len(tokens), 1.0, number // batch.group_size)
             rows.append(Row(*given, trunk=trunks[number % len(trunks)]))
         return rows
 
