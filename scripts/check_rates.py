@@ -7,7 +7,7 @@ Every update is trained once with `--learning-rate auto`, and once with the rate
 each factor, with the same seed and problems. A cell is a line of the file; those that are there are
 not run again. Other settings come from --config. The table has, for each update and seed, the
 accuracy at every factor: on problems of the tune split, or, without evaluation, the mean over the
-second half of training.
+second half of training; and how far each factor lies behind the best, where all were run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
-        print(table(options.out))
+        print(table(options.out, options.tasks))
         return
     tables = read_toml(options.config) if options.config else {}
     config = from_mapping(TrainConfig, tables, str(options.config)) if tables else TOY
@@ -88,29 +88,34 @@ def cell(out: Path, config: TrainConfig, factor: float, rate: float | None) -> d
 def accuracy(row: dict[str, Any]) -> float | None:
     """What a run came to: held out, or late in training; None where it was stopped."""
     late = row.get("training", [])[len(row.get("training", [])) // 2 :]
-    return row.get("accuracy") or (sum(late) / len(late) if late else None)
+    held = row.get("accuracy")
+    return held if held is not None else sum(late) / len(late) if late else None
 
 
-def table(out: Path) -> str:
-    """A Markdown table of the outcomes, and what the found rate loses against the best."""
+def table(out: Path, tasks: list[str]) -> str:
+    """A Markdown table of the outcomes, and what each factor loses against the best."""
     rows: dict[tuple[str, str, int], dict[float, dict[str, Any]]] = defaultdict(dict)
     for row in runs.read_lines(out):
-        rows[row["task"], row["update"], row["seed"]][row["factor"]] = row
+        if row["task"] in tasks:
+            rows[row["task"], row["update"], row["seed"]][row["factor"]] = row
     factors = sorted({factor for found in rows.values() for factor in found})
     lines = ["| task | update | seed | rate found |" + "".join(f" x {f:g} |" for f in factors)]
     lines += ["| --- | --- | --- | --- |" + " --- |" * len(factors)]
-    losses = []
+    behind: dict[float, list[float]] = defaultdict(list)
     for (task, update, seed), found in rows.items():
         scores = {f: accuracy(row) for f, row in found.items()}
         known = {f: score for f, score in scores.items() if score is not None}
         shown = [f" {100 * known[f]:.1f} |" if f in known else " |" for f in factors]
         rate = found[1.0]["rate"] if 1.0 in found and found[1.0]["rate"] else float("nan")
         lines.append(f"| {task} | `{update}` | {seed} | {rate:.2g} |" + "".join(shown))
-        if known.get(1.0) is not None and len(known) > 2:
-            losses.append(100 * (max(known.values()) - known[1.0]))
-    if losses:
+        if known.keys() == set(factors):
+            for factor in factors:
+                behind[factor].append(100 * (max(known.values()) - known[factor]))
+    lines += ["", "| behind the best of its grid | mean | at most | updates and seeds |"]
+    lines += ["| --- | --- | --- | --- |"]
+    for factor, losses in behind.items():
         mean = sum(losses) / len(losses)
-        lines.append(f"\nbehind the best of the grid: {mean:.1f} points, at most {max(losses):.1f}")
+        lines.append(f"| x {factor:g} | {mean:.1f} | {max(losses):.1f} | {len(losses)} |")
     return "\n".join(lines)
 
 
