@@ -20,7 +20,7 @@ from rich.console import Console
 
 from fake_runs import make, make_whole
 from modicum import cli
-from modicum.report import load, markdown, numbers, page, style, tables, write
+from modicum.report import load, numbers, page, style, tables, write
 from modicum.report import runs as report_of_runs
 from modicum.report.document import Document, SideBySide, Table, section
 from modicum.report.figures import accuracy, curves, frontier
@@ -119,7 +119,7 @@ def test_table_shows_the_numbers_of_the_results(runs):
         "654",
         "1.50 GiB",
     )
-    text = markdown.render(Document("T", "", "", (), (section("r", "R", tables.table(rows)),)), "")
+    text = page.markdown(Document("T", "", "", (), (section("r", "R", tables.table(rows)),)), "")
     assert text.count("\n|") == 5
     assert "\n" + r"| `last(1)` | 123,456 (10.0%) | 12.3 → 34.6 \[31.6, 37.6] |" in text
 
@@ -270,7 +270,7 @@ def test_of_many_runs_the_first_six_show_what_they_wrote(tmp_path):
     found = report_of_runs.document([load(folder) for folder in folders], "t")
     shown = blocks(found, "written", SideBySide)
     assert [run.title for run in shown] == [f"last({n})" for n in range(1, 7)]
-    assert "2 more runs are left out here." in markdown.render(found, "figures")
+    assert "2 more runs are left out here." in page.markdown(found, "figures")
     # They are rows now, and all still have their numbers.
     details = blocks(found, "results", Table)[1]
     assert details.heads[0] == "run" and len(details.rows) == 8

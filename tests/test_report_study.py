@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 import fake_study
 from modicum import updates
 from modicum.logged import METRICS
-from modicum.report import document, html, markdown, numbers, page, words
+from modicum.report import document, numbers, page, words
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures import difficulty, forest, frontier, labels, tuning
 from modicum.report.figures.curves import TRAINED, line
@@ -201,11 +201,11 @@ def test_a_copy_without_runs_leaves_out_what_needs_them(folder: Path, tmp_path: 
     study = read.load(tmp_path)
     assert set(figures_of(study)) == WITHOUT_RUNS
     found = document_of(study, "A study")
-    text = html.render(found, {})
+    text = page.html(found, {})
     assert "The run folders of any arm are not here" in text
     assert 'id="written"' not in text
     assert 'id="training"' not in text
-    assert "Settings" in markdown.render(found, "figures")
+    assert "Settings" in page.markdown(found, "figures")
     # The arms' settings are known without the runs.
     (settings,) = [s for s in found.sections if s.id == "settings"]
     assert isinstance(settings.blocks[0], document.Table)
@@ -371,7 +371,7 @@ def test_backticks_mark_code() -> None:
         (False, " of it"),
     ]
     assert words.marked("a lone ` stays") == [(False, "a lone ` stays")]
-    assert markdown.prose("a_b is `c_d`, see") == "a\\_b is `c_d`, see"
+    assert page.prose("a_b is `c_d`, see") == "a\\_b is `c_d`, see"
 
 
 def test_the_table_sorts_by_numbers(large: Analysis) -> None:

@@ -1,4 +1,4 @@
-"""A report as data: sections of blocks, which `html` and `markdown` render.
+"""A report as data: sections of blocks, which `page` renders.
 
 A text of a report may hold `code` in backticks. What a model wrote stands in `Sample`s alone.
 """
