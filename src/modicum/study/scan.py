@@ -18,10 +18,10 @@ from modicum.runs import Run, read_object
 from modicum.settings import Settings
 from modicum.study import cells, collect, ranking, run, verdict
 from modicum.study.cell import BASE
+from modicum.study.cells import Choice
 from modicum.study.design import Allowance, PlannedArm, Study, Tuning
 from modicum.study.launch import StudyObserver
 from modicum.study.ranking import FULL, Over, Standing, Unit
-from modicum.study.tuning import Choice
 from modicum.types import UserError
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from modicum.report.words import environment, on_one_line
-from modicum.study.cost import COUNTED
+from modicum.study.cells import COUNTED
 from modicum.study.design import Study
 from modicum.study.inference import ALPHA
 
