@@ -19,7 +19,7 @@ from modicum import updates
 from modicum.logged import METRICS
 from modicum.report import document, numbers, page, words
 from modicum.report.figures import arm_curves as curves
-from modicum.report.figures import difficulty, forest, frontier, labels, tuning
+from modicum.report.figures import difficulty, forest, frontier, tuning
 from modicum.report.figures.curves import TRAINED, line
 from modicum.report.read import PROBLEMS_SHOWN
 from modicum.report.study import families, read, tables
@@ -440,13 +440,13 @@ def test_labels_stay_apart_and_inside() -> None:
     rng = np.random.default_rng(0)
     points = [(float(x), float(y)) for x, y in rng.uniform((3, 2), (5, 3), (14, 2))]
     sizes = [(0.3 + 0.1 * (i % 10), 0.13) for i in range(14)]
-    chosen, far = labels.arrange(points, sizes, (0, 0, 9, 4))
-    assert labels.overlap(chosen, chosen)[~np.eye(14, dtype=bool)].max() < 1e-9
+    chosen, far = frontier.arrange(points, sizes, (0, 0, 9, 4))
+    assert frontier.overlap(chosen, chosen)[~np.eye(14, dtype=bool)].max() < 1e-9
     np.testing.assert_allclose(chosen[:, 2:] - chosen[:, :2], sizes)
     assert chosen[:, 0].min() >= 0 and chosen[:, 2].max() <= 9
     assert len(far) == 14 and not all(far)
-    np.testing.assert_array_equal(chosen, labels.arrange(points, sizes, (0, 0, 9, 4))[0])
-    assert labels.overlap((0, 0, 2, 2), [(1, 1, 3, 3), (2, 0, 3, 2)]).tolist() == [[1, 0]]
+    np.testing.assert_array_equal(chosen, frontier.arrange(points, sizes, (0, 0, 9, 4))[0])
+    assert frontier.overlap((0, 0, 2, 2), [(1, 1, 3, 3), (2, 0, 3, 2)]).tolist() == [[1, 0]]
 
 
 def test_a_line_is_the_mean_over_seeds_where_all_of_them_went() -> None:
