@@ -16,7 +16,7 @@ from modicum.config import TrainConfig, read_toml, to_toml
 from modicum.limits import Positive
 from modicum.runs import Run, read_object
 from modicum.settings import Settings
-from modicum.study import cells, collect, ranking, run, verdict
+from modicum.study import analysis, cells, collect, ranking, run
 from modicum.study.cell import BASE
 from modicum.study.cells import Choice
 from modicum.study.design import Allowance, PlannedArm, Study, Tuning
@@ -210,5 +210,5 @@ def _result(
         "full": full and full.shown,
         "best_units": best,
         "best": scan.update(ranking.together(scan.over, places)),
-        "notes": [*verdict.said("of_scan", units, full, len(rates) or 1), *stopped],
+        "notes": [*analysis.said("of_scan", units, full, len(rates) or 1), *stopped],
     }
