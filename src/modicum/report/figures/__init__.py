@@ -1,1 +1,1 @@
-"""The figures of reports, and what several share: `curves`, `panels`."""
+"""The figures of reports."""

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from modicum.report import document
-from modicum.report.figures import panels
+from modicum.report import document, style
 from modicum.report.numbers import percent
 from modicum.report.study.families import ranked
 from modicum.report.style import BROAD, INK, MUTED, NARROW, SERIES, Figure, blank, tip
@@ -69,24 +68,24 @@ def draw(known: Mapping[str, int], rows: Rows, bold: str, narrow: bool) -> Figur
 
     columns = list(known.items())[:MOST]
     across, row, size = (NARROW, 0.27, 7) if narrow else (BROAD, 0.25, 8)
-    left = min(1.45 if narrow else 2.5, panels.width_of([name for name, _ in rows], size) + 0.1)
-    left = max(left, panels.width_of(["difficulty"], size - 1) + 0.1)
+    left = min(1.45 if narrow else 2.5, style.width_of([name for name, _ in rows], size) + 0.1)
+    left = max(left, style.width_of(["difficulty"], size - 1) + 0.1)
     width = min(0.8, (across - left - 0.05) / len(columns))
     figure = blank(across, row * len(rows) + 0.48)
-    axes = panels.place(figure, left, 0.42, width * len(columns), row * len(rows))
+    axes = style.place(figure, left, 0.42, width * len(columns), row * len(rows))
     axes.set_axis_off()
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(rows), 0)
     for x, (level, count) in enumerate(columns):
         axes.text(x + 0.5, -0.15, f"{count}", ha="center", fontsize=size - 1, color=MUTED)
-        text = panels.shorten(level, width, size)
+        text = style.shorten(level, width, size)
         axes.text(x + 0.5, -0.85, text, ha="center", fontsize=size, fontweight="bold")
     for y, place in ((-0.85, "difficulty"), (-0.15, "problems")):
         axes.text(-0.1, y, place, ha="right", fontsize=size - 1, color=MUTED)
     for y, (name, found) in enumerate(rows):
-        style = {"ha": "right", "va": "center", "color": MUTED if name == "base" else INK}
-        style["fontweight"] = "bold" if name == bold else "normal"
-        axes.text(-0.1, y + 0.5, panels.shorten(name, left, size), fontsize=size, **style)
+        look = {"ha": "right", "va": "center", "color": MUTED if name == "base" else INK}
+        look["fontweight"] = "bold" if name == bold else "normal"
+        axes.text(-0.1, y + 0.5, style.shorten(name, left, size), fontsize=size, **look)
         for x, (level, _) in enumerate(columns):
             if level not in found:
                 continue

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modicum.report import document, style
-from modicum.report.figures import panels
 from modicum.report.numbers import decimal, listed, memory, short
 from modicum.report.study.families import family, present
 from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
@@ -180,8 +179,8 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float |
     else:
         room = 0.12 * (high - low) or 0.1 * high or 1.0
         axes.set_xlim(max(0.0, low - room), high + room)
-        panels.numbers(axes, "x", 6)
-    panels.numbers(axes, "y", 8)
+        style.numbers(axes, "x", 6)
+    style.numbers(axes, "y", 8)
     # Placebos and the base are far below: they must not press all others together.
     rivals = [p for p in found if not p.placebo] or found
     ends = [end for p in rivals for end in p.ends]
@@ -212,13 +211,13 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float |
         text = "below the axis: " + ", ".join(below)
         room = axes.get_position().width * (NARROW if len(below) > 3 else BROAD)
         look = {"transform": axes.transAxes, "ha": "right", "color": MUTED}
-        axes.text(0.995, 0.015, panels.shorten(text, room, SIZE), fontsize=SIZE, **look)
+        axes.text(0.995, 0.015, style.shorten(text, room, SIZE), fontsize=SIZE, **look)
 
 
 def _names(axes: Axes, found: Sequence[FrontierPoint], narrow: bool) -> None:
     """Their names, those on the frontier in bold, clear of marks, intervals and steps."""
     size = SIZE - 0.5 if narrow else SIZE
-    texts = [panels.shorten(p.name, 1.5 if narrow else 2.6, size) for p in found]
+    texts = [style.shorten(p.name, 1.5 if narrow else 2.6, size) for p in found]
     figure = axes.get_figure(root=True)
     assert figure is not None
     inches = axes.transData + figure.dpi_scale_trans.inverted()
@@ -232,7 +231,7 @@ def _names(axes: Axes, found: Sequence[FrontierPoint], narrow: bool) -> None:
     for (x, y), (after, _) in itertools.pairwise([*best, (box.x1, 0.0)]):
         taken.append((x, y - 0.02, after, y + 0.02))
     bounds = (box.x0, box.y0 + 0.15, box.x1, box.y1)
-    sizes = [(panels.width_of([text], size) + 0.04, 1.25 * size / 72) for text in texts]
+    sizes = [(style.width_of([text], size) + 0.04, 1.25 * size / 72) for text in texts]
     chosen, far = arrange(places, sizes, bounds, taken)
     data = inches.inverted()
     for box, line, text, point, at in zip(chosen, far, texts, found, places, strict=True):

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from modicum.report import document
-from modicum.report.figures import panels
+from modicum.report import document, style
 from modicum.report.numbers import rate
 from modicum.report.study.families import family
 from modicum.report.style import INK, Axes, Figure, tip
@@ -41,7 +40,7 @@ def ticks(rates: Sequence[float]) -> list[float]:
 def _draw(analysis: Analysis, narrow: bool) -> Figure:
     """The figure: the chosen rate is ringed, one at the edge says so, a cross failed."""
     shown = arms(analysis)
-    figure, grid = panels.grid(
+    figure, grid = style.grid(
         [arm.name for arm in shown], narrow, "learning rate", "accuracy, tuning problems (%)"
     )
     rates = [tried.rate for arm in shown for tried in arm.tries if tried.rate > 0]
@@ -59,7 +58,7 @@ def _draw(analysis: Analysis, narrow: bool) -> Figure:
         for label in labels[:1]:
             label.set_horizontalalignment("left")
         axes.set_ylim(max(-3.0, low - room), min(103.0, high + room))
-        panels.numbers(axes, "y", 4)
+        style.numbers(axes, "y", 4)
         _panel(axes, arm, family(analysis, arm).colour)
     return figure
 
@@ -74,8 +73,8 @@ def _panel(axes: Axes, arm: ArmResult, colour: str) -> None:
         ring: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 1.2, "markersize": 7}
         # Rates are written with a few digits.
         chosen = arm.learning_rate is not None and abs(at / arm.learning_rate - 1) < 1e-3
-        style = ring if chosen else {"markersize": 3.5}
-        (mark,) = axes.plot(at, accuracy, "o", color=colour, zorder=3, **style)
+        look = ring if chosen else {"markersize": 3.5}
+        (mark,) = axes.plot(at, accuracy, "o", color=colour, zorder=3, **look)
         tip(mark, f"{arm.name} at {at:.2g}: {accuracy:.1f} %")
     for failed in (t for t in arm.tries if t.accuracy is None):
         bottom = axes.get_ylim()[0]
@@ -84,4 +83,4 @@ def _panel(axes: Axes, arm: ArmResult, colour: str) -> None:
     if arm.rate_at_edge:
         low, high = axes.get_ylim()
         clear = all(accuracy > low + 0.3 * (high - low) for _, accuracy in tried)
-        panels.remark(axes, "best at the edge", high=not clear)
+        style.remark(axes, "best at the edge", high=not clear)
