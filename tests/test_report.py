@@ -22,11 +22,10 @@ from fake_runs import make, make_whole
 from modicum import cli
 from modicum.report import load, numbers, page, style, tables, write
 from modicum.report import runs as report_of_runs
-from modicum.report.document import Document, SideBySide, Table, section
+from modicum.report.document import Document, SideBySide, Table, compare, section
 from modicum.report.figures import accuracy, curves, frontier
 from modicum.report.read import HeldCompletion, HeldGroup, by_difficulty, held_groups, labels
 from modicum.report.runs import headline
-from modicum.report.sections import compare
 from modicum.report.words import printable
 from modicum.stats import Interval
 from modicum.types import UserError

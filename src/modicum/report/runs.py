@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modicum.report import document as doc
-from modicum.report import read, sections, tables
+from modicum.report import read, tables
+from modicum.report.document import Builder
 from modicum.report.figures import accuracy, changes, curves, difficulty, frontier
 from modicum.report.numbers import ARROW, NONE, count, decimal, percent
 from modicum.report.read import HeldGroup, LoggedSample, RunRecord, colours, labels
-from modicum.report.sections import Builder
 from modicum.report.tables import RunRow
 from modicum.report.words import printable, say
 from modicum.status import Status
@@ -44,7 +44,7 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         ("Settings", [record.config for record in records]),
         ("Versions", [record.environment for record in records]),
     ):
-        alike, differing = sections.compare(found)
+        alike, differing = doc.compare(found)
         different = doc.across(f"{name} that differ", list(differing.items()), names)
         report.section(name.lower(), name, different)
         report.values("The same in all runs" if len(names) > 1 else "", alike)

@@ -1,10 +1,9 @@
 """What the report of a study says."""
 
 from modicum.report import document as doc
-from modicum.report import sections
+from modicum.report.document import Builder
 from modicum.report.figures import arm_curves, changes, difficulty, forest, frontier, tuning
 from modicum.report.numbers import NONE
-from modicum.report.sections import Builder
 from modicum.report.study import tables
 from modicum.report.study.families import family, ranked
 from modicum.report.study.read import StudyRecord
@@ -98,7 +97,7 @@ def _method(report: Builder, study: StudyRecord) -> None:
 def _settings(report: Builder, study: StudyRecord) -> None:
     shown, every = arm_curves.arms(study), study.analysis.arms
     configs = [study.curves[arm.slug].config for arm in shown]
-    alike, differing = sections.compare(configs or [study.settings.get("config", {})])
+    alike, differing = doc.compare(configs or [study.settings.get("config", {})])
     title, measures = "Settings in which the arms differ", list(differing.items())
     if not shown:  # a copy without runs has what each arm sets
         keys = dict.fromkeys(name for arm in every for name in arm.settings)
