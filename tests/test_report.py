@@ -20,7 +20,7 @@ from rich.console import Console
 
 from fake_runs import make, make_whole
 from modicum import cli
-from modicum.report import load, numbers, page, style, tables, write
+from modicum.report import load, page, style, tables, words, write
 from modicum.report import runs as report_of_runs
 from modicum.report.document import Document, SideBySide, Table, compare, section
 from modicum.report.figures import accuracy, curves, frontier
@@ -145,7 +145,7 @@ def test_table_without_a_measure_shows_a_dash(tmp_path):
     [(12, "12"), (81_920, "81.9k"), (999_700, "1M"), (14_912_384, "14.9M"), (7.6156e9, "7.62B")],
 )
 def test_short_counts(value, text):
-    assert numbers.short(value) == text
+    assert words.short(value) == text
 
 
 def test_runs_of_one_update_are_told_apart_by_seed_and_share_a_colour(tmp_path):

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 import fake_study
 from modicum import updates
 from modicum.logged import METRICS
-from modicum.report import document, numbers, page, words
+from modicum.report import document, page, words
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures import difficulty, forest, frontier, tuning
 from modicum.report.figures.curves import TRAINED, line
@@ -513,8 +513,8 @@ def test_tuning_marks_the_chosen_rate_the_edge_and_the_failed(large: Analysis) -
     crosses = [line for line in panels["galore(rank=4)"].lines if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses] == [[1.6e-3]]
     assert tuning.ticks([2e-5, 6e-4, 1.8e-2]) == pytest.approx([2e-5, 1e-3, 1.8e-2])
-    assert numbers.rate(6.67e-5) == "6.7e−5"
-    assert numbers.rate(1e-3) == "1e−3"
+    assert words.rate(6.67e-5) == "6.7e−5"
+    assert words.rate(1e-3) == "1e−3"
 
 
 def test_difficulties_are_in_the_order_of_their_numbers(large: Analysis) -> None:

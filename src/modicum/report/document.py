@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modicum.report.numbers import NONE
 from modicum.report.style import Figure as Drawing
-from modicum.report.words import printable, say
+from modicum.report.words import NONE, printable, say
 from modicum.runs import flat
 
 LETTERS_SHOWN = 1500  # of a question, a completion, a setting

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from modicum.disk import writing
-from modicum.report.numbers import NONE, decimal, interval, percent, points, short
 from modicum.report.style import INK, MUTED, PAPER, SERIES, blank, styled, svg
 from modicum.report.tables import terminal, terminal_table
+from modicum.report.words import NONE, decimal, interval, percent, points, short
 
 WORDS_ACROSS = 8  # labels that fit side by side
 HEADS = ("update", "", "gain", "95%, over\nseeds", "95%, over\nproblems", "of full's", "trained")

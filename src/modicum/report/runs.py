@@ -8,10 +8,9 @@ from modicum.report import document as doc
 from modicum.report import read, tables
 from modicum.report.document import Builder
 from modicum.report.figures import accuracy, changes, curves, difficulty, frontier
-from modicum.report.numbers import ARROW, NONE, count, decimal, percent
 from modicum.report.read import HeldGroup, LoggedSample, RunRecord, colours, labels
 from modicum.report.tables import RunRow
-from modicum.report.words import printable, say
+from modicum.report.words import ARROW, NONE, count, decimal, percent, printable, say
 from modicum.status import Status
 
 SAMPLES_SHOWN = 2

@@ -23,7 +23,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modicum.report.numbers import tick
+from modicum.report.words import tick
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

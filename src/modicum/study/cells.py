@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from modicum.config import Held, TrainConfig, read_toml
-from modicum.report.numbers import duration
+from modicum.report.words import duration
 from modicum.results import TuningRun
 from modicum.runs import Run, read_lines, read_object
 from modicum.study import design

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from modicum.report import document, style
-from modicum.report.numbers import interval, percent
 from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, tip
 from modicum.report.tables import RunRow
+from modicum.report.words import interval, percent
 from modicum.results import Evaluation
 
 DIAMOND: dict[str, Any] = {

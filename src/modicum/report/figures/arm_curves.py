@@ -14,11 +14,11 @@ import numpy as np
 from modicum.logged import METRICS, Metric
 from modicum.report import document, style
 from modicum.report.figures.curves import ACCURACY, AXES, TRAINED, Line, line, metrics
-from modicum.report.numbers import brief, listed
 from modicum.report.read import Columns
 from modicum.report.study.families import CONTROL, family
 from modicum.report.study.read import ArmCurves, StudyRecord
 from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
+from modicum.report.words import brief, listed
 from modicum.results import ArmResult
 
 COLUMNS = 9  # side by side on a page

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from modicum.report import document, style
-from modicum.report.numbers import NONE, small_percent
 from modicum.report.style import GRID, MUTED, SERIES, Figure, tip
+from modicum.report.words import NONE, small_percent
 from modicum.results import Anatomy, AnatomyPart
 
 WIDE = 6  # maps that are as wide as the page, with numbers in their cells; more are small

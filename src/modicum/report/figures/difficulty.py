@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from modicum.report import document, style
-from modicum.report.numbers import percent
 from modicum.report.study.families import ranked
 from modicum.report.style import BROAD, INK, MUTED, NARROW, SERIES, Figure, blank, tip
+from modicum.report.words import percent
 from modicum.results import Analysis
 
 LIGHTEST, DARKEST = 0.04, 0.5  # the ink in a cell stays readable, in dark mode too

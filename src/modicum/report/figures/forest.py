@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 from modicum.report import document, style
-from modicum.report.numbers import interval, points
 from modicum.report.study.families import CONTROL, family, present, ranked
 from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
+from modicum.report.words import interval, points
 from modicum.results import Analysis, ArmResult
 from modicum.stats import Difference
 

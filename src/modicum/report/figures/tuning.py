@@ -6,10 +6,9 @@ from functools import partial
 from typing import Any
 
 from modicum.report import document, style
-from modicum.report.numbers import rate
 from modicum.report.study.families import family
 from modicum.report.style import INK, Axes, Figure, tip
-from modicum.report.words import say
+from modicum.report.words import rate, say
 from modicum.results import Analysis, ArmResult
 
 

@@ -3,11 +3,10 @@
 from modicum.report import document as doc
 from modicum.report.document import Builder
 from modicum.report.figures import arm_curves, changes, difficulty, forest, frontier, tuning
-from modicum.report.numbers import NONE
 from modicum.report.study import tables
 from modicum.report.study.families import family, ranked
 from modicum.report.study.read import StudyRecord
-from modicum.report.words import say
+from modicum.report.words import NONE, say
 
 METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # sections of words.txt
 
