@@ -18,8 +18,8 @@ import fake_study
 from modicum import updates
 from modicum.logged import METRICS
 from modicum.report import document, page, words
+from modicum.report.figures import accuracy, forest, frontier, tuning
 from modicum.report.figures import arm_curves as curves
-from modicum.report.figures import difficulty, forest, frontier, tuning
 from modicum.report.figures.curves import TRAINED, line
 from modicum.report.read import PROBLEMS_SHOWN
 from modicum.report.study import families, read, tables
@@ -523,14 +523,14 @@ def test_difficulties_are_in_the_order_of_their_numbers(large: Analysis) -> None
     found = Analysis.from_json(
         {"question": "?", "control": "full", "arms": [data | {"difficulty": levels}]}, ""
     )
-    assert list(difficulty.levels(found)) == ["2", "9.5", "10", "x"]
+    assert list(accuracy.levels(found)) == ["2", "9.5", "10", "x"]
     # An arm of which no run finished has the levels and no accuracy.
     none = [{"level": "2", "problems": 3, "accuracy": None, "base": 0.5}]
     failed = Analysis.from_json(
         {"question": "?", "control": "full", "arms": [data | {"difficulty": none}]}, ""
     )
-    assert difficulty.rows(failed) == [("base", {"2": 0.5}), ("full", {})]
-    assert [name for name, _ in difficulty.rows(large)][:2] == ["base", "lora(rank=8)"]
+    assert accuracy.rows(failed) == [("base", {"2": 0.5}), ("full", {})]
+    assert [name for name, _ in accuracy.rows(large)][:2] == ["base", "lora(rank=8)"]
 
 
 def test_a_study_of_the_control_alone_has_no_comparison(tmp_path: Path) -> None:

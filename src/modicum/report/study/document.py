@@ -2,7 +2,7 @@
 
 from modicum.report import document as doc
 from modicum.report.document import Builder
-from modicum.report.figures import arm_curves, changes, difficulty, forest, frontier, tuning
+from modicum.report.figures import accuracy, arm_curves, changes, forest, frontier, tuning
 from modicum.report.study import tables
 from modicum.report.study.families import family, ranked
 from modicum.report.study.read import StudyRecord
@@ -21,10 +21,10 @@ def document(study: StudyRecord, title: str) -> doc.Document:
         report.add(doc.Heading("The arms in words"), doc.Bullets(tuple(said)))
     report.section("cost", "Accuracy and cost", *frontier.figures(analysis))
     report.fold("What the arms cost, in numbers", tables.costs(analysis), "means")
-    levels, rows = difficulty.levels(analysis), difficulty.rows(analysis)
+    levels, rows = accuracy.levels(analysis), accuracy.rows(analysis)
     problems = f"{analysis.split} problems, mean over seeds"
     what = f"{analysis.primary.capitalize()} (%) by the difficulty of the {problems}"
-    figure = difficulty.figure(levels, rows, what, bold=analysis.control)
+    figure = accuracy.by_difficulty(levels, rows, what, bold=analysis.control)
     report.section("difficulty", "By difficulty", figure)
     curves = arm_curves.figures(study)
     report.section("training", "During training", *curves[:1])
