@@ -18,7 +18,7 @@ import fake_study
 from modicum import updates
 from modicum.logged import METRICS
 from modicum.report import document, page, words
-from modicum.report.figures import accuracy, forest, frontier, tuning
+from modicum.report.figures import accuracy, forest, frontier
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures.curves import TRAINED, line
 from modicum.report.read import PROBLEMS_SHOWN
@@ -504,15 +504,15 @@ def test_metrics_that_never_move_are_said_in_words(study: StudyRecord) -> None:
 
 
 def test_tuning_marks_the_chosen_rate_the_edge_and_the_failed(large: Analysis) -> None:
-    figure = draw(tuning.figure(large))
-    panels = dict(zip([a.name for a in tuning.arms(large)], figure.axes, strict=True))
+    figure = draw(curves.tuning(large))
+    panels = dict(zip([a.name for a in curves.tuned(large)], figure.axes, strict=True))
     edges = {n for n, axes in panels.items() if any("edge" in t.get_text() for t in axes.texts)}
     assert edges == {"bitfit", "lora(rank=8)"}
     ringed = [line for line in panels["full"].lines if line.get_markersize() == 7]
     assert [list(line.get_xdata()) for line in ringed] == [[4e-4]]
     crosses = [line for line in panels["galore(rank=4)"].lines if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses] == [[1.6e-3]]
-    assert tuning.ticks([2e-5, 6e-4, 1.8e-2]) == pytest.approx([2e-5, 1e-3, 1.8e-2])
+    assert curves.ticks([2e-5, 6e-4, 1.8e-2]) == pytest.approx([2e-5, 1e-3, 1.8e-2])
     assert words.rate(6.67e-5) == "6.7e−5"
     assert words.rate(1e-3) == "1e−3"
 

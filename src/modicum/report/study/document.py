@@ -2,7 +2,7 @@
 
 from modicum.report import document as doc
 from modicum.report.document import Builder
-from modicum.report.figures import accuracy, arm_curves, changes, forest, frontier, tuning
+from modicum.report.figures import accuracy, arm_curves, changes, forest, frontier
 from modicum.report.study import tables
 from modicum.report.study.families import family, ranked
 from modicum.report.study.read import StudyRecord
@@ -32,7 +32,7 @@ def document(study: StudyRecord, title: str) -> doc.Document:
         report.fold(f"The same against {figure.name.removeprefix('learning-')}", figure)
     if signals := arm_curves.signals(study):
         report.add(doc.Heading("Reward terms, length, entropy and more"), signals)
-    report.section("tuning", "Tuning", tuning.figure(analysis))
+    report.section("tuning", "Tuning", arm_curves.tuning(analysis))
     _weights(report, study)
     report.section("written", "What the models wrote")
     if study.runs.samples.problems:
