@@ -72,7 +72,6 @@ def run_scan(
     not on the test split, since units are chosen by it. With several `rates` each unit is tried
     with all. `overwrite` replaces the scan in `out`. The rest is as in `run.run_study`.
     """
-    from modicum.report import gains
 
     config = replace(config, evaluation=replace(config.evaluation, eval_split=split))
     if not config.evaluation.eval_problems:
@@ -102,7 +101,7 @@ def run_scan(
         found = _result(scan, config, chosen, tried, start, rates)
         found["notes"] = [*notes, *found["notes"]]
         Run(root).write("scan.json", found)
-        gains.draw(found, root)
+        ranking.draw(found, root)
     return found
 
 
