@@ -38,9 +38,15 @@ from numpy.typing import NDArray
 from scipy import special
 
 from modicum.stats import Difference, Interval
-from modicum.study import bootstrap
-from modicum.study.estimate import BOOTSTRAP, MAX_T_SEEDS, Estimate, difference
-from modicum.study.retention import retention
+from modicum.study.estimate import (
+    BOOTSTRAP,
+    MAX_T_SEEDS,
+    Estimate,
+    counts,
+    difference,
+    pivots,
+    retention,
+)
 from modicum.study.twolevel import Table, spread
 
 KEPT = 0.1  # Of a collapsed seed's chances.
@@ -179,7 +185,7 @@ def two_level(table_SI: Table, rng: np.random.Generator) -> Difference:
     """What studies use (`estimate.estimate`), with fewer resamples."""
     found = spread(table_SI)
     resampled = found.num_seeds > MAX_T_SEEDS and not found.none
-    pivots_R = bootstrap.pivots(table_SI, rng, RESAMPLES) if resampled else None
+    pivots_R = pivots(table_SI, rng, RESAMPLES) if resampled else None
     return difference(Estimate(found, (-1.0, 1.0), pivots_R))
 
 
@@ -197,8 +203,8 @@ def seed_means(table_SI: Table, rng: np.random.Generator) -> Difference:
 def means(table_SI: Table, rng: np.random.Generator, resamples: int) -> NDArray[np.float64]:
     """The means of `resamples` tables, sorted: what the percentile bootstrap takes."""
     num_seeds, num_problems = table_SI.shape
-    seeds_RS = bootstrap.counts(rng, resamples, num_seeds)
-    problems_RI = bootstrap.counts(rng, resamples, num_problems)
+    seeds_RS = counts(rng, resamples, num_seeds)
+    problems_RI = counts(rng, resamples, num_problems)
     return np.sort(((seeds_RS @ table_SI) * problems_RI).sum(1) / table_SI.size)
 
 

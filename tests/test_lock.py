@@ -272,7 +272,7 @@ def test_a_stale_lock_is_no_part_of_a_run(bare: TrainConfig, tmp_path: Path) -> 
 
 
 def test_readers_are_never_locked_out(bare: TrainConfig) -> None:
-    from modicum.face.result import load
+    from modicum.face.training import load
     from modicum.training.checkpoint import reload
 
     train(bare)

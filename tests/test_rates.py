@@ -18,7 +18,7 @@ from modicum.config import Optimizer, Sampling, Steps, TrainConfig, read_toml
 from modicum.engine.logprobs import logprobs
 from modicum.recipes import start_rate
 from modicum.rewards import parse as parse_reward
-from modicum.study import Tuning, tuning
+from modicum.study import Tuning, cells
 from modicum.study.design import PlannedArm
 from modicum.training import loop, rate
 from modicum.training.loop import Observer, run_step, train
@@ -320,7 +320,7 @@ def test_a_study_may_try_the_two_rates_of_the_probe(tmp_path: Path) -> None:
 
     tables = {"question": "?", "arms": ["full", "last(1)"], "budget": {"amount": 10}}
     study = study_of({**tables, "tuning": {"probe": True}}, "here")
-    tries = tuning.first_round(study, PlannedArm("full", {}), 0.02)
+    tries = cells.first_round(study, PlannedArm("full", {}), 0.02)
     assert [entry.rate for entry in tries] == [0.02, 0.035]
     with pytest.raises(UserError, match="probe"):
         Tuning(probe=True, factors=(1.0, 2.0))

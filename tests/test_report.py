@@ -20,13 +20,12 @@ from rich.console import Console
 
 from fake_runs import make, make_whole
 from modicum import cli
-from modicum.report import load, markdown, numbers, page, style, tables, write
+from modicum.report import load, page, style, tables, words, write
 from modicum.report import runs as report_of_runs
-from modicum.report.document import Document, SideBySide, Table, section
+from modicum.report.document import Document, SideBySide, Table, compare, section
 from modicum.report.figures import accuracy, curves, frontier
 from modicum.report.read import HeldCompletion, HeldGroup, by_difficulty, held_groups, labels
 from modicum.report.runs import headline
-from modicum.report.sections import compare
 from modicum.report.words import printable
 from modicum.stats import Interval
 from modicum.types import UserError
@@ -119,7 +118,7 @@ def test_table_shows_the_numbers_of_the_results(runs):
         "654",
         "1.50 GiB",
     )
-    text = markdown.render(Document("T", "", "", (), (section("r", "R", tables.table(rows)),)), "")
+    text = page.markdown(Document("T", "", "", (), (section("r", "R", tables.table(rows)),)), "")
     assert text.count("\n|") == 5
     assert "\n" + r"| `last(1)` | 123,456 (10.0%) | 12.3 → 34.6 \[31.6, 37.6] |" in text
 
@@ -146,7 +145,7 @@ def test_table_without_a_measure_shows_a_dash(tmp_path):
     [(12, "12"), (81_920, "81.9k"), (999_700, "1M"), (14_912_384, "14.9M"), (7.6156e9, "7.62B")],
 )
 def test_short_counts(value, text):
-    assert numbers.short(value) == text
+    assert words.short(value) == text
 
 
 def test_runs_of_one_update_are_told_apart_by_seed_and_share_a_colour(tmp_path):
@@ -270,7 +269,7 @@ def test_of_many_runs_the_first_six_show_what_they_wrote(tmp_path):
     found = report_of_runs.document([load(folder) for folder in folders], "t")
     shown = blocks(found, "written", SideBySide)
     assert [run.title for run in shown] == [f"last({n})" for n in range(1, 7)]
-    assert "2 more runs are left out here." in markdown.render(found, "figures")
+    assert "2 more runs are left out here." in page.markdown(found, "figures")
     # They are rows now, and all still have their numbers.
     details = blocks(found, "results", Table)[1]
     assert details.heads[0] == "run" and len(details.rows) == 8

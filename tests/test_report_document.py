@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modicum.report import html, markdown, words
+from modicum.report import page, words
 from modicum.report.document import (
     Bullets,
     Commands,
@@ -81,11 +81,11 @@ def document(*blocks: Piece) -> Document:
 
 
 @pytest.mark.parametrize(
-    ("block", "page", "text"), EXAMPLES, ids=[type(block).__name__ for block, _, _ in EXAMPLES]
+    ("block", "shown", "text"), EXAMPLES, ids=[type(block).__name__ for block, _, _ in EXAMPLES]
 )
-def test_a_block_in_both_forms(block: Piece, page: str, text: str) -> None:
-    assert page in re.sub(r"\n+", "\n", html.render(document(block), DRAWN))
-    assert text in markdown.render(document(block), "pics")
+def test_a_block_in_both_forms(block: Piece, shown: str, text: str) -> None:
+    assert shown in re.sub(r"\n+", "\n", page.html(document(block), DRAWN))
+    assert text in page.markdown(document(block), "pics")
 
 
 def test_every_kind_of_block_is_among_the_examples() -> None:
@@ -93,7 +93,7 @@ def test_every_kind_of_block_is_among_the_examples() -> None:
 
 
 def test_the_head_of_both_forms() -> None:
-    page, text = html.render(document(), {}), markdown.render(document(), "pics")
+    shown, text = page.html(document(), {}), page.markdown(document(), "pics")
     for part in (
         "<title>T</title>",
         '<p class="headline">Head</p>',
@@ -102,20 +102,20 @@ def test_the_head_of_both_forms() -> None:
         '<li><a href="#one">One</a></li>',
         '<section id="one">\n<h2>One</h2>',
     ):
-        assert part in page
+        assert part in shown
     assert text.startswith("# T\n\n**Head**\n\nSo it is.\n\na note\n\n## One\n")
 
 
 def test_a_table_does_not_repeat_the_heading_above_it() -> None:
-    found = markdown.render(document(Heading("Numbers"), TABLE), "pics")
+    found = page.markdown(document(Heading("Numbers"), TABLE), "pics")
     assert "### Numbers\n\n| run |" in found
-    assert "Numbers:\n\n" in markdown.render(document(Heading("Other"), TABLE), "pics")
+    assert "Numbers:\n\n" in page.markdown(document(Heading("Other"), TABLE), "pics")
 
 
 def test_figures_are_found_where_they_are_folded() -> None:
     assert document(Text("a"), Folded("b", (FIGURE,))).figures() == [FIGURE]
     # One that was not drawn leaves no hole.
-    assert "<figure" not in html.render(document(FIGURE), {})
+    assert "<figure" not in page.html(document(FIGURE), {})
 
 
 def test_few_runs_are_columns_and_many_are_rows() -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from fake_runs import HOSTILE, make, make_whole
-from modicum.report import load, markdown, runs
+from modicum.report import load, page, runs
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def found(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(found):
-    return markdown.render(found, "x figures")
+    return page.markdown(found, "x figures")
 
 
 def test_it_has_the_sections_of_the_page(text):
@@ -65,7 +65,7 @@ def test_the_table_by_difficulty_has_the_numbers(text):
 def test_what_a_model_wrote_stays_in_its_block(text):
     block = f"```text\n{HOSTILE}\n```"
     assert block in text and "<script>" not in text.replace(block, "")
-    nested = markdown.block("a\n```\n````\n# no heading")
+    nested = page.fenced("a\n```\n````\n# no heading")
     assert nested.startswith("`````text\n") and nested.endswith("\n`````")
 
 
@@ -80,9 +80,9 @@ def test_what_a_model_wrote_stays_in_its_block(text):
     ],
 )
 def test_texts_are_shown_as_they_are(raw, shown):
-    assert markdown.escaped(raw) == shown
+    assert page.escaped(raw) == shown
 
 
 def test_code_may_hold_backticks_and_bars():
-    assert markdown.code("last(1)") == "`last(1)`"
-    assert markdown.code("a `b` | c") == r"`` a `b` \| c ``"
+    assert page.code("last(1)") == "`last(1)`"
+    assert page.code("a `b` | c") == r"`` a `b` \| c ``"

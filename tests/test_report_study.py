@@ -17,9 +17,9 @@ from matplotlib.patches import Rectangle
 import fake_study
 from modicum import updates
 from modicum.logged import METRICS
-from modicum.report import document, html, markdown, numbers, page, words
+from modicum.report import document, page, words
+from modicum.report.figures import accuracy, forest, frontier
 from modicum.report.figures import arm_curves as curves
-from modicum.report.figures import difficulty, forest, frontier, labels, tuning
 from modicum.report.figures.curves import TRAINED, line
 from modicum.report.read import PROBLEMS_SHOWN
 from modicum.report.study import families, read, tables
@@ -201,11 +201,11 @@ def test_a_copy_without_runs_leaves_out_what_needs_them(folder: Path, tmp_path: 
     study = read.load(tmp_path)
     assert set(figures_of(study)) == WITHOUT_RUNS
     found = document_of(study, "A study")
-    text = html.render(found, {})
+    text = page.html(found, {})
     assert "The run folders of any arm are not here" in text
     assert 'id="written"' not in text
     assert 'id="training"' not in text
-    assert "Settings" in markdown.render(found, "figures")
+    assert "Settings" in page.markdown(found, "figures")
     # The arms' settings are known without the runs.
     (settings,) = [s for s in found.sections if s.id == "settings"]
     assert isinstance(settings.blocks[0], document.Table)
@@ -371,7 +371,7 @@ def test_backticks_mark_code() -> None:
         (False, " of it"),
     ]
     assert words.marked("a lone ` stays") == [(False, "a lone ` stays")]
-    assert markdown.prose("a_b is `c_d`, see") == "a\\_b is `c_d`, see"
+    assert page.prose("a_b is `c_d`, see") == "a\\_b is `c_d`, see"
 
 
 def test_the_table_sorts_by_numbers(large: Analysis) -> None:
@@ -440,13 +440,13 @@ def test_labels_stay_apart_and_inside() -> None:
     rng = np.random.default_rng(0)
     points = [(float(x), float(y)) for x, y in rng.uniform((3, 2), (5, 3), (14, 2))]
     sizes = [(0.3 + 0.1 * (i % 10), 0.13) for i in range(14)]
-    chosen, far = labels.arrange(points, sizes, (0, 0, 9, 4))
-    assert labels.overlap(chosen, chosen)[~np.eye(14, dtype=bool)].max() < 1e-9
+    chosen, far = frontier.arrange(points, sizes, (0, 0, 9, 4))
+    assert frontier.overlap(chosen, chosen)[~np.eye(14, dtype=bool)].max() < 1e-9
     np.testing.assert_allclose(chosen[:, 2:] - chosen[:, :2], sizes)
     assert chosen[:, 0].min() >= 0 and chosen[:, 2].max() <= 9
     assert len(far) == 14 and not all(far)
-    np.testing.assert_array_equal(chosen, labels.arrange(points, sizes, (0, 0, 9, 4))[0])
-    assert labels.overlap((0, 0, 2, 2), [(1, 1, 3, 3), (2, 0, 3, 2)]).tolist() == [[1, 0]]
+    np.testing.assert_array_equal(chosen, frontier.arrange(points, sizes, (0, 0, 9, 4))[0])
+    assert frontier.overlap((0, 0, 2, 2), [(1, 1, 3, 3), (2, 0, 3, 2)]).tolist() == [[1, 0]]
 
 
 def test_a_line_is_the_mean_over_seeds_where_all_of_them_went() -> None:
@@ -504,17 +504,17 @@ def test_metrics_that_never_move_are_said_in_words(study: StudyRecord) -> None:
 
 
 def test_tuning_marks_the_chosen_rate_the_edge_and_the_failed(large: Analysis) -> None:
-    figure = draw(tuning.figure(large))
-    panels = dict(zip([a.name for a in tuning.arms(large)], figure.axes, strict=True))
+    figure = draw(curves.tuning(large))
+    panels = dict(zip([a.name for a in curves.tuned(large)], figure.axes, strict=True))
     edges = {n for n, axes in panels.items() if any("edge" in t.get_text() for t in axes.texts)}
     assert edges == {"bitfit", "lora(rank=8)"}
     ringed = [line for line in panels["full"].lines if line.get_markersize() == 7]
     assert [list(line.get_xdata()) for line in ringed] == [[4e-4]]
     crosses = [line for line in panels["galore(rank=4)"].lines if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses] == [[1.6e-3]]
-    assert tuning.ticks([2e-5, 6e-4, 1.8e-2]) == pytest.approx([2e-5, 1e-3, 1.8e-2])
-    assert numbers.rate(6.67e-5) == "6.7e−5"
-    assert numbers.rate(1e-3) == "1e−3"
+    assert curves.ticks([2e-5, 6e-4, 1.8e-2]) == pytest.approx([2e-5, 1e-3, 1.8e-2])
+    assert words.rate(6.67e-5) == "6.7e−5"
+    assert words.rate(1e-3) == "1e−3"
 
 
 def test_difficulties_are_in_the_order_of_their_numbers(large: Analysis) -> None:
@@ -523,14 +523,14 @@ def test_difficulties_are_in_the_order_of_their_numbers(large: Analysis) -> None
     found = Analysis.from_json(
         {"question": "?", "control": "full", "arms": [data | {"difficulty": levels}]}, ""
     )
-    assert list(difficulty.levels(found)) == ["2", "9.5", "10", "x"]
+    assert list(accuracy.levels(found)) == ["2", "9.5", "10", "x"]
     # An arm of which no run finished has the levels and no accuracy.
     none = [{"level": "2", "problems": 3, "accuracy": None, "base": 0.5}]
     failed = Analysis.from_json(
         {"question": "?", "control": "full", "arms": [data | {"difficulty": none}]}, ""
     )
-    assert difficulty.rows(failed) == [("base", {"2": 0.5}), ("full", {})]
-    assert [name for name, _ in difficulty.rows(large)][:2] == ["base", "lora(rank=8)"]
+    assert accuracy.rows(failed) == [("base", {"2": 0.5}), ("full", {})]
+    assert [name for name, _ in accuracy.rows(large)][:2] == ["base", "lora(rank=8)"]
 
 
 def test_a_study_of_the_control_alone_has_no_comparison(tmp_path: Path) -> None:

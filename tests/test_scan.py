@@ -15,9 +15,9 @@ from scipy import special
 from helpers import Fails
 from modicum import cli, runs, updates
 from modicum.config import Held, Records, Sampling, Steps, TrainConfig
+from modicum.study.analysis import said
 from modicum.study.ranking import Standing, Unit, judge, placed, together, units
 from modicum.study.scan import Scan, run_scan
-from modicum.study.verdict import said
 from modicum.training import loop
 from modicum.types import RunInterrupted, RunStopped, UserError
 

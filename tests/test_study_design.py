@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modicum.results import TuningRun
-from modicum.study import cost, design, tuning
+from modicum.study import cells, design
 from modicum.study.design import Study
 from modicum.study.launch import locked
 from modicum.study.run import begin
@@ -178,41 +178,41 @@ def rated(tries: list[TuningRun], accuracies: dict[float, float]) -> list[Tuning
 def test_the_best_rate_wins_and_an_edge_is_flagged() -> None:
     study = made(tuning=design.Tuning(factors=(0.1, 1.0, 10.0)))
     arm = design.arms(study)[0]
-    tries = tuning.first_round(study, arm, 1.0)
+    tries = cells.first_round(study, arm, 1.0)
     assert [entry.rate for entry in tries] == [0.1, 1.0, 10.0]
-    middle = tuning.choose(study, 1.0, [rated(tries, {0.1: 0.3, 1.0: 0.5, 10.0: 0.2})])
+    middle = cells.choose(study, 1.0, [rated(tries, {0.1: 0.3, 1.0: 0.5, 10.0: 0.2})])
     assert (middle.learning_rate, middle.rate_at_edge, len(middle.tries)) == (1.0, False, 3)
-    assert tuning.choose(study, 1.0, [rated(tries, {0.1: 0.3, 1.0: 0.5, 10.0: 0.6})]).rate_at_edge
+    assert cells.choose(study, 1.0, [rated(tries, {0.1: 0.3, 1.0: 0.5, 10.0: 0.6})]).rate_at_edge
     two = rated(tries[:2], {0.1: 0.3, 1.0: 0.5})
-    assert not tuning.choose(study, 1.0, [two]).rate_at_edge, "one of two always is the edge"
+    assert not cells.choose(study, 1.0, [two]).rate_at_edge, "one of two always is the edge"
     # Of equal ones the lower; a failed one never.
-    level = tuning.choose(study, 1.0, [rated(tries, {0.1: 0.5, 1.0: 0.5, 10.0: 0.5})])
+    level = cells.choose(study, 1.0, [rated(tries, {0.1: 0.5, 1.0: 0.5, 10.0: 0.5})])
     assert level.learning_rate == 0.1
     broken = [*rated(tries[:1], {0.1: 0.0}), *tries[1:]]
-    assert tuning.choose(study, 1.0, [broken]).learning_rate == 0.1
+    assert cells.choose(study, 1.0, [broken]).learning_rate == 0.1
 
 
 def test_halving_gives_the_better_half_twice_the_budget() -> None:
     study = made(tuning=design.Tuning(factors=(1.0, 2.0, 4.0, 8.0), halving=True))
     arm = design.arms(study)[0]
-    assert tuning.shares(study) == [0.25, 0.5, 1.0]
-    first = rated(tuning.first_round(study, arm, 1.0), {1: 0.1, 2: 0.4, 4: 0.3, 8: 0.0})
-    second = tuning.next_round(study, arm, first, 0.5)
+    assert cells.shares(study) == [0.25, 0.5, 1.0]
+    first = rated(cells.first_round(study, arm, 1.0), {1: 0.1, 2: 0.4, 4: 0.3, 8: 0.0})
+    second = cells.next_round(study, arm, first, 0.5)
     assert [(entry.rate, entry.share) for entry in second] == [(2.0, 0.5), (4.0, 0.5)]
-    third = tuning.next_round(study, arm, rated(second, {2: 0.4, 4: 0.6}), 1.0)
+    third = cells.next_round(study, arm, rated(second, {2: 0.4, 4: 0.6}), 1.0)
     assert [(entry.rate, entry.share) for entry in third] == [(4.0, 1.0)]
     assert len({entry.folder for entry in (*first, *second, *third)}) == 7
-    assert cost.tries_of(study) == [0.25] * 4 + [0.5] * 2 + [1.0]
+    assert cells.tries_of(study) == [0.25] * 4 + [0.5] * 2 + [1.0]
 
 
 def test_one_factor_tunes_nothing() -> None:
     study = made(tuning=design.Tuning(factors=(3.0,)))
-    assert tuning.first_round(study, design.arms(study)[0], 0.1) == []
-    assert tuning.choose(study, 0.1, [[]]).learning_rate == pytest.approx(0.3)
-    assert cost.tries_of(study) == []
+    assert cells.first_round(study, design.arms(study)[0], 0.1) == []
+    assert cells.choose(study, 0.1, [[]]).learning_rate == pytest.approx(0.3)
+    assert cells.tries_of(study) == []
 
 
 def test_placebos_are_not_tuned() -> None:
     study = made()
     placebo = design.arms(study)[-1]
-    assert tuning.first_round(study, placebo, 1.0) == []
+    assert cells.first_round(study, placebo, 1.0) == []

@@ -13,10 +13,16 @@ from scipy import special
 from modicum import stats
 from modicum.results import ArmResult
 from modicum.stats import Interval
-from modicum.study import bootstrap
-from modicum.study.estimate import BOOTSTRAP, NO_SPREAD, ONE_SEED, T_INTERVAL, estimate
+from modicum.study.estimate import (
+    BOOTSTRAP,
+    NO_SPREAD,
+    ONE_SEED,
+    T_INTERVAL,
+    estimate,
+    pivots,
+    retention,
+)
 from modicum.study.inference import arm_interval, compare, gain_interval, paired, variance
-from modicum.study.retention import retention
 from modicum.study.twolevel import Spread, seeds_needed, spread
 from modicum.types import UserError
 
@@ -169,7 +175,7 @@ def test_pivots_are_those_of_resampled_tables() -> None:
         rows, columns = draw.integers(0, 7, 7), draw.integers(0, 15, 15)
         found = spread(table_SI[rows][:, columns])
         slow.append((found.mean - table_SI.mean()) / found.standard_error)
-    fast = bootstrap.pivots(table_SI, rng(), 3000)
+    fast = pivots(table_SI, rng(), 3000)
     assert (np.diff(fast) >= 0).all() and len(fast) == 3000
     for share in (0.05, 0.25, 0.5, 0.75, 0.95):
         # A quantile of 3,000 draws is off by about .03 in the middle and .1 in these tails.

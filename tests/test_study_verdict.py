@@ -1,4 +1,4 @@
-"""modicum.study.verdict: what is said, and that it says no more than was tested."""
+"""modicum.study.analysis: what is said, and that it says no more than was tested."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modicum.study.analysis import conclusion, notes, sentence
 from modicum.study.design import Allowance, Study, Tuning
 from modicum.study.inference import compare
-from modicum.study.verdict import conclusion, notes, sentence
 
 Values = dict[str, Any]
 COST = {"parameters": 100, "share": 0.246, "time_ratio": 0.41, "memory_ratio": 0.38}

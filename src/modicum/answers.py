@@ -19,7 +19,7 @@ from typing import Any
 
 from modicum.child import Child, ChildFailed
 from modicum.grading import comparison, extraction
-from modicum.grading.expressions import countdown
+from modicum.grading.comparison import countdown
 from modicum.grading.extraction import ANSWER_IS, OPENED, after_thinking, extract, extract_lenient
 from modicum.grading.quantities import number, quantity, same_quantity
 from modicum.grading.spelling import TEXT, clean

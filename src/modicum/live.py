@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from modicum.disk import write_whole
 from modicum.logged import metric_of
-from modicum.report import numbers as n
+from modicum.report import words as n
 from modicum.report.words import environment, printable
 from modicum.status import Status
 

@@ -25,7 +25,7 @@ def run(args: list[str]) -> int:
     found, options = parser.options(args, Options, "report")
     folders = [Path(name) for name in found.runs]
 
-    from modicum.face.result import report
+    from modicum.face.training import report
     from modicum.report import page, read, tables
     from modicum.status import STUDY, Status
 

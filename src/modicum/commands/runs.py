@@ -90,7 +90,7 @@ def _order(value: Any) -> tuple[int, Any]:
 
 
 def _text(row: Row, name: str) -> str:
-    from modicum.report import numbers as n
+    from modicum.report import words as n
 
     value = _value(row, name)
     if name == "steps":

@@ -58,9 +58,9 @@ def run(args: list[str]) -> int:
         **vars(options),
     )
     if not found.json:
-        from modicum.report import gains
+        from modicum.study import ranking
 
-        gains.show(result)
+        ranking.show(result)
     lines = [f"note: {text}" for text in result["notes"]]
     lines.append(f"best {len(result['best_units'])}: {result['best']}")
     lines.append(f"files: {out}/scan.json, scan.png, scan.svg")

@@ -4,8 +4,7 @@ docs/python.md explains them. Nothing here imports torch before a call needs it.
 """
 
 from modicum.face.evaluation import compare, evaluate
-from modicum.face.result import TrainResult, load, report
-from modicum.face.training import train
+from modicum.face.training import TrainResult, load, report, train
 from modicum.study.run import run_study as study
 
 __all__ = ["TrainResult", "compare", "evaluate", "load", "report", "study", "train"]

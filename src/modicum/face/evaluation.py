@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modicum import scorecard, tasks
 from modicum.config import Compute, Held, Sampling, Steps, TrainConfig, Trust, from_mapping
-from modicum.face.result import TrainResult, folder_of, in_python
+from modicum.face.training import TrainResult, folder_of, in_python
 from modicum.limits import Natural, Positive
 from modicum.options import merge
 from modicum.parts import RunParts, past_bases, past_config, past_task, problems_changed

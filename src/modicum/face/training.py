@@ -1,18 +1,25 @@
-"""`modicum.train`: objects and flat settings to a run."""
+"""`modicum.train`, objects and flat settings to a run, and what came of it: result, report.
+
+A result is read from the run's folder, so that it is the same after `load`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+import html
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from modicum import rewards, tasks
+from modicum import rewards, runs, tasks
 from modicum.config import TrainConfig, from_mapping, read_toml
-from modicum.face.result import TrainResult, in_python
 from modicum.naming import run_folder
 from modicum.options import merge
-from modicum.parts import RunParts, expression, is_given, parsers
+from modicum.parts import RunParts, expression, is_given, parsers, past_bases, past_config
+from modicum.results import Evaluation, RunResult, fill
 from modicum.rewards import Reward, Term
 from modicum.settings import tables
 from modicum.types import UserError
@@ -24,6 +31,161 @@ else:
 
 NEEDED = {"update": "apply", "objective": "token_loss", "curriculum": "begin"}
 """What an object of a kind must have."""
+NAMES = ("update", "model", "task", "reward")
+OPTION = re.compile(r"(?<![\w-])--([a-z-]+)")
+COUNTS = ("trainable_parameters", "total_parameters", "steps", "seconds", "change_proof")
+
+
+@contextmanager
+def in_python() -> Iterator[None]:
+    """In here errors name arguments and not the command line's options; also a decorator."""
+    try:
+        yield
+    except UserError as error:
+        text = (
+            str(error).replace("--overwrite", "overwrite=True").replace("--resume", "resume=True")
+        )
+        error.args = (OPTION.sub(lambda match: match[1].replace("-", "_"), text),)
+        raise
+
+
+@dataclass(frozen=True, repr=False)
+class TrainResult:
+    """A run. `values` is what its `result.json` holds; empty while it has not ended."""
+
+    folder: Path
+    values: dict[str, Any] = field(hash=False)
+    parts: RunParts | None = field(default=None, compare=False)
+    """The objects that it was begun with, in this process."""
+    base: str = field(default="", compare=False)
+    """Where its base is now; empty: where the run says."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.folder.absolute())
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of sampled answers that are right after training, on held-out problems."""
+        return self._accuracy("trained")
+
+    @property
+    def baseline(self) -> float | None:
+        """The same of the model before training."""
+        return self._accuracy("base")
+
+    @property
+    def config(self) -> TrainConfig:
+        """All settings of the run."""
+        return past_config(self.folder)
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """A dict for every step (docs/metrics.md); `pandas.DataFrame(result.metrics)`."""
+        path = runs.open_run(self.folder).folder / "metrics.jsonl"
+        return runs.read_lines(path) if path.exists() else []
+
+    def report(self, out: str | Path = "", title: str = "") -> Path:
+        """Write the run's page, with Markdown and figures beside it; returns the page."""
+        return report(self, out=out, title=title)
+
+    @in_python()
+    def export(
+        self,
+        out: str | Path,
+        format: Literal["merged", "adapter"] = "merged",
+        overwrite: bool = False,
+        base: str | Path = "",
+    ) -> Path:
+        """Write the trained model as an ordinary Hugging Face folder, or only its adapter.
+
+        `base` says where the base of the run is now, if it has moved.
+        """
+        from modicum.export import export_run
+
+        place = Path(out).expanduser()
+        config = past_bases(self.folder, self.config, str(base) or self.base)
+        export_run(self.folder, place, format, overwrite, config, self.parts)
+        return place
+
+    def evaluate(self, **settings: Any) -> Evaluation:
+        """`modicum.evaluate` of this run, by default on its own task."""
+        from modicum.face.evaluation import evaluate
+
+        return evaluate(self, **settings)
+
+    def _accuracy(self, name: str) -> float | None:
+        found = self.values.get(name)
+        return None if not found else found["accuracy"]
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """What is shown of it, by name."""
+        values = self.values
+        if not values:
+            return [("run", str(self.folder)), ("state", "not finished")]
+        shown = [("run", str(self.folder))]
+        shown += [(name, str(values[name])) for name in NAMES]
+        if self.accuracy is not None and self.baseline is not None:
+            band = f"[{values['trained']['low']:.1%}, {values['trained']['high']:.1%}]"
+            shown.append(("accuracy", f"{self.baseline:.1%} → {self.accuracy:.1%} {band}"))
+        share = values["trainable_parameters"] / values["total_parameters"]
+        stopped = f", stopped: {why}" if (why := values.get("stopped")) else ""
+        return [
+            *shown,
+            ("trained", f"{values['trainable_parameters']:,} parameters ({share:.1%})"),
+            ("steps", f"{values['steps']} in {values['seconds']:.0f} s{stopped}"),
+            ("change proof", values["change_proof"]),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<12}  {text}" for name, text in self._rows())
+
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in self._rows()
+        )
+        return f"<table>{cells}</table>"
+
+
+def load(folder: str | Path, base: str | Path = "") -> TrainResult:
+    """The result of a run that is there: finished, or on its way (then accuracy is None).
+
+    `base` says where its base is now, if it has moved; `evaluate` and `export` look there.
+    """
+    place = folder_of(folder)
+    past_config(place)  # UserError when it is no run folder
+    path = place / "result.json"
+    values = runs.read_object(path) if path.exists() else {}
+    if path.exists():
+        fill(RunResult, values, str(path))
+        for name in NAMES + COUNTS:
+            if values.get(name) is None:
+                raise UserError(f"{path}: {name!r} is missing")
+    return TrainResult(place, values, base=str(base))
+
+
+def report(*runs: str | Path | TrainResult, out: str | Path = "", title: str = "") -> Path:
+    """Write the report of some runs, or of one study, and return the path of its page.
+
+    Markdown and figures are written beside it. `out` is the page; by default report.html in
+    the folder of a single run or study, and here for several runs.
+    """
+    from modicum.report import page
+
+    place = out and Path(out).expanduser()
+    return page.write([folder_of(run) for run in runs], place, title)
+
+
+def folder_of(run: str | Path | TrainResult) -> Path:
+    """The folder of a run that is named by itself or by its folder."""
+    if isinstance(run, TrainResult):
+        return run.folder
+    try:
+        return Path(run).expanduser()
+    except TypeError:
+        raise UserError(f"a folder or the result of a run is needed, not {run!r:.60}") from None
 
 
 @in_python()

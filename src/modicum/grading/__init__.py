@@ -1,11 +1,10 @@
 """How answers are found and compared; `modicum.answers` is the way in (docs/grading.md).
 
 extraction      the final answer in a text
-comparison      are two answers the same: by value, text, parts
+comparison      are two answers the same: by value, text, parts; exact countdown arithmetic
 spelling parts  one spelling of signs; members of lists, sets of reals
 quantities      numbers with units
 words.toml                     signs, functions, units and the like, by name
-expressions     exact evaluation of arithmetic
 lexer latex values algebra     formulas, and their equality at random points
 equivalence                    algebra in a child process with a time limit
 """

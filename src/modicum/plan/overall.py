@@ -20,7 +20,7 @@ from modicum.plan.changes import advice
 from modicum.plan.hardware import GIB, Machine
 from modicum.plan.memory import Memory, Subject, estimate
 from modicum.plan.shapes import Lengths, lengths_of, num_bytes
-from modicum.report.numbers import aligned, duration
+from modicum.report.words import aligned, duration
 from modicum.types import Batch, Completion, Group, Problem, Row
 from modicum.updates.base import Prepared
 

@@ -1,18 +1,18 @@
-"""A report as data: sections of blocks, which `html` and `markdown` render.
+"""A report as data: sections of blocks, which a `Builder` collects and `page` renders.
 
 A text of a report may hold `code` in backticks. What a model wrote stands in `Sample`s alone.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from modicum.report.words import say
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
+from modicum.report.style import Figure as Drawing
+from modicum.report.words import NONE, printable, say
+from modicum.runs import flat
 
 LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
@@ -235,3 +235,64 @@ def _walk(blocks: Iterable[Piece]) -> Iterator[Piece]:
     for block in blocks:
         yield block
         yield from _walk(getattr(block, "parts", ()))
+
+
+class Builder:
+    """Collects blocks by section, in order; a block that is None is left out."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str, list[Piece]]] = []
+
+    def section(self, id: str, title: str, *blocks: Piece | None) -> None:
+        """A new section, where blocks go from now on."""
+        self.found.append((id, title, []))
+        self.add(*blocks)
+
+    def add(self, *blocks: Piece | None) -> None:
+        """Further blocks of the section."""
+        self.found[-1][2].extend(block for block in blocks if block is not None)
+
+    def note(self, name: str, **values: Any) -> None:
+        """A text of `words.txt`, set smaller."""
+        self.add(Text(say(name, **values), note=True))
+
+    def fold(self, summary: str, block: Piece | None, note: str = "") -> None:
+        """A block behind a line, with a text of `words.txt`."""
+        notes = (Text(say(note), note=True),) if note else ()
+        self.add(Folded(summary, (block, *notes)) if block else None)
+
+    def values(self, name: str, values: Mapping[str, Any]) -> None:
+        """Settings under a name, tables within them flat."""
+        self.add(Values(name, flat) if (flat := _flatten(values)) else None)
+
+    def proofs(self, name: str, items: Iterable[tuple[str, str | None]]) -> Proofs | None:
+        """What was proven of each run or arm; None where nothing was."""
+        proven = tuple((run, proof) for run, proof in items if proof)
+        return Proofs(name, proven) if proven else None
+
+    def repeat(self, lines: Sequence[str]) -> None:
+        """The commands that make it again."""
+        self.section("repeat", "How to repeat it")
+        if lines:
+            self.add(Commands(tuple(lines)))
+            self.note("same_seed")
+
+    def sections(self) -> tuple[Section, ...]:
+        """Those that have blocks."""
+        return tuple(Section(id, title, tuple(found)) for id, title, found in self.found if found)
+
+
+def compare(
+    configs: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Settings that all share (name -> value) and those that differ (name -> one for each)."""
+    flat = [_flatten(config) for config in configs]
+    names = dict.fromkeys(name for config in flat for name in config)
+    values = {name: tuple(config.get(name, NONE) for config in flat) for name in names}
+    different = {name: texts for name, texts in values.items() if len(set(texts)) > 1}
+    return {name: values[name][0] for name in names if name not in different}, different
+
+
+def _flatten(config: Mapping[str, Any]) -> dict[str, str]:
+    pairs = [(n, v if isinstance(v, str) else json.dumps(v, default=str)) for n, v in flat(config)]
+    return {printable(name): printable(text, LETTERS_SHOWN) for name, text in pairs}

@@ -1,18 +1,32 @@
-"""The report of runs or of a study: one self-contained HTML page, Markdown, figure files."""
+"""The report of runs or of a study: one self-contained HTML page, Markdown, figure files.
 
-from collections.abc import Iterable, Sequence
+The page's policy lets nothing be loaded and only its own script run, which is named by its SHA-256;
+all that the script does is sort tables and show values under the pointer, so the page is whole
+without it. What a model wrote is escaped text, and nothing can break out of the Markdown either.
+`page.html` and `page.md` have a macro for each kind of block.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from markupsafe import Markup
+
 from modicum.disk import make_folder
-from modicum.report import html, markdown, runs
+from modicum.report import runs, words
 from modicum.report.document import Document, Figure
 from modicum.report.read import load
 from modicum.report.study import document as studies
 from modicum.report.study.read import load as load_study
 from modicum.report.style import Drawn, drawn, styled
+from modicum.report.words import marked, printable
 from modicum.status import STUDY
 from modicum.types import UserError
+
+SPECIAL = re.compile(r"([\\`*_\[<>|&#~$])")  # of Markdown
 
 
 class Places(NamedTuple):
@@ -68,11 +82,11 @@ def draw(figures: Iterable[Figure]) -> dict[str, Drawn]:
 def write_document(document: Document, to: Places) -> Path:
     """Write the page, NAME.svg and NAME.pdf of every figure, and the Markdown."""
     found = draw(document.figures())
-    files = {to.page: html.render(document, found).encode()}
+    files = {to.page: html(document, found).encode()}
     for name, figure in found.items():
         files[to.figures / f"{name}.svg"] = figure.svg.encode()
         files[to.figures / f"{name}.pdf"] = figure.pdf
-    files[to.markdown] = markdown.render(document, to.figures.name).encode()
+    files[to.markdown] = markdown(document, to.figures.name).encode()
     for path, data in files.items():
         try:
             make_folder(path.parent)
@@ -80,3 +94,50 @@ def write_document(document: Document, to: Places) -> Path:
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
     return to.page
+
+
+def html(document: Document, drawn: Mapping[str, Drawn]) -> str:
+    """Any document as a page; a figure that is not `drawn` is left out."""
+    script = words.file("page.js").strip()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    template, css = words.environment().get_template("page.html"), words.file("page.css").strip()
+    values = {"css": Markup(css), "script": Markup(script), "script_hash": f"sha256-{digest}"}
+    return template.render(document=document, drawn=drawn, **values)
+
+
+def markdown(document: Document, figures: str) -> str:
+    """Any document as Markdown; `figures` is the folder of the figures, relative to it."""
+    template = words.environment(escaped=escaped, code=code, fenced=fenced, prose=prose)
+    text = template.get_template("page.md").render(document=document, folder=figures)
+    return text.strip("\n") + "\n"
+
+
+def escaped(text: str) -> str:
+    """`text` as one line of Markdown that shows it as it is."""
+    return _shown(text).strip()
+
+
+def code(text: str) -> str:
+    """`text` as inline code, in a cell of a table too."""
+    text = " ".join(printable(text).split()).replace("|", "\\|")
+    fence = "`" * (1 + _ticks(text))
+    return f"{fence} {text} {fence}" if len(fence) > 1 else f"`{text}`"
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """`text` as a fenced block that nothing in it can end."""
+    fence = "`" * max(3, 1 + _ticks(text))
+    return f"{fence}{language}\n{printable(text)}\n{fence}"
+
+
+def prose(text: str) -> str:
+    """A sentence as Markdown: what stands in backticks is code, all else as it is."""
+    return "".join(code(piece) if is_code else _shown(piece) for is_code, piece in marked(text))
+
+
+def _shown(text: str) -> str:
+    return SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", printable(text)))
+
+
+def _ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)

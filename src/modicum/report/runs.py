@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modicum.report import document as doc
-from modicum.report import read, sections, tables
-from modicum.report.figures import accuracy, changes, curves, difficulty, frontier
-from modicum.report.numbers import ARROW, NONE, count, decimal, percent
+from modicum.report import read, tables
+from modicum.report.document import Builder
+from modicum.report.figures import accuracy, changes, curves, frontier
 from modicum.report.read import HeldGroup, LoggedSample, RunRecord, colours, labels
-from modicum.report.sections import Builder
 from modicum.report.tables import RunRow
-from modicum.report.words import printable, say
+from modicum.report.words import ARROW, NONE, count, decimal, percent, printable, say
 from modicum.status import Status
 
 SAMPLES_SHOWN = 2
@@ -27,8 +26,8 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     if len(groups) == 1:
         levels, scores = read.by_difficulty(groups[0], names)
         what = "Accuracy (%) by the difficulty of the held-out problems"
-        report.add(difficulty.figure(levels, scores, what))
-        report.fold("The same as a table", difficulty.table(levels, scores))
+        report.add(accuracy.by_difficulty(levels, scores, what))
+        report.fold("The same as a table", accuracy.difficulty_table(levels, scores))
     bases = sorted({row.result.base.accuracy for row in rows if row.result.base is not None})
     report.section("training", "During training", *curves.figures(records, bases))
     report.fold("The curves in numbers", curves.table(records, names), "tenths")
@@ -44,7 +43,7 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         ("Settings", [record.config for record in records]),
         ("Versions", [record.environment for record in records]),
     ):
-        alike, differing = sections.compare(found)
+        alike, differing = doc.compare(found)
         different = doc.across(f"{name} that differ", list(differing.items()), names)
         report.section(name.lower(), name, different)
         report.values("The same in all runs" if len(names) > 1 else "", alike)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modicum.report import document
-from modicum.report import numbers as n
+from modicum.report import words as n
 from modicum.report.document import Table, TableCell
 from modicum.report.read import RunRecord, colours, labels
 from modicum.results import RunResult

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modicum.answers import number
-from modicum.report.numbers import aligned
+from modicum.report.words import aligned
 from modicum.rewards.base import Reward
 from modicum.styles import Style
 from modicum.tasks.base import Task

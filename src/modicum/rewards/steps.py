@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from modicum import answers
 from modicum.grading import rules
-from modicum.grading.expressions import MAX_EXPRESSION, evaluate
+from modicum.grading.comparison import MAX_EXPRESSION, evaluate
 from modicum.rewards.base import Term
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem

@@ -2,7 +2,7 @@
 
 `run` has the order of the work and `design` what is compared; a run of a study is a `cell`, and a
 `launch`er runs it. `scan` is a study of every layer, block or part alone. What the runs came to is
-`collect`ed, and analysed by `inference` (numbers) and `verdict` (words).
+`collect`ed, compared by `inference`, and put into numbers and words by `analysis`.
 docs/statistics.md has the statistics: model, formulas, measured error rates.
 """
 

@@ -1,24 +1,32 @@
 """From a study's runs to `analysis.json`: estimates, tests, verdicts, costs, and how to repeat it.
 
-The numbers are `inference.compare`'s, the words `verdict`'s. The generator of the resampling
-is seeded by the study (`analysis_seed`), so the same runs give the same file. `curves.json`
-beside it holds what the report shows of the runs, small enough to ship without them.
+The numbers are `inference.compare`'s. The generator of the resampling is seeded by the
+study (`analysis_seed`), so the same runs give the same file. `curves.json` beside it holds what the
+report shows of the runs, small enough to ship without them.
+
+`report/verdict.txt` has the words, made of the mappings of analysis.json. They keep to what was
+tested: "not worse by more than the margin", never "the same"; an arm that is not worse and yet
+clearly below the control is said to be both; nothing that was not shown is said to be absent.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modicum.report.study import read
+from modicum.report.words import environment, on_one_line
 from modicum.results import Analysis, ArmResult, RunBudget
 from modicum.runs import Run, flat, read_object
-from modicum.study import inference, verdict
+from modicum.study import inference
+from modicum.study.cells import COUNTED
 from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty, final
 from modicum.study.design import PlannedArm, Study
+from modicum.study.inference import ALPHA
 from modicum.types import UserError
 
 MEASURED = (
@@ -72,9 +80,9 @@ def analyse(found: Collected, folder: Path) -> Analysis:
     pairs = zip(whole.arms, said["arms"], strict=True)
     return replace(
         whole,
-        arms=tuple(replace(arm, sentence=verdict.sentence(it, said)) for arm, it in pairs),
-        conclusion=verdict.conclusion(said),
-        notes=tuple(verdict.notes(said, study)),
+        arms=tuple(replace(arm, sentence=sentence(it, said)) for arm, it in pairs),
+        conclusion=conclusion(said),
+        notes=tuple(notes(said, study)),
     )
 
 
@@ -133,3 +141,60 @@ def _settled(found: Mapping[str, Any]) -> dict[str, Any]:
         kept = {k: v for k, v in arm.items() if k not in ("sentence", "folders")}
         arms.append(kept | {"cost": {k: v for k, v in arm["cost"].items() if k not in MEASURED}})
     return {**found, "arms": arms, "repeat": []}
+
+
+Values = Mapping[str, Any]
+
+
+def sentence(arm: Values, study: Values) -> str:
+    """What one arm showed, with what it cost."""
+    return "".join(said("sentence", arm, study))
+
+
+def conclusion(study: Values) -> str:
+    """One to three sentences over all arms: which match, which lose, what stays open."""
+    return "".join(said("conclusion", study))
+
+
+def notes(study: Values, design: Study | None = None) -> list[str]:
+    """What a reader must know before believing the verdicts, and what the `design` owns up to."""
+    found = said("notes", study)
+    if design is not None:
+        unit = design.budget.unit
+        found += said("of_design", study["arms"], design, COUNTED.get(unit, unit))
+    return found
+
+
+def said(name: str, *values: Any) -> list[str]:
+    """The paragraphs of one of the texts, made of what it speaks of."""
+    paragraphs = getattr(_texts(), name)(*values).split("\n---\n")
+    return [text for paragraph in paragraphs if (text := on_one_line(paragraph))]
+
+
+@cache
+def _texts() -> Any:
+    made = environment(
+        judged=lambda arms, *verdicts: [arm for arm in arms if arm["verdict"] in verdicts],
+        clear=lambda study: bool(study["control_gain"]) and study["control_gain"]["low"] > 0,
+        single=lambda study: max(len(arm["by_seed"]) for arm in study["arms"]) == 1,
+        share_of=lambda share: f"{100 * share:.{1 if share >= 0.001 else 3}f} %",
+        **{"signed": _signed, "span": _span, "size": _size},
+    )
+    return made.get_template("verdict.txt", globals={"alpha": ALPHA}).module
+
+
+def _signed(value: float, unit: str = " points") -> str:
+    """Points with their sign; a value that rounds to 0 has none."""
+    text = f"{100 * value:+.1f}"
+    return f"{'0.0' if float(text) == 0 else text}{unit}"
+
+
+def _span(found: Values, level: int | str = "") -> str:
+    """The limits of an interval, those at a `level` where there are several."""
+    return f"{_signed(found[f'low{level}'], '')} to {_signed(found[f'high{level}'], '')}"
+
+
+def _size(value: float) -> str:
+    """A number of points without a sign, and without a needless decimal."""
+    text = f"{100 * value:.1f}".removesuffix(".0")
+    return f"{text} point{'' if text == '1' else 's'}"

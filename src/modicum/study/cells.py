@@ -1,27 +1,92 @@
-"""The cells of a study: probes, the base, tuning, final runs.
+"""The cells of a study: probes, the base, tuning, final runs; and what all of them will cost.
 
 cells/probe/ARM                 a few steps, for the estimate of the cost
 cells/base-tune, cells/base-test   the untrained model
 cells/tune/ARM/rate-...         tries of the learning rate
 cells/final/ARM/seed-N          the comparison
 tuning.json                     the rate of each arm and its tries
+
+Each arm has the same number of tries of its learning rate, judged on the tune split: the default
+rate of its update times `tuning.factors`. With `halving` they come in rounds (successive halving,
+Jamieson and Talwalkar 2016, arXiv 1502.07943): all rates run for a part of the budget, the better
+half for twice as much, until one round has a whole try's budget. Every round starts from the base,
+since a run's length may enter its schedule.
 """
 
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from modicum.config import Held, TrainConfig, read_toml
+from modicum.report.words import duration
 from modicum.results import TuningRun
-from modicum.runs import Run, read_object
-from modicum.study import design, tuning
-from modicum.study.cell import RESULT, Cell, failure
+from modicum.runs import Run, read_lines, read_object
+from modicum.study import design
+from modicum.study.cell import RESULT, SECONDS, Cell, failure
 from modicum.study.design import PlannedArm, Study
 from modicum.study.launch import Bench
-from modicum.study.tuning import Choice
 from modicum.types import UserError
 
 PROBE_STEPS = 4
+COUNTED = {"tokens": "generated_tokens"}  # what a run calls what it spent of a unit
+START_SECONDS = 1.5  # of a process and its model
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rate that an arm trains with, and how it was found, as `tuning.json` holds it."""
+
+    learning_rate: float = 0.0
+    rate_at_edge: bool = False
+    """The best of three rates or more is the lowest or highest: a further one may be better."""
+    tries: tuple[TuningRun, ...] = ()
+
+
+def shares(study: Study) -> list[float]:
+    """The share of the budget in each round: one round without halving."""
+    tuning = study.tuning
+    rounds = 1 + math.floor(math.log2(len(tuning.factors))) if tuning.halving else 1
+    return [tuning.share / 2**left for left in range(rounds - 1, -1, -1)]
+
+
+def first_round(study: Study, arm: PlannedArm, default: float) -> list[TuningRun]:
+    """The tries of an arm that need no other's outcome; none where there is nothing to tune."""
+    if arm.placebo or len(study.tuning.factors) < 2:
+        return []
+    rates = sorted(default * factor for factor in study.tuning.factors)
+    return [_try(arm, rate, shares(study)[0]) for rate in rates]
+
+
+def next_round(
+    study: Study, arm: PlannedArm, outcomes: Sequence[TuningRun], share: float
+) -> list[TuningRun]:
+    """The better half of a round, with more of the budget."""
+    best = sorted(outcomes, key=_rank, reverse=True)[: math.ceil(len(outcomes) / 2)]
+    return [_try(arm, rate, share) for rate in sorted(entry.rate for entry in best)]
+
+
+def choose(study: Study, default: float, rounds: Sequence[Sequence[TuningRun]]) -> Choice:
+    """The best try of the last round; without tries the one factor of the default."""
+    if not rounds or not rounds[0]:
+        factors = study.tuning.factors
+        return Choice(default * (factors[0] if len(factors) == 1 else 1))
+    tries = tuple(entry for done in rounds for entry in done)
+    best = max(rounds[-1], key=_rank)
+    rates = [entry.rate for entry in rounds[0]]
+    return Choice(best.rate, len(rates) > 2 and best.rate in (min(rates), max(rates)), tries)
+
+
+def _rank(entry: TuningRun) -> tuple[bool, float, float]:
+    """Higher is better; of equal ones the lower rate."""
+    return entry.accuracy is not None, entry.accuracy or 0.0, -entry.rate
+
+
+def _try(arm: PlannedArm, rate: float, share: float) -> TuningRun:
+    part = "" if share == 1 else f"-share-{share:.3g}"
+    return TuningRun(rate, share, f"cells/tune/{arm.slug}/rate-{rate:.2e}{part}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,21 +164,21 @@ def tune(bench: StudyBench) -> dict[str, Choice]:
     tuned = [arm for arm in bench.arms if not arm.placebo]
     defaults = {arm.name: default_rate(bench, arm) for arm in tuned}
     rounds: dict[str, list[list[TuningRun]]] = {arm.name: [] for arm in tuned}
-    for number, share in enumerate(tuning.shares(study)):
+    for number, share in enumerate(shares(study)):
         tries = {
-            arm.name: tuning.next_round(study, arm, rounds[arm.name][-1], share)
+            arm.name: next_round(study, arm, rounds[arm.name][-1], share)
             if number
-            else tuning.first_round(study, arm, defaults[arm.name])
+            else first_round(study, arm, defaults[arm.name])
             for arm in tuned
         }
         cells = [_tuning_cell(bench, arm, entry) for arm in tuned for entry in tries[arm.name]]
         bench.run(cells)
         for arm in tuned:
             rounds[arm.name].append([_tried(bench, entry) for entry in tries[arm.name]])
-    found = {a.name: tuning.choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
+    found = {a.name: choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
     control = found[study.control]
     found |= {a.name: Choice(control.learning_rate) for a in bench.arms if a.placebo}
-    Run(bench.folder).write("tuning.json", {name: asdict(one) for name, one in found.items()})
+    Run(bench.folder).write("json", {name: asdict(one) for name, one in found.items()})
     return found
 
 
@@ -154,3 +219,66 @@ def check_arms(study: Study) -> None:
             tasks.parse(config.task)
         except UserError as error:
             raise UserError(f"arm {arm.name}: {error}") from None
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """Of a whole study, before it is run."""
+
+    tuning_runs: int
+    final_runs: int
+    tokens: float | None
+    """Generated in training, all runs; None when the budget is not of tokens."""
+    seconds: float
+    """On this machine with these jobs."""
+    step_seconds: dict[str, float]
+    """By arm."""
+
+    def text(self) -> str:
+        """For a reader."""
+        tokens = "" if self.tokens is None else f", {self.tokens:,.0f} generated tokens"
+        return (
+            f"{self.tuning_runs} tuning runs and {self.final_runs} final runs{tokens}; about"
+            f" {duration(self.seconds)} on this machine"
+        )
+
+
+def cost(bench: StudyBench) -> CostEstimate:
+    """From the base on the test split and a probe of each arm, which it runs.
+
+        seconds = (steps or tokens of a run / those of a probe's step) x seconds of a step
+                  + seconds of the evaluation
+
+    summed over all runs and divided by the jobs. Probes run as the study will, so many at a time.
+    A probe's completions are the base's: where training makes them longer, a step takes longer.
+    """
+    study, base, cells = bench.study, base_cell(bench, "test"), probe_cells(bench)
+    bench.evaluate(base)
+    bench.run(cells, retry_failed=True)
+    more = float(read_object(base.folder / SECONDS)["seconds"]) + START_SECONDS
+    tries, unit, amount = tries_of(study), study.budget.unit, study.budget.amount
+    steps: dict[str, float] = {}
+    seconds = 0.0
+    for arm, cell in zip(bench.arms, cells, strict=True):
+        if cell.failure:
+            raise UserError(f"arm {arm.name} cannot run: {cell.failure}")
+        lines, result = read_lines(cell.folder / "metrics.jsonl"), read_object(cell.folder / RESULT)
+        # The first step also loads and compiles what later ones have.
+        step = statistics.median(line["time/step_seconds"] for line in lines[1:] or lines)
+        spent = step if unit == "seconds" else result[COUNTED.get(unit, unit)] / result["steps"]
+        number = amount / max(spent, 1e-9)
+        whole = step * (number if unit == "steps" else min(study.budget.max_steps, number))
+        seconds += len(study.seeds) * (whole + more)
+        seconds += 0.0 if arm.placebo else sum(share * whole + more for share in tries)
+        steps[arm.name] = step
+    tuned = sum(not arm.placebo for arm in bench.arms)
+    final = len(bench.arms) * len(study.seeds)
+    tokens = amount * (final + tuned * sum(tries)) if unit == "tokens" else None
+    return CostEstimate(tuned * len(tries), final, tokens, seconds / bench.launcher.jobs, steps)
+
+
+def tries_of(study: Study) -> list[float]:
+    """The share of the budget of every try of one arm."""
+    count = len(study.tuning.factors)
+    rounds = enumerate(shares(study) if count > 1 else [])
+    return [share for number, share in rounds for _ in range(-(-count // 2**number))]

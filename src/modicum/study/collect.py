@@ -15,8 +15,8 @@ from modicum.results import ArmCost, DifficultyLevel, fill
 from modicum.runs import read_lines, read_object
 from modicum.study import design
 from modicum.study.cell import BASE, RESULT, failure
+from modicum.study.cells import Choice
 from modicum.study.design import PlannedArm, Study
-from modicum.study.tuning import Choice
 from modicum.types import UserError
 
 SCORES = {"accuracy": "scores", "lenient": "lenient_scores", "greedy": "greedy_scores"}

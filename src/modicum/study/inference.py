@@ -24,8 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from modicum import stats
 from modicum.results import ArmResult, ClaimTest, Variance
 from modicum.stats import Interval
-from modicum.study.estimate import Estimate, difference, estimate
-from modicum.study.retention import retention
+from modicum.study.estimate import Estimate, difference, estimate, retention
 from modicum.study.twolevel import Table, seeds_needed, spread, table
 
 ALPHA = 0.05

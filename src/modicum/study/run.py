@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modicum.runs import Run, clear_folder
-from modicum.study import cells, cost, design, launch
+from modicum.study import cells, design, launch
 from modicum.study.cell import RESULT, failure
-from modicum.study.cells import StudyBench
-from modicum.study.cost import CostEstimate
+from modicum.study.cells import CostEstimate, StudyBench
 from modicum.study.design import Kind, Study
 from modicum.study.launch import StudyObserver
 from modicum.types import UserError
@@ -66,7 +65,7 @@ def run_study(
     with opened(study, out, jobs, launcher, retry_failed, observer) as bench:
         made, say = bench.study, bench.observer.say
         say(f"{made.question}\n{len(bench.arms)} arms x {len(made.seeds)} seeds in {bench.folder}")
-        say(f"cost: {cost.measure(bench).text()}")
+        say(f"cost: {cells.cost(bench).text()}")
         if len(made.tuning.factors) > 1:
             bench.evaluate(cells.base_cell(bench, "tune"))
         choices = cells.tune(bench)
@@ -80,7 +79,7 @@ def run_study(
 def study_cost(study: Study | Path | str, out: Path | str = "", **how: Any) -> CostEstimate:
     """What a study will take, from a short probe of each arm; arguments as of `run_study`."""
     with opened(study, out, **how) as bench:
-        return cost.measure(bench)
+        return cells.cost(bench)
 
 
 def analyse_study(study: Study | Path | str, out: Path | str = "", **how: Any) -> StudyOutcome:
@@ -95,7 +94,7 @@ def study_status(study: Study | Path | str, out: Path | str = "") -> dict[str, A
     from modicum.study import collect
 
     made, folder = _placed(study, out, begun=True)
-    return collect.status(made, folder, len(cost.tries_of(made)))
+    return collect.status(made, folder, len(cells.tries_of(made)))
 
 
 def _analyse(bench: StudyBench) -> StudyOutcome:

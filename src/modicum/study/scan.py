@@ -16,12 +16,12 @@ from modicum.config import TrainConfig, read_toml, to_toml
 from modicum.limits import Positive
 from modicum.runs import Run, read_object
 from modicum.settings import Settings
-from modicum.study import cells, collect, ranking, run, verdict
+from modicum.study import analysis, cells, collect, ranking, run
 from modicum.study.cell import BASE
+from modicum.study.cells import Choice
 from modicum.study.design import Allowance, PlannedArm, Study, Tuning
 from modicum.study.launch import StudyObserver
 from modicum.study.ranking import FULL, Over, Standing, Unit
-from modicum.study.tuning import Choice
 from modicum.types import UserError
 
 
@@ -72,7 +72,6 @@ def run_scan(
     not on the test split, since units are chosen by it. With several `rates` each unit is tried
     with all. `overwrite` replaces the scan in `out`. The rest is as in `run.run_study`.
     """
-    from modicum.report import gains
 
     config = replace(config, evaluation=replace(config.evaluation, eval_split=split))
     if not config.evaluation.eval_problems:
@@ -102,7 +101,7 @@ def run_scan(
         found = _result(scan, config, chosen, tried, start, rates)
         found["notes"] = [*notes, *found["notes"]]
         Run(root).write("scan.json", found)
-        gains.draw(found, root)
+        ranking.draw(found, root)
     return found
 
 
@@ -210,5 +209,5 @@ def _result(
         "full": full and full.shown,
         "best_units": best,
         "best": scan.update(ranking.together(scan.over, places)),
-        "notes": [*verdict.said("of_scan", units, full, len(rates) or 1), *stopped],
+        "notes": [*analysis.said("of_scan", units, full, len(rates) or 1), *stopped],
     }

@@ -26,7 +26,7 @@ from modicum import plan
 from modicum.config import TrainConfig
 from modicum.objectives import Counts, has_signal
 from modicum.plan.hardware import this
-from modicum.report.numbers import aligned, duration, memory, share
+from modicum.report.words import aligned, duration, memory, share
 from modicum.training import rate as rates
 from modicum.training.session import Session, prepare
 from modicum.training.step import make_batch, sample_groups, score, switch

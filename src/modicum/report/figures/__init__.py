@@ -1,1 +1,1 @@
-"""The figures of reports, a file each, and what several share: `curves`, `labels`, `panels`."""
+"""The figures of reports."""

@@ -1,26 +1,27 @@
-"""Curves of a study: learning, and what else the runs logged; the control behind all in grey.
+"""Curves of a study: learning, what else the runs logged, tuning; the control behind in grey.
 
 Learning has a panel for each arm, all else is a table of small curves: a row an arm, a column a
 metric. Every column has one scale, from the lowest to the highest value in it. The number at the
-right of a curve is its last value.
+right of a curve is its last value. Tuning is accuracy on the tuning problems against the learning
+rate, a panel an arm.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from modicum.logged import METRICS, Metric
-from modicum.report import document
-from modicum.report.figures import panels
+from modicum.report import document, style
 from modicum.report.figures.curves import ACCURACY, AXES, TRAINED, Line, line, metrics
-from modicum.report.numbers import brief, listed
 from modicum.report.read import Columns
 from modicum.report.study.families import CONTROL, family
 from modicum.report.study.read import ArmCurves, StudyRecord
 from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
-from modicum.results import ArmResult
+from modicum.report.words import brief, listed, rate, say
+from modicum.results import Analysis, ArmResult
 
 COLUMNS = 9  # side by side on a page
 INCH = 30  # points of a curve that is an inch wide
@@ -72,18 +73,18 @@ def _draw(study: StudyRecord, axis: str, narrow: bool) -> Figure:
     known = [line for line in found.values() if line]
     control = found.get(study.control.slug)
     accuracy = "accuracy (%)" if y is TRAINED else "reward"
-    figure, grid = panels.grid([arm.name for arm in shown], narrow, AXES[axis], accuracy)
+    figure, grid = style.grid([arm.name for arm in shown], narrow, AXES[axis], accuracy)
     top = 103 if y is TRAINED else max((line.high.max() for line in known), default=1) * 1.05
     for axes, arm in zip(grid, shown, strict=True):
         axes.set_xlim(0, 1.04 * max((line.x[-1] for line in known), default=1.0))
         axes.set_ylim(min(0.0, *(line.low.min() for line in known), 0.0), top)
-        panels.numbers(axes, "x", 3)
-        panels.numbers(axes, "y", 4)
+        style.numbers(axes, "x", 3)
+        style.numbers(axes, "y", 4)
         kind = family(study.analysis, arm)
         if control is not None and kind is not CONTROL:
             axes.plot(control.x, control.mean, color=MUTED, linewidth=1.0, alpha=0.55)
         if (own := found[arm.slug]) is None:
-            panels.remark(axes, "not logged")
+            style.remark(axes, "not logged")
         else:
             own.draw(axes, kind.colour, arm.name)
             if y is TRAINED:
@@ -98,12 +99,12 @@ def _held_out(
     axes: Axes, curves: ArmCurves, arm: ArmResult, end: float, axis: str, colour: str
 ) -> None:
     """Held-out accuracy: where it was measured during training, and at the end with interval."""
-    style: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 0.8, "clip_on": False}
-    axes.plot(*between(curves, axis), "D", color=PAPER, markersize=2.8, zorder=4, **style)
+    look: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 0.8, "clip_on": False}
+    axes.plot(*between(curves, axis), "D", color=PAPER, markersize=2.8, zorder=4, **look)
     if (band := arm.accuracy) is not None:
         axes.vlines(end, 100 * band.low, 100 * band.high, color=INK, linewidth=1.0)
-        style |= {"color": colour, "markersize": 4, "zorder": 5}
-        (mark,) = axes.plot(end, 100 * band.mean, "D", **style)
+        look |= {"color": colour, "markersize": 4, "zorder": 5}
+        (mark,) = axes.plot(end, 100 * band.mean, "D", **look)
         tip(mark, f"{arm.name}: {100 * band.mean:.1f} % of held-out problems at the end")
 
 
@@ -153,7 +154,7 @@ def _draw_signals(study: StudyRecord, moving: Mapping[Metric, Lines], narrow: bo
     """One block of all columns for a page, blocks of three for a phone."""
     names, signals = [arm.name for arm in arms(study)], list(moving.items())
     across, row, head = (NARROW, 0.42, 0.42) if narrow else (BROAD, 0.3, 0.42)
-    left = 0.05 if narrow else min(2.1, panels.width_of(names) + 0.12)
+    left = 0.05 if narrow else min(2.1, style.width_of(names) + 0.12)
     count = 3 if narrow else max(4, -(-len(signals) // -(-len(signals) // COLUMNS)))
     block = head + row * len(names) + 0.12
     figure = blank(across, block * -(-len(signals) // count) + 0.05)
@@ -162,13 +163,13 @@ def _draw_signals(study: StudyRecord, moving: Mapping[Metric, Lines], narrow: bo
         line, column = divmod(number, count)
         top = line * block + head
         place = (left + column * width, top, width * 0.92, row * len(names))
-        axes = panels.place(figure, *place)
+        axes = style.place(figure, *place)
         _column(axes, study, metric, found, narrow, width)
-        style: dict[str, Any] = {"fontsize": 7} if narrow else {"ha": "right", "va": "center"}
+        look: dict[str, Any] = {"fontsize": 7} if narrow else {"ha": "right", "va": "center"}
         for y, name in enumerate(names if column == 0 else ()):
-            text = panels.shorten(name, 3.4 if narrow else left - 0.1, 7 if narrow else 8)
+            text = style.shorten(name, 3.4 if narrow else left - 0.1, 7 if narrow else 8)
             at = (0, y + 0.22) if narrow else (-0.1 / (width * 0.92), y + 0.6)
-            axes.text(*at, text, **style)
+            axes.text(*at, text, **look)
     return figure
 
 
@@ -186,8 +187,8 @@ def _column(
 
     def draw(line: Line, bottom: float, colour: str, width: float, alpha: float) -> None:
         shares = (line.mean - low) / ((high - low) or 1.0)
-        style = {"color": colour, "linewidth": width, "alpha": alpha}
-        axes.plot(0.72 * line.x / last, bottom - room * shares, **style)
+        look = {"color": colour, "linewidth": width, "alpha": alpha}
+        axes.plot(0.72 * line.x / last, bottom - room * shares, **look)
 
     for number, arm in enumerate(shown):
         bottom = number + 0.94
@@ -198,9 +199,82 @@ def _column(
             draw(control, bottom, MUTED, 0.8, 0.5)
         if own is not None:
             draw(own, bottom, kind.colour, 1.3, 1.0)
-            style = {"fontsize": 6.5, "va": "center", "color": INK}
-            axes.text(0.75, bottom - room / 2, brief(own.mean[-1]), **style)
-    title = panels.shorten(metric.short, width, 7.5)
+            look = {"fontsize": 6.5, "va": "center", "color": INK}
+            axes.text(0.75, bottom - room / 2, brief(own.mean[-1]), **look)
+    title = style.shorten(metric.short, width, 7.5)
     axes.text(0, -0.62 if narrow else -0.85, title, fontweight="bold", fontsize=7.5)
     scale = f"{brief(low)} to {brief(high)}" + (" %" if metric.factor == 100 else "")
     axes.text(0, -0.18 if narrow else -0.2, scale, fontsize=6.5, color=MUTED)
+
+
+def tuned(analysis: Analysis) -> list[ArmResult]:
+    """The arms whose rate was chosen among several, in the order of the study."""
+    return [arm for arm in analysis.arms if len(arm.tries) > 1]
+
+
+def tuning(analysis: Analysis) -> document.Figure | None:
+    """The curves, where any try ended."""
+    found = tuned(analysis)
+    if not any(t.accuracy is not None for arm in found for t in arm.tries):
+        return None
+    edges = [arm.name for arm in found if arm.rate_at_edge]
+    rates = [f"{a.name} {rate(a.learning_rate)}" for a in found if a.learning_rate is not None]
+    edge = say("at_edge", edges=edges, most=max(len({t.rate for t in arm.tries}) for arm in found))
+    return document.figure("tuning", partial(_draw_tuning, analysis), at_edge=edge, rates=rates)
+
+
+def ticks(rates: Sequence[float]) -> list[float]:
+    """The lowest and the highest rate, and powers of ten that are not too near to them."""
+    low, high = math.log10(min(rates)), math.log10(max(rates))
+    room = 0.3 * (high - low)
+    powers = range(math.ceil(low + room), math.floor(high - room) + 1)
+    return sorted({min(rates), max(rates), *(10.0**power for power in powers)})
+
+
+def _draw_tuning(analysis: Analysis, narrow: bool) -> Figure:
+    """The figure: the chosen rate is ringed, one at the edge says so, a cross failed."""
+    shown = tuned(analysis)
+    figure, grid = style.grid(
+        [arm.name for arm in shown], narrow, "learning rate", "accuracy, tuning problems (%)"
+    )
+    rates = [tried.rate for arm in shown for tried in arm.tries if tried.rate > 0]
+    seen = [100 * t.accuracy for arm in shown for t in arm.tries if t.accuracy is not None]
+    low, high = min(seen, default=0.0), max(seen, default=100.0)
+    room = 0.12 * (high - low) or 2.0
+    for axes, arm in zip(grid, shown, strict=True):
+        axes.set_xscale("log")
+        axes.set_xlim(min(rates) / 1.6, max(rates) * 1.6)
+        axes.set_xticks(ticks(rates), list(map(rate, ticks(rates))))
+        # The outer labels stay within their panel: neighbours would touch.
+        labels = axes.get_xticklabels()
+        for label in labels[-1:]:
+            label.set_horizontalalignment("right")
+        for label in labels[:1]:
+            label.set_horizontalalignment("left")
+        axes.set_ylim(max(-3.0, low - room), min(103.0, high + room))
+        style.numbers(axes, "y", 4)
+        _panel(axes, arm, family(analysis, arm).colour)
+    return figure
+
+
+def _panel(axes: Axes, arm: ArmResult, colour: str) -> None:
+    from matplotlib.ticker import NullFormatter
+
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    tried = [(t.rate, 100 * t.accuracy) for t in arm.tries if t.accuracy is not None]
+    axes.plot(*zip(*tried, strict=True), color=colour, linewidth=1.2) if tried else None
+    for at, accuracy in tried:
+        ring: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 1.2, "markersize": 7}
+        # Rates are written with a few digits.
+        chosen = arm.learning_rate is not None and abs(at / arm.learning_rate - 1) < 1e-3
+        look = ring if chosen else {"markersize": 3.5}
+        (mark,) = axes.plot(at, accuracy, "o", color=colour, zorder=3, **look)
+        tip(mark, f"{arm.name} at {at:.2g}: {accuracy:.1f} %")
+    for failed in (t for t in arm.tries if t.accuracy is None):
+        bottom = axes.get_ylim()[0]
+        (mark,) = axes.plot(failed.rate, bottom, "x", color=INK, markersize=5, clip_on=False)
+        tip(mark, f"{arm.name} at {failed.rate:.2g}: {failed.failed or 'failed'}")
+    if arm.rate_at_edge:
+        low, high = axes.get_ylim()
+        clear = all(accuracy > low + 0.3 * (high - low) for _, accuracy in tried)
+        style.remark(axes, "best at the edge", high=not clear)

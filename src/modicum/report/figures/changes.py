@@ -6,10 +6,9 @@ The numbers are those of modicum.anatomy, explained in docs/anatomy.md.
 import math
 from collections.abc import Iterator, Sequence
 
-from modicum.report import document
-from modicum.report.figures import panels
-from modicum.report.numbers import NONE, small_percent
+from modicum.report import document, style
 from modicum.report.style import GRID, MUTED, SERIES, Figure, tip
+from modicum.report.words import NONE, small_percent
 from modicum.results import Anatomy, AnatomyPart
 
 WIDE = 6  # maps that are as wide as the page, with numbers in their cells; more are small
@@ -56,7 +55,7 @@ def _draw(runs: Sequence[tuple[str, Anatomy]], narrow: bool) -> Figure:
     layers = max(len(row) for _, found in runs for row in found.map.values())
     largest = max(value for _, cells in maps for *_, value, _ in cells if value)
     numbered = wide and not narrow and layers <= NUMBERED_LAYERS
-    figure, grid = panels.grid(
+    figure, grid = style.grid(
         [label for label, _ in runs],
         narrow,
         "layer",
@@ -85,8 +84,8 @@ def _draw(runs: Sequence[tuple[str, Anatomy]], narrow: bool) -> Figure:
                 cell.set(facecolor=SERIES[0], alpha=shade, linewidth=0)
                 tip(cell, f"{label}, {words}: {small_percent(value)} %")
             if value and numbered:
-                style = {"ha": "center", "va": "center", "fontsize": 7}
-                axes.text(x, y + (tall - 1) / 2, small_percent(value), **style)
+                look = {"ha": "center", "va": "center", "fontsize": 7}
+                axes.text(x, y + (tall - 1) / 2, small_percent(value), **look)
     return figure
 
 

@@ -14,10 +14,9 @@ import numpy as np
 
 from modicum.logged import METRICS, Metric, metric_of
 from modicum.report import document
-from modicum.report.numbers import ARROW, NONE, general, listed
 from modicum.report.read import Columns, RunRecord, colours
 from modicum.report.style import BROAD, INK, NARROW, Axes, Figure, blank, legend, name, series
-from modicum.report.words import say
+from modicum.report.words import ARROW, NONE, general, listed, say
 from modicum.results import Column
 
 AXES = {"step": "step", "tokens": "generated tokens", "seconds": "seconds of training"}

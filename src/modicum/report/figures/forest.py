@@ -11,10 +11,9 @@ from functools import partial
 from typing import Any
 
 from modicum.report import document, style
-from modicum.report.figures import panels
-from modicum.report.numbers import interval, points
 from modicum.report.study.families import CONTROL, family, present, ranked
 from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
+from modicum.report.words import interval, points
 from modicum.results import Analysis, ArmResult
 from modicum.stats import Difference
 
@@ -85,7 +84,7 @@ def _frame(axes: Axes, analysis: Analysis, places: Sequence[float]) -> None:
     axes.set_yticks([])
     axes.grid(False)
     axes.spines["left"].set_visible(False)
-    panels.numbers(axes, "x", 7)
+    style.numbers(axes, "x", 7)
     axes.set_xlabel(f"difference in {analysis.primary} from {analysis.control} (points)")
 
 
@@ -130,18 +129,18 @@ def _beside(axes: Axes, y: float, points: float, text: str, **look: Any) -> None
 def _words_beside(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
     first, second, third = COLUMNS.values()
     weight = "bold" if family(analysis, arm) is CONTROL else "normal"
-    _beside(axes, y, -6, panels.shorten(arm.name, 2.35), fontweight=weight)
-    _beside(axes, y, third, panels.shorten(arm.verdict, 1.3))
+    _beside(axes, y, -6, style.shorten(arm.name, 2.35), fontweight=weight)
+    _beside(axes, y, third, style.shorten(arm.verdict, 1.3))
     if (found := arm.difference) is not None:
         _beside(axes, y, first, points(found.mean))
         _beside(axes, y, second, interval(found.low90, found.high90), color=MUTED)
 
 
 def _words_above(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
-    verdict = panels.shorten(arm.verdict, 1.2)
+    verdict = style.shorten(arm.verdict, 1.2)
     if arm.difference is not None:
         verdict = f"{points(arm.difference.mean)}  {verdict}"
-    name = panels.shorten(arm.name, 3.35 - panels.width_of([verdict]))
+    name = style.shorten(arm.name, 3.35 - style.width_of([verdict]))
     backing = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
     look: dict[str, Any] = {
         "transform": axes.get_yaxis_transform(),

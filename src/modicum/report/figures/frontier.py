@@ -8,16 +8,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from modicum.report import document, style
-from modicum.report.figures import labels, panels
-from modicum.report.numbers import decimal, listed, memory, short
 from modicum.report.study.families import family, present
 from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
 from modicum.report.tables import RunRow
+from modicum.report.words import decimal, listed, memory, short
 from modicum.results import Analysis
 from modicum.stats import Interval
 
+ROUNDS = 8  # of `arrange`
+DISTANCES = (0.09, 0.16, 0.26, 0.4, 0.58, 0.8)  # of a label from its point
+LINE_FROM = 0.2  # a label farther off than this needs a line to its point
+Boxes = NDArray[np.float64]  # in inches: left, bottom, right, top
 SIZE = 7.5  # of a label, points
 
 
@@ -175,8 +179,8 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float |
     else:
         room = 0.12 * (high - low) or 0.1 * high or 1.0
         axes.set_xlim(max(0.0, low - room), high + room)
-        panels.numbers(axes, "x", 6)
-    panels.numbers(axes, "y", 8)
+        style.numbers(axes, "x", 6)
+    style.numbers(axes, "y", 8)
     # Placebos and the base are far below: they must not press all others together.
     rivals = [p for p in found if not p.placebo] or found
     ends = [end for p in rivals for end in p.ends]
@@ -207,13 +211,13 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float |
         text = "below the axis: " + ", ".join(below)
         room = axes.get_position().width * (NARROW if len(below) > 3 else BROAD)
         look = {"transform": axes.transAxes, "ha": "right", "color": MUTED}
-        axes.text(0.995, 0.015, panels.shorten(text, room, SIZE), fontsize=SIZE, **look)
+        axes.text(0.995, 0.015, style.shorten(text, room, SIZE), fontsize=SIZE, **look)
 
 
 def _names(axes: Axes, found: Sequence[FrontierPoint], narrow: bool) -> None:
     """Their names, those on the frontier in bold, clear of marks, intervals and steps."""
     size = SIZE - 0.5 if narrow else SIZE
-    texts = [panels.shorten(p.name, 1.5 if narrow else 2.6, size) for p in found]
+    texts = [style.shorten(p.name, 1.5 if narrow else 2.6, size) for p in found]
     figure = axes.get_figure(root=True)
     assert figure is not None
     inches = axes.transData + figure.dpi_scale_trans.inverted()
@@ -227,8 +231,8 @@ def _names(axes: Axes, found: Sequence[FrontierPoint], narrow: bool) -> None:
     for (x, y), (after, _) in itertools.pairwise([*best, (box.x1, 0.0)]):
         taken.append((x, y - 0.02, after, y + 0.02))
     bounds = (box.x0, box.y0 + 0.15, box.x1, box.y1)
-    sizes = [(panels.width_of([text], size) + 0.04, 1.25 * size / 72) for text in texts]
-    chosen, far = labels.arrange(places, sizes, bounds, taken)
+    sizes = [(style.width_of([text], size) + 0.04, 1.25 * size / 72) for text in texts]
+    chosen, far = arrange(places, sizes, bounds, taken)
     data = inches.inverted()
     for box, line, text, point, at in zip(chosen, far, texts, found, places, strict=True):
         if line:
@@ -241,3 +245,53 @@ def _names(axes: Axes, found: Sequence[FrontierPoint], narrow: bool) -> None:
         look = {"ha": side, "va": "center", "fontweight": "bold" if point.best else "normal"}
         start, level = data.transform((x, (box[1] + box[3]) / 2))
         axes.text(start, level, text, fontsize=size, zorder=5, **look)
+
+
+def overlap(boxes: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
+    """[A, B] square inches that each of A boxes [A, 4] shares with each of B [B, 4]."""
+    one, two = np.reshape(boxes, (-1, 1, 4)), np.reshape(others, (1, -1, 4))
+    sides = np.minimum(one[..., 2:], two[..., 2:]) - np.maximum(one[..., :2], two[..., :2])
+    return np.clip(sides, 0, None).prod(-1)
+
+
+def arrange(
+    points: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    bounds: Sequence[float],
+    obstacles: Sequence[Sequence[float]] = (),
+) -> tuple[Boxes, list[bool]]:
+    """A box for the label of every point, and whether it needs a line to its point.
+
+    Greedy with repair: the most crowded point chooses first, then each label is taken up again and
+    put where it costs least beside all others, until nothing moves.
+
+    `sizes` are widths and heights. Points and `obstacles` are kept clear where there is room,
+    `bounds` is not left.
+    """
+    distances, angles = np.meshgrid(DISTANCES, np.radians(np.arange(0, 360, 15)), indexing="ij")
+    steps, across, up = distances.ravel(), np.cos(angles).ravel(), np.sin(angles).ravel()
+    # To the right is where a reader looks first, above next.
+    taste = 1.2 * steps + 0.02 * (1 - across) + 0.01 * (1 - up)
+    at = np.array(points)
+    fixed = np.array([*np.hstack([at - 0.06, at + 0.06]), *obstacles])
+    choices, costs = [], []
+    for (x, y), (width, height) in zip(points, sizes, strict=True):
+        # The label's nearest edge or corner lies at that distance.
+        left = x + steps * across - width * (1 - across) / 2
+        bottom = y + steps * up - height / 2 * (1 - up)
+        boxes = np.stack([left, bottom, left + width, bottom + height], axis=1)
+        outside = np.maximum(0, np.subtract(bounds, boxes) * (1, 1, -1, -1)).sum(1)
+        choices.append(boxes)
+        costs.append(taste + 60 * outside + 40 * overlap(boxes, fixed).sum(1))
+    crowd = (np.hypot(*(at[:, None] - at).T) < 0.8).sum(0)
+    chosen: dict[int, int] = {}
+    for _ in range(ROUNDS):
+        before = dict(chosen)
+        for i in sorted(range(len(points)), key=lambda i: (-crowd[i], points[i])):
+            others = [choices[j][place] for j, place in chosen.items() if j != i]
+            chosen[i] = int(np.argmin(costs[i] + 60 * overlap(choices[i], others).sum(1)))
+        if chosen == before:
+            break
+    found = [chosen[i] for i in range(len(points))]
+    boxes = np.array([choices[i][place] for i, place in enumerate(found)])
+    return boxes, [bool(steps[place] > LINE_FROM) for place in found]

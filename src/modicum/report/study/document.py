@@ -1,14 +1,12 @@
 """What the report of a study says."""
 
 from modicum.report import document as doc
-from modicum.report import sections
-from modicum.report.figures import arm_curves, changes, difficulty, forest, frontier, tuning
-from modicum.report.numbers import NONE
-from modicum.report.sections import Builder
+from modicum.report.document import Builder
+from modicum.report.figures import accuracy, arm_curves, changes, forest, frontier
 from modicum.report.study import tables
 from modicum.report.study.families import family, ranked
 from modicum.report.study.read import StudyRecord
-from modicum.report.words import say
+from modicum.report.words import NONE, say
 
 METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # sections of words.txt
 
@@ -23,10 +21,10 @@ def document(study: StudyRecord, title: str) -> doc.Document:
         report.add(doc.Heading("The arms in words"), doc.Bullets(tuple(said)))
     report.section("cost", "Accuracy and cost", *frontier.figures(analysis))
     report.fold("What the arms cost, in numbers", tables.costs(analysis), "means")
-    levels, rows = difficulty.levels(analysis), difficulty.rows(analysis)
+    levels, rows = accuracy.levels(analysis), accuracy.rows(analysis)
     problems = f"{analysis.split} problems, mean over seeds"
     what = f"{analysis.primary.capitalize()} (%) by the difficulty of the {problems}"
-    figure = difficulty.figure(levels, rows, what, bold=analysis.control)
+    figure = accuracy.by_difficulty(levels, rows, what, bold=analysis.control)
     report.section("difficulty", "By difficulty", figure)
     curves = arm_curves.figures(study)
     report.section("training", "During training", *curves[:1])
@@ -34,7 +32,7 @@ def document(study: StudyRecord, title: str) -> doc.Document:
         report.fold(f"The same against {figure.name.removeprefix('learning-')}", figure)
     if signals := arm_curves.signals(study):
         report.add(doc.Heading("Reward terms, length, entropy and more"), signals)
-    report.section("tuning", "Tuning", tuning.figure(analysis))
+    report.section("tuning", "Tuning", arm_curves.tuning(analysis))
     _weights(report, study)
     report.section("written", "What the models wrote")
     if study.runs.samples.problems:
@@ -98,7 +96,7 @@ def _method(report: Builder, study: StudyRecord) -> None:
 def _settings(report: Builder, study: StudyRecord) -> None:
     shown, every = arm_curves.arms(study), study.analysis.arms
     configs = [study.curves[arm.slug].config for arm in shown]
-    alike, differing = sections.compare(configs or [study.settings.get("config", {})])
+    alike, differing = doc.compare(configs or [study.settings.get("config", {})])
     title, measures = "Settings in which the arms differ", list(differing.items())
     if not shown:  # a copy without runs has what each arm sets
         keys = dict.fromkeys(name for arm in every for name in arm.settings)

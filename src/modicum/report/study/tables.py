@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from modicum.report import numbers as n
+from modicum.report import words as n
 from modicum.report.document import Table, TableCell, table
 from modicum.report.study.families import family, ranked
 from modicum.results import Analysis, ArmCost, ArmResult
