@@ -250,10 +250,7 @@ class Trace:
                     live.recount(master.tensor.grad, "gradients")
 
     def _completions(self, count: int, sampled: int) -> list[tuple[int, ...]]:
-        """So many, of which each `sampled` were sampled together: those of a micro-batch, repeated.
-
-        So a row of training is as long as its trunk, whichever of both batches is the larger.
-        """
+        """So many, in blocks of a micro-batch: as long as their trunks, of which there are `sampled`."""
         step = self.config.batch.prompts_per_step * self.config.batch.group_size
         block = self.lengths.completions(min(self.config.batch.micro_batch, step, sampled))
         return [block[number % sampled % len(block)] for number in range(count)]
