@@ -35,7 +35,7 @@ def run(args: list[str]) -> int:
     if not wanted:
         raise UserError("demo needs at least one update, such as --updates 'full; last(1)'")
 
-    from modicum import lock, recipes, updates
+    from modicum import disk, recipes, updates
     from modicum.display import Display
     from modicum.evaluate import Evaluation
     from modicum.naming import slug
@@ -50,7 +50,7 @@ def run(args: list[str]) -> int:
     base: Evaluation | None = None
     folders: list[Path] = []
     summary: list[dict[str, Any]] = []
-    with lock.held(out):
+    with disk.held(out):
         for text in wanted:
             config = replace(recipes.demo(text, options.seed), steps=options.steps)
             config = replace(config, out=str(out / f"{slug(text)}-seed{options.seed}"))

@@ -117,8 +117,7 @@ def _check(task: Any) -> dict[str, Any]:
 def _too_long(task: Any, options: Options) -> dict[str, Any]:
     """Which prompts for the model are too long; of an endless task 200 are looked at."""
     from modicum.models.load import read_config, read_tokenizer
-    from modicum.tasks.examples import draw
-    from modicum.tasks.lengths import Sizes, whole
+    from modicum.tasks.examples import Sizes, draw, whole
 
     if not options.model:
         return {"long": {}, "prompts": ""}

@@ -121,8 +121,7 @@ def tokenizer_of(config: TrainConfig, hub: bool = False) -> Any:
 
 def prompt_tokens(config: TrainConfig, task: tasks.Task | None = None) -> tuple[int, int] | None:
     """The shortest and longest prompt of some problems of the task; None without a tokenizer."""
-    from modicum.tasks.examples import draw
-    from modicum.tasks.lengths import Sizes
+    from modicum.tasks.examples import Sizes, draw
 
     tokenizer = tokenizer_of(config)
     if tokenizer is None:
