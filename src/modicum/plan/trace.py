@@ -33,8 +33,6 @@ from modicum.updates.base import Prepared
 from modicum.updates.layout import layer_of
 
 CPU = torch.device("cpu")
-
-
 MOST_PARTS = 3  # micro-batches of a step that are gone through; more leave no other holes
 
 
