@@ -190,7 +190,7 @@ def test_the_check_of_imports_sees_all_forms(tmp_path: Path) -> None:
         "import modicum.training\n"
         "from modicum import evaluate, types as t\n"
         "def f():\n"
-        "    from modicum.engine.local import draw\n"
+        "    from modicum.engine.samplers import draw\n"
     )
     assert [name for _, name in own_imports(path)] == ["training", "evaluate", "types", "engine"]
 

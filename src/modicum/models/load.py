@@ -16,7 +16,7 @@ from torch import nn
 
 from modicum import hub
 from modicum.config import Trust
-from modicum.models import adapters, configs, gguf
+from modicum.models import configs, identity
 from modicum.models.identity import Identity
 from modicum.runs import is_run
 from modicum.types import UserError
@@ -50,7 +50,7 @@ class Source:
     local: bool
     given: dict[str, Any]
     """Of every `from_pretrained`."""
-    gguf: str = ""
+    configs: str = ""
     """The GGUF file in the folder, if it is one."""
     adapter: Path | None = None
     """The folder of the adapter that was named; all else is its base's."""
@@ -74,7 +74,7 @@ def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
     """
     arguments: dict[str, Any] = {"trust_remote_code": (trust or Trust()).trust_remote_code}
     path = TINY if name == "tiny" else Path(name).expanduser()
-    if adapters.is_adapter(path):
+    if identity.is_adapter(path):
         return _below(name, path, trust, base)
     if base:
         raise UserError(f"base = {base!r} is for an adapter, and {name} is none")
@@ -85,7 +85,7 @@ def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
     if is_gguf:
         if not path.is_file():
             raise UserError(f"there is no GGUF file {name}")
-        arguments |= gguf.files(str(path))
+        arguments |= configs.files(str(path))
         return Source(str(path.parent), True, arguments, str(path))
     if not path.is_dir():
         raise UserError(f"there is no model folder {name}{_fetched(name)}")
@@ -95,8 +95,8 @@ def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
 
 def _below(name: str, path: Path, trust: Trust | None, base: str) -> Source:
     """The base of an adapter."""
-    named = adapters.base_of(path, base)
-    if adapters.is_adapter(Path(named).expanduser()):
+    named = identity.base_of(path, base)
+    if identity.is_adapter(Path(named).expanduser()):
         raise UserError(f"{name} is an adapter on another one ({named}); merge that one first")
     try:
         found = locate(named, trust)
@@ -152,7 +152,7 @@ def skeleton(config: Any, dtype: str = "fp32", trust: Trust | None = None) -> nn
 def structure(model: nn.Module, name: str, trust: Trust | None = None, base: str = "") -> Any:
     """A skeleton, with the layers of the adapter on top if `name` is one."""
     folder = locate(name, trust, base).adapter
-    return model if folder is None else adapters.put(model, folder, weights=False)
+    return model if folder is None else identity.put(model, folder, weights=False)
 
 
 def load(
@@ -193,7 +193,7 @@ def load(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, struct.error) as error:
         raise UserError(_unreachable(name, source, error)) from None
     if source.gguf:
-        model = gguf.mend_model(model)
+        model = configs.mend_model(model)
     if info["missing_keys"]:
         # transformers would fill it with random numbers.
         raise UserError(f"{name} has no tensor {min(info['missing_keys'])}, which its config needs")
@@ -207,8 +207,8 @@ def load(
         model._weight_conversions = None  # an export has the names of the text alone
         notes = (configs.note(name, type(model).__name__, said),)
     if source.adapter:
-        model = adapters.put(model, source.adapter, trust.pickled_weights)
-        identity = identity.under(adapters.adapter_hash(model, source.adapter))
+        model = identity.put(model, source.adapter, trust.pickled_weights)
+        identity = identity.under(identity.adapter_hash(model, source.adapter))
     model.eval().to(where)
     return Loaded(model, tokenizer, ends, where, identity, notes)
 
@@ -253,7 +253,7 @@ def _tokenizer(name: str, source: Source) -> Any:
         found: Any = AutoTokenizer.from_pretrained(source.texts, **source.arguments)
     except (OSError, ValueError, KeyError, RuntimeError, struct.error) as error:
         raise UserError(_unreachable(name, source, error)) from None
-    return gguf.mend_tokenizer(source.gguf, found) if source.gguf else found
+    return configs.mend_tokenizer(source.gguf, found) if source.gguf else found
 
 
 def choose_device(device: str) -> torch.device:

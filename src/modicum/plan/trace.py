@@ -19,8 +19,8 @@ from modicum import objectives
 from modicum.config import Sampling, TrainConfig
 from modicum.engine import Engine, Policy, Trunk, make
 from modicum.engine.base import Decoding
-from modicum.engine.local import LocalSampler, num_trunk_bytes
 from modicum.engine.logprobs import forward_backward
+from modicum.engine.samplers import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
 from modicum.models.load import inner
 from modicum.models.precision import Masters, loses_steps
