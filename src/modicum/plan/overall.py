@@ -13,7 +13,7 @@ from modicum.config import TrainConfig
 from modicum.engine import Changed
 from modicum.engine import make as make_engine
 from modicum.engine.flops import FlopCounter, StepFlops
-from modicum.engine.local import num_trunk_bytes
+from modicum.engine.samplers import num_trunk_bytes
 from modicum.models.load import DTYPES
 from modicum.plan import shapes, sizes
 from modicum.plan.fit import advice
