@@ -218,7 +218,7 @@ class Trace:
         return rows * self.lengths.longest * cache_numbers(base.config) * base.dtype.itemsize
 
     def _draw(self, logits_BV: Tensor, settings: Sampling) -> Tensor:
-        """What `engine.local.draw` makes of logits; returns what it holds on to."""
+        """What `engine.samplers.draw` makes of logits; returns what it holds on to."""
         with self.live.category("logits"):
             logprobs_BV = distribution(logits_BV, settings)
             choose(logprobs_BV, torch.zeros(len(logits_BV)), False)
