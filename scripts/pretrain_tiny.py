@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from tiny_corpus import PretrainConfig, documents
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from modicum import lock
+from modicum import disk
 from modicum.display import clock, console
 from modicum.options import Parser, show
 from modicum.runs import make_folder
@@ -230,7 +230,7 @@ def main(args: list[str]) -> None:
             )
 
     make_folder(out)
-    with lock.held(out):
+    with disk.held(out):
         pretrain(config, out, report)
     values = {"out": str(out), "loss": losses[-1], "steps": config.steps}
     show(found.json, values, f"wrote {out}")

@@ -20,9 +20,8 @@ from safetensors.torch import load, save
 
 from modicum.config import Compute, Sampling
 from modicum.engine import Changed, Engine, Sampler
-from modicum.engine.local import LocalSampler
 from modicum.engine.policy import make
-from modicum.engine.samplers import SamplerSettings
+from modicum.engine.samplers import LocalSampler, SamplerSettings
 from modicum.models.load import Loaded
 from modicum.types import Completion, Origin
 from modicum.updates.base import Prepared

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from modicum import options, settings
-from modicum.commands import demo, export, report, tasks, train, updates
+from modicum.commands import plan, report, runs, tasks, train
 from modicum.config import (
     KINDS,
     Budget,
@@ -381,7 +381,10 @@ def test_names_are_unique_across_sections(root: type) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [EvaluateConfig, *(module.Options for module in (demo, export, report, tasks, updates))],
+    [
+        *(EvaluateConfig, train.DemoOptions, runs.ExportOptions, report.Options),
+        *(tasks.Options, plan.UpdatesOptions),
+    ],
 )
 def test_every_option_of_a_command_is_documented(options: Any) -> None:
     docs, hints = field_docs(options), typing.get_type_hints(options)

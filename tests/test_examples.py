@@ -13,8 +13,7 @@ from modicum.config import Sampling, TrainConfig
 from modicum.evaluate import evaluate
 from modicum.models.load import load
 from modicum.plan.shapes import prompt_tokens
-from modicum.tasks import lengths
-from modicum.tasks.examples import draw, thought_of, without, worked
+from modicum.tasks.examples import Sizes, draw, thought_of, without, worked
 from modicum.tasks.prompts import R1_ZERO, encode, prompt_text
 from modicum.training.origin import record
 from modicum.training.session import prepare
@@ -178,7 +177,7 @@ def test_long_prompts_and_curricula_leave_the_examples_out() -> None:
     task = given([row | {"difficulty": place} for place, row in enumerate(rows)])
     sampling = Sampling(examples=3, examples_seed=3, long_prompts="skip")
     shown = draw(task, sampling)
-    sizes = lengths.Sizes(load("tiny").tokenizer, sampling, shown)
+    sizes = Sizes(load("tiny").tokenizer, sampling, shown)
     rest = without(sizes.settle(task, []), shown)
     assert (rest.size("train"), rest.size("test")) == (7, 1)
     assert "more than 512 tokens (max_prompt_tokens, with 3 worked examples): 1 of 12" in "".join(

@@ -24,7 +24,7 @@ from helpers import Fails, metrics_of, tensors_of
 from modicum import cli, rewards, runs, tasks, updates
 from modicum.parts import RunParts, expression, past_config, past_task
 from modicum.tasks.arithmetic import Arithmetic
-from modicum.tasks.given import GivenTask
+from modicum.tasks.file import GivenTask
 from modicum.training.loop import Observer
 from modicum.types import Completion, Problem, UserError
 from modicum.updates.base import Selection

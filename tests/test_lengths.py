@@ -13,7 +13,7 @@ from modicum import cli, curricula, tasks
 from modicum.config import Held, Sampling, TrainConfig, to_toml
 from modicum.evaluate import held_out
 from modicum.models.load import load
-from modicum.tasks import lengths
+from modicum.tasks import examples
 from modicum.training import folder as run_folder
 from modicum.training import session as sessions
 from modicum.types import SPLITS, UserError
@@ -46,9 +46,9 @@ def expression(tmp_path: Path) -> str:
 
 def test_long_prompts_are_refused_with_the_ways_out(expression: str, tokenizer: Any) -> None:
     task = tasks.parse(expression)
-    problems = lengths.whole(task, *SPLITS)
+    problems = examples.whole(task, *SPLITS)
     with pytest.raises(UserError) as error:
-        lengths.Sizes(tokenizer, Sampling(max_tokens=80), (), None).settle(task, problems)
+        examples.Sizes(tokenizer, Sampling(max_tokens=80), (), None).settle(task, problems)
     said = str(error.value)
     assert "prompts of more than 512 tokens (max_prompt_tokens): 8 of 48, file/long.jsonl/3" in said
     assert ", ...; the longest, of file/long.jsonl/3" in said and "\n" not in said
@@ -58,12 +58,12 @@ def test_long_prompts_are_refused_with_the_ways_out(expression: str, tokenizer: 
         in said
     )
     enough = Sampling(max_prompt_tokens=longest, max_tokens=80)
-    assert lengths.Sizes(tokenizer, enough, (), None).settle(task, problems) is task
+    assert examples.Sizes(tokenizer, enough, (), None).settle(task, problems) is task
     with pytest.raises(UserError, match=r"than 220 tokens \(of 300 positions, beside max_tokens\)"):
-        lengths.Sizes(tokenizer, enough, (), Positions()).settle(task, problems)
+        examples.Sizes(tokenizer, enough, (), Positions()).settle(task, problems)
     endless = tasks.parse("arithmetic")
     assert (
-        lengths.Sizes(tokenizer, Sampling(max_prompt_tokens=1), (), None).settle(endless, [])
+        examples.Sizes(tokenizer, Sampling(max_prompt_tokens=1), (), None).settle(endless, [])
         is endless
     )
 
@@ -76,14 +76,14 @@ def lengths_of(problem: Any, tokenizer: Any) -> tuple[int, ...]:
 
 def test_long_prompts_are_left_out_of_every_split(expression: str, tokenizer: Any) -> None:
     task, sampling = tasks.parse(expression), Sampling(long_prompts="skip")
-    short = lengths.Sizes(tokenizer, sampling, (), None).settle(task, [])
+    short = examples.Sizes(tokenizer, sampling, (), None).settle(task, [])
     assert sum(short.size(split) or 0 for split in SPLITS) == 40
-    assert all(len(p.question) < 30 for p in lengths.whole(short, *SPLITS))
+    assert all(len(p.question) < 30 for p in examples.whole(short, *SPLITS))
     assert tasks.notes(short)[0].endswith("they are left out") and tasks.notes(task) == ()
     assert str(short) == str(task) and tasks.fingerprint(short) == tasks.fingerprint(task)
     order = curricula.parse("easy_to_hard(stages=2)").begin(short, 0)
     assert all(p.question != LONG for p in order.next(80, 0.9))
-    assert lengths.Sizes(tokenizer, sampling, (), None).settle(short, []) is short
+    assert examples.Sizes(tokenizer, sampling, (), None).settle(short, []) is short
     held = held_out(short, "test", 256)
     assert held and all(len(p.question) < 30 for p in held)
 

@@ -19,7 +19,7 @@ from conftest import random_model
 from helpers import Fails, metrics_of
 from modicum import cli, hub
 from modicum.config import Trust
-from modicum.models import gguf, identity
+from modicum.models import configs, identity
 from modicum.models.decoder import FAMILIES
 from modicum.models.identity import weights_hash
 from modicum.models.load import TINY, load, locate
@@ -148,7 +148,7 @@ def test_gguf_faults_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         load(str(tmp_path))
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match=r"modicum\[gguf\]"):
-        gguf.files(str(tmp_path / "bad.gguf"))
+        configs.files(str(tmp_path / "bad.gguf"))
 
 
 def test_pickled_weights_are_read_only_when_asked(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from modicum import lock, runs
+from modicum import disk, runs
 from modicum.config import TrainConfig
 from modicum.training.loop import Observer, train
 from modicum.types import UserError
@@ -24,7 +24,7 @@ from modicum.types import UserError
 def written(folder: Path, /, **changes: Any) -> None:
     """The lock of this process, but for some changes."""
     (folder / ".lock").unlink(missing_ok=True)
-    with lock.held(folder):
+    with disk.held(folder):
         content = json.loads((folder / ".lock").read_text())
     (folder / ".lock").write_text(json.dumps({**content, **changes}))
 
@@ -48,13 +48,13 @@ def code_of(child: int) -> int:
 def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
     def other() -> int:
         try:
-            with lock.held(tmp_path, "painting"):
+            with disk.held(tmp_path, "painting"):
                 return 0
-        except lock.FolderTaken as error:
+        except disk.FolderTaken as error:
             (tmp_path / "said").write_text(str(error))
             return 1
 
-    with lock.held(tmp_path):
+    with disk.held(tmp_path):
         assert code_of(in_child(other)) == 1
     said = (tmp_path / "said").read_text()
     where = f"{tmp_path}: {os.getpid()} on {os.uname().nodename}; let it end first"
@@ -66,22 +66,22 @@ def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
 def test_one_that_was_stopped_while_it_began_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    monkeypatch.setattr(disk, "PATIENCE", 0.1)
     with (tmp_path / ".lock").open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"about to begin or end writing .* does not go on"):
-            lock.held(tmp_path).__enter__()
-    with lock.held(tmp_path):
+            disk.held(tmp_path).__enter__()
+    with disk.held(tmp_path):
         pass
 
 
 def test_an_error_and_a_fork_leave_the_lock_to_its_owner(tmp_path: Path) -> None:
-    held = lock.held(tmp_path)
+    held = disk.held(tmp_path)
     with pytest.raises(ZeroDivisionError), held:
         child = os.fork()
         if child == 0:  # it leaves the context as its parent does
             try:
-                with lock.held(tmp_path):
+                with disk.held(tmp_path):
                     pass
             except UserError:
                 held.__exit__(None, None, None)
@@ -96,7 +96,7 @@ def test_what_a_killed_process_left_is_nothing(tmp_path: Path) -> None:
     """Also before its parent has asked how it ended."""
 
     def work() -> int:
-        with lock.held(tmp_path):
+        with disk.held(tmp_path):
             (tmp_path / "held").touch()
             time.sleep(60)
         return 0
@@ -104,13 +104,13 @@ def test_what_a_killed_process_left_is_nothing(tmp_path: Path) -> None:
     child = in_child(work)
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
-    with pytest.raises(lock.FolderTaken, match=f": {child} on "):
-        lock.check(tmp_path)
+    with pytest.raises(disk.FolderTaken, match=f": {child} on "):
+        disk.check_free(tmp_path)
     os.kill(child, signal.SIGKILL)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     assert (tmp_path / ".lock").exists()
-    lock.check(tmp_path)
-    with lock.held(tmp_path):
+    disk.check_free(tmp_path)
+    with disk.held(tmp_path):
         pass
     assert code_of(child) == -signal.SIGKILL
 
@@ -126,8 +126,8 @@ def test_what_a_killed_process_left_is_nothing(tmp_path: Path) -> None:
 )
 def test_a_stale_lock_is_no_lock(changes: dict[str, Any], tmp_path: Path) -> None:
     written(tmp_path, **changes)
-    lock.check(tmp_path)
-    with lock.held(tmp_path):
+    disk.check_free(tmp_path)
+    with disk.held(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
 
@@ -139,10 +139,10 @@ NOBODY = b'{"pid": -1, "host": "", "folder": 1}'
 def test_a_lock_that_says_nothing_holds_nothing(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    monkeypatch.setattr(disk, "PATIENCE", 0.1)
     (tmp_path / ".lock").write_bytes(content)
-    lock.check(tmp_path)
-    with lock.held(tmp_path):
+    disk.check_free(tmp_path)
+    with disk.held(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -150,7 +150,7 @@ def test_a_lock_that_says_nothing_holds_nothing(
 def test_another_machine_is_believed_to_live(tmp_path: Path) -> None:
     """It cannot be asked; neither can another container on this one."""
     written(tmp_path, pid=11, host="node7")
-    for look in (lock.check, lambda folder: lock.held(folder).__enter__()):
+    for look in (disk.check_free, lambda folder: disk.held(folder).__enter__()):
         with pytest.raises(UserError) as caught:
             look(tmp_path)
         text = f"another process is writing {tmp_path}: 11 on node7; if it is gone, remove"
@@ -159,7 +159,7 @@ def test_another_machine_is_believed_to_live(tmp_path: Path) -> None:
 
 def test_a_fork_that_outlives_its_parent_does_not_keep_the_lock(tmp_path: Path) -> None:
     def work() -> int:
-        with lock.held(tmp_path):
+        with disk.held(tmp_path):
             child = os.fork()
             if child == 0:
                 time.sleep(60)
@@ -168,7 +168,7 @@ def test_a_fork_that_outlives_its_parent_does_not_keep_the_lock(tmp_path: Path) 
         return 0
 
     assert code_of(in_child(work)) == -signal.SIGKILL
-    with lock.held(tmp_path):
+    with disk.held(tmp_path):
         os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 
@@ -183,15 +183,15 @@ def test_without_locks_of_the_system_the_name_decides(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     written(tmp_path, **({} if alive else {"pid": 2**22 + 1}))
-    with pytest.raises(lock.FolderTaken) if alive else contextlib.nullcontext():
-        lock.check(tmp_path)
+    with pytest.raises(disk.FolderTaken) if alive else contextlib.nullcontext():
+        disk.check_free(tmp_path)
 
 
 @pytest.mark.parametrize("left", ["nothing", "a stale lock", "an empty lock"])
 def test_of_many_that_start_at_once_one_goes_on(
     left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    monkeypatch.setattr(disk, "PATIENCE", 0.2)
     for number in range(5):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -205,12 +205,12 @@ def test_of_many_that_start_at_once_one_goes_on(
             while time.time() < start:
                 pass
             try:
-                with lock.held(folder):
+                with disk.held(folder):
                     end = time.time() + 10
                     while len(list(folder.glob("refused-*"))) < 5 and time.time() < end:
                         time.sleep(0.01)
                     return 0
-            except lock.FolderTaken:
+            except disk.FolderTaken:
                 (folder / f"refused-{os.getpid()}").touch()
                 return 1
 
@@ -227,7 +227,7 @@ class Intruder(Observer):
 
     def step(self, metrics: dict[str, float]) -> None:
         for how in ({}, {"resume": True}, {"overwrite": True}):
-            with pytest.raises(lock.FolderTaken) as caught:
+            with pytest.raises(disk.FolderTaken) as caught:
                 train(self.config, **how)
             self.said.append(str(caught.value))
 
@@ -276,13 +276,13 @@ def test_readers_are_never_locked_out(bare: TrainConfig) -> None:
     from modicum.training.checkpoint import reload
 
     train(bare)
-    with lock.held(Path(bare.out)):
+    with disk.held(Path(bare.out)):
         assert load(bare.out).values["steps"] == bare.steps
         assert reload(Path(bare.out)).config.steps == bare.steps
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
-    held = lock.held(tmp_path)
+    held = disk.held(tmp_path)
     with pytest.raises(UserError, match=f"{tmp_path} cannot be written: Is a directory"):
         held.__enter__()

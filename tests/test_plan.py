@@ -16,7 +16,7 @@ import pytest
 from modicum import cli, kept
 from modicum.config import Held, Sampling, Steps, TrainConfig
 from modicum.engine.flops import StepFlops
-from modicum.plan import hardware, overall, timing
+from modicum.plan import hardware, overall, shapes
 from modicum.plan.hardware import GIB, DeviceRates, Machine
 from modicum.plan.shapes import Lengths, config_of
 from modicum.types import UserError
@@ -70,24 +70,24 @@ def test_times_are_a_roofline() -> None:
     rates = DeviceRates(bf16=1e12, fp32=1e11, bandwidth=1e10, source="")
     flops = StepFlops(sampling=0.0, training=7e11)
     # Bound by weights: 7 s / 0.7 of the bandwidth a token, 100 tokens; prompts are for free.
-    heavy = timing.DecodingCost(layers=1, weight_bytes=70 * 10**9, token_flops=0.0, cache_bytes=0)
-    found = timing.times(config, heavy, flops, lengths, rates, "cpu")
+    heavy = shapes.DecodingCost(layers=1, weight_bytes=70 * 10**9, token_flops=0.0, cache_bytes=0)
+    found = shapes.times(config, heavy, flops, lengths, rates, "cpu")
     assert found.sampling == pytest.approx(100 * 70e9 / (0.7 * 1e10))
     assert found.training == pytest.approx(7e11 / (0.7 * 1e11))
     assert found.run == pytest.approx(10 * found.step)
     # Bound by FLOPs: 4 prompts of 50, and 32 rows of 100.
-    busy = timing.DecodingCost(layers=1, weight_bytes=0, token_flops=7e9, cache_bytes=0)
-    found = timing.times(config, busy, flops, lengths, rates, "cpu")
+    busy = shapes.DecodingCost(layers=1, weight_bytes=0, token_flops=7e9, cache_bytes=0)
+    found = shapes.times(config, busy, flops, lengths, rates, "cpu")
     assert found.sampling == pytest.approx((4 * 50 + 32 * 100) * 7e9 / (0.7 * 1e11))
     # Bound by the cache: prompts once a group, rows half full on average.
-    cached = timing.DecodingCost(layers=1, weight_bytes=0, token_flops=0.0, cache_bytes=7 * 10**6)
-    found = timing.times(config, cached, flops, lengths, rates, "cpu")
+    cached = shapes.DecodingCost(layers=1, weight_bytes=0, token_flops=0.0, cache_bytes=7 * 10**6)
+    found = shapes.times(config, cached, flops, lengths, rates, "cpu")
     assert found.sampling == pytest.approx(100 * (4 * 50 + 32 * 50) * 7e6 / (0.7 * 1e10))
 
 
 def test_the_cache_of_a_token_is_the_published_one() -> None:
     for size, expected in {"0.5B": 12_288, "1.5B": 28_672, "3B": 36_864, "7B": 57_344}.items():
-        decoder = timing.decoder_of(config_of(f"Qwen/Qwen2.5-{size}"), 0.0, 0, itemsize=2)
+        decoder = shapes.decoder_of(config_of(f"Qwen/Qwen2.5-{size}"), 0.0, 0, itemsize=2)
         assert decoder.cache_bytes == expected
 
 

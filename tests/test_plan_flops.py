@@ -19,7 +19,7 @@ from modicum.config import Sampling, Steps
 from modicum.engine import Changed, Engine, logprobs, make
 from modicum.engine.base import tokens_of
 from modicum.engine.flops import FlopCounter
-from modicum.engine.local import LocalSampler
+from modicum.engine.samplers import LocalSampler
 from modicum.models.load import Loaded, load
 from modicum.types import Batch, Group, Problem, Row
 from modicum.updates.base import Prepared

@@ -13,9 +13,9 @@ from conftest import random_model
 from modicum import cli
 from modicum.config import Sampling
 from modicum.engine.library import Abilities, LibraryEngine
-from modicum.engine.local import LocalSampler
 from modicum.engine.logprobs import logprobs
 from modicum.engine.policy import make
+from modicum.engine.samplers import LocalSampler
 from modicum.models.load import TINY
 from modicum.types import Row, UserError
 

@@ -14,8 +14,7 @@ from modicum import answers
 from modicum.config import Sampling
 from modicum.models.load import load
 from modicum.styles import STYLES
-from modicum.tasks.chat import arguments
-from modicum.tasks.prompts import encode, notes, prompt_text, stops
+from modicum.tasks.prompts import arguments, encode, notes, prompt_text, stops
 from modicum.types import Problem, UserError
 
 PROBLEM = Problem("add-7", "one plus two", "3")

@@ -19,9 +19,9 @@ from helpers import engine_of
 from modicum import rewards, tasks, updates
 from modicum.config import Sampling
 from modicum.engine.library import position_ids
-from modicum.engine.local import LocalSampler
 from modicum.engine.logprobs import logprobs
 from modicum.engine.policy import Policy
+from modicum.engine.samplers import LocalSampler
 from modicum.models.load import TINY
 from modicum.training.metrics import rollout_metrics
 from modicum.training.step import Rollout

@@ -19,7 +19,7 @@ from modicum import runs, updates
 from modicum.config import Compute, Sampling, Steps, TrainConfig
 from modicum.engine import logprobs, make
 from modicum.engine.base import tokens_of
-from modicum.engine.local import num_trunk_bytes
+from modicum.engine.samplers import num_trunk_bytes
 from modicum.engine.sampling import distribution, token_logprobs
 from modicum.models.attention import _Spread
 from modicum.training import step

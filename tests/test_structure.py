@@ -29,7 +29,6 @@ ORDER = [
     "styles",
     "disk",
     "kept",
-    "lock",
     "runs",
     "stats",
     "logged",
@@ -81,7 +80,6 @@ NO_TORCH = [
         "styles",
         "disk",
         "kept",
-        "lock",
         "runs",
         "stats",
         "logged",
@@ -192,7 +190,7 @@ def test_the_check_of_imports_sees_all_forms(tmp_path: Path) -> None:
         "import modicum.training\n"
         "from modicum import evaluate, types as t\n"
         "def f():\n"
-        "    from modicum.engine.local import draw\n"
+        "    from modicum.engine.samplers import draw\n"
     )
     assert [name for _, name in own_imports(path)] == ["training", "evaluate", "types", "engine"]
 
@@ -368,7 +366,6 @@ def test_the_map_in_the_readme_names_what_is_there() -> None:
         "child",
         "disk",
         "kept",
-        "lock",
         "runs",
         "machine",
         "hub",

@@ -17,7 +17,7 @@ import pytest
 
 import cut_worker
 from helpers import metrics_of, tensors_of
-from modicum import lock
+from modicum import disk
 from modicum.config import Held, TrainConfig
 from modicum.runs import read_object
 from modicum.study import launch
@@ -246,7 +246,7 @@ def test_a_cell_whose_folder_cannot_be_written_now_has_not_failed(
     base = evaluated_base(quick, tmp_path / "base")
     mine = cell(quick, tmp_path / "cell", base.folder, steps=1)
     mine.folder.mkdir()
-    with lock.held(mine.folder), pytest.raises(FolderError, match="another process is writing"):
+    with disk.held(mine.folder), pytest.raises(FolderError, match="another process is writing"):
         run_all([mine], launcher, Heard())
     assert not mine.done and not mine.failure
     run_all([mine], launcher, Heard())

@@ -15,7 +15,7 @@ from modicum import cli, rewards, tasks
 from modicum.answers import grade_lines
 from modicum.runs import Run
 from modicum.tasks.dataset import DataTask
-from modicum.tasks.given import GivenTask
+from modicum.tasks.file import GivenTask
 from modicum.tasks.rows import MISSING, value_at
 from modicum.types import SPLITS, Completion, Problem, UserError
 

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from browser import CHROMIUM, Browser
-from modicum import cli, display, live, lock, options, runs
+from modicum import cli, disk, display, live, options, runs
 from modicum.config import Records, TrainConfig, to_toml
 from modicum.report import read, tables
 from modicum.report.tables import RunRow
@@ -96,7 +96,7 @@ def test_the_state_of_a_run(tmp_path: Path) -> None:
     assert (Status(folder).state, Status(folder).why) == ("interrupted", "")
     (folder / "failed.json").write_text('{"error": "a proof failed"}')
     assert (Status(folder).state, Status(folder).why) == ("failed", "a proof failed")
-    with lock.held(folder):
+    with disk.held(folder):
         assert Status(folder).state == "running"
     (folder / "metrics.jsonl").unlink()
     assert Status(folder).done == 0
@@ -364,7 +364,7 @@ def test_what_a_terminal_of_80_columns_shows(
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_the_view_fits_and_says_it_all(width: int, tmp_path: Path) -> None:
     folder = make(tmp_path, "mine", ended=False)
-    with lock.held(folder):
+    with disk.held(folder):
         lines = printed(live.view(Status(folder), width, 24, "evaluating base 3/9"), width)
     text = "\n".join(lines)
     assert max(map(len, lines)) <= width
@@ -383,7 +383,7 @@ def test_the_view_fits_and_says_it_all(width: int, tmp_path: Path) -> None:
 
 def test_the_page_is_one_file_that_loads_itself_anew(tmp_path: Path) -> None:
     folder = make(tmp_path, "mine", ended=False)
-    with lock.held(folder):
+    with disk.held(folder):
         live.write(Status(folder))
     text = (folder / "live.html").read_text(encoding="utf-8")
     assert '<meta http-equiv="refresh" content="2.0">' in text
@@ -503,7 +503,7 @@ def test_a_run_writes_its_page_and_its_state(quick: TrainConfig) -> None:
 
 def test_watch_prints_a_run_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make(tmp_path, "mine", ended=False)
-    with lock.held(folder):
+    with disk.held(folder):
         assert cli.run(["watch", str(folder), "--once"]) == 0
     text = capsys.readouterr().out
     assert "run mine: running" in text and f"page: {folder}/live.html" in text
@@ -588,7 +588,7 @@ def test_a_report_of_a_run_without_a_result_says_how_far_it_is(
 
 
 def test_of_one_sample_no_number_stands_twice() -> None:
-    from modicum.commands.evaluate import text_of
+    from modicum.commands.runs import text_of
     from modicum.config import Sampling
     from modicum.results import Evaluation
 

@@ -46,8 +46,9 @@ def run(args: list[str]) -> int:
         from modicum.spec import nearest
 
         raise UserError(f"modicum: unknown command {name!r}; {nearest(name, COMMANDS)}")
-    module = import_module(f"modicum.commands.{name.replace('-', '_')}")
-    command: Callable[[list[str]], int] = module.run
+    module, _, function = HELP["commands"][name].get("run", f"{name}.run").partition(".")
+    command: Callable[[list[str]], int]
+    command = getattr(import_module(f"modicum.commands.{module}"), function)
     return command(args[1:])
 
 

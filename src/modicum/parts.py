@@ -23,7 +23,7 @@ from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.rewards import Reward
 from modicum.spec import GIVEN
 from modicum.tasks.dataset import DataTask
-from modicum.tasks.given import GivenTask
+from modicum.tasks.file import GivenTask
 from modicum.types import UserError
 
 if TYPE_CHECKING:

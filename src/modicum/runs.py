@@ -15,7 +15,7 @@
     result.json        what came of it; its presence says that the run is finished
     failed.json        what ended it otherwise, if that was no signal
     live.html          the run while it goes (modicum.live)
-    .lock              the process that writes it now (modicum.lock)
+    .lock              the process that writes it now (modicum.disk)
 
 Nothing here imports torch.
 """

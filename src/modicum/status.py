@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from modicum import lock, runs
+from modicum import disk, runs
 from modicum.config import read_toml
 from modicum.stopping import AT_THE_ENDS
 from modicum.types import FolderError, UserError
@@ -97,7 +97,7 @@ def find(folder: Path, cells: bool = False) -> Iterator[Path]:
 def _held(folder: Path) -> bool:
     """Whether a process that lives writes the folder."""
     try:
-        lock.check(folder)
+        disk.check_free(folder)
     except FolderError:
         return True
     return False

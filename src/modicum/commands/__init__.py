@@ -1,1 +1,1 @@
-"""One module a command, each with `run(args) -> exit code`."""
+"""Commands, each a function of its arguments that gives the exit code (see help.toml)."""

@@ -1,15 +1,15 @@
-"""`modicum plan`."""
+"""`modicum plan`, and `modicum updates`: what a run takes, and what it would train."""
 
 import gc
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from threading import Timer
 from typing import Annotated, Any
 
 from modicum import kept
 from modicum.commands.train import add_sources, settings
-from modicum.config import TrainConfig, from_mapping
+from modicum.config import TrainConfig, Trust, from_mapping
 from modicum.limits import Limits
 from modicum.options import Parser, add_options, given, show
 from modicum.settings import Settings
@@ -101,3 +101,44 @@ def _variants(config: TrainConfig, models: str, updates: str) -> list[TrainConfi
         for model in parts(models, config.model)
         for update in parts(updates, config.update)
     ]
+
+
+@dataclass(frozen=True)
+class UpdatesOptions:
+    """Where to look."""
+
+    model: str = "tiny"
+    """The model to preview in: `tiny`, a local folder (a model or a PEFT adapter), a GGUF file, or
+    a hub id (only its config is read)."""
+    base: str = ""
+    """Where the base of `model` is, if that is an adapter; empty: where the adapter says."""
+    trust: Trust = field(default_factory=Trust)
+
+
+def run_updates(args: list[str]) -> int:
+    """List the updates, or preview what an expression trains."""
+    parser = Parser("updates")
+    parser.add_argument("expression", nargs="?", metavar="UPDATE", help="an update expression")
+    found, options = parser.options(args, UpdatesOptions, "preview")
+
+    from modicum import spec, updates
+
+    if found.expression is None:
+        entries = [
+            {**spec.describe(cls), "kind": cls.kind, "default": cls.examples[0]}  # type: ignore[attr-defined]
+            for cls in updates.UPDATES.values()
+        ]
+        lines = [f"{entry['signature']}\n    {entry['summary']}" for entry in entries]
+        lines += [
+            "\na + b: both   a & b: what both select   method @ a: where a method applies",
+            "optimizer @ update: which rule moves what the update trains",
+        ]
+        show(found.json, entries, "\n".join(lines))
+        return 0
+
+    from modicum.updates.preview import preview
+
+    update = updates.parse(found.expression)
+    result = preview(update, options.model, options.trust, options.base)
+    show(found.json, asdict(result), result.text())
+    return 0

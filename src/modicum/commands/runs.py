@@ -1,16 +1,23 @@
-"""`modicum runs`."""
+"""`modicum runs`, `compare`, `watch`, `evaluate` and `export`: what runs and models come to."""
 
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modicum import runs, status
-from modicum.config import TrainConfig
-from modicum.options import Parser, show
+from modicum.config import Sampling, TrainConfig, Trust
+from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
+from modicum.options import Parser, add_options, given, show
+from modicum.parts import past_bases, past_config
 from modicum.resuming import settings
+from modicum.scorecard import Evaluation
 from modicum.spec import nearest
+from modicum.status import Status
 from modicum.types import UserError
 
 COLUMNS = ("name", "state", "steps", "model", "task", "update", "accuracy", "seconds", "memory")
@@ -137,3 +144,131 @@ def _side_by_side(rows: Sequence[Row]) -> None:
     caption = f"problem by problem: modicum compare {' '.join(row['folder'] for row in rows[:2])}"
     heads = ["", *(row["name"] for row in rows)]
     tables.terminal().print(tables.terminal_table(heads, lines, caption, wrap=True))
+
+
+def run_compare(args: list[str]) -> int:
+    """Compare two evaluations of the same problems, problem by problem."""
+    parser = Parser("compare")
+    parser.folder("after", "a folder of `evaluate --out`, or a run folder", metavar="A")
+    parser.folder("before", "what A is compared with; else its base", metavar="B", nargs="?")
+    found = parser.read(args)
+
+    from modicum.face import compare
+    from modicum.face.evaluation import evaluation_of
+
+    after = evaluation_of(found.after)
+    result = compare(found.after, found.before)
+    other = found.before or f"{found.after} before training"
+    problems = f"split {after.split}, the same {result.num_problems} problems"
+    lines = [f"{found.after} minus {other}: {after.task}, {problems}"]
+    for name in ("accuracy", "lenient", "greedy"):
+        mean, low, high = (100 * value for value in vars(getattr(result, name)).values())
+        lines.append(f"{name:<9} {mean:+.1f} points  [{low:+.1f}, {high:+.1f}]")
+    lines.append(f"{result.better} problems better, {result.worse} worse (accuracy)")
+    values = {"after": found.after, "before": other, **asdict(result)}
+    show(found.json, values, "\n".join(lines))
+    return 0
+
+
+def run_watch(args: list[str]) -> int:
+    """Show a run in the terminal until it ends, and write `live.html` in its folder."""
+    parser = Parser("watch")
+    parser.folder("run", "a run folder", metavar="RUN")
+    parser.add_argument("--once", action="store_true", help="show it once, as it stands")
+    found = parser.read(args)
+    folder = Path(found.run)
+
+    from rich.live import Live
+
+    from modicum import disk, live
+    from modicum.report.tables import terminal
+
+    status, console = Status(folder), terminal()
+    with Live(console=console, auto_refresh=False) as shown:
+        while not found.json:
+            # A run that shows itself writes its own.
+            if status.state != "running" or not status.values.get("watch"):
+                with suppress(*disk.errors()):
+                    live.write(status)
+            shown.update(live.view(status, *console.size), refresh=True)
+            if found.once or status.state != "running":
+                break
+            time.sleep(live.SECONDS)
+            status = Status(folder)
+    show(found.json, status.values, f"page: {folder / live.PAGE}")
+    return 0
+
+
+def run_evaluate(args: list[str]) -> int:
+    """Evaluate a model or the trained policy of a run."""
+    parser = Parser("evaluate")
+    parser.folder("run", "a run folder; none evaluates --model", nargs="?", metavar="RUN")
+    add_options(parser, EvaluateConfig, "evaluation")
+    found = parser.read(args)
+    place = Path(found.run) if found.run else None
+    options = settled(given(EvaluateConfig, found), place, "options")
+
+    from modicum.display import Display
+
+    with Display() as display:
+        result = perform(options, place, display)
+    name = found.run or options.model
+    text = text_of(name, result, options.sampling)
+    show(found.json, values_of(options, name, result), text)
+    return 0
+
+
+def text_of(name: str, found: Evaluation, sampling: Sampling) -> str:
+    """The evaluation as lines to read."""
+    from modicum.report.words import environment
+
+    template = environment().get_template("evaluation.txt")
+    return template.render(name=name, found=found, sampling=sampling).rstrip()
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to write where."""
+
+    model: str = "tiny"
+    """What to export when no RUN is named: `tiny`, a folder, a PEFT adapter, a GGUF file, or a
+    hub id; with a RUN, where its base is now if it has moved."""
+    base: str = ""
+    """Where the base of `model` is, if that is an adapter; empty: where the adapter says."""
+    out: str = ""
+    """The folder to write; needed."""
+    format: Literal["merged", "adapter"] = "merged"
+    """An ordinary model folder, or only the PEFT adapter of a run that has one."""
+    trust: Trust = field(default_factory=Trust)
+
+
+def run_export(args: list[str]) -> int:
+    """Write a run or a base as a folder that plain transformers or peft loads."""
+    parser = Parser("export")
+    parser.folder("run", "a run folder; none exports --model", nargs="?", metavar="RUN")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
+    found, options = parser.options(args, ExportOptions, "export")
+    if not options.out:
+        raise UserError("export needs --out FOLDER")
+    if options.format == "adapter" and not found.run:
+        raise UserError("--format adapter needs a RUN that trained an adapter")
+
+    from modicum import export
+
+    out, said = Path(options.out), given(ExportOptions, found)
+    if found.run:
+        run_export, past = Path(found.run), past_config(Path(found.run))
+        config = past_bases(run_export, past, said.get("model", ""), said.get("base", ""))
+        config = replace(config, trust=replace(past.trust, **said.get("trust", {})))
+        difference = export.export_run(run_export, out, options.format, found.overwrite, config)
+    else:
+        difference = export.export_base(
+            options.model, out, found.overwrite, options.trust, options.base
+        )
+    files = sorted(p.name for p in out.iterdir())
+    result = {"out": str(out), "files": files, "largest_logit_difference": difference}
+    text = (
+        f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most {difference:.2g}"
+    )
+    show(found.json, result, text)
+    return 0

@@ -1,11 +1,18 @@
-"""`modicum tasks`: what tasks there are, their problems, and whether they are sound."""
+"""`modicum tasks`: what tasks there are, their problems, and whether they are sound.
+
+`modicum audit-reward` tries rewards on them, and `modicum grade` grades answers of any.
+"""
 
 import itertools
+import json
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
 
 from modicum.config import Sampling, Trust
-from modicum.limits import Natural, Positive
+from modicum.limits import Limits, Natural, Positive, Share
 from modicum.options import Parser, show
 from modicum.settings import Settings
 from modicum.types import SPLITS, UserError
@@ -117,8 +124,7 @@ def _check(task: Any) -> dict[str, Any]:
 def _too_long(task: Any, options: Options) -> dict[str, Any]:
     """Which prompts for the model are too long; of an endless task 200 are looked at."""
     from modicum.models.load import read_config, read_tokenizer
-    from modicum.tasks.examples import draw
-    from modicum.tasks.lengths import Sizes, whole
+    from modicum.tasks.examples import Sizes, draw, whole
 
     if not options.model:
         return {"long": {}, "prompts": ""}
@@ -127,3 +133,89 @@ def _too_long(task: Any, options: Options) -> dict[str, Any]:
     examples = draw(task, options.sampling)
     long, text = Sizes(tokenizer, options.sampling, examples, config).look(some)
     return {"long": long, "prompts": text}
+
+
+@dataclass(frozen=True)
+class AuditRewardOptions(Settings):
+    """What to try, and when to flag."""
+
+    task: str = "arithmetic"
+    """Problems, as an expression; `modicum tasks` lists them."""
+    reward: str = "accuracy"
+    """Weighted sum of terms; what `modicum train --reward` takes."""
+    style: Literal["tags", "boxed", "hashes"] = "tags"
+    """How the answers are marked."""
+    problems: Positive = 20
+    """Problems of the training split; what an answer earns is the mean over them."""
+    share: Share = 0.5
+    """An answer that earns more than this share of what the right one earns is flagged."""
+    seed: Natural = 0
+    """Of the order of the problems."""
+
+
+def run_audit_reward(args: list[str]) -> int:
+    """Print what degenerate answers earn; 1 if one is flagged and --strict is given."""
+    parser = Parser("audit-reward")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 if one is flagged")
+    found, options = parser.options(args, AuditRewardOptions, "audit")
+
+    from modicum import rewards, tasks
+    from modicum.rewards.audit import audit, table
+    from modicum.styles import STYLES
+
+    task, reward = tasks.parse(options.task), rewards.parse(options.reward)
+    size = task.size("train")
+    count = options.problems if size is None else min(options.problems, size)
+    problems = [task.problem("train", options.seed, i) for i in range(max(1, count))]
+    findings = audit(task, reward, STYLES[options.style], problems, options.share)
+    flagged = [finding for finding in findings if finding.why]
+    head = {"task": str(task), "reward": str(reward), "style": options.style}
+    values = {**head, "problems": len(problems), "answers": [vars(f) for f in findings]}
+    text = (
+        f"{reward} on {task}, style {options.style}: means over {len(problems)} problems\n\n"
+        f"{table(findings)}\n\n{len(flagged)} of {len(findings) - 1} degenerate answers are flagged"
+    )
+    show(found.json, values, text)
+    return int(bool(flagged) and found.strict)
+
+
+@dataclass(frozen=True)
+class GradeOptions(Settings):
+    """How answers are compared."""
+
+    symbolic: bool = True
+    """Compare formulas by algebra as well (default: yes)."""
+    time_limit: Annotated[float, Limits(0, 1e6, above=True)] = 2.0
+    """Seconds for the algebra of one answer; what takes longer is wrong."""
+
+
+def run_grade(args: list[str]) -> int:
+    """Grade the lines of a file or of standard input."""
+    parser = Parser("grade")
+    parser.add_argument(
+        "file", nargs="?", default="-", metavar="FILE", help="JSON lines; none or - is stdin"
+    )
+    found, options = parser.options(args, GradeOptions, "grading")
+
+    from modicum.answers import grade_lines
+
+    counts = dict.fromkeys(("lines", "strict", "lenient", "error"), 0)
+    with _opened(found.file) as stream:
+        for result in grade_lines(stream, options.symbolic, options.time_limit):
+            print(json.dumps(result), flush=True)
+            counts["lines"] += 1
+            for key in ("strict", "lenient", "error"):
+                counts[key] += bool(result.get(key))
+    print(
+        f"{counts['lines']} lines: {counts['strict']} strict, {counts['lenient']} lenient,"
+        f" {counts['error']} with an error",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _opened(path: str) -> AbstractContextManager[BinaryIO]:
+    try:
+        return nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb")
+    except OSError as error:
+        raise UserError(f"modicum grade: cannot read {path}: {error.strerror}") from error

@@ -1,12 +1,16 @@
-"""`modicum train`."""
+"""`modicum train`, `doctor` (`train --dry-run`), `probe`, `recipes` and `demo`: runs and before them."""
 
 import argparse
 import dataclasses
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from modicum.config import TrainConfig, from_mapping, read_toml
+from modicum.limits import Natural
 from modicum.options import Parser, add_options, given, merge, show
+from modicum.settings import Settings
 from modicum.types import UserError
 
 NOTHING_TRAINED = 3
@@ -30,8 +34,6 @@ def run(args: list[str]) -> int:
         raise UserError(f"{' and '.join(modes)} exclude each other")
     config = settings(found, {})
     if found.dry_run:
-        from modicum.commands.doctor import tell
-
         return tell(config, found.json)
 
     from modicum.display import Display
@@ -80,3 +82,154 @@ def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
     tables = merge(below, tables)
     from_mapping(TrainConfig, tables, found.config or "options")  # errors in a file name it
     return from_mapping(TrainConfig, merge(tables, given(TrainConfig, found)), "options")
+
+
+@dataclass(frozen=True)
+class DoctorOptions(Settings):
+    """How much to look at."""
+
+    problems: Natural = 0
+    """Look at so many problems of the first step; 0: at all of them, prompts_per_step."""
+    show: Natural = 2
+    """Problems whose completions are printed, four of each; --json has all."""
+
+
+def run_doctor(args: list[str]) -> int:
+    """Look at the run that the options describe; 1 if it would learn nothing."""
+    parser = Parser("doctor")
+    add_sources(parser)
+    add_options(parser, DoctorOptions, "doctor")
+    add_options(parser, TrainConfig)
+    found = parser.read(args)
+    options = from_mapping(DoctorOptions, given(DoctorOptions, found), "options")
+    return tell(settings(found, {}), found.json, options)
+
+
+def tell(config: TrainConfig, as_json: bool, options: DoctorOptions | None = None) -> int:
+    """Print what the doctor finds."""
+    from modicum import doctor
+
+    options = options or DoctorOptions()
+    seen = doctor.examine(config, options.problems)
+    show(as_json, seen, doctor.text(seen, options.show))
+    return int(not seen["learns"])
+
+
+def run_probe(args: list[str]) -> int:
+    """Print rates, gains and costs of some updates."""
+    parser = Parser("probe")
+    add_sources(parser)
+    parser.add_argument("--updates", metavar="TEXT", help="separated by ';' (default: a choice)")
+    add_options(parser, TrainConfig)
+    found = parser.read(args)
+    config = settings(found, {})
+
+    from modicum import updates as known
+    from modicum.display import console
+    from modicum.training import probe
+
+    one = [config.update] if hasattr(found, "update") else []
+    several = [part.strip() for part in (found.updates or "").split(";") if part.strip()]
+    if found.updates is not None and one:
+        raise UserError("--update and --updates exclude each other")
+    if found.updates is not None and not several:
+        raise UserError(f"--updates {found.updates!r} names no update")
+    said = list(dict.fromkeys(one or several))
+    for update in said:
+        known.parse(update)
+    made = probe.probe(config, said or probe.usual(config), console().print)
+    show(found.json, made.to_json(), made.text())
+    return 0
+
+
+def run_recipes(args: list[str]) -> int:
+    """List the recipes, or show one as TOML with its description as comments."""
+    parser = Parser("recipes")
+    parser.add_argument("name", nargs="?", metavar="RECIPE", help="the recipe to show")
+    found = parser.read(args)
+
+    from modicum.config import to_toml
+    from modicum.recipes import RECIPES, about, named
+
+    configs = {name: named(name) for name in ([found.name] if found.name else RECIPES)}
+    texts = {name: about(name) for name in configs}
+    entries = [
+        {"name": n, "about": texts[n], "config": dataclasses.asdict(c)} for n, c in configs.items()
+    ]
+    if found.name:
+        head = "".join(f"# {line}".rstrip() + "\n" for line in texts[found.name].splitlines())
+        text = f"{head}\n{to_toml(configs[found.name])}".rstrip("\n")
+    else:
+        text = "\n".join(f"{name:<12} {text.splitlines()[0]}" for name, text in texts.items())
+    show(found.json, entries, text)
+    return 0
+
+
+SCORES = ("accuracy", "low", "high", "greedy")
+COSTS = ("trainable_parameters", "total_parameters", "seconds", "peak_memory_bytes")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What to compare."""
+
+    updates: str = "full; last(1); lora(rank=8)"
+    """Update expressions, separated by semicolons."""
+    seed: int = 0
+    """Of problems, noise and initialisation; the same for every update."""
+    steps: int = TrainConfig.steps
+    """Steps of each run."""
+    out: str = "runs/demo"
+    """The folder of the runs, the summary and the report; replaced if it holds a demo."""
+
+
+def run_demo(args: list[str]) -> int:
+    """Train the tiny base with several updates on the same problems and compare them."""
+    parser = Parser("demo")
+    found, options = parser.options(args, DemoOptions, "demo")
+    wanted = [text.strip() for text in options.updates.split(";") if text.strip()]
+    if not wanted:
+        raise UserError("demo needs at least one update, such as --updates 'full; last(1)'")
+
+    from modicum import disk, recipes, updates
+    from modicum.display import Display
+    from modicum.evaluate import Evaluation
+    from modicum.naming import slug
+    from modicum.report import page, read, tables
+    from modicum.runs import Run, make_folder
+    from modicum.training.loop import train
+
+    for text in wanted:
+        updates.parse(text)  # a wrong name fails before anything is trained
+    out = Path(options.out)
+    make_folder(out)
+    base: Evaluation | None = None
+    folders: list[Path] = []
+    summary: list[dict[str, Any]] = []
+    with disk.held(out):
+        for text in wanted:
+            config = replace(recipes.demo(text, options.seed), steps=options.steps)
+            config = replace(config, out=str(out / f"{slug(text)}-seed{options.seed}"))
+            with Display() as display:
+                result = train(config, display, overwrite=True, base=base)
+            base = base or Evaluation.from_json(result["base"])
+            folders.append(Path(config.out))
+            summary.append(demo_row(result))
+            Run(out).write_text("summary.json", json.dumps(summary, indent=2) + "\n")
+    report = page.write(folders, out / "report.html", "modicum demo")
+    if not found.json:
+        tables.show(tables.results([read.load(folder) for folder in folders]))
+    text = f"summary: {out / 'summary.json'}\nreport:  {report}"
+    show(found.json, {"summary": summary, "report": str(report)}, text)
+    return 0
+
+
+def demo_row(result: dict[str, Any]) -> dict[str, Any]:
+    """One run's line of `summary.json`."""
+    base, trained = result["base"], result["trained"]
+    return {
+        **{name: result[name] for name in ("update", "seed")},
+        **{f"base_{name}": base[name] for name in SCORES},
+        **{name: trained[name] for name in (*SCORES, "num_problems")},
+        **{name: result[name] for name in COSTS},
+    }

@@ -1,21 +1,172 @@
-"""Samplers: what draws the completions of a step.
+"""Samplers: what draws the completions of a step. `local` is the one of this process.
 
 To add one: a file with a `Sampler`, a frozen dataclass of its settings (`SamplerSettings`),
 and its row in SAMPLERS. The contract suite (tests/test_samplers.py) picks it up.
+
+Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocabulary.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from modicum import spec
-from modicum.config import Compute
-from modicum.engine.base import Engine, Sampler
-from modicum.engine.local import LocalSampler
+import numpy as np
+import torch
+from torch import Tensor
+
+from modicum import machine, spec
+from modicum.config import Compute, Sampling
+from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
+from modicum.engine.sampling import Texts, choose, distribution, noise
 from modicum.models.load import Loaded
+from modicum.types import Completion, Origin, UserError
 from modicum.updates.base import Prepared
+
+
+class LocalSampler(Sampler):
+    """Draws token by token with an engine of this process, which holds the policy itself.
+
+    At most `rollout_batch` rows (but at least one group) are sampled at a time, half as many from
+    then on when memory runs out. Trunks are kept, where they are asked for, if those of all rows
+    fit into `trunk_bytes`.
+    """
+
+    in_process: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        end_tokens: Sequence[int],
+        rollout_batch: int = 512,
+        trunk_bytes: int = 0,
+    ) -> None:
+        self.engine, self.tokenizer, self.end_tokens = engine, tokenizer, end_tokens
+        self.rollout_batch, self.trunk_bytes = rollout_batch, trunk_bytes
+        self.changed = Changed({}, -1)
+
+    def follow(self, changed: Changed) -> None:
+        """The engine runs the policy's own tensors; which train is remembered for the version."""
+        self.changed = changed
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        keys: Sequence[tuple[object, ...]],
+        group_size: int,
+        sampling: Sampling,
+        keep_trunk: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        """Completions of every prompt; the member is added to its key in the noise table."""
+        engine, limit = self.engine, sampling.max_tokens
+        most = num_trunk_bytes(engine, prompts, group_size, limit)
+        keep = keep_trunk and most <= self.trunk_bytes
+        settings = (sampling.temperature, sampling.top_p, sampling.top_k)
+        origin = Origin(self.changed.version, *settings)
+        texts = Texts(self.tokenizer, self.end_tokens, sampling.stop or ())
+        groups: dict[int, tuple[Completion, ...]] = {}
+        while len(groups) < len(prompts):
+            left = [number for number in range(len(prompts)) if number not in groups]
+            per_pass = max(1, self.rollout_batch // group_size)
+            part = [
+                left[at] for at in next(iter(engine.batches([prompts[n] for n in left], per_pass)))
+            ]
+            rows = [(*keys[number], member) for number in part for member in range(group_size)]
+            try:
+                table = np.stack([noise(row, limit) for row in rows])
+                uniforms_RT = torch.from_numpy(table).to(engine.device)
+                with torch.inference_mode():
+                    decoding = engine.decode([prompts[n] for n in part], group_size, limit, keep)
+                    drawn = draw(decoding, uniforms_RT, sampling, texts)
+                    trunks = decoding.trunks([len(tokens) for tokens, _ in drawn])
+            except (RuntimeError, MemoryError) as error:
+                machine.require_out_of_memory(error)
+                if len(part) == 1:
+                    raise UserError(
+                        f"memory ran out while {group_size} completions of at most {limit} tokens"
+                        " were sampled, the fewest at a time: shorter ones (--max-tokens) or a"
+                        " smaller model take less; modicum plan shows what"
+                    ) from None
+                self.rollout_batch = len(part) // 2 * group_size
+                decoding = uniforms_RT = None
+            else:
+                made = completions(texts, drawn, trunks, origin)
+                for place, number in enumerate(part):
+                    groups[number] = tuple(made[place * group_size :][:group_size])
+                if progress is not None:
+                    progress(len(groups))
+                continue
+            machine.drop_caches()  # now that nothing holds what was made
+        return [groups[number] for number in range(len(prompts))]
+
+
+Drawn = tuple[tuple[int, ...], tuple[float, ...]]
+"""Tokens, up to and with the one that ends the row, and their log-probs."""
+
+
+def completions(
+    texts: Texts, drawn: Sequence[Drawn], trunks: Sequence[Any], origin: Origin | None = None
+) -> list[Completion]:
+    """Completions with their texts, in which nothing follows a stop string."""
+    whole = texts([tokens for tokens, _ in drawn])
+    return [
+        Completion(tokens, logprobs, texts.cut(text), texts.ended(tokens), trunk, origin)
+        for (tokens, logprobs), text, trunk in zip(drawn, whole, trunks, strict=True)
+    ]
+
+
+def num_trunk_bytes(
+    scorer: Scorer, prompts: Sequence[Prompt], group_size: int, max_tokens: int
+) -> int:
+    """The most that the trunks of a rollout can take."""
+    tokens = sum(map(len, prompts)) + len(prompts) * group_size * max_tokens
+    return tokens * scorer.state_bytes
+
+
+def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Texts) -> list[Drawn]:
+    """The sampled tokens and log-probs of every row, up to and with the one that ends it.
+
+    Raises UserError where a log-prob is not finite: no such token can have been drawn.
+    """
+    device, (count, steps) = uniforms_RT.device, uniforms_RT.shape
+    row_B = torch.arange(count, device=device)  # where each living row's results go
+    tokens_RT = torch.zeros(count, steps, dtype=torch.long, device=device)
+    logprobs_RT = torch.zeros(count, steps, device=device)
+    length_R = torch.full_like(row_B, steps)
+    ends = torch.tensor(texts.ends, dtype=torch.long, device=device)
+    greedy = sampling.temperature == 0
+    written_R: list[list[int]] = [[] for _ in range(count)]
+    for step in range(steps):
+        logprobs_BV = distribution(decoding.logits_BV, sampling)
+        token_B = choose(logprobs_BV, uniforms_RT[row_B, step], greedy)
+        tokens_RT[row_B, step] = token_B
+        logprobs_RT[row_B, step] = logprobs_BV.gather(-1, token_B[:, None]).squeeze(-1)
+        ended_B = torch.isin(token_B, ends)
+        if texts.stops:
+            rows = row_B.tolist()
+            for row, token in zip(rows, token_B.tolist(), strict=True):
+                written_R[row].append(token)
+            ended_B |= torch.tensor([texts.ended(written_R[row]) for row in rows], device=device)
+        live_B = (~ended_B).nonzero().squeeze(-1)
+        if len(live_B) < len(row_B):
+            length_R[row_B[ended_B]] = step + 1
+            row_B, token_B = row_B[live_B], token_B[live_B]
+        if not len(live_B) or step + 1 == steps:
+            break
+        if len(live_B) < len(ended_B):
+            decoding.keep(live_B)
+        decoding.advance(token_B)
+    if not bool(torch.isfinite(logprobs_RT).all()):
+        raise UserError(
+            "the model's logits are not numbers (NaN or infinite): its weights are broken, or"
+            " they overflow in this dtype"
+        )
+    drawn = zip(tokens_RT.tolist(), logprobs_RT.tolist(), length_R.tolist(), strict=True)
+    return [(tuple(tokens[:n]), tuple(found[:n])) for tokens, found, n in drawn]
 
 
 class SamplerSettings(spec.Spec, ABC):

@@ -114,8 +114,8 @@ def perform(
     from modicum.engine import policy_of
     from modicum.evaluate import evaluate, held_out
     from modicum.models.load import inner, load
-    from modicum.tasks import lengths, prompts
-    from modicum.tasks.examples import draw
+    from modicum.tasks import prompts
+    from modicum.tasks.examples import Sizes, draw
     from modicum.training.checkpoint import reload
 
     parts = parts or RunParts()
@@ -136,7 +136,7 @@ def perform(
     asked = () if task.size(config.split) is None else held_out(task, config.split, config.problems)
     model_config = inner(policy.model).config
     examples = draw(task, config.sampling)
-    sizes = lengths.Sizes(policy.tokenizer, config.sampling, examples, model_config)
+    sizes = Sizes(policy.tokenizer, config.sampling, examples, model_config)
     task = sizes.settle(task, asked)
     found = evaluate(
         policy,

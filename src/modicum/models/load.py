@@ -16,7 +16,8 @@ from torch import nn
 
 from modicum import hub
 from modicum.config import Trust
-from modicum.models import adapters, configs, gguf
+from modicum.models import configs
+from modicum.models import identity as adapters
 from modicum.models.identity import Identity
 from modicum.runs import is_run
 from modicum.types import UserError
@@ -85,7 +86,7 @@ def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
     if is_gguf:
         if not path.is_file():
             raise UserError(f"there is no GGUF file {name}")
-        arguments |= gguf.files(str(path))
+        arguments |= configs.files(str(path))
         return Source(str(path.parent), True, arguments, str(path))
     if not path.is_dir():
         raise UserError(f"there is no model folder {name}{_fetched(name)}")
@@ -193,7 +194,7 @@ def load(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, struct.error) as error:
         raise UserError(_unreachable(name, source, error)) from None
     if source.gguf:
-        model = gguf.mend_model(model)
+        model = configs.mend_model(model)
     if info["missing_keys"]:
         # transformers would fill it with random numbers.
         raise UserError(f"{name} has no tensor {min(info['missing_keys'])}, which its config needs")
@@ -253,7 +254,7 @@ def _tokenizer(name: str, source: Source) -> Any:
         found: Any = AutoTokenizer.from_pretrained(source.texts, **source.arguments)
     except (OSError, ValueError, KeyError, RuntimeError, struct.error) as error:
         raise UserError(_unreachable(name, source, error)) from None
-    return gguf.mend_tokenizer(source.gguf, found) if source.gguf else found
+    return configs.mend_tokenizer(source.gguf, found) if source.gguf else found
 
 
 def choose_device(device: str) -> torch.device:

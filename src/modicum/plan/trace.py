@@ -19,8 +19,8 @@ from modicum import objectives
 from modicum.config import Sampling, TrainConfig
 from modicum.engine import Engine, Policy, Trunk, make
 from modicum.engine.base import Decoding
-from modicum.engine.local import LocalSampler, num_trunk_bytes
 from modicum.engine.logprobs import forward_backward
+from modicum.engine.samplers import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
 from modicum.models.load import inner
 from modicum.models.precision import Masters, loses_steps
@@ -33,8 +33,6 @@ from modicum.updates.base import Prepared
 from modicum.updates.layout import layer_of
 
 CPU = torch.device("cpu")
-
-
 MOST_PARTS = 3  # micro-batches of a step that are gone through; more leave no other holes
 
 
@@ -220,7 +218,7 @@ class Trace:
         return rows * self.lengths.longest * cache_numbers(base.config) * base.dtype.itemsize
 
     def _draw(self, logits_BV: Tensor, settings: Sampling) -> Tensor:
-        """What `engine.local.draw` makes of logits; returns what it holds on to."""
+        """What `engine.samplers.draw` makes of logits; returns what it holds on to."""
         with self.live.category("logits"):
             logprobs_BV = distribution(logits_BV, settings)
             choose(logprobs_BV, torch.zeros(len(logits_BV)), False)

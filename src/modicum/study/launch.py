@@ -20,7 +20,7 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from modicum import lock
+from modicum import disk
 from modicum.child import ENDING, deaf
 from modicum.limits import Natural, Positive, check_limits
 from modicum.machine import Interrupts
@@ -199,7 +199,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     if entries(folder) and not (folder / f"{what}.toml").is_file():
         raise UserError(f"{folder} is there and is no {what}; --out takes another folder")
     make_folder(folder)
-    with lock.held(folder, f"running the {what} in"):
+    with disk.held(folder, f"running the {what} in"):
         yield
 
 

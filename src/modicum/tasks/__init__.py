@@ -17,8 +17,7 @@ from modicum.tasks.arithmetic import Addition, Arithmetic, Products
 from modicum.tasks.base import Task
 from modicum.tasks.countdown import Countdown
 from modicum.tasks.dataset import DataTask
-from modicum.tasks.file import FileTask, HubTask
-from modicum.tasks.given import GivenTask
+from modicum.tasks.file import FileTask, GivenTask, HubTask
 from modicum.tasks.gym import Gym
 from modicum.tasks.loading import overlap
 from modicum.tasks.matrix import MatrixTask

@@ -1,22 +1,33 @@
-"""Problems of your own: JSONL, JSON (a list of objects), CSV, TSV, Parquet, or a hub data set.
+"""Problems of your own: JSONL, JSON (a list of objects), CSV, TSV, Parquet, a hub data set, a list.
 
 Of one file or part a problem belongs to train, tune or test (80/10/10 %) by a hash of its question, so
 that equal questions are never in two splits and added rows move no others. With a file or files
 to test on, the rest is divided into train and tune (90/10 %).
+
+A list of dicts or of `Problem`s is handed over in Python (`GivenTask`). A dict has what a row of `file(...)` has: `question` (or problem, or prompt) and `answer`,
+perhaps a number as `difficulty` and an `id`; all else is for reward functions. A list is
+divided by a hash of the question as a file is; {"train": ..., "test": ...} says it. The rows
+are taken as JSON writes them, so that a run folder keeps exactly what was trained on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
+from modicum.runs import Run, read_lines
 from modicum.spec import check
-from modicum.tasks import forms, readers
+from modicum.tasks import forms, readers, rows
 from modicum.tasks.dataset import DataTask, check_path
-from modicum.tasks.loading import Reader, Role, RowPart, roles_of
-from modicum.types import UserError
+from modicum.tasks.loading import LoadedRows, Reader, Role, RowPart, accepted, load_once, roles_of
+from modicum.tasks.readers import Record
+from modicum.types import Problem, UserError
 
 HINT = "; question= and answer= name columns, also inner ones such as reward_model.ground_truth"
 
@@ -121,3 +132,147 @@ class HubTask(FileTask):
             RowPart(name or "rows", by_role[role], f"{self.path} {name}".strip(), found[name])
             for name, role in named.items()
         ]
+
+
+FILES = {
+    part: f"problems-{part}.jsonl".replace("-.", ".") for part in ("", "train", "tune", "test")
+}
+SHOWN = 8  # characters of the hash, in names
+
+
+@dataclass(frozen=True)
+class GivenTask(DataTask):
+    """Problems of the caller's own; answers are compared as those of `file(...)` are."""
+
+    name: ClassVar[str] = "given"
+    skippable: ClassVar[bool] = False
+    own_rows: ClassVar[bool] = True
+    path: None = field(default=None, init=False, repr=False)
+    sha256: str
+    parts: Mapping[str, Sequence[dict[str, Any]]] = field(compare=False, repr=False)
+    """The rows of the whole ("") or of train and test."""
+
+    @classmethod
+    def of(cls, problems: Any) -> GivenTask:
+        """The task of a list of problems, or of {"train": ..., "test": ...}."""
+        named = dict(problems) if isinstance(problems, Mapping) else {"": problems}
+        if "validation" in named:
+            named["tune"] = named.pop("validation")
+        wrong = [part for part in named if part not in FILES]
+        if wrong or not named:
+            raise UserError(
+                "task: problems are a list of dicts, or {'train': [...], 'test': [...]}, not"
+                f" {type(problems).__name__} with {next(iter(wrong), 'nothing')!r}"
+            )
+        return cls.made({part: _rows(part, named[part]) for part in FILES if part in named})
+
+    @classmethod
+    def made(cls, parts: Mapping[str, Sequence[dict[str, Any]]]) -> GivenTask:
+        """The task of rows that JSON holds."""
+        digest = hashlib.sha256()
+        for part, entries in parts.items():
+            digest.update(json.dumps([part, entries], ensure_ascii=False).encode())
+        return cls(digest.hexdigest(), parts)
+
+    @classmethod
+    def read(cls, folder: Path) -> GivenTask | None:
+        """The task that `write` left in a run folder, if it did."""
+        files = {part: folder / name for part, name in FILES.items() if (folder / name).is_file()}
+        return cls.made({part: read_lines(path) for part, path in files.items()}) if files else None
+
+    def write(self, run: Run) -> None:
+        """Keep the rows in the folder of a run; `file(...)` reads them too."""
+        for part, entries in self.parts.items():
+            run.write_lines(FILES[part], entries)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What identifies the problems of a run that no expression names."""
+        count = sum(map(len, self.parts.values()))
+        return {
+            "files": [FILES[part] for part in self.parts],
+            "count": count,
+            "sha256": self.sha256,
+        }
+
+    def __str__(self) -> str:
+        count = self.summary["count"]
+        return f"{count} problem{'s' * (count != 1)} ({self.sha256[:SHOWN]})"
+
+    def reader(self, part: RowPart) -> Reader:
+        """As of a file; a number as difficulty and an id are taken."""
+        form = forms.recognise(part.origin, part.records)
+
+        def item(record: Record) -> Problem:
+            made, level = form.item(record), record.values.get("difficulty")
+            data = dict(made.data)
+            number = isinstance(level, int | float) and not isinstance(level, bool)
+            if number:
+                del data["difficulty"]
+            # A missing one is NaN in tables of pandas.
+            known = float(level) if number and math.isfinite(level) else None
+            return replace(made, id=rows.key(record, "id"), difficulty=known, data=data)
+
+        return item, form.note
+
+    def advice(self) -> str:
+        return f"{super().advice()}, or give {{'train': [...], 'test': [...]}}"
+
+    def _parts(self) -> list[RowPart]:
+        found, roles = [], roles_of(self.parts)
+        for part, entries in self.parts.items():
+            where = f"{_origin(part)}, number"
+            records = [Record(f"{where} {n}", n, row) for n, row in enumerate(entries, 1)]
+            found.append(RowPart(part or "problems", roles[part], _origin(part), records))
+        return found
+
+    def _loaded(self) -> LoadedRows:
+        return self._read
+
+    @cached_property
+    def _read(self) -> LoadedRows:
+        return load_once(self)
+
+
+def _origin(part: str) -> str:
+    return f"the problems of {part!r}" if part else "the list of problems"
+
+
+def _rows(part: str, entries: Iterable[Any]) -> list[dict[str, Any]]:
+    if hasattr(entries, "iterrows"):
+        entries = cast(Any, entries).to_dict("records")  # a table of pandas
+    try:
+        found = [_row(f"{_origin(part)}, number {n}", e) for n, e in enumerate(entries, start=1)]
+    except TypeError:
+        kind = type(entries).__name__
+        raise UserError(f"task: must be an expression, a task or a list, not {kind}") from None
+    if not found:
+        raise UserError(f"task: {_origin(part)} is empty")
+    return found
+
+
+def _row(where: str, entry: Any) -> dict[str, Any]:
+    """A problem as an object of JSON."""
+    match entry:
+        case Problem():
+            row = {**entry.data, "id": entry.id, "question": entry.question}
+            golds = accepted(entry)
+            answer = list(golds) if len(golds) > 1 else entry.answer
+            row |= {"answer": answer, "difficulty": entry.difficulty}
+        case Mapping():
+            row = dict(entry)
+        case _:
+            raise UserError(f"{where}: must be a dict or a Problem, not {type(entry).__name__}")
+    try:
+        text = json.dumps(row, ensure_ascii=False, default=_plain)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: JSON cannot hold it ({error})") from None
+    return json.loads(text)
+
+
+def _plain(value: Any) -> Any:
+    """A number or array of numpy as Python's own."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"a {type(value).__name__}")
+    return value.tolist()

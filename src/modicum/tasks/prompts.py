@@ -2,17 +2,155 @@
 
 Exactly one begin token if the tokenizer wants one, the assistant's header at the end of a
 chat, and never a decode and re-encode: what is sampled after and trained on are these ids.
+
+A chat template comes with its model and does what it likes. So a chat is tried in several
+forms, and the first text that holds all of it is the prompt.
 """
 
 from __future__ import annotations
 
+import html
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
 from typing import Any
 
 from modicum.config import Sampling
+from modicum.spec import keywords, nearest
 from modicum.styles import STYLES
-from modicum.tasks import chat
-from modicum.tasks.examples import Examples
 from modicum.types import Problem, UserError
+
+Examples = tuple[tuple[str, str], ...]
+"""Worked examples: questions, and the whole texts of their answers."""
+DAY = date(2024, 7, 26)
+"""What day it is for a template that writes it (Llama 3.1's own default): prompts stay the same."""
+NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+CHAT = {"messages", "tools", "documents", "add_generation_prompt"}
+HELPERS = {"strftime_now", "raise_exception"}
+ASKED = ("defined", "undefined", "default", "d")
+PART = re.compile(r"""\{['"]type['"]: ['"]text['"]""")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a prompt must hold (`turns`: question and answer of examples), and what the style asks."""
+
+    system: str
+    turns: Sequence[tuple[str, str]]
+    question: str
+    asked: str
+
+    def render(self, tokenizer: Any, arguments: dict[str, Any]) -> str:
+        """The prompt up to the assistant's header; UserError when the template makes none."""
+        from jinja2 import TemplateError
+
+        faults = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError)
+        fault = lacks = ""
+        for messages, in_parts in self._forms():
+            try:
+                text = tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, **arguments
+                )
+            except (*faults, TypeError, ValueError) as error:
+                fault = fault if in_parts else " ".join(str(error).split())
+                continue
+            missing = self._missing(text)
+            if not missing and not (in_parts and PART.search(text)):
+                return text
+            lacks = lacks or missing
+        what = f"leaves out {lacks}" if lacks else f"cannot be rendered: {fault}"
+        hint = "--template r1_zero or plain does without it" if lacks else ""
+        raise UserError("; ".join(filter(None, (f"the tokenizer's chat template {what}", hint))))
+
+    def _forms(self) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+        """The chat as messages, in every form, and whether their content is in parts.
+
+        A system turn, or its text before the first question; examples as turns, or all in one;
+        at last without empty lines (`tiny` reads up to the first).
+        """
+        together = sorted({False, bool(self.turns)})
+        apart = sorted({True, not self.system}, reverse=True)
+        for gap, joined, own in itertools.product(("\n\n", "\n"), together, apart):
+            rounds = [*self.turns, (self.question, "")]
+            if joined:
+                rounds = [(gap.join(text for pair in rounds for text in pair if text), "")]
+            turns, lead = [("system", self.system * own)], "" if own else self.system + gap
+            for user, answer in rounds:
+                user = user if gap == "\n\n" else re.sub(r"\n\s*\n", "\n", user)
+                user = lead + f"{user}\n\n{self.asked}".strip()
+                turns, lead = [*turns, ("user", user), ("assistant", answer)], ""
+            turns = [(role, text) for role, text in turns if text]
+            yield [{"role": role, "content": text} for role, text in turns], False
+            parts = [(role, [{"type": "text", "text": text}]) for role, text in turns]
+            yield [{"role": role, "content": part} for role, part in parts], True
+
+    def _missing(self, text: str) -> str:
+        """What does not stand in `text`."""
+        text, place = _bare(text), 0
+        if _bare(self.system) not in text:
+            return "the system prompt"
+        for piece in (*itertools.chain.from_iterable(self.turns), self.question):
+            start = text.find(_bare(piece), place)
+            if start < 0:
+                return "the question" if piece is self.question else "a worked example"
+            place = start + len(_bare(piece))
+        return ""
+
+
+def _bare(text: str) -> str:
+    """`text` without spaces and escapes, with which a template may write it."""
+    return "".join(re.sub(r"\\[nrt]?", "", html.unescape(text)).split())
+
+
+def arguments(tokenizer: Any, said: str) -> dict[str, Any]:
+    """What `apply_chat_template` gets beside the chat; `said` is `name=value, ...`.
+
+    UserError for a template that is not there, and for a name that it does not read.
+    """
+    from jinja2 import TemplateError
+
+    given, held = keywords("template_args", said), tokenizer.chat_template
+    name = given.pop("chat_template", None)
+    if isinstance(held, dict):
+        if (name or "default") not in held:
+            what = f"no chat template {name!r}" if name else "several chat templates, no default"
+            known = f"--template-args chat_template=NAME takes one: {', '.join(sorted(held))}"
+            raise UserError(f"the tokenizer has {what}; {known}")
+        held = str(held[name or "default"])
+    elif name is not None:
+        raise UserError("template_args: the tokenizer has one chat template, which has no name")
+    try:
+        known = _read(held) if given else set()
+    except TemplateError as error:
+        raise UserError(f"the tokenizer's chat template cannot be read: {error.message}") from None
+    unread = [word for word in given if word not in known]
+    if unread:
+        what = nearest(unread[0], known) if known else "it reads nothing but the chat"
+        raise UserError(f"template_args: the chat template does not read {unread[0]!r}; {what}")
+    dated = NOW.sub(lambda call: repr(DAY.strftime(call[2])), held)
+    return given if dated == tokenizer.chat_template else given | {"chat_template": dated}
+
+
+@lru_cache(maxsize=8)
+def _read(template: str) -> set[str]:
+    """The names that a template reads and that neither the chat nor the library gives.
+
+    What it sets itself is none, unless it asks whether it is there.
+    """
+    from jinja2 import Environment, meta, nodes
+
+    made = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)  # only parses
+    tree = made.parse(GENERATION.sub("", template))
+    own = {found.name for found in tree.find_all(nodes.Name) if found.ctx == "store"}
+    asked = (n.node for n in tree.find_all((nodes.Test, nodes.Filter)) if n.name in ASKED)
+    own -= {found.name for found in asked if isinstance(found, nodes.Name)}
+    read = meta.find_undeclared_variables(tree) - own - CHAT - HELPERS - made.globals.keys()
+    return {name for name in read if not name.endswith("_token")}
+
 
 # DeepSeek-R1 (arXiv 2501.12948), table 1, without its last sentence: that is the style's
 # instruction. The turns begin on lines of their own, as in TinyZero.
@@ -44,8 +182,8 @@ def prompt_text(question: str, tokenizer: Any, sampling: Sampling, examples: Exa
         return f"{preamble} {asked}".strip() + f"{before}\nUser: {question}\nAssistant:"
     if not tokenizer.chat_template:
         raise UserError("template 'chat' needs a tokenizer with a chat template; this one has none")
-    arguments = chat.arguments(tokenizer, str(sampling.template_args))
-    return chat.Chat(system or "", examples, question, asked).render(tokenizer, arguments)
+    told = arguments(tokenizer, str(sampling.template_args))
+    return Chat(system or "", examples, question, asked).render(tokenizer, told)
 
 
 def encode(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modicum import disk, lock, machine, runs
+from modicum import disk, machine, runs
 from modicum.config import TrainConfig, from_mapping, to_toml
 from modicum.parts import ENVIRONMENT, past_config
 from modicum.resuming import kept, settings
@@ -27,7 +27,7 @@ def look(folder: Path, config: TrainConfig, overwrite: bool, resume: bool) -> Tr
     UserError, before a model is loaded, for a folder that can be neither begun nor resumed.
     """
     found = runs.entries(folder)
-    lock.check(folder)
+    disk.check_free(folder)
     disk.check_writable(folder)
     if resume:
         runs.open_run(folder)
@@ -49,13 +49,13 @@ def begin(
     `note` is told what is not as it was. Raises UserError where a folder holds something else,
     or a run with other settings, or another process writes it.
     """
-    lock.check(folder)  # who writes it is said first, and a folder of others gets no lock
+    disk.check_free(folder)  # who writes it is said first, and a folder of others gets no lock
     if resume:
         runs.open_run(folder)
     else:
         runs.check_new(folder, overwrite)
         runs.make_folder(folder)
-    with lock.held(folder):
+    with disk.held(folder):
         if resume:
             yield _resumed(session, folder, note)
         else:

@@ -18,8 +18,8 @@ from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
 from modicum.plan.sizes import settle
 from modicum.stopping import Stop, split_within
-from modicum.tasks import lengths, prompts
-from modicum.tasks.examples import Examples, draw, without
+from modicum.tasks import prompts
+from modicum.tasks.examples import Examples, Sizes, draw, whole, without
 from modicum.training.optimization import Optimization
 from modicum.types import Problem, UserError
 from modicum.updates.proofs import Proof
@@ -155,8 +155,8 @@ def prepare(
     loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)
     if check is not None:
         check(loaded.identity)
-    asked = [*lengths.whole(task, "train"), *held]
-    sizes = lengths.Sizes(loaded.tokenizer, config.sampling, examples, loaded.model.config)
+    asked = [*whole(task, "train"), *held]
+    sizes = Sizes(loaded.tokenizer, config.sampling, examples, loaded.model.config)
     short = sizes.settle(task, asked)
     if short is not task:
         task, order = short, curriculum.begin(without(short, examples), config.seed)

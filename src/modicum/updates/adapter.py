@@ -9,7 +9,7 @@ start rewrites the base's weights (`rewrites_base`: PiSSA, OLoRA) that would be 
 there the adapter's first values are kept and swapped in, and it is exported as a LoRA of twice
 the rank that takes the start away (`exportable`), so that it gives the policy on the base.
 
-An adapter that was there before (`models.adapters`) is trained further, as it is. Its rank and
+An adapter that was there before (`models.identity`) is trained further, as it is. Its rank and
 where it goes are the adapter's, and the update must say the same: `lora(rank=16, alpha=32)`, with
 `@` only if that names just these layers. What would train below it, or put another one on top, is
 refused: made one model of both, it can be trained in every way.
@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from modicum.models.adapters import quiet
+from modicum.models.identity import quiet
 from modicum.types import UserError
 from modicum.updates.base import Method, Prepared, Selection
 from modicum.updates.layout import MERGE
