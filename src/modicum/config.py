@@ -176,7 +176,9 @@ class Records(Settings):
     """What a run writes."""
 
     checkpoint_every: Natural = free(25)
-    """Steps between checkpoints (the newest two are kept); 0 only at the end."""
+    """Steps between checkpoints; 0 only at the end."""
+    keep_checkpoints: Positive = free(2)
+    """How many of the newest checkpoints stay; `modicum extrapolate` reads a line through them."""
     samples_every: Positive = free(1)
     """Steps between those whose completions are written, with prompts and rewards."""
     samples_mib: Natural = free(200)
