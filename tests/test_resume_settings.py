@@ -77,6 +77,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "evaluation.eval_every": ("free", 5),
     "evaluation.eval_split": ("fixed", "tune"),
     "records.checkpoint_every": ("free", 1),
+    "records.keep_checkpoints": ("free", 1),
     "records.samples_every": ("free", 2),
     "records.samples_mib": ("free", 1),
     "records.anatomy": ("free", False),
