@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from conftest import random_model
 from modicum import runs, updates
 from modicum.config import Compute, Optimizer, TrainConfig
-from modicum.training import checkpoint, session, step
+from modicum.training import checkpoint, session
+from modicum.training.step import backward, optimizer_step
 from modicum.types import UserError
 from modicum.updates import rules
 from modicum.updates.base import Method, Prepared
@@ -436,8 +437,8 @@ def test_muon_stands_still_without_a_gradient_or_a_signal(folders: dict[str, Pat
     config = replace(TrainConfig(), model=str(folders["llama"]), update="muon @ last(1)", steps=2)
     made = session.prepare(replace(config, optimizer=Optimizer(learning_rate=1e-2)))
     for signal, steps in [(False, 0), (True, 1)]:
-        sums = step.backward(made, batch_of(made), {})
-        step.optimizer_step(made, sums["loss"], signal)
+        sums = backward(made, batch_of(made), {})
+        optimizer_step(made, sums["loss"], signal)
         assert made.counters.optimizer_steps == steps
     assert any("2605.19282" in note for note in made.prepared.notes)
 
