@@ -206,6 +206,7 @@ def test_memory_and_records_may_change_and_nothing_else_does(
         "records.checkpoint_every": [2, 1],
         "records.samples_every": [2, 1],
         "records.anatomy": [False, True],
+        "records.keep_checkpoints": [2, 1],
     }
     tables = read_toml(Path(bare.out) / "config.toml")
     assert (tables["batch"]["micro_batch"], tables["records"]["samples_every"]) == (3, 1)
