@@ -262,3 +262,44 @@ def test_a_broken_anatomy_names_the_file_and_the_key(quick: TrainConfig) -> None
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match="anatomy: 'parts' is missing"):
         load_run(path.parent)
+
+
+# How many directions ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "participation", "ninety"),
+    [
+        ([3.0, 1.0], 100 / 82, 1),
+        ([1.0] * 4, 4.0, 4),
+        ([1.0] * 10, 10.0, 9),
+        ([2.0, 1.0, 1.0], 36 / 18, 3),
+        ([], 0.0, 0),
+    ],
+)
+def test_directions_by_hand(values: list[float], participation: float, ninety: int) -> None:
+    _, found, count = anatomy.directions(torch.tensor(values, dtype=torch.float64))
+    assert (found, count) == (pytest.approx(participation), ninety)
+
+
+FALLS = [0.2, 0.3, 0.5, 0.6, 0.8, 0.7, 0.4, 0.3, 0.1, 0.0]
+
+
+def test_a_fall_of_the_reward() -> None:
+    assert anatomy.fallen(FALLS) == (pytest.approx(0.75), pytest.approx(0.05))
+    assert anatomy.fallen(sorted(FALLS)) is None
+    assert anatomy.fallen(FALLS[:9]) is None
+
+
+def test_the_alarm_of_a_collapse() -> None:
+    def change(participation: float, shape: tuple[int, ...] = (70, 80)) -> anatomy.Change:
+        ranks = (2.0, participation, 2)
+        return anatomy.Change(UP, 1, "mlp", shape, 1, {"0": 1}, 1.0, 1.0, 1.0, *ranks)
+
+    told = anatomy.alarm([change(1.5), change(9.0)], None, FALLS)
+    assert "from 0.75 to 0.05" in told and "1 of 2 changes" in told and UP in told
+    assert anatomy.alarm([change(1.5)], 64, FALLS)
+    assert not anatomy.alarm([change(1.5)], 63, FALLS), "an adapter of few directions"
+    assert not anatomy.alarm([change(3.0)], None, FALLS)
+    assert not anatomy.alarm([change(1.5, (63, 80))], None, FALLS)
+    assert not anatomy.alarm([change(1.5)], None, sorted(FALLS))

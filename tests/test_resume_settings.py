@@ -77,6 +77,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "evaluation.eval_every": ("free", 5),
     "evaluation.eval_split": ("fixed", "tune"),
     "records.checkpoint_every": ("free", 1),
+    "records.keep_checkpoints": ("free", 1),
     "records.samples_every": ("free", 2),
     "records.samples_mib": ("free", 1),
     "records.anatomy": ("free", False),
@@ -205,6 +206,7 @@ def test_memory_and_records_may_change_and_nothing_else_does(
         "records.checkpoint_every": [2, 1],
         "records.samples_every": [2, 1],
         "records.anatomy": [False, True],
+        "records.keep_checkpoints": [2, 1],
     }
     tables = read_toml(Path(bare.out) / "config.toml")
     assert (tables["batch"]["micro_batch"], tables["records"]["samples_every"]) == (3, 1)

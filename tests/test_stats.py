@@ -14,6 +14,7 @@ from modicum.stats import (
     mean_interval,
     paired_interval,
     pass_at_k,
+    share_interval,
     standard_error,
 )
 from modicum.types import UserError
@@ -177,3 +178,17 @@ def test_paired_interval_of_equal_scores_has_width():
 def test_paired_interval_refuses(after, before):
     with pytest.raises(UserError):
         paired_interval(after, before)
+
+
+def test_the_exact_interval_of_a_share() -> None:
+    """Clopper and Pearson: 0 of n ends at 1 - 0.025^(1/n)."""
+    found = share_interval(0, 5)
+    assert (found.mean, found.low, found.high) == (0.0, 0.0, pytest.approx(0.5218, abs=1e-4))
+    found = share_interval(1, 5)
+    assert (found.low, found.high) == (
+        pytest.approx(0.00505, abs=1e-5),
+        pytest.approx(0.71642, abs=1e-5),
+    )
+    assert share_interval(5, 5).low == pytest.approx(0.4782, abs=1e-4)
+    with pytest.raises(UserError):
+        share_interval(0, 0)

@@ -447,3 +447,11 @@ def test_json_has_the_names_of_the_analysis() -> None:
 def test_one_problem_is_refused() -> None:
     with pytest.raises(UserError, match="at least two problems, not of 1"):
         arm_interval([[1.0]])
+
+
+def test_seeds_that_end_below_the_base() -> None:
+    base = np.full(40, 0.5)
+    rows = {seed: base + gain for seed, gain in enumerate([0.1, 0.1, -0.1, 0.0, 0.1])}
+    found = compare({"full": rows}, "full", base, 0.02, np.random.default_rng(0))["full"].below_base
+    assert found is not None and found.mean == 0.2
+    assert found.high == pytest.approx(0.71642, abs=1e-5)

@@ -194,3 +194,35 @@ def test_other_stacks_than_the_texts_are_no_layers() -> None:
     assert layer_of("model.language_model.layers.3.mlp.up_proj.weight") == 3
     assert layer_of("model.vision_tower.encoder.layers.3.mlp.fc1.weight") is None
     assert layer_of("model.audio_tower.layers.0.self_attn.q_proj.weight") is None
+
+
+def test_random_layers_are_drawn_by_the_seed() -> None:
+    def drawn(text: str, seed: int) -> set[str]:
+        return set(updates.parse(text).apply(random_model("llama"), seed).trainable)
+
+    model = random_model("llama")
+    seen = {frozenset(drawn("layers(random, 1)", seed)) for seed in range(12)}
+    assert seen == {frozenset(layers(model, n)) for n in range(3)}
+    assert drawn("layers(random, 2)", 5) == drawn("layers(random, 2)", 5)
+    assert drawn("layers(random, 1)", 5) < drawn("layers(random, 2)", 5)
+    assert drawn("layers(random, 3)", 5) == layers(model, 0, 1, 2)
+    inside = updates.parse("lora(rank=2) @ (layers(random, 1) & parts(mlp))").apply(model, 5)
+    (number,) = {name.split("layers.")[1][0] for name in inside.trainable}
+    assert inside.drawn == f"layers({number}) & parts(mlp)"
+    assert inside.notes[0] == f"the run's seed has drawn {inside.drawn}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("layers(random)", "it takes one number"),
+        ("layers(random, 0)", "it takes one number"),
+        ("layers(2, random)", "it takes one number"),
+        ("layers(random, 1, 2)", "it takes one number"),
+        ("layers(rand, 2)", "a whole number or 'random', not 'rand'"),
+        ("layers(random, 4)", "the model has only 3 layers"),
+    ],
+)
+def test_what_cannot_be_drawn(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        updates.parse(text).apply(random_model("llama"))

@@ -16,13 +16,16 @@ from conftest import random_model
 from modicum import runs, updates
 from modicum.config import Compute, Optimizer, TrainConfig
 from modicum.training import checkpoint, session
+from modicum.training.step import backward, optimizer_step
 from modicum.types import UserError
 from modicum.updates import rules
 from modicum.updates.base import Method, Prepared
+from modicum.updates.muon import Muon, flattened
 from modicum.updates.optimizers import Moment, Optimized
 from modicum.updates.preview import preview
 from modicum.updates.projected import Apollo, ApolloMini, GaLore, basis_of
 from modicum.updates.rules import AdamWRule, SgdRule
+from rows import batch_of
 from test_updates import take_steps
 
 MATRIX = "model.layers.0.mlp.up_proj.weight"
@@ -91,8 +94,9 @@ def test_sgd_keeps_nothing_without_momentum(folders: dict[str, Path]) -> None:
         GaLore(rank=2, every=2, scale=0.5).rule(0),
         Apollo(2, 3, 2.0).rule(0),
         ApolloMini(every=3, scale=128.0).rule(0),
+        Muon().rule(0),
     ],
-    ids=["adamw", "sgd", "momentum", "galore", "apollo", "apollo_mini"],
+    ids=["adamw", "sgd", "momentum", "galore", "apollo", "apollo_mini", "muon"],
 )
 def test_a_rule_says_how_far_a_step_goes(
     rule: Any, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
@@ -272,8 +276,12 @@ def test_all_else_gets_torchs_adamw(rule: Any) -> None:
 
 @pytest.mark.parametrize(
     "rule, numbers",
-    [(GaLore(2, 1, 1.0).rule(0), 2 * 4 + 2 * 2 * 6), (Apollo(2, 1, 1.0).rule(0), 2 * 2 * 6)],
-    ids=["galore", "apollo"],
+    [
+        (GaLore(2, 1, 1.0).rule(0), 2 * 4 + 2 * 2 * 6),
+        (Apollo(2, 1, 1.0).rule(0), 2 * 2 * 6),
+        (Muon().rule(0), 4 * 6),
+    ],
+    ids=["galore", "apollo", "muon"],
 )
 def test_bytes_of_state_by_hand(rule: Any, numbers: int) -> None:
     for shape in [(4, 6), (6, 4)]:
@@ -385,3 +393,66 @@ def test_resting_masters_without_state_survive_a_resume(
     take_steps(again, 3, 5)
     for name, tensor in whole.optimization.tensors().items():
         assert torch.equal(again.optimization.tensors()[name], tensor), name
+
+
+# Muon ------------------------------------------------------------------------------------
+
+
+def test_muons_singular_values() -> None:
+    """After five steps of a = 3.4445, b = -4.7750, c = 2.0315."""
+    found = flattened(torch.diag(torch.tensor([1.0, 0.5, 0.1, 0.01, 0.001]))).diag()
+    wanted = [0.6964, 0.7654, 0.7121, 0.6989, 0.4705]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor"), [((576, 576), 4.8), ((1536, 576), 7.838), ((576, 192), 4.8)]
+)
+def test_muons_step_has_adamws_size(shape: tuple[int, int], factor: float) -> None:
+    gradient = torch.zeros(shape)
+    gradient[3, 5] = 2.0  # one direction, which becomes 0.6964
+    (moved,) = move(Muon().rule(0), torch.zeros(shape), [gradient])
+    assert moved[3, 5].item() == pytest.approx(-RATE * 0.6964 * factor, rel=1e-3)
+    assert int((moved != 0).sum()) == 1
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+def test_muon_is_torchs(shape: tuple[int, int]) -> None:
+    """Which makes its products in bf16."""
+    (start,), gradients = drawn(*shape, count=1, seed=3), drawn(*shape, count=3)
+    theirs = nn.Parameter(start.clone())
+    how = {"weight_decay": 0.0, "momentum": 0.8, "adjust_lr_fn": "match_rms_adamw"}
+    other = torch.optim.Muon([theirs], lr=RATE, **how)  # type: ignore[arg-type]
+    for gradient in gradients:
+        theirs.grad = gradient.clone()
+        other.step()
+    found = move(Muon(momentum=0.8).rule(0), start, gradients)[-1]
+    assert (found - theirs).abs().max().item() < 0.05 * (found - start).abs().max().item()
+
+
+def test_muon_stands_still_without_a_gradient_or_a_signal(folders: dict[str, Path]) -> None:
+    first, zero = drawn(4, 6, count=1)[0], torch.zeros(4, 6)
+    moved, after = move(Muon().rule(0), torch.zeros(4, 6), [first, zero])
+    assert torch.equal(moved, after) and moved.any()
+    config = replace(TrainConfig(), model=str(folders["llama"]), update="muon @ last(1)", steps=2)
+    made = session.prepare(replace(config, optimizer=Optimizer(learning_rate=1e-2)))
+    for signal, steps in [(False, 0), (True, 1)]:
+        sums = backward(made, batch_of(made), {})
+        optimizer_step(made, sums["loss"], signal)
+        assert made.counters.optimizer_steps == steps
+    assert any("2605.19282" in note for note in made.prepared.notes)
+
+
+def test_muon_says_what_it_does_to_an_adapter() -> None:
+    notes = updates.parse("muon @ lora(rank=2)").apply(random_model("llama")).notes
+    assert any("adapter's factors" in note for note in notes)
+    with pytest.raises(UserError, match="plain AdamW; leave it out"):
+        updates.parse("muon @ parts(norm)").apply(random_model("llama"))
+
+
+def test_muons_rest_has_a_rate_of_its_own() -> None:
+    vector = nn.Parameter(torch.ones(3))
+    vector.grad = torch.ones(3)
+    optimizer_of(Muon(others=0.5).rule(0), {"model.norm.weight": vector}).step()
+    # Decay 0.1 and a first step of Adam, both at half of the rate.
+    assert vector.tolist() == pytest.approx([1 - 0.005 * 0.1 - 0.005] * 3, rel=1e-5)

@@ -7,6 +7,8 @@ With W0 the base and W the policy, adapters merged, tensor by tensor in fp32:
     norm            root of the sum of (W - W0)^2; `relative_norm` is that over W0's own
     effective rank  exp of the entropy of s / sum(s), s the singular values of W - W0
                     (Roy and Vetterli 2007); `rank_share` is that over the smaller side
+    participation   (sum of s^2)^2 / sum of s^4: 1 for one direction, n for n equal ones, and
+                    less moved by many small ones; `directions_90` carry 90 % of sum s^2
 
 Source of the thresholds: Mukherjee et al. 2025 (arXiv 2505.11711), who count 1e-5 on bf16
 checkpoints; Zhu et al. 2025 (arXiv 2511.08567) hold that a part of such sparsity is what
@@ -16,7 +18,7 @@ a bf16 run W and W0 are what the model holds, not the fp32 masters: W has the no
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,8 @@ OUTSIDE = ("embedding", "final norm", "head", "other")
 LARGEST_SIDE = {"cpu": 2048, "cuda": 8192}
 ROWS = 4096  # in fp64 at a time
 HALF_SPACING = 2.0**-24  # the largest relative error of rounding to fp32
+MOST_ENERGY, ROUNDING = 0.9, 1e-12
+MANY, FEW = 64, 3  # directions that a change may have, and has where it is a collapse
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Change:
     largest: float
     """The largest |W - W0|."""
     effective_rank: float | None
-    """None: not a matrix, no change, or too large to take apart."""
+    """None, as the next two: not a matrix, no change, or too large to take apart."""
+    participation_ratio: float | None = None
+    directions_90: int | None = None
 
     @property
     def moved(self) -> bool:
@@ -87,12 +93,12 @@ def _change(name: str, place: Place, new: Tensor, old: Tensor, device: torch.dev
     changed = {key: int((size > limit).sum()) for key, limit in THRESHOLDS.items()}
     changed[BF16] = int((after.bfloat16() != before.bfloat16()).sum())
     base_norm = _norm(before)
-    rank = None
+    ranks: tuple[float | None, float | None, int | None] = (None, None, None)
     if difference.ndim == 2 and changed["0"] and min(new.shape) <= LARGEST_SIDE[device.type]:
         # A matrix of rounding errors has a largest singular value of about this.
         typical = base_norm / math.sqrt(difference.numel())
         noise = HALF_SPACING * typical * sum(math.sqrt(side) for side in new.shape)
-        rank = effective_rank(difference, noise)
+        ranks = directions(singular_values(difference, noise))
     return Change(
         name=name,
         layer=place.layer,
@@ -103,7 +109,9 @@ def _change(name: str, place: Place, new: Tensor, old: Tensor, device: torch.dev
         norm=_norm(difference),
         base_norm=base_norm,
         largest=float(size.max()),
-        effective_rank=rank,
+        effective_rank=ranks[0],
+        participation_ratio=ranks[1],
+        directions_90=ranks[2],
     )
 
 
@@ -120,10 +128,25 @@ def part_of(place: Place) -> str:
 
 
 def effective_rank(change: Tensor, noise: float = 0.0) -> float:
-    """exp of the entropy of the singular values of a matrix, taken as shares of their sum.
+    """exp of the entropy of the singular values of a matrix, taken as shares of their sum."""
+    return directions(singular_values(change, noise))[0]
 
-    1 for one direction, n for n equal ones. Singular values up to `noise` are left out, and
-    those that are lost in the rounding of the Gram matrix; 0 when nothing is left.
+
+def directions(values: Tensor) -> tuple[float, float, int]:
+    """Of singular values, the largest first: effective rank, participation ratio, and how many
+    carry 90 % of the energy; all 0 when there are none."""
+    if not len(values):
+        return 0.0, 0.0, 0
+    shares, energy = values / values.sum(), values.square() / values.square().sum()
+    enough = int((energy.cumsum(0) < MOST_ENERGY - ROUNDING).sum()) + 1
+    entropy = -float((shares * shares.log()).sum())
+    return math.exp(entropy), 1 / float(energy.square().sum()), enough
+
+
+def singular_values(change: Tensor, noise: float = 0.0) -> Tensor:
+    """Those of a matrix in fp64, the largest first.
+
+    Left out are those up to `noise`, and those that are lost in the rounding of the Gram matrix.
     """
     tall = change if change.shape[0] >= change.shape[1] else change.T
     side = tall.shape[1]
@@ -133,11 +156,43 @@ def effective_rank(change: Tensor, noise: float = 0.0) -> float:
         gram += wide.T @ wide
     squares = torch.linalg.eigvalsh(gram)
     floor = max(noise**2, side * torch.finfo(torch.float64).eps * float(squares[-1]))
-    kept = squares[squares > floor].sqrt()
-    if not len(kept):
-        return 0.0
-    shares = kept / kept.sum()
-    return float(torch.exp(-(shares * shares.log()).sum()))
+    return squares[squares > floor].sqrt().flip(0)
+
+
+def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float]) -> str:
+    """A sentence where a change that may have many directions keeps to few while reward falls.
+
+    `rank` is that of an adapter, the most that a change can have; `rewards` the mean one of every
+    step. Empty: nothing of the kind.
+    """
+    found = [
+        (c.participation_ratio, c.name)
+        for c in changes
+        if c.participation_ratio and min(c.full_rank or 0, rank or MANY) >= MANY
+    ]
+    few = sorted(one for one in found if one[0] < FEW)
+    if not few or not (fall := fallen(rewards)):
+        return ""
+    return (
+        f"the reward fell from {fall[0]:.3g} to {fall[1]:.3g}, and {len(few)} of {len(found)} changes"
+        f" that may have rank {MANY} or more keep to fewer than {FEW} directions (least: {few[0][1]},"
+        f" participation ratio {few[0][0]:.2g}): a collapse (docs/anatomy.md)"
+    )
+
+
+def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:
+    """The mean of the best fifth of the steps and of the last, where that is lower beyond chance.
+
+    By three standard errors of their difference, from the spread within fifths; None: it is not,
+    or there are fewer than ten steps.
+    """
+    size = len(rewards) // 5
+    if size < 2:
+        return None
+    fifths = torch.tensor(rewards[-5 * size :], dtype=torch.float64).view(5, size)
+    means, spread = fifths.mean(1), fifths.var(1).mean()
+    best, last = float(means.max()), float(means[-1])
+    return (best, last) if best - last > 3 * math.sqrt(2 * float(spread) / size) else None
 
 
 def summary(changes: Sequence[Change], dtype: str) -> dict[str, Any]:
@@ -186,12 +241,18 @@ def _together(changes: Sequence[Change]) -> dict[str, Any]:
 
 
 def _ranks(changes: Sequence[Change]) -> dict[str, Any]:
-    """Means of the effective rank over the matrices that changed and were taken apart."""
+    """Means of the ranks over the matrices that changed and were taken apart."""
     moved = [c for c in changes if c.moved and c.full_rank is not None]
-    ranks = [(c.effective_rank, c.full_rank) for c in moved if c.effective_rank is not None]
+    apart = [c for c in moved if c.effective_rank is not None]
+
+    def mean(of: Callable[[Change], float | None]) -> float | None:
+        return sum(of(c) or 0.0 for c in apart) / len(apart) if apart else None
+
     return {
         "matrices_changed": len(moved),
-        "too_large": len(moved) - len(ranks),
-        "effective_rank": sum(r for r, _ in ranks) / len(ranks) if ranks else None,
-        "rank_share": sum(r / (full or 1) for r, full in ranks) / len(ranks) if ranks else None,
+        "too_large": len(moved) - len(apart),
+        "effective_rank": mean(lambda c: c.effective_rank),
+        "rank_share": mean(lambda c: (c.effective_rank or 0.0) / (c.full_rank or 1)),
+        "participation_ratio": mean(lambda c: c.participation_ratio),
+        "directions_90": mean(lambda c: c.directions_90),
     }

@@ -176,7 +176,7 @@ class Records(Settings):
     """What a run writes."""
 
     checkpoint_every: Natural = free(25)
-    """Steps between checkpoints (the newest two are kept); 0 only at the end."""
+    """Steps between checkpoints; 0 only at the end."""
     samples_every: Positive = free(1)
     """Steps between those whose completions are written, with prompts and rewards."""
     samples_mib: Natural = free(200)
@@ -185,6 +185,8 @@ class Records(Settings):
     """At the end, load the base once more and measure what changed in it (docs/anatomy.md)."""
     watch: bool = free(False)
     """Show the run while it goes: `live.html` in its folder, and a view in the terminal."""
+    keep_checkpoints: Positive = free(2)
+    """How many of the newest checkpoints stay; `modicum extrapolate` reads a line through them."""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ class AnatomyPart:
     relative_norm: float | None = None
     effective_rank: float | None = None
     rank_share: float | None = None
+    participation_ratio: float | None = None
+    directions_90: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,12 @@ class Anatomy:
     tensors_changed: int
     entries: int
     entries_in_changed: int
-    changed: Mapping[str, float]
-    """By threshold, and `bf16`."""
+    changed: Mapping[str, float]  # by threshold, and `bf16`
     parts: Mapping[str, AnatomyPart]
     map: Mapping[str, tuple[float | None, ...]]
     """Part -> the relative norm of its change in every layer."""
     relative_norm: float | None = None
+    alarm: str = ""  # that few directions changed while the reward fell
     seed: str = ""
 
 
@@ -127,8 +129,7 @@ class RunResult:
     agreement_proof: str | None = None
     base_hash: str = ""
     agreement_max: float | None = None
-    nothing_trained: str = ""
-    """Why, if no optimizer step was taken."""
+    nothing_trained: str = ""  # why, if no optimizer step was taken
     anatomy: Anatomy | None = None
 
 
@@ -146,10 +147,8 @@ class TuningRun:
     """A tuning run: `accuracy` on the tuning split; None: it has not run, or failed."""
 
     rate: float
-    share: float = 1.0
-    """Of the budget of a run."""
-    folder: str = ""
-    """Under the study's."""
+    share: float = 1.0  # of the budget of a run
+    folder: str = ""  # under the study's
     accuracy: float | None = None
     failed: str = ""
 
@@ -202,6 +201,7 @@ class ArmResult:
     by_seed: Mapping[str, float] = field(default_factory=dict)
     accuracy: Interval | None = None
     gain: Interval | None = None
+    below_base: Interval | None = None  # the share of seeds with a negative gain
     difference: Difference | None = None
     tests: Mapping[str, ClaimTest] | None = None
     retention: Interval | None = None

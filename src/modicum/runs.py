@@ -39,7 +39,6 @@ from modicum.types import UserError
 LINES = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl", "decisions.jsonl")
 FAILED = "failed.json"
 AT_THE_END = ("result.json", "anatomy.json", "completions-trained.jsonl")
-KEPT = 2  # checkpoints
 FORMAT = 2  # of checkpoints; 1 had no hash of the whole base
 
 
@@ -118,10 +117,12 @@ class Run:
             write_whole(self.folder / name, text)
 
     @contextmanager
-    def checkpointing(self, step: int, state: Mapping[str, Any], needed: int) -> Iterator[Path]:
+    def checkpointing(
+        self, step: int, state: Mapping[str, Any], needed: int, kept: int = 2
+    ) -> Iterator[Path]:
         """A folder for the tensors of a checkpoint, which counts once all is written.
 
-        Then old ones go; of one that fails nothing is left. `needed` is the size of the tensors in
+        Then all but the `kept` newest go; of one that fails nothing is left. `needed` is the size of the tensors in
         bytes, for the message about a full disk.
         """
         final = self.checkpoint(step)
@@ -138,7 +139,7 @@ class Run:
                 write_whole(folder / "state.json", json.dumps(full, indent=2) + "\n")
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(folder, final)
-                for old in checkpoints(self.folder)[:-KEPT]:
+                for old in checkpoints(self.folder)[:-kept]:
                     shutil.rmtree(old)
             except disk.errors():
                 self._drop_halves()

@@ -270,6 +270,8 @@ def _words(hint: Any) -> str:
         return WORDS[hint]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_words(arg) for arg in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
         return "a list of which each is " + _words(typing.get_args(hint)[0])
     if dataclasses.is_dataclass(hint):

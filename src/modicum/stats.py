@@ -217,6 +217,16 @@ def no_spread(mean: float, count: int, level: float, bounds: tuple[float, float]
     return Interval(mean, mean - unseen * (mean - least), mean + unseen * (most - mean))
 
 
+def share_interval(count: int, of: int, level: float = 0.95) -> Interval:
+    """The share `count` of `of` and its exact interval (Clopper and Pearson 1934)."""
+    if not 0 <= count <= of or not of:
+        raise UserError(f"{count} of {of} is no share")
+    tail = (1 - level) / 2
+    low = float(special.betaincinv(count, of - count + 1, tail)) if count else 0.0
+    high = float(special.betaincinv(count + 1, of - count, 1 - tail)) if count < of else 1.0
+    return Interval(count / of, low, high)
+
+
 def holm(p_values: ArrayLike) -> list[float]:
     """Holm's adjusted p-values, in the order given: reject those at most alpha.
 

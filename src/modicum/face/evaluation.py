@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -23,6 +23,7 @@ from modicum.types import UserError
 
 if TYPE_CHECKING:
     from modicum.training.loop import Observer
+    from modicum.training.session import Session
 
 ONLY_TRAINING = ("trunk_bytes", "checkpointing", "agreement_every")
 
@@ -106,10 +107,11 @@ def perform(
     run: Path | None,
     observer: Observer | None = None,
     parts: RunParts | None = None,
+    past: Callable[[Path, TrainConfig, RunParts], Session] | None = None,
 ) -> Evaluation:
     """Evaluate the policy of `run`, or the model that the config names; written to `out`.
 
-    `parts` has the task and the update where no expression names them.
+    `past` gives another policy of the run than its newest. `parts` has the task and the update where no expression names them.
     """
     from modicum.engine import policy_of
     from modicum.evaluate import evaluate, held_out
@@ -125,10 +127,10 @@ def perform(
     folder = _folder(config.out) if config.out else None
     config, sized = _sized(config, RunParts(task), run)
     if run is not None:
-        past = past_bases(run, past_config(run), config.model, config.base)
-        batch = replace(past.batch, rollout_batch=config.batch)
-        now = replace(past, compute=config.compute, trust=config.trust, batch=batch)
-        policy = reload(run, now, parts).policy
+        was = past_bases(run, past_config(run), config.model, config.base)
+        batch = replace(was.batch, rollout_batch=config.batch)
+        now = replace(was, compute=config.compute, trust=config.trust, batch=batch)
+        policy = (past or reload)(run, now, parts).policy
     else:
         compute = config.compute
         loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)

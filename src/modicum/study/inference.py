@@ -96,7 +96,9 @@ def _arm(
     scores_SI = np.stack([rows[seed] for seed in sorted(rows)])
     by_seed = {str(seed): float(np.mean(rows[seed])) for seed in sorted(rows)}
     bands = arm_interval(scores_SI), gain_interval(scores_SI, base_I)
+    below = sum(reached < base_I.mean() - stats.ROUNDING for reached in by_seed.values())
     alone = ArmResult(name, "", "", by_seed=by_seed, accuracy=bands[0], gain=bands[1])
+    alone = replace(alone, below_base=stats.share_interval(below, len(by_seed)))
     if not control:
         return alone, None
     seeds = tuple(sorted(set(rows) & set(control)))

@@ -44,7 +44,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "agreement": session.agreement.state(),
     }
     size = sum(t.numel() * t.element_size() for t in tensors.values())
-    with run.checkpointing(step, state, size) as folder:
+    with run.checkpointing(step, state, size, session.config.records.keep_checkpoints) as folder:
         save_file(tensors, folder / "tensors.safetensors")
     return run.checkpoint(step)
 
@@ -117,13 +117,18 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
 
 
 def reload(
-    folder: Path, config: TrainConfig | None = None, parts: RunParts | None = None
+    folder: Path,
+    config: TrainConfig | None = None,
+    parts: RunParts | None = None,
+    at: Path | None = None,
+    look: Callable[[Session], None] | None = None,
 ) -> Session:
-    """The trained policy of a run: the base with the newest checkpoint's values.
+    """The trained policy of a run: the base with the newest checkpoint's values, or those `at` one.
 
     `config` is the run's own with what is to be otherwise: the place of its base, the device, how
     many completions are sampled at a time. Another base or dtype is a UserError. `parts` has the
-    update if no expression names it. All that is not the policy is a placeholder.
+    update if no expression names it. All that is not the policy is a placeholder. `look` is shown it
+    as it began.
     """
     past = past_config(folder)
     config = config or past_bases(folder, past)
@@ -132,15 +137,17 @@ def reload(
     saved = runs.checkpoints(folder)
     if not saved:
         raise UserError(f"{folder} has no checkpoint yet")
-    tensors, state = read(saved[-1])
+    tensors, state = read(at := at or saved[-1])
     # Not needed, and perhaps not to be had: files may be elsewhere by now, objects gone.
     others = {"task": "arithmetic", "reward": "accuracy", "objective": "grpo"}
     given = parts.update if parts else None
     if given is None and not is_given(config.update):
         given = past_update(folder, config.update)
     update = RunParts(update=given)
-    check = base_check(saved[-1], state, config.model)
+    check = base_check(at, state, config.model)
     session = prepare(replace(config, **others, curriculum="uniform"), update, check)
-    _restore_policy(session, saved[-1], tensors, state)
+    if look is not None:
+        look(session)
+    _restore_policy(session, at, tensors, state)
     session.config = config
     return session

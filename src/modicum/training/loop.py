@@ -23,7 +23,7 @@ from modicum.stopping import AT_THE_ENDS, split_within
 from modicum.tasks.prompts import encode
 from modicum.training import origin, rate, result, samples, silence
 from modicum.training.checkpoint import save
-from modicum.training.folder import begin, look, resumable, sizes_kept
+from modicum.training.folder import begin, choices, look, resumable, sizes_kept
 from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
 from modicum.training.session import Session, notes
 from modicum.training.step import (
@@ -107,6 +107,10 @@ def train(
             if chosen:
                 run.write("chosen.json", sizes.told(chosen))
                 note(sizes.note(config, chosen))
+            if drawn := session.prepared.drawn:
+                why = f"drawn by the run's seed, {config.seed}"
+                found = {"update": asdict(sizes.Chosen(drawn, why))}
+                run.write("chosen.json", {**choices(run.folder), **found})
             for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
                 note(text)
             name = run.folder.resolve().name

@@ -59,7 +59,7 @@ def make(
     }
     if config.records.anatomy:
         try:
-            found["anatomy"] = _anatomy(session, run)
+            found["anatomy"] = _anatomy(session, run, note)
         except (MemoryError, RuntimeError, UserError) as error:
             if isinstance(error, FolderError):
                 raise
@@ -68,9 +68,9 @@ def make(
     return found
 
 
-def _anatomy(session: Session, run: runs.Run) -> dict[str, Any]:
+def _anatomy(session: Session, run: runs.Run, note: Callable[[str], None]) -> dict[str, Any]:
     """Compare the policy with the base, loaded again; the parts to `anatomy.json`."""
-    config = session.config
+    config, rank = session.config, getattr(session.prepared.adapter, "rank", None)
     # On the CPU, since merging makes the model fp32 and the base comes on top.
     session.policy.model.to("cpu")
     policy = session.prepared.merged()
@@ -84,4 +84,8 @@ def _anatomy(session: Session, run: runs.Run) -> dict[str, Any]:
             "tensors": [{**asdict(change), "full_rank": change.full_rank} for change in changes],
         },
     )
-    return anatomy.summary(changes, config.compute.dtype)
+    logged = run.folder / "metrics.jsonl"
+    rewards = [line["reward/mean"] for line in (runs.read_lines(logged) if logged.exists() else ())]
+    if told := anatomy.alarm(changes, rank, rewards):
+        note(told)
+    return {**anatomy.summary(changes, config.compute.dtype), "alarm": told}

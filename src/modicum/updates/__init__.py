@@ -17,6 +17,7 @@ from modicum.updates.base import Method, Placed, Prepared, Selection, Update
 from modicum.updates.driver import Driver
 from modicum.updates.freezing import AutoFreeze, SlimFit
 from modicum.updates.lora import Dora, Lora, LoraFa, LoraPlus, LoraXs, Olora, Pissa, RsLora
+from modicum.updates.muon import Muon
 from modicum.updates.optimizers import Sgd
 from modicum.updates.others import Ia3, LnTuning, Miss, Oft, Shira, TinyLora, Vera
 from modicum.updates.projected import Apollo, ApolloMini, GaLore
@@ -32,7 +33,7 @@ UPDATES: dict[str, type] = {
         *(Rgn, Snr, AutoFreeze, SlimFit, Lisa, BAdam, BAdamRatio),
         *(Lora, RsLora, LoraPlus, LoraFa, Dora, Pissa, Olora, AdaLora, LoraXs),
         *(Vera, Miss, Ia3, LnTuning, Oft, Shira, TinyLora),
-        *(Sparse, Sgd, GaLore, Apollo, ApolloMini),
+        *(Sparse, Sgd, GaLore, Apollo, ApolloMini, Muon),
     )
 }
 

@@ -75,6 +75,10 @@ class Prepared:
         self.model, self.trainable, self.swap = model, trainable, Swap(trainable)
         self.schedule = schedule or Schedule()
         self.rule: Rule = rule or AdamWRule()
+        self.drawn = ""
+        """What the run's seed has drawn, where a selection leaves that to it."""
+        self.told: list[str] = []
+        """What the optimizer has to say."""
         chosen = {id(p) for p in trainable.values()}
         self.frozen = {n: p for n, p in model.named_parameters() if id(p) not in chosen}
         for parameter in self.frozen.values():
@@ -87,7 +91,7 @@ class Prepared:
     @property
     def notes(self) -> list[str]:
         """What the user should know of this update on this model, a sentence each."""
-        found = []
+        found = [f"the run's seed has drawn {self.drawn}"] * bool(self.drawn) + self.told
         inputs = self.model.get_input_embeddings()  # type: ignore[operator, union-attr]
         head = self.model.get_output_embeddings()  # type: ignore[operator, union-attr]
         tied = head is not None and head.weight is inputs.weight
@@ -169,7 +173,17 @@ class Selection(Member):
         """The names of the selected parameters."""
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
-        return Prepared(model, self.select(model))
+        where = self.settled(model, seed)
+        return where.noted(self, Prepared(model, where.select(model)))
+
+    def settled(self, model: nn.Module, seed: int) -> Selection:
+        """The selection with what it leaves to the seed drawn."""
+        return self
+
+    def noted(self, asked: Selection, prepared: Prepared) -> Prepared:
+        """Say in `prepared` what was drawn where that is not just what was asked for."""
+        prepared.drawn = "" if self == asked else str(self)
+        return prepared
 
     def select(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The selected parameters by name; UserError when there are none."""
@@ -190,7 +204,14 @@ class Selection(Member):
         return Intersection(self, other) if isinstance(other, Selection) else NotImplemented
 
 
-class Union(Pair, Selection):
+class Both(Pair, Selection):
+    """Two selections that a sign joins."""
+
+    def settled(self, model: nn.Module, seed: int) -> Selection:
+        return type(self)(self.left.settled(model, seed), self.right.settled(model, seed))
+
+
+class Union(Both):
     """What either selects."""
 
     sign = "+"
@@ -199,7 +220,7 @@ class Union(Pair, Selection):
         return self.left.names(layout) | self.right.names(layout)
 
 
-class Intersection(Pair, Selection):
+class Intersection(Both):
     """What both select."""
 
     sign = "&"
@@ -245,4 +266,5 @@ class Placed(Pair):
     sign = "@"
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
-        return self.left.apply(model, seed, self.right)
+        where = self.right.settled(model, seed)
+        return where.noted(self.right, self.left.apply(model, seed, where))

@@ -10,15 +10,22 @@ and backward then reaches the bottom of the model.
 
 from abc import abstractmethod
 from collections.abc import Container
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+from zlib import crc32
+
+import numpy as np
+from torch import nn
 
 from modicum.spec import nearest
 from modicum.types import UserError
 from modicum.updates import members
 from modicum.updates.base import Selection
 from modicum.updates.layout import PARTS, Layout
+from modicum.updates.layout import layout as layout_of
 from modicum.updates.members import LayersOrNone
+
+RANDOM = "random"
 
 
 def split(count: int, of: int) -> list[range]:
@@ -115,21 +122,45 @@ class Every(Region):
 
 @dataclass(frozen=True)
 class Layers(Region):
-    """The decoder layers with these numbers, from 0; negative numbers count from the end."""
+    """The decoder layers with these numbers, from 0; negative numbers count from the end.
 
-    examples = ("layers(0, -1)",)
+    `layers(random, 2)` are two that the run's seed draws; more of them hold the fewer.
+    """
+
+    examples = ("layers(0, -1)", "layers(random, 2)")
     varargs = "indices"
-    indices: tuple[int, ...]
+    indices: tuple[int | Literal["random"], ...]
 
     def __post_init__(self) -> None:
         if not self.indices:
             raise UserError("layers() needs the numbers of the layers, such as layers(2, 3)")
+        random, numbers = RANDOM in self.indices, self._numbers
+        if random and (
+            self.indices[0] != RANDOM or len(self.indices) != 2 or min(numbers, default=0) < 1
+        ):
+            raise UserError(
+                f"{self}: layers(random, 2) are two that the seed draws; it takes one number"
+            )
+
+    @property
+    def _numbers(self) -> list[int]:
+        return [index for index in self.indices if isinstance(index, int)]
+
+    def settled(self, model: nn.Module, seed: int) -> Selection:
+        if RANDOM not in self.indices:
+            return self
+        there, count = layout_of(model).num_layers, self._numbers[0]
+        if count > there:
+            raise UserError(f"{self}: the model has only {there} layers")
+        order = np.random.default_rng([seed, crc32(b"layers")]).permutation(there)
+        return replace(self, indices=tuple(sorted(order[:count].tolist())))
 
     def chosen(self, layout: Layout) -> set[int]:
         count = layout.num_layers
-        if odd := [index for index in self.indices if not -count <= index < count]:
+        assert RANDOM not in self.indices, f"{self} is not settled"
+        if odd := [index for index in self._numbers if not -count <= index < count]:
             raise UserError(f"{self}: there is no layer {odd[0]}; they are 0 to {count - 1}")
-        return {index % count for index in self.indices}
+        return {index % count for index in self._numbers}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ read as `sgd @ (lora @ last(2))`. All get the gradient of the whole batch, clipp
 
 Default rates over AdamW's come from single runs of 15 steps on the tiny base (docs/updates.md).
 
-GaLore and APOLLO (`projected`) keep little of the matrices of the layers with more than `rank`
+GaLore, APOLLO (`projected`) and Muon (`muon`) treat the matrices of the layers with more than `rank`
 rows and columns. All else (norms, biases, embedding, head, smaller matrices, some entries of a
 tensor) gets plain AdamW, equal to torch's. All state is in tensors, so that a checkpoint can
 hold it.
@@ -51,6 +51,10 @@ class OptimizerMember(Member):
     def check(self, prepared: Prepared) -> None:
         """UserError when this optimizer has nothing to do for what trains."""
 
+    def warnings(self, prepared: Prepared) -> list[str]:
+        """What the user should know of this optimizer for what trains, a sentence each."""
+        return []
+
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         return Optimized(self, Full()).apply(model, seed)
 
@@ -76,6 +80,7 @@ class Optimized(Pair):
             raise UserError(f"{self}: {self.right} has an optimizer of its own; leave one out")
         prepared.rule = self.left.rule(seed)
         self.left.check(prepared)
+        prepared.told += self.left.warnings(prepared)
         return prepared
 
     def __matmul__(self, where: object) -> Optimized:
@@ -142,12 +147,14 @@ def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> State:
 
 
 @dataclass(frozen=True)
-class LowRankMember(OptimizerMember):
+class MatrixMember(OptimizerMember):
     """How matrices are treated; members say what is kept and which way it leads."""
 
     rank: int
-    every: int
-    scale: float
+    """A matrix with no more rows or columns gets AdamW."""
+    others = 1.0
+    """The rate of what gets AdamW, over that of the matrices."""
+    needs_signal = False
 
     @abstractmethod
     def kept(self, rows: int, columns: int) -> int:
@@ -166,30 +173,35 @@ class LowRankMember(OptimizerMember):
         return len(shape) == 2 and min(shape) > self.rank and layer_of(name) is not None
 
     def rule(self, seed: int) -> Rule:
-        return LowRankRule(self, seed)
+        return MatrixRule(self, seed)
 
     def check(self, prepared: Prepared) -> None:
         size = prepared.schedule.size
+        smaller = "take a smaller rank or " * (self.rank > 1)
         if not any(
             self.treats(name, p.shape) and size(name, p) == p.numel()
             for name, p in prepared.trainable.items()
         ):
             raise UserError(
                 f"{self}: of what trains here no matrix of a layer has more than {self.rank} rows"
-                " and columns, so it would be plain AdamW; take a smaller rank or leave it out"
+                f" and columns, so it would be plain AdamW; {smaller}leave it out"
             )
 
 
 @dataclass(frozen=True)
-class LowRankRule(Rule):
+class MatrixRule(Rule):
     """AdamW in which a member treats the matrices of the layers."""
 
-    member: LowRankMember
+    member: MatrixMember
     seed: int
     by_entry = False
 
+    @property
+    def needs_signal(self) -> bool:  # type: ignore[override]
+        return self.member.needs_signal
+
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
-        return LowRankAdamW(groups, settings, self)
+        return MatrixAdamW(groups, settings, self)
 
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         treated = self.member.treats(name, shape)
@@ -200,10 +212,10 @@ class LowRankRule(Rule):
         return STEP_TABLES * largest
 
 
-class LowRankAdamW(torch.optim.Optimizer):
+class MatrixAdamW(torch.optim.Optimizer):
     """AdamW (decoupled weight decay) in which a member treats the matrices of the layers."""
 
-    def __init__(self, groups: Groups, settings: Optimizer, rule: LowRankRule) -> None:
+    def __init__(self, groups: Groups, settings: Optimizer, rule: MatrixRule) -> None:
         betas, decay = (settings.beta1, settings.beta2), settings.weight_decay
         given = {"lr": 0.0, "betas": betas, "eps": settings.epsilon, "weight_decay": decay}
         super().__init__(groups, given)
@@ -227,5 +239,6 @@ class LowRankAdamW(torch.optim.Optimizer):
         state["step"] = torch.tensor(float(count))
         moment = Moment(name, gradient, state, count, group["betas"], group["eps"], self.seed)
         toward = self.member.direction(moment) if treated else adam(moment, gradient)
-        tensor.mul_(1 - group["lr"] * group["weight_decay"])
-        tensor.add_(toward, alpha=-group["lr"])
+        rate = group["lr"] * (1.0 if treated else self.member.others)
+        tensor.mul_(1 - rate * group["weight_decay"])
+        tensor.add_(toward, alpha=-rate)

@@ -37,14 +37,14 @@ import torch
 from torch import Tensor
 
 from modicum.updates.members import Steps
-from modicum.updates.optimizers import LowRankMember, Moment, Rank, Scale, State, adam, moments
+from modicum.updates.optimizers import MatrixMember, Moment, Rank, Scale, State, adam, moments
 
 GROWTH = 1.01
 TINY = 1e-8
 
 
 @dataclass(frozen=True)
-class GaLore(LowRankMember):
+class GaLore(MatrixMember):
     """Adam in a low-rank space of each gradient: small state, all weights train."""
 
     faster = 4.0
@@ -86,7 +86,7 @@ def basis_of(gradient: Tensor, rank: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Apollo(LowRankMember):
+class Apollo(MatrixMember):
     """Gradients scaled by channel, as a random projection says that Adam would."""
 
     faster = 4.0

@@ -29,6 +29,8 @@ class Rule(ABC):
 
     by_entry = True
     """Whether the step of a number depends on its own gradient and state alone."""
+    needs_signal = False
+    """Whether no step is taken where no group has a signal, as any gradient gives a whole one."""
 
     @abstractmethod
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:

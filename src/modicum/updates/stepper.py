@@ -133,7 +133,7 @@ class Stepper:
         if has_signal:
             schedule.gradients(gradients)
             counters.signal_steps += 1
-        if schedule.holds:
+        if schedule.holds or (self.prepared.rule.needs_signal and not has_signal):
             self.clear()
             return norm
         counters.optimizer_steps += 1

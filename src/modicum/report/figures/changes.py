@@ -111,6 +111,11 @@ def measures(found: Sequence[Anatomy | None], few: bool = False) -> list[tuple[s
         texts = [_rank(a.parts.get(part)) if a else NONE for a in found]
         if set(texts) != {NONE}:
             rows.append((f"Effective rank, {part} (of full rank)", texts))
+        texts = [_directions(a.parts.get(part)) if a else NONE for a in found]
+        if set(texts) != {NONE}:
+            rows.append((f"Participation ratio, {part} (directions to 90 %)", texts))
+    if any(a and a.alarm for a in found):
+        rows.append(("Alarm", [a.alarm if a and a.alarm else NONE for a in found]))
     return rows
 
 
@@ -126,3 +131,10 @@ def _rank(part: AnatomyPart | None) -> str:
     if part is None or part.effective_rank is None or part.rank_share is None:
         return NONE
     return f"{part.effective_rank:.1f} ({100 * part.rank_share:.0f}%)"
+
+
+def _directions(part: AnatomyPart | None) -> str:
+    """The participation ratio of a part's change and how many directions carry 90 % of it."""
+    if part is None or part.participation_ratio is None or part.directions_90 is None:
+        return NONE
+    return f"{part.participation_ratio:.1f} ({part.directions_90:.1f})"

@@ -7,6 +7,7 @@ from modicum.report import words as n
 from modicum.report.document import Table, TableCell, table
 from modicum.report.study.families import family, ranked
 from modicum.results import Analysis, ArmCost, ArmResult
+from modicum.stats import Interval
 
 TESTS = ("noninferior", "superior", "equivalent", "inferior")
 
@@ -14,7 +15,7 @@ TESTS = ("noninferior", "superior", "equivalent", "inferior")
 def arms(analysis: Analysis) -> Table:
     """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
     heads = ("arm", "verdict", "trained", f"{analysis.primary} (%), 95 %", "difference, 90 %")
-    heads += ("retention, 95 %", "time", "memory", "rate", "seeds")
+    heads += ("retention, 95 %", "below the base (%), 95 %", "time", "memory", "rate", "seeds")
     rows = []
     for arm in ranked(analysis):
         reached, gap, kept, cost = arm.accuracy, arm.difference, arm.retention, arm.cost
@@ -31,6 +32,7 @@ def arms(analysis: Analysis) -> Table:
                 ),
                 _cell(gap, lambda d: f"{n.points(d.mean)} {_whole(n.interval(d.low90, d.high90))}"),
                 _cell(kept, lambda b: _retained(b.mean, b.low, b.high)),
+                _cell(arm.below_base, _share),
                 _cell(cost.time_ratio, _times),
                 _cell(cost.memory_ratio, _times),
                 _cell(rate, lambda r, edge=arm.rate_at_edge: n.rate(r) + " at\u00a0edge" * edge),
@@ -98,6 +100,11 @@ def _cell(found: Any, text: Callable[[Any], str]) -> TableCell:
 def _retained(mean: float, low: float, high: float) -> str:
     ends = _whole(n.interval(low, high, lambda end: n.percent(end, 0)))
     return f"{n.percent(mean, 0)}\u00a0% {ends}".replace("-", "−")
+
+
+def _share(found: Interval) -> str:
+    ends = _whole(n.interval(found.low, found.high, lambda end: n.percent(end, 0)))
+    return f"{n.percent(found.mean, 0)} {ends}"
 
 
 def _whole(text: str) -> str:
