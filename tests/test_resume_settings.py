@@ -77,11 +77,11 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "evaluation.eval_every": ("free", 5),
     "evaluation.eval_split": ("fixed", "tune"),
     "records.checkpoint_every": ("free", 1),
-    "records.keep_checkpoints": ("free", 1),
     "records.samples_every": ("free", 2),
     "records.samples_mib": ("free", 1),
     "records.anatomy": ("free", False),
     "records.watch": ("free", True),
+    "records.keep_checkpoints": ("free", 1),
     "tracking.tracker": ("free", "tensorboard"),
     "tracking.tracker_project": ("free", "mine"),
     "tracking.tracker_folder": ("free", "store"),
@@ -206,7 +206,6 @@ def test_memory_and_records_may_change_and_nothing_else_does(
         "records.checkpoint_every": [2, 1],
         "records.samples_every": [2, 1],
         "records.anatomy": [False, True],
-        "records.keep_checkpoints": [2, 1],
     }
     tables = read_toml(Path(bare.out) / "config.toml")
     assert (tables["batch"]["micro_batch"], tables["records"]["samples_every"]) == (3, 1)
