@@ -18,7 +18,7 @@ from helpers import Fails, engine_of, make_run, metrics_of, tensors_of
 from modicum import export, updates
 from modicum.config import Sampling, TrainConfig
 from modicum.engine.logprobs import logprobs
-from modicum.models.identity import quiet
+from modicum.models.adapters import quiet
 from modicum.models.load import load
 from modicum.parts import base_of
 from modicum.training.loop import train

@@ -18,8 +18,8 @@ from modicum import runs
 from modicum.config import Compute, Optimizer, Sampling, Steps, TrainConfig
 from modicum.engine import agreement
 from modicum.engine.agreement import Agreement
-from modicum.engine.sampling import adapter_layers, require_origin, version_of
 from modicum.engine.slopes import Scored, Slope
+from modicum.engine.version import adapter_layers, require_origin, version_of
 from modicum.models.linear import widened
 from modicum.models.load import load
 from modicum.training import step

@@ -16,7 +16,7 @@ from modicum.config import Records
 from modicum.parts import RunParts, past_config
 from modicum.runs import checkpoints
 from modicum.training.checkpoint import reload
-from modicum.training.extrapolation import Line, straightness
+from modicum.training.extrapolation import Extrapolation, straightness
 from modicum.training.loop import train
 from modicum.types import UserError
 
@@ -58,7 +58,7 @@ def test_the_policy_lies_on_the_line(folder: Path) -> None:
         return torch.cat([p.detach().flatten() for p in session.prepared.trainable.values()])
 
     at = {n: weights(reload(folder, config, at=path)) for n, path in saved.items()}
-    line = Line(saved, 2, 4)
+    line = Extrapolation(saved, 2, 4)
     line.k = 3.0
     found = weights(line(folder, config, RunParts()))
     torch.testing.assert_close(found, at[4] + 3 * (at[4] - at[2]))

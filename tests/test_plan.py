@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from modicum import cli, kept
+from modicum import cache, cli
 from modicum.config import Held, Sampling, Steps, TrainConfig
 from modicum.engine.flops import StepFlops
-from modicum.plan import hardware, overall, shapes
+from modicum.plan import hardware, overall, timing
 from modicum.plan.hardware import GIB, DeviceRates, Machine
 from modicum.plan.shapes import Lengths, config_of
 from modicum.types import UserError
@@ -70,24 +70,24 @@ def test_times_are_a_roofline() -> None:
     rates = DeviceRates(bf16=1e12, fp32=1e11, bandwidth=1e10, source="")
     flops = StepFlops(sampling=0.0, training=7e11)
     # Bound by weights: 7 s / 0.7 of the bandwidth a token, 100 tokens; prompts are for free.
-    heavy = shapes.DecodingCost(layers=1, weight_bytes=70 * 10**9, token_flops=0.0, cache_bytes=0)
-    found = shapes.times(config, heavy, flops, lengths, rates, "cpu")
+    heavy = timing.DecodingCost(layers=1, weight_bytes=70 * 10**9, token_flops=0.0, cache_bytes=0)
+    found = timing.times(config, heavy, flops, lengths, rates, "cpu")
     assert found.sampling == pytest.approx(100 * 70e9 / (0.7 * 1e10))
     assert found.training == pytest.approx(7e11 / (0.7 * 1e11))
     assert found.run == pytest.approx(10 * found.step)
     # Bound by FLOPs: 4 prompts of 50, and 32 rows of 100.
-    busy = shapes.DecodingCost(layers=1, weight_bytes=0, token_flops=7e9, cache_bytes=0)
-    found = shapes.times(config, busy, flops, lengths, rates, "cpu")
+    busy = timing.DecodingCost(layers=1, weight_bytes=0, token_flops=7e9, cache_bytes=0)
+    found = timing.times(config, busy, flops, lengths, rates, "cpu")
     assert found.sampling == pytest.approx((4 * 50 + 32 * 100) * 7e9 / (0.7 * 1e11))
     # Bound by the cache: prompts once a group, rows half full on average.
-    cached = shapes.DecodingCost(layers=1, weight_bytes=0, token_flops=0.0, cache_bytes=7 * 10**6)
-    found = shapes.times(config, cached, flops, lengths, rates, "cpu")
+    cached = timing.DecodingCost(layers=1, weight_bytes=0, token_flops=0.0, cache_bytes=7 * 10**6)
+    found = timing.times(config, cached, flops, lengths, rates, "cpu")
     assert found.sampling == pytest.approx(100 * (4 * 50 + 32 * 50) * 7e6 / (0.7 * 1e10))
 
 
 def test_the_cache_of_a_token_is_the_published_one() -> None:
     for size, expected in {"0.5B": 12_288, "1.5B": 28_672, "3B": 36_864, "7B": 57_344}.items():
-        decoder = shapes.decoder_of(config_of(f"Qwen/Qwen2.5-{size}"), 0.0, 0, itemsize=2)
+        decoder = timing.decoder_of(config_of(f"Qwen/Qwen2.5-{size}"), 0.0, 0, itemsize=2)
         assert decoder.cache_bytes == expected
 
 
@@ -175,11 +175,11 @@ def test_what_is_named_and_has_changed_is_planned_anew(
     model.mkdir()
     (tmp_path / "train.jsonl").write_text("1")
     asked = TrainConfig(model=str(model), task=f"file('{tmp_path}/train.jsonl')")
-    places = [kept.key(asked)]
+    places = [cache.key(asked)]
     (model / "config.json").write_text("{}")
-    places.append(kept.key(asked))
+    places.append(cache.key(asked))
     (tmp_path / "train.jsonl").write_text("12")
-    places += [kept.key(asked), kept.key(asked), kept.key(replace(asked, update="last(1)"))]
+    places += [cache.key(asked), cache.key(asked), cache.key(replace(asked, update="last(1)"))]
     assert places[2] == places[3] and len(set(places)) == 4
 
 
@@ -189,21 +189,33 @@ def test_plans_are_kept_only_where_that_can_be(
     (tmp_path / "file").write_text("")
     for folder in ("", str(tmp_path / "file")):
         monkeypatch.setenv("MODICUM_CACHE", folder)
-        assert [kept.once(lambda n=n: n, "l4") for n in (1, 2)] == [1, 2]
+        assert [cache.once(lambda n=n: n, "l4") for n in (1, 2)] == [1, 2]
     monkeypatch.setenv("MODICUM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(kept, "MOST", 2)
+    monkeypatch.setattr(cache, "MOST", 2)
     for card in ("l4", "t4", "h100"):
-        assert kept.once(lambda card=card: card, card) == card
+        assert cache.once(lambda card=card: card, card) == card
     assert len(list((tmp_path / "cache").iterdir())) == 2
-    assert kept.once(lambda: 0, "h100") == "h100"
+    assert cache.once(lambda: 0, "h100") == "h100"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", "7", '["a plan", []]'])
+def test_a_spoiled_plan_is_made_anew(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODICUM_CACHE", str(tmp_path))
+    assert cache.once(lambda: "first", "l4") == "first"
+    (file,) = tmp_path.iterdir()
+    file.write_text(text)
+    assert cache.once(lambda: "second", "l4") == "second"
+    assert cache.once(lambda: "third", "l4") == "second"
 
 
 def test_a_kept_plan_needs_no_torch(tmp_path: Path) -> None:
     code = """
 import sys
 from modicum.commands import plan
-from modicum import kept
-kept.once = lambda *_: ["a plan", [{"fits": True}]]
+from modicum import cache
+cache.once = lambda *_: ["a plan", [{"fits": True}]]
 assert plan.run(["--hardware", "l4"]) == 0
 sys.exit("torch" in sys.modules)
 """

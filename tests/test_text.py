@@ -20,7 +20,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from modicum.engine import sampling
-from modicum.engine.sampling import Texts, begun
+from modicum.engine.text import Texts, begun
 from modicum.models.load import TINY
 from modicum.types import Completion
 

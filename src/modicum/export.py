@@ -20,7 +20,8 @@ from modicum import runs
 from modicum.config import TrainConfig, Trust
 from modicum.engine import Policy
 from modicum.engine.probe import REFUSALS
-from modicum.models.identity import Identity, merged, quiet
+from modicum.models.adapters import merged, quiet
+from modicum.models.identity import Identity
 from modicum.models.load import Loaded, load, locate
 from modicum.parts import RunParts, past_bases, past_config
 from modicum.training.checkpoint import reload

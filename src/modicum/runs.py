@@ -122,8 +122,8 @@ class Run:
     ) -> Iterator[Path]:
         """A folder for the tensors of a checkpoint, which counts once all is written.
 
-        Then all but the `kept` newest go; of one that fails nothing is left. `needed` is the size of the tensors in
-        bytes, for the message about a full disk.
+        Then all but the `kept` newest go; of one that fails nothing is left. `needed` is the size
+        of the tensors in bytes, for the message about a full disk.
         """
         final = self.checkpoint(step)
         folder = final.with_name(f".{final.name}")

@@ -76,7 +76,7 @@ class Origin:
     """What completions were drawn with, said by the sampler that drew them."""
 
     weights: str
-    """The version of what trains (`engine.sampling.version_of`)."""
+    """The version of what trains (`engine.version.version_of`)."""
     temperature: float
     top_p: float
     top_k: int

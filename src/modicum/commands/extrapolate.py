@@ -35,9 +35,9 @@ def run(args: list[str]) -> int:
 
     from modicum.display import Display
     from modicum.report.words import environment
-    from modicum.training.extrapolation import Line
+    from modicum.training.extrapolation import Extrapolation
 
-    line, made = Line(saved, first, last), []
+    line, made = Extrapolation(saved, first, last), []
     with Display() as display:
         for line.k in ks:
             here = replace(options, out=f"{options.out}/k{line.k:g}" if options.out else "")

@@ -7,7 +7,7 @@ from functools import partial
 from threading import Timer
 from typing import Annotated, Any
 
-from modicum import kept
+from modicum import cache
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig, Trust, from_mapping
 from modicum.limits import Limits
@@ -57,7 +57,7 @@ def _run(args: list[str]) -> int:
     wanted = partial(_made, config, options, several)
     # What is free here changes.
     here = options.hardware.strip().lower() == "this"
-    text, made = wanted() if here else kept.once(wanted, config, options)
+    text, made = wanted() if here else cache.once(wanted, config, options)
     show(found.json, made if several else made[0], text)
     if options.require_fit and (odd := [plan for plan in made if plan["fits"] is not True]):
         of = odd[0]

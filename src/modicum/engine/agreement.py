@@ -38,8 +38,8 @@ import torch
 from modicum.config import Sampling
 from modicum.engine import slopes
 from modicum.engine.policy import Policy
-from modicum.engine.sampling import AgreementFailed
 from modicum.engine.slopes import FADE, FAULTS, ROWS, Array, Scored, Slope
+from modicum.engine.version import AgreementFailed
 from modicum.models.linear import widened
 from modicum.types import Group, Row, RunStopped
 from modicum.updates.base import Prepared, Swap

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.config import Sampling
-from modicum.engine.sampling import version_of
+from modicum.engine.version import version_of
 from modicum.types import Completion, Row
 
 Prompt = tuple[int, ...]
@@ -106,7 +106,7 @@ class Sampler(ABC):
         Each says its `origin`: the version of the weights that it was drawn from, taken of these
         weights themselves, and the settings of the distribution.
         A completion ends with an end token, or the token that completes a string of
-        `sampling.stop` as `engine.sampling.Texts` tells it, which also cuts the text. `progress` is
+        `sampling.stop` as `engine.text.Texts` tells it, which also cuts the text. `progress` is
         told the number of finished prompts. Temperature 0 takes the most probable token.
         """
 

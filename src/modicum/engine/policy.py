@@ -14,8 +14,9 @@ from modicum.engine import samplers
 from modicum.engine.base import Changed, Engine, Prompt, Sampler, Scorer
 from modicum.engine.library import LibraryEngine
 from modicum.engine.probe import probe
-from modicum.engine.sampling import adapter_layers, begun
 from modicum.engine.split import SplitEngine
+from modicum.engine.text import begun
+from modicum.engine.version import adapter_layers
 from modicum.models.decoder import view
 from modicum.models.load import Loaded, inner
 from modicum.tasks.prompts import stops

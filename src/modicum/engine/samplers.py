@@ -20,7 +20,8 @@ from torch import Tensor
 from modicum import machine, spec
 from modicum.config import Compute, Sampling
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
-from modicum.engine.sampling import Texts, choose, distribution, noise
+from modicum.engine.sampling import choose, distribution, noise
+from modicum.engine.text import Texts
 from modicum.models.load import Loaded
 from modicum.types import Completion, Origin, UserError
 from modicum.updates.base import Prepared

@@ -1,16 +1,9 @@
-"""What sampler and trainer share: the sampling distribution, its noise, texts, and the version.
+"""The distribution that is sampled from and trained, and the noise that draws from it.
 
 The noise is a table of uniforms that depends on (seed, step, problem, member) and nothing
 else. A token is drawn by inverting the cumulative distribution at its uniform. So a
 completion does not depend on what it was batched with, beyond the last bits of the
 logits, nor on where a run was resumed.
-
-A row ends with the first token after which its text holds a stop string. Texts are decoded and
-never put together from tokens, so this is exact whatever the tokenizer: a stop string may begin
-and end within tokens, and its characters may be cut between them.
-
-The version of the weights is a hash of the numbers that train, taken where they are used: by the sampler of
-the weights that it samples from, by the trainer of its own.
 
 Shapes: B row, V vocabulary, N tokens laid end to end.
 """
@@ -18,19 +11,14 @@ Shapes: B row, V vocabulary, N tokens laid end to end.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from modicum.config import Sampling
-from modicum.grading.extraction import THINKING, TURN
-from modicum.types import Completion, Group, RunStopped
 
 SHARP = 1e-3  # below it a division by the temperature may overflow fp32
 LEAST = 1e-30  # below it the distribution is the greedy one
@@ -138,150 +126,3 @@ def choose(logprobs_BV: Tensor, uniform_B: Tensor, greedy: bool) -> Tensor:
     # A uniform that rounds to the very end must not fall on a token of probability 0.
     last_B = (cumulative_BV < cumulative_BV[:, -1:]).sum(-1)
     return torch.minimum(token_B, last_B)
-
-
-Completions = tuple[Completion, ...]
-TAIL = 64  # tokens that are decoded first; more where these are not enough
-UNREADABLE = "\ufffd"  # what half a character is decoded to
-OPENED = re.compile(f"(?:{'|'.join(map(re.escape, THINKING))})\\s*\\Z")
-
-
-class Texts:
-    """Decodes tokens, and looks for what ends a row.
-
-    Special tokens are left out, but for those in marks of thinking and in stop strings.
-    """
-
-    def __init__(self, tokenizer: Any, ends: Sequence[int] = (), stops: Sequence[str] = ()) -> None:
-        self.tokenizer, self.ends, self.stops = tokenizer, ends, stops
-        self.lengths: dict[int, int] = {}
-        marks = [*stops, *THINKING, *THINKING.values()]
-        added = getattr(tokenizer, "added_tokens_decoder", {}).items()
-        special = {number: token.content for number, token in added if token.special}
-        self.dropped = {n for n, word in special.items() if not any(word in m for m in marks)}
-        self.drops_all = len(self.dropped) == len(special)
-
-    def __call__(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """The text of every row of tokens."""
-        if not self.drops_all:
-            rows = [[token for token in row if token not in self.dropped] for row in rows]
-        return self.tokenizer.batch_decode(
-            rows, skip_special_tokens=self.drops_all, clean_up_tokenization_spaces=False
-        )
-
-    def ended(self, tokens: Sequence[int]) -> bool:
-        """Whether the last token is an end token or completes a stop string, the first that does."""
-        if tokens[-1] in self.ends:
-            return True
-        length, size = self._length(tokens[-1]) if self.stops else 0, TAIL
-        while length and size < len(tokens):
-            (tail,) = self([tokens[-size:]])
-            # Where a tail begins it may lack a space or half a character, not behind that.
-            if len(tail) > 1 + length + max(map(len, self.stops)) and UNREADABLE not in tail:
-                if not self.stop_in(tail):
-                    return False
-                break
-            size *= 2
-        return bool(length and self.stop_in(*self([tokens])))
-
-    def _length(self, token: int) -> int:
-        """Characters of a token that may complete a stop string, or more; 0: it cannot."""
-        if token not in self.lengths:
-            # Twice, since the first token of a text may lose the space before it.
-            (text,) = self([[token, token]])
-            last = {UNREADABLE, *(stop[-1] for stop in self.stops)}
-            self.lengths[token] = len(text) if last & set(text) else 0
-        return self.lengths[token]
-
-    def stop_in(self, text: str) -> str:
-        """The stop string that ends first in a text, the longest of several; or nothing."""
-        found = [(text.index(s) + len(s), -len(s), s) for s in self.stops if s in text]
-        return min(found)[2] if found else ""
-
-    def cut(self, text: str) -> str:
-        """A text up to its stop string, which stays in it unless it begins another's turn."""
-        stop = self.stop_in(text)
-        before = text.partition(stop)[0] if stop else text
-        return before if TURN.match(stop.strip()) else before + stop
-
-
-def begun(tokenizer: Any, prompt: Sequence[int], group: Completions) -> Completions:
-    """The completions, their texts beginning with the mark by which the prompt opened thinking.
-
-    A text that has the mark itself, or nothing, stays as it is.
-    """
-    tail = tokenizer.decode(prompt[-TAIL:], clean_up_tokenization_spaces=False)
-    mark = OPENED.search(tail)
-    if mark is None:
-        return group
-    own = re.compile(rf"\s*(?:{re.escape(mark[0].strip())}|\Z)")
-    return tuple(c if own.match(c.text) else replace(c, text=mark[0] + c.text) for c in group)
-
-
-class AgreementFailed(RunStopped):
-    """The completions are not of the policy that is trained."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(f"agreement proof: {text}")
-
-
-@torch.no_grad()
-def version_of(tensors: Mapping[str, Tensor], adapters: Sequence[Any] = ()) -> str:
-    """A short hash of all numbers of some tensors, the same on every device.
-
-    Of each tensor the bits are summed and xor-ed, which is one pass over it. Layers of an
-    adapter count where they are not as in training: off, or merged into the base.
-    """
-    odd = [
-        f"{number} {layer.disable_adapters} {layer.merged}"
-        for number, layer in enumerate(adapters)
-        if layer.disable_adapters or layer.merged
-    ]
-    digest = hashlib.sha256("\n".join(odd).encode())
-    marks = []
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        bits = tensor.view(-1).view(torch.int32 if tensor.element_size() == 4 else torch.int16)
-        marks += [bits.sum(dtype=torch.int64), torch.hash_tensor(bits).view(torch.int64)]
-    if marks:
-        digest.update(torch.stack(marks).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def adapter_layers(model: nn.Module) -> list[nn.Module]:
-    """PEFT's layers in a model: what can be switched off and merged."""
-    return [m for m in model.modules() if hasattr(m, "disable_adapters") and hasattr(m, "merged")]
-
-
-def require_origin(groups: Sequence[Group], sampling: Sampling, version: str) -> None:
-    """AgreementFailed unless all completions are of these weights and settings."""
-    settings = (sampling.temperature, sampling.top_p, sampling.top_k)
-    for origin in {c.origin for group in groups for c in group.completions}:
-        if origin is None:
-            raise AgreementFailed(
-                "the sampler does not say from which weights it drew; every Completion needs its"
-                " origin = types.Origin(version_of(weights), temperature, top_p, top_k)"
-            )
-        drawn = (origin.temperature, origin.top_p, origin.top_k)
-        if drawn != settings:
-            raise AgreementFailed(
-                f"the completions were drawn at (temperature, top_p, top_k) = {drawn}, and are"
-                f" trained at {settings}"
-            )
-        if origin.weights != version:
-            raise AgreementFailed(
-                f"the completions were drawn from other weights (version {origin.weights}) than"
-                f" those that are trained ({version}); the sampler is stale"
-            )
-
-
-def require_stops(groups: Sequence[Group], tokenizer: Any, stops: Sequence[str]) -> None:
-    """AgreementFailed where a completion goes on after a stop string."""
-    texts = Texts(tokenizer, (), stops)
-    rows = [c.tokens[:-1] for group in groups if stops for c in group.completions]
-    for stop in filter(None, map(texts.stop_in, texts(rows))):
-        raise AgreementFailed(
-            f"a completion goes on after the stop string {stop!r}; the sampler must obey"
-            " `sampling.stop`"
-        )

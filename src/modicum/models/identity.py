@@ -9,12 +9,6 @@ in bf16 is another one than in fp32.
 
 SHA-256 of every tensor's shape, dtype and bytes; then of all names and these. Tensors are hashed
 in a few threads (hashlib lets the others run), and none is copied whole to another device.
-
-The folder of a PEFT adapter may stand in the place of a model: its base, with the adapter on top.
-The base is the one that `adapter_config.json` names, or the setting `base`. PEFT puts the
-adapter in, whatever kind it is, as long as it lies inside the layers; what it would only warn
-of (a tensor that is not in the file, or that no layer takes) is an error here. Dropout is
-left out: a policy has none.
 """
 
 from __future__ import annotations
@@ -23,19 +17,14 @@ import hashlib
 import json
 import os
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from modicum.runs import read_object
 from modicum.types import UserError
 
 CHUNK = 2**26  # bytes that are on the CPU at a time, of a tensor elsewhere
@@ -134,128 +123,3 @@ class Identity:
                     f"{past} another {what}: its hash differs (it was {known.get(key)!s:.12}, that"
                     f" of {name} is {self.hashes.get(key)!s:.12})"
                 )
-
-
-CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-# What stands before the prompt, or beside the model, and not inside its layers.
-OUTSIDE = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT XLORA
-    POLY SHADOW"""
-# What a library raises where a file is not what it should be.
-FAULTS = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
-    *(ImportError, SafetensorError),
-)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """PEFT does not warn of what is no matter here."""
-    with warnings.catch_warnings():
-        # It asks transformers for a name that is to go, and does not know the sizes of norms.
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set", UserWarning)  # it sets it right
-        warnings.filterwarnings("ignore", "Model has `tie_word", UserWarning)  # `merged` unties
-        yield
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
-    return (folder / CONFIG).is_file()
-
-
-def said(folder: Path) -> Mapping[str, Any]:
-    """What the config of an adapter says; UserError where it is none that a policy can have."""
-    found = read_object(folder / CONFIG)
-    kind, task = found.get("peft_type"), found.get("task_type")
-    if task not in (None, "CAUSAL_LM"):
-        raise UserError(f"{folder} is an adapter for the task {task}, not for a causal model")
-    if kind in OUTSIDE.split() or found.get("alora_invocation_tokens"):
-        raise UserError(
-            f"{folder} is an adapter of the kind {kind}, which is not inside the layers of its base"
-            " alone; it cannot be evaluated or trained here"
-        )
-    return found
-
-
-def base_of(folder: Path, base: str) -> str:
-    """What the base of the adapter in a folder is called: `base`, or what its config names."""
-    named = base or said(folder).get("base_model_name_or_path")
-    if not (named and isinstance(named, str)):
-        raise UserError(f"{folder} is an adapter and does not name its base; --base MODEL does")
-    return named
-
-
-def put(model: nn.Module, folder: Path, pickled: bool = False, weights: bool = True) -> Any:
-    """`model` with the adapter in a folder on top; without `weights` its layers alone.
-
-    UserError where it does not fit the model or its files are broken.
-    """
-    import peft
-
-    facts, place = said(folder), getattr(model, "name_or_path", "")
-    try:
-        config: Any = peft.PeftConfig.from_peft_type(**{**facts, "inference_mode": False})
-        config.task_type, config.base_model_name_or_path = peft.TaskType.CAUSAL_LM, place
-        if hasattr(config, "lora_dropout"):
-            config.lora_dropout = 0.0
-        with torch.random.fork_rng(devices=[]), quiet():
-            made: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
-            for name, parameter in made.named_parameters():
-                if ".lora_" in name:
-                    parameter.data = parameter.data.float()  # also the lengths of DoRA
-            if weights:
-                _fill(made, folder, pickled)
-    except FAULTS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{folder} does not fit {place}, or is broken: {reason:.300}") from None
-    return made.eval()
-
-
-def _fill(model: Any, folder: Path, pickled: bool) -> None:
-    """Set the adapter's tensors to those of the file; all must be there, and no other."""
-    from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-
-    there = (folder / PICKLED).is_file()
-    if not (folder / WEIGHTS).is_file() and not (there and pickled):
-        hint = f"; --pickled-weights reads {PICKLED}" if there else ""
-        raise UserError(f"{folder} has no {WEIGHTS}{hint}")
-    for tensor in get_peft_model_state_dict(model, save_embedding_layers=False).values():
-        if tensor.is_floating_point():
-            tensor.fill_(float("nan"))  # the file must fill them all
-    found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-    if found.unexpected_keys:
-        raise UserError(
-            f"{folder}: its base has no place for its tensor {min(found.unexpected_keys)}; is it"
-            " for another base?"
-        )
-    for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{folder} has no {name}, or numbers in it that are not finite")
-
-
-def adapter_hash(model: Any, folder: Path) -> str:
-    """One hash of the adapter's tensors and of what its config says, its base's place left out."""
-    from peft.utils import get_peft_model_state_dict
-
-    held = get_peft_model_state_dict(model, save_embedding_layers=False)
-    plain = {name: v for name, v in said(folder).items() if name != "base_model_name_or_path"}
-    return combined({**fingerprints(held), "": config_hash(plain)})
-
-
-def merged(model: Any) -> nn.Module:
-    """An ordinary model in fp32, an adapter on it added; `model` is spent afterwards."""
-    if not hasattr(model, "get_base_model"):
-        return model
-    base = model.get_base_model()
-    ends = head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
-    # An adapter on the head or on the embedding: the head gets a weight of its own.
-    if any(hasattr(end, "base_layer") for end in ends) and head.weight is embedding.weight:
-        getattr(head, "base_layer", head).weight = nn.Parameter(head.weight.detach().clone())
-        base.config.tie_word_embeddings = False
-    try:
-        return model.float().merge_and_unload()
-    except (NotImplementedError, AttributeError, ValueError) as error:
-        kind = model.peft_config["default"].peft_type.value
-        reason = str(error).splitlines()[0]
-        raise UserError(f"PEFT adds no {kind} to the weights of its base: {reason}") from None

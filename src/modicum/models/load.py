@@ -16,8 +16,7 @@ from torch import nn
 
 from modicum import hub
 from modicum.config import Trust
-from modicum.models import configs
-from modicum.models import identity as adapters
+from modicum.models import adapters, configs
 from modicum.models.identity import Identity
 from modicum.runs import is_run
 from modicum.types import UserError

@@ -15,7 +15,7 @@ from modicum.engine import make as make_engine
 from modicum.engine.flops import FlopCounter, StepFlops
 from modicum.engine.samplers import num_trunk_bytes
 from modicum.models.load import DTYPES
-from modicum.plan import shapes, sizes
+from modicum.plan import sizes, timing
 from modicum.plan.fit import advice
 from modicum.plan.hardware import GIB, Machine
 from modicum.plan.memory import Memory, Subject, estimate
@@ -43,7 +43,7 @@ class RunPlan:
     flops: StepFlops
     run_flops: float
     """Of all steps, evaluations left out."""
-    times: shapes.Times | None
+    times: timing.Times | None
     """None: the rates of the machine are not known."""
     options: str
     """The sizes that are planned for, as options of the command line."""
@@ -126,8 +126,8 @@ def make(
     found = None
     if machine.rates:
         size = DTYPES[config.compute.dtype].itemsize
-        decoder = shapes.decoder_of(subject.config, token, num_bytes(weights), size)
-        found = shapes.times(config, decoder, flops, given, machine.rates, machine.device)
+        decoder = timing.decoder_of(subject.config, token, num_bytes(weights), size)
+        found = timing.times(config, decoder, flops, given, machine.rates, machine.device)
     plan = RunPlan(
         model=config.model,
         update=config.update,
@@ -208,10 +208,10 @@ def _assumptions(config: TrainConfig, machine: Machine, lengths: Lengths) -> Ite
             " take other runs side by side"
         )
     if machine.rates:
-        share = shapes.SHARE[machine.device]
+        share = timing.SHARE[machine.device]
         yield (
             f"times take {share:.0%} of {machine.rates.flops(config.compute.dtype) / 1e12:.3g}"
-            f" TFLOP/s and {shapes.BANDWIDTH_SHARE[machine.device]:.0%} of"
+            f" TFLOP/s and {timing.BANDWIDTH_SHARE[machine.device]:.0%} of"
             f" {machine.rates.bandwidth / 1e9:.3g} GB/s ({machine.rates.source})"
         )
     if config.compute.dtype == "bf16" and not machine.bf16:

@@ -1,15 +1,4 @@
-"""Models as shapes: configs that need no hub, models without memory, and lengths of texts.
-
-And seconds of a step and of a run, as a roofline: an estimate, with its assumptions.
-
-    training     FLOPs / (peak rate x share)
-    sampling     prompts as training; then for every token of the longest completion the
-                 slowest of: its FLOPs at that rate; reading all weights and the cache at
-                 the bandwidth x share; `LAYER_SECONDS` a layer, which eager calls take
-
-Shares: on a CPU those that docs/engine.md measured; on a GPU assumed, as none was at hand.
-Not counted: rewards, the check of two completions by the library's forward, checkpoints.
-"""
+"""Models as shapes: configs that need no hub, models without memory, and lengths of texts."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,10 +9,9 @@ import torch
 
 from modicum import tasks, updates
 from modicum.config import TrainConfig, Trust
-from modicum.engine.flops import StepFlops
 from modicum.models.configs import attention_sizes, numbers
 from modicum.models.load import locate, read_config, read_tokenizer, skeleton, structure
-from modicum.plan.hardware import GIB, KNOWN, DeviceRates
+from modicum.plan.hardware import GIB, KNOWN
 from modicum.types import Problem, UserError
 from modicum.updates.base import Prepared, Update
 
@@ -155,84 +143,3 @@ def lengths_of(
         shortest, longest = PROMPT_TOKENS - 1, PROMPT_TOKENS
     limit = config.sampling.max_tokens
     return Lengths(shortest, longest, limit, limit)
-
-
-SHARE = {"cpu": 0.7, "cuda": 0.4}
-"""Of the peak rate of matrix products."""
-BANDWIDTH_SHARE = {"cpu": 0.7, "cuda": 0.6}
-LAYER_SECONDS = {"cpu": 3e-4, "cuda": 5e-4}
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds: of a step's two halves, and of the run with its evaluations."""
-
-    sampling: float
-    training: float
-    evaluation: float
-    """Of one evaluation."""
-    run: float
-
-    @property
-    def step(self) -> float:
-        """A step."""
-        return self.sampling + self.training
-
-
-@dataclass(frozen=True)
-class DecodingCost:
-    """What decoding costs in a model."""
-
-    layers: int
-    weight_bytes: int
-    token_flops: float
-    """Forward FLOPs of one token, scores left out."""
-    cache_bytes: int
-    """Of keys and values, for a token."""
-
-
-def times(
-    config: TrainConfig,
-    decoder: DecodingCost,
-    flops: StepFlops,
-    lengths: Lengths,
-    rates: DeviceRates,
-    on: str,
-) -> Times:
-    """The times of a run on a device (`on` is cpu or cuda) of such rates."""
-    rate = rates.flops(config.compute.dtype) * SHARE[on]
-    bandwidth = rates.bandwidth * BANDWIDTH_SHARE[on]
-
-    def sampled(prompts: int, group: int) -> float:
-        together = max(1, config.batch.rollout_batch // group)
-        total = 0.0
-        for start in range(0, prompts, together):
-            count = min(together, prompts - start)
-            # Rows leave as they end, so that on average this many live.
-            rows = count * group * lengths.completion / lengths.longest
-            held = count * lengths.prompt + rows * lengths.longest / 2
-            token = max(
-                rows * decoder.token_flops / rate,
-                (decoder.weight_bytes + held * decoder.cache_bytes) / bandwidth,
-                decoder.layers * LAYER_SECONDS[on],
-            )
-            total += count * lengths.prompt * decoder.token_flops / rate + lengths.longest * token
-        return total
-
-    batch, held = config.batch, config.evaluation
-    sampling = sampled(batch.prompts_per_step, batch.group_size)
-    training = flops.training / rate
-    evaluation = 0.0
-    if held.eval_problems:
-        evaluation = sampled(held.eval_problems, 1) + sampled(held.eval_problems, held.eval_samples)
-    between = (config.steps - 1) // held.eval_every if held.eval_every else 0
-    run = config.steps * (sampling + training) + (2 + between) * evaluation
-    return Times(sampling, training, evaluation, run)
-
-
-def decoder_of(
-    model_config: Any, token_flops: float, weight_bytes: int, itemsize: int
-) -> DecodingCost:
-    """The decoder of a Hugging Face config."""
-    layers = model_config.get_text_config().num_hidden_layers
-    return DecodingCost(layers, weight_bytes, token_flops, itemsize * cache_numbers(model_config))

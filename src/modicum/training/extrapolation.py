@@ -28,7 +28,7 @@ from modicum.types import UserError
 Theta = dict[str, Tensor]
 
 
-class Line:
+class Extrapolation:
     """Through two steps of a run; `at` is told k, and a call gives the policy there."""
 
     def __init__(self, saved: Mapping[int, Path], first: int, last: int) -> None:

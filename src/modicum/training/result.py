@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from modicum import anatomy, machine, runs
-from modicum.models.identity import merged
+from modicum.models.adapters import merged
 from modicum.models.load import load
 from modicum.training import silence
 from modicum.training.session import Session

@@ -24,8 +24,8 @@ from torch import Tensor
 from modicum import machine
 from modicum.curricula import Seen
 from modicum.engine.logprobs import Heard, forward_backward
-from modicum.engine.sampling import require_origin, require_stops
 from modicum.engine.slopes import as_array
+from modicum.engine.version import require_origin, require_stops
 from modicum.objectives import Counts, Objective, has_signal
 from modicum.rewards import Reward
 from modicum.tasks import Task

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from modicum.models.identity import quiet
+from modicum.models.adapters import quiet
 from modicum.types import UserError
 from modicum.updates.base import Method, Prepared, Selection
 from modicum.updates.layout import MERGE

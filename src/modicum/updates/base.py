@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from modicum.models.identity import merged
+from modicum.models.adapters import merged
 from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
 from modicum.updates.members import Kind, Member, Pair

@@ -27,13 +27,14 @@ def once(make: Callable[[], Any], *asked: Any) -> Any:
     folder = os.path.expanduser(os.environ.get("MODICUM_CACHE", own))
     if not folder:
         return make()
-    path = Path(folder, f"{key(*asked)}.json")
-    with suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
+    mark = key(*asked)
+    path = Path(folder, f"{mark}.json")
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return json.loads(path.read_text(encoding="utf-8"))[mark]
     made = make()
     with suppress(OSError, UserError):
         make_folder(path.parent)
-        write_whole(path, json.dumps(made))
+        write_whole(path, json.dumps({mark: made}))
         for old in sorted(path.parent.glob("*.json"), key=os.path.getmtime)[:-MOST]:
             old.unlink(missing_ok=True)
     return made
