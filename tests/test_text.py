@@ -19,7 +19,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from modicum.engine import sampling
+from modicum.engine import text
 from modicum.engine.text import Texts, begun
 from modicum.models.load import TINY
 from modicum.types import Completion
@@ -105,7 +105,7 @@ def test_a_row_stops_where_its_whole_text_first_has_a_stop_string(
     kind: str, tail: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the whole row were decoded after each token, on rows of texts and of random tokens."""
-    monkeypatch.setattr(sampling, "TAIL", tail)
+    monkeypatch.setattr(text, "TAIL", tail)
     tokenizer, draw, stopped = tokenizer_of(kind), random.Random(0), 0
     for _ in range(60):
         stops = tuple(draw.sample(PIECES, draw.randint(1, 3)))
