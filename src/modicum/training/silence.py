@@ -5,8 +5,8 @@ import sys
 from modicum import findings
 from modicum.models.load import inner
 from modicum.tasks.prompts import template_of
+from modicum.training.rollout import Rollout
 from modicum.training.session import Session
-from modicum.training.step import Rollout
 
 SAID_AT = (1, 10, 100)  # steps without any signal
 
@@ -18,7 +18,7 @@ def look(
 
     `signals` groups have a signal.
     """
-    groups, scores, _ = rollout
+    groups, scores = rollout[:2]
     config, policy = session.config, session.policy
     positions = getattr(inner(policy.model).config, "max_position_embeddings", None) or sys.maxsize
     room = positions - max(len(group.prompt) for group in groups)
