@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from helpers import metrics_of, tensors_of
-from modicum import draws, rewards
-from modicum.config import Optimizer, Steps, TrainConfig
+from modicum import draws, rewards, runs
+from modicum.config import Held, Optimizer, Sampling, Steps, TrainConfig
 from modicum.draws import All, Filter, Refill, Taken
+from modicum.engine.local import LocalSampler
 from modicum.objectives import OBJECTIVES, parse
-from modicum.training import step
-from modicum.training.loop import train
+from modicum.training import rollout, step
+from modicum.training.loop import Observer, train
 from modicum.training.metrics import kept_metrics
 from modicum.training.rollout import Rollout
 from modicum.types import Completion, Group, Problem, UserError
@@ -118,24 +121,22 @@ def test_a_tenth_is_the_least_share_that_is_believed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "rollouts"), [(0.02, 53.6), (0.1, 14.05), (0.5, 8.06), (0.9, 14.05)]
+    ("rate", "rollouts", "drawn"),
+    [(0.02, 53.6, 64), (0.1, 14.05, 28.1), (0.5, 8.06, 16.13), (0.9, 14.05, 28.1)],
 )
-def test_rollouts_for_a_kept_group(rate: float, rollouts: float) -> None:
+def test_rollouts_for_a_kept_group(rate: float, rollouts: float, drawn: float) -> None:
     found = draws.expected(Refill(), [rate], 16, 8)
     assert found.rollouts == pytest.approx(rollouts, abs=0.05 if rate == 0.02 else 0.005)
-    assert found.rollouts == pytest.approx(8 / draws.signal_share(rate, 8))
+    assert found.drawn == pytest.approx(drawn, abs=0.01)
+    assert draws.expected(All(), [rate], 16, 8).drawn == 16
+    assert draws.expected(Filter(), [rate], 16, 8).drawn == 16
 
 
-def test_what_refill_is_expected_to_draw() -> None:
-    half = draws.expected(Refill(), [0.5], 16, 8)
-    assert 16 <= half.drawn < 16.5 and half.kept == 16 and half.empty == 0
-    tenth = draws.expected(Refill(), [0.1], 16, 8)
-    assert 28 < tenth.drawn < 33 and 15.9 < tenth.kept <= 16
-    rare = draws.expected(Refill(), [0.001], 4, 8)
-    assert 15.5 < rare.drawn <= 16 and rare.kept < 0.4 and rare.empty > 0.8
-    assert draws.expected(All(), [0.1], 16, 8).drawn == 16
-    assert 8.5 < draws.expected(Filter(), [0.1], 16, 8).kept < 9.7
-    assert draws.expected(Refill(), [0.0], 4, 8)[:2] == (0.0, float("inf"))
+def test_what_a_step_is_expected_to_come_to() -> None:
+    found = draws.expected(Refill(cap=2), [0.0, 0.5], 16, 8)
+    assert found == pytest.approx((0.49609, 16.1260, 32, 15.875), abs=1e-3)
+    assert draws.expected(Refill(), [0.0], 4, 8) == (0.0, None, 16, 0.0)
+    assert draws.expected(Refill(), [1.0], 4, 8) == (0.0, None, 16, 0.0)
 
 
 # A rollout -------------------------------------------------------------------------------
@@ -241,3 +242,200 @@ def test_filter_divided_by_what_was_sampled_is_all(
     assert tensors_of(tmp_path / "all") == tensors_of(tmp_path / "filter")
     for one, other in zip(metrics_of(tmp_path / "all"), lines, strict=True):
         assert one.items() <= other.items()
+
+
+class Cut(Observer):
+    """Ends a run after so many steps, as a crash would."""
+
+    def __init__(self, after: int = -1) -> None:
+        self.after, self.notes = after, list[str]()
+
+    def step(self, metrics: dict[str, float]) -> None:
+        if metrics["step"] + 1 == self.after:
+            raise MemoryError
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_refill_resumed_equals_the_uncut_run_and_the_ledger_is_the_samplers_count(
+    rated: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = [0, 0]
+    real = LocalSampler.sample
+
+    def sample(self: LocalSampler, *args: Any, **named: Any) -> Any:
+        groups = real(self, *args, **named)
+        counted[0] += sum(len(group) for group in groups)
+        counted[1] += sum(len(c.tokens) for group in groups for c in group)
+        return groups
+
+    monkeypatch.setattr(LocalSampler, "sample", sample)
+    config = chosen(replace(rated, evaluation=Held(2, 1, eval_every=2)), groups="refill(cap=3)")
+    whole = train(replace(config, out=str(tmp_path / "whole")))
+    ledger = whole["ledger"]
+    assert {"train", "rejected", "evaluate"} <= set(ledger)
+    assert set(ledger) <= {"train", "rejected", "evaluate", "surplus"}
+    assert [sum(entry[key] for entry in ledger.values()) for key in ("completions", "tokens")] == (
+        counted
+    )
+    assert ledger["evaluate"]["completions"] == 3 * 2 * 2
+    of_steps = sum(entry["tokens"] for name, entry in ledger.items() if name != "evaluate")
+    assert whole["generated_tokens"] == of_steps
+    lines = metrics_of(tmp_path / "whole")
+    assert ledger["train"]["completions"] == sum(3 * line["groups/kept"] for line in lines)
+    assert max(line["groups/rounds"] for line in lines) > 1
+    assert lines[-1]["tokens/rejected"] == of_steps - ledger["train"]["tokens"] > 0
+    for line in lines:
+        assert line["groups/factor"] == line["groups/drawn"] / line["groups/kept"]
+        assert line["policy/effective_rate"] == line["policy/learning_rate"] == 1e-2
+    with pytest.raises(MemoryError):
+        train(config, Cut(2))
+    cut = train(config, resume=True)
+    assert metrics_of(Path(config.out)) == lines
+    assert tensors_of(Path(config.out)) == tensors_of(tmp_path / "whole")
+    assert (cut["ledger"], cut["empty_steps"]) == (ledger, 0)
+    samples = runs.read_lines(Path(config.out) / "samples.jsonl")
+    first = [line for line in samples if line["step"] == 0]
+    assert len(first) == 3 * lines[0]["groups/drawn"]
+    assert sum(line["kept"] for line in first) == 3 * lines[0]["groups/kept"]
+    assert samples == runs.read_lines(tmp_path / "whole" / "samples.jsonl")
+
+
+def test_a_known_base_was_not_generated_by_the_run(rated: TrainConfig) -> None:
+    from modicum.scorecard import Evaluation
+
+    found = train(replace(rated, steps=0, evaluation=Held(2, 1)), base=Evaluation(accuracy=0.0))
+    assert found["ledger"] == {"evaluate": {"completions": 4, "tokens": 32}}
+
+
+def test_problems_and_noise_go_on_within_a_step_and_after_it(
+    rated: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    real = LocalSampler.sample
+
+    def sample(self: LocalSampler, prompts: Any, keys: Any, *rest: Any) -> Any:
+        asked.extend((key, rest[2]) for key in keys)
+        return real(self, prompts, keys, *rest)
+
+    monkeypatch.setattr(LocalSampler, "sample", sample)
+    config = chosen(replace(rated, steps=2), groups="refill(max_draws=2)")
+    train(config)
+    lines = metrics_of(Path(config.out))
+    drawn = [int(line["groups/drawn"]) for line in lines]
+    assert drawn[0] > 4
+    wanted = [("train", 0, number, k) for number in (0, 1) for k in range(drawn[number])]
+    assert [key for key, _ in asked] == wanted
+    assert [kept for (*_, k), kept in asked] == [k < 4 for *_, k in wanted], "states of a round"
+    ids = [line["id"] for line in runs.read_lines(Path(config.out) / "samples.jsonl")][::3]
+    assert len(dict.fromkeys(ids)) == sum(drawn), "no problem comes twice"
+
+
+def test_a_step_that_keeps_nothing_moves_nothing(
+    rated: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, moments and counts of steps are as before; what it generated is spent."""
+    real, heard = rollout.score, Cut()
+
+    def score(*args: Any) -> Any:
+        scores, totals = real(*args)
+        if blank:
+            scores = [[{"accuracy": 0.0} for _ in row] for row in scores]
+        return scores, totals * (not blank)
+
+    blank = False
+    monkeypatch.setattr(rollout, "score", score)
+    settings = Optimizer(learning_rate=1e-2, weight_decay=0.1)
+    config = chosen(replace(rated, steps=1, optimizer=settings), groups="refill(cap=2)")
+    before = train(config)
+    tensors = tensors_of(Path(config.out))
+    blank = True
+    after = train(replace(config, steps=3), heard, resume=True)
+    assert tensors_of(Path(config.out)) == tensors and any("exp_avg" in name for name in tensors)
+    assert (before["empty_steps"], after["empty_steps"]) == (0, 2)
+    last = metrics_of(Path(config.out))[-1]
+    assert (last["groups/drawn"], last["groups/kept"], last["groups/empty_steps"]) == (8, 0, 2)
+    assert "groups/factor" not in last and "policy/loss" not in last
+    assert after["generated_tokens"] > before["generated_tokens"]
+    alone = replace(config, steps=1, out=str(tmp_path / "alone"))
+    train(alone, heard)
+    (said,) = [note for note in heard.notes if "had a signal" in note]
+    assert (
+        "else: the reward accuracy(lenient=True) pays for unmarked answers too, an easier" in said
+    )
+
+
+def test_without_a_signal_it_says_what_else_may_help(bare: TrainConfig) -> None:
+    heard = Cut()
+    train(replace(bare, reward="accuracy", steps=1), heard)
+    (said,) = [note for note in heard.notes if "had a signal" in note]
+    assert said.endswith(
+        ". Nothing has been trained; else: --groups refill draws on until groups have one, the"
+        " reward accuracy(lenient=True) pays for unmarked answers too, an easier level of the task"
+        " has more right answers"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", ["zero", "mask"])
+def test_runs_that_zero_or_mask_what_is_cut(rated: TrainConfig, cut: str, tmp_path: Path) -> None:
+    heard = Cut()
+    config = replace(rated, sampling=Sampling(max_tokens=40, temperature=3.0))
+    train(chosen(config, cut=cut), heard)
+    lines = metrics_of(Path(config.out))
+    assert all(0 < line["completions/truncated"] < 1 for line in lines)
+    assert (cut == "mask") == any("(cut = mask)" in note for note in heard.notes)
+    train(replace(config, out=str(tmp_path / "score")))
+    assert tensors_of(tmp_path / "score") != tensors_of(Path(config.out))
+    samples = runs.read_lines(Path(config.out) / "samples.jsonl")
+    assert cut == "mask" or not any(s["reward"] for s in samples if not s["finished"])
+
+
+@pytest.mark.slow
+def test_micro_batches_do_not_matter_under_refill(rated: TrainConfig, tmp_path: Path) -> None:
+    config = chosen(replace(rated, steps=2), groups="refill", cut="mask")
+    train(config)
+    train(chosen(replace(config, out=str(tmp_path / "small")), micro_batch=2, rollout_batch=3))
+    for one, other in zip(
+        metrics_of(Path(config.out)), metrics_of(tmp_path / "small"), strict=True
+    ):
+        one, other = ({k: v for k, v in m.items() if "flops/" not in k} for m in (one, other))
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+def test_all_with_kept_denominators_is_all(rated: TrainConfig, tmp_path: Path) -> None:
+    """Every group is kept, so that the two counts are one."""
+    train(replace(rated, steps=1))
+    train(chosen(replace(rated, steps=1, out=str(tmp_path / "kept")), denominators="kept"))
+    assert tensors_of(Path(rated.out)) == tensors_of(tmp_path / "kept")
+
+
+def test_the_plan_says_what_refill_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modicum.commands import plan
+
+    config = chosen(TrainConfig(), groups="refill")
+    found, told = plan._signal(config, "0.1")
+    assert told == (
+        "signal         57% of groups, at a pass rate of 0.1 of every problem: 14.05 rollouts for"
+        " each; refill draws 28.1 groups a step (1.76 times the sampling) for 16 with one"
+    )
+    assert found["signal"]["alike"]["rollouts"] == pytest.approx(14.046, abs=1e-3)
+    entry = {"name": "base", "accuracy": 0.25, "scores": [0.0, 0.5]}
+    monkeypatch.setattr("modicum.scorecard.read", lambda *_: SimpleNamespace(**entry))
+    found, told = plan._signal(config, "runs/full-seed0")
+    assert set(found["signal"]) == {"alike", "each"}
+    assert told.splitlines()[1].startswith(
+        "signal         50% of groups, at a pass rate of 0.25 of the 2 problems of runs/full-seed0:"
+        " 16.13 rollouts for each; refill draws 32.3 groups"
+    )
+    assert "inf rollouts for each; refill draws 64 groups" in plan._signal(config, "0")[1]
+    for wrong, says in {"1.5": "--pass-rate must be at least 0", "nan": "--pass-rate must"}.items():
+        with pytest.raises(UserError, match=says):
+            plan._signal(config, wrong)
+
+
+def test_the_check_of_the_page_holds() -> None:
+    page = Path(__file__).parent.parent / "docs" / "sampling.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    exec(code, {})

@@ -9,7 +9,6 @@ with probability p, a group of G has one with probability
 draw and never by what has ended first, and that all that is generated is counted as spent.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -17,8 +16,6 @@ from typing import ClassVar, NamedTuple
 
 from modicum.limits import Positive
 from modicum.spec import Spec, build
-
-TRIED = 400  # steps of which an expectation is the mean
 
 
 class Taken(NamedTuple):
@@ -50,6 +47,10 @@ class Groups(Spec):
     def more(self, signals: Sequence[bool], count: int, rounds: int) -> int:
         """How many groups to draw next, after so many rounds; 0: no more."""
         return 0
+
+    def drawn(self, count: int, share: float) -> float:
+        """How many groups a step of `count` draws, about, if this share of them has a signal."""
+        return count
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ class Refill(Groups):
         wanted = -(-missing * drawn // kept) if 10 * kept > drawn else 10 * missing
         return min(wanted, self.cap * count - drawn)
 
+    def drawn(self, count: int, share: float) -> float:
+        return min(self.cap, 1 / share if share else self.cap) * count
+
 
 GROUPS: dict[str, type] = {cls.name: cls for cls in (All, Filter, Refill)}
 
@@ -101,37 +105,19 @@ def parse(text: str) -> Groups:
 
 
 class Expected(NamedTuple):
-    """What comes of steps whose problems have known pass rates."""
+    """What a step comes to, about; surplus of its last round is left out."""
 
     share: float
     """Of groups with a signal."""
-    rollouts: float
-    """Completions that are drawn for each group with a signal."""
+    rollouts: float | None
+    """For each of them; None: there is none."""
     drawn: float
-    """Groups of a step, surplus among them."""
-    kept: float
-    """Groups of a step that are trained."""
-    empty: float
-    """Share of steps in which none is."""
+    """Groups of a step, and how many of them are to have a signal."""
+    signals: float
 
 
-def signal_share(rate: float, size: int) -> float:
-    """How often a group of `size` has a signal, at a pass rate."""
-    return 1 - rate**size - (1 - rate) ** size
-
-
-def expected(groups: Groups, rates: Sequence[float], count: int, size: int) -> Expected:
-    """Means over steps of `count` groups of `size`, of problems with these pass rates alike."""
-    shares = [signal_share(rate, size) for rate in rates]
-    share, chance, steps = fmean(shares), random.Random(0), list[tuple[int, int]]()
-    for _ in range(TRIED):
-        signals, rounds, more = list[bool](), 0, count
-        while more:
-            signals += [chance.random() < chance.choice(shares) for _ in range(more)]
-            rounds += 1
-            more = groups.more(signals, count, rounds)
-        # Groups without a signal are kept by some, and teach nothing.
-        steps.append((len(signals), sum(signals[n] for n in groups.kept(signals, count))))
-    drawn, kept = zip(*steps, strict=True)
-    rollouts = size / share if share else float("inf")
-    return Expected(share, rollouts, fmean(drawn), fmean(kept), kept.count(0) / TRIED)
+def expected(choice: Groups, rates: Sequence[float], count: int, size: int) -> Expected:
+    """Of a step of `count` groups of `size`, of problems with these pass rates alike."""
+    share = fmean(1 - rate**size - (1 - rate) ** size for rate in rates)
+    drawn = choice.drawn(count, share)
+    return Expected(share, size / share if share else None, drawn, min(count, drawn * share))

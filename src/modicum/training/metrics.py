@@ -9,12 +9,8 @@ from modicum.objectives import has_signal
 from modicum.training.rollout import Rollout
 from modicum.training.session import Session
 
-KEPT = {
-    "reward": "reward/mean",
-    "accuracy": "reward/accuracy",
-    "length": "completions/length_mean",
-    "truncated": "completions/truncated",
-}
+KEPT = {"reward": "reward/mean", "accuracy": "reward/accuracy"}
+KEPT |= {"length": "completions/length_mean", "truncated": "completions/truncated"}
 """What is also logged of the groups that are trained."""
 
 

@@ -9,6 +9,12 @@ from modicum.training.rollout import Rollout
 from modicum.training.session import Session
 
 SAID_AT = (1, 10, 100)  # steps without any signal
+ELSE = {
+    "refill": "--groups refill draws on until groups have one",
+    findings.LENIENT: f"the reward {findings.LENIENT} pays for unmarked answers too",
+    "": "an easier level of the task has more right answers",
+}
+"""What may help besides what the findings say, unless a run has it."""
 
 
 def look(
@@ -34,7 +40,9 @@ def heard(session: Session, rollout: Rollout) -> str:
         return ""
     _, found = look(session, rollout, 0)
     session.silence = f"no group of step {done} had a signal: {found[0]}"
-    return f"{session.silence}. Nothing has been trained"
+    has = {session.choice.name, *rollout.scores[0][0]}
+    ways = ", ".join(text for name, text in ELSE.items() if name not in has)
+    return f"{session.silence}. Nothing has been trained; else: {ways}"
 
 
 def ended(session: Session, steps: int) -> str:
