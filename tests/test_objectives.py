@@ -28,6 +28,7 @@ from modicum.objectives import (
 )
 from modicum.training import step
 from modicum.training.metrics import rollout_metrics, training_metrics
+from modicum.training.rollout import Rollout
 from modicum.types import Completion, Group, Problem, UserError
 
 WITH_KL = [f"{name}(kl=0.05)" for name in OBJECTIVES]
@@ -127,7 +128,7 @@ def test_dead_group_fraction_case() -> None:
     (case,) = load("dead_group_fraction")
     totals = grouped(case["input"])
     scores = [[{"accuracy": r} for r in row] for row in totals.tolist()]
-    metrics = rollout_metrics(0, step.Rollout([group(1, 1)] * len(totals), scores, totals))
+    metrics = rollout_metrics(0, Rollout([group(1, 1)] * len(totals), scores, totals))
     assert metrics["groups/no_signal"] == case["expected"]
 
 

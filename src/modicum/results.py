@@ -107,8 +107,7 @@ class RunResult:
     objective: str = ""
     seed: int | None = None
     steps: int | None = None
-    stopped: str = ""
-    """Why it ended before its steps, where a condition or its patience did that."""
+    stopped: str = ""  # why it ended before its steps, where a condition or its patience did that
     base: Evaluation | None = None
     trained: Evaluation | None = None
     trainable_parameters: int | None = None
@@ -121,14 +120,15 @@ class RunResult:
     peak_memory_bytes: int | None = None
     start_memory_bytes: int | None = None
     generated_tokens: int | None = None
+    ledger: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by purpose
+    empty_steps: int | None = None
     flops: float | None = None
     skipped_steps: int | None = None
     change_proof: str | None = None
     agreement_proof: str | None = None
     base_hash: str = ""
     agreement_max: float | None = None
-    nothing_trained: str = ""
-    """Why, if no optimizer step was taken."""
+    nothing_trained: str = ""  # why, if no optimizer step was taken
     anatomy: Anatomy | None = None
 
 

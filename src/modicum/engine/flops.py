@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -91,12 +92,16 @@ class FlopCounter:
         """FLOPs of a token's forward, without its attention."""
         return float(self.adapted_LW[:, :PAIRS].sum())
 
-    def step(self, groups: Sequence[Group], batch: Batch, updates: int) -> StepFlops:
-        """The FLOPs of sampling `groups` and of `updates` optimizer steps on `batch`.
+    def step(
+        self, groups: Sequence[Group], batch: Batch, updates: int, rounds: Sequence[int] = ()
+    ) -> StepFlops:
+        """The FLOPs of sampling `groups`, in such rounds, and of `updates` steps on `batch`.
 
         What trains now must be what trained in the step.
         """
-        return StepFlops(self._sampling(groups), self._training(batch, updates))
+        ends = pairwise((0, *accumulate(rounds or [len(groups)])))
+        sampling = sum(self._sampling(groups[start:end]) for start, end in ends)
+        return StepFlops(sampling, self._training(batch, updates))
 
     def _sampling(self, groups: Sequence[Group]) -> float:
         """Prompts once for a group, completions token by token behind them."""

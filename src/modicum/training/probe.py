@@ -24,6 +24,7 @@ import torch
 
 from modicum import plan
 from modicum.config import TrainConfig
+from modicum.draws import Taken
 from modicum.objectives import Counts, has_signal
 from modicum.plan.hardware import this
 from modicum.report.words import aligned, duration, memory, share
@@ -132,7 +133,8 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
     config = replace(config, seed=config.seed + SEED)
     session = prepare(replace(config, update=updates[0]))
     groups, rewards_PG = _rollouts(session)
-    batch = make_batch(session.objective, groups, rewards_PG)
+    taken = Taken(cut=config.batch.cut)
+    batch = make_batch(session.objective, groups, rewards_PG, taken)
     if len({group % 2 for group in batch.signal}) < 2:
         raise UserError(
             f"of {len(groups)} groups {len(batch.signal) or 'none'} has a signal (rewards that differ),"
@@ -168,7 +170,7 @@ def _rollouts(session: Session) -> tuple[list[Group], torch.Tensor]:
             replace(g, completions=tuple(replace(c, trunk=None) for c in g.completions))
             for g in fresh
         ]
-        _, found_PG = score(session.task, session.reward, fresh, [])
+        _, found_PG = score(session.task, session.reward, fresh, [], session.config.batch.cut)
         rewards.append(found_PG)
         signals += int(has_signal(found_PG).sum())
     return groups, torch.cat(rewards)

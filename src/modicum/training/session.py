@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from modicum import objectives, rewards, tasks, updates
+from modicum import draws, objectives, rewards, tasks, updates
 from modicum.config import TrainConfig
 from modicum.curricula import Order
 from modicum.engine import Policy, policy_of
@@ -43,6 +44,10 @@ class Counters(StepCounters):
     """Matrix FLOPs of sampling and training so far."""
     last_spent: float = 0.0
     """What the last step took of the budget, in its unit."""
+    empty_steps: int = 0
+    """Steps in which no completion had a part in the loss."""
+    ledger: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Completions and tokens by purpose, as `Policy.ledger`, which it is."""
 
     def spent(self, unit: str) -> float:
         """What was spent so far: tokens, flops or seconds."""
@@ -75,9 +80,12 @@ class Session:
     silence: str = ""
     """Why the first steps had no signal, as last found."""
     stop: Stop = field(init=False)
+    choice: draws.Groups = field(init=False)
 
     def __post_init__(self) -> None:
         self.stop = Stop(self.config.budget)
+        self.choice = draws.parse(self.config.batch.groups)
+        self.policy.ledger = self.counters.ledger
 
     @property
     def learning_rate(self) -> float:
@@ -98,7 +106,7 @@ class Session:
         over = bool(budget.budget) and done > 0 and spent >= budget.budget
         return over or done >= self.config.steps or bool(self.stop.reason)
 
-    def resize(self, **sizes: int) -> None:
+    def resize(self, **sizes: Any) -> None:
         """Go on with other batches; what they change is memory."""
         self.config = replace(self.config, batch=replace(self.config.batch, **sizes))
         self.flops.batch = self.config.batch
@@ -217,6 +225,11 @@ def notes(session: Session) -> list[str]:
         found.append(
             f"the engine does not know the architecture {name!r}: its own forward is used, with"
             " prompts repeated for every completion and frozen layers run every time"
+        )
+    if session.config.batch.cut == "mask":
+        found.append(
+            "completions that max_tokens cuts have no part in the loss (cut = mask);"
+            " completions/truncated says how many there are"
         )
     on_gpu = session.policy.device.type == "cuda" and session.config.compute.dtype == "bf16"
     if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
