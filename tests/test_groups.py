@@ -16,7 +16,7 @@ from helpers import metrics_of, tensors_of
 from modicum import draws, rewards, runs
 from modicum.config import Held, Optimizer, Sampling, Steps, TrainConfig
 from modicum.draws import All, Filter, Refill, Taken
-from modicum.engine.local import LocalSampler
+from modicum.engine.samplers import LocalSampler
 from modicum.objectives import OBJECTIVES, parse
 from modicum.training import rollout, step
 from modicum.training.loop import Observer, train
