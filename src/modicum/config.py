@@ -76,7 +76,7 @@ class Steps(Settings):
     prompts_per_step: int = fixed(16)
     """Problems drawn in a step."""
     group_size: int = fixed(8)
-    """Completions of each problem."""
+    """Completions of each problem; one is enough where the objective compares none."""
     updates_per_rollout: int = fixed(1)
     """Optimizer steps on the same completions."""
     micro_batch: int = chosen(digits(0))
@@ -86,8 +86,8 @@ class Steps(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, prompts_per_step=1, updates_per_rollout=1, micro_batch=0, rollout_batch=0)
-        at_least(self, group_size=2)  # advantages compare
+        at_least(self, prompts_per_step=1, group_size=1, updates_per_rollout=1)
+        at_least(self, micro_batch=0, rollout_batch=0)
 
 
 @dataclass(frozen=True)

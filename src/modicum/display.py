@@ -90,7 +90,8 @@ class Display(Observer, AbstractContextManager["Display"]):
         updates = config.batch.updates_per_rollout
         weight = getattr(session.objective, "kl", 0.0)
         shown = f"{session.learning_rate:.3g}" if session.learning_rate else "a rate to be found"
-        kl = f"KL {weight:g} in the loss" if weight else "no KL term"
+        where = "reward" if getattr(session.objective, "kl_in_reward", False) else "loss"
+        kl = f"KL {weight:g} in the {where}" if weight else "no KL term"
         self.console.print(
             f"{config.task}, reward {session.reward}, {config.objective}, {kl};"
             f" a step samples {config.batch.prompts_per_step} x {config.batch.group_size} completions,"

@@ -14,20 +14,20 @@ from torch import Tensor
 
 from modicum import findings, plan
 from modicum.config import TrainConfig
-from modicum.objectives import has_signal
 from modicum.plan import hardware
 from modicum.report.words import environment
 from modicum.rewards import StepExtras
 from modicum.tasks.prompts import stops, template_of
 from modicum.training import rate, silence
+from modicum.training.hearing import batch_of
 from modicum.training.session import Session, notes, prepare
-from modicum.training.step import make_batch, sample_groups, score
+from modicum.training.step import sample_groups, score
 from modicum.types import SPLITS, Group
 
 
 def _found(session: Session, groups: list[Group], rewards_PG: Tensor) -> float | None:
     """The rate that the run would find; None without a signal."""
-    batch = make_batch(session.objective, groups, rewards_PG)
+    batch = batch_of(session, groups, rewards_PG)
     return rate.find(session, groups, batch).value if batch.has_signal else None
 
 
@@ -44,7 +44,7 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
     groups, faults = sample_groups(session, 0), list[str]()
     reward = session.reward.at(StepExtras(0, config.steps or 1))
     scores, rewards_PG = score(session.task, reward, groups, faults)
-    signals = int(has_signal(rewards_PG).sum())
+    signals = int(session.objective.signal(rewards_PG).sum())
     trials, found = silence.look(session, groups, scores, signals)
     found += findings.of_data(session.task, config)
     if faults:

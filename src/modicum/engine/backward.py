@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,31 +49,57 @@ def forward_backward(
     pack = scorer.pack(rows)
     trunk = scorer.trunk(pack)
     if objective.needs_reference and reference_N is None:
-        with torch.no_grad(), prepared.reference():
-            hidden_NH = scorer.hidden(pack, trunk if prepared.trunk_is_reference else None)
-            reference_N = logprobs.head_logprobs(scorer, hidden_NH, token_N, sampling)[0]
+        known = [value for row in rows for value in row.reference]
+        reference_N = (
+            torch.tensor(known, device=scorer.device)
+            if known
+            else _reference(policy, prepared, pack, trunk, token_N, sampling)
+        )
     tokens = _tokens(objective, rows, counts, reference_N, scorer.device)
 
     def add(key: str, amount: Tensor | int) -> None:
         if sums is not None:
             sums[key] = sums.get(key, 0.0) + float(amount)
 
-    def loss(policy_N: Tensor, where: slice) -> Tensor:
-        value, found = objective.loss(policy_N, tokens.part(where))
+    def loss(policy_N: Tensor, where: slice, entropy_N: Tensor | None = None) -> Tensor:
+        value, found = objective.loss(policy_N, tokens.part(where), entropy_N)
         for key, amount in (found | {"loss": value.detach()}).items():
             add(key, amount)
         return value
 
     ends = list(accumulate(len(row.tokens) for row in rows)) if objective.whole_rows else None
     hidden_NH = scorer.hidden(pack, trunk)
-    policy_N, entropy_N = logprobs.backward(
-        scorer, hidden_NH, token_N, sampling, loss, row_ends=ends
-    )
+    how: dict[str, Any] = {"row_ends": ends, "entropy_learns": objective.entropy > 0}
+    policy_N, entropy_N = logprobs.backward(scorer, hidden_NH, token_N, sampling, loss, **how)
     add("entropy", entropy_N.sum())
     add("tokens", len(policy_N))
     if heard is not None:
         heard.append((rows, policy_N, entropy_N))
     return reference_N
+
+
+def reference_logprobs(
+    policy: Policy, prepared: Prepared, rows: Sequence[Row], sampling: Sampling
+) -> Tensor:
+    """Log-probs [N] of the rows' tokens under the reference."""
+    pack = policy.scorer.pack(rows)
+    trunk = policy.scorer.trunk(pack)
+    token_N = tokens_of(rows, policy.scorer.device)
+    return _reference(policy, prepared, pack, trunk, token_N, sampling)
+
+
+def _reference(
+    policy: Policy,
+    prepared: Prepared,
+    pack: Any,
+    trunk: Tensor | None,
+    token_N: Tensor,
+    sampling: Sampling,
+) -> Tensor:
+    with torch.no_grad(), prepared.reference():
+        scorer = policy.scorer
+        hidden_NH = scorer.hidden(pack, trunk if prepared.trunk_is_reference else None)
+        return logprobs.head_logprobs(scorer, hidden_NH, token_N, sampling)[0]
 
 
 def _tokens(

@@ -26,10 +26,14 @@ CHUNK_BYTES = 64 * 2**20  # logits of one chunk, in fp32
 
 
 def score(
-    scorer: Scorer, hidden_NH: Tensor, token_N: Tensor, sampling: Sampling
+    scorer: Scorer,
+    hidden_NH: Tensor,
+    token_N: Tensor,
+    sampling: Sampling,
+    entropy_learns: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob_N and entropy_N (nats, detached) of tokens under the sampling distribution."""
-    return token_logprobs(scorer.logits(hidden_NH), token_N, sampling)
+    """Log-prob_N and entropy_N (nats) of tokens under the sampling distribution (`token_logprobs`)."""
+    return token_logprobs(scorer.logits(hidden_NH), token_N, sampling, entropy_learns)
 
 
 def logprobs(
@@ -65,27 +69,29 @@ def backward(
     hidden_NH: Tensor,
     token_N: Tensor,
     sampling: Sampling,
-    loss: Callable[[Tensor, slice], Tensor],
+    loss: Callable[..., Tensor],
     chunk_bytes: int = CHUNK_BYTES,
     row_ends: Sequence[int] | None = None,
+    entropy_learns: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of a loss that is a sum over tokens; log-prob_N and entropy_N, detached.
 
     `loss(logprob, part)` is the loss of the tokens in the slice `part`. Gradients are
     added to every `grad` of the head and of what `hidden_NH` came from. With `row_ends`
-    parts end there only, for a loss that needs whole rows.
+    parts end there only, for a loss that needs whole rows. With `entropy_learns` it is
+    `loss(logprob, part, entropy)`, and the entropy has a gradient too.
     """
     size = max(1, chunk_bytes // (4 * scorer.vocabulary))
     found, entropies, gradients = [], [], []
     for part in chunks(len(token_N), size, row_ends):
         leaf = hidden_NH[part].detach().requires_grad_(hidden_NH.requires_grad)
-        logprob, entropy = score(scorer, leaf, token_N[part], sampling)
+        logprob, entropy = score(scorer, leaf, token_N[part], sampling, entropy_learns)
         if not logprob.requires_grad:
             raise UserError("nothing of what trains takes part in what the model makes of a text")
-        loss(logprob, part).backward()
+        loss(logprob, part, *([entropy] if entropy_learns else [])).backward()
         gradients.append(leaf.grad)
         found.append(logprob.detach())
-        entropies.append(entropy)
+        entropies.append(entropy.detach())
     if hidden_NH.requires_grad:
         hidden_NH.backward(torch.cat(gradients))
     return torch.cat(found), torch.cat(entropies)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from modicum.config import Held, TrainConfig, read_toml
+from modicum.parts import require_group
 from modicum.results import TuningRun
 from modicum.runs import Run, read_object
 from modicum.study import design, tuning
@@ -145,12 +146,29 @@ def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
 
 
 def check_arms(study: Study) -> None:
-    """UserError for an arm whose expressions say nothing, before anything is run."""
+    """UserError for an arm whose expressions say nothing, before anything is run.
+
+    And for two that are one method in their setting, unless the study is told that they are.
+    """
+    from modicum import objectives
+    from modicum.objectives.classes import method
+
+    seen: dict[object, str] = {}
     for arm in design.arms(study):
+        config = design.config(study, arm, 0, Path("."), None)
         try:
-            check_expressions(design.config(study, arm, 0, Path("."), None))
+            check_expressions(config)
         except UserError as error:
             raise UserError(f"arm {arm.name}: {error}") from None
+        goal, updates = objectives.parse(config.objective), config.batch.updates_per_rollout
+        same = method(goal, updates, any_scale=config.optimizer.max_grad_norm == 0)
+        other = seen.setdefault((same, repr(replace(config, objective=""))), arm.name)
+        if other != arm.name and not study.null_check:
+            raise UserError(
+                f"the arms {other} and {arm.name} are the same method here (updates_per_rollout ="
+                f" {updates}): compare others, or say null_check = true if they are to measure the"
+                " noise (docs/objectives.md)"
+            )
 
 
 def check_expressions(config: TrainConfig) -> None:
@@ -159,6 +177,6 @@ def check_expressions(config: TrainConfig) -> None:
 
     updates.parse(config.update)
     rewards.parse(config.reward)
-    objectives.parse(config.objective)
+    require_group(objectives.parse(config.objective), config)
     curricula.parse(config.curriculum)
     tasks.parse(config.task)

@@ -24,6 +24,7 @@ from modicum.tasks.prompts import encode
 from modicum.training import origin, rate, result, samples, silence
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, look, resumable, sizes_kept
+from modicum.training.hearing import batch_of
 from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
 from modicum.training.session import Session, notes
 from modicum.training.step import (
@@ -31,7 +32,6 @@ from modicum.training.step import (
     agree,
     agree_trained,
     backward,
-    make_batch,
     optimizer_step,
     rate_at,
     sample_groups,
@@ -216,7 +216,7 @@ def run_step(
     if faults:
         note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     session.order.observe(seen(groups, scores, rewards_PG))
-    batch = make_batch(session.objective, groups, rewards_PG)
+    batch = batch_of(session, groups, rewards_PG)
     if not batch.signal and (text := silence.heard(session, groups, scores)):
         note(text)
     metrics = rollout_metrics(step, groups, scores, rewards_PG) | extras.metrics()

@@ -4,7 +4,7 @@
     sample_groups   problems in order, completions of the current policy
     agree           they are of this policy (`engine.agreement`)
     score           rewards, one column a term; the curriculum hears of them
-    make_batch      advantages; rows that would change nothing are left out
+    make_batch      advantages; rows that would change nothing are left out (`hearing.batch_of`)
     backward        log-probs, loss and gradients, a micro-batch at a time
     optimizer_step  clip and step
 
@@ -26,7 +26,7 @@ from modicum.curricula import Seen
 from modicum.engine.backward import Heard, forward_backward
 from modicum.engine.slopes import as_array
 from modicum.engine.version import require_origin, require_stops
-from modicum.objectives import Counts, Objective, has_signal
+from modicum.objectives import Counts, Objective
 from modicum.rewards import Reward
 from modicum.tasks import Task
 from modicum.tasks.prompts import encode, stops
@@ -136,14 +136,15 @@ def make_batch(objective: Objective, groups: Sequence[Group], rewards_PG: Tensor
             num_rows += 1
             num_tokens += len(completion.tokens)
             given = (completion.tokens, completion.logprobs, advantage)
-            row = Row(group.prompt, *given, group=index, trunk=completion.trunk)
+            kept = (index, completion.trunk, completion.reference)
+            row = Row(group.prompt, *given, *kept)
             if len(row.advantages) != len(row.tokens):
                 raise UserError(f"{objective}: an advantage a token, or one for all of them")
             if not objective.droppable or any(row.advantages):
                 rows.append(row)
     # Rows of a group share a micro-batch and its prompt; groups of similar length are near.
     rows.sort(key=lambda row: (longest[row.group], row.group))
-    signal = frozenset(has_signal(rewards_PG).nonzero().flatten().tolist())
+    signal = frozenset(objective.signal(rewards_PG).nonzero().flatten().tolist())
     return Batch(tuple(rows), num_rows, num_tokens, signal)
 
 

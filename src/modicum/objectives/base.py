@@ -1,0 +1,232 @@
+"""What all objectives share: advantages, weights, a KL term, an entropy bonus.
+
+Weights are made from counts of the whole batch, so that micro-batches do not change the result; so
+is all else that looks at more than one token, before the batch is cut into chunks.
+
+Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to
+end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from modicum import spec
+from modicum.objectives import parts
+from modicum.types import Advantage, Group, UserError
+
+MOST = 100.0  # of the upper bound of a ratio and of the weight of the KL term; usual: below 1
+KlForm = Literal["k3", "k3_corrected", "k2", "k1_reward"]
+Cut = tuple[Tensor, Tensor]
+Sums = dict[str, Tensor]
+"""Sums over tokens, for the log."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of the whole batch that was sampled, before any row was left out."""
+
+    num_rows: int
+    num_tokens: int
+    max_tokens: int
+    """The longest that a completion may be."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a loss needs to know of N completion tokens laid end to end, row after row."""
+
+    old_N: Tensor
+    """Log-probs at sampling."""
+    advantages_N: Tensor
+    """The advantage of each token; most objectives give all tokens of a row the same."""
+    reference_N: Tensor | None
+    """Log-probs under the reference; None if the objective needs none."""
+    weights_N: Tensor
+    """From `Objective.weights`."""
+    row_N: Tensor
+    """The number of each token's row, rising."""
+
+    def part(self, where: slice) -> Tokens:
+        """Some of the tokens."""
+        known = {name: value[where] for name, value in vars(self).items() if value is not None}
+        return replace(self, **known)
+
+
+@dataclass(frozen=True)
+class Objective(spec.Spec):
+    """A loss for group-relative policy optimisation; its `surrogate` is a member's own.
+
+    Advantages and weights are GRPO's unless a member has its own. `kl` weighs a term to the
+    reference, `entropy` a bonus for the entropy of every token; of the tokens of the batch only
+    the share `entropy_share` with the highest entropy under the old policy gets an advantage.
+    """
+
+    whole_rows: ClassVar[bool] = False
+    """Whether `token_loss` must see all tokens of a row at once."""
+    whitened: ClassVar[bool] = False
+    """Whether advantages are whitened over all tokens of the batch."""
+    compares: ClassVar[bool] = True
+    """Whether advantages compare the completions of a group, so that one alone has none."""
+    accuracy_only: ClassVar[bool] = False
+    """Whether rewards are to be the verdict alone."""
+
+    limits: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **{"kl": (0, MOST), "entropy": (0, MOST), "entropy_share": (0, 1, True)}
+    }
+    """Of arguments, for `spec.within`."""
+
+    kl: float = 0.0
+    kl_form: KlForm = field(default="k3", kw_only=True)
+    entropy: float = field(default=0.0, kw_only=True)
+    entropy_share: float = field(default=1.0, kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        """A member has the name of its class, unless it says another: DrGrpo is dr_grpo."""
+        parted = re.sub("(?<!^)([A-Z])", r"_\1", cls.__name__)
+        cls.name = vars(cls).get("name", parted.lower())
+
+    def __post_init__(self) -> None:
+        for name, limits in self.limits.items():
+            if getattr(self, name) is not None:
+                spec.within(f"{self.name}: {name}", getattr(self, name), *limits)
+        spec.check(f"{self.name}: kl_form", self.kl_form, KlForm)
+        if not self.kl and self.kl_form != type(self).kl_form:
+            raise UserError(f"{self.name}: kl_form does nothing while kl is 0")
+        if self.whole_rows and (self.kl_in_reward or self.entropy_share < 1):
+            raise UserError(
+                f"{self.name}: one ratio for a completion takes one advantage for all its tokens,"
+                " not kl_form='k1_reward' or entropy_share"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it looks at the reference's log-probs."""
+        return self.kl > 0
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether advantages are made of the reference's log-probs (`Completion.reference`)."""
+        return self.kl > 0 and self.kl_form == "k1_reward"
+
+    @property
+    def droppable(self) -> bool:
+        """Whether a row without advantage has no gradient, so that it need not be run."""
+        return not (self.needs_reference or self.entropy or self.whitened)
+
+    def signal(self, rewards_PG: Tensor) -> Tensor:
+        """Whether the rewards of each group say in which direction to go, [P]."""
+        return parts.has_signal(rewards_PG)
+
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        """Advantages [P, G] of rewards [P, G], before whitening; NaN is no verdict and gets 0."""
+        return parts.over_deviation(rewards_PG)
+
+    def row_advantages(
+        self, groups: Sequence[Group], rewards_PG: Tensor
+    ) -> Sequence[Sequence[Advantage]]:
+        """The advantage of every row: one number, or one for each of its tokens.
+
+        With the KL in the reward that of token t is less by beta times the sum over s >= t of
+        log pi_old - log pi_ref. Whitening leaves out rows without a verdict, which get 0.
+        """
+        advantages_PG = self.advantages(rewards_PG)
+        if not (self.whitened or self.kl_in_reward):
+            return advantages_PG.tolist()
+        completions = [c for group in groups for c in group.completions]
+        lengths = [len(c.tokens) for c in completions]
+        repeats_R = torch.tensor(lengths)
+        token_N = advantages_PG.double().flatten().repeat_interleave(repeats_R)
+        if self.kl_in_reward:
+            old = [value for c in completions for value in c.logprobs]
+            there = [value for c in completions for value in c.reference]
+            assert len(there) == len(old), "the reference was not asked"
+            kl_N = torch.tensor(old).double() - torch.tensor(there).double()
+            token_N = token_N - self.kl * parts.to_go(kl_N, lengths)
+        if self.whitened:
+            known_N = (~rewards_PG.isnan()).flatten().repeat_interleave(repeats_R)
+            token_N = parts.whitened(token_N, known_N)
+        rows = iter(token_N.split(lengths))
+        return [[tuple(next(rows).tolist()) for _ in group.completions] for group in groups]
+
+    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
+        """The weight of every token's loss, [N], for rows of such lengths.
+
+        Here that of a mean over each row's tokens, then over all rows.
+        """
+        lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
+        return 1.0 / (lengths_N * max(1, counts.num_rows))
+
+    def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
+        """The log of the ratio of each token, [N]."""
+        return policy_N - tokens.old_N
+
+    def surrogate(self, ratio_N: Tensor, policy_N: Tensor, tokens: Tokens) -> Cut:
+        """What is maximised, [N], and of which tokens it cuts the gradient or the ratio, [N]."""
+        raise NotImplementedError
+
+    def token_loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
+        """The loss of every token, [N], unweighted, and sums for the log.
+
+        The sums are `clipped` (tokens that the surrogate cuts), `kl` (in its form) and
+        `ratio_error` (|rho - 1|).
+        """
+        # An infinite ratio times a zero advantage, or a zero gradient, would be NaN.
+        ratio_N = torch.exp(self.log_ratios(policy_N, tokens).clamp(max=parts.MOST_NATS))
+        surrogate_N, cut_N = self.surrogate(ratio_N, policy_N, tokens)
+        losses_N = -surrogate_N
+        sums = {
+            "clipped": cut_N.sum(),
+            "ratio_error": (ratio_N.detach() - 1).abs().sum(),
+            "kl": torch.zeros((), device=policy_N.device),
+        }
+        if tokens.reference_N is not None:
+            old_N = (policy_N.detach() - tokens.old_N).clamp(max=parts.MOST_NATS).exp()
+            kl_N, value_N = parts.kl_term(self.kl_form, policy_N, tokens.reference_N, old_N)
+            losses_N = losses_N + self.kl * kl_N
+            sums["kl"] = value_N.detach().sum()
+        return losses_N, sums
+
+    def loss(
+        self, policy_N: Tensor, tokens: Tokens, entropy_N: Tensor | None = None
+    ) -> tuple[Tensor, Sums]:
+        """The weighted loss of some tokens, to be added up over the batch, and sums.
+
+        `entropy_N` is that of the policy at each token, for the bonus.
+        """
+        losses_N, sums = self.token_loss(policy_N, tokens)
+        if self.entropy and entropy_N is not None:
+            losses_N = losses_N - self.entropy * entropy_N
+        return (losses_N * tokens.weights_N).sum(), sums
+
+
+@dataclass(frozen=True)
+class Clipping(Objective):
+    """PPO's clipped surrogate: min(rho A, clip(rho, 1-clip, 1+clip_high) A).
+
+    With `dual_clip` it is at least dual_clip A where A < 0 (arXiv 1912.09729): a token that has
+    become much more likely does not push without bound.
+    """
+
+    # A ratio is above 0, so that a lower bound of 1 or more below 1 would bound nothing.
+    limits = Objective.limits | {
+        **{"clip": (0, 1, True, True), "clip_high": (0, MOST, True), "dual_clip": (1, MOST, True)}
+    }
+
+    clip: float = 0.2
+    clip_high: float | None = None
+    dual_clip: float | None = field(default=None, kw_only=True)
+
+    def surrogate(self, ratio_N: Tensor, policy_N: Tensor, tokens: Tokens) -> Cut:
+        high = self.clip if self.clip_high is None else self.clip_high
+        surrogate_N = parts.clipped(ratio_N, tokens.advantages_N, self.clip, high)
+        if self.dual_clip is not None:
+            least_N = self.dual_clip * tokens.advantages_N.clamp(max=0)
+            surrogate_N = torch.maximum(surrogate_N, least_N)
+        return surrogate_N, surrogate_N != ratio_N * tokens.advantages_N

@@ -1,0 +1,132 @@
+"""Parts of objectives: functions of tensors, which know no member.
+
+Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to
+end.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import huber_loss
+
+SAME_REWARD = 1e-8  # rewards closer than this are the same reward
+MOST_NATS = 20.0  # of a log-ratio: e^20 times as likely is a large number, e^100 is infinite
+LEAST_SPREAD = 1e-4  # what is whitened spreads so much; below it there is rounding alone
+
+
+# Advantages ------------------------------------------------------------------------------
+
+
+def centred(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards [P, G] less the mean of their group, and how many of it are known, [P, 1].
+
+    NaN rewards (no verdict) are left out of the mean and get 0. A group whose rewards are
+    all equal gets exactly 0.
+    """
+    known = ~rewards_PG.isnan()
+    count_P1 = known.sum(1, keepdim=True)
+    filled = rewards_PG.nan_to_num(0.0)
+    centred = (filled - filled.sum(1, keepdim=True) / count_P1.clamp(min=1)) * known
+    zeros = torch.zeros_like(centred)
+    return torch.where(has_signal(rewards_PG)[:, None], centred, zeros), count_P1
+
+
+def over_deviation(rewards_PG: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """Centred rewards [P, G] over the standard deviation (ddof 1) of their group."""
+    centred_PG, count_P1 = centred(rewards_PG)
+    variance_P1 = centred_PG.square().sum(1, keepdim=True) / (count_P1 - 1).clamp(min=1)
+    return centred_PG / (variance_P1.sqrt() + epsilon)
+
+
+def has_signal(rewards_PG: Tensor) -> Tensor:
+    """Whether the known rewards of each group differ, [P]."""
+    unknown = rewards_PG.isnan()
+    low = rewards_PG.masked_fill(unknown, float("inf")).amin(1)
+    high = rewards_PG.masked_fill(unknown, float("-inf")).amax(1)
+    return high - low > SAME_REWARD
+
+
+def to_go(values_N: Tensor, lengths: list[int]) -> Tensor:
+    """The sum of each token's value and of those after it in its row, [N]."""
+    rows = values_N.split(lengths)
+    return torch.cat([row.flip(0).cumsum(0).flip(0) for row in rows])
+
+
+def whitened(values_N: Tensor, known_N: Tensor) -> Tensor:
+    """Known values less their mean, over their standard deviation (ddof 1); 0 where unknown."""
+    known = values_N[known_N]
+    if len(known) < 2 or known.max() - known.min() <= SAME_REWARD:
+        return torch.zeros_like(values_N)
+    scaled_N = (values_N - known.mean()) / known.std().clamp(min=LEAST_SPREAD)
+    return torch.where(known_N, scaled_N, torch.zeros_like(scaled_N))
+
+
+def top_share(values_N: Tensor, share: float) -> Tensor:
+    """Whether each value is among the largest, of which there are `share` (rounded up), [N].
+
+    Equal values are in or out together.
+    """
+    count = max(1, -int(-share * len(values_N) // 1))
+    return values_N >= values_N.topk(count).values[-1]
+
+
+# Weights ---------------------------------------------------------------------------------
+
+
+def constant(lengths_R: Tensor, divisor: int) -> Tensor:
+    """The same weight for every token, [N]: that of a sum over all, divided."""
+    lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
+    return torch.full_like(lengths_N, 1.0 / max(1, divisor), dtype=torch.float32)
+
+
+# Surrogates ------------------------------------------------------------------------------
+
+
+def clipped(ratio_N: Tensor, advantages_N: Tensor, low: float, high: float) -> Tensor:
+    """The clipped surrogate min(rho A, clip(rho, 1-low, 1+high) A), to be maximised."""
+    bounded = ratio_N.clamp(1 - low, 1 + high)
+    return torch.minimum(ratio_N * advantages_N, bounded * advantages_N)
+
+
+def change(policy_N: Tensor, old_N: Tensor) -> Tensor:
+    """The change of each token's probability, pi - pi_old, of log-probs; no gradient.
+
+    As exp(larger) * -expm1(smaller - larger), which is exact where both are near.
+    """
+    policy_N = policy_N.detach()
+    size_N = -torch.expm1(-(policy_N - old_N).abs()) * torch.maximum(policy_N, old_N).exp()
+    return size_N * (policy_N - old_N).sign()
+
+
+# KL --------------------------------------------------------------------------------------
+
+
+def kl3(policy_N: Tensor, reference_N: Tensor) -> Tensor:
+    """The k3 estimate of KL(policy || reference) for each token, never negative.
+
+    The log-ratio is bounded at 20 so that a token the reference likes e^100 times better
+    gives a large number and not infinity.
+    """
+    difference = (reference_N - policy_N).clamp(-MOST_NATS, MOST_NATS)
+    return torch.expm1(difference) - difference
+
+
+def kl2(policy_N: Tensor, reference_N: Tensor) -> Tensor:
+    """The k2 estimate, half of the squared log-ratio; beyond 20 nats it grows as a line."""
+    return huber_loss(policy_N, reference_N, reduction="none", delta=MOST_NATS)
+
+
+def kl_term(
+    form: str, policy_N: Tensor, reference_N: Tensor, ratio_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a KL term of a form adds to the loss of each token, and its value for the log, [N].
+
+    `ratio_N` is that of each token to the old policy, without a gradient. With x = log pi_ref -
+    log pi the coefficients on grad log pi (descent) are 1 - e^x (k3), -x (k2) and rho * -x
+    (k3_corrected: k3 with its bias taken out); k1_reward acts through the advantages.
+    """
+    kl_N = {"k2": kl2, "k1_reward": torch.sub}.get(form, kl3)(policy_N, reference_N)
+    if form == "k3_corrected":
+        return ratio_N * kl2(policy_N, reference_N), kl_N
+    return kl_N if form != "k1_reward" else torch.zeros_like(kl_N), kl_N
