@@ -13,8 +13,7 @@ from torch import Tensor
 
 from conftest import random_model
 from modicum.engine import logprobs
-from modicum.objectives import OBJECTIVES, parse
-from modicum.objectives.classes import method
+from modicum.objectives import OBJECTIVES, method, parse
 from modicum.training import hearing, step
 from modicum.training.session import Session
 from modicum.types import Batch, Completion, Group, Problem

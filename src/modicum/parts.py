@@ -97,10 +97,7 @@ class RunParts:
 def require_group(objective: Objective, config: TrainConfig) -> None:
     """UserError for groups of one where the objective compares completions of a problem."""
     if config.batch.group_size < 2 and getattr(objective, "compares", True):
-        raise UserError(
-            f"group_size must be at least 2, not 1: {config.objective} compares the completions of a"
-            " problem (reinforce_pp does not)"
-        )
+        raise UserError("group_size must be at least 2 (of the objectives reinforce_pp takes 1)")
 
 
 def parsers() -> dict[str, Callable[[str], Any]]:

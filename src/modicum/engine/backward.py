@@ -16,7 +16,7 @@ from torch import Tensor
 
 from modicum.config import Sampling
 from modicum.engine import logprobs
-from modicum.engine.base import tokens_of
+from modicum.engine.base import Scorer, tokens_of
 from modicum.engine.policy import Policy
 from modicum.objectives import Counts, Objective, Tokens
 from modicum.types import Row
@@ -49,12 +49,7 @@ def forward_backward(
     pack = scorer.pack(rows)
     trunk = scorer.trunk(pack)
     if objective.needs_reference and reference_N is None:
-        known = [value for row in rows for value in row.reference]
-        reference_N = (
-            torch.tensor(known, device=scorer.device)
-            if known
-            else _reference(policy, prepared, pack, trunk, token_N, sampling)
-        )
+        reference_N = reference_logprobs(scorer, prepared, sampling, rows, pack, trunk)
     tokens = _tokens(objective, rows, counts, reference_N, scorer.device)
 
     def add(key: str, amount: Tensor | int) -> None:
@@ -78,28 +73,26 @@ def forward_backward(
     return reference_N
 
 
+@torch.no_grad()
 def reference_logprobs(
-    policy: Policy, prepared: Prepared, rows: Sequence[Row], sampling: Sampling
-) -> Tensor:
-    """Log-probs [N] of the rows' tokens under the reference."""
-    pack = policy.scorer.pack(rows)
-    trunk = policy.scorer.trunk(pack)
-    token_N = tokens_of(rows, policy.scorer.device)
-    return _reference(policy, prepared, pack, trunk, token_N, sampling)
-
-
-def _reference(
-    policy: Policy,
+    scorer: Scorer,
     prepared: Prepared,
-    pack: Any,
-    trunk: Tensor | None,
-    token_N: Tensor,
     sampling: Sampling,
+    rows: Sequence[Row],
+    pack: Any = None,
+    trunk: Tensor | None = None,
 ) -> Tensor:
-    with torch.no_grad(), prepared.reference():
-        scorer = policy.scorer
+    """Log-probs [N] of the rows' tokens under the reference, which the rows may hold already."""
+    if rows[0].reference:
+        return torch.tensor([p for row in rows for p in row.reference], device=scorer.device)
+    if pack is None:
+        pack = scorer.pack(rows)
+        trunk = scorer.trunk(pack)
+    with prepared.reference():
         hidden_NH = scorer.hidden(pack, trunk if prepared.trunk_is_reference else None)
-        return logprobs.head_logprobs(scorer, hidden_NH, token_N, sampling)[0]
+        return logprobs.head_logprobs(scorer, hidden_NH, tokens_of(rows, scorer.device), sampling)[
+            0
+        ]
 
 
 def _tokens(

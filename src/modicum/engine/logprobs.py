@@ -26,14 +26,10 @@ CHUNK_BYTES = 64 * 2**20  # logits of one chunk, in fp32
 
 
 def score(
-    scorer: Scorer,
-    hidden_NH: Tensor,
-    token_N: Tensor,
-    sampling: Sampling,
-    entropy_learns: bool = False,
+    scorer: Scorer, hidden_NH: Tensor, token_N: Tensor, sampling: Sampling, learns: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob_N and entropy_N (nats) of tokens under the sampling distribution (`token_logprobs`)."""
-    return token_logprobs(scorer.logits(hidden_NH), token_N, sampling, entropy_learns)
+    """Log-prob_N and entropy_N of tokens (`sampling.token_logprobs`)."""
+    return token_logprobs(scorer.logits(hidden_NH), token_N, sampling, learns)
 
 
 def logprobs(

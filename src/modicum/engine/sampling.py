@@ -105,10 +105,7 @@ class _TokenLogProbs(torch.autograd.Function):
 def token_logprobs(
     logits_NV: Tensor, token_N: Tensor, sampling: Sampling, entropy_learns: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob_N and entropy_N (nats) of tokens under the sampling distribution.
-
-    The entropy is detached unless it is asked to have a gradient, beside that of the log-prob.
-    """
+    """Log-prob_N and entropy_N (nats, detached unless it learns) under the sampling distribution."""
     if sampling.top_k == 0 and sampling.top_p == 1.0:
         scores_NV = tempered(logits_NV, sampling.temperature)
         found_N, entropy_N = _TokenLogProbs.apply(scores_NV, token_N)  # type: ignore[misc]

@@ -29,16 +29,6 @@ Sums = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Counts of the whole batch that was sampled, before any row was left out."""
-
-    num_rows: int
-    num_tokens: int
-    max_tokens: int
-    """The longest that a completion may be."""
-
-
-@dataclass(frozen=True)
 class Tokens:
     """What a loss needs to know of N completion tokens laid end to end, row after row."""
 
@@ -63,7 +53,7 @@ class Tokens:
 class Objective(spec.Spec):
     """A loss for group-relative policy optimisation; its `surrogate` is a member's own.
 
-    Advantages and weights are GRPO's unless a member has its own. `kl` weighs a term to the
+    Advantages are GRPO's and weights those of a mean over all tokens, unless a member has its own. `kl` weighs a term to the
     reference, `entropy` a bonus for the entropy of every token; of the tokens of the batch only
     the share `entropy_share` with the highest entropy under the old policy gets an advantage.
     """
@@ -76,7 +66,10 @@ class Objective(spec.Spec):
     """Whether advantages compare the completions of a group, so that one alone has none."""
     accuracy_only: ClassVar[bool] = False
     """Whether rewards are to be the verdict alone."""
-
+    advantages = staticmethod(parts.over_deviation)
+    """Advantages [P, G] of rewards [P, G], before whitening; NaN is no verdict and gets 0."""
+    weights = staticmethod(parts.token_mean)
+    """The weight of every token's loss, [N], for rows of such lengths [R] in a batch of such counts."""
     limits: ClassVar[dict[str, tuple[Any, ...]]] = {
         **{"kl": (0, MOST), "entropy": (0, MOST), "entropy_share": (0, 1, True)}
     }
@@ -121,12 +114,9 @@ class Objective(spec.Spec):
         return not (self.needs_reference or self.entropy or self.whitened)
 
     def signal(self, rewards_PG: Tensor) -> Tensor:
-        """Whether the rewards of each group say in which direction to go, [P]."""
-        return parts.has_signal(rewards_PG)
-
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        """Advantages [P, G] of rewards [P, G], before whitening; NaN is no verdict and gets 0."""
-        return parts.over_deviation(rewards_PG)
+        """Whether the rewards of each group, or of the batch, say where to go, [P]."""
+        compared = rewards_PG if self.compares else rewards_PG.reshape(1, -1)
+        return parts.has_signal(compared).expand(len(rewards_PG))
 
     def row_advantages(
         self, groups: Sequence[Group], rewards_PG: Tensor
@@ -154,14 +144,6 @@ class Objective(spec.Spec):
             token_N = parts.whitened(token_N, known_N)
         rows = iter(token_N.split(lengths))
         return [[tuple(next(rows).tolist()) for _ in group.completions] for group in groups]
-
-    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        """The weight of every token's loss, [N], for rows of such lengths.
-
-        Here that of a mean over each row's tokens, then over all rows.
-        """
-        lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
-        return 1.0 / (lengths_N * max(1, counts.num_rows))
 
     def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
         """The log of the ratio of each token, [N]."""

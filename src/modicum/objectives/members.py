@@ -9,51 +9,31 @@ import torch
 from torch import Tensor
 
 from modicum.objectives import parts
-from modicum.objectives.base import MOST, Clipping, Counts, Cut, KlForm, Objective, Tokens
+from modicum.objectives.base import MOST, Clipping, Cut, KlForm, Objective, Tokens
 
 MOST_RATIO = 1e4  # of a token that is masked by its probability and not by its ratio
 
 
 @dataclass(frozen=True)
-class _Centred(Objective):
-    """Advantages that are not divided by the deviation."""
-
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        return parts.centred(rewards_PG)[0]
-
-
-@dataclass(frozen=True)
-class _TokenMean(Objective):
-    """The mean over all tokens of the batch."""
-
-    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        return parts.constant(lengths_R, counts.num_tokens)
-
-
-@dataclass(frozen=True)
 class Grpo(Clipping):
-    """GRPO: advantages over the group's standard deviation, mean over each completion.
+    """GRPO (arXiv 2402.03300): over the group's standard deviation, mean over each completion."""
 
-    arXiv 2402.03300.
-    """
-
-
-@dataclass(frozen=True)
-class DrGrpo(_Centred, Clipping):
-    """Dr. GRPO: no division by the deviation, a constant length instead of each row's own.
-
-    arXiv 2503.20783: GRPO without its two normalisations.
-    """
-
-    def weights(self, lengths_R: Tensor, counts: Counts) -> Tensor:
-        return parts.constant(lengths_R, counts.num_rows * counts.max_tokens)
+    weights = staticmethod(parts.row_mean)
 
 
 @dataclass(frozen=True)
-class Dapo(_TokenMean, Clipping):
-    """DAPO's loss: mean over all tokens of the batch, a wider clip upwards, no KL.
+class DrGrpo(Clipping):
+    """Dr. GRPO (arXiv 2503.20783): no deviation, a constant length instead of each row's own."""
 
-    arXiv 2503.14476. Its dynamic sampling and overlong penalty are not part of the loss.
+    advantages = staticmethod(parts.difference)
+    weights = staticmethod(parts.longest_mean)
+
+
+@dataclass(frozen=True)
+class Dapo(Clipping):
+    """DAPO's loss (arXiv 2503.14476): mean over all tokens of the batch, a wider clip upwards.
+
+    Its dynamic sampling and overlong penalty are not part of the loss.
     """
 
     clip_high: float | None = 0.28
@@ -61,35 +41,24 @@ class Dapo(_TokenMean, Clipping):
 
 @dataclass(frozen=True)
 class Rloo(DrGrpo):
-    """RLOO: advantages against the mean of the other completions, a constant length.
+    """RLOO (arXiv 2402.14740): against the mean of the other completions, a constant length.
 
-        A_i = r_i - mean_{j != i} r_j = K / (K - 1) (r_i - mean(r)),   K known rewards
-
-    arXiv 2402.14740. Departures: the paper has no clip, which changes nothing in the first
-    update on a batch; its sum over tokens is divided by rows times the longest possible length.
+    Departures: the paper has no clip, which changes nothing in the first update on a batch; its
+    sum over tokens is divided by rows times the longest possible length.
     """
 
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        centred_PG, count_P1 = parts.centred(rewards_PG)
-        return centred_PG * (count_P1 / (count_P1 - 1).clamp(min=1))
+    advantages = staticmethod(parts.leave_one_out)
 
 
 @dataclass(frozen=True)
-class Maxrl(_TokenMean, Clipping):
-    """MaxRL: advantages over the mean of the group, so that a rare success counts most.
+class Maxrl(Clipping):
+    """MaxRL (arXiv 2602.02710): over the group's mean, so that a rare success counts most.
 
-        A_i = (r_i - mean(r)) / mean(r),   0 where mean(r) <= 1e-8
-
-    arXiv 2602.02710. Of a mixed reward the mean would be that of the format: give it accuracy only.
+    Of a mixed reward the mean would be mostly that of the format: give it accuracy only.
     """
 
     accuracy_only: ClassVar[bool] = True
-
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        centred_PG, _ = parts.centred(rewards_PG)
-        mean_P1 = rewards_PG.nanmean(1, keepdim=True).nan_to_num(0.0)
-        some_P1 = mean_P1 > parts.SAME_REWARD
-        return torch.where(some_P1, centred_PG / mean_P1.where(some_P1, 1.0), 0.0)
+    advantages = staticmethod(parts.over_mean)
 
 
 @dataclass(frozen=True)
@@ -104,6 +73,7 @@ class Gspo(Clipping):
     """
 
     whole_rows: ClassVar[bool] = True
+    weights = staticmethod(parts.row_mean)
     clip: float = 3e-4
     clip_high: float | None = 4e-4
 
@@ -116,12 +86,10 @@ class Gspo(Clipping):
 
 
 @dataclass(frozen=True)
-class Cispo(_TokenMean):
-    """CISPO: log-probs weighted by the ratio, which has a cap; no token loses its gradient.
+class Cispo(Objective):
+    """CISPO (arXiv 2506.13585): L_t = -sg[min(rho, cap)] A log pi; no token loses its gradient.
 
-        L_t = -sg[min(rho, cap)] A log pi
-
-    arXiv 2506.13585. `cap` is the largest ratio itself (as TRL's epsilon_high; verl's is cap - 1).
+    `cap` is the largest ratio itself (as TRL's epsilon_high; verl's is cap - 1).
     """
 
     limits = Objective.limits | {"cap": (1, MOST)}
@@ -133,12 +101,10 @@ class Cispo(_TokenMean):
 
 
 @dataclass(frozen=True)
-class Sapo(_TokenMean):
-    """SAPO: a soft gate around ratio 1 in the place of a clip.
+class Sapo(Objective):
+    """SAPO (arXiv 2511.20347): L_t = -(4 / tau) sigma(tau (rho - 1)) A, a soft gate for a clip.
 
-        L_t = -(4 / tau) sigma(tau (rho - 1)) A,   tau: `rising` if A > 0, else `falling`
-
-    arXiv 2511.20347. It cuts no token: `policy/clip_fraction` is 0.
+    tau is `rising` where A > 0, else `falling`. No token is cut: `policy/clip_fraction` is 0.
     """
 
     limits = Objective.limits | {"rising": (0, MOST, True), "falling": (0, MOST, True)}
@@ -153,15 +119,14 @@ class Sapo(_TokenMean):
 
 
 @dataclass(frozen=True)
-class Ipo(_Centred, _TokenMean):
-    """IPO of prime-rl: no gradient where the probability has moved by more than `eps`.
-
-        L_t = -rho A where |pi - pi_old| <= eps, else 0
+class Ipo(Objective):
+    """IPO of prime-rl: L_t = -rho A where |pi - pi_old| <= eps, else 0.
 
     Not the preference loss of that name. Masked tokens stay in the denominator and are counted in
     `policy/clip_fraction`. The ratio is cut at 1e4; prime-rl's term to the old policy is left out.
     """
 
+    advantages = staticmethod(parts.difference)
     limits = Objective.limits | {"eps": (0, 1, True, True)}
     eps: float = 0.3
 
@@ -178,10 +143,7 @@ class Ipo(_Centred, _TokenMean):
 
 @dataclass(frozen=True)
 class Dppo(Ipo):
-    """DPPO: as `ipo`, but only what the advantage would push further is masked.
-
-    arXiv 2602.04879, by the total variation of a token (its binary form).
-    """
+    """DPPO (arXiv 2602.04879, binary): as `ipo`, but masks only what A would push further."""
 
     eps: float = 0.2
 
@@ -190,40 +152,31 @@ class Dppo(Ipo):
 
 
 @dataclass(frozen=True)
-class ReinforcePp(_TokenMean, Clipping):
-    """REINFORCE++: no baseline of a group; returns are whitened over all tokens of the batch.
+class ReinforcePp(Clipping):
+    """REINFORCE++ (arXiv 2501.03262): R_t = r - beta sum_{s >= t} k1_s, whitened over the batch.
 
-        R_t = r - beta sum_{s >= t} k1_s,   A_t = (R_t - mean(R)) / std(R)       (ddof 1)
-
-    arXiv 2501.03262. One completion a problem is enough. A group of equal rewards still pushes.
+    One completion a problem is enough. A group of equal rewards still pushes.
     """
 
     whitened: ClassVar[bool] = True
     compares: ClassVar[bool] = False
+    advantages = staticmethod(parts.plain)
     kl: float = 0.01
     kl_form: KlForm = field(default="k1_reward", kw_only=True)
 
-    def signal(self, rewards_PG: Tensor) -> Tensor:
-        """All groups with a verdict, where the rewards of the batch differ."""
-        return ~rewards_PG.isnan().all(1) & parts.has_signal(rewards_PG.reshape(1, -1))
-
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        return rewards_PG.nan_to_num(0.0)
-
 
 @dataclass(frozen=True)
-class ReinforcePpBaseline(_Centred, _TokenMean, Clipping):
-    """REINFORCE++-baseline: rewards less the mean of their group, whitened over all tokens.
+class ReinforcePpBaseline(Clipping):
+    """REINFORCE++-baseline (arXiv 2501.03262): less the group's mean, whitened over the batch.
 
-    arXiv 2501.03262; its KL is k2 in the loss. A group of equal rewards still pushes.
+    Its KL is k2 in the loss. A group of equal rewards still pushes.
     """
 
     whitened: ClassVar[bool] = True
+    advantages = staticmethod(parts.difference)
     kl: float = 0.01
     kl_form: KlForm = field(default="k2", kw_only=True)
 
 
-PLAIN = (Grpo, DrGrpo, Dapo, Rloo, Maxrl, Gspo, Cispo, Sapo, Ipo, Dppo)
-OBJECTIVES: dict[str, type[Objective]] = {
-    cls.name: cls for cls in (*PLAIN, ReinforcePp, ReinforcePpBaseline)
-}
+MEMBERS = (Grpo, DrGrpo, Dapo, Rloo, Maxrl, Gspo, Cispo, Sapo, Ipo, Dppo, ReinforcePp)
+OBJECTIVES: dict[str, type[Objective]] = {c.name: c for c in (*MEMBERS, ReinforcePpBaseline)}

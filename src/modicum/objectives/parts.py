@@ -1,4 +1,4 @@
-"""Parts of objectives: functions of tensors, which know no member.
+"""Parts of objectives: advantages, weights, surrogates, KL; functions that know no member.
 
 Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to
 end.
@@ -6,16 +6,26 @@ end.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
 SAME_REWARD = 1e-8  # rewards closer than this are the same reward
 MOST_NATS = 20.0  # of a log-ratio: e^20 times as likely is a large number, e^100 is infinite
-LEAST_SPREAD = 1e-4  # what is whitened spreads so much; below it there is rounding alone
+LEAST_SPREAD = 1e-4  # of what is whitened; below it there is rounding alone
 
 
-# Advantages ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Counts:
+    """Counts of the whole batch that was sampled, before any row was left out."""
+
+    num_rows: int
+    num_tokens: int
+    max_tokens: int
+    """The longest that a completion may be."""
 
 
 def centred(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,11 +42,34 @@ def centred(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(has_signal(rewards_PG)[:, None], centred, zeros), count_P1
 
 
-def over_deviation(rewards_PG: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """Centred rewards [P, G] over the standard deviation (ddof 1) of their group."""
+def plain(rewards_PG: Tensor) -> Tensor:
+    """The rewards [P, G] themselves."""
+    return rewards_PG.nan_to_num(0.0)
+
+
+def difference(rewards_PG: Tensor) -> Tensor:
+    """Centred rewards [P, G], over nothing."""
+    return centred(rewards_PG)[0]
+
+
+def over_deviation(rewards_PG: Tensor) -> Tensor:
+    """Centred rewards [P, G] over the standard deviation (ddof 1) of their group, plus 1e-4."""
     centred_PG, count_P1 = centred(rewards_PG)
     variance_P1 = centred_PG.square().sum(1, keepdim=True) / (count_P1 - 1).clamp(min=1)
-    return centred_PG / (variance_P1.sqrt() + epsilon)
+    return centred_PG / (variance_P1.sqrt() + 1e-4)
+
+
+def leave_one_out(rewards_PG: Tensor) -> Tensor:
+    """Rewards [P, G] less the mean of the others: K / (K - 1) times the centred, of K known."""
+    centred_PG, count_P1 = centred(rewards_PG)
+    return centred_PG * (count_P1 / (count_P1 - 1).clamp(min=1))
+
+
+def over_mean(rewards_PG: Tensor) -> Tensor:
+    """Centred rewards [P, G] over the mean of their group; 0 where it is at most 1e-8."""
+    mean_P1 = rewards_PG.nanmean(1, keepdim=True).nan_to_num(0.0)
+    some_P1 = mean_P1 > SAME_REWARD
+    return torch.where(some_P1, centred(rewards_PG)[0] / mean_P1.where(some_P1, 1.0), 0.0)
 
 
 def has_signal(rewards_PG: Tensor) -> Tensor:
@@ -49,8 +82,7 @@ def has_signal(rewards_PG: Tensor) -> Tensor:
 
 def to_go(values_N: Tensor, lengths: list[int]) -> Tensor:
     """The sum of each token's value and of those after it in its row, [N]."""
-    rows = values_N.split(lengths)
-    return torch.cat([row.flip(0).cumsum(0).flip(0) for row in rows])
+    return torch.cat([row.flip(0).cumsum(0).flip(0) for row in values_N.split(lengths)])
 
 
 def whitened(values_N: Tensor, known_N: Tensor) -> Tensor:
@@ -58,29 +90,33 @@ def whitened(values_N: Tensor, known_N: Tensor) -> Tensor:
     known = values_N[known_N]
     if len(known) < 2 or known.max() - known.min() <= SAME_REWARD:
         return torch.zeros_like(values_N)
-    scaled_N = (values_N - known.mean()) / known.std().clamp(min=LEAST_SPREAD)
-    return torch.where(known_N, scaled_N, torch.zeros_like(scaled_N))
+    return (values_N - known.mean()) / known.std().clamp(min=LEAST_SPREAD) * known_N
 
 
 def top_share(values_N: Tensor, share: float) -> Tensor:
-    """Whether each value is among the largest, of which there are `share` (rounded up), [N].
-
-    Equal values are in or out together.
-    """
-    count = max(1, -int(-share * len(values_N) // 1))
-    return values_N >= values_N.topk(count).values[-1]
+    """Whether each value is among the `share` (rounded up) that is largest, or equals one, [N]."""
+    return values_N >= values_N.topk(math.ceil(share * len(values_N))).values[-1]
 
 
-# Weights ---------------------------------------------------------------------------------
+def row_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
+    """Weights [N] of a mean over each row's tokens, then over all rows."""
+    lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
+    return 1.0 / (lengths_N * max(1, counts.num_rows))
 
 
-def constant(lengths_R: Tensor, divisor: int) -> Tensor:
-    """The same weight for every token, [N]: that of a sum over all, divided."""
+def token_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
+    """Weights [N] of a mean over all tokens of the batch."""
+    return _constant(lengths_R, counts.num_tokens)
+
+
+def longest_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
+    """Weights [N] of a sum over each row over the longest possible length, then a mean over rows."""
+    return _constant(lengths_R, counts.num_rows * counts.max_tokens)
+
+
+def _constant(lengths_R: Tensor, divisor: int) -> Tensor:
     lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
     return torch.full_like(lengths_N, 1.0 / max(1, divisor), dtype=torch.float32)
-
-
-# Surrogates ------------------------------------------------------------------------------
 
 
 def clipped(ratio_N: Tensor, advantages_N: Tensor, low: float, high: float) -> Tensor:
@@ -90,16 +126,11 @@ def clipped(ratio_N: Tensor, advantages_N: Tensor, low: float, high: float) -> T
 
 
 def change(policy_N: Tensor, old_N: Tensor) -> Tensor:
-    """The change of each token's probability, pi - pi_old, of log-probs; no gradient.
-
-    As exp(larger) * -expm1(smaller - larger), which is exact where both are near.
-    """
-    policy_N = policy_N.detach()
-    size_N = -torch.expm1(-(policy_N - old_N).abs()) * torch.maximum(policy_N, old_N).exp()
-    return size_N * (policy_N - old_N).sign()
-
-
-# KL --------------------------------------------------------------------------------------
+    """The change of each token's probability, pi - pi_old, from log-probs, without a gradient."""
+    ratio_N = policy_N.detach() - old_N
+    # Exact where both are near: exp(larger) * -expm1(smaller - larger).
+    size_N = -torch.expm1(-ratio_N.abs()) * torch.maximum(policy_N.detach(), old_N).exp()
+    return size_N * ratio_N.sign()
 
 
 def kl3(policy_N: Tensor, reference_N: Tensor) -> Tensor:
@@ -122,9 +153,9 @@ def kl_term(
 ) -> tuple[Tensor, Tensor]:
     """What a KL term of a form adds to the loss of each token, and its value for the log, [N].
 
-    `ratio_N` is that of each token to the old policy, without a gradient. With x = log pi_ref -
-    log pi the coefficients on grad log pi (descent) are 1 - e^x (k3), -x (k2) and rho * -x
-    (k3_corrected: k3 with its bias taken out); k1_reward acts through the advantages.
+    `ratio_N` is each token's to the old policy, without a gradient. With x = log pi_ref - log pi the
+    coefficients on grad log pi (descent) are 1 - e^x (k3), -x (k2) and rho * -x (k3_corrected: k3
+    without its bias); k1_reward acts through the advantages.
     """
     kl_N = {"k2": kl2, "k1_reward": torch.sub}.get(form, kl3)(policy_N, reference_N)
     if form == "k3_corrected":

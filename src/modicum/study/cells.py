@@ -146,12 +146,8 @@ def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
 
 
 def check_arms(study: Study) -> None:
-    """UserError for an arm whose expressions say nothing, before anything is run.
-
-    And for two that are one method in their setting, unless the study is told that they are.
-    """
+    """UserError for an arm whose expressions say nothing, or that is the same method as another."""
     from modicum import objectives
-    from modicum.objectives.classes import method
 
     seen: dict[object, str] = {}
     for arm in design.arms(study):
@@ -161,13 +157,12 @@ def check_arms(study: Study) -> None:
         except UserError as error:
             raise UserError(f"arm {arm.name}: {error}") from None
         goal, updates = objectives.parse(config.objective), config.batch.updates_per_rollout
-        same = method(goal, updates, any_scale=config.optimizer.max_grad_norm == 0)
+        same = objectives.method(goal, updates, any_scale=config.optimizer.max_grad_norm == 0)
         other = seen.setdefault((same, repr(replace(config, objective=""))), arm.name)
         if other != arm.name and not study.null_check:
             raise UserError(
-                f"the arms {other} and {arm.name} are the same method here (updates_per_rollout ="
-                f" {updates}): compare others, or say null_check = true if they are to measure the"
-                " noise (docs/objectives.md)"
+                f"the arms {other} and {arm.name} are the same method here (docs/objectives.md):"
+                " compare others, or say null_check = true if they are to measure the noise"
             )
 
 

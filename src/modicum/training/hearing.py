@@ -1,11 +1,7 @@
-"""The batch of a step, with what the objective must hear from the model before it is made.
+"""The batch of a step, with what the objective must hear from the model for it.
 
-    refer       the reference's log-probs of every completion, for a KL term in the reward
-    make_batch  advantages (`step`)
-    narrow      only the tokens that the policy was least sure of keep their advantage
-
-Most objectives ask for neither, and nothing is run. Both look at the whole batch, before it is cut
-into micro-batches.
+The reference's log-probs for a KL in the reward, and the entropy at every token where only a share
+of them trains; both of the whole batch. Most objectives ask for neither, and nothing is run.
 """
 
 from __future__ import annotations
@@ -27,18 +23,17 @@ from modicum.types import Batch, Group, Row
 
 def batch_of(session: Session, groups: Sequence[Group], rewards_PG: Tensor) -> Batch:
     """`step.make_batch` of a rollout of the present policy, as the run's objective asks."""
-    objective = session.objective
-    if objective.kl_in_reward:
+    if session.objective.kl_in_reward:
         groups = refer(session, groups)
-    batch = make_batch(objective, groups, rewards_PG)
-    return batch if objective.entropy_share == 1 else narrow(session, batch)
+    batch = make_batch(session.objective, groups, rewards_PG)
+    return narrow(session, batch) if session.objective.entropy_share < 1 else batch
 
 
 def refer(session: Session, groups: Sequence[Group]) -> list[Group]:
     """The groups with the reference's log-probs of every completion."""
     rows = [row for number in range(len(groups)) for row in unpaid(groups, number)]
-    policy, prepared, sampling = session.policy, session.prepared, session.config.sampling
-    found = iter(_heard(session, rows, lambda r: reference_logprobs(policy, prepared, r, sampling)))
+    known = session.policy.scorer, session.prepared, session.config.sampling
+    found = iter(_heard(session, rows, lambda part: reference_logprobs(*known, part)))
     return [
         replace(g, completions=tuple(replace(c, reference=next(found)) for c in g.completions))
         for g in groups
@@ -46,35 +41,35 @@ def refer(session: Session, groups: Sequence[Group]) -> list[Group]:
 
 
 def narrow(session: Session, batch: Batch) -> Batch:
-    """The batch in which tokens of low entropy have no advantage.
+    """The batch without the advantages of all but the share of tokens with the highest entropy.
 
-    The share counts the tokens of rows that have an advantage; entropies are the old policy's.
+    The share is one of the tokens that have an advantage, the entropy the old policy's.
     """
-    paid = [row for row in batch.rows if any(row.advantages)]
-    if not paid:
-        return batch
-    policy, sampling = session.policy, session.config.sampling
-    with torch.no_grad():
-        found = _heard(session, paid, lambda r: logprobs.logprobs(policy.scorer, r, sampling)[1])
-    entropy_N = torch.tensor([value for row in found for value in row])
-    kept_N = iter(top_share(entropy_N, session.objective.entropy_share).tolist())
-    rows = (
-        replace(row, advantage=tuple(a * next(kept_N) for a in row.advantages))
-        if any(row.advantages)
-        else row
-        for row in batch.rows
+    scorer, sampling = session.policy.scorer, session.config.sampling
+    heard = _heard(session, batch.rows, lambda part: logprobs.logprobs(scorer, part, sampling)[1])
+    entropy_N, advantage_N = (
+        torch.tensor([x for values in rows for x in values], dtype=torch.double)
+        for rows in (heard, [row.advantages for row in batch.rows])
     )
-    return replace(batch, rows=tuple(rows))
+    paid_N = advantage_N != 0
+    if paid_N.any():
+        advantage_N[paid_N] *= top_share(entropy_N[paid_N], session.objective.entropy_share)
+    parts = advantage_N.split([len(row.tokens) for row in batch.rows])
+    told = zip(batch.rows, parts, strict=True)
+    rows = tuple(replace(row, advantage=tuple(part.tolist())) for row, part in told)
+    return replace(batch, rows=rows)
 
 
+@torch.no_grad()
 def _heard(
     session: Session, rows: Sequence[Row], hear: Callable[[Sequence[Row]], Tensor]
 ) -> list[tuple[float, ...]]:
-    """What `hear` gives for every token of each row, a micro-batch at a time."""
+    """What `hear` gives for the tokens of each row, a micro-batch at a time."""
 
-    def work() -> Tensor:
+    def work() -> list[Tensor]:
         size = session.config.batch.micro_batch
-        return torch.cat([hear(rows[at : at + size]) for at in range(0, len(rows), size)])
+        return [hear(rows[at : at + size]) for at in range(0, len(rows), size)]
 
-    heard_N = within_memory(session, len(rows), work)
-    return [tuple(part.tolist()) for part in heard_N.split([len(row.tokens) for row in rows])]
+    lengths = [len(row.tokens) for row in rows]
+    heard_N = torch.cat(within_memory(session, len(rows), work))
+    return [tuple(part.tolist()) for part in heard_N.split(lengths)]

@@ -16,7 +16,6 @@ from modicum.evaluate import held_out
 from modicum.models.identity import Identity
 from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
-from modicum.objectives import classes
 from modicum.parts import RunParts
 from modicum.plan.sizes import settle
 from modicum.stopping import Stop, split_within
@@ -217,14 +216,13 @@ def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
 
 def notes(session: Session) -> list[str]:
     """What the user should know before the first step."""
+    updates = session.config.batch.updates_per_rollout
     found = [
         *tasks.notes(session.task),
         *session.prepared.notes,
         *session.policy.scorer.notes,
         *prompts.notes(session.policy.tokenizer, session.config.sampling),
-        *classes.notes(
-            session.objective, session.config.batch.updates_per_rollout, len(session.reward.terms)
-        ),
+        *objectives.notes(session.objective, updates, len(session.reward.terms)),
     ]
     if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
         name = inner(session.policy.model).config.model_type
