@@ -6,17 +6,21 @@ import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from conftest import random_model
+from modicum import runs
+from modicum.config import Steps
 from modicum.engine import logprobs
 from modicum.objectives import OBJECTIVES, method, parse
 from modicum.training import hearing, step
+from modicum.training.loop import train
 from modicum.training.session import Session
-from modicum.types import Batch, Completion, Group, Problem
+from modicum.types import Batch, Completion, Group, Problem, UserError
 from schedules import session_of
 
 NAN = float("nan")
@@ -156,3 +160,41 @@ def test_objectives_of_one_class_have_one_gradient_and_others_have_not(made: Ses
         assert same == (one == other), (a, b)
         assert (method(parse(a), 1) == method(parse(b), 1)) == same, (a, b)
         assert method(parse(a), 2) != method(parse(b), 2)
+
+
+# Runs ------------------------------------------------------------------------------------
+
+
+def trained(config: Any) -> list[dict[str, float]]:
+    train(config)
+    return runs.read_lines(Path(config.out) / "metrics.jsonl")
+
+
+def test_a_run_that_hears_the_model_before_it_learns(bare: Any, tmp_path: Path) -> None:
+    """A KL in the reward, a share by entropy and a bonus: any micro-batch gives the same run."""
+    text = "dapo(kl=0.5, kl_form='k1_reward', entropy=0.01, entropy_share=0.5)"
+    config = replace(bare, objective=text, steps=2)
+    one, other = (
+        trained(
+            replace(
+                config, out=str(tmp_path / str(size)), batch=replace(bare.batch, micro_batch=size)
+            )
+        )
+        for size in (64, 3)
+    )
+    # The policy is its reference in the first step: k1 is 0, and not of one sign later.
+    assert abs(one[0]["policy/kl"]) < 1e-5 < abs(one[1]["policy/kl"])
+    plain = trained(replace(config, objective="dapo", out=str(tmp_path / "plain")))
+    assert plain[0]["policy/grad_norm"] != pytest.approx(one[0]["policy/grad_norm"], rel=1e-3)
+    assert one[0]["flops/training"] > plain[0]["flops/training"]
+    for a, b in zip(one, other, strict=True):
+        same = [k for k in a if not k.startswith(("time/", "memory/", "flops/"))]
+        assert [a[k] for k in same] == pytest.approx([b[k] for k in same], rel=1e-3, abs=1e-5)
+
+
+def test_one_completion_a_problem_is_enough_where_none_are_compared(bare: Any) -> None:
+    config = replace(bare, steps=2, batch=Steps(prompts_per_step=12, group_size=1))
+    with pytest.raises(UserError, match=r"group_size must be at least 2 .*reinforce_pp takes 1"):
+        train(replace(config, objective="grpo"))
+    lines = trained(replace(config, objective="reinforce_pp"))
+    assert all(line["policy/grad_norm"] > 0 for line in lines)

@@ -23,8 +23,8 @@ curriculum/stage         | Stage of the curriculum     | number         |       
 curriculum/difficulty    | Difficulty of the problems  | the task's own |                       |           | mean difficulty of the step's problems that have one, under a curriculum
 policy/loss              | Loss                        |                |                       |           | the loss of the last update; near 0 on policy, where it is the gradient that counts
 policy/entropy           | Entropy of the policy       | nats           | nats per token        | entropy   | mean entropy of the sampling distribution at the sampled positions
-policy/kl                | KL from the reference       | nats           | nats per token        | KL        | mean k3 estimate of KL(policy, reference) per token (`objectives.kl3`); 0 without a KL term
-policy/clip_fraction     | Clip share                  | 0 to 1         | tokens (%)            | clipped   | share of tokens whose ratio the clip cut; 0 in the first update of a rollout
+policy/kl                | KL from the reference       | nats           | nats per token        | KL        | mean estimate of KL(policy, reference) per token in the value of its form: k3, k2, or k1 where it is in the reward (docs/objectives.md); 0 without a KL term
+policy/clip_fraction     | Clip share                  | 0 to 1         | tokens (%)            | clipped   | share of tokens whose ratio the clip or the cap cut, or that the mask of `ipo` and `dppo` left out; 0 in the first update of a rollout
 policy/ratio_error       | Error of the ratio          |                |                       |           | mean of abs(ratio - 1); in the first update it is the disagreement of sampler and trainer, about 1e-6 in fp32
 policy/grad_norm         | Norm of the gradient        |                | before clipping       | gradient  | norm of the gradient of all that trains, before clipping
 policy/learning_rate     | Learning rate               |                | of the last update    |           | rate of the last update

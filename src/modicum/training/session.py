@@ -192,7 +192,13 @@ def prepare(
         optimization,
         optimization.proof,
         Agreement(compute.dtype, compute.agreement_every, config.sampling),
-        FlopCounter(prepared, policy.scorer, config.batch, objective.needs_reference),
+        FlopCounter(
+            prepared,
+            policy.scorer,
+            config.batch,
+            objective.needs_reference,
+            objective.entropy_share < 1,
+        ),
         counters,
         loaded.identity,
     )
