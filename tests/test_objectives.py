@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cases import load
 from modicum.engine.logprobs import chunks
-from modicum.objectives import OBJECTIVES, Counts, Dapo, Grpo, Gspo, Objective, Tokens, parse
-from modicum.objectives.base import Clipping
+from modicum.objectives import OBJECTIVES, Dapo, Grpo, Gspo, Objective, Tokens, parse
+from modicum.objectives.base import Clipping, Counts
 from modicum.objectives.parts import centred, clipped, kl3, over_deviation
 from modicum.training import step
 from modicum.training.metrics import rollout_metrics, training_metrics

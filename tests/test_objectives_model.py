@@ -198,3 +198,22 @@ def test_one_completion_a_problem_is_enough_where_none_are_compared(bare: Any) -
         train(replace(config, objective="grpo"))
     lines = trained(replace(config, objective="reinforce_pp"))
     assert all(line["policy/grad_norm"] > 0 for line in lines)
+
+
+def test_only_the_tokens_of_highest_entropy_keep_their_advantage(
+    made: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten tokens that have one; 3 of them, in batches of any size, and none where none has."""
+    batch = batch_of(made, "grpo")
+    rows = batch.rows[:4]
+    lengths = [len(row.tokens) for row in rows]
+    entropy = torch.arange(float(sum(lengths)))
+    monkeypatch.setattr(hearing, "_heard", lambda *_: [p.tolist() for p in entropy.split(lengths)])
+    made.objective = parse("grpo(entropy_share=0.3)")
+    found = hearing.narrow(made, replace(batch, rows=rows)).rows
+    kept = [a != 0 for row in found for a in row.advantages]
+    paid = [a != 0 for row in rows for a in row.advantages]
+    count = -(-3 * sum(paid) // 10)
+    assert sum(kept) == count > 0 and all(kept[-count:]) and all(paid[-count:])
+    poor = replace(batch, rows=tuple(replace(row, advantage=0.0) for row in rows))
+    assert not any(a for row in hearing.narrow(made, poor).rows for a in row.advantages)

@@ -15,7 +15,7 @@ from torch import Tensor
 from modicum.config import Sampling
 from modicum.engine.sampling import token_logprobs
 from modicum.objectives import Objective, Tokens, notes, parse
-from modicum.objectives.parts import change, kl_term, over_mean, to_go, top_share, whitened
+from modicum.objectives.parts import change, kl_term, over_mean, to_go, whitened
 from modicum.types import Completion, Group, Problem, UserError
 
 NAN = math.nan
@@ -269,8 +269,8 @@ def test_k2_in_the_loss_has_the_gradient_of_the_stated_kl(form: str) -> None:
     ("text", "words"),
     [
         ("grpo(kl_form='k2')", "kl_form does nothing while kl is 0"),
-        ("gspo(kl=0.1, kl_form='k1_reward')", "one advantage for all its tokens"),
-        ("gspo(entropy_share=0.2)", "one advantage for all its tokens"),
+        ("gspo(kl=0.1, kl_form='k1_reward')", "one ratio a completion takes one advantage"),
+        ("gspo(entropy_share=0.2)", "one ratio a completion takes one advantage"),
         ("grpo(cap=3)", "grpo has no argument 'cap'"),
         ("cispo(dual_clip=3)", "cispo has no argument 'dual_clip'"),
         ("sapo(rising=0)", "rising must be above 0"),
@@ -328,13 +328,6 @@ def test_the_bonus_is_weighed_as_the_loss_is() -> None:
     value, _ = parse("grpo(entropy=0.1)").loss(policy, tokens, entropy)
     assert value.item() == pytest.approx(-(0.5 * 1.1 + 0.25 * 1.3))
     assert torch.autograd.grad(value, entropy)[0].tolist() == pytest.approx([-0.05, -0.025])
-
-
-def test_the_share_of_the_highest() -> None:
-    values = torch.tensor([0.1, 2.0, 0.5, 0.0, 1.0])
-    assert top_share(values, 0.4).tolist() == [False, True, False, False, True]
-    assert top_share(values, 0.41).tolist() == [False, True, True, False, True]
-    assert top_share(values, 1e-9).tolist() == [False, True, False, False, False]
 
 
 # Words -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from modicum.config import Sampling
 from modicum.engine import logprobs
 from modicum.engine.base import Scorer, tokens_of
 from modicum.engine.policy import Policy
-from modicum.objectives import Counts, Objective, Tokens
+from modicum.objectives.base import Counts, Objective, Tokens
 from modicum.types import Row
 from modicum.updates.base import Prepared
 

@@ -1,10 +1,7 @@
 """What all objectives share: advantages, weights, a KL term, an entropy bonus.
 
-Weights are made from counts of the whole batch, so that micro-batches do not change the result; so
-is all else that looks at more than one token, before the batch is cut into chunks.
-
-Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to
-end.
+Weights, and all else that looks at more than one token, are made of the whole batch before it is cut
+into micro-batches and chunks. Shapes: P problem, G member, R row, N completion tokens end to end.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from modicum import spec
 from modicum.objectives import parts
+from modicum.objectives.parts import Counts as Counts
 from modicum.types import Advantage, Group, UserError
 
 MOST = 100.0  # of the upper bound of a ratio and of the weight of the KL term; usual: below 1
@@ -53,9 +51,9 @@ class Tokens:
 class Objective(spec.Spec):
     """A loss for group-relative policy optimisation; its `surrogate` is a member's own.
 
-    Advantages are GRPO's and weights those of a mean over all tokens, unless a member has its own. `kl` weighs a term to the
-    reference, `entropy` a bonus for the entropy of every token; of the tokens of the batch only
-    the share `entropy_share` with the highest entropy under the old policy gets an advantage.
+    Advantages are GRPO's and weights those of a mean over all tokens, unless a member has its own.
+    `kl` weighs a term to the reference, `entropy` a bonus for the entropy of every token; only the
+    share `entropy_share` of tokens with the highest entropy (`training.hearing`) gets an advantage.
     """
 
     whole_rows: ClassVar[bool] = False
@@ -93,10 +91,13 @@ class Objective(spec.Spec):
         if not self.kl and self.kl_form != type(self).kl_form:
             raise UserError(f"{self.name}: kl_form does nothing while kl is 0")
         if self.whole_rows and (self.kl_in_reward or self.entropy_share < 1):
-            raise UserError(
-                f"{self.name}: one ratio for a completion takes one advantage for all its tokens,"
-                " not kl_form='k1_reward' or entropy_share"
-            )
+            words = "one ratio a completion takes one advantage, no kl_form='k1_reward' or entropy_share"
+            raise UserError(f"{self.name}: {words}")
+
+    @classmethod
+    def kind(cls) -> tuple[object, ...]:
+        """What is left of it where every ratio is 1, its terms aside."""
+        return cls.advantages, cls.weights, cls.whitened
 
     @property
     def needs_reference(self) -> bool:
@@ -131,17 +132,16 @@ class Objective(spec.Spec):
             return advantages_PG.tolist()
         completions = [c for group in groups for c in group.completions]
         lengths = [len(c.tokens) for c in completions]
-        repeats_R = torch.tensor(lengths)
-        token_N = advantages_PG.double().flatten().repeat_interleave(repeats_R)
+        row_N = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        token_N = advantages_PG.double().flatten()[row_N]
         if self.kl_in_reward:
-            old = [value for c in completions for value in c.logprobs]
-            there = [value for c in completions for value in c.reference]
-            assert len(there) == len(old), "the reference was not asked"
-            kl_N = torch.tensor(old).double() - torch.tensor(there).double()
-            token_N = token_N - self.kl * parts.to_go(kl_N, lengths)
+            old, there = (
+                torch.tensor([p for part in told for p in part], dtype=torch.double)
+                for told in ([c.logprobs for c in completions], [c.reference for c in completions])
+            )
+            token_N = token_N - self.kl * parts.to_go(old - there, lengths)
         if self.whitened:
-            known_N = (~rewards_PG.isnan()).flatten().repeat_interleave(repeats_R)
-            token_N = parts.whitened(token_N, known_N)
+            token_N = parts.whitened(token_N, ~rewards_PG.flatten()[row_N].isnan())
         rows = iter(token_N.split(lengths))
         return [[tuple(next(rows).tolist()) for _ in group.completions] for group in groups]
 
@@ -175,15 +175,13 @@ class Objective(spec.Spec):
             sums["kl"] = value_N.detach().sum()
         return losses_N, sums
 
-    def loss(
-        self, policy_N: Tensor, tokens: Tokens, entropy_N: Tensor | None = None
-    ) -> tuple[Tensor, Sums]:
+    def loss(self, policy_N: Tensor, tokens: Tokens, entropy_N: Any = None) -> tuple[Tensor, Sums]:
         """The weighted loss of some tokens, to be added up over the batch, and sums.
 
         `entropy_N` is that of the policy at each token, for the bonus.
         """
         losses_N, sums = self.token_loss(policy_N, tokens)
-        if self.entropy and entropy_N is not None:
+        if entropy_N is not None:
             losses_N = losses_N - self.entropy * entropy_N
         return (losses_N * tokens.weights_N).sum(), sums
 

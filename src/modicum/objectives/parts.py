@@ -1,12 +1,10 @@
 """Parts of objectives: advantages, weights, surrogates, KL; functions that know no member.
 
-Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to
-end.
+Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to end.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -40,11 +38,6 @@ def centred(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
     centred = (filled - filled.sum(1, keepdim=True) / count_P1.clamp(min=1)) * known
     zeros = torch.zeros_like(centred)
     return torch.where(has_signal(rewards_PG)[:, None], centred, zeros), count_P1
-
-
-def plain(rewards_PG: Tensor) -> Tensor:
-    """The rewards [P, G] themselves."""
-    return rewards_PG.nan_to_num(0.0)
 
 
 def difference(rewards_PG: Tensor) -> Tensor:
@@ -91,11 +84,6 @@ def whitened(values_N: Tensor, known_N: Tensor) -> Tensor:
     if len(known) < 2 or known.max() - known.min() <= SAME_REWARD:
         return torch.zeros_like(values_N)
     return (values_N - known.mean()) / known.std().clamp(min=LEAST_SPREAD) * known_N
-
-
-def top_share(values_N: Tensor, share: float) -> Tensor:
-    """Whether each value is among the `share` (rounded up) that is largest, or equals one, [N]."""
-    return values_N >= values_N.topk(math.ceil(share * len(values_N))).values[-1]
 
 
 def row_mean(lengths_R: Tensor, counts: Counts) -> Tensor:

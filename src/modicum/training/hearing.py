@@ -6,6 +6,7 @@ of them trains; both of the whole batch. Most objectives ask for neither, and no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from modicum.engine import logprobs
 from modicum.engine.backward import reference_logprobs
-from modicum.objectives.parts import top_share
 from modicum.training.rate import unpaid
 from modicum.training.session import Session
 from modicum.training.step import make_batch, within_memory
@@ -47,17 +47,14 @@ def narrow(session: Session, batch: Batch) -> Batch:
     """
     scorer, sampling = session.policy.scorer, session.config.sampling
     heard = _heard(session, batch.rows, lambda part: logprobs.logprobs(scorer, part, sampling)[1])
-    entropy_N, advantage_N = (
-        torch.tensor([x for values in rows for x in values], dtype=torch.double)
-        for rows in (heard, [row.advantages for row in batch.rows])
-    )
-    paid_N = advantage_N != 0
-    if paid_N.any():
-        advantage_N[paid_N] *= top_share(entropy_N[paid_N], session.objective.entropy_share)
-    parts = advantage_N.split([len(row.tokens) for row in batch.rows])
-    told = zip(batch.rows, parts, strict=True)
-    rows = tuple(replace(row, advantage=tuple(part.tolist())) for row, part in told)
-    return replace(batch, rows=rows)
+    told = [
+        (row, list(zip(row.advantages, entropies, strict=True)))
+        for row, entropies in zip(batch.rows, heard, strict=True)
+    ]
+    paid = sorted(entropy for _, tokens in told for a, entropy in tokens if a)
+    least = paid[-math.ceil(session.objective.entropy_share * len(paid))] if paid else 0.0
+    rows = (replace(r, advantage=tuple(a * (e >= least) for a, e in ts)) for r, ts in told)
+    return replace(batch, rows=tuple(rows))
 
 
 @torch.no_grad()
@@ -66,10 +63,10 @@ def _heard(
 ) -> list[tuple[float, ...]]:
     """What `hear` gives for the tokens of each row, a micro-batch at a time."""
 
-    def work() -> list[Tensor]:
+    def work() -> list[tuple[float, ...]]:
         size = session.config.batch.micro_batch
-        return [hear(rows[at : at + size]) for at in range(0, len(rows), size)]
+        parts = [rows[at : at + size] for at in range(0, len(rows), size)]
+        heard = [x for p in parts for x in hear(p).split([len(row.tokens) for row in p])]
+        return [tuple(values_T.tolist()) for values_T in heard]
 
-    lengths = [len(row.tokens) for row in rows]
-    heard_N = torch.cat(within_memory(session, len(rows), work))
-    return [tuple(part.tolist()) for part in heard_N.split(lengths)]
+    return within_memory(session, len(rows), work)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from modicum import machine
 from modicum.engine.flops import StepFlops
-from modicum.objectives import has_signal
+from modicum.objectives.parts import has_signal
 from modicum.training.session import Session
 from modicum.training.step import Scores
 from modicum.types import Batch, Group

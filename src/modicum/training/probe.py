@@ -24,7 +24,7 @@ import torch
 
 from modicum import plan
 from modicum.config import TrainConfig
-from modicum.objectives import Counts
+from modicum.objectives.parts import Counts
 from modicum.plan.hardware import this
 from modicum.report.numbers import aligned, duration, memory, share
 from modicum.training import rate as rates

@@ -26,7 +26,7 @@ from modicum.curricula import Seen
 from modicum.engine.backward import Heard, forward_backward
 from modicum.engine.slopes import as_array
 from modicum.engine.version import require_origin, require_stops
-from modicum.objectives import Counts, Objective
+from modicum.objectives.base import Counts, Objective
 from modicum.rewards import Reward
 from modicum.tasks import Task
 from modicum.tasks.prompts import encode, stops
@@ -136,8 +136,7 @@ def make_batch(objective: Objective, groups: Sequence[Group], rewards_PG: Tensor
             num_rows += 1
             num_tokens += len(completion.tokens)
             given = (completion.tokens, completion.logprobs, advantage)
-            kept = (index, completion.trunk, completion.reference)
-            row = Row(group.prompt, *given, *kept)
+            row = Row(group.prompt, *given, index, completion.trunk, completion.reference)
             if len(row.advantages) != len(row.tokens):
                 raise UserError(f"{objective}: an advantage a token, or one for all of them")
             if not objective.droppable or any(row.advantages):
