@@ -93,6 +93,8 @@ class _TokenLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # type: ignore[override]
         (probs_NV, token_N), (gradient_N, of_entropy_N) = ctx.saved_tensors, grad_outputs
+        if gradient_N is None:  # of the entropy alone
+            gradient_N = torch.zeros_like(of_entropy_N)
         slope_NV = -gradient_N[:, None]
         if of_entropy_N is not None:
             all_NV = probs_NV.log().clamp_(min=LOWEST)
