@@ -16,7 +16,8 @@ from torch import Tensor
 from helpers import metrics_of, tensors_of
 from modicum import runs
 from modicum.config import Optimizer, Sampling, Steps, TrainConfig
-from modicum.objectives import OBJECTIVES, over_deviation
+from modicum.objectives import OBJECTIVES
+from modicum.objectives.parts import over_deviation
 from modicum.training import rollout, silence, step
 from modicum.training.checkpoint import reload, restore
 from modicum.training.loop import Observer, train

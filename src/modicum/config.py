@@ -73,8 +73,8 @@ class Steps(Settings):
 
     prompts_per_step: Positive = fixed(16)
     """Problems drawn in a step."""
-    group_size: Annotated[int, Limits(2)] = fixed(8)
-    """Completions of each problem; their advantages compare them."""
+    group_size: Positive = fixed(8)
+    """Completions of each problem; one is enough where the objective compares none."""
     updates_per_rollout: Positive = fixed(1)
     """Optimizer steps on the same completions."""
     micro_batch: Natural = chosen(digits(0))
@@ -90,7 +90,10 @@ class Steps(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "groups", str(draws.parse(self.groups)))
+        choice = draws.parse(self.groups)
+        object.__setattr__(self, "groups", str(choice))
+        if choice.selects and self.group_size < 2:
+            raise UserError(f"groups = {choice} needs a group_size of at least 2, for a signal")
 
     @property
     def divides(self) -> str:

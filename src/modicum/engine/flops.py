@@ -58,8 +58,10 @@ class StepFlops:
 class FlopCounter:
     """Counts the matrix FLOPs of steps; what depends on what trains now is remembered."""
 
-    def __init__(self, prepared: Prepared, scorer: Scorer, batch: Steps, reference: bool) -> None:
-        self.prepared, self.batch, self.reference = prepared, batch, reference
+    def __init__(
+        self, prepared: Prepared, scorer: Scorer, batch: Steps, reference: bool, heard: bool = False
+    ) -> None:
+        self.prepared, self.batch, self.reference, self.heard = prepared, batch, reference, heard
         self.split, self.recompute = scorer.splits, scorer.recomputes
         config: Any = inner(prepared.model).config.get_text_config()
         self.num_layers: int = config.num_hidden_layers
@@ -126,6 +128,8 @@ class FlopCounter:
             kept = self.split and all(row.trunk is not None for row in rows)
             work_W = self.adapted_LW[first if kept else 0 :].sum(0) + self._backward()
             work_W *= updates
+            if self.heard:  # for its entropy, before the first update
+                work_W += self.adapted_LW[first if kept else 0 :].sum(0)
             if self.reference:
                 work_W += self.reference_LW[since:].sum(0)
             total += float(work_W @ (_packed(rows) if self.split else _padded(rows)))

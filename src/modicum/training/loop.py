@@ -24,6 +24,7 @@ from modicum.tasks.prompts import encode
 from modicum.training import origin, rate, result, samples, silence
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, look, resumable, sizes_kept
+from modicum.training.hearing import batch_of
 from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
 from modicum.training.rollout import draw
 from modicum.training.session import Session, notes
@@ -31,7 +32,6 @@ from modicum.training.step import (
     References,
     agree_trained,
     backward,
-    make_batch,
     optimizer_step,
     rate_at,
     switch,
@@ -218,7 +218,7 @@ def run_step(
     if faults:
         note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     session.order.observe(rollout.seen())
-    batch = make_batch(session.objective, rollout.groups, rollout.rewards_PG, rollout.taken)
+    batch = batch_of(session, rollout.groups, rollout.rewards_PG, rollout.taken)
     if not batch.has_signal and (text := silence.heard(session, rollout)):
         note(text)
     metrics = rollout_metrics(step, rollout) | extras.metrics()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from modicum import machine
 from modicum.engine.flops import StepFlops
-from modicum.objectives import has_signal
+from modicum.objectives.parts import has_signal
 from modicum.training.rollout import Rollout
 from modicum.training.session import Session
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from modicum import machine
 from modicum.curricula import Seen
 from modicum.draws import EVERYTHING, Taken
-from modicum.objectives import has_signal
+from modicum.objectives.parts import has_signal
 from modicum.rewards import Reward
 from modicum.training.session import Session
 from modicum.training.step import Scores, agree, sample_groups, score

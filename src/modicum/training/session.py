@@ -190,7 +190,13 @@ def prepare(
         optimization,
         optimization.proof,
         Agreement(compute.dtype, compute.agreement_every, config.sampling),
-        FlopCounter(prepared, policy.scorer, config.batch, objective.needs_reference),
+        FlopCounter(
+            prepared,
+            policy.scorer,
+            config.batch,
+            objective.needs_reference,
+            objective.entropy_share < 1,
+        ),
         counters,
         loaded.identity,
     )
@@ -214,11 +220,13 @@ def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
 
 def notes(session: Session) -> list[str]:
     """What the user should know before the first step."""
+    updates = session.config.batch.updates_per_rollout
     found = [
         *tasks.notes(session.task),
         *session.prepared.notes,
         *session.policy.scorer.notes,
         *prompts.notes(session.policy.tokenizer, session.config.sampling),
+        *objectives.notes(session.objective, updates, len(session.reward.terms)),
     ]
     if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
         name = inner(session.policy.model).config.model_type

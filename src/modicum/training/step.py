@@ -4,7 +4,7 @@
     sample_groups   problems in order, completions of the current policy
     agree           they are of this policy (`engine.agreement`)
     score           rewards, one column a term (these three until there are groups enough: `rollout`)
-    make_batch      advantages; rows that would change nothing are left out
+    make_batch      advantages; rows that would change nothing are left out (`hearing.batch_of`)
     backward        log-probs, loss and gradients, a micro-batch at a time
     optimizer_step  clip and step
 
@@ -26,7 +26,7 @@ from modicum.draws import EVERYTHING, Taken
 from modicum.engine.logprobs import Heard, forward_backward
 from modicum.engine.sampling import require_origin, require_stops
 from modicum.engine.slopes import as_array
-from modicum.objectives import Counts, Objective, has_signal
+from modicum.objectives.base import Counts, Objective
 from modicum.rewards import Reward
 from modicum.tasks import Task
 from modicum.tasks.prompts import encode, stops
@@ -136,13 +136,19 @@ def make_batch(
     """The rows that change something, and the counts of all rows.
 
     Rows without advantage are left out where the objective says that they may be, and all rows of
-    groups that are not kept. Advantages are those among the kept groups.
+    groups that are not kept. Advantages are those among the kept groups. What `cut` masks stays in
+    the mean of its group and not in that of the batch.
     """
     rows, num_rows, num_tokens, longest = [], 0, 0, {}
     every = range(len(groups))
     kept = every if taken.kept is None else taken.kept
     some = [groups[n] for n in kept]
-    advantages = objective.row_advantages(some, rewards_PG[list(kept)]) if some else []
+    earned_PG, more = rewards_PG[list(kept)], dict[str, Tensor]()
+    if some and objective.whitened and taken.cut == "mask":
+        more["part_PG"] = torch.tensor([[c.finished for c in group.completions] for group in some])
+        if not objective.compares:  # of the whole batch, where they have no part either
+            earned_PG = earned_PG.masked_fill(~more["part_PG"], float("nan"))
+    advantages = objective.row_advantages(some, earned_PG, **more) if some else []
     found = dict(zip(kept, advantages, strict=True))
     for index in kept if taken.divides == "kept" else every:
         group = groups[index]
@@ -155,14 +161,15 @@ def make_batch(
             if index not in found:
                 continue
             given = (completion.tokens, completion.logprobs, found[index][member])
-            row = Row(group.prompt, *given, group=index, trunk=completion.trunk)
+            row = Row(group.prompt, *given, index, completion.trunk, completion.reference)
             if len(row.advantages) != len(row.tokens):
                 raise UserError(f"{objective}: an advantage a token, or one for all of them")
             if not objective.droppable or any(row.advantages):
                 rows.append(row)
     # Rows of a group share a micro-batch and its prompt; groups of similar length are near.
     rows.sort(key=lambda row: (longest[row.group], row.group))
-    signal = frozenset(has_signal(rewards_PG).nonzero().flatten().tolist()) & found.keys()
+    told = objective.signal(earned_PG).tolist() if some else []
+    signal = frozenset(index for index, says in zip(kept, told, strict=True) if says)
     return Batch(tuple(rows), num_rows, num_tokens, signal)
 
 
