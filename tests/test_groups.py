@@ -75,6 +75,8 @@ def test_expressions() -> None:
         ({"groups": "refill(caps=2)"}, "refill has no argument 'caps'; it takes max_draws=10, cap"),
         ({"groups": "filter + refill"}, "cannot be joined"),
         ({"groups": 3}, "groups must be a text, not 3"),
+        ({"groups": "filter", "group_size": 1}, "groups = filter needs a group_size of at least 2"),
+        ({"groups": "refill", "group_size": 1}, "groups = refill needs a group_size of at least 2"),
         ({"cut": "drop"}, "cut is 'drop'"),
         ({"denominators": "drawn"}, "denominators is 'drawn'"),
     ],
@@ -198,6 +200,27 @@ def test_what_is_masked_is_in_the_mean_and_not_in_the_loss() -> None:
     assert (len(scored.rows), scored.num_rows, scored.num_tokens) == (4, 4, 7)
 
 
+@pytest.mark.parametrize(
+    ("objective", "rewards", "wanted", "signal"),
+    [
+        # 1, 0, 0 have the mean 1/3 and the deviation 1 / sqrt 3; the masked nine tokens have no part.
+        ("reinforce_pp", [[5.0, 1.0], [0.0, 0.0]], [1.1547005, *[-0.5773503] * 2], {0, 1}),
+        ("reinforce_pp", [[5.0, 0.0], [0.0, 0.0]], [0.0, 0.0, 0.0], set()),
+        # Less the group's mean, which has the masked row: -2, 0, 0.
+        ("reinforce_pp_baseline", [[5.0, 1.0], [0.0, 0.0]], [-1.1547005, *[0.5773503] * 2], {0}),
+    ],
+)
+def test_whitening_does_not_count_what_is_masked(
+    objective: str, rewards: list[list[float]], wanted: list[float], signal: set[int]
+) -> None:
+    drawn = [made("i" * 9, "b", finished=[F, T]), made("c", "d")]
+    given = parse(f"{objective}(kl=0)")
+    batch = step.make_batch(given, drawn, torch.tensor(rewards), Taken(cut="mask"))
+    rows = sorted(batch.rows, key=lambda row: row.group)
+    assert [value for row in rows for value in row.advantages] == pytest.approx(wanted)
+    assert (batch.num_rows, batch.num_tokens, batch.signal) == (3, 3, signal)
+
+
 def test_cut_completions_may_have_reward_0(rated: TrainConfig) -> None:
     group = made("2", "4", "3", finished=[T, F, F])
     given: Any = (None, rewards.reward_of(Even()), [group], [])
@@ -290,7 +313,8 @@ def test_refill_resumed_equals_the_uncut_run_and_the_ledger_is_the_samplers_coun
         assert line["groups/factor"] == line["groups/drawn"] / line["groups/kept"]
         assert line["policy/effective_rate"] == line["policy/learning_rate"] == 1e-2
     with pytest.raises(MemoryError):
-        train(config, Cut(2))
+        train(config, Cut(3))
+    assert [path.name for path in runs.checkpoints(Path(config.out))] == ["step-000002"]
     cut = train(config, resume=True)
     assert metrics_of(Path(config.out)) == lines
     assert tensors_of(Path(config.out)) == tensors_of(tmp_path / "whole")
