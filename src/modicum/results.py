@@ -109,8 +109,7 @@ class RunResult:
     objective: str = ""
     seed: int | None = None
     steps: int | None = None
-    stopped: str = ""
-    """Why it ended before its steps, where a condition or its patience did that."""
+    stopped: str = ""  # why it ended before its steps, where a condition or its patience did that
     base: Evaluation | None = None
     trained: Evaluation | None = None
     trainable_parameters: int | None = None
@@ -123,6 +122,8 @@ class RunResult:
     peak_memory_bytes: int | None = None
     start_memory_bytes: int | None = None
     generated_tokens: int | None = None
+    ledger: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by purpose
+    empty_steps: int | None = None
     flops: float | None = None
     skipped_steps: int | None = None
     change_proof: str | None = None
