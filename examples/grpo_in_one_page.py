@@ -59,7 +59,7 @@ def main(steps: int = 40) -> list[float]:
         # Log-probs with a graph, the loss, one step; then the sampler hears of it.
         policy_N, _ = logprobs(policy.scorer, rows, sampling)
         length_R = torch.tensor([len(row.tokens) for row in rows])
-        counts = objectives.Counts(PROBLEMS * MEMBERS, int(length_R.sum()), LIMIT)
+        counts = objectives.parts.Counts(PROBLEMS * MEMBERS, int(length_R.sum()), LIMIT)
         tokens = objectives.Tokens(
             old_N=torch.tensor([value for row in rows for value in row.logprobs]),
             advantages_N=torch.tensor([row.advantage for row in rows]).repeat_interleave(length_R),

@@ -48,7 +48,8 @@ FORWARDS = {
     "library": {"engine": "library"},
 }
 UNMEANT = ("time/", "memory/")
-NEW = ("curriculum/",)  # groups of metrics that came after the file was made
+NEW = ("curriculum/", "groups/signal", "groups/empty_steps", "policy/effective_rate")
+"""Metrics, or groups of them, that came after the file was made."""
 
 
 def cases() -> list[tuple[str, str, int, str]]:

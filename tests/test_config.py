@@ -221,7 +221,7 @@ def test_half_a_character_is_refused() -> None:
         ("[records]\nwatch = 1", ["watch must be true or false"]),
         ("[budget]\nstop_when = 'kl > 1'", ["budget: stop_when", "did you mean 'policy/kl'?"]),
         ("[budget]\npatience = 2", ["patience = 2", "it needs eval_every = 10, say"]),
-        ("[batch]\ngroup_size = 1", ["group_size must be at least 2"]),
+        ("[batch]\ngroup_size = 0", ["group_size must be at least 1"]),
         # What is no TOML at all.
         ("steps = ", ["is not TOML", "Invalid value"]),
         ("steps = 1\nsteps = 2", ["is not TOML", "overwrite"]),
@@ -396,8 +396,8 @@ def test_a_training_temperature_of_0_is_refused_but_not_an_evaluating_one() -> N
     assert Sampling(temperature=0).temperature == 0
     with pytest.raises(UserError, match="nothing can be learnt"):
         TrainConfig(sampling=Sampling(temperature=0))
-    with pytest.raises(UserError, match="at least 2"):
-        Steps(group_size=1)
+    with pytest.raises(UserError, match="at least 1"):
+        Steps(group_size=0)
 
 
 def test_stop_strings_are_one_text_or_several(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def told(
         (rollout(BAD, BAD, apart=False) + rollout(GOOD, GOOD, apart=False), {"top_k": 1},
          ["all completions are the same in 2 of 2 groups -> --top-k 0 --top-p 1"]),
         (rollout(GOOD, BAD) + 4 * rollout(BAD, BAD), {},
-         ["few groups have a signal -> --group-size 16, or problems of another difficulty"]),
+         ["few groups have a signal -> --group-size 16, --groups refill, or problems of another difficulty"]),
     ],
 )  # fmt: skip
 def test_what_looks_wrong(

@@ -20,7 +20,7 @@ from modicum.rewards.source import rewrite
 from modicum.tasks.arithmetic import Arithmetic
 from modicum.training.loop import Observer, train
 from modicum.training.metrics import rollout_metrics
-from modicum.training.step import Rollout
+from modicum.training.rollout import Rollout
 from modicum.types import Completion, Group, Problem, RunStopped, UserError
 
 PROBLEM = Problem("p", "What is 3+4?", "7", data={"solution": "3+4 = 7", "terms": (3, 4)})

@@ -24,7 +24,7 @@ from modicum.engine.policy import Policy
 from modicum.engine.samplers import LocalSampler
 from modicum.models.load import TINY
 from modicum.training.metrics import rollout_metrics
-from modicum.training.step import Rollout
+from modicum.training.rollout import Rollout
 from modicum.types import Completion, Group, Problem, Row, UserError
 from test_engine import CUTS, cut, gemma2
 

@@ -186,6 +186,8 @@ ROUND_TRIPS = {
     "objective": [
         *("grpo", "grpo(kl=0.04)", "grpo(clip_high=0.3)", "dr_grpo(clip=0.1, clip_high=0.3)"),
         *("dapo", "dapo(clip_high=None)", "dapo(kl=1)", "rloo", "gspo(clip=0.001)"),
+        *("maxrl", "cispo(cap=4)", "sapo", "ipo(eps=0.2)", "dppo", "reinforce_pp(kl=0.02)"),
+        "reinforce_pp_baseline",
     ],
     "curriculum": [
         "uniform",

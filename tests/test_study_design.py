@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -216,3 +217,38 @@ def test_placebos_are_not_tuned() -> None:
     study = made()
     placebo = design.arms(study)[-1]
     assert cells.first_round(study, placebo, 1.0) == []
+
+
+TWINS = TEXT.replace(
+    'arms = ["last(1)", "full", "lora(rank=8)"]', 'vary = "objective"\narms = ARMS'
+)
+TWINS = TWINS.split('[arm."last(1)"]')[0].replace("question", 'control = "grpo"\nquestion')
+
+
+@pytest.mark.parametrize(
+    ("arms", "more", "same"),
+    [
+        (["grpo", "gspo"], "", "grpo and gspo"),
+        (["grpo", "dapo", "cispo"], "", "dapo and cispo"),
+        (["grpo", "grpo(clip=0.1)"], "", "grpo and grpo(clip=0.1)"),
+        (["grpo", "rloo", "dr_grpo"], "[config.optimizer]\nmax_grad_norm = 0", "rloo and dr_grpo"),
+        (["grpo", "rloo", "dr_grpo"], "", ""),
+        (["grpo", "gspo"], "updates_per_rollout = 2", ""),
+        (["grpo", "gspo"], "[arm.gspo]\ntask = 'countdown'\nobjective = 'gspo'", ""),
+    ],
+)
+def test_two_arms_that_are_one_method_are_refused_unless_that_is_what_is_asked(
+    arms: list[str], more: str, same: str
+) -> None:
+    """`null_check = true` measures the noise between two names of one method."""
+    from modicum.study.cells import check_arms
+
+    study = made(TWINS.replace("ARMS", str(arms)) + more)
+    if same:
+        with pytest.raises(UserError, match=re.escape(f"{same} are the same method here")):
+            check_arms(study)
+    check_arms(replace(study, null_check=bool(same)))
+    lines = design.fixed(study, study.arms)
+    assert lines == design.fixed(replace(study, null_check=True), study.arms), (
+        "it may be said later"
+    )

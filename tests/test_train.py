@@ -16,8 +16,9 @@ from torch import Tensor
 from helpers import metrics_of, tensors_of
 from modicum import runs
 from modicum.config import Optimizer, Sampling, Steps, TrainConfig
-from modicum.objectives import OBJECTIVES, over_deviation
-from modicum.training import loop, silence, step
+from modicum.objectives import OBJECTIVES
+from modicum.objectives.parts import over_deviation
+from modicum.training import hearing, rollout, silence, step
 from modicum.training.checkpoint import reload, restore
 from modicum.training.loop import Observer, train
 from modicum.training.optimization import Optimization
@@ -30,7 +31,7 @@ def sampled(session: Session) -> tuple[list[Group], Batch]:
     """The groups and the batch of step 0."""
     groups = step.sample_groups(session, 0)
     _, totals = step.score(session.task, session.reward, groups, [])
-    return groups, step.make_batch(session.objective, groups, totals)
+    return groups, hearing.batch_of(session, groups, totals)
 
 
 def gradients(session: Session, batch: Batch) -> dict[str, Tensor]:
@@ -242,16 +243,16 @@ def test_steps_that_stay_not_finite_stop_the_run(
 
 
 def test_a_stale_sampler_stops_the_run(bare: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = step.sample_groups
+    real = rollout.sample_groups
 
-    def stale(session: Session, number: int) -> list[Group]:
-        groups = real(session, number)
+    def stale(session: Session, *which: int) -> list[Group]:
+        groups = real(session, *which)
         with torch.no_grad():  # the policy moves between sampling and training
             for parameter in session.prepared.trainable.values():
                 parameter.mul_(1.05)
         return groups
 
-    monkeypatch.setattr("modicum.training.loop.sample_groups", stale)
+    monkeypatch.setattr("modicum.training.rollout.sample_groups", stale)
     with pytest.raises(RunStopped, match="agreement proof"):
         train(bare)
 
@@ -354,20 +355,20 @@ def test_rollouts_without_a_signal_count_in_the_rate(
     config = replace(bare, steps=5, optimizer=settings, update="last(1)", records=records)
     number, stops = 0, False
 
-    def sample_groups(session: Session, step: int) -> list[Group]:
+    def sample_groups(session: Session, step: int, *rest: int) -> list[Group]:
         nonlocal number
         number = step
         if stops and step == 2:
             raise InterruptedError
-        return sampler(session, step)
+        return sampler(session, step, *rest)
 
     def score(*args: Any) -> Any:
         scores, totals = scorer(*args)
         return scores, totals * 0 if number in (0, 3) else totals
 
-    sampler, scorer = loop.sample_groups, loop.score
-    monkeypatch.setattr(loop, "sample_groups", sample_groups)
-    monkeypatch.setattr(loop, "score", score)
+    sampler, scorer = rollout.sample_groups, rollout.score
+    monkeypatch.setattr(rollout, "sample_groups", sample_groups)
+    monkeypatch.setattr(rollout, "score", score)
     assert rates_of(config, monkeypatch) == pytest.approx(wanted)
     stops, cut = True, replace(config, out=str(tmp_path / "cut"))
     with pytest.raises(InterruptedError):

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from modicum import stopping
+from modicum import draws, stopping
 from modicum.limits import Limits, Natural, Positive, Share, ShareBelowOne
 from modicum.resuming import chosen, digits, fixed, free, length
 from modicum.settings import Settings
@@ -73,14 +73,33 @@ class Steps(Settings):
 
     prompts_per_step: Positive = fixed(16)
     """Problems drawn in a step."""
-    group_size: Annotated[int, Limits(2)] = fixed(8)
-    """Completions of each problem; their advantages compare them."""
+    group_size: Positive = fixed(8)
+    """Completions of each problem; one is enough where the objective compares none."""
     updates_per_rollout: Positive = fixed(1)
     """Optimizer steps on the same completions."""
     micro_batch: Natural = chosen(digits(0))
     """Completions in one forward and backward pass: memory, not the result; auto: what fits."""
     rollout_batch: Natural = chosen(digits(0))
     """Completions sampled at the same time: memory, not the result; auto: what fits."""
+    groups: str = fixed("all")
+    """Which groups are trained: all, filter (those with a signal) or refill, which draws more."""
+    denominators: Literal["auto", "sampled", "kept"] = fixed("auto")
+    """Whether the loss is divided by all groups or by those trained; auto: kept for refill."""
+    cut: Literal["score", "zero", "mask"] = fixed("score")
+    """What completions cut at max_tokens get: their score, reward 0, or no part in the loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice = draws.parse(self.groups)
+        object.__setattr__(self, "groups", str(choice))
+        if choice.selects and self.group_size < 2:
+            raise UserError(f"groups = {choice} needs a group_size of at least 2, for a signal")
+
+    @property
+    def divides(self) -> str:
+        """What the loss is divided by: sampled or kept."""
+        auto = self.denominators == "auto"
+        return draws.parse(self.groups).divides if auto else self.denominators
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,27 @@ from typing import Any
 
 from modicum import findings, plan
 from modicum.config import TrainConfig
-from modicum.objectives import has_signal
+from modicum.draws import Taken
 from modicum.plan import hardware
 from modicum.report.words import environment
 from modicum.rewards import StepExtras
 from modicum.tasks.prompts import stops, template_of
 from modicum.training import rate, silence
+from modicum.training.hearing import batch_of
+from modicum.training.rollout import Rollout
 from modicum.training.session import Session, notes, prepare
-from modicum.training.step import Rollout, make_batch, sample_groups, score
+from modicum.training.step import sample_groups, score
 from modicum.types import SPLITS
 
 
 def _found(session: Session, rollout: Rollout) -> float | None:
-    """The rate that the run would find; None without a signal."""
-    batch = make_batch(session.objective, rollout.groups, rollout.rewards_PG)
+    """The rate that the run would find; None without a signal, or where it draws more first."""
+    signals, settings = rollout.signals, session.config.batch
+    if session.choice.more(signals, settings.prompts_per_step, 1):
+        return None
+    kept = session.choice.kept(signals, settings.prompts_per_step)
+    taken = Taken(kept, settings.divides, settings.cut)
+    batch = batch_of(session, rollout.groups, rollout.rewards_PG, taken)
     return rate.find(session, rollout.groups, batch).value if batch.has_signal else None
 
 
@@ -41,8 +48,8 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
     session.config = replace(session.config, batch=replace(batch, prompts_per_step=few))
     groups, faults = sample_groups(session, 0), list[str]()
     reward = session.reward.at(StepExtras(0, config.steps or 1))
-    rollout = Rollout(groups, *score(session.task, reward, groups, faults))
-    signals = int(has_signal(rollout.rewards_PG).sum())
+    rollout = Rollout(groups, *score(session.task, reward, groups, faults, batch.cut))
+    signals = int(session.objective.signal(rollout.rewards_PG).sum())
     trials, found = silence.look(session, rollout, signals)
     found += findings.of_data(session.task, config)
     if faults:

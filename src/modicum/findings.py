@@ -145,7 +145,7 @@ def wrong(
         change += f", or {larger}" * (len({trial.total for trial in trials}) > 1)
         told("the reward tells no two completions of a group apart", trials, change)
     if 0 < signals < FEW * len(groups):
-        change = f"{larger}, or problems of another difficulty"
+        change = f"{larger}, --groups refill, or problems of another difficulty"
         found.append(Finding("few groups have a signal", f"{signals} of {len(groups)}", change))
     return [*found, *(_idle_terms(trials) if signals else ())]
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PAGE = "live.html"
 SHARE = 200  # times its own cost, that long it is not shown anew
 SECONDS = 2.0  # nor is it within these
-CURVES = ("reward/mean", "reward/accuracy", "completions/length_mean", "policy/kl")
+CURVES = ("reward/mean", "kept/reward", "reward/accuracy", "completions/length_mean", "policy/kl")
 CURVES += ("policy/entropy", "groups/no_signal")
 POINTS = 120
 BARS = "▁▂▃▄▅▆▇█"

@@ -29,7 +29,7 @@ PACKAGES = ("modicum", "torch", "transformers", "peft", "datasets", "safetensors
 
 
 class Stopwatch:
-    """Seconds of the stages of something, one after the other."""
+    """Seconds of the stages of something, one after the other; some come again."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -38,7 +38,8 @@ class Stopwatch:
     def lap(self, stage: str) -> None:
         """`stage` has ended, which began when the one before it ended."""
         now = time.perf_counter()
-        self.seconds[stage], self._last = now - self._last, now
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
 
     @property
     def total(self) -> float:

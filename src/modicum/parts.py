@@ -60,6 +60,7 @@ class RunParts:
         task, update, reward, objective, curriculum = (
             parse(getattr(config, kind)) if part is None else part for kind, parse, part in held
         )
+        require_group(objective, config)
         return task, update, reward, objective, curriculum
 
     def resumed(self, config: TrainConfig, folder: Path) -> tuple[TrainConfig, RunParts]:
@@ -91,6 +92,12 @@ class RunParts:
         if found:
             run.write(KEPT, found)
         return []
+
+
+def require_group(objective: Objective, config: TrainConfig) -> None:
+    """UserError for groups of one where the objective compares completions of a problem."""
+    if config.batch.group_size < 2 and getattr(objective, "compares", True):
+        raise UserError("group_size must be at least 2 (of the objectives reinforce_pp takes 1)")
 
 
 def parsers() -> dict[str, Callable[[str], Any]]:

@@ -1,7 +1,6 @@
-"""What is written to disk and read again, typed once.
+"""What is written to disk and read again, typed once: `fill` reads, `dataclasses.asdict` writes.
 
-`fill` makes a dataclass of an object of JSON, `dataclasses.asdict` the object again. Unknown keys are
-left out, what has a default may be missing or null. Shares are fractions, sizes bytes, times seconds.
+Unknown keys are left out, what has a default may be missing or null. Units: fractions, bytes, seconds.
 """
 
 from __future__ import annotations
@@ -109,8 +108,7 @@ class RunResult:
     objective: str = ""
     seed: int | None = None
     steps: int | None = None
-    stopped: str = ""
-    """Why it ended before its steps, where a condition or its patience did that."""
+    stopped: str = ""  # why it ended before its steps, where a condition or its patience did that
     base: Evaluation | None = None
     trained: Evaluation | None = None
     trainable_parameters: int | None = None
@@ -123,6 +121,8 @@ class RunResult:
     peak_memory_bytes: int | None = None
     start_memory_bytes: int | None = None
     generated_tokens: int | None = None
+    ledger: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by purpose
+    empty_steps: int | None = None
     flops: float | None = None
     skipped_steps: int | None = None
     change_proof: str | None = None

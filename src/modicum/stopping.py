@@ -60,7 +60,8 @@ def parse(text: str) -> Condition | None:
 
 
 def _unknown(name: str, known: Iterable[str]) -> UserError:
-    near = sorted(key for key in known if key.endswith(f"/{name}"))
+    mean = f"{name}/mean"
+    near = [mean] if mean in known else sorted(k for k in known if k.endswith(f"/{name}"))
     hint = f"did you mean {near[0]!r}?" if near else nearest(name, known)
     return UserError(f"stop_when: nothing is called {name!r}; {hint}")
 

@@ -91,7 +91,8 @@ class Completion:
     thinking, `text` begins with that mark (`<think>`). `logprobs[t]` is the log-probability of `tokens[t]` under the sampling distribution
     (temperature, top-p and top-k included). `finished` is False when the limit cut it.
     `trunk` is what the engine kept of its way, for training. `origin` says from which
-    weights and at which settings it comes.
+    weights and at which settings it comes. `reference` has the reference's log-probs of the tokens,
+    where an objective asks for them before the advantages.
     """
 
     tokens: tuple[int, ...]
@@ -100,6 +101,7 @@ class Completion:
     finished: bool
     trunk: Any = field(default=None, compare=False, repr=False)
     origin: Origin | None = field(default=None, compare=False, repr=False)
+    reference: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Group:
 class Row:
     """One completion on its way through training: tokens, old log-probs, advantage.
 
-    Rows with the same `group` have the same prompt. `trunk` is the completion's.
+    Rows with the same `group` have the same prompt. `trunk` and `reference` are the completion's.
     """
 
     prompt: tuple[int, ...]
@@ -124,6 +126,7 @@ class Row:
     advantage: Advantage
     group: int = 0
     trunk: Any = field(default=None, compare=False, repr=False)
+    reference: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def advantages(self) -> Sequence[float]:

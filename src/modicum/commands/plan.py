@@ -4,13 +4,15 @@ import gc
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from math import inf
+from pathlib import Path
 from threading import Timer
 from typing import Annotated, Any
 
-from modicum import cache
+from modicum import cache, draws, scorecard
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig, Trust, from_mapping
-from modicum.limits import Limits
+from modicum.limits import Limits, within
 from modicum.options import Parser, add_options, given, show
 from modicum.settings import Settings
 from modicum.types import UserError
@@ -32,6 +34,8 @@ class Options(Settings):
     """Several models, separated by ';', as a table."""
     markdown: bool = False
     """Print a Markdown table."""
+    pass_rate: str = ""
+    """Share of right completions (0.1), or the folder of a run: how many groups have a signal."""
     require_fit: bool = False
     """Exit code 2 if it does not fit."""
 
@@ -58,6 +62,9 @@ def _run(args: list[str]) -> int:
     # What is free here changes.
     here = options.hardware.strip().lower() == "this"
     text, made = wanted() if here else cache.once(wanted, config, options)
+    if options.pass_rate:
+        signal, told = _signal(config, options.pass_rate)
+        text, made = f"{text}\n{told}", [plan | signal for plan in made]
     show(found.json, made if several else made[0], text)
     if options.require_fit and (odd := [plan for plan in made if plan["fits"] is not True]):
         of = odd[0]
@@ -88,6 +95,34 @@ def _made(config: TrainConfig, options: Options, several: bool) -> tuple[str, li
     if several and not options.markdown:
         text = "\n".join([text, *(f"note: {note}" for note in plans[0].assumptions)])
     return text, [plan.to_json() for plan in plans]
+
+
+def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
+    """What of a step has a signal, as JSON values and for a reader.
+
+    By the pass rate, as if all problems were alike; by the base evaluation of a run also for each.
+    """
+    batch, scores = config.batch, list[float]()
+    try:
+        mean = float(rate)
+    except ValueError:
+        base = scorecard.read(Path(rate), "base")
+        mean, scores = base.accuracy, base.scores
+    within("--pass-rate", mean, 0, 1)
+    choice, shape = draws.parse(batch.groups), (batch.prompts_per_step, batch.group_size)
+    made, lines = dict[str, Any](), list[str]()
+    for name, rates in {"alike": [mean], "each": scores}.items():
+        if rates:
+            found = draws.expected(choice, rates, *shape)
+            made[name] = found._asdict()
+            who = "every problem" if name == "alike" else f"the {len(rates)} problems of {rate}"
+            lines.append(
+                f"signal         {found.share:.0%} of groups, at a pass rate of {mean:.3g} of {who}:"
+                f" {found.rollouts or inf:.4g} rollouts for each; {choice} draws {found.drawn:.3g}"
+                f" groups a step ({found.drawn / shape[0]:.2f} times the sampling) for"
+                f" {found.signals:.3g} with one"
+            )
+    return {"signal": made}, "\n".join(lines)
 
 
 def _variants(config: TrainConfig, models: str, updates: str) -> list[TrainConfig]:

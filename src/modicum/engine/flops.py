@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,10 @@ class StepFlops:
 class FlopCounter:
     """Counts the matrix FLOPs of steps; what depends on what trains now is remembered."""
 
-    def __init__(self, prepared: Prepared, scorer: Scorer, batch: Steps, reference: bool) -> None:
-        self.prepared, self.batch, self.reference = prepared, batch, reference
+    def __init__(
+        self, prepared: Prepared, scorer: Scorer, batch: Steps, reference: bool, heard: bool = False
+    ) -> None:
+        self.prepared, self.batch, self.reference, self.heard = prepared, batch, reference, heard
         self.split, self.recompute = scorer.splits, scorer.recomputes
         config: Any = inner(prepared.model).config.get_text_config()
         self.num_layers: int = config.num_hidden_layers
@@ -91,12 +94,16 @@ class FlopCounter:
         """FLOPs of a token's forward, without its attention."""
         return float(self.adapted_LW[:, :PAIRS].sum())
 
-    def step(self, groups: Sequence[Group], batch: Batch, updates: int) -> StepFlops:
-        """The FLOPs of sampling `groups` and of `updates` optimizer steps on `batch`.
+    def step(
+        self, groups: Sequence[Group], batch: Batch, updates: int, rounds: Sequence[int] = ()
+    ) -> StepFlops:
+        """The FLOPs of sampling `groups`, in such rounds, and of `updates` steps on `batch`.
 
         What trains now must be what trained in the step.
         """
-        return StepFlops(self._sampling(groups), self._training(batch, updates))
+        ends = pairwise((0, *accumulate(rounds or [len(groups)])))
+        sampling = sum(self._sampling(groups[start:end]) for start, end in ends)
+        return StepFlops(sampling, self._training(batch, updates))
 
     def _sampling(self, groups: Sequence[Group]) -> float:
         """Prompts once for a group, completions token by token behind them."""
@@ -121,6 +128,8 @@ class FlopCounter:
             kept = self.split and all(row.trunk is not None for row in rows)
             work_W = self.adapted_LW[first if kept else 0 :].sum(0) + self._backward()
             work_W *= updates
+            if self.heard:  # for its entropy, before the first update
+                work_W += self.adapted_LW[first if kept else 0 :].sum(0)
             if self.reference:
                 work_W += self.reference_LW[since:].sum(0)
             total += float(work_W @ (_packed(rows) if self.split else _padded(rows)))

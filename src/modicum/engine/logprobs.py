@@ -13,6 +13,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,11 @@ from modicum.config import Sampling
 from modicum.engine.base import Scorer, tokens_of
 from modicum.engine.policy import Policy
 from modicum.engine.sampling import token_logprobs
-from modicum.objectives import Counts, Objective, Tokens
+from modicum.objectives.base import Counts, Objective, Tokens
 from modicum.types import Row, UserError
 from modicum.updates.base import Prepared
 
-Loss = Callable[[Tensor, slice], Tensor]
+Loss = Callable[..., Tensor]
 CHUNK_BYTES = 64 * 2**20  # logits of one chunk, in fp32
 Heard = tuple[Sequence[Row], Tensor, Tensor]
 """Rows, and the log-prob [N] and entropy [N] of their tokens."""
@@ -55,16 +56,19 @@ def backward(
     sampling: Sampling,
     loss: Loss,
     row_ends: Sequence[int] | None = None,
+    entropy_learns: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of a loss that is a sum over tokens; log-prob_N and entropy_N, detached.
 
     `loss(logprob, part)` is the loss of the tokens in the slice `part`. Gradients are
     added to every `grad` of the head and of what `hidden_NH` came from. With `row_ends`
-    parts end there only, for a loss that needs whole rows.
+    parts end there only, for a loss that needs whole rows. With `entropy_learns` it is
+    `loss(logprob, part, entropy)`, and the entropy has a gradient too.
     """
     size = max(1, CHUNK_BYTES // (4 * scorer.vocabulary))
     parts = chunks(len(token_N), size, row_ends)
-    found = [of_part(part, scorer, hidden_NH, token_N, sampling, loss) for part in parts]
+    given = scorer, hidden_NH, token_N, sampling, loss, entropy_learns
+    found = [of_part(part, *given) for part in parts]
     logprobs, entropies, gradients = zip(*found, strict=True)
     if hidden_NH.requires_grad:
         hidden_NH.backward(torch.cat(gradients))
@@ -72,15 +76,21 @@ def backward(
 
 
 def of_part(
-    part: slice, scorer: Scorer, hidden_NH: Tensor, token_N: Tensor, sampling: Sampling, loss: Loss
+    part: slice,
+    scorer: Scorer,
+    hidden_NH: Tensor,
+    token_N: Tensor,
+    sampling: Sampling,
+    loss: Loss,
+    entropy_learns: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`backward` for one part, as far as its hidden states: log-prob, entropy, their gradient."""
     leaf = hidden_NH[part].detach().requires_grad_(hidden_NH.requires_grad)
-    logprob, entropy = token_logprobs(scorer.logits(leaf), token_N[part], sampling)
+    logprob, entropy = token_logprobs(scorer.logits(leaf), token_N[part], sampling, entropy_learns)
     if not logprob.requires_grad:
         raise UserError("nothing of what trains takes part in what the model makes of a text")
-    loss(logprob, part).backward()
-    return logprob.detach(), entropy, leaf.grad
+    loss(logprob, part, *([entropy] if entropy_learns else [])).backward()
+    return logprob.detach(), entropy.detach(), leaf.grad
 
 
 def chunks(count: int, size: int, row_ends: Sequence[int] | None = None) -> Iterator[slice]:
@@ -123,9 +133,7 @@ def forward_backward(
     pack = scorer.pack(rows)
     trunk = scorer.trunk(pack)
     if objective.needs_reference and reference_N is None:
-        with torch.no_grad(), prepared.reference():
-            hidden_NH = scorer.hidden(pack, trunk if prepared.trunk_is_reference else None)
-            reference_N = head_logprobs(scorer, hidden_NH, token_N, sampling)[0]
+        reference_N = reference_logprobs(scorer, prepared, sampling, rows, pack, trunk)
     lengths_R = torch.tensor([len(row.tokens) for row in rows], device=scorer.device)
     drawn = [value for row in rows for value in row.logprobs]
     advantages = [value for row in rows for value in row.advantages]
@@ -141,17 +149,39 @@ def forward_backward(
         if sums is not None:
             sums[key] = sums.get(key, 0.0) + float(amount)
 
-    def loss(policy_N: Tensor, where: slice) -> Tensor:
-        value, found = objective.loss(policy_N, tokens.part(where))
+    def loss(policy_N: Tensor, where: slice, entropy_N: Tensor | None = None) -> Tensor:
+        value, found = objective.loss(policy_N, tokens.part(where), entropy_N)
         for key, amount in (found | {"loss": value.detach()}).items():
             add(key, amount)
         return value
 
     ends = list(accumulate(len(row.tokens) for row in rows)) if objective.whole_rows else None
     hidden_NH = scorer.hidden(pack, trunk)
-    policy_N, entropy_N = backward(scorer, hidden_NH, token_N, sampling, loss, ends)
+    learns = objective.entropy > 0
+    policy_N, entropy_N = backward(scorer, hidden_NH, token_N, sampling, loss, ends, learns)
     add("entropy", entropy_N.sum())
     add("tokens", len(policy_N))
     if heard is not None:
         heard.append((rows, policy_N, entropy_N))
     return reference_N
+
+
+@torch.no_grad()
+def reference_logprobs(
+    scorer: Scorer,
+    prepared: Prepared,
+    sampling: Sampling,
+    rows: Sequence[Row],
+    pack: Any = None,
+    trunk: Tensor | None = None,
+) -> Tensor:
+    """Log-probs [N] of the rows' tokens under the reference, which the rows may hold already."""
+    if rows[0].reference:
+        return torch.tensor([p for row in rows for p in row.reference], device=scorer.device)
+    if pack is None:
+        pack = scorer.pack(rows)
+        trunk = scorer.trunk(pack)
+    token_N = tokens_of(rows, scorer.device)
+    with prepared.reference():
+        hidden_NH = scorer.hidden(pack, trunk if prepared.trunk_is_reference else None)
+        return head_logprobs(scorer, hidden_NH, token_N, sampling)[0]

@@ -38,6 +38,8 @@ class Policy:
     """The layers of an adapter."""
     changed: Changed = field(default_factory=lambda: Changed({}, -1))
     """What was last told to sampler and scorer."""
+    ledger: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Completions and tokens that were generated, by the first word of their keys."""
 
     def sample(
         self,
@@ -57,8 +59,19 @@ class Policy:
         check_length(prompts, self.model, sampling)
         told = replace(sampling, stop=stops(self.tokenizer, sampling))
         groups = self.sampler.sample(prompts, keys, group_size, told, keep_trunk, progress)
+        for key, group in zip(keys, groups, strict=True):
+            self.move(str(key[0]), group)
         pairs = zip(prompts, groups, strict=True)
         return [begun(self.tokenizer, prompt, group) for prompt, group in pairs]
+
+    def move(self, purpose: str, group: Sequence[Completion], before: str = "") -> None:
+        """Enter a group in the ledger, where it may have stood under another purpose."""
+        tokens = sum(len(completion.tokens) for completion in group)
+        for name, sign in (purpose, 1), (before, -1):
+            if name:
+                entry = self.ledger.setdefault(name, {"completions": 0, "tokens": 0})
+                entry["completions"] += sign * len(group)
+                entry["tokens"] += sign * tokens
 
     def follow(self, prepared: Prepared) -> None:
         """Tell sampler and scorer what trains now; call after every change of the weights."""

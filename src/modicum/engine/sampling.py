@@ -74,7 +74,8 @@ class _TokenLogProbs(torch.autograd.Function):
     """Log-prob and entropy of one token a row; keeps the probabilities and nothing else.
 
     d logprob / d scores = onehot - probs, so that backward scales the probabilities in
-    place: two tables of [N, V] live at a time where plain operations need five.
+    place: two tables of [N, V] live at a time where plain operations need five. Where the
+    entropy H has a gradient, d H / d scores = -probs (log probs + H), which takes one more.
     """
 
     @staticmethod
@@ -85,24 +86,34 @@ class _TokenLogProbs(torch.autograd.Function):
         # A token of probability 0 has no part in the entropy: 0 x -inf would be NaN.
         entropy_N = -torch.linalg.vecdot(probs_NV, all_NV.clamp_(min=LOWEST))
         ctx.save_for_backward(probs_NV, token_N)
-        ctx.mark_non_differentiable(entropy_N)
+        ctx.set_materialize_grads(False)
         return found_N, entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # type: ignore[override]
-        (probs_NV, token_N), gradient_N = ctx.saved_tensors, grad_outputs[0]
-        gradient_NV = probs_NV.mul_(-gradient_N[:, None])
+        (probs_NV, token_N), (gradient_N, of_entropy_N) = ctx.saved_tensors, grad_outputs
+        if gradient_N is None:  # of the entropy alone
+            gradient_N = torch.zeros_like(of_entropy_N)
+        slope_NV = -gradient_N[:, None]
+        if of_entropy_N is not None:
+            all_NV = probs_NV.log().clamp_(min=LOWEST)
+            all_NV -= torch.linalg.vecdot(probs_NV, all_NV)[:, None]
+            slope_NV = all_NV.mul_(-of_entropy_N[:, None]).add_(slope_NV)
+        gradient_NV = probs_NV.mul_(slope_NV)
         return gradient_NV.scatter_add_(-1, token_N[:, None], gradient_N[:, None]), None
 
 
-def token_logprobs(logits_NV: Tensor, token_N: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Log-prob_N and entropy_N (nats, detached) of tokens under the sampling distribution."""
+def token_logprobs(
+    logits_NV: Tensor, token_N: Tensor, sampling: Sampling, entropy_learns: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-prob_N and entropy_N (nats, detached unless it learns) under the sampling distribution."""
     if sampling.top_k == 0 and sampling.top_p == 1.0:
         scores_NV = tempered(logits_NV, sampling.temperature)
-        return _TokenLogProbs.apply(scores_NV, token_N)  # type: ignore[return-value]
+        found_N, entropy_N = _TokenLogProbs.apply(scores_NV, token_N)  # type: ignore[misc]
+        return found_N, entropy_N if entropy_learns else entropy_N.detach()
     all_NV = distribution(logits_NV, sampling, keep_B=token_N)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_learns and torch.is_grad_enabled()):
         probs_NV = all_NV.exp()
         entropy_N = -(probs_NV * all_NV.masked_fill(probs_NV == 0, 0.0)).sum(-1)
     return all_NV.gather(-1, token_N[:, None]).squeeze(-1), entropy_N

@@ -24,7 +24,7 @@ from modicum.config import TrainConfig
 from modicum.models.decoder import view
 from modicum.models.load import DTYPES
 from modicum.objectives import Objective
-from modicum.parts import RunParts
+from modicum.parts import RunParts, require_group
 from modicum.plan.live import fullest, peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
 from modicum.plan.thin import fewest, stretches, thinned, whole
@@ -99,6 +99,7 @@ class Subject:
         parts = parts or RunParts()
         found = config_of(config.model, config.trust, config.base)
         objective = parts.objective or objectives.parse(config.objective)
+        require_group(objective, config)
         return cls(found, prepare(config, found, parts.update), objective)
 
     @property

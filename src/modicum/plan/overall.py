@@ -155,8 +155,8 @@ def _flops(config: TrainConfig, prepared: Prepared, lengths: Lengths) -> tuple[S
     compute, batch = config.compute, config.batch
     kind = (compute.engine, compute.checkpointing)
     engine = make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, *kind)
-    reference = objectives.parse(config.objective).needs_reference
-    counter = FlopCounter(prepared, engine, batch, reference)
+    goal = objectives.parse(config.objective)
+    counter = FlopCounter(prepared, engine, batch, goal.needs_reference, goal.entropy_share < 1)
     limit = config.sampling.max_tokens
     prompts = lengths.prompts(batch.prompts_per_step)
     room = num_trunk_bytes(engine, prompts, batch.group_size, limit) <= compute.trunk_bytes

@@ -24,7 +24,7 @@ from modicum.engine.samplers import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
 from modicum.models.load import inner
 from modicum.models.precision import Masters, loses_steps
-from modicum.objectives import Counts, Objective
+from modicum.objectives.base import Counts, Objective
 from modicum.plan.live import META, Live, without_data
 from modicum.plan.shapes import Lengths, cache_numbers
 from modicum.plan.thin import repeated

@@ -94,6 +94,8 @@ def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
         "Answer in the asked format (%)": [row.change("format") for row in rows],
         "Cut at the length limit (%)": [row.change("truncated") for row in rows],
         "Generated tokens": [count(row.result.generated_tokens) for row in rows],
+        "Of these in groups left out": [_spent(r, "rejected", "surplus") for r in rows],
+        "Tokens of evaluations": [_spent(r, "evaluate") for r in rows],
         "Sampling (seconds per step)": [decimal(r.mean("time/sampling_seconds")) for r in rows],
         "Training (seconds per step)": [decimal(r.mean("time/training_seconds")) for r in rows],
         "Largest gap, sampler to trainer (nats)": [
@@ -102,6 +104,11 @@ def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
     }
     missing = {NONE, NONE + ARROW + NONE}
     return [(name, texts) for name, texts in measures.items() if set(texts) - missing]
+
+
+def _spent(row: RunRow, *purposes: str) -> str:
+    entries = [row.result.ledger[name] for name in purposes if name in row.result.ledger]
+    return count(sum(entry["tokens"] for entry in entries)) if entries else NONE
 
 
 def _written(

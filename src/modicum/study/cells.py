@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from modicum.config import Held, TrainConfig, read_toml
+from modicum.parts import require_group
 from modicum.report.words import duration
 from modicum.results import TuningRun
 from modicum.runs import Run, read_lines, read_object
@@ -206,19 +207,29 @@ def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
 
 
 def check_arms(study: Study) -> None:
-    """UserError for an arm whose expressions say nothing, before anything is run."""
+    """UserError for an arm whose expressions say nothing, or that is the same method as another."""
     from modicum import curricula, objectives, rewards, tasks, updates
 
+    seen: dict[object, str] = {}
     for arm in design.arms(study):
         config = design.config(study, arm, 0, Path("."), None)
         try:
             updates.parse(config.update)
             rewards.parse(config.reward)
-            objectives.parse(config.objective)
+            goal = objectives.parse(config.objective)
+            require_group(goal, config)
             curricula.parse(config.curriculum)
             tasks.parse(config.task)
         except UserError as error:
             raise UserError(f"arm {arm.name}: {error}") from None
+        each = config.batch.updates_per_rollout
+        same = objectives.method(goal, each, any_scale=config.optimizer.max_grad_norm == 0)
+        other = seen.setdefault((same, repr(replace(config, objective=""))), arm.name)
+        if other != arm.name and not study.null_check:
+            raise UserError(
+                f"the arms {other} and {arm.name} are the same method here (docs/objectives.md):"
+                " compare others, or say null_check = true if they are to measure the noise"
+            )
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,8 @@ class Study:
     """Threads of each run; 0 takes the cores over the jobs, when the study begins."""
     keep: bool = False
     """Keep the trained weights of the final runs."""
+    null_check: bool = False
+    """Arms may be one method under two names: they measure the noise (docs/objectives.md)."""
     analysis_seed: Natural = 0
     """Of the resampling in the analysis."""
     budget: Allowance = field(default_factory=lambda: Allowance(amount=1))
@@ -266,7 +268,7 @@ def fixed(study: Study, names: Sequence[str], kind: Kind = "study") -> list[str]
 
     In a scan that leaves what a run that goes on may change, too.
     """
-    lines = text(study, FREE, names).splitlines()
+    lines = text(study, (*FREE, "null_check"), names).splitlines()
     if kind == "study":
         return lines
     loose = {n.rpartition(".")[2] for n, resume, _ in settings(TrainConfig()) if resume in LOOSE}

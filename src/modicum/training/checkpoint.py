@@ -87,6 +87,7 @@ def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str,
     tensors = load_file(path, device=str(session.policy.device))
     for entry in fields(Counters):
         setattr(session.counters, entry.name, state[entry.name])
+    session.policy.ledger = session.counters.ledger
     with _readable(folder, "the rounding"):
         drawn = {name: int(step) for name, step in state["drawn"].items()}
     session.optimization.load(tensors, frozenset(state["active"]), folder, drawn)

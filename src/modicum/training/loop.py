@@ -24,19 +24,16 @@ from modicum.tasks.prompts import encode
 from modicum.training import origin, rate, result, samples, silence
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, choices, look, resumable, sizes_kept
+from modicum.training.hearing import batch_of
 from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
+from modicum.training.rollout import draw
 from modicum.training.session import Session, notes
 from modicum.training.step import (
     References,
-    Rollout,
-    agree,
     agree_trained,
     backward,
-    make_batch,
     optimizer_step,
     rate_at,
-    sample_groups,
-    score,
     switch,
 )
 from modicum.types import Batch
@@ -139,6 +136,11 @@ def _train(
         observer.note(text)
     past = run.folder / "evaluations.jsonl"
     evaluated = {e["name"]: e for e in (runs.read_lines(past) if past.exists() else ())}
+    # By the file, which has those before the first checkpoint too.
+    spent = [entry["generated"] for entry in evaluated.values() if "generated" in entry]
+    session.policy.ledger["evaluate"] = {
+        key: sum(of[key] for of in spent) for key in ("completions", "tokens")
+    }
     if "base" not in evaluated:
         evaluated["base"] = _evaluate(session, run, observer, "base", -1, base)
     done, due = first, f"step {first}" not in evaluated
@@ -184,6 +186,8 @@ def _evaluate(
     within = split_within(config.budget, held)
     if held.eval_problems == 0:
         return {}
+    ledger = session.policy.ledger
+    before = dict(ledger["evaluate"])
     with sizes_kept(session, run, observer.note, step + 1):
         found = known or evaluate(
             session.policy,
@@ -196,7 +200,8 @@ def _evaluate(
             keep=lambda rows: run.write_lines(f"completions-{name.replace(' ', '-')}.jsonl", rows),
             examples=session.examples,
         )
-    entry = {"step": step, "name": name, **asdict(found)}
+    spent = {key: count - before[key] for key, count in ledger["evaluate"].items()}
+    entry = {"step": step, "name": name, "generated": spent, **asdict(found)}
     run.append("evaluations.jsonl", entry)
     session.stop.evaluated(entry)
     observer.evaluated(name, found)
@@ -212,27 +217,27 @@ def run_step(
     decided = switch(session)
     if decided is not None:
         run.append("decisions.jsonl", {"step": step, **decided})
-    groups = sample_groups(session, step)
-    watch.lap("sampling")
-    agree(session, groups, step)
-    watch.lap("agreement")
     extras = StepExtras(step, session.config.steps)
-    scored = score(session.task, session.reward.at(extras), groups, faults)
-    rollout = Rollout(groups, *scored)
+    rollout = draw(session, step, session.reward.at(extras), faults, watch)
     if faults:
         note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     session.order.observe(rollout.seen())
-    batch = make_batch(session.objective, groups, rollout.rewards_PG)
-    if not batch.signal and (text := silence.heard(session, rollout)):
+    batch = batch_of(session, rollout.groups, rollout.rewards_PG, rollout.taken)
+    if not batch.has_signal and (text := silence.heard(session, rollout)):
         note(text)
     metrics = rollout_metrics(step, rollout) | extras.metrics()
     watch.lap("scoring")
-    if batch.rows and rate.settle(session, run, groups, batch, note):
+    if batch.rows and rate.settle(session, run, rollout.groups, batch, note):
         metrics |= _update(session, batch, note)
+        # That of a mean over groups with a signal alone, which sees no other.
+        share = len(batch.signal) / rollout.divisor
+        metrics["policy/effective_rate"] = metrics["policy/learning_rate"] * share
+    session.counters.empty_steps += not batch.rows
     watch.lap("training")
-    work = session.flops.step(groups, batch, session.config.batch.updates_per_rollout)
-    session.count(batch.num_tokens, work.total, watch.total)
-    metrics |= session.order.metrics() | run_metrics(session, batch, len(faults), work, watch)
+    updates = session.config.batch.updates_per_rollout
+    work = session.flops.step(rollout.groups, batch, updates, rollout.rounds)
+    session.count(rollout.tokens, work.total, watch.total)
+    metrics |= session.order.metrics() | run_metrics(session, rollout, len(faults), work, watch)
     run.append("metrics.jsonl", metrics)
     lost = session.optimization.lost(metrics.get("update/arrived"))
     if lost:

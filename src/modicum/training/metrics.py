@@ -5,18 +5,22 @@ from collections.abc import Mapping
 
 from modicum import machine
 from modicum.engine.flops import StepFlops
-from modicum.objectives import has_signal
+from modicum.objectives.parts import has_signal
+from modicum.training.rollout import Rollout
 from modicum.training.session import Session
-from modicum.training.step import Rollout
-from modicum.types import Batch
+
+KEPT = {"reward": "reward/mean", "accuracy": "reward/accuracy"}
+KEPT |= {"length": "completions/length_mean", "truncated": "completions/truncated"}
+"""What is also logged of the groups that are trained."""
 
 
 def rollout_metrics(step: int, rollout: Rollout) -> dict[str, float]:
     """Metrics of the sampled completions, with one `reward/` key a term.
 
-    NaN is no verdict and left out of means; a term without any verdict has no key.
+    NaN is no verdict and left out of means; a term without any verdict has no key. They are of all
+    groups that were drawn; `kept/` ones are of those that are trained, where some may be left out.
     """
-    groups, scores, rewards_PG = rollout
+    groups, scores, rewards_PG = rollout[:3]
     completions = [c for group in groups for c in group.completions]
     flat = [s for row in scores for s in row]
     verdicts = {n: [s[n] for s in flat if not math.isnan(s[n])] for n in flat[0]}
@@ -32,7 +36,23 @@ def rollout_metrics(step: int, rollout: Rollout) -> dict[str, float]:
         "completions/truncated": sum(not c.finished for c in completions) / len(completions),
         "completions/distinct": len(different) / len(completions),
         "groups/no_signal": float((~has_signal(rewards_PG)).float().mean()),
+        "groups/signal": sum(rollout.signals) / len(groups),
     }
+
+
+def kept_metrics(rollout: Rollout) -> dict[str, float]:
+    """What was drawn and kept of a step's groups, and how the kept ones differ from all."""
+    kept = rollout.kept
+    found: dict[str, float] = {
+        "groups/drawn": len(rollout.groups),
+        "groups/rounds": len(rollout.rounds),
+        "groups/kept": len(kept),
+    }
+    if kept:
+        found["groups/factor"] = len(rollout.groups) / rollout.divisor
+        of_kept = rollout_metrics(0, rollout.part(kept))
+        found |= {f"kept/{name}": of_kept[key] for name, key in KEPT.items() if key in of_kept}
+    return found
 
 
 def training_metrics(sums: Mapping[str, float]) -> dict[str, float]:
@@ -48,16 +68,19 @@ def training_metrics(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def run_metrics(
-    session: Session, batch: Batch, faults: int, work: StepFlops, watch: machine.Stopwatch
+    session: Session, rollout: Rollout, faults: int, work: StepFlops, watch: machine.Stopwatch
 ) -> dict[str, float]:
     """Metrics of what the step cost and of the run so far."""
-    counters = session.counters
+    counters, selects = session.counters, session.choice.selects
+    left = sum(counters.ledger.get(name, {}).get("tokens", 0) for name in ("rejected", "surplus"))
     arrived = session.optimization.arrived()
     return {
         "reward/errors": faults,
         "policy/skipped_steps": counters.skipped,
         "update/active_parameters": session.active_parameters,
         **({} if arrived is None else {"update/arrived": arrived}),
+        **(kept_metrics(rollout) | {"tokens/rejected": left} if selects else {}),
+        "groups/empty_steps": counters.empty_steps,
         "tokens/generated": counters.generated_tokens,
         "flops/sampling": work.sampling,
         "flops/training": work.training,
@@ -66,6 +89,6 @@ def run_metrics(
         "time/sampling_seconds": watch.seconds["sampling"],
         "time/training_seconds": watch.seconds["training"],
         "time/agreement_seconds": watch.seconds["agreement"],
-        "time/tokens_per_second": batch.num_tokens / watch.total,
+        "time/tokens_per_second": rollout.tokens / watch.total,
         "memory/peak_bytes": machine.peak_bytes(),
     }

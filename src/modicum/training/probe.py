@@ -24,12 +24,14 @@ import torch
 
 from modicum import plan
 from modicum.config import TrainConfig
-from modicum.objectives import Counts, has_signal
+from modicum.draws import Taken
+from modicum.objectives.parts import Counts
 from modicum.plan.hardware import this
 from modicum.report.words import aligned, duration, memory, share
 from modicum.training import rate as rates
+from modicum.training.hearing import batch_of
 from modicum.training.session import Session, prepare
-from modicum.training.step import make_batch, sample_groups, score, switch
+from modicum.training.step import sample_groups, score, switch
 from modicum.types import Batch, Group, Row, UserError
 
 KLS = (0.003, 0.01, 0.03, 0.1)  # nats a token
@@ -132,7 +134,8 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
     config = replace(config, seed=config.seed + SEED)
     session = prepare(replace(config, update=updates[0]))
     groups, rewards_PG = _rollouts(session)
-    batch = make_batch(session.objective, groups, rewards_PG)
+    taken = Taken(cut=config.batch.cut)
+    batch = batch_of(session, groups, rewards_PG, taken)
     if len({group % 2 for group in batch.signal}) < 2:
         raise UserError(
             f"of {len(groups)} groups {len(batch.signal) or 'none'} has a signal (rewards that differ),"
@@ -168,9 +171,9 @@ def _rollouts(session: Session) -> tuple[list[Group], torch.Tensor]:
             replace(g, completions=tuple(replace(c, trunk=None) for c in g.completions))
             for g in fresh
         ]
-        _, found_PG = score(session.task, session.reward, fresh, [])
+        _, found_PG = score(session.task, session.reward, fresh, [], session.config.batch.cut)
         rewards.append(found_PG)
-        signals += int(has_signal(found_PG).sum())
+        signals += int(session.objective.signal(found_PG).sum())
     return groups, torch.cat(rewards)
 
 

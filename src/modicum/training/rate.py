@@ -28,7 +28,7 @@ from torch import Tensor
 from modicum.engine import logprobs
 from modicum.engine.logprobs import Heard, forward_backward
 from modicum.models.precision import Masters
-from modicum.objectives import Counts
+from modicum.objectives.parts import Counts
 from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
 from modicum.runs import Run

@@ -49,6 +49,8 @@ def make(
         "peak_memory_bytes": machine.peak_bytes(),
         "start_memory_bytes": start_memory,
         "generated_tokens": counters.generated_tokens,
+        "ledger": counters.ledger,
+        "empty_steps": counters.empty_steps,
         "flops": counters.flops,
         "skipped_steps": counters.skipped,
         "change_proof": proof,

@@ -4,8 +4,8 @@ import math
 
 from modicum import runs
 from modicum.rewards import StepExtras
+from modicum.training.rollout import Rollout
 from modicum.training.session import Session
-from modicum.training.step import Rollout
 
 FILE = "samples.jsonl"
 THIN = 10  # once the file is large, of so many steps that are due one is written
@@ -19,9 +19,10 @@ def write(session: Session, run: runs.Run, step: int, rollout: Rollout, extras: 
     due = step % (records.samples_every * (THIN if full else 1)) == 0
     if not due and not session.ended(step + 1):
         return
-    groups, scores, rewards_PG = rollout
-    lines, shown = [], groups[: 1 if full else None]
-    for group, row, totals in zip(shown, scores, rewards_PG.tolist(), strict=False):
+    groups, scores, rewards_PG = rollout[:3]
+    lines, shown, totals_PG = [], groups[: 1 if full else None], rewards_PG.tolist()
+    for number, (group, row, totals) in enumerate(zip(shown, scores, totals_PG, strict=False)):
+        kept = {"kept": number in rollout.kept} if session.choice.selects else {}
         problem, prompt = group.problem, session.policy.tokenizer.decode(list(group.prompt))
         for member, completion in enumerate(group.completions):
             line = {
@@ -30,6 +31,7 @@ def write(session: Session, run: runs.Run, step: int, rollout: Rollout, extras: 
                 **{"tokens": len(completion.tokens), "finished": completion.finished},
                 "reward": _known(totals[member]),
                 "scores": {name: _known(value) for name, value in row[member].items()},
+                **kept,
             }
             lines.append(line | extras.logged(completion) | ({} if due else {"end": True}))
     run.extend(FILE, lines)

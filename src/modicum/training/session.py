@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from modicum import objectives, rewards, tasks, updates
+from modicum import draws, objectives, rewards, tasks, updates
 from modicum.config import TrainConfig
 from modicum.curricula import Order
 from modicum.engine import Policy, policy_of
@@ -43,6 +44,10 @@ class Counters(StepCounters):
     """Matrix FLOPs of sampling and training so far."""
     last_spent: float = 0.0
     """What the last step took of the budget, in its unit."""
+    empty_steps: int = 0
+    """Steps in which no completion had a part in the loss."""
+    ledger: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Completions and tokens by purpose, as `Policy.ledger`, which it is."""
 
     def spent(self, unit: str) -> float:
         """What was spent so far: tokens, flops or seconds."""
@@ -75,9 +80,12 @@ class Session:
     silence: str = ""
     """Why the first steps had no signal, as last found."""
     stop: Stop = field(init=False)
+    choice: draws.Groups = field(init=False)
 
     def __post_init__(self) -> None:
         self.stop = Stop(self.config.budget)
+        self.choice = draws.parse(self.config.batch.groups)
+        self.policy.ledger = self.counters.ledger
 
     @property
     def learning_rate(self) -> float:
@@ -98,7 +106,7 @@ class Session:
         over = bool(budget.budget) and done > 0 and spent >= budget.budget
         return over or done >= self.config.steps or bool(self.stop.reason)
 
-    def resize(self, **sizes: int) -> None:
+    def resize(self, **sizes: Any) -> None:
         """Go on with other batches; what they change is memory."""
         self.config = replace(self.config, batch=replace(self.config.batch, **sizes))
         self.flops.batch = self.config.batch
@@ -182,7 +190,13 @@ def prepare(
         optimization,
         optimization.proof,
         Agreement(compute.dtype, compute.agreement_every, config.sampling),
-        FlopCounter(prepared, policy.scorer, config.batch, objective.needs_reference),
+        FlopCounter(
+            prepared,
+            policy.scorer,
+            config.batch,
+            objective.needs_reference,
+            objective.entropy_share < 1,
+        ),
         counters,
         loaded.identity,
     )
@@ -206,17 +220,24 @@ def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
 
 def notes(session: Session) -> list[str]:
     """What the user should know before the first step."""
+    updates = session.config.batch.updates_per_rollout
     found = [
         *tasks.notes(session.task),
         *session.prepared.notes,
         *session.policy.scorer.notes,
         *prompts.notes(session.policy.tokenizer, session.config.sampling),
+        *objectives.notes(session.objective, updates, len(session.reward.terms)),
     ]
     if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
         name = inner(session.policy.model).config.model_type
         found.append(
             f"the engine does not know the architecture {name!r}: its own forward is used, with"
             " prompts repeated for every completion and frozen layers run every time"
+        )
+    if session.config.batch.cut == "mask":
+        found.append(
+            "completions that max_tokens cuts have no part in the loss (cut = mask);"
+            " completions/truncated says how many there are"
         )
     on_gpu = session.policy.device.type == "cuda" and session.config.compute.dtype == "bf16"
     if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):

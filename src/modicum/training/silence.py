@@ -5,10 +5,16 @@ import sys
 from modicum import findings
 from modicum.models.load import inner
 from modicum.tasks.prompts import template_of
+from modicum.training.rollout import Rollout
 from modicum.training.session import Session
-from modicum.training.step import Rollout
 
 SAID_AT = (1, 10, 100)  # steps without any signal
+ELSE = {
+    "refill": "--groups refill draws on until groups have one",
+    findings.LENIENT: f"the reward {findings.LENIENT} pays for unmarked answers too",
+    "": "an easier level of the task has more right answers",
+}
+"""What may help besides what the findings say, unless a run has it."""
 
 
 def look(
@@ -18,7 +24,7 @@ def look(
 
     `signals` groups have a signal.
     """
-    groups, scores, _ = rollout
+    groups, scores = rollout[:2]
     config, policy = session.config, session.policy
     positions = getattr(inner(policy.model).config, "max_position_embeddings", None) or sys.maxsize
     room = positions - max(len(group.prompt) for group in groups)
@@ -34,7 +40,9 @@ def heard(session: Session, rollout: Rollout) -> str:
         return ""
     _, found = look(session, rollout, 0)
     session.silence = f"no group of step {done} had a signal: {found[0]}"
-    return f"{session.silence}. Nothing has been trained"
+    has = {session.choice.name, *rollout.scores[0][0]}
+    ways = ", ".join(text for name, text in ELSE.items() if name not in has)
+    return f"{session.silence}. Nothing has been trained; else: {ways}"
 
 
 def ended(session: Session, steps: int) -> str:

@@ -3,8 +3,8 @@
     switch          the schedule says what trains now
     sample_groups   problems in order, completions of the current policy
     agree           they are of this policy (`engine.agreement`)
-    score           rewards, one column a term: a `Rollout`; the curriculum hears of it
-    make_batch      advantages; rows that would change nothing are left out
+    score           rewards, one column a term (these three until there are groups enough: `rollout`)
+    make_batch      advantages; rows that would change nothing are left out (`hearing.batch_of`)
     backward        log-probs, loss and gradients, a micro-batch at a time
     optimizer_step  clip and step
 
@@ -16,17 +16,17 @@ Shapes: P problem, G member.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from modicum import machine
-from modicum.curricula import Seen
+from modicum.draws import EVERYTHING, Taken
 from modicum.engine.logprobs import Heard, forward_backward
 from modicum.engine.slopes import as_array
 from modicum.engine.version import require_origin, require_stops
-from modicum.objectives import Counts, Objective, has_signal
+from modicum.objectives.base import Counts, Objective
 from modicum.rewards import Reward
 from modicum.tasks import Task
 from modicum.tasks.prompts import encode, stops
@@ -38,23 +38,6 @@ References = dict[tuple[int, int], Tensor]
 """Log-probs of the reference by (group or -1, micro-batch)."""
 Scores = list[list[dict[str, float]]]
 """The value of every reward term, for every completion of every group."""
-
-
-class Rollout(NamedTuple):
-    """All groups that a step drew, and what they earned, whichever of them are trained."""
-
-    groups: Sequence[Group]
-    scores: Scores
-    rewards_PG: Tensor
-
-    def seen(self) -> list[Seen]:
-        """What came of every problem, for the curriculum."""
-        found = []
-        for group, row, rewards in zip(*self[:2], self.rewards_PG.tolist(), strict=True):
-            verdicts = [s["accuracy"] for s in row if s.get("accuracy", float("nan")) >= 0]
-            right = sum(verdict == 1 for verdict in verdicts)
-            found.append(Seen(group.problem, tuple(rewards), right, len(verdicts)))
-        return found
 
 
 def switch(session: Session) -> dict[str, Any] | None:
@@ -75,18 +58,24 @@ def switch(session: Session) -> dict[str, Any] | None:
     }
 
 
-def sample_groups(session: Session, step: int) -> list[Group]:
-    """The problems of a step and G completions of each, from the current policy."""
+def sample_groups(
+    session: Session, step: int, count: int | None = None, first: int = 0
+) -> list[Group]:
+    """The problems of a step and G completions of each, from the current policy.
+
+    Or `count` more, where it has drawn `first`.
+    """
     config = session.config
-    count = config.batch.prompts_per_step
+    count = config.batch.prompts_per_step if count is None else count
     problems = session.order.next(count, session.progress(step))
     if len(problems) != count:
         raise UserError(f"{config.curriculum} gave {len(problems)} problems for a step of {count}")
     written = session.policy.tokenizer, config.sampling, session.examples
     prompts = [encode(problem, *written) for problem in problems]
-    keys = [("train", config.seed, step, index) for index in range(len(problems))]
+    keys = [("train", config.seed, step, first + index) for index in range(len(problems))]
     size = config.batch.group_size
-    completions = session.policy.sample(prompts, keys, size, config.sampling, keep_trunk=True)
+    # States of later rounds are not kept: memory is what a step of one round takes.
+    completions = session.policy.sample(prompts, keys, size, config.sampling, not first)
     return [Group(*parts) for parts in zip(problems, prompts, completions, strict=True)]
 
 
@@ -111,15 +100,26 @@ def agree_trained(session: Session, heard: list[Heard]) -> None:
 
 
 def score(
-    task: Task, reward: Reward, groups: Sequence[Group], faults: list[str]
+    task: Task,
+    reward: Reward,
+    groups: Sequence[Group],
+    faults: list[str],
+    cut: str = "score",
+    before: int = 0,
 ) -> tuple[Scores, Tensor]:
     """The raw value of every reward term, and the totals [P, G].
 
     NaN is no verdict. What could not be scored has 0 and a line in `faults`. RunStopped when a
-    term has failed for all completions: whatever was trained then would not be what was meant.
+    term has failed for all completions of these groups and so many `before`: whatever was trained
+    then would not be what was meant. With `cut` "zero" all terms of what max_tokens cut are 0.
     """
     scores = [reward.score_group(task, g.problem, g.completions, faults) for g in groups]
+    if cut == "zero":
+        for group, row in zip(groups, scores, strict=True):
+            for completion, terms in zip(group.completions, row, strict=True):
+                terms.update({} if completion.finished else dict.fromkeys(terms, 0.0))
     count = sum(len(group.completions) for group in groups)
+    count += before * len(groups[0].completions)
     for _, term in reward.terms:
         failed = [fault for fault in faults if fault.startswith(f"{term}: ")]
         if len(failed) == count:
@@ -130,27 +130,46 @@ def score(
     return scores, torch.tensor([[reward.total(s) for s in row] for row in scores])
 
 
-def make_batch(objective: Objective, groups: Sequence[Group], rewards_PG: Tensor) -> Batch:
+def make_batch(
+    objective: Objective, groups: Sequence[Group], rewards_PG: Tensor, taken: Taken = EVERYTHING
+) -> Batch:
     """The rows that change something, and the counts of all rows.
 
-    Rows without advantage are left out where the objective says that they may be.
+    Rows without advantage are left out where the objective says that they may be, and all rows of
+    groups that are not kept. Advantages are those among the kept groups. What `cut` masks stays in
+    the mean of its group and not in that of the batch.
     """
     rows, num_rows, num_tokens, longest = [], 0, 0, {}
-    advantages = objective.row_advantages(groups, rewards_PG)
-    for index, (group, of_group) in enumerate(zip(groups, advantages, strict=True)):
+    every = range(len(groups))
+    kept = every if taken.kept is None else taken.kept
+    some = [groups[n] for n in kept]
+    earned_PG, more = rewards_PG[list(kept)], dict[str, Tensor]()
+    if some and objective.whitened and taken.cut == "mask":
+        more["part_PG"] = torch.tensor([[c.finished for c in group.completions] for group in some])
+        if not objective.compares:  # of the whole batch, where they have no part either
+            earned_PG = earned_PG.masked_fill(~more["part_PG"], float("nan"))
+    advantages = objective.row_advantages(some, earned_PG, **more) if some else []
+    found = dict(zip(kept, advantages, strict=True))
+    for index in kept if taken.divides == "kept" else every:
+        group = groups[index]
         longest[index] = max(len(completion.tokens) for completion in group.completions)
-        for completion, advantage in zip(group.completions, of_group, strict=True):
+        for member, completion in enumerate(group.completions):
+            if taken.cut == "mask" and not completion.finished:
+                continue
             num_rows += 1
             num_tokens += len(completion.tokens)
-            given = (completion.tokens, completion.logprobs, advantage)
-            row = Row(group.prompt, *given, group=index, trunk=completion.trunk)
+            if index not in found:
+                continue
+            given = (completion.tokens, completion.logprobs, found[index][member])
+            row = Row(group.prompt, *given, index, completion.trunk, completion.reference)
             if len(row.advantages) != len(row.tokens):
                 raise UserError(f"{objective}: an advantage a token, or one for all of them")
             if not objective.droppable or any(row.advantages):
                 rows.append(row)
     # Rows of a group share a micro-batch and its prompt; groups of similar length are near.
     rows.sort(key=lambda row: (longest[row.group], row.group))
-    signal = frozenset(has_signal(rewards_PG).nonzero().flatten().tolist())
+    told = objective.signal(earned_PG).tolist() if some else []
+    signal = frozenset(index for index, says in zip(kept, told, strict=True) if says)
     return Batch(tuple(rows), num_rows, num_tokens, signal)
 
 

@@ -1,0 +1,123 @@
+"""Which groups of a step are trained, and whether more are drawn for those that are not.
+
+A group has a signal if the verdicts of its completions differ. Of a problem that is answered right
+with probability p, a group of G has one with probability
+
+    q = 1 - p^G - (1 - p)^G,    so that a group that is kept takes G / q completions
+
+`refill` is the dynamic sampling of DAPO (arXiv 2503.14476), except that surplus goes by the order of
+draw and never by what has ended first, and that all that is generated is counted as spent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import ClassVar, NamedTuple
+
+from modicum.limits import Positive
+from modicum.spec import Spec, build
+
+
+class Taken(NamedTuple):
+    """What of the groups that were drawn has a part in the loss."""
+
+    kept: Sequence[int] | None = None
+    """Their numbers; None: all."""
+    divides: str = "sampled"
+    """Whether the loss is divided by all groups or by those that are kept."""
+    cut: str = "score"
+    """Under `mask` what max_tokens cut has no part."""
+
+
+EVERYTHING = Taken()
+
+
+class Groups(Spec):
+    """A choice of the groups that are trained, in the order in which they were drawn."""
+
+    selects: ClassVar[bool] = True
+    """Whether groups may be left out."""
+    divides: ClassVar[str] = "sampled"
+    """What the loss is divided by unless it is said."""
+
+    def kept(self, signals: Sequence[bool], count: int) -> list[int]:
+        """The numbers of the groups that are trained, of a step that is to have `count`."""
+        return [number for number, signal in enumerate(signals) if signal][:count]
+
+    def more(self, signals: Sequence[bool], count: int, rounds: int) -> int:
+        """How many groups to draw next, after so many rounds; 0: no more."""
+        return 0
+
+    def drawn(self, count: int, share: float) -> float:
+        """How many groups a step of `count` draws, about, if this share of them has a signal."""
+        return count
+
+
+@dataclass(frozen=True)
+class All(Groups):
+    """Every group that was drawn."""
+
+    name: ClassVar[str] = "all"
+    selects: ClassVar[bool] = False
+
+    def kept(self, signals: Sequence[bool], count: int) -> list[int]:
+        return list(range(len(signals)))
+
+
+@dataclass(frozen=True)
+class Filter(Groups):
+    """Those with a signal, of one draw."""
+
+    name: ClassVar[str] = "filter"
+
+
+@dataclass(frozen=True)
+class Refill(Groups):
+    """Those with a signal, of draws that go on until there are enough.
+
+    At most `max_draws` rounds and `cap` times the problems of a step. A round has as many groups as
+    the share that was kept so far asks for, taken as a tenth if it is less.
+    """
+
+    name: ClassVar[str] = "refill"
+    divides: ClassVar[str] = "kept"
+    max_draws: Positive = 10
+    cap: Positive = 4
+
+    def more(self, signals: Sequence[bool], count: int, rounds: int) -> int:
+        drawn, kept = len(signals), sum(signals)
+        missing = count - kept
+        if missing <= 0 or rounds >= self.max_draws:
+            return 0
+        wanted = -(-missing * drawn // kept) if 10 * kept > drawn else 10 * missing
+        return min(wanted, self.cap * count - drawn)
+
+    def drawn(self, count: int, share: float) -> float:
+        return min(self.cap, 1 / share if share else self.cap) * count
+
+
+GROUPS: dict[str, type] = {cls.name: cls for cls in (All, Filter, Refill)}
+
+
+def parse(text: str) -> Groups:
+    """The choice that an expression such as `refill(cap=2)` names."""
+    return build("groups", text, GROUPS)
+
+
+class Expected(NamedTuple):
+    """What a step comes to, about; surplus of its last round is left out."""
+
+    share: float
+    """Of groups with a signal."""
+    rollouts: float | None
+    """For each of them; None: there is none."""
+    drawn: float
+    """Groups of a step, and how many of them are to have a signal."""
+    signals: float
+
+
+def expected(choice: Groups, rates: Sequence[float], count: int, size: int) -> Expected:
+    """Of a step of `count` groups of `size`, of problems with these pass rates alike."""
+    share = fmean(1 - rate**size - (1 - rate) ** size for rate in rates)
+    drawn = choice.drawn(count, share)
+    return Expected(share, size / share if share else None, drawn, min(count, drawn * share))
