@@ -16,14 +16,29 @@ import pytest
 from cases import load
 from helpers import Fails, metrics_of, tensors_of
 from modicum import curricula, runs, tasks
-from modicum.curricula import CURRICULA, Order, Seen, StagedOrder, UniformOrder
+from modicum.curricula import CURRICULA, Order, Seen, UniformOrder
+from modicum.curricula.members import (
+    E2H,
+    SCHEDULES,
+    AdaRFT,
+    believed,
+    informative,
+    learnability,
+)
+from modicum.curricula.ranked import Competence, EasyToHard
 from modicum.tasks.base import Task
 from modicum.tasks.file import FileTask
 from modicum.training.checkpoint import reload
 from modicum.training.loop import Observer, train
 from modicum.types import Grade, Problem, RunInterrupted, Split, UserError
 
-MEMBERS = sorted(CURRICULA)
+# A use of each that fits a task of a hundred difficulties.
+USES = {name: name for name in CURRICULA} | {
+    "adarft": "adarft(rescale=True)",
+    "pools": "pools(medium=3, easy=0.5)",
+    "placebo": "placebo(easy_to_hard)",
+}
+MEMBERS = sorted(USES.values())
 
 
 @pytest.fixture
@@ -68,7 +83,9 @@ class Cycle:
 
 def task_of(name: str) -> Task:
     """A task that the member's expression fits."""
-    return Cycle([float(i * 37 % 100) for i in range(100)], ends=False)
+    with_history = ("prioritized", "pools", "e2h", "bandit", "adarft")
+    ends = name.startswith(with_history)
+    return Cycle([float(i * 37 % 100) for i in range(100)], ends)
 
 
 def seen_of(problems: Sequence[Problem], right: int = 1) -> list[Seen]:
@@ -93,6 +110,24 @@ EXAMPLES: dict[str, tuple[list[float | None], list[tuple[int, float, list[float 
             (2, 1.0, [2.0, 6.0]),
         ],
     ),
+    "hard_to_easy(stages=4)": (
+        [4.0, 1.0, 8.0, None, 2.0, 6.0, 3.0, 5.0, 7.0],
+        [
+            (3, 0.0, [8.0, 7.0, 8.0]),
+            (4, 0.25, [6.0, 5.0, 7.0, 8.0]),
+            (9, 0.99, [None, 2.0, 6.0, 3.0, 5.0, 7.0, 4.0, 1.0, 8.0]),
+        ],
+    ),
+    # c = .2, .7211 and 1 of 10 ranks.
+    "competence(c0=0.2, full_at=1)": (
+        [4.0, 1.0, 8.0, 9.0, 2.0, 6.0, 3.0, 5.0, 7.0, 10.0],
+        [(3, 0.0, [1.0, 2.0, 1.0]), (4, 0.5, [2.0, 6.0, 3.0, 5.0]), (2, 1.0, [7.0, 10.0])],
+    ),
+    # Half of all answers are right, so the target stays at 0; each problem comes once an epoch.
+    "adarft": (
+        [40.0, 10.0, 80.0, None, 20.0],
+        [(2, 0.0, [10.0, 20.0]), (2, 0.1, [40.0, 80.0]), (3, 0.2, [None, 10.0, 20.0])],
+    ),
 }
 
 
@@ -110,13 +145,76 @@ def test_the_example_of_a_member(text: str) -> None:
     check_example(text)
 
 
+# Those that draw by chance are held to the chances, and to what moves them.
+CHANCES = {"e2h", "bandit", "prioritized", "pools", "placebo"}
+
+
 def test_every_member_has_an_example() -> None:
-    assert {text.partition("(")[0] for text in EXAMPLES} == set(MEMBERS)
+    assert {text.partition("(")[0] for text in EXAMPLES} | CHANCES == set(CURRICULA)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "u", "wanted"),
+    [
+        ("cosine", 0.0, [0.5, 0.3333, 0.1667]),
+        ("cosine", 0.25, [0.4512, 0.3333, 0.2155]),
+        ("cosine", 0.5, [0.3333, 0.3333, 0.3333]),
+        ("cosine", 0.75, [0.2155, 0.3333, 0.4512]),
+        ("cosine", 1.0, [0.1667, 0.3333, 0.5]),
+        ("gaussian", 0.0, [0.6069, 0.2263, 0.1668]),
+        ("gaussian", 0.25, [0.2199, 0.5602, 0.2199]),
+        ("gaussian", 0.5, [0.1741, 0.4548, 0.3711]),
+        ("gaussian", 0.75, [0.1677, 0.3080, 0.5243]),
+        ("gaussian", 1.0, [0.1668, 0.2263, 0.6069]),
+    ],
+)
+def test_the_chances_of_e2h(schedule: str, u: float, wanted: list[float]) -> None:
+    member = E2H(schedule)  # type: ignore[arg-type]
+    assert SCHEDULES[schedule](member, u, 3) == pytest.approx(wanted, abs=5e-5)
+    order = member.begin(Cycle([1.0, 2.0, 3.0] * 30), 0)
+    drawn = Counter(p.difficulty for _ in range(200) for p in order.next(10, u))
+    assert [drawn[level] / 2000 for level in (1.0, 2.0, 3.0)] == pytest.approx(wanted, abs=0.04)
+
+
+def test_beliefs_and_weights() -> None:
+    once = believed((), 2, 8, 0.9)
+    assert once == pytest.approx((3.0, 7.0)) and learnability(once, 8) == pytest.approx(
+        0.1909, abs=5e-5
+    )
+    twice = believed(once, 6, 8, 0.9)
+    assert twice == pytest.approx((8.8, 8.4))
+    assert learnability(twice, 8) == pytest.approx(0.2361, abs=5e-5)
+    assert learnability((), 8) == pytest.approx(1 / 6)
+    rates = {0.02: 0.1492, 0.05: 0.3366, 0.125: 0.6564, 0.25: 0.8999, 0.5: 0.9922}
+    for rate, wanted in rates.items():
+        assert informative((rate, 1 - rate), 8) == pytest.approx(wanted, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("power", "wanted"),
+    [(1, [0.01, 0.109, 0.2575, 0.505, 1.0]), (2, [0.01, 0.3164, 0.5001, 0.7071, 1.0])],
+)
+def test_the_share_of_competence(power: float, wanted: list[float]) -> None:
+    member = Competence(power=power, c0=0.01, full_at=1)
+    found = [member.share(u) for u in (0, 0.1, 0.25, 0.5, 1)]
+    assert found == pytest.approx(wanted, abs=5e-5)
+
+
+def test_the_stages_of_a_thousand_steps() -> None:
+    stages = [EasyToHard().stage(step / 1000) for step in (0, 249, 250, 499, 500, 999)]
+    assert stages == [0, 0, 1, 1, 2, 3]
+
+
+def test_the_target_of_adarft() -> None:
+    target, found = 0.0, []
+    for mean in (0.9, 0.8, 0.3, 0.5):
+        target = AdaRFT().moved(target, mean)
+        found.append(target)
+    assert found == pytest.approx([33.202, 60.054, 41.057, 41.057], abs=5e-4)
 
 
 def test_a_wrong_rule_fails_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    hardest = property(lambda self: 0, lambda self, stage: None)
-    monkeypatch.setattr(StagedOrder, "stage", hardest, raising=False)
+    monkeypatch.setattr(EasyToHard, "stage", lambda self, progress: 0)
     with pytest.raises(AssertionError):
         check_example("easy_to_hard(stages=4)")
 

@@ -187,10 +187,14 @@ class Held(Settings):
     """Also after every so many steps; 0 only at the ends. On `tune` where they may end the run."""
     eval_split: Literal["test", "tune"] = fixed("test")
     """Which held-out problems; what is chosen between runs is chosen on `tune`."""
+    probe_every: int | None = chosen(free(None))
+    """Steps between answers to the same 64 tune problems; 0 never; auto: 10 under a curriculum."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, eval_problems=0, eval_samples=1, eval_every=0)
+        if self.probe_every is not None:
+            at_least(self, probe_every=0)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ completions/distinct     | Different completions       | 0 to 1         | of a g
 groups/no_signal         | Groups without a signal     | 0 to 1         | groups (%)            | no signal | share of groups whose rewards are all equal; they give no gradient and are not run in training (unless a KL term acts on them)
 curriculum/stage         | Stage of the curriculum     | number         |                       |           | stage of a curriculum that has some, from 0
 curriculum/difficulty    | Difficulty of the problems  | the task's own |                       |           | mean difficulty of the step's problems that have one, under a curriculum
+probe/accuracy           | Accuracy on the probe set   | 0 to 1         | correct answers (%)   | probe     | accuracy on the same 64 tune problems, an answer each, before the step is trained; what to compare between curricula, of which training reward says nothing (docs/curricula.md)
 policy/loss              | Loss                        |                |                       |           | the loss of the last update; near 0 on policy, where it is the gradient that counts
 policy/entropy           | Entropy of the policy       | nats           | nats per token        | entropy   | mean entropy of the sampling distribution at the sampled positions
 policy/kl                | KL from the reference       | nats           | nats per token        | KL        | mean k3 estimate of KL(policy, reference) per token (`objectives.kl3`); 0 without a KL term

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from modicum.tasks.base import Draft, Procedural
+from modicum.tasks.base import Draft, Level, Procedural, only
 from modicum.types import Problem, Split, UserError
 
 APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -60,14 +60,17 @@ class Arithmetic(ChainTask):
     """Sums of `terms` numbers with up to `digits` digits, joined by `operators` (+, -, *)."""
 
     name: ClassVar[str] = "arithmetic"
-    terms: int = 4
-    digits: int = 1
+    graded: ClassVar[tuple[str, ...]] = ("terms", "digits")
+    terms: Level = 4
+    digits: Level = 1
     operators: str = "+-"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.terms <= 50:
+        if len(self.levels()) > 1:
+            return
+        if not 2 <= only(self.terms) <= 50:
             raise UserError(f"arithmetic: terms must be between 2 and 50, not {self.terms}")
-        if not 1 <= self.digits <= 9:
+        if not 1 <= only(self.digits) <= 9:
             raise UserError(f"arithmetic: digits must be between 1 and 9, not {self.digits}")
         if not self.operators or set(self.operators) - set(APPLY):
             raise UserError(f"arithmetic: operators are made of + - *, not {self.operators!r}")
@@ -82,12 +85,13 @@ class Arithmetic(ChainTask):
         return f"{self.name}({', '.join(shown)})" if shown else self.name
 
     def make(self, rng: random.Random, split: Split) -> Draft:
-        terms = [rng.randint(1, 10**self.digits - 1) for _ in range(self.terms)]
-        signs = [rng.choice(self.operators) for _ in range(self.terms - 1)]
+        count, digits = only(self.terms), only(self.digits)
+        terms = [rng.randint(1, 10**digits - 1) for _ in range(count)]
+        signs = [rng.choice(self.operators) for _ in range(count - 1)]
         text = _written(terms, signs)
         # A sum in another order is the same problem: it must not reach another split.
         summands = sorted(("+" + text.replace("-", " -").replace("+", " +")).split())
-        difficulty = float(self.terms * self.digits)
+        difficulty = float(count * digits)
         data = {"terms": tuple(terms), "signs": tuple(signs)}
         answer = str(evaluate(terms, signs))
         return Draft(" ".join(summands), f"What is {text}?", answer, difficulty, data)
@@ -99,16 +103,17 @@ class Products(ChainTask):
 
     name: ClassVar[str] = "products"
     sign: ClassVar[str] = "*"
-    digits: int = 2
+    graded: ClassVar[tuple[str, ...]] = ("digits",)
+    digits: Level = 2
 
     def __post_init__(self) -> None:
-        if not 1 <= self.digits <= 100:
+        if len(self.levels()) == 1 and not 1 <= only(self.digits) <= 100:
             raise UserError(f"{self.name}: digits must be between 1 and 100, not {self.digits}")
 
     @property
     def limit(self) -> int:
         """Above all operands."""
-        return 10**self.digits
+        return 10 ** only(self.digits)
 
     def make(self, rng: random.Random, split: Split) -> Draft:
         pair = [rng.randrange(self.limit) for _ in range(2)]
@@ -124,13 +129,15 @@ class Addition(Products):
 
     name: ClassVar[str] = "addition"
     sign: ClassVar[str] = "+"
-    digits: int = 5
+    digits: Level = 5
     below: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.below is not None and not 5 <= self.below <= 10**100:
             raise UserError(f"addition: below must be between 5 and 10^100, not {self.below}")
+        if self.below is not None and len(self.levels()) > 1:
+            raise UserError("addition: below and levels of digits exclude each other")
 
     @property
     def limit(self) -> int:

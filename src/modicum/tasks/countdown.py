@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from modicum import answers
-from modicum.tasks.base import Draft, Procedural
+from modicum.tasks.base import Draft, Level, Procedural, only
 from modicum.types import Grade, Problem, Split, UserError
 
 MAX_TARGET = 999
@@ -49,11 +49,12 @@ class Countdown(Procedural):
 
     name: ClassVar[str] = "countdown"
     completion_tokens: ClassVar[int] = 1024  # a search, as in TinyZero
-    numbers: int = 4
+    graded: ClassVar[tuple[str, ...]] = ("numbers",)
+    numbers: Level = 4
     max_value: int = 99
 
     def __post_init__(self) -> None:
-        if not 2 <= self.numbers <= 10:
+        if len(self.levels()) == 1 and not 2 <= only(self.numbers) <= 10:
             raise UserError(f"countdown: numbers must be between 2 and 10, not {self.numbers}")
         if not 5 <= self.max_value <= MAX_TARGET:
             raise UserError(
@@ -69,7 +70,7 @@ class Countdown(Procedural):
         return "\n".join(problem.data["steps"])
 
     def make(self, rng: random.Random, split: Split) -> Draft | None:
-        numbers = [rng.randint(1, self.max_value) for _ in range(self.numbers)]
+        numbers = [rng.randint(1, self.max_value) for _ in range(only(self.numbers))]
         parts = [Node(str(n), Fraction(n)) for n in numbers]
         steps: list[str] = []
         while len(parts) > 1:
@@ -88,4 +89,4 @@ class Countdown(Procedural):
         question = f"Make {target} from {listed}, each used once."
         key = f"{sorted(numbers)} {target}"
         data = {"numbers": tuple(numbers), "target": int(target), "steps": tuple(steps)}
-        return Draft(key, question, parts[0].text, float(self.numbers), data)
+        return Draft(key, question, parts[0].text, float(only(self.numbers)), data)

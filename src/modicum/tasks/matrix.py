@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 from modicum import answers
 from modicum.grading.extraction import after_thinking
 from modicum.tasks import matrices
-from modicum.tasks.base import Draft, Procedural, split_of
+from modicum.tasks.base import Draft, Level, Procedural, only, split_of
 from modicum.tasks.matrices import Matrix
 from modicum.types import Grade, Problem, Split, UserError
 
@@ -31,13 +31,14 @@ class MatrixTask(Procedural):
 
     name: ClassVar[str] = "matrix"
     kind: Literal["rref", "inverse"] = "rref"
-    rows: int = 3
+    graded: ClassVar[tuple[str, ...]] = ("rows",)
+    rows: Level = 3
     magnitude: int = 5
 
     def __post_init__(self) -> None:
         if self.kind not in ASKED:
             raise UserError(f"matrix: kind is rref or inverse, not {self.kind!r}")
-        if not 2 <= self.rows <= 8:
+        if len(self.levels()) == 1 and not 2 <= only(self.rows) <= 8:
             raise UserError(f"matrix: rows must be between 2 and 8, not {self.rows}")
         if not 2 <= self.magnitude <= 999:
             raise UserError(f"matrix: magnitude must be between 2 and 999, not {self.magnitude}")
@@ -58,11 +59,12 @@ class MatrixTask(Procedural):
         return answers.judge(text, verdict, _last_matrix)
 
     def make(self, rng: random.Random, split: Split) -> Draft | None:
-        columns = self.rows + (self.kind == "rref")
+        count = only(self.rows)
+        columns = count + (self.kind == "rref")
         numbers = range(-self.magnitude, self.magnitude + 1)
-        entries = [[rng.choice(numbers) for _ in range(columns)] for _ in range(self.rows)]
+        entries = [[rng.choice(numbers) for _ in range(columns)] for _ in range(count)]
         if self.kind == "rref" and rng.random() < DEFICIENT:
-            times = [rng.choice((-1, 0, 1)) for _ in range(self.rows - 1)]
+            times = [rng.choice((-1, 0, 1)) for _ in range(count - 1)]
             columns_above = zip(*entries[:-1], strict=True)
             entries[-1] = [sum(t * e for t, e in zip(times, c, strict=True)) for c in columns_above]
         matrix = matrices.exact(entries)
@@ -73,7 +75,7 @@ class MatrixTask(Procedural):
         if gold is None or not any(map(any, matrix)) or gold in shortcuts(matrix):
             return None
         question = f"What is the {ASKED[self.kind]} of the matrix {shown}?"
-        difficulty = float(self.rows * len(str(self.magnitude)))
+        difficulty = float(count * len(str(self.magnitude)))
         return Draft(shown, question, matrices.write(gold), difficulty, {"matrix": entries})
 
 

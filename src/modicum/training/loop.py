@@ -33,6 +33,7 @@ from modicum.training.step import (
     backward,
     make_batch,
     optimizer_step,
+    probe_set,
     rate_at,
     sample_groups,
     score,
@@ -202,6 +203,7 @@ def run_step(
     session: Session, run: runs.Run, step: int, observer: Observer | None = None
 ) -> dict[str, float]:
     """One rollout and its optimizer steps; returns and logs the metrics."""
+    probed = probe_set(session, step)
     watch, faults = machine.Stopwatch(), list[str]()
     note = (observer or Observer()).note
     decided = switch(session)
@@ -219,7 +221,7 @@ def run_step(
     batch = make_batch(session.objective, groups, rewards_PG)
     if not batch.signal and (text := silence.heard(session, groups, scores)):
         note(text)
-    metrics = rollout_metrics(step, groups, scores, rewards_PG) | extras.metrics()
+    metrics = rollout_metrics(step, groups, scores, rewards_PG) | extras.metrics() | probed
     watch.lap("scoring")
     if batch.rows and rate.settle(session, run, groups, batch, note):
         metrics |= _update(session, batch, note)

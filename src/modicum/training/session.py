@@ -8,7 +8,7 @@ import torch
 
 from modicum import objectives, rewards, tasks, updates
 from modicum.config import TrainConfig
-from modicum.curricula import Order
+from modicum.curricula import Curriculum, Order
 from modicum.engine import Policy, policy_of
 from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
@@ -49,6 +49,12 @@ class Counters(StepCounters):
         """What was spent so far: tokens, flops or seconds."""
         tokens, flops, seconds = self.generated_tokens, self.flops, self.trained_seconds
         return {"tokens": tokens, "flops": flops, "seconds": seconds}[unit]
+
+    def charge(self, tokens: float, flops: float, seconds: float) -> None:
+        """Something was generated and cost so much."""
+        self.generated_tokens += int(tokens)
+        self.flops += flops
+        self.trained_seconds += seconds
 
     def state(self) -> dict[str, Any]:
         """The counters as JSON values."""
@@ -118,9 +124,7 @@ class Session:
         counters, unit = self.counters, self.config.budget.budget_unit
         before = counters.spent(unit)
         counters.rollouts, counters.updates = counters.rollouts + 1, 0
-        counters.generated_tokens += tokens
-        counters.trained_seconds += seconds
-        counters.flops += flops
+        counters.charge(tokens, flops, seconds)
         counters.last_spent = counters.spent(unit) - before
 
     def agreed(self, nats: float) -> None:
@@ -161,7 +165,7 @@ def prepare(
         term.require(first)
     Stop(config.budget).check(str(term) for _, term in reward.terms)
     examples, held = draw(task, config.sampling), _held_out(task, config)
-    order = curriculum.begin(without(task, examples), config.seed)
+    order = _begin(curriculum, without(task, examples), reward, config)
     loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)
     if check is not None:
         check(loaded.identity)
@@ -169,7 +173,7 @@ def prepare(
     sizes = lengths.Sizes(loaded.tokenizer, config.sampling, examples, loaded.model.config)
     short = sizes.settle(task, asked)
     if short is not task:
-        task, order = short, curriculum.begin(without(short, examples), config.seed)
+        task, order = short, _begin(curriculum, without(short, examples), reward, config)
         task.problem("train", config.seed, 0)
     prepared = update.apply(loaded.model, config.seed)
     if objective.needs_reference:
@@ -177,6 +181,8 @@ def prepare(
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
     counters = Counters()
+    if order.measured is not None:  # its tokens are the run's as well
+        counters.charge(**order.measured.spent)
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
     return Session(
@@ -196,6 +202,20 @@ def prepare(
         counters,
         loaded.identity,
     )
+
+
+def _begin(
+    curriculum: Curriculum, task: tasks.Task, reward: rewards.Reward, config: TrainConfig
+) -> Order:
+    """The order of a run; UserError where it cannot learn or has too few problems."""
+    order = curriculum.begin(task, config.seed)
+    if order.learns and "accuracy" not in [str(term) for _, term in reward.terms]:
+        raise UserError(
+            f"{config.curriculum} goes by what is right, so the reward needs the term accuracy, and"
+            f" {reward} has none"
+        )
+    order.look(config.batch.prompts_per_step, config.steps)
+    return order
 
 
 def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
@@ -221,7 +241,14 @@ def notes(session: Session) -> list[str]:
         *session.prepared.notes,
         *session.policy.scorer.notes,
         *prompts.notes(session.policy.tokenizer, session.config.sampling),
+        *session.order.look(session.config.batch.prompts_per_step, session.config.steps),
     ]
+    if (measured := session.order.measured) is not None:
+        other = measured.base != dict(session.identity.hashes)
+        found.append(
+            f"the difficulties of {measured.path} took {measured.spent['tokens']:,.0f} tokens, which"
+            f" count as generated{', of another base' * other}"
+        )
     if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
         name = inner(session.policy.model).config.model_type
         found.append(

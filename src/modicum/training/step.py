@@ -26,6 +26,7 @@ from modicum.curricula import Seen
 from modicum.engine.backward import Heard, forward_backward
 from modicum.engine.slopes import as_array
 from modicum.engine.version import require_origin, require_stops
+from modicum.evaluate import grade, held_out
 from modicum.objectives import Counts, Objective, has_signal
 from modicum.rewards import Reward
 from modicum.tasks import Task
@@ -33,6 +34,7 @@ from modicum.tasks.prompts import encode, stops
 from modicum.training.session import Session
 from modicum.types import Batch, Group, Row, RunStopped, UserError
 
+PROBE_EVERY, PROBED = 10, 64  # steps under a curriculum, problems
 T = TypeVar("T")
 References = dict[tuple[int, int], Tensor]
 """Log-probs of the reference by (group or -1, micro-batch)."""
@@ -121,6 +123,24 @@ def seen(groups: Sequence[Group], scores: Scores, rewards_PG: Tensor) -> list[Se
         right = sum(verdict == 1 for verdict in verdicts)
         found.append(Seen(group.problem, tuple(rewards), right, len(verdicts)))
     return found
+
+
+def probe_set(session: Session, step: int) -> dict[str, float]:
+    """Accuracy on the first 64 tune problems, an answer each, where a step is to look at it.
+
+    The same problems with the same noise in every step, whatever the curriculum draws.
+    """
+    config, task = session.config, session.task
+    every = config.evaluation.probe_every
+    every = PROBE_EVERY * (config.curriculum != "uniform") if every is None else every
+    if not every or step % every or task.size("tune") == 0:
+        return {}
+    problems = held_out(task, "tune", PROBED)
+    written = session.policy.tokenizer, config.sampling, session.examples
+    prompts = [encode(problem, *written) for problem in problems]
+    keys = [("probe", config.seed, index) for index in range(len(problems))]
+    found = grade(task, problems, session.policy.sample(prompts, keys, 1, config.sampling))
+    return {"probe/accuracy": sum(g.strict for ((_, g),) in found) / len(found)}
 
 
 def make_batch(objective: Objective, groups: Sequence[Group], rewards_PG: Tensor) -> Batch:

@@ -1,0 +1,194 @@
+"""The order over arms: the next problem of one of several levels, or single problems.
+
+Levels are those of a procedural task (`arithmetic(terms=(2, 3, 4))`), or the difficulties of a fixed
+set where these are ten at most, or else five parts of equal size by rank; problems without a
+difficulty are the last. Members are in `members`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from random import Random
+from typing import Any, ClassVar
+
+import numpy as np
+
+from modicum.curricula.base import (
+    Curriculum,
+    Measure,
+    Order,
+    Seen,
+    pool,
+    rated,
+    tie,
+    turns_of,
+    whole,
+)
+from modicum.tasks.base import Task, stream
+from modicum.types import Problem, UserError
+
+DISTINCT, PARTS = 10, 5
+VISITS = 3  # of each problem, below which a history says little
+Memory = tuple[float, ...]
+"""What is kept of an arm; nothing while it was not seen."""
+Arms = tuple[Sequence[Callable[[int], Problem]], Sequence[float], list[str]]
+"""Of every arm its problem at a place, and its difficulty; what to tell the user."""
+
+
+class ByArm(Curriculum):
+    """Base of the curricula that choose among arms: levels, or with `visits` single problems."""
+
+    learns: ClassVar[bool] = True
+    least: ClassVar[int] = 2
+    visits: ClassVar[bool] = False
+
+    def choose(self, order: ArmOrder, rng: Random, count: int, progress: float) -> Sequence[int]:
+        """The arm of each of `count` problems."""
+        raise NotImplementedError
+
+    def hear(self, order: ArmOrder, told: Mapping[int, tuple[int, int]]) -> None:
+        """Learn of every arm that was drawn how many of how many answers were right."""
+        for arm, (right, of) in told.items():
+            order.memory[arm] = self.keep(order.memory[arm], right, of)
+            order.weights[arm] = self.weigh(order.memory[arm], of)
+
+    def keep(self, memory: Memory, right: int, of: int) -> Memory:
+        """What is kept of an arm after these answers."""
+        return memory
+
+    def weigh(self, memory: Memory, group: int) -> float:
+        """The weight of an arm of which this is kept."""
+        return 1.0
+
+    def scaled(self, levels: Sequence[float], task: Task) -> Sequence[float]:
+        """The difficulties of the arms as it wants them; UserError where it cannot use them."""
+        return levels
+
+    def order(self, task: Task, seed: int, measure: Measure) -> Order:
+        return ArmOrder(task, seed, self, measure)
+
+
+class ArmOrder(Order):
+    """Problems of arms, each from the place where its last one was."""
+
+    def __init__(self, task: Task, seed: int, member: ByArm, measure: Measure) -> None:
+        super().__init__(task, seed)
+        self.member, self.learns = member, member.learns
+        self.arms, levels, self.told = _arms(member, task, seed, measure)
+        size = len(self.arms)
+        if size < member.least:
+            raise UserError(f"{member} needs at least {member.least} levels; {task} has {size}")
+        levels = member.scaled(levels, task)
+        self.levels = np.array(levels)
+        self.target = min((x for x in levels if x < math.inf), default=0.0)
+        self.places = np.zeros(size, int)
+        self.memory: list[Memory] = [()] * size
+        self.weights = np.full(size, member.weigh((), 0))
+        self.arm_of: dict[str, int] = {}
+        """Of the problems that were drawn since it last heard."""
+
+    @property
+    def follows_length(self) -> bool:  # type: ignore[override]
+        """Those that learn do not ask for the progress."""
+        return not self.learns
+
+    def next(self, count: int, progress: float) -> list[Problem]:
+        rng = stream(self.seed, self.member.name, self.drawn)
+        self.drawn += count
+        found = []
+        for arm in self.member.choose(self, rng, count, progress):
+            found.append(self.arms[arm](int(self.places[arm])))
+            self.places[arm] += 1
+            self.arm_of[found[-1].id] = arm
+        return found
+
+    def look(self, count: int, steps: int) -> list[str]:
+        size, of, member = len(self.arms), self.task.size("train") or 0, self.member
+        if not member.visits:
+            return self.told
+        if count > size:
+            raise UserError(f"{member}: a step of {count} needs more than {size} of {self.task}")
+        found = [*self.told, *[f"{member}: {size} of {of} problems are drawn from"] * (of > size)]
+        if not member.directed and (visits := count * steps / size) < VISITS:
+            found.append(
+                f"{member}: at most {visits:.1f} visits of each of {size} problems, and below"
+                f" {VISITS} it can hardly know which to prefer; bandit, over levels, needs fewer"
+            )
+        return found
+
+    def observe(self, seen: Sequence[Seen]) -> None:
+        super().observe(seen)
+        told: dict[int, tuple[int, int]] = {}
+        for one in seen:
+            right, of = told.get(arm := self.arm_of[one.problem.id], (0, 0))
+            told[arm] = right + one.right, of + one.known
+        self.arm_of = {}
+        self.member.hear(self, {arm: some for arm, some in told.items() if some[1]})
+
+    def state(self) -> dict[str, Any]:
+        arms = [
+            [int(arm), int(self.places[arm]), list(self.memory[arm]), float(self.weights[arm])]
+            for arm in self.places.nonzero()[0]
+        ]
+        return super().state() | {"arms": arms, "target": self.target}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        super().load(state)
+        self.target = _number(state["target"])
+        for arm, place, memory, weight in state["arms"]:
+            self.places[whole(arm, len(self.arms))] = whole(place)
+            self.memory[arm], self.weights[arm] = tuple(map(_number, memory)), _number(weight)
+
+
+def _number(value: Any) -> float:
+    if type(value) is not float or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no number that it keeps")
+    return value
+
+
+def _arms(member: ByArm, task: Task, seed: int, measure: Measure) -> Arms:
+    """The arms that a member chooses among, the easiest first; UserError where there are none."""
+    turns, ends = turns_of(task), task.size("train") is not None
+    if not ends and (member.visits or turns == 1):
+        raise UserError(
+            f"{member.name}: the problems of {task} do not come again; bandit and e2h go by levels,"
+            " such as those of arithmetic(terms=(2, 3, 4, 5))"
+        )
+    problems, told = pool(task, seed), list[str]()
+    found = {p.id: d for p in problems if (d := measure(p)) is not None}
+    if member.directed or not member.visits:
+        found, told = rated(member.name, task, problems, measure)
+    ranked = sorted(problems, key=lambda p: (found.get(p.id, math.inf), tie(seed, p)))
+    values, parts = sorted(set(found.values())), [[p] for p in ranked]
+    if not ends:
+        first = sorted(range(turns), key=lambda turn: found.get(problems[turn].id, math.inf))
+        levels = [found.get(problems[turn].id, math.inf) for turn in first]
+        return [partial(_of_level, task, seed, turns, turn) for turn in first], levels, told
+    if not member.visits:
+        some = [p for p in ranked if p.id in found]
+        cuts = [n * len(some) // PARTS for n in range(PARTS + 1)]
+        parts = [some[i:j] for i, j in itertools.pairwise(cuts)]
+        if len(values) <= DISTINCT:
+            parts = [[p for p in some if found[p.id] == value] for value in values]
+        parts = [part for part in (*parts, ranked[len(some) :]) if part]
+    made = [partial(_of_part, part, (seed, member.name, n)) for n, part in enumerate(parts)]
+    return made, [found.get(part[0].id, math.inf) for part in parts], told
+
+
+def _of_level(task: Task, seed: int, turns: int, turn: int, place: int) -> Problem:
+    return task.problem("train", seed, place * turns + turn)
+
+
+def _of_part(part: Sequence[Problem], key: tuple[Any, ...], place: int) -> Problem:
+    epoch, place = divmod(place, len(part))
+    return part[_permutation(key, epoch, len(part))[place]] if place or part[1:] else part[0]
+
+
+@lru_cache(maxsize=32)
+def _permutation(key: tuple[Any, ...], epoch: int, count: int) -> list[int]:
+    order = list(range(count))
+    stream(*key, epoch).shuffle(order)
+    return order
