@@ -23,6 +23,7 @@ COMMANDS = {
     "study": "compare updates over seeds at one budget, with a verdict",
     "plan": "memory, FLOPs and time of a run, before it",
     "probe": "learning rates of updates, and how far a first step of each helps",
+    "difficulty": "how hard problems are for a model, for curricula",
     "scan": "train every layer, block or part alone and rank them",
     "evaluate": "accuracy and pass@k of a model or a run on held-out problems",
     "compare": "two evaluations of the same problems, problem by problem",

@@ -19,6 +19,7 @@ from modicum.settings import toml_value as toml_value
 from modicum.spec import at_least, keywords, short, within
 from modicum.types import UserError
 
+PROBE_EVERY = 10  # steps, under a curriculum
 KINDS = ("task", "reward", "update", "objective", "curriculum")
 """The settings that are expressions."""
 
@@ -188,7 +189,8 @@ class Held(Settings):
     eval_split: Literal["test", "tune"] = fixed("test")
     """Which held-out problems; what is chosen between runs is chosen on `tune`."""
     probe_every: int | None = chosen(free(None))
-    """Steps between answers to the same 64 tune problems; 0 never; auto: 10 under a curriculum."""
+    """Steps between answers to the same 64 tune problems; 0 never; auto: 10 under a curriculum
+    other than uniform, and in all arms of a study that has one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

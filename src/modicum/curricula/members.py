@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -124,18 +124,14 @@ class ByVisit(ByArm):
 
     least: ClassVar[int] = 1
     visits: ClassVar[bool] = True
-    if TYPE_CHECKING:
-
-        @property
-        def explore(self) -> float: ...
 
     def choose(self, order: ArmOrder, rng: Random, count: int, progress: float) -> Sequence[int]:
         """The largest of log weight plus Gumbel noise."""
-        size, total = len(order.weights), order.weights.sum()
+        size, total, explore = len(order.weights), order.weights.sum(), getattr(self, "explore", 0)
         chances = order.weights / total if total else np.full(size, 1 / size)
         noise = np.random.default_rng(rng.getrandbits(63)).gumbel(size=size)
         with np.errstate(divide="ignore"):
-            keys = np.log((1 - self.explore) * chances + self.explore / size) + noise
+            keys = np.log((1 - explore) * chances + explore / size) + noise
         keys[list(order.arm_of.values())] = -math.inf  # drawn in this step already
         top = np.argpartition(-keys, min(count, size - 1))[:count]
         return top[np.argsort(-keys[top])].tolist()
@@ -174,7 +170,6 @@ class Pools(ByVisit):
     """
 
     name: ClassVar[str] = "pools"
-    explore: ClassVar[float] = 0.0
     hard: float = 1.0
     medium: float = 1.0
     easy: float = 1.0

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from modicum import machine
+from modicum.config import PROBE_EVERY
 from modicum.curricula import Seen
 from modicum.engine.backward import Heard, forward_backward
 from modicum.engine.slopes import as_array
@@ -34,7 +35,7 @@ from modicum.tasks.prompts import encode, stops
 from modicum.training.session import Session
 from modicum.types import Batch, Group, Row, RunStopped, UserError
 
-PROBE_EVERY, PROBED = 10, 64  # steps under a curriculum, problems
+PROBED = 64  # problems
 T = TypeVar("T")
 References = dict[tuple[int, int], Tensor]
 """Log-probs of the reference by (group or -1, micro-batch)."""

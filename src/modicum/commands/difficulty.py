@@ -1,0 +1,138 @@
+"""`modicum difficulty`."""
+
+import hashlib
+import json
+import re
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modicum.commands.train import add_sources, settings
+from modicum.config import TrainConfig, from_mapping
+from modicum.options import Parser, add_options, given, show
+from modicum.runs import Run, make_folder, read_object
+from modicum.spec import at_least
+from modicum.types import Batch, Group, UserError
+
+SUMMARY = """Measure how hard problems are for a model: the share of its answers that is right.
+
+Takes the options of `modicum train`, and writes a file that a curriculum goes by. Its tokens are in
+it, and count in every run that uses it. Interrupted, the same command goes on; done, it measures
+nothing again (docs/curricula.md)."""
+EXAMPLES = """
+modicum difficulty --task 'arithmetic(terms=(2, 3, 4, 5))'
+modicum difficulty --task "gsm8k(path='tests/data/gsm8k')" --problems 8 --samples 4 --json
+modicum difficulty --recipe gsm8k --file gsm8k.json    # needs: the hub, a GPU
+modicum train --curriculum "easy_to_hard(difficulty='gsm8k.json')" --recipe gsm8k    # needs: the same
+"""
+OF_A_LEVEL, CHUNK = 64, 32  # problems
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    problems: int = 0
+    """Train problems, of each level if there are several; 0: all up to 10,000, or 64 of a level."""
+    samples: int = 16
+    """Completions of each, drawn as in training."""
+    file: str = ""
+    """Where to write; empty makes a name under difficulty/ from model, task and sampling."""
+
+    def __post_init__(self) -> None:
+        at_least(self, problems=0, samples=1)
+
+
+def run(args: list[str]) -> int:
+    """Measure, and print the shares of right answers."""
+    parser = Parser("difficulty", SUMMARY, EXAMPLES)
+    add_sources(parser)
+    add_options(parser, Options, "difficulty")
+    add_options(parser, TrainConfig)
+    found = parser.read(args)
+    options = from_mapping(Options, given(Options, found), "options")
+    path, made = measure(settings(found, {}), options)
+    show(found.json, {"file": str(path), **made}, text_of(path, made))
+    return 0
+
+
+def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]]:
+    """The file and what is in it, with what was measured before."""
+    from modicum import tasks
+    from modicum.curricula.base import RANKED, turns_of
+    from modicum.display import Display
+    from modicum.tasks.examples import without
+    from modicum.tasks.prompts import encode
+    from modicum.training.session import prepare
+
+    held = replace(config.evaluation, eval_problems=0)
+    # Of a run only what draws is needed.
+    config = replace(config, update="last(1)", curriculum="uniform", reward="accuracy")
+    session = prepare(replace(config, objective="grpo", evaluation=held))
+    task, sampling = without(session.task, session.examples), session.config.sampling
+    size, turns = task.size("train"), turns_of(task)
+    if size is None and turns == 1:
+        raise UserError(
+            f"the problems of {task} do not come again; name levels, such as those of"
+            " arithmetic(terms=(2, 3, 4, 5))"
+        )
+    count = options.problems or (OF_A_LEVEL if size is None else RANKED)
+    total = count * turns if size is None else min(count, size)
+    key: dict[str, Any] = {"base": dict(session.identity.hashes), "task": str(session.task)}
+    key |= {"problems": tasks.fingerprint(session.task), "sampling": asdict(sampling)}
+    key = json.loads(json.dumps(key | {"samples": options.samples, "seed": config.seed}))
+    path = Path(options.file or _name(config.model, key)).expanduser()
+    fresh = {"model": config.model, **key, "done": 0, "rates": {}}
+    made = read_object(path) if path.is_file() else fresh
+    if other := [name for name, value in key.items() if made.get(name) != value]:
+        raise UserError(f"{path} was measured with another {other[0]}; --file takes another name")
+    spent = made.setdefault("spent", {"tokens": 0, "flops": 0.0, "seconds": 0.0})
+    make_folder(path.parent)
+    with Display() as display:
+        while made["done"] < total:
+            began, done = time.perf_counter(), made["done"]
+            places = range(done, min(done + CHUNK, total))
+            problems = [task.problem("train", config.seed, place) for place in places]
+            prompts = [
+                encode(p, session.policy.tokenizer, sampling, session.examples) for p in problems
+            ]
+            keys = [("difficulty", config.seed, problem.id) for problem in problems]
+            drawn = session.policy.sample(prompts, keys, options.samples, sampling)
+            groups = [Group(*parts) for parts in zip(problems, prompts, drawn, strict=True)]
+            for problem, completions in zip(problems, drawn, strict=True):
+                unit = problem.id.rsplit("/", 3)[0] if size is None else problem.id
+                right, of = made["rates"].get(unit, (0, 0))
+                right += sum(task.grade(problem, c.text).strict for c in completions)
+                made["rates"][unit] = [right, of + len(completions)]
+                spent["tokens"] += sum(len(c.tokens) for c in completions)
+            nothing = Batch((), 0, 0, frozenset())
+            spent["flops"] += session.flops.step(groups, nothing, 0).sampling
+            spent["seconds"] += time.perf_counter() - began
+            made["done"] = places.stop
+            Run(path.parent).write(path.name, made)
+            display.evaluating("difficulty", made["done"], total)
+    return path, made
+
+
+def _name(model: str, key: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    words = re.sub(r"[^a-z0-9]+", "-", f"{Path(model).name} {key['task']}".lower())
+    return f"difficulty/{words[:60].strip('-')}-{digest}.json"
+
+
+def text_of(path: Path, made: dict[str, Any]) -> str:
+    """What was measured, as lines to read."""
+    rates = {unit: right / of for unit, (right, of) in made["rates"].items()}
+    ranked = sorted(rates.items(), key=lambda item: -item[1])
+    shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
+    nothing, all_right = (sum(r == end for r in rates.values()) for end in (0, 1))
+    return "\n".join(
+        [
+            f"{made['task']}: {made['done']} problems x {made['samples']} completions of"
+            f" {made['model']}, {made['spent']['tokens']:,} tokens; {len(rates)} rates, mean"
+            f" {sum(rates.values()) / len(rates):.1%}, {nothing} at 0 and {all_right} at 100%",
+            *(f"  {rate:6.1%}  {unit}" for unit, rate in shown),
+            f"use it: --curriculum \"easy_to_hard(difficulty='{path}')\"",
+        ]
+    )
