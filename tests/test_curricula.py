@@ -16,16 +16,14 @@ import pytest
 from cases import load
 from helpers import Fails, metrics_of, tensors_of
 from modicum import curricula, runs, tasks
-from modicum.curricula import CURRICULA, Order, Seen, UniformOrder
+from modicum.curricula import CURRICULA, Competence, EasyToHard, Order, Seen, UniformOrder
 from modicum.curricula.members import (
     E2H,
-    SCHEDULES,
     AdaRFT,
     believed,
     informative,
     learnability,
 )
-from modicum.curricula.ranked import Competence, EasyToHard
 from modicum.tasks.base import Task
 from modicum.tasks.file import FileTask
 from modicum.training.checkpoint import reload
@@ -170,7 +168,7 @@ def test_every_member_has_an_example() -> None:
 )
 def test_the_chances_of_e2h(schedule: str, u: float, wanted: list[float]) -> None:
     member = E2H(schedule)  # type: ignore[arg-type]
-    assert SCHEDULES[schedule](member, u, 3) == pytest.approx(wanted, abs=5e-5)
+    assert member.chances(u, 3) == pytest.approx(wanted, abs=5e-5)
     order = member.begin(Cycle([1.0, 2.0, 3.0] * 30), 0)
     drawn = Counter(p.difficulty for _ in range(200) for p in order.next(10, u))
     assert [drawn[level] / 2000 for level in (1.0, 2.0, 3.0)] == pytest.approx(wanted, abs=0.04)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from modicum.config import TrainConfig, from_mapping
 from modicum.options import Parser, add_options, given, show
 from modicum.runs import Run, make_folder, read_object
 from modicum.spec import at_least
-from modicum.types import Batch, Group, UserError
+from modicum.types import UserError
 
 SUMMARY = """Measure how hard problems are for a model: the share of its answers that is right.
 
@@ -83,32 +82,26 @@ def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]
     key |= {"problems": tasks.fingerprint(session.task), "sampling": asdict(sampling)}
     key = json.loads(json.dumps(key | {"samples": options.samples, "seed": config.seed}))
     path = Path(options.file or _name(config.model, key)).expanduser()
-    fresh = {"model": config.model, **key, "done": 0, "rates": {}}
+    fresh = {"model": config.model, **key, "done": 0, "tokens": 0, "rates": {}}
     made = read_object(path) if path.is_file() else fresh
     if other := [name for name, value in key.items() if made.get(name) != value]:
         raise UserError(f"{path} was measured with another {other[0]}; --file takes another name")
-    spent = made.setdefault("spent", {"tokens": 0, "flops": 0.0, "seconds": 0.0})
     make_folder(path.parent)
     with Display() as display:
         while made["done"] < total:
-            began, done = time.perf_counter(), made["done"]
-            places = range(done, min(done + CHUNK, total))
+            places = range(made["done"], min(made["done"] + CHUNK, total))
             problems = [task.problem("train", config.seed, place) for place in places]
             prompts = [
                 encode(p, session.policy.tokenizer, sampling, session.examples) for p in problems
             ]
             keys = [("difficulty", config.seed, problem.id) for problem in problems]
             drawn = session.policy.sample(prompts, keys, options.samples, sampling)
-            groups = [Group(*parts) for parts in zip(problems, prompts, drawn, strict=True)]
             for problem, completions in zip(problems, drawn, strict=True):
                 unit = problem.id.rsplit("/", 3)[0] if size is None else problem.id
                 right, of = made["rates"].get(unit, (0, 0))
                 right += sum(task.grade(problem, c.text).strict for c in completions)
                 made["rates"][unit] = [right, of + len(completions)]
-                spent["tokens"] += sum(len(c.tokens) for c in completions)
-            nothing = Batch((), 0, 0, frozenset())
-            spent["flops"] += session.flops.step(groups, nothing, 0).sampling
-            spent["seconds"] += time.perf_counter() - began
+                made["tokens"] += sum(len(c.tokens) for c in completions)
             made["done"] = places.stop
             Run(path.parent).write(path.name, made)
             display.evaluating("difficulty", made["done"], total)
@@ -130,7 +123,7 @@ def text_of(path: Path, made: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{made['task']}: {made['done']} problems x {made['samples']} completions of"
-            f" {made['model']}, {made['spent']['tokens']:,} tokens; {len(rates)} rates, mean"
+            f" {made['model']}, {made['tokens']:,} tokens; {len(rates)} rates, mean"
             f" {sum(rates.values()) / len(rates):.1%}, {nothing} at 0 and {all_right} at 100%",
             *(f"  {rate:6.1%}  {unit}" for unit, rate in shown),
             f"use it: --curriculum \"easy_to_hard(difficulty='{path}')\"",

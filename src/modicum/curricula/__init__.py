@@ -5,9 +5,9 @@ The loop asks it for the problems of a step, shows it what came of all that were
 (before any group is left out), and keeps its state in checkpoints, so that a resumed run
 goes on as the uncut one would.
 
-To add one: a `Curriculum` (by rank: a `window`; over levels: `choose`; by visits: `weigh`), its row
-in CURRICULA, a section in docs/curricula.md, and in tests/test_curricula.py an example worked out
-by hand, which the contract suite compares.
+To add one: by rank a `window`, over arms `choose` and what it keeps; its row in CURRICULA, a section
+in docs/curricula.md, and in tests/test_curricula.py an example worked out by hand, which the
+contract suite compares. u is how much of a run is behind it, from 0 to 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from modicum.curricula.base import Curriculum, Measure, Order, Seen
 from modicum.curricula.members import E2H, AdaRFT, Bandit, Pools, Prioritized
-from modicum.curricula.ranked import Competence, EasyToHard, HardToEasy
+from modicum.curricula.orders import ByRank
 from modicum.spec import build
 from modicum.tasks.base import Task
 from modicum.types import UserError
@@ -28,7 +28,7 @@ __all__ = ["CURRICULA", "Curriculum", "Order", "Seen", "Uniform", "parse"]
 class UniformOrder(Order):
     """Problems 0, 1, 2, ... of the train split."""
 
-    follows_length: ClassVar[bool] = False
+    follows_length = False
 
     def metrics(self) -> dict[str, float]:
         return {}
@@ -45,12 +45,71 @@ class Uniform(Curriculum):
 
 
 @dataclass(frozen=True)
+class EasyToHard(ByRank):
+    """The easiest part of the problems first, a harder part with every stage.
+
+    If `cumulative` easier problems stay. Source: curriculum learning (Bengio et al. 2009).
+    """
+
+    name: ClassVar[str] = "easy_to_hard"
+    limits: ClassVar = {"stages": (2, 100)}
+    stages: int = 4
+    cumulative: bool = True
+    difficulty: str | None = None
+
+    def stage(self, progress: float) -> int:
+        """The number of the stage, from 0."""
+        return min(int(progress * self.stages), self.stages - 1)
+
+    def metrics(self, progress: float) -> dict[str, float]:
+        return {"curriculum/stage": float(self.stage(progress))}
+
+    def window(self, progress: float, size: int) -> tuple[int, int]:
+        stage = self.stage(progress)
+        # In whole numbers: 15 / 22 * 22 is a little below 15.
+        start, end = (-(-part * size // self.stages) for part in (stage, stage + 1))
+        return 0 if self.cumulative else start, end
+
+
+@dataclass(frozen=True)
+class HardToEasy(EasyToHard):
+    """The hardest part of the problems first: `easy_to_hard` with the ranks turned round."""
+
+    name: ClassVar[str] = "hard_to_easy"
+    hard_first: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Competence(ByRank):
+    """The problems up to a rank that grows with every step, all of them alike.
+
+    What is open at first must hold four batches. Source: Platanios et al. 2019, arXiv 1903.09848,
+    with c0 = 0.01 and T by the length of a baseline.
+    """
+
+    name: ClassVar[str] = "competence"
+    guarded: ClassVar[bool] = True
+    limits: ClassVar = {"power": (0.1, 10), "c0": (1e-4, 1), "full_at": (1e-4, 1)}
+    power: float = 2.0
+    c0: float = 0.1
+    full_at: float = 0.5
+    difficulty: str | None = None
+
+    def share(self, progress: float) -> float:
+        """c(u), the share of the ranks that are open."""
+        start = self.c0**self.power
+        return min(1.0, (progress / self.full_at * (1 - start) + start) ** (1 / self.power))
+
+    def window(self, progress: float, size: int) -> tuple[int, int]:
+        return 0, max(1, int(self.share(progress) * size + 1e-9))
+
+
+@dataclass(frozen=True)
 class Placebo(Curriculum):
     """A curriculum whose difficulties have changed places: `placebo(easy_to_hard(stages=2))`.
 
-    All is as in the other, but for what it goes by: levels, or the problems of a fixed set, have
-    the difficulty of another one, by a key of the seed. What it wins over `uniform` is no merit of
-    the difficulty.
+    Levels, or the problems of a fixed set, have the difficulty of another one, by a key of the seed.
+    What it wins over `uniform` is no merit of the difficulty.
     """
 
     name: ClassVar[str] = "placebo"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from modicum.runs import read_object
-from modicum.spec import Spec
+from modicum.runs import file_hash, read_object
+from modicum.spec import Spec, at_least
 from modicum.tasks.base import Task, stream
 from modicum.types import Problem, UserError
 
 RANKED = 10_000  # problems of a split that has an end
 SAMPLED = 2_000  # problems of one that has none
-SHOWN, LETTERS = 3, 48  # problems at either end, and how much of each
 Measure = Callable[[Problem], float | None]
 """The difficulty of a problem; None where it is not known."""
 
@@ -37,7 +35,7 @@ class Seen:
 class Order:
     """The problems of one run: those of the task's own order that belong to what is asked for."""
 
-    follows_length: ClassVar[bool] = True
+    follows_length: bool = True
     """Whether `progress` matters, so that a longer run draws other problems from its first step."""
     learns: bool = False
     """Whether it goes by verdicts of the reward's term `accuracy`."""
@@ -102,6 +100,10 @@ class Curriculum(Spec):
 
     directed: ClassVar[bool] = False
     """Whether it matters to it which of two problems is the harder one."""
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+    def __post_init__(self) -> None:
+        at_least(self, **self.limits)
 
     def begin(self, task: Task, seed: int, permuted: bool = False) -> Order:
         """The order of a run on `task`; UserError where the task does not fit.
@@ -122,26 +124,23 @@ class Curriculum(Spec):
 
 @dataclass(frozen=True)
 class PassRates:
-    """The share of a base's answers that is wrong, by problem or by level of an endless task."""
+    """What `modicum difficulty` measured: `wrong`, the share of a base's answers that is wrong, by
+    problem or by level of an endless task, and the tokens that it took."""
 
     path: Path
     sha256: str
     base: Mapping[str, str]
-    """Hashes of the base."""
-    spent: Mapping[str, float]
-    """tokens, flops and seconds."""
+    tokens: int
     wrong: Mapping[str, float]
 
     @classmethod
     def read(cls, path: Path) -> PassRates:
-        """What `modicum difficulty` wrote to a file; UserError for another file."""
-        found = read_object(path.expanduser())
+        """What is in a file; UserError where that is something else."""
+        found = read_object(path := path.expanduser())
         try:
             wrong = {name: 1 - right / of for name, (right, of) in found["rates"].items()}
-            spent = {unit: float(found["spent"][unit]) for unit in ("tokens", "flops", "seconds")}
-            sha256 = hashlib.sha256(repr(sorted(wrong.items())).encode()).hexdigest()
-            return cls(path, sha256, dict(found["base"]), spent, wrong)
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+            return cls(path, file_hash(path), dict(found["base"]), int(found["tokens"]), wrong)
+        except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError):
             raise UserError(f"{path} is no file that `modicum difficulty` has written") from None
 
     def __call__(self, problem: Problem) -> float | None:
@@ -151,20 +150,19 @@ class PassRates:
 
 def permute(task: Task, seed: int, measure: Measure) -> Measure:
     """`measure` with difficulties that have changed places by a key: of levels, or of problems."""
-    found = {p.id: d for p in pool(task, seed) if (d := measure(p)) is not None}
-    by_level = turns_of(task) > 1
-    values = sorted(set(found.values())) if by_level else list(found.values())
-    places: list[Any] = list(values) if by_level else list(found)
+    turns = turns_of(task)
+    found = {p.id: d for p in pool(task, seed, turns) if (d := measure(p)) is not None}
+    values = list(found.values())
+    places: list[Any] = list(values) if turns > 1 else list(found)
     stream(seed, "placebo").shuffle(values)
     moved = dict(zip(places, values, strict=True))
 
     def permuted(problem: Problem) -> float | None:
         known = measure(problem)
-        if known is None:
-            return None
-        place = known if by_level else problem.id
-        # What is not ranked has the difficulty of any that is.
-        return moved[place] if place in moved else stream(seed, problem.id).choice(values)
+        place = known if turns > 1 else problem.id
+        if known is None or place in moved:
+            return None if known is None else moved[place]
+        return stream(seed, problem.id).choice(values)  # it is not ranked
 
     return permuted
 
@@ -175,16 +173,12 @@ def turns_of(task: Task) -> int:
     return len(levels()) if callable(levels) else 1
 
 
-def pool(task: Task, seed: int) -> list[Problem]:
-    """The problems that are ranked: all of a split, or the first of a long or endless one."""
+def pool(task: Task, seed: int, turns: int = 1) -> list[Problem]:
+    """The problems that are ranked: all of a split, or the first of a long or endless one; one of
+    each of several levels."""
     size = task.size("train")
-    count = SAMPLED if size is None else min(size, RANKED)
+    count = turns if turns > 1 else SAMPLED if size is None else min(size, RANKED)
     return [task.problem("train", seed, index) for index in range(count)]
-
-
-def tie(seed: int, problem: Problem) -> float:
-    """What decides between problems of the same difficulty."""
-    return stream(seed, "easy_to_hard", problem.id).random()
 
 
 def rated(
@@ -194,22 +188,22 @@ def rated(
 
     UserError if they are fewer than `least`, or all the same.
     """
-    every = {p.id: p for p in problems}
-    found = {place: d for place, p in every.items() if (d := measure(p)) is not None}
+    every = {p.id: " ".join(p.question.split()) for p in problems}
+    found = {p.id: d for p in problems if (d := measure(p)) is not None}
     if len(found) < least:
         raise UserError(
             f"{name} needs at least {least} problems with a difficulty; of {len(problems)} problems"
             f" of {task} {len(found)} have one"
         )
-    if len(set(found.values())) == 1:
+    ranked = sorted({(d, every[place]) for place, d in found.items()})
+    if ranked[0][0] == ranked[-1][0]:
         raise UserError(
             f"{name}: all problems of {task} have the same difficulty"
-            f" ({found.popitem()[1]:g}), so none is easier than another"
+            f" ({ranked[0][0]:g}), so none is easier than another"
         )
-    ranked = sorted({(d, " ".join(every[place].question.split())) for place, d in found.items()})
     low, high = (
-        "; ".join(f"{t[:LETTERS]}{'...' * (len(t) > LETTERS)} ({d:g})" for d, t in some)
-        for some in (ranked[:SHOWN], ranked[: -SHOWN - 1 : -1])
+        "; ".join(f"{text:.48} ({d:g})" for d, text in some)
+        for some in (ranked[:3], ranked[:-4:-1])
     )
     lacking = len(every) - len(found)
     told = [f"{name}: the easiest of {len(found)} problems: {low}", f"{name}: the hardest: {high}"]

@@ -1,8 +1,4 @@
-"""The curricula over arms: chances of levels, weights of problems (docs/curricula.md).
-
-A pass rate is believed to be as Beta(a, b), of which the past is worth less with every visit:
-a becomes 1 + decay (a - 1) + right, b likewise with the wrong answers.
-"""
+"""The curricula over arms: chances of levels, weights of problems (docs/curricula.md)."""
 
 from __future__ import annotations
 
@@ -14,8 +10,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from modicum.curricula.arms import ArmOrder, ByArm, Memory
-from modicum.spec import at_least, check
+from modicum.curricula.orders import ArmOrder, ByArm, Memory
+from modicum.spec import check
 from modicum.tasks.base import Task
 from modicum.types import UserError
 
@@ -23,53 +19,45 @@ UNSEEN = (1.0, 1.0)
 SCALE, SPREAD = 100.0, 10.0  # of difficulties, and the least that they span, for adarft
 
 
-def cosine(member: E2H, progress: float, size: int) -> list[float]:
-    """Chances of levels, from easy to hard along half a wave."""
-    early, total = 0.5 * (1 + math.cos(math.pi * progress)), size * (size + 1) / 2
-    return [(early * (size - i) + (1 - early) * (i + 1)) / total for i in range(size)]
-
-
-def gaussian(member: E2H, progress: float, size: int) -> list[float]:
-    """A bell that moves from the easiest level to the hardest, over a floor."""
-    centre, floor = progress**member.power * (size - 1), 2 / (size * (size + 1))
-    near = [math.exp(-(((i - centre) / member.width) ** 2) / 2) for i in range(size)]
-    return [floor + (1 - size * floor) * n / sum(near) for n in near]
-
-
-SCHEDULES = {"cosine": cosine, "gaussian": gaussian}
-
-
 @dataclass(frozen=True)
 class E2H(ByArm):
     """Every level with a chance that moves from the easy ones to the hard ones.
 
-        cosine     p_i ~ a (K - i) + (1 - a) (i + 1),     a = (1 + cos(pi u)) / 2
-        gaussian   p_i = f + (1 - K f) q_i,     q_i ~ exp(-(i - u^m (K - 1))^2 / 2 s^2)
-
-    of K levels, with the floor f = 2 / (K (K + 1)): 1/3 of two levels and 1 of one, so that fewer
-    than three are refused. Source: E2H Reasoner, arXiv 2506.06632; m is `power`, s is `width`.
+    No chance is below 2 / (K (K + 1)) of K levels: 1/3 of two levels and 1 of one, so that fewer
+    than three are refused. Source: E2H Reasoner, arXiv 2506.06632.
     """
 
     name: ClassVar[str] = "e2h"
     directed: ClassVar[bool] = True
     learns: ClassVar[bool] = False
     least: ClassVar[int] = 3
+    limits: ClassVar = {"power": (0.01, 100), "width": (0.05, 100)}
     schedule: Literal["cosine", "gaussian"] = "cosine"
     power: float = 0.5
     width: float = 0.5
     difficulty: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check("e2h: schedule", self.schedule, Literal["cosine", "gaussian"])
-        at_least(self, power=(0.01, 100), width=(0.05, 100))
+
+    def chances(self, progress: float, size: int) -> list[float]:
+        """The chance of each of `size` levels."""
+        floor = 2 / (size * (size + 1))
+        if self.schedule == "cosine":
+            early = 0.5 * (1 + math.cos(math.pi * progress))
+            return [floor * (early * (size - i) + (1 - early) * (i + 1)) for i in range(size)]
+        centre = progress**self.power * (size - 1)
+        near = [math.exp(-(((i - centre) / self.width) ** 2) / 2) for i in range(size)]
+        return [floor + (1 - size * floor) * n / sum(near) for n in near]
 
     def choose(self, order: ArmOrder, rng: Random, count: int, progress: float) -> Sequence[int]:
         size = len(order.arms)
-        return rng.choices(range(size), SCHEDULES[self.schedule](self, progress, size), k=count)
+        return rng.choices(range(size), self.chances(progress, size), k=count)
 
 
 def believed(memory: Memory, right: int, of: int, decay: float) -> Memory:
-    """a and b after so many right answers of so many."""
+    """a and b of the Beta of a pass rate after so many right answers of so many; the past fades."""
     a, b = memory or UNSEEN
     return 1 + decay * (a - 1) + right, 1 + decay * (b - 1) + of - right
 
@@ -94,18 +82,16 @@ WEIGHTS = {"learnability": learnability, "informative": informative}
 class Bandit(ByArm):
     """The level whose pass rate seems nearest to one half, by Thompson sampling.
 
-    For each problem a pass rate p of every level is drawn as it is believed to be, and the level
-    with the largest p (1 - p) is taken; a share `explore` is of any level. The project's own form;
-    for bandits over levels see SEC, arXiv 2505.14970.
+    For each problem a pass rate p of every level is drawn as it is believed to be, and the level of
+    the largest p (1 - p) is taken; a share `explore` is of any level. The project's own form; for
+    bandits over levels see arXiv 2505.14970.
     """
 
     name: ClassVar[str] = "bandit"
+    limits: ClassVar = {"decay": (0, 1), "explore": (0, 1)}
     decay: float = 0.9
     explore: float = 0.1
     difficulty: str | None = None
-
-    def __post_init__(self) -> None:
-        at_least(self, decay=(0, 1), explore=(0, 1))
 
     def choose(self, order: ArmOrder, rng: Random, count: int, progress: float) -> Sequence[int]:
         found = []
@@ -141,18 +127,19 @@ class ByVisit(ByArm):
 class Prioritized(ByVisit):
     """Problems whose pass rate seems to be near one half, and a share `explore` of all alike.
 
-    `weight` is learnability, E[p (1 - p)], or informative, 1 - p^G - (1 - p)^G, the chance of a
-    signal. Source: Foster et al. 2025, arXiv 2502.12272, who measure p anew for each draw.
+    `weight` is learnability, E[p (1 - p)] with beliefs as in `bandit`, or informative, 1 - p^G -
+    (1 - p)^G. Source: Foster et al. 2025, arXiv 2502.12272, who measure p anew for each draw.
     """
 
     name: ClassVar[str] = "prioritized"
+    limits: ClassVar = {"decay": (0, 1), "explore": (0, 1)}
     weight: Literal["learnability", "informative"] = "learnability"
     explore: float = 0.1
     decay: float = 0.9
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check("prioritized: weight", self.weight, Literal["learnability", "informative"])
-        at_least(self, decay=(0, 1), explore=(0, 1))
 
     def keep(self, memory: Memory, right: int, of: int) -> Memory:
         return believed(memory, right, of, self.decay)
@@ -170,12 +157,13 @@ class Pools(ByVisit):
     """
 
     name: ClassVar[str] = "pools"
+    limits: ClassVar = dict.fromkeys(("hard", "medium", "easy"), (0, 1000))
     hard: float = 1.0
     medium: float = 1.0
     easy: float = 1.0
 
     def __post_init__(self) -> None:
-        at_least(self, hard=(0, 1000), medium=(0, 1000), easy=(0, 1000))
+        super().__post_init__()
         if self.hard == self.medium == self.easy:
             raise UserError("pools: equal weights are `uniform`; pools(medium=2, easy=0.5), say")
 
@@ -192,24 +180,19 @@ class Pools(ByVisit):
 class AdaRFT(ByArm):
     """The problems nearest to a difficulty that rises while more than `beta` of the answers is right.
 
-        target <- target + eta tanh(alpha (mean - beta)),     from the least, within the difficulties
-
-    on a scale of difficulties from 0 to 100, to which `rescale` stretches others. A problem comes
-    once an epoch. Source: AdaRFT, arXiv 2504.05520, whose sampler gives the same problems again
-    while the target stays.
+    Difficulties are from 0 to 100; `rescale` stretches others to that. A problem comes once an epoch.
+    Source: AdaRFT, arXiv 2504.05520, whose sampler gives the same ones again while the target stays.
     """
 
     name: ClassVar[str] = "adarft"
     directed: ClassVar[bool] = True
     visits: ClassVar[bool] = True
+    limits: ClassVar = {"eta": (1e-3, SCALE), "alpha": (1e-3, 100), "beta": (0.01, 0.99)}
     eta: float = 50.0
     alpha: float = 2.0
     beta: float = 0.5
     rescale: bool = False
     difficulty: str | None = None
-
-    def __post_init__(self) -> None:
-        at_least(self, eta=(1e-3, SCALE), alpha=(1e-3, 100), beta=(0.01, 0.99))
 
     def scaled(self, levels: Sequence[float], task: Task) -> Sequence[float]:
         known = [level for level in levels if level < math.inf]
@@ -235,5 +218,4 @@ class AdaRFT(ByArm):
         if told:
             known = order.levels[order.levels < math.inf]
             mean = sum(right for right, _ in told.values()) / sum(of for _, of in told.values())
-            moved = self.moved(order.target, mean)
-            order.target = float(np.clip(moved, known.min(), known.max()))
+            order.target = float(np.clip(self.moved(order.target, mean), known.min(), known.max()))

@@ -50,12 +50,6 @@ class Counters(StepCounters):
         tokens, flops, seconds = self.generated_tokens, self.flops, self.trained_seconds
         return {"tokens": tokens, "flops": flops, "seconds": seconds}[unit]
 
-    def charge(self, tokens: float, flops: float, seconds: float) -> None:
-        """Something was generated and cost so much."""
-        self.generated_tokens += int(tokens)
-        self.flops += flops
-        self.trained_seconds += seconds
-
     def state(self) -> dict[str, Any]:
         """The counters as JSON values."""
         return asdict(self)
@@ -124,7 +118,9 @@ class Session:
         counters, unit = self.counters, self.config.budget.budget_unit
         before = counters.spent(unit)
         counters.rollouts, counters.updates = counters.rollouts + 1, 0
-        counters.charge(tokens, flops, seconds)
+        counters.generated_tokens += tokens
+        counters.trained_seconds += seconds
+        counters.flops += flops
         counters.last_spent = counters.spent(unit) - before
 
     def agreed(self, nats: float) -> None:
@@ -182,7 +178,7 @@ def prepare(
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
     counters = Counters()
     if order.measured is not None:  # its tokens are the run's as well
-        counters.charge(**order.measured.spent)
+        counters.generated_tokens = order.measured.tokens
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
     return Session(
@@ -246,8 +242,8 @@ def notes(session: Session) -> list[str]:
     if (measured := session.order.measured) is not None:
         other = measured.base != dict(session.identity.hashes)
         found.append(
-            f"the difficulties of {measured.path} took {measured.spent['tokens']:,.0f} tokens, which"
-            f" count as generated{', of another base' * other}"
+            f"the difficulties of {measured.path} took {measured.tokens:,} tokens, which count as"
+            f" generated{'; they are those of another base' * other}"
         )
     if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
         name = inner(session.policy.model).config.model_type

@@ -1,41 +1,103 @@
-"""The order over arms: the next problem of one of several levels, or single problems.
+"""The two orders that go by difficulty, or by what came of problems.
 
-Levels are those of a procedural task (`arithmetic(terms=(2, 3, 4))`), or the difficulties of a fixed
-set where these are ten at most, or else five parts of equal size by rank; problems without a
-difficulty are the last. Members are in `members`.
+By rank: the task's own order without the problems outside of a window. The rank of a problem is the
+share of the train split that is easier; of equal ones a hash of seed and problem decides, so that
+parts have equal sizes. A split of up to `RANKED` problems is ranked whole, another one by its first
+`RANKED`. What has no difficulty comes in the last part.
+
+By arms: the next problem of one of several levels, or single problems. Levels are those of a
+procedural task (`arithmetic(terms=(2, 3, 4))`), or the difficulties of a fixed set where these are
+ten at most, or else five parts of equal size by rank; problems without a difficulty are the last.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from random import Random
 from typing import Any, ClassVar
 
 import numpy as np
 
-from modicum.curricula.base import (
-    Curriculum,
-    Measure,
-    Order,
-    Seen,
-    pool,
-    rated,
-    tie,
-    turns_of,
-    whole,
-)
+from modicum.curricula.base import Curriculum, Measure, Order, Seen, pool, rated, turns_of, whole
 from modicum.tasks.base import Task, stream
 from modicum.types import Problem, UserError
 
+BATCHES = 4  # that what is open at first must hold
 DISTINCT, PARTS = 10, 5
 VISITS = 3  # of each problem, below which a history says little
 Memory = tuple[float, ...]
 """What is kept of an arm; nothing while it was not seen."""
-Arms = tuple[Sequence[Callable[[int], Problem]], Sequence[float], list[str]]
-"""Of every arm its problem at a place, and its difficulty; what to tell the user."""
+
+
+def tie(seed: int, problem: Problem) -> float:
+    """What decides between problems of the same difficulty."""
+    return stream(seed, "easy_to_hard", problem.id).random()
+
+
+class ByRank(Curriculum):
+    """Base of the curricula whose problems are those of some ranks."""
+
+    directed: ClassVar[bool] = True
+    hard_first: ClassVar[bool] = False
+    guarded: ClassVar[bool] = False
+    """Whether few open problems are refused."""
+
+    def window(self, progress: float, size: int) -> tuple[int, int]:
+        """The ranks of `size` that are open, from and below; 0 is the first to come."""
+        raise NotImplementedError
+
+    def metrics(self, progress: float) -> dict[str, float]:
+        """What it logs of itself."""
+        return {}
+
+    def order(self, task: Task, seed: int, measure: Measure) -> Order:
+        return RankedOrder(task, seed, self, measure)
+
+
+class RankedOrder(Order):
+    """The task's own order without what is outside of the window."""
+
+    follows_length = True
+
+    def __init__(self, task: Task, seed: int, member: ByRank, measure: Measure) -> None:
+        super().__init__(task, seed)
+        self.member, self.measure, self.progress = member, measure, 0.0
+        problems = pool(task, seed)
+        least = getattr(member, "stages", 2)
+        found, self.told = rated(str(member), task, problems, measure, least)
+        self.keys = {p.id: (found[p.id], tie(seed, p)) for p in problems if p.id in found}
+        self.ranked = sorted(set(self.keys.values()))
+
+    def next(self, count: int, progress: float) -> list[Problem]:
+        self.progress = progress
+        self.low, self.high = self.member.window(progress, len(self.ranked))
+        return super().next(count, progress)
+
+    def belongs(self, problem: Problem) -> bool:
+        size = len(self.ranked)
+        if (key := self.keys.get(problem.id)) is None:
+            if (level := self.measure(problem)) is None:
+                return self.high >= size
+            key = level, tie(self.seed, problem)
+        # What is harder than all that were ranked counts as the hardest.
+        rank = min(bisect.bisect_left(self.ranked, key), size - 1)
+        return self.low <= (size - 1 - rank if self.member.hard_first else rank) < self.high
+
+    def look(self, count: int, steps: int) -> list[str]:
+        _, first = self.member.window(0.0, len(self.ranked))
+        if self.member.guarded and self.task.size("train") and first < BATCHES * count:
+            raise UserError(
+                f"{self.member}: {first} problems are open at first, fewer than {BATCHES} batches"
+                f" of {count}; a larger c0, or fewer --prompts-per-step"
+            )
+        return self.told
+
+    def metrics(self) -> dict[str, float]:
+        return self.member.metrics(self.progress) | super().metrics()
 
 
 class ByArm(Curriculum):
@@ -74,26 +136,23 @@ class ByArm(Curriculum):
 class ArmOrder(Order):
     """Problems of arms, each from the place where its last one was."""
 
+    follows_length = False
+
     def __init__(self, task: Task, seed: int, member: ByArm, measure: Measure) -> None:
         super().__init__(task, seed)
         self.member, self.learns = member, member.learns
+        self.follows_length = not member.learns
         self.arms, levels, self.told = _arms(member, task, seed, measure)
         size = len(self.arms)
         if size < member.least:
             raise UserError(f"{member} needs at least {member.least} levels; {task} has {size}")
-        levels = member.scaled(levels, task)
-        self.levels = np.array(levels)
-        self.target = min((x for x in levels if x < math.inf), default=0.0)
+        self.levels = np.array(member.scaled(levels, task))
+        self.target = min(self.levels[self.levels < math.inf].tolist(), default=0.0)
         self.places = np.zeros(size, int)
         self.memory: list[Memory] = [()] * size
         self.weights = np.full(size, member.weigh((), 0))
         self.arm_of: dict[str, int] = {}
         """Of the problems that were drawn since it last heard."""
-
-    @property
-    def follows_length(self) -> bool:  # type: ignore[override]
-        """Those that learn do not ask for the progress."""
-        return not self.learns
 
     def next(self, count: int, progress: float) -> list[Problem]:
         rng = stream(self.seed, self.member.name, self.drawn)
@@ -149,46 +208,38 @@ def _number(value: Any) -> float:
     return value
 
 
-def _arms(member: ByArm, task: Task, seed: int, measure: Measure) -> Arms:
-    """The arms that a member chooses among, the easiest first; UserError where there are none."""
+def _arms(
+    member: ByArm, task: Task, seed: int, measure: Measure
+) -> tuple[Sequence[Callable[[int], Problem]], Sequence[float], list[str]]:
+    """Of every arm, the easiest first, its problem at a place, and its difficulty; what to tell."""
     turns, ends = turns_of(task), task.size("train") is not None
     if not ends and (member.visits or turns == 1):
         raise UserError(
             f"{member.name}: the problems of {task} do not come again; bandit and e2h go by levels,"
             " such as those of arithmetic(terms=(2, 3, 4, 5))"
         )
-    problems, told = pool(task, seed), list[str]()
+    problems, told = pool(task, seed, turns), list[str]()
     found = {p.id: d for p in problems if (d := measure(p)) is not None}
     if member.directed or not member.visits:
         found, told = rated(member.name, task, problems, measure)
-    ranked = sorted(problems, key=lambda p: (found.get(p.id, math.inf), tie(seed, p)))
-    values, parts = sorted(set(found.values())), [[p] for p in ranked]
-    if not ends:
-        first = sorted(range(turns), key=lambda turn: found.get(problems[turn].id, math.inf))
-        levels = [found.get(problems[turn].id, math.inf) for turn in first]
-        return [partial(_of_level, task, seed, turns, turn) for turn in first], levels, told
-    if not member.visits:
-        some = [p for p in ranked if p.id in found]
-        cuts = [n * len(some) // PARTS for n in range(PARTS + 1)]
-        parts = [some[i:j] for i, j in itertools.pairwise(cuts)]
+    parts = [[p] for p in sorted(problems, key=lambda p: (found.get(p.id, math.inf), tie(seed, p)))]
+    if ends and not member.visits:
+        known, values = [p for (p,) in parts if p.id in found], sorted(set(found.values()))
+        cuts = [n * len(known) // PARTS for n in range(PARTS + 1)]
+        some = [known[i:j] for i, j in itertools.pairwise(cuts)]
         if len(values) <= DISTINCT:
-            parts = [[p for p in some if found[p.id] == value] for value in values]
-        parts = [part for part in (*parts, ranked[len(some) :]) if part]
-    made = [partial(_of_part, part, (seed, member.name, n)) for n, part in enumerate(parts)]
-    return made, [found.get(part[0].id, math.inf) for part in parts], told
+            some = [[p for p in known if found[p.id] == value] for value in values]
+        parts = [part for part in (*some, [p for (p,) in parts[len(known) :]]) if part]
+    levels = [found.get(part[0].id, math.inf) for part in parts]
+    if ends:
+        return [partial(_of_part, part) for part in parts], levels, told
+    of = {p.id: partial(_of_level, task, seed, turns, turn) for turn, p in enumerate(problems)}
+    return [of[p.id] for (p,) in parts], levels, told
 
 
 def _of_level(task: Task, seed: int, turns: int, turn: int, place: int) -> Problem:
     return task.problem("train", seed, place * turns + turn)
 
 
-def _of_part(part: Sequence[Problem], key: tuple[Any, ...], place: int) -> Problem:
-    epoch, place = divmod(place, len(part))
-    return part[_permutation(key, epoch, len(part))[place]] if place or part[1:] else part[0]
-
-
-@lru_cache(maxsize=32)
-def _permutation(key: tuple[Any, ...], epoch: int, count: int) -> list[int]:
-    order = list(range(count))
-    stream(*key, epoch).shuffle(order)
-    return order
+def _of_part(part: Sequence[Problem], place: int) -> Problem:
+    return part[place % len(part)]
