@@ -83,7 +83,7 @@ def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]
     key = json.loads(json.dumps(key | {"samples": options.samples, "seed": config.seed}))
     path = Path(options.file or _name(config.model, key)).expanduser()
     fresh = {"model": config.model, **key, "done": 0, "tokens": 0, "rates": {}}
-    made = read_object(path) if path.is_file() else fresh
+    made: dict[str, Any] = read_object(path) if path.is_file() else fresh
     if other := [name for name, value in key.items() if made.get(name) != value]:
         raise UserError(f"{path} was measured with another {other[0]}; --file takes another name")
     make_folder(path.parent)
