@@ -42,7 +42,7 @@ def test_the_table_of_metrics_is_that_of_the_code() -> None:
         unit = f"{metric.unit} |".lstrip()
         assert f"| `{metric.key}` | {metric.text} | {unit}" in lines
         assert metric.title
-    assert len(logged.METRICS) == 44
+    assert len(logged.METRICS) == 46
     clipped = logged.METRICS["policy/clip_fraction"]
     assert (clipped.title, clipped.shown, clipped.factor) == ("Clip share", "tokens (%)", 100)
     term = logged.metric_of("reward/format")
@@ -61,7 +61,7 @@ def test_the_table_of_metrics_is_that_of_the_code() -> None:
         ("docs/tasks.md", tasks.TASKS),
         ("README.md", cli.COMMANDS),
         ("docs/method.md", objectives.OBJECTIVES),
-        ("docs/method.md", curricula.CURRICULA),
+        ("docs/curricula.md", curricula.CURRICULA),
     ],
     ids=["updates", "rewards", "tasks", "commands", "objectives", "curricula"],
 )
@@ -75,6 +75,15 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_checks_of_curricula_run() -> None:
+    text = (ROOT / "docs/curricula.md").read_text()
+    found = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    assert found and all("assert " in check for check in found)
+    for check in found:
+        assert len(check.strip().splitlines()) <= 10
+        exec(check, {})
 
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")

@@ -32,6 +32,7 @@ SMALL: dict[str, list[str] | None] = {
     "train": [*QUICK, "--no-anatomy"],
     "doctor": FEW,
     "evaluate": ["--problems", "2", "--samples", "1", "--max-tokens", "6"],
+    "difficulty": ["--problems", "1", "--samples", "1", "--max-tokens", "6"],
     "demo": None,
     "plan": None,
     "probe": None,

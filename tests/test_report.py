@@ -466,6 +466,23 @@ def test_long_text_says_what_is_left_out():
     assert printable("abcdef", 4) == "abcd … (2 more letters)"
 
 
+def test_no_reward_of_training_is_compared_between_curricula(tmp_path):
+    """The accuracy on the probe set takes its place."""
+    folders = [make(tmp_path, "full"), make(tmp_path, "last(1)")]
+    for folder, curriculum in zip(folders, ("uniform", "bandit"), strict=True):
+        config = folder / "config.toml"
+        config.write_text(f'curriculum = "{curriculum}"\n' + config.read_text())
+        path = folder / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [row | {"probe/accuracy": n / 100} for n, row in enumerate(rows)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = [load(folder) for folder in folders]
+    said = [f"{figure.label} {figure.caption}" for figure in curves.figures(records, [0.1])]
+    assert "probe set" in said[0]
+    assert not any("training samples" in text or "eward" in text for text in said)
+    assert "probe set" not in curves.figures(records[:1], [0.1])[0].label
+
+
 def test_report_never_imports_torch():
     heavy = "{'torch', 'transformers', 'matplotlib'}"
     check = f"import sys, modicum.report, modicum.stats; assert not {heavy} & set(sys.modules)"

@@ -79,6 +79,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "evaluation.eval_samples": ("fixed", 1),
     "evaluation.eval_every": ("free", 5),
     "evaluation.eval_split": ("fixed", "tune"),
+    "evaluation.probe_every": ("free", 5),
     "records.checkpoint_every": ("free", 1),
     "records.samples_every": ("free", 2),
     "records.samples_mib": ("free", 1),
@@ -329,9 +330,11 @@ def test_which_updates_and_curricula_follow_the_length(
                 found.add(name)
     assert found == {"adalora", "autofreeze"}
     task = tasks.parse(levels)
-    orders = {name: curricula.parse(name).begin(task, 0) for name in curricula.CURRICULA}
+    given = {"pools": "(medium=2)", "adarft": "(rescale=True)", "placebo": "(competence)"}
+    uses = {name: name + given.get(name, "") for name in curricula.CURRICULA}
+    orders = {name: curricula.parse(text).begin(task, 0) for name, text in uses.items()}
     found = {name for name, order in orders.items() if order.follows_length}
-    assert found == {"easy_to_hard"}
+    assert found == {"easy_to_hard", "hard_to_easy", "competence", "e2h", "placebo"}
     assert all("follows_length" in vars(type(order)) for order in orders.values())
 
 

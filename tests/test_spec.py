@@ -194,6 +194,9 @@ ROUND_TRIPS = {
         "uniform()",
         "easy_to_hard(stages=3, cumulative=False)",
         "easy_to_hard(cumulative=false)",
+        *("hard_to_easy(stages=2)", "e2h(schedule=gaussian)", "competence(c0=0.2)"),
+        *("adarft(rescale=True)", "prioritized(weight=informative)", "bandit(difficulty='a.json')"),
+        *("pools(medium=2)", "placebo(easy_to_hard(stages=2))", "placebo('e2h')"),
     ],
 }
 

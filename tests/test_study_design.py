@@ -252,3 +252,17 @@ def test_two_arms_that_are_one_method_are_refused_unless_that_is_what_is_asked(
     assert lines == design.fixed(replace(study, null_check=True), study.arms), (
         "it may be said later"
     )
+
+
+def test_all_arms_have_the_probe_set_where_one_has_a_curriculum() -> None:
+    """Training reward says nothing between curricula."""
+    tables = {"question": "?", "control": "uniform", "vary": "curriculum", "budget": {"amount": 9}}
+    for arms, config, wanted in (
+        (["uniform", "bandit"], {}, [10, 10]),
+        (["uniform", "bandit"], {"evaluation": {"probe_every": 3}}, [3, 3]),
+        (["uniform", "other"], {}, [None, None]),
+    ):
+        extra = {"other": {"curriculum": "uniform", "seed": 1}} if "other" in arms else {}
+        made = design.parse({**tables, "arms": arms, "config": config, "arm": extra}, "study")
+        found = [design.config(made, arm, 0, Path(), None) for arm in design.arms(made)]
+        assert [config.evaluation.probe_every for config in found] == wanted

@@ -424,3 +424,35 @@ def test_a_hub_that_is_silent_is_not_asked_again(monkeypatch: pytest.MonkeyPatch
         tasks.parse("hub('some/thing')").size("train")
     assert told == [True], "the library looks into its cache alone"
     assert datasets.config.HF_HUB_OFFLINE is False, "and asks again when the hub is there"
+
+
+@pytest.mark.parametrize(
+    ("named", "values", "wanted"),
+    [
+        ("hard:asc", [1, None, 3], {"0": 1.0, "1": None, "2": 3.0}),
+        ("hard:desc", [1, "", 3], {"0": -1.0, "1": None, "2": -3.0}),
+        ("hard:desc", [0.25, float("nan"), 1], {"0": 0.75, "1": None, "2": 0.0}),
+        ("hard", [1, "nan", "2.5"], {"0": 1.0, "1": None, "2": 2.5}),
+    ],
+)
+def test_a_difficulty_has_a_direction_and_may_be_missing(
+    named: str, values: list[Any], wanted: dict[str, float | None], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"question": f"q{n}?", "answer": n, "hard": value} for n, value in enumerate(values)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = tasks.parse(f"file({str(path)!r}, difficulty={named!r})")
+    found = {}
+    for split in SPLITS:
+        for index in range(task.size(split) or 0):
+            problem = task.problem(split, 0, index)
+            found[problem.answer] = problem.difficulty
+    assert found == wanted
+
+
+def test_a_difficulty_that_is_no_number_or_column_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "q?", "answer": 1, "hard": "very"}\n')
+    for named, word in (("hard:desc", "'hard' must be a number, not 'very'"), ("hrd:asc", "hard")):
+        with pytest.raises(UserError, match=word):
+            tasks.parse(f"file({str(path)!r}, difficulty={named!r})").size("train")

@@ -20,6 +20,7 @@ from modicum.settings import toml_value as toml_value
 from modicum.spec import keywords, short
 from modicum.types import UserError
 
+PROBE_EVERY = 10  # steps, under a curriculum
 KINDS = ("task", "reward", "update", "objective", "curriculum")
 """The settings that are expressions."""
 
@@ -188,6 +189,9 @@ class Held(Settings):
     """Also after every so many steps; 0 only at the ends. On `tune` where they may end the run."""
     eval_split: Literal["test", "tune"] = fixed("test")
     """Which held-out problems; what is chosen between runs is chosen on `tune`."""
+    probe_every: Natural | None = chosen(free(None))
+    """Steps between answers to the same 64 tune problems; 0 never; auto: 10 under a curriculum
+    other than uniform, and in all arms of a study that has one."""
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,10 @@ def within(
 def check_limits(owner: Any, start: str = "") -> None:
     """UserError that begins with `start` when a field is outside of the `Limits` of its type."""
     for name, limits in _limits(type(owner)).items():
-        if (value := getattr(owner, name)) is not None:
-            within(start + name, value, *limits)
+        value = getattr(owner, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is not None:
+                within(start + name, one, *limits)
 
 
 @lru_cache(maxsize=256)

@@ -201,6 +201,8 @@ class _Builder:
                 return name
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
                 return -value
+            case ast.Call(func=ast.Name(id=name)) if name in self.members:
+                return ast.unparse(node)  # `placebo(easy_to_hard(stages=2))`
             case ast.List(elts=elts) | ast.Tuple(elts=elts):
                 return tuple(self.argument(item) for item in elts)
         text, parts = ast.unparse(node), list(map(type, ast.walk(node)))

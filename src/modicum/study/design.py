@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modicum.config import (
+    PROBE_EVERY,
     Budget,
     TrainConfig,
     from_mapping,
@@ -245,8 +246,13 @@ def config(
         steps = max(1, round(allowed.amount * share))
     else:
         limit = Budget(allowed.amount * share, allowed.unit)
+    held = made.evaluation
+    varied = any(_tables(study, a).get("curriculum", "uniform") != "uniform" for a in arms(study))
+    if varied and held.probe_every is None:
+        held = replace(held, probe_every=PROBE_EVERY)
     return replace(
         made,
+        evaluation=held,
         seed=seed,
         out=str(out),
         steps=steps,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from modicum.limits import Limits
-from modicum.tasks.base import Procedural
+from modicum.tasks.base import Level, Procedural, only
 from modicum.types import Problem, Split, UserError
 
 APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -61,8 +61,9 @@ class Arithmetic(ChainTask):
     """Sums of `terms` numbers with up to `digits` digits, joined by `operators` (+, -, *)."""
 
     name: ClassVar[str] = "arithmetic"
-    terms: Annotated[int, Limits(2, 50)] = 4
-    digits: Annotated[int, Limits(1, 9)] = 1
+    graded: ClassVar[tuple[str, ...]] = ("terms", "digits")
+    terms: Annotated[Level, Limits(2, 50)] = 4
+    digits: Annotated[Level, Limits(1, 9)] = 1
     operators: str = "+-"
 
     def __post_init__(self) -> None:
@@ -79,12 +80,13 @@ class Arithmetic(ChainTask):
         return f"{self.name}({', '.join(shown)})" if shown else self.name
 
     def make(self, rng: random.Random, split: Split) -> Problem:
-        terms = [rng.randint(1, 10**self.digits - 1) for _ in range(self.terms)]
-        signs = [rng.choice(self.operators) for _ in range(self.terms - 1)]
+        count, digits = only(self.terms), only(self.digits)
+        terms = [rng.randint(1, 10**digits - 1) for _ in range(count)]
+        signs = [rng.choice(self.operators) for _ in range(count - 1)]
         text = _written(terms, signs)
         # A sum in another order is the same problem: it must not reach another split.
         summands = sorted(("+" + text.replace("-", " -").replace("+", " +")).split())
-        difficulty = float(self.terms * self.digits)
+        difficulty = float(count * digits)
         data = {"terms": tuple(terms), "signs": tuple(signs)}
         answer = str(evaluate(terms, signs))
         return Problem(" ".join(summands), f"What is {text}?", answer, difficulty, data)
@@ -101,7 +103,7 @@ class Products(ChainTask):
     @property
     def limit(self) -> int:
         """Above all operands."""
-        return 10**self.digits
+        return 10 ** only(self.digits)
 
     def make(self, rng: random.Random, split: Split) -> Problem:
         pair = [rng.randrange(self.limit) for _ in range(2)]

@@ -9,19 +9,24 @@ problem goes into a split by a hash of its content, so that no problem is in two
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import random
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from modicum import answers
 from modicum.spec import Spec, check
 from modicum.types import SPLITS, Grade, Problem, Split, UserError
 
 T = TypeVar("T")
+Level = int | tuple[int, ...]
+"""A setting of a procedural task, or several values of it, each a level."""
 SHARES: dict[Split, int] = {"train": 80, "tune": 10, "test": 10}  # percent of all problems
 MAX_TRIES = 2000
+MAX_LEVELS = 50
 
 
 @runtime_checkable
@@ -63,7 +68,21 @@ def split_of(content: str) -> Split:
 
 
 class Procedural(Spec, ABC):
-    """Base of the tasks without an end, whose problems are made from random numbers."""
+    """Base of the tasks without an end, whose problems are made from random numbers.
+
+    Of a setting in `graded` several values may be given (`terms=(2, 3, 4)`): levels. All are as
+    often, in turn, and each has the problems that it has alone.
+    """
+
+    graded: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.levels()
+
+    def levels(self) -> tuple[Procedural, ...]:
+        """The task at each of its levels, the easiest first; itself where it has one."""
+        return _levels(self)
 
     @abstractmethod
     def make(self, rng: random.Random, split: Split) -> Problem | None:
@@ -81,6 +100,9 @@ class Procedural(Spec, ABC):
 
         Raises UserError when none of 2,000 does: the task has too few problems to split.
         """
+        levels = self.levels()
+        if len(levels) > 1:
+            return levels[index % len(levels)].problem(split, seed, index // len(levels))
         rng = stream(self.origin(), check_split(split), seed, index)
         for _ in range(MAX_TRIES):
             made = self.make(rng, split)
@@ -99,3 +121,26 @@ class Procedural(Spec, ABC):
     def origin(self) -> str:
         """What the random numbers are derived from, beside (split, seed, index)."""
         return str(self)
+
+
+@functools.cache
+def _levels(task: Procedural) -> tuple[Procedural, ...]:
+    several = {n: v for n in task.graded if isinstance(v := getattr(task, n), tuple)}
+    for name, values in several.items():
+        if not 1 < len(set(values)) == len(values) <= MAX_LEVELS:
+            raise UserError(
+                f"{task.name}: {name}={values} must be two to {MAX_LEVELS} different levels"
+            )
+    if not several:
+        return (task,)
+    made: list[Any] = [
+        replace(task, **dict(zip(several, values, strict=True)))  # type: ignore[type-var]
+        for values in itertools.product(*several.values())
+    ]
+    return tuple(sorted(made, key=lambda level: level.problem("train", 0, 0).difficulty))
+
+
+def only(value: Level | None) -> int:
+    """The value of a setting in a task of one level."""
+    assert isinstance(value, int)
+    return value

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 
 from modicum import answers
 from modicum.limits import Limits
-from modicum.tasks.base import Procedural
+from modicum.tasks.base import Level, Procedural, only
 from modicum.types import Grade, Problem, Split
 
 MAX_TARGET = 999
@@ -50,7 +50,8 @@ class Countdown(Procedural):
 
     name: ClassVar[str] = "countdown"
     completion_tokens: ClassVar[int] = 1024  # a search, as in TinyZero
-    numbers: Annotated[int, Limits(2, 10)] = 4
+    graded: ClassVar[tuple[str, ...]] = ("numbers",)
+    numbers: Annotated[Level, Limits(2, 10)] = 4
     max_value: Annotated[int, Limits(5, MAX_TARGET)] = 99
 
     def grade(self, problem: Problem, text: str) -> Grade:
@@ -62,7 +63,7 @@ class Countdown(Procedural):
         return "\n".join(problem.data["steps"])
 
     def make(self, rng: random.Random, split: Split) -> Problem | None:
-        numbers = [rng.randint(1, self.max_value) for _ in range(self.numbers)]
+        numbers = [rng.randint(1, self.max_value) for _ in range(only(self.numbers))]
         parts = [Node(str(n), Fraction(n)) for n in numbers]
         steps: list[str] = []
         while len(parts) > 1:
@@ -81,4 +82,4 @@ class Countdown(Procedural):
         question = f"Make {target} from {listed}, each used once."
         key = f"{sorted(numbers)} {target}"
         data = {"numbers": tuple(numbers), "target": int(target), "steps": tuple(steps)}
-        return Problem(key, question, parts[0].text, float(self.numbers), data)
+        return Problem(key, question, parts[0].text, float(only(self.numbers)), data)

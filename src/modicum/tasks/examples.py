@@ -97,6 +97,8 @@ class Rest:
 
     def __init__(self, task: Task, shown: set[str]) -> None:
         self.task, self.shown = task, shown
+        # Of the same level: those of a task come in turn.
+        self.turns = len(task.levels()) if isinstance(task, Procedural) else 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
@@ -107,7 +109,7 @@ class Rest:
     def problem(self, split: Split, seed: int, index: int) -> Problem:
         """The task's own, or the first that is not shown."""
         for far in range(MAX_TRIES):
-            found = self.task.problem(split, seed, index + far * FAR)
+            found = self.task.problem(split, seed, index + far * FAR * self.turns)
             if split != "train" or _key(found.question) not in self.shown:
                 return found
         raise UserError(f"{self}: all train problems are worked examples, and none is left")

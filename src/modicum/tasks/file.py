@@ -40,8 +40,8 @@ class FileTask(DataTask):
     own to test on. When `question` and `answer` are left at their defaults, rows in the forms
     of verl, TRL, ShareGPT, OpenAI and Alpaca are known by their columns. Answers may be texts,
     numbers, whole solutions with a marked answer, or lists, of which any is right, or with
-    several='all' the whole set. `solution` names worked solutions; `difficulty` a number in
-    every row (for a measured pass rate use 1 - rate, larger is harder). A row that cannot be a
+    several='all' the whole set. `solution` names worked solutions; `difficulty` a column of
+    numbers, larger ones are harder, or easier as in 'solve_rate:desc'. A row that cannot be a
     problem is a UserError with its line, or is skipped and counted with bad_rows='skip'.
     """
 

@@ -7,6 +7,7 @@ solution, of which the marked answer counts (\boxed{}, <answer>, ####).
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class Form:
     solution: str | None = None
     difficulty: str | None = None
     several: Several = "any"
+    falls_from: float | None = None
+    """What difficulties are taken from, where larger ones are easier."""
     note: str = ""
     """What is read as what, where that is not plain."""
 
@@ -56,7 +59,9 @@ class Form:
         column = next((n for n in self.questions if rows.filled([record], n)), self.questions[0])
         question, reply = _asked(record, column)
         golds, whole = self._golds(record, column, reply)
-        level = rows.number(record, self.difficulty) if self.difficulty else None
+        level = rows.level(record, self.difficulty) if self.difficulty else None
+        if level is not None and self.falls_from is not None:
+            level = self.falls_from - level
         used = {column, self.answer, self.difficulty, ACCEPTED, INPUT * (column == INSTRUCTION)}
         data = {name: value for name, value in record.values.items() if name not in used}
         if self.solution and rows.filled([record], self.solution):
@@ -116,12 +121,24 @@ def recognise(
     if gold is None and len(told) > 1 and any(c and _role(c[-1]) == "assistant" for c in chats):
         gold = found[0]
     gold = gold or rows.require_column(origin, records, answer, hint=hint)
+    named, _, way = (difficulty or "").rpartition(":")
+    difficulty = named if way in ("asc", "desc") else difficulty
     for column in filter(None, (solution, difficulty)):
         rows.require_column(origin, records, column, hint=hint)
     asked = " or ".join(map(repr, found))
     plain = {*found, gold} <= {*PLAIN, question, answer}
     note = "" if plain else f"the question is read from {asked}, the answer from {gold!r}"
-    return Form(found, gold, solution, difficulty, several, note)
+    falls_from = _top(records, difficulty) if difficulty and way == "desc" else None
+    return Form(found, gold, solution, difficulty, several, falls_from, note)
+
+
+def _top(records: Sequence[Record], column: str) -> float:
+    """1 where all numbers of a column are shares, 0 else."""
+    found = []
+    for record in records:
+        with contextlib.suppress(UserError):
+            found.append(rows.level(record, column))
+    return float(all(0 <= number <= 1 for number in found if number is not None))
 
 
 def _asked(record: Record, column: str) -> tuple[str, str | None]:

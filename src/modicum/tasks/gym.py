@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from modicum import answers
 from modicum.child import Child, ChildFailed
 from modicum.spec import nearest
-from modicum.tasks.base import Procedural
+from modicum.tasks.base import Level, Procedural, only
 from modicum.types import Grade, Problem, Split, UserError
 
 MAKE_SECONDS = 60.0
@@ -56,24 +56,29 @@ def _ask(limit: float, **request: Any) -> Any:
 class Gym(Procedural):
     """A data set of reasoning-gym, with its settings as arguments: gym('chain_sum', max_terms=4).
 
-    `level` sets all attributes of the data set's curriculum to that level, from 0; single
-    settings go before it. What an expression makes is a subclass (`variant`) that has the
+    `level` sets all attributes of the data set's curriculum to that level, from 0, or to several
+    in turn; single settings go before it. What an expression makes is a subclass (`variant`) that has the
     settings of its data set as fields.
     """
 
     name: ClassVar[str] = "gym"
-    levels: ClassVar[bool] = False
+    graded: ClassVar[tuple[str, ...]] = ("level",)
+    has_levels: ClassVar[bool] = False
     dataset: str
-    level: int | None = None
+    level: Level | None = None
 
     def __post_init__(self) -> None:
         if type(self) is Gym:
             raise UserError("gym: the data set's name comes first: gym('chain_sum')")
-        if self.level is not None and not (self.levels and 0 <= self.level <= 100):
-            why = "is 0 to 100" if self.levels else "is not known: there is no curriculum"
+        several = isinstance(self.level, tuple)
+        if self.level is not None and not (
+            self.has_levels and (several or 0 <= only(self.level) <= 100)
+        ):
+            why = "is 0 to 100" if self.has_levels else "is not known: there is no curriculum"
             raise UserError(f"gym({self.dataset!r}): level {why}")
         # Wrong settings fail when the task is named, not in the middle of a run.
-        self.make(random.Random(0), "train")
+        if len(self.levels()) == 1:
+            self.make(random.Random(0), "train")
 
     def grade(self, problem: Problem, text: str) -> Grade:
         """Right if the data set's own scorer gives the marked answer the full score of 1."""
@@ -88,21 +93,22 @@ class Gym(Procedural):
             return False, f"is longer than {MAX_ANSWER} characters"
         asked = {"seed": problem.data["seed"], "question": problem.question, "answer": answer}
         try:
-            score = _ask(SCORE_SECONDS, do="score", **self._key(), **asked)
+            score = _ask(SCORE_SECONDS, do="score", **self._key(problem.difficulty), **asked)
         except ChildFailed as error:
             return False, f"has no score: the scorer failed: {error}"
         if score is None:
             return False, "cannot be read by the scorer"
         return score >= 1.0, f"has the score {score:g}"
 
-    def _key(self) -> dict[str, Any]:
+    def _key(self, difficulty: float | None) -> dict[str, Any]:
         changed = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name not in ("dataset", "level") and getattr(self, field.name) != field.default
         }
         settings = json.dumps(changed, sort_keys=True)
-        return {"name": self.dataset, "settings": settings, "level": self.level}
+        level = None if difficulty is None else int(difficulty)
+        return {"name": self.dataset, "settings": settings, "level": level}
 
     def fingerprint(self) -> str:
         """The version of the library, which another one may make other problems than."""
@@ -110,15 +116,15 @@ class Gym(Procedural):
 
     def make(self, rng: random.Random, split: Split) -> Problem | None:
         seed = rng.getrandbits(31)
+        level = None if self.level is None else float(only(self.level))
         try:
-            made = _ask(MAKE_SECONDS, do="make", **self._key(), seed=seed)
+            made = _ask(MAKE_SECONDS, do="make", **self._key(level), seed=seed)
         except ChildFailed as error:
             raise UserError(f"{self}: no problem could be made: {error}") from None
         if made is None:
             return None
         question = made["question"].strip()
         answer = NO_SINGLE_ANSWER if made["answer"] is None else made["answer"]
-        level = None if self.level is None else float(self.level)
         data: dict[str, Any] = {"seed": seed}
         if self.dataset in COUNTDOWNS:
             target = 24 if self.dataset == "puzzle24" else made["target"]
@@ -139,7 +145,7 @@ def variant(dataset: str) -> type[Gym]:
     for name, (kinds, default) in found["settings"].items():
         hint = functools.reduce(operator.or_, [TYPES[kind] for kind in kinds])
         fields.append((name, hint, dataclasses.field(default=_frozen(default))))
-    namespace = {"__doc__": Gym.__doc__, "levels": found["levels"]}
+    namespace = {"__doc__": Gym.__doc__, "has_levels": found["levels"]}
     return dataclasses.make_dataclass(
         f"Gym_{dataset}", fields, bases=(Gym,), namespace=namespace, frozen=True
     )

@@ -26,7 +26,7 @@ from modicum.grading.parts import rows_of
 from modicum.grading.quantities import quantity
 from modicum.grading.spelling import clean
 from modicum.limits import Limits
-from modicum.tasks.base import Procedural, split_of
+from modicum.tasks.base import Level, Procedural, only, split_of
 from modicum.types import Grade, Problem, Split, UserError
 
 Matrix = tuple[tuple[Fraction, ...], ...]
@@ -147,7 +147,8 @@ class MatrixTask(Procedural):
 
     name: ClassVar[str] = "matrix"
     kind: Literal["rref", "inverse"] = "rref"
-    rows: Annotated[int, Limits(2, 8)] = 3
+    graded: ClassVar[tuple[str, ...]] = ("rows",)
+    rows: Annotated[Level, Limits(2, 8)] = 3
     magnitude: Annotated[int, Limits(2, 999)] = 5
 
     def __post_init__(self) -> None:
@@ -171,11 +172,12 @@ class MatrixTask(Procedural):
         return answers.judge(text, verdict, _last_matrix)
 
     def make(self, rng: random.Random, split: Split) -> Problem | None:
-        columns = self.rows + (self.kind == "rref")
+        count = only(self.rows)
+        columns = count + (self.kind == "rref")
         numbers = range(-self.magnitude, self.magnitude + 1)
-        entries = [[rng.choice(numbers) for _ in range(columns)] for _ in range(self.rows)]
+        entries = [[rng.choice(numbers) for _ in range(columns)] for _ in range(count)]
         if self.kind == "rref" and rng.random() < DEFICIENT:
-            times = [rng.choice((-1, 0, 1)) for _ in range(self.rows - 1)]
+            times = [rng.choice((-1, 0, 1)) for _ in range(count - 1)]
             columns_above = zip(*entries[:-1], strict=True)
             entries[-1] = [sum(t * e for t, e in zip(times, c, strict=True)) for c in columns_above]
         matrix = exact(entries)
@@ -186,7 +188,7 @@ class MatrixTask(Procedural):
         if gold is None or not any(map(any, matrix)) or gold in shortcuts(matrix):
             return None
         question = f"What is the {ASKED[self.kind]} of the matrix {shown}?"
-        difficulty = float(self.rows * len(str(self.magnitude)))
+        difficulty = float(count * len(str(self.magnitude)))
         return Problem(shown, question, write(gold), difficulty, {"matrix": entries})
 
 

@@ -155,6 +155,13 @@ def _answer(record: Record, column: str, found: Any) -> str:
     raise UserError(f"{record.where}: {column!r} must be a text or a number, not {short(found)}")
 
 
+def level(record: Record, column: str) -> float | None:
+    """The number in `column`; None where the row has none."""
+    found = value_at(record.values, column)
+    lacking = found is MISSING or found is None or str(found).strip().lower() in ("", "nan")
+    return None if lacking else number(record, column)
+
+
 def number(record: Record, column: str) -> float:
     """The number in `column`, which a CSV file holds as text; UserError unless finite."""
     given = value(record, column)

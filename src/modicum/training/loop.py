@@ -26,7 +26,7 @@ from modicum.training.checkpoint import save
 from modicum.training.folder import begin, choices, look, resumable, sizes_kept
 from modicum.training.hearing import batch_of
 from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
-from modicum.training.rollout import draw
+from modicum.training.rollout import draw, probe_set
 from modicum.training.session import Session, notes
 from modicum.training.step import (
     References,
@@ -212,6 +212,7 @@ def run_step(
     session: Session, run: runs.Run, step: int, observer: Observer | None = None
 ) -> dict[str, float]:
     """One rollout and its optimizer steps; returns and logs the metrics."""
+    probed = probe_set(session, step)
     watch, faults = machine.Stopwatch(), list[str]()
     note = (observer or Observer()).note
     decided = switch(session)
@@ -225,7 +226,7 @@ def run_step(
     batch = batch_of(session, rollout.groups, rollout.rewards_PG, rollout.taken)
     if not batch.has_signal and (text := silence.heard(session, rollout)):
         note(text)
-    metrics = rollout_metrics(step, rollout) | extras.metrics()
+    metrics = rollout_metrics(step, rollout) | extras.metrics() | probed
     watch.lap("scoring")
     if batch.rows and rate.settle(session, run, rollout.groups, batch, note):
         metrics |= _update(session, batch, note)

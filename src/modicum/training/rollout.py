@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 from modicum import machine
+from modicum.config import PROBE_EVERY
 from modicum.curricula import Seen
 from modicum.draws import EVERYTHING, Taken
+from modicum.evaluate import grade, held_out
 from modicum.objectives.parts import has_signal
 from modicum.rewards import Reward
+from modicum.tasks.prompts import encode
 from modicum.training.session import Session
 from modicum.training.step import Scores, agree, sample_groups, score
 from modicum.types import Group
 
+PROBED = 64  # problems
 VERDICTS = ("accuracy", "accuracy(lenient=True)")
 """Terms whose verdicts say whether a group has a signal; the first that a reward has."""
 
@@ -100,3 +104,21 @@ def draw(
         purpose = "surplus" if signals[number] else "rejected"
         session.policy.move(purpose, groups[number].completions, "train")
     return rollout._replace(taken=Taken(kept, batch.divides, batch.cut))
+
+
+def probe_set(session: Session, step: int) -> dict[str, float]:
+    """Accuracy on the first 64 tune problems, an answer each, where a step is to look at it.
+
+    The same problems with the same noise in every step, whatever the curriculum draws.
+    """
+    config, task = session.config, session.task
+    every = config.evaluation.probe_every
+    every = PROBE_EVERY * (config.curriculum != "uniform") if every is None else every
+    if not every or step % every or task.size("tune") == 0:
+        return {}
+    problems = held_out(task, "tune", PROBED)
+    written = session.policy.tokenizer, config.sampling, session.examples
+    prompts = [encode(problem, *written) for problem in problems]
+    keys = [("probe", config.seed, index) for index in range(len(problems))]
+    found = grade(task, problems, session.policy.sample(prompts, keys, 1, config.sampling))
+    return {"probe/accuracy": sum(g.strict for ((_, g),) in found) / len(found)}

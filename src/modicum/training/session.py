@@ -8,7 +8,7 @@ import torch
 
 from modicum import draws, objectives, rewards, tasks, updates
 from modicum.config import TrainConfig
-from modicum.curricula import Order
+from modicum.curricula import Curriculum, Order
 from modicum.engine import Policy, policy_of
 from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
@@ -159,7 +159,7 @@ def prepare(
         term.require(first)
     Stop(config.budget).check(str(term) for _, term in reward.terms)
     examples, held = draw(task, config.sampling), _held_out(task, config)
-    order = curriculum.begin(without(task, examples), config.seed)
+    order = _begin(curriculum, without(task, examples), reward, config)
     loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)
     if check is not None:
         check(loaded.identity)
@@ -167,7 +167,7 @@ def prepare(
     sizes = Sizes(loaded.tokenizer, config.sampling, examples, loaded.model.config)
     short = sizes.settle(task, asked)
     if short is not task:
-        task, order = short, curriculum.begin(without(short, examples), config.seed)
+        task, order = short, _begin(curriculum, without(short, examples), reward, config)
         task.problem("train", config.seed, 0)
     prepared = update.apply(loaded.model, config.seed)
     if objective.needs_reference:
@@ -175,6 +175,8 @@ def prepare(
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
     counters = Counters()
+    if order.measured is not None:  # its tokens are the run's as well
+        counters.generated_tokens = order.measured.tokens
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
     return Session(
@@ -202,6 +204,20 @@ def prepare(
     )
 
 
+def _begin(
+    curriculum: Curriculum, task: tasks.Task, reward: rewards.Reward, config: TrainConfig
+) -> Order:
+    """The order of a run; UserError where it cannot learn or has too few problems."""
+    order = curriculum.begin(task, config.seed)
+    if order.learns and "accuracy" not in [str(term) for _, term in reward.terms]:
+        raise UserError(
+            f"{config.curriculum} goes by what is right, so the reward needs the term accuracy, and"
+            f" {reward} has none"
+        )
+    order.look(config.batch.prompts_per_step, config.steps)
+    return order
+
+
 def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
     """The problems of the evaluations, of a task that has an end; UserError if there are none."""
     held, found = config.evaluation, list[Problem]()
@@ -227,7 +243,14 @@ def notes(session: Session) -> list[str]:
         *session.policy.scorer.notes,
         *prompts.notes(session.policy.tokenizer, session.config.sampling),
         *objectives.notes(session.objective, updates, len(session.reward.terms)),
+        *session.order.look(session.config.batch.prompts_per_step, session.config.steps),
     ]
+    if (measured := session.order.measured) is not None:
+        other = measured.base != dict(session.identity.hashes)
+        found.append(
+            f"the difficulties of {measured.path} took {measured.tokens:,} tokens, which count as"
+            f" generated{'; they are those of another base' * other}"
+        )
     if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
         name = inner(session.policy.model).config.model_type
         found.append(

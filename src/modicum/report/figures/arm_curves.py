@@ -15,7 +15,16 @@ import numpy as np
 
 from modicum.logged import METRICS, Metric
 from modicum.report import document, style
-from modicum.report.figures.curves import ACCURACY, AXES, TRAINED, Line, line, metrics
+from modicum.report.figures.curves import (
+    ACCURACY,
+    AXES,
+    PROBE,
+    TRAINED,
+    Line,
+    line,
+    metrics,
+    untrained,
+)
 from modicum.report.read import Columns
 from modicum.report.study.families import CONTROL, family
 from modicum.report.study.read import ArmCurves, StudyRecord
@@ -29,9 +38,18 @@ Lines = Mapping[str, Line | None]  # by an arm's slug
 
 
 def metric(study: StudyRecord) -> Metric:
-    """What the learning curves show: accuracy, or the reward where that was not logged."""
+    """What the learning curves show: accuracy, or the reward where that was not logged.
+
+    It is that on the probe set where all arms have one, since then their curricula differ.
+    """
+    if _probed(study):
+        return METRICS[PROBE]
     logged = any(ACCURACY in columns for columns in _columns(study))
     return TRAINED if logged else METRICS["reward/mean"]
+
+
+def _probed(study: StudyRecord) -> bool:
+    return bool(_columns(study)) and all(PROBE in columns for columns in _columns(study))
 
 
 def _columns(study: StudyRecord) -> list[Columns]:
@@ -72,9 +90,9 @@ def _draw(study: StudyRecord, axis: str, narrow: bool) -> Figure:
     found = lines(study, y, axis)
     known = [line for line in found.values() if line]
     control = found.get(study.control.slug)
-    accuracy = "accuracy (%)" if y is TRAINED else "reward"
+    accuracy = "accuracy (%)" if y.factor == 100 else "reward"
     figure, grid = style.grid([arm.name for arm in shown], narrow, AXES[axis], accuracy)
-    top = 103 if y is TRAINED else max((line.high.max() for line in known), default=1) * 1.05
+    top = 103 if y.factor == 100 else max((line.high.max() for line in known), default=1) * 1.05
     for axes, arm in zip(grid, shown, strict=True):
         axes.set_xlim(0, 1.04 * max((line.x[-1] for line in known), default=1.0))
         axes.set_ylim(min(0.0, *(line.low.min() for line in known), 0.0), top)
@@ -87,9 +105,9 @@ def _draw(study: StudyRecord, axis: str, narrow: bool) -> Figure:
             style.remark(axes, "not logged")
         else:
             own.draw(axes, kind.colour, arm.name)
-            if y is TRAINED:
+            if y.factor == 100:
                 _held_out(axes, study.curves[arm.slug], arm, own.x[-1], axis, kind.colour)
-        if y is TRAINED and study.analysis.base is not None:
+        if y.factor == 100 and study.analysis.base is not None:
             base = 100 * study.analysis.base.mean
             axes.axhline(base, color=MUTED, linewidth=0.8, dashes=(4, 3))
     return figure
@@ -128,6 +146,7 @@ def between(curves: ArmCurves, axis: str) -> tuple[list[float], list[float]]:
 def gather(study: StudyRecord) -> tuple[dict[Metric, Lines], list[str]]:
     """The metrics that move with a curve for each arm, and words on those that never did."""
     found = metrics(_columns(study), short=True)
+    found = untrained(found) if _probed(study) else found
     moving: dict[Metric, Lines] = {
         metric: lines(study, metric, points=INCH) for metric, same in found.items() if not same
     }

@@ -23,7 +23,7 @@ AXES = {"step": "step", "tokens": "generated tokens", "seconds": "seconds of tra
 RAW_SHOWN = 8  # with more runs the raw values would hide the lines
 NAMED = 8  # lines that a text names
 POINTS = 50  # of a line, at most: the eye sees no more in a small panel
-ACCURACY = "reward/accuracy"
+ACCURACY, PROBE = "reward/accuracy", "probe/accuracy"
 TRAINED = Metric(
     ACCURACY, "Accuracy on training samples", "0 to 1", "correct completions (%)", "accuracy", ""
 )
@@ -110,14 +110,21 @@ def metrics(runs: Sequence[Columns], short: bool = False) -> dict[Metric, str]:
     return found
 
 
+def untrained(found: dict[Metric, str]) -> dict[Metric, str]:
+    """What is compared between curricula: no reward of training, which says how easy problems are."""
+    return {metric: same for metric, same in found.items() if not metric.key.startswith("reward/")}
+
+
 def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[document.Figure]:
     """The learning curves and the small multiples of all else that was logged.
 
     `base` holds the held-out accuracies of the untrained models, as fractions.
     """
     found = metrics([record.columns for record in records])
+    if len({record.config.get("curriculum") for record in records}) > 1:
+        found = untrained(found)
     known = {metric.key: metric for metric in found}
-    main = known.get(ACCURACY, known.get("reward/mean"))
+    main = known.get(ACCURACY, known.get("reward/mean", known.get(PROBE)))
     rest = [metric for metric, same in found.items() if not same and metric != main]
     still = [same for metric, same in found.items() if same and metric != main]
     seeds = len(_shown(records)) < len(records)
