@@ -413,10 +413,10 @@ def test_a_task_with_levels_takes_them_in_turn() -> None:
         ("arithmetic(terms=(2, 2))", "two to 50 different levels"),
         ("arithmetic(terms=(3,))", "two to 50 different levels"),
         ("arithmetic(terms=())", "two to 50 different levels"),
-        ("arithmetic(terms=(1, 2))", "terms must be between 2 and 50, not 1"),
+        ("arithmetic(terms=(1, 2))", "terms must be at least 2 and at most 50, not 1"),
         ("arithmetic(terms=(2, 'x'))", "terms must be a whole number or a list"),
         ("addition(digits=(1, 2), below=20)", "exclude each other"),
-        ("countdown(numbers=(2, 11))", "between 2 and 10, not 11"),
+        ("countdown(numbers=(2, 11))", "at least 2 and at most 10, not 11"),
         ("gym('chain_sum', level=(0, 101))", "level is 0 to 100"),
     ],
 )
@@ -657,7 +657,9 @@ def test_measured_difficulty_is_charged(bare: Any, tmp_path: Path) -> None:
             told.append(text)
 
     config = replace(bare, task=LEVELS, steps=1, curriculum=f"placebo(e2h(difficulty={path!r}))")
-    train(config, Told())
+    spent = train(config, Told())["ledger"]
+    assert spent["difficulty"] == {"completions": 30, "tokens": 1000}
+    assert spent["probe"]["completions"] == 64
     (line,) = runs.read_lines(Path(config.out) / "metrics.jsonl")
     assert line["tokens/generated"] == 1000 + 8 * line["completions/length_mean"]
     assert any(

@@ -115,6 +115,7 @@ class Placebo(Curriculum):
     curriculum: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not parse(self.curriculum).directed:
             raise UserError(
                 f"placebo: {self.curriculum} does not go by what is easier; `uniform` is what it"

@@ -121,12 +121,13 @@ class Curriculum(Spec):
 @dataclass(frozen=True)
 class PassRates:
     """What `modicum difficulty` measured: `wrong`, the share of a base's answers that is wrong, by
-    problem or by level of an endless task, and the tokens that it took."""
+    problem or by level of an endless task, and what that took."""
 
     path: Path
     sha256: str
     base: Mapping[str, str]
-    tokens: int
+    spent: dict[str, int]
+    """Completions and tokens."""
     wrong: Mapping[str, float]
 
     @classmethod
@@ -135,7 +136,9 @@ class PassRates:
         found = read_object(path := path.expanduser())
         try:
             wrong = {name: 1 - right / of for name, (right, of) in found["rates"].items()}
-            return cls(path, file_hash(path), dict(found["base"]), int(found["tokens"]), wrong)
+            count = sum(int(of) for _, of in found["rates"].values())
+            spent = {"completions": count, "tokens": int(found["tokens"])}
+            return cls(path, file_hash(path), dict(found["base"]), spent, wrong)
         except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError):
             raise UserError(f"{path} is no file that `modicum difficulty` has written") from None
 

@@ -98,7 +98,8 @@ class Products(ChainTask):
 
     name: ClassVar[str] = "products"
     sign: ClassVar[str] = "*"
-    digits: Annotated[int, Limits(1, 100)] = 2
+    graded: ClassVar[tuple[str, ...]] = ("digits",)
+    digits: Annotated[Level, Limits(1, 100)] = 2
 
     @property
     def limit(self) -> int:
@@ -119,8 +120,13 @@ class Addition(Products):
 
     name: ClassVar[str] = "addition"
     sign: ClassVar[str] = "+"
-    digits: Annotated[int, Limits(1, 100)] = 5
+    digits: Annotated[Level, Limits(1, 100)] = 5
     below: Annotated[int | None, Limits(5, 10**100)] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.below is not None and isinstance(self.digits, tuple):
+            raise UserError("addition: below and levels of digits exclude each other")
 
     @property
     def limit(self) -> int:

@@ -176,7 +176,8 @@ def prepare(
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
     counters = Counters()
     if order.measured is not None:  # its tokens are the run's as well
-        counters.generated_tokens = order.measured.tokens
+        counters.generated_tokens = order.measured.spent["tokens"]
+        counters.ledger["difficulty"] = order.measured.spent
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
     return Session(
@@ -248,7 +249,7 @@ def notes(session: Session) -> list[str]:
     if (measured := session.order.measured) is not None:
         other = measured.base != dict(session.identity.hashes)
         found.append(
-            f"the difficulties of {measured.path} took {measured.tokens:,} tokens, which count as"
+            f"the difficulties of {measured.path} took {measured.spent['tokens']:,} tokens, which count as"
             f" generated{'; they are those of another base' * other}"
         )
     if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
