@@ -1,0 +1,123 @@
+"""What an objective and a curriculum cost a step.
+
+    python benchmarks/steps.py [--pairs 30] [--only dapo]
+
+Objectives: two sessions of the tiny base that differ in nothing else take the same steps in turn, the
+first of a pair being the other one each time. The rate is so small that both sample the same tokens, and
+the reward is a coin, so that nearly every group has a signal and the same rows train. Compared with
+`grpo`, or with `grpo(kl=0.01)` where the objective asks for the reference. The first row compares `grpo`
+with itself. Curricula: the share of a step that is spent in choosing problems and in hearing of them.
+CPU seconds of this process; medians over pairs, with the 95 % interval of the median by their ranks. Writes
+benchmarks/steps.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from modicum import objectives, runs
+from modicum.config import TrainConfig
+from modicum.training.loop import run_step
+from modicum.training.session import Session, prepare
+
+HERE, FOLDER = Path(__file__).parent, Path("runs/steps")
+SUMS = f"file({str(HERE.parent / 'studies/curricula/sums')!r}, difficulty='terms')"
+CURRICULA = (
+    *("uniform", "easy_to_hard", "hard_to_easy", "competence(c0=0.5)", "e2h", "bandit"),
+    *("prioritized", "pools(medium=2)", "adarft(rescale=True)", "placebo(easy_to_hard)"),
+)
+WARM = 3
+
+
+def session_of(**settings: Any) -> Session:
+    """A run that has not begun; its steps go on for longer than any of them is asked for."""
+    config = TrainConfig(update="full", steps=10_000)
+    config = replace(
+        config,
+        optimizer=replace(config.optimizer, learning_rate=1e-12, schedule="constant"),
+        compute=replace(config.compute, agreement_every=0),
+        evaluation=replace(config.evaluation, probe_every=0),
+    )
+    return prepare(replace(config, **settings))
+
+
+def timed(session: Session, run: runs.Run, step: int) -> float:
+    """CPU seconds of a step."""
+    start = time.process_time()
+    run_step(session, run, step)
+    return time.process_time() - start
+
+
+def middle(values: list[float]) -> tuple[float, float, float]:
+    """The median, and its 95 % interval by ranks (of a binomial, as a normal)."""
+    ranked, half = sorted(values), 0.98 * len(values) ** 0.5
+    low, high = int(len(ranked) / 2 - half), int(len(ranked) / 2 + half)
+    return statistics.median(ranked), ranked[max(0, low)], ranked[min(len(ranked) - 1, high)]
+
+
+def objective(name: str, pairs: int, run: runs.Run) -> tuple[float, float, float]:
+    """Its step over that of the reference, from pairs of steps."""
+    plain = "grpo(kl=0.01)" if objectives.parse(name).needs_reference else "grpo"
+    both = [session_of(reward="random", objective=text) for text in (plain, name)]
+    found = []
+    for step in range(WARM + pairs):
+        order = (0, 1) if step % 2 else (1, 0)
+        seconds = {which: timed(both[which], run, step) for which in order}
+        found.append(seconds[1] / seconds[0])
+    return middle(found[WARM:])
+
+
+def curriculum(name: str, pairs: int, run: runs.Run) -> tuple[float, float, float]:
+    """The share of a step in `next` and `observe`."""
+    session, spent, found = session_of(task=SUMS, curriculum=name), [0.0], []
+
+    def counted(call: Any) -> Any:
+        def inner(*args: Any) -> Any:
+            start = time.process_time()
+            made = call(*args)
+            spent[0] += time.process_time() - start
+            return made
+
+        return inner
+
+    for part in ("next", "observe"):
+        setattr(session.order, part, counted(getattr(session.order, part)))
+    for step in range(WARM + pairs):
+        spent[0] = 0.0
+        seconds = timed(session, run, step)
+        found.append(spent[0] / seconds)
+    return middle(found[WARM:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--only", default="", help="names that hold this text")
+    options = parser.parse_args()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    run = runs.Run(FOLDER)
+    found: dict[str, Any] = {"pairs": options.pairs}
+    for kind, names, measure in (
+        ("objectives", ["grpo", *(n for n in objectives.OBJECTIVES if n != "grpo")], objective),
+        ("curricula", CURRICULA, curriculum),
+    ):
+        found[kind] = {}
+        for name in names:
+            if options.only in name:
+                found[kind][name] = measure(name, options.pairs, run)
+                print(kind, name, *(f"{value:.4f}" for value in found[kind][name]), flush=True)
+    shutil.rmtree(FOLDER)
+    if not options.only:
+        (HERE / "steps.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
