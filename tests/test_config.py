@@ -535,3 +535,14 @@ def test_options_beat_the_file_and_the_file_beats_the_defaults(
     assert (config.steps, config.seed, config.batch.group_size) == (5, 7, 3)
     assert config.batch == Steps(group_size=3, micro_batch=2)
     assert config.sampling == Sampling()
+
+
+def test_limits_are_those_of_a_whole_type() -> None:
+    """`Natural | None` would have limits that nothing looks at."""
+    for section in SECTIONS:
+        for name, hint in typing.get_type_hints(section, include_extras=True).items():
+            of = hint.__origin__ if hasattr(hint, "__metadata__") else hint
+            inner = [part for part in typing.get_args(of) if hasattr(part, "__metadata__")]
+            assert not inner, f"{section.__name__}.{name}"
+    with pytest.raises(UserError, match="probe_every must be at least 0, not -1"):
+        Held(probe_every=-1)

@@ -189,7 +189,7 @@ class Held(Settings):
     """Also after every so many steps; 0 only at the ends. On `tune` where they may end the run."""
     eval_split: Literal["test", "tune"] = fixed("test")
     """Which held-out problems; what is chosen between runs is chosen on `tune`."""
-    probe_every: Natural | None = chosen(free(None))
+    probe_every: Annotated[int | None, Limits(0)] = chosen(free(None))
     """Steps between answers to the same 64 tune problems; 0 never; auto: 10 under a curriculum
     other than uniform, and in all arms of a study that has one."""
 
