@@ -94,6 +94,8 @@ def test_a_study_leaves_its_numbers_and_its_report(finished: Path) -> None:
     found = read_object(finished / "analysis.json")
     assert [arm["name"] for arm in found["arms"]] == ["full", "last(1)"]
     control, last = found["arms"]
+    # What it trained with, from the folder's `tuning.json`.
+    assert [arm["learning_rate"] for arm in (control, last)] == [6.66e-4, 3.4e-3]
     assert set(last["by_seed"]) == {"0", "1"}
     assert control["verdict"] == "control" and control["difference"] is None
     # What the arms' numbers are made of, from the runs themselves.
@@ -258,6 +260,8 @@ def test_the_same_study_gives_the_same_numbers_whatever_the_jobs(
         done = modicum("study", "run", str(path), "--out", out, "--jobs", jobs, PYTHONPATH=TESTS)
         assert done.returncode == 0, done.stderr
     assert cli.run(["study", "same", str(tmp_path / "1"), str(tmp_path / "2")]) == 0
+    arms = read_object(tmp_path / "1" / "analysis.json")["arms"]
+    assert [len(arm["tries"]) for arm in arms] == [3, 3, 0], "the placebo's rate is the control's"
 
 
 def test_wrong_input_is_one_line(tmp_path: Path, folders: dict[str, Path]) -> None:
