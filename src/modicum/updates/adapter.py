@@ -17,12 +17,12 @@ refused: made one model of both, it can be trained in every way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from modicum.models.adapters import quiet
 from modicum.types import UserError
@@ -99,32 +99,27 @@ class AdapterPrepared(Prepared):
         """Those of the adapter's first values, which a rewritten base needs in any case."""
         return super().reference_bytes(self.rewrites_base or (kl and self.given))
 
+    @torch.no_grad()
     def exportable(self) -> nn.Module:
-        """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards."""
-        if self.rewrites_base:
-            relative_to_base(self.model, self.swap.originals)
-        return self.adapter.plain(self.model)
+        """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards.
 
-
-@torch.no_grad()
-def relative_to_base(model: Any, start: Mapping[str, Tensor]) -> None:
-    """Give back what the start of a LoRA took from the base: s (B A - B0 A0), rank doubled.
-
-    `start` has A0 and B0 by the names that A and B have among the model's parameters.
-    """
-    for name, layer in model.named_modules():
-        for adapter, down in getattr(layer, "lora_A", {}).items():
-            up, scale = layer.lora_B[adapter], layer.scaling[adapter]
-            down0 = start[f"{name}.lora_A.{adapter}.weight"]
-            up0 = start[f"{name}.lora_B.{adapter}.weight"]
-            base = layer.base_layer.weight
-            base.copy_(base.float() + scale * (up0 @ down0))
-            down.weight = nn.Parameter(torch.cat([down.weight, down0]))
-            up.weight = nn.Parameter(torch.cat([up.weight, -up0], 1))
-            layer.r[adapter] *= 2
-    for config in model.peft_config.values():
-        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
-        config.init_lora_weights = True
+        What the start of a LoRA took from the base is given back: s (B A - B0 A0), rank doubled.
+        """
+        model: Any = self.model
+        start = self.swap.originals if self.rewrites_base else {}
+        for name, layer in model.named_modules() if start else ():
+            for adapter, down in getattr(layer, "lora_A", {}).items():
+                up, scale = layer.lora_B[adapter], layer.scaling[adapter]
+                down0, up0 = (start[f"{name}.lora_{of}.{adapter}.weight"] for of in "AB")
+                base = layer.base_layer.weight
+                base.copy_(base.float() + scale * (up0 @ down0))
+                down.weight = nn.Parameter(torch.cat([down.weight, down0]))
+                up.weight = nn.Parameter(torch.cat([up.weight, -up0], 1))
+                layer.r[adapter] *= 2
+        for config in model.peft_config.values() if start else ():
+            config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+            config.init_lora_weights = True
+        return self.adapter.plain(model)
 
 
 class Adapter(Method):

@@ -204,29 +204,24 @@ class Selection(Member):
         return Intersection(self, other) if isinstance(other, Selection) else NotImplemented
 
 
-class Both(Pair, Selection):
-    """Two selections that a sign joins."""
+class Union(Pair, Selection):
+    """What either of two selects."""
+
+    sign = "+"
+    joined: ClassVar[Callable[[set[str], set[str]], set[str]]] = set.union
 
     def settled(self, model: nn.Module, seed: int) -> Selection:
         return type(self)(self.left.settled(model, seed), self.right.settled(model, seed))
 
-
-class Union(Both):
-    """What either selects."""
-
-    sign = "+"
-
     def names(self, layout: Layout) -> set[str]:
-        return self.left.names(layout) | self.right.names(layout)
+        return type(self).joined(self.left.names(layout), self.right.names(layout))
 
 
-class Intersection(Both):
+class Intersection(Union):
     """What both select."""
 
     sign = "&"
-
-    def names(self, layout: Layout) -> set[str]:
-        return self.left.names(layout) & self.right.names(layout)
+    joined = set.intersection
 
 
 def selected(model: nn.Module, where: Selection | None) -> dict[str, nn.Parameter]:

@@ -67,26 +67,22 @@ class Weighing(Schedule, ABC):
             return None
         self.weights = self.weigh(values)
         self.due = steps + self.method.every
-        return Decision(
-            frozenset(self.parameters), self._evidence(values), restart=self.method.reset
-        )
+        kinds: dict[str, list[float]] = {}
+        for name, weight in self.weights.items():
+            kinds.setdefault(".".join(name.split(".")[-2:]), []).append(weight)
+        top = sorted(values, key=lambda name: (-values[name], name))[:SHOWN]
+        evidence = {
+            "weights": {kind: fmean(weights) for kind, weights in sorted(kinds.items())},
+            "top": {name: values[name] for name in top},
+            "moving": sum(weight > 0 for weight in self.weights.values()),
+        }
+        return Decision(frozenset(self.parameters), evidence, restart=self.method.reset)
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         self.seen += 1
 
     def rates(self, steps: int) -> Mapping[str, float]:
         return self.weights
-
-    def _evidence(self, values: Mapping[str, float]) -> dict[str, Any]:
-        kinds: dict[str, list[float]] = {}
-        for name, weight in self.weights.items():
-            kinds.setdefault(".".join(name.split(".")[-2:]), []).append(weight)
-        top = sorted(values, key=lambda name: (-values[name], name))[:SHOWN]
-        return {
-            "weights": {kind: fmean(weights) for kind, weights in sorted(kinds.items())},
-            "top": {name: values[name] for name in top},
-            "moving": sum(weight > 0 for weight in self.weights.values()),
-        }
 
 
 class RgnSchedule(Weighing):
@@ -157,15 +153,13 @@ class SnrSchedule(Weighing):
     def measure(self) -> dict[str, float] | None:
         if self.groups < 2:
             return None
-        values = {name: self._ratio(name) for name in self.means}
+        values = {}
+        for name, mean in self.means.items():
+            variance = self.squares[name] / (self.groups - 1)
+            # Entries without either are 0.
+            values[name] = float((mean.square() / (variance + TINY)).mean())
         self.groups, self.means, self.squares = 0, {}, {}
         return values
-
-    def _ratio(self, name: str) -> float:
-        """The mean over a tensor's entries of mean^2/variance; entries without either are 0."""
-        signal = self.means[name].square()
-        variance = self.squares[name] / (self.groups - 1)
-        return float((signal / (variance + TINY)).mean())
 
     def weigh(self, values: Mapping[str, float]) -> dict[str, float]:
         """1 for those that reach the threshold between the least (0) and the most (1)."""
