@@ -1,20 +1,8 @@
 """What training did to the weights: how many entries changed, where, and in how many directions.
 
-With W0 the base and W the policy, adapters merged, tensor by tensor in fp32:
-
-    changed         share of entries with |W - W0| > t, for t = 0, 1e-8, 1e-5; and of those
-                    that differ when both are rounded to bf16
-    norm            root of the sum of (W - W0)^2; `relative_norm` is that over W0's own
-    effective rank  exp of the entropy of s / sum(s), s the singular values of W - W0
-                    (Roy and Vetterli 2007); `rank_share` is that over the smaller side
-    participation   (sum of s^2)^2 / sum of s^4: 1 for one direction, n for n equal ones, and
-                    less moved by many small ones; `directions_90` carry 90 % of sum s^2
-
-Source of the thresholds: Mukherjee et al. 2025 (arXiv 2505.11711), who count 1e-5 on bf16
-checkpoints; Zhu et al. 2025 (arXiv 2511.08567) hold that a part of such sparsity is what
-bf16 cannot show, hence both. Departures: singular values are roots of the eigenvalues of
-the smaller Gram matrix in fp64, and those that rounding alone would give are left out. In
-a bf16 run W and W0 are what the model holds, not the fp32 masters: W has the noise of rounding.
+docs/anatomy.md has the numbers and their sources, of W0 the base and W the policy, adapters
+merged, tensor by tensor in fp32. Departures: singular values are roots of the eigenvalues of the
+smaller Gram matrix in fp64, and those that rounding alone would give are left out.
 """
 
 import math

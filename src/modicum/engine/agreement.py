@@ -1,29 +1,7 @@
 """The agreement proof: completions were sampled from the policy that is trained.
 
-Five checks; each finds what the others cannot (docs/agreement.md).
-
-*Origin*, every step: completions carry the version of the weights that they were drawn from
-and the settings of the distribution (`types.Origin`); both must be the trainer's.
-
-*Trainer*, every step: the log-probs that training computes anyway beside the sampler's.
-
-*Library*, in the first steps and then every few: some completions are also scored by the
-library's whole forward, which shares no code with the engine.
-
-*Without rounding*, with the library's in a model below fp32: the sampler draws some tokens more
-while the model computes in fp32 with its own weights (`models.linear.widened`). Then sampler,
-trainer and library agree to `EXACT`, and a step of any size shows.
-
-*Slopes*, with it: the difference d between two log-probs of one token is rounding if both
-come from one policy. If the sampler's come from another, d follows a direction x that is
-known: policy - base, policy - the step before (both in fp32), log p + H for a temperature, 1 for
-a cut of the distribution. `Slope` is the regression of d on x; what it must not be is said in
-standard errors.
-
-How much rounding this model has is measured at every check (`Agreement.own`): |library's
-log-prob - the same in fp32| over 1 - p. A step whose log-probs are far apart is measured anew
-before it is judged. Where the distribution is cut (top-p, top-k), rounding lets single tokens in
-or out: the largest differences are left out then.
+docs/agreement.md has the checks and what each finds that the others cannot, the slopes, and how
+much rounding may make (`Agreement.own`, measured at every check).
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """The two roles: a `Sampler` draws completions, a `Scorer` gives their log-probs a gradient.
 
-They share nothing but the policy's weights, and both hear what changed after a step. An
-`Engine` is a scorer that can also decode token by token, which is what the sampler `local`
-needs; a sampler that owns its loop (a server) needs no engine. What one can do is asked
-(`splits`, `recomputes`), never which class it is.
+They share nothing but the policy's weights. An `Engine` is a scorer that can also decode token by
+token, for the sampler `local`; a sampler that owns its loop (a server) needs no engine.
 
 Shapes: P prompt, G member, B = P x G rows, N completion tokens laid end to end, H hidden,
 V vocabulary.

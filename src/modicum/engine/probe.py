@@ -1,9 +1,7 @@
 """What an architecture's own forward can do, tried out on a few tokens before it is used.
 
-`transformers` has about two hundred causal language models. Most decode padded prompts with a
-cache that can be repeated and thinned out; not all do, and no attribute says which. So the engine
-`library` is tried first: a batch of two prompts of unequal length, a group of two, one row leaving,
-against forwards of each sequence alone, then two prompts of one length; then its decoder alone,
+No attribute says whether one decodes padded prompts with a cache that can be repeated and thinned
+out. So the engine `library` is tried against forwards of each sequence alone, and its decoder
 with the head around it. What differs is not used (`library.Abilities`).
 
 Shapes: B row, V vocabulary.

@@ -1,12 +1,8 @@
 """From a study's runs to `analysis.json`: estimates, tests, verdicts, costs, and how to repeat it.
 
-The numbers are `inference.compare`'s. The generator of the resampling is seeded by the
-study (`analysis_seed`), so the same runs give the same file. `curves.json` beside it holds what the
-report shows of the runs, small enough to ship without them.
-
-`report/verdict.txt` has the words, made of the mappings of analysis.json. They keep to what was
-tested: "not worse by more than the margin", never "the same"; an arm that is not worse and yet
-clearly below the control is said to be both; nothing that was not shown is said to be absent.
+The resampling is seeded by the study (`analysis_seed`), so the same runs give the same file.
+`report/verdict.txt` has the words. They keep to what was tested: "not worse by more than the
+margin", never "the same"; nothing that was not shown is said to be absent.
 """
 
 import json

@@ -1,19 +1,8 @@
 """The mean of a table of scores with its intervals at every level, and p-values that agree.
 
-Up to five seeds the interval is the t-interval of `twolevel`. With more it is that of the
-hierarchical bootstrap, and never narrower than the t-interval: with six to ten seeds the
-bootstrap alone is a little too narrow (docs/statistics.md). One seed has the interval over
-problems of an evaluation (`stats.interval`, `stats.change_interval`), and an arm by itself
-none that is narrower: few successes have little spread, by seeds too. Where all scores are equal it is
-Wilson's (`stats.no_spread`). A p-value is the level at which the limit meets the value
-that is tested, so tests and intervals cannot disagree.
-
-The bootstrap draws seeds and problems with replacement, each by itself; the resampled table has the
-rows and columns that were drawn (Owen 2007, "The pigeonhole bootstrap"). Of each resample stands
-its pivot T* = (mean* - mean) / standard error*, and the limits of the mean come from the quantiles
-of T* (Efron and Tibshirani 1993, ch. 12). The percentile bootstrap is not used: here the mean of a
-resample varies by A/S (S-1)/S + B/I + 3 E/(S I), so its interval is too narrow where seeds vary and
-too wide where they do not.
+A t-interval (`twolevel`), a hierarchical bootstrap of pivots (T* = (mean* - mean) / standard
+error*), or an interval over problems: docs/statistics.md says which when, and why. A p-value is
+the level at which the limit meets the value that is tested.
 
     R resample, S seed, I problem
 """

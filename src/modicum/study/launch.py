@@ -1,10 +1,7 @@
 """Where cells run: a kind. A launcher runs cells and says when each has ended.
 
-    here         in this process, one after the other
-    processes    so many at a time, each in a fresh process
-
-A cell that is there already is never run again, so the same command goes on where a study
-was. Another launcher (of a cluster, say) is a class with `run` and its row in `LAUNCHERS`.
+A cell that is there already is never run again. Another launcher (of a cluster, say) is a class
+with `run` and its row in `LAUNCHERS`.
 """
 
 import itertools

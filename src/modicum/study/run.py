@@ -1,10 +1,5 @@
 """A study from its design to its verdict: the order of the work, and its folder.
 
-    run_study      cost, base, tuning, final runs, analysis, report
-    study_cost     the first of these only
-    study_status   how far it is
-    analyse_study  the last two once more, from the runs that are there
-
 Only what is missing is run, so an interrupted study goes on where it was.
 """
 

@@ -1,8 +1,6 @@
 """A scan: a study whose arms train one unit of a model each, ranked by what they gain.
 
-Its folder is a study's, with `scan.toml` for the design (`run`), `cells` for the runs, and what
-came of them in scan.json, scan.svg and scan.png. Its statistics are `ranking`'s, since the best of
-many units is looked for, not a verdict against a control.
+Its statistics are `ranking`'s, since the best of many units is looked for, not a verdict.
 """
 
 import tomllib

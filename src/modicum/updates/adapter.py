@@ -1,18 +1,8 @@
 """What all adapters have in common: PEFT puts them into layers, they train, the base does not.
 
-Adapters go into every linear layer but the head, or into those that a selection names
-(`lora @ last(2)`). No dropout: sampling and training would see different policies. The
-base is never merged into while training.
-
-The reference is the adapter switched off, or what it was if it goes on (`go_on`). Where the
-start rewrites the base's weights (`rewrites_base`: PiSSA, OLoRA) that would be another model;
-there the adapter's first values are kept and swapped in, and it is exported as a LoRA of twice
-the rank that takes the start away (`exportable`), so that it gives the policy on the base.
-
-An adapter that was there before (`models.identity`) is trained further, as it is. Its rank and
-where it goes are the adapter's, and the update must say the same: `lora(rank=16, alpha=32)`, with
-`@` only if that names just these layers. What would train below it, or put another one on top, is
-refused: made one model of both, it can be trained in every way.
+No dropout: sampling and training would see different policies. The base is never merged into
+while training. The reference is the adapter switched off, or its first values: of one that was
+there before and goes on (`go_on`), and where the start rewrites the base (`rewrites_base`).
 """
 
 from __future__ import annotations

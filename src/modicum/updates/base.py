@@ -1,11 +1,8 @@
 """What every update has in common: it is applied to a model and says what trains.
 
-An update is a frozen dataclass with `apply(model, seed) -> Prepared`. After that exactly
-the tensors in `Prepared.active` have `requires_grad`, all others have it off and no
-gradient. `Prepared.trainable` holds all that may ever train in the run; the schedule
-(`schedule.Schedule`) says which of it trains now. `Prepared.reference()` turns the model
-into what it was before training, for as long as a `with` block lasts, without a second
-model.
+An update is a frozen dataclass with `apply(model, seed) -> Prepared`. After that exactly the
+tensors in `Prepared.active` have `requires_grad`; `Prepared.trainable` holds all that may ever
+train in the run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Driving an update in a training loop that is not the package's own.
+"""Driving an update in a training loop that is not the package's own (docs/outside.md).
 
-The driver lets a `Stepper` work on any torch optimizer, as `training` does on its own.
 The loop keeps its loss, its optimizer and its scheduler of the learning rate.
-docs/outside.md says how this departs from the package's own loop.
 """
 
 import warnings

@@ -1,16 +1,9 @@
 """Optimizers as updates: `sgd`, `sgd @ last(2)`, `galore(rank=4) @ (lora(rank=8) @ last(1))`.
 
-Alone an optimizer moves every tensor of the model, `@` an update what that update trains.
-What trains, when, and from which start stays the update's; only the rule that turns
-gradients into steps is another. As `@` binds from the left, `(sgd @ lora) @ last(2)` is
-read as `sgd @ (lora @ last(2))`. All get the gradient of the whole batch, clipped.
-
-Default rates over AdamW's come from single runs of 15 steps on the tiny base (docs/updates.md).
-
-GaLore, APOLLO (`projected`) and Muon (`muon`) treat the matrices of the layers with more than `rank`
-rows and columns. All else (norms, biases, embedding, head, smaller matrices, some entries of a
-tensor) gets plain AdamW, equal to torch's. All state is in tensors, so that a checkpoint can
-hold it.
+What trains, when, and from which start stays the update's; only the rule that turns gradients
+into steps is another. As `@` binds from the left, `(sgd @ lora) @ last(2)` is read as
+`sgd @ (lora @ last(2))`. GaLore, APOLLO (`projected`) and Muon (`muon`) treat the matrices of
+the layers with more than `rank` rows and columns; all else gets plain AdamW, equal to torch's.
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
 """The matrix products of backward: which weights are multiplied, and how often.
 
-A matrix costs one product a token for its own gradient, if it trains, and one for that of
-its input, if anything that trains comes before it (F.2 in docs/updates.md). An adapter is
-a chain of matrices beside or inside its base layer, as it says itself (`Adapter.chain`).
-Left out: attention scores, the head's second forward in chunks, and work that does not
-grow with the tokens (DoRA's norms, OFT's rotation from its angles, TinyLoRA's and
-LoRA-XS's small matrix).
+A matrix costs one product a token for its own gradient, if it trains, and one for that of its
+input, if anything that trains comes before it ("Backward cost" in docs/updates.md).
 """
 
 from collections.abc import Callable, Iterator

@@ -1,31 +1,16 @@
 """Adam with less state for the matrices of the layers: GaLore and APOLLO.
 
-*GaLore* (Zhao et al. 2024, arXiv 2403.03507). For a matrix of m rows and n columns with gradient G:
+*GaLore* (arXiv 2403.03507), for a matrix of m rows and n columns with gradient G = U S V^T:
 
     m >= n:  R = G V_r,     W -= rate * scale * Adam(R) V_r^T
     m <  n:  R = U_r^T G,   W -= rate * scale * U_r Adam(R)
 
-U S V^T is the singular value decomposition of G, taken anew every `every` steps of the
-tensor. The moments are not turned when the basis is, as in the reference code. Kept are
-basis and moments: r min(m, n) + 2 r max(m, n) numbers in place of 2 m n. Departures: a zero
-gradient never makes a basis (the next one does); the sign of a basis vector is fixed (its
-largest entry is positive), so that moments mean the same from basis to basis.
-
-*APOLLO* (Zhu et al. 2024, arXiv 2412.05270): a random P of r rows with entries from N(0, 1/r)
-takes the smaller side to r numbers, R = P G (or G P^T), and Adam runs on R alone. How much Adam
-would scale the columns (rows) of the larger side is read from R, and the gradient is scaled so:
+*APOLLO* (arXiv 2412.05270), with a random P of r rows from N(0, 1/r), R = P G (or G P^T):
 
     s_j = |Adam(R)_j| / |R_j|          W -= rate * sqrt(scale) * s_j G_j
 
-APOLLO-Mini has rank 1 and one s for the whole matrix. The norm of s G may grow by 1 % a step
-at most, as in Fira (arXiv 2410.01623). P is drawn anew every `every` steps from the run's
-seed, the tensor's name and the number of the draw, and never stored: kept are the moments
-of R, 2 r max(m, n) numbers in place of 2 m n. The limit is on norms before bias correction, as
-in the reference code, so that steps are about half of Adam's around the tenth. Departure: a zero
-gradient does not count for the limit (after one, hardly any step would be allowed).
-
-In both epsilon is added after the bias correction, as torch does it; embedding and head get plain
-AdamW.
+The norm of s G may grow by 1 % a step at most (arXiv 2410.01623); the limit is on norms before
+bias correction, as in the reference code. docs/updates.md has the departures.
 """
 
 from dataclasses import dataclass

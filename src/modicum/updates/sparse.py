@@ -1,22 +1,9 @@
 """Sparse masks: a share of the entries of every tensor trains, all others never move.
 
-Sources: Mukherjee et al. 2025 (arXiv 2505.11711): RL changes 5 to 30 % of the entries, spread
-over almost all matrices, and training only these recovers the result; Zhu et al. 2025 (arXiv
-2511.08567): part of that is what bf16 hides, and RL keeps off the principal directions.
-`keep` is the share per tensor (at least one entry), by the highest score:
-
-    random     a number drawn from seed and name; a larger `keep` holds the smaller one
-    smallest   -|w|           largest   |w|
-    fisher     the mean over groups of g^2, from the gradient g that each group gives
-    taylor     |w g|, g summed over the steps
-    run        |w' - w| of the finished run in the folder `run`, of dense training
-
-fisher and taylor measure in `warmup` steps with a signal, in which nothing moves. After that, and
-from the start otherwise, the optimizer holds vectors of differences
-(models/precision.SparseMaster), so that weight decay pulls weights to the base.
-
-Departures: `run` takes a share of each tensor, not all above 1e-5; steps with no signal are
-not measured; of equal scores the first in the tensor count.
+Sources: arXiv 2505.11711 and 2511.08567; docs/updates.md has the scores. fisher and taylor
+measure in `warmup` steps with a signal, in which nothing moves. After that, and from the start
+otherwise, the optimizer holds vectors of differences (models/precision.SparseMaster), so that
+weight decay pulls weights to the base. Departure: `run` takes a share of each tensor.
 """
 
 from collections.abc import Callable, Mapping

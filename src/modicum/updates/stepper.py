@@ -1,10 +1,7 @@
 """One optimizer step under a schedule, and what becomes of the optimizer at a switch.
 
-The same for the package's own loop (`training.optimization`) and for others (`driver`). A stepper is
-given what holds the numbers that train (`Masters`, or `InPlace`), a torch optimizer
-whose `leaf` tensors these are, and the proof that is to be told. When a schedule changes what
-trains, the state of what stops is kept, deleted or moved to the CPU (`Schedule.policy`); what
-starts gets fresh moments, their bias correction included, or those that were kept.
+The same for the package's own loop (`training.optimization`) and for others (`driver`). What
+starts to train gets fresh moments, their bias correction included, or those that were kept.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

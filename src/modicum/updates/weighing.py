@@ -1,17 +1,8 @@
-"""Auto-RGN and Auto-SNR (Lee et al. 2023, arXiv 2210.11466): step sizes by the gradients.
+"""Auto-RGN and Auto-SNR (arXiv 2210.11466): step sizes by the gradients.
 
-`rgn` gives every tensor p the relative gradient norm RGN_p, the mean over some steps of
-|g|/|p|, and multiplies its step by RGN_p / max_q RGN_q. `snr` gives it the mean over its
-entries of mean(g)^2 / var(g), brings these to 0..1 over all tensors, and lets those step
-that reach `threshold`.
-
-Departures. The paper measures at the start of every epoch; RL has none, so the gradients
-of training itself are measured: all multipliers are 1 until the first `window` steps with
-a signal are over, and the last `window` steps before each further multiple of `every`
-give new ones. A tensor whose root mean square is below 1e-3 counts as if it were that
-large: one that starts at zero would take everything. The variance of `snr` is taken over
-the groups (prompts) of those steps together, as in the paper; its code takes it over the
-tensor's rows, with a threshold of 0.95 on values that are not brought to 0..1.
+RGN_p is the mean over some steps of |g|/|p|; the step of p is multiplied by RGN_p / max_q RGN_q.
+`snr` brings the means over entries of mean(g)^2 / var(g) to 0..1 over all tensors, and lets
+those step that reach `threshold`. docs/updates.md has the departures.
 """
 
 from abc import ABC, abstractmethod
