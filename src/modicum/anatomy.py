@@ -87,20 +87,8 @@ def _change(name: str, place: Place, new: Tensor, old: Tensor, device: torch.dev
         typical = base_norm / math.sqrt(difference.numel())
         noise = HALF_SPACING * typical * sum(math.sqrt(side) for side in new.shape)
         ranks = directions(singular_values(difference, noise))
-    return Change(
-        name=name,
-        layer=place.layer,
-        part=part_of(place),
-        shape=tuple(new.shape),
-        entries=new.numel(),
-        changed=changed,
-        norm=_norm(difference),
-        base_norm=base_norm,
-        largest=float(size.max()),
-        effective_rank=ranks[0],
-        participation_ratio=ranks[1],
-        directions_90=ranks[2],
-    )
+    which = (name, place.layer, part_of(place), tuple(new.shape), new.numel())
+    return Change(*which, changed, _norm(difference), base_norm, float(size.max()), *ranks)
 
 
 def _norm(tensor: Tensor) -> float:
@@ -115,14 +103,9 @@ def part_of(place: Place) -> str:
     return found if inside or found != "norm" else "final norm"
 
 
-def effective_rank(change: Tensor, noise: float = 0.0) -> float:
-    """exp of the entropy of the singular values of a matrix, taken as shares of their sum."""
-    return directions(singular_values(change, noise))[0]
-
-
 def directions(values: Tensor) -> tuple[float, float, int]:
-    """Of singular values, the largest first: effective rank, participation ratio, and how many
-    carry 90 % of the energy; all 0 when there are none."""
+    """Of singular values, the largest first: effective rank (exp of the entropy of their shares),
+    participation ratio, and how many carry 90 % of the energy; all 0 when there are none."""
     if not len(values):
         return 0.0, 0.0, 0
     shares, energy = values / values.sum(), values.square() / values.square().sum()

@@ -93,6 +93,7 @@ class Agreement:
                 self._follow(way, found.ways[way] - found.sampler_N, found)
         return self._apart(found.ways["library"], found.sampler_N, "library")
 
+    @torch.no_grad()
     def trained(
         self,
         rows: Sequence[Row],
@@ -111,7 +112,11 @@ class Agreement:
         found = Scored(rows, entropy_N, {"exact": trainer_N})
         if self.low:
             if policy is not None and self._far(trainer_N - found.sampler_N, trainer_N) > 1:
-                self._measure_on(policy, rows, sampling or Sampling())
+                sampling = sampling or Sampling()
+                taken = [replace(row, trunk=None) for row in rows[:: -(-len(rows) // ROWS)]]
+                rounded_N = slopes.by(policy.scorer, taken, sampling)[0]
+                with widened(policy.model):
+                    self._measure(rounded_N, slopes.by(policy.scorer, taken, sampling)[0])
             self._follow("training", trainer_N - found.sampler_N, found)
         return self._apart(trainer_N, found.sampler_N, "trainer")
 
@@ -171,14 +176,6 @@ class Agreement:
         self.room = max((prior + of[0]) / (PRIOR + of[1]) for of in (self.seen, now))
         self.noise = max(of[2] / of[3] for of in (self.seen, now)) ** 0.5
         self.measured = True
-
-    @torch.no_grad()
-    def _measure_on(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> None:
-        """The model's own rounding, on some of these rows."""
-        taken = [replace(row, trunk=None) for row in rows[:: -(-len(rows) // ROWS)]]
-        rounded_N = slopes.by(policy.scorer, taken, sampling)[0]
-        with widened(policy.model):
-            self._measure(rounded_N, slopes.by(policy.scorer, taken, sampling)[0])
 
     @staticmethod
     def _kept(d_N: Array, trim: bool) -> Array:

@@ -10,7 +10,7 @@ V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -157,13 +157,6 @@ class Engine(Scorer):
 
     of_one_length: bool = False
     """Whether only prompts of one length can be decoded together."""
-
-    def batches(self, prompts: Sequence[Prompt], most: int) -> Iterator[list[int]]:
-        """The numbers of the prompts that are decoded together, at most so many at a time."""
-        lengths = [len(prompt) if self.of_one_length else 0 for prompt in prompts]
-        for length in sorted(set(lengths)):
-            of = [number for number, found in enumerate(lengths) if found == length]
-            yield from (of[start : start + most] for start in range(0, len(of), most))
 
     @abstractmethod
     def decode(

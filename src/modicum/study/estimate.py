@@ -8,7 +8,7 @@ the level at which the limit meets the value that is tested.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,33 +186,22 @@ def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str
         return Interval(ratio, 1 + seen.low / control.mean, 1 + seen.high / control.mean)
 
     def excess(value: float) -> float:
-        """Above 0 where the interval of (arm - base) - value (control - base) lies beside 0."""
-        found = _combined(arm, control, both, value)
-        return abs(found.mean) - found.half_width(LEVEL)
+        """Above 0 where the interval of (arm - base) - value (control - base) lies beside 0.
+
+        A mean square is quadratic in what it is of, so the cross term is known from the three.
+        """
+        squares = (
+            max(0.0, (1 - value) * a + value * d + (value * value - value) * c)
+            for a, c, d in zip(*(astuple(it)[-3:] for it in (arm, control, both)), strict=True)
+        )
+        mean = arm.mean - value * control.mean
+        found = Spread(arm.num_seeds, arm.num_problems, mean, *squares)
+        return abs(mean) - found.half_width(LEVEL)
 
     low, high = _end(excess, ratio, -1.0), _end(excess, ratio, 1.0)
     if low is None or high is None:
         return "the control's own gain is not clear"
     return Interval(ratio, low, high)
-
-
-def _combined(arm: Spread, control: Spread, both: Spread, value: float) -> Spread:
-    """The spread of arm - value x control from those of arm, control and arm - control.
-
-    A mean square is quadratic in what it is of, so the cross term is known from the three.
-    """
-
-    def square(a: float, c: float, d: float) -> float:
-        return max(0.0, (1 - value) * a + value * d + (value * value - value) * c)
-
-    return Spread(
-        arm.num_seeds,
-        arm.num_problems,
-        arm.mean - value * control.mean,
-        square(arm.seeds, control.seeds, both.seeds),
-        square(arm.problems, control.problems, both.problems),
-        square(arm.residual, control.residual, both.residual),
-    )
 
 
 def _end(excess: Callable[[float], float], ratio: float, sign: float) -> float | None:

@@ -58,8 +58,9 @@ class Muon(MatrixMember):
         toward = orthogonal(gradient.lerp(buffer, self.momentum))
         return toward * (MATCH * sqrt(max(gradient.shape)))
 
-    def warnings(self, prepared: Prepared) -> list[str]:
-        return [POCKET, *([FLAT] if prepared.adapter is not None else [])]
+    def check(self, prepared: Prepared) -> None:
+        super().check(prepared)
+        prepared.told += [POCKET, FLAT] if prepared.adapter else [POCKET]
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -42,11 +42,7 @@ class OptimizerMember(Member):
         """The rule; what is random in it is drawn from `seed`."""
 
     def check(self, prepared: Prepared) -> None:
-        """UserError when this optimizer has nothing to do for what trains."""
-
-    def warnings(self, prepared: Prepared) -> list[str]:
-        """What the user should know of this optimizer for what trains, a sentence each."""
-        return []
+        """UserError when it has nothing to do for what trains; `told` gets what the user should know."""
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         return Optimized(self, Full()).apply(model, seed)
@@ -73,7 +69,6 @@ class Optimized(Pair):
             raise UserError(f"{self}: {self.right} has an optimizer of its own; leave one out")
         prepared.rule = self.left.rule(seed)
         self.left.check(prepared)
-        prepared.told += self.left.warnings(prepared)
         return prepared
 
     def __matmul__(self, where: object) -> Optimized:

@@ -123,7 +123,13 @@ class Stepper:
             )
         norms, norm = norms_of(gradients)
         if not (abs(loss) < float("inf") and norm < float("inf")):
-            self._skip(loss, norm)
+            self.begin_anew()
+            counters.optimizer_steps += 1
+            counters.skipped += 1
+            counters.skipped_in_row += 1
+            if counters.skipped_in_row >= self.max_skipped:
+                count = counters.skipped_in_row
+                raise RunStopped(self.not_finite.format(loss=loss, norm=norm, count=count))
             return norm
         counters.skipped_in_row, self.unshown = 0, None
         has_signal = norm > 0 if has_signal is None else has_signal
@@ -188,16 +194,6 @@ class Stepper:
             self.prepared.schedule.load(*self.unshown)
             self.unshown = None
 
-    def _skip(self, loss: float, norm: float) -> None:
-        counters = self.counters
-        self.begin_anew()
-        counters.optimizer_steps += 1
-        counters.skipped += 1
-        counters.skipped_in_row += 1
-        if counters.skipped_in_row >= self.max_skipped:
-            count = counters.skipped_in_row
-            raise RunStopped(self.not_finite.format(loss=loss, norm=norm, count=count))
-
     def _split(self, multipliers: Mapping[str, float]) -> None:
         """Groups of one multiplier each; `join` puts the old ones back.
 
@@ -224,6 +220,7 @@ class Stepper:
             self.counters.decisions += 1
         return decision
 
+    @torch.no_grad()
     def _change(self, decision: Decision) -> None:
         """Train what the decision says from now on, by the schedule's policy."""
         prepared, held = self.prepared, self.masters.held
@@ -244,7 +241,11 @@ class Stepper:
         self.rebased |= redone & self.visited
         self._add_masters()
         for name in prepared.active.keys() & self.parked.keys():
-            self._unpark(name)
+            state, master = self.parked.pop(name), held[name]
+            if "master" in state:
+                master.tensor.copy_(state.pop("master"))
+            if state:
+                self.optimizer.state[master.leaf] = _moved(state, master.leaf.device)
         self.proof.rest()
 
     def _add_masters(self) -> None:
@@ -264,14 +265,6 @@ class Stepper:
         if not isinstance(master, SparseMaster) and master.tensor is not master.parameter:
             self.parked[name]["master"] = master.tensor.detach().to("cpu")
             self.masters.drop([name])
-
-    @torch.no_grad()
-    def _unpark(self, name: str) -> None:
-        state, master = self.parked.pop(name), self.masters.held[name]
-        if "master" in state:
-            master.tensor.copy_(state.pop("master"))
-        if state:
-            self.optimizer.state[master.leaf] = _moved(state, master.leaf.device)
 
 
 def _moved(state: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
