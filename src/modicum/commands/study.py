@@ -60,7 +60,11 @@ def run(args: list[str]) -> int:
     how: dict[str, Any] = {**vars(options), "observer": Printed()}
     if found.action == "status":
         values = study_status(found.file, options.out)
-        text = "\n".join(_line(name, row) for name, row in values["arms"].items())
+        text = "\n".join(
+            f"{name}: {row['tuned']} of {row['tries']} tries, {row['done']} of {row['seeds']} seeds"
+            + "".join(f"  failed: {why}" for why in row["failed"])
+            for name, row in values["arms"].items()
+        )
     elif found.action == "cost":
         cost = study_cost(found.file, **how)
         values, text = vars(cost), f"cost: {cost.text()}"
@@ -70,12 +74,6 @@ def run(args: list[str]) -> int:
         text = f"{outcome.analysis.conclusion}\nreport: {outcome.report}"
     show(found.json, values, text)
     return 0
-
-
-def _line(name: str, row: dict[str, Any]) -> str:
-    """How far an arm is."""
-    done = f"{row['tuned']} of {row['tries']} tries, {row['done']} of {row['seeds']} seeds"
-    return "  ".join([f"{name}: {done}", *(f"failed: {why}" for why in row["failed"])])
 
 
 def _same(one: str, other: str | None, as_json: bool) -> int:
