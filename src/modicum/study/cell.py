@@ -99,7 +99,14 @@ def work(cell: Cell, threads: int) -> None:
     """
     # Ctrl-C in a terminal goes to a whole group: the parent passes it on, once.
     os.setpgrp()
-    _end_with_parent()
+    parent = parent_process()
+
+    def watch(sentinel: int) -> None:
+        connection.wait([sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if parent is not None:  # end when the study's process does, even when that was killed
+        threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
     try:
         with Interrupts(at_once=True):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -171,16 +178,3 @@ def _same(cell: Cell) -> list[Path]:
     wanted = cell.config.model, cell.config.compute.dtype
     found = sorted(Path(cell.base or cell.folder).parent.glob("base-*"))
     return [p for p in found if (base_of(p).get("model"), base_of(p).get("dtype")) == wanted]
-
-
-def _end_with_parent() -> None:
-    """End this process when the study's does, even when that was killed."""
-    parent = parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -168,19 +168,3 @@ def difficulty(found: Collected, outcome: ArmRuns) -> tuple[DifficultyLevel, ...
         for name in found.level_names
         for chosen in [levels == name]
     )
-
-
-def status(study: Study, folder: Path, tries: int) -> dict[str, Any]:
-    """How many tries and seeds of each arm are done, and what failed."""
-    rows = {}
-    for arm in design.arms(study):
-        seeds = {f"seed {seed}": path for seed, path in final(study, folder, arm).items()}
-        tuned = {path.name: path for path in sorted((folder / "cells/tune" / arm.slug).glob("*"))}
-        rows[arm.name] = {
-            "tuned": sum((path / RESULT).is_file() for path in tuned.values()),
-            "tries": 0 if arm.placebo else tries,
-            "done": sum((path / RESULT).is_file() for path in seeds.values()),
-            "seeds": len(seeds),
-            "failed": [f"{n}: {failure(p)}" for n, p in (seeds | tuned).items() if failure(p)],
-        }
-    return {"arms": rows, "folder": str(folder)}

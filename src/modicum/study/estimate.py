@@ -128,13 +128,27 @@ def pivots(
     A resample is a vector of counts over seeds and one over problems, so that all of them
     together are three matrix products.
     """
-    centred_SI = table_SI - table_SI.mean()
-    found = []
+    centred_SI, (num_seeds, num_problems) = table_SI - table_SI.mean(), table_SI.shape
+    cells, found = table_SI.size, []
     for start in range(0, resamples, BLOCK):
         count = min(BLOCK, resamples - start)
-        seeds_RS = counts(rng, count, table_SI.shape[0])
-        problems_RI = counts(rng, count, table_SI.shape[1])
-        found.append(_pivots(centred_SI, seeds_RS, problems_RI))
+        seeds_RS = counts(rng, count, num_seeds)
+        problems_RI = counts(rng, count, num_problems)
+        rows_RS = problems_RI @ centred_SI.T / num_problems
+        columns_RI = seeds_RS @ centred_SI / num_seeds
+        mean_R = (seeds_RS * rows_RS).sum(1) / num_seeds
+        # Sums of squares around the mean of the resample; the whole one splits into three.
+        whole_R = ((seeds_RS @ centred_SI**2) * problems_RI).sum(1) - cells * mean_R**2
+        seeds_R = num_problems * (seeds_RS * rows_RS**2).sum(1) - cells * mean_R**2
+        problems_R = num_seeds * (problems_RI * columns_RI**2).sum(1) - cells * mean_R**2
+        residual_R = np.maximum(whole_R - seeds_R - problems_R, 0) / (
+            (num_seeds - 1) * (num_problems - 1)
+        )
+        own_R = np.maximum(problems_R / (num_problems - 1) - residual_R, 0)
+        variance_R = (np.maximum(seeds_R, 0) / (num_seeds - 1) + own_R) / cells
+        # Rounding leaves a resample without spread at about 1e-17 of the scores' square.
+        seen_R = variance_R > 1e-15
+        found.append(mean_R[seen_R] / np.sqrt(variance_R[seen_R]))
     return np.sort(np.concatenate(found))
 
 
@@ -142,28 +156,6 @@ def counts(rng: np.random.Generator, rows: int, size: int) -> NDArray[np.float64
     """How often each of `size` things was drawn in `size` draws, for each row."""
     drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
-
-
-def _pivots(
-    centred_SI: Table, seeds_RS: NDArray[np.float64], problems_RI: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    num_seeds, num_problems = centred_SI.shape
-    cells = num_seeds * num_problems
-    rows_RS = problems_RI @ centred_SI.T / num_problems
-    columns_RI = seeds_RS @ centred_SI / num_seeds
-    mean_R = (seeds_RS * rows_RS).sum(1) / num_seeds
-    # Sums of squares around the mean of the resample; the whole one splits into three.
-    whole_R = ((seeds_RS @ centred_SI**2) * problems_RI).sum(1) - cells * mean_R**2
-    seeds_R = num_problems * (seeds_RS * rows_RS**2).sum(1) - cells * mean_R**2
-    problems_R = num_seeds * (problems_RI * columns_RI**2).sum(1) - cells * mean_R**2
-    residual_R = np.maximum(whole_R - seeds_R - problems_R, 0) / (
-        (num_seeds - 1) * (num_problems - 1)
-    )
-    own_R = np.maximum(problems_R / (num_problems - 1) - residual_R, 0)
-    variance_R = (np.maximum(seeds_R, 0) / (num_seeds - 1) + own_R) / cells
-    # Rounding leaves a resample without spread at about 1e-17 of the scores' square.
-    seen_R = variance_R > 1e-15
-    return mean_R[seen_R] / np.sqrt(variance_R[seen_R])
 
 
 def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str:

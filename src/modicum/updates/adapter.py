@@ -228,9 +228,10 @@ class Adapter(Method):
         same = all(getattr(held, name, None) == asked[name] for name in asked)
         experts = getattr(self, "experts", False) == bool(held.target_parameters)
         if not (self.goes_on and same and experts):
-            raise UserError(
-                f"{self} is not the adapter of the model, which is {said(held)}; {merge}"
-            )
+            name = "dora" if held.use_dora else "rslora" if held.use_rslora else "lora"
+            more = ", experts=True" if held.target_parameters else ""
+            there = f"{name}(rank={held.r}, alpha={held.lora_alpha}{more})"
+            raise UserError(f"{self} is not the adapter of the model, which is {there}; {merge}")
         base = model.get_base_model()
         wanted = {n for n in linear_layers(base, where) if ".lora_" not in n} if where else set()
         odd = wanted ^ {n for n, _ in base.named_modules() if n.endswith(".base_layer")}
@@ -241,10 +242,3 @@ class Adapter(Method):
             )
         trainable = {n: p for n, p in model.named_parameters() if ".lora_" in n and self.trains(n)}
         return AdapterPrepared(model, trainable, self, given=True)
-
-
-def said(held: Any) -> str:
-    """The update that an adapter of PEFT's LoRA kind is."""
-    name = "dora" if held.use_dora else "rslora" if held.use_rslora else "lora"
-    experts = ", experts=True" if held.target_parameters else ""
-    return f"{name}(rank={held.r}, alpha={held.lora_alpha}{experts})"

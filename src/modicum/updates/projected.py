@@ -94,17 +94,15 @@ class Apollo(MatrixMember):
         wide = gradient if rows < columns else gradient.T
         low = self.projection(moment, wide) @ wide
         scaled = wide * (_norm(adam(moment, low), self.over) / (_norm(low, self.over) + TINY))
-        scaled = scaled * self._limit(moment, _norm(scaled, None)) * sqrt(self.scale)
-        return scaled if wide is gradient else scaled.T
-
-    def _limit(self, moment: Moment, norm: Tensor) -> Tensor:
-        """What the step is multiplied by, so that its norm does not jump."""
-        beta1, beta2 = moment.betas
+        # The norm of the step does not jump.
+        norm, (beta1, beta2) = _norm(scaled, None), moment.betas
         now = norm * ((1 - beta1**moment.count) / sqrt(1 - beta2**moment.count))
         before = moment.state["norm"].to(norm.device)
         most = torch.where(before > 0, GROWTH * before, now)
         moment.state["norm"] = torch.where(now > 0, torch.minimum(now, most), before)
-        return (most / (now + (now == 0))).clamp(max=1)
+        limit = (most / (now + (now == 0))).clamp(max=1)
+        scaled = scaled * limit * sqrt(self.scale)
+        return scaled if wide is gradient else scaled.T
 
     def projection(self, moment: Moment, wide: Tensor) -> Tensor:
         """P of the present draw, rank x rows of `wide`."""

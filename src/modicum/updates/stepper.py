@@ -234,9 +234,13 @@ class Stepper:
         if prepared.schedule.policy == "reset":
             self._forget(stopped)
             self.masters.drop(stopped)
-        if prepared.schedule.policy == "cpu":
-            for name in stopped:
-                self._park(name)
+        # Entries stay where they are, being few.
+        for name in stopped if prepared.schedule.policy == "cpu" else ():
+            master = held[name]
+            self.parked[name] = _moved(self.optimizer.state.pop(master.leaf, {}), "cpu")
+            if not isinstance(master, SparseMaster) and master.tensor is not master.parameter:
+                self.parked[name]["master"] = master.tensor.detach().to("cpu")
+                self.masters.drop([name])
         self.masters.drop(redone & held.keys())
         self.rebased |= redone & self.visited
         self._add_masters()
@@ -257,14 +261,6 @@ class Stepper:
         for name in names & self.masters.held.keys():
             self.optimizer.state.pop(self.masters.held[name].leaf, None)
             self.parked.pop(name, None)
-
-    def _park(self, name: str) -> None:
-        """Move the state of what stops to the CPU, its fp32 copy too; entries stay, being few."""
-        master = self.masters.held[name]
-        self.parked[name] = _moved(self.optimizer.state.pop(master.leaf, {}), "cpu")
-        if not isinstance(master, SparseMaster) and master.tensor is not master.parameter:
-            self.parked[name]["master"] = master.tensor.detach().to("cpu")
-            self.masters.drop([name])
 
 
 def _moved(state: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
