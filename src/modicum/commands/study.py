@@ -33,7 +33,6 @@ class Printed(StudyObserver):
     """Prints what it is told, to standard error."""
 
     def say(self, text: str) -> None:
-        """Print a text."""
         from modicum.display import console
 
         console().print(text)

@@ -77,7 +77,6 @@ class LibraryEngine(Engine):
     def decode(
         self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
     ) -> Decoding:
-        """Begin completions; nothing is kept."""
         kind = UncachedDecoding if self.can.cache == "none" else LibraryDecoding
         return kind(self, prompts, group_size, max_tokens)
 

@@ -97,7 +97,6 @@ def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
 def _cache(
     model: Any, device: torch.device, prompts: Sequence[Prompt], compared: bool = True
 ) -> Literal["padded", "equal", "none"]:
-    """Which prompts the cache decodes together."""
     long, short = prompts
     # No mask is given without padding.
     if all(_right(model, device, tried, compared) for tried in (prompts, [long])):

@@ -160,11 +160,9 @@ class SplitDecoding(Decoding):
         ]
 
     def skip_to(self, length: int) -> None:
-        """The cache is as long as if completions had `length` tokens already."""
         self.cache.length = length
 
     def held(self) -> Mapping[str, Sequence[Tensor]]:
-        """The cache, and the trunk's states where they are kept."""
         cache = self.cache
         pairs = (*cache.prompts.values(), *cache.rows.values(), *cache.states.values())
         states = [] if self.states_STH is None else [*self.prompts, self.states_STH]

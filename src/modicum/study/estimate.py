@@ -161,9 +161,8 @@ def counts(rng: np.random.Generator, rows: int, size: int) -> NDArray[np.float64
 def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str:
     """(arm - base) / (control - base) with its 95 % interval, or why there is none; rows are paired.
 
-    The interval holds every r for which the interval of (arm - base) - r (control - base), over
-    seeds and problems at once, holds 0 (Fieller 1954). It has two ends exactly when the control's
-    own gain is clear; else there is no ratio to speak of.
+    The interval holds every r for which that of (arm - base) - r (control - base) holds 0 (Fieller
+    1954). It has two ends exactly when the control's own gain is clear.
     """
     arm, control = spread(arm_SI - base_I), spread(control_SI - base_I)
     both = spread(arm_SI - control_SI)

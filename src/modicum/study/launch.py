@@ -80,9 +80,8 @@ class Here(Launcher):
 class Processes(Launcher):
     """So many at a time on this machine, each in a fresh process.
 
-    They are forked from a server that has the libraries loaded, so a cell starts in a moment
-    and still shares no state with another. One that a signal ends goes on once more when the
-    others have ended; the second time it has failed, or where it was asked to end, all do.
+    They are forked from a server that has the libraries loaded. One that a signal ends goes on once
+    more when the others have ended; the second time it has failed, or where asked to end, all do.
     """
 
     def __post_init__(self) -> None:

@@ -193,8 +193,7 @@ def show(result: Mapping[str, Any]) -> None:
 def draw(result: Mapping[str, Any], folder: Path) -> None:
     """Write scan.svg and scan.png: a bar for every unit, full's gain as a dashed line.
 
-    A dot is a seed, the line its interval over seeds (over problems where there is one
-    seed). The interval of two seeds would press all else flat: it may leave the figure.
+    A dot is a seed, the line its interval, which may leave the figure (two seeds).
     """
     units = sorted(result["units"], key=lambda unit: unit["place"])
     full = result["full"] and result["full"]["gain"]

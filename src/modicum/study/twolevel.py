@@ -104,13 +104,8 @@ def table(scores: ArrayLike) -> Table:
 def seeds_needed(found: Spread, margin: float, alpha: float = 0.05) -> int | None:
     """The smallest number of seeds above those there are that would settle an arm.
 
-    If the difference is what it seems, S seeds show with a chance of 80 % that it is
-
-        not worse, when mean + margin >= h(1 - alpha) + h(0.8)
-        worse,     when -mean         >= h(0.975) + h(0.8)
-
-    where h has A, B and E of `found`: a guess as good as these. `alpha` is one-sided. None when
-    `MOST` are not enough, as more seeds do not shrink B/I, and for a single seed.
+    With a chance of 80 %, if the difference and its variances are what they seem. `alpha` is
+    one-sided. None when `MOST` are not enough, as more seeds do not shrink B/I, and for one seed.
     """
     if found.num_seeds < 2 or found.none:
         return None

@@ -148,11 +148,9 @@ class Driver:
 
 
 def free_the_bottom(model: nn.Module) -> None:
-    """No gradient of the inputs, now or when checkpointing is switched on again.
+    """No gradient of the inputs, now or when checkpointing is switched on again (docs/outside.md).
 
-    Gradient checkpointing asks for it, and then every frozen layer has one too. Switched on by
-    transformers it hooks the embedding, TRL does so once more for PEFT and after every
-    generation. UserError for the reentrant kind, which needs that gradient.
+    UserError for the reentrant kind, which needs that gradient.
     """
     for module in model.modules():
         run = getattr(module, "_gradient_checkpointing_func", None)

@@ -59,11 +59,9 @@ class Optimized(Pair):
 
     @property
     def faster(self) -> float:
-        """That of the optimizer."""
         return float(self.left.faster)
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
-        """Apply the update and let the optimizer move what it trains."""
         prepared = self.right.apply(model, seed)
         if type(prepared.rule) is not AdamWRule:
             raise UserError(f"{self}: {self.right} has an optimizer of its own; leave one out")

@@ -19,9 +19,9 @@ from modicum.updates.rules import FAR
 
 
 class Proof:
-    """Remembers the start and checks against it; `since` says of what start messages speak.
+    """Remembers the start and checks against it; by itself for a loop from outside.
 
-    By itself it is for a loop from outside, which may move less than it should; it says so.
+    `since` says of what start messages speak.
     """
 
     def __init__(self, prepared: Prepared, masters: Masters, since: str = "") -> None:

@@ -76,7 +76,6 @@ class AdamWRule(Rule):
     """Adam with decoupled weight decay (arXiv 1711.05101): two moments of every number."""
 
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
-        """torch's AdamW, one fused pass."""
         return torch.optim.AdamW(
             groups,
             betas=(settings.beta1, settings.beta2),

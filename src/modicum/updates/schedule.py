@@ -139,9 +139,7 @@ class Schedule:
 class Turns(Schedule, ABC):
     """Another part of the model every so many steps; members say which, from a turn's number alone.
 
-    Steps without a signal do not count. So a turn has at least `every` steps with a signal, and
-    more where a rollout serves several. Under the policy `reset` every turn begins with fresh
-    moments, also of what had the turn before.
+    Under the policy `reset` every turn begins with fresh moments, also of what had the one before.
     """
 
     remembered: ClassVar[tuple[str, ...]] = ("number", "since")
