@@ -9,11 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modicum.study.analysis import conclusion, notes, sentence
+from modicum.study import analysis
 from modicum.study.design import Allowance, Study, Tuning
 from modicum.study.inference import compare
 
 Values = dict[str, Any]
+
+
+def sentence(arm: Values, study: Values) -> str:
+    return "".join(analysis.said("sentence", arm, study))
+
+
+def conclusion(study: Values) -> str:
+    return "".join(analysis.said("conclusion", study))
+
+
+def notes(study: Values) -> list[str]:
+    return analysis.said("notes", study)
+
+
 COST = {"parameters": 100, "share": 0.246, "time_ratio": 0.41, "memory_ratio": 0.38}
 
 
@@ -208,7 +222,7 @@ def test_what_the_design_must_own_up_to() -> None:
     study["arms"][0].update(tries=[], rate_at_edge=False, cost={**cost, "generated_tokens": 96.0})
     tuning = Tuning(share=0.5)
     design = Study("?", ("full", "a"), budget=Allowance(amount=100), tuning=tuning)
-    assert notes(study, design) == [
+    assert analysis.said("of_design", study["arms"], design, "generated_tokens") == [
         "The best rate of `a` lies at the edge of its tries: a further one may be better.",
         "Tries of `a` failed.",
         "`a` ran out of steps (1000) before the budget was spent.",
@@ -216,7 +230,9 @@ def test_what_the_design_must_own_up_to() -> None:
     ]
     two = a_study(arm, {**arm, "name": "b"})
     two["arms"][0] = study["arms"][0]
-    assert "Tries of `a`, `b` failed." in notes(two, design)
+    assert "Tries of `a`, `b` failed." in analysis.said(
+        "of_design", two["arms"], design, "generated_tokens"
+    )
 
 
 def test_the_conclusion() -> None:

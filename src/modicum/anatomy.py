@@ -1,20 +1,8 @@
 """What training did to the weights: how many entries changed, where, and in how many directions.
 
-With W0 the base and W the policy, adapters merged, tensor by tensor in fp32:
-
-    changed         share of entries with |W - W0| > t, for t = 0, 1e-8, 1e-5; and of those
-                    that differ when both are rounded to bf16
-    norm            root of the sum of (W - W0)^2; `relative_norm` is that over W0's own
-    effective rank  exp of the entropy of s / sum(s), s the singular values of W - W0
-                    (Roy and Vetterli 2007); `rank_share` is that over the smaller side
-    participation   (sum of s^2)^2 / sum of s^4: 1 for one direction, n for n equal ones, and
-                    less moved by many small ones; `directions_90` carry 90 % of sum s^2
-
-Source of the thresholds: Mukherjee et al. 2025 (arXiv 2505.11711), who count 1e-5 on bf16
-checkpoints; Zhu et al. 2025 (arXiv 2511.08567) hold that a part of such sparsity is what
-bf16 cannot show, hence both. Departures: singular values are roots of the eigenvalues of
-the smaller Gram matrix in fp64, and those that rounding alone would give are left out. In
-a bf16 run W and W0 are what the model holds, not the fp32 masters: W has the noise of rounding.
+docs/anatomy.md has the numbers and their sources, of W0 the base and W the policy, adapters
+merged, tensor by tensor in fp32. Departures: singular values are roots of the eigenvalues of the
+smaller Gram matrix in fp64, and those that rounding alone would give are left out.
 """
 
 import math
@@ -99,20 +87,8 @@ def _change(name: str, place: Place, new: Tensor, old: Tensor, device: torch.dev
         typical = base_norm / math.sqrt(difference.numel())
         noise = HALF_SPACING * typical * sum(math.sqrt(side) for side in new.shape)
         ranks = directions(singular_values(difference, noise))
-    return Change(
-        name=name,
-        layer=place.layer,
-        part=part_of(place),
-        shape=tuple(new.shape),
-        entries=new.numel(),
-        changed=changed,
-        norm=_norm(difference),
-        base_norm=base_norm,
-        largest=float(size.max()),
-        effective_rank=ranks[0],
-        participation_ratio=ranks[1],
-        directions_90=ranks[2],
-    )
+    which = (name, place.layer, part_of(place), tuple(new.shape), new.numel())
+    return Change(*which, changed, _norm(difference), base_norm, float(size.max()), *ranks)
 
 
 def _norm(tensor: Tensor) -> float:
@@ -127,14 +103,9 @@ def part_of(place: Place) -> str:
     return found if inside or found != "norm" else "final norm"
 
 
-def effective_rank(change: Tensor, noise: float = 0.0) -> float:
-    """exp of the entropy of the singular values of a matrix, taken as shares of their sum."""
-    return directions(singular_values(change, noise))[0]
-
-
 def directions(values: Tensor) -> tuple[float, float, int]:
-    """Of singular values, the largest first: effective rank, participation ratio, and how many
-    carry 90 % of the energy; all 0 when there are none."""
+    """Of singular values, the largest first: effective rank (exp of the entropy of their shares),
+    participation ratio, and how many carry 90 % of the energy; all 0 when there are none."""
     if not len(values):
         return 0.0, 0.0, 0
     shares, energy = values / values.sum(), values.square() / values.square().sum()

@@ -161,19 +161,13 @@ def mean_interval(after: ArrayLike, before: ArrayLike, level: float = 0.95) -> I
 
 
 UNSEEN, UNSEEN_CHANGES = 2.0, 0.5
-"""What counts against a narrow spread, in problems that are answered always or never.
-
-By simulation: with 2 no limit falls when a success is added, and intervals hold the truth
-in 94 % or more (docs/evaluation.md).
-"""
+"""What counts against a narrow spread, in problems answered always or never (docs/evaluation.md)."""
 
 
 def _wilson(values: NDArray[np.float64], z: float, unseen: float) -> Interval:
     """Wilson's interval of a mean of n values in [0, 1], for n / r problems.
 
-    r is their variance over p (1 - p), which it is at most: 1 when all are 0 or 1, lower for
-    shares of several samples. A few successes do not show r: it is taken for 1 in `unseen`
-    more of them.
+    r is their variance over p (1 - p), taken for 1 in `unseen` more successes than there are.
     """
     count, mean = len(values), float(values.mean())
     most = mean * (1 - mean)
@@ -207,9 +201,8 @@ def _changes(after: ArrayLike, before: ArrayLike) -> NDArray[np.float64]:
 def no_spread(mean: float, count: int, level: float, bounds: tuple[float, float]) -> Interval:
     """Wilson's interval where all `count` values are equal to `mean`.
 
-    That no spread was seen does not say that there is none. Wilson's upper limit for 0 of
-    n, z^2 / (n + z^2), bounds the share of problems that behave otherwise, and those may
-    lie anywhere within the bounds. At 0 and at 1 this is Wilson's interval exactly.
+    Wilson's upper limit for 0 of n, z^2 / (n + z^2), bounds the share of problems that behave
+    otherwise, and those may lie anywhere within the bounds.
     """
     least, most = bounds
     z = _quantile(level)

@@ -33,7 +33,6 @@ class Printed(StudyObserver):
     """Prints what it is told, to standard error."""
 
     def say(self, text: str) -> None:
-        """Print a text."""
         from modicum.display import console
 
         console().print(text)
@@ -51,7 +50,16 @@ def run(args: list[str]) -> int:
     if not found.file:
         raise UserError(f"study {found.action} needs a study.toml")
     if found.action == "same":
-        return _same(found.file, found.other, found.json)
+        from modicum.study.analysis import differences
+
+        if not found.other:
+            raise UserError("study same needs two folders")
+        lines = differences(Path(found.file), Path(found.other))
+        text = "\n".join(
+            [*lines[:20], f"{len(lines)} numbers differ" if lines else "the same numbers"]
+        )
+        show(found.json, {"same": not lines, "differences": lines}, text)
+        return 1 if lines else 0
     if found.other:
         raise UserError(f"study {found.action} takes one study, not also {found.other!r}")
 
@@ -60,7 +68,11 @@ def run(args: list[str]) -> int:
     how: dict[str, Any] = {**vars(options), "observer": Printed()}
     if found.action == "status":
         values = study_status(found.file, options.out)
-        text = "\n".join(_line(name, row) for name, row in values["arms"].items())
+        text = "\n".join(
+            f"{name}: {row['tuned']} of {row['tries']} tries, {row['done']} of {row['seeds']} seeds"
+            + "".join(f"  failed: {why}" for why in row["failed"])
+            for name, row in values["arms"].items()
+        )
     elif found.action == "cost":
         cost = study_cost(found.file, **how)
         values, text = vars(cost), f"cost: {cost.text()}"
@@ -70,24 +82,6 @@ def run(args: list[str]) -> int:
         text = f"{outcome.analysis.conclusion}\nreport: {outcome.report}"
     show(found.json, values, text)
     return 0
-
-
-def _line(name: str, row: dict[str, Any]) -> str:
-    """How far an arm is."""
-    done = f"{row['tuned']} of {row['tries']} tries, {row['done']} of {row['seeds']} seeds"
-    return "  ".join([f"{name}: {done}", *(f"failed: {why}" for why in row["failed"])])
-
-
-def _same(one: str, other: str | None, as_json: bool) -> int:
-    """Compare two analyses; exit code 1 when they differ."""
-    from modicum.study.analysis import differences
-
-    if not other:
-        raise UserError("study same needs two folders")
-    found = differences(Path(one), Path(other))
-    text = "\n".join([*found[:20], f"{len(found)} numbers differ"]) if found else "the same numbers"
-    show(as_json, {"same": not found, "differences": found}, text)
-    return 1 if found else 0
 
 
 @dataclass(frozen=True)

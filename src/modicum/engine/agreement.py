@@ -1,29 +1,7 @@
 """The agreement proof: completions were sampled from the policy that is trained.
 
-Five checks; each finds what the others cannot (docs/agreement.md).
-
-*Origin*, every step: completions carry the version of the weights that they were drawn from
-and the settings of the distribution (`types.Origin`); both must be the trainer's.
-
-*Trainer*, every step: the log-probs that training computes anyway beside the sampler's.
-
-*Library*, in the first steps and then every few: some completions are also scored by the
-library's whole forward, which shares no code with the engine.
-
-*Without rounding*, with the library's in a model below fp32: the sampler draws some tokens more
-while the model computes in fp32 with its own weights (`models.linear.widened`). Then sampler,
-trainer and library agree to `EXACT`, and a step of any size shows.
-
-*Slopes*, with it: the difference d between two log-probs of one token is rounding if both
-come from one policy. If the sampler's come from another, d follows a direction x that is
-known: policy - base, policy - the step before (both in fp32), log p + H for a temperature, 1 for
-a cut of the distribution. `Slope` is the regression of d on x; what it must not be is said in
-standard errors.
-
-How much rounding this model has is measured at every check (`Agreement.own`): |library's
-log-prob - the same in fp32| over 1 - p. A step whose log-probs are far apart is measured anew
-before it is judged. Where the distribution is cut (top-p, top-k), rounding lets single tokens in
-or out: the largest differences are left out then.
+docs/agreement.md has the checks and what each finds that the others cannot, the slopes, and how
+much rounding may make (`Agreement.own`, measured at every check).
 """
 
 from __future__ import annotations
@@ -115,6 +93,7 @@ class Agreement:
                 self._follow(way, found.ways[way] - found.sampler_N, found)
         return self._apart(found.ways["library"], found.sampler_N, "library")
 
+    @torch.no_grad()
     def trained(
         self,
         rows: Sequence[Row],
@@ -133,7 +112,11 @@ class Agreement:
         found = Scored(rows, entropy_N, {"exact": trainer_N})
         if self.low:
             if policy is not None and self._far(trainer_N - found.sampler_N, trainer_N) > 1:
-                self._measure_on(policy, rows, sampling or Sampling())
+                sampling = sampling or Sampling()
+                taken = [replace(row, trunk=None) for row in rows[:: -(-len(rows) // ROWS)]]
+                rounded_N = slopes.by(policy.scorer, taken, sampling)[0]
+                with widened(policy.model):
+                    self._measure(rounded_N, slopes.by(policy.scorer, taken, sampling)[0])
             self._follow("training", trainer_N - found.sampler_N, found)
         return self._apart(trainer_N, found.sampler_N, "trainer")
 
@@ -193,14 +176,6 @@ class Agreement:
         self.room = max((prior + of[0]) / (PRIOR + of[1]) for of in (self.seen, now))
         self.noise = max(of[2] / of[3] for of in (self.seen, now)) ** 0.5
         self.measured = True
-
-    @torch.no_grad()
-    def _measure_on(self, policy: Policy, rows: Sequence[Row], sampling: Sampling) -> None:
-        """The model's own rounding, on some of these rows."""
-        taken = [replace(row, trunk=None) for row in rows[:: -(-len(rows) // ROWS)]]
-        rounded_N = slopes.by(policy.scorer, taken, sampling)[0]
-        with widened(policy.model):
-            self._measure(rounded_N, slopes.by(policy.scorer, taken, sampling)[0])
 
     @staticmethod
     def _kept(d_N: Array, trim: bool) -> Array:

@@ -1,9 +1,7 @@
 """The two roles: a `Sampler` draws completions, a `Scorer` gives their log-probs a gradient.
 
-They share nothing but the policy's weights, and both hear what changed after a step. An
-`Engine` is a scorer that can also decode token by token, which is what the sampler `local`
-needs; a sampler that owns its loop (a server) needs no engine. What one can do is asked
-(`splits`, `recomputes`), never which class it is.
+They share nothing but the policy's weights. An `Engine` is a scorer that can also decode token by
+token, for the sampler `local`; a sampler that owns its loop (a server) needs no engine.
 
 Shapes: P prompt, G member, B = P x G rows, N completion tokens laid end to end, H hidden,
 V vocabulary.
@@ -12,7 +10,7 @@ V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -159,13 +157,6 @@ class Engine(Scorer):
 
     of_one_length: bool = False
     """Whether only prompts of one length can be decoded together."""
-
-    def batches(self, prompts: Sequence[Prompt], most: int) -> Iterator[list[int]]:
-        """The numbers of the prompts that are decoded together, at most so many at a time."""
-        lengths = [len(prompt) if self.of_one_length else 0 for prompt in prompts]
-        for length in sorted(set(lengths)):
-            of = [number for number, found in enumerate(lengths) if found == length]
-            yield from (of[start : start + most] for start in range(0, len(of), most))
 
     @abstractmethod
     def decode(

@@ -1,12 +1,8 @@
 """The plain engine: the library's whole forward, for any architecture.
 
-Prompts of unequal length are padded on the left for sampling and masked; for training,
-rows are padded on the right, where causal attention never looks. It is what the split
-engine is tested against, and what models outside `decoder.FAMILIES` run on.
-
-Not every architecture's cache knows padding (some linear attention and state space models), and
-some have none that can be repeated. `engine.probe` finds out before anything is sampled; such a
-model decodes prompts of one length at a time, or by a whole forward for every token.
+Prompts of unequal length are padded on the left for sampling and masked; for training, rows are
+padded on the right, where causal attention never looks. It is what the split engine is tested
+against. What an architecture cannot do, `engine.probe` finds out before anything is sampled.
 
 Shapes: P prompt, G member, B = P x G rows, T token, N completion tokens laid end to end,
 H hidden, V vocabulary.
@@ -81,7 +77,6 @@ class LibraryEngine(Engine):
     def decode(
         self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
     ) -> Decoding:
-        """Begin completions; nothing is kept."""
         kind = UncachedDecoding if self.can.cache == "none" else LibraryDecoding
         return kind(self, prompts, group_size, max_tokens)
 

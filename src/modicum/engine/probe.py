@@ -1,9 +1,7 @@
 """What an architecture's own forward can do, tried out on a few tokens before it is used.
 
-`transformers` has about two hundred causal language models. Most decode padded prompts with a
-cache that can be repeated and thinned out; not all do, and no attribute says which. So the engine
-`library` is tried first: a batch of two prompts of unequal length, a group of two, one row leaving,
-against forwards of each sequence alone, then two prompts of one length; then its decoder alone,
+No attribute says whether one decodes padded prompts with a cache that can be repeated and thinned
+out. So the engine `library` is tried against forwards of each sequence alone, and its decoder
 with the head around it. What differs is not used (`library.Abilities`).
 
 Shapes: B row, V vocabulary.
@@ -64,7 +62,10 @@ def probe(model: Any, device: torch.device) -> None:
 
 
 def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
-    prompts = _prompts(len(weight))
+    # Different ordinary tokens: the first ones are often special.
+    start = len(weight) // 2
+    tokens = tuple((start + 5 * place) % len(weight) for place in range(LONG + SHORT))
+    prompts = tokens[:LONG], tokens[LONG:]
     if isinstance(weight, FakeTensor):
         # Without data nothing can be compared; what raises is known all the same.
         FOUND[base] = Abilities(_cache(model, device, prompts, compared=False))
@@ -83,14 +84,19 @@ def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
     if not (_same(found[1, SHORT - 1], alone[1][-1]) and _same(alone[0][SHORT - 1], begun[-1])):
         raise _refusal(base, "what follows a token changes what is predicted before it")
     FOUND[base] = Abilities()
-    whole = not _has_head(model, device, prompts[0], alone[0])
+    # Whether the model's own logits can be had from the states of its decoder.
+    engine, ids_1T = LibraryEngine(model, device), torch.tensor(prompts[:1], device=device)
+    try:
+        found_TV = engine.logits(engine.hidden((ids_1T, torch.arange(LONG, device=device)), None))
+        whole = found_TV.shape != alone[0].shape or not _same(found_TV, alone[0])
+    except REFUSALS:
+        whole = True
     FOUND[base] = Abilities(_cache(model, device, prompts), whole)
 
 
 def _cache(
     model: Any, device: torch.device, prompts: Sequence[Prompt], compared: bool = True
 ) -> Literal["padded", "equal", "none"]:
-    """Which prompts the cache decodes together."""
     long, short = prompts
     # No mask is given without padding.
     if all(_right(model, device, tried, compared) for tried in (prompts, [long])):
@@ -131,17 +137,6 @@ def _decoded(
             rows = [rows[row] for row in live]
 
 
-def _has_head(model: Any, device: torch.device, prompt: Prompt, logits_TV: Tensor) -> bool:
-    """Whether the model's own logits can be had from the states of its decoder."""
-    pack = torch.tensor([prompt], device=device), torch.arange(len(prompt), device=device)
-    engine = LibraryEngine(model, device)
-    try:
-        found_TV = engine.logits(engine.hidden(pack, None))
-    except REFUSALS:
-        return False
-    return found_TV.shape == logits_TV.shape and _same(found_TV, logits_TV)
-
-
 def _alone(model: Any, device: torch.device, sequence: Prompt) -> Tensor:
     """Logits [T, V] of one sequence by a plain forward."""
     return model(input_ids=torch.tensor([sequence], device=device), use_cache=False).logits[0]
@@ -157,10 +152,3 @@ def _same(one: Tensor, two: Tensor) -> bool:
 
 def _refusal(base: Any, reason: str) -> UserError:
     return UserError(f"the architecture {base.config.model_type!r} cannot be run: {reason}")
-
-
-def _prompts(vocabulary: int) -> tuple[Prompt, Prompt]:
-    """Different ordinary tokens: the first ones are often special."""
-    start = vocabulary // 2
-    tokens = tuple((start + 5 * place) % vocabulary for place in range(LONG + SHORT))
-    return tokens[:LONG], tokens[LONG:]

@@ -72,10 +72,10 @@ class LocalSampler(Sampler):
         groups: dict[int, tuple[Completion, ...]] = {}
         while len(groups) < len(prompts):
             left = [number for number in range(len(prompts)) if number not in groups]
-            per_pass = max(1, self.rollout_batch // group_size)
-            part = [
-                left[at] for at in next(iter(engine.batches([prompts[n] for n in left], per_pass)))
-            ]
+            if engine.of_one_length:
+                least = min(len(prompts[number]) for number in left)
+                left = [number for number in left if len(prompts[number]) == least]
+            part = left[: max(1, self.rollout_batch // group_size)]
             rows = [(*keys[number], member) for number in part for member in range(group_size)]
             try:
                 table = np.stack([noise(row, limit) for row in rows])

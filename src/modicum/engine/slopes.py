@@ -1,9 +1,7 @@
 """What the agreement proof measures: log-probs by several ways, and what a difference follows.
 
-Some completions of a step are scored again, and a few tokens are drawn anew. The regression
-d = slope x of a difference d on a direction x that is known (`agreement`) has slope 0 for one
-policy and 1 for the fault; groups are its clusters, since members share the rounding of their
-prompt.
+`Slope`, of a difference d on a known direction x, is 0 for one policy and 1 for the fault; groups
+are its clusters, since members share the rounding of their prompt.
 
 Shapes: N completion tokens laid end to end, C cluster.
 """

@@ -30,7 +30,6 @@ class Pack:
 
     ids_N: Tensor
     plan: Packed
-    positions_N: Tensor
     predicts: Tensor
     """Where the states are that predict the completion tokens, row after row."""
     kept: list[Tensor] | None
@@ -82,7 +81,7 @@ class SplitEngine(Engine):
         if all(row.trunk is not None for row in rows):
             kept = [row.trunk.prompt for row in firsts] + [row.trunk.completion for row in rows]
         ids_N, at_N = (torch.tensor(of, device=self.device) for of in (ids, predicts))
-        return Pack(ids_N, plan, plan.positions_N, at_N, kept)
+        return Pack(ids_N, plan, at_N, kept)
 
     @torch.no_grad()
     def trunk(self, pack: Pack) -> Tensor | None:
@@ -92,17 +91,13 @@ class SplitEngine(Engine):
         if pack.kept is not None:
             return torch.cat(pack.kept)
         hidden_NH = self.decoder.embed(pack.ids_N)
-        return self.decoder.run(hidden_NH, pack.positions_N, pack.plan, 0, self.lowest)
+        return self.decoder.run(hidden_NH, pack.plan.positions_N, pack.plan, 0, self.lowest)
 
     def hidden(self, pack: Pack, trunk: Tensor | None) -> Tensor:
+        first = 0 if trunk is None else self.lowest
         states_NH = self.decoder.embed(pack.ids_N) if trunk is None else trunk
-        states_NH = self.decoder.run(
-            states_NH,
-            pack.positions_N,
-            pack.plan,
-            0 if trunk is None else self.lowest,
-            recompute=self.recomputes,
-        )
+        plan, again = pack.plan, self.recomputes
+        states_NH = self.decoder.run(states_NH, plan.positions_N, plan, first, recompute=again)
         return self.decoder.finish(states_NH.index_select(0, pack.predicts))
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
@@ -165,11 +160,9 @@ class SplitDecoding(Decoding):
         ]
 
     def skip_to(self, length: int) -> None:
-        """The cache is as long as if completions had `length` tokens already."""
         self.cache.length = length
 
     def held(self) -> Mapping[str, Sequence[Tensor]]:
-        """The cache, and the trunk's states where they are kept."""
         cache = self.cache
         pairs = (*cache.prompts.values(), *cache.rows.values(), *cache.states.values())
         states = [] if self.states_STH is None else [*self.prompts, self.states_STH]

@@ -1,8 +1,7 @@
 """What tokens say: the texts of completions, and the stop strings that end them.
 
-A row ends with the first token after which its text holds a stop string. Texts are decoded and
-never put together from tokens, so this is exact whatever the tokenizer: a stop string may begin
-and end within tokens, and its characters may be cut between them.
+Texts are decoded and never put together from tokens, so this is exact whatever the tokenizer: a
+stop string may begin and end within tokens, and its characters may be cut between them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """From a study's runs to `analysis.json`: estimates, tests, verdicts, costs, and how to repeat it.
 
-The numbers are `inference.compare`'s. The generator of the resampling is seeded by the
-study (`analysis_seed`), so the same runs give the same file. `curves.json` beside it holds what the
-report shows of the runs, small enough to ship without them.
-
-`report/verdict.txt` has the words, made of the mappings of analysis.json. They keep to what was
-tested: "not worse by more than the margin", never "the same"; an arm that is not worse and yet
-clearly below the control is said to be both; nothing that was not shown is said to be absent.
+The resampling is seeded by the study (`analysis_seed`), so the same runs give the same file.
+`report/verdict.txt` has the words. They keep to what was tested: "not worse by more than the
+margin", never "the same"; nothing that was not shown is said to be absent.
 """
 
 import json
@@ -29,8 +25,8 @@ from modicum.study.design import PlannedArm, Study
 from modicum.study.inference import ALPHA
 from modicum.types import UserError
 
-MEASURED = (
-    *("seconds", "step_seconds", "time_ratio"),
+VARYING = (
+    *("sentence", "folders", "seconds", "step_seconds", "time_ratio"),
     *("memory_bytes", "peak_memory_bytes", "memory_ratio"),
 )
 
@@ -76,20 +72,21 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         variance=inference.variance(np.array(list(control.scores.values()))),
         repeat=(f"modicum study run study.toml --jobs 1 --out {folder.name}-again",),
     )
-    said = asdict(whole)
-    pairs = zip(whole.arms, said["arms"], strict=True)
+    seen, unit = asdict(whole), study.budget.unit
+    own = said("of_design", seen["arms"], study, COUNTED.get(unit, unit))
+    pairs = zip(whole.arms, seen["arms"], strict=True)
     return replace(
         whole,
-        arms=tuple(replace(arm, sentence=sentence(it, said)) for arm, it in pairs),
-        conclusion=conclusion(said),
-        notes=tuple(notes(said, study)),
+        arms=tuple(replace(arm, sentence="".join(said("sentence", it, seen))) for arm, it in pairs),
+        conclusion="".join(said("conclusion", seen)),
+        notes=(*said("notes", seen), *own),
     )
 
 
-def _arm(found: Collected, outcome: ArmRuns, said: ArmResult, folder: Path) -> ArmResult:
+def _arm(found: Collected, outcome: ArmRuns, judged: ArmResult, folder: Path) -> ArmResult:
     arm = outcome.arm
     return replace(
-        said,
+        judged,
         slug=arm.slug,
         placebo=arm.placebo,
         settings=dict(arm.settings),
@@ -127,7 +124,15 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Where two analyses differ, but for what was measured with a clock or a memory gauge."""
-    first, second = (dict(flat(_settled(found), lists=True)) for found in (one, other))
+
+    def kept(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in of.items() if key not in VARYING}
+
+    def settled(found: Mapping[str, Any]) -> dict[str, Any]:
+        arms = [kept(arm) | {"cost": kept(arm["cost"])} for arm in found["arms"]]
+        return dict(flat({**found, "arms": arms, "repeat": []}, lists=True))
+
+    first, second = settled(one), settled(other)
     return sorted(
         f"{where}: {first.get(where)!r} and {second.get(where)!r}"
         for where in first.keys() | second.keys()
@@ -135,38 +140,8 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _settled(found: Mapping[str, Any]) -> dict[str, Any]:
-    arms = []
-    for arm in found["arms"]:
-        kept = {k: v for k, v in arm.items() if k not in ("sentence", "folders")}
-        arms.append(kept | {"cost": {k: v for k, v in arm["cost"].items() if k not in MEASURED}})
-    return {**found, "arms": arms, "repeat": []}
-
-
-Values = Mapping[str, Any]
-
-
-def sentence(arm: Values, study: Values) -> str:
-    """What one arm showed, with what it cost."""
-    return "".join(said("sentence", arm, study))
-
-
-def conclusion(study: Values) -> str:
-    """One to three sentences over all arms: which match, which lose, what stays open."""
-    return "".join(said("conclusion", study))
-
-
-def notes(study: Values, design: Study | None = None) -> list[str]:
-    """What a reader must know before believing the verdicts, and what the `design` owns up to."""
-    found = said("notes", study)
-    if design is not None:
-        unit = design.budget.unit
-        found += said("of_design", study["arms"], design, COUNTED.get(unit, unit))
-    return found
-
-
 def said(name: str, *values: Any) -> list[str]:
-    """The paragraphs of one of the texts, made of what it speaks of."""
+    """The paragraphs of one of the texts of verdict.txt, made of what it speaks of."""
     paragraphs = getattr(_texts(), name)(*values).split("\n---\n")
     return [text for paragraph in paragraphs if (text := on_one_line(paragraph))]
 
@@ -189,7 +164,7 @@ def _signed(value: float, unit: str = " points") -> str:
     return f"{'0.0' if float(text) == 0 else text}{unit}"
 
 
-def _span(found: Values, level: int | str = "") -> str:
+def _span(found: Mapping[str, float], level: int | str = "") -> str:
     """The limits of an interval, those at a `level` where there are several."""
     return f"{_signed(found[f'low{level}'], '')} to {_signed(found[f'high{level}'], '')}"
 

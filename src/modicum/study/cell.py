@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modicum import disk
 from modicum.child import ENDING
@@ -27,9 +26,6 @@ from modicum.machine import Interrupts, Stopped
 from modicum.parts import ENVIRONMENT, base_of
 from modicum.runs import FAILED, Run, make_folder, read_object
 from modicum.types import FolderError, RunInterrupted, UserError
-
-if TYPE_CHECKING:
-    from modicum.display import Display
 
 BASE = "evaluation.json"
 RESULT = "result.json"
@@ -99,7 +95,14 @@ def work(cell: Cell, threads: int) -> None:
     """
     # Ctrl-C in a terminal goes to a whole group: the parent passes it on, once.
     os.setpgrp()
-    _end_with_parent()
+    parent = parent_process()
+
+    def watch(sentinel: int) -> None:
+        connection.wait([sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if parent is not None:  # end when the study's process does, even when that was killed
+        threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
     try:
         with Interrupts(at_once=True):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -122,65 +125,42 @@ def work(cell: Cell, threads: int) -> None:
 def execute(cell: Cell) -> None:
     """Run the cell in this process; what it is refused or stops itself for is its failure."""
     from modicum.display import Display
+    from modicum.evaluate import evaluate
     from modicum.scorecard import Evaluation
+    from modicum.training import origin
     from modicum.training.loop import train
 
+    # The evaluations of the base that it must agree with: of its model, in its dtype.
+    wanted = cell.config.model, cell.config.compute.dtype
+    bases = sorted(Path(cell.base or cell.folder).parent.glob("base-*"))
+    past = [p for p in bases if (base_of(p).get("model"), base_of(p).get("dtype")) == wanted]
     with Display() as display:
         try:
-            if not cell.base:
-                _evaluate_base(cell, display)
+            if cell.base:
+                known = Evaluation.from_json(read_object(Path(cell.base) / BASE))
+                begun = (cell.folder / "config.toml").is_file()
+                train(cell.config, display, resume=begun, base=known, past=past)
+                if not cell.keep:
+                    shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
                 return
-            known = Evaluation.from_json(read_object(Path(cell.base) / BASE))
-            begun = (cell.folder / "config.toml").is_file()
-            train(cell.config, display, resume=begun, base=known, past=_same(cell))
-            if not cell.keep:
-                shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
+            session = origin.prepare_like(cell.config, None, past)
+            make_folder(cell.folder)
+            held, run, began = session.config.evaluation, Run(cell.folder), time.perf_counter()
+            found = evaluate(
+                session.policy,
+                session.task,
+                session.config.sampling,
+                held.eval_split,
+                num_problems=held.eval_problems,
+                samples=held.eval_samples,
+                progress=partial(display.evaluating, "base"),
+                keep=lambda rows: run.write_lines("completions-base.jsonl", rows),
+                examples=session.examples,
+            )
+            run.write(SECONDS, {"seconds": time.perf_counter() - began})
+            run.write(ENVIRONMENT, origin.record(session, cell.folder))
+            run.write(BASE, asdict(found))
         except (RunInterrupted, FolderError):
             raise  # nothing is wrong with the run: the same command goes on with it
         except UserError as error:
             cell.fail(str(error))
-
-
-def _evaluate_base(cell: Cell, display: Display) -> None:
-    from modicum.evaluate import evaluate
-    from modicum.training import origin
-
-    session = origin.prepare_like(cell.config, None, _same(cell))
-    make_folder(cell.folder)
-    held, run = session.config.evaluation, Run(cell.folder)
-    began = time.perf_counter()
-    found = evaluate(
-        session.policy,
-        session.task,
-        session.config.sampling,
-        held.eval_split,
-        num_problems=held.eval_problems,
-        samples=held.eval_samples,
-        progress=partial(display.evaluating, "base"),
-        keep=lambda rows: run.write_lines("completions-base.jsonl", rows),
-        examples=session.examples,
-    )
-    seconds = time.perf_counter() - began
-    run.write(SECONDS, {"seconds": seconds})
-    run.write(ENVIRONMENT, origin.record(session, cell.folder))
-    run.write(BASE, asdict(found))
-
-
-def _same(cell: Cell) -> list[Path]:
-    """The evaluations of the base that a cell must agree with: of its model, in its dtype."""
-    wanted = cell.config.model, cell.config.compute.dtype
-    found = sorted(Path(cell.base or cell.folder).parent.glob("base-*"))
-    return [p for p in found if (base_of(p).get("model"), base_of(p).get("dtype")) == wanted]
-
-
-def _end_with_parent() -> None:
-    """End this process when the study's does, even when that was killed."""
-    parent = parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -75,25 +75,20 @@ def collect(study: Study, folder: Path) -> Collected:
                 raise UserError(
                     f"{found.arm.name}, seed {seed} was judged on other problems than the base"
                 )
-    _check_bases(study, folder)
-    return Collected(study, base, outcomes, *_levels(path, base))
-
-
-def _check_bases(study: Study, folder: Path) -> None:
-    """UserError when runs that name the same base, in one dtype, were of different ones."""
+    # Runs that name the same base, in one dtype, are of the same.
     known: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
-    runs = (final(study, folder, arm).values() for arm in design.arms(study))
-    for path in [folder / "cells" / "base-test", *itertools.chain.from_iterable(runs)]:
-        base = base_of(path)
-        hashes = {name: value for name, value in base.items() if name.endswith("_hash")}
+    runs = (final(study, folder, found.arm).values() for found in outcomes)
+    for run in [path, *itertools.chain.from_iterable(runs)]:
+        own = base_of(run)
+        hashes = {name: value for name, value in own.items() if name.endswith("_hash")}
         if hashes:
-            key = base.get("model"), base.get("dtype")
-            first, others = known.setdefault(key, (path, hashes))
+            first, others = known.setdefault((own.get("model"), own.get("dtype")), (run, hashes))
             if hashes != others:
                 raise UserError(
-                    f"{path} and {first} are of different base models, though both name"
-                    f" {base.get('model')}: their hashes differ"
+                    f"{run} and {first} are of different base models, though both name"
+                    f" {own.get('model')}: their hashes differ"
                 )
+    return Collected(study, base, outcomes, *_levels(path, base))
 
 
 def final(study: Study, folder: Path, arm: PlannedArm) -> dict[int, Path]:
@@ -173,19 +168,3 @@ def difficulty(found: Collected, outcome: ArmRuns) -> tuple[DifficultyLevel, ...
         for name in found.level_names
         for chosen in [levels == name]
     )
-
-
-def status(study: Study, folder: Path, tries: int) -> dict[str, Any]:
-    """How many tries and seeds of each arm are done, and what failed."""
-    rows = {}
-    for arm in design.arms(study):
-        seeds = {f"seed {seed}": path for seed, path in final(study, folder, arm).items()}
-        tuned = {path.name: path for path in sorted((folder / "cells/tune" / arm.slug).glob("*"))}
-        rows[arm.name] = {
-            "tuned": sum((path / RESULT).is_file() for path in tuned.values()),
-            "tries": 0 if arm.placebo else tries,
-            "done": sum((path / RESULT).is_file() for path in seeds.values()),
-            "seeds": len(seeds),
-            "failed": [f"{n}: {failure(p)}" for n, p in (seeds | tuned).items() if failure(p)],
-        }
-    return {"arms": rows, "folder": str(folder)}

@@ -1,25 +1,14 @@
 """The mean of a table of scores with its intervals at every level, and p-values that agree.
 
-Up to five seeds the interval is the t-interval of `twolevel`. With more it is that of the
-hierarchical bootstrap, and never narrower than the t-interval: with six to ten seeds the
-bootstrap alone is a little too narrow (docs/statistics.md). One seed has the interval over
-problems of an evaluation (`stats.interval`, `stats.change_interval`), and an arm by itself
-none that is narrower: few successes have little spread, by seeds too. Where all scores are equal it is
-Wilson's (`stats.no_spread`). A p-value is the level at which the limit meets the value
-that is tested, so tests and intervals cannot disagree.
-
-The bootstrap draws seeds and problems with replacement, each by itself; the resampled table has the
-rows and columns that were drawn (Owen 2007, "The pigeonhole bootstrap"). Of each resample stands
-its pivot T* = (mean* - mean) / standard error*, and the limits of the mean come from the quantiles
-of T* (Efron and Tibshirani 1993, ch. 12). The percentile bootstrap is not used: here the mean of a
-resample varies by A/S (S-1)/S + B/I + 3 E/(S I), so its interval is too narrow where seeds vary and
-too wide where they do not.
+A t-interval (`twolevel`), a hierarchical bootstrap of pivots (T* = (mean* - mean) / standard
+error*), or an interval over problems: docs/statistics.md says which when, and why. A p-value is
+the level at which the limit meets the value that is tested.
 
     R resample, S seed, I problem
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,13 +128,27 @@ def pivots(
     A resample is a vector of counts over seeds and one over problems, so that all of them
     together are three matrix products.
     """
-    centred_SI = table_SI - table_SI.mean()
-    found = []
+    centred_SI, (num_seeds, num_problems) = table_SI - table_SI.mean(), table_SI.shape
+    cells, found = table_SI.size, []
     for start in range(0, resamples, BLOCK):
         count = min(BLOCK, resamples - start)
-        seeds_RS = counts(rng, count, table_SI.shape[0])
-        problems_RI = counts(rng, count, table_SI.shape[1])
-        found.append(_pivots(centred_SI, seeds_RS, problems_RI))
+        seeds_RS = counts(rng, count, num_seeds)
+        problems_RI = counts(rng, count, num_problems)
+        rows_RS = problems_RI @ centred_SI.T / num_problems
+        columns_RI = seeds_RS @ centred_SI / num_seeds
+        mean_R = (seeds_RS * rows_RS).sum(1) / num_seeds
+        # Sums of squares around the mean of the resample; the whole one splits into three.
+        whole_R = ((seeds_RS @ centred_SI**2) * problems_RI).sum(1) - cells * mean_R**2
+        seeds_R = num_problems * (seeds_RS * rows_RS**2).sum(1) - cells * mean_R**2
+        problems_R = num_seeds * (problems_RI * columns_RI**2).sum(1) - cells * mean_R**2
+        residual_R = np.maximum(whole_R - seeds_R - problems_R, 0) / (
+            (num_seeds - 1) * (num_problems - 1)
+        )
+        own_R = np.maximum(problems_R / (num_problems - 1) - residual_R, 0)
+        variance_R = (np.maximum(seeds_R, 0) / (num_seeds - 1) + own_R) / cells
+        # Rounding leaves a resample without spread at about 1e-17 of the scores' square.
+        seen_R = variance_R > 1e-15
+        found.append(mean_R[seen_R] / np.sqrt(variance_R[seen_R]))
     return np.sort(np.concatenate(found))
 
 
@@ -155,34 +158,11 @@ def counts(rng: np.random.Generator, rows: int, size: int) -> NDArray[np.float64
     return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
 
 
-def _pivots(
-    centred_SI: Table, seeds_RS: NDArray[np.float64], problems_RI: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    num_seeds, num_problems = centred_SI.shape
-    cells = num_seeds * num_problems
-    rows_RS = problems_RI @ centred_SI.T / num_problems
-    columns_RI = seeds_RS @ centred_SI / num_seeds
-    mean_R = (seeds_RS * rows_RS).sum(1) / num_seeds
-    # Sums of squares around the mean of the resample; the whole one splits into three.
-    whole_R = ((seeds_RS @ centred_SI**2) * problems_RI).sum(1) - cells * mean_R**2
-    seeds_R = num_problems * (seeds_RS * rows_RS**2).sum(1) - cells * mean_R**2
-    problems_R = num_seeds * (problems_RI * columns_RI**2).sum(1) - cells * mean_R**2
-    residual_R = np.maximum(whole_R - seeds_R - problems_R, 0) / (
-        (num_seeds - 1) * (num_problems - 1)
-    )
-    own_R = np.maximum(problems_R / (num_problems - 1) - residual_R, 0)
-    variance_R = (np.maximum(seeds_R, 0) / (num_seeds - 1) + own_R) / cells
-    # Rounding leaves a resample without spread at about 1e-17 of the scores' square.
-    seen_R = variance_R > 1e-15
-    return mean_R[seen_R] / np.sqrt(variance_R[seen_R])
-
-
 def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str:
     """(arm - base) / (control - base) with its 95 % interval, or why there is none; rows are paired.
 
-    The interval holds every r for which the interval of (arm - base) - r (control - base), over
-    seeds and problems at once, holds 0 (Fieller 1954). It has two ends exactly when the control's
-    own gain is clear; else there is no ratio to speak of.
+    The interval holds every r for which that of (arm - base) - r (control - base) holds 0 (Fieller
+    1954). It has two ends exactly when the control's own gain is clear.
     """
     arm, control = spread(arm_SI - base_I), spread(control_SI - base_I)
     both = spread(arm_SI - control_SI)
@@ -197,33 +177,22 @@ def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str
         return Interval(ratio, 1 + seen.low / control.mean, 1 + seen.high / control.mean)
 
     def excess(value: float) -> float:
-        """Above 0 where the interval of (arm - base) - value (control - base) lies beside 0."""
-        found = _combined(arm, control, both, value)
-        return abs(found.mean) - found.half_width(LEVEL)
+        """Above 0 where the interval of (arm - base) - value (control - base) lies beside 0.
+
+        A mean square is quadratic in what it is of, so the cross term is known from the three.
+        """
+        squares = (
+            max(0.0, (1 - value) * a + value * d + (value * value - value) * c)
+            for a, c, d in zip(*(astuple(it)[-3:] for it in (arm, control, both)), strict=True)
+        )
+        mean = arm.mean - value * control.mean
+        found = Spread(arm.num_seeds, arm.num_problems, mean, *squares)
+        return abs(mean) - found.half_width(LEVEL)
 
     low, high = _end(excess, ratio, -1.0), _end(excess, ratio, 1.0)
     if low is None or high is None:
         return "the control's own gain is not clear"
     return Interval(ratio, low, high)
-
-
-def _combined(arm: Spread, control: Spread, both: Spread, value: float) -> Spread:
-    """The spread of arm - value x control from those of arm, control and arm - control.
-
-    A mean square is quadratic in what it is of, so the cross term is known from the three.
-    """
-
-    def square(a: float, c: float, d: float) -> float:
-        return max(0.0, (1 - value) * a + value * d + (value * value - value) * c)
-
-    return Spread(
-        arm.num_seeds,
-        arm.num_problems,
-        arm.mean - value * control.mean,
-        square(arm.seeds, control.seeds, both.seeds),
-        square(arm.problems, control.problems, both.problems),
-        square(arm.residual, control.residual, both.residual),
-    )
 
 
 def _end(excess: Callable[[float], float], ratio: float, sign: float) -> float | None:

@@ -1,16 +1,7 @@
-"""Arms against a control: intervals, paired differences, tests, verdicts.
+"""Arms against a control: intervals, paired differences, tests, verdicts (docs/statistics.md).
 
-Each arm has one row of problem scores for every seed that finished. Seeds are paired with
-the control's by number (same data order, same sampling noise), problems by place. Of the
-difference d to the control, with the margin m fixed before:
-
-    noninferior  H0: d <= -m         one-sided; its 90 % interval lies above -m
-    superior     H0: d <= 0          two-sided p; only when noninferior holds (closed testing)
-    equivalent   H0: |d| >= m        TOST, the larger of two one-sided p-values; 90 % inside
-    inferior     H0: d >= 0          two-sided p
-
-all at alpha, adjusted by Holm over the arms, test by test. ClaimTests about 0 are two-sided, so
-one arm's "better" or "worse" is what its 95 % interval says. A placebo is in no family.
+Each arm has one row of problem scores for every seed that finished. Seeds are paired with the
+control's by number (same data order, same sampling noise), problems by place.
 
     S seed, I problem
 """

@@ -1,10 +1,7 @@
 """Where cells run: a kind. A launcher runs cells and says when each has ended.
 
-    here         in this process, one after the other
-    processes    so many at a time, each in a fresh process
-
-A cell that is there already is never run again, so the same command goes on where a study
-was. Another launcher (of a cluster, say) is a class with `run` and its row in `LAUNCHERS`.
+A cell that is there already is never run again. Another launcher (of a cluster, say) is a class
+with `run` and its row in `LAUNCHERS`.
 """
 
 import itertools
@@ -83,9 +80,8 @@ class Here(Launcher):
 class Processes(Launcher):
     """So many at a time on this machine, each in a fresh process.
 
-    They are forked from a server that has the libraries loaded, so a cell starts in a moment
-    and still shares no state with another. One that a signal ends goes on once more when the
-    others have ended; the second time it has failed, or where it was asked to end, all do.
+    They are forked from a server that has the libraries loaded. One that a signal ends goes on once
+    more when the others have ended; the second time it has failed, or where asked to end, all do.
     """
 
     def __post_init__(self) -> None:

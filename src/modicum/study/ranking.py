@@ -1,13 +1,7 @@
 """The units of a scan (layers, blocks of layers, parts), ranked by what they gain, and shown.
 
-    gain          accuracy of the trained model minus the base's, on the same problems
-    contribution  gain of a unit / gain of `full` (Zhang et al. 2026, arXiv 2607.01232)
-
-A gain has two intervals: over seeds (their mean accuracies, which is what a claim about
-the unit needs), and over problems (paired with the base, scores averaged over seeds: what
-a claim about these trained models needs). A contribution exists only when all intervals
-of full's gain lie above 0. Departure from the paper: it trains long runs of large models;
-here budget and model are the user's, and a short budget ranks how fast units learn.
+docs/scan.md has gain, its two intervals and contribution (arXiv 2607.01232). Departure from the
+paper: it trains long runs of large models; a short budget ranks how fast units learn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -199,8 +193,7 @@ def show(result: Mapping[str, Any]) -> None:
 def draw(result: Mapping[str, Any], folder: Path) -> None:
     """Write scan.svg and scan.png: a bar for every unit, full's gain as a dashed line.
 
-    A dot is a seed, the line its interval over seeds (over problems where there is one
-    seed). The interval of two seeds would press all else flat: it may leave the figure.
+    A dot is a seed, the line its interval, which may leave the figure (two seeds).
     """
     units = sorted(result["units"], key=lambda unit: unit["place"])
     full = result["full"] and result["full"]["gain"]

@@ -1,10 +1,5 @@
 """A study from its design to its verdict: the order of the work, and its folder.
 
-    run_study      cost, base, tuning, final runs, analysis, report
-    study_cost     the first of these only
-    study_status   how far it is
-    analyse_study  the last two once more, from the runs that are there
-
 Only what is missing is run, so an interrupted study goes on where it was.
 """
 
@@ -94,7 +89,18 @@ def study_status(study: Study | Path | str, out: Path | str = "") -> dict[str, A
     from modicum.study import collect
 
     made, folder = _placed(study, out, begun=True)
-    return collect.status(made, folder, len(cells.tries_of(made)))
+    tries, rows = len(cells.tries_of(made)), {}
+    for arm in design.arms(made):
+        seeds = {f"seed {seed}": path for seed, path in collect.final(made, folder, arm).items()}
+        tuned = {path.name: path for path in sorted((folder / "cells/tune" / arm.slug).glob("*"))}
+        rows[arm.name] = {
+            "tuned": sum((path / RESULT).is_file() for path in tuned.values()),
+            "tries": 0 if arm.placebo else tries,
+            "done": sum((path / RESULT).is_file() for path in seeds.values()),
+            "seeds": len(seeds),
+            "failed": [f"{n}: {failure(p)}" for n, p in (seeds | tuned).items() if failure(p)],
+        }
+    return {"arms": rows, "folder": str(folder)}
 
 
 def _analyse(bench: StudyBench) -> StudyOutcome:
@@ -183,24 +189,19 @@ def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
         old = design.read(path)
         study = replace(study, threads=study.threads or old.threads)
         if any((folder / "cells" / stage).exists() for stage in ("tune", "final")):
-            _continues(old, study, folder, kind)
+            for name in design.FREE:
+                lost = [str(e) for e in getattr(old, name) if e not in getattr(study, name)]
+                if lost:
+                    raise UserError(f"{folder} has {name} that the file has not: {', '.join(lost)}")
+            fixed = (design.fixed(one, old.arms, kind) for one in (old, study))
+            for line, new in itertools.zip_longest(*fixed):
+                if line != new:
+                    raise UserError(
+                        f"{folder} was begun with other settings ({line or new}); they are fixed"
+                        " before running. --out takes another folder"
+                    )
         elif study != old:
             shutil.rmtree(folder / "cells", ignore_errors=True)
     study = replace(study, threads=study.threads or threads)
     Run(folder).write_text(path.name, design.text(study))
     return study
-
-
-def _continues(old: Study, study: Study, folder: Path, kind: Kind) -> None:
-    """UserError where a study takes back or changes what the one in its folder had fixed."""
-    for name in design.FREE:
-        lost = [str(entry) for entry in getattr(old, name) if entry not in getattr(study, name)]
-        if lost:
-            raise UserError(f"{folder} has {name} that the file has not: {', '.join(lost)}")
-    pair = itertools.zip_longest(*(design.fixed(one, old.arms, kind) for one in (old, study)))
-    changed = next(((line or new) for line, new in pair if line != new), None)
-    if changed is not None:
-        raise UserError(
-            f"{folder} was begun with other settings ({changed}); they are fixed before running."
-            " --out takes another folder"
-        )

@@ -1,8 +1,6 @@
 """A scan: a study whose arms train one unit of a model each, ranked by what they gain.
 
-Its folder is a study's, with `scan.toml` for the design (`run`), `cells` for the runs, and what
-came of them in scan.json, scan.svg and scan.png. Its statistics are `ranking`'s, since the best of
-many units is looked for, not a verdict against a control.
+Its statistics are `ranking`'s, since the best of many units is looked for, not a verdict.
 """
 
 import tomllib
@@ -106,7 +104,6 @@ def run_scan(
 
 
 def _design(scan: Scan, config: TrainConfig, arms: Mapping[str, Mapping[str, Any]]) -> Study:
-    """The study that a scan is; all settings of `config` are in it."""
     seeds, spent = tuple(range(config.seed, config.seed + scan.seeds)), config.budget
     limit = (spent.budget_unit, spent.budget) if spent.budget else ("steps", config.steps)
     base = tomllib.loads(to_toml(config))  # without what is None
@@ -156,7 +153,6 @@ def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
 def _standing(
     study: Study, arm: PlannedArm, labels: Mapping[str, str], root: Path, base: Sequence[float]
 ) -> Standing:
-    """What the runs of one arm came to."""
     found = collect.outcome(study, arm, root, {})
     common = (labels[arm.settings["update"]], arm.settings["update"], base)
     if not found.results:
@@ -182,7 +178,6 @@ def _result(
     base: Mapping[str, Any],
     rates: Sequence[float],
 ) -> dict[str, Any]:
-    """What `scan.json` holds."""
     standings = ranking.judge(tried)
     full = next((s for s in standings if s.unit == FULL), None)
     units = [s for s in standings if s.unit != FULL]

@@ -1,19 +1,9 @@
 """A table of scores, seeds x problems: its mean, mean squares and a t-interval of the mean.
 
-Two-way random effects, x_si = m + a_s + b_i + e_si, with variances A, B, E of seeds,
-problems and the rest. Over S seeds and I problems the mean has the variance
-
-    A/S + B/I + E/(S I) = (MS_seeds + MS_problems - MS_rest) / (S I)    in expectation
-
-since E[MS_seeds] = I A + E, E[MS_problems] = S B + E and E[MS_rest] = E (Searle, Casella
-and McCulloch 1992, ch. 4). The half-width h of the interval adds the squares of two parts,
-each with Student's t for its own degrees of freedom (a MOVER interval: Zou and Donner 2008):
+Two-way random effects (Searle, Casella and McCulloch 1992, ch. 4): docs/statistics.md. The
+half-width h is a MOVER interval (Zou and Donner 2008):
 
     h^2 = t(S-1)^2 MS_seeds / (S I)  +  t(I-1)^2 max(0, MS_problems - MS_rest) / (S I)
-
-The first part alone is the t-interval on seed means. Departure: Satterthwaite's single t
-is not used, since with two or three seeds its degrees of freedom are a matter of luck: a
-small MS_seeds makes both the variance and its t too small (docs/statistics.md).
 
     S seed, I problem
 """
@@ -114,13 +104,8 @@ def table(scores: ArrayLike) -> Table:
 def seeds_needed(found: Spread, margin: float, alpha: float = 0.05) -> int | None:
     """The smallest number of seeds above those there are that would settle an arm.
 
-    If the difference is what it seems, S seeds show with a chance of 80 % that it is
-
-        not worse, when mean + margin >= h(1 - alpha) + h(0.8)
-        worse,     when -mean         >= h(0.975) + h(0.8)
-
-    where h has A, B and E of `found`: a guess as good as these. `alpha` is one-sided. None when
-    `MOST` are not enough, as more seeds do not shrink B/I, and for a single seed.
+    With a chance of 80 %, if the difference and its variances are what they seem. `alpha` is
+    one-sided. None when `MOST` are not enough, as more seeds do not shrink B/I, and for one seed.
     """
     if found.num_seeds < 2 or found.none:
         return None

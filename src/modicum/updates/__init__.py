@@ -1,8 +1,6 @@
 """Updates: what of a model trains.
 
-To add one: exactly one file, with a frozen dataclass that says what it trains, costs and what
-kind it is, and one row in UPDATES (docs/updates.md, "Adding an update"). The contract suite
-(tests/test_updates.py) picks it up.
+To add one: one file with a frozen dataclass, and its row in UPDATES (docs/updates.md).
 """
 
 from __future__ import annotations

@@ -1,24 +1,12 @@
 """AdaLoRA (arXiv 2303.10512): W + s B diag(E) A, whose ranks are given to where they matter.
 
-A, B ~ N(0, 0.02^2), E = 0. Every number p with gradient g has the importance I = |p g| and
-
-    I' <- beta1 I' + (1 - beta1) I        U <- beta2 U + (1 - beta2) |I - I'|
-
-with I' U as its score; a triplet's score is that of its entry of E plus the means over its
-row of A and its column of B. Over T steps the budget of all layers together falls from the
-first ranks' sum b0 to b1, rank times the number of layers:
+Over T steps with a signal the budget of all layers falls from the first ranks' sum b0 to b1:
 
     b(t) = b1 + (b0 - b1) (1 - (t - warmup) / (T - warmup - tail))^3
 
-Every `every` steps the entries of E outside the best b(t) are cut: they are 0 after every step
-until the next choice. To the loss comes orthogonal * mean(|A A^T - 1|_F, |B^T B - 1|_F).
-
 PEFT's layers and rank allocator do the work, but nothing drives them by itself under GRPO.
-`Ranks` calls the allocator and adds the gradient of the penalty in closed form.
-
-Departures: t counts the steps with a signal, so a run with many steps without one ends above its
-budget. s is alpha/init_rank throughout, as in PEFT. The importance uses the clipped gradient with
-the value after the step, as in PEFT; PEFT leaves what was cut to itself until the next choice.
+`Ranks` calls the allocator and adds the gradient of the penalty in closed form
+(docs/updates.md).
 """
 
 from __future__ import annotations

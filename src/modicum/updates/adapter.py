@@ -1,28 +1,18 @@
 """What all adapters have in common: PEFT puts them into layers, they train, the base does not.
 
-Adapters go into every linear layer but the head, or into those that a selection names
-(`lora @ last(2)`). No dropout: sampling and training would see different policies. The
-base is never merged into while training.
-
-The reference is the adapter switched off, or what it was if it goes on (`go_on`). Where the
-start rewrites the base's weights (`rewrites_base`: PiSSA, OLoRA) that would be another model;
-there the adapter's first values are kept and swapped in, and it is exported as a LoRA of twice
-the rank that takes the start away (`exportable`), so that it gives the policy on the base.
-
-An adapter that was there before (`models.identity`) is trained further, as it is. Its rank and
-where it goes are the adapter's, and the update must say the same: `lora(rank=16, alpha=32)`, with
-`@` only if that names just these layers. What would train below it, or put another one on top, is
-refused: made one model of both, it can be trained in every way.
+No dropout: sampling and training would see different policies. The base is never merged into
+while training. The reference is the adapter switched off, or its first values: of one that was
+there before and goes on (`go_on`), and where the start rewrites the base (`rewrites_base`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from modicum.models.adapters import quiet
 from modicum.types import UserError
@@ -99,32 +89,27 @@ class AdapterPrepared(Prepared):
         """Those of the adapter's first values, which a rewritten base needs in any case."""
         return super().reference_bytes(self.rewrites_base or (kl and self.given))
 
+    @torch.no_grad()
     def exportable(self) -> nn.Module:
-        """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards."""
-        if self.rewrites_base:
-            relative_to_base(self.model, self.swap.originals)
-        return self.adapter.plain(self.model)
+        """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards.
 
-
-@torch.no_grad()
-def relative_to_base(model: Any, start: Mapping[str, Tensor]) -> None:
-    """Give back what the start of a LoRA took from the base: s (B A - B0 A0), rank doubled.
-
-    `start` has A0 and B0 by the names that A and B have among the model's parameters.
-    """
-    for name, layer in model.named_modules():
-        for adapter, down in getattr(layer, "lora_A", {}).items():
-            up, scale = layer.lora_B[adapter], layer.scaling[adapter]
-            down0 = start[f"{name}.lora_A.{adapter}.weight"]
-            up0 = start[f"{name}.lora_B.{adapter}.weight"]
-            base = layer.base_layer.weight
-            base.copy_(base.float() + scale * (up0 @ down0))
-            down.weight = nn.Parameter(torch.cat([down.weight, down0]))
-            up.weight = nn.Parameter(torch.cat([up.weight, -up0], 1))
-            layer.r[adapter] *= 2
-    for config in model.peft_config.values():
-        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
-        config.init_lora_weights = True
+        What the start of a LoRA took from the base is given back: s (B A - B0 A0), rank doubled.
+        """
+        model: Any = self.model
+        start = self.swap.originals if self.rewrites_base else {}
+        for name, layer in model.named_modules() if start else ():
+            for adapter, down in getattr(layer, "lora_A", {}).items():
+                up, scale = layer.lora_B[adapter], layer.scaling[adapter]
+                down0, up0 = (start[f"{name}.lora_{of}.{adapter}.weight"] for of in "AB")
+                base = layer.base_layer.weight
+                base.copy_(base.float() + scale * (up0 @ down0))
+                down.weight = nn.Parameter(torch.cat([down.weight, down0]))
+                up.weight = nn.Parameter(torch.cat([up.weight, -up0], 1))
+                layer.r[adapter] *= 2
+        for config in model.peft_config.values() if start else ():
+            config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+            config.init_lora_weights = True
+        return self.adapter.plain(model)
 
 
 class Adapter(Method):
@@ -243,9 +228,10 @@ class Adapter(Method):
         same = all(getattr(held, name, None) == asked[name] for name in asked)
         experts = getattr(self, "experts", False) == bool(held.target_parameters)
         if not (self.goes_on and same and experts):
-            raise UserError(
-                f"{self} is not the adapter of the model, which is {said(held)}; {merge}"
-            )
+            name = "dora" if held.use_dora else "rslora" if held.use_rslora else "lora"
+            more = ", experts=True" if held.target_parameters else ""
+            there = f"{name}(rank={held.r}, alpha={held.lora_alpha}{more})"
+            raise UserError(f"{self} is not the adapter of the model, which is {there}; {merge}")
         base = model.get_base_model()
         wanted = {n for n in linear_layers(base, where) if ".lora_" not in n} if where else set()
         odd = wanted ^ {n for n, _ in base.named_modules() if n.endswith(".base_layer")}
@@ -256,10 +242,3 @@ class Adapter(Method):
             )
         trainable = {n: p for n, p in model.named_parameters() if ".lora_" in n and self.trains(n)}
         return AdapterPrepared(model, trainable, self, given=True)
-
-
-def said(held: Any) -> str:
-    """The update that an adapter of PEFT's LoRA kind is."""
-    name = "dora" if held.use_dora else "rslora" if held.use_rslora else "lora"
-    experts = ", experts=True" if held.target_parameters else ""
-    return f"{name}(rank={held.r}, alpha={held.lora_alpha}{experts})"

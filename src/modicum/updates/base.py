@@ -1,11 +1,8 @@
 """What every update has in common: it is applied to a model and says what trains.
 
-An update is a frozen dataclass with `apply(model, seed) -> Prepared`. After that exactly
-the tensors in `Prepared.active` have `requires_grad`, all others have it off and no
-gradient. `Prepared.trainable` holds all that may ever train in the run; the schedule
-(`schedule.Schedule`) says which of it trains now. `Prepared.reference()` turns the model
-into what it was before training, for as long as a `with` block lasts, without a second
-model.
+An update is a frozen dataclass with `apply(model, seed) -> Prepared`. After that exactly the
+tensors in `Prepared.active` have `requires_grad`; `Prepared.trainable` holds all that may ever
+train in the run.
 """
 
 from __future__ import annotations
@@ -204,29 +201,24 @@ class Selection(Member):
         return Intersection(self, other) if isinstance(other, Selection) else NotImplemented
 
 
-class Both(Pair, Selection):
-    """Two selections that a sign joins."""
+class Union(Pair, Selection):
+    """What either of two selects."""
+
+    sign = "+"
+    joined: ClassVar[Callable[[set[str], set[str]], set[str]]] = set.union
 
     def settled(self, model: nn.Module, seed: int) -> Selection:
         return type(self)(self.left.settled(model, seed), self.right.settled(model, seed))
 
-
-class Union(Both):
-    """What either selects."""
-
-    sign = "+"
-
     def names(self, layout: Layout) -> set[str]:
-        return self.left.names(layout) | self.right.names(layout)
+        return type(self).joined(self.left.names(layout), self.right.names(layout))
 
 
-class Intersection(Both):
+class Intersection(Union):
     """What both select."""
 
     sign = "&"
-
-    def names(self, layout: Layout) -> set[str]:
-        return self.left.names(layout) & self.right.names(layout)
+    joined = set.intersection
 
 
 def selected(model: nn.Module, where: Selection | None) -> dict[str, nn.Parameter]:

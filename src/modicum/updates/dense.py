@@ -1,11 +1,8 @@
 """Dense selections: whole layers by their place, and parts by kind.
 
-Sources: Lee, Tang, Lin 2019 (arXiv 1911.03090) for training only the last layers; BitFit,
-Ben Zaken et al. 2021 (arXiv 2106.10199), for biases alone; Lee et al. 2023 (arXiv
-2210.11466), for one block of layers chosen by the kind of task. Departure: embedding, final
-norm and head stay frozen unless they are asked for (`last(2, norm=True, head=True)`, or
-`parts`). With tied embeddings the head is the embedding: training one trains the other,
-and backward then reaches the bottom of the model.
+Sources: arXiv 1911.03090 (last layers), 2106.10199 (biases), 2210.11466 (blocks). Departure:
+embedding, final norm and head stay frozen unless they are asked for. With tied embeddings
+training the head trains the embedding, and backward reaches the bottom of the model.
 """
 
 from abc import abstractmethod

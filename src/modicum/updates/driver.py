@@ -1,8 +1,6 @@
-"""Driving an update in a training loop that is not the package's own.
+"""Driving an update in a training loop that is not the package's own (docs/outside.md).
 
-The driver lets a `Stepper` work on any torch optimizer, as `training` does on its own.
 The loop keeps its loss, its optimizer and its scheduler of the learning rate.
-docs/outside.md says how this departs from the package's own loop.
 """
 
 import warnings
@@ -150,11 +148,9 @@ class Driver:
 
 
 def free_the_bottom(model: nn.Module) -> None:
-    """No gradient of the inputs, now or when checkpointing is switched on again.
+    """No gradient of the inputs, now or when checkpointing is switched on again (docs/outside.md).
 
-    Gradient checkpointing asks for it, and then every frozen layer has one too. Switched on by
-    transformers it hooks the embedding, TRL does so once more for PEFT and after every
-    generation. UserError for the reentrant kind, which needs that gradient.
+    UserError for the reentrant kind, which needs that gradient.
     """
     for module in model.modules():
         run = getattr(module, "_gradient_checkpointing_func", None)

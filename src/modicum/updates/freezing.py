@@ -1,24 +1,10 @@
 """What trains is chosen by how it moves: AutoFreeze and SlimFit.
 
-*AutoFreeze* (Liu, Agarwal, Venkataraman 2021, arXiv 2102.01386): the run is cut into `intervals`.
-Over each the gradients of a layer are summed with their signs, so that noise cancels; n is the L1
-norm of the sum. From the second interval on the change of a layer is
-eta = |n_before - n_now| / n_before, the threshold is a percentile of eta over the layers that
-still train, and the lowest layer that reaches it is the new bottom: what is below freezes for
-good, the embedding with the first layer. Final norm and head go on training.
-
-Departures: an interval counts steps with a signal only and ends at a rollout boundary; n
-can be smoothed over intervals (`ema`, the weight of what was), as a policy gradient is
-mostly noise; nothing is cached, since completions are new in every step. Moments are reset
-at every decision once something is frozen, as the reference code does, or kept.
-
-*SlimFit* (Ardakani et al. 2023, arXiv 2305.18513): the units are the matrices and the norm
-weights; biases of other kinds always train. Every unit has a distance, at first a huge random
-number, so that each is tried. The lowest int(rate * units) freeze, the others train; after a step
-a unit that trained has the distance mean(|w_old - w_new| / |w_old|), one that rested keeps its own.
-
-Departures: units are chosen at every rollout; |w_old| has 1e-8 added, as the reference code divides
-by zero; of the paper's memory savings quantised activations are not had here.
+*AutoFreeze* (arXiv 2102.01386): n is the L1 norm of a layer's gradients, summed over an interval
+of steps with a signal; eta = |n_before - n_now| / n_before. The lowest layer whose eta reaches
+the percentile is the new bottom; what is below freezes for good, with the first layer the
+embedding. *SlimFit* (arXiv 2305.18513): a unit's distance is mean(|w_old - w_new| / |w_old|) of
+its last step; the int(rate * units) lowest rest. Departures are in docs/updates.md.
 """
 
 from collections.abc import Mapping

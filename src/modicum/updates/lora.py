@@ -1,39 +1,11 @@
 """LoRA and its variants: W + s B A, where only A and B train; s is alpha/rank.
 
-LoRA: Hu et al. 2021 (arXiv 2106.09685). PEFT does the work. Departures from its defaults,
-after "LoRA Without Regret" (Schulman et al. 2025): all linear layers are adapted, the
-MLP's included, alpha is 32, and the learning rate is ten times that of full training.
-
-The variants, each one change to LoRA:
-- rsLoRA (arXiv 2312.03732): s = alpha/sqrt(rank), so that a step does not shrink with rank.
-- LoRA+ (arXiv 2402.12354): B's learning rate is `ratio` times that of A.
-- LoRA-FA (arXiv 2308.03303): A stays as it was drawn, B trains. Departure: the correction
-  of B's gradient in the paper's later version (PEFT has it in its optimizer) is left out.
-- DoRA (arXiv 2402.09353): W' = m (W + s B A) / |W + s B A|, a norm for each output row, not
-  differentiated; m trains too and starts as the norm of W.
-
-Three are made from the base's weights.
-
-*PiSSA and OLoRA*: W becomes W - s B A with B A from W itself, so the model at the start is the
-base to rounding, but its frozen weights are not the base's: the reference is the adapter's
-first values (`adapter.Adapter.rewrites_base`).
-
-- PiSSA (arXiv 2404.02948): s B A is the principal part of W; of W = U S V^T, B = U sqrt(S/s)
-  and A = sqrt(S/s) V^T, the greatest `rank` singular values alone.
-- OLoRA (arXiv 2406.01775): of W = Q R, B is the first `rank` columns of Q and A the first
-  rows of R.
-
-PEFT has both. Here only its LoRA layers are used, as its start takes a whole SVD, rounds B and A
-to the base's dtype and cannot be previewed. Departures: the singular vectors are the eigenvectors
-of the smaller Gram matrix in fp64. B and A are rounded (`rounded`) before B A is taken out of W:
-so the last bits of the decomposition, which depend on the number of threads, are gone, B A is
-exact, and a run can be taken up with another number of threads.
-
-*LoRA-XS* (arXiv 2405.17604): W + s U S R V^T, where only R (rank x rank) trains, from
-N(0, 1e-5^2). U, S, V are the principal singular triplets of W. PEFT has none: it is built into
-PEFT's LoRA layers, with A = V^T and a module in B's place whose `weight` is U S R, so that what
-works on LoRA works on it; it is exported as ordinary LoRA. Departures: the triplets are exact
-(`triplets`), where the paper's code iterates a truncated SVD; U S and V are rounded likewise.
+LoRA: arXiv 2106.09685; PEFT does the work. docs/updates.md has the variants, their sources and
+departures. Three are made from the base's weights, by exact decompositions whose factors are
+rounded (`rounded`), so that the last bits, which depend on the number of threads, are gone: a
+run can be taken up with another number of threads. PEFT's starts take a whole SVD, round B and
+A to the base's dtype and cannot be previewed, so only its LoRA layers are used. LoRA-XS is built
+into these too, with a module in B's place whose `weight` is U S R.
 """
 
 from abc import abstractmethod

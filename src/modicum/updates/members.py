@@ -52,9 +52,9 @@ class Pair:
 
     def __str__(self) -> str:
         """Both sides around the sign, in brackets where another sign, or a second @, joins them."""
-        left = f"({self.left})" if self._apart(self.left) else str(self.left)
-        right = f"({self.right})" if self._apart(self.right) else str(self.right)
-        return f"{left} {self.sign} {right}"
 
-    def _apart(self, side: Any) -> bool:
-        return isinstance(side, Pair) and (side.sign == "@" or side.sign != self.sign)
+        def text(side: Any) -> str:
+            apart = isinstance(side, Pair) and (side.sign == "@" or side.sign != self.sign)
+            return f"({side})" if apart else str(side)
+
+        return f"{text(self.left)} {self.sign} {text(self.right)}"

@@ -1,18 +1,10 @@
 """Muon: every direction of a matrix's step has the same size.
 
-Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), as torch.optim.Muon has it. For a
-matrix of A rows and B columns with gradient g:
+Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), as torch.optim.Muon has it:
 
     b = m b + (1 - m) g          u = m b + (1 - m) g                 (Nesterov)
     X = u / |u|, five times      X = a X + (b2 + c X X^T) X X^T X    (Newton and Schulz)
-    W -= rate * 0.2 sqrt(max(A, B)) * X
-
-The singular values of u all become about 0.5 to 1.2. The factor (Moonlight, arXiv 2502.16982) gives
-an entry about the step that AdamW's has, so that its rates carry over. All that is no matrix of a
-layer (embedding, head, norms, biases, an adapter's vectors) gets AdamW.
-
-Departures: on a CPU the products are in fp32, not bf16. A gradient that is 0 moves nothing, and
-without a signal no step is taken: a step has its whole size however small its gradient is.
+    W -= rate * 0.2 sqrt(max(rows, columns)) * X                     (arXiv 2502.16982)
 """
 
 from dataclasses import dataclass
@@ -66,8 +58,9 @@ class Muon(MatrixMember):
         toward = orthogonal(gradient.lerp(buffer, self.momentum))
         return toward * (MATCH * sqrt(max(gradient.shape)))
 
-    def warnings(self, prepared: Prepared) -> list[str]:
-        return [POCKET, *([FLAT] if prepared.adapter is not None else [])]
+    def check(self, prepared: Prepared) -> None:
+        super().check(prepared)
+        prepared.told += [POCKET, FLAT] if prepared.adapter else [POCKET]
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

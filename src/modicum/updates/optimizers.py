@@ -1,16 +1,9 @@
 """Optimizers as updates: `sgd`, `sgd @ last(2)`, `galore(rank=4) @ (lora(rank=8) @ last(1))`.
 
-Alone an optimizer moves every tensor of the model, `@` an update what that update trains.
-What trains, when, and from which start stays the update's; only the rule that turns
-gradients into steps is another. As `@` binds from the left, `(sgd @ lora) @ last(2)` is
-read as `sgd @ (lora @ last(2))`. All get the gradient of the whole batch, clipped.
-
-Default rates over AdamW's come from single runs of 15 steps on the tiny base (docs/updates.md).
-
-GaLore, APOLLO (`projected`) and Muon (`muon`) treat the matrices of the layers with more than `rank`
-rows and columns. All else (norms, biases, embedding, head, smaller matrices, some entries of a
-tensor) gets plain AdamW, equal to torch's. All state is in tensors, so that a checkpoint can
-hold it.
+What trains, when, and from which start stays the update's; only the rule that turns gradients
+into steps is another. As `@` binds from the left, `(sgd @ lora) @ last(2)` is read as
+`sgd @ (lora @ last(2))`. GaLore, APOLLO (`projected`) and Muon (`muon`) treat the matrices of
+the layers with more than `rank` rows and columns; all else gets plain AdamW, equal to torch's.
 """
 
 from __future__ import annotations
@@ -49,11 +42,7 @@ class OptimizerMember(Member):
         """The rule; what is random in it is drawn from `seed`."""
 
     def check(self, prepared: Prepared) -> None:
-        """UserError when this optimizer has nothing to do for what trains."""
-
-    def warnings(self, prepared: Prepared) -> list[str]:
-        """What the user should know of this optimizer for what trains, a sentence each."""
-        return []
+        """UserError when it has nothing to do for what trains; `told` gets what the user should know."""
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         return Optimized(self, Full()).apply(model, seed)
@@ -70,17 +59,14 @@ class Optimized(Pair):
 
     @property
     def faster(self) -> float:
-        """That of the optimizer."""
         return float(self.left.faster)
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
-        """Apply the update and let the optimizer move what it trains."""
         prepared = self.right.apply(model, seed)
         if type(prepared.rule) is not AdamWRule:
             raise UserError(f"{self}: {self.right} has an optimizer of its own; leave one out")
         prepared.rule = self.left.rule(seed)
         self.left.check(prepared)
-        prepared.told += self.left.warnings(prepared)
         return prepared
 
     def __matmul__(self, where: object) -> Optimized:

@@ -1,40 +1,9 @@
 """Adapters that are not of LoRA's kind: of a few numbers, of blocks, and of single entries.
 
-PEFT does the work. Departures from its defaults: VeRA, MiSS and SHiRA go into all linear layers;
-(IA)^3 into k, v and down, as in the paper, and not into Qwen2's queries; all norms train, not one
-a layer.
-
-*VeRA* (Kopiczko et al. 2023, arXiv 2310.11454): y + b * (B (d * (A x))). A and B are
-random (from the run's seed), frozen and shared by all layers, of which each takes its corner;
-the vectors d (`d_initial` at first) and b (0) train.
-
-*(IA)^3* (Liu et al. 2022, arXiv 2205.05638): keys, values and the input of the MLP's last
-projection are scaled by learned vectors, 1 at first.
-
-*LayerNorm tuning* (Zhao et al. 2023, arXiv 2312.11420): the scales of the norms train, on copies.
-
-*TinyLoRA* (arXiv 2602.04118): W + B R A with R = sum over i of v_i P_i. A and B are the largest
-`rank` singular directions of W, each times the root of its singular value, P_i are fixed random
-rank x rank matrices from the run's seed, and only v (`u` numbers, 0 at first) trains.
-`weight_tying` says how many layers share one v: 1 all of them, 0 none, in between runs of
-layers in order. The signs of singular vectors, which are arbitrary and differ between devices,
-are fixed here: the largest entry of every column of B is positive. Seeds are spread, as PEFT
-counts up from the seed by layer and runs with neighbouring seeds would share matrices.
-
-*MiSS* (Kang and Yin 2024, arXiv 2409.15371, first named Bone): the change of a weight is
-one matrix D of rank x out numbers, zero at first, repeated along the input. A rank that does
-not divide the input's size is padded with zeros.
-
-*OFT* (Qiu et al. 2023, arXiv 2306.07280): the input is rotated, block by block, before the
-base layer; a rotation of size b has b (b - 1) / 2 trained numbers, the upper triangle of a
-skew matrix Q, zero at first. By default the rotation is PEFT's series for (I + Q)(I - Q)^-1,
-I + 2Q + 2Q^2 + 2Q^3 + Q^4, which is orthogonal but for terms of size |Q|^4; `exact=True`
-solves for (I - Q)(I + Q)^-1. No constraint on |Q| (COFT), no dropout of blocks.
-
-*SHiRA* (Bhardwaj et al. 2024, arXiv 2406.13175): rank x (in + out) random entries of every
-weight train, drawn from the run's seed for every layer anew; PEFT would draw the same for all
-layers of one shape. Every forward copies the whole weight to add the entries, and backward
-makes its whole gradient. With a bf16 base the sum is rounded to bf16.
+PEFT does the work; docs/updates.md has sources and departures. *VeRA*: y + b * (B (d * (A x))).
+*TinyLoRA*: W + B R A with R = sum over i of v_i P_i. *MiSS*: one matrix of rank x out numbers,
+repeated along the input. *OFT*: the input is rotated by PEFT's series for (I + Q)(I - Q)^-1,
+I + 2Q + 2Q^2 + 2Q^3 + Q^4, or by (I - Q)(I + Q)^-1 (`exact`); Q is skew. *SHiRA*: random entries.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,6 @@
 """What an update would train in a model, and what that costs, before any weight is loaded.
 
 The model is built from its config on torch's meta device: names and shapes, no memory.
-Backward cost counts matrix products only (`products`, F.2 in docs/updates.md): gradients of
-what trains, and gradients of activations down to the lowest trained tensor.
 """
 
 from dataclasses import dataclass

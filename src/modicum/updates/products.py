@@ -1,11 +1,7 @@
 """The matrix products of backward: which weights are multiplied, and how often.
 
-A matrix costs one product a token for its own gradient, if it trains, and one for that of
-its input, if anything that trains comes before it (F.2 in docs/updates.md). An adapter is
-a chain of matrices beside or inside its base layer, as it says itself (`Adapter.chain`).
-Left out: attention scores, the head's second forward in chunks, and work that does not
-grow with the tokens (DoRA's norms, OFT's rotation from its angles, TinyLoRA's and
-LoRA-XS's small matrix).
+A matrix costs one product a token for its own gradient, if it trains, and one for that of its
+input, if anything that trains comes before it ("Backward cost" in docs/updates.md).
 """
 
 from collections.abc import Callable, Iterator
@@ -95,7 +91,16 @@ def backward_products(
         parameters = [held] if isinstance(held, Tensor) else held.parameters()
         return any(id(parameter) in chosen for parameter in parameters)
 
-    for name, layer, chain in linear_layers(prepared, trains):
+    inside: set[int] = set()  # what lies in an adapter's layer, which comes before its parts
+    for name, module in prepared.model.named_modules():
+        layer: Any = getattr(module, "base_layer", module)
+        if id(module) in inside:
+            continue
+        if layer is not module:
+            inside.update(map(id, module.modules()))
+        if not is_matrix(layer):
+            continue
+        chain = Chain() if layer is module else prepared.adapter.chain(module, trains)
         after = place(name, num_layers) > lowest
         learns = any(link.trains for link in chain.links)
         passes = (trains(layer.weight) or (chain.whole and learns)) + (
@@ -105,18 +110,3 @@ def backward_products(
         for link in chain.links:
             yield Product(name, layer, link.numbers, link.trains + after, base=False)
             after = after or link.trains
-
-
-def linear_layers(prepared: Prepared, trains: Trains) -> Iterator[tuple[str, Any, Chain]]:
-    """The model's own linear layers by name, each with what an adapter adds to it."""
-    inside: set[int] = set()
-    for name, module in prepared.model.named_modules():
-        if id(module) in inside:
-            continue
-        base = getattr(module, "base_layer", None)
-        if base is not None:
-            inside.update(id(part) for part in module.modules())
-            if is_matrix(base):
-                yield name, base, prepared.adapter.chain(module, trains)
-        elif is_matrix(module):
-            yield name, module, Chain()

@@ -1,31 +1,16 @@
 """Adam with less state for the matrices of the layers: GaLore and APOLLO.
 
-*GaLore* (Zhao et al. 2024, arXiv 2403.03507). For a matrix of m rows and n columns with gradient G:
+*GaLore* (arXiv 2403.03507), for a matrix of m rows and n columns with gradient G = U S V^T:
 
     m >= n:  R = G V_r,     W -= rate * scale * Adam(R) V_r^T
     m <  n:  R = U_r^T G,   W -= rate * scale * U_r Adam(R)
 
-U S V^T is the singular value decomposition of G, taken anew every `every` steps of the
-tensor. The moments are not turned when the basis is, as in the reference code. Kept are
-basis and moments: r min(m, n) + 2 r max(m, n) numbers in place of 2 m n. Departures: a zero
-gradient never makes a basis (the next one does); the sign of a basis vector is fixed (its
-largest entry is positive), so that moments mean the same from basis to basis.
-
-*APOLLO* (Zhu et al. 2024, arXiv 2412.05270): a random P of r rows with entries from N(0, 1/r)
-takes the smaller side to r numbers, R = P G (or G P^T), and Adam runs on R alone. How much Adam
-would scale the columns (rows) of the larger side is read from R, and the gradient is scaled so:
+*APOLLO* (arXiv 2412.05270), with a random P of r rows from N(0, 1/r), R = P G (or G P^T):
 
     s_j = |Adam(R)_j| / |R_j|          W -= rate * sqrt(scale) * s_j G_j
 
-APOLLO-Mini has rank 1 and one s for the whole matrix. The norm of s G may grow by 1 % a step
-at most, as in Fira (arXiv 2410.01623). P is drawn anew every `every` steps from the run's
-seed, the tensor's name and the number of the draw, and never stored: kept are the moments
-of R, 2 r max(m, n) numbers in place of 2 m n. The limit is on norms before bias correction, as
-in the reference code, so that steps are about half of Adam's around the tenth. Departure: a zero
-gradient does not count for the limit (after one, hardly any step would be allowed).
-
-In both epsilon is added after the bias correction, as torch does it; embedding and head get plain
-AdamW.
+The norm of s G may grow by 1 % a step at most (arXiv 2410.01623); the limit is on norms before
+bias correction, as in the reference code. docs/updates.md has the departures.
 """
 
 from dataclasses import dataclass
@@ -109,17 +94,15 @@ class Apollo(MatrixMember):
         wide = gradient if rows < columns else gradient.T
         low = self.projection(moment, wide) @ wide
         scaled = wide * (_norm(adam(moment, low), self.over) / (_norm(low, self.over) + TINY))
-        scaled = scaled * self._limit(moment, _norm(scaled, None)) * sqrt(self.scale)
-        return scaled if wide is gradient else scaled.T
-
-    def _limit(self, moment: Moment, norm: Tensor) -> Tensor:
-        """What the step is multiplied by, so that its norm does not jump."""
-        beta1, beta2 = moment.betas
+        # The norm of the step does not jump.
+        norm, (beta1, beta2) = _norm(scaled, None), moment.betas
         now = norm * ((1 - beta1**moment.count) / sqrt(1 - beta2**moment.count))
         before = moment.state["norm"].to(norm.device)
         most = torch.where(before > 0, GROWTH * before, now)
         moment.state["norm"] = torch.where(now > 0, torch.minimum(now, most), before)
-        return (most / (now + (now == 0))).clamp(max=1)
+        limit = (most / (now + (now == 0))).clamp(max=1)
+        scaled = scaled * limit * sqrt(self.scale)
+        return scaled if wide is gradient else scaled.T
 
     def projection(self, moment: Moment, wide: Tensor) -> Tensor:
         """P of the present draw, rank x rows of `wide`."""

@@ -1,16 +1,6 @@
-"""The change proof: what should train did change, all else is bit-identical.
+"""The change proof: what should train did change, all else is bit-identical (docs/updates.md).
 
-Every tensor is hashed before training. After the first step, at each checkpoint and at
-the end the hashes are taken again. A violation stops the run with the tensor's name.
-- Only what was certain to move must have changed: a step below half the spacing of all of a
-  tensor's numbers (a warm-up, a small rate) leaves it as it is (`rules`).
-- Of what has an fp32 master the master must change, as small steps add up there first, and the
-  weight must be the master, rounded by the noise of the step in which it last trained or to nearest.
-- What may train but rests (under a schedule) is hashed when it stops, and has this hash until it
-  starts again. Of a tensor of which some entries train, all others must be as they were.
-- Buffers (the frozen projections of some adapters) stay as they are too; rotary frequencies may
-  follow the length of a text.
-
+Every tensor is hashed before training, after the first step, at each checkpoint and at the end.
 The hashes of loading (`models.identity`) are not taken over for what is frozen: some adapters
 rewrite it when they begin, and a proof that believed an older hash would prove less.
 """
@@ -29,9 +19,9 @@ from modicum.updates.rules import FAR
 
 
 class Proof:
-    """Remembers the start and checks against it; `since` says of what start messages speak.
+    """Remembers the start and checks against it; by itself for a loop from outside.
 
-    By itself it is for a loop from outside, which may move less than it should; it says so.
+    `since` says of what start messages speak.
     """
 
     def __init__(self, prepared: Prepared, masters: Masters, since: str = "") -> None:

@@ -1,12 +1,7 @@
 """Rules: how the optimizer moves what trains, and what it keeps for that.
 
-A rule makes a torch optimizer for groups of tensors and knows the bytes of its state. All
-state is in tensors, so that a checkpoint can hold it. AdamW is the rule of every update
-that does not say otherwise.
-
-How far a step goes is tried by an optimizer of the same rule on a copy, and counted in spacings: a
-number of fp32 that is to move by less than half the distance to its neighbour stays as it is. So a
-tensor must have changed only when the copy did.
+All state is in tensors, so that a checkpoint can hold it. How far a step goes is counted in
+spacings: a number of fp32 that is to move by less than half of one stays as it is.
 """
 
 from abc import ABC, abstractmethod
@@ -81,7 +76,6 @@ class AdamWRule(Rule):
     """Adam with decoupled weight decay (arXiv 1711.05101): two moments of every number."""
 
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
-        """torch's AdamW, one fused pass."""
         return torch.optim.AdamW(
             groups,
             betas=(settings.beta1, settings.beta2),

@@ -1,12 +1,9 @@
 """Schedules: what of the trainable tensors trains now, and how far each one steps.
 
-A schedule decides at rollout boundaries only, so that a step is always taken on
-completions of the policy that trains. It is told of gradients and of steps, and decides
-from these; steps without a signal (all rewards within every group equal) are not shown to
-it and not counted. `Schedule` lets everything train all the time; `Turns` goes in turns.
-
-What happens to the optimizer's state of a tensor that stops training is its policy:
-`keep` leaves it where it is, `reset` deletes it, `cpu` moves it to the CPU and back.
+A schedule decides at rollout boundaries only, so that a step is always taken on completions of
+the policy that trains. Steps without a signal (all rewards within every group equal) are not
+shown to it and not counted. The optimizer's state of what stops training is its policy: `keep`
+leaves it where it is, `reset` deletes it, `cpu` moves it to the CPU and back.
 """
 
 from abc import ABC, abstractmethod
@@ -142,9 +139,7 @@ class Schedule:
 class Turns(Schedule, ABC):
     """Another part of the model every so many steps; members say which, from a turn's number alone.
 
-    Steps without a signal do not count. So a turn has at least `every` steps with a signal, and
-    more where a rollout serves several. Under the policy `reset` every turn begins with fresh
-    moments, also of what had the turn before.
+    Under the policy `reset` every turn begins with fresh moments, also of what had the one before.
     """
 
     remembered: ClassVar[tuple[str, ...]] = ("number", "since")

@@ -1,22 +1,9 @@
 """Sparse masks: a share of the entries of every tensor trains, all others never move.
 
-Sources: Mukherjee et al. 2025 (arXiv 2505.11711): RL changes 5 to 30 % of the entries, spread
-over almost all matrices, and training only these recovers the result; Zhu et al. 2025 (arXiv
-2511.08567): part of that is what bf16 hides, and RL keeps off the principal directions.
-`keep` is the share per tensor (at least one entry), by the highest score:
-
-    random     a number drawn from seed and name; a larger `keep` holds the smaller one
-    smallest   -|w|           largest   |w|
-    fisher     the mean over groups of g^2, from the gradient g that each group gives
-    taylor     |w g|, g summed over the steps
-    run        |w' - w| of the finished run in the folder `run`, of dense training
-
-fisher and taylor measure in `warmup` steps with a signal, in which nothing moves. After that, and
-from the start otherwise, the optimizer holds vectors of differences
-(models/precision.SparseMaster), so that weight decay pulls weights to the base.
-
-Departures: `run` takes a share of each tensor, not all above 1e-5; steps with no signal are
-not measured; of equal scores the first in the tensor count.
+Sources: arXiv 2505.11711 and 2511.08567; docs/updates.md has the scores. fisher and taylor
+measure in `warmup` steps with a signal, in which nothing moves. After that, and from the start
+otherwise, the optimizer holds vectors of differences (models/precision.SparseMaster), so that
+weight decay pulls weights to the base. Departure: `run` takes a share of each tensor.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,37 +44,12 @@ def best(scores: Tensor, number: int) -> Tensor:
     return torch.cat([above, level]).sort().values
 
 
-def _random(name: str, parameter: Tensor, seed: int) -> Tensor:
-    drawn = np.random.default_rng([seed, crc32(name.encode())]).random(parameter.numel())
-    return torch.from_numpy(drawn).to(parameter.device)
-
-
-# What is known before the first step: (name, weight, seed) -> scores.
-KNOWN: dict[str, Callable[[str, Tensor, int], Tensor]] = {
-    "random": _random,
-    "smallest": lambda name, weight, seed: -weight.detach().float().abs(),
-    "largest": lambda name, weight, seed: weight.detach().float().abs(),
-}
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A score from gradients: `add` is summed, `score` makes the score of the sum and w."""
-
-    by_group: bool
-    add: Callable[[Tensor], Tensor]
-    score: Callable[[Tensor, Tensor], Tensor]
-
-
-MEASURED = {
-    # The sum orders as the mean does.
-    "fisher": Measure(True, lambda g: g.float().square(), lambda total, weight: total),
-    "taylor": Measure(False, lambda g: g.float(), lambda total, weight: (total * weight).abs()),
-}
-
-
 class Warmup(Schedule):
-    """Measures gradients for some steps, in which nothing moves, then says which entries train."""
+    """Measures gradients for some steps, in which nothing moves, then says which entries train.
+
+    Of `fisher` the squares of every group's are summed, which order as their mean does; of
+    `taylor` the gradients of steps.
+    """
 
     remembered = ("seen", "groups", "decided")
     remembered_tensors = ("totals",)
@@ -96,7 +58,7 @@ class Warmup(Schedule):
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__()
         self.trainable, self.keep, self.steps = chosen, method.keep, method.warmup
-        self.measure = MEASURED[method.by]
+        self.fisher = method.by == "fisher"
         self.totals: dict[str, Tensor] = {}
         self.seen = 0
         """Steps that were measured."""
@@ -116,11 +78,11 @@ class Warmup(Schedule):
 
     @property
     def by_group(self) -> bool:
-        return self.measure.by_group and not self.decided
+        return self.fisher and not self.decided
 
     @property
     def ever_by_group(self) -> bool:
-        return self.measure.by_group
+        return self.fisher
 
     @property
     def holds(self) -> bool:
@@ -131,15 +93,15 @@ class Warmup(Schedule):
         self.groups += 1
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
-        if self.decided:
-            return
-        if not self.measure.by_group:
-            self._add(found)
-        self.seen += 1
+        if not self.decided:
+            self.seen += 1
+            if not self.fisher:
+                self._add(found)
 
     def _add(self, found: Mapping[str, Tensor]) -> None:
         for name, gradient in found.items():
-            part = self.measure.add(gradient.detach())
+            part = gradient.detach().float()
+            part = part.square() if self.fisher else part
             self.totals[name] = self.totals[name] + part if name in self.totals else part.clone()
 
     def decide(self, steps: int) -> Decision | None:
@@ -149,7 +111,7 @@ class Warmup(Schedule):
         for name, parameter in self.trainable.items():
             weight = parameter.detach().float()
             total = self.totals.pop(name, torch.zeros_like(weight))
-            scores = self.measure.score(total, weight)
+            scores = total if self.fisher else (total * weight).abs()
             entries[name] = best(scores, count(self.keep, weight.numel()))
         self.decided = True
         evidence = {
@@ -233,18 +195,22 @@ class Sparse(Scheduled):
             )
 
     def begins(self, model: nn.Module, chosen: Named, seed: int) -> Schedule:  # type: ignore[override]
-        if self.by in MEASURED:
+        if self.by in ("fisher", "taylor"):
             return Warmup(self, model, chosen, seed)
         past = past_values(Path(self.run).expanduser(), model, chosen) if self.run else None
         entries = {}
         for name, parameter in chosen.items():
-            number = count(self.keep, parameter.numel())
+            number, weight = count(self.keep, parameter.numel()), parameter.detach().float()
             # A preview has names and shapes only, and asks for no more than how many.
             if parameter.is_meta:
                 entries[name] = torch.empty(number, dtype=torch.int64, device="meta")
-            elif past is not None:
-                moved = (past(name).float() - parameter.detach().float()).abs()
-                entries[name] = best(moved, number)
+                continue
+            if past is not None:
+                scores = (past(name).float() - weight).abs()
+            elif self.by == "random":
+                drawn = np.random.default_rng([seed, crc32(name.encode())]).random(weight.numel())
+                scores = torch.from_numpy(drawn).to(weight.device)
             else:
-                entries[name] = best(KNOWN[self.by](name, parameter, seed), number)
+                scores = weight.abs() if self.by == "largest" else -weight.abs()
+            entries[name] = best(scores, number)
         return Schedule(entries=entries)

@@ -1,10 +1,7 @@
 """One optimizer step under a schedule, and what becomes of the optimizer at a switch.
 
-The same for the package's own loop (`training.optimization`) and for others (`driver`). A stepper is
-given what holds the numbers that train (`Masters`, or `InPlace`), a torch optimizer
-whose `leaf` tensors these are, and the proof that is to be told. When a schedule changes what
-trains, the state of what stops is kept, deleted or moved to the CPU (`Schedule.policy`); what
-starts gets fresh moments, their bias correction included, or those that were kept.
+The same for the package's own loop (`training.optimization`) and for others (`driver`). What
+starts to train gets fresh moments, their bias correction included, or those that were kept.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -126,7 +123,13 @@ class Stepper:
             )
         norms, norm = norms_of(gradients)
         if not (abs(loss) < float("inf") and norm < float("inf")):
-            self._skip(loss, norm)
+            self.begin_anew()
+            counters.optimizer_steps += 1
+            counters.skipped += 1
+            counters.skipped_in_row += 1
+            if counters.skipped_in_row >= self.max_skipped:
+                count = counters.skipped_in_row
+                raise RunStopped(self.not_finite.format(loss=loss, norm=norm, count=count))
             return norm
         counters.skipped_in_row, self.unshown = 0, None
         has_signal = norm > 0 if has_signal is None else has_signal
@@ -191,16 +194,6 @@ class Stepper:
             self.prepared.schedule.load(*self.unshown)
             self.unshown = None
 
-    def _skip(self, loss: float, norm: float) -> None:
-        counters = self.counters
-        self.begin_anew()
-        counters.optimizer_steps += 1
-        counters.skipped += 1
-        counters.skipped_in_row += 1
-        if counters.skipped_in_row >= self.max_skipped:
-            count = counters.skipped_in_row
-            raise RunStopped(self.not_finite.format(loss=loss, norm=norm, count=count))
-
     def _split(self, multipliers: Mapping[str, float]) -> None:
         """Groups of one multiplier each; `join` puts the old ones back.
 
@@ -227,6 +220,7 @@ class Stepper:
             self.counters.decisions += 1
         return decision
 
+    @torch.no_grad()
     def _change(self, decision: Decision) -> None:
         """Train what the decision says from now on, by the schedule's policy."""
         prepared, held = self.prepared, self.masters.held
@@ -240,14 +234,22 @@ class Stepper:
         if prepared.schedule.policy == "reset":
             self._forget(stopped)
             self.masters.drop(stopped)
-        if prepared.schedule.policy == "cpu":
-            for name in stopped:
-                self._park(name)
+        # Entries stay where they are, being few.
+        for name in stopped if prepared.schedule.policy == "cpu" else ():
+            master = held[name]
+            self.parked[name] = _moved(self.optimizer.state.pop(master.leaf, {}), "cpu")
+            if not isinstance(master, SparseMaster) and master.tensor is not master.parameter:
+                self.parked[name]["master"] = master.tensor.detach().to("cpu")
+                self.masters.drop([name])
         self.masters.drop(redone & held.keys())
         self.rebased |= redone & self.visited
         self._add_masters()
         for name in prepared.active.keys() & self.parked.keys():
-            self._unpark(name)
+            state, master = self.parked.pop(name), held[name]
+            if "master" in state:
+                master.tensor.copy_(state.pop("master"))
+            if state:
+                self.optimizer.state[master.leaf] = _moved(state, master.leaf.device)
         self.proof.rest()
 
     def _add_masters(self) -> None:
@@ -259,22 +261,6 @@ class Stepper:
         for name in names & self.masters.held.keys():
             self.optimizer.state.pop(self.masters.held[name].leaf, None)
             self.parked.pop(name, None)
-
-    def _park(self, name: str) -> None:
-        """Move the state of what stops to the CPU, its fp32 copy too; entries stay, being few."""
-        master = self.masters.held[name]
-        self.parked[name] = _moved(self.optimizer.state.pop(master.leaf, {}), "cpu")
-        if not isinstance(master, SparseMaster) and master.tensor is not master.parameter:
-            self.parked[name]["master"] = master.tensor.detach().to("cpu")
-            self.masters.drop([name])
-
-    @torch.no_grad()
-    def _unpark(self, name: str) -> None:
-        state, master = self.parked.pop(name), self.masters.held[name]
-        if "master" in state:
-            master.tensor.copy_(state.pop("master"))
-        if state:
-            self.optimizer.state[master.leaf] = _moved(state, master.leaf.device)
 
 
 def _moved(state: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:

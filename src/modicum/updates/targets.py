@@ -1,8 +1,7 @@
 """Where an adapter goes: the matrices of a model that PEFT can put one beside.
 
-Those are the layers that multiply by a matrix and are called as such. The experts of a mixture
-that lie in one tensor are reached as parameters, by `lora(experts=True)`. What an adapter that
-is meant for all does not reach is said.
+Those are the layers that multiply by a matrix and are called as such; experts that lie in one
+tensor are reached as parameters, by `lora(experts=True)`.
 """
 
 from collections.abc import Collection

@@ -1,12 +1,6 @@
 """An update in transformers.Trainer and in what is built on it, such as TRL's GRPOTrainer.
 
-A thin shell around `driver`. What a Trainer brings with it:
-- It makes its optimizer for what asks for gradients at that time, so all that may train
-  does until training begins.
-- It clips before it tells its callbacks; with max_grad_norm=0 in its arguments the callback clips.
-- TRL samples when its count of micro-batches is a multiple of `steps_per_generation` x
-  `num_iterations`. What trains changes there only; other trainers have it before every step.
-- A schedule's state is not in its checkpoints, and processes would decide each for itself.
+A thin shell around `driver`; docs/outside.md says what a Trainer brings with it.
 """
 
 from typing import Any

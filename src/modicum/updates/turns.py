@@ -1,22 +1,8 @@
-"""What trains goes in turns: LISA, and the two modes of BAdam.
+"""What trains goes in turns: LISA (arXiv 2403.17919), and the two modes of BAdam (2404.02827).
 
-*LISA* (Pan et al. 2024, arXiv 2403.17919): every `every` optimizer steps `layers` decoder layers
-are drawn uniformly without replacement; embedding, head and final norm train all the time
-(`ends=True`). Departures: switches happen at rollout boundaries only; the optimizer's state of
-what stops is deleted (`state="reset"`), where the reference code keeps it and so grows to the
-memory of full training.
-
-*BAdam* (Luo, Yu, Li 2024, arXiv 2404.02827): the layers are split into blocks, one layer each or
-`blocks` of near-equal size. Every block gets `every` steps of Adam from fresh moments, until all
-have had theirs; then the next round begins. Departures: blocks change at rollout boundaries; 10
-steps a block and not 50 to 100, as RL runs are short; the state of what stops can be kept; the
-rate may rise over the first `warmup` steps of a turn, since fresh moments make the first step of
-every number a full one. In the reference code the first block has one step less.
-
-`badam_ratio` is the reference code's other mode: every tensor trains `ratio` of its
-entries, then others. Departure: a tensor is cut into runs of about 1/ratio neighbours, and
-one entry of each trains, the next one in the next turn. So a round of turns trains every
-entry once; each round starts at other entries of the runs, drawn from the seed.
+docs/updates.md has the departures. `badam_ratio` cuts a tensor into runs of about 1/ratio
+neighbours, of which one entry each trains, the next one in the next turn: a round of turns
+trains every entry once, and starts at others of the runs, drawn from the seed.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,17 +1,8 @@
-"""Auto-RGN and Auto-SNR (Lee et al. 2023, arXiv 2210.11466): step sizes by the gradients.
+"""Auto-RGN and Auto-SNR (arXiv 2210.11466): step sizes by the gradients.
 
-`rgn` gives every tensor p the relative gradient norm RGN_p, the mean over some steps of
-|g|/|p|, and multiplies its step by RGN_p / max_q RGN_q. `snr` gives it the mean over its
-entries of mean(g)^2 / var(g), brings these to 0..1 over all tensors, and lets those step
-that reach `threshold`.
-
-Departures. The paper measures at the start of every epoch; RL has none, so the gradients
-of training itself are measured: all multipliers are 1 until the first `window` steps with
-a signal are over, and the last `window` steps before each further multiple of `every`
-give new ones. A tensor whose root mean square is below 1e-3 counts as if it were that
-large: one that starts at zero would take everything. The variance of `snr` is taken over
-the groups (prompts) of those steps together, as in the paper; its code takes it over the
-tensor's rows, with a threshold of 0.95 on values that are not brought to 0..1.
+RGN_p is the mean over some steps of |g|/|p|; the step of p is multiplied by RGN_p / max_q RGN_q.
+`snr` brings the means over entries of mean(g)^2 / var(g) to 0..1 over all tensors, and lets
+those step that reach `threshold`. docs/updates.md has the departures.
 """
 
 from abc import ABC, abstractmethod
@@ -67,26 +58,22 @@ class Weighing(Schedule, ABC):
             return None
         self.weights = self.weigh(values)
         self.due = steps + self.method.every
-        return Decision(
-            frozenset(self.parameters), self._evidence(values), restart=self.method.reset
-        )
+        kinds: dict[str, list[float]] = {}
+        for name, weight in self.weights.items():
+            kinds.setdefault(".".join(name.split(".")[-2:]), []).append(weight)
+        top = sorted(values, key=lambda name: (-values[name], name))[:SHOWN]
+        evidence = {
+            "weights": {kind: fmean(weights) for kind, weights in sorted(kinds.items())},
+            "top": {name: values[name] for name in top},
+            "moving": sum(weight > 0 for weight in self.weights.values()),
+        }
+        return Decision(frozenset(self.parameters), evidence, restart=self.method.reset)
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         self.seen += 1
 
     def rates(self, steps: int) -> Mapping[str, float]:
         return self.weights
-
-    def _evidence(self, values: Mapping[str, float]) -> dict[str, Any]:
-        kinds: dict[str, list[float]] = {}
-        for name, weight in self.weights.items():
-            kinds.setdefault(".".join(name.split(".")[-2:]), []).append(weight)
-        top = sorted(values, key=lambda name: (-values[name], name))[:SHOWN]
-        return {
-            "weights": {kind: fmean(weights) for kind, weights in sorted(kinds.items())},
-            "top": {name: values[name] for name in top},
-            "moving": sum(weight > 0 for weight in self.weights.values()),
-        }
 
 
 class RgnSchedule(Weighing):
@@ -157,15 +144,13 @@ class SnrSchedule(Weighing):
     def measure(self) -> dict[str, float] | None:
         if self.groups < 2:
             return None
-        values = {name: self._ratio(name) for name in self.means}
+        values = {}
+        for name, mean in self.means.items():
+            variance = self.squares[name] / (self.groups - 1)
+            # Entries without either are 0.
+            values[name] = float((mean.square() / (variance + TINY)).mean())
         self.groups, self.means, self.squares = 0, {}, {}
         return values
-
-    def _ratio(self, name: str) -> float:
-        """The mean over a tensor's entries of mean^2/variance; entries without either are 0."""
-        signal = self.means[name].square()
-        variance = self.squares[name] / (self.groups - 1)
-        return float((signal / (variance + TINY)).mean())
 
     def weigh(self, values: Mapping[str, float]) -> dict[str, float]:
         """1 for those that reach the threshold between the least (0) and the most (1)."""
