@@ -20,7 +20,7 @@ from modicum.types import UserError
 
 __all__ = [
     "REWARDS", "Accuracy", "Consistency", "Format", "Function", "GivenFunction", "Language",
-    "Length", "Random", "Repetition", "Reward", "StepExtras", "Term", "of", "parse", "reward_of",
+    "Length", "Random", "Repetition", "Reward", "StepExtras", "Term", "of", "parse",
 ]  # fmt: skip
 
 REWARDS: dict[str, type[Term]] = {
@@ -70,9 +70,7 @@ def _of(part: Any) -> Reward | Term:
         return parse(part)
     if isinstance(part, Reward | Term):
         return part
-    if not callable(part) or isinstance(part, type):
-        raise UserError(
-            "reward: must be an expression such as 'accuracy', a function or a term, not"
-            f" {part!r:.60}"
-        )
-    return term_of(part)
+    if callable(part) and not isinstance(part, type):
+        return term_of(part)
+    known = "an expression such as 'accuracy', a function or a term"
+    raise UserError(f"reward: must be {known}, not {part!r:.60}")

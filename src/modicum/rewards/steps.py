@@ -7,6 +7,7 @@ variable, a power or a function is algebra and is left alone. Exact fractions; t
 model's and is matched, never evaluated, in time linear in its length.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,9 +49,7 @@ class Step:
 
 def steps(text: str) -> list[Step]:
     """The steps in the order in which they end."""
-    text = text[-MAX_TEXT:]
-    for pattern, plain in PLAIN:
-        text = pattern.sub(plain, text)
+    text = PLAIN(text[-MAX_TEXT:])
     # A calculator mark repeats what is around it: each is read without the other.
     outside = MARK.sub(lambda match: " " * len(match[0]), text)
     found = list(_read(outside, 0))
@@ -63,9 +62,7 @@ def value(text: str) -> Fraction | None:
     """The value of a text that is one expression, or several that are equal; else None."""
     if len(text) > MAX_EXPRESSION:
         return None
-    for pattern, plain in PLAIN:
-        text = pattern.sub(plain, text)
-    values = {_value(part.replace("$", " ").strip()) for part in text.split("=")}
+    values = {_value(part.replace("$", " ").strip()) for part in PLAIN(text).split("=")}
     return values.pop() if len(values) == 1 else None
 
 
@@ -107,16 +104,10 @@ class _Run:
             sides[0] = ""
         if after in ALGEBRA or (after.isalpha() and len(after) == 1):
             sides[-1] = ""
-        values = [_value(side) for side in sides]
-        for index in range(len(sides) - 1):
-            left, right = values[index], values[index + 1]
-            shown = sides[index], sides[index + 1]
-            if (
-                left is not None
-                and right is not None
-                and any(OPERATOR.search(side.lstrip("- ")) for side in shown)
-            ):
-                yield self.end, Step(*shown, left == right, right)
+        both = [(side, _value(side), OPERATOR.search(side.lstrip("- "))) for side in sides]
+        for (left, value, some), (right, other, more) in itertools.pairwise(both):
+            if (some or more) and value is not None and other is not None:
+                yield self.end, Step(left, right, value == other, other)
 
 
 def _read(text: str, offset: int) -> Iterator[tuple[int, Step]]:
@@ -164,13 +155,8 @@ class Consistency(Term):
 
         score = [answer = value of the last step] * max(0, 1 - false / min(steps, 10))
 
-    No published rule exists; this one is ours. For up to ten different steps the second factor is
-    the share of true ones. More do not dilute a false one: it costs a tenth, so that a list of
-    trivial truths buys nothing. Without a step, or without a marked answer that is a number or an
-    expression, the score is 0.
-
-    It does not say that the answer is right: `56 + 1 = 57`, `57` is consistent whatever was
-    asked. Give it a smaller weight than accuracy.
+    No published rule exists; this one is ours. It does not say that the answer is right: give it
+    a smaller weight than accuracy.
     """
 
     name: ClassVar[str] = "consistency"
