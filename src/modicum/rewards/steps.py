@@ -1,10 +1,8 @@
 r"""The reward `consistency`, and the arithmetic steps that it reads: `3 + 4 = 7`, `a + b = c = d`.
 
-A step is an equation between two neighbours of a chain, at least one of which has an
-operator. Read are + - * /, brackets, decimals, 1,080, 20%, \times, \cdot, \div, \frac, × ÷ −,
-an x between numbers, \boxed{7} and GSM8K's calculator marks <<48/2=24>>. What touches a
-variable, a power or a function is algebra and is left alone. Exact fractions; the text is a
-model's and is matched, never evaluated, in time linear in its length.
+A step is an equation between two neighbours of a chain, at least one of which has an operator.
+What touches a variable, a power or a function is algebra and is left alone. Exact fractions; the
+text is a model's and is matched, never evaluated, in time linear in its length.
 """
 
 import itertools
@@ -60,9 +58,8 @@ def steps(text: str) -> list[Step]:
 
 def value(text: str) -> Fraction | None:
     """The value of a text that is one expression, or several that are equal; else None."""
-    if len(text) > MAX_EXPRESSION:
-        return None
-    values = {_value(part.replace("$", " ").strip()) for part in PLAIN(text).split("=")}
+    parts = PLAIN(text).split("=") if len(text) <= MAX_EXPRESSION else []
+    values = {_value(part.replace("$", " ").strip()) for part in parts}
     return values.pop() if len(values) == 1 else None
 
 
@@ -135,7 +132,6 @@ def _read(text: str, offset: int) -> Iterator[tuple[int, Step]]:
 
 
 def _value(side: str) -> Fraction | None:
-    """The exact value of one side of an equation, or None."""
     return evaluate(DECIMAL.sub(_ratio, side.replace(",", "").replace(" ", ""))) if side else None
 
 
@@ -163,19 +159,15 @@ class Consistency(Term):
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         answer = answers.extract(completion.text)
-        found = steps(_outside_answer(completion.text)) if answer else []
+        # An answer is no step towards itself.
+        kept, *parts = completion.text.split("<answer>")
+        outside = " ".join([kept, *(part.partition("</answer>")[2] for part in parts)])
+        found = steps(outside) if answer else []
         if not answer or not found:
             return 0.0
-        last = found[-1]
+        last, different = found[-1], set(found)
         reached = {last.value, last.value * 100} if last.right.endswith("%") else {last.value}
         if not reached & {answers.number(answer), value(answer)}:
             return 0.0
-        different = set(found)
         false = sum(not step.true for step in different)
         return max(0.0, 1 - false / min(len(different), MAX_COUNTED))
-
-
-def _outside_answer(text: str) -> str:
-    """`text` without what stands in <answer> tags: an answer is no step towards itself."""
-    kept, *parts = text.split("<answer>")
-    return " ".join([kept, *(part.partition("</answer>")[2] for part in parts)])
