@@ -2,10 +2,8 @@
 
     total = sum over terms of weight * score
 
-A term keeps no state and reads nothing but its arguments. Terms and rewards join with
-`+`, and take a weight with `*`: `Accuracy() + 0.2 * Format()`. The completions of one
-problem are scored together, so that a term may compare them. NaN is "no verdict": the term
-is left out of that completion's sum.
+Terms and rewards join with `+`, and take a weight with `*`: `Accuracy() + 0.2 * Format()`. NaN is
+"no verdict": the term is left out of that completion's sum.
 """
 
 from __future__ import annotations
@@ -27,10 +25,7 @@ MAX_WEIGHT = 1e6  # of a term; usual: at most 1
 
 
 class StepExtras:
-    """What functions get beside completions, as from TRL: `trainer_state`, `log_metric`, `log_extra`.
-
-    It belongs to one step, and holds what functions log in it.
-    """
+    """What functions get in a step, as from TRL, and what they log: `trainer_state`, `log_metric`, `log_extra`."""
 
     def __init__(self, step: int = 0, steps: int = 1) -> None:
         # By the names of transformers' TrainerState; a step is a rollout.

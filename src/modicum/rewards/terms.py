@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
+from modicum.grading import WORDS
 from modicum.limits import Between, Limits, within
 from modicum.rewards.base import Term
 from modicum.spec import nearest
@@ -20,16 +21,7 @@ from modicum.types import Completion, Problem, UserError
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W{_IDEOGRAPH}]{{1,20}}|[^\w\s]")
 
-# Scripts, by the first word of the Unicode names of their letters, and the languages in them.
-_SCRIPTS = {
-    "LATIN": "en fr de es it pt nl pl cs sv da no fi hu ro tr id vi sw", "ARABIC": "ar fa",
-    "CYRILLIC": "ru uk bg sr", "BENGALI": "bn", "GREEK": "el", "HEBREW": "he", "DEVANAGARI": "hi",
-    "CJK HIRAGANA KATAKANA": "ja", "HANGUL": "ko", "TAMIL": "ta", "TELUGU": "te", "THAI": "th",
-    "CJK": "zh",
-}  # fmt: skip
-LANGUAGES = {
-    lang: frozenset(scripts.split()) for scripts, used in _SCRIPTS.items() for lang in used.split()
-}
+LANGUAGES = {lang: s.split() for s, used in WORDS["scripts"].items() for lang in used.split()}
 NO_BLANKS = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
 IN_FORMULAS = frozenset({"LATIN", "GREEK"})
 

@@ -84,17 +84,16 @@ class MathTask(ColumnTask):
         subject = next((values[name] for name in SUBJECTS if values.get(name)), None)
         if self.subject and _plain(str(subject)) != _plain(self.subject):
             raise LeftOut(f"their subject is not {self.subject!r}")
-        data = {"solution": solution, "subject": subject}
-        data = {name: value for name, value in data.items() if value is not None}
-        difficulty = None if level is None else float(level)
-        return Problem(rows.key(record, "unique_id"), question, gold, difficulty, data)
+        found = {"solution": solution, "subject": subject}
+        data = {name: value for name, value in found.items() if value is not None}
+        return Problem(rows.key(record, "unique_id"), question, gold, level, data)
 
 
 def _plain(subject: str) -> str:
     return re.sub(r"[^a-z]+", " ", subject.lower().replace("&", "and")).strip()
 
 
-def _level(record: Record) -> int | None:
+def _level(record: Record) -> float | None:
     """The level of a row, from 3, "3" or "Level 3"; None when it is not known."""
     value = record.values.get("level")
     if value is None or value == UNKNOWN:
@@ -102,7 +101,7 @@ def _level(record: Record) -> int | None:
     match = LEVEL.fullmatch(str(value).strip())
     if match is None or isinstance(value, bool):
         raise UserError(f"'level' must be 1 to 5 or such as 'Level 3', not {value!r}")
-    return int(match[1])
+    return float(match[1])
 
 
 @dataclass(frozen=True)
@@ -154,12 +153,9 @@ class OpenThoughts(ColumnTask):
             raise LeftOut("there is no ground truth")
         solution = rows.text(record, "ground_truth_solution")
         try:
-            gold = answers.gold_from_box(solution)
-            answers.check_gold(gold or "")
+            gold = answers.check_gold(answers.gold_from_box(solution) or "")
         except UserError:
-            gold = None
-        if gold is None:
-            raise LeftOut("no usable answer stands in a box of the ground truth")
+            raise LeftOut("no usable answer stands in a box of the ground truth") from None
         return Problem("", question, gold, data={"solution": solution})
 
 
