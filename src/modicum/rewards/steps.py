@@ -72,26 +72,24 @@ class _Run:
     glued: bool = False
     """Whether nothing, not even a blank, is between the two."""
     tokens: list[str] = field(default_factory=list)
-    depth: int = 0
+    opened: list[int] = field(default_factory=list)
+    """Where brackets that are not closed stand."""
     end: int = 0
 
     def add(self, token: str, end: int) -> None:
         """Take a number or sign that ends at `end`."""
-        if token == "=" and self.depth:
+        if token == "=" and self.opened:
             # A bracket around an equation belongs to the prose.
-            opened, closed = len(self.tokens) - 1, 0
-            while self.tokens[opened] != "(" or closed:
-                closed += (self.tokens[opened] == ")") - (self.tokens[opened] == "(")
-                opened -= 1
-            self.tokens, self.depth = self.tokens[opened + 1 :], 0
-            self.before = ""
-        self.depth += (token == "(") - (token == ")")
+            self.tokens, self.opened, self.before = self.tokens[self.opened[-1] + 1 :], [], ""
+        if token == ")":
+            self.opened.pop()
+        self.opened += [len(self.tokens)] * (token == "(")
         self.tokens.append(token)
         self.end = end
 
     def steps(self, after: str) -> Iterator[tuple[int, Step]]:
         """(end, step) of its chain, when `after` is the word or character behind it."""
-        if not 3 <= len(self.tokens) <= MAX_RUN or "=" not in self.tokens or self.depth:
+        if not 3 <= len(self.tokens) <= MAX_RUN or "=" not in self.tokens or self.opened:
             return
         sides = [side.strip() for side in " ".join(self.tokens).split("=")]
         word = self.before.isalpha()
@@ -117,13 +115,13 @@ def _read(text: str, offset: int) -> Iterator[tuple[int, Step]]:
             continue
         operand = kind == "number" or token == "("
         adjacent = operand and bool(run.tokens) and run.tokens[-1] not in "(+-*/="
-        if kind in ("word", "other") or adjacent or (token == ")" and run.depth == 0):
+        if kind in ("word", "other") or adjacent or (token == ")" and not run.opened):
             yield from run.steps(token if kind != "number" else "")
             # Punctuation and line ends separate; words and marks of algebra may belong.
             belongs = kind == "word" or token in ALGEBRA
             run = _Run(token if belongs else "", belongs)
             blank = False
-        if operand or (kind == "sign" and (token != ")" or run.depth)):
+        if operand or (kind == "sign" and (token != ")" or run.opened)):
             if not run.tokens:
                 run.glued = run.glued and not blank
             run.add(token, offset + match.end())

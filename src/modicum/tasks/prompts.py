@@ -186,26 +186,24 @@ def encode(
     """The prompt of `problem` as token ids; UserError when there are none or too many."""
     text = prompt_text(problem.question, tokenizer, sampling, examples)
     ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    prompt = f"the prompt of problem {problem.id}"
     if not ids:
-        raise UserError(f"the tokenizer makes no tokens of the prompt of problem {problem.id}")
+        raise UserError(f"the tokenizer makes no tokens of {prompt}")
     begin = tokenizer.bos_token_id
-    wants_begin = begin is not None and tokenizer("x")["input_ids"][:1] == [begin]
-    if wants_begin and ids[:1] != [begin]:
+    if begin not in (None, ids[0]) and tokenizer("x")["input_ids"][:1] == [begin]:
         ids.insert(0, begin)
     rows, last = getattr(tokenizer, "embedding_rows", None), max(ids)
     if rows is not None and last >= rows:
         raise UserError(
-            f"the prompt of problem {problem.id} has the token"
-            f" {tokenizer.convert_ids_to_tokens(last)!r} (number {last}): the tokenizer has"
-            f" {len(tokenizer)} tokens, the model embeddings for {rows}; take that token out of the"
-            " tokenizer or the text, or give the model more rows (resize_token_embeddings)"
+            f"{prompt} has the token {tokenizer.convert_ids_to_tokens(last)!r} (number {last}): the"
+            f" tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}; take that"
+            " token out of the tokenizer or the text, or give the model more rows"
+            " (resize_token_embeddings)"
         )
     if len(ids) > (limit := sampling.max_prompt_tokens):
-        shown = f"{len(ids)} tokens"
-        shown += f" (with {len(examples)} worked examples)" if examples else ""
-        raise UserError(
-            f"the prompt of problem {problem.id} has {shown}, more than max_prompt_tokens = {limit}"
-        )
+        shown = f" (with {len(examples)} worked examples)" if examples else ""
+        what = f"{len(ids)} tokens{shown}, more than max_prompt_tokens = {limit}"
+        raise UserError(f"{prompt} has {what}")
     return tuple(ids)
 
 
