@@ -243,8 +243,8 @@ class _Parser:
     def variable(self, name: str) -> Node:
         if self.take("_"):
             name += "_" + self.subscript()
-        while self.take("'"):
-            name += "'"
+        while prime := self.take("'"):
+            name += prime
         after = self.tokens[self.place + 2 : self.place + 3]
         if self.next == "(" and (name == "f" or (name in "gh" and after == [")"])):
             raise Unreadable("f(x) is no product; h(a+b) and g(m-n) may be")
@@ -253,11 +253,11 @@ class _Parser:
     def subscript(self) -> str:
         if not self.take("{"):
             return (self.take(self.next) or "?").lstrip(".")
-        parts = []
-        while self.next and self.next not in ("{", "}"):
-            parts.append(self.take(self.next).lstrip("."))
+        name = ""
+        while self.next not in ("", "{", "}"):
+            name += self.take(self.next).lstrip(".")
         self.need("}")
-        return "".join(parts)
+        return name
 
     def command(self, name: str) -> Node:
         if name in CONSTANTS:

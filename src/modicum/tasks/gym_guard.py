@@ -44,18 +44,16 @@ def plain(text: str, functions: frozenset[str]) -> bool:
         return False
     called: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            function = node.func
-            known = isinstance(function, ast.Name) and function.id in functions
-            if not known or node.keywords or len(node.args) != 1:
-                return False
-            called.add(id(function))
-        elif not isinstance(node, PLAIN):
-            return False
         match node:
+            case ast.Call(func=ast.Name(id=name) as function, args=[_], keywords=[]):
+                called.add(id(function))
+                if name not in functions:
+                    return False
             case ast.Constant(value=value) if type(value) not in (int, float):
                 return False  # sympy evaluates a text that a function is given
             case ast.BinOp(op=ast.Pow(), right=exponent) if not _small(exponent):
+                return False
+            case _ if not isinstance(node, PLAIN):
                 return False
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     return all(len(node.id) == 1 or id(node) in called for node in names)
@@ -77,9 +75,7 @@ def harmless(name: str, answer: str, entry: dict[str, Any]) -> bool:
     """
     if NOT_A_NUMBER.search(answer):
         return False
-    if name not in EVALUATED or answer == entry["answer"]:
-        return True
-    if plain(answer, EVALUATED[name]):
+    if name not in EVALUATED or answer == entry["answer"] or plain(answer, EVALUATED[name]):
         return True
     try:
         # Without outer blanks, as `eval` takes it: with them it would not parse here.

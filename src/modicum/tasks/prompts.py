@@ -18,7 +18,7 @@ from typing import Any
 
 from modicum.config import Sampling
 from modicum.spec import keywords, nearest
-from modicum.styles import STYLES
+from modicum.styles import R1_ZERO, STYLES
 from modicum.types import Problem, UserError
 
 Examples = tuple[tuple[str, str], ...]
@@ -147,15 +147,6 @@ def _read(template: str) -> set[str]:
     own -= {found.name for found in asked if isinstance(found, nodes.Name)}
     read = meta.find_undeclared_variables(tree) - own - CHAT - HELPERS - made.globals.keys()
     return {name for name in read if not name.endswith("_token")}
-
-
-# DeepSeek-R1 (arXiv 2501.12948), table 1, without its last sentence: that is the style's
-# instruction. The turns begin on lines of their own, as in TinyZero.
-R1_ZERO = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant"
-    " solves it. The assistant first thinks about the reasoning process in the mind and then"
-    " provides the user with the answer."
-)
 
 
 def prompt_text(question: str, tokenizer: Any, sampling: Sampling, examples: Examples = ()) -> str:
