@@ -68,10 +68,9 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy, pass@k and maj@k of a model or of a run's policy on held-out problems.
 
-    `model` is what `train` takes, a run folder or the result of a run; a run is evaluated on
-    its own problems, as it sampled, unless told otherwise. `base` says where the base of a run
-    is now, if it has moved, or that of an adapter; another one is a UserError. `settings`: split,
-    problems, samples, seed, batch, out, and those of sampling, compute and trust by their names.
+    `model` is what `train` takes, a run folder or the result of a run; a run is evaluated on its
+    own problems, as it sampled, unless told otherwise. `base` says where the base of a run is now,
+    if it has moved, or that of an adapter. `settings` are those of `EvaluateConfig` by their names.
     """
     from modicum.display import Display
 

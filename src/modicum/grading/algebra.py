@@ -2,12 +2,8 @@ r"""Are two formulas the same function, the same equation or the same inequality
 
 Two expressions are equal if their values are equal at random points (Schwartz 1980,
 doi 10.1145/322217.322225): exactly, in fractions, wherever only + - * / and whole powers
-occur, else to 40 of 60 digits. Equations are equal if left minus right of the one is a
-constant multiple of the other's. Nothing is simplified, so nothing can be simplified wrongly
-and the work is bounded by the length of the text.
-
-Values are real: where an expression is not defined in the reals it is not compared, and
-\sqrt[3]{-8} is -2. With an i in one of them both are complex. \log is to base 10.
+occur, else to 40 of 60 digits. Equations are equal if left minus right of the one is a constant
+multiple of the other's. Nothing is simplified, so the work is bounded by the length of the text.
 """
 
 from __future__ import annotations

@@ -81,11 +81,9 @@ class Quantity(NamedTuple):
 
 
 def number(text: str) -> Fraction | None:
-    r"""The exact value of a plain number, its unit dropped; None if it is none.
+    """The exact value of a plain number (docs/grading.md), its unit dropped; None if it is none.
 
-    Reads integers, decimals, 1,080, 3/4, \frac{1}{2}, \frac12, 3\frac{1}{2}, 6e-5,
-    6 \times 10^{-5}, 2^{10}, signs, currency, percent (50% is 50) and units. Sums and
-    products are no numbers: an answer that repeats the question must not count.
+    Sums and products are no numbers: an answer that repeats the question must not count.
     """
     found = quantity(clean(text)) if len(text) <= MAX_TEXT else None
     return None if found is None else found.value

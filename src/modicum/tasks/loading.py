@@ -2,9 +2,7 @@ r"""How the rows of a task become problems in their splits.
 
 Bad rows are refused or skipped with a count, ids are unique, each row goes into a split, copies
 in a user's own rows are taken once, and no problem of a later split (train, tune, test) is in an
-earlier one. Two questions are the same there when `normalise` gives the same text: case, spaces,
-punctuation and how LaTeX is set (`\dfrac`, `\left`, `\,`, `$`) do not count; letters, numbers,
-signs and operators do. This finds copies, not paraphrases.
+earlier one, as `normalise` sees it.
 """
 
 from __future__ import annotations
@@ -210,7 +208,8 @@ def _agree(one: Placed, other: Placed) -> bool:
 
 
 def normalise(text: str) -> str:
-    """`text` as its lower-case words, numbers and operators, one space between them."""
+    r"""`text` as its lower-case words, numbers and operators, one space between them; how LaTeX is
+    set (`\dfrac`, `\left`, `\,`, `$`) does not count."""
     text = unicodedata.normalize("NFKC", text)
     text = FRACTION.sub(r"\\frac", SETTING.sub(" ", text)).replace("\u2212", "-")
     text = SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)

@@ -108,8 +108,7 @@ def _level(record: Record) -> float | None:
 class Math(MathTask):
     """MATH from the hub, or from `path`: a folder with train and test files, or one file.
 
-    Columns: problem, solution (its last box is the answer) or answer, level, type or
-    subject. `levels=(1, 2)` and `subject='Algebra'` take a part of it.
+    `levels=(1, 2)` and `subject='Algebra'` take a part of it.
     """
 
     name: ClassVar[str] = "math"
@@ -120,10 +119,7 @@ class Math(MathTask):
 
 @dataclass(frozen=True)
 class Math500(MathTask, HeldOut):
-    """MATH-500 from the hub or the file `path`: a test set, or divided with split='hash'.
-
-    Columns, levels and subject as for `math`.
-    """
+    """MATH-500 from the hub or the file `path`: a test set, or divided with split='hash'."""
 
     name: ClassVar[str] = "math500"
     hub: ClassVar[Hub | None] = Hub("HuggingFaceH4/MATH-500", {"test": "test"})
