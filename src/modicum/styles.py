@@ -61,5 +61,6 @@ def hashes_ok(text: str) -> bool:
 
 
 _TEXTS = tomllib.loads(Path(__file__).with_name("styles.toml").read_text("utf-8"))
+R1_ZERO = _TEXTS["r1_zero"]["conversation"]
 _FORMS = {"tags": answers.format_ok, "boxed": boxed_ok, "hashes": hashes_ok}
 STYLES = {name: Style(name, format_ok=ok, **_TEXTS[name]) for name, ok in _FORMS.items()}

@@ -6,16 +6,17 @@
 import itertools
 import json
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 from modicum.config import Sampling, Trust
 from modicum.limits import Limits, Natural, Positive, Share
 from modicum.options import Parser, show
 from modicum.settings import Settings
-from modicum.types import SPLITS, UserError
+from modicum.types import SPLITS, Problem, Split, UserError
 
 CHECKED = 200  # problems of each split that are looked at
 
@@ -40,12 +41,9 @@ def run(args: list[str]) -> int:
     """List the tasks, or show or check problems of one."""
     parser = Parser("tasks")
     parser.add_argument("expression", nargs="?", metavar="TASK", help="a task expression")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="look at up to 200 problems of each split: is the gold answer graded as right,"
-        " is a problem in two splits? Exit code 1 when something is wrong",
-    )
+    told = "look at up to 200 problems of each split: is the gold answer graded as right,"
+    told += " is a problem in two splits? Exit code 1 when something is wrong"
+    parser.add_argument("--check", action="store_true", help=told)
     found, options = parser.options(args, Options, "problems")
 
     from modicum import spec, tasks
@@ -71,28 +69,23 @@ def run(args: list[str]) -> int:
     examples = draw(task, options.sampling)
     task = without(task, examples)
     size = task.size(options.split)
-    count = options.count if size is None else min(options.count, size)
-    problems = [task.problem(options.split, options.seed, i) for i in range(count)]
-    keys = ("id", "question", "answer", "difficulty")
-    lines = [
-        f"{task}, split {options.split}: {'endless' if size is None else f'{size} problems'}",
-        *notes,
-    ]
-    values, tokenizer = [], None
+    there = "endless" if size is None else f"{size} problems"
+    lines = [f"{task}, split {options.split}: {there}", *notes]
+    values, form = [], None
     if options.model:
         from modicum.models.load import read_tokenizer
 
-        tokenizer = read_tokenizer(options.model, options.trust)
-    for problem in problems:
+        form = read_tokenizer(options.model, options.trust), options.sampling, examples
+    for problem in _first(task, options.split, options.seed, options.count):
+        keys = ("id", "question", "answer", "difficulty")
         value = {key: getattr(problem, key) for key in keys}
-        text, tokens = problem.question, []
-        if tokenizer is not None:
-            form = tokenizer, options.sampling, examples
+        text, answer = problem.question, f"  answer: {' or '.join(accepted(problem))}"
+        if form is not None:
             text, count = prompt_text(text, *form), len(encode(problem, *form))
             value |= {"prompt": text, "prompt_tokens": count}
-            tokens = [f"  prompt: {count} tokens"]
+            answer += f"\n  prompt: {count} tokens"
         values.append(value)
-        lines += [f"\n{text}\n  answer: {' or '.join(accepted(problem))}", *tokens]
+        lines.append(f"\n{text}\n{answer}")
     show(found.json, values, "\n".join(lines))
     return 0
 
@@ -105,20 +98,23 @@ def _check(task: Any) -> dict[str, Any]:
     found: dict[str, Any] = {key: {} for key in ("sizes", "looked_at", "difficulty", "wrong")}
     looked = {}
     for split in SPLITS:
-        size = found["sizes"][split] = task.size(split)
-        count = CHECKED if size is None else min(CHECKED, size)
-        some = looked[split] = [task.problem(split, 0, index) for index in range(count)]
+        some = looked[split] = _first(task, split, 0, CHECKED)
         levels = [p.difficulty for p in some if p.difficulty is not None]
-        found["looked_at"][split] = count
+        right = {p.id for p in some if task.grade(p, f"<answer>{p.answer}</answer>").strict}
+        found["sizes"][split] = task.size(split)
+        found["looked_at"][split] = len(some)
         found["difficulty"][split] = [min(levels), max(levels)] if levels else None
-        found["wrong"][split] = [
-            p.id for p in some if not task.grade(p, f"<answer>{p.answer}</answer>").strict
-        ]
-    shared = {
-        f"{one} and {other}": len(overlap(looked[one], looked[other]))
-        for one, other in itertools.combinations(SPLITS, 2)
-    }
+        found["wrong"][split] = [p.id for p in some if p.id not in right]
+    pairs = itertools.combinations(SPLITS, 2)
+    shared = {f"{a} and {b}": len(overlap(looked[a], looked[b])) for a, b in pairs}
     return found | {"shared": shared, "notes": notes(task)}
+
+
+def _first(task: Any, split: Split, seed: int, count: int) -> list[Problem]:
+    """The first `count` problems of a split, or all."""
+    size = task.size(split)
+    there = count if size is None else min(count, size)
+    return [task.problem(split, seed, index) for index in range(there)]
 
 
 def _too_long(task: Any, options: Options) -> dict[str, Any]:
@@ -129,7 +125,7 @@ def _too_long(task: Any, options: Options) -> dict[str, Any]:
     if not options.model:
         return {"long": {}, "prompts": ""}
     config, tokenizer = read_config(options.model), read_tokenizer(options.model, options.trust)
-    some = whole(task, *SPLITS) or [task.problem("train", 0, i) for i in range(CHECKED)]
+    some = whole(task, *SPLITS) or _first(task, "train", 0, CHECKED)
     examples = draw(task, options.sampling)
     long, text = Sizes(tokenizer, options.sampling, examples, config).look(some)
     return {"long": long, "prompts": text}
@@ -164,9 +160,8 @@ def run_audit_reward(args: list[str]) -> int:
     from modicum.styles import STYLES
 
     task, reward = tasks.parse(options.task), rewards.parse(options.reward)
-    size = task.size("train")
-    count = options.problems if size is None else min(options.problems, size)
-    problems = [task.problem("train", options.seed, i) for i in range(max(1, count))]
+    problems = _first(task, "train", options.seed, options.problems)
+    problems = problems or [task.problem("train", options.seed, 0)]  # which says why not
     findings = audit(task, reward, STYLES[options.style], problems, options.share)
     flagged = [finding for finding in findings if finding.why]
     head = {"task": str(task), "reward": str(reward), "style": options.style}
@@ -192,30 +187,20 @@ class GradeOptions(Settings):
 def run_grade(args: list[str]) -> int:
     """Grade the lines of a file or of standard input."""
     parser = Parser("grade")
-    parser.add_argument(
-        "file", nargs="?", default="-", metavar="FILE", help="JSON lines; none or - is stdin"
-    )
+    told = "JSON lines; none or - is stdin"
+    parser.add_argument("file", nargs="?", default="-", metavar="FILE", help=told)
     found, options = parser.options(args, GradeOptions, "grading")
 
     from modicum.answers import grade_lines
 
-    counts = dict.fromkeys(("lines", "strict", "lenient", "error"), 0)
-    with _opened(found.file) as stream:
-        for result in grade_lines(stream, options.symbolic, options.time_limit):
-            print(json.dumps(result), flush=True)
-            counts["lines"] += 1
-            for key in ("strict", "lenient", "error"):
-                counts[key] += bool(result.get(key))
-    print(
-        f"{counts['lines']} lines: {counts['strict']} strict, {counts['lenient']} lenient,"
-        f" {counts['error']} with an error",
-        file=sys.stderr,
-    )
-    return 0
-
-
-def _opened(path: str) -> AbstractContextManager[BinaryIO]:
     try:
-        return nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb")
+        lines = sys.stdin.buffer if found.file == "-" else BytesIO(Path(found.file).read_bytes())
     except OSError as error:
-        raise UserError(f"modicum grade: cannot read {path}: {error.strerror}") from error
+        raise UserError(f"modicum grade: cannot read {found.file}: {error.strerror}") from error
+    counts, kinds = Counter[str](), ("strict", "lenient", "error")
+    for result in grade_lines(lines, options.symbolic, options.time_limit):
+        print(json.dumps(result), flush=True)
+        counts.update(["lines", *(kind for kind in kinds if result.get(kind))])
+    told = "{} lines: {} strict, {} lenient, {} with an error"
+    print(told.format(*(counts[name] for name in ("lines", *kinds))), file=sys.stderr)
+    return 0

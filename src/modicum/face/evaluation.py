@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from modicum.training.session import Session
 
 ONLY_TRAINING = ("trunk_bytes", "checkpointing", "agreement_every")
+OF_RUN = ("task", "model", "base", "sampling", "compute", "trust")
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,9 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy, pass@k and maj@k of a model or of a run's policy on held-out problems.
 
-    `model` is what `train` takes, a run folder or the result of a run; a run is evaluated on
-    its own problems, as it sampled, unless told otherwise. `base` says where the base of a run
-    is now, if it has moved, or that of an adapter; another one is a UserError. `settings`: split,
-    problems, samples, seed, batch, out, and those of sampling, compute and trust by their names.
+    `model` is what `train` takes, a run folder or the result of a run; a run is evaluated on its
+    own problems, as it sampled, unless told otherwise. `base` says where the base of a run is now,
+    if it has moved, or that of an adapter. `settings` are those of `EvaluateConfig` by their names.
     """
     from modicum.display import Display
 
@@ -89,16 +89,11 @@ def evaluate(
 
 def settled(given: dict[str, Any], run: Path | None, where: str) -> EvaluateConfig:
     """The settings; those of a run are below those given."""
-    below: dict[str, Any] = {}
-    if run is not None:
-        past = past_config(run)
-        below = {"task": past.task, "model": past.model, "base": past.base}
-        below |= {
-            name: dict(vars(getattr(past, name))) for name in ("sampling", "compute", "trust")
-        }
-    unread = [name for name in ONLY_TRAINING if name in given.get("compute", {})]
-    if unread:
-        raise UserError(f"{where}: {unread[0]} is for training; an evaluation does not read it")
+    for name in ONLY_TRAINING:
+        if name in given.get("compute", {}):
+            raise UserError(f"{where}: {name} is for training; an evaluation does not read it")
+    past = asdict(past_config(run)) if run else {}
+    below = {name: past[name] for name in OF_RUN if run}
     return from_mapping(EvaluateConfig, merge(below, given), where)
 
 
@@ -111,7 +106,7 @@ def perform(
 ) -> Evaluation:
     """Evaluate the policy of `run`, or the model that the config names; written to `out`.
 
-    `past` gives another policy of the run than its newest. `parts` has the task and the update where no expression names them.
+    `past` gives another policy of the run than its newest, `parts` what no expression names.
     """
     from modicum.engine import policy_of
     from modicum.evaluate import evaluate, held_out
@@ -136,28 +131,19 @@ def perform(
         loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)
         policy = policy_of(loaded, None, config.compute, config.batch)
     asked = () if task.size(config.split) is None else held_out(task, config.split, config.problems)
-    model_config = inner(policy.model).config
     examples = draw(task, config.sampling)
-    sizes = Sizes(policy.tokenizer, config.sampling, examples, model_config)
-    task = sizes.settle(task, asked)
-    found = evaluate(
-        policy,
-        task,
-        config.sampling,
-        config.split,
-        config.problems,
-        config.samples,
-        config.seed,
-        progress=partial(observer.evaluating, name) if observer else None,
-        keep=None if folder is None else partial(folder.write_lines, "completions.jsonl"),
-        examples=examples,
-    )
+    form = policy.tokenizer, config.sampling
+    task = Sizes(*form, examples, inner(policy.model).config).settle(task, asked)
+    what = config.sampling, config.split, config.problems, config.samples, config.seed
+    progress = partial(observer.evaluating, name) if observer else None
+    keep = partial(folder.write_lines, "completions.jsonl") if folder else None
+    found = evaluate(policy, task, *what, progress=progress, keep=keep, examples=examples)
     if folder is not None:
         folder.write("evaluation.json", values_of(config, name, found))
     if observer is not None:
         changed = problems_changed(run, task) if run and own else ""
-        told = [*sized, *prompts.notes(policy.tokenizer, config.sampling), *policy.scorer.notes]
-        for note in [*tasks.notes(task), *told, *([changed] if changed else [])]:
+        told = [*tasks.notes(task), *sized, *prompts.notes(*form), *policy.scorer.notes, changed]
+        for note in filter(None, told):
             observer.note(note)
     return found
 
@@ -169,15 +155,11 @@ def _sized(
     from modicum.plan import sizes
 
     at = past_bases(run, past_config(run), config.model, config.base) if run else config
-    like = TrainConfig(
-        model=at.model,
-        base=at.base,
-        **{name: getattr(config, name) for name in ("task", "sampling", "trust")},
-        update="last(1)",
-        batch=Steps(micro_batch=1, rollout_batch=config.batch),
-        compute=replace(config.compute, checkpointing=False),
-        evaluation=Held(config.problems, config.samples),
-    )
+    how: dict[str, Any] = {name: getattr(config, name) for name in ("task", "sampling", "trust")}
+    how["batch"] = Steps(micro_batch=1, rollout_batch=config.batch)
+    how["compute"] = replace(config.compute, checkpointing=False)
+    how["evaluation"] = Held(config.problems, config.samples)
+    like = TrainConfig(model=at.model, base=at.base, update="last(1)", **how)
     like, found = sizes.settle(like, parts)
     found = {name: found[name] for name in ("max_tokens", "rollout_batch") if name in found}
     now = replace(config, sampling=like.sampling, batch=like.batch.rollout_batch)
@@ -191,11 +173,12 @@ def values_of(config: EvaluateConfig, name: str, found: Evaluation) -> dict[str,
 
 def _folder(out: str) -> Run:
     """The folder to write to; one that holds other things than an evaluation is refused."""
-    folder = Path(out).expanduser()
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "evaluation.json").is_file():
+    run = Run(Path(out).expanduser())
+    there = run.folder.is_dir() and any(run.folder.iterdir())
+    if there and not (run.folder / "evaluation.json").is_file():
         raise UserError(f"{out} is not empty and holds no evaluation; name another with --out")
-    make_folder(folder)
-    return Run(folder)
+    make_folder(run.folder)
+    return run
 
 
 def compare(
@@ -207,9 +190,8 @@ def compare(
     Each is a run, a folder of `evaluate(out=...)`, or an evaluation. A run without `before`
     is compared with its own base. UserError when they answered different problems.
     """
-    return scorecard.compare(
-        evaluation_of(after), evaluation_of(before or after, "trained" if before else "base")
-    )
+    was = evaluation_of(before or after, "trained" if before else "base")
+    return scorecard.compare(evaluation_of(after), was)
 
 
 def evaluation_of(

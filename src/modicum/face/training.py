@@ -1,7 +1,4 @@
-"""`modicum.train`, objects and flat settings to a run, and what came of it: result, report.
-
-A result is read from the run's folder, so that it is the same after `load`.
-"""
+"""`modicum.train`, objects and flat settings to a run, and what came of it: result, report."""
 
 from __future__ import annotations
 
@@ -42,11 +39,13 @@ def in_python() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = (
-            str(error).replace("--overwrite", "overwrite=True").replace("--resume", "resume=True")
-        )
-        error.args = (OPTION.sub(lambda match: match[1].replace("-", "_"), text),)
+        error.args = (OPTION.sub(_argument, str(error)),)
         raise
+
+
+def _argument(option: re.Match[str]) -> str:
+    """The argument of an option."""
+    return option[1].replace("-", "_") + "=True" * (option[1] in ("overwrite", "resume"))
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,12 +65,12 @@ class TrainResult:
     @property
     def accuracy(self) -> float | None:
         """Share of sampled answers that are right after training, on held-out problems."""
-        return self._accuracy("trained")
+        return (self.values.get("trained") or {}).get("accuracy")
 
     @property
     def baseline(self) -> float | None:
         """The same of the model before training."""
-        return self._accuracy("base")
+        return (self.values.get("base") or {}).get("accuracy")
 
     @property
     def config(self) -> TrainConfig:
@@ -113,28 +112,21 @@ class TrainResult:
 
         return evaluate(self, **settings)
 
-    def _accuracy(self, name: str) -> float | None:
-        found = self.values.get(name)
-        return None if not found else found["accuracy"]
-
     def _rows(self) -> list[tuple[str, str]]:
         """What is shown of it, by name."""
-        values = self.values
+        shown, values = [("run", str(self.folder))], self.values
         if not values:
-            return [("run", str(self.folder)), ("state", "not finished")]
-        shown = [("run", str(self.folder))]
+            return [*shown, ("state", "not finished")]
         shown += [(name, str(values[name])) for name in NAMES]
         if self.accuracy is not None and self.baseline is not None:
             band = f"[{values['trained']['low']:.1%}, {values['trained']['high']:.1%}]"
             shown.append(("accuracy", f"{self.baseline:.1%} → {self.accuracy:.1%} {band}"))
-        share = values["trainable_parameters"] / values["total_parameters"]
+        count = values["trainable_parameters"]
+        share = f"{count / values['total_parameters']:.1%}"
         stopped = f", stopped: {why}" if (why := values.get("stopped")) else ""
-        return [
-            *shown,
-            ("trained", f"{values['trainable_parameters']:,} parameters ({share:.1%})"),
-            ("steps", f"{values['steps']} in {values['seconds']:.0f} s{stopped}"),
-            ("change proof", values["change_proof"]),
-        ]
+        shown.append(("trained", f"{count:,} parameters ({share})"))
+        shown.append(("steps", f"{values['steps']} in {values['seconds']:.0f} s{stopped}"))
+        return [*shown, ("change proof", values["change_proof"])]
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:<12}  {text}" for name, text in self._rows())
@@ -217,16 +209,11 @@ def train(
     if resume and overwrite:
         raise UserError("train: resume and overwrite exclude each other")
     if not isinstance(config, TrainConfig | None):
-        raise UserError(
-            f"train: config must be a TrainConfig, not {config!r:.60}; give settings by name,"
-            " such as model='tiny'"
-        )
+        hint = "give settings by name, such as model='tiny'"
+        raise UserError(f"train: config must be a TrainConfig, not {config!r:.60}; {hint}")
     given = {"update": update, "objective": objective, "curriculum": curriculum}
+    given |= {"task": task, "reward": reward}
     made = {kind: _part(kind, value) for kind, value in given.items() if value is not None}
-    if task is not None:
-        made["task"] = tasks.of(task)
-    if reward is not None:
-        made["reward"] = rewards.of(reward)
     texts = {kind: expression(kind, part) for kind, part in made.items()}
     parts = RunParts(**{kind: part for kind, part in made.items() if is_given(texts[kind])})
     whole = _config(config, {**settings, **texts}, resume)
@@ -245,12 +232,13 @@ def train(
 
 def _part(kind: str, value: Any) -> Any:
     """The object that an expression names, or the object itself."""
+    if kind in ("task", "reward"):
+        return tasks.of(value) if kind == "task" else rewards.of(value)
     if isinstance(value, str):
         return parsers()[kind](value)
     if isinstance(value, type) or not hasattr(value, NEEDED[kind]):
-        raise UserError(
-            f"{kind}: must be an expression or an object of this kind, not {value!r:.60}"
-        )
+        what = "an expression or an object of this kind"
+        raise UserError(f"{kind}: must be {what}, not {value!r:.60}")
     return value
 
 

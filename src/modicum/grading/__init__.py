@@ -5,12 +5,14 @@ comparison      are two answers the same: by value, text, parts; exact countdown
 spelling parts  one spelling of signs; members of lists, sets of reals
 quantities      numbers with units
 words.toml                     signs, functions, units and the like, by name
-lexer latex values algebra     formulas, and their equality at random points
+latex values algebra           formulas, and their equality at random points
 equivalence                    algebra in a child process with a time limit
 """
 
 import re
 import tomllib
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ def pairs(name: str) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-def rules(name: str) -> list[tuple[re.Pattern[str], str]]:
-    """A list of WORDS as patterns, and what takes the place of what each finds."""
-    return [(re.compile(pattern), new) for pattern, new in WORDS[name]]
+def rules(name: str) -> Callable[[str], str]:
+    """What rewrites a text by a list of WORDS: patterns, and what takes the place of each."""
+    found = [(re.compile(pattern), new) for pattern, new in WORDS[name]]
+    return lambda text: reduce(lambda now, rule: rule[0].sub(rule[1], now), found, text)

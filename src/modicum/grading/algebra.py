@@ -2,12 +2,8 @@ r"""Are two formulas the same function, the same equation or the same inequality
 
 Two expressions are equal if their values are equal at random points (Schwartz 1980,
 doi 10.1145/322217.322225): exactly, in fractions, wherever only + - * / and whole powers
-occur, else to 40 of 60 digits. Equations are equal if left minus right of the one is a
-constant multiple of the other's. Nothing is simplified, so nothing can be simplified wrongly
-and the work is bounded by the length of the text.
-
-Values are real: where an expression is not defined in the reals it is not compared, and
-\sqrt[3]{-8} is -2. With an i in one of them both are complex. \log is to base 10.
+occur, else to 40 of 60 digits. Equations are equal if left minus right of the one is a constant
+multiple of the other's. Nothing is simplified, so the work is bounded by the length of the text.
 """
 
 from __future__ import annotations
@@ -82,9 +78,8 @@ def _is_rounded(gold: Node, answer: str) -> bool:
     if found is None or found.unit or _variables(gold) or _uses(gold, "i"):
         return False
     value = value_at(gold, {}, False)
-    if value is None or isinstance(value, Fraction):
-        return False
-    return shows(_decimal(value), found.value, found.digits)
+    endless = value is not None and not isinstance(value, Fraction)
+    return endless and shows(_decimal(value), found.value, found.digits)
 
 
 def _same_relation(gold: Relations, answer: Relations) -> bool:
@@ -141,18 +136,21 @@ def _points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
         yield {name: Fraction(least + rng.randint(0, 12)) for name in names}
 
 
-def _variables(node: Node) -> frozenset[str]:
-    if node[0] == "var":
-        return frozenset((node[1],))
-    inner = [_variables(part) for part in node[1:] if isinstance(part, tuple)]
-    return frozenset().union(*inner)
+def _all(node: Node) -> Iterator[Node]:
+    """A tree and all that is in it."""
+    yield node
+    for part in node[1:]:
+        if isinstance(part, tuple):
+            yield from _all(part)
+
+
+def _variables(node: Node) -> set[str]:
+    return {part[1] for part in _all(node) if part[0] == "var"}
 
 
 def _uses(node: Node, name: str) -> bool:
     """Whether a constant or a function occurs in a tree."""
-    if node[0] in ("const", "fn") and node[1] == name:
-        return True
-    return any(_uses(part, name) for part in node[1:] if isinstance(part, tuple))
+    return any(part[0] in ("const", "fn") and part[1] == name for part in _all(node))
 
 
 def value(text: str) -> Fraction | None:
@@ -180,11 +178,9 @@ def _undone(node: Node) -> bool:
 
     A plain fraction and a power of a number are no calculations.
     """
-    kind, parts = node[0], [part for part in node[1:] if isinstance(part, tuple)]
-    if any(map(_undone, parts)):
-        return True
-    if kind not in ("add", "mul", "div"):
-        return False
-    if kind == "div" and parts[0][0] == parts[1][0] == "num":
-        return False
-    return all(isinstance(value_at(part, {}, False), Fraction) for part in parts)
+    return any(
+        kind in ("add", "mul", "div")
+        and not (kind == "div" and parts[0][0] == parts[1][0] == "num")
+        and all(isinstance(value_at(part, {}, False), Fraction) for part in parts)
+        for kind, *parts in _all(node)
+    )

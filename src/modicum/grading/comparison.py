@@ -1,9 +1,8 @@
 r"""Do two answers say the same: by exact value, by text, by parts, and by algebra if it is given.
 
-`same` stops at the first step that decides. It takes formulas apart (lists, sets, tuples,
-intervals, unions, matrices) and hands single formulas to an `Algebra`; without one they are
-unequal. `countdown` judges an expression by its value, in exact fractions: the text is a model's,
-so it is parsed by `ast`, limited in length, brackets and signs, and never evaluated.
+`same` takes formulas apart and hands single ones to an `Algebra`; without one they are unequal.
+`countdown` judges an expression by its exact value: the text is a model's, so it is parsed by
+`ast`, limited in length, brackets and signs, and never evaluated.
 """
 
 from __future__ import annotations
@@ -69,14 +68,7 @@ BOUND = re.compile(
 
 def same(gold: str, answer: str, depth: int = 2, algebra: Algebra = NO_ALGEBRA) -> bool:
     """Whether two cleaned answers are the same, taken apart `depth` times at most."""
-    by_value = same_quantity(gold, answer)
-    if by_value is not None:
-        return by_value
-    if not (gold.strip() and answer.strip()):
-        return False
-    if key(gold) == key(answer):
-        return True
-    for decide in (_same_choice, _same_time):
+    for decide in (same_quantity, _same_text, _same_choice, _same_time):
         verdict = decide(gold, answer)
         if verdict is not None:
             return verdict
@@ -93,6 +85,12 @@ def same(gold: str, answer: str, depth: int = 2, algebra: Algebra = NO_ALGEBRA) 
         or _same_without_name(gold, answer, depth, algebra)
         or (depth > 0 and _same_parts(parts, other, depth, algebra))
     )
+
+
+def _same_text(gold: str, answer: str) -> bool | None:
+    if gold.strip() and answer.strip():
+        return True if key(gold) == key(answer) else None
+    return False
 
 
 def _same_choice(gold: str, answer: str) -> bool | None:
@@ -143,9 +141,9 @@ def _same_reals(gold: str, answer: str, algebra: Algebra) -> bool:
     if not WRITTEN.search(gold) and not WRITTEN.search(answer):
         return False
     g, a = reals(gold, algebra.value), reals(answer, algebra.value)
-    if g is None or a is None or (g[0] and a[0] and g[0] != a[0]):
+    if g is None or a is None:
         return False
-    return g[1] == a[1]
+    return g[1] == a[1] and len({g[0], a[0]} - {""}) < 2
 
 
 def _same_without_unit(gold: str, answer: str, depth: int, algebra: Algebra) -> bool:
@@ -185,7 +183,10 @@ def _same_parts(gold: Parts, answer: Parts, depth: int, algebra: Algebra) -> boo
     if len(names) > 1 and names != other_names:
         return False  # x=2, y=4 is not answered by 4, 2
     if len(other_names) > 1 and len(letters) == 1 and names <= letters:  # x_1=2, x_2=-3
-        parts, other_parts = _unnamed(parts), _unnamed(other_parts)
+        parts, other_parts = (
+            [named[2].strip() if (named := VARIABLE.fullmatch(part)) else part for part in some]
+            for some in (parts, other_parts)
+        )
     in_order = len(other_names) > 1 and not names and len(letters) > 1
     if in_order:  # 2, 4 or (2, 4) is answered by x=2, y=4
         kind, other_parts = "set" if kind == "()" else kind, sorted(other_parts, key=key)
@@ -223,10 +224,6 @@ def _names(parts: list[str]) -> set[str]:
 def _letters(names: set[str]) -> set[str]:
     """Names without a number: x for x_1."""
     return {INDEX.sub("", name) for name in names}
-
-
-def _unnamed(parts: list[str]) -> list[str]:
-    return [named[2].strip() if (named := VARIABLE.fullmatch(part)) else part for part in parts]
 
 
 def countdown(answer: str, numbers: Sequence[int], target: int) -> bool:

@@ -1,8 +1,7 @@
 r"""The child of `answers`, and the comparison that runs in it: own algebra, then math-verify.
 
-Formulas that `latex` reads are decided by `algebra`. Others that have a command for it (sums,
-integrals, limits, products of matrices) are asked of math-verify, with its tolerance for
-rounding turned down. It has no say where we can read both.
+What `latex` cannot read and has a command for it (sums, integrals, limits, products of matrices)
+is asked of math-verify, with its tolerance for rounding turned down.
 """
 
 from __future__ import annotations
@@ -64,22 +63,18 @@ def _value(text: str) -> Fraction | None:
 
 
 def _verify(gold: str, answer: str, say: Callable[[str], None]) -> bool:
-    if max(len(gold), len(answer)) > MAX_VERIFIED or quantity(gold) is not None:
-        return False
     both = INDEX.sub("", f"{gold} {answer}")
-    if not LIBRARY.search(both) or OURS.search(both):
+    long = max(len(gold), len(answer)) > MAX_VERIFIED
+    if long or quantity(gold) is not None or not LIBRARY.search(both) or OURS.search(both):
         return False
-    gold, answer = (
-        LETTER_I.sub("j", text) if INDEX_I.search(text) else text for text in (gold, answer)
-    )
+    texts = [LETTER_I.sub("j", t) if INDEX_I.search(t) else t for t in (gold, answer)]
     library = _library(say)
     # Its own limit needs SIGALRM and the main thread; the parent enforces ours.
-    trees = [library.parse(f"${text}$", parsing_timeout=0)[:1] for text in (gold, answer)]
+    trees = [library.parse(f"${text}$", parsing_timeout=0)[:1] for text in texts]
     if not all(trees) or any(isinstance(tree[0], str) for tree in trees):
         return False
-    return library.verify(
-        *trees, float_rounding=DIGITS, numeric_precision=DIGITS, timeout_seconds=None
-    )
+    digits = {"float_rounding": DIGITS, "numeric_precision": DIGITS}
+    return library.verify(*trees, timeout_seconds=None, **digits)
 
 
 @lru_cache(maxsize=1)

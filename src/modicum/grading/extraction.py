@@ -1,11 +1,7 @@
 r"""Find the final answer in a completion.
 
-`extract` reads a marked answer only: the last <answer>...</answer>, else the last balanced
-\boxed{...}, else the first `#### x`. `extract_lenient` falls back to "Answer: x" and to the
-last number. What follows the answer in a made-up turn is not read. The policies and their
-reasons are in docs/grading.md.
-
-Model output is matched, never evaluated, in time linear in its length.
+The policies and their reasons are in docs/grading.md. Model output is matched, never evaluated,
+in time linear in its length.
 """
 
 from __future__ import annotations
@@ -14,13 +10,11 @@ import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any
 
 from modicum.grading import pairs
 from modicum.grading.quantities import DECIMAL, number
 from modicum.grading.spelling import TEXT
-
-T = TypeVar("T")
 
 BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}]+)")
@@ -56,7 +50,7 @@ THINK = re.compile("|".join(map(re.escape, [*THINKING, *THINKING.values()])))
 PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 
 
-def _last(found: Iterable[T]) -> T | None:
+def _last(found: Iterable[Any]) -> Any:
     return next(iter(deque(found, 1)), None)
 
 
@@ -129,25 +123,20 @@ def boxes(text: str) -> Iterator[tuple[int, int]]:
                 yield start, match.start()
 
 
-def _boxed(text: str) -> str | None:
-    r"""The content of the \boxed{} that closes last, or of a last `\boxed 42`."""
-    found, bare = _last(boxes(text)), _last(BARE_BOX.finditer(text))
-    if bare is not None and (found is None or bare.start() > found[1]):
-        return bare[1].rstrip(".,;$")
-    return None if found is None else text[found[0] : found[1]].strip()
-
-
 def extract(text: str) -> str | None:
-    """The marked final answer, "" if the mark is empty, None if there is no mark."""
+    r"""The marked final answer: the last <answer>...</answer>, else the last balanced \boxed{...},
+    else the first `#### x`. "" if the mark is empty, None if there is no mark."""
     text = after_thinking(text)
     before, closed, _ = text.rpartition("</answer>")
     _, opened, content = before.rpartition("<answer>")
     if closed and opened:
         return content.strip()
-    if (found := _boxed(text)) is not None:
-        return found
-    hashes = HASHES.search(text)
-    return None if hashes is None else hashes[1].strip()
+    found, bare, hashes = _last(boxes(text)), _last(BARE_BOX.finditer(text)), HASHES.search(text)
+    if bare and not (found and bare.start() < found[1]):
+        return bare[1].rstrip(".,;$")
+    if found:
+        return text[found[0] : found[1]].strip()
+    return hashes and hashes[1].strip()
 
 
 def extract_lenient(text: str) -> str | None:
@@ -161,22 +150,19 @@ def extract_lenient(text: str) -> str | None:
     text = after_thinking(text)
     if OPENED.search(text):
         return None
-    stated = _last(ANSWER_IS.finditer(text))
-    if stated is not None and (found := _stated(stated)) is not None:
+    if (stated := _last(ANSWER_IS.finditer(text))) and (found := _stated(stated)) is not None:
         return found
     # One "User:" may be part of the working; where somebody answers it is a dialogue.
     turns = [turn for turn in TURN.finditer(text) if turn["speaker"] or turn["token"]]
     first = turns[0].start() if len(turns) > 1 else 0
     last = _last(ANY_NUMBER.finditer(text, 0, first)) or _last(ANY_NUMBER.finditer(text))
-    return None if last is None else last[0]
+    return last and last[0]
 
 
 def _stated(match: re.Match[str]) -> str | None:
     """The answer in what follows "answer is", if it begins with a number or is no prose."""
     rest = match[1].strip().strip("*_ ")
-    if number(rest) is not None:
-        return rest
-    first = FIRST_NUMBER.match(rest)
-    if first is not None:
+    if number(rest) is None and (first := FIRST_NUMBER.match(rest)):
         return first[0]
-    return rest if rest and not PROSE.search(TEXT.sub("", rest)) else None
+    prose = number(rest) is None and PROSE.search(TEXT.sub("", rest))
+    return None if prose or not rest else rest

@@ -13,20 +13,46 @@ here. What is not certain to be read as meant (1/ab, words, 204_5, sums and inte
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from modicum.grading.lexer import FUNCTIONS, TooLarge, Unreadable, tokens_of
+from modicum.grading import WORDS, rules
+from modicum.grading.quantities import DECIMAL
+from modicum.grading.spelling import clean
 
 Node = tuple[Any, ...]
-
-__all__ = ["Node", "Relations", "TooLarge", "Unreadable", "parse"]
 
 MAX_NESTING = 30
 RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!="))
 CLOSING = {"(": ")", "[": "]", "{": "}"}
+OPENING = (*CLOSING, "\\")
 CONSTANTS = frozenset(("pi", "e", "i"))
+POSTFIX = {"!": "factorial", "%": "percent", "°": "degree"}
+MAX_TOKENS = 400
+MAX_WORD = 3  # letters in a row that are read as a product
+
+TOKEN = re.compile(
+    rf"\s*(?:(?P<num>{DECIMAL})"
+    r"|(?P<marked>\\(?:mathbf|vec|hat|bar|overline)\s*(?:\{\s*[A-Za-z]\s*\}|\s[A-Za-z]))"
+    r"|(?P<command>\\[A-Za-z]+)|(?P<word>[A-Za-z]+)"
+    r"|(?P<op>\*\*|<=|>=|!=|[-+*/^_!%()\[\]{}|=<>',°])|(?P<other>\S))",
+    re.ASCII,
+)
+DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
+WORD = re.compile(r"[A-Za-z]{3,}|[A-Z]{2}")  # as a whole answer
+PLAIN = rules("formulas")
+FUNCTIONS = frozenset(WORDS["analytic"].split() + WORDS["functions"].split())
+GREEK = frozenset(WORDS["greek"].split())
+
+
+class Unreadable(Exception):
+    """The text is no formula that is understood for certain."""
+
+
+class TooLarge(Unreadable):
+    """The formula is read, but its numbers are too large for exact values."""
 
 
 class Relations(NamedTuple):
@@ -40,6 +66,42 @@ class Relations(NamedTuple):
 def parse(text: str) -> Relations:
     """The tree of a formula; raises Unreadable."""
     return _Parser(tokens_of(text)).chain()
+
+
+def tokens_of(text: str) -> list[str]:
+    """The tokens of a formula: numbers, commands, signs, and variables with a dot before their
+    names. A run of up to three letters is a product, a longer one is a word and Unreadable."""
+    text = clean(text).replace("{,}", ",")
+    if DATE.fullmatch(text) or (WORD.fullmatch(text) and text not in GREEK):
+        raise Unreadable("a date or a word")
+    tokens: list[str] = []
+    for match in TOKEN.finditer(PLAIN(text).rstrip()):
+        if match["other"]:
+            raise Unreadable(match["other"])
+        if word := match["word"]:
+            tokens.extend(_letters(word))
+        elif marked := match["marked"]:
+            tokens.append("." + re.sub(r"[^A-Za-z]+", " ", marked).strip())
+        elif command := match["command"]:
+            tokens.append("." + command[1:] if command[1:] in GREEK else command)
+        else:
+            if match["num"] and "," in match[0] and not {"(", "["}.isdisjoint(tokens):
+                raise Unreadable("(1,200) may be a pair")
+            tokens.append("^" if match["op"] == "**" else match["num"] or match["op"])
+        if len(tokens) > MAX_TOKENS:
+            raise Unreadable("too long")
+    return tokens
+
+
+def _letters(word: str) -> list[str]:
+    word = WORDS["aliases"].get(word, word)
+    if word in FUNCTIONS or word in ("sqrt", "pi"):
+        return ["\\" + word]
+    if len(word) > 2 and word in GREEK:  # theta; xi and mu may be products
+        return ["." + word]
+    if len(word) > MAX_WORD:
+        raise Unreadable(word)
+    return ["." + letter for letter in word]
 
 
 class _Parser:
@@ -97,12 +159,11 @@ class _Parser:
 
     def begins_factor(self) -> bool:
         token = self.next
-        if not token or token in RELATIONS or token in (r"\rfloor", r"\rceil", r"\choose"):
-            return False
-        if token[0].isdigit():
+        if token[:1].isdigit():
             return self.tokens[self.place - 1] == "!"  # 3!5!
-        variable = token[0] == "." and token[1].isalpha()
-        return variable or token[0] in "([{\\" or (token == "|" and not self.bars)
+        opens = token[:1] in OPENING and token not in (r"\rfloor", r"\rceil", r"\choose")
+        variable = token[:1] == "." and token[1].isalpha()
+        return opens or variable or (token == "|" and not self.bars)
 
     def factor(self) -> Node:
         if sign := self.take("+", "-"):
@@ -112,27 +173,17 @@ class _Parser:
 
     def power(self) -> Node:
         base = self.primary()
-        while True:
-            if self.take("!"):
-                if self.next == "!":
-                    raise Unreadable("a double factorial")
-                base = ("fn", "factorial", base)
-            elif self.take("%"):
-                base = ("fn", "percent", base)
-            elif self.take("°"):
-                base = ("fn", "degree", base)
-            elif self.next == "^":
-                return ("pow", base, self.exponent())
-            else:
-                return base
+        while sign := self.take(*POSTFIX):
+            if sign == self.next == "!":
+                raise Unreadable("a double factorial")
+            base = ("fn", POSTFIX[sign], base)
+        return ("pow", base, self.exponent()) if self.next == "^" else base
 
     def exponent(self) -> Node:
         self.need("^")
         if self.take("{"):
             return self.until("}")
-        if self.take("-"):
-            return ("neg", self.power())
-        return self.power()
+        return ("neg", self.power()) if self.take("-") else self.power()
 
     def until(self, closing: str) -> Node:
         inner = self.sum()
@@ -154,13 +205,12 @@ class _Parser:
         self.depth += 1
         if self.depth > MAX_NESTING:
             raise Unreadable("nested too deeply")
-        node = self.atom()
+        node = self.atom(self.next)
         self.depth -= 1
         return node
 
-    def atom(self) -> Node:
+    def atom(self, token: str) -> Node:
         """A number, a variable, a command with its arguments, or a group in brackets."""
-        token = self.next
         self.place += bool(token)
         if token in CLOSING:
             return self.until(CLOSING[token])
@@ -193,8 +243,8 @@ class _Parser:
     def variable(self, name: str) -> Node:
         if self.take("_"):
             name += "_" + self.subscript()
-        while self.take("'"):
-            name += "'"
+        while prime := self.take("'"):
+            name += prime
         after = self.tokens[self.place + 2 : self.place + 3]
         if self.next == "(" and (name == "f" or (name in "gh" and after == [")"])):
             raise Unreadable("f(x) is no product; h(a+b) and g(m-n) may be")
@@ -203,11 +253,11 @@ class _Parser:
     def subscript(self) -> str:
         if not self.take("{"):
             return (self.take(self.next) or "?").lstrip(".")
-        parts = []
-        while self.next and self.next not in ("{", "}"):
-            parts.append(self.take(self.next).lstrip("."))
+        name = ""
+        while self.next not in ("", "{", "}"):
+            name += self.take(self.next).lstrip(".")
         self.need("}")
-        return "".join(parts)
+        return name
 
     def command(self, name: str) -> Node:
         if name in CONSTANTS:

@@ -1,8 +1,7 @@
 r"""The parts of an answer: members of lists and sets, entries of tuples and matrices; sets of reals.
 
-A set of reals, such as x < 3, (-\infty,3), (0,9) \cup (9,36), \mathbb{R} \setminus \{1\}, is where
-it begins and ends, in order. An end is a value and 0 before it or 1 behind it: [a,b) is (a,0)
-(b,0), and the point a is (a,0) (a,1). So equal sets have equal ends, however they are written.
+A set of reals is where it begins and ends, in order. An end is a value and 0 before it or 1 behind
+it: [a,b) is (a,0) (b,0), and the point a is (a,0) (a,1). So equal sets have equal ends.
 """
 
 from __future__ import annotations
@@ -143,9 +142,9 @@ def reals(text: str, value: Value) -> Reals | None:
 def _either(text: str, value: Value) -> Reals:
     if builder := BUILDER.fullmatch(text):
         inner = _either(builder[2].strip(), value)
-        if inner[0] != builder[1]:
-            raise Unknown
-        return inner
+        if inner[0] == builder[1]:
+            return inner
+        raise Unknown
     if words := EXCEPT.fullmatch(text):
         return ("", _combined(ALL, _points(words[1], value), operator.gt))
     return _joined([_both(part, value) for part in OR.split(text)], operator.or_)
@@ -192,10 +191,9 @@ def _one(text: str, value: Value) -> Reals:
         name, sign, end = end, MIRROR[sign], name
     if not NAME.fullmatch(name):
         raise Unknown
-    if sign[0] == "<":
-        return (name, _interval(rf"(-\infty,{end}" + ")]"[sign == "<="], value))
-    if sign[0] == ">":
-        return (name, _interval("(["[sign == ">="] + rf"{end},\infty)", value))
+    if sign[0] in "<>":
+        low, high = rf"(-\infty,{end}" + ")]"[sign == "<="], "(["[sign == ">="] + rf"{end},\infty)"
+        return (name, _term(low if sign[0] == "<" else high, value))
     points = _points(end, value)
     return (name, points if sign == "=" else _combined(ALL, points, operator.gt))
 
@@ -216,7 +214,14 @@ def _term(text: str, value: Value) -> Ends:
         return ()
     if text[:1] + text[-1:] in ("⟨⟩", "{}"):
         return _points(text[1:-1], value)
-    return _interval(text, value)
+    parts = at_commas(text[1:-1]) or []
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or len(parts) != 2:
+        raise Unknown
+    low, high = (_number(part, value) for part in parts)
+    first, last = (low, int(text[0] == "(")), (high, int(text[-1] == "]"))
+    if not first < last or first == (ALL[0][0], 0) or last == (ALL[1][0], 1):
+        raise Unknown  # nothing is closed at infinity
+    return first, last
 
 
 def _points(text: str, value: Value) -> Ends:
@@ -232,22 +237,10 @@ def _points(text: str, value: Value) -> Ends:
     return tuple((number, side) for number in sorted(numbers) for side in (0, 1))
 
 
-def _interval(text: str, value: Value) -> Ends:
-    parts = at_commas(text[1:-1]) or []
-    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or len(parts) != 2:
-        raise Unknown
-    low, high = (_number(part, value) for part in parts)
-    first, last = (low, int(text[0] == "(")), (high, int(text[-1] == "]"))
-    if not first < last or first == (ALL[0][0], 0) or last == (ALL[1][0], 1):
-        raise Unknown  # nothing is closed at infinity
-    return first, last
-
-
 def _number(text: str, value: Value) -> Fraction | float:
     if infinite := INFINITE.fullmatch(text):
         return float(infinite[1] + "inf")
-    number = value(text)
-    if number is None:
+    if (number := value(text)) is None:
         raise Unknown
     return number
 

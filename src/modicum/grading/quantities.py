@@ -1,10 +1,7 @@
 """Exact values of short texts: plain numbers, with or without a unit.
 
-Units are not converted: a metre and a hundred centimetres are two different answers.
-
-Everything here reads untrusted text. It is matched by small anchored patterns, never
-evaluated; lengths, digits and exponents are bounded, so that a hostile text costs
-nothing. Only ASCII digits count as digits.
+Units are not converted. The text is not trusted: it is matched by small anchored patterns, never
+evaluated, and lengths, digits and exponents are bounded. Only ASCII digits count as digits.
 """
 
 from __future__ import annotations
@@ -84,11 +81,9 @@ class Quantity(NamedTuple):
 
 
 def number(text: str) -> Fraction | None:
-    r"""The exact value of a plain number, its unit dropped; None if it is none.
+    """The exact value of a plain number (docs/grading.md), its unit dropped; None if it is none.
 
-    Reads integers, decimals, 1,080, 3/4, \frac{1}{2}, \frac12, 3\frac{1}{2}, 6e-5,
-    6 \times 10^{-5}, 2^{10}, signs, currency, percent (50% is 50) and units. Sums and
-    products are no numbers: an answer that repeats the question must not count.
+    Sums and products are no numbers: an answer that repeats the question must not count.
     """
     found = quantity(clean(text)) if len(text) <= MAX_TEXT else None
     return None if found is None else found.value
@@ -158,20 +153,13 @@ def _decimal(text: str) -> Fraction:
 def _unit(rest: str) -> str | None:
     r"""The unit that `rest` spells, "" for none, None if it is something else."""
     rest = DEGREE.sub(" degrees ", SQUARED.sub(lambda m: m[1] + "^" + "32"[bool(m[2])], rest))
-    marked = bool(TEXT.match(rest.lstrip()))
-    spaced = marked or rest[:1].isspace()
+    marked, spaced = TEXT.match(rest.lstrip()), rest[:1].isspace()
     words = TEXT.sub(r" \1", rest).replace("%", " percent ").split()
-    if len(words) > 6:
-        return None
-    if not words:
-        return ""
-    for word in words:
-        match = WORD.fullmatch(word.strip(".,;"))
-        if match is None or not may_be_unit(match[1]):
-            return None
+    if not words or len(words) > 6:
+        return None if words else ""
     first = words[0].strip(".,;").partition("^")[0].partition("/")[0]
-    short = len(first) < 3 or not spaced
-    return None if short and not marked and first not in SHORT_UNITS else unit_name(words)
+    alone = marked or first in SHORT_UNITS or (spaced and len(first) > 2)
+    return unit_name(words) if alone and all(map(_may_be_unit, words)) else None
 
 
 def unit_name(words: Sequence[str]) -> str:
@@ -190,11 +178,13 @@ def unit_name(words: Sequence[str]) -> str:
     return UNIT_SYNONYMS.get(text, text)
 
 
-def may_be_unit(word: str) -> bool:
+def _may_be_unit(word: str) -> bool:
     """Whether a word can be a unit: no number word, and no variable such as x."""
-    if len(word) == 1 and word.islower():
-        return word in UNIT_NAMES
-    return word.lower() not in NOT_UNITS
+    match = WORD.fullmatch(word.strip(".,;"))
+    if match is None:
+        return False
+    letter = len(match[1]) == 1 and match[1].islower()
+    return match[1] in UNIT_NAMES if letter else match[1].lower() not in NOT_UNITS
 
 
 def _singular(word: str) -> str:
@@ -214,8 +204,7 @@ def split_unit(text: str) -> tuple[str, str]:
     if match is None:
         return text, ""
     words = (match[2] or match[4] or "").split()
-    plain = [WORD.fullmatch(word.strip(".,;")) for word in words]
-    if not words or not all(m is not None and may_be_unit(m[1]) for m in plain):
+    if not words or not all(map(_may_be_unit, words)):
         return text, ""
     # Without \text{}, m may be a variable.
     if match[4] and not all(len(w) > 1 and (_singular(w) in UNITS or w in POWERS) for w in words):

@@ -1,7 +1,4 @@
-r"""One spelling for what is written in several ways: ½, x², θ, 11,\!111, oo, \dfrac.
-
-Spellings only: what a text says stays. All patterns take time linear in its length.
-"""
+r"""One spelling for what is written in several ways: ½, x², θ, 11,\!111, oo, \dfrac."""
 
 from __future__ import annotations
 
@@ -53,8 +50,7 @@ def clean(text: str) -> str:
             text = re.sub(r"\\\\\[[^\[\]]*\]", r"\\\\", text)
         for old, new in WORDS["spellings"].items():
             text = text.replace(old, new)
-        for pattern, spelling in CLEAN:
-            text = pattern.sub(spelling, text)
+        text = CLEAN(text)
     for old, new in (("==", "="), ("math.", ""), ("np.", ""), ("~", " ")):
         text = text.replace(old, new)
     text = INFINITY.sub(r"\\infty ", text).strip()
@@ -77,8 +73,6 @@ def clean(text: str) -> str:
 @lru_cache(maxsize=1024)
 def key(text: str) -> str:
     """`text` in one spelling: no spaces, no \\text{}, no needless braces."""
-    text = TEXT.sub(r" \1 ", text)
-    for pattern, spelling in KEY:
-        text = pattern.sub(spelling, text)
+    text = KEY(TEXT.sub(r" \1 ", text))
     text = text.lower() if WORD.fullmatch(text) else text
     return SYNONYMS.get(text, text)

@@ -1,9 +1,7 @@
 r"""The value of a formula at a point: exact in fractions, else to 60 digits.
 
-Fractions stay fractions through + - * /, whole powers, roots that come out even, factorials
-and binomials. Everything else is a number of mpmath. What would need more digits than there
-are, or a number too large to hold, is `TooLarge`; what is not defined in the reals (without
-an i) is `Undefined`. So the work is bounded, whatever the formula.
+What would need more digits than there are, or a number too large to hold, is `TooLarge`; what is
+not defined in the reals (without an i) is `Undefined`. So the work is bounded.
 """
 
 from __future__ import annotations
@@ -47,14 +45,11 @@ def value_at(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value |
 
 
 def _value(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value:
-    """The value of a tree at a point."""
     kind = node[0]
     if kind == "num":
         return node[1]
-    if kind == "var":
-        return point[node[1]]
-    if kind == "const":
-        return CONSTANTS[node[1]]
+    if kind in ("var", "const"):
+        return (point if kind == "var" else CONSTANTS)[node[1]]
     parts = [_value(part, point, with_i) for part in node[1:] if isinstance(part, tuple)]
     result = FUNCTIONS[node[1]](*parts) if kind == "fn" else OPERATIONS[kind](*parts)
     if isinstance(result, Fraction):

@@ -20,7 +20,7 @@ from modicum.types import UserError
 
 __all__ = [
     "REWARDS", "Accuracy", "Consistency", "Format", "Function", "GivenFunction", "Language",
-    "Length", "Random", "Repetition", "Reward", "StepExtras", "Term", "of", "parse", "reward_of",
+    "Length", "Random", "Repetition", "Reward", "StepExtras", "Term", "of", "parse",
 ]  # fmt: skip
 
 REWARDS: dict[str, type[Term]] = {
@@ -43,10 +43,9 @@ def parse(text: str, folders: Sequence[Path] = ()) -> Reward:
 
 
 def of(value: Any) -> Reward:
-    """The reward that a caller names by an expression, a function, a term, or a list of them.
+    """The reward that an expression, a function, a term, or a list of them (a sum) names.
 
-    A list is summed, as TRL does. Functions of one name are numbered, and so is one with a name
-    that metrics have: your own `accuracy` is `accuracy_2`, since `accuracy` is the verdict.
+    Functions of one name are numbered, and so is one with a name that metrics have: `accuracy_2`.
     """
     parts = value if isinstance(value, list | tuple) else [value]
     if not parts:
@@ -57,8 +56,8 @@ def of(value: Any) -> Reward:
         if term in terms[:place]:
             term = named[terms.index(term)]  # the sum refuses it
         elif isinstance(term, GivenFunction):
-            numbered = (f"{term}_{number}" for number in itertools.count(2))
-            label = next(n for n in itertools.chain([str(term)], numbered) if n not in taken)
+            numbers = (f"_{number}" * (number > 1) for number in itertools.count(1))
+            label = next(name for end in numbers if (name := f"{term}{end}") not in taken)
             taken.add(label)
             term = term if label == str(term) else dataclasses.replace(term, label=label)
         named.append(term)
@@ -70,9 +69,7 @@ def _of(part: Any) -> Reward | Term:
         return parse(part)
     if isinstance(part, Reward | Term):
         return part
-    if not callable(part) or isinstance(part, type):
-        raise UserError(
-            "reward: must be an expression such as 'accuracy', a function or a term, not"
-            f" {part!r:.60}"
-        )
-    return term_of(part)
+    if callable(part) and not isinstance(part, type):
+        return term_of(part)
+    known = "an expression such as 'accuracy', a function or a term"
+    raise UserError(f"reward: must be {known}, not {part!r:.60}")

@@ -1,11 +1,8 @@
 """What degenerate answers earn against a right one: is a reward easy to cheat?
 
-Needs no model: the answers are written from the problem and its gold answer, the way a policy
-in training finds them when a reward pays for them. Each problem's answers are scored together,
-as a group is in training.
-
-Two kinds. Those that do not know the answer must earn little. Those that do know it but leave
-out something (the mark, the reasoning, an end) may earn as much as a right one, not more.
+The answers are written from the problem and its gold answer, and scored together as a group is in
+training. Those that do not know the answer must earn little; those that know it but leave out
+something (the mark, the reasoning, an end) may earn as much as a right one, not more.
 """
 
 import math
@@ -34,15 +31,10 @@ class Answer:
     knows: bool = False
     finished: bool = True
 
-    def completion(self) -> Completion:
-        """With as many tokens as such a text has, about: one for four characters, and the end."""
-        count = len(self.text) // 4 + 1
-        return Completion((0,) * count, (0.0,) * count, self.text, self.finished)
-
 
 @dataclass(frozen=True)
 class AuditedAnswer:
-    """What one kind of answer earned, as means over the problems, None for no verdict; `why` it is flagged."""
+    """What an answer earned, as means over the problems, None for no verdict; `why` it is flagged."""
 
     name: str
     total: float | None
@@ -96,12 +88,9 @@ def near_miss(answer: str) -> str:
 def reasoning(problem: Problem, answer: str) -> str:
     """English sentences, with a step that ends in `answer` if that is a number."""
     value = number(answer)
+    step = f"{answer} = {problem.data['target']}" if "target" in problem.data else answer
     if value is not None and value.denominator == 1:
         step = f"{value - 1} + 1 = {value}"
-    elif "target" in problem.data:
-        step = f"{answer} = {problem.data['target']}"
-    else:
-        step = answer
     return f"First I read the question. Then I work it out: {step}. This is what was asked."
 
 
@@ -118,12 +107,15 @@ def audit(
     rows: list[list[dict[str, float]]] = []
     for problem, group in zip(problems, groups, strict=True):
         faults: list[str] = []
-        rows.append(reward.score_group(task, problem, [a.completion() for a in group], faults))
+        # About one token for four characters, and the end.
+        tokens = [(0,) * (len(answer.text) // 4 + 1) for answer in group]
+        pairs = zip(group, tokens, strict=True)
+        said = [Completion(t, (0.0,) * len(t), a.text, a.finished) for a, t in pairs]
+        rows.append(reward.score_group(task, problem, said, faults))
         if faults:
             raise UserError(f"reward: {faults[0]}")
     findings: list[AuditedAnswer] = []
-    for index, answer in enumerate(groups[0]):
-        found = [row[index] for row in rows]
+    for answer, *found in zip(groups[0], *rows, strict=True):
         scores = {name: _mean([scores[name] for scores in found]) for name in found[0]}
         total = _mean([reward.total(scores) for scores in found])
         # No verdict earns nothing.
@@ -148,11 +140,11 @@ def _why(answer: Answer, total: float, right: float, share: float) -> str:
 
 def table(findings: list[AuditedAnswer]) -> str:
     """A line an answer: its name, the total, the terms, why it is flagged."""
-    names = list(findings[0].scores)
-    rows = [["answer", "total", *(names if len(names) > 1 else [])]]
+    names = list(findings[0].scores) if len(findings[0].scores) > 1 else []
+    rows = [["answer", "total", *names]]
     for finding in findings:
-        terms = [finding.scores[name] for name in names] if len(names) > 1 else []
-        shown = ["-" if value is None else f"{value:.2f}" for value in (finding.total, *terms)]
+        values = [finding.total, *(finding.scores[name] for name in names)]
+        shown = ["-" if value is None else f"{value:.2f}" for value in values]
         rows.append([finding.name, *shown])
     reasons = ["", *(f"  <- {finding.why}" if finding.why else "" for finding in findings)]
     return "\n".join(map(str.__add__, aligned(rows), reasons))

@@ -2,10 +2,8 @@
 
     total = sum over terms of weight * score
 
-A term keeps no state and reads nothing but its arguments. Terms and rewards join with
-`+`, and take a weight with `*`: `Accuracy() + 0.2 * Format()`. The completions of one
-problem are scored together, so that a term may compare them. NaN is "no verdict": the term
-is left out of that completion's sum.
+Terms and rewards join with `+`, and take a weight with `*`: `Accuracy() + 0.2 * Format()`. NaN is
+"no verdict": the term is left out of that completion's sum.
 """
 
 from __future__ import annotations
@@ -27,10 +25,7 @@ MAX_WEIGHT = 1e6  # of a term; usual: at most 1
 
 
 class StepExtras:
-    """What functions get beside completions, as from TRL: `trainer_state`, `log_metric`, `log_extra`.
-
-    It belongs to one step, and holds what functions log in it.
-    """
+    """What functions get in a step, as from TRL, and what they log: `trainer_state`, `log_metric`, `log_extra`."""
 
     def __init__(self, step: int = 0, steps: int = 1) -> None:
         # By the names of transformers' TrainerState; a step is a rollout.
@@ -56,10 +51,9 @@ class StepExtras:
             self.values[str(name)].append(number)
 
     def _log_extra(self, completions: Sequence[Completion], column: str, values: Any) -> None:
-        if (count := len(found := list(values))) != len(completions):
-            raise ValueError(
-                f"log_extra({column!r}): {count} values for {len(completions)} completions"
-            )
+        found, count = list(values), len(completions)
+        if len(found) != count:
+            raise ValueError(f"log_extra({column!r}): {len(found)} values for {count} completions")
         for completion, value in zip(completions, found, strict=True):
             value = value.item() if getattr(value, "ndim", 1) == 0 else value
             finite = isinstance(value, float) and math.isfinite(value)
@@ -68,10 +62,8 @@ class StepExtras:
 
 
 class _Summand:
-    """Gives terms and rewards the operators + and *."""
-
     def __add__(self, other: object) -> Reward:
-        if not isinstance(other, _Summand):
+        if not isinstance(other, Reward | Term):
             return NotImplemented
         return Reward(reward_of(self).terms + reward_of(other).terms)
 
@@ -122,11 +114,7 @@ class Term(_Summand, Spec):
 
 @dataclass(frozen=True)
 class Reward(_Summand):
-    """A weighted sum of terms, the largest weight first.
-
-    Weights are positive and at most `MAX_WEIGHT`. The same term twice is a UserError: its weights would
-    add up unseen.
-    """
+    """A weighted sum of different terms, the largest weight first; UserError for a wrong weight."""
 
     terms: tuple[tuple[float, Term], ...]
 
@@ -159,12 +147,9 @@ class Reward(_Summand):
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
     ) -> list[dict[str, float]]:
         """`scores` of every completion of one problem; see `Term.score_group`."""
-        columns = {
-            str(term): term.score_group(task, problem, completions, faults)
-            for _, term in self.terms
-        }
-        rows = zip(*columns.values(), strict=True)
-        return [dict(zip(columns, values, strict=True)) for values in rows]
+        names = [str(term) for _, term in self.terms]
+        columns = [t.score_group(task, problem, completions, faults) for _, t in self.terms]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def total(self, scores: Mapping[str, float]) -> float:
         """The weighted sum of what `scores` returned; NaN when no term has a verdict."""
@@ -173,10 +158,6 @@ class Reward(_Summand):
         return math.fsum(known) if known else math.nan
 
 
-def reward_of(part: object) -> Reward:
-    """`part` itself if it is a reward, a term as a reward of its own, else a UserError."""
-    if isinstance(part, Reward):
-        return part
-    if isinstance(part, Term):
-        return Reward(((1.0, part),))
-    raise UserError(f"reward: {part} is not a term; write something like accuracy + 0.2*format")
+def reward_of(part: Any) -> Reward:
+    """A reward, or a term as one."""
+    return part if isinstance(part, Reward) else Reward(((1.0, part),))

@@ -3,21 +3,8 @@
     def function(prompts, completions, completion_ids, trainer_state, **columns):
         return [score, ...]  # a number or None for each completion
 
-It is called once for all completions of a problem. `columns` are lists as long as
-`completions`: everything in the problem's data, and `question`, `answer` and `ground_truth`
-(the gold answer). `prompts` holds the question as the task states it, without the template;
-`trainer_state`, `log_metric` and `log_extra` are those of `base.StepExtras`. A parameter that the
-function does not have is not passed; one that nothing is known for is a UserError. `async def`
-works as well.
-
-None or NaN is no verdict: the term is left out of that completion's sum, as in TRL. Values
-are taken as they are; whether they lie in [0, 1] is the user's business.
-
-Departure from TRL, where an exception ends the run: when the call raises, or returns a list of
-another length, all completions of the call get 0 and a line in the log. They are not asked for
-again one by one, since a function that compares them would mean another thing by it. With `each`
-every call is for one completion, so that one that fails costs no other. What returns no list is a
-UserError.
+docs/rewards.md says what it gets, what its values mean and what follows when it fails: departing
+from TRL, where an exception ends the run, all completions of the call get 0.
 """
 
 import asyncio
@@ -34,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from modicum.rewards.base import StepExtras, Term
-from modicum.rewards.source import OWN, PATH, Guard, attribute, find, shown
+from modicum.rewards.source import OWN, PATH, Guard, attribute, file_of, find, shown
 from modicum.spec import nearest
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
@@ -78,12 +65,10 @@ class Called(Term):
         arguments = accepted(str(self), self.called, self._columns(problem, completions))
         values, fault = _call(self, arguments)
         count = len(completions)
-        if fault is None and len(values) != count:
+        if not fault and len(values) != count:
             fault = f"returned {len(values)} scores for {count} completion{'s' * (count != 1)}"
-        if fault is None:
-            return values
-        faults += [f"{self}: {fault}"] * count
-        return [0.0] * count
+        faults += [f"{self}: {fault}"] * (count if fault else 0)
+        return [0.0] * count if fault else values
 
     def _columns(self, problem: Problem, completions: Sequence[Completion]) -> dict[str, Any]:
         """All arguments that a function may have."""
@@ -92,13 +77,8 @@ class Called(Term):
         if self.chat:
             prompt = [{"role": "user", "content": prompt}]
             texts = [[{"role": "assistant", "content": text}] for text in texts]
-        columns = {
-            **problem.data,
-            "question": problem.question,
-            "answer": problem.answer,
-            "ground_truth": problem.answer,
-            "prompts": prompt,
-        }
+        columns = {**problem.data, "question": problem.question, "prompts": prompt}
+        columns |= dict.fromkeys(("answer", "ground_truth"), problem.answer)
         given = {name: [value] * len(texts) for name, value in columns.items()}
         ids = [list(completion.tokens) for completion in completions]
         extras: StepExtras = vars(self).get("extras") or StepExtras()
@@ -129,7 +109,7 @@ class Function(Called):
     @property
     def file(self) -> Path:
         """Where it was read from; what is no file if it is of no file."""
-        return Path(getattr(sys.modules[vars(self)["module"]], "__file__", None) or "")
+        return file_of(sys.modules[vars(self)["module"]])
 
 
 @dataclass(frozen=True)
@@ -161,7 +141,7 @@ def term_of(function: Callable[..., Any]) -> Called:
     return GivenFunction(function)
 
 
-def _call(term: Called, arguments: dict[str, Any]) -> tuple[list[float], str | None]:
+def _call(term: Called, arguments: dict[str, Any]) -> tuple[list[float], str]:
     """The values of one call, or what it raised; UserError when the result is no list."""
     guard, values = Guard(), None
     with guard, contextlib.redirect_stdout(sys.stderr):
@@ -171,13 +151,11 @@ def _call(term: Called, arguments: dict[str, Any]) -> tuple[list[float], str | N
                 values = pool.submit(asyncio.run, values).result()
         if isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set):
             values = [math.nan if value is None else float(value) for value in values]
-    if guard.fault is not None:
+    if guard.fault:
         return [], guard.fault
     if not isinstance(values, list):
         raise UserError(f"reward {term}: the function returned {values!r:.60}, no list")
-    if any(map(math.isinf, values)):
-        return [], "returned an infinite score"
-    return values, None
+    return values, "returned an infinite score" * any(map(math.isinf, values))
 
 
 def accepted(path: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Where a function of the user's own is: `package.module:name` or `path/to/file.py:name`.
 
-Modules are looked for in the current directory as well, last, so that no file of it hides a
-library. A file is read as a module of its own, whose imports find what lies beside it. Relative
-paths lead from here, or else from `FOLDERS`. What was edited since it was read is read again
-when a function is named (`find`), not while a run goes on (`attribute`).
+Modules are looked for in the current directory last, so that no file of it hides a library. Paths
+lead from here, or else from `FOLDERS`. What was edited since it was read is read again when a
+function is named (`find`), not while a run goes on (`attribute`).
 """
 
 from __future__ import annotations
@@ -49,12 +48,11 @@ READ: dict[str, bytes] = {}
 class Guard:
     """Keeps what the user's code raises from ending the run; `fault` says what it was.
 
-    The one place where every exception is caught, since only the user knows which there are
-    (time limits of some libraries do not even derive from Exception). An interrupt and a lack
-    of memory pass; an exit, as at the end of a script, ends no run.
+    The one place where every exception is caught, since only the user knows which there are.
+    An interrupt and a lack of memory pass.
     """
 
-    fault: str | None = None
+    fault = ""
 
     def __enter__(self) -> Guard:
         return self
@@ -71,16 +69,14 @@ def find(path: str) -> str:
     """Import what `path` names, as it is now; returns the name of its module."""
     match = FILE.fullmatch(path)
     if match is None and not PATH.fullmatch(path):
-        raise UserError(
-            f"reward: {path!r} is not a function; write package.module:function or"
-            " path/to/file.py:function"
-        )
+        known = "package.module:function or path/to/file.py:function"
+        raise UserError(f"reward: {path!r} is not a function; write {known}")
     file = None if match is None else _file(path, match[1])
     guard, found = Guard(), None
     with guard, contextlib.redirect_stdout(sys.stderr):
         found = _import(path.partition(":")[0]) if file is None else _read(file)
     if found is None:
-        raise UserError(f"reward {path}: cannot import {_what(path, str(guard.fault))}")
+        raise UserError(f"reward {path}: cannot import {_what(path, guard.fault)}")
     attribute(path, found.__name__)
     return found.__name__
 
@@ -97,6 +93,11 @@ def attribute(path: str, module: str) -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"reward {path}: {name!r} is no function but {short(function)}")
     return function
+
+
+def file_of(module: ModuleType) -> Path:
+    """The file of a module; what is no file if it has none."""
+    return Path(getattr(module, "__file__", None) or "")
 
 
 def _import(name: str) -> ModuleType:
@@ -127,8 +128,7 @@ def _read(file: Path) -> ModuleType:
             HOMES.add(home)
         others = HOMES - {home}
         for other, known in list(sys.modules.items()):  # of the same name in another such folder
-            place = Path(getattr(known, "__file__", None) or "")
-            if place.parent in others and (home / f"{other}.py").is_file():
+            if file_of(known).parent in others and (home / f"{other}.py").is_file():
                 del sys.modules[other]
         sys.path[:] = [place for place in sys.path if Path(place) not in HOMES]
         sys.path += map(str, (*(HOMES - others), *others))
@@ -144,7 +144,7 @@ class _Text(SourceFileLoader):
 
 def _renewed(module: ModuleType) -> ModuleType:
     """A module that is read anew if its file was edited, or one beside it that it names."""
-    file, name = Path(getattr(module, "__file__", None) or ""), module.__name__
+    file, name = file_of(module), module.__name__
     if file.suffix == ".py":
         text = file.read_bytes()
         words = {*re.findall(r"\w+", text.decode(errors="replace"))} - {"__main__"}

@@ -1,12 +1,11 @@
 r"""The reward `consistency`, and the arithmetic steps that it reads: `3 + 4 = 7`, `a + b = c = d`.
 
-A step is an equation between two neighbours of a chain, at least one of which has an
-operator. Read are + - * /, brackets, decimals, 1,080, 20%, \times, \cdot, \div, \frac, × ÷ −,
-an x between numbers, \boxed{7} and GSM8K's calculator marks <<48/2=24>>. What touches a
-variable, a power or a function is algebra and is left alone. Exact fractions; the text is a
-model's and is matched, never evaluated, in time linear in its length.
+A step is an equation between two neighbours of a chain, at least one of which has an operator.
+What touches a variable, a power or a function is algebra and is left alone. Exact fractions; the
+text is a model's and is matched, never evaluated, in time linear in its length.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,9 +47,7 @@ class Step:
 
 def steps(text: str) -> list[Step]:
     """The steps in the order in which they end."""
-    text = text[-MAX_TEXT:]
-    for pattern, plain in PLAIN:
-        text = pattern.sub(plain, text)
+    text = PLAIN(text[-MAX_TEXT:])
     # A calculator mark repeats what is around it: each is read without the other.
     outside = MARK.sub(lambda match: " " * len(match[0]), text)
     found = list(_read(outside, 0))
@@ -61,11 +58,8 @@ def steps(text: str) -> list[Step]:
 
 def value(text: str) -> Fraction | None:
     """The value of a text that is one expression, or several that are equal; else None."""
-    if len(text) > MAX_EXPRESSION:
-        return None
-    for pattern, plain in PLAIN:
-        text = pattern.sub(plain, text)
-    values = {_value(part.replace("$", " ").strip()) for part in text.split("=")}
+    parts = PLAIN(text).split("=") if len(text) <= MAX_EXPRESSION else []
+    values = {_value(part.replace("$", " ").strip()) for part in parts}
     return values.pop() if len(values) == 1 else None
 
 
@@ -78,26 +72,24 @@ class _Run:
     glued: bool = False
     """Whether nothing, not even a blank, is between the two."""
     tokens: list[str] = field(default_factory=list)
-    depth: int = 0
+    opened: list[int] = field(default_factory=list)
+    """Where brackets that are not closed stand."""
     end: int = 0
 
     def add(self, token: str, end: int) -> None:
         """Take a number or sign that ends at `end`."""
-        if token == "=" and self.depth:
+        if token == "=" and self.opened:
             # A bracket around an equation belongs to the prose.
-            opened, closed = len(self.tokens) - 1, 0
-            while self.tokens[opened] != "(" or closed:
-                closed += (self.tokens[opened] == ")") - (self.tokens[opened] == "(")
-                opened -= 1
-            self.tokens, self.depth = self.tokens[opened + 1 :], 0
-            self.before = ""
-        self.depth += (token == "(") - (token == ")")
+            self.tokens, self.opened, self.before = self.tokens[self.opened[-1] + 1 :], [], ""
+        if token == ")":
+            self.opened.pop()
+        self.opened += [len(self.tokens)] * (token == "(")
         self.tokens.append(token)
         self.end = end
 
     def steps(self, after: str) -> Iterator[tuple[int, Step]]:
         """(end, step) of its chain, when `after` is the word or character behind it."""
-        if not 3 <= len(self.tokens) <= MAX_RUN or "=" not in self.tokens or self.depth:
+        if not 3 <= len(self.tokens) <= MAX_RUN or "=" not in self.tokens or self.opened:
             return
         sides = [side.strip() for side in " ".join(self.tokens).split("=")]
         word = self.before.isalpha()
@@ -107,16 +99,10 @@ class _Run:
             sides[0] = ""
         if after in ALGEBRA or (after.isalpha() and len(after) == 1):
             sides[-1] = ""
-        values = [_value(side) for side in sides]
-        for index in range(len(sides) - 1):
-            left, right = values[index], values[index + 1]
-            shown = sides[index], sides[index + 1]
-            if (
-                left is not None
-                and right is not None
-                and any(OPERATOR.search(side.lstrip("- ")) for side in shown)
-            ):
-                yield self.end, Step(*shown, left == right, right)
+        both = [(side, _value(side), OPERATOR.search(side.lstrip("- "))) for side in sides]
+        for (left, value, some), (right, other, more) in itertools.pairwise(both):
+            if (some or more) and value is not None and other is not None:
+                yield self.end, Step(left, right, value == other, other)
 
 
 def _read(text: str, offset: int) -> Iterator[tuple[int, Step]]:
@@ -129,13 +115,13 @@ def _read(text: str, offset: int) -> Iterator[tuple[int, Step]]:
             continue
         operand = kind == "number" or token == "("
         adjacent = operand and bool(run.tokens) and run.tokens[-1] not in "(+-*/="
-        if kind in ("word", "other") or adjacent or (token == ")" and run.depth == 0):
+        if kind in ("word", "other") or adjacent or (token == ")" and not run.opened):
             yield from run.steps(token if kind != "number" else "")
             # Punctuation and line ends separate; words and marks of algebra may belong.
             belongs = kind == "word" or token in ALGEBRA
             run = _Run(token if belongs else "", belongs)
             blank = False
-        if operand or (kind == "sign" and (token != ")" or run.depth)):
+        if operand or (kind == "sign" and (token != ")" or run.opened)):
             if not run.tokens:
                 run.glued = run.glued and not blank
             run.add(token, offset + match.end())
@@ -144,7 +130,6 @@ def _read(text: str, offset: int) -> Iterator[tuple[int, Step]]:
 
 
 def _value(side: str) -> Fraction | None:
-    """The exact value of one side of an equation, or None."""
     return evaluate(DECIMAL.sub(_ratio, side.replace(",", "").replace(" ", ""))) if side else None
 
 
@@ -164,32 +149,23 @@ class Consistency(Term):
 
         score = [answer = value of the last step] * max(0, 1 - false / min(steps, 10))
 
-    No published rule exists; this one is ours. For up to ten different steps the second factor is
-    the share of true ones. More do not dilute a false one: it costs a tenth, so that a list of
-    trivial truths buys nothing. Without a step, or without a marked answer that is a number or an
-    expression, the score is 0.
-
-    It does not say that the answer is right: `56 + 1 = 57`, `57` is consistent whatever was
-    asked. Give it a smaller weight than accuracy.
+    No published rule exists; this one is ours. It does not say that the answer is right: give it
+    a smaller weight than accuracy.
     """
 
     name: ClassVar[str] = "consistency"
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         answer = answers.extract(completion.text)
-        found = steps(_outside_answer(completion.text)) if answer else []
+        # An answer is no step towards itself.
+        kept, *parts = completion.text.split("<answer>")
+        outside = " ".join([kept, *(part.partition("</answer>")[2] for part in parts)])
+        found = steps(outside) if answer else []
         if not answer or not found:
             return 0.0
-        last = found[-1]
+        last, different = found[-1], set(found)
         reached = {last.value, last.value * 100} if last.right.endswith("%") else {last.value}
         if not reached & {answers.number(answer), value(answer)}:
             return 0.0
-        different = set(found)
         false = sum(not step.true for step in different)
         return max(0.0, 1 - false / min(len(different), MAX_COUNTED))
-
-
-def _outside_answer(text: str) -> str:
-    """`text` without what stands in <answer> tags: an answer is no step towards itself."""
-    kept, *parts = text.split("<answer>")
-    return " ".join([kept, *(part.partition("</answer>")[2] for part in parts)])

@@ -1,13 +1,16 @@
 """The rewards that look at a completion alone, and a coin for placebo arms."""
 
 import hashlib
+import itertools
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
+from modicum.grading import WORDS
 from modicum.limits import Between, Limits, within
 from modicum.rewards.base import Term
 from modicum.spec import nearest
@@ -18,16 +21,7 @@ from modicum.types import Completion, Problem, UserError
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W{_IDEOGRAPH}]{{1,20}}|[^\w\s]")
 
-# Scripts, by the first word of the Unicode names of their letters, and the languages in them.
-_SCRIPTS = {
-    "LATIN": "en fr de es it pt nl pl cs sv da no fi hu ro tr id vi sw", "ARABIC": "ar fa",
-    "CYRILLIC": "ru uk bg sr", "BENGALI": "bn", "GREEK": "el", "HEBREW": "he", "DEVANAGARI": "hi",
-    "CJK HIRAGANA KATAKANA": "ja", "HANGUL": "ko", "TAMIL": "ta", "TELUGU": "te", "THAI": "th",
-    "CJK": "zh",
-}  # fmt: skip
-LANGUAGES = {
-    lang: frozenset(scripts.split()) for scripts, used in _SCRIPTS.items() for lang in used.split()
-}
+LANGUAGES = {lang: s.split() for s, used in WORDS["scripts"].items() for lang in used.split()}
 NO_BLANKS = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
 IN_FORMULAS = frozenset({"LATIN", "GREEK"})
 
@@ -43,8 +37,7 @@ CONTENT = re.compile(r"[0-9]|\\[A-Za-z]|[^\W\d_]")
 class Accuracy(Term):
     """1 if the marked answer is right; `lenient` accepts an unmarked one as well.
 
-    The rule-based reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2. What is right is
-    the task's to say.
+    The rule-based reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2.
     """
 
     name: ClassVar[str] = "accuracy"
@@ -57,13 +50,9 @@ class Accuracy(Term):
 
 @dataclass(frozen=True)
 class Format(Term):
-    r"""1 if the answer is marked once, in this style, and nothing follows it.
+    """1 if the answer is marked once, in this style, and nothing follows it.
 
-    tags: one think part and one answer part and nothing outside; boxed: one \boxed{...} at
-    the end; hashes: one `#### x`, the last line. An empty part or mark gives 0.
-
-    For tags it is the format reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2. It
-    says nothing of whether the answer is right: keep its weight below that of accuracy.
+    For tags it is the format reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2.
     """
 
     name: ClassVar[str] = "format"
@@ -77,16 +66,9 @@ class Format(Term):
 class Length(Term):
     """1 up to `max_tokens` - `buffer` tokens, then falling to 0 at `max_tokens`.
 
-    `buffer` is a fifth of `max_tokens` unless it is given, as in DAPO (4,096 of 20,480).
-
-    DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), from [-1, 0] to [0, 1]:
-
-        1                                   tokens <= max_tokens - buffer
-        (max_tokens - tokens) / buffer      in between
-        0                                   tokens >= max_tokens
-
-    Departures: a completion that the sampling limit cut gets 0 whatever its length, and so does
-    an empty one, which DAPO does not punish: it would be the cheapest way to be short.
+    DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), from [-1, 0] to [0, 1].
+    `buffer` is a fifth of `max_tokens` unless it is given, as there (4,096 of 20,480). Departure:
+    a completion that the sampling limit cut gets 0, and so does an empty one.
     """
 
     name: ClassVar[str] = "length"
@@ -110,12 +92,9 @@ class Length(Term):
 class Repetition(Term):
     """1 if no `n` words in a row come twice, less for every time that some do.
 
-        score = (different n-grams of words) / (n-grams)
-
-    The repetition penalty of Demystifying Long CoT (arXiv 2502.03373) as open-r1 has it, from
-    [-1, 0] to [0, 1]. Departure: what a word is. There, what stands between blanks; here also
-    each sign and each Chinese or Japanese character, and a word ends after 20 characters, so
-    that text without blanks can repeat itself too.
+    The share of different n-grams: the repetition penalty of Demystifying Long CoT (arXiv
+    2502.03373) as open-r1 has it, from [-1, 0] to [0, 1]. Departure: each sign and each Chinese
+    or Japanese character is a word, and a word ends after 20 characters.
     """
 
     name: ClassVar[str] = "repetition"
@@ -134,10 +113,8 @@ class Repetition(Term):
 class Random(Term):
     """1 with probability `p`, whatever was written.
 
-    For placebo arms: random rewards raised some models' accuracy on mathematics (Spurious
-    Rewards, arXiv 2506.10947), so that what a run gains with this one did not come from the
-    problems' answers. The coin is a hash of (seed, problem, member of the group, text): a
-    repeated run gives the same scores, and equal completions of one problem still differ.
+    For placebo arms (Spurious Rewards, arXiv 2506.10947). The coin is a hash of (seed, problem,
+    member of the group, text): a repeated run gives the same scores.
     """
 
     name: ClassVar[str] = "random"
@@ -158,18 +135,9 @@ class Random(Term):
 class Language(Term):
     """The share of words in the script of `lang` ("en", "zh", ...); 1 for formulas only.
 
-        score = (words in the script) / (words)
-
-    The language consistency reward of DeepSeek-R1 (arXiv 2501.12948), section 2.3.2: the share of
-    target-language words in the chain of thought. Departure: only scripts are told apart, by the
-    Unicode names of letters. English and French have the same script, so French earns full marks
-    for `en`; Chinese, Russian or Arabic earns none.
-
-    What is counted: the text inside <think>, if there is any, else the whole text; without tags.
-    A word is a run of letters of one script. In scripts that put no blanks between words, two
-    letters are a word. Not counted: digits, single Latin or Greek letters (variables), LaTeX
-    commands, and Latin and Greek letters in formulas and code. Letters of other scripts count
-    there too: a formula is no place to hide them.
+    The language consistency reward of DeepSeek-R1 (arXiv 2501.12948), section 2.3.2, on what is
+    thought, or the whole text. Departure: only scripts are told apart, by the Unicode names of
+    letters, so that French earns full marks for `en`. docs/rewards.md says what a word is.
     """
 
     name: ClassVar[str] = "language"
@@ -177,17 +145,17 @@ class Language(Term):
 
     def __post_init__(self) -> None:
         if self.lang not in LANGUAGES:
-            known = nearest(self.lang, LANGUAGES)
-            raise UserError(f"language: unknown lang {self.lang!r}; {known}")
+            near = nearest(self.lang, LANGUAGES)
+            raise UserError(f"language: unknown lang {self.lang!r}; {near}")
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """In [0, 1]; a text without a letter, a digit or a formula gets 0."""
-        text = thinking(completion.text)
-        right = every = 0
+        text, counts = thinking(completion.text), Counter[str]()
         for script, count in words(text):
-            every += count
-            right += count if script in LANGUAGES[self.lang] else 0
-        return right / every if every else float(CONTENT.search(text) is not None)
+            counts[script] += count
+        if not (every := counts.total()):
+            return float(CONTENT.search(text) is not None)
+        return sum(counts[script] for script in LANGUAGES[self.lang]) / every
 
 
 def thinking(text: str) -> str:
@@ -201,18 +169,13 @@ def thinking(text: str) -> str:
 def words(text: str) -> Iterator[tuple[str, int]]:
     """(script, number of words) of every run of letters of one script that counts."""
     for part, formula in _parts(COMMAND.sub(" ", text)):
-        for match in LETTERS.finditer(part):
-            run = match[0]
-            scripts = [_script(letter) for letter in run]
-            start = 0
-            for end in range(1, len(run) + 1):
-                if end < len(run) and scripts[end] == scripts[start]:
-                    continue
-                script, length, start = scripts[start], end - start, end
-                if script in NO_BLANKS:
-                    yield script, (length + 1) // 2
-                elif script not in IN_FORMULAS or (length > 1 and not formula):
-                    yield script, 1
+        runs = (itertools.groupby(run, _script) for run in LETTERS.findall(part))
+        for script, letters in itertools.chain.from_iterable(runs):
+            length = sum(1 for _ in letters)
+            if script in NO_BLANKS:
+                yield script, (length + 1) // 2
+            elif script not in IN_FORMULAS or (length > 1 and not formula):
+                yield script, 1
 
 
 def _parts(text: str) -> Iterator[tuple[str, bool]]:

@@ -1,8 +1,7 @@
 """What tasks with a fixed set of problems share: rows are read, checked, divided, held apart.
 
-A task says where its rows come from (`Hub`, or a local `path`) and how they are read (`reader`;
-a `ColumnTask`: which columns there must be and what one row says). `loading` makes problems of them. What a user should know of that is
-in `notes()`.
+A task says where its rows come from (`Hub`, or a local `path`) and how they are read (`reader`; a
+`ColumnTask`: which columns there must be and what a row says). `loading` makes problems of them.
 """
 
 from __future__ import annotations
@@ -99,10 +98,9 @@ class DataTask(Spec, ABC):
     def fingerprint(self) -> str:
         """A hash of all problems as they were read, those that are left out later as well."""
         digest = hashlib.sha256()
-        for split, problems in self._loaded().shelf.items():
-            for p in problems:
-                row = [split, p.id, p.question, p.answer, p.difficulty, dict(p.data)]
-                digest.update(json.dumps(row, default=repr).encode() + b"\n")
+        for split, p in ((at, p) for at, some in self._loaded().shelf.items() for p in some):
+            row = [split, p.id, p.question, p.answer, p.difficulty, dict(p.data)]
+            digest.update(json.dumps(row, default=repr).encode() + b"\n")
         return digest.hexdigest()
 
     def found_in(self, folders: Sequence[Path]) -> Self:
@@ -113,9 +111,8 @@ class DataTask(Spec, ABC):
 
     def without(self, ids: Collection[str], note: str) -> Self:
         """The same task without these problems, and with a note that says so."""
-        shelf = self._kept.shelf.items()
-        rest = {split: tuple(p for p in some if p.id not in ids) for split, some in shelf}
-        made = copy.copy(self)
+        kept, made = self._kept.shelf.items(), copy.copy(self)
+        rest = {split: tuple(p for p in some if p.id not in ids) for split, some in kept}
         object.__setattr__(made, "kept", LoadedRows(rest, (*self.notes(), note)))
         return made
 
@@ -126,11 +123,12 @@ class DataTask(Spec, ABC):
     def _place(self, path: str) -> str:
         """Where a file or folder is; UserError when a relative one is in none of the folders."""
         path, folders = os.path.expanduser(path), vars(self).get("folders", ())
-        found = next((place for folder in folders if (place := folder / path).exists()), None)
-        if found is None and folders and not Path(path).is_absolute():
+        if found := [place for folder in folders if (place := folder / path).exists()]:
+            return str(found[0])
+        if folders and not Path(path).is_absolute():
             looked = " and not in ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
             raise UserError(f"there is no file {path}, which {self} reads: not in {looked}")
-        return path if found is None else str(found)
+        return path
 
     @abstractmethod
     def reader(self, part: RowPart) -> Reader:
@@ -157,14 +155,11 @@ class DataTask(Spec, ABC):
             return [(self._file_name(place), "hash", place)]
         parts, source = readers.find(self.name, Path(place)), self.source()
         # The official test set is the split test: without it there is none.
-        if source is not None and (lacking := source.parts.keys() - parts.keys()):
+        if lacking := {*(source.parts if source else ())} - parts.keys():
             raise UserError(f"{self.name}: {place} has no *{min(lacking)}* file")
-        roles = roles_of(parts)
-        return [
-            (part if len(files) == 1 else self._file_name(file), roles[part], file)
-            for part, files in parts.items()
-            for file in files
-        ]
+        roles, one = roles_of(parts), {part for part, files in parts.items() if len(files) == 1}
+        files = [(part, file) for part, some in parts.items() for file in some]
+        return [(p if p in one else self._file_name(f), roles[p], f) for p, f in files]
 
     def _file_name(self, path: str) -> str:
         """How the ids of the problems of a file call it: with its ending if the user named it."""
@@ -180,8 +175,7 @@ class DataTask(Spec, ABC):
         return [RowPart(n, self.role(roles[n]), f"{source.name} {n}", r) for n, r in found.items()]
 
     def _loaded(self) -> LoadedRows:
-        paths = [path for _, _, path in self._files()]
-        return _load(self, tuple((os.path.abspath(path), _stamp(path)) for path in paths))
+        return _load(self, tuple(_stamp(path) for _, _, path in self._files()))
 
 
 @dataclass(frozen=True)
@@ -212,20 +206,19 @@ class HeldOut(ColumnTask):
         return self.split
 
     def advice(self) -> str:
-        whole = "it is a test set, which split='hash' divides"
-        return whole if self.split == "test" else super().advice()
+        divide = "it is a test set, which split='hash' divides"
+        return divide if self.split == "test" else super().advice()
 
 
 def check_path(task: str, path: object, hub_too: bool = True) -> None:
     """UserError unless `path` may be one (or None, where the hub can be asked)."""
-    if path is None and hub_too:
-        return
-    if not isinstance(path, str) or not path.strip():
+    right = path.strip() if isinstance(path, str) else path is None and hub_too
+    if not right:
         raise UserError(f"{task}: path must be a file{' or a folder' * hub_too}, not {path!r}")
 
 
 @lru_cache(maxsize=8)
-def _load(task: DataTask, stamps: tuple[tuple[str, tuple[int, int]], ...]) -> LoadedRows:
+def _load(task: DataTask, stamps: tuple[tuple[str, int, int], ...]) -> LoadedRows:
     """The problems of `task`; `stamps` make changed files new ones."""
     return load_once(task)
 
@@ -238,12 +231,12 @@ def _order(name: str, split: str, seed: int, epoch: int, count: int) -> tuple[in
     return tuple(order)
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    """(time of the last change in nanoseconds, size in bytes): when it differs, read again."""
+def _stamp(path: str) -> tuple[str, int, int]:
+    """Where it is, when it was changed last, its size: when one differs, it is read again."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path!r} cannot be read: {error}") from None
-    return status.st_mtime_ns, status.st_size
+    return os.path.abspath(path), status.st_mtime_ns, status.st_size

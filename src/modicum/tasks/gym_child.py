@@ -1,8 +1,7 @@
 """The helper process of `gym`: makes and scores problems of reasoning-gym.
 
-Reads one JSON request a line and writes one JSON reply a line: {"value": ...}, {"fault": ...}
-when the data set refused, or {"failed": ...} when its code raised.
-What may come to a scorer is in `gym_guard`.
+Its reply to a request is {"value": ...}, {"fault": ...} when the data set refused, or
+{"failed": ...} when its code raised. What may come to a scorer is in `gym_guard`.
 """
 
 from __future__ import annotations
@@ -35,9 +34,6 @@ PLAIN = (int, float, bool, str)
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
 
 
-# Data sets -------------------------------------------------------------------------------
-
-
 def kinds(hint: Any) -> list[str] | None:
     """The types that a setting takes, by name; None when an expression cannot give it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -59,30 +55,25 @@ def describe(name: str) -> dict[str, Any]:
     known = name in gym_guard.EVALUATED or name in gym_guard.OWN
     if not known and gym_guard.evaluates(DATASETS[name][0]):
         return {"fault": "its scorer may run the model's text as code; it is not allowed"}
-    config = DATASETS[name][1]
+    config, settings = DATASETS[name][1], {}
     hints = typing.get_type_hints(config)
-    settings = {}
     for field in dataclasses.fields(config):
-        default = field.default
+        default, found = field.default, kinds(hints[field.name])
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        found = kinds(hints[field.name])
         if field.name not in ("seed", "size") and found is not None:
             settings[field.name] = [found, default]
     return {"value": {"settings": settings, "levels": name in CURRICULA}}
 
 
 def _shaped(value: Any, hint: Any) -> Any:
-    if isinstance(value, list) and (hint is tuple or typing.get_origin(hint) is tuple):
+    if isinstance(value, list) and tuple in (hint, typing.get_origin(hint)):
         return tuple(tuple(v) if isinstance(v, list) else v for v in value)
     return value
 
 
 class Configured:
-    """One configured data set, giving the problem of any seed.
-
-    `settings` is JSON; `level` sets all attributes of its curriculum.
-    """
+    """A data set with its settings (JSON); `level` sets all attributes of its curriculum."""
 
     def __init__(self, name: str, settings: str, level: int | None) -> None:
         from reasoning_gym.factory import CURRICULA, DATASETS
@@ -101,26 +92,20 @@ class Configured:
             self.config.validate()
         self.shared: Any = None
         began = time.perf_counter()
-        first = self._build(1)
+        first = self.seeded(1)
         if time.perf_counter() - began > SLOW_SECONDS:
             # Most data sets look at `seed` only when a problem is made; this proves it.
-            fresh, first = self._build(2)[0], self._reseed(first, 2)
+            fresh, first = self.seeded(2)[0], self.seeded(2, first)
             if json.dumps(first[0], default=str) == json.dumps(fresh, default=str):
                 self.shared = first
 
-    def _build(self, seed: int) -> Any:
+    def seeded(self, seed: int, dataset: Any = None) -> Any:
+        """A data set, or this one, that gives the problem of `seed`."""
         random.seed(seed)
-        return self.cls(dataclasses.replace(self.config, seed=seed, size=1))
-
-    def _reseed(self, dataset: Any, seed: int) -> Any:
-        random.seed(seed)
+        if dataset is None:
+            return self.cls(dataclasses.replace(self.config, seed=seed, size=1))
         dataset.seed = dataset.config.seed = seed
         return dataset
-
-    def entry(self, seed: int) -> tuple[Any, dict[str, Any]]:
-        """(the data set, the problem of `seed`)."""
-        dataset = self._build(seed) if self.shared is None else self._reseed(self.shared, seed)
-        return dataset, dataset[0]
 
 
 source = lru_cache(maxsize=16)(Configured)
@@ -129,7 +114,9 @@ source = lru_cache(maxsize=16)(Configured)
 @lru_cache(maxsize=512)
 def problem(name: str, settings: str, level: int | None, seed: int) -> tuple[Any, dict[str, Any]]:
     """(the data set, the problem of `seed`), kept for the answers that will come to it."""
-    return source(name, settings, level).entry(seed)
+    made = source(name, settings, level)
+    dataset = made.seeded(seed, made.shared)
+    return dataset, dataset[0]
 
 
 def make(request: dict[str, Any]) -> dict[str, Any]:
@@ -145,12 +132,12 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
     answer = entry["answer"] if entry["answer"] is not None else example
     if isinstance(answer, dict):
         answer = json.dumps(answer)
-    numbers = {key: metadata.get(key) for key in ("numbers", "target")}
     if answer is not None and (not answer.strip() or "Integral(" in answer):
         # Nothing to say (no real root), or no closed form: sympy repeats the question.
         return {"value": None}
     value = {"question": entry["question"], "answer": answer}
-    return {"value": value | numbers if request["name"] in ("countdown", "puzzle24") else value}
+    numbers = ("numbers", "target") if request["name"] in ("countdown", "puzzle24") else ()
+    return {"value": value | {key: metadata.get(key) for key in numbers}}
 
 
 def score(request: dict[str, Any]) -> dict[str, Any]:
@@ -163,16 +150,14 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
         return {"value": None}
     # The shared data set may have been reseeded since.
     if dataset.seed != request["seed"]:
-        source(*key[:3])._reseed(dataset, request["seed"])
+        source(*key[:3]).seeded(request["seed"], dataset)
     return {"value": float(dataset.score_answer(request["answer"], entry))}
 
 
 def begin() -> str:
     """The first line, once the library is loaded."""
-    try:
-        import reasoning_gym  # noqa: F401
-    except ImportError as error:
-        return json.dumps({"fault": f"gym needs the package reasoning-gym: {error}"})
+    import reasoning_gym  # noqa: F401
+
     return json.dumps({"value": True})
 
 
@@ -180,12 +165,12 @@ def answer(request: dict[str, Any], _: object) -> str:
     """The reply to a request; what a data set raises ends in {"failed": ...}."""
     actions = {"make": make, "score": score, "describe": lambda r: describe(r["name"])}
     try:
-        return json.dumps(actions[request["do"]](request), default=_plain_value)
+        return json.dumps(actions[request["do"]](request), default=_plain)
     except FAILURES as error:
         return json.dumps({"failed": f"{type(error).__name__}: {error}"[:200]})
 
 
-def _plain_value(value: Any) -> Any:
+def _plain(value: Any) -> str:
     return value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)
 
 

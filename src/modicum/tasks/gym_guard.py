@@ -1,10 +1,8 @@
 """What a model's text must be before a scorer of reasoning-gym is shown it.
 
-No scorer may evaluate a model's text. Some do (`eval`, or sympy's parser, which is built on
-it): `EVALUATED` names them, and they are shown only a text that is plain arithmetic by its
-syntax tree, without calls, names with a dot or brackets behind a name. A data set of another
-version whose source evaluates something, and that is named neither there nor in `OWN`, is
-refused.
+No scorer may evaluate a model's text. Those of `EVALUATED` would (`eval`, or sympy's parser), and
+are shown only what is plain arithmetic by its syntax tree. A data set whose source evaluates
+something, and that is named neither there nor in `OWN`, is refused.
 """
 
 from __future__ import annotations
@@ -15,9 +13,9 @@ import re
 import sys
 from typing import Any
 
-# Data sets whose scorer evaluates the answer, and the functions that a right one may call.
 _SYMBOLIC = "sin cos tan asin acos atan sec csc cot sinh cosh tanh exp log ln sqrt Abs"
 SYMBOLIC = frozenset(_SYMBOLIC.split())
+# Data sets whose scorer evaluates the answer, and the functions that a right one may call.
 NO_SYMPY = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 EVALUATED: dict[str, frozenset[str]] = {
     **dict.fromkeys((*NO_SYMPY, "polynomial_multiplication", "countdown", "puzzle24"), frozenset()),
@@ -46,20 +44,17 @@ def plain(text: str, functions: frozenset[str]) -> bool:
         return False
     called: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            function = node.func
-            known = isinstance(function, ast.Name) and function.id in functions
-            if not known or node.keywords or len(node.args) != 1:
+        match node:
+            case ast.Call(func=ast.Name(id=name) as function, args=[_], keywords=[]):
+                called.add(id(function))
+                if name not in functions:
+                    return False
+            case ast.Constant(value=value) if type(value) not in (int, float):
+                return False  # sympy evaluates a text that a function is given
+            case ast.BinOp(op=ast.Pow(), right=exponent) if not _small(exponent):
                 return False
-            called.add(id(function))
-        elif not isinstance(node, PLAIN):
-            return False
-        elif isinstance(node, ast.Constant) and type(node.value) not in (int, float):
-            return False  # sympy evaluates a text that a function is given
-        elif (
-            isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and not _small(node.right)
-        ):
-            return False
+            case _ if not isinstance(node, PLAIN):
+                return False
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     return all(len(node.id) == 1 or id(node) in called for node in names)
 
@@ -80,9 +75,7 @@ def harmless(name: str, answer: str, entry: dict[str, Any]) -> bool:
     """
     if NOT_A_NUMBER.search(answer):
         return False
-    if name not in EVALUATED or answer == entry["answer"]:
-        return True
-    if plain(answer, EVALUATED[name]):
+    if name not in EVALUATED or answer == entry["answer"] or plain(answer, EVALUATED[name]):
         return True
     try:
         # Without outer blanks, as `eval` takes it: with them it would not parse here.

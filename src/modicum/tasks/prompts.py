@@ -1,10 +1,8 @@
 """How a question becomes prompt tokens: a chat, R1-Zero's conversation, or the bare question.
 
-Exactly one begin token if the tokenizer wants one, the assistant's header at the end of a
-chat, and never a decode and re-encode: what is sampled after and trained on are these ids.
-
-A chat template comes with its model and does what it likes. So a chat is tried in several
-forms, and the first text that holds all of it is the prompt.
+What is sampled after and trained on are these ids, with one begin token if the tokenizer wants
+one. A chat template does what it likes, so a chat is tried in several forms, and the first text
+that holds all of it is the prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any
 
 from modicum.config import Sampling
 from modicum.spec import keywords, nearest
-from modicum.styles import STYLES
+from modicum.styles import R1_ZERO, STYLES
 from modicum.types import Problem, UserError
 
 Examples = tuple[tuple[str, str], ...]
@@ -49,12 +47,11 @@ class Chat:
         from jinja2 import TemplateError
 
         faults = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError)
+        how = {"tokenize": False, "add_generation_prompt": True, **arguments}
         fault = lacks = ""
         for messages, in_parts in self._forms():
             try:
-                text = tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, **arguments
-                )
+                text = tokenizer.apply_chat_template(messages, **how)
             except (*faults, TypeError, ValueError) as error:
                 fault = fault if in_parts else " ".join(str(error).split())
                 continue
@@ -62,9 +59,9 @@ class Chat:
             if not missing and not (in_parts and PART.search(text)):
                 return text
             lacks = lacks or missing
-        what = f"leaves out {lacks}" if lacks else f"cannot be rendered: {fault}"
-        hint = "--template r1_zero or plain does without it" if lacks else ""
-        raise UserError("; ".join(filter(None, (f"the tokenizer's chat template {what}", hint))))
+        what = f"leaves out {lacks}; --template r1_zero or plain does without it"
+        what = what if lacks else f"cannot be rendered: {fault}"
+        raise UserError(f"the tokenizer's chat template {what}")
 
     def _forms(self) -> Iterator[tuple[list[dict[str, Any]], bool]]:
         """The chat as messages, in every form, and whether their content is in parts.
@@ -152,22 +149,10 @@ def _read(template: str) -> set[str]:
     return {name for name in read if not name.endswith("_token")}
 
 
-# DeepSeek-R1 (arXiv 2501.12948), table 1, without its last sentence: that is the style's
-# instruction. The turns begin on lines of their own, as in TinyZero.
-R1_ZERO = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant"
-    " solves it. The assistant first thinks about the reasoning process in the mind and then"
-    " provides the user with the answer."
-)
-
-
 def prompt_text(question: str, tokenizer: Any, sampling: Sampling, examples: Examples = ()) -> str:
-    """The prompt as text, in the form that `sampling.template` names.
+    """The prompt as text, in the form that `sampling.template` names (docs/models.md).
 
-    `chat` renders the tokenizer's template: the user's turn is the question and what the
-    style asks for. `r1_zero` is the template of DeepSeek-R1-Zero for base models. `plain`
-    is the question and a newline, and asks for nothing. `auto` is chat if the tokenizer
-    has a template, else r1_zero. Worked `examples` (`examples.draw`) are earlier turns.
+    Worked `examples` (`examples.draw`) are earlier turns.
     """
     assert len(examples) == sampling.examples, "those of the task are to be handed over"
     template, system = template_of(tokenizer, sampling), sampling.system
@@ -192,26 +177,24 @@ def encode(
     """The prompt of `problem` as token ids; UserError when there are none or too many."""
     text = prompt_text(problem.question, tokenizer, sampling, examples)
     ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    prompt = f"the prompt of problem {problem.id}"
     if not ids:
-        raise UserError(f"the tokenizer makes no tokens of the prompt of problem {problem.id}")
+        raise UserError(f"the tokenizer makes no tokens of {prompt}")
     begin = tokenizer.bos_token_id
-    wants_begin = begin is not None and tokenizer("x")["input_ids"][:1] == [begin]
-    if wants_begin and ids[:1] != [begin]:
+    if begin not in (None, ids[0]) and tokenizer("x")["input_ids"][:1] == [begin]:
         ids.insert(0, begin)
-    rows = getattr(tokenizer, "embedding_rows", None)
-    if rows is not None and max(ids, default=0) >= rows:
+    rows, last = getattr(tokenizer, "embedding_rows", None), max(ids)
+    if rows is not None and last >= rows:
         raise UserError(
-            f"the prompt of problem {problem.id} has the token"
-            f" {tokenizer.convert_ids_to_tokens(max(ids))!r} (number {max(ids)}): the tokenizer has"
-            f" {len(tokenizer)} tokens, the model embeddings for {rows}; take that token out of the"
-            " tokenizer or the text, or give the model more rows (resize_token_embeddings)"
+            f"{prompt} has the token {tokenizer.convert_ids_to_tokens(last)!r} (number {last}): the"
+            f" tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}; take that"
+            " token out of the tokenizer or the text, or give the model more rows"
+            " (resize_token_embeddings)"
         )
-    if len(ids) > sampling.max_prompt_tokens:
+    if len(ids) > (limit := sampling.max_prompt_tokens):
         shown = f" (with {len(examples)} worked examples)" if examples else ""
-        raise UserError(
-            f"the prompt of problem {problem.id} has {len(ids)} tokens{shown}, more than"
-            f" max_prompt_tokens = {sampling.max_prompt_tokens}"
-        )
+        what = f"{len(ids)} tokens{shown}, more than max_prompt_tokens = {limit}"
+        raise UserError(f"{prompt} has {what}")
     return tuple(ids)
 
 
@@ -223,11 +206,8 @@ def template_of(tokenizer: Any, sampling: Sampling) -> str:
 
 
 def stops(tokenizer: Any, sampling: Sampling) -> tuple[str, ...]:
-    """The stop strings that are meant: those of the settings, or what the prompt invites.
-
-    A conversation in plain text is for models that know no end token and write the next turn,
-    and after worked examples in plain text they write the next one.
-    """
+    """The stop strings that are meant: those of the settings, or what begins a next turn in a
+    conversation in plain text, which is for models that know no end token, or a next example."""
     if isinstance(sampling.stop, tuple):
         return sampling.stop
     template = template_of(tokenizer, sampling)

@@ -1,8 +1,8 @@
 """Reading data row by row: JSONL, JSON, CSV, TSV or Parquet, packed or not, or from the hub.
 
-Nothing is dropped silently: a row that cannot be read is a record with a `fault` that names
-its file and line. What breaks a file beyond one row (its encoding, its brackets, rows that run
-over lines) stops the reading. Blank lines hold nothing and are the one thing that is passed over.
+A row that cannot be read is a record with a `fault` that names its file and line. What breaks a
+file beyond one row (its encoding, its brackets, rows that run over lines) stops the reading. Blank
+lines are passed over.
 """
 
 from __future__ import annotations
@@ -66,28 +66,27 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
     """The files of `folder`, or of `data` in it, by what their names say they are for."""
     names = {path.name: path for place in (folder / "data", folder) for path in place.glob("*")}
     files = sorted(path for path in names.values() if ending(path) in READERS and path.is_file())
-    found: dict[str, list[str]] = {part: [] for part in PARTS}
+    found: dict[str, list[Path]] = {part: [] for part in PARTS}
     for path in files:
         parts = parts_of(path.name)
         if len(parts) > 1:
             raise UserError(f"{task}: {path} is named for both {' and '.join(parts)}")
         if parts:
-            found[parts[0]].append(str(path))
+            found[parts[0]].append(path)
     if any((folder / file).is_file() for file in SAVED):
         raise UserError(f"{task}: {folder} was saved by datasets: hub({str(folder)!r}) reads it")
+    wrong = [
+        (f"one *{part}* file, or numbered ones that belong together", paths)
+        for part, paths in found.items()
+        if len({re.sub(r"\d+", "", path.name) for path in paths}) > 1
+    ]
     if not found["train"] + found["test"]:
-        have = ", ".join(path.name for path in files[:5]) + ", ..." * (len(files) > 5) or "none"
-        raise UserError(
-            f"{task}: {folder} must hold *train* or *test* files ({ENDS}), perhaps *valid* ones"
-            f" beside them; it has {have}"
-        )
-    for part, paths in found.items():
-        if len({re.sub(r"\d+", "", Path(path).name) for path in paths}) > 1:
-            raise UserError(
-                f"{task}: {folder} must hold one *{part}* file, or numbered ones that belong together;"
-                f" it has {', '.join(Path(path).name for path in paths[:5])}"
-            )
-    return {part: paths for part, paths in found.items() if paths}
+        needs = f"*train* or *test* files ({ENDS}), perhaps *valid* ones beside them"
+        wrong = [(needs, files)]
+    for needs, have in wrong:
+        listed = ", ".join(path.name for path in have[:5]) + ", ..." * (len(have) > 5) or "none"
+        raise UserError(f"{task}: {folder} must hold {needs}; it has {listed}")
+    return {part: list(map(str, paths)) for part, paths in found.items() if paths}
 
 
 def parts_of(name: str) -> list[str]:
@@ -126,10 +125,10 @@ def _text(path: str, raw: bytes) -> str:
 
 
 def _record(where: str, number: int, value: object) -> Record:
-    if not isinstance(value, dict):
-        fault = f"{where}: must be an object such as {{...}}, not {short(value)}"
-        return Record(where, number, {}, fault)
-    return Record(where, number, value)
+    if isinstance(value, dict):
+        return Record(where, number, value)
+    fault = f"{where}: must be an object such as {{...}}, not {short(value)}"
+    return Record(where, number, {}, fault)
 
 
 def _read_jsonl(path: str, raw: bytes) -> Iterator[Record]:
@@ -207,8 +206,7 @@ def _header(where: str, names: list[str]) -> list[str]:
     if len(names) == 1 and other:
         divided = f"the values seem to be divided by {other!r}"
         raise UserError(f"{where}: {divided}; .csv takes commas, .tsv tabs")
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
+    if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{where}: column {min(twice)!r} stands there twice")
     return names
 
@@ -226,8 +224,7 @@ def _read_parquet(path: str, raw: bytes) -> Iterator[Record]:
 
 
 READERS: dict[str, Callable[[str, bytes], Iterable[Record]]] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
+    **dict.fromkeys((".jsonl", ".ndjson"), _read_jsonl),
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": partial(_read_csv, delimiter="\t"),
@@ -246,15 +243,12 @@ def from_hub(
     parts: Sequence[str] | None,
     unread: Sequence[str] = (),
 ) -> dict[str, list[Record]]:
-    """The rows of `parts` (None: of all) of the data set `name`; UserError when it cannot be had.
+    """The rows of `parts` (None: of all) of a data set, one of the hub or a folder of `datasets`.
 
-    `name` is one of the hub, or a folder as `datasets` knows them. `task` is the task's name, for
-    messages. The columns `unread` are not loaded into memory.
+    `task` names the task in messages. The columns `unread` are not loaded into memory. UserError
+    when it cannot be had.
     """
-    try:
-        library: Any = importlib.import_module("datasets")
-    except ImportError as error:
-        raise UserError(f"{task} needs the package datasets: {error}") from None
+    library: Any = importlib.import_module("datasets")
     shown = f"{name} ({config})" if config else name
     place, known = Path(name).expanduser(), library.config.HF_HUB_OFFLINE
     local = place.is_dir()
@@ -270,11 +264,12 @@ def from_hub(
             loaded = library.load_dataset(*filter(None, wanted))
     # ValueError: offline, and the local copy lacks this configuration.
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
-        looked = "found" if local else "looked for on the hub and in its local copy"
         why = " ".join(str(error).split())
-        why = f"{silent} ({why})" if silent else why
-        hint = "" if local else f"; {task}(path='...') takes a local copy"
-        raise UserError(f"{task}: the dataset {shown} was {looked}: {why}{hint}") from None
+        if not local:
+            why = f"{silent} ({why})" if silent else why
+            shown = f"{shown} was looked for on the hub and in its local copy"
+            why += f"; {task}(path='...') takes a local copy"
+        raise UserError(f"{task}: the dataset {shown}: {why}") from None
     finally:
         library.config.HF_HUB_OFFLINE = known
     found: dict[str, Any] = dict(loaded if isinstance(loaded, Mapping) else {"": loaded})

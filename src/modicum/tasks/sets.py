@@ -1,24 +1,9 @@
 """Data sets by their names: GSM8K, MATH, the mathematics of OpenThoughts, AIME and AMC.
 
-GSM8K (Cobbe et al. 2021, arXiv:2110.14168; MIT licence): grade-school word problems. The
-official test set is the split test; the official train set is divided into train and tune
-(90/10 %) by a hash of the question. `difficulty` is the number of steps (lines) of the worked
-solution.
-
-MATH (Hendrycks et al. 2021, arXiv:2103.03874; MIT): competition problems in five levels, which
-are the `difficulty`. `math` has the official sets: the 5,000 test problems are the split test, the
-7,500 train problems are divided into train and tune (90/10 %) by a hash of the question. `math500`
-is the sample of 500 test problems of Lightman et al. (2023, arXiv:2305.20050), all of it test.
-
-OpenThoughts-114k (Guha et al. 2025, arXiv:2506.04178; Apache-2.0): distilled reasoning problems,
-configuration `metadata`. Taken are the rows of the domain math whose gold answer stands in the
-last box of `ground_truth_solution`. Code, science and puzzles, proofs and solutions without a
-box are left out and counted. There is no official test set: a hash of the question divides them
-(80/10/10 %).
-
-AIME and AMC: small test sets of contest problems whose answers are whole numbers. All problems
-are in the split test: 30 or 83 are too few to train on and to be tested on too. split='hash'
-divides them (80/10/10 %) by a hash of the question.
+docs/tasks.md says which rows are taken and how they are divided. GSM8K (Cobbe et al. 2021,
+arXiv:2110.14168; MIT licence); MATH (Hendrycks et al. 2021, arXiv:2103.03874; MIT) and the sample
+of 500 (Lightman et al. 2023, arXiv:2305.20050); OpenThoughts-114k (Guha et al. 2025,
+arXiv:2506.04178; Apache-2.0).
 """
 
 from __future__ import annotations
@@ -29,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from modicum import answers
+from modicum.limits import within
 from modicum.spec import nearest
 from modicum.tasks import rows
 from modicum.tasks.dataset import ColumnTask, HeldOut, Hub, Reader, RowPart
@@ -37,7 +23,6 @@ from modicum.tasks.readers import Record
 from modicum.types import Problem, UserError
 
 AIME = {2024: "HuggingFaceH4/aime_2024", 2025: "yentinglin/aime_2025"}
-LEVELS = (1, 2, 3, 4, 5)
 LEVEL = re.compile(r"(?:Level )?([1-5])", re.ASCII)
 UNKNOWN = "Level ?"  # stands in two rows of the original train set
 SUBJECTS = ("subject", "type")
@@ -45,11 +30,7 @@ SUBJECTS = ("subject", "type")
 
 @dataclass(frozen=True)
 class Gsm8k(ColumnTask):
-    """GSM8K from the hub, or from `path`: a folder with train and test files, or one file.
-
-    A folder holds `*train*` and `*test*` files. A single file is divided into
-    train, tune and test (80/10/10 %) by a hash of the question.
-    """
+    """GSM8K from the hub, or from `path`: a folder with train and test files, or one file."""
 
     name: ClassVar[str] = "gsm8k"
     hub: ClassVar[Hub | None] = Hub("openai/gsm8k", {"train": "train", "test": "test"}, "main")
@@ -73,9 +54,8 @@ class MathTask(ColumnTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        wrong = [level for level in self.levels if level not in LEVELS]
-        if wrong:
-            raise UserError(f"{self.name}: levels are 1 to 5, not {wrong[0]}")
+        for level in self.levels:
+            within(f"{self.name}: levels", level, 1, 5)
 
     def reader(self, part: RowPart) -> Reader:
         """A level or subject is needed only when it is asked for."""
@@ -84,13 +64,10 @@ class MathTask(ColumnTask):
             rows.require_column(part.origin, records, "level")
         if self.subject:
             rows.require_column(part.origin, records, *SUBJECTS)
-            known = {
-                str(r.values[name]) for r in records for name in SUBJECTS if r.values.get(name)
-            }
+            known = {str(r.values.get(name) or "") for r in records for name in SUBJECTS} - {""}
             if _plain(self.subject) not in map(_plain, known):
-                raise UserError(
-                    f"{self.name}: no subject {self.subject!r}; {nearest(self.subject, known)}"
-                )
+                near = nearest(self.subject, known)
+                raise UserError(f"{self.name}: no subject {self.subject!r}; {near}")
         return made
 
     def item(self, record: Record) -> Problem:
@@ -107,17 +84,16 @@ class MathTask(ColumnTask):
         subject = next((values[name] for name in SUBJECTS if values.get(name)), None)
         if self.subject and _plain(str(subject)) != _plain(self.subject):
             raise LeftOut(f"their subject is not {self.subject!r}")
-        data = {"solution": solution, "subject": subject}
-        data = {name: value for name, value in data.items() if value is not None}
-        difficulty = None if level is None else float(level)
-        return Problem(rows.key(record, "unique_id"), question, gold, difficulty, data)
+        found = {"solution": solution, "subject": subject}
+        data = {name: value for name, value in found.items() if value is not None}
+        return Problem(rows.key(record, "unique_id"), question, gold, level, data)
 
 
 def _plain(subject: str) -> str:
     return re.sub(r"[^a-z]+", " ", subject.lower().replace("&", "and")).strip()
 
 
-def _level(record: Record) -> int | None:
+def _level(record: Record) -> float | None:
     """The level of a row, from 3, "3" or "Level 3"; None when it is not known."""
     value = record.values.get("level")
     if value is None or value == UNKNOWN:
@@ -125,15 +101,14 @@ def _level(record: Record) -> int | None:
     match = LEVEL.fullmatch(str(value).strip())
     if match is None or isinstance(value, bool):
         raise UserError(f"'level' must be 1 to 5 or such as 'Level 3', not {value!r}")
-    return int(match[1])
+    return float(match[1])
 
 
 @dataclass(frozen=True)
 class Math(MathTask):
     """MATH from the hub, or from `path`: a folder with train and test files, or one file.
 
-    Columns: problem, solution (its last box is the answer) or answer, level, type or
-    subject. `levels=(1, 2)` and `subject='Algebra'` take a part of it.
+    `levels=(1, 2)` and `subject='Algebra'` take a part of it.
     """
 
     name: ClassVar[str] = "math"
@@ -144,10 +119,7 @@ class Math(MathTask):
 
 @dataclass(frozen=True)
 class Math500(MathTask, HeldOut):
-    """MATH-500 from the hub or the file `path`: a test set, or divided with split='hash'.
-
-    Columns, levels and subject as for `math`.
-    """
+    """MATH-500 from the hub or the file `path`: a test set, or divided with split='hash'."""
 
     name: ClassVar[str] = "math500"
     hub: ClassVar[Hub | None] = Hub("HuggingFaceH4/MATH-500", {"test": "test"})
@@ -177,12 +149,9 @@ class OpenThoughts(ColumnTask):
             raise LeftOut("there is no ground truth")
         solution = rows.text(record, "ground_truth_solution")
         try:
-            gold = answers.gold_from_box(solution)
-            answers.check_gold(gold or "")
+            gold = answers.check_gold(answers.gold_from_box(solution) or "")
         except UserError:
-            gold = None
-        if gold is None:
-            raise LeftOut("no usable answer stands in a box of the ground truth")
+            raise LeftOut("no usable answer stands in a box of the ground truth") from None
         return Problem("", question, gold, data={"solution": solution})
 
 
