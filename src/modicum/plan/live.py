@@ -70,7 +70,8 @@ class Live(TorchDispatchMode):
         """Of every storage, by its number."""
         self._living: dict[int, tuple[int, int, weakref.ref[Any]]] = {}
         """By storage: its number and size, and what tells when it is dropped."""
-        self._category, self._phase, self._growing = "other", "", False
+        self.counted, self.growing, self._phase = "other", False, ""
+        """As what is counted what is made now; whether autograd's graph grows."""
         self.place: Place = (0, None)
         self.passes, self.layer, self.backward = 0, -1, False
         """Of forwards through the layers; where the present one is; whether one runs back."""
@@ -107,7 +108,8 @@ class Live(TorchDispatchMode):
         return found
 
     @contextmanager
-    def _while(self, **values: Any) -> Iterator[None]:
+    def meanwhile(self, **values: Any) -> Iterator[None]:
+        """With other values of its attributes."""
         before = {name: getattr(self, name) for name in values}
         vars(self).update(values)
         try:
@@ -119,7 +121,7 @@ class Live(TorchDispatchMode):
         """A stretch, from now on, whose fullest moment is asked for."""
         self.next_pass()
         self.events.append(Event(None, 0, name, self.place))
-        return self._while(_phase=name)
+        return self.meanwhile(_phase=name)
 
     def next_pass(self, backward: bool = False) -> None:
         """What is held from now on follows other layers than before."""
@@ -128,15 +130,7 @@ class Live(TorchDispatchMode):
 
     def category(self, name: str) -> AbstractContextManager[None]:
         """What is made meanwhile is counted as `name`."""
-        return self._while(_category=name)
-
-    def switch(self, category: str) -> None:
-        """From now on, within the present `category`, count as another one."""
-        self._category = category
-
-    def growing(self) -> AbstractContextManager[None]:
-        """A stretch in which autograd's graph grows."""
-        return self._while(_growing=True)
+        return self.meanwhile(counted=name)
 
     def recount(self, tensor: Tensor, category: str) -> None:
         """Count a living tensor as `category`, from when it was made."""
@@ -172,12 +166,12 @@ class Live(TorchDispatchMode):
         storage, number = tensor.untyped_storage(), len(self.categories)
         size = storage.nbytes()
         self._living[key] = (number, size, weakref.ref(storage, lambda _: self._drop(key)))
-        self.categories.append(self._category)
-        self.events.append(Event(number, size, self._phase, self.place, self._growing))
+        self.categories.append(self.counted)
+        self.events.append(Event(number, size, self._phase, self.place, self.growing))
 
     def _drop(self, key: int) -> None:
         number, size, _ = self._living.pop(key)
-        self.events.append(Event(number, -size, self._phase, self.place, self._growing))
+        self.events.append(Event(number, -size, self._phase, self.place, self.growing))
 
 
 Peaks = dict[tuple[str, Place], dict[str, int]]
@@ -219,7 +213,8 @@ def tops(live: Live) -> dict[str, int]:
     heap, chunks = Heap(), dict[int, tuple[int, int]]()
     found: dict[str, int] = {}
     for event in live.events:
-        heap.growing, before = event.growing, heap.top
+        heap.grow(event.growing)
+        before = heap.top
         if event.storage is not None and event.size > 0:
             chunks[event.storage] = heap.take(event.size)
         elif event.storage is not None and event.size < 0:
@@ -286,14 +281,5 @@ def _without_data(tensor: Tensor) -> Tensor:
 
 def without_data(model: nn.Module) -> None:
     """Put tensors without data in the place of all parameters and buffers of `model`."""
-    made: dict[int, Tensor] = {}
     for module in model.modules():
-        held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for tensors in held:
-            for name, old in tensors.items():
-                if old is not None and not old.is_meta:
-                    new = made.setdefault(id(old), _without_data(old))
-                    trains = old.requires_grad
-                    whole = isinstance(old, nn.Parameter) and not isinstance(new, nn.Parameter)
-                    made[id(old)] = nn.Parameter(new, trains) if whole else new
-                    tensors[name] = made[id(old)]
+        module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(META), recurse=False)

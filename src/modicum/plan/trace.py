@@ -7,7 +7,6 @@ optimizer keeps (`Rule.state_bytes`).
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -278,17 +277,17 @@ def watched(engine: Engine, live: Live) -> Engine:
         return found
 
     def hidden(pack: Any, trunk: Tensor | None) -> Tensor:
-        live.switch("activations")
-        with live.growing() if torch.is_grad_enabled() else nullcontext():
+        live.counted = "activations"
+        with live.meanwhile(growing=torch.is_grad_enabled()):
             hidden_NH = engine.hidden(pack, trunk)
-        live.switch("logits")
+        live.counted = "logits"
         if hidden_NH.requires_grad:
             hidden_NH.register_hook(back)
         return hidden_NH
 
     def back(_: Tensor) -> None:
         """Backward leaves the head for the layers."""
-        live.switch("activations")
+        live.counted = "activations"
         live.next_pass(backward=True)
 
     made = copy(engine)
