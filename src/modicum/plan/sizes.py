@@ -80,7 +80,9 @@ def settle(
     Prompts are those of the task, or of `prompt` tokens.
     """
     parts, found = parts or RunParts(), Choices()
-    free = [name for name, table in OPTIONS.items() if table and _is_free(config, table, name)]
+    tables = [getattr(config, table) for table in dict.fromkeys(filter(None, OPTIONS.values()))]
+    autos = {f.name for t in tables for f in fields(t) if is_auto(f, getattr(t, f.name))}
+    free = [name for name in OPTIONS if name in autos]
     if "max_tokens" in free:
         found["max_tokens"] = _tokens(config, parts, hub=machine is None)
         config = changed(config, max_tokens=found["max_tokens"].value)
@@ -220,11 +222,6 @@ def changed(config: TrainConfig, **values: Any) -> TrainConfig:
         new = replace(getattr(config, table), **{name: value}) if table else value
         config = replace(config, **{table or name: new})
     return config
-
-
-def _is_free(config: TrainConfig, table: str, name: str) -> bool:
-    section = getattr(config, table)
-    return any(is_auto(f, getattr(section, name)) for f in fields(section) if f.name == name)
 
 
 def _value(config: TrainConfig, name: str) -> Any:

@@ -139,11 +139,10 @@ def whole(
 
 def _ends(place: Place, counts: Sequence[int]) -> tuple[str, ...]:
     """Which ends of its stretch a layer stands for: the only one that is left for both."""
-    layer = place[1]
-    if not layer:
+    if not (layer := place[1]):
         return ("",)
-    low, high = layer[2] == 0, layer[2] == counts[layer[0]] - 1
-    return (*(("low",) if low else ()), *(("high",) if high else ()))
+    ends = {"low": 0, "high": counts[layer[0]] - 1}
+    return tuple(end for end, at in ends.items() if layer[2] == at)
 
 
 def _moved(place: Place, which: int, counts: Sequence[int], end: str) -> Place:
