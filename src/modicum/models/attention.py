@@ -186,13 +186,13 @@ class Packed:
         if self.store is not None:
             self.store(layer, k, v)
         prompt_mask, row_mask = self._mask(rule.window)
-        out_PLHD = weigh(q, k, v, prompt_mask, rule)
-        if not self.row_BT.numel():
-            return self._end_to_end(out_PLHD.flatten(0, 1))
-        k_all = torch.cat([k.index_select(0, self.prompt_B), k_rows], 1)
-        v_all = torch.cat([v.index_select(0, self.prompt_B), v_rows], 1)
-        out_BTHD = weigh(q_rows, k_all, v_all, row_mask, rule)
-        return self._end_to_end(torch.cat([out_PLHD.flatten(0, 1), out_BTHD.flatten(0, 1)]))
+        out_MHD = weigh(q, k, v, prompt_mask, rule).flatten(0, 1)
+        if self.row_BT.numel():
+            k_all = torch.cat([k.index_select(0, self.prompt_B), k_rows], 1)
+            v_all = torch.cat([v.index_select(0, self.prompt_B), v_rows], 1)
+            out_BTHD = weigh(q_rows, k_all, v_all, row_mask, rule)
+            out_MHD = torch.cat([out_MHD, out_BTHD.flatten(0, 1)])
+        return out_MHD if self.tight else out_MHD.index_select(0, self.where_N)
 
     def mix(self, module: Any, x_NC: Tensor) -> Tensor:
         """Prompts are read from their beginning, rows from where their prompt has ended."""
@@ -210,14 +210,7 @@ class Packed:
     def _tables(self, x_MKD: Tensor) -> tuple[Tensor, Tensor]:
         """Padded tokens as tables of prompts [P, L, K, D] and of rows [B, T, K, D]."""
         prompts, rows = x_MKD.split([self.prompt_PL.numel(), self.row_BT.numel()])
-        return (
-            prompts.unflatten(0, self.prompt_PL.shape),
-            rows.unflatten(0, self.row_BT.shape),
-        )
-
-    def _end_to_end(self, x_MHD: Tensor) -> Tensor:
-        """The real ones of padded tokens."""
-        return x_MHD if self.tight else x_MHD.index_select(0, self.where_N)
+        return prompts.unflatten(0, self.prompt_PL.shape), rows.unflatten(0, self.row_BT.shape)
 
     def _mask(self, window: int | None) -> tuple[Tensor | None, Tensor]:
         """Masks of prompts and of rows for a window; None is plainly causal."""

@@ -116,12 +116,8 @@ def mend_tokenizer(path: str, tokenizer: Any) -> Any:
     if rules is not None and rules.contents() == "smollm":
         from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-            [
-                Digits(individual_digits=True),
-                ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
+        parts = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(parts)
     return tokenizer
 
 

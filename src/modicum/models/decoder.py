@@ -106,13 +106,9 @@ class Decoder:
                     **({"shared_kv_states": {}} if self.config.model_type == "gemma4_text" else {}),
                 }
                 if again:
-                    hidden = checkpoint(
-                        self.layers[index],
-                        hidden,
-                        use_reentrant=False,
-                        context_fn=lambda: (nullcontext(), self._ours()),
-                        **given,
-                    )
+                    given["use_reentrant"] = False
+                    given["context_fn"] = lambda: (nullcontext(), self._ours())
+                    hidden = checkpoint(self.layers[index], hidden, **given)
                 else:
                     hidden = self.layers[index](hidden, **given)
         return hidden[0]
