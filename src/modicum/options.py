@@ -1,9 +1,7 @@
 """Command-line options from config dataclasses: one option a field, sections flattened.
 
-The help text is the field's docstring. Values are converted by the field's type and
-checked by the dataclass itself, so the command line, TOML and Python refuse the same
-things in the same words. Argparse and not tyro: one line for an error, and a start in
-milliseconds.
+The help text is the field's docstring. Values are checked by the dataclass itself, so the command
+line, TOML and Python refuse the same things in the same words.
 """
 
 import argparse
@@ -55,7 +53,12 @@ class Parser(argparse.ArgumentParser):
 
     def folder(self, name: str, text: str, **how: Any) -> None:
         """Take a folder, by its path or as `modicum runs` names it."""
-        self.add_argument(name, type=_named, help=text, **how)
+
+        def named(name: str) -> str:
+            listed = os.path.isfile(f"runs/{name}/config.toml") and not os.path.exists(name)
+            return f"runs/{name}" if listed else name
+
+        self.add_argument(name, type=named, help=text, **how)
 
     def read(self, args: list[str]) -> argparse.Namespace:
         """Parse `args`; an unknown option is answered with the nearest known one."""
@@ -77,16 +80,23 @@ class Parser(argparse.ArgumentParser):
                 self.error(str(argparse.ArgumentError(action, "an empty text is no value")))
         return found
 
-    def options(self, args: list[str], cls: type[C], title: str) -> tuple[argparse.Namespace, C]:
-        """Parse `args` with an option for every field of `cls`: all that was found, and a `cls`."""
+    def options(
+        self, args: list[str], cls: type[C], title: str, *more: type
+    ) -> tuple[argparse.Namespace, C]:
+        """Parse `args` with an option for every field of `cls`, and of `more`.
+
+        Gives all that was found, and a `cls`.
+        """
         add_options(self, cls, title)
+        for other in more:
+            add_options(self, other)
         found = self.read(args)
         return found, from_mapping(cls, given(cls, found), "options")
 
 
-def _named(name: str) -> str:
-    listed = os.path.isfile(f"runs/{name}/config.toml") and not os.path.exists(name)
-    return f"runs/{name}" if listed else name
+def several(text: str | None) -> list[str]:
+    """What stands in a text, separated by ';'."""
+    return [part.strip() for part in (text or "").split(";") if part.strip()]
 
 
 def show(as_json: bool, values: Any, text: str) -> None:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from modicum import cache
 from modicum.commands.train import add_sources, settings
-from modicum.config import TrainConfig, Trust, from_mapping
+from modicum.config import TrainConfig, Trust
 from modicum.limits import Limits
-from modicum.options import Parser, add_options, given, show
+from modicum.options import Parser, several, show
 from modicum.settings import Settings
 from modicum.types import UserError
 
@@ -48,24 +48,21 @@ def run(args: list[str]) -> int:
 def _run(args: list[str]) -> int:
     parser = Parser("plan")
     add_sources(parser)
-    add_options(parser, Options, "plan")
-    add_options(parser, TrainConfig)
-    found = parser.read(args)
-    options = from_mapping(Options, given(Options, found), "options")
+    found, options = parser.options(args, Options, "plan", TrainConfig)
     config = settings(found, {})
-    several = bool(options.updates or options.models or options.markdown)
-    wanted = partial(_made, config, options, several)
+    many = bool(options.updates or options.models or options.markdown)
+    wanted = partial(_made, config, options, many)
     # What is free here changes.
     here = options.hardware.strip().lower() == "this"
     text, made = wanted() if here else cache.once(wanted, config, options)
-    show(found.json, made if several else made[0], text)
+    show(found.json, made if many else made[0], text)
     if options.require_fit and (odd := [plan for plan in made if plan["fits"] is not True]):
         of = odd[0]
         raise UserError(f"{of['update']} on {of['model']} does not fit {of['machine']['name']}")
     return 0
 
 
-def _made(config: TrainConfig, options: Options, several: bool) -> tuple[str, list[Any]]:
+def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[Any]]:
     """The plans as text and as JSON values."""
     slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
     slow.start()
@@ -79,28 +76,21 @@ def _made(config: TrainConfig, options: Options, several: bool) -> tuple[str, li
         samplers.parse(config.compute.sampler)
         machine = hardware.parse(options.hardware, config.compute.device, config.compute.dtype)
         plans = [
-            overall.make(changed, machine, advise=not several, prompt=options.prompt_tokens)
-            for changed in _variants(config, options.models, options.updates)
+            overall.make(
+                replace(config, model=model, update=update),
+                machine,
+                advise=not many,
+                prompt=options.prompt_tokens,
+            )
+            for model in several(options.models) or [config.model]
+            for update in several(options.updates) or [config.update]
         ]
     finally:
         slow.cancel()
-    text = overall.table(plans, options.markdown) if several else plans[0].text()
-    if several and not options.markdown:
+    text = overall.table(plans, options.markdown) if many else plans[0].text()
+    if many and not options.markdown:
         text = "\n".join([text, *(f"note: {note}" for note in plans[0].assumptions)])
     return text, [plan.to_json() for plan in plans]
-
-
-def _variants(config: TrainConfig, models: str, updates: str) -> list[TrainConfig]:
-    """The config for every model and update that was named, or as it is."""
-
-    def parts(text: str, default: str) -> list[str]:
-        return [part.strip() for part in text.split(";") if part.strip()] or [default]
-
-    return [
-        replace(config, model=model, update=update)
-        for model in parts(models, config.model)
-        for update in parts(updates, config.update)
-    ]
 
 
 @dataclass(frozen=True)
