@@ -1,10 +1,8 @@
 """A helper process that answers requests in JSON lines and is killed when it takes too long.
 
-For code that must not run in the trainer's own process: it may hang, crash, use up memory
-or print. A thread cannot be stopped; a process can. It is a new interpreter with JSON lines
-on its pipes: nothing is forked or pickled, no signal is used, and any thread may ask. The
-first line that the child writes says that it is ready, or is {"fault": ...}, which then is
-the reply. The child (`serve`) ends when its standard input does, however the parent ended.
+For code that may hang, crash, use up memory or print. It is a new interpreter: nothing is forked or
+pickled, and any thread may ask. The first line that the child writes says that it is ready, or is
+{"fault": ...}, which then is the reply. It ends (`serve`) when its standard input does.
 """
 
 import atexit

@@ -1,7 +1,6 @@
 """Writing a model as an ordinary Hugging Face folder, or its adapter as a PEFT folder.
 
-What was written is loaded again by plain `transformers` or `peft`, and its logits are
-compared with the policy's, so that an export of the wrong weights cannot pass.
+What was written is loaded again by plain `transformers` or `peft`, and its logits are compared.
 """
 
 import os
@@ -131,7 +130,9 @@ def _check_target(out: Path, target: Path, overwrite: bool, spared: Mapping[str,
 
     never = "; an export never replaces it"
     for what, place in spared.items():
-        if any(_holds(target, part) for part in _parts_of(Path(place))):
+        root = Path(place)  # and where the files are that it holds or has links to
+        inside = {entry.resolve().parent for entry in root.iterdir()} if root.is_dir() else set()
+        if any(_holds(target, part) for part in (root, *inside)):
             raise UserError(f"{out} is {what} ({place}), or holds it{never}")
     kept = {"modicum's own files": Path(runs.__file__).parent, "the hub's cache": HF_HUB_CACHE}
     for what, place in kept.items():
@@ -152,18 +153,12 @@ def _check_target(out: Path, target: Path, overwrite: bool, spared: Mapping[str,
             raise UserError(f"{out} holds a run or a study ({folder}){never}")
 
 
-def _parts_of(place: Path) -> list[Path]:
-    """A folder, and where the files are that it holds or has links to."""
-    inside = [entry.resolve().parent for entry in place.iterdir()] if place.is_dir() else []
-    return [place, *dict.fromkeys(inside)]
-
-
 def _holds(folder: Path, place: Path) -> bool:
     """Whether `folder` is `place` or one above it, by whatever name."""
     whole = place.expanduser().resolve()
-    chain = (whole, *whole.parents)
-    return folder in chain or (
-        folder.exists() and any(part.exists() and folder.samefile(part) for part in chain)
+    return any(
+        folder == part or (folder.exists() and part.exists() and folder.samefile(part))
+        for part in (whole, *whole.parents)
     )
 
 
@@ -186,7 +181,7 @@ def probe(model: Any, loaded: Loaded | Policy) -> Tensor:
 
 def export_model(model: Any, loaded: Loaded | Policy, out: Path) -> float:
     """Write an ordinary model to `out`; returns the largest logit difference on reload."""
-    dtype, saved = next(model.parameters()).dtype, model.state_dict().keys()
+    dtype, saved = next(model.parameters()).dtype, model.state_dict()
     model.save_pretrained(out)
     loaded.tokenizer.save_pretrained(out)
     again: Any = type(model).from_pretrained(out, dtype=dtype, local_files_only=True)

@@ -1,8 +1,7 @@
 """How settings are checked, wherever they come from, and what other programs call them.
 
-A config is checked when it is made: by the command line, TOML, Python and `dataclasses.replace`
-alike. A name that no setting has is answered with the table where it belongs, with what it is here
-if TRL, verl, transformers or PEFT have it (elsewhere.txt), or else with the nearest one.
+A name that no setting has is answered with the table where it belongs, with what it is here if TRL,
+verl, transformers or PEFT have it (elsewhere.txt), or else with the nearest one.
 """
 
 import codecs

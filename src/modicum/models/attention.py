@@ -1,14 +1,10 @@
-"""Attention of the split forward, over sequences laid end to end.
+"""Attention of the split forward, over sequences laid end to end: prompts, each once, then rows.
 
-A layer of `decoder.Decoder` gets its tokens laid end to end, prompts first, each prompt
-once, then the rows (completions) that branch from them. Where its attention mask would
-be it gets a plan, which knows what may look at what. All other work of a layer is per token.
-
-Layers that carry a state along the sequence (Qwen3.5, Qwen3-Next) read their tokens in order into
-the last inputs of a short convolution and the table of the gated delta rule. A prompt is read
-once, and every row goes on from what it left, gradients included. The layer stays the library's
-own, with `States` in its cache's place. Prompts are filled up on the left with zeros, of which the
-layer makes no key and no value (the library masks its padding so); rows on the right.
+Where a layer's attention mask would be it gets a plan, which knows what may look at what. All other
+work of a layer is per token. Layers that carry a state (Qwen3.5, Qwen3-Next) stay the library's own
+too, with `States` in its cache's place: a prompt is read once, and every row goes on from what it
+left, gradients included. For them prompts are filled up on the left with zeros, of which such a layer
+makes no key and no value.
 
 Shapes: N tokens laid end to end, P prompt, L token of a prompt, B row, T token of a row,
 M places of the padded tables [P, L] and [B, T], K key/value head, H query head, D size of

@@ -1,9 +1,7 @@
 """What the config of a model says: whether it is a causal language model, and its sizes.
 
-GGUF files are one file with a model and its tokenizer, dequantised to ordinary weights.
-The library reads them (`gguf_file=`); this mends what it leaves wrong. The loaded config
-still claims a quantisation and refuses to be saved. And `tokenizer.ggml.pre`, which names
-how text is cut before the merges, is not read: for SmolLM, digits stand alone.
+Of GGUF files, which the library reads, this mends what it leaves wrong: the loaded config still claims
+a quantisation, and `tokenizer.ggml.pre`, how text is cut before the merges, is not read.
 """
 
 import re

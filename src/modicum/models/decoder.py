@@ -1,9 +1,8 @@
 """One view of Hugging Face decoders: embed, layers start..stop, final norm, head.
 
-The layers are the library's own modules, adapters included; only what lies between them
-is ours: tokens come packed (`attention.Packed`) or one a row (`cache.Cache`), and a
-forward can stop and go on at any layer. A family is in FAMILIES when a test shows that
-this equals the library's forward, gradients included.
+The layers are the library's own modules, adapters included; tokens come packed (`attention.Packed`)
+or one a row (`cache.Cache`), and a forward can stop and go on at any layer. A family is in FAMILIES
+when a test shows that this equals the library's forward, gradients included.
 
 Shapes: N tokens laid end to end, H hidden, V vocabulary.
 """

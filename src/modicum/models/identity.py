@@ -1,14 +1,8 @@
-"""What a base is: a hash of its weights, one of how its tokenizer makes and ends texts, one of
-its config.
+"""What a base is: hashes of its weights, of how its tokenizer makes and ends texts, of its config.
 
-A run names its base by a place, and another model may come to lie there. So the hashes are taken
-when the weights are read, before an update touches them and before they go to a device, over
-all parameters and persistent buffers, whatever trains; they stand in all that a run writes and
-are compared wherever a base is loaded for a run. The numbers are those in memory: a base read
-in bf16 is another one than in fp32.
-
-SHA-256 of every tensor's shape, dtype and bytes; then of all names and these. Tensors are hashed
-in a few threads (hashlib lets the others run), and none is copied whole to another device.
+Taken when the weights are read, over all parameters and persistent buffers as they are in memory, and
+compared wherever a base is loaded for a run. SHA-256 of every tensor's shape, dtype and bytes; then
+of all names and these.
 """
 
 from __future__ import annotations

@@ -2,13 +2,10 @@
 
 A value v between its neighbours a < v < b in bf16 becomes b with the chance
 (v - a) / (b - a) and else a, so that it is right on average however small a step was
-(Gupta et al. 2015, arXiv 1502.02551; Croci et al. 2022, doi 10.1098/rsos.211631). What bf16
-holds stays as it is. Beyond its largest number, where there is no second neighbour,
-and for inf and nan, it is the nearest.
+(Gupta et al. 2015, arXiv 1502.02551; Croci et al. 2022, doi 10.1098/rsos.211631).
 
-The noise has 16 bits and is a hash of a key and of the entry's flat index, so that it does
-not depend on threads, on the device or on what else is rounded: a part of a tensor gets the
-noise of the whole. Two neighbouring entries share the 32 bits of one hash.
+The noise has 16 bits and is a hash of a key and of the entry's flat index: it does not depend on
+threads, the device or what else is rounded. Two neighbouring entries share the 32 bits of one hash.
 """
 
 import hashlib

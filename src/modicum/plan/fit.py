@@ -1,8 +1,7 @@
 """Whether a run certainly cannot fit, before its weights are loaded, and what would have to change.
 
-Certain means: at completions of at most `SHORT` tokens, whatever `max_tokens` allows, the
-plan is above the free memory by more than `MARGIN`. Longer completions may end a run that
-this lets begin; `modicum plan` shows it at `max_tokens`.
+Certain: at completions of at most `SHORT` tokens the plan is above the free memory by more than
+`MARGIN`. Longer ones may end a run that this lets begin; `modicum plan` shows it at `max_tokens`.
 """
 
 from __future__ import annotations

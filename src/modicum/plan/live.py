@@ -1,13 +1,9 @@
 """Code run without data, and the memory that it would hold.
 
-The tensors of a model on torch's meta device have shapes and dtypes and no memory. While a `Live`
-is entered, what computes with them gives such tensors again, beside real ones (indices, masks) too,
-so that the engine's own code says what it allocates. It records every storage from when an
-operation makes it to when nothing holds it any more, by phase, place and category. `peaks` and
-`tops` read the record. Index tensors and masks are real and counted too. torch's FakeTensorMode
-does the same with the same bytes, in three times the time.
-
-What it cannot see: buffers inside a kernel, and what an allocator keeps between tensors.
+While a `Live` is entered, what computes with tensors of torch's meta device gives such tensors again,
+beside real ones (indices, masks) too, so that the engine's own code says what it allocates. It records
+every storage from when it is made to when nothing holds it, by phase, place and category. Buffers
+inside a kernel it cannot see. torch's FakeTensorMode gives the same bytes, in three times the time.
 """
 
 import weakref

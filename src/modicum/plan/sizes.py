@@ -1,8 +1,7 @@
 """The sizes of a run that its settings leave to the program: tokens, batches, checkpointing.
 
-Whatever is given is kept. What is chosen follows from the model, the update, the problems and the
-memory of the device: completions twice as long as the worked solutions of the problems, and the
-largest batches that fit such completions. `search` asks the planner, so what it finds fits there.
+Completions twice as long as the worked solutions of the problems, and the largest batches with which
+such completions fit by the planner's own account (`search`). Whatever is given is kept.
 """
 
 from __future__ import annotations

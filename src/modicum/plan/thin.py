@@ -1,10 +1,9 @@
 """A few layers of each kind in the place of many, and back: a plan's cost without its layers.
 
 Layers that follow each other, alike or in a pattern (`Stretch`), add the same bytes to a moment
-each, whatever their number. So a model with few of them is traced, and for each stretch once more
-with one repetition more. What the fullest moment of a place (before the layers, in the lowest and in
-the highest layer of a stretch, forward and backward, after them) has grown by is what every
-further repetition adds, to the byte. Between its ends a stretch is never fuller than at one of them.
+each. So a model with few of them is traced, and for each stretch once more with one repetition more:
+what the fullest moment of a place (before the layers, in the lowest and in the highest of a stretch,
+after them) has grown by is what every further one adds. docs/plan.md
 """
 
 from __future__ import annotations

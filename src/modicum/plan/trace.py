@@ -1,9 +1,7 @@
 """A step of a run on tensors without data: what is alive in sampling, training and the step.
 
-The engine's own code runs, so that adapters, partial selections, kept trunks, chunks of the
-head and checkpointing cost what they cost there. Done by hand: the sampling loop, of which
-the first token and the last are run (between them only the cache would fill), and what the
-optimizer keeps (`Rule.state_bytes`).
+The engine's own code runs. Done by hand: the sampling loop, of which the first token and the last
+are run (between them only the cache would fill), and what the optimizer keeps.
 """
 
 from collections.abc import Sequence

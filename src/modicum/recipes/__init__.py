@@ -1,8 +1,6 @@
-"""Learning rates, and recipes: whole configs that rest on them, as the TOML files beside this one.
+"""Learning rates, and recipes: whole configs, as the TOML files beside this one (docs/recipes.md).
 
-`modicum train --recipe NAME` runs one, and options override its settings. Each says in the
-comment at its head what it repeats, where it departs, what it needs and what the source reports;
-the numbers of a source are its own and were not measured here (docs/recipes.md).
+Each says in the comment at its head what it repeats, where it departs, and what the source reports.
 """
 
 import math
