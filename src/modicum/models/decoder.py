@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from modicum.models.attention import NAME, mix
+from modicum.models.configs import KNOWN
 from modicum.models.linear import adapted, adapted_layers, few_rows, linear_layers, replaced
 from modicum.models.load import inner
 
@@ -32,17 +33,8 @@ class Scales:
     """What logits are divided by."""
 
 
-MUP = Scales("embedding_multiplier", over="logits_scaling")
-PLAIN = """llama qwen2 qwen3 qwen3_5_text qwen3_5_moe_text qwen3_next qwen3_moe mistral ministral
-    ministral3 mixtral gemma gemma2 gemma3_text gemma4_text vaultgemma smollm3 olmo olmo2 olmo3 phi3
-    exaone4 seed_oss arcee helium glm glm4 glm4_moe stablelm nemotron apertus starcoder2 ernie4_5
-    hunyuan_v1_dense"""
-FAMILIES: dict[str, Scales] = {
-    **dict.fromkeys(PLAIN.split(), Scales()),
-    **dict.fromkeys(("granite", "granitemoe", "granitemoeshared"), MUP),
-    **dict.fromkeys(("cohere", "cohere2"), Scales(times="logit_scale")),
-    "hyperclovax": Scales("embedding_multiplier", times="logits_scaling"),
-}
+FAMILIES = dict.fromkeys(KNOWN["plain"].split(), Scales())
+FAMILIES |= {name: Scales(**scales) for name, scales in KNOWN["scaled"].items()}
 
 
 class Decoder:

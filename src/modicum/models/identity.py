@@ -72,9 +72,8 @@ def texts_hash(tokenizer: Any, end_tokens: tuple[int, ...]) -> str:
     rules = (
         backend.to_str() if hasattr(backend, "to_str") else sorted(tokenizer.get_vocab().items())
     )
-    template = getattr(tokenizer, "chat_template", None)
-    begin = getattr(tokenizer, "bos_token_id", None)
-    whole = json.dumps([rules, template, begin, end_tokens], sort_keys=True, default=str)
+    facts = [getattr(tokenizer, name, None) for name in ("chat_template", "bos_token_id")]
+    whole = json.dumps([rules, *facts, end_tokens], sort_keys=True, default=str)
     return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()
 
 

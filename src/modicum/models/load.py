@@ -62,12 +62,6 @@ class Source:
         """Of every `from_pretrained`: the cache alone is looked into where the hub is silent."""
         return {**self.given, "local_files_only": self.local or bool(hub.silence())}
 
-    @property
-    def texts(self) -> str:
-        """Where the tokenizer is: beside an adapter that brings one, else with the model."""
-        own = self.adapter and not self.gguf and (self.adapter / "tokenizer_config.json").is_file()
-        return str(self.adapter) if own else self.place
-
 
 def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
     """The source that `name` stands for; a path that does not exist is a UserError.
@@ -248,8 +242,10 @@ def read_tokenizer(name: str, trust: Trust | None = None, base: str = "") -> Any
     from transformers import AutoTokenizer
 
     source = locate(name, trust, base)
+    own = None if source.gguf else source.adapter  # which may bring a tokenizer
+    place = str(own) if own and (own / "tokenizer_config.json").is_file() else source.place
     with _reading(name, source):
-        found: Any = AutoTokenizer.from_pretrained(source.texts, **source.arguments)
+        found: Any = AutoTokenizer.from_pretrained(place, **source.arguments)
     return configs.mend_tokenizer(source.gguf, found) if source.gguf else found
 
 

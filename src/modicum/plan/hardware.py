@@ -111,7 +111,12 @@ def this(device: str = "auto", dtype: str = "fp32") -> Machine:
     """The device that a run would get here, and its free memory."""
     where = choose_device(device)
     if where.type != "cuda":
-        return Machine("this machine's CPU", "cpu", free_memory(where), _measured(dtype))
+        # Its rates are those of the fastest of a few short products and sums.
+        square, numbers = torch.ones(SIDE, SIDE, dtype=DTYPES[dtype]), torch.ones(SUMMED)
+        flops = 2.0 * SIDE**3 / min(repeat(lambda: square @ square, number=1, repeat=CALLS))
+        bandwidth = 4.0 * SUMMED / min(repeat(numbers.sum, number=1, repeat=CALLS))
+        rates = DeviceRates(flops, flops, bandwidth, f"measured here in {dtype}, just now")
+        return Machine("this machine's CPU", "cpu", free_memory(where), rates)
     name = torch.cuda.get_device_name(where)
     inside = [gpu for gpu in GPUS if _plain(SIZE.sub("", gpu)) in _plain(name)]
     known = max(inside, key=len, default=None)
@@ -132,12 +137,3 @@ def free_memory(device: torch.device) -> int | None:
         pages = number_in(group / "memory.stat", "inactive_file") or 0
         limits.append(most - now + pages)
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-@torch.no_grad()
-def _measured(dtype: str) -> DeviceRates:
-    """The rates of this CPU, by the fastest of a few short products and sums."""
-    square, numbers = torch.ones(SIDE, SIDE, dtype=DTYPES[dtype]), torch.ones(SUMMED)
-    flops = 2.0 * SIDE**3 / min(repeat(lambda: square @ square, number=1, repeat=CALLS))
-    bandwidth = 4.0 * SUMMED / min(repeat(numbers.sum, number=1, repeat=CALLS))
-    return DeviceRates(flops, flops, bandwidth, f"measured here in {dtype}, just now")

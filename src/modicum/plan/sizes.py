@@ -152,7 +152,10 @@ def search(
         made = changed(config, checkpointing=switch, **at)
         memory = estimate(made, lengths, machine.device, subject, exact=False)
         for name, points in tried.items():
-            points[getattr(made.batch, name)] = _point(memory, name)
+            # What the fullest of the phases takes that this batch changes, and what of it is fixed.
+            ours = [p for p in memory.phases if (p.name in SHARED) == (name != "micro_batch")]
+            fullest = max(ours, key=lambda phase: phase.total, default=Phase("", {}))
+            points[getattr(made.batch, name)] = fullest.total, _fixed(fullest)
         hopeless = hopeless or any(_fixed(phase) > room for phase in memory.phases)
         over = [n for n, (total, _) in tried["micro_batch"].items() if total > room]
         if other and not hopeless and min(over, default=enough + 1) <= enough:
@@ -167,13 +170,6 @@ def search(
 def _fixed(phase: Phase) -> int:
     """What of a phase no batch changes."""
     return sum(phase.parts.get(part, 0) for part in FIXED)
-
-
-def _point(memory: Memory, name: str) -> tuple[int, int]:
-    """What the fullest of the phases takes that a batch changes, and what of it is fixed."""
-    ours = [phase for phase in memory.phases if (phase.name in SHARED) == (name != "micro_batch")]
-    fullest = max(ours, key=lambda phase: phase.total, default=Phase("", {}))
-    return fullest.total, _fixed(fullest)
 
 
 def _next(sizes: Sequence[int], points: Points, room: float) -> int:

@@ -96,7 +96,7 @@ class Trace:
                 parameter.grad = None
 
     def _run(self, held: ResidentBytes) -> None:
-        live, batch = self.live, self.config.batch
+        live, batch, held_out = self.live, self.config.batch, self.config.evaluation
 
         def tell(parameter: Tensor) -> None:
             """Gradients are counted as such from the moment they are there."""
@@ -107,9 +107,11 @@ class Trace:
         parts = -(-batch.prompts_per_step * batch.group_size // batch.micro_batch)
         with live:
             masters = self._masters()
-            if self.config.evaluation.eval_problems:
+            if held_out.eval_problems:
                 with live.phase("evaluation"):
-                    self._evaluation()
+                    for group in {1, held_out.eval_samples}:
+                        together = max(1, batch.rollout_batch // group)
+                        self._sample(min(held_out.eval_problems, together), group, keep=False)
             kept = [self._hold("schedule", held.schedule)]
             began = len(live.events)
             trunks = self._step_sampling()
@@ -156,12 +158,6 @@ class Trace:
             return masters
 
     # Sampling ----------------------------------------------------------------------------
-
-    def _evaluation(self) -> None:
-        held, batch = self.config.evaluation, self.config.batch
-        for group in {1, held.eval_samples}:
-            count = min(held.eval_problems, max(1, batch.rollout_batch // group))
-            self._sample(count, group, keep=False)
 
     def _step_sampling(self) -> list[Trunk | None]:
         """The trunks of the rows that were sampled together; the others' are held too."""
