@@ -230,10 +230,8 @@ def _flocked(lock: IO[bytes]) -> bool | None:
     """Whether nobody else has it; None where a file system has no such locks."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return None
+    except OSError as error:
+        return False if isinstance(error, BlockingIOError | PermissionError) else None
     return True
 
 

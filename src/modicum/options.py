@@ -30,6 +30,7 @@ C = TypeVar("C")
 HELP: Mapping[str, Any]
 HELP = tomllib.loads((Path(__file__).parent / "commands" / "help.toml").read_text("utf-8"))
 """What help says, the line, text and examples of every command among it."""
+WORDS = {int: "N", float: "X", str: "TEXT"}
 HOME = re.compile(r"^(|--[\w-]+=)~(?=/)")
 
 
@@ -129,12 +130,14 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
         default = AUTO if AUTO in field.metadata else field.default
         shown = "" if default in (None, "") else f" (default {default})"
-        kind: Any = {"metavar": "|".join(map(str, choices or ())) or _word(hint)}
-        if tuple in map(typing.get_origin, typing.get_args(hint)):
+        types = [hint, *typing.get_args(hint)]
+        word = next((word for of, word in WORDS.items() if of in types), "VALUE")
+        kind: Any = {"metavar": "|".join(map(str, choices or ())) or word}
+        if tuple in map(typing.get_origin, types):
             kind = {"metavar": "TEXT", "action": "append"}
-        if bool in (hint, *typing.get_args(hint)):
+        if bool in types:
             shown, kind = "", {"action": argparse.BooleanOptionalAction}
-        elif {int, float} & {hint, *typing.get_args(hint)}:
+        elif {int, float} & set(types):
             kind["type"] = as_number
         text = (docs[field.name] + shown).replace("%", "%%")
         flag = "--" + field.name.replace("_", "-")
@@ -142,11 +145,6 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
         group.add_argument(flag, **kind)
     for name, section in sections:
         add_options(parser, section, name)
-
-
-def _word(hint: Any) -> str:
-    kinds = [arg for arg in (typing.get_args(hint) or (hint,)) if arg is not type(None)]
-    return {int: "N", float: "X", str: "TEXT"}.get(kinds[0], "VALUE")
 
 
 def given(cls: type, found: argparse.Namespace) -> dict[str, Any]:

@@ -97,13 +97,8 @@ def parsers() -> dict[str, Callable[[str], Any]]:
     """What reads the expressions of each kind."""
     from modicum import curricula, objectives, updates  # torch
 
-    return {
-        "task": tasks.parse,
-        "update": updates.parse,
-        "reward": rewards.parse,
-        "objective": objectives.parse,
-        "curriculum": curricula.parse,
-    }
+    modules: tuple[Any, ...] = (tasks, updates, rewards, objectives, curricula)
+    return {name: of.parse for name, of in zip(RunParts.__annotations__, modules, strict=True)}
 
 
 def expression(kind: str, part: Any) -> str:

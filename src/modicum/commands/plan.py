@@ -38,14 +38,6 @@ class Options(Settings):
 
 def run(args: list[str]) -> int:
     """Print the plan of a run; with --require-fit exit code 2 if it does not fit."""
-    gc.disable()  # a fifth of the time, for a program of seconds
-    try:
-        return _run(args)
-    finally:
-        gc.enable()
-
-
-def _run(args: list[str]) -> int:
     parser = Parser("plan")
     add_sources(parser)
     found, options = parser.options(args, Options, "plan", TrainConfig)
@@ -66,6 +58,7 @@ def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[
     """The plans as text and as JSON values."""
     slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
     slow.start()
+    gc.disable()  # a fifth of the time, for a program of seconds
     try:
         from modicum import curricula
         from modicum.engine import samplers
@@ -87,6 +80,7 @@ def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[
         ]
     finally:
         slow.cancel()
+        gc.enable()
     text = overall.table(plans, options.markdown) if many else plans[0].text()
     if many and not options.markdown:
         text = "\n".join([text, *(f"note: {note}" for note in plans[0].assumptions)])

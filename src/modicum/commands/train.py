@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,7 @@ def run_demo(args: list[str]) -> int:
     if not (wanted := several(options.updates)):
         raise UserError("demo needs at least one update, such as --updates 'full; last(1)'")
 
-    from modicum import disk, recipes, updates
+    from modicum import disk, updates
     from modicum.display import Display
     from modicum.evaluate import Evaluation
     from modicum.naming import slug
@@ -193,12 +193,14 @@ def run_demo(args: list[str]) -> int:
     summary: list[dict[str, Any]] = []
     with disk.held(out):
         for text in wanted:
-            config = replace(recipes.demo(text, options.seed), steps=options.steps)
-            config = replace(config, out=str(out / f"{slug(text)}-seed{options.seed}"))
+            folder = out / f"{slug(text)}-seed{options.seed}"
+            folders.append(folder)
+            config = TrainConfig(
+                update=text, seed=options.seed, steps=options.steps, out=str(folder)
+            )
             with Display() as display:
                 result = train(config, display, overwrite=True, base=base)
             base = base or Evaluation.from_json(result["base"])
-            folders.append(Path(config.out))
             summary.append(demo_row(result))
             Run(out).write_text("summary.json", json.dumps(summary, indent=2) + "\n")
     report = page.write(folders, out / "report.html", "modicum demo")

@@ -10,7 +10,7 @@ given up as it ends, so that one layer more is all the memory it takes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -104,14 +104,11 @@ def replaced(forward: Callable[..., Tensor], layers: Sequence[nn.Module]) -> Ite
             layer.__dict__.pop("forward", None)
 
 
-@contextmanager
-def few_rows(layers: Sequence[nn.Linear], rows: int) -> Iterator[None]:
+def few_rows(layers: Sequence[nn.Linear], rows: int) -> AbstractContextManager[None]:
     """Run the layers weight first while this lasts, if they are on a CPU and rows are few."""
     if rows > MAX_ROWS or not layers or layers[0].weight.device.type != "cpu":
-        yield
-        return
-    with replaced(weight_first, layers):
-        yield
+        return nullcontext()
+    return replaced(weight_first, layers)
 
 
 @contextmanager

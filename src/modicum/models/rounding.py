@@ -9,6 +9,7 @@ threads, the device or what else is rounded. Two neighbouring entries share the 
 """
 
 import hashlib
+import struct
 
 import torch
 from torch import Tensor
@@ -25,9 +26,7 @@ HALF = 2**15
 def key_of(seed: int, step: int, name: str) -> Key:
     """The key of a tensor's noise in one optimizer step of a run."""
     digest = hashlib.blake2b(f"{seed} {step} {name}".encode(), digest_size=8).digest()
-    first, second = (
-        int.from_bytes(part, "little", signed=True) for part in (digest[:4], digest[4:])
-    )
+    first, second = struct.unpack("<2i", digest)
     return first, second
 
 

@@ -4,7 +4,6 @@ Each says in the comment at its head what it repeats, where it departs, and what
 """
 
 import math
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,6 @@ def start_rate(update: Any, numbers: int) -> float:
     """The rate for `update`, which trains so many numbers, where nothing better is known."""
     faster = getattr(update, "faster", 1.0)
     return STARTS.get(getattr(update, "kind", ""), OTHERS) / math.sqrt(numbers) * faster
-
-
-def demo(update: str, seed: int = 0) -> TrainConfig:
-    """The run of `modicum demo` for one update: tiny base, arithmetic, two cores."""
-    return replace(TrainConfig(), update=update, seed=seed)
 
 
 def named(name: str) -> TrainConfig:
