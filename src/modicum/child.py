@@ -42,10 +42,7 @@ class ChildFailed(Exception):
 
 
 class Child:
-    """A Python process with these arguments (`-m`, a module), started when it is first asked.
-
-    One that was killed or died is replaced at the next request.
-    """
+    """A Python process with these arguments, begun when it is asked and was not or has ended."""
 
     def __init__(self, *arguments: str) -> None:
         self.arguments = arguments
@@ -179,7 +176,6 @@ def limit(name: str, value: int) -> None:
 
 
 def _pump(stream: Any, lines: queue.SimpleQueue[str | None]) -> None:
-    """Put each line of `stream` into `lines`, and None at its end."""
     with suppress(ValueError):  # closed while it was read
         for line in stream:
             lines.put(line)

@@ -54,10 +54,7 @@ def explained(error: Exception) -> str:
 
 @contextlib.contextmanager
 def writing(folder: Path, needed: int = 0, hint: str = "") -> Iterator[None]:
-    """Whatever the system has against files of `needed` bytes in `folder` is a FolderError.
-
-    `hint` ends the line.
-    """
+    """What the system has against files of `needed` bytes here is a FolderError; `hint` ends it."""
     try:
         yield
     except errors() as error:

@@ -56,16 +56,12 @@ def _table() -> Mapping[str, tuple[str, str, str]]:
 
 @lru_cache(maxsize=64)
 def _hints(cls: type) -> Mapping[str, Any]:
-    """The type of every field."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
 
 
 def checked(cls: type, name: str, what: str, value: Any) -> Any:
-    """The value of a field as its type asks for, or a UserError that begins with `what`.
-
-    The text `auto` leaves a setting to the program that is declared so (modicum.resuming).
-    """
+    """The value of a field as its type, or `auto`, asks for; UserError that begins with `what`."""
     entry = typing.cast(Any, cls).__dataclass_fields__[name]
     if AUTO not in entry.metadata:
         return check(what, value, _hints(cls)[name])

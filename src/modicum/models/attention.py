@@ -243,8 +243,7 @@ def _padded(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
 class _Spread(torch.autograd.Function):
     """Tokens laid end to end, as padded ones; the gradient reads the real ones back.
 
-    What fills a table is never looked at and its queries' outputs are dropped, so its
-    gradients are zero. Plain `index_select` would add every gradient into a table of zeros.
+    Plain `index_select` would add every gradient into a table of zeros.
     """
 
     @staticmethod

@@ -20,8 +20,7 @@ SHRINK = 0.75  # slots are copied together when at most this share of them is ne
 class Cache:
     """Preallocated keys and values for decoding: prompts once, `max_tokens` a slot.
 
-    Member g of prompt p has slot p x G + g. One call of the layers brings one token of
-    every living row. `keep` lets rows leave.
+    Member g of prompt p has slot p x G + g. A call of the layers brings one token of every row.
     """
 
     def __init__(self, length_P: Tensor, group_size: int, max_tokens: int) -> None:

@@ -1,8 +1,7 @@
 """One view of Hugging Face decoders: embed, layers start..stop, final norm, head.
 
-The layers are the library's own modules, adapters included; tokens come packed (`attention.Packed`)
-or one a row (`cache.Cache`), and a forward can stop and go on at any layer. A family is in FAMILIES
-when a test shows that this equals the library's forward, gradients included.
+The layers are the library's own modules; tokens come packed (`attention.Packed`) or one a row
+(`cache.Cache`). A family is in FAMILIES when a test shows that this equals the library's forward.
 
 Shapes: N tokens laid end to end, H hidden, V vocabulary.
 """
@@ -77,8 +76,7 @@ class Decoder:
         """The hidden states [N, H] after layers start .. stop - 1.
 
         `plan` knows what may look at what: `attention.Packed` or `cache.Cache`.
-        `recompute` keeps only what enters each layer for backward (gradient
-        checkpointing); backward then runs the layer's forward again.
+        `recompute` keeps only what enters each layer for backward (gradient checkpointing).
         """
         hidden = hidden_NH[None]
         layers = range(start, self.num_layers if stop is None else stop)

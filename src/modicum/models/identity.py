@@ -59,10 +59,8 @@ def combined(marks: Mapping[str, str]) -> str:
 
 def weights_hash(model: nn.Module) -> str:
     """One hash of all parameters and persistent buffers; what is tied counts once."""
-    named: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
-            named.setdefault(id(tensor), (name, tensor))
+    held = reversed(model.state_dict(keep_vars=True).items())  # of names that are tied the first
+    named = {id(value): (name, value) for name, value in held if isinstance(value, Tensor)}
     return combined(fingerprints(dict(named.values())))
 
 

@@ -160,5 +160,4 @@ def _own(module: nn.Module) -> list[Tensor]:
 
 def _all(module: nn.Module) -> list[Tensor]:
     """Those of it and of all within, each once."""
-    found = [t for m in module.modules() for t in _own(m)]
-    return list({id(t): t for t in found}.values())
+    return list({id(t): t for m in module.modules() for t in _own(m)}.values())

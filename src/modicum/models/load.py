@@ -98,7 +98,6 @@ def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
 
 
 def _below(name: str, path: Path, trust: Trust | None, base: str) -> Source:
-    """The base of an adapter."""
     named = adapters.base_of(path, base)
     if adapters.is_adapter(Path(named).expanduser()):
         raise UserError(f"{name} is an adapter on another one ({named}); merge that one first")
@@ -111,10 +110,7 @@ def _below(name: str, path: Path, trust: Trust | None, base: str) -> Source:
 
 
 def read_config(name: str, trust: Trust | None = None, base: str = "") -> Any:
-    """The Hugging Face config of a model, checked to be a causal language model.
-
-    Of a model with more parts (images, sound) it is that of its text.
-    """
+    """The Hugging Face config of a causal language model; of one with more parts, of its text."""
     from transformers import AutoConfig
 
     source = locate(name, trust, base)
@@ -151,8 +147,7 @@ def load(
 ) -> Loaded:
     """The model and tokenizer that `name` stands for, ready to run.
 
-    `dtype` is fp32 or bf16, `base` where the base of an adapter is. Raises UserError when there
-    is no such model, when it is not a causal language model, or when its files are broken.
+    `dtype` is fp32 or bf16, `base` where an adapter's base is. UserError: there is no such model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
@@ -270,11 +265,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends a completion: the tokenizer's and the model's own.
-
-    The model's generation settings give end tokens and nothing else: temperature, top-k
-    or penalties in them never override the user's.
-    """
+    """Every token that ends a completion: the tokenizer's and the model's own."""
     found: set[Any] = set()
     for source in (tokenizer, model.config, getattr(model, "generation_config", None)):
         named = getattr(source, "eos_token_id", None)

@@ -87,10 +87,7 @@ class SparseMaster(Master):
 
 
 class Masters:
-    """The fp32 tensors that the optimizer holds, by the names of what trains.
-
-    They are rounded by chance, with noise from `seed`, or else to nearest.
-    """
+    """The fp32 tensors that the optimizer holds, by name; rounded by noise from `seed`, or not."""
 
     def __init__(
         self,
@@ -153,11 +150,7 @@ class Masters:
 
 
 class Within(SparseMaster):
-    """Some entries train of a tensor that the optimizer moves as a whole.
-
-    A schedule is shown the same as of other masters: the vector of the entries' differences
-    from the start, and its gradient.
-    """
+    """Some entries train of a tensor that the optimizer moves as a whole."""
 
     def __init__(self, parameter: nn.Parameter, entries: Tensor) -> None:
         super().__init__(parameter, entries)

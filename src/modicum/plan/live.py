@@ -1,9 +1,8 @@
 """Code run without data, and the memory that it would hold.
 
 While a `Live` is entered, what computes with tensors of torch's meta device gives such tensors again,
-beside real ones (indices, masks) too, so that the engine's own code says what it allocates. It records
-every storage from when it is made to when nothing holds it, by phase, place and category. Buffers
-inside a kernel it cannot see. torch's FakeTensorMode gives the same bytes, in three times the time.
+beside real ones (indices, masks) too, and every storage is recorded from when it is made to when nothing
+holds it. torch's FakeTensorMode gives the same bytes, in three times the time.
 """
 
 import weakref
@@ -29,10 +28,7 @@ first, (): after one."""
 
 
 class Event(NamedTuple):
-    """A storage is made (bytes above 0) or dropped (below), in a phase and a place of it.
-
-    Without a storage: a phase begins.
-    """
+    """A storage is made (bytes above 0) or dropped (below); without a storage a phase begins."""
 
     storage: int | None
     size: int
@@ -54,10 +50,7 @@ def _attention(q: Tensor, *rest: Any, attn_mask: Tensor | None = None, **named: 
 
 
 class Live(TorchDispatchMode):
-    """A context that records when storages are made and dropped, in which phase, as what.
-
-    What existed before is not recorded.
-    """
+    """A context that records when storages are made and dropped, in which phase, as what."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -168,7 +168,6 @@ def search(
 
 
 def _fixed(phase: Phase) -> int:
-    """What of a phase no batch changes."""
     return sum(phase.parts.get(part, 0) for part in FIXED)
 
 

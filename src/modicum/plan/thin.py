@@ -70,10 +70,7 @@ def fewest(found: Sequence[Stretch]) -> list[list[int]]:
 def thinned(
     prepared: Prepared, found: Sequence[Stretch], counts: Sequence[int], live: Live
 ) -> Iterator[list[int]]:
-    """The model with so many repetitions of each stretch meanwhile, telling `live` where it is.
-
-    Gives the numbers of the layers that are left.
-    """
+    """The model with so many repetitions of each stretch meanwhile; the layers that are left."""
     decoder = view(prepared.model)
     assert decoder is not None
     parts = list(zip(found, counts, strict=True))
@@ -154,10 +151,7 @@ def _moved(place: Place, which: int, counts: Sequence[int], end: str) -> Place:
 
 @contextmanager
 def repeated(live: Live) -> Iterator[None]:
-    """The head's parts, of which a large vocabulary has hundreds, are not all run.
-
-    From the third on, one as long as that before it does what that one did.
-    """
+    """From the third on, a part of the head as long as that before it is not run, but repeated."""
     real, runs = logprobs.of_part, dict[int, list[tuple[int, int]]]()
 
     def of_part(part: slice, scorer: Any, hidden_NH: Tensor, *rest: Any) -> Any:

@@ -5,8 +5,8 @@
                  slowest of: its FLOPs at that rate; reading all weights and the cache at
                  the bandwidth x share; `LAYER_SECONDS` a layer, which eager calls take
 
-Shares: on a CPU those that docs/engine.md measured; on a GPU assumed, as none was at hand.
-Not counted: rewards, the check of two completions by the library's forward, checkpoints.
+Shares: on a CPU those that docs/engine.md measured; on a GPU assumed. Not counted: rewards,
+checkpoints, the check of two completions by the library's forward.
 """
 
 from dataclasses import dataclass

@@ -46,10 +46,7 @@ class ResidentBytes:
 
 
 class Trace:
-    """Runs the phases of a step on tensors without data. `live` has what was found.
-
-    `prepared` is a model on the meta device.
-    """
+    """Runs the phases of a step on a model of the meta device. `live` has what was found."""
 
     def __init__(
         self,
@@ -73,8 +70,7 @@ class Trace:
     def run(self, held: ResidentBytes, layers: Sequence[int] | None = None) -> None:
         """Set-up, evaluation and two steps: sampling, micro-batches, and the optimizer's step.
 
-        The optimizer's state is there from the first step's end. `layers` are those that the model
-        has here, if not all.
+        `layers` are those that the model has here, if not all.
         """
         lowest, compute = self.prepared.lowest_layer, self.config.compute
         self.active = self.prepared.active
