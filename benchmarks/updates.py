@@ -72,10 +72,9 @@ def slug(update: str) -> str:
 
 def config_of(cell: Cell) -> Any:
     """The demo's settings with half of its batch, at the cell's rate."""
-    from modicum import recipes
-    from modicum.config import Held
+    from modicum.config import Held, TrainConfig
 
-    config = recipes.demo(cell.update, cell.seed)
+    config = TrainConfig(update=cell.update, seed=cell.seed)
     return replace(
         config,
         steps=cell.steps,

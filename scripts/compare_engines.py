@@ -16,14 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modicum import recipes, runs
-from modicum.config import Compute
+from modicum import runs
+from modicum.config import Compute, TrainConfig
 from modicum.training.loop import train
 
 
 def run(update: str, seed: int, kind: Any, out: Path) -> tuple[dict[str, Any], list[float]]:
     """The result and the reward curve of a demo run with one engine."""
-    config = recipes.demo(update, seed)
+    config = TrainConfig(update=update, seed=seed)
     result = train(replace(config, compute=Compute(engine=kind), out=str(out)), overwrite=True)
     return result, [line["reward/mean"] for line in runs.read_lines(out / "metrics.jsonl")]
 

@@ -13,8 +13,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from modicum import recipes
-from modicum.config import Held
+from modicum.config import Held, TrainConfig
 from modicum.evaluate import Evaluation
 from modicum.training.loop import train
 from modicum.types import RunStopped
@@ -34,7 +33,7 @@ def main() -> None:
     base: Evaluation | None = None
     for update in (text.strip() for text in options.updates.split(";")):
         for rate in options.rates:
-            config = recipes.demo(update, options.seed)
+            config = TrainConfig(update=update, seed=options.seed)
             config = replace(
                 config,
                 steps=options.steps or config.steps,

@@ -10,7 +10,6 @@ import pytest
 from helpers import Fails
 from modicum import cli, rewards, tasks
 from modicum.config import TrainConfig
-from modicum.recipes import demo
 from modicum.rewards.audit import RIGHT, audit, near_miss
 from modicum.styles import STYLES
 
@@ -54,7 +53,12 @@ def flagged(task: str, reward: str, style: str = "tags", share: float = 0.5) -> 
 @pytest.mark.parametrize("style", STYLES)
 def test_nothing_pays_under_the_shipped_rewards(task: str, style: str) -> None:
     shaped = f"accuracy + 0.2*format(style={style!r}) + 0.1*consistency + 0.1*language"
-    for reward in {TrainConfig().reward, demo("full").reward, "accuracy(lenient=True)", shaped}:
+    for reward in {
+        TrainConfig().reward,
+        TrainConfig(update="full").reward,
+        "accuracy(lenient=True)",
+        shaped,
+    }:
         assert flagged(task, reward, style) == {}
 
 

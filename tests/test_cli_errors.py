@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["demo", "--updates", ";"], ["at least one update"]),
         (["demo", "--updates", "full; bogus(1)"], ["unknown update 'bogus'", "known are adalora"]),
         (["train", "--dtype", "fp8"], ["dtype", "bf16, fp32"]),
-        (["train", "--resume", "--overwrite"], ["exclude each other"]),
+        (["train", "--resume", "--overwrite"], ["--overwrite: not allowed with argument --resume"]),
         (["train", "--config", "none.toml"], ["no config file none.toml"]),
         (["train", "--update", "lats(1)"], ["unknown update 'lats'", "did you mean 'last'"]),
         (["train", "--update", "last(n=1)"], ["no argument 'n'", "it takes k"]),

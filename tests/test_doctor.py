@@ -133,6 +133,8 @@ def test_a_run_that_cannot_begin_is_refused_as_train_refuses_it(
     bare: TrainConfig, monkeypatch: pytest.MonkeyPatch, fails: Any
 ) -> None:
     assert "no file nope.jsonl" in fails("doctor", "--task", "file('nope.jsonl')")
-    assert "--dry-run and --resume" in fails("train", "--dry-run", "--resume")
+    assert "--resume: not allowed with argument --dry-run" in fails(
+        "train", "--dry-run", "--resume"
+    )
     assert "problems must be at least 0" in fails("doctor", "--problems", "-1")
     assert "unknown option '--lr'; did you mean --learning-rate?" in fails("doctor", "--lr", "1")

@@ -18,7 +18,7 @@ from conftest import random_model
 from helpers import Fails, make_run, replace_base
 from modicum import cli, runs
 from modicum.config import Optimizer, Sampling, TrainConfig
-from modicum.export import export_model, export_run, writing
+from modicum.export import export_run, export_whole, writing
 from modicum.models.load import TINY, load
 from modicum.parts import past_config
 from modicum.training.checkpoint import reload
@@ -175,7 +175,7 @@ def test_the_shipped_base_is_exported(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_an_export_of_a_bf16_base_stays_bf16(folders: dict[str, Path], tmp_path: Path) -> None:
     loaded = load(str(folders["qwen2"]), dtype="bf16")
-    assert export_model(loaded.model, loaded, tmp_path) == 0
+    assert export_whole(loaded.model, loaded, tmp_path) == 0
     assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -184,7 +184,7 @@ def test_a_buffer_that_no_file_holds_is_as_a_reader_makes_it(tmp_path: Path) -> 
     loaded = load("tiny", "cpu")
     model = random_model("gemma3_text", layers=1).to(torch.bfloat16).float()
     assert float(model.model.embed_tokens.embed_scale) == 5.65625
-    assert export_model(model, loaded, tmp_path) == 0
+    assert export_whole(model, loaded, tmp_path) == 0
     assert float(model.model.embed_tokens.embed_scale) == pytest.approx(32**0.5)
 
 
@@ -202,7 +202,7 @@ def test_an_export_of_other_weights_stops(
 
     monkeypatch.setattr(loaded.model, "save_pretrained", save_others)
     with pytest.raises(RunStopped, match="gives other logits"):
-        export_model(loaded.model, loaded, tmp_path / "out")
+        export_whole(loaded.model, loaded, tmp_path / "out")
 
 
 def test_an_export_touches_no_foreign_folder(tmp_path: Path) -> None:

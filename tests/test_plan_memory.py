@@ -135,7 +135,7 @@ def test_while_a_graph_grows_a_block_is_no_room_for_its_like() -> None:
     grown = {}
     for growing in (False, True):
         heap = Heap()
-        heap.growing = growing
+        heap.grow(growing)
         held = [heap.take(10_000) for _ in range(20)]
         for chunk in held:
             heap.give(*chunk)
@@ -144,7 +144,7 @@ def test_while_a_graph_grows_a_block_is_no_room_for_its_like() -> None:
         heap.take(100_000)
         grown[growing] = heap.top
     assert grown[False] < 210_000 < 300_000 < grown[True]
-    heap.growing = False  # the graph is gone, and so is what lay between
+    heap.grow(False)  # the graph is gone, and so is what lay between
     heap.take(150_000)
     assert heap.top == grown[True]
 

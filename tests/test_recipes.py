@@ -68,4 +68,4 @@ def test_recipes_are_shown_and_run(
     assert (ran.task, ran.sampling.template) == ("countdown(numbers=4)", "r1_zero")
     assert "did you mean 'tinyzero'" in fails("train", "--recipe", "tinyzerro")
     assert "did you mean 'tina'" in fails("recipes", "tin")
-    assert "exclude" in fails("train", "--recipe", "tina", "--config", out / "config.toml")
+    assert "not allowed with" in fails("train", "--recipe", "tina", "--config", out / "config.toml")

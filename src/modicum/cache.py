@@ -1,8 +1,7 @@
 """Values that were made before: the second plan of a run needs neither torch nor a trace.
 
-They follow from what is asked, the versions of what computes them, and the files and folders that
-are named; together these name a JSON file in the folder MODICUM_CACHE, or `modicum` in the user's
-own cache. An empty MODICUM_CACHE keeps none. What cannot be read or written is left.
+What is asked, the versions of what computes it and the files that are named together name a JSON file
+in the folder MODICUM_CACHE, or the user's own cache; an empty MODICUM_CACHE keeps none.
 """
 
 import hashlib

@@ -1,10 +1,8 @@
 """A helper process that answers requests in JSON lines and is killed when it takes too long.
 
-For code that must not run in the trainer's own process: it may hang, crash, use up memory
-or print. A thread cannot be stopped; a process can. It is a new interpreter with JSON lines
-on its pipes: nothing is forked or pickled, no signal is used, and any thread may ask. The
-first line that the child writes says that it is ready, or is {"fault": ...}, which then is
-the reply. The child (`serve`) ends when its standard input does, however the parent ended.
+For code that may hang, crash, use up memory or print. It is a new interpreter: nothing is forked or
+pickled, and any thread may ask. The first line that the child writes says that it is ready, or is
+{"fault": ...}, which then is the reply. It ends (`serve`) when its standard input does.
 """
 
 import atexit
@@ -44,10 +42,7 @@ class ChildFailed(Exception):
 
 
 class Child:
-    """A Python process with these arguments (`-m`, a module), started when it is first asked.
-
-    One that was killed or died is replaced at the next request.
-    """
+    """A Python process with these arguments, begun when it is asked and was not or has ended."""
 
     def __init__(self, *arguments: str) -> None:
         self.arguments = arguments
@@ -181,7 +176,6 @@ def limit(name: str, value: int) -> None:
 
 
 def _pump(stream: Any, lines: queue.SimpleQueue[str | None]) -> None:
-    """Put each line of `stream` into `lines`, and None at its end."""
     with suppress(ValueError):  # closed while it was read
         for line in stream:
             lines.put(line)

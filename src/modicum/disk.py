@@ -1,12 +1,8 @@
-"""Folders that are made, cleared and written, and what the system may have against it.
+"""Folders that are made, cleared and written, and what the system may have against it, in one line.
 
-A full disk, a quota, a folder that may not be written, a link to nothing: one line for the user,
-which names the folder, and never the end of what was there before.
-
-One process writes a folder (`held`): `.lock` names the process and its machine, and the process holds a lock of the system (flock) on
-it for as long as it writes, which ends with the process however that ends. Not every file system
+One process writes a folder (`held`): `.lock` names it and its machine, and it holds a lock of the
+system (flock) on that file, which ends with the process however that ends. Not every file system
 shows such a lock to other machines: what names another one holds until somebody removes the file.
-Readers take no lock.
 """
 
 from __future__ import annotations
@@ -58,10 +54,7 @@ def explained(error: Exception) -> str:
 
 @contextlib.contextmanager
 def writing(folder: Path, needed: int = 0, hint: str = "") -> Iterator[None]:
-    """Whatever the system has against files of `needed` bytes in `folder` is a FolderError.
-
-    `hint` ends the line.
-    """
+    """What the system has against files of `needed` bytes here is a FolderError; `hint` ends it."""
     try:
         yield
     except errors() as error:
@@ -234,10 +227,8 @@ def _flocked(lock: IO[bytes]) -> bool | None:
     """Whether nobody else has it; None where a file system has no such locks."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return None
+    except OSError as error:
+        return False if isinstance(error, BlockingIOError | PermissionError) else None
     return True
 
 

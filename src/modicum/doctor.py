@@ -1,7 +1,6 @@
 """A run looked at before it begins: its first step, sampled and scored, and what looks wrong.
 
-The problems, seeds and settings are those of the run, so what is shown is what its first step
-will see. Nothing is trained, and nothing written.
+Problems, seeds and settings are those of the run. Nothing is trained, and nothing written.
 """
 
 import math

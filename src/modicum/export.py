@@ -1,7 +1,6 @@
 """Writing a model as an ordinary Hugging Face folder, or its adapter as a PEFT folder.
 
-What was written is loaded again by plain `transformers` or `peft`, and its logits are
-compared with the policy's, so that an export of the wrong weights cannot pass.
+What was written is loaded again by plain `transformers` or `peft`, and its logits are compared.
 """
 
 import os
@@ -45,8 +44,7 @@ def export_run(
     """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter").
 
     Returns the largest logit difference on reload. `config` and `parts` as `reload` takes them.
-    Raises UserError for a run without an adapter, and for an `out` that must not be replaced
-    (`writing`).
+    UserError for a run without an adapter, and for an `out` that must not be replaced (`writing`).
     """
     if format not in ("merged", "adapter"):
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
@@ -70,10 +68,7 @@ def export_run(
 def export_base(
     name: str, out: Path, overwrite: bool, trust: Trust | None = None, base: str = ""
 ) -> float:
-    """Write a model that no run has trained; returns the largest logit difference on reload.
-
-    An adapter is added to its base, in fp32.
-    """
+    """Write a model that no run has trained, as `export_run` writes a policy whole."""
     with writing(out, overwrite, _places("the model itself", name, base)) as at:
         loaded = load(name, trust=trust, base=base)
         describe(at, name, loaded.identity, {})
@@ -90,10 +85,9 @@ def _places(what: str, name: str, base: str) -> dict[str, str]:
 def writing(out: Path, overwrite: bool, spared: Mapping[str, str]) -> Iterator[Path]:
     """A new folder beside `out` that takes its place when the block has ended.
 
-    Until then, and for good when it fails, what `out` holds is there. UserError for an `out`
-    that is one of the places `spared`, by what they are, or has one inside, for the files of
-    the package or of the hub's cache, for a run, and for what is not empty and either no model
-    or not to be overwritten.
+    Until then, and for good when it fails, what `out` holds is there. UserError for an `out` that is
+    or has one of the places `spared`, for files of the package, the hub's cache or a run, and for
+    what is not empty and no model, or not to be overwritten.
     """
     try:
         target = out.expanduser().resolve()
@@ -126,12 +120,13 @@ def writing(out: Path, overwrite: bool, spared: Mapping[str, str]) -> Iterator[P
 
 
 def _check_target(out: Path, target: Path, overwrite: bool, spared: Mapping[str, str]) -> None:
-    """UserError where `target`, which `out` leads to, must stay as it is."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     never = "; an export never replaces it"
     for what, place in spared.items():
-        if any(_holds(target, part) for part in _parts_of(Path(place))):
+        root = Path(place)  # and where the files are that it holds or has links to
+        inside = {entry.resolve().parent for entry in root.iterdir()} if root.is_dir() else set()
+        if any(_holds(target, part) for part in (root, *inside)):
             raise UserError(f"{out} is {what} ({place}), or holds it{never}")
     kept = {"modicum's own files": Path(runs.__file__).parent, "the hub's cache": HF_HUB_CACHE}
     for what, place in kept.items():
@@ -152,18 +147,12 @@ def _check_target(out: Path, target: Path, overwrite: bool, spared: Mapping[str,
             raise UserError(f"{out} holds a run or a study ({folder}){never}")
 
 
-def _parts_of(place: Path) -> list[Path]:
-    """A folder, and where the files are that it holds or has links to."""
-    inside = [entry.resolve().parent for entry in place.iterdir()] if place.is_dir() else []
-    return [place, *dict.fromkeys(inside)]
-
-
 def _holds(folder: Path, place: Path) -> bool:
     """Whether `folder` is `place` or one above it, by whatever name."""
     whole = place.expanduser().resolve()
-    chain = (whole, *whole.parents)
-    return folder in chain or (
-        folder.exists() and any(part.exists() and folder.samefile(part) for part in chain)
+    return any(
+        folder == part or (folder.exists() and part.exists() and folder.samefile(part))
+        for part in (whole, *whole.parents)
     )
 
 
@@ -184,9 +173,15 @@ def probe(model: Any, loaded: Loaded | Policy) -> Tensor:
         raise UserError(f"the model cannot be run: {str(error).strip().splitlines()[0]}") from None
 
 
-def export_model(model: Any, loaded: Loaded | Policy, out: Path) -> float:
-    """Write an ordinary model to `out`; returns the largest logit difference on reload."""
-    dtype, saved = next(model.parameters()).dtype, model.state_dict().keys()
+def export_whole(model: Any, loaded: Loaded | Policy, out: Path) -> float:
+    """Write a model, an adapter on it added in fp32; `model` is spent afterwards.
+
+    Returns the largest logit difference on reload.
+    """
+    if hasattr(model, "merge_and_unload"):
+        expected, model = probe(model.float(), loaded), merged(model)
+        _compare(expected, probe(model, loaded))
+    dtype, saved = next(model.parameters()).dtype, model.state_dict()
     model.save_pretrained(out)
     loaded.tokenizer.save_pretrained(out)
     again: Any = type(model).from_pretrained(out, dtype=dtype, local_files_only=True)
@@ -195,17 +190,6 @@ def export_model(model: Any, loaded: Loaded | Policy, out: Path) -> float:
         if name not in saved:
             model.get_buffer(name).data = made.to(loaded.device)
     return _compare(probe(model, loaded), probe(again, loaded))
-
-
-def export_whole(model: Any, loaded: Loaded | Policy, out: Path) -> float:
-    """Write a model, an adapter on it added; `model` is spent afterwards.
-
-    It is added in fp32, and the logits are compared with those of the adapter on its base.
-    """
-    if hasattr(model, "merge_and_unload"):
-        expected, model = probe(model.float(), loaded), merged(model)
-        _compare(expected, probe(model, loaded))
-    return export_model(model, loaded, out)
 
 
 def adapter_of(prepared: Prepared, run: Path, update: str) -> AdapterPrepared:
@@ -225,8 +209,7 @@ def export_adapter(
 ) -> float:
     """Write the adapter to `out`; `prepared` is spent afterwards.
 
-    `base` is a fresh copy of its base, in the dtype of the run. Both compute in fp32, so
-    that the logits can be compared closely.
+    `base` is a fresh copy of its base, in the dtype of the run. Both compute in fp32.
     """
     from peft import PeftModel
 

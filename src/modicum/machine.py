@@ -50,8 +50,7 @@ class Stopwatch:
 def reuse_memory() -> None:
     """Let this process keep freed memory for its next tensors, where glibc manages it.
 
-    By default glibc asks the system for every large block anew and gives it back at once,
-    and the system clears each page again: a tenth of a training step on a CPU.
+    By default each page is asked for and cleared again: a tenth of a training step on a CPU.
     """
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         libc = ctypes.CDLL(None)
@@ -75,10 +74,7 @@ def drop_caches() -> None:
 
 
 def reset_peak() -> None:
-    """Start measuring peak memory anew, where the system allows it (Linux, CUDA).
-
-    What earlier runs of this process left behind is given back first.
-    """
+    """Give back what is free, and measure peak memory anew where the system allows it."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)

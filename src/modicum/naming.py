@@ -2,9 +2,8 @@
 
     full-seed0    last-1-Qwen--Qwen2.5-0.5B-gsm8k-lr1e-05-seed0    full-and-so-on-1f0c3a-seed0
 
-Two runs that differ have two names, and the same settings always have the same one. How long a run
-is, and what changes memory or files only, is left out, so that a command with more `--steps` finds
-the run that it goes on with. What its letters do not give again, or is too long, ends in a hash.
+Two runs that differ have two names. How long a run is, and what changes memory or files only, is left
+out. What its letters do not give again, or is too long, ends in a hash.
 """
 
 import hashlib

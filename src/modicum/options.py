@@ -1,9 +1,7 @@
 """Command-line options from config dataclasses: one option a field, sections flattened.
 
-The help text is the field's docstring. Values are converted by the field's type and
-checked by the dataclass itself, so the command line, TOML and Python refuse the same
-things in the same words. Argparse and not tyro: one line for an error, and a start in
-milliseconds.
+The help text is the field's docstring. Values are checked by the dataclass itself, so the command
+line, TOML and Python refuse the same things in the same words.
 """
 
 import argparse
@@ -32,6 +30,7 @@ C = TypeVar("C")
 HELP: Mapping[str, Any]
 HELP = tomllib.loads((Path(__file__).parent / "commands" / "help.toml").read_text("utf-8"))
 """What help says, the line, text and examples of every command among it."""
+WORDS = {int: "N", float: "X", str: "TEXT"}
 HOME = re.compile(r"^(|--[\w-]+=)~(?=/)")
 
 
@@ -55,7 +54,12 @@ class Parser(argparse.ArgumentParser):
 
     def folder(self, name: str, text: str, **how: Any) -> None:
         """Take a folder, by its path or as `modicum runs` names it."""
-        self.add_argument(name, type=_named, help=text, **how)
+
+        def named(name: str) -> str:
+            listed = os.path.isfile(f"runs/{name}/config.toml") and not os.path.exists(name)
+            return f"runs/{name}" if listed else name
+
+        self.add_argument(name, type=named, help=text, **how)
 
     def read(self, args: list[str]) -> argparse.Namespace:
         """Parse `args`; an unknown option is answered with the nearest known one."""
@@ -77,16 +81,23 @@ class Parser(argparse.ArgumentParser):
                 self.error(str(argparse.ArgumentError(action, "an empty text is no value")))
         return found
 
-    def options(self, args: list[str], cls: type[C], title: str) -> tuple[argparse.Namespace, C]:
-        """Parse `args` with an option for every field of `cls`: all that was found, and a `cls`."""
+    def options(
+        self, args: list[str], cls: type[C], title: str, *more: type
+    ) -> tuple[argparse.Namespace, C]:
+        """Parse `args` with an option for every field of `cls`, and of `more`.
+
+        Gives all that was found, and a `cls`.
+        """
         add_options(self, cls, title)
+        for other in more:
+            add_options(self, other)
         found = self.read(args)
         return found, from_mapping(cls, given(cls, found), "options")
 
 
-def _named(name: str) -> str:
-    listed = os.path.isfile(f"runs/{name}/config.toml") and not os.path.exists(name)
-    return f"runs/{name}" if listed else name
+def several(text: str | None) -> list[str]:
+    """What stands in a text, separated by ';'."""
+    return [part.strip() for part in (text or "").split(";") if part.strip()]
 
 
 def show(as_json: bool, values: Any, text: str) -> None:
@@ -119,12 +130,14 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
         default = AUTO if AUTO in field.metadata else field.default
         shown = "" if default in (None, "") else f" (default {default})"
-        kind: Any = {"metavar": "|".join(map(str, choices or ())) or _word(hint)}
-        if tuple in map(typing.get_origin, typing.get_args(hint)):
+        types = [hint, *typing.get_args(hint)]
+        word = next((word for of, word in WORDS.items() if of in types), "VALUE")
+        kind: Any = {"metavar": "|".join(map(str, choices or ())) or word}
+        if tuple in map(typing.get_origin, types):
             kind = {"metavar": "TEXT", "action": "append"}
-        if bool in (hint, *typing.get_args(hint)):
+        if bool in types:
             shown, kind = "", {"action": argparse.BooleanOptionalAction}
-        elif {int, float} & {hint, *typing.get_args(hint)}:
+        elif {int, float} & set(types):
             kind["type"] = as_number
         text = (docs[field.name] + shown).replace("%", "%%")
         flag = "--" + field.name.replace("_", "-")
@@ -132,11 +145,6 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "run") 
         group.add_argument(flag, **kind)
     for name, section in sections:
         add_options(parser, section, name)
-
-
-def _word(hint: Any) -> str:
-    kinds = [arg for arg in (typing.get_args(hint) or (hint,)) if arg is not type(None)]
-    return {int: "N", float: "X", str: "TEXT"}.get(kinds[0], "VALUE")
 
 
 def given(cls: type, found: argparse.Namespace) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """The parts of a run that can be Python objects: task, update, reward, objective, curriculum.
 
-Each is named by an expression in the config. One that was handed over as an object and that
-no expression gives again (a list of problems, a function of a notebook) stands there as
-`given('...')`, which `spec.build` refuses: such a run goes on from Python only. What it was
+An object that no expression gives again (a list of problems, a function of a notebook) stands in the
+config as `given('...')`, which `spec.build` refuses: such a run goes on from Python only. What it was
 is kept in the run folder: `given.json`, and `problems.jsonl` for a list of problems.
 """
 
@@ -104,13 +103,8 @@ def parsers() -> dict[str, Callable[[str], Any]]:
     """What reads the expressions of each kind."""
     from modicum import curricula, objectives, updates  # torch
 
-    return {
-        "task": tasks.parse,
-        "update": updates.parse,
-        "reward": rewards.parse,
-        "objective": objectives.parse,
-        "curriculum": curricula.parse,
-    }
+    modules: tuple[Any, ...] = (tasks, updates, rewards, objectives, curricula)
+    return {name: of.parse for name, of in zip(RunParts.__annotations__, modules, strict=True)}
 
 
 def expression(kind: str, part: Any) -> str:

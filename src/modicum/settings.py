@@ -1,8 +1,7 @@
 """How settings are checked, wherever they come from, and what other programs call them.
 
-A config is checked when it is made: by the command line, TOML, Python and `dataclasses.replace`
-alike. A name that no setting has is answered with the table where it belongs, with what it is here
-if TRL, verl, transformers or PEFT have it (elsewhere.txt), or else with the nearest one.
+A name that no setting has is answered with the table where it belongs, with what it is here if TRL,
+verl, transformers or PEFT have it (elsewhere.txt), or else with the nearest one.
 """
 
 import codecs
@@ -57,16 +56,12 @@ def _table() -> Mapping[str, tuple[str, str, str]]:
 
 @lru_cache(maxsize=64)
 def _hints(cls: type) -> Mapping[str, Any]:
-    """The type of every field."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
 
 
 def checked(cls: type, name: str, what: str, value: Any) -> Any:
-    """The value of a field as its type asks for, or a UserError that begins with `what`.
-
-    The text `auto` leaves a setting to the program that is declared so (modicum.resuming).
-    """
+    """The value of a field as its type, or `auto`, asks for; UserError that begins with `what`."""
     entry = typing.cast(Any, cls).__dataclass_fields__[name]
     if AUTO not in entry.metadata:
         return check(what, value, _hints(cls)[name])

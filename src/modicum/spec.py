@@ -1,9 +1,8 @@
 """The one expression language: `last(5) & parts(mlp)`, `accuracy + 0.2*format`.
 
-An expression names members of a kind (updates, tasks, rewards, ...), gives them
-arguments, and joins them with + & @ *. It is parsed with `ast` and built by calling the
-members' own dataclasses and operators; nothing is ever evaluated. `str()` of the object
-gives the expression back.
+Names of members of a kind (updates, tasks, rewards, ...), with arguments, joined with + & @ *. It is
+parsed with `ast` and built by calling the members' own dataclasses and operators; nothing is ever
+evaluated. `str()` of the object gives the expression back.
 """
 
 import ast

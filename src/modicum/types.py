@@ -1,8 +1,4 @@
-"""The data that flows through one training step, from a problem to a batch.
-
-Everything here is frozen and free of torch: a problem set, a grade or a group of
-completions can be made, stored and tested without loading a model.
-"""
+"""What flows through a training step, from a problem to a batch: frozen, and free of torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 from modicum import cache, draws, scorecard
 from modicum.commands.train import add_sources, settings
-from modicum.config import TrainConfig, Trust, from_mapping
+from modicum.config import TrainConfig, Trust
 from modicum.limits import Limits, within
-from modicum.options import Parser, add_options, given, show
+from modicum.options import Parser, several, show
 from modicum.settings import Settings
 from modicum.types import UserError
 
@@ -42,40 +42,30 @@ class Options(Settings):
 
 def run(args: list[str]) -> int:
     """Print the plan of a run; with --require-fit exit code 2 if it does not fit."""
-    gc.disable()  # a fifth of the time, for a program of seconds
-    try:
-        return _run(args)
-    finally:
-        gc.enable()
-
-
-def _run(args: list[str]) -> int:
     parser = Parser("plan")
     add_sources(parser)
-    add_options(parser, Options, "plan")
-    add_options(parser, TrainConfig)
-    found = parser.read(args)
-    options = from_mapping(Options, given(Options, found), "options")
+    found, options = parser.options(args, Options, "plan", TrainConfig)
     config = settings(found, {})
-    several = bool(options.updates or options.models or options.markdown)
-    wanted = partial(_made, config, options, several)
+    many = bool(options.updates or options.models or options.markdown)
+    wanted = partial(_made, config, options, many)
     # What is free here changes.
     here = options.hardware.strip().lower() == "this"
     text, made = wanted() if here else cache.once(wanted, config, options)
     if options.pass_rate:
         signal, told = _signal(config, options.pass_rate)
         text, made = f"{text}\n{told}", [plan | signal for plan in made]
-    show(found.json, made if several else made[0], text)
+    show(found.json, made if many else made[0], text)
     if options.require_fit and (odd := [plan for plan in made if plan["fits"] is not True]):
         of = odd[0]
         raise UserError(f"{of['update']} on {of['model']} does not fit {of['machine']['name']}")
     return 0
 
 
-def _made(config: TrainConfig, options: Options, several: bool) -> tuple[str, list[Any]]:
+def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[Any]]:
     """The plans as text and as JSON values."""
     slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
     slow.start()
+    gc.disable()  # a fifth of the time, for a program of seconds
     try:
         from modicum import curricula
         from modicum.engine import samplers
@@ -86,13 +76,20 @@ def _made(config: TrainConfig, options: Options, several: bool) -> tuple[str, li
         samplers.parse(config.compute.sampler)
         machine = hardware.parse(options.hardware, config.compute.device, config.compute.dtype)
         plans = [
-            overall.make(changed, machine, advise=not several, prompt=options.prompt_tokens)
-            for changed in _variants(config, options.models, options.updates)
+            overall.make(
+                replace(config, model=model, update=update),
+                machine,
+                advise=not many,
+                prompt=options.prompt_tokens,
+            )
+            for model in several(options.models) or [config.model]
+            for update in several(options.updates) or [config.update]
         ]
     finally:
         slow.cancel()
-    text = overall.table(plans, options.markdown) if several else plans[0].text()
-    if several and not options.markdown:
+        gc.enable()
+    text = overall.table(plans, options.markdown) if many else plans[0].text()
+    if many and not options.markdown:
         text = "\n".join([text, *(f"note: {note}" for note in plans[0].assumptions)])
     return text, [plan.to_json() for plan in plans]
 
@@ -123,19 +120,6 @@ def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
                 f" {found.signals:.3g} with one"
             )
     return {"signal": made}, "\n".join(lines)
-
-
-def _variants(config: TrainConfig, models: str, updates: str) -> list[TrainConfig]:
-    """The config for every model and update that was named, or as it is."""
-
-    def parts(text: str, default: str) -> list[str]:
-        return [part.strip() for part in text.split(";") if part.strip()] or [default]
-
-    return [
-        replace(config, model=model, update=update)
-        for model in parts(models, config.model)
-        for update in parts(updates, config.update)
-    ]
 
 
 @dataclass(frozen=True)

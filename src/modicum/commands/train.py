@@ -3,13 +3,13 @@
 import argparse
 import dataclasses
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.limits import Natural
-from modicum.options import Parser, add_options, given, merge, show
+from modicum.options import Parser, add_options, given, merge, several, show
 from modicum.settings import Settings
 from modicum.types import UserError
 
@@ -20,18 +20,12 @@ def run(args: list[str]) -> int:
     """Train as the TOML file and the options say; `NOTHING_TRAINED` if that trained nothing."""
     parser = Parser("train")
     add_sources(parser)
-    parser.add_argument("--dry-run", action="store_true", help="modicum doctor instead of a run")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--dry-run", action="store_true", help="modicum doctor instead of a run")
+    modes.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    modes.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     add_options(parser, TrainConfig)
     found = parser.read(args)
-    modes = [
-        f"--{name}"
-        for name in ("dry-run", "resume", "overwrite")
-        if vars(found)[name.replace("-", "_")]
-    ]
-    if len(modes) > 1:
-        raise UserError(f"{' and '.join(modes)} exclude each other")
     config = settings(found, {})
     if found.dry_run:
         return tell(config, found.json)
@@ -62,18 +56,14 @@ def run(args: list[str]) -> int:
 
 def add_sources(parser: Parser) -> None:
     """The options that `settings` starts from."""
-    parser.add_argument(
-        "--config", metavar="FILE", help="TOML file with settings; options override"
-    )
-    parser.add_argument(
-        "--recipe", metavar="NAME", help="settings of a recipe (modicum recipes); options override"
-    )
+    sources, after = parser.add_mutually_exclusive_group(), "; options override"
+    sources.add_argument("--config", metavar="FILE", help=f"TOML file with settings{after}")
+    text = f"settings of a recipe (modicum recipes){after}"
+    sources.add_argument("--recipe", metavar="NAME", help=text)
 
 
 def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
     """The settings of --config or --recipe, under the options and over `below`."""
-    if found.recipe and found.config:
-        raise UserError("--recipe and --config exclude each other")
     tables = read_toml(Path(found.config)) if found.config else {}
     if found.recipe:
         from modicum import recipes
@@ -98,10 +88,7 @@ def run_doctor(args: list[str]) -> int:
     """Look at the run that the options describe; 1 if it would learn nothing."""
     parser = Parser("doctor")
     add_sources(parser)
-    add_options(parser, DoctorOptions, "doctor")
-    add_options(parser, TrainConfig)
-    found = parser.read(args)
-    options = from_mapping(DoctorOptions, given(DoctorOptions, found), "options")
+    found, options = parser.options(args, DoctorOptions, "doctor", TrainConfig)
     return tell(settings(found, {}), found.json, options)
 
 
@@ -129,12 +116,11 @@ def run_probe(args: list[str]) -> int:
     from modicum.training import probe
 
     one = [config.update] if hasattr(found, "update") else []
-    several = [part.strip() for part in (found.updates or "").split(";") if part.strip()]
+    said = list(dict.fromkeys(one or several(found.updates)))
     if found.updates is not None and one:
         raise UserError("--update and --updates exclude each other")
-    if found.updates is not None and not several:
+    if found.updates is not None and not said:
         raise UserError(f"--updates {found.updates!r} names no update")
-    said = list(dict.fromkeys(one or several))
     for update in said:
         known.parse(update)
     made = probe.probe(config, said or probe.usual(config), console().print)
@@ -187,11 +173,10 @@ def run_demo(args: list[str]) -> int:
     """Train the tiny base with several updates on the same problems and compare them."""
     parser = Parser("demo")
     found, options = parser.options(args, DemoOptions, "demo")
-    wanted = [text.strip() for text in options.updates.split(";") if text.strip()]
-    if not wanted:
+    if not (wanted := several(options.updates)):
         raise UserError("demo needs at least one update, such as --updates 'full; last(1)'")
 
-    from modicum import disk, recipes, updates
+    from modicum import disk, updates
     from modicum.display import Display
     from modicum.evaluate import Evaluation
     from modicum.naming import slug
@@ -208,12 +193,14 @@ def run_demo(args: list[str]) -> int:
     summary: list[dict[str, Any]] = []
     with disk.held(out):
         for text in wanted:
-            config = replace(recipes.demo(text, options.seed), steps=options.steps)
-            config = replace(config, out=str(out / f"{slug(text)}-seed{options.seed}"))
+            folder = out / f"{slug(text)}-seed{options.seed}"
+            folders.append(folder)
+            config = TrainConfig(
+                update=text, seed=options.seed, steps=options.steps, out=str(folder)
+            )
             with Display() as display:
                 result = train(config, display, overwrite=True, base=base)
             base = base or Evaluation.from_json(result["base"])
-            folders.append(Path(config.out))
             summary.append(demo_row(result))
             Run(out).write_text("summary.json", json.dumps(summary, indent=2) + "\n")
     report = page.write(folders, out / "report.html", "modicum demo")

@@ -1,14 +1,10 @@
-"""Attention of the split forward, over sequences laid end to end.
+"""Attention of the split forward, over sequences laid end to end: prompts, each once, then rows.
 
-A layer of `decoder.Decoder` gets its tokens laid end to end, prompts first, each prompt
-once, then the rows (completions) that branch from them. Where its attention mask would
-be it gets a plan, which knows what may look at what. All other work of a layer is per token.
-
-Layers that carry a state along the sequence (Qwen3.5, Qwen3-Next) read their tokens in order into
-the last inputs of a short convolution and the table of the gated delta rule. A prompt is read
-once, and every row goes on from what it left, gradients included. The layer stays the library's
-own, with `States` in its cache's place. Prompts are filled up on the left with zeros, of which the
-layer makes no key and no value (the library masks its padding so); rows on the right.
+Where a layer's attention mask would be it gets a plan, which knows what may look at what. All other
+work of a layer is per token. Layers that carry a state (Qwen3.5, Qwen3-Next) stay the library's own
+too, with `States` in its cache's place: a prompt is read once, and every row goes on from what it
+left, gradients included. For them prompts are filled up on the left with zeros, of which such a layer
+makes no key and no value.
 
 Shapes: N tokens laid end to end, P prompt, L token of a prompt, B row, T token of a row,
 M places of the padded tables [P, L] and [B, T], K key/value head, H query head, D size of
@@ -186,13 +182,13 @@ class Packed:
         if self.store is not None:
             self.store(layer, k, v)
         prompt_mask, row_mask = self._mask(rule.window)
-        out_PLHD = weigh(q, k, v, prompt_mask, rule)
-        if not self.row_BT.numel():
-            return self._end_to_end(out_PLHD.flatten(0, 1))
-        k_all = torch.cat([k.index_select(0, self.prompt_B), k_rows], 1)
-        v_all = torch.cat([v.index_select(0, self.prompt_B), v_rows], 1)
-        out_BTHD = weigh(q_rows, k_all, v_all, row_mask, rule)
-        return self._end_to_end(torch.cat([out_PLHD.flatten(0, 1), out_BTHD.flatten(0, 1)]))
+        out_MHD = weigh(q, k, v, prompt_mask, rule).flatten(0, 1)
+        if self.row_BT.numel():
+            k_all = torch.cat([k.index_select(0, self.prompt_B), k_rows], 1)
+            v_all = torch.cat([v.index_select(0, self.prompt_B), v_rows], 1)
+            out_BTHD = weigh(q_rows, k_all, v_all, row_mask, rule)
+            out_MHD = torch.cat([out_MHD, out_BTHD.flatten(0, 1)])
+        return out_MHD if self.tight else out_MHD.index_select(0, self.where_N)
 
     def mix(self, module: Any, x_NC: Tensor) -> Tensor:
         """Prompts are read from their beginning, rows from where their prompt has ended."""
@@ -210,14 +206,7 @@ class Packed:
     def _tables(self, x_MKD: Tensor) -> tuple[Tensor, Tensor]:
         """Padded tokens as tables of prompts [P, L, K, D] and of rows [B, T, K, D]."""
         prompts, rows = x_MKD.split([self.prompt_PL.numel(), self.row_BT.numel()])
-        return (
-            prompts.unflatten(0, self.prompt_PL.shape),
-            rows.unflatten(0, self.row_BT.shape),
-        )
-
-    def _end_to_end(self, x_MHD: Tensor) -> Tensor:
-        """The real ones of padded tokens."""
-        return x_MHD if self.tight else x_MHD.index_select(0, self.where_N)
+        return prompts.unflatten(0, self.prompt_PL.shape), rows.unflatten(0, self.row_BT.shape)
 
     def _mask(self, window: int | None) -> tuple[Tensor | None, Tensor]:
         """Masks of prompts and of rows for a window; None is plainly causal."""
@@ -254,8 +243,7 @@ def _padded(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
 class _Spread(torch.autograd.Function):
     """Tokens laid end to end, as padded ones; the gradient reads the real ones back.
 
-    What fills a table is never looked at and its queries' outputs are dropped, so its
-    gradients are zero. Plain `index_select` would add every gradient into a table of zeros.
+    Plain `index_select` would add every gradient into a table of zeros.
     """
 
     @staticmethod

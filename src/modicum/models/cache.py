@@ -20,8 +20,7 @@ SHRINK = 0.75  # slots are copied together when at most this share of them is ne
 class Cache:
     """Preallocated keys and values for decoding: prompts once, `max_tokens` a slot.
 
-    Member g of prompt p has slot p x G + g. One call of the layers brings one token of
-    every living row. `keep` lets rows leave.
+    Member g of prompt p has slot p x G + g. A call of the layers brings one token of every row.
     """
 
     def __init__(self, length_P: Tensor, group_size: int, max_tokens: int) -> None:
@@ -66,9 +65,13 @@ class Cache:
         self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: ScoreRule
     ) -> Tensor:
         """Every row's token looks at the prompt, the row's tokens and itself."""
-        (k_PKLD, v_PKLD), held = self.prompts[layer], self.rows[layer]
+        (k_PKLD, v_PKLD), held, size = self.prompts[layer], self.rows[layer], self.group_size
         for x_PKGTD, x_NKD in zip(held, (k_NKD, v_NKD), strict=True):
-            self._write(x_PKGTD[..., self.length - 1, :], x_NKD)
+            x_PKGD = x_PKGTD[..., self.length - 1, :]
+            if self.slot_N is None:
+                x_PKGD.copy_(x_NKD.unflatten(0, (len(x_PKGD), -1)).transpose(1, 2))
+            else:
+                x_PKGD[self.slot_N // size, :, self.slot_N % size] = x_NKD
         k_PKGTD, v_PKGTD = (x[..., : self.length, :] for x in held)
         q_PKGRD = self._spread(q_NHD * rule.scaling, k_PKLD.shape[1])
         # The queries of a group are laid together for the prompt that they share.
@@ -89,14 +92,6 @@ class Cache:
         out_PKGRD = probs[..., longest:] @ v_PKGTD + from_prompt.view(q_PKGRD.shape)
         out_SHD = out_PKGRD.transpose(1, 2).flatten(0, 1).flatten(1, 2)
         return out_SHD if self.slot_N is None else out_SHD.index_select(0, self.slot_N)
-
-    def _write(self, x_PKGD: Tensor, x_NKD: Tensor) -> None:
-        """Put a token's keys or values of every living row into its slot."""
-        if self.slot_N is None:
-            x_PKGD.copy_(x_NKD.unflatten(0, (len(x_PKGD), -1)).transpose(1, 2))
-        else:
-            prompt_N = self.slot_N // self.group_size
-            x_PKGD[prompt_N, :, self.slot_N % self.group_size] = x_NKD
 
     def _spread(self, q_NHD: Tensor, heads: int) -> Tensor:
         """Queries of the living rows as [P, K, G, R, D], zero in empty slots."""

@@ -1,12 +1,11 @@
 """What the config of a model says: whether it is a causal language model, and its sizes.
 
-GGUF files are one file with a model and its tokenizer, dequantised to ordinary weights.
-The library reads them (`gguf_file=`); this mends what it leaves wrong. The loaded config
-still claims a quantisation and refuses to be saved. And `tokenizer.ggml.pre`, which names
-how text is cut before the merges, is not read: for SmolLM, digits stand alone.
+Of GGUF files, which the library reads, this mends what it leaves wrong: the loaded config still claims
+a quantisation, and `tokenizer.ggml.pre`, how text is cut before the merges, is not read.
 """
 
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,7 @@ TEXT_NAMES = {
     r"^(model\.)?(language|text)_model\.(model\.)?(?!lm_head)": "model.",
     r"^(model\.)?(language|text)_model\.lm_head\.": "lm_head.",
 }
-# Architectures that the library maps and that cannot be trained on text, and why.
-REFUSED = {
-    **dict.fromkeys(
-        ("gemma4_assistant", "gemma4_unified_assistant"),
-        "it drafts for another model, whose states it reads",
-    ),
-    **dict.fromkeys(("musicgen", "musicgen_melody"), "its tokens are sounds, not text"),
-    **dict.fromkeys(
-        ("cpmant", "prophetnet", "xlnet"),
-        "what follows a token changes what is predicted before it",
-    ),
-    "reformer": "its backward needs training mode, in which it is not what was sampled from",
-}
+KNOWN = tomllib.loads(Path(__file__).with_name("families.toml").read_text(encoding="utf-8"))
 
 
 def causal(name: str, config: Any) -> Any:
@@ -54,7 +41,7 @@ def causal(name: str, config: Any) -> Any:
     if type(chosen) not in MODEL_FOR_CAUSAL_LM_MAPPING or any(map(OTHER_HEAD.search, declared)):
         what = ", ".join(declared) or type(config).__name__
         raise UserError(f"{name} is not a causal language model ({what})")
-    reason = REFUSED.get(config.model_type, "")
+    reason = KNOWN["refused"].get(config.model_type, "")
     if not hasattr(chosen.get_text_config(decoder=True), "num_hidden_layers"):
         reason = "its config has no number of layers (num_hidden_layers)"
     if reason:
@@ -116,12 +103,8 @@ def mend_tokenizer(path: str, tokenizer: Any) -> Any:
     if rules is not None and rules.contents() == "smollm":
         from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-            [
-                Digits(individual_digits=True),
-                ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
+        parts = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(parts)
     return tokenizer
 
 

@@ -1,9 +1,7 @@
 """One view of Hugging Face decoders: embed, layers start..stop, final norm, head.
 
-The layers are the library's own modules, adapters included; only what lies between them
-is ours: tokens come packed (`attention.Packed`) or one a row (`cache.Cache`), and a
-forward can stop and go on at any layer. A family is in FAMILIES when a test shows that
-this equals the library's forward, gradients included.
+The layers are the library's own modules; tokens come packed (`attention.Packed`) or one a row
+(`cache.Cache`). A family is in FAMILIES when a test shows that this equals the library's forward.
 
 Shapes: N tokens laid end to end, H hidden, V vocabulary.
 """
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from modicum.models.attention import NAME, mix
+from modicum.models.configs import KNOWN
 from modicum.models.linear import adapted, adapted_layers, few_rows, linear_layers, replaced
 from modicum.models.load import inner
 
@@ -33,17 +32,8 @@ class Scales:
     """What logits are divided by."""
 
 
-MUP = Scales("embedding_multiplier", over="logits_scaling")
-PLAIN = """llama qwen2 qwen3 qwen3_5_text qwen3_5_moe_text qwen3_next qwen3_moe mistral ministral
-    ministral3 mixtral gemma gemma2 gemma3_text gemma4_text vaultgemma smollm3 olmo olmo2 olmo3 phi3
-    exaone4 seed_oss arcee helium glm glm4 glm4_moe stablelm nemotron apertus starcoder2 ernie4_5
-    hunyuan_v1_dense"""
-FAMILIES: dict[str, Scales] = {
-    **dict.fromkeys(PLAIN.split(), Scales()),
-    **dict.fromkeys(("granite", "granitemoe", "granitemoeshared"), MUP),
-    **dict.fromkeys(("cohere", "cohere2"), Scales(times="logit_scale")),
-    "hyperclovax": Scales("embedding_multiplier", times="logits_scaling"),
-}
+FAMILIES = dict.fromkeys(KNOWN["plain"].split(), Scales())
+FAMILIES |= {name: Scales(**scales) for name, scales in KNOWN["scaled"].items()}
 
 
 class Decoder:
@@ -86,8 +76,7 @@ class Decoder:
         """The hidden states [N, H] after layers start .. stop - 1.
 
         `plan` knows what may look at what: `attention.Packed` or `cache.Cache`.
-        `recompute` keeps only what enters each layer for backward (gradient
-        checkpointing); backward then runs the layer's forward again.
+        `recompute` keeps only what enters each layer for backward (gradient checkpointing).
         """
         hidden = hidden_NH[None]
         layers = range(start, self.num_layers if stop is None else stop)
@@ -106,13 +95,9 @@ class Decoder:
                     **({"shared_kv_states": {}} if self.config.model_type == "gemma4_text" else {}),
                 }
                 if again:
-                    hidden = checkpoint(
-                        self.layers[index],
-                        hidden,
-                        use_reentrant=False,
-                        context_fn=lambda: (nullcontext(), self._ours()),
-                        **given,
-                    )
+                    given["use_reentrant"] = False
+                    given["context_fn"] = lambda: (nullcontext(), self._ours())
+                    hidden = checkpoint(self.layers[index], hidden, **given)
                 else:
                     hidden = self.layers[index](hidden, **given)
         return hidden[0]

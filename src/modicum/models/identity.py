@@ -1,14 +1,8 @@
-"""What a base is: a hash of its weights, one of how its tokenizer makes and ends texts, one of
-its config.
+"""What a base is: hashes of its weights, of how its tokenizer makes and ends texts, of its config.
 
-A run names its base by a place, and another model may come to lie there. So the hashes are taken
-when the weights are read, before an update touches them and before they go to a device, over
-all parameters and persistent buffers, whatever trains; they stand in all that a run writes and
-are compared wherever a base is loaded for a run. The numbers are those in memory: a base read
-in bf16 is another one than in fp32.
-
-SHA-256 of every tensor's shape, dtype and bytes; then of all names and these. Tensors are hashed
-in a few threads (hashlib lets the others run), and none is copied whole to another device.
+Taken when the weights are read, over all parameters and persistent buffers as they are in memory, and
+compared wherever a base is loaded for a run. SHA-256 of every tensor's shape, dtype and bytes; then
+of all names and these.
 """
 
 from __future__ import annotations
@@ -65,10 +59,8 @@ def combined(marks: Mapping[str, str]) -> str:
 
 def weights_hash(model: nn.Module) -> str:
     """One hash of all parameters and persistent buffers; what is tied counts once."""
-    named: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
-            named.setdefault(id(tensor), (name, tensor))
+    held = reversed(model.state_dict(keep_vars=True).items())  # of names that are tied the first
+    named = {id(value): (name, value) for name, value in held if isinstance(value, Tensor)}
     return combined(fingerprints(dict(named.values())))
 
 
@@ -78,9 +70,8 @@ def texts_hash(tokenizer: Any, end_tokens: tuple[int, ...]) -> str:
     rules = (
         backend.to_str() if hasattr(backend, "to_str") else sorted(tokenizer.get_vocab().items())
     )
-    template = getattr(tokenizer, "chat_template", None)
-    begin = getattr(tokenizer, "bos_token_id", None)
-    whole = json.dumps([rules, template, begin, end_tokens], sort_keys=True, default=str)
+    facts = [getattr(tokenizer, name, None) for name in ("chat_template", "bos_token_id")]
+    whole = json.dumps([rules, *facts, end_tokens], sort_keys=True, default=str)
     return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()
 
 

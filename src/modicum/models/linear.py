@@ -1,18 +1,16 @@
 """Other forwards for as long as a context lasts: of linear layers, of LoRA on them, in fp32.
 
-*A few rows on a CPU*: the weight is the left factor, y^T = W x^T in place of y = x W^T.
-The same products, but the matrix library splits the long side W and not the few rows
-among its blocks (32 rows of SmolLM2: 0.74 of the time, 8 rows: half).
+*A few rows on a CPU*: the weight is the left factor, y^T = W x^T in place of y = x W^T, as the matrix
+library splits W among its blocks and not the few rows (8 rows of SmolLM2: half the time).
 
-*LoRA*: y = W x + s B (A x) as one fused `addmm` on top of W x, where PEFT scales and adds in
-passes of their own. Only the modules' `forward` is replaced; nothing is merged.
+*LoRA*: y = W x + s B (A x) as one fused `addmm` on top of W x. Nothing is merged.
 
-*Wide*: a low-precision model in fp32 for a while. The weights stay what they are; each is made
-fp32 as its layer begins and given up as it ends, so that one layer more is all the memory it takes.
+*Wide*: a low-precision model in fp32 for a while; each weight is made fp32 as its layer begins and
+given up as it ends, so that one layer more is all the memory it takes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -106,14 +104,11 @@ def replaced(forward: Callable[..., Tensor], layers: Sequence[nn.Module]) -> Ite
             layer.__dict__.pop("forward", None)
 
 
-@contextmanager
-def few_rows(layers: Sequence[nn.Linear], rows: int) -> Iterator[None]:
+def few_rows(layers: Sequence[nn.Linear], rows: int) -> AbstractContextManager[None]:
     """Run the layers weight first while this lasts, if they are on a CPU and rows are few."""
     if rows > MAX_ROWS or not layers or layers[0].weight.device.type != "cpu":
-        yield
-        return
-    with replaced(weight_first, layers):
-        yield
+        return nullcontext()
+    return replaced(weight_first, layers)
 
 
 @contextmanager
@@ -165,5 +160,4 @@ def _own(module: nn.Module) -> list[Tensor]:
 
 def _all(module: nn.Module) -> list[Tensor]:
     """Those of it and of all within, each once."""
-    found = [t for m in module.modules() for t in _own(m)]
-    return list({id(t): t for t in found}.values())
+    return list({id(t): t for m in module.modules() for t in _own(m)}.values())

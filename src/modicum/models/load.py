@@ -6,6 +6,8 @@ Weights come as safetensors and no code of the model's own is run, unless the us
 
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,12 +62,6 @@ class Source:
         """Of every `from_pretrained`: the cache alone is looked into where the hub is silent."""
         return {**self.given, "local_files_only": self.local or bool(hub.silence())}
 
-    @property
-    def texts(self) -> str:
-        """Where the tokenizer is: beside an adapter that brings one, else with the model."""
-        own = self.adapter and not self.gguf and (self.adapter / "tokenizer_config.json").is_file()
-        return str(self.adapter) if own else self.place
-
 
 def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
     """The source that `name` stands for; a path that does not exist is a UserError.
@@ -89,12 +85,19 @@ def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
         return Source(str(path.parent), True, arguments, str(path))
     if not path.is_dir():
         raise UserError(f"there is no model folder {name}{_fetched(name)}")
-    _check_folder(name, path)
-    return Source(str(path), True, arguments)
+    if (path / "config.json").is_file():
+        return Source(str(path), True, arguments)
+    if is_run(path):
+        raise UserError(
+            f"{name} is a run folder, not a model folder: modicum evaluate {name} evaluates it,"
+            f" modicum export {name} --out FOLDER --format merged makes it a model"
+        )
+    found = sorted(path.glob("*.gguf"))
+    hint = f"; name the file {found[0]}" if found else ""
+    raise UserError(f"{name} is not a model folder: it has no config.json{hint}")
 
 
 def _below(name: str, path: Path, trust: Trust | None, base: str) -> Source:
-    """The base of an adapter."""
     named = adapters.base_of(path, base)
     if adapters.is_adapter(Path(named).expanduser()):
         raise UserError(f"{name} is an adapter on another one ({named}); merge that one first")
@@ -106,33 +109,13 @@ def _below(name: str, path: Path, trust: Trust | None, base: str) -> Source:
     return replace(found, adapter=path)
 
 
-def _check_folder(name: str, path: Path) -> None:
-    """UserError, with what to do, for a folder that is not a whole model."""
-    if (path / "config.json").is_file():
-        return
-    if is_run(path):
-        raise UserError(
-            f"{name} is a run folder, not a model folder: modicum evaluate {name} evaluates it,"
-            f" modicum export {name} --out FOLDER --format merged makes it a model"
-        )
-    found = sorted(path.glob("*.gguf"))
-    hint = f"; name the file {found[0]}" if found else ""
-    raise UserError(f"{name} is not a model folder: it has no config.json{hint}")
-
-
 def read_config(name: str, trust: Trust | None = None, base: str = "") -> Any:
-    """The Hugging Face config of a model, checked to be a causal language model.
-
-    Of a model with more parts (images, sound) it is that of its text.
-    """
-    from huggingface_hub.errors import StrictDataclassError
+    """The Hugging Face config of a causal language model; of one with more parts, of its text."""
     from transformers import AutoConfig
 
     source = locate(name, trust, base)
-    try:
+    with _reading(name, source):
         config = AutoConfig.from_pretrained(source.place, **source.arguments)
-    except (OSError, ValueError, KeyError, struct.error, StrictDataclassError) as error:
-        raise UserError(_unreachable(name, source, error)) from None
     return configs.causal(name, config)
 
 
@@ -164,15 +147,14 @@ def load(
 ) -> Loaded:
     """The model and tokenizer that `name` stands for, ready to run.
 
-    `dtype` is fp32 or bf16, `base` where the base of an adapter is. Raises UserError when there
-    is no such model, when it is not a causal language model, or when its files are broken.
+    `dtype` is fp32 or bf16, `base` where an adapter's base is. UserError: there is no such model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     trust = trust or Trust()
     source, where = locate(name, trust, base), choose_device(device)
-    config, tokenizer = read_config(name, trust, base), _tokenizer(name, source)
+    config, tokenizer = read_config(name, trust, base), read_tokenizer(name, trust, base)
     said, _ = config.get_config_dict(source.place, **source.arguments)
     composed = "text_config" in said
     logging.disable_progress_bar()  # one line of ours says what is loaded
@@ -183,15 +165,13 @@ def load(
         "output_loading_info": True,
         **source.arguments,
     }
-    try:
+    with _reading(name, source):
         model, info = AutoModelForCausalLM.from_pretrained(source.place, config=config, **rest)
         if composed and info["missing_keys"] == {"lm_head.weight"}:
             # The whole may say what the text does not: that head and embedding are one tensor.
             whole = AutoConfig.from_pretrained(source.place, **source.arguments)
             config.tie_word_embeddings = whole.tie_word_embeddings
             model, info = AutoModelForCausalLM.from_pretrained(source.place, config=config, **rest)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, struct.error) as error:
-        raise UserError(_unreachable(name, source, error)) from None
     if source.gguf:
         model = configs.mend_model(model)
     if info["missing_keys"]:
@@ -213,8 +193,19 @@ def load(
     return Loaded(model, tokenizer, ends, where, identity, notes)
 
 
+@contextmanager
+def _reading(name: str, source: Source) -> Iterator[None]:
+    """What goes wrong is one line: what was looked for, where, why it failed, and what may help."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    broken = (RuntimeError, SafetensorError, struct.error, StrictDataclassError)
+    try:
+        yield
+    except (OSError, ValueError, KeyError, *broken) as error:
+        raise UserError(_unreachable(name, source, error)) from None
+
+
 def _unreachable(name: str, source: Source, error: BaseException) -> str:
-    """One line: what was looked for, where, why it failed, and what may help."""
     lines = str(error).split("\n") if str(error).strip() else [type(error).__name__]
     reason = " ".join(" ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).split())
     if "trust_remote_code" in str(error):
@@ -243,16 +234,13 @@ def _fetched(name: str) -> str:
 
 def read_tokenizer(name: str, trust: Trust | None = None, base: str = "") -> Any:
     """The tokenizer of a model alone; UserError when it has none that can be read."""
-    return _tokenizer(name, locate(name, trust, base))
-
-
-def _tokenizer(name: str, source: Source) -> Any:
     from transformers import AutoTokenizer
 
-    try:
-        found: Any = AutoTokenizer.from_pretrained(source.texts, **source.arguments)
-    except (OSError, ValueError, KeyError, RuntimeError, struct.error) as error:
-        raise UserError(_unreachable(name, source, error)) from None
+    source = locate(name, trust, base)
+    own = None if source.gguf else source.adapter  # which may bring a tokenizer
+    place = str(own) if own and (own / "tokenizer_config.json").is_file() else source.place
+    with _reading(name, source):
+        found: Any = AutoTokenizer.from_pretrained(place, **source.arguments)
     return configs.mend_tokenizer(source.gguf, found) if source.gguf else found
 
 
@@ -277,11 +265,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends a completion: the tokenizer's and the model's own.
-
-    The model's generation settings give end tokens and nothing else: temperature, top-k
-    or penalties in them never override the user's.
-    """
+    """Every token that ends a completion: the tokenizer's and the model's own."""
     found: set[Any] = set()
     for source in (tokenizer, model.config, getattr(model, "generation_config", None)):
         named = getattr(source, "eos_token_id", None)

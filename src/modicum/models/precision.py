@@ -1,12 +1,9 @@
 """fp32 masters for what trains, and a warning when steps are too small to be stored.
 
-The model computes in its own dtype. A trainable tensor that is not fp32 gets an fp32
-master: gradients are summed there, the optimizer moves it, and its rounded value is
-written back: up or down by chance (`rounding.rounded`), or to nearest. Only what trains is
-rounded anew. Frozen tensors have neither. Where only some entries of a tensor train, the
-master is the vector of their differences from the start, and nothing else of the tensor
-has a moment or a place in a checkpoint; its gradient is dropped as soon as backward has made
-it, so that only one such tensor has a whole gradient at a time.
+A trainable tensor that is not fp32 gets an fp32 master: gradients are summed there, the optimizer
+moves it, and its rounded value is written back (`rounding.rounded`). Where only some entries of a
+tensor train, the master is the vector of their differences from the start, and its gradient is
+dropped as soon as backward has made it. docs/precision.md
 """
 
 from collections.abc import Iterable, Mapping
@@ -90,10 +87,7 @@ class SparseMaster(Master):
 
 
 class Masters:
-    """The fp32 tensors that the optimizer holds, by the names of what trains.
-
-    They are rounded by chance, with noise from `seed`, or else to nearest.
-    """
+    """The fp32 tensors that the optimizer holds, by name; rounded by noise from `seed`, or not."""
 
     def __init__(
         self,
@@ -156,11 +150,7 @@ class Masters:
 
 
 class Within(SparseMaster):
-    """Some entries train of a tensor that the optimizer moves as a whole.
-
-    A schedule is shown the same as of other masters: the vector of the entries' differences
-    from the start, and its gradient.
-    """
+    """Some entries train of a tensor that the optimizer moves as a whole."""
 
     def __init__(self, parameter: nn.Parameter, entries: Tensor) -> None:
         super().__init__(parameter, entries)

@@ -2,16 +2,14 @@
 
 A value v between its neighbours a < v < b in bf16 becomes b with the chance
 (v - a) / (b - a) and else a, so that it is right on average however small a step was
-(Gupta et al. 2015, arXiv 1502.02551; Croci et al. 2022, doi 10.1098/rsos.211631). What bf16
-holds stays as it is. Beyond its largest number, where there is no second neighbour,
-and for inf and nan, it is the nearest.
+(Gupta et al. 2015, arXiv 1502.02551; Croci et al. 2022, doi 10.1098/rsos.211631).
 
-The noise has 16 bits and is a hash of a key and of the entry's flat index, so that it does
-not depend on threads, on the device or on what else is rounded: a part of a tensor gets the
-noise of the whole. Two neighbouring entries share the 32 bits of one hash.
+The noise has 16 bits and is a hash of a key and of the entry's flat index: it does not depend on
+threads, the device or what else is rounded. Two neighbouring entries share the 32 bits of one hash.
 """
 
 import hashlib
+import struct
 
 import torch
 from torch import Tensor
@@ -28,9 +26,7 @@ HALF = 2**15
 def key_of(seed: int, step: int, name: str) -> Key:
     """The key of a tensor's noise in one optimizer step of a run."""
     digest = hashlib.blake2b(f"{seed} {step} {name}".encode(), digest_size=8).digest()
-    first, second = (
-        int.from_bytes(part, "little", signed=True) for part in (digest[:4], digest[4:])
-    )
+    first, second = struct.unpack("<2i", digest)
     return first, second
 
 

@@ -1,8 +1,7 @@
 """Whether a run certainly cannot fit, before its weights are loaded, and what would have to change.
 
-Certain means: at completions of at most `SHORT` tokens, whatever `max_tokens` allows, the
-plan is above the free memory by more than `MARGIN`. Longer completions may end a run that
-this lets begin; `modicum plan` shows it at `max_tokens`.
+Certain: at completions of at most `SHORT` tokens the plan is above the free memory by more than
+`MARGIN`. Longer ones may end a run that this lets begin; `modicum plan` shows it at `max_tokens`.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ def advice(
 ) -> str:
     """The options of the largest batches that fit, in one line, and what they come to.
 
-    Where none fit, in bf16, and then with as many of the last layers as fit: of all parts with as many
-    numbers they have the fewest activations (docs/engine.md), and each more of them takes more.
+    Where none fit, in bf16, and then with as many of the last layers as fit (docs/engine.md).
     """
     assert machine.memory is not None
     room = room_of(machine)
@@ -71,8 +69,7 @@ MARGIN = 1.15
 def check(config: TrainConfig, parts: RunParts | None = None) -> None:
     """UserError when the run certainly cannot fit the device that it would get here.
 
-    Reads the model's config alone; a model whose config does not say enough is let through.
-    Also UserError, the same as in loading, when there is no config.
+    Reads the model's config alone (UserError without); one that does not say enough is let through.
     """
     where = choose_device(config.compute.device)
     room = free_memory(where)

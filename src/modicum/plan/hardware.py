@@ -1,18 +1,14 @@
 """Machines to plan for: memory, rates of matrix products, bandwidth.
 
-`known.toml` has the vendor's numbers of GPUs. A card's gigabytes are taken as GiB, which is
-close to what is usable.
-
-`this` is the machine that runs the plan: its free memory now, and on a CPU its rates as a
-matrix product and a sum of a quarter of a second show them.
+`known.toml` has the vendor's numbers of GPUs; a card's gigabytes are taken as GiB, which is
+close to what is usable. `this` is the machine that runs the plan, as it is now.
 """
 
 import re
-import time
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from timeit import repeat
 
 import torch
 
@@ -59,7 +55,7 @@ GPUS: dict[str, list[float]] = KNOWN["gpus"]
 NUMBER = r"(\d+(?:\.\d+)?)"
 OWN = re.compile(rf"{NUMBER}\s*gi?b(?:[\s,]+{NUMBER}\s*tflops?(?:/s)?)?(?:[\s,]+{NUMBER}\s*gb/s)?")
 SIZE = re.compile(r"-\d+gb$")
-SIDE, SUMMED, SHORTEST = 768, 2**24, 0.08  # of the two measurements: numbers and seconds
+SIDE, SUMMED, CALLS = 768, 2**24, 8  # of the two measurements
 
 
 def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
@@ -74,9 +70,8 @@ def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
     count, name = (int(counted[1] or 1), counted[2]) if counted else (1, "")
     size = OWN.fullmatch(name)
     if size and count and (memory := float(size[1])):
-        rates = _rates(
-            min((gpu for gpu, (gib, *_) in GPUS.items() if gib == memory), key=_speed, default=None)
-        )
+        same = [gpu for gpu, (gib, *_) in GPUS.items() if gib == memory]
+        rates = _rates(min(same, key=lambda gpu: GPUS[gpu][1], default=None))
         if size[2]:
             flops = float(size[2]) * 1e12
             bandwidth = float(size[3]) * 1e9 if size[3] else rates.bandwidth if rates else 300e9
@@ -92,10 +87,6 @@ def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
         f"hardware {text!r} is not known; {nearest(name, GPUS)}, or its memory and rates"
         " ('24GB 100TFLOPS 600GB/s', 2x48GB), or this"
     )
-
-
-def _speed(gpu: str) -> float:
-    return GPUS[gpu][1]
 
 
 def _forms(gpu: str) -> set[str]:
@@ -120,7 +111,12 @@ def this(device: str = "auto", dtype: str = "fp32") -> Machine:
     """The device that a run would get here, and its free memory."""
     where = choose_device(device)
     if where.type != "cuda":
-        return Machine("this machine's CPU", "cpu", free_memory(where), _measured(dtype))
+        # Its rates are those of the fastest of a few short products and sums.
+        square, numbers = torch.ones(SIDE, SIDE, dtype=DTYPES[dtype]), torch.ones(SUMMED)
+        flops = 2.0 * SIDE**3 / min(repeat(lambda: square @ square, number=1, repeat=CALLS))
+        bandwidth = 4.0 * SUMMED / min(repeat(numbers.sum, number=1, repeat=CALLS))
+        rates = DeviceRates(flops, flops, bandwidth, f"measured here in {dtype}, just now")
+        return Machine("this machine's CPU", "cpu", free_memory(where), rates)
     name = torch.cuda.get_device_name(where)
     inside = [gpu for gpu in GPUS if _plain(SIZE.sub("", gpu)) in _plain(name)]
     known = max(inside, key=len, default=None)
@@ -141,24 +137,3 @@ def free_memory(device: torch.device) -> int | None:
         pages = number_in(group / "memory.stat", "inactive_file") or 0
         limits.append(most - now + pages)
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-@torch.no_grad()
-def _measured(dtype: str) -> DeviceRates:
-    """The rates of this CPU, by the fastest of a few short products and sums."""
-    square = torch.ones(SIDE, SIDE, dtype=DTYPES[dtype])
-    numbers = torch.ones(SUMMED)
-    flops = 2.0 * SIDE**3 / _fastest(lambda: square @ square)
-    bandwidth = 4.0 * SUMMED / _fastest(numbers.sum)
-    return DeviceRates(flops, flops, bandwidth, f"measured here in {dtype}, just now")
-
-
-def _fastest(work: Callable[[], object]) -> float:
-    """Seconds of the fastest call in `SHORTEST` seconds, two calls at least."""
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < 2 or time.perf_counter() - began < SHORTEST:
-        before = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - before)
-    return min(times)

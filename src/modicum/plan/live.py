@@ -1,13 +1,8 @@
 """Code run without data, and the memory that it would hold.
 
-The tensors of a model on torch's meta device have shapes and dtypes and no memory. While a `Live`
-is entered, what computes with them gives such tensors again, beside real ones (indices, masks) too,
-so that the engine's own code says what it allocates. It records every storage from when an
-operation makes it to when nothing holds it any more, by phase, place and category. `peaks` and
-`tops` read the record. Index tensors and masks are real and counted too. torch's FakeTensorMode
-does the same with the same bytes, in three times the time.
-
-What it cannot see: buffers inside a kernel, and what an allocator keeps between tensors.
+While a `Live` is entered, what computes with tensors of torch's meta device gives such tensors again,
+beside real ones (indices, masks) too, and every storage is recorded from when it is made to when nothing
+holds it. torch's FakeTensorMode gives the same bytes, in three times the time.
 """
 
 import weakref
@@ -33,10 +28,7 @@ first, (): after one."""
 
 
 class Event(NamedTuple):
-    """A storage is made (bytes above 0) or dropped (below), in a phase and a place of it.
-
-    Without a storage: a phase begins.
-    """
+    """A storage is made (bytes above 0) or dropped (below); without a storage a phase begins."""
 
     storage: int | None
     size: int
@@ -58,10 +50,7 @@ def _attention(q: Tensor, *rest: Any, attn_mask: Tensor | None = None, **named: 
 
 
 class Live(TorchDispatchMode):
-    """A context that records when storages are made and dropped, in which phase, as what.
-
-    What existed before is not recorded.
-    """
+    """A context that records when storages are made and dropped, in which phase, as what."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +59,8 @@ class Live(TorchDispatchMode):
         """Of every storage, by its number."""
         self._living: dict[int, tuple[int, int, weakref.ref[Any]]] = {}
         """By storage: its number and size, and what tells when it is dropped."""
-        self._category, self._phase, self._growing = "other", "", False
+        self.counted, self.growing, self._phase = "other", False, ""
+        """As what is counted what is made now; whether autograd's graph grows."""
         self.place: Place = (0, None)
         self.passes, self.layer, self.backward = 0, -1, False
         """Of forwards through the layers; where the present one is; whether one runs back."""
@@ -107,7 +97,8 @@ class Live(TorchDispatchMode):
         return found
 
     @contextmanager
-    def _while(self, **values: Any) -> Iterator[None]:
+    def meanwhile(self, **values: Any) -> Iterator[None]:
+        """With other values of its attributes."""
         before = {name: getattr(self, name) for name in values}
         vars(self).update(values)
         try:
@@ -119,7 +110,7 @@ class Live(TorchDispatchMode):
         """A stretch, from now on, whose fullest moment is asked for."""
         self.next_pass()
         self.events.append(Event(None, 0, name, self.place))
-        return self._while(_phase=name)
+        return self.meanwhile(_phase=name)
 
     def next_pass(self, backward: bool = False) -> None:
         """What is held from now on follows other layers than before."""
@@ -128,15 +119,7 @@ class Live(TorchDispatchMode):
 
     def category(self, name: str) -> AbstractContextManager[None]:
         """What is made meanwhile is counted as `name`."""
-        return self._while(_category=name)
-
-    def switch(self, category: str) -> None:
-        """From now on, within the present `category`, count as another one."""
-        self._category = category
-
-    def growing(self) -> AbstractContextManager[None]:
-        """A stretch in which autograd's graph grows."""
-        return self._while(_growing=True)
+        return self.meanwhile(counted=name)
 
     def recount(self, tensor: Tensor, category: str) -> None:
         """Count a living tensor as `category`, from when it was made."""
@@ -172,12 +155,12 @@ class Live(TorchDispatchMode):
         storage, number = tensor.untyped_storage(), len(self.categories)
         size = storage.nbytes()
         self._living[key] = (number, size, weakref.ref(storage, lambda _: self._drop(key)))
-        self.categories.append(self._category)
-        self.events.append(Event(number, size, self._phase, self.place, self._growing))
+        self.categories.append(self.counted)
+        self.events.append(Event(number, size, self._phase, self.place, self.growing))
 
     def _drop(self, key: int) -> None:
         number, size, _ = self._living.pop(key)
-        self.events.append(Event(number, -size, self._phase, self.place, self._growing))
+        self.events.append(Event(number, -size, self._phase, self.place, self.growing))
 
 
 Peaks = dict[tuple[str, Place], dict[str, int]]
@@ -219,7 +202,8 @@ def tops(live: Live) -> dict[str, int]:
     heap, chunks = Heap(), dict[int, tuple[int, int]]()
     found: dict[str, int] = {}
     for event in live.events:
-        heap.growing, before = event.growing, heap.top
+        heap.grow(event.growing)
+        before = heap.top
         if event.storage is not None and event.size > 0:
             chunks[event.storage] = heap.take(event.size)
         elif event.storage is not None and event.size < 0:
@@ -286,14 +270,5 @@ def _without_data(tensor: Tensor) -> Tensor:
 
 def without_data(model: nn.Module) -> None:
     """Put tensors without data in the place of all parameters and buffers of `model`."""
-    made: dict[int, Tensor] = {}
     for module in model.modules():
-        held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for tensors in held:
-            for name, old in tensors.items():
-                if old is not None and not old.is_meta:
-                    new = made.setdefault(id(old), _without_data(old))
-                    trains = old.requires_grad
-                    whole = isinstance(old, nn.Parameter) and not isinstance(new, nn.Parameter)
-                    made[id(old)] = nn.Parameter(new, trains) if whole else new
-                    tensors[name] = made[id(old)]
+        module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(META), recurse=False)

@@ -5,12 +5,10 @@
     for a while         cache and logits (sampling, evaluation); activations, logits of a
                         chunk, gradients (training); copies of one tensor (optimizer step)
 
-The second line, masters and gradients come from the engine's own code (`trace`). Weights,
-state of the optimizer and reference follow from shapes. Of sets that a schedule may choose,
-the one that reaches lowest and the largest are planned, and the larger plan counts.
-
-What is no tensor: `libraries`, and `allocator`: on a CPU the holes of glibc's heap, which
-`heap` goes through, in the phases that the heap grows in; on a GPU an assumed share.
+The second line, masters and gradients come from the engine's own code (`trace`), the rest from shapes.
+Of sets that a schedule may choose, the one that reaches lowest and the largest are planned, and the
+larger plan counts. What is no tensor: `libraries`, and `allocator`: on a CPU the holes of glibc's heap
+(`heap`) in the phases that it grows in, on a GPU an assumed share.
 """
 
 from collections.abc import Mapping

@@ -19,7 +19,7 @@ from modicum.plan import sizes, timing
 from modicum.plan.fit import advice
 from modicum.plan.hardware import GIB, Machine
 from modicum.plan.memory import Memory, Subject, estimate
-from modicum.plan.shapes import Lengths, lengths_of, num_bytes
+from modicum.plan.shapes import Lengths, cache_numbers, lengths_of, num_bytes
 from modicum.report.words import aligned, duration
 from modicum.types import Batch, Completion, Group, Problem, Row
 from modicum.updates.base import Prepared
@@ -125,8 +125,8 @@ def make(
     flops, token = _flops(config, prepared, given)
     found = None
     if machine.rates:
-        size = DTYPES[config.compute.dtype].itemsize
-        decoder = timing.decoder_of(subject.config, token, num_bytes(weights), size)
+        cache = DTYPES[config.compute.dtype].itemsize * cache_numbers(subject.config)
+        decoder = timing.DecodingCost(subject.layers, num_bytes(weights), token, cache)
         found = timing.times(config, decoder, flops, given, machine.rates, machine.device)
     plan = RunPlan(
         model=config.model,

@@ -44,10 +44,7 @@ class Lengths:
 
 
 def config_of(model: str, trust: Trust | None = None, base: str = "") -> Any:
-    """The Hugging Face config of a model; of one of known.toml, if it is not here, that one.
-
-    UserError when there is none.
-    """
+    """The Hugging Face config of a model, or known.toml's if it is not here; UserError without."""
     known: dict[str, dict[str, Any]] = KNOWN["models"]
     sizes = known.get(model) or known.get(model.removesuffix("-Instruct"))
     if sizes is None or locate(model, trust, base).local:

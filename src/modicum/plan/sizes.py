@@ -1,8 +1,7 @@
 """The sizes of a run that its settings leave to the program: tokens, batches, checkpointing.
 
-Whatever is given is kept. What is chosen follows from the model, the update, the problems and the
-memory of the device: completions twice as long as the worked solutions of the problems, and the
-largest batches that fit such completions. `search` asks the planner, so what it finds fits there.
+Completions twice as long as the worked solutions of the problems, and the largest batches with which
+such completions fit by the planner's own account (`search`). Whatever is given is kept.
 """
 
 from __future__ import annotations
@@ -80,7 +79,9 @@ def settle(
     Prompts are those of the task, or of `prompt` tokens.
     """
     parts, found = parts or RunParts(), Choices()
-    free = [name for name, table in OPTIONS.items() if table and _is_free(config, table, name)]
+    tables = [getattr(config, table) for table in dict.fromkeys(filter(None, OPTIONS.values()))]
+    autos = {f.name for t in tables for f in fields(t) if is_auto(f, getattr(t, f.name))}
+    free = [name for name in OPTIONS if name in autos]
     if "max_tokens" in free:
         found["max_tokens"] = _tokens(config, parts, hub=machine is None)
         config = changed(config, max_tokens=found["max_tokens"].value)
@@ -151,7 +152,10 @@ def search(
         made = changed(config, checkpointing=switch, **at)
         memory = estimate(made, lengths, machine.device, subject, exact=False)
         for name, points in tried.items():
-            points[getattr(made.batch, name)] = _point(memory, name)
+            # What the fullest of the phases takes that this batch changes, and what of it is fixed.
+            ours = [p for p in memory.phases if (p.name in SHARED) == (name != "micro_batch")]
+            fullest = max(ours, key=lambda phase: phase.total, default=Phase("", {}))
+            points[getattr(made.batch, name)] = fullest.total, _fixed(fullest)
         hopeless = hopeless or any(_fixed(phase) > room for phase in memory.phases)
         over = [n for n, (total, _) in tried["micro_batch"].items() if total > room]
         if other and not hopeless and min(over, default=enough + 1) <= enough:
@@ -164,15 +168,7 @@ def search(
 
 
 def _fixed(phase: Phase) -> int:
-    """What of a phase no batch changes."""
     return sum(phase.parts.get(part, 0) for part in FIXED)
-
-
-def _point(memory: Memory, name: str) -> tuple[int, int]:
-    """What the fullest of the phases takes that a batch changes, and what of it is fixed."""
-    ours = [phase for phase in memory.phases if (phase.name in SHARED) == (name != "micro_batch")]
-    fullest = max(ours, key=lambda phase: phase.total, default=Phase("", {}))
-    return fullest.total, _fixed(fullest)
 
 
 def _next(sizes: Sequence[int], points: Points, room: float) -> int:
@@ -220,11 +216,6 @@ def changed(config: TrainConfig, **values: Any) -> TrainConfig:
         new = replace(getattr(config, table), **{name: value}) if table else value
         config = replace(config, **{table or name: new})
     return config
-
-
-def _is_free(config: TrainConfig, table: str, name: str) -> bool:
-    section = getattr(config, table)
-    return any(is_auto(f, getattr(section, name)) for f in fields(section) if f.name == name)
 
 
 def _value(config: TrainConfig, name: str) -> Any:

@@ -1,10 +1,9 @@
 """A few layers of each kind in the place of many, and back: a plan's cost without its layers.
 
 Layers that follow each other, alike or in a pattern (`Stretch`), add the same bytes to a moment
-each, whatever their number. So a model with few of them is traced, and for each stretch once more
-with one repetition more. What the fullest moment of a place (before the layers, in the lowest and in
-the highest layer of a stretch, forward and backward, after them) has grown by is what every
-further repetition adds, to the byte. Between its ends a stretch is never fuller than at one of them.
+each. So a model with few of them is traced, and for each stretch once more with one repetition more:
+what the fullest moment of a place (before the layers, in the lowest and in the highest of a stretch,
+after them) has grown by is what every further one adds. docs/plan.md
 """
 
 from __future__ import annotations
@@ -71,10 +70,7 @@ def fewest(found: Sequence[Stretch]) -> list[list[int]]:
 def thinned(
     prepared: Prepared, found: Sequence[Stretch], counts: Sequence[int], live: Live
 ) -> Iterator[list[int]]:
-    """The model with so many repetitions of each stretch meanwhile, telling `live` where it is.
-
-    Gives the numbers of the layers that are left.
-    """
+    """The model with so many repetitions of each stretch meanwhile; the layers that are left."""
     decoder = view(prepared.model)
     assert decoder is not None
     parts = list(zip(found, counts, strict=True))
@@ -139,11 +135,10 @@ def whole(
 
 def _ends(place: Place, counts: Sequence[int]) -> tuple[str, ...]:
     """Which ends of its stretch a layer stands for: the only one that is left for both."""
-    layer = place[1]
-    if not layer:
+    if not (layer := place[1]):
         return ("",)
-    low, high = layer[2] == 0, layer[2] == counts[layer[0]] - 1
-    return (*(("low",) if low else ()), *(("high",) if high else ()))
+    ends = {"low": 0, "high": counts[layer[0]] - 1}
+    return tuple(end for end, at in ends.items() if layer[2] == at)
 
 
 def _moved(place: Place, which: int, counts: Sequence[int], end: str) -> Place:
@@ -156,10 +151,7 @@ def _moved(place: Place, which: int, counts: Sequence[int], end: str) -> Place:
 
 @contextmanager
 def repeated(live: Live) -> Iterator[None]:
-    """The head's parts, of which a large vocabulary has hundreds, are not all run.
-
-    From the third on, one as long as that before it does what that one did.
-    """
+    """From the third on, a part of the head as long as that before it is not run, but repeated."""
     real, runs = logprobs.of_part, dict[int, list[tuple[int, int]]]()
 
     def of_part(part: slice, scorer: Any, hidden_NH: Tensor, *rest: Any) -> Any:

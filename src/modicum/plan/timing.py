@@ -5,17 +5,16 @@
                  slowest of: its FLOPs at that rate; reading all weights and the cache at
                  the bandwidth x share; `LAYER_SECONDS` a layer, which eager calls take
 
-Shares: on a CPU those that docs/engine.md measured; on a GPU assumed, as none was at hand.
-Not counted: rewards, the check of two completions by the library's forward, checkpoints.
+Shares: on a CPU those that docs/engine.md measured; on a GPU assumed. Not counted: rewards,
+checkpoints, the check of two completions by the library's forward.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from modicum.config import TrainConfig
 from modicum.engine.flops import StepFlops
 from modicum.plan.hardware import DeviceRates
-from modicum.plan.shapes import Lengths, cache_numbers
+from modicum.plan.shapes import Lengths
 
 SHARE = {"cpu": 0.7, "cuda": 0.4}
 """Of the peak rate of matrix products."""
@@ -88,11 +87,3 @@ def times(
     between = (config.steps - 1) // held.eval_every if held.eval_every else 0
     run = config.steps * (sampling + training) + (2 + between) * evaluation
     return Times(sampling, training, evaluation, run)
-
-
-def decoder_of(
-    model_config: Any, token_flops: float, weight_bytes: int, itemsize: int
-) -> DecodingCost:
-    """The decoder of a Hugging Face config."""
-    layers = model_config.get_text_config().num_hidden_layers
-    return DecodingCost(layers, weight_bytes, token_flops, itemsize * cache_numbers(model_config))

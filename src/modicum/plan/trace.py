@@ -1,13 +1,10 @@
 """A step of a run on tensors without data: what is alive in sampling, training and the step.
 
-The engine's own code runs, so that adapters, partial selections, kept trunks, chunks of the
-head and checkpointing cost what they cost there. Done by hand: the sampling loop, of which
-the first token and the last are run (between them only the cache would fill), and what the
-optimizer keeps (`Rule.state_bytes`).
+The engine's own code runs. Done by hand: the sampling loop, of which the first token and the last
+are run (between them only the cache would fill), and what the optimizer keeps.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum import objectives
 from modicum.config import Sampling, TrainConfig
 from modicum.engine import Engine, Policy, Trunk, make
-from modicum.engine.base import Decoding
 from modicum.engine.logprobs import forward_backward
 from modicum.engine.samplers import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
@@ -51,18 +46,15 @@ class ResidentBytes:
 
 
 class Trace:
-    """Runs the phases of a step on tensors without data. `live` has what was found.
-
-    `prepared` is a model on the meta device.
-    """
+    """Runs the phases of a step on a model of the meta device. `live` has what was found."""
 
     def __init__(
         self,
         prepared: Prepared,
         config: TrainConfig,
         lengths: Lengths,
-        device: str = "cpu",
-        objective: Objective | None = None,
+        device: str,
+        objective: Objective,
     ) -> None:
         self.prepared, self.config, self.lengths = prepared, config, lengths
         self.live, self.hooks = Live(), list[Any]()
@@ -70,16 +62,15 @@ class Trace:
         self.on_host = device == "cpu"
         self.room = lengths.longest if self.on_host else config.sampling.max_tokens
         without_data(prepared.model)
-        self.objective = objective or objectives.parse(config.objective)
-        if self.objective.needs_reference:
+        self.objective = objective
+        if objective.needs_reference:
             prepared.keep_reference()
         self.others: Tensor | None = None
 
     def run(self, held: ResidentBytes, layers: Sequence[int] | None = None) -> None:
         """Set-up, evaluation and two steps: sampling, micro-batches, and the optimizer's step.
 
-        The optimizer's state is there from the first step's end. `layers` are those that the model
-        has here, if not all.
+        `layers` are those that the model has here, if not all.
         """
         lowest, compute = self.prepared.lowest_layer, self.config.compute
         self.active = self.prepared.active
@@ -101,12 +92,22 @@ class Trace:
                 parameter.grad = None
 
     def _run(self, held: ResidentBytes) -> None:
-        self._tell_gradients()
-        live, batch = self.live, self.config.batch
+        live, batch, held_out = self.live, self.config.batch, self.config.evaluation
+
+        def tell(parameter: Tensor) -> None:
+            """Gradients are counted as such from the moment they are there."""
+            if parameter.grad is not None:
+                live.recount(parameter.grad, "gradients")
+
+        self.hooks = [p.register_post_accumulate_grad_hook(tell) for p in self.active.values()]
         parts = -(-batch.prompts_per_step * batch.group_size // batch.micro_batch)
         with live:
             masters = self._masters()
-            self._evaluation()
+            if held_out.eval_problems:
+                with live.phase("evaluation"):
+                    for group in {1, held_out.eval_samples}:
+                        together = max(1, batch.rollout_batch // group)
+                        self._sample(min(held_out.eval_problems, together), group, keep=False)
             kept = [self._hold("schedule", held.schedule)]
             began = len(live.events)
             trunks = self._step_sampling()
@@ -136,16 +137,6 @@ class Trace:
         with self.live.category(category):
             return torch.empty(size, dtype=torch.uint8, device=META)
 
-    def _tell_gradients(self) -> None:
-        """Have gradients counted as such from the moment they are there."""
-
-        def tell(parameter: Tensor) -> None:
-            if parameter.grad is not None:
-                self.live.recount(parameter.grad, "gradients")
-
-        for parameter in self.active.values():
-            self.hooks.append(parameter.register_post_accumulate_grad_hook(tell))
-
     def _masters(self) -> Masters:
         """fp32 copies of what trains, and the entries of what trains in part."""
         entries: dict[str, Tensor] = {}
@@ -163,15 +154,6 @@ class Trace:
             return masters
 
     # Sampling ----------------------------------------------------------------------------
-
-    def _evaluation(self) -> None:
-        held, batch = self.config.evaluation, self.config.batch
-        if held.eval_problems == 0:
-            return
-        with self.live.phase("evaluation"):
-            for group in {1, held.eval_samples}:
-                count = min(held.eval_problems, max(1, batch.rollout_batch // group))
-                self._sample(count, group, keep=False)
 
     def _step_sampling(self) -> list[Trunk | None]:
         """The trunks of the rows that were sampled together; the others' are held too."""
@@ -202,20 +184,15 @@ class Trace:
             self.live.next_pass()
             if longest > 1:
                 decoding.skip_to(longest - 2)
-            cache = self._hold("cache", self._library_cache(decoding, count * group_size))
+            rows, base, grown = count * group_size, inner(self.prepared.model), 0
+            if "cache" not in decoding.held():  # the library's grows as it decodes
+                grown = rows * longest * cache_numbers(base.config) * base.dtype.itemsize
+            cache = self._hold("cache", grown)
             if longest > 1:
-                decoding.advance(torch.zeros(count * group_size, dtype=torch.long))
+                decoding.advance(torch.zeros(rows, dtype=torch.long))
             del drawn, cache
             self._draw(decoding.logits_BV, settings)
-            rows = self._completions(count * group_size, count * group_size)
-            return decoding.trunks([len(row) for row in rows])
-
-    def _library_cache(self, decoding: Decoding, rows: int) -> int:
-        """Bytes of the library's cache of completions, which grows as it decodes."""
-        if "cache" in decoding.held():
-            return 0
-        base = inner(self.prepared.model)
-        return rows * self.lengths.longest * cache_numbers(base.config) * base.dtype.itemsize
+            return decoding.trunks([len(row) for row in self._completions(rows, rows)])
 
     def _draw(self, logits_BV: Tensor, settings: Sampling) -> Tensor:
         """What `engine.samplers.draw` makes of logits; returns what it holds on to."""
@@ -278,17 +255,17 @@ def watched(engine: Engine, live: Live) -> Engine:
         return found
 
     def hidden(pack: Any, trunk: Tensor | None) -> Tensor:
-        live.switch("activations")
-        with live.growing() if torch.is_grad_enabled() else nullcontext():
+        live.counted = "activations"
+        with live.meanwhile(growing=torch.is_grad_enabled()):
             hidden_NH = engine.hidden(pack, trunk)
-        live.switch("logits")
+        live.counted = "logits"
         if hidden_NH.requires_grad:
             hidden_NH.register_hook(back)
         return hidden_NH
 
     def back(_: Tensor) -> None:
         """Backward leaves the head for the layers."""
-        live.switch("activations")
+        live.counted = "activations"
         live.next_pass(backward=True)
 
     made = copy(engine)

@@ -1,12 +1,9 @@
-"""Learning rates, and recipes: whole configs that rest on them, as the TOML files beside this one.
+"""Learning rates, and recipes: whole configs, as the TOML files beside this one (docs/recipes.md).
 
-`modicum train --recipe NAME` runs one, and options override its settings. Each says in the
-comment at its head what it repeats, where it departs, what it needs and what the source reports;
-the numbers of a source are its own and were not measured here (docs/recipes.md).
+Each says in the comment at its head what it repeats, where it departs, and what the source reports.
 """
 
 import math
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -26,11 +23,6 @@ def start_rate(update: Any, numbers: int) -> float:
     """The rate for `update`, which trains so many numbers, where nothing better is known."""
     faster = getattr(update, "faster", 1.0)
     return STARTS.get(getattr(update, "kind", ""), OTHERS) / math.sqrt(numbers) * faster
-
-
-def demo(update: str, seed: int = 0) -> TrainConfig:
-    """The run of `modicum demo` for one update: tiny base, arithmetic, two cores."""
-    return replace(TrainConfig(), update=update, seed=seed)
 
 
 def named(name: str) -> TrainConfig:
