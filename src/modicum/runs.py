@@ -1,23 +1,7 @@
-"""A run folder: config, environment, metrics, samples, checkpoints, result.
+"""A run folder that is written and read; docs/runs.md has its files. Nothing here imports torch.
 
-    config.toml        the resolved config; `modicum train --config` repeats the run
-    chosen.json        what its settings left to the program, what was chosen, and why
-    environment.json   versions, machine, commit; what the run began with (modicum.training.origin)
-    metrics.jsonl      one object a step; keys under `time/` and `memory/` are measurements,
-                       all others are the same whenever the run is repeated or resumed
-    samples.jsonl      completions of training, with their prompts and rewards
-    evaluations.jsonl  held-out evaluations
-    completions-*.jsonl  what was written in them, with the verdicts
-    checkpoints/       step-000025/{tensors.safetensors, state.json}, written aside, renamed
-    changes.jsonl      settings that were changed when it was resumed, and after which step
-    tracker.json       the id of the tracker's run (modicum.tracking)
-    anatomy.json       what changed in every tensor (modicum.anatomy)
-    result.json        what came of it; its presence says that the run is finished
-    failed.json        what ended it otherwise, if that was no signal
-    live.html          the run while it goes (modicum.live)
-    .lock              the process that writes it now (modicum.disk)
-
-Nothing here imports torch.
+Keys of metrics.jsonl under `time/` and `memory/` are measurements; all others are the same whenever
+a run is repeated or resumed.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A text of a report may hold `code` in backticks. What a model wrote stands in `S
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,8 +169,9 @@ class Document:
 
     def figures(self) -> list[Figure]:
         """Its figures in order."""
-        found = _walk(block for section in self.sections for block in section.blocks)
-        return [block for block in found if isinstance(block, Figure)]
+        blocks = (block for section in self.sections for block in section.blocks)
+        parts = (part for block in blocks for part in getattr(block, "parts", (block,)))
+        return [part for part in parts if isinstance(part, Figure)]
 
 
 def section(id: str, title: str, *blocks: Piece | None) -> Section:
@@ -229,12 +230,6 @@ def across(
         return table(name, heads, rows, sortable=False, plain=True, **options)
     lines = zip(names, *(texts for _, texts in measures), strict=True)
     return table(name, [what, *(measure for measure, _ in measures)], lines, plain=True, **options)
-
-
-def _walk(blocks: Iterable[Piece]) -> Iterator[Piece]:
-    for block in blocks:
-        yield block
-        yield from _walk(getattr(block, "parts", ()))
 
 
 class Builder:
