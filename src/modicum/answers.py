@@ -1,11 +1,7 @@
-"""Grade completions: find the final answer, compare it with the gold answer.
+"""Grade completions: find the final answer, compare it with the gold answer (docs/grading.md).
 
-What is found, and what counts as equal, is in docs/grading.md with the reasons.
-
-Exact values and texts are compared here. `symbolic=True` adds algebra. The text of a model can
-make an algebra system hang or fill the memory, so that is done in a child process
-(modicum.grading.equivalence), which is killed at its limit and started again when it is next
-needed; neither torch nor sympy is imported here. No text raises, whatever it is.
+With `symbolic=True` algebra is compared too, in a child process (modicum.grading.equivalence): the
+text of a model can make an algebra system hang or fill the memory. No text raises, whatever it is.
 """
 
 from __future__ import annotations

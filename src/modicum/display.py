@@ -1,7 +1,4 @@
-"""What a run shows while it goes: a live line on a terminal, plain lines elsewhere.
-
-All of it goes to standard error, so that results on standard output stay clean.
-"""
+"""What a run shows on standard error: a live line on a terminal, plain lines elsewhere."""
 
 import sys
 import time

@@ -1,7 +1,6 @@
 """Run a model on a fixed set of held-out problems, sampled and greedy, and grade it.
 
-The set is the first n different problems of a split at seed 0, the same for every run. What comes of
-it is a `scorecard.Evaluation`; the greedy score is one more column, not the headline.
+The set is the first n different problems of a split at seed 0, the same for every run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""A run while it goes: one HTML file that loads itself anew, and a view for a terminal.
+"""A run while it goes, of the files of its folder: a page that loads itself anew, a terminal's view.
 
-Both are made of the files of the run folder (`modicum.status`), and take their time from the run:
-never more than a hundredth of it together, and no error of theirs ends it.
+They take a hundredth of the run's time at most, and no error of theirs ends it.
 """
 
 from __future__ import annotations

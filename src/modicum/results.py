@@ -1,7 +1,7 @@
-"""What is written to disk and read again, typed once.
+"""What is written to disk and read again, typed once: `fill` makes a dataclass of an object of JSON.
 
-`fill` makes a dataclass of an object of JSON, `dataclasses.asdict` the object again. Unknown keys are
-left out, what has a default may be missing or null. Shares are fractions, sizes bytes, times seconds.
+Unknown keys are left out, what has a default may be missing or null. Shares are fractions, sizes bytes,
+times seconds.
 """
 
 from __future__ import annotations

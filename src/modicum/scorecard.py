@@ -1,11 +1,7 @@
-"""What an evaluation found, from graded completions; and the comparison of two of them.
+"""What an evaluation found, from graded completions; and the comparison of two (docs/evaluation.md).
 
-    avg@n    mean strict verdict over n samples of each problem (`accuracy`)
-    pass@k   at least one of k samples is right, unbiased (`stats.pass_at_k`)
-    maj@k    the commonest answer of k samples is right (`stats.majority_at_k`)
-
-Every mean has an interval over problems (`stats.interval`). Strict reads marked answers
-only, lenient guesses where nothing is marked: a gain in strict alone is a gain in format.
+Every mean has an interval over problems (`stats.interval`). Strict reads marked answers only, lenient
+guesses where nothing is marked: a gain in strict alone is a gain in format.
 """
 
 import dataclasses

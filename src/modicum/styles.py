@@ -1,9 +1,6 @@
 r"""How a final answer is marked: what the prompt asks for, and whether a completion obeys.
 
-A test proves for each style that its instruction names the marks of its pattern and that
-the grader (`answers.grade`) reads the pattern as a marked answer: what is asked for is
-what is read. The grader reads all marks whatever the style; the style decides what is asked
-for and what the reward `format` and the format rate of an evaluation count.
+The grader reads all marks whatever the style, which decides what is asked for and what counts as format.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """The report of runs or of a study: one self-contained HTML page, Markdown, figure files.
 
-The page's policy lets nothing be loaded and only its own script run, which is named by its SHA-256;
-all that the script does is sort tables and show values under the pointer, so the page is whole
-without it. What a model wrote is escaped text, and nothing can break out of the Markdown either.
-`page.html` and `page.md` have a macro for each kind of block.
+Nothing may be loaded, and of scripts only the page's own runs, named by its SHA-256. What a model
+wrote is escaped. `page.html` and `page.md` have a macro for each kind of block.
 """
 
 import base64

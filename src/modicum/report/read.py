@@ -1,7 +1,6 @@
 """A run folder as data: config, metric columns, samples, completions and the result.
 
-`config.toml` and `metrics.jsonl` must be there. `samples.jsonl`, `environment.json`,
-`completions-*.jsonl` and `result.json` may be missing: a run that still goes on has no result.
+Only `config.toml` and `metrics.jsonl` must be there: a run that still goes on has no result.
 """
 
 import itertools

@@ -1,13 +1,8 @@
-"""How figures look, their small panels, and the SVG text that they become.
+"""How figures look, their small panels, and the SVG text that they become; the same runs, the same bytes.
 
-The text stays text. In a page every colour is a CSS variable with a default, so that a
-figure follows its light or dark scheme; a file has the plain colours, which every program
-reads. The same runs give the same bytes. matplotlib is imported only when a figure is
-drawn, and never its pyplot.
-
-Values under the pointer: `tip` gives a mark a text (an SVG `<title>`, so it needs no
-script), `name` gives a line a name, and the page's script reads the named lines of an axes
-at the pointer from the box and limits that `svg` notes on the axes.
+In a page every colour is a CSS variable with a default; a file has the plain colours. `tip` gives a
+mark a text under the pointer, `name` a line its name, by which the page's script reads its values.
+matplotlib is imported only when a figure is drawn, and never its pyplot.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """The four trackers, each offline unless the settings say otherwise.
 
-TensorBoard: event files by the package's own record writer, in this thread: its asynchronous
-    writer would report a full disk from another thread, and torch's needs torch.
-W&B: its offline mode, with all collection switched off.
-Trackio: its SQLite database; MLflow: a SQLite store, since its file store is closed.
+TensorBoard's files are written in this thread: its asynchronous writer would report a full disk
+from another, and torch's needs torch. MLflow has a SQLite store, since its file store is closed.
 """
 
 import contextlib

@@ -1,7 +1,5 @@
-"""Accuracy of the base and of each run or arm.
-
-On all held-out problems: a bar with its interval, a diamond for greedy. By the difficulty of the
-problems: shaded numbers, a row a run or an arm.
+"""Accuracy of the base and of each run or arm: bars with intervals, a diamond for greedy; and shaded
+numbers by the difficulty of the problems.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""What training changed in the weights: maps, layer by part, on one scale, and the numbers.
-
-The numbers are those of modicum.anatomy, explained in docs/anatomy.md.
-"""
+"""What training changed in the weights (docs/anatomy.md): maps, layer by part, and the numbers."""
 
 import math
 from collections.abc import Iterator, Sequence

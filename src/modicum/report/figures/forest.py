@@ -1,8 +1,7 @@
 """The forest plot: every arm's difference from the control, with the margin.
 
-Thick is the 90 % interval (the tests at 5 % read its ends), thin the 95 % interval. The axis
-covers what is near the margin; an interval that goes on beyond it ends in an arrow, and an
-arm that lies beyond it altogether is an arrow with its number beside it.
+Thick is the 90 % interval, thin the 95 % one. What goes beyond the axis ends in an arrow; of an arm
+beyond it altogether the number stands beside it.
 """
 
 import itertools

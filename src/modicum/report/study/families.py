@@ -1,8 +1,6 @@
-"""The families of arms: beyond six lines colour cannot name an arm, but it can name a kind.
+"""The families of arms, which have the colours: beyond six lines colour cannot name an arm.
 
-The family is the kind that the arm's update says it is of (`modicum.updates.members`). The
-control is ink, placebos are muted; a marker goes with every colour, so that colour is never
-alone.
+An arm's family is the kind of its update (`modicum.updates.members`); a marker goes with every colour.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,8 @@
 """A study folder as data: its analysis, its settings and what its run folders hold.
 
-`analysis.json` must be there. Run folders may be missing; then `curves.json` (what `compact` made
-of them) takes their place, and without it there are no curves. Columns of a seed are of one
-length: step, tokens and seconds (cumulative), and metrics, each a mean over a bin of steps where
-there are many. The config is that of an arm's first seed, the anatomy and the proof those of its
-first finished one.
+Where run folders are missing, `curves.json` (what `compact` made of them) takes their place. Columns
+of a seed are of one length: step, tokens and seconds (cumulative), and metrics, each a mean over a bin
+of steps where there are many.
 """
 
 import math
