@@ -81,9 +81,8 @@ class Run:
 
     def _keep(self, name: str, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         """Keep the whole lines of a file that are wanted."""
-        path = self.folder / name
-        if path.exists():
-            text = to_lines(row for _, row in numbered(path) if wanted(row))
+        if (path := self.folder / name).exists():
+            text = to_lines(filter(wanted, read_lines(path)))
             if text.encode() != path.read_bytes():
                 self.write_text(name, text)
 
@@ -205,16 +204,19 @@ def open_run(folder: Path) -> Run:
     return Run(folder)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; a last line that was cut off by a crash is left out."""
-    return [row for _, row in numbered(path)]
+def read_lines(path: Path, optional: bool = False) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, as `numbered` has them."""
+    return [row for _, row in numbered(path, optional)]
 
 
-def numbered(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def numbered(path: Path, optional: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """`file:line` and the object of each line that is not blank, read only as far as asked for.
 
-    A last line without its end, which a run is writing, is left out when it is no JSON.
+    A last line without its end, which a run is writing, is left out when it is no JSON. An
+    `optional` file that is missing has none.
     """
+    if optional and not path.exists():
+        return
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -231,8 +233,10 @@ def numbered(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, row
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; UserError, with the line, where there is none."""
+def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
+    """The object in a JSON file (an `optional` one that is missing: empty), or a UserError."""
+    if optional and not path.exists():
+        return {}
     try:
         with _opened(path) as file:
             data = json.loads(file.read().decode("utf-8"))

@@ -119,18 +119,10 @@ def _list(rows: Sequence[Row], asked: Sequence[str]) -> None:
     alike = [name for name in ("model", "task") if not asked and len(set(texts[name])) == 1]
     heads = [name for name in texts if name not in alike]
     cells = list(zip(*(texts[name] for name in heads), strict=True))
-    width = tables.terminal().width
-    kept = tables.fitted(heads, cells, width, () if asked else LEAST)
-    same = [f"{name} {texts[name][0]}" for name in alike]
-    caption = "; ".join(
-        [
-            f"{len(rows)} run{'s' * (len(rows) != 1)}",
-            "accuracy (%): base → trained, or newest",
-            *same,
-        ]
-    )
-    lines = [[line[k] for k in kept] for line in cells]
-    tables.terminal().print(tables.terminal_table([heads[k] for k in kept], lines, caption))
+    caption = f"{len(rows)} run{'s' * (len(rows) != 1)}; accuracy (%): base → trained, or newest"
+    caption += "".join(f"; {name} {texts[name][0]}" for name in alike)
+    screen, least = tables.terminal(), () if asked else LEAST
+    screen.print(tables.terminal_table(heads, cells, caption, least=least, width=screen.width))
 
 
 def _side_by_side(rows: Sequence[Row]) -> None:

@@ -117,28 +117,27 @@ def load(folder: str | Path) -> RunRecord:
     that names the file, and the line where there is one, when one is missing or broken.
     """
     folder = open_run(Path(folder)).folder
-    result, environment = (folder / f"{name}.json" for name in ("result", "environment"))
+    result = folder / "result.json"
     return RunRecord(
         folder=folder,
         config=read_toml(folder / "config.toml"),
         metrics=_columns(folder / "metrics.jsonl"),
         samples=_ends(folder / "samples.jsonl"),
         result=fill(RunResult, read_object(result), str(result)) if result.exists() else None,
-        environment=read_object(environment) if environment.exists() else {},
+        environment=read_object(folder / "environment.json", optional=True),
     )
 
 
 def rows(cls: type[T], file: Path) -> Iterator[T]:
     """The lines of a file, read as far as asked for, or none where there is no file."""
-    for where, row in numbered(file) if file.exists() else ():
+    for where, row in numbered(file, optional=True):
         yield fill(cls, row, where)
 
 
 def _ends(file: Path) -> tuple[LoggedSample, ...]:
     """The completions of the first and of the last step, of which alone reports speak."""
     kept: list[list[tuple[str, dict[str, Any]]]] = []
-    lines = numbered(file) if file.exists() else iter(())
-    for _, of_step in groupby(lines, lambda line: line[1].get("step")):
+    for _, of_step in groupby(numbered(file, optional=True), lambda line: line[1].get("step")):
         kept = [*kept[:1], list(of_step)]
     return tuple(fill(LoggedSample, row, where) for step in kept for where, row in step)
 
@@ -146,17 +145,17 @@ def _ends(file: Path) -> tuple[LoggedSample, ...]:
 def labels(records: Sequence[RunRecord]) -> list[str]:
     """A name for each run: its update, with the seed or the folder where those repeat."""
     names = [record.update for record in records]
-    for distinguish in (_seed, lambda record: record.folder.name):
+
+    def seed(record: RunRecord) -> str:
+        return f"seed {record.config.get('seed') if record.result is None else record.result.seed}"
+
+    for distinguish in (seed, lambda record: record.folder.name):
         repeated = {name for name, count in Counter(names).items() if count > 1}
         names = [
             f"{name}, {distinguish(record)}" if name in repeated else name
             for name, record in zip(names, records, strict=True)
         ]
     return names
-
-
-def _seed(record: RunRecord) -> str:
-    return f"seed {record.config.get('seed') if record.result is None else record.result.seed}"
 
 
 def colours(records: Sequence[RunRecord]) -> list[int]:

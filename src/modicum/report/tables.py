@@ -48,11 +48,6 @@ class RunRow:
         base, trained = self.result.base, self.result.trained
         return getattr(base, name, math.nan), getattr(trained, name, math.nan)
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The interval of the trained model's accuracy, or NaN."""
-        return self.scores("low")[1], self.scores("high")[1]
-
     def change(self, name: str, show: Number = n.percent) -> str:
         """`base → trained` of one number of the evaluations; a dash where one is missing."""
         return n.ARROW.join(map(show, self.scores(name)))
@@ -65,7 +60,10 @@ COLUMNS: Mapping[str, tuple[Callable[[RunRow, Number], str], Callable[[RunRow], 
         lambda row: row.result.trainable_parameters,
     ),
     "sampled accuracy (%), 95% interval": (
-        lambda row, _: f"{row.change('accuracy')} {n.interval(*row.ends, n.percent)}".strip(),
+        lambda row, _: (
+            f"{row.change('accuracy')} "
+            f"{n.interval(row.scores('low')[1], row.scores('high')[1], n.percent)}"
+        ).strip(),
         lambda row: row.scores("accuracy")[1],
     ),
     "greedy (%)": (lambda row, _: row.change("greedy"), lambda row: row.scores("greedy")[1]),
@@ -80,8 +78,6 @@ COLUMNS: Mapping[str, tuple[Callable[[RunRow, Number], str], Callable[[RunRow], 
     ),
 }
 MISSING = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
-
-
 LEAST = (4, 5, 1, 6, 3)  # what a narrow terminal does without, first to last
 
 
@@ -120,42 +116,41 @@ def rich_table(rows: Sequence[RunRow], width: int = 100) -> RichTable:
     if width < 100:
         heads = [head.removeprefix("sampled ") for head in heads]
         texts = [[t[0], *(re.sub(r" (?=[(\[])", "\n", x) for x in t[1:])] for t in texts]
-    kept = fitted(heads, texts, width, [heads[k] for k in LEAST])
     caption = "base → trained on held-out problems"
-    return terminal_table([heads[k] for k in kept], [[t[k] for k in kept] for t in texts], caption)
-
-
-def fitted(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, least: Sequence[str]
-) -> list[int]:
-    """Which columns a terminal holds without the first of `least`; only the first may be folded."""
-    columns = list(zip(heads, *rows, strict=True))
-    widths = [max(len(line) for text in c for line in text.split("\n")) for c in columns]
-    kept, gone = list(range(len(heads))), list(least)
-    while gone and min(widths[0], 20) + sum(widths[k] + 2 for k in kept[1:]) > width - 3:
-        kept = [k for k in kept if heads[k] != gone[0]]
-        del gone[0]
-    return kept
+    return terminal_table(heads, texts, caption, least=[heads[k] for k in LEAST], width=width)
 
 
 def terminal_table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str, wrap: bool = False
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    wrap: bool = False,
+    least: Sequence[str] = (),
+    width: int = 100,
 ) -> RichTable:
-    """Heads and rows for a terminal; `wrap` folds the columns after the first."""
+    """Heads and rows for a terminal; `wrap` folds the columns after the first.
+
+    The first of the columns `least` are left out until the rest fits in the `width`.
+    """
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    columns = list(zip(heads, *rows, strict=True))
+    for gone in least:
+        first, *others = (max(len(s) for t in c for s in t.split("\n")) for c in columns)
+        if min(first, 20) + sum(other + 2 for other in others) <= width - 3:
+            break
+        columns = [column for column in columns if column[0] != gone]
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption)
     table.caption_justify = "left"
-    for number, head in enumerate(heads):
-        side = "right" if number else "left"
-        least = None if number else min([20, *(len(row[0]) for row in rows)])
-        kept = number > 0 and not wrap
-        table.add_column(head, justify=side, overflow="fold", no_wrap=kept, min_width=least)
-    for row in rows:
+    for number, (head, *texts) in enumerate(columns):
+        side, kept = "right" if number else "left", number > 0 and not wrap
+        least_wide = None if number else min([20, *map(len, texts)])
+        table.add_column(head, justify=side, overflow="fold", no_wrap=kept, min_width=least_wide)
+    for row in list(zip(*columns, strict=True))[1:]:
         # Text, not str: an expression with brackets is no markup.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from modicum.report import document, style
 from modicum.report.study.families import ranked
-from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, SERIES, Axes, Figure, blank, tip
+from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, SERIES, Figure, blank, tip
 from modicum.report.tables import RunRow
 from modicum.report.words import interval, percent
 from modicum.results import Analysis, Evaluation
@@ -44,9 +44,22 @@ def _bars(rows: Sequence[RunRow], narrow: bool) -> Figure:
     axes.grid(axis="y", visible=False)
     thick = 0.21 / tall
     for place, (label, colour, score) in enumerate(entries):
-        _bar(axes, place, colour, label, score, thick)
+        mean, low, high = 100 * score.accuracy, 100 * score.low, 100 * score.high
+        (bar,) = axes.barh(place, mean, height=thick, color=colour, alpha=0.85, linewidth=0)
+        if ends := interval(score.low, score.high, percent):
+            look: dict[str, Any] = {
+                "color": INK,
+                "elinewidth": 1.1,
+                "capsize": 2.5,
+                "capthick": 1.1,
+            }
+            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], **look)
+        tip(bar, f"{label}: {mean:.1f} % {ends}".strip())
+        if not math.isnan(score.greedy):
+            (diamond,) = axes.plot(100 * score.greedy, place, clip_on=False, zorder=4, **DIAMOND)
+            tip(diamond, f"{label}, greedy: {percent(score.greedy)} %")
         if colour == MUTED:
-            axes.axvline(100 * score.accuracy, color=INK, linewidth=0.9, dashes=(4, 3))
+            axes.axvline(mean, color=INK, linewidth=0.9, dashes=(4, 3))
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_yticks(range(len(entries)), [""] * len(entries) if narrow else names)
     for place, name in enumerate(names if narrow else ()):
@@ -73,19 +86,6 @@ def _entries(rows: Sequence[RunRow]) -> list[tuple[str, str, Evaluation]]:
     names = [("base" if len(bases) == 1 else name, MUTED, base) for name, base in bases.values()]
     trained = ((row.label, style.series(row.colour)[0], row.result.trained) for row in rows)
     return names + [(label, colour, score) for label, colour, score in trained if score is not None]
-
-
-def _bar(axes: Axes, place: int, colour: str, label: str, score: Evaluation, thick: float) -> None:
-    mean = 100 * score.accuracy
-    (bar,) = axes.barh(place, mean, height=thick, color=colour, alpha=0.85, linewidth=0)
-    ends = interval(score.low, score.high, percent)
-    if ends:
-        sides = [[mean - 100 * score.low], [100 * score.high - mean]]
-        axes.errorbar(mean, place, xerr=sides, color=INK, elinewidth=1.1, capsize=2.5, capthick=1.1)
-    tip(bar, f"{label}: {mean:.1f} % {ends}".strip())
-    if not math.isnan(score.greedy):
-        (diamond,) = axes.plot(100 * score.greedy, place, clip_on=False, zorder=4, **DIAMOND)
-        tip(diamond, f"{label}, greedy: {percent(score.greedy)} %")
 
 
 def levels(analysis: Analysis) -> dict[str, int]:

@@ -34,8 +34,7 @@ class Axis:
     value: Callable[[Any], float | None]
     text: Callable[[float | None], str]
     log: bool = False
-    unit: float = 1.0
-    """What is drawn as 1."""
+    unit: float = 1.0  # what is drawn as 1
 
 
 MIB = 2.0**20
@@ -61,10 +60,8 @@ class FrontierPoint:
     accuracy: Interval
     cost: Any
     placebo: bool = False
-    x: float = 0.0
-    """That cost on an axis."""
-    best: bool = False
-    """Whether it is on the frontier."""
+    x: float = 0.0  # that cost on an axis
+    best: bool = False  # whether it is on the frontier
 
     @property
     def y(self) -> float:
@@ -80,11 +77,10 @@ class FrontierPoint:
 
 def of_arms(analysis: Analysis) -> list[FrontierPoint]:
     """The arms that have an accuracy."""
-    found = [(arm, family(analysis, arm)) for arm in analysis.arms]
     return [
         FrontierPoint(arm.name, kind.colour, kind.marker, arm.accuracy, arm.cost, arm.placebo)
-        for arm, kind in found
-        if arm.accuracy is not None
+        for arm in analysis.arms
+        if arm.accuracy is not None and (kind := family(analysis, arm))
     ]
 
 

@@ -20,7 +20,7 @@ from modicum.report.document import LETTERS_SHOWN
 from modicum.report.read import Columns, HeldCompletion, RunRecord
 from modicum.report.words import say
 from modicum.results import Analysis, Anatomy, ArmResult, Column, fill
-from modicum.runs import numbered, read_object
+from modicum.runs import read_lines, read_object
 from modicum.types import UserError
 
 FORMAT = 1
@@ -213,11 +213,8 @@ def _columns(metrics: Columns) -> dict[str, list[Any]]:
 
 
 def _evaluations(folder: Path) -> list[list[float]]:
-    path = folder / "evaluations.jsonl"
-    pairs = (
-        (row.get("step"), row.get("accuracy"))
-        for _, row in (numbered(path) if path.is_file() else ())
-    )
+    lines = read_lines(folder / "evaluations.jsonl", optional=True)
+    pairs = ((row.get("step"), row.get("accuracy")) for row in lines)
     return [
         [step, float(f"{accuracy:.{DIGITS}g}")]
         for step, accuracy in pairs

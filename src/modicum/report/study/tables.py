@@ -18,21 +18,20 @@ def arms(analysis: Analysis) -> Table:
     heads += ("retention, 95 %", "below the base (%), 95 %", "time", "memory", "rate", "seeds")
     rows = []
     for arm in ranked(analysis):
-        reached, gap, kept, cost = arm.accuracy, arm.difference, arm.retention, arm.cost
-        rate, done = arm.learning_rate, len(arm.by_seed)
+        cost, rate, done = arm.cost, arm.learning_rate, len(arm.by_seed)
         failed = len(analysis.seeds) - done if arm.failed else 0
         rows.append(
             [
                 name(analysis, arm),
                 TableCell(arm.verdict),
                 _cell(cost.share, n.share),
+                _cell(arm.accuracy, _band),
                 _cell(
-                    reached,
-                    lambda b: f"{n.percent(b.mean)} {_whole(n.interval(b.low, b.high, n.percent))}",
+                    arm.difference,
+                    lambda d: f"{n.points(d.mean)} {_whole(n.interval(d.low90, d.high90))}",
                 ),
-                _cell(gap, lambda d: f"{n.points(d.mean)} {_whole(n.interval(d.low90, d.high90))}"),
-                _cell(kept, lambda b: _retained(b.mean, b.low, b.high)),
-                _cell(arm.below_base, _share),
+                _cell(arm.retention, lambda found: _band(found, 0, "\u00a0%")),
+                _cell(arm.below_base, lambda found: _band(found, 0)),
                 _cell(cost.time_ratio, _times),
                 _cell(cost.memory_ratio, _times),
                 _cell(rate, lambda r, edge=arm.rate_at_edge: n.rate(r) + " at\u00a0edge" * edge),
@@ -97,14 +96,10 @@ def _cell(found: Any, text: Callable[[Any], str]) -> TableCell:
     )
 
 
-def _retained(mean: float, low: float, high: float) -> str:
-    ends = _whole(n.interval(low, high, lambda end: n.percent(end, 0)))
-    return f"{n.percent(mean, 0)}\u00a0% {ends}".replace("-", "−")
-
-
-def _share(found: Interval) -> str:
-    ends = _whole(n.interval(found.low, found.high, lambda end: n.percent(end, 0)))
-    return f"{n.percent(found.mean, 0)} {ends}"
+def _band(found: Interval, digits: int = 1, unit: str = "") -> str:
+    """A mean and its interval in percent."""
+    ends = _whole(n.interval(found.low, found.high, lambda end: n.percent(end, digits)))
+    return f"{n.percent(found.mean, digits)}{unit} {ends}".replace("-", "−")
 
 
 def _whole(text: str) -> str:
