@@ -26,10 +26,9 @@ MAX_REPEATS = 500  # in a row, after which a split holds no more different probl
 
 
 def held_out(task: Task, split: Split, count: int) -> list[Problem]:
-    """The first `count` different problems of the split, fewer if it holds fewer.
+    """The first `count` different problems (question and answer) of the split, or all it holds.
 
-    A task without an end may have few problems (sums below 20): one that comes again would
-    count twice in a mean and narrow its interval. Same question and same answer is the same.
+    One that comes again would count twice in a mean and narrow its interval.
     """
     size = task.size(split)
     found: dict[tuple[str, str], Problem] = {}
@@ -56,10 +55,9 @@ def evaluate(
     keep: Callable[[Iterable[dict[str, Any]]], None] | None = None,
     examples: Examples | None = None,
 ) -> Evaluation:
-    """Sample `samples` completions and one greedy one for each problem, and grade them.
+    """Sample `samples` completions (at temperature 0: one) and a greedy one for each problem.
 
-    `progress(done, total)` counts problems over both passes. `keep` gets every completion
-    with its verdict (`scorecard.rows`). At temperature 0 the one sample is the greedy one.
+    `progress(done, total)` counts problems over both passes, `keep` gets `scorecard.rows`.
     `examples` are the worked ones of a run; otherwise they are drawn from the task.
     """
     examples = draw(task, sampling) if examples is None else examples

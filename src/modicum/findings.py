@@ -90,8 +90,7 @@ def wrong(
 ) -> list[Finding]:
     """What looks wrong with a rollout, the likeliest reason for a missing signal first.
 
-    `signals` groups have rewards that differ. `template` is that of the prompts, `room` what the
-    model's positions leave for a completion.
+    `signals` groups have rewards that differ; the model has positions for `room` tokens.
     """
     sampling, larger = config.sampling, f"--group-size {2 * config.batch.group_size}"
     trials = [trial for group in groups for trial in group]

@@ -27,18 +27,14 @@ Column = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an evaluation found; what an older file does not hold is NaN, 0 or empty.
-
-    Limits are of 95 % intervals; `format` is the share in the form asked for, `length` in tokens.
-    """
+    """What an evaluation found, with 95 % limits; `format` is the share in the form asked for."""
 
     task: str = ""
     split: str = ""
     num_problems: int = 0
     samples_per_problem: int = 0
     temperature: float = math.nan
-    accuracy: float
-    """Mean strict verdict of the samples: avg@n."""
+    accuracy: float  # mean strict verdict of the samples: avg@n
     low: float = math.nan
     high: float = math.nan
     standard_error: float | None = None
@@ -53,8 +49,7 @@ class Evaluation:
     truncated: float = math.nan
     length: float = math.nan
     pass_at: dict[str, list[float]] = field(default_factory=dict)
-    maj_at: dict[str, list[float]] = field(default_factory=dict)
-    """k -> [estimate, low, high], strict: an unmarked answer is no vote."""
+    maj_at: dict[str, list[float]] = field(default_factory=dict)  # k -> estimate, low, high
     ids: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     lenient_scores: list[float] = field(default_factory=list)
@@ -91,8 +86,7 @@ class Anatomy:
     entries_in_changed: int
     changed: Mapping[str, float]  # by threshold, and `bf16`
     parts: Mapping[str, AnatomyPart]
-    map: Mapping[str, tuple[float | None, ...]]
-    """Part -> the relative norm of its change in every layer."""
+    map: Mapping[str, tuple[float | None, ...]]  # part -> relative norm in every layer
     relative_norm: float | None = None
     alarm: str = ""  # that few directions changed while the reward fell
     seed: str = ""
@@ -109,8 +103,7 @@ class RunResult:
     objective: str = ""
     seed: int | None = None
     steps: int | None = None
-    stopped: str = ""
-    """Why it ended before its steps, where a condition or its patience did that."""
+    stopped: str = ""  # why it ended before its steps
     base: Evaluation | None = None
     trained: Evaluation | None = None
     trainable_parameters: int | None = None

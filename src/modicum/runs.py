@@ -31,8 +31,8 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # Called with every line of a file, by its name.
         self.listeners: dict[str, Sequence[Callable[[Mapping[str, Any]], None]]] = {}
-        """Called with every line of a file, by its name."""
 
     @classmethod
     def create(cls, folder: Path, config_toml: str, overwrite: bool) -> Run:
@@ -63,10 +63,7 @@ class Run:
             file.write(to_lines(entries))
 
     def cut(self, step: int, ended: bool = True) -> None:
-        """Drop what belongs to `step` or later: a resumed run writes it again.
-
-        So does what only the end of a run has, where the run has not `ended` by then.
-        """
+        """Drop what belongs to `step` or later, and (not `ended`) the end: they are written again."""
         for aside in filter(disk.is_aside, self.folder.iterdir()):
             aside.unlink()
         for name in LINES:
@@ -103,10 +100,9 @@ class Run:
     def checkpointing(
         self, step: int, state: Mapping[str, Any], needed: int, kept: int = 2
     ) -> Iterator[Path]:
-        """A folder for the tensors of a checkpoint, which counts once all is written.
+        """A folder for the tensors (`needed` bytes) of a checkpoint, which counts once all is written.
 
-        Then all but the `kept` newest go; of one that fails nothing is left. `needed` is the size
-        of the tensors in bytes, for the message about a full disk.
+        Then all but the `kept` newest go; of one that fails nothing is left.
         """
         final = self.checkpoint(step)
         folder = final.with_name(f".{final.name}")

@@ -70,10 +70,7 @@ RIGHT = "right"
 
 
 def vote(completion: Completion, grade: Grade) -> str | None:
-    """What a completion votes for in maj@k: its marked answer in one spelling, or nothing.
-
-    All right answers are one candidate, however they are written.
-    """
+    """What a completion votes for in maj@k: RIGHT, its marked answer in one spelling, or nothing."""
     if grade.strict:
         return RIGHT
     marked = answers.extract(completion.text)
@@ -129,10 +126,8 @@ class Comparison:
     accuracy: stats.Interval
     lenient: stats.Interval
     greedy: stats.Interval
-    better: int
-    """Problems whose sampled strict score rose."""
-    worse: int
-    """Problems whose sampled strict score fell."""
+    better: int  # problems whose sampled strict score rose
+    worse: int  # those whose it fell
 
 
 def compare(after: Evaluation, before: Evaluation) -> Comparison:

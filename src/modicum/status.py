@@ -19,9 +19,8 @@ TAIL = 2**18  # bytes of the end of a file
 class Status:
     """A run folder: its files as they are, empty where there are none; UserError for broken ones.
 
-    `state` is finished, untrained (it ended, and nothing was trained), running, failed or
-    interrupted; `why` says it. `values` is what lists show, by name: what came of it, and every
-    setting by its own name.
+    `state` is as docs/runs.md has it, `why` says it. `values` is what lists show: what came of it,
+    and every setting by its own name.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -36,10 +36,7 @@ class Style:
 
 
 def boxed_ok(text: str) -> bool:
-    r"""Whether `text` has exactly one \boxed{...}, not empty, and nothing after it.
-
-    What is thought does not count. A closing bracket of a formula, a dollar sign or a full stop may follow.
-    """
+    r"""Whether `text` has, beside its thoughts, one \boxed{...}, not empty, and only CLOSING after it."""
     text = spoken(text)
     found = list(boxes(text))
     if len(found) != 1 or text.count(r"\boxed") != 1 or "<answer>" in text:

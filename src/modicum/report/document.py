@@ -99,10 +99,7 @@ class SideBySide(Piece):
 
 @dataclass(frozen=True)
 class TableCell:
-    """One cell of a table; `value` is what a column is sorted by where the text will not do.
-
-    `series` shows the colour of that number before the text, `code` shows it as code.
-    """
+    """A cell: its text (as `code`), what it is sorted by otherwise, the number of its colour."""
 
     text: str
     value: float | None = None
@@ -114,8 +111,7 @@ class TableCell:
 class Table(Piece):
     """A table: its name for those who do not see it, heads and rows; the first cell heads a row.
 
-    `wrap` lets the cells of other columns than the first have several lines; `plain` keeps the
-    heads of rows light.
+    `wrap` lets other cells have several lines; `plain` keeps the heads of rows light.
     """
 
     name: str
@@ -128,10 +124,9 @@ class Table(Piece):
 
 @dataclass(frozen=True)
 class Figure(Piece):
-    """A figure that can be drawn: `draw(narrow)` gives it for a page or for a phone.
+    """A figure that `draw(narrow)` draws for a page or a phone, in a file of that `name`.
 
-    `name` is its file's name (a-z, 0-9, -), `label` says in words what it shows, for those
-    who do not see it, and `caption` stands below it.
+    `label` says in words what it shows, and `caption` stands below it.
     """
 
     name: str

@@ -36,11 +36,9 @@ class Places(NamedTuple):
 
 
 def write(folders: Sequence[str | Path], out: str | Path | None = None, title: str = "") -> Path:
-    """Write the report about some runs, or about one study, and return the path of its page.
+    """Write the report about some runs, or about one study, to `places`; the path of its page.
 
-    With `out` X.html: X.html, X.md, X-figures/. Without, for a single folder: report.html,
-    report.md and figures/ in it, and for several runs report.html here. Raises UserError for no
-    folders, one that cannot be read or a file that cannot be written.
+    Raises UserError for no folders, one that cannot be read or a file that cannot be written.
     """
     paths = [Path(folder) for folder in folders]
     if not paths:
@@ -58,10 +56,7 @@ def write(folders: Sequence[str | Path], out: str | Path | None = None, title: s
 
 
 def places(folders: Sequence[Path], out: str | Path | None) -> Places:
-    """FOLDER/{report.html, report.md, figures/}, or OUT.html, OUT.md and OUT-figures/.
-
-    Raises UserError for a Markdown file as `out`: it is the name of the page.
-    """
+    """FOLDER/{report.html, report.md, figures/}, or OUT.html (not .md), OUT.md and OUT-figures/."""
     if not out and len(folders) == 1:
         (folder,) = folders
         return Places(folder / "report.html", folder / "report.md", folder / "figures")

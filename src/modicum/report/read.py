@@ -65,10 +65,9 @@ class HeldCompletion:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run folder.
+    """One run folder; an `environment` that was not recorded is empty.
 
-    `metrics` has a column for each name, float64 of one length, NaN where a step did not
-    log it; `metrics["step"]` rises. `environment` is empty when it was not recorded.
+    `metrics` has columns of one length, NaN where a step did not log it; `metrics["step"]` rises.
     """
 
     folder: Path
@@ -80,11 +79,7 @@ class RunRecord:
 
     @cached_property
     def columns(self) -> Columns:
-        """The metrics with `tokens` and `seconds` from the start, at the end of each step.
-
-        Tokens are logged (`tokens/generated`) or, in older runs, the mean length times the
-        completions of a step.
-        """
+        """The metrics, with the `tokens` (older runs: a guess) and `seconds` until each step's end."""
         found = dict(self.metrics)
         seconds, batch = found.get("time/step_seconds"), self.config.get("batch")
         if seconds is not None and np.isfinite(seconds).any():
@@ -111,11 +106,7 @@ class RunRecord:
 
 
 def load(folder: str | Path) -> RunRecord:
-    """The run in `folder`.
-
-    A last line without its line end is skipped (the run was writing it). Raises UserError
-    that names the file, and the line where there is one, when one is missing or broken.
-    """
+    """The run in `folder`; UserError that names the file, and the line, where one is broken."""
     folder = open_run(Path(folder)).folder
     result = folder / "result.json"
     return RunRecord(
@@ -180,10 +171,7 @@ def _columns(file: Path) -> dict[str, Column]:
 
 @dataclass(frozen=True)
 class HeldGroup:
-    """The completions of runs that answered the same problems from the same base.
-
-    `runs` are numbers of records, `trained` one tuple for each of them.
-    """
+    """Completions of the same problems from the same base; `runs` are the numbers of `trained`."""
 
     base: tuple[HeldCompletion, ...]
     runs: tuple[int, ...]
@@ -215,9 +203,8 @@ def first_samples(rows: Iterable[HeldCompletion]) -> dict[str, HeldCompletion]:
 
 
 def by_difficulty(group: HeldGroup, names: Sequence[str]) -> tuple[dict[str, int], Rows]:
-    """Level of difficulty -> problems, easiest first, and the accuracies of base and runs.
+    """Level of difficulty (many: in bins) -> problems, and the accuracies of base and runs.
 
-    More than LEVELS_SHOWN different values are taken together in BINS of about equal size.
     `names` are those of all records; nothing where the problems have no measure of difficulty.
     """
     known = {row.id: row.difficulty for row in group.trained[0] if row.difficulty is not None}

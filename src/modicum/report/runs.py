@@ -105,10 +105,7 @@ def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
 
 
 def _written(
-    report: Builder,
-    records: Sequence[RunRecord],
-    names: Sequence[str],
-    groups: Sequence[HeldGroup],
+    report: Builder, records: Sequence[RunRecord], names: Sequence[str], groups: Sequence[HeldGroup]
 ) -> None:
     """What was written on held-out problems; of runs without those, training samples."""
     series, answers = colours(records), []

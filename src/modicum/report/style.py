@@ -77,10 +77,7 @@ def name(artist: Artist, text: str) -> None:
 
 
 def legend(figure: Figure, looks: Iterable[Look], base: bool = False) -> None:
-    """Above the panels; `base` adds the dashed line.
-
-    The figure grows by as much as more than one line of it takes.
-    """
+    """Above the panels, where the figure grows for further lines; `base` adds the dashed one."""
     from matplotlib.lines import Line2D
 
     names, *parts = zip(*looks, strict=True)

@@ -32,11 +32,7 @@ WANDB_OFFLINE["x_transaction_log_flush_interval"] = 1.0  # seconds; what a kille
 
 @dataclass(frozen=True)
 class Start:
-    """What a backend begins with.
-
-    `folder` is the absolute run folder, `config` flat. `past` is the id of a run of the
-    tracker that goes on after `resumed_at` steps, or None.
-    """
+    """What a backend begins with: the absolute run folder, a flat config, a run that goes on."""
 
     settings: Tracking
     folder: Path
@@ -53,10 +49,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Backend:
-    """A run of a tracker: `id` finds it again, `log` takes what has one step (`step=`).
-
-    `close` writes what is left and ends the run, as failed or not.
-    """
+    """A run of a tracker: `id` finds it, `log` takes values and `step=`, `close` whether it failed."""
 
     id: str
     log: Callable[..., object]

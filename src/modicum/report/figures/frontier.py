@@ -127,10 +127,7 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
 
 
 def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
-    """Those whose cost is known, by rising cost.
-
-    On the frontier is one (no placebo) that reaches more than every cheaper one.
-    """
+    """Those whose cost is known, by it; the best (no placebo) reach more than every cheaper one."""
     costs = ((found, axis.value(found.cost)) for found in scored)
     known = [
         replace(found, x=cost / axis.unit)
@@ -256,13 +253,10 @@ def arrange(
     bounds: Sequence[float],
     obstacles: Sequence[Sequence[float]] = (),
 ) -> tuple[Boxes, list[bool]]:
-    """A box for the label of every point, and whether it needs a line to its point.
+    """A box for the label (width, height) of every point, and whether it needs a line to it.
 
-    Greedy with repair: the most crowded point chooses first, then each label is taken up again and
-    put where it costs least beside all others, until nothing moves.
-
-    `sizes` are widths and heights. Points and `obstacles` are kept clear where there is room,
-    `bounds` is not left.
+    Greedy with repair: the most crowded point chooses first, then each label is put anew where it
+    costs least beside all others, until nothing moves. `obstacles` are kept clear where possible.
     """
     distances, angles = np.meshgrid(DISTANCES, np.radians(np.arange(0, 360, 15)), indexing="ij")
     steps, across, up = distances.ravel(), np.cos(angles).ravel(), np.sin(angles).ravel()

@@ -47,10 +47,7 @@ def present(analysis: Analysis) -> list[Family]:
 
 
 def ranked(analysis: Analysis) -> list[ArmResult]:
-    """The arms from the largest difference to the smallest; the control stands at 0.
-
-    Placebos come after all others, arms without a difference (failed ones) last.
-    """
+    """The arms by difference (the control's is 0), the largest first; then placebos, failed ones."""
 
     def place(arm: ArmResult) -> tuple[bool, bool, float]:
         control = arm.name == analysis.control

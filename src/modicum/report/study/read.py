@@ -61,10 +61,9 @@ class ShownSamples:
 
 @dataclass(frozen=True)
 class ArmCurves:
-    """What an arm's runs logged; `seeds` and `evaluations` by seed.
+    """What an arm's runs logged, by seed: columns, NaN where nothing was, and (step, accuracy).
 
-    Columns are float64 of one length a seed, NaN where nothing was logged; `evaluations`
-    are (step, held-out accuracy).
+    The config is that of the first seed, the anatomy and the proof of the first finished one.
     """
 
     seeds: Mapping[str, Columns]
@@ -80,10 +79,8 @@ class CurvesFile:
 
     format: int
     arms: Mapping[str, ArmCurves] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    """Versions and machine of the first run."""
-    environments: int = 0
-    """How many different ones the runs recorded."""
+    environment: Mapping[str, Any] = field(default_factory=dict)  # of the first run
+    environments: int = 0  # how many different ones the runs recorded
     samples: ShownSamples = ShownSamples()
 
 
@@ -137,10 +134,7 @@ def load(folder: str | Path) -> StudyRecord:
 
 
 def compact(folder: Path, analysis: Analysis) -> dict[str, Any]:
-    """What the run folders under `folder` hold, as JSON values; `arms` of those that are there.
-
-    Raises UserError for a run folder that is there and cannot be read.
-    """
+    """What the run folders that are there hold, as JSON values; UserError for unreadable ones."""
     arms = {arm.slug: _records(folder, arm) for arm in analysis.arms}
     found = [r.environment for records in arms.values() for r in records.values() if r.environment]
     return {
