@@ -25,13 +25,11 @@ class Screen:
     closed or a log on a full disk must not end a run before its checkpoint is written."""
 
     def write(self, text: str) -> int:
-        """Write it, if that can be."""
         with suppress(OSError):
             self._file.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Write what is left, if that can be."""
         with suppress(OSError):
             self._file.flush()
 

@@ -141,12 +141,11 @@ def check_new(folder: Path, overwrite: bool) -> None:
     if not is_run(folder):
         raise UserError(f"{folder} is not empty and no run folder; --out takes another")
     if not overwrite:
-        finished = (folder / "result.json").exists()
-        ways = ["--resume goes on with it", "--overwrite starts anew"]
-        if finished:
-            ways = [ways[1], "--resume with more --steps goes on with it"]
-        state = "holds a finished run" if finished else "is not empty"
-        raise UserError(f"{folder} {state}; {', '.join(ways)}, --out takes another")
+        state = "is not empty; --resume goes on with it, --overwrite starts anew"
+        if (folder / "result.json").exists():
+            state = "holds a finished run; --overwrite starts anew"
+            state += ", --resume with more --steps goes on with it"
+        raise UserError(f"{folder} {state}, --out takes another")
 
 
 def is_run(folder: Path) -> bool:
@@ -195,8 +194,8 @@ def _other(folder: Path) -> str:
 def open_run(folder: Path) -> Run:
     """A run folder that exists; UserError when it is none."""
     if not (folder / "config.toml").is_file():
-        why = "it has no config.toml); `modicum runs` lists those that are"
-        raise UserError(f"{folder} is not a run folder ({why}")
+        why = "(it has no config.toml); `modicum runs` lists those that are"
+        raise UserError(f"{folder} is not a run folder {why}")
     return Run(folder)
 
 

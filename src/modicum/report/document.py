@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, dataclass_transform
 
 from modicum.report.style import Figure as Drawing
 from modicum.report.words import NONE, printable, say
@@ -19,11 +19,14 @@ COLUMNS_SHOWN = 4  # runs side by side; more are rows
 Texts = Mapping[str, Any]  # by problem: a `completion` and what is to be said `about` it
 
 
+@dataclass_transform(frozen_default=True)
 class Piece:
-    """A block of a section; some hold further ones, as `parts`."""
+    """A block of a section, a frozen dataclass; some hold further ones, as `parts`."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True)(cls)
 
 
-@dataclass(frozen=True)
 class Text(Piece):
     """A paragraph; a note is set smaller."""
 
@@ -31,21 +34,18 @@ class Text(Piece):
     note: bool = False
 
 
-@dataclass(frozen=True)
 class Heading(Piece):
     """A heading within a section."""
 
     name: str
 
 
-@dataclass(frozen=True)
 class Bullets(Piece):
     """A list of texts."""
 
     texts: tuple[str, ...]
 
 
-@dataclass(frozen=True)
 class Values(Piece):
     """Settings: name -> value, under a name of their own unless it is empty."""
 
@@ -53,7 +53,6 @@ class Values(Piece):
     values: Mapping[str, str]
 
 
-@dataclass(frozen=True)
 class Proofs(Piece):
     """What was proven of each run: (name, text)."""
 
@@ -61,7 +60,6 @@ class Proofs(Piece):
     items: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
 class Commands(Piece):
     """Lines for a shell."""
 
@@ -87,7 +85,6 @@ class Written:
     samples: tuple[Sample, ...]
 
 
-@dataclass(frozen=True)
 class SideBySide(Piece):
     """Completions side by side, under a title: a question with its answer, or a run."""
 
@@ -107,7 +104,6 @@ class TableCell:
     code: bool = False
 
 
-@dataclass(frozen=True)
 class Table(Piece):
     """A table: its name for those who do not see it, heads and rows; the first cell heads a row.
 
@@ -122,7 +118,6 @@ class Table(Piece):
     plain: bool = False
 
 
-@dataclass(frozen=True)
 class Figure(Piece):
     """A figure that `draw(narrow)` draws for a page or a phone, in a file of that `name`.
 
@@ -135,7 +130,6 @@ class Figure(Piece):
     draw: Callable[[bool], Drawing]
 
 
-@dataclass(frozen=True)
 class Folded(Piece):
     """Blocks behind a line that unfolds them."""
 

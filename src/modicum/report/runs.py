@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from modicum.report import document as doc
 from modicum.report import read, tables
@@ -47,7 +46,9 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         different = doc.across(f"{name} that differ", list(differing.items()), names)
         report.section(name.lower(), name, different)
         report.values("The same in all runs" if len(names) > 1 else "", alike)
-    report.repeat([_repeat(record.folder) for record in records])
+    command = "modicum train --config {} --out {}"
+    again = [(str(r.folder / "config.toml"), f"{r.folder}-again") for r in records]
+    report.repeat([command.format(*map(shlex.quote, places)) for places in again])
     unfinished = [
         f"{name}, {Status(record.folder).so_far}"
         for name, record in zip(names, records, strict=True)
@@ -71,19 +72,18 @@ def headline(rows: Sequence[RunRow]) -> str:
 
 def _results(report: Builder, rows: Sequence[RunRow]) -> None:
     report.section("results", "Results", tables.table(rows) if rows else None)
-    if sizes := "; ".join(sorted({_size(row) for row in rows} - {""})):
-        report.note("base_to_trained", sizes=sizes)
+    scores = [s for row in rows if (s := row.result.trained or row.result.base) is not None]
+    sizes = {
+        f"{s.num_problems:,} problems"
+        + f", {s.samples_per_problem} samples each" * bool(s.samples_per_problem)
+        for s in scores
+        if s.num_problems
+    }
+    if sizes:
+        report.note("base_to_trained", sizes="; ".join(sorted(sizes)))
     report.add(accuracy.figure(rows), frontier.figure(rows))
     if details := doc.across("In more detail", _details(rows), [row.label for row in rows]):
         report.add(doc.Heading("In more detail"), details)
-
-
-def _size(row: RunRow) -> str:
-    score = row.result.trained or row.result.base
-    if score is None or not score.num_problems:
-        return ""
-    many = score.samples_per_problem
-    return f"{score.num_problems:,} problems" + (f", {many} samples each" if many else "")
 
 
 def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
@@ -162,8 +162,3 @@ def _weights(report: Builder, rows: Sequence[RunRow]) -> None:
         firsts = {row.colour: (row.label, row.result.anatomy) for row in reversed(rows)}
         report.add(changes.figure([firsts[colour] for colour in sorted(firsts)]), numbers)
         report.note("weights")
-
-
-def _repeat(folder: Path) -> str:
-    config, out = shlex.quote(str(folder / "config.toml")), shlex.quote(f"{folder}-again")
-    return f"modicum train --config {config} --out {out}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module as load
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from filelock import FileLock
 
@@ -133,9 +134,8 @@ def trackio(start: Start) -> Backend:
             )
 
     def close(failed: bool) -> None:
-        """Waits for the thread."""
         with contextlib.redirect_stdout(io.StringIO()):
-            library.finish()
+            library.finish()  # waits for the thread
 
     return Backend(str(run.id), run.log, close)
 
@@ -146,18 +146,14 @@ def _trackio_offline(folder: Path) -> Iterator[None]:
     runs.make_folder(folder)
     hub: Any = load("huggingface_hub.constants")
     names = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_DIR")
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    was_offline, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
-    os.environ["TRACKIO_DIR"] = str(folder)
-    try:
+    with patch.dict(os.environ), patch.object(hub, "HF_HUB_OFFLINE", True):
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ["TRACKIO_DIR"] = str(folder)
         # Trackio reads TRACKIO_DIR once; a later run of this process has another folder.
         for name in ("trackio.utils", "trackio.sqlite_storage"):
             vars(load(name))["TRACKIO_DIR"] = folder
         yield
-    finally:
-        hub.HF_HUB_OFFLINE = was_offline
-        del os.environ["TRACKIO_DIR"]
-        os.environ.update(before)
 
 
 def mlflow(start: Start) -> Backend:
@@ -178,9 +174,16 @@ def mlflow(start: Start) -> Backend:
         lock = FileLock(start.store / "mlflow.lock")
     with lock:
         client = tracking.MlflowClient(tracking_uri=uri, registry_uri=uri)
-        run = start.past or _mlflow_run(client, entities, start, artifacts)
-    if start.past:
-        client.update_run(run, status="RUNNING")
+        if run := start.past:
+            client.update_run(run, status="RUNNING")
+        else:
+            project, place = start.settings.tracker_project, artifacts and artifacts.as_uri()
+            found = client.get_experiment_by_name(project)
+            number = found.experiment_id if found else client.create_experiment(project, place)
+            run = str(client.create_run(number, run_name=start.name).info.run_id)
+            params = [entities.Param(name, str(value)) for name, value in start.config.items()]
+            for first in range(0, len(params), PARAMS_PER_CALL):
+                client.log_batch(run, params=params[first : first + PARAMS_PER_CALL])
 
     def log(values: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
@@ -191,18 +194,6 @@ def mlflow(start: Start) -> Backend:
         client.set_terminated(run, status="FAILED" if failed else "FINISHED")
 
     return Backend(run, log, close)
-
-
-def _mlflow_run(client: Any, entities: Any, start: Start, artifacts: Path | None) -> str:
-    """The id of a new run with its parameters, of an experiment that is made where it is missing."""
-    project, place = start.settings.tracker_project, artifacts and artifacts.as_uri()
-    found = client.get_experiment_by_name(project)
-    number = found.experiment_id if found else client.create_experiment(project, place)
-    run = str(client.create_run(number, run_name=start.name).info.run_id)
-    params = [entities.Param(name, str(value)) for name, value in start.config.items()]
-    for first in range(0, len(params), PARAMS_PER_CALL):
-        client.log_batch(run, params=params[first : first + PARAMS_PER_CALL])
-    return run
 
 
 LIBRARIES = {
