@@ -4,8 +4,6 @@ With `symbolic=True` algebra is compared too, in a child process (modicum.gradin
 text of a model can make an algebra system hang or fill the memory. No text raises, whatever it is.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

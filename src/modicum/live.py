@@ -52,7 +52,6 @@ def _curve(title: str, x: Sequence[float], y: Sequence[float]) -> dict[str, Any]
 
 
 def _shown(found: Status) -> dict[str, Any]:
-    """What the page and the view show of a run."""
     lines = [("Held-out accuracy", [(e["step"], e["accuracy"]) for e in found.within])]
     for key in CURVES:
         logged = ((m["step"], m.get(key)) for m in found.metrics)

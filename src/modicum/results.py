@@ -4,15 +4,13 @@ Unknown keys are left out, what has a default may be missing or null. Shares are
 times seconds.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +54,7 @@ class Evaluation:
     greedy_scores: list[float] = field(default_factory=list)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], where: str = "this") -> Evaluation:
+    def from_json(cls, values: Mapping[str, Any], where: str = "this") -> Self:
         """A whole evaluation from what `asdict` gave; other keys are left out."""
         for item in dataclasses.fields(cls):
             if item.name not in values:
@@ -248,7 +246,7 @@ class Analysis:
     repeat: tuple[str, ...] = ()
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str) -> Analysis:
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
         """The analysis; what is missing, wrong, or an arm named twice is a UserError."""
         found = fill(cls, data, where)
         names = [arm.name for arm in found.arms]

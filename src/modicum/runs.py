@@ -4,8 +4,6 @@ Keys of metrics.jsonl under `time/` and `memory/` are measurements; all others a
 a run is repeated or resumed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -14,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from modicum import disk
 from modicum.disk import clear_folder, entries, make_folder, write_whole
@@ -35,7 +33,7 @@ class Run:
         self.listeners: dict[str, Sequence[Callable[[Mapping[str, Any]], None]]] = {}
 
     @classmethod
-    def create(cls, folder: Path, config_toml: str, overwrite: bool) -> Run:
+    def create(cls, folder: Path, config_toml: str, overwrite: bool) -> Self:
         """A new run folder; one that holds anything is a UserError unless `overwrite`."""
         check_new(folder, overwrite)
         make_folder(folder)
@@ -77,7 +75,6 @@ class Run:
             self._keep("samples.jsonl", lambda entry: not entry.get("end"))
 
     def _keep(self, name: str, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Keep the whole lines of a file that are wanted."""
         if (path := self.folder / name).exists():
             text = to_lines(filter(wanted, read_lines(path)))
             if text.encode() != path.read_bytes():
@@ -129,7 +126,6 @@ class Run:
         return self.folder / "checkpoints" / f"step-{step:06d}"
 
     def _drop_halves(self) -> None:
-        """Remove checkpoints that a kill or a full disk left half-written."""
         for half in (self.folder / "checkpoints").glob(".step-*"):
             shutil.rmtree(half, ignore_errors=True)
 

@@ -90,7 +90,6 @@ def find(folder: Path, cells: bool = False) -> Iterator[Path]:
 
 
 def _held(folder: Path) -> bool:
-    """Whether a process that lives writes the folder."""
     try:
         disk.check_free(folder)
     except FolderError:

@@ -3,8 +3,6 @@ r"""How a final answer is marked: what the prompt asks for, and whether a comple
 The grader reads all marks whatever the style, which decides what is asked for and what counts as format.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Callable

@@ -112,7 +112,6 @@ def _text(row: Row, name: str) -> str:
 
 
 def _list(rows: Sequence[Row], asked: Sequence[str]) -> None:
-    """A table of runs as wide as the terminal; a model or task that all share is said once."""
     from modicum.report import tables
 
     texts = {name: [_text(row, name) for row in rows] for name in asked or COLUMNS}

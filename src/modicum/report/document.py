@@ -3,12 +3,10 @@
 A text may hold `code` in backticks. What a model wrote stands in `Sample`s alone.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, dataclass_transform
+from typing import Any, NamedTuple, dataclass_transform
 
 from modicum.report.style import Figure as Drawing
 from modicum.report.words import NONE, printable, say
@@ -66,8 +64,7 @@ class Commands(Piece):
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """A completion, a line about it, and its question where the title does not say it."""
 
     completion: str
@@ -76,8 +73,7 @@ class Sample:
     gold: str = ""
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """What one model wrote: its name, the number of its colour (None: no series), completions."""
 
     name: str
@@ -94,8 +90,7 @@ class SideBySide(Piece):
     series: int | None = None
 
 
-@dataclass(frozen=True)
-class TableCell:
+class TableCell(NamedTuple):
     """A cell: its text (as `code`), what it is sorted by otherwise, the number of its colour."""
 
     text: str
@@ -137,8 +132,7 @@ class Folded(Piece):
     parts: tuple[Piece, ...]
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A section of a report."""
 
     id: str
@@ -146,8 +140,7 @@ class Section:
     blocks: tuple[Piece, ...]
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A report: its title, the answer in a sentence, what it says of it, notes, sections."""
 
     title: str

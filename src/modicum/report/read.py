@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -169,8 +169,7 @@ def _columns(file: Path) -> dict[str, Column]:
     return {name: np.array([row.get(name) for row in ordered], dtype=float) for name in names}
 
 
-@dataclass(frozen=True)
-class HeldGroup:
+class HeldGroup(NamedTuple):
     """Completions of the same problems from the same base; `runs` are the numbers of `trained`."""
 
     base: tuple[HeldCompletion, ...]

@@ -87,7 +87,6 @@ def _results(report: Builder, rows: Sequence[RunRow]) -> None:
 
 
 def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
-    """Further measures, name -> a text for each run; those that no run has are left out."""
     gaps = [row.result.agreement_max for row in rows]
     measures = {
         "Accuracy, lenient reading (%)": [row.change("lenient") for row in rows],
@@ -145,7 +144,6 @@ def _ends(samples: Sequence[LoggedSample]) -> tuple[doc.Written, ...]:
 
 
 def _about(sample: LoggedSample) -> str:
-    """The reward and its terms in a line."""
     known = [] if sample.reward is None else [f"reward {sample.reward:.2f}"]
     for term, score in sample.scores.items():
         shown = f"{score:.2f}" if isinstance(score, int | float) else str(score)

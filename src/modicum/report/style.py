@@ -13,10 +13,9 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from modicum.report.words import tick
 
@@ -101,8 +100,7 @@ def legend(figure: Figure, looks: Iterable[Look], base: bool = False) -> None:
     figure.legend(handles, names, loc="outside upper left", ncols=columns)
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A figure as drawn: two SVG elements for a page, an SVG and a PDF for files."""
 
     broad: str

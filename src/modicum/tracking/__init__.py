@@ -4,8 +4,6 @@ docs/trackers.md says what is logged, at which step, and that nothing is contact
 No torch here; a library is imported by the run that uses it.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import math
@@ -63,7 +61,6 @@ class Tracker(AbstractContextManager["Tracker"]):
             self._call(lambda backend: backend.log(dict(values), step=step))
 
     def _call(self, call: Callable[[Backend], object]) -> None:
-        """Calls the backend; when that fails the user is told, and it is closed."""
         if (backend := self.backend) is None:
             return
         modules = LIBRARIES[self.name].modules
@@ -131,7 +128,6 @@ def open(
 
 
 def _past(record: Path, name: str) -> str | None:
-    """The id of the run of this tracker that `tracker.json` names, if there is one."""
     if not record.exists():
         return None
     try:

@@ -11,10 +11,9 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib import import_module as load
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from filelock import FileLock
@@ -31,8 +30,7 @@ WANDB_OFFLINE |= {"console": "off", "save_code": False, "x_save_requirements": F
 WANDB_OFFLINE["x_transaction_log_flush_interval"] = 1.0  # seconds; what a killed process may lose
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """What a backend begins with: the absolute run folder, a flat config, a run that goes on."""
 
     settings: Tracking
@@ -48,8 +46,7 @@ class Start:
         return Path(self.settings.tracker_folder or self.folder).absolute()
 
 
-@dataclass(frozen=True)
-class Backend:
+class Backend(NamedTuple):
     """A run of a tracker: `id` finds it, `log` takes values and `step=`, `close` whether it failed."""
 
     id: str
@@ -57,8 +54,7 @@ class Backend:
     close: Callable[[bool], object]
 
 
-@dataclass(frozen=True)
-class Library:
+class Library(NamedTuple):
     """How a tracker begins, what it imports, and the variables that name its server."""
 
     begin: Callable[[Start], Backend]

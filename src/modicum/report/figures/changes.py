@@ -124,14 +124,12 @@ def _share(found: Anatomy | None, key: str, within: bool = False) -> str:
 
 
 def _rank(part: AnatomyPart | None) -> str:
-    """The effective rank of a part's change and its share of full rank."""
     if part is None or part.effective_rank is None or part.rank_share is None:
         return NONE
     return f"{part.effective_rank:.1f} ({100 * part.rank_share:.0f}%)"
 
 
 def _directions(part: AnatomyPart | None) -> str:
-    """The participation ratio of a part's change and how many directions carry 90 % of it."""
     if part is None or part.participation_ratio is None or part.directions_90 is None:
         return NONE
     return f"{part.participation_ratio:.1f} ({part.directions_90:.1f})"

@@ -47,7 +47,6 @@ def reach(analysis: Analysis) -> tuple[float, float]:
 
 
 def _draw(analysis: Analysis, narrow: bool) -> Figure:
-    """A row for each arm, the best first, placebos and failed arms apart."""
     arms = ranked(analysis)
     # Placebos and arms without a difference stand apart.
     kinds = [(a.placebo, a.difference is None and a.name != analysis.control) for a in arms]
@@ -84,7 +83,6 @@ def _frame(axes: Axes, analysis: Analysis, places: Sequence[float]) -> None:
 
 
 def _arm(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
-    """One arm's mark and intervals, cut with arrows at the ends of the axis."""
     kind = family(analysis, arm)
     colour, found, (low, high) = kind.colour, arm.difference, axes.get_xlim()
     if arm.name == analysis.control:

@@ -3,9 +3,8 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,8 +24,7 @@ Boxes = NDArray[np.float64]  # in inches: left, bottom, right, top
 SIZE = 7.5  # of a label, points
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """A cost of a run or an arm: its name for files and in words, its number, how that is written."""
 
     name: str
@@ -44,14 +42,13 @@ AXES = (
     Axis("memory", "peak memory above the start (MiB)", lambda c: c.memory_bytes, memory, unit=MIB),
 )
 OF_RUNS = (
-    replace(AXES[0], value=lambda r: r.trainable_parameters),
-    replace(AXES[2], value=lambda r: r.peak_memory_bytes, title="peak memory (MiB)"),
+    AXES[0]._replace(value=lambda r: r.trainable_parameters),
+    AXES[2]._replace(value=lambda r: r.peak_memory_bytes, title="peak memory (MiB)"),
     AXES[1],
 )
 
 
-@dataclass(frozen=True)
-class FrontierPoint:
+class FrontierPoint(NamedTuple):
     """A run or an arm: its look, its accuracy as a fraction (no limits: NaN), and what it cost."""
 
     name: str
@@ -130,7 +127,7 @@ def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
     """Those whose cost is known, by it; the best (no placebo) reach more than every cheaper one."""
     costs = ((found, axis.value(found.cost)) for found in scored)
     known = [
-        replace(found, x=cost / axis.unit)
+        found._replace(x=cost / axis.unit)
         for found, cost in costs
         if cost is not None and (cost > 0 or not axis.log)
     ]
@@ -138,12 +135,11 @@ def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
     for found in sorted(known, key=lambda p: (p.x, -p.y)):
         best = not found.placebo and found.y > highest
         highest = found.y if best else highest
-        made.append(replace(found, best=best))
+        made.append(found._replace(best=best))
     return made
 
 
 def _draw(analysis: Analysis, axis: Axis, found: Sequence[FrontierPoint], narrow: bool) -> Figure:
-    """A mark for each arm with its name and interval, the frontier as steps."""
     figure = blank(*((NARROW, 5.6) if narrow else (BROAD, 4.6)), fitted=True)
     axes = figure.subplots()
     style.legend(figure, [kind.look for kind in present(analysis)])

@@ -81,7 +81,6 @@ def _written(study: StudyRecord) -> list[doc.SideBySide]:
 
 
 def _method(report: Builder, study: StudyRecord) -> None:
-    """How the numbers are made and what they do not say, in the study's own numbers."""
     analysis = study.analysis
     texts = (doc.Text(say(name, analysis=analysis)) for name in METHOD)
     report.section("method", "How the numbers are made", *texts)

@@ -3,14 +3,13 @@
 An arm's family is the kind of its update (`modicum.updates.members`); a marker goes with every colour.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from modicum.report.style import INK, MARKERS, MUTED, SERIES, Look
 from modicum.results import Analysis, ArmResult
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """A kind of arm: its name, the number of its colour (None: not a series) and its look."""
 
     name: str

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,8 +84,7 @@ class CurvesFile:
     samples: ShownSamples = ShownSamples()
 
 
-@dataclass(frozen=True)
-class StudyRecord:
+class StudyRecord(NamedTuple):
     """A study folder; `runs` holds what its run folders or their copy do."""
 
     folder: Path
@@ -217,7 +216,6 @@ def _evaluations(folder: Path) -> list[list[float]]:
 
 
 def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
-    """The same held-out problems as the base and the first arms answered them."""
     # The base's completions: its own evaluation, or a run of the control.
     own = sorted((folder / "cells" / "base-test").glob("completions*.jsonl"))
     control = next(arm for arm in analysis.arms if arm.name == analysis.control)

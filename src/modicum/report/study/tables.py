@@ -88,7 +88,6 @@ def name(analysis: Analysis, arm: ArmResult) -> TableCell:
 
 
 def _cell(found: Any, text: Callable[[Any], str]) -> TableCell:
-    """A number, or a mean with its interval, where there is one."""
     return (
         TableCell(n.NONE)
         if found is None
@@ -97,7 +96,6 @@ def _cell(found: Any, text: Callable[[Any], str]) -> TableCell:
 
 
 def _band(found: Interval, digits: int = 1, unit: str = "") -> str:
-    """A mean and its interval in percent."""
     ends = _whole(n.interval(found.low, found.high, lambda end: n.percent(end, digits)))
     return f"{n.percent(found.mean, digits)}{unit} {ends}".replace("-", "−")
 
