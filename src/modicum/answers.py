@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from modicum.child import Child, ChildFailed
@@ -128,12 +129,9 @@ def format_ok(text: str) -> bool:
 def check_gold(text: str) -> str:
     """`text` itself if it can be the gold answer of a problem, such as (C) or 1/2, else a UserError."""
     shown = repr(text[:60])
-    depth = 0
-    for match in BRACES.finditer(text):
-        depth += (match[0] == "{") - (match[0] == "}")
-        if depth < 0:
-            break
-    if depth:
+    steps = ((match[0] == "{") - (match[0] == "}") for match in BRACES.finditer(text))
+    depths = [0, *accumulate(steps)]
+    if depths[-1] or min(depths) < 0:
         raise UserError(f"the braces of the gold answer {shown} do not match")
     if len(text) > MAX_ANSWER:
         raise UserError(f"the gold answer {shown} is longer than {MAX_ANSWER} characters")

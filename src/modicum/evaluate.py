@@ -85,7 +85,5 @@ def grade(
     task: Task, problems: Sequence[Problem], groups: Sequence[Sequence[Completion]]
 ) -> list[list[Graded]]:
     """Every completion with its task's verdict."""
-    return [
-        [(completion, task.grade(problem, completion.text)) for completion in group]
-        for problem, group in zip(problems, groups, strict=True)
-    ]
+    pairs = zip(problems, groups, strict=True)
+    return [[(found, task.grade(p, found.text)) for found in group] for p, group in pairs]

@@ -63,8 +63,7 @@ class JudgedCompletion:
         return f"to {asked}, gold {gold}, it wrote {text!r}"
 
 
-JudgedGroups = Sequence[Sequence[JudgedCompletion]]
-"""Of some problems, G each."""
+JudgedGroups = Sequence[Sequence[JudgedCompletion]]  # of some problems, G each
 
 
 def judged(
@@ -74,14 +73,14 @@ def judged(
     scores: Sequence[Sequence[Mapping[str, float]]],
 ) -> JudgedGroups:
     """The completions of groups that were scored already, with the task's verdicts."""
+
+    def one(problem: Problem, found: Completion, earned: Mapping[str, float]) -> JudgedCompletion:
+        verdict = task.grade(problem, found.text)
+        return JudgedCompletion(problem, found, verdict, earned, reward.total(earned))
+
     return [
-        [
-            JudgedCompletion(
-                g.problem, c, task.grade(g.problem, c.text), found, reward.total(found)
-            )
-            for c, found in zip(g.completions, row, strict=True)
-        ]
-        for g, row in zip(groups, scores, strict=True)
+        [one(group.problem, *pair) for pair in zip(group.completions, row, strict=True)]
+        for group, row in zip(groups, scores, strict=True)
     ]
 
 

@@ -45,9 +45,8 @@ class Run:
     def writing(self, needed: int = 0) -> AbstractContextManager[None]:
         """A context in which what the system has against writing here is a FolderError."""
         begun = (self.folder / "config.toml").is_file()
-        return disk.writing(
-            self.folder, needed, "; when it can be, --resume goes on" if begun else ""
-        )
+        hint = "; when it can be, --resume goes on" if begun else ""
+        return disk.writing(self.folder, needed, hint)
 
     def append(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add one JSON line to `metrics.jsonl` or another file of lines."""
@@ -169,16 +168,12 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
         reason = type(error).__name__
         raise UserError(f"checkpoint {folder} is damaged ({reason}); {_other(folder)}") from None
     if found != expected:
-        raise UserError(
-            f"checkpoint {folder} is damaged: {tensors.name} ({tensors.stat().st_size} bytes)"
-            f" is not what was written; {_other(folder)}"
-        )
+        why = f"{tensors.name} ({tensors.stat().st_size} bytes) is not what was written"
+        raise UserError(f"checkpoint {folder} is damaged: {why}; {_other(folder)}")
     if written != FORMAT:
         age = "an older" if written == 1 else "another"
-        raise UserError(
-            f"checkpoint {folder} was written by {age} version of modicum (format {written}), this"
-            f" one reads {FORMAT}; use that version, or train anew"
-        )
+        why = f"was written by {age} version of modicum (format {written}), this one reads {FORMAT}"
+        raise UserError(f"checkpoint {folder} {why}; use that version, or train anew")
     return tensors, state
 
 

@@ -139,11 +139,8 @@ def compare(after: Evaluation, before: Evaluation) -> Comparison:
     if after.ids != before.ids:
         raise UserError("the two evaluations are of different problems")
     gains = [a - b for a, b in zip(after.scores, before.scores, strict=True)]
-    return Comparison(
-        len(gains),
-        stats.paired_interval(after.scores, before.scores),
-        stats.paired_interval(after.lenient_scores, before.lenient_scores),
-        stats.paired_interval(after.greedy_scores, before.greedy_scores),
-        sum(gain > 0 for gain in gains),
-        sum(gain < 0 for gain in gains),
-    )
+    kinds = ("scores", "lenient_scores", "greedy_scores")
+    pairs = ((getattr(after, kind), getattr(before, kind)) for kind in kinds)
+    accuracy, lenient, greedy = (stats.paired_interval(*pair) for pair in pairs)
+    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    return Comparison(len(gains), accuracy, lenient, greedy, better, worse)

@@ -6,8 +6,8 @@ The grader reads all marks whatever the style, which decides what is asked for a
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from modicum import answers
 from modicum.grading.extraction import boxes, spoken
@@ -16,17 +16,13 @@ HASHES = re.compile(r"^####[ \t]*\S", re.MULTILINE)
 CLOSING = re.compile(r"[\s$.!)\]\\*]*")
 
 
-@dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """One way to mark an answer."""
 
     name: str
-    instruction: str
-    """What a prompt says to get this style."""
-    pattern: str
-    """A completion in this style; {thought} and {answer} are the parts of it."""
-    format_ok: Callable[[str], bool]
-    """Whether a whole completion has this form: marked once, nothing after the mark."""
+    instruction: str  # what a prompt says to get this style
+    pattern: str  # a completion in it; {thought} and {answer} are the parts
+    format_ok: Callable[[str], bool]  # has a whole completion this form, nothing after the mark?
 
     def example(self, answer: str, thought: str = "reasoning process here") -> str:
         """A completion in this style."""

@@ -108,15 +108,11 @@ class RunRecord:
 def load(folder: str | Path) -> RunRecord:
     """The run in `folder`; UserError that names the file, and the line, where one is broken."""
     folder = open_run(Path(folder)).folder
-    result = folder / "result.json"
-    return RunRecord(
-        folder=folder,
-        config=read_toml(folder / "config.toml"),
-        metrics=_columns(folder / "metrics.jsonl"),
-        samples=_ends(folder / "samples.jsonl"),
-        result=fill(RunResult, read_object(result), str(result)) if result.exists() else None,
-        environment=read_object(folder / "environment.json", optional=True),
-    )
+    config, metrics = read_toml(folder / "config.toml"), _columns(folder / "metrics.jsonl")
+    samples, file = _ends(folder / "samples.jsonl"), folder / "result.json"
+    result = fill(RunResult, read_object(file), str(file)) if file.exists() else None
+    environment = read_object(folder / "environment.json", optional=True)
+    return RunRecord(folder, config, metrics, samples, result, environment)
 
 
 def rows(cls: type[T], file: Path) -> Iterator[T]:
@@ -142,10 +138,8 @@ def labels(records: Sequence[RunRecord]) -> list[str]:
 
     for distinguish in (seed, lambda record: record.folder.name):
         repeated = {name for name, count in Counter(names).items() if count > 1}
-        names = [
-            f"{name}, {distinguish(record)}" if name in repeated else name
-            for name, record in zip(names, records, strict=True)
-        ]
+        pairs = zip(names, records, strict=True)
+        names = [f"{n}, {distinguish(r)}" if n in repeated else n for n, r in pairs]
     return names
 
 
@@ -216,18 +210,12 @@ def by_difficulty(group: HeldGroup, names: Sequence[str]) -> tuple[dict[str, int
         first, *_, last = [value for value in distinct if low < value <= edge] * 2
         name = f"{first:g}" if first == last else f"{first:g} to {last:g}"
         inside[name] = {key for key, value in known.items() if low < value <= edge}
-    rows = []
-    for name, written in zip(
-        ("base", *(names[n] for n in group.runs)), (group.base, *group.trained), strict=True
-    ):
-        found = ((level, _accuracy(written, ids)) for level, ids in inside.items())
-        rows.append((name, {level: a for level, a in found if a is not None}))
+    rows, shown = [], ("base", *(names[n] for n in group.runs))
+    for name, written in zip(shown, (group.base, *group.trained), strict=True):
+        drawn = [row for row in written if row.sample != "greedy"]
+        found = {level: [r.strict for r in drawn if r.id in ids] for level, ids in inside.items()}
+        rows.append((name, {level: sum(v) / len(v) for level, v in found.items() if v}))
     return {name: len(ids) for name, ids in inside.items()}, [row for row in rows if row[1]]
-
-
-def _accuracy(rows: Sequence[HeldCompletion], ids: set[str]) -> float | None:
-    verdicts = [row.strict for row in rows if row.id in ids and row.sample != "greedy"]
-    return sum(verdicts) / len(verdicts) if verdicts else None
 
 
 def _ids(rows: Sequence[HeldCompletion]) -> list[str]:

@@ -49,11 +49,8 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     command = "modicum train --config {} --out {}"
     again = [(str(r.folder / "config.toml"), f"{r.folder}-again") for r in records]
     report.repeat([command.format(*map(shlex.quote, places)) for places in again])
-    unfinished = [
-        f"{name}, {Status(record.folder).so_far}"
-        for name, record in zip(names, records, strict=True)
-        if record.result is None
-    ]
+    pairs = zip(names, records, strict=True)
+    unfinished = [f"{n}, {Status(r.folder).so_far}" for n, r in pairs if r.result is None]
     notes = (f"No result yet: {'; '.join(unfinished)}.",) if unfinished else ()
     return doc.Document(title, headline(rows), "", notes, report.sections())
 
@@ -73,14 +70,8 @@ def headline(rows: Sequence[RunRow]) -> str:
 def _results(report: Builder, rows: Sequence[RunRow]) -> None:
     report.section("results", "Results", tables.table(rows) if rows else None)
     scores = [s for row in rows if (s := row.result.trained or row.result.base) is not None]
-    sizes = {
-        f"{s.num_problems:,} problems"
-        + f", {s.samples_per_problem} samples each" * bool(s.samples_per_problem)
-        for s in scores
-        if s.num_problems
-    }
-    if sizes:
-        report.note("base_to_trained", sizes="; ".join(sorted(sizes)))
+    if sizes := sorted({say("size", score=score) for score in scores if score.num_problems}):
+        report.note("base_to_trained", sizes="; ".join(sizes))
     report.add(accuracy.figure(rows), frontier.figure(rows))
     if details := doc.across("In more detail", _details(rows), [row.label for row in rows]):
         report.add(doc.Heading("In more detail"), details)
@@ -95,9 +86,7 @@ def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
         "Generated tokens": [count(row.result.generated_tokens) for row in rows],
         "Sampling (seconds per step)": [decimal(r.mean("time/sampling_seconds")) for r in rows],
         "Training (seconds per step)": [decimal(r.mean("time/training_seconds")) for r in rows],
-        "Largest gap, sampler to trainer (nats)": [
-            NONE if gap is None else f"{gap:.2g}" for gap in gaps
-        ],
+        "Largest gap, sampler to trainer (nats)": [NONE if g is None else f"{g:.2g}" for g in gaps],
     }
     missing = {NONE, NONE + ARROW + NONE}
     return [(name, texts) for name, texts in measures.items() if set(texts) - missing]

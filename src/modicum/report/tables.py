@@ -46,34 +46,31 @@ class RunRow(NamedTuple):
         base, trained = self.result.base, self.result.trained
         return getattr(base, name, math.nan), getattr(trained, name, math.nan)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval of the trained model's accuracy, or NaN."""
+        return self.scores("low")[1], self.scores("high")[1]
+
     def change(self, name: str, show: Number = n.percent) -> str:
         """`base → trained` of one number of the evaluations; a dash where one is missing."""
         return n.ARROW.join(map(show, self.scores(name)))
 
 
-# Head -> text (parameters are written by the function given), value to sort by.
-COLUMNS: Mapping[str, tuple[Callable[[RunRow, Number], str], Callable[[RunRow], float | None]]] = {
+# Head -> what it is sorted by (of the result, or of the trained model's evaluation), its text,
+# in which parameters are written by the function given.
+COLUMNS: Mapping[str, tuple[str, Callable[[RunRow, Number], str]]] = {
     "trained parameters": (
+        "trainable_parameters",
         lambda row, number: f"{number(row.result.trainable_parameters)} ({n.share(row.share)})",
-        lambda row: row.result.trainable_parameters,
     ),
     "sampled accuracy (%), 95% interval": (
-        lambda row, _: (
-            f"{row.change('accuracy')} "
-            f"{n.interval(row.scores('low')[1], row.scores('high')[1], n.percent)}"
-        ).strip(),
-        lambda row: row.scores("accuracy")[1],
+        "accuracy",
+        lambda row, _: f"{row.change('accuracy')} {n.interval(*row.ends, n.percent)}".strip(),
     ),
-    "greedy (%)": (lambda row, _: row.change("greedy"), lambda row: row.scores("greedy")[1]),
-    "length (tokens)": (
-        lambda row, _: row.change("length", n.decimal),
-        lambda row: row.scores("length")[1],
-    ),
-    "seconds": (lambda row, _: n.decimal(row.result.seconds), lambda row: row.result.seconds),
-    "peak memory": (
-        lambda row, _: n.memory(row.result.peak_memory_bytes),
-        lambda row: row.result.peak_memory_bytes,
-    ),
+    "greedy (%)": ("greedy", lambda row, _: row.change("greedy")),
+    "length (tokens)": ("length", lambda row, _: row.change("length", n.decimal)),
+    "seconds": ("seconds", lambda row, _: n.decimal(row.result.seconds)),
+    "peak memory": ("peak_memory_bytes", lambda row, _: n.memory(row.result.peak_memory_bytes)),
 }
 MISSING = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
 LEAST = (4, 5, 1, 6, 3)  # what a narrow terminal does without, first to last
@@ -81,27 +78,24 @@ LEAST = (4, 5, 1, 6, 3)  # what a narrow terminal does without, first to last
 
 def results(records: Sequence[RunRecord]) -> list[RunRow]:
     """A row for each run that has a result, in the order given."""
-    return [
-        RunRow(label, colour, record.result, record)
-        for record, label, colour in zip(records, labels(records), colours(records), strict=True)
-        if record.result is not None
-    ]
+    found = zip(records, labels(records), colours(records), strict=True)
+    return [RunRow(name, colour, r.result, r) for r, name, colour in found if r.result is not None]
 
 
 def cells(row: RunRow, number: Number = n.count) -> tuple[str, ...]:
     """The texts of a row: its label, and one for each column."""
-    return (row.label, *(text(row, number) for text, _ in COLUMNS.values()))
+    return (row.label, *(text(row, number) for _, text in COLUMNS.values()))
 
 
 def table(rows: Sequence[RunRow]) -> Table:
     """The rows as a table of a report, sorted by values; a column that nobody has is left out."""
     lines = [[TableCell(row.label, series=row.colour, code=True)] for row in rows]
     heads = ["update"]
-    for head, (text, value) in COLUMNS.items():
+    for head, (key, text) in COLUMNS.items():
         if {text(row, n.count) for row in rows} - MISSING:
             heads.append(head)
             for line, row in zip(lines, rows, strict=True):
-                found = value(row)
+                found = getattr(row.result, key, row.scores(key)[1])
                 line.append(TableCell(text(row, n.count), found if n.known(found) else None))
     return document.table("Results of the runs", heads, lines)
 

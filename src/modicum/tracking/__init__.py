@@ -108,33 +108,24 @@ def open(
         return Tracker()
     check(settings)
     record, tracker = run_folder / RECORD, Tracker(name, note, resumed_at)
-    start = Start(
-        settings=settings,
-        folder=run_folder.absolute(),
-        name=run_name,
-        config=hyperparameters(config),
-        past=_past(record, name),
-        resumed_at=resumed_at,
-    )
+    folder, past = run_folder.absolute(), None
+    if record.exists():
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+            past = str(found["id"]) if found["tracker"] == name else None
+        except (OSError, ValueError, KeyError, TypeError):
+            why = f"{record} is damaged; without it a new run of {name} begins"
+            raise UserError(why) from None
+    start = Start(settings, folder, run_name, hyperparameters(config), past, resumed_at)
 
     def begin() -> None:
         tracker.backend = backend = LIBRARIES[name].begin(start)
         runs.write_whole(record, json.dumps({"tracker": name, "id": backend.id}) + "\n")
 
     if reason := failure(LIBRARIES[name].modules, begin):
-        hint = f"; without {record} a new run of it begins" if start.past else ""
+        hint = f"; without {record} a new run of it begins" if past else ""
         raise UserError(f"tracker {name} cannot begin ({reason}){hint}")
     return tracker
-
-
-def _past(record: Path, name: str) -> str | None:
-    if not record.exists():
-        return None
-    try:
-        past = json.loads(record.read_text(encoding="utf-8"))
-        return str(past["id"]) if past["tracker"] == name else None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{record} is damaged; without it a new run of {name} begins") from None
 
 
 def failure(owners: Sequence[str], call: Callable[[], object]) -> str:

@@ -124,9 +124,7 @@ def trackio(start: Start) -> Backend:
                 name=start.name,
                 config=dict(start.config),
                 resume="allow" if start.past else "never",
-                embed=False,
-                auto_log_gpu=False,
-                auto_log_cpu=False,
+                **dict.fromkeys(("embed", "auto_log_gpu", "auto_log_cpu"), False),
             )
 
     def close(failed: bool) -> None:

@@ -14,6 +14,7 @@ from modicum.report.tables import RunRow
 from modicum.report.words import interval, percent
 from modicum.results import Analysis, Evaluation
 
+WHISKER: dict[str, Any] = {"color": INK, "elinewidth": 1.1, "capsize": 2.5, "capthick": 1.1}
 LIGHTEST, DARKEST = 0.04, 0.5  # the ink in a cell stays readable, in dark mode too
 MOST = 12  # levels that fit a page
 Rows = Sequence[tuple[str, Mapping[str, float]]]  # name -> accuracy by level, where it is known
@@ -26,8 +27,8 @@ DIAMOND: dict[str, Any] = {
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The bars, where any run was evaluated."""
     texts = [f"{label} {percent(score.accuracy)} %" for label, _, score in _entries(rows)]
-    draw = partial(_bars, rows)
-    return document.figure("accuracy", draw, texts=", ".join(texts)) if texts else None
+    shown = ", ".join(texts)
+    return document.figure("accuracy", partial(_bars, rows), texts=shown) if texts else None
 
 
 def _bars(rows: Sequence[RunRow], narrow: bool) -> Figure:
@@ -47,13 +48,8 @@ def _bars(rows: Sequence[RunRow], narrow: bool) -> Figure:
         mean, low, high = 100 * score.accuracy, 100 * score.low, 100 * score.high
         (bar,) = axes.barh(place, mean, height=thick, color=colour, alpha=0.85, linewidth=0)
         if ends := interval(score.low, score.high, percent):
-            look: dict[str, Any] = {
-                "color": INK,
-                "elinewidth": 1.1,
-                "capsize": 2.5,
-                "capthick": 1.1,
-            }
-            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], **look)
+            sides = [[mean - low], [high - mean]]
+            axes.errorbar(mean, place, xerr=sides, **WHISKER)
         tip(bar, f"{label}: {mean:.1f} % {ends}".strip())
         if not math.isnan(score.greedy):
             (diamond,) = axes.plot(100 * score.greedy, place, clip_on=False, zorder=4, **DIAMOND)
@@ -100,11 +96,11 @@ def rows(analysis: Analysis) -> Rows:
     """Name -> accuracy by level: the base, then the arms as the forest plot has them."""
     arms = [arm for arm in ranked(analysis) if arm.difficulty]
     base = {lv.level: lv.base for a in arms for lv in a.difficulty if lv.base is not None}
-    found = [
-        (a.name, {lv.level: lv.accuracy for lv in a.difficulty if lv.accuracy is not None})
-        for a in arms
-    ]
-    return [("base", base), *found] if base else found
+    found = [("base", base)] if base else []
+    for a in arms:
+        known = {lv.level: lv.accuracy for lv in a.difficulty if lv.accuracy is not None}
+        found.append((a.name, known))
+    return found
 
 
 def by_difficulty(
@@ -114,16 +110,10 @@ def by_difficulty(
     if len(known) < 2:
         return None
     first, *_, last = known
-    values = [
-        f"{name} {percent(found[first], 0)} and {percent(found[last], 0)}"
-        for name, found in rows
-        if first in found and last in found
-    ]
-    return document.figure(
-        "difficulty",
-        lambda narrow: cells(known, rows, bold, narrow),
-        **{"first": first, "last": last, "values": values, "what": what},
-    )
+    both = [(name, found) for name, found in rows if first in found and last in found]
+    values = [f"{n} {percent(of[first], 0)} and {percent(of[last], 0)}" for n, of in both]
+    said = {"first": first, "last": last, "values": values, "what": what}
+    return document.figure("difficulty", partial(cells, known, rows, bold), **said)
 
 
 def difficulty_table(known: Mapping[str, int], rows: Rows) -> document.Table | None:

@@ -52,15 +52,9 @@ def _draw(runs: Sequence[tuple[str, Anatomy]], narrow: bool) -> Figure:
     layers = max(len(row) for _, found in runs for row in found.map.values())
     largest = max(value for _, cells in maps for *_, value, _ in cells if value)
     numbered = wide and not narrow and layers <= NUMBERED_LAYERS
-    figure, grid = style.grid(
-        [label for label, _ in runs],
-        narrow,
-        "layer",
-        f"change, share of the weights' norm; the darkest cell is {small_percent(largest)} %",
-        height=(0.27 if wide else 0.2) * len(parts),
-        margin=0.75,
-        columns=1 if wide else 0,
-    )
+    titles, height = [label for label, _ in runs], (0.27 if wide else 0.2) * len(parts)
+    what = f"change, share of the weights' norm; the darkest cell is {small_percent(largest)} %"
+    figure, grid = style.grid(titles, narrow, "layer", what, height, margin=0.75, columns=int(wide))
     for axes, (label, cells) in zip(grid, maps, strict=True):
         axes.grid(False)
         axes.spines[:].set_visible(False)

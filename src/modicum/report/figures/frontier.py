@@ -97,13 +97,14 @@ def figures(analysis: Analysis) -> list[document.Figure]:
 
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The accuracy of runs against each cost, where there are runs to compare."""
-    scored = [
-        FrontierPoint(
-            r.label, *style.series(r.colour)[:2], Interval(s.accuracy, s.low, s.high), r.result
-        )
-        for r in rows
-        if (s := r.result.trained) is not None
-    ]
+    scored = []
+    for row in rows:
+        if (found := row.result.trained) is not None:
+            look, band = (
+                style.series(row.colour)[:2],
+                Interval(found.accuracy, found.low, found.high),
+            )
+            scored.append(FrontierPoint(row.label, *look, band, row.result))
     costs = {a: found for a in OF_RUNS if len(found := points(scored, a)) > 1}
     if not costs:
         return None

@@ -24,25 +24,23 @@ class Family(NamedTuple):
 
 
 CONTROL = Family("control", None, INK, "*")
-PLACEBO = Family("placebo", None, MUTED, "X")
 NUMBERS = {"adapters": 1, "schedules, masks": 3, "optimizers": 4, "layers": 0, "parts of layers": 2}
 OTHER = Family("other settings", 5, SERIES[5], MARKERS[5])
-KINDS = {name: Family(name, n, SERIES[n], MARKERS[n]) for name, n in NUMBERS.items()}
+KINDS = {"control": CONTROL}
+KINDS |= {name: Family(name, n, SERIES[n], MARKERS[n]) for name, n in NUMBERS.items()}
+KINDS |= {"other": OTHER, "placebo": Family("placebo", None, MUTED, "X")}
 
 
 def family(analysis: Analysis, arm: ArmResult) -> Family:
     """The family of an arm of a study."""
-    if arm.name == analysis.control:
-        return CONTROL
-    if arm.placebo:
-        return PLACEBO
-    return KINDS.get(arm.kind, OTHER)
+    name = "control" if arm.name == analysis.control else "placebo" if arm.placebo else arm.kind
+    return KINDS.get(name, OTHER)
 
 
 def present(analysis: Analysis) -> list[Family]:
     """The families of a study's arms, the control first."""
     found = {family(analysis, arm) for arm in analysis.arms}
-    return [kind for kind in (CONTROL, *KINDS.values(), OTHER, PLACEBO) if kind in found]
+    return [kind for kind in KINDS.values() if kind in found]
 
 
 def ranked(analysis: Analysis) -> list[ArmResult]:
