@@ -62,14 +62,13 @@ def evaluate(
     """
     examples = draw(task, sampling) if examples is None else examples
     problems = held_out(without(task, examples), check_split(split), num_problems)
-    total = 2 * len(problems)
     prompts = [encode(p, policy.tokenizer, sampling, examples) for p in problems]
     keys = [("evaluate", seed, split, index) for index in range(len(problems))]
 
     def run(settings: Sampling, count: int, done: int) -> list[list[Graded]]:
         def told(number: int) -> None:
             if progress is not None:
-                progress(done + number, total)
+                progress(done + number, 2 * len(problems))
 
         return grade(task, problems, policy.sample(prompts, keys, count, settings, progress=told))
 

@@ -44,8 +44,7 @@ class Run:
 
     def writing(self, needed: int = 0) -> AbstractContextManager[None]:
         """A context in which what the system has against writing here is a FolderError."""
-        begun = (self.folder / "config.toml").is_file()
-        hint = "; when it can be, --resume goes on" if begun else ""
+        hint = "; when it can be, --resume goes on" * (self.folder / "config.toml").is_file()
         return disk.writing(self.folder, needed, hint)
 
     def append(self, name: str, entry: Mapping[str, Any]) -> None:
