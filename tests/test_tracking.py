@@ -23,7 +23,7 @@ import fake_trackers
 from fake_trackers import FAKES, Run, Store
 from modicum import tracking
 from modicum.config import Tracking, TrainConfig
-from modicum.tracking import LibraryGuard, hyperparameters, numbers
+from modicum.tracking import failure, hyperparameters, numbers
 from modicum.tracking.backends import LIBRARIES
 from modicum.types import UserError
 
@@ -342,20 +342,25 @@ def test_a_full_disk_for_real(tmp_path: Path) -> None:
     assert len(notes) == 1 and "File too large" in notes[0]
 
 
-def test_what_a_guard_catches() -> None:
+def test_what_is_a_failure_of_a_library() -> None:
+    def raising(error: BaseException) -> Callable[[], None]:
+        def call() -> None:
+            raise error
+
+        return call
+
     own = type("Error", (Exception,), {"__module__": "wandb.errors"})
     for error in (own("gone"), OSError("disk"), ImportError("x"), RuntimeError("x")):
-        with LibraryGuard(("wandb",)) as guard:
-            raise error
-        assert guard.error is error
+        assert failure(("wandb",), raising(error)) == f"{type(error).__name__}: {error}"
     for error in (TypeError("ours"), UserError("ours"), KeyboardInterrupt(), MemoryError()):
-        with pytest.raises(type(error)), LibraryGuard(("wandb",)):
-            raise error
-    with pytest.raises(own), LibraryGuard(("mlflow",)):
-        raise own("another's")
-    with LibraryGuard(()) as guard:
-        raise OSError("first line\n" + "x" * 1000)
-    assert "\n" not in guard.reason and len(guard.reason) < 400
+        with pytest.raises(type(error)):
+            failure(("wandb",), raising(error))
+    with pytest.raises(own):
+        failure(("mlflow",), raising(own("another's")))
+    reason = failure((), raising(OSError("first line\n" + "x" * 1000)))
+    assert "\n" not in reason and len(reason) < 400
+    assert failure((), raising(OSError())) == "OSError"
+    assert failure((), int) == ""
 
 
 def test_a_tracker_that_cannot_begin_is_one_line(

@@ -1,20 +1,15 @@
-"""Grade completions: find the final answer, compare it with the gold answer.
+"""Grade completions: find the final answer, compare it with the gold answer (docs/grading.md).
 
-What is found, and what counts as equal, is in docs/grading.md with the reasons.
-
-Exact values and texts are compared here. `symbolic=True` adds algebra. The text of a model can
-make an algebra system hang or fill the memory, so that is done in a child process
-(modicum.grading.equivalence), which is killed at its limit and started again when it is next
-needed; neither torch nor sympy is imported here. No text raises, whatever it is.
+With `symbolic=True` algebra is compared too, in a child process (modicum.grading.equivalence): the
+text of a model can make an algebra system hang or fill the memory. No text raises, whatever it is.
 """
-
-from __future__ import annotations
 
 import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from modicum.child import Child, ChildFailed
@@ -39,11 +34,9 @@ child = Child("-m", "modicum.grading.equivalence")
 def equal(gold: str, answer: str, symbolic: bool = False, time_limit: float = TIME_LIMIT) -> bool:
     """Whether two answers say the same: by exact value, by parts, or by normalised text.
 
-    With `symbolic` formulas are compared by algebra as well, for `time_limit` seconds at most:
-    what takes longer is unequal. Leave it off where the question is an expression.
-
-    Not symmetric: only `answer` may round an endless decimal, an empty gold equals nothing,
-    and a number is not answered by a calculation.
+    With `symbolic` also by algebra, where what takes longer than `time_limit` seconds is unequal.
+    Not symmetric: only `answer` may round an endless decimal, an empty gold equals nothing, and a
+    number is not answered by a calculation.
     """
     if max(len(gold), len(answer)) > MAX_ANSWER:
         return gold.strip() == answer.strip()
@@ -60,10 +53,7 @@ def equal(gold: str, answer: str, symbolic: bool = False, time_limit: float = TI
 
 @lru_cache(maxsize=4096)
 def by_algebra(gold: str, answer: str, seconds: float) -> bool:
-    """Whether algebra finds `gold` and `answer` equal within `seconds`; False if it ends badly.
-
-    Raises UserError if no child can be started.
-    """
+    """Whether algebra finds two equal within `seconds`; UserError if no child can be started."""
     with child.lock:
         try:
             question = {"gold": gold, "answer": answer, "seconds": seconds}
@@ -80,10 +70,7 @@ def judge(
     verdict: Callable[[str], tuple[bool, str]],
     unmarked: Callable[[str], str | None] = extract_lenient,
 ) -> Grade:
-    """The verdict on the marked answer of a completion, or on the `unmarked` one, which is lenient.
-
-    `verdict` says of an answer that is not empty whether it is right, and why.
-    """
+    """What `verdict` says of the marked answer of a completion, or of the lenient, `unmarked` one."""
     marked = extract(text)
     found = unmarked(text) if marked is None else marked
     if not found:
@@ -95,10 +82,7 @@ def judge(
 
 
 def grade(
-    text: str,
-    gold: str | Sequence[str],
-    symbolic: bool = False,
-    time_limit: float = TIME_LIMIT,
+    text: str, gold: str | Sequence[str], symbolic: bool = False, time_limit: float = TIME_LIMIT
 ) -> Grade:
     """The verdict on a completion whose answer should be `gold`, or any of several; see `equal`."""
     golds = [gold] if isinstance(gold, str) else gold
@@ -111,10 +95,7 @@ def grade(
 
 
 def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
-    """The verdict on a completion whose answer should be an expression worth `target`.
-
-    Lenient reads the last line that is not empty when nothing is marked.
-    """
+    """The verdict on a completion whose answer, marked or the last line, should be worth `target`."""
 
     def verdict(answer: str) -> tuple[bool, str]:
         right = countdown(answer, numbers, target)
@@ -134,10 +115,7 @@ def _last_line(text: str) -> str | None:
 
 
 def format_ok(text: str) -> bool:
-    """Whether `text` is <think>...</think> <answer>...</answer>, once each, not empty.
-
-    Another pair of marks that models think in does as well: the prompt may have opened it.
-    """
+    """Whether `text` is <think>...</think> (or other marks) <answer>...</answer>, none empty."""
     opening = next(iter(extraction.THINK.findall(text)), "")
     closing = extraction.THINKING.get(opening, "")
     tags = (opening, closing, "<answer>", "</answer>")
@@ -149,18 +127,11 @@ def format_ok(text: str) -> bool:
 
 
 def check_gold(text: str) -> str:
-    """`text` itself if it can be the gold answer of a problem, else a UserError.
-
-    Refused: nothing but space and punctuation, braces that do not match, a command without
-    its argument, and more than 1,000 characters. Texts such as \\text{Monday} or (C) are answers.
-    """
+    """`text` itself if it can be the gold answer of a problem, such as (C) or 1/2, else a UserError."""
     shown = repr(text[:60])
-    depth = 0
-    for match in BRACES.finditer(text):
-        depth += (match[0] == "{") - (match[0] == "}")
-        if depth < 0:
-            break
-    if depth:
+    steps = ((match[0] == "{") - (match[0] == "}") for match in BRACES.finditer(text))
+    depths = [0, *accumulate(steps)]
+    if depths[-1] or min(depths) < 0:
         raise UserError(f"the braces of the gold answer {shown} do not match")
     if len(text) > MAX_ANSWER:
         raise UserError(f"the gold answer {shown} is longer than {MAX_ANSWER} characters")
@@ -253,7 +224,6 @@ def _grade_record(record: dict[str, Any], symbolic: bool, time_limit: float) -> 
 
 
 def _text(record: dict[str, Any], key: str) -> str:
-    """A text, or a number as one."""
     if key not in record:
         raise UserError(f"`{key}` is missing")
     value = record[key]

@@ -1,7 +1,4 @@
-"""What a run shows while it goes: a live line on a terminal, plain lines elsewhere.
-
-All of it goes to standard error, so that results on standard output stay clean.
-"""
+"""What a run shows on standard error: a live line on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -28,13 +25,11 @@ class Screen:
     closed or a log on a full disk must not end a run before its checkpoint is written."""
 
     def write(self, text: str) -> int:
-        """Write it, if that can be."""
         with suppress(OSError):
             self._file.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Write what is left, if that can be."""
         with suppress(OSError):
             self._file.flush()
 

@@ -1,7 +1,6 @@
 """Run a model on a fixed set of held-out problems, sampled and greedy, and grade it.
 
-The set is the first n different problems of a split at seed 0, the same for every run. What comes of
-it is a `scorecard.Evaluation`; the greedy score is one more column, not the headline.
+The set is the first n different problems of a split at seed 0, the same for every run.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ MAX_REPEATS = 500  # in a row, after which a split holds no more different probl
 
 
 def held_out(task: Task, split: Split, count: int) -> list[Problem]:
-    """The first `count` different problems of the split, fewer if it holds fewer.
+    """The first `count` different problems (question and answer) of the split, or all it holds.
 
-    A task without an end may have few problems (sums below 20): one that comes again would
-    count twice in a mean and narrow its interval. Same question and same answer is the same.
+    One that comes again would count twice in a mean and narrow its interval.
     """
     size = task.size(split)
     found: dict[tuple[str, str], Problem] = {}
@@ -57,22 +55,20 @@ def evaluate(
     keep: Callable[[Iterable[dict[str, Any]]], None] | None = None,
     examples: Examples | None = None,
 ) -> Evaluation:
-    """Sample `samples` completions and one greedy one for each problem, and grade them.
+    """Sample `samples` completions (at temperature 0: one) and a greedy one for each problem.
 
-    `progress(done, total)` counts problems over both passes. `keep` gets every completion
-    with its verdict (`scorecard.rows`). At temperature 0 the one sample is the greedy one.
+    `progress(done, total)` counts problems over both passes, `keep` gets `scorecard.rows`.
     `examples` are the worked ones of a run; otherwise they are drawn from the task.
     """
     examples = draw(task, sampling) if examples is None else examples
     problems = held_out(without(task, examples), check_split(split), num_problems)
-    total = 2 * len(problems)
     prompts = [encode(p, policy.tokenizer, sampling, examples) for p in problems]
     keys = [("evaluate", seed, split, index) for index in range(len(problems))]
 
     def run(settings: Sampling, count: int, done: int) -> list[list[Graded]]:
         def told(number: int) -> None:
             if progress is not None:
-                progress(done + number, total)
+                progress(done + number, 2 * len(problems))
 
         return grade(task, problems, policy.sample(prompts, keys, count, settings, progress=told))
 
@@ -88,7 +84,5 @@ def grade(
     task: Task, problems: Sequence[Problem], groups: Sequence[Sequence[Completion]]
 ) -> list[list[Graded]]:
     """Every completion with its task's verdict."""
-    return [
-        [(completion, task.grade(problem, completion.text)) for completion in group]
-        for problem, group in zip(problems, groups, strict=True)
-    ]
+    pairs = zip(problems, groups, strict=True)
+    return [[(found, task.grade(p, found.text)) for found in group] for p, group in pairs]

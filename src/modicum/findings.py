@@ -1,7 +1,6 @@
 """What a rollout says of a run: is there a signal, and if not, why, and what to change.
 
-Pure functions, from completions with their verdicts and rewards to findings. `modicum doctor`
-shows all of them before a run; a run shows the first while nothing is trained.
+`modicum doctor` shows all before a run; a run shows the first while nothing is trained.
 """
 
 import re
@@ -64,8 +63,7 @@ class JudgedCompletion:
         return f"to {asked}, gold {gold}, it wrote {text!r}"
 
 
-JudgedGroups = Sequence[Sequence[JudgedCompletion]]
-"""Of some problems, G each."""
+JudgedGroups = Sequence[Sequence[JudgedCompletion]]  # of some problems, G each
 
 
 def judged(
@@ -75,14 +73,14 @@ def judged(
     scores: Sequence[Sequence[Mapping[str, float]]],
 ) -> JudgedGroups:
     """The completions of groups that were scored already, with the task's verdicts."""
+
+    def one(problem: Problem, found: Completion, earned: Mapping[str, float]) -> JudgedCompletion:
+        verdict = task.grade(problem, found.text)
+        return JudgedCompletion(problem, found, verdict, earned, reward.total(earned))
+
     return [
-        [
-            JudgedCompletion(
-                g.problem, c, task.grade(g.problem, c.text), found, reward.total(found)
-            )
-            for c, found in zip(g.completions, row, strict=True)
-        ]
-        for g, row in zip(groups, scores, strict=True)
+        [one(group.problem, *pair) for pair in zip(group.completions, row, strict=True)]
+        for group, row in zip(groups, scores, strict=True)
     ]
 
 
@@ -91,8 +89,7 @@ def wrong(
 ) -> list[Finding]:
     """What looks wrong with a rollout, the likeliest reason for a missing signal first.
 
-    `signals` groups have rewards that differ. `template` is that of the prompts, `room` what the
-    model's positions leave for a completion.
+    `signals` groups have rewards that differ; the model has positions for `room` tokens.
     """
     sampling, larger = config.sampling, f"--group-size {2 * config.batch.group_size}"
     trials = [trial for group in groups for trial in group]

@@ -1,7 +1,6 @@
-"""A run while it goes: one HTML file that loads itself anew, and a view for a terminal.
+"""A run while it goes, of the files of its folder: a page that loads itself anew, a terminal's view.
 
-Both are made of the files of the run folder (`modicum.status`), and take their time from the run:
-never more than a hundredth of it together, and no error of theirs ends it.
+They take a hundredth of the run's time at most, and no error of theirs ends it.
 """
 
 from __future__ import annotations
@@ -33,32 +32,26 @@ BARS = "▁▂▃▄▅▆▇█"
 GROUPS, MEMBERS, LETTERS = 2, 8, 600  # what is shown of the last step
 
 
-class Curve:
-    """A metric by step, as means over stretches of equal length."""
+def _curve(title: str, x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
+    """A metric by step, as means over stretches of equal length, as the templates draw it."""
+    last, size = n.general(y[-1]), math.ceil(len(y) / POINTS)
+    chunks = [slice(k, k + size) for k in range(0, len(y), size)]
+    x, y = [x[c][-1] for c in chunks], [sum(y[c]) / len(y[c]) for c in chunks]
+    low, high = min(y), max(y)
+    wide, tall = x[-1] - x[0] or 1, high - low or 1
+    # The box of the line, which is stretched to its place, and its points.
+    points = " ".join(f"{x},{-y:.6g}" for x, y in zip(x, y, strict=True))
+    svg = f"{x[0]} {-low - tall:.6g} {wide} {tall:.6g}", points
+    blocks = [BARS[round((v - low) / tall * 7)] for v in y]
 
-    def __init__(self, title: str, x: Sequence[float], y: Sequence[float]) -> None:
-        size = math.ceil(len(y) / POINTS)
-        chunks = [slice(k, k + size) for k in range(0, len(y), size)]
-        self.title, self.last = title, n.general(y[-1])
-        self.x, self.y = [x[c][-1] for c in chunks], [sum(y[c]) / len(y[c]) for c in chunks]
-        self.low, self.high = min(self.y), max(self.y)
-        self.range = f"{n.general(self.low)} to {n.general(self.high)}"
+    def bars(width: int) -> str:
+        return "".join(blocks[k * len(y) // width] for k in range(width))
 
-    @property
-    def svg(self) -> tuple[str, str]:
-        """The box of the line, which is stretched to its place, and its points."""
-        points = " ".join(f"{x},{-y:.6g}" for x, y in zip(self.x, self.y, strict=True))
-        wide, high = self.x[-1] - self.x[0] or 1, self.high - self.low or 1
-        return f"{self.x[0]} {-self.low - high:.6g} {wide} {high:.6g}", points
-
-    def bars(self, width: int) -> str:
-        """The line in so many blocks."""
-        y = [self.y[k * len(self.y) // width] for k in range(width)]
-        return "".join(BARS[round((v - self.low) / (self.high - self.low or 1) * 7)] for v in y)
+    span = f"{n.general(low)} to {n.general(high)}"
+    return {"title": title, "last": last, "range": span, "svg": svg, "bars": bars}
 
 
 def _shown(found: Status) -> dict[str, Any]:
-    """What the page and the view show of a run."""
     lines = [("Held-out accuracy", [(e["step"], e["accuracy"]) for e in found.within])]
     for key in CURVES:
         logged = ((m["step"], m.get(key)) for m in found.metrics)
@@ -73,7 +66,7 @@ def _shown(found: Status) -> dict[str, Any]:
     groups = [list(rows)[:MEMBERS] for _, rows in groupby(samples, lambda row: row["question"])]
     return {
         **{"found": found, "values": found.values, "groups": groups[:GROUPS], "n": n},
-        "curves": [Curve(title, *zip(*pairs, strict=True)) for pairs, title in seen.items()],
+        "curves": [_curve(title, *zip(*pairs, strict=True)) for pairs, title in seen.items()],
         "decisions": found.last("decisions.jsonl", 3),
         **{"letters": LETTERS, "every": SECONDS},
     }

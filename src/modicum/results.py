@@ -3,15 +3,13 @@
 Unknown keys are left out, what has a default may be missing or null. Units: fractions, bytes, seconds.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +24,14 @@ Column = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an evaluation found; what an older file does not hold is NaN, 0 or empty.
-
-    Limits are of 95 % intervals; `format` is the share in the form asked for, `length` in tokens.
-    """
+    """What an evaluation found, with 95 % limits; `format` is the share in the form asked for."""
 
     task: str = ""
     split: str = ""
     num_problems: int = 0
     samples_per_problem: int = 0
     temperature: float = math.nan
-    accuracy: float
-    """Mean strict verdict of the samples: avg@n."""
+    accuracy: float  # mean strict verdict of the samples: avg@n
     low: float = math.nan
     high: float = math.nan
     standard_error: float | None = None
@@ -52,15 +46,14 @@ class Evaluation:
     truncated: float = math.nan
     length: float = math.nan
     pass_at: dict[str, list[float]] = field(default_factory=dict)
-    maj_at: dict[str, list[float]] = field(default_factory=dict)
-    """k -> [estimate, low, high], strict: an unmarked answer is no vote."""
+    maj_at: dict[str, list[float]] = field(default_factory=dict)  # k -> estimate, low, high
     ids: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     lenient_scores: list[float] = field(default_factory=list)
     greedy_scores: list[float] = field(default_factory=list)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], where: str = "this") -> Evaluation:
+    def from_json(cls, values: Mapping[str, Any], where: str = "this") -> Self:
         """A whole evaluation from what `asdict` gave; other keys are left out."""
         for item in dataclasses.fields(cls):
             if item.name not in values:
@@ -90,8 +83,7 @@ class Anatomy:
     entries_in_changed: int
     changed: Mapping[str, float]  # by threshold, and `bf16`
     parts: Mapping[str, AnatomyPart]
-    map: Mapping[str, tuple[float | None, ...]]
-    """Part -> the relative norm of its change in every layer."""
+    map: Mapping[str, tuple[float | None, ...]]  # part -> relative norm in every layer
     relative_norm: float | None = None
     alarm: str = ""  # that few directions changed while the reward fell
     seed: str = ""
@@ -255,7 +247,7 @@ class Analysis:
     repeat: tuple[str, ...] = ()
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str) -> Analysis:
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
         """The analysis; what is missing, wrong, or an arm named twice is a UserError."""
         found = fill(cls, data, where)
         names = [arm.name for arm in found.arms]

@@ -1,26 +1,8 @@
-"""A run folder: config, environment, metrics, samples, checkpoints, result.
+"""A run folder that is written and read; docs/runs.md has its files. Nothing here imports torch.
 
-    config.toml        the resolved config; `modicum train --config` repeats the run
-    chosen.json        what its settings left to the program, what was chosen, and why
-    environment.json   versions, machine, commit; what the run began with (modicum.training.origin)
-    metrics.jsonl      one object a step; keys under `time/` and `memory/` are measurements,
-                       all others are the same whenever the run is repeated or resumed
-    samples.jsonl      completions of training, with their prompts and rewards
-    evaluations.jsonl  held-out evaluations
-    completions-*.jsonl  what was written in them, with the verdicts
-    checkpoints/       step-000025/{tensors.safetensors, state.json}, written aside, renamed
-    changes.jsonl      settings that were changed when it was resumed, and after which step
-    tracker.json       the id of the tracker's run (modicum.tracking)
-    anatomy.json       what changed in every tensor (modicum.anatomy)
-    result.json        what came of it; its presence says that the run is finished
-    failed.json        what ended it otherwise, if that was no signal
-    live.html          the run while it goes (modicum.live)
-    .lock              the process that writes it now (modicum.disk)
-
-Nothing here imports torch.
+Keys of metrics.jsonl under `time/` and `memory/` are measurements; all others are the same whenever
+a run is repeated or resumed.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -30,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from modicum import disk
 from modicum.disk import clear_folder, entries, make_folder, write_whole
@@ -47,11 +29,11 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # Called with every line of a file, by its name.
         self.listeners: dict[str, Sequence[Callable[[Mapping[str, Any]], None]]] = {}
-        """Called with every line of a file, by its name."""
 
     @classmethod
-    def create(cls, folder: Path, config_toml: str, overwrite: bool) -> Run:
+    def create(cls, folder: Path, config_toml: str, overwrite: bool) -> Self:
         """A new run folder; one that holds anything is a UserError unless `overwrite`."""
         check_new(folder, overwrite)
         make_folder(folder)
@@ -62,10 +44,8 @@ class Run:
 
     def writing(self, needed: int = 0) -> AbstractContextManager[None]:
         """A context in which what the system has against writing here is a FolderError."""
-        begun = (self.folder / "config.toml").is_file()
-        return disk.writing(
-            self.folder, needed, "; when it can be, --resume goes on" if begun else ""
-        )
+        hint = "; when it can be, --resume goes on" * (self.folder / "config.toml").is_file()
+        return disk.writing(self.folder, needed, hint)
 
     def append(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add one JSON line to `metrics.jsonl` or another file of lines."""
@@ -79,10 +59,7 @@ class Run:
             file.write(to_lines(entries))
 
     def cut(self, step: int, ended: bool = True) -> None:
-        """Drop what belongs to `step` or later: a resumed run writes it again.
-
-        So does what only the end of a run has, where the run has not `ended` by then.
-        """
+        """Drop what belongs to `step` or later, and (not `ended`) the end: they are written again."""
         for aside in filter(disk.is_aside, self.folder.iterdir()):
             aside.unlink()
         for name in LINES:
@@ -96,10 +73,8 @@ class Run:
             self._keep("samples.jsonl", lambda entry: not entry.get("end"))
 
     def _keep(self, name: str, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Keep the whole lines of a file that are wanted."""
-        path = self.folder / name
-        if path.exists():
-            text = to_lines(row for _, row in numbered(path) if wanted(row))
+        if (path := self.folder / name).exists():
+            text = to_lines(filter(wanted, read_lines(path)))
             if text.encode() != path.read_bytes():
                 self.write_text(name, text)
 
@@ -120,10 +95,9 @@ class Run:
     def checkpointing(
         self, step: int, state: Mapping[str, Any], needed: int, kept: int = 2
     ) -> Iterator[Path]:
-        """A folder for the tensors of a checkpoint, which counts once all is written.
+        """A folder for the tensors (`needed` bytes) of a checkpoint, which counts once all is written.
 
-        Then all but the `kept` newest go; of one that fails nothing is left. `needed` is the size
-        of the tensors in bytes, for the message about a full disk.
+        Then all but the `kept` newest go; of one that fails nothing is left.
         """
         final = self.checkpoint(step)
         folder = final.with_name(f".{final.name}")
@@ -150,7 +124,6 @@ class Run:
         return self.folder / "checkpoints" / f"step-{step:06d}"
 
     def _drop_halves(self) -> None:
-        """Remove checkpoints that a kill or a full disk left half-written."""
         for half in (self.folder / "checkpoints").glob(".step-*"):
             shutil.rmtree(half, ignore_errors=True)
 
@@ -162,12 +135,11 @@ def check_new(folder: Path, overwrite: bool) -> None:
     if not is_run(folder):
         raise UserError(f"{folder} is not empty and no run folder; --out takes another")
     if not overwrite:
-        finished = (folder / "result.json").exists()
-        ways = ["--resume goes on with it", "--overwrite starts anew"]
-        if finished:
-            ways = [ways[1], "--resume with more --steps goes on with it"]
-        state = "holds a finished run" if finished else "is not empty"
-        raise UserError(f"{folder} {state}; {', '.join(ways)}, --out takes another")
+        state = "is not empty; --resume goes on with it, --overwrite starts anew"
+        if (folder / "result.json").exists():
+            state = "holds a finished run; --overwrite starts anew"
+            state += ", --resume with more --steps goes on with it"
+        raise UserError(f"{folder} {state}, --out takes another")
 
 
 def is_run(folder: Path) -> bool:
@@ -195,16 +167,12 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
         reason = type(error).__name__
         raise UserError(f"checkpoint {folder} is damaged ({reason}); {_other(folder)}") from None
     if found != expected:
-        raise UserError(
-            f"checkpoint {folder} is damaged: {tensors.name} ({tensors.stat().st_size} bytes)"
-            f" is not what was written; {_other(folder)}"
-        )
+        why = f"{tensors.name} ({tensors.stat().st_size} bytes) is not what was written"
+        raise UserError(f"checkpoint {folder} is damaged: {why}; {_other(folder)}")
     if written != FORMAT:
         age = "an older" if written == 1 else "another"
-        raise UserError(
-            f"checkpoint {folder} was written by {age} version of modicum (format {written}), this"
-            f" one reads {FORMAT}; use that version, or train anew"
-        )
+        why = f"was written by {age} version of modicum (format {written}), this one reads {FORMAT}"
+        raise UserError(f"checkpoint {folder} {why}; use that version, or train anew")
     return tensors, state
 
 
@@ -216,21 +184,24 @@ def _other(folder: Path) -> str:
 def open_run(folder: Path) -> Run:
     """A run folder that exists; UserError when it is none."""
     if not (folder / "config.toml").is_file():
-        why = "it has no config.toml); `modicum runs` lists those that are"
-        raise UserError(f"{folder} is not a run folder ({why}")
+        why = "(it has no config.toml); `modicum runs` lists those that are"
+        raise UserError(f"{folder} is not a run folder {why}")
     return Run(folder)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; a last line that was cut off by a crash is left out."""
-    return [row for _, row in numbered(path)]
+def read_lines(path: Path, optional: bool = False) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, as `numbered` has them."""
+    return [row for _, row in numbered(path, optional)]
 
 
-def numbered(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def numbered(path: Path, optional: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """`file:line` and the object of each line that is not blank, read only as far as asked for.
 
-    A last line without its end, which a run is writing, is left out when it is no JSON.
+    A last line without its end, which a run is writing, is left out when it is no JSON. An
+    `optional` file that is missing has none.
     """
+    if optional and not path.exists():
+        return
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -247,8 +218,10 @@ def numbered(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, row
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; UserError, with the line, where there is none."""
+def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
+    """The object in a JSON file (an `optional` one that is missing: empty), or a UserError."""
+    if optional and not path.exists():
+        return {}
     try:
         with _opened(path) as file:
             data = json.loads(file.read().decode("utf-8"))

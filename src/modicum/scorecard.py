@@ -1,11 +1,7 @@
-"""What an evaluation found, from graded completions; and the comparison of two of them.
+"""What an evaluation found, from graded completions; and the comparison of two (docs/evaluation.md).
 
-    avg@n    mean strict verdict over n samples of each problem (`accuracy`)
-    pass@k   at least one of k samples is right, unbiased (`stats.pass_at_k`)
-    maj@k    the commonest answer of k samples is right (`stats.majority_at_k`)
-
-Every mean has an interval over problems (`stats.interval`). Strict reads marked answers
-only, lenient guesses where nothing is marked: a gain in strict alone is a gain in format.
+Every mean has an interval over problems (`stats.interval`). Strict reads marked answers only, lenient
+guesses where nothing is marked: a gain in strict alone is a gain in format.
 """
 
 import dataclasses
@@ -74,10 +70,7 @@ RIGHT = "right"
 
 
 def vote(completion: Completion, grade: Grade) -> str | None:
-    """What a completion votes for in maj@k: its marked answer in one spelling, or nothing.
-
-    All right answers are one candidate, however they are written.
-    """
+    """What a completion votes for in maj@k: RIGHT, its marked answer in one spelling, or nothing."""
     if grade.strict:
         return RIGHT
     marked = answers.extract(completion.text)
@@ -133,10 +126,8 @@ class Comparison:
     accuracy: stats.Interval
     lenient: stats.Interval
     greedy: stats.Interval
-    better: int
-    """Problems whose sampled strict score rose."""
-    worse: int
-    """Problems whose sampled strict score fell."""
+    better: int  # problems whose sampled strict score rose
+    worse: int  # those whose it fell
 
 
 def compare(after: Evaluation, before: Evaluation) -> Comparison:
@@ -148,11 +139,8 @@ def compare(after: Evaluation, before: Evaluation) -> Comparison:
     if after.ids != before.ids:
         raise UserError("the two evaluations are of different problems")
     gains = [a - b for a, b in zip(after.scores, before.scores, strict=True)]
-    return Comparison(
-        len(gains),
-        stats.paired_interval(after.scores, before.scores),
-        stats.paired_interval(after.lenient_scores, before.lenient_scores),
-        stats.paired_interval(after.greedy_scores, before.greedy_scores),
-        sum(gain > 0 for gain in gains),
-        sum(gain < 0 for gain in gains),
-    )
+    kinds = ("scores", "lenient_scores", "greedy_scores")
+    pairs = ((getattr(after, kind), getattr(before, kind)) for kind in kinds)
+    accuracy, lenient, greedy = (stats.paired_interval(*pair) for pair in pairs)
+    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    return Comparison(len(gains), accuracy, lenient, greedy, better, worse)

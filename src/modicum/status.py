@@ -19,16 +19,18 @@ TAIL = 2**18  # bytes of the end of a file
 class Status:
     """A run folder: its files as they are, empty where there are none; UserError for broken ones.
 
-    `state` is finished, untrained (it ended, and nothing was trained), running, failed or
-    interrupted; `why` says it. `values` is what lists show, by name: what came of it, and every
-    setting by its own name.
+    `state` is as docs/runs.md has it, `why` says it. `values` is what lists show: what came of it,
+    and every setting by its own name.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         tables = read_toml(runs.open_run(folder).folder / "config.toml")
-        self.metrics, evaluations = self._lines("metrics.jsonl"), self._lines("evaluations.jsonl")
-        result, failed, began = map(self._object, ("result.json", runs.FAILED, "environment.json"))
+        files = (folder / f"{name}.jsonl" for name in ("metrics", "evaluations"))
+        lines = (runs.read_lines(file, optional=True) for file in files)
+        self.metrics, evaluations = ([line for line in found if "step" in line] for found in lines)
+        files = (folder / name for name in ("result.json", runs.FAILED, "environment.json"))
+        result, failed, began = (runs.read_object(file, optional=True) for file in files)
         untrained = result.get("nothing_trained")
         if result:
             self.state = "untrained" if untrained else "finished"
@@ -76,13 +78,6 @@ class Status:
         except ValueError as error:
             raise UserError(f"{path}: not JSON ({error})") from None
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        lines = runs.read_lines(self.folder / name) if (self.folder / name).exists() else []
-        return [line for line in lines if "step" in line]
-
-    def _object(self, name: str) -> dict[str, Any]:
-        return runs.read_object(self.folder / name) if (self.folder / name).exists() else {}
-
 
 def find(folder: Path, cells: bool = False) -> Iterator[Path]:
     """The run folders under one, itself too; those of studies only with `cells`."""
@@ -95,7 +90,6 @@ def find(folder: Path, cells: bool = False) -> Iterator[Path]:
 
 
 def _held(folder: Path) -> bool:
-    """Whether a process that lives writes the folder."""
     try:
         disk.check_free(folder)
     except FolderError:

@@ -1,18 +1,13 @@
 r"""How a final answer is marked: what the prompt asks for, and whether a completion obeys.
 
-A test proves for each style that its instruction names the marks of its pattern and that
-the grader (`answers.grade`) reads the pattern as a marked answer: what is asked for is
-what is read. The grader reads all marks whatever the style; the style decides what is asked
-for and what the reward `format` and the format rate of an evaluation count.
+The grader reads all marks whatever the style, which decides what is asked for and what counts as format.
 """
-
-from __future__ import annotations
 
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from modicum import answers
 from modicum.grading.extraction import boxes, spoken
@@ -21,17 +16,13 @@ HASHES = re.compile(r"^####[ \t]*\S", re.MULTILINE)
 CLOSING = re.compile(r"[\s$.!)\]\\*]*")
 
 
-@dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """One way to mark an answer."""
 
     name: str
-    instruction: str
-    """What a prompt says to get this style."""
-    pattern: str
-    """A completion in this style; {thought} and {answer} are the parts of it."""
-    format_ok: Callable[[str], bool]
-    """Whether a whole completion has this form: marked once, nothing after the mark."""
+    instruction: str  # what a prompt says to get this style
+    pattern: str  # a completion in it; {thought} and {answer} are the parts
+    format_ok: Callable[[str], bool]  # has a whole completion this form, nothing after the mark?
 
     def example(self, answer: str, thought: str = "reasoning process here") -> str:
         """A completion in this style."""
@@ -39,10 +30,7 @@ class Style:
 
 
 def boxed_ok(text: str) -> bool:
-    r"""Whether `text` has exactly one \boxed{...}, not empty, and nothing after it.
-
-    What is thought does not count. A closing bracket of a formula, a dollar sign or a full stop may follow.
-    """
+    r"""Whether `text` has, beside its thoughts, one \boxed{...}, not empty, and only CLOSING after it."""
     text = spoken(text)
     found = list(boxes(text))
     if len(found) != 1 or text.count(r"\boxed") != 1 or "<answer>" in text:

@@ -1,11 +1,11 @@
 """`modicum report`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modicum.options import Parser, show
+from modicum.runs import read_object
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ def run(args: list[str]) -> int:
 
     report(*folders, out=options.out, title=options.title)
     study = (folders[0] / STUDY).is_file()
-    places = page.places(folders, options.out)
-    paths = {"report": places.page, "markdown": places.markdown, "figures": places.figures}
+    paths = dict(
+        zip(("report", "markdown", "figures"), page.places(folders, options.out), strict=True)
+    )
     values: dict[str, Any] = {name: str(path) for name, path in paths.items()}
     if not study and not found.json:
         records = [read.load(folder) for folder in folders]
@@ -42,8 +43,7 @@ def run(args: list[str]) -> int:
             if record.result is None:
                 print(f"{record.folder}: no result yet; {Status(record.folder).so_far}")
     elif not study:
-        files = [folder / "result.json" for folder in folders]
-        done = [file.read_text(encoding="utf-8") for file in files if file.exists()]
-        values["results"] = [json.loads(text) for text in done]
+        done = (read_object(folder / "result.json", optional=True) for folder in folders)
+        values["results"] = list(filter(None, done))
     show(found.json, values, "\n".join(f"{name + ':':<10}{path}" for name, path in paths.items()))
     return 0

@@ -22,8 +22,8 @@ from modicum.types import UserError
 
 COLUMNS = ("name", "state", "steps", "model", "task", "update", "accuracy", "seconds", "memory")
 COLUMNS += ("date",)
+# What a narrow terminal does without, in this order.
 LEAST = ("memory", "seconds", "date", "model", "task", "update", "steps")
-"""What a narrow terminal does without, in this order."""
 RESULTS = ("state", "steps", "accuracy", "reward/mean", "seconds", "memory", "date")
 SEARCHED = ("name", "state", "model", "task", "update", "reward", "objective")
 USUAL = {name.rpartition(".")[2]: value for name, _, value in settings(TrainConfig())}
@@ -32,8 +32,7 @@ OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
     ("--where", [], "append", "NAME=VALUE, or a text of its name, task, ...; again for more"),
     ("--columns", None, "store", "columns and settings with commas between; by default what fits"),
 )
-Row = Mapping[str, Any]
-"""`Status.values` of a run."""
+Row = Mapping[str, Any]  # `Status.values` of a run
 
 
 def run(args: list[str]) -> int:
@@ -112,25 +111,16 @@ def _text(row: Row, name: str) -> str:
 
 
 def _list(rows: Sequence[Row], asked: Sequence[str]) -> None:
-    """A table of runs as wide as the terminal; a model or task that all share is said once."""
     from modicum.report import tables
 
     texts = {name: [_text(row, name) for row in rows] for name in asked or COLUMNS}
     alike = [name for name in ("model", "task") if not asked and len(set(texts[name])) == 1]
     heads = [name for name in texts if name not in alike]
     cells = list(zip(*(texts[name] for name in heads), strict=True))
-    width = tables.terminal().width
-    kept = tables.fitted(heads, cells, width, () if asked else LEAST)
-    same = [f"{name} {texts[name][0]}" for name in alike]
-    caption = "; ".join(
-        [
-            f"{len(rows)} run{'s' * (len(rows) != 1)}",
-            "accuracy (%): base → trained, or newest",
-            *same,
-        ]
-    )
-    lines = [[line[k] for k in kept] for line in cells]
-    tables.terminal().print(tables.terminal_table([heads[k] for k in kept], lines, caption))
+    caption = f"{len(rows)} run{'s' * (len(rows) != 1)}; accuracy (%): base → trained, or newest"
+    caption += "".join(f"; {name} {texts[name][0]}" for name in alike)
+    screen, least = tables.terminal(), () if asked else LEAST
+    screen.print(tables.terminal_table(heads, cells, caption, least=least, width=screen.width))
 
 
 def _side_by_side(rows: Sequence[Row]) -> None:
@@ -159,14 +149,9 @@ def run_compare(args: list[str]) -> int:
     after = evaluation_of(found.after)
     result = compare(found.after, found.before)
     other = found.before or f"{found.after} before training"
-    problems = f"split {after.split}, the same {result.num_problems} problems"
-    lines = [f"{found.after} minus {other}: {after.task}, {problems}"]
-    for name in ("accuracy", "lenient", "greedy"):
-        mean, low, high = (100 * value for value in vars(getattr(result, name)).values())
-        lines.append(f"{name:<9} {mean:+.1f} points  [{low:+.1f}, {high:+.1f}]")
-    lines.append(f"{result.better} problems better, {result.worse} worse (accuracy)")
-    values = {"after": found.after, "before": other, **asdict(result)}
-    show(found.json, values, "\n".join(lines))
+    names = {"after": found.after, "before": other}
+    text = _said("compare.txt", **names, evaluation=after, found=result)
+    show(found.json, {**names, **asdict(result)}, text)
     return 0
 
 
@@ -213,17 +198,19 @@ def run_evaluate(args: list[str]) -> int:
     with Display() as display:
         result = perform(options, place, display)
     name = found.run or options.model
-    text = text_of(name, result, options.sampling)
-    show(found.json, values_of(options, name, result), text)
+    show(found.json, values_of(options, name, result), text_of(name, result, options.sampling))
     return 0
 
 
 def text_of(name: str, found: Evaluation, sampling: Sampling) -> str:
     """The evaluation as lines to read."""
+    return _said("evaluation.txt", name=name, found=found, sampling=sampling)
+
+
+def _said(template: str, **values: Any) -> str:
     from modicum.report.words import environment
 
-    template = environment().get_template("evaluation.txt")
-    return template.render(name=name, found=found, sampling=sampling).rstrip()
+    return environment().get_template(template).render(values).rstrip()
 
 
 @dataclass(frozen=True)
@@ -262,13 +249,10 @@ def run_export(args: list[str]) -> int:
         config = replace(config, trust=replace(past.trust, **said.get("trust", {})))
         difference = export.export_run(run_export, out, options.format, found.overwrite, config)
     else:
-        difference = export.export_base(
-            options.model, out, found.overwrite, options.trust, options.base
-        )
+        base, trust = options.base, options.trust
+        difference = export.export_base(options.model, out, found.overwrite, trust, base)
     files = sorted(p.name for p in out.iterdir())
     result = {"out": str(out), "files": files, "largest_logit_difference": difference}
-    text = (
-        f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most {difference:.2g}"
-    )
-    show(found.json, result, text)
+    text = f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most"
+    show(found.json, result, f"{text} {difference:.2g}")
     return 0

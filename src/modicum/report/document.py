@@ -1,14 +1,12 @@
 """A report as data: sections of blocks, which a `Builder` collects and `page` renders.
 
-A text of a report may hold `code` in backticks. What a model wrote stands in `Sample`s alone.
+A text may hold `code` in backticks. What a model wrote stands in `Sample`s alone.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, dataclass_transform
 
 from modicum.report.style import Figure as Drawing
 from modicum.report.words import NONE, printable, say
@@ -19,11 +17,14 @@ COLUMNS_SHOWN = 4  # runs side by side; more are rows
 Texts = Mapping[str, Any]  # by problem: a `completion` and what is to be said `about` it
 
 
+@dataclass_transform(frozen_default=True)
 class Piece:
-    """A block of a section; some hold further ones, as `parts`."""
+    """A block of a section, a frozen dataclass; some hold further ones, as `parts`."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True)(cls)
 
 
-@dataclass(frozen=True)
 class Text(Piece):
     """A paragraph; a note is set smaller."""
 
@@ -31,21 +32,18 @@ class Text(Piece):
     note: bool = False
 
 
-@dataclass(frozen=True)
 class Heading(Piece):
     """A heading within a section."""
 
     name: str
 
 
-@dataclass(frozen=True)
 class Bullets(Piece):
     """A list of texts."""
 
     texts: tuple[str, ...]
 
 
-@dataclass(frozen=True)
 class Values(Piece):
     """Settings: name -> value, under a name of their own unless it is empty."""
 
@@ -53,7 +51,6 @@ class Values(Piece):
     values: Mapping[str, str]
 
 
-@dataclass(frozen=True)
 class Proofs(Piece):
     """What was proven of each run: (name, text)."""
 
@@ -61,15 +58,13 @@ class Proofs(Piece):
     items: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
 class Commands(Piece):
     """Lines for a shell."""
 
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """A completion, a line about it, and its question where the title does not say it."""
 
     completion: str
@@ -78,8 +73,7 @@ class Sample:
     gold: str = ""
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """What one model wrote: its name, the number of its colour (None: no series), completions."""
 
     name: str
@@ -87,7 +81,6 @@ class Written:
     samples: tuple[Sample, ...]
 
 
-@dataclass(frozen=True)
 class SideBySide(Piece):
     """Completions side by side, under a title: a question with its answer, or a run."""
 
@@ -97,12 +90,8 @@ class SideBySide(Piece):
     series: int | None = None
 
 
-@dataclass(frozen=True)
-class TableCell:
-    """One cell of a table; `value` is what a column is sorted by where the text will not do.
-
-    `series` shows the colour of that number before the text, `code` shows it as code.
-    """
+class TableCell(NamedTuple):
+    """A cell: its text (as `code`), what it is sorted by otherwise, the number of its colour."""
 
     text: str
     value: float | None = None
@@ -110,12 +99,10 @@ class TableCell:
     code: bool = False
 
 
-@dataclass(frozen=True)
 class Table(Piece):
     """A table: its name for those who do not see it, heads and rows; the first cell heads a row.
 
-    `wrap` lets the cells of other columns than the first have several lines; `plain` keeps the
-    heads of rows light.
+    `wrap` lets other cells have several lines; `plain` keeps the heads of rows light.
     """
 
     name: str
@@ -126,12 +113,10 @@ class Table(Piece):
     plain: bool = False
 
 
-@dataclass(frozen=True)
 class Figure(Piece):
-    """A figure that can be drawn: `draw(narrow)` gives it for a page or for a phone.
+    """A figure that `draw(narrow)` draws for a page or a phone, in a file of that `name`.
 
-    `name` is its file's name (a-z, 0-9, -), `label` says in words what it shows, for those
-    who do not see it, and `caption` stands below it.
+    `label` says in words what it shows, and `caption` stands below it.
     """
 
     name: str
@@ -140,7 +125,6 @@ class Figure(Piece):
     draw: Callable[[bool], Drawing]
 
 
-@dataclass(frozen=True)
 class Folded(Piece):
     """Blocks behind a line that unfolds them."""
 
@@ -148,8 +132,7 @@ class Folded(Piece):
     parts: tuple[Piece, ...]
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A section of a report."""
 
     id: str
@@ -157,8 +140,7 @@ class Section:
     blocks: tuple[Piece, ...]
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A report: its title, the answer in a sentence, what it says of it, notes, sections."""
 
     title: str
@@ -169,8 +151,9 @@ class Document:
 
     def figures(self) -> list[Figure]:
         """Its figures in order."""
-        found = _walk(block for section in self.sections for block in section.blocks)
-        return [block for block in found if isinstance(block, Figure)]
+        blocks = (block for section in self.sections for block in section.blocks)
+        parts = (part for block in blocks for part in getattr(block, "parts", (block,)))
+        return [part for part in parts if isinstance(part, Figure)]
 
 
 def section(id: str, title: str, *blocks: Piece | None) -> Section:
@@ -229,12 +212,6 @@ def across(
         return table(name, heads, rows, sortable=False, plain=True, **options)
     lines = zip(names, *(texts for _, texts in measures), strict=True)
     return table(name, [what, *(measure for measure, _ in measures)], lines, plain=True, **options)
-
-
-def _walk(blocks: Iterable[Piece]) -> Iterator[Piece]:
-    for block in blocks:
-        yield block
-        yield from _walk(getattr(block, "parts", ()))
 
 
 class Builder:

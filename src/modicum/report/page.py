@@ -1,9 +1,7 @@
 """The report of runs or of a study: one self-contained HTML page, Markdown, figure files.
 
-The page's policy lets nothing be loaded and only its own script run, which is named by its SHA-256;
-all that the script does is sort tables and show values under the pointer, so the page is whole
-without it. What a model wrote is escaped text, and nothing can break out of the Markdown either.
-`page.html` and `page.md` have a macro for each kind of block.
+Nothing may be loaded, and of scripts only the page's own runs, named by its SHA-256. What a model
+wrote is escaped. `page.html` and `page.md` have a macro for each kind of block.
 """
 
 import base64
@@ -38,11 +36,9 @@ class Places(NamedTuple):
 
 
 def write(folders: Sequence[str | Path], out: str | Path | None = None, title: str = "") -> Path:
-    """Write the report about some runs, or about one study, and return the path of its page.
+    """Write the report about some runs, or about one study, to `places`; the path of its page.
 
-    With `out` X.html: X.html, X.md, X-figures/. Without, for a single folder: report.html,
-    report.md and figures/ in it, and for several runs report.html here. Raises UserError for no
-    folders, one that cannot be read or a file that cannot be written.
+    Raises UserError for no folders, one that cannot be read or a file that cannot be written.
     """
     paths = [Path(folder) for folder in folders]
     if not paths:
@@ -60,10 +56,7 @@ def write(folders: Sequence[str | Path], out: str | Path | None = None, title: s
 
 
 def places(folders: Sequence[Path], out: str | Path | None) -> Places:
-    """FOLDER/{report.html, report.md, figures/}, or OUT.html, OUT.md and OUT-figures/.
-
-    Raises UserError for a Markdown file as `out`: it is the name of the page.
-    """
+    """FOLDER/{report.html, report.md, figures/}, or OUT.html (not .md), OUT.md and OUT-figures/."""
     if not out and len(folders) == 1:
         (folder,) = folders
         return Places(folder / "report.html", folder / "report.md", folder / "figures")

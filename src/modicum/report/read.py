@@ -1,7 +1,6 @@
 """A run folder as data: config, metric columns, samples, completions and the result.
 
-`config.toml` and `metrics.jsonl` must be there. `samples.jsonl`, `environment.json`,
-`completions-*.jsonl` and `result.json` may be missing: a run that still goes on has no result.
+Only `config.toml` and `metrics.jsonl` must be there: a run that still goes on has no result.
 """
 
 import itertools
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -66,10 +65,9 @@ class HeldCompletion:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run folder.
+    """One run folder; an `environment` that was not recorded is empty.
 
-    `metrics` has a column for each name, float64 of one length, NaN where a step did not
-    log it; `metrics["step"]` rises. `environment` is empty when it was not recorded.
+    `metrics` has columns of one length, NaN where a step did not log it; `metrics["step"]` rises.
     """
 
     folder: Path
@@ -81,11 +79,7 @@ class RunRecord:
 
     @cached_property
     def columns(self) -> Columns:
-        """The metrics with `tokens` and `seconds` from the start, at the end of each step.
-
-        Tokens are logged (`tokens/generated`) or, in older runs, the mean length times the
-        completions of a step.
-        """
+        """The metrics, with the `tokens` (older runs: a guess) and `seconds` until each step's end."""
         found = dict(self.metrics)
         seconds, batch = found.get("time/step_seconds"), self.config.get("batch")
         if seconds is not None and np.isfinite(seconds).any():
@@ -112,34 +106,25 @@ class RunRecord:
 
 
 def load(folder: str | Path) -> RunRecord:
-    """The run in `folder`.
-
-    A last line without its line end is skipped (the run was writing it). Raises UserError
-    that names the file, and the line where there is one, when one is missing or broken.
-    """
+    """The run in `folder`; UserError that names the file, and the line, where one is broken."""
     folder = open_run(Path(folder)).folder
-    result, environment = (folder / f"{name}.json" for name in ("result", "environment"))
-    return RunRecord(
-        folder=folder,
-        config=read_toml(folder / "config.toml"),
-        metrics=_columns(folder / "metrics.jsonl"),
-        samples=_ends(folder / "samples.jsonl"),
-        result=fill(RunResult, read_object(result), str(result)) if result.exists() else None,
-        environment=read_object(environment) if environment.exists() else {},
-    )
+    config, metrics = read_toml(folder / "config.toml"), _columns(folder / "metrics.jsonl")
+    samples, file = _ends(folder / "samples.jsonl"), folder / "result.json"
+    result = fill(RunResult, read_object(file), str(file)) if file.exists() else None
+    environment = read_object(folder / "environment.json", optional=True)
+    return RunRecord(folder, config, metrics, samples, result, environment)
 
 
 def rows(cls: type[T], file: Path) -> Iterator[T]:
     """The lines of a file, read as far as asked for, or none where there is no file."""
-    for where, row in numbered(file) if file.exists() else ():
+    for where, row in numbered(file, optional=True):
         yield fill(cls, row, where)
 
 
 def _ends(file: Path) -> tuple[LoggedSample, ...]:
     """The completions of the first and of the last step, of which alone reports speak."""
     kept: list[list[tuple[str, dict[str, Any]]]] = []
-    lines = numbered(file) if file.exists() else iter(())
-    for _, of_step in groupby(lines, lambda line: line[1].get("step")):
+    for _, of_step in groupby(numbered(file, optional=True), lambda line: line[1].get("step")):
         kept = [*kept[:1], list(of_step)]
     return tuple(fill(LoggedSample, row, where) for step in kept for where, row in step)
 
@@ -147,17 +132,15 @@ def _ends(file: Path) -> tuple[LoggedSample, ...]:
 def labels(records: Sequence[RunRecord]) -> list[str]:
     """A name for each run: its update, with the seed or the folder where those repeat."""
     names = [record.update for record in records]
-    for distinguish in (_seed, lambda record: record.folder.name):
+
+    def seed(record: RunRecord) -> str:
+        return f"seed {record.config.get('seed') if record.result is None else record.result.seed}"
+
+    for distinguish in (seed, lambda record: record.folder.name):
         repeated = {name for name, count in Counter(names).items() if count > 1}
-        names = [
-            f"{name}, {distinguish(record)}" if name in repeated else name
-            for name, record in zip(names, records, strict=True)
-        ]
+        pairs = zip(names, records, strict=True)
+        names = [f"{n}, {distinguish(r)}" if n in repeated else n for n, r in pairs]
     return names
-
-
-def _seed(record: RunRecord) -> str:
-    return f"seed {record.config.get('seed') if record.result is None else record.result.seed}"
 
 
 def colours(records: Sequence[RunRecord]) -> list[int]:
@@ -180,12 +163,8 @@ def _columns(file: Path) -> dict[str, Column]:
     return {name: np.array([row.get(name) for row in ordered], dtype=float) for name in names}
 
 
-@dataclass(frozen=True)
-class HeldGroup:
-    """The completions of runs that answered the same problems from the same base.
-
-    `runs` are numbers of records, `trained` one tuple for each of them.
-    """
+class HeldGroup(NamedTuple):
+    """Completions of the same problems from the same base; `runs` are the numbers of `trained`."""
 
     base: tuple[HeldCompletion, ...]
     runs: tuple[int, ...]
@@ -217,9 +196,8 @@ def first_samples(rows: Iterable[HeldCompletion]) -> dict[str, HeldCompletion]:
 
 
 def by_difficulty(group: HeldGroup, names: Sequence[str]) -> tuple[dict[str, int], Rows]:
-    """Level of difficulty -> problems, easiest first, and the accuracies of base and runs.
+    """Level of difficulty (many: in bins) -> problems, and the accuracies of base and runs.
 
-    More than LEVELS_SHOWN different values are taken together in BINS of about equal size.
     `names` are those of all records; nothing where the problems have no measure of difficulty.
     """
     known = {row.id: row.difficulty for row in group.trained[0] if row.difficulty is not None}
@@ -232,18 +210,12 @@ def by_difficulty(group: HeldGroup, names: Sequence[str]) -> tuple[dict[str, int
         first, *_, last = [value for value in distinct if low < value <= edge] * 2
         name = f"{first:g}" if first == last else f"{first:g} to {last:g}"
         inside[name] = {key for key, value in known.items() if low < value <= edge}
-    rows = []
-    for name, written in zip(
-        ("base", *(names[n] for n in group.runs)), (group.base, *group.trained), strict=True
-    ):
-        found = ((level, _accuracy(written, ids)) for level, ids in inside.items())
-        rows.append((name, {level: a for level, a in found if a is not None}))
+    rows, shown = [], ("base", *(names[n] for n in group.runs))
+    for name, written in zip(shown, (group.base, *group.trained), strict=True):
+        drawn = [row for row in written if row.sample != "greedy"]
+        found = {level: [r.strict for r in drawn if r.id in ids] for level, ids in inside.items()}
+        rows.append((name, {level: sum(v) / len(v) for level, v in found.items() if v}))
     return {name: len(ids) for name, ids in inside.items()}, [row for row in rows if row[1]]
-
-
-def _accuracy(rows: Sequence[HeldCompletion], ids: set[str]) -> float | None:
-    verdicts = [row.strict for row in rows if row.id in ids and row.sample != "greedy"]
-    return sum(verdicts) / len(verdicts) if verdicts else None
 
 
 def _ids(rows: Sequence[HeldCompletion]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from modicum.report import document as doc
 from modicum.report import read, tables
@@ -47,12 +46,11 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         different = doc.across(f"{name} that differ", list(differing.items()), names)
         report.section(name.lower(), name, different)
         report.values("The same in all runs" if len(names) > 1 else "", alike)
-    report.repeat([_repeat(record.folder) for record in records])
-    unfinished = [
-        f"{name}, {Status(record.folder).so_far}"
-        for name, record in zip(names, records, strict=True)
-        if record.result is None
-    ]
+    command = "modicum train --config {} --out {}"
+    again = [(str(r.folder / "config.toml"), f"{r.folder}-again") for r in records]
+    report.repeat([command.format(*map(shlex.quote, places)) for places in again])
+    pairs = zip(names, records, strict=True)
+    unfinished = [f"{n}, {Status(r.folder).so_far}" for n, r in pairs if r.result is None]
     notes = (f"No result yet: {'; '.join(unfinished)}.",) if unfinished else ()
     return doc.Document(title, headline(rows), "", notes, report.sections())
 
@@ -71,23 +69,15 @@ def headline(rows: Sequence[RunRow]) -> str:
 
 def _results(report: Builder, rows: Sequence[RunRow]) -> None:
     report.section("results", "Results", tables.table(rows) if rows else None)
-    if sizes := "; ".join(sorted({_size(row) for row in rows} - {""})):
-        report.note("base_to_trained", sizes=sizes)
+    scores = [s for row in rows if (s := row.result.trained or row.result.base) is not None]
+    if sizes := sorted({say("size", score=score) for score in scores if score.num_problems}):
+        report.note("base_to_trained", sizes="; ".join(sizes))
     report.add(accuracy.figure(rows), frontier.figure(rows))
     if details := doc.across("In more detail", _details(rows), [row.label for row in rows]):
         report.add(doc.Heading("In more detail"), details)
 
 
-def _size(row: RunRow) -> str:
-    score = row.result.trained or row.result.base
-    if score is None or not score.num_problems:
-        return ""
-    many = score.samples_per_problem
-    return f"{score.num_problems:,} problems" + (f", {many} samples each" if many else "")
-
-
 def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
-    """Further measures, name -> a text for each run; those that no run has are left out."""
     gaps = [row.result.agreement_max for row in rows]
     measures = {
         "Accuracy, lenient reading (%)": [row.change("lenient") for row in rows],
@@ -98,9 +88,7 @@ def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
         "Tokens of evaluations": [_spent(r, "evaluate") for r in rows],
         "Sampling (seconds per step)": [decimal(r.mean("time/sampling_seconds")) for r in rows],
         "Training (seconds per step)": [decimal(r.mean("time/training_seconds")) for r in rows],
-        "Largest gap, sampler to trainer (nats)": [
-            NONE if gap is None else f"{gap:.2g}" for gap in gaps
-        ],
+        "Largest gap, sampler to trainer (nats)": [NONE if g is None else f"{g:.2g}" for g in gaps],
     }
     missing = {NONE, NONE + ARROW + NONE}
     return [(name, texts) for name, texts in measures.items() if set(texts) - missing]
@@ -112,10 +100,7 @@ def _spent(row: RunRow, *purposes: str) -> str:
 
 
 def _written(
-    report: Builder,
-    records: Sequence[RunRecord],
-    names: Sequence[str],
-    groups: Sequence[HeldGroup],
+    report: Builder, records: Sequence[RunRecord], names: Sequence[str], groups: Sequence[HeldGroup]
 ) -> None:
     """What was written on held-out problems; of runs without those, training samples."""
     series, answers = colours(records), []
@@ -155,7 +140,6 @@ def _ends(samples: Sequence[LoggedSample]) -> tuple[doc.Written, ...]:
 
 
 def _about(sample: LoggedSample) -> str:
-    """The reward and its terms in a line."""
     known = [] if sample.reward is None else [f"reward {sample.reward:.2f}"]
     for term, score in sample.scores.items():
         shown = f"{score:.2f}" if isinstance(score, int | float) else str(score)
@@ -172,8 +156,3 @@ def _weights(report: Builder, rows: Sequence[RunRow]) -> None:
         firsts = {row.colour: (row.label, row.result.anatomy) for row in reversed(rows)}
         report.add(changes.figure([firsts[colour] for colour in sorted(firsts)]), numbers)
         report.note("weights")
-
-
-def _repeat(folder: Path) -> str:
-    config, out = shlex.quote(str(folder / "config.toml")), shlex.quote(f"{folder}-again")
-    return f"modicum train --config {config} --out {out}"

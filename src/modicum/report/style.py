@@ -1,13 +1,8 @@
-"""How figures look, their small panels, and the SVG text that they become.
+"""How figures look, their small panels, and the SVG text that they become; the same runs, the same bytes.
 
-The text stays text. In a page every colour is a CSS variable with a default, so that a
-figure follows its light or dark scheme; a file has the plain colours, which every program
-reads. The same runs give the same bytes. matplotlib is imported only when a figure is
-drawn, and never its pyplot.
-
-Values under the pointer: `tip` gives a mark a text (an SVG `<title>`, so it needs no
-script), `name` gives a line a name, and the page's script reads the named lines of an axes
-at the pointer from the box and limits that `svg` notes on the axes.
+In a page every colour is a CSS variable with a default; a file has the plain colours. `tip` gives a
+mark a text under the pointer, `name` a line its name, by which the page's script reads its values.
+matplotlib is imported only when a figure is drawn, and never its pyplot.
 """
 
 from __future__ import annotations
@@ -18,10 +13,9 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from modicum.report.words import tick
 
@@ -82,10 +76,7 @@ def name(artist: Artist, text: str) -> None:
 
 
 def legend(figure: Figure, looks: Iterable[Look], base: bool = False) -> None:
-    """Above the panels; `base` adds the dashed line.
-
-    The figure grows by as much as more than one line of it takes.
-    """
+    """Above the panels, where the figure grows for further lines; `base` adds the dashed one."""
     from matplotlib.lines import Line2D
 
     names, *parts = zip(*looks, strict=True)
@@ -109,8 +100,7 @@ def legend(figure: Figure, looks: Iterable[Look], base: bool = False) -> None:
     figure.legend(handles, names, loc="outside upper left", ncols=columns)
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A figure as drawn: two SVG elements for a page, an SVG and a PDF for files."""
 
     broad: str

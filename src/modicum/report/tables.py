@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 Number = Callable[[float | None], str]
 
 
-@dataclass(frozen=True)
-class RunRow:
+class RunRow(NamedTuple):
     """One finished run; `label` is unique among the rows, `colour` numbers the update."""
 
     label: str
@@ -58,56 +56,46 @@ class RunRow:
         return n.ARROW.join(map(show, self.scores(name)))
 
 
-# Head -> text (parameters are written by the function given), value to sort by.
-COLUMNS: Mapping[str, tuple[Callable[[RunRow, Number], str], Callable[[RunRow], float | None]]] = {
+# Head -> what it is sorted by (of the result, or of the trained model's evaluation), its text,
+# in which parameters are written by the function given.
+COLUMNS: Mapping[str, tuple[str, Callable[[RunRow, Number], str]]] = {
     "trained parameters": (
+        "trainable_parameters",
         lambda row, number: f"{number(row.result.trainable_parameters)} ({n.share(row.share)})",
-        lambda row: row.result.trainable_parameters,
     ),
     "sampled accuracy (%), 95% interval": (
+        "accuracy",
         lambda row, _: f"{row.change('accuracy')} {n.interval(*row.ends, n.percent)}".strip(),
-        lambda row: row.scores("accuracy")[1],
     ),
-    "greedy (%)": (lambda row, _: row.change("greedy"), lambda row: row.scores("greedy")[1]),
-    "length (tokens)": (
-        lambda row, _: row.change("length", n.decimal),
-        lambda row: row.scores("length")[1],
-    ),
-    "seconds": (lambda row, _: n.decimal(row.result.seconds), lambda row: row.result.seconds),
-    "peak memory": (
-        lambda row, _: n.memory(row.result.peak_memory_bytes),
-        lambda row: row.result.peak_memory_bytes,
-    ),
+    "greedy (%)": ("greedy", lambda row, _: row.change("greedy")),
+    "length (tokens)": ("length", lambda row, _: row.change("length", n.decimal)),
+    "seconds": ("seconds", lambda row, _: n.decimal(row.result.seconds)),
+    "peak memory": ("peak_memory_bytes", lambda row, _: n.memory(row.result.peak_memory_bytes)),
 }
 MISSING = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
-
-
 LEAST = (4, 5, 1, 6, 3)  # what a narrow terminal does without, first to last
 
 
 def results(records: Sequence[RunRecord]) -> list[RunRow]:
     """A row for each run that has a result, in the order given."""
-    return [
-        RunRow(label, colour, record.result, record)
-        for record, label, colour in zip(records, labels(records), colours(records), strict=True)
-        if record.result is not None
-    ]
+    found = zip(records, labels(records), colours(records), strict=True)
+    return [RunRow(name, colour, r.result, r) for r, name, colour in found if r.result is not None]
 
 
 def cells(row: RunRow, number: Number = n.count) -> tuple[str, ...]:
     """The texts of a row: its label, and one for each column."""
-    return (row.label, *(text(row, number) for text, _ in COLUMNS.values()))
+    return (row.label, *(text(row, number) for _, text in COLUMNS.values()))
 
 
 def table(rows: Sequence[RunRow]) -> Table:
     """The rows as a table of a report, sorted by values; a column that nobody has is left out."""
     lines = [[TableCell(row.label, series=row.colour, code=True)] for row in rows]
     heads = ["update"]
-    for head, (text, value) in COLUMNS.items():
+    for head, (key, text) in COLUMNS.items():
         if {text(row, n.count) for row in rows} - MISSING:
             heads.append(head)
             for line, row in zip(lines, rows, strict=True):
-                found = value(row)
+                found = getattr(row.result, key, row.scores(key)[1])
                 line.append(TableCell(text(row, n.count), found if n.known(found) else None))
     return document.table("Results of the runs", heads, lines)
 
@@ -120,42 +108,41 @@ def rich_table(rows: Sequence[RunRow], width: int = 100) -> RichTable:
     if width < 100:
         heads = [head.removeprefix("sampled ") for head in heads]
         texts = [[t[0], *(re.sub(r" (?=[(\[])", "\n", x) for x in t[1:])] for t in texts]
-    kept = fitted(heads, texts, width, [heads[k] for k in LEAST])
     caption = "base → trained on held-out problems"
-    return terminal_table([heads[k] for k in kept], [[t[k] for k in kept] for t in texts], caption)
-
-
-def fitted(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], width: int, least: Sequence[str]
-) -> list[int]:
-    """Which columns a terminal holds without the first of `least`; only the first may be folded."""
-    columns = list(zip(heads, *rows, strict=True))
-    widths = [max(len(line) for text in c for line in text.split("\n")) for c in columns]
-    kept, gone = list(range(len(heads))), list(least)
-    while gone and min(widths[0], 20) + sum(widths[k] + 2 for k in kept[1:]) > width - 3:
-        kept = [k for k in kept if heads[k] != gone[0]]
-        del gone[0]
-    return kept
+    return terminal_table(heads, texts, caption, least=[heads[k] for k in LEAST], width=width)
 
 
 def terminal_table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str, wrap: bool = False
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    wrap: bool = False,
+    least: Sequence[str] = (),
+    width: int = 100,
 ) -> RichTable:
-    """Heads and rows for a terminal; `wrap` folds the columns after the first."""
+    """Heads and rows for a terminal; `wrap` folds the columns after the first.
+
+    The first of the columns `least` are left out until the rest fits in the `width`.
+    """
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    columns = list(zip(heads, *rows, strict=True))
+    for gone in least:
+        first, *others = (max(len(s) for t in c for s in t.split("\n")) for c in columns)
+        if min(first, 20) + sum(other + 2 for other in others) <= width - 3:
+            break
+        columns = [column for column in columns if column[0] != gone]
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption)
     table.caption_justify = "left"
-    for number, head in enumerate(heads):
-        side = "right" if number else "left"
-        least = None if number else min([20, *(len(row[0]) for row in rows)])
-        kept = number > 0 and not wrap
-        table.add_column(head, justify=side, overflow="fold", no_wrap=kept, min_width=least)
-    for row in rows:
+    for number, (head, *texts) in enumerate(columns):
+        side, kept = "right" if number else "left", number > 0 and not wrap
+        least_wide = None if number else min([20, *map(len, texts)])
+        table.add_column(head, justify=side, overflow="fold", no_wrap=kept, min_width=least_wide)
+    for row in list(zip(*columns, strict=True))[1:]:
         # Text, not str: an expression with brackets is no markup.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(Text, row))
     return table
 
 

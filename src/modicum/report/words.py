@@ -1,10 +1,7 @@
-"""How reports write numbers and lists; their templates: the page, the Markdown, `words.txt`.
+"""How reports write numbers (a missing one is a dash) and lists, and their templates.
 
-A missing number is a dash. Accuracies come as fractions; `percent` and `points` write them times
-100.
-
-Each section of `words.txt` is one text, filled with values by name; the one of a figure has its
-text alternative, a line ---, and its caption. A text may end its lines anywhere.
+Each section of `words.txt` is one text, filled with values by name; that of a figure has its text
+alternative, a line ---, and its caption. A text may end its lines anywhere.
 """
 
 import importlib.resources

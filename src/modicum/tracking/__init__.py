@@ -1,26 +1,15 @@
 """The metrics of a run to TensorBoard, Weights & Biases, Trackio or MLflow, by their libraries.
 
-    line k of metrics.jsonl      all its metrics, under their names, at step k + 1
-    evaluation after k steps     `eval/NAME` at step k; the base's at 0
-    result                       `result/NAME` at the last step
-    config                       hyperparameters with dotted names
-
-The step counts the steps done, as the progress display and the names of checkpoints do, so
-that none is negative. Numbers only: no completions, no source code, nothing about the
-machine. What is not finite is left out.
-
-Offline nothing is contacted (docs/trackers.md has the checks). A run goes on when its tracker
-fails. `tracker.json` in the run folder names the tracker's run, which a resumed run goes on
-with. No torch here; a library is imported by the run that uses it.
+docs/trackers.md says what is logged, at which step, and that nothing is contacted offline.
+No torch here; a library is imported by the run that uses it.
 """
-
-from __future__ import annotations
 
 import importlib.util
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -45,13 +34,10 @@ class Tracker(AbstractContextManager["Tracker"]):
     """
 
     def __init__(
-        self,
-        backend: Backend | None = None,
-        name: str = "none",
-        note: Callable[[str], None] = print,
-        done: int = 0,
+        self, name: str = "none", note: Callable[[str], None] = print, done: int = 0
     ) -> None:
-        self.backend, self.name, self.note, self.done = backend, name, note, done
+        self.backend: Backend | None = None
+        self.name, self.note, self.done = name, note, done
 
     def step(self, metrics: Mapping[str, float]) -> None:
         """A step has ended; `metrics` is its line of metrics.jsonl."""
@@ -60,7 +46,9 @@ class Tracker(AbstractContextManager["Tracker"]):
 
     def evaluated(self, entry: Mapping[str, Any]) -> None:
         """An evaluation has ended; `entry` is its line of evaluations.jsonl."""
-        self._log(evaluation(entry), int(entry["step"]) + 1)
+        kinds = ((kind, entry.get(kind, {})) for kind in ("pass_at", "maj_at"))
+        estimates = {f"{kind}_{k}": found[0] for kind, many in kinds for k, found in many.items()}
+        self._log(numbers({**entry, **estimates}, "eval/"), int(entry["step"]) + 1)
 
     def finish(self, result: Mapping[str, Any], failed: bool = False) -> None:
         """The run has ended, with this result or with none; later calls do nothing."""
@@ -73,16 +61,13 @@ class Tracker(AbstractContextManager["Tracker"]):
             self._call(lambda backend: backend.log(dict(values), step=step))
 
     def _call(self, call: Callable[[Backend], object]) -> None:
-        """Calls the backend; when that fails the user is told, and it is closed."""
         if (backend := self.backend) is None:
             return
-        with LibraryGuard(LIBRARIES[self.name].modules) as guard:
-            call(backend)
-        if guard.error is not None:
-            self.note(f"{self.name} failed, and the run goes on without it ({guard.reason})")
+        modules = LIBRARIES[self.name].modules
+        if reason := failure(modules, lambda: call(backend)):
+            self.note(f"{self.name} failed, and the run goes on without it ({reason})")
             self.backend = None
-            with LibraryGuard(LIBRARIES[self.name].modules):
-                backend.close(True)
+            failure(modules, lambda: backend.close(True))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.finish({}, failed=kind is not None)
@@ -94,12 +79,10 @@ def check(settings: Tracking) -> None:
     if name == "none":
         return
     library = LIBRARIES[name]
-    missing = [module for module in library.modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UserError(
-            f"tracker {name} needs the package {missing[0]}, which is not installed:"
-            f" pip install 'modicum[{name}]'"
-        )
+    for module in library.modules:
+        if importlib.util.find_spec(module) is None:
+            text = f"tracker {name} needs the package {module}, which is not installed"
+            raise UserError(f"{text}: pip install 'modicum[{name}]'")
     if settings.tracker_online and not library.has_online:
         raise UserError(f"tracker_online: {name} only writes files; leave it out")
     if settings.tracker_online and library.servers and not any(map(os.getenv, library.servers)):
@@ -124,55 +107,46 @@ def open(
     if name == "none":
         return Tracker()
     check(settings)
-    record = run_folder / RECORD
-    start = Start(
-        settings=settings,
-        folder=run_folder.absolute(),
-        name=run_name,
-        config=hyperparameters(config),
-        past=_past(record, name),
-        resumed_at=resumed_at,
-    )
-    with LibraryGuard(LIBRARIES[name].modules) as guard:
-        backend = LIBRARIES[name].begin(start)
+    record, tracker = run_folder / RECORD, Tracker(name, note, resumed_at)
+    folder, past = run_folder.absolute(), None
+    if record.exists():
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+            past = str(found["id"]) if found["tracker"] == name else None
+        except (OSError, ValueError, KeyError, TypeError):
+            why = f"{record} is damaged; without it a new run of {name} begins"
+            raise UserError(why) from None
+    start = Start(settings, folder, run_name, hyperparameters(config), past, resumed_at)
+
+    def begin() -> None:
+        tracker.backend = backend = LIBRARIES[name].begin(start)
         runs.write_whole(record, json.dumps({"tracker": name, "id": backend.id}) + "\n")
-        return Tracker(backend, name, note, resumed_at)
-    hint = f"; without {record} a new run of it begins" if start.past else ""
-    raise UserError(f"tracker {name} cannot begin ({guard.reason}){hint}")
+
+    if reason := failure(LIBRARIES[name].modules, begin):
+        hint = f"; without {record} a new run of it begins" if past else ""
+        raise UserError(f"tracker {name} cannot begin ({reason}){hint}")
+    return tracker
 
 
-def _past(record: Path, name: str) -> str | None:
-    """The id of the run of this tracker that `tracker.json` names, if there is one."""
-    if not record.exists():
-        return None
-    try:
-        past = json.loads(record.read_text(encoding="utf-8"))
-        return str(past["id"]) if past["tracker"] == name else None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{record} is damaged; without it a new run of {name} begins") from None
+def failure(owners: Sequence[str], call: Callable[[], object]) -> str:
+    """Makes a call; why it failed, in a line of bounded length, or nothing.
 
-
-class LibraryGuard(AbstractContextManager["LibraryGuard"]):
-    """A context that catches what a library raises when it, disk, network or server fail.
-
-    That is FAULTS and whatever the packages `owners` define; `error` holds it.
+    A failure is one of FAULTS or what the packages `owners` define; all else is raised.
     """
 
-    def __init__(self, owners: tuple[str, ...]) -> None:
-        self.owners = owners
-        self.error: BaseException | None = None
+    def known() -> tuple[type[BaseException], ...]:
+        kind = type(sys.exception())
+        own = issubclass(kind, Exception) and kind.__module__.partition(".")[0] in owners
+        return (*FAULTS, kind) if own else FAULTS
 
-    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> bool:
-        owned = type(error).__module__.partition(".")[0] in self.owners
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            self.error = error if owned or isinstance(error, FAULTS) else None
-        return self.error is not None
-
-    @property
-    def reason(self) -> str:
-        """The error in one line of bounded length."""
-        kind, text = type(self.error).__name__, " ".join(str(self.error).split())
-        return f"{kind}: {text[:MAX_REASON]}" if text else kind
+    try:
+        call()
+    except UserError:
+        raise
+    except known() as error:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON]}"
+        return text.removesuffix(": ")
+    return ""
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,10 +166,3 @@ def numbers(values: Mapping[str, Any], group: str = "") -> dict[str, float]:
         if isinstance(value, int | float) and not isinstance(value, bool)
         if name not in SETTINGS and math.isfinite(value)
     }
-
-
-def evaluation(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an evaluation; of `pass_at` and `maj_at` the estimates."""
-    kinds = ((kind, entry.get(kind, {})) for kind in ("pass_at", "maj_at"))
-    estimates = {f"{kind}_{k}": found[0] for kind, many in kinds for k, found in many.items()}
-    return numbers({**entry, **estimates}, "eval/")

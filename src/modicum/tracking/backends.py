@@ -1,9 +1,7 @@
 """The four trackers, each offline unless the settings say otherwise.
 
-TensorBoard: event files by the package's own record writer, in this thread: its asynchronous
-    writer would report a full disk from another thread, and torch's needs torch.
-W&B: its offline mode, with all collection switched off.
-Trackio: its SQLite database; MLflow: a SQLite store, since its file store is closed.
+TensorBoard's files are written in this thread: its asynchronous writer would report a full disk
+from another, and torch's needs torch. MLflow has a SQLite store, since its file store is closed.
 """
 
 import contextlib
@@ -13,10 +11,10 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib import import_module as load
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from filelock import FileLock
 
@@ -32,13 +30,8 @@ WANDB_OFFLINE |= {"console": "off", "save_code": False, "x_save_requirements": F
 WANDB_OFFLINE["x_transaction_log_flush_interval"] = 1.0  # seconds; what a killed process may lose
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a backend begins with.
-
-    `folder` is the absolute run folder, `config` flat. `past` is the id of a run of the
-    tracker that goes on after `resumed_at` steps, or None.
-    """
+class Start(NamedTuple):
+    """What a backend begins with: the absolute run folder, a flat config, a run that goes on."""
 
     settings: Tracking
     folder: Path
@@ -53,20 +46,15 @@ class Start:
         return Path(self.settings.tracker_folder or self.folder).absolute()
 
 
-@dataclass(frozen=True)
-class Backend:
-    """A run of a tracker: `id` finds it again, `log` takes what has one step (`step=`).
-
-    `close` writes what is left and ends the run, as failed or not.
-    """
+class Backend(NamedTuple):
+    """A run of a tracker: `id` finds it, `log` takes values and `step=`, `close` whether it failed."""
 
     id: str
     log: Callable[..., object]
     close: Callable[[bool], object]
 
 
-@dataclass(frozen=True)
-class Library:
+class Library(NamedTuple):
     """How a tracker begins, what it imports, and the variables that name its server."""
 
     begin: Callable[[Start], Backend]
@@ -136,15 +124,12 @@ def trackio(start: Start) -> Backend:
                 name=start.name,
                 config=dict(start.config),
                 resume="allow" if start.past else "never",
-                embed=False,
-                auto_log_gpu=False,
-                auto_log_cpu=False,
+                **dict.fromkeys(("embed", "auto_log_gpu", "auto_log_cpu"), False),
             )
 
     def close(failed: bool) -> None:
-        """Waits for the thread."""
         with contextlib.redirect_stdout(io.StringIO()):
-            library.finish()
+            library.finish()  # waits for the thread
 
     return Backend(str(run.id), run.log, close)
 
@@ -155,18 +140,14 @@ def _trackio_offline(folder: Path) -> Iterator[None]:
     runs.make_folder(folder)
     hub: Any = load("huggingface_hub.constants")
     names = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_DIR")
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    was_offline, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, True
-    os.environ["TRACKIO_DIR"] = str(folder)
-    try:
+    with patch.dict(os.environ), patch.object(hub, "HF_HUB_OFFLINE", True):
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ["TRACKIO_DIR"] = str(folder)
         # Trackio reads TRACKIO_DIR once; a later run of this process has another folder.
         for name in ("trackio.utils", "trackio.sqlite_storage"):
             vars(load(name))["TRACKIO_DIR"] = folder
         yield
-    finally:
-        hub.HF_HUB_OFFLINE = was_offline
-        del os.environ["TRACKIO_DIR"]
-        os.environ.update(before)
 
 
 def mlflow(start: Start) -> Backend:
@@ -187,9 +168,16 @@ def mlflow(start: Start) -> Backend:
         lock = FileLock(start.store / "mlflow.lock")
     with lock:
         client = tracking.MlflowClient(tracking_uri=uri, registry_uri=uri)
-        run = start.past or _mlflow_run(client, entities, start, artifacts)
-    if start.past:
-        client.update_run(run, status="RUNNING")
+        if run := start.past:
+            client.update_run(run, status="RUNNING")
+        else:
+            project, place = start.settings.tracker_project, artifacts and artifacts.as_uri()
+            found = client.get_experiment_by_name(project)
+            number = found.experiment_id if found else client.create_experiment(project, place)
+            run = str(client.create_run(number, run_name=start.name).info.run_id)
+            params = [entities.Param(name, str(value)) for name, value in start.config.items()]
+            for first in range(0, len(params), PARAMS_PER_CALL):
+                client.log_batch(run, params=params[first : first + PARAMS_PER_CALL])
 
     def log(values: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
@@ -200,18 +188,6 @@ def mlflow(start: Start) -> Backend:
         client.set_terminated(run, status="FAILED" if failed else "FINISHED")
 
     return Backend(run, log, close)
-
-
-def _mlflow_run(client: Any, entities: Any, start: Start, artifacts: Path | None) -> str:
-    """The id of a new run with its parameters, of an experiment that is made where it is missing."""
-    project, place = start.settings.tracker_project, artifacts and artifacts.as_uri()
-    found = client.get_experiment_by_name(project)
-    number = found.experiment_id if found else client.create_experiment(project, place)
-    run = str(client.create_run(number, run_name=start.name).info.run_id)
-    params = [entities.Param(name, str(value)) for name, value in start.config.items()]
-    for first in range(0, len(params), PARAMS_PER_CALL):
-        client.log_batch(run, params=params[first : first + PARAMS_PER_CALL])
-    return run
 
 
 LIBRARIES = {

@@ -1,7 +1,5 @@
-"""Accuracy of the base and of each run or arm.
-
-On all held-out problems: a bar with its interval, a diamond for greedy. By the difficulty of the
-problems: shaded numbers, a row a run or an arm.
+"""Accuracy of the base and of each run or arm: bars with intervals, a diamond for greedy; and shaded
+numbers by the difficulty of the problems.
 """
 
 import math
@@ -11,11 +9,12 @@ from typing import Any
 
 from modicum.report import document, style
 from modicum.report.study.families import ranked
-from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, SERIES, Axes, Figure, blank, tip
+from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, SERIES, Figure, blank, tip
 from modicum.report.tables import RunRow
 from modicum.report.words import interval, percent
 from modicum.results import Analysis, Evaluation
 
+WHISKER: dict[str, Any] = {"color": INK, "elinewidth": 1.1, "capsize": 2.5, "capthick": 1.1}
 LIGHTEST, DARKEST = 0.04, 0.5  # the ink in a cell stays readable, in dark mode too
 MOST = 12  # levels that fit a page
 Rows = Sequence[tuple[str, Mapping[str, float]]]  # name -> accuracy by level, where it is known
@@ -28,8 +27,8 @@ DIAMOND: dict[str, Any] = {
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The bars, where any run was evaluated."""
     texts = [f"{label} {percent(score.accuracy)} %" for label, _, score in _entries(rows)]
-    draw = partial(_bars, rows)
-    return document.figure("accuracy", draw, texts=", ".join(texts)) if texts else None
+    shown = ", ".join(texts)
+    return document.figure("accuracy", partial(_bars, rows), texts=shown) if texts else None
 
 
 def _bars(rows: Sequence[RunRow], narrow: bool) -> Figure:
@@ -46,9 +45,17 @@ def _bars(rows: Sequence[RunRow], narrow: bool) -> Figure:
     axes.grid(axis="y", visible=False)
     thick = 0.21 / tall
     for place, (label, colour, score) in enumerate(entries):
-        _bar(axes, place, colour, label, score, thick)
+        mean, low, high = 100 * score.accuracy, 100 * score.low, 100 * score.high
+        (bar,) = axes.barh(place, mean, height=thick, color=colour, alpha=0.85, linewidth=0)
+        if ends := interval(score.low, score.high, percent):
+            sides = [[mean - low], [high - mean]]
+            axes.errorbar(mean, place, xerr=sides, **WHISKER)
+        tip(bar, f"{label}: {mean:.1f} % {ends}".strip())
+        if not math.isnan(score.greedy):
+            (diamond,) = axes.plot(100 * score.greedy, place, clip_on=False, zorder=4, **DIAMOND)
+            tip(diamond, f"{label}, greedy: {percent(score.greedy)} %")
         if colour == MUTED:
-            axes.axvline(100 * score.accuracy, color=INK, linewidth=0.9, dashes=(4, 3))
+            axes.axvline(mean, color=INK, linewidth=0.9, dashes=(4, 3))
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_yticks(range(len(entries)), [""] * len(entries) if narrow else names)
     for place, name in enumerate(names if narrow else ()):
@@ -77,19 +84,6 @@ def _entries(rows: Sequence[RunRow]) -> list[tuple[str, str, Evaluation]]:
     return names + [(label, colour, score) for label, colour, score in trained if score is not None]
 
 
-def _bar(axes: Axes, place: int, colour: str, label: str, score: Evaluation, thick: float) -> None:
-    mean = 100 * score.accuracy
-    (bar,) = axes.barh(place, mean, height=thick, color=colour, alpha=0.85, linewidth=0)
-    ends = interval(score.low, score.high, percent)
-    if ends:
-        sides = [[mean - 100 * score.low], [100 * score.high - mean]]
-        axes.errorbar(mean, place, xerr=sides, color=INK, elinewidth=1.1, capsize=2.5, capthick=1.1)
-    tip(bar, f"{label}: {mean:.1f} % {ends}".strip())
-    if not math.isnan(score.greedy):
-        (diamond,) = axes.plot(100 * score.greedy, place, clip_on=False, zorder=4, **DIAMOND)
-        tip(diamond, f"{label}, greedy: {percent(score.greedy)} %")
-
-
 def levels(analysis: Analysis) -> dict[str, int]:
     """Level -> number of problems, easy ones first (as numbers where they are)."""
     found = {lv.level: lv.problems for arm in analysis.arms for lv in arm.difficulty}
@@ -102,11 +96,11 @@ def rows(analysis: Analysis) -> Rows:
     """Name -> accuracy by level: the base, then the arms as the forest plot has them."""
     arms = [arm for arm in ranked(analysis) if arm.difficulty]
     base = {lv.level: lv.base for a in arms for lv in a.difficulty if lv.base is not None}
-    found = [
-        (a.name, {lv.level: lv.accuracy for lv in a.difficulty if lv.accuracy is not None})
-        for a in arms
-    ]
-    return [("base", base), *found] if base else found
+    found = [("base", base)] if base else []
+    for a in arms:
+        known = {lv.level: lv.accuracy for lv in a.difficulty if lv.accuracy is not None}
+        found.append((a.name, known))
+    return found
 
 
 def by_difficulty(
@@ -116,16 +110,10 @@ def by_difficulty(
     if len(known) < 2:
         return None
     first, *_, last = known
-    values = [
-        f"{name} {percent(found[first], 0)} and {percent(found[last], 0)}"
-        for name, found in rows
-        if first in found and last in found
-    ]
-    return document.figure(
-        "difficulty",
-        lambda narrow: cells(known, rows, bold, narrow),
-        **{"first": first, "last": last, "values": values, "what": what},
-    )
+    both = [(name, found) for name, found in rows if first in found and last in found]
+    values = [f"{n} {percent(of[first], 0)} and {percent(of[last], 0)}" for n, of in both]
+    said = {"first": first, "last": last, "values": values, "what": what}
+    return document.figure("difficulty", partial(cells, known, rows, bold), **said)
 
 
 def difficulty_table(known: Mapping[str, int], rows: Rows) -> document.Table | None:

@@ -1,7 +1,4 @@
-"""What training changed in the weights: maps, layer by part, on one scale, and the numbers.
-
-The numbers are those of modicum.anatomy, explained in docs/anatomy.md.
-"""
+"""What training changed in the weights (docs/anatomy.md): maps, layer by part, and the numbers."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -55,15 +52,9 @@ def _draw(runs: Sequence[tuple[str, Anatomy]], narrow: bool) -> Figure:
     layers = max(len(row) for _, found in runs for row in found.map.values())
     largest = max(value for _, cells in maps for *_, value, _ in cells if value)
     numbered = wide and not narrow and layers <= NUMBERED_LAYERS
-    figure, grid = style.grid(
-        [label for label, _ in runs],
-        narrow,
-        "layer",
-        f"change, share of the weights' norm; the darkest cell is {small_percent(largest)} %",
-        height=(0.27 if wide else 0.2) * len(parts),
-        margin=0.75,
-        columns=1 if wide else 0,
-    )
+    titles, height = [label for label, _ in runs], (0.27 if wide else 0.2) * len(parts)
+    what = f"change, share of the weights' norm; the darkest cell is {small_percent(largest)} %"
+    figure, grid = style.grid(titles, narrow, "layer", what, height, margin=0.75, columns=int(wide))
     for axes, (label, cells) in zip(grid, maps, strict=True):
         axes.grid(False)
         axes.spines[:].set_visible(False)
@@ -127,14 +118,12 @@ def _share(found: Anatomy | None, key: str, within: bool = False) -> str:
 
 
 def _rank(part: AnatomyPart | None) -> str:
-    """The effective rank of a part's change and its share of full rank."""
     if part is None or part.effective_rank is None or part.rank_share is None:
         return NONE
     return f"{part.effective_rank:.1f} ({100 * part.rank_share:.0f}%)"
 
 
 def _directions(part: AnatomyPart | None) -> str:
-    """The participation ratio of a part's change and how many directions carry 90 % of it."""
     if part is None or part.participation_ratio is None or part.directions_90 is None:
         return NONE
     return f"{part.participation_ratio:.1f} ({part.directions_90:.1f})"

@@ -1,8 +1,7 @@
 """The forest plot: every arm's difference from the control, with the margin.
 
-Thick is the 90 % interval (the tests at 5 % read its ends), thin the 95 % interval. The axis
-covers what is near the margin; an interval that goes on beyond it ends in an arrow, and an
-arm that lies beyond it altogether is an arrow with its number beside it.
+Thick is the 90 % interval, thin the 95 % one. What goes beyond the axis ends in an arrow; of an arm
+beyond it altogether the number stands beside it.
 """
 
 import itertools
@@ -48,9 +47,11 @@ def reach(analysis: Analysis) -> tuple[float, float]:
 
 
 def _draw(analysis: Analysis, narrow: bool) -> Figure:
-    """A row for each arm, the best first, placebos and failed arms apart."""
     arms = ranked(analysis)
-    places = _places(analysis, arms)
+    # Placebos and arms without a difference stand apart.
+    kinds = [(a.placebo, a.difference is None and a.name != analysis.control) for a in arms]
+    steps = (1.0 if one == other else 1.5 for one, other in itertools.pairwise(kinds))
+    places = list(itertools.accumulate(steps, initial=0.0))
     across, row = (NARROW, 0.46) if narrow else (BROAD, 0.28)
     figure = blank(across, row * (places[-1] + 1) + 0.8, fitted=True)
     axes = figure.subplots()
@@ -58,19 +59,12 @@ def _draw(analysis: Analysis, narrow: bool) -> Figure:
     _frame(axes, analysis, places)
     for arm, y in zip(arms, places, strict=True):
         _arm(axes, analysis, arm, y + (0.22 if narrow else 0))
-        (_words_above if narrow else _words_beside)(axes, analysis, arm, y)
+        _words(axes, analysis, arm, y, narrow)
     if not narrow:
         for text, offset in COLUMNS.items():
             _beside(axes, -0.6, offset, text, color=MUTED)
         axes.hlines(places, *axes.get_xlim(), color=GRID, linewidth=0.5, zorder=0)
     return figure
-
-
-def _places(analysis: Analysis, arms: Sequence[ArmResult]) -> list[float]:
-    """The row of each arm; placebos and arms without a difference stand apart."""
-    kinds = [(a.placebo, a.difference is None and a.name != analysis.control) for a in arms]
-    steps = (1.0 if one == other else 1.5 for one, other in itertools.pairwise(kinds))
-    return list(itertools.accumulate(steps, initial=0.0))
 
 
 def _frame(axes: Axes, analysis: Analysis, places: Sequence[float]) -> None:
@@ -89,17 +83,14 @@ def _frame(axes: Axes, analysis: Analysis, places: Sequence[float]) -> None:
 
 
 def _arm(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
-    """One arm's mark and intervals, cut with arrows at the ends of the axis."""
     kind = family(analysis, arm)
+    colour, found, (low, high) = kind.colour, arm.difference, axes.get_xlim()
     if arm.name == analysis.control:
-        (mark,) = axes.plot(0, y, kind.marker, color=kind.colour, markersize=9, zorder=4)
+        (mark,) = axes.plot(0, y, kind.marker, color=colour, markersize=9, zorder=4)
         tip(mark, f"{arm.name}: the control")
         return
-    found = arm.difference
     if found is None:
         return
-    low, high = axes.get_xlim()
-    colour = kind.colour
     for ends, width in (((found.low95, found.high95), 1.1), ((found.low90, found.high90), 3.2)):
         a, b = (min(max(100 * end, low), high) for end in ends)
         if b > a:
@@ -119,33 +110,28 @@ def words(found: Difference) -> str:
     return f"{points(found.mean)} {interval(found.low90, found.high90)}"
 
 
+def _words(axes: Axes, analysis: Analysis, arm: ArmResult, y: float, narrow: bool) -> None:
+    """Name, difference and verdict of an arm: beside the axes, on a phone above its mark."""
+    found, verdict = arm.difference, style.shorten(arm.verdict, 1.2 if narrow else 1.3)
+    if not narrow:
+        weight = "bold" if family(analysis, arm) is CONTROL else "normal"
+        _beside(axes, y, -6, style.shorten(arm.name, 2.35), fontweight=weight)
+        first, second, third = COLUMNS.values()
+        _beside(axes, y, third, verdict)
+        if found is not None:
+            _beside(axes, y, first, points(found.mean))
+            _beside(axes, y, second, interval(found.low90, found.high90), color=MUTED)
+        return
+    verdict = verdict if found is None else f"{points(found.mean)}  {verdict}"
+    name = style.shorten(arm.name, 3.35 - style.width_of([verdict]))
+    look: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+    look["bbox"] = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+    axes.text(0, y - 0.22, name, fontweight="bold", **look)
+    axes.text(1, y - 0.22, verdict, ha="right", **look)
+
+
 def _beside(axes: Axes, y: float, points: float, text: str, **look: Any) -> None:
     """A text beside the axes, so many points from its right end, or from its left one."""
     place, side = ((1, y), "left") if points > 0 else ((0, y), "right")
     where = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
     axes.annotate(text, place, (points, 0), va="center", ha=side, **where, **look)
-
-
-def _words_beside(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
-    first, second, third = COLUMNS.values()
-    weight = "bold" if family(analysis, arm) is CONTROL else "normal"
-    _beside(axes, y, -6, style.shorten(arm.name, 2.35), fontweight=weight)
-    _beside(axes, y, third, style.shorten(arm.verdict, 1.3))
-    if (found := arm.difference) is not None:
-        _beside(axes, y, first, points(found.mean))
-        _beside(axes, y, second, interval(found.low90, found.high90), color=MUTED)
-
-
-def _words_above(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
-    verdict = style.shorten(arm.verdict, 1.2)
-    if arm.difference is not None:
-        verdict = f"{points(arm.difference.mean)}  {verdict}"
-    name = style.shorten(arm.name, 3.35 - style.width_of([verdict]))
-    backing = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
-    look: dict[str, Any] = {
-        "transform": axes.get_yaxis_transform(),
-        "va": "center",
-        "bbox": backing,
-    }
-    axes.text(0, y - 0.22, name, fontweight="bold", **look)
-    axes.text(1, y - 0.22, verdict, ha="right", **look)

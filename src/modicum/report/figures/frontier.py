@@ -3,9 +3,8 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,8 +24,7 @@ Boxes = NDArray[np.float64]  # in inches: left, bottom, right, top
 SIZE = 7.5  # of a label, points
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """A cost of a run or an arm: its name for files and in words, its number, how that is written."""
 
     name: str
@@ -34,8 +32,7 @@ class Axis:
     value: Callable[[Any], float | None]
     text: Callable[[float | None], str]
     log: bool = False
-    unit: float = 1.0
-    """What is drawn as 1."""
+    unit: float = 1.0  # what is drawn as 1
 
 
 MIB = 2.0**20
@@ -45,14 +42,13 @@ AXES = (
     Axis("memory", "peak memory above the start (MiB)", lambda c: c.memory_bytes, memory, unit=MIB),
 )
 OF_RUNS = (
-    replace(AXES[0], value=lambda r: r.trainable_parameters),
-    replace(AXES[2], value=lambda r: r.peak_memory_bytes, title="peak memory (MiB)"),
+    AXES[0]._replace(value=lambda r: r.trainable_parameters),
+    AXES[2]._replace(value=lambda r: r.peak_memory_bytes, title="peak memory (MiB)"),
     AXES[1],
 )
 
 
-@dataclass(frozen=True)
-class FrontierPoint:
+class FrontierPoint(NamedTuple):
     """A run or an arm: its look, its accuracy as a fraction (no limits: NaN), and what it cost."""
 
     name: str
@@ -61,10 +57,8 @@ class FrontierPoint:
     accuracy: Interval
     cost: Any
     placebo: bool = False
-    x: float = 0.0
-    """That cost on an axis."""
-    best: bool = False
-    """Whether it is on the frontier."""
+    x: float = 0.0  # that cost on an axis
+    best: bool = False  # whether it is on the frontier
 
     @property
     def y(self) -> float:
@@ -80,11 +74,10 @@ class FrontierPoint:
 
 def of_arms(analysis: Analysis) -> list[FrontierPoint]:
     """The arms that have an accuracy."""
-    found = [(arm, family(analysis, arm)) for arm in analysis.arms]
     return [
         FrontierPoint(arm.name, kind.colour, kind.marker, arm.accuracy, arm.cost, arm.placebo)
-        for arm, kind in found
-        if arm.accuracy is not None
+        for arm in analysis.arms
+        if arm.accuracy is not None and (kind := family(analysis, arm))
     ]
 
 
@@ -104,13 +97,14 @@ def figures(analysis: Analysis) -> list[document.Figure]:
 
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The accuracy of runs against each cost, where there are runs to compare."""
-    scored = [
-        FrontierPoint(
-            r.label, *style.series(r.colour)[:2], Interval(s.accuracy, s.low, s.high), r.result
-        )
-        for r in rows
-        if (s := r.result.trained) is not None
-    ]
+    scored = []
+    for row in rows:
+        if (found := row.result.trained) is not None:
+            look, band = (
+                style.series(row.colour)[:2],
+                Interval(found.accuracy, found.low, found.high),
+            )
+            scored.append(FrontierPoint(row.label, *look, band, row.result))
     costs = {a: found for a in OF_RUNS if len(found := points(scored, a)) > 1}
     if not costs:
         return None
@@ -131,13 +125,10 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
 
 
 def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
-    """Those whose cost is known, by rising cost.
-
-    On the frontier is one (no placebo) that reaches more than every cheaper one.
-    """
+    """Those whose cost is known, by it; the best (no placebo) reach more than every cheaper one."""
     costs = ((found, axis.value(found.cost)) for found in scored)
     known = [
-        replace(found, x=cost / axis.unit)
+        found._replace(x=cost / axis.unit)
         for found, cost in costs
         if cost is not None and (cost > 0 or not axis.log)
     ]
@@ -145,12 +136,11 @@ def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
     for found in sorted(known, key=lambda p: (p.x, -p.y)):
         best = not found.placebo and found.y > highest
         highest = found.y if best else highest
-        made.append(replace(found, best=best))
+        made.append(found._replace(best=best))
     return made
 
 
 def _draw(analysis: Analysis, axis: Axis, found: Sequence[FrontierPoint], narrow: bool) -> Figure:
-    """A mark for each arm with its name and interval, the frontier as steps."""
     figure = blank(*((NARROW, 5.6) if narrow else (BROAD, 4.6)), fitted=True)
     axes = figure.subplots()
     style.legend(figure, [kind.look for kind in present(analysis)])
@@ -260,13 +250,10 @@ def arrange(
     bounds: Sequence[float],
     obstacles: Sequence[Sequence[float]] = (),
 ) -> tuple[Boxes, list[bool]]:
-    """A box for the label of every point, and whether it needs a line to its point.
+    """A box for the label (width, height) of every point, and whether it needs a line to it.
 
-    Greedy with repair: the most crowded point chooses first, then each label is taken up again and
-    put where it costs least beside all others, until nothing moves.
-
-    `sizes` are widths and heights. Points and `obstacles` are kept clear where there is room,
-    `bounds` is not left.
+    Greedy with repair: the most crowded point chooses first, then each label is put anew where it
+    costs least beside all others, until nothing moves. `obstacles` are kept clear where possible.
     """
     distances, angles = np.meshgrid(DISTANCES, np.radians(np.arange(0, 360, 15)), indexing="ij")
     steps, across, up = distances.ravel(), np.cos(angles).ravel(), np.sin(angles).ravel()

@@ -69,19 +69,17 @@ def _weights(report: Builder, study: StudyRecord) -> None:
 
 
 def _written(study: StudyRecord) -> list[doc.SideBySide]:
-    problems = study.runs.samples.problems
-    texts = {
-        arm.slug: (arm.name, family(study.analysis, arm).series) for arm in study.analysis.arms
-    }
+    problems, arms = study.runs.samples.problems, study.analysis.arms
+    looks = [("", "base", None)]
+    looks += [(arm.slug, arm.name, family(study.analysis, arm).series) for arm in arms]
     sides: list[tuple[str, int | None, doc.Texts]] = [
         (name, series, {p.question: p.texts[slug] for p in problems if slug in p.texts})
-        for slug, (name, series) in {"": ("base", None), **texts}.items()
+        for slug, name, series in looks
     ]
     return doc.side_by_side([(p.question, p.question, p.gold) for p in problems], sides)
 
 
 def _method(report: Builder, study: StudyRecord) -> None:
-    """How the numbers are made and what they do not say, in the study's own numbers."""
     analysis = study.analysis
     texts = (doc.Text(say(name, analysis=analysis)) for name in METHOD)
     report.section("method", "How the numbers are made", *texts)

@@ -1,18 +1,15 @@
-"""The families of arms: beyond six lines colour cannot name an arm, but it can name a kind.
+"""The families of arms, which have the colours: beyond six lines colour cannot name an arm.
 
-The family is the kind that the arm's update says it is of (`modicum.updates.members`). The
-control is ink, placebos are muted; a marker goes with every colour, so that colour is never
-alone.
+An arm's family is the kind of its update (`modicum.updates.members`); a marker goes with every colour.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from modicum.report.style import INK, MARKERS, MUTED, SERIES, Look
 from modicum.results import Analysis, ArmResult
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """A kind of arm: its name, the number of its colour (None: not a series) and its look."""
 
     name: str
@@ -27,32 +24,27 @@ class Family:
 
 
 CONTROL = Family("control", None, INK, "*")
-PLACEBO = Family("placebo", None, MUTED, "X")
 NUMBERS = {"adapters": 1, "schedules, masks": 3, "optimizers": 4, "layers": 0, "parts of layers": 2}
 OTHER = Family("other settings", 5, SERIES[5], MARKERS[5])
-KINDS = {name: Family(name, n, SERIES[n], MARKERS[n]) for name, n in NUMBERS.items()}
+KINDS = {"control": CONTROL}
+KINDS |= {name: Family(name, n, SERIES[n], MARKERS[n]) for name, n in NUMBERS.items()}
+KINDS |= {"other": OTHER, "placebo": Family("placebo", None, MUTED, "X")}
 
 
 def family(analysis: Analysis, arm: ArmResult) -> Family:
     """The family of an arm of a study."""
-    if arm.name == analysis.control:
-        return CONTROL
-    if arm.placebo:
-        return PLACEBO
-    return KINDS.get(arm.kind, OTHER)
+    name = "control" if arm.name == analysis.control else "placebo" if arm.placebo else arm.kind
+    return KINDS.get(name, OTHER)
 
 
 def present(analysis: Analysis) -> list[Family]:
     """The families of a study's arms, the control first."""
     found = {family(analysis, arm) for arm in analysis.arms}
-    return [kind for kind in (CONTROL, *KINDS.values(), OTHER, PLACEBO) if kind in found]
+    return [kind for kind in KINDS.values() if kind in found]
 
 
 def ranked(analysis: Analysis) -> list[ArmResult]:
-    """The arms from the largest difference to the smallest; the control stands at 0.
-
-    Placebos come after all others, arms without a difference (failed ones) last.
-    """
+    """The arms by difference (the control's is 0), the largest first; then placebos, failed ones."""
 
     def place(arm: ArmResult) -> tuple[bool, bool, float]:
         control = arm.name == analysis.control

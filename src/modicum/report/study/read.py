@@ -1,17 +1,15 @@
 """A study folder as data: its analysis, its settings and what its run folders hold.
 
-`analysis.json` must be there. Run folders may be missing; then `curves.json` (what `compact` made
-of them) takes their place, and without it there are no curves. Columns of a seed are of one
-length: step, tokens and seconds (cumulative), and metrics, each a mean over a bin of steps where
-there are many. The config is that of an arm's first seed, the anatomy and the proof those of its
-first finished one.
+Where run folders are missing, `curves.json` (what `compact` made of them) takes their place. Columns
+of a seed are of one length: step, tokens and seconds (cumulative), and metrics, each a mean over a bin
+of steps where there are many.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +20,7 @@ from modicum.report.document import LETTERS_SHOWN
 from modicum.report.read import Columns, HeldCompletion, RunRecord
 from modicum.report.words import say
 from modicum.results import Analysis, Anatomy, ArmResult, Column, fill
-from modicum.runs import numbered, read_object
+from modicum.runs import read_lines, read_object
 from modicum.types import UserError
 
 FORMAT = 1
@@ -63,10 +61,9 @@ class ShownSamples:
 
 @dataclass(frozen=True)
 class ArmCurves:
-    """What an arm's runs logged; `seeds` and `evaluations` by seed.
+    """What an arm's runs logged, by seed: columns, NaN where nothing was, and (step, accuracy).
 
-    Columns are float64 of one length a seed, NaN where nothing was logged; `evaluations`
-    are (step, held-out accuracy).
+    The config is that of the first seed, the anatomy and the proof of the first finished one.
     """
 
     seeds: Mapping[str, Columns]
@@ -82,18 +79,14 @@ class CurvesFile:
 
     format: int
     arms: Mapping[str, ArmCurves] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    """Versions and machine of the first run."""
-    environments: int = 0
-    """How many different ones the runs recorded."""
+    environment: Mapping[str, Any] = field(default_factory=dict)  # of the first run
+    environments: int = 0  # how many different ones the runs recorded
     samples: ShownSamples = ShownSamples()
 
 
-@dataclass(frozen=True)
-class StudyRecord:
+class StudyRecord(NamedTuple):
     """A study folder; `runs` holds what its run folders or their copy do."""
 
-    folder: Path
     analysis: Analysis
     settings: Mapping[str, Any]
     runs: CurvesFile
@@ -101,9 +94,8 @@ class StudyRecord:
     @property
     def curves(self) -> dict[str, ArmCurves]:
         """By slug, in the order of the arms, of those whose runs or copy were found."""
-        return {
-            a.slug: self.runs.arms[a.slug] for a in self.analysis.arms if a.slug in self.runs.arms
-        }
+        arms, found = self.analysis.arms, self.runs.arms
+        return {arm.slug: found[arm.slug] for arm in arms if arm.slug in found}
 
     @property
     def control(self) -> ArmResult:
@@ -132,18 +124,23 @@ def load(folder: str | Path) -> StudyRecord:
     for slug, curves in runs.arms.items():
         for seed, columns in curves.seeds.items():
             if "step" not in columns or len({len(column) for column in columns.values()}) > 1:
-                raise UserError(
-                    f"{stored}: {slug}: the columns of seed {seed} are not of one length"
-                )
-    return StudyRecord(folder, analysis, read_toml(design) if design.is_file() else {}, runs)
+                why = f"{slug}: the columns of seed {seed} are not of one length"
+                raise UserError(f"{stored}: {why}")
+    return StudyRecord(analysis, read_toml(design) if design.is_file() else {}, runs)
 
 
 def compact(folder: Path, analysis: Analysis) -> dict[str, Any]:
-    """What the run folders under `folder` hold, as JSON values; `arms` of those that are there.
-
-    Raises UserError for a run folder that is there and cannot be read.
-    """
-    arms = {arm.slug: _records(folder, arm) for arm in analysis.arms}
+    """What the run folders that are there hold, as JSON values; UserError for unreadable ones."""
+    arms: dict[str, dict[str, RunRecord]] = {}
+    for arm in analysis.arms:
+        # A run that stopped early would cut the curves of the others short: it is left out,
+        # unless no seed finished.
+        records = {
+            seed: read.load(path)
+            for seed, path in _inside(folder, arm).items()
+            if (not arm.by_seed or seed in arm.by_seed) and (path / "metrics.jsonl").is_file()
+        }
+        arms[arm.slug] = {s: r for s, r in records.items() if len(r.metrics.get("step", ()))}
     found = [r.environment for records in arms.values() for r in records.values() if r.environment]
     return {
         "format": FORMAT,
@@ -167,20 +164,6 @@ def thin(values: Column, last: bool = False, points: int = POINTS) -> list[float
     return [one(part) for part in bins if part.size]
 
 
-def _records(folder: Path, arm: ArmResult) -> dict[str, RunRecord]:
-    """Seed -> the run folder, for those of the arm's that have logged a step.
-
-    A run that stopped early would cut the curves of the others short: it is left out, unless
-    no seed finished.
-    """
-    found = {
-        seed: read.load(path)
-        for seed, path in _inside(folder, arm).items()
-        if (not arm.by_seed or seed in arm.by_seed) and (path / "metrics.jsonl").is_file()
-    }
-    return {seed: run for seed, run in found.items() if len(run.metrics.get("step", ()))}
-
-
 def _inside(folder: Path, arm: ArmResult) -> dict[str, Path]:
     """Seed -> its place below `folder`; what leads out of it is left out."""
     root, places = folder.resolve(), {s: folder / place for s, place in arm.folders.items()}
@@ -194,7 +177,14 @@ def _arm(records: Mapping[str, RunRecord]) -> dict[str, Any]:
     # As it stands in the file: with more than a report reads, but for the layers.
     raw = {} if record is None else read_object(record.folder / "result.json")
     kept = {k: v for k, v in raw.get("anatomy", {}).items() if k != "layers"}
-    evaluations = {seed: _evaluations(record.folder) for seed, record in records.items()}
+    evaluations: dict[str, list[list[float]]] = {}
+    for number, run in records.items():
+        lines = read_lines(run.folder / "evaluations.jsonl", optional=True)
+        evaluations[number] = [
+            [step, float(f"{accuracy:.{DIGITS}g}")]
+            for step, accuracy in ((line.get("step"), line.get("accuracy")) for line in lines)
+            if isinstance(step, int) and step >= 0 and isinstance(accuracy, float | int)
+        ]
     return {
         "seeds": {seed: _columns(record.columns) for seed, record in records.items()},
         "evaluations": {seed: found for seed, found in evaluations.items() if found},
@@ -214,21 +204,7 @@ def _columns(metrics: Columns) -> dict[str, list[Any]]:
     return columns | {n: thin(column) for n, column in known.items() if np.isfinite(column).any()}
 
 
-def _evaluations(folder: Path) -> list[list[float]]:
-    path = folder / "evaluations.jsonl"
-    pairs = (
-        (row.get("step"), row.get("accuracy"))
-        for _, row in (numbered(path) if path.is_file() else ())
-    )
-    return [
-        [step, float(f"{accuracy:.{DIGITS}g}")]
-        for step, accuracy in pairs
-        if isinstance(step, int) and step >= 0 and isinstance(accuracy, float | int)
-    ]
-
-
 def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
-    """The same held-out problems as the base and the first arms answered them."""
     # The base's completions: its own evaluation, or a run of the control.
     own = sorted((folder / "cells" / "base-test").glob("completions*.jsonl"))
     control = next(arm for arm in analysis.arms if arm.name == analysis.control)
@@ -240,10 +216,9 @@ def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
     texts = {name: found for name, found in texts.items() if found}
     problems = []
     for key, row in next(iter(texts.values()), {}).items():
-        rows = {name: found[key] for name, found in texts.items() if key in found}
+        rows = ((name, found[key]) for name, found in texts.items() if key in found)
         shown = {
-            name: {"completion": row.completion[:LETTERS_SHOWN], "strict": row.strict}
-            for name, row in rows.items()
+            s: {"completion": r.completion[:LETTERS_SHOWN], "strict": r.strict} for s, r in rows
         }
         asked = {"question": row.question[:LETTERS_SHOWN], "gold": row.gold[:LETTERS_SHOWN]}
         problems.append({**asked, "texts": shown})

@@ -6,79 +6,70 @@ from typing import Any
 from modicum.report import words as n
 from modicum.report.document import Table, TableCell, table
 from modicum.report.study.families import family, ranked
-from modicum.results import Analysis, ArmCost, ArmResult
-from modicum.stats import Interval
+from modicum.results import Analysis, ArmResult
+from modicum.stats import Difference, Interval
 
+Columns = Mapping[str, Callable[[ArmResult], TableCell]]
 TESTS = ("noninferior", "superior", "equivalent", "inferior")
 
 
 def arms(analysis: Analysis) -> Table:
     """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
-    heads = ("arm", "verdict", "trained", f"{analysis.primary} (%), 95 %", "difference, 90 %")
-    heads += ("retention, 95 %", "below the base (%), 95 %", "time", "memory", "rate", "seeds")
-    rows = []
-    for arm in ranked(analysis):
-        reached, gap, kept, cost = arm.accuracy, arm.difference, arm.retention, arm.cost
-        rate, done = arm.learning_rate, len(arm.by_seed)
+
+    def seeds(arm: ArmResult) -> TableCell:
+        done = len(arm.by_seed)
         failed = len(analysis.seeds) - done if arm.failed else 0
-        rows.append(
-            [
-                name(analysis, arm),
-                TableCell(arm.verdict),
-                _cell(cost.share, n.share),
-                _cell(
-                    reached,
-                    lambda b: f"{n.percent(b.mean)} {_whole(n.interval(b.low, b.high, n.percent))}",
-                ),
-                _cell(gap, lambda d: f"{n.points(d.mean)} {_whole(n.interval(d.low90, d.high90))}"),
-                _cell(kept, lambda b: _retained(b.mean, b.low, b.high)),
-                _cell(arm.below_base, _share),
-                _cell(cost.time_ratio, _times),
-                _cell(cost.memory_ratio, _times),
-                _cell(rate, lambda r, edge=arm.rate_at_edge: n.rate(r) + " at\u00a0edge" * edge),
-                TableCell(f"{done}" + (f", {failed} failed" if failed > 0 else ""), done),
-            ]
-        )
-    return table("The arms, the best first", heads, rows, wrap=True)
+        return TableCell(f"{done}" + (f", {failed} failed" if failed > 0 else ""), done)
 
-
-COSTS: Mapping[str, tuple[Callable[[ArmCost], float | None], Callable[[Any], str]]] = {
-    "trained parameters": (lambda cost: cost.parameters, n.count),
-    "in training at once": (lambda cost: cost.active_parameters_mean, n.count),
-    "optimizer": (lambda cost: cost.optimizer_bytes, lambda value: _memory(value)),
-    "peak memory": (lambda cost: cost.peak_memory_bytes, n.memory),
-    "above the start": (lambda cost: cost.memory_bytes, n.memory),
-    "seconds": (lambda cost: cost.seconds, n.decimal),
-    "a step": (lambda cost: cost.step_seconds, lambda value: f"{value:.3g} s"),
-    "steps": (lambda cost: cost.steps, n.decimal),
-    "tokens": (lambda cost: cost.generated_tokens, n.short),
-    "FLOPs": (lambda cost: cost.flops_ratio, lambda value: _times(value)),
-    "tuning runs": (lambda cost: cost.tuning_runs, n.count),
-}
+    columns: Columns = {
+        "verdict": lambda arm: TableCell(arm.verdict),
+        "trained": lambda arm: _cell(arm.cost.share, n.share),
+        f"{analysis.primary} (%), 95 %": lambda arm: _cell(arm.accuracy, _band),
+        "difference, 90 %": lambda arm: _cell(arm.difference, _gap),
+        "retention, 95 %": lambda arm: _cell(arm.retention, lambda b: _band(b, 0, "\u00a0%")),
+        "below the base (%), 95 %": lambda arm: _cell(arm.below_base, lambda b: _band(b, 0)),
+        "time": lambda arm: _cell(arm.cost.time_ratio, _times),
+        "memory": lambda arm: _cell(arm.cost.memory_ratio, _times),
+        "rate": lambda arm: _cell(
+            arm.learning_rate, lambda r: n.rate(r) + " at\u00a0edge" * arm.rate_at_edge
+        ),
+        "seeds": seeds,
+    }
+    return _of_arms("The arms, the best first", analysis, columns, wrap=True)
 
 
 def costs(analysis: Analysis) -> Table:
     """What every arm used, as measured: means over its seeds."""
-    rows = [
-        [name(analysis, arm), *(_cell(value(arm.cost), text) for value, text in COSTS.values())]
-        for arm in ranked(analysis)
-    ]
-    return table("What the arms cost", ("arm", *COSTS), rows, plain=True)
+    columns: Columns = {
+        "trained parameters": lambda arm: _cell(arm.cost.parameters, n.count),
+        "in training at once": lambda arm: _cell(arm.cost.active_parameters_mean, n.count),
+        "optimizer": lambda arm: _cell(arm.cost.optimizer_bytes, _memory),
+        "peak memory": lambda arm: _cell(arm.cost.peak_memory_bytes, n.memory),
+        "above the start": lambda arm: _cell(arm.cost.memory_bytes, n.memory),
+        "seconds": lambda arm: _cell(arm.cost.seconds, n.decimal),
+        "a step": lambda arm: _cell(arm.cost.step_seconds, lambda value: f"{value:.3g} s"),
+        "steps": lambda arm: _cell(arm.cost.steps, n.decimal),
+        "tokens": lambda arm: _cell(arm.cost.generated_tokens, n.short),
+        "FLOPs": lambda arm: _cell(arm.cost.flops_ratio, _times),
+        "tuning runs": lambda arm: _cell(arm.cost.tuning_runs, n.count),
+    }
+    return _of_arms("What the arms cost", analysis, columns, plain=True)
+
+
+def _of_arms(title: str, analysis: Analysis, columns: Columns, **options: bool) -> Table:
+    texts = [[name(analysis, a), *(of(a) for of in columns.values())] for a in ranked(analysis)]
+    return table(title, ("arm", *columns), texts, **options)
 
 
 def tests(analysis: Analysis) -> Table | None:
     """The p-values behind the verdicts, as they are and after Holm; None without any."""
     margin = f"{100 * analysis.margin:g}"
     heads = ("arm", f"above −{margin}", "above 0", f"within ±{margin}", "below 0", "95 % interval")
-    rows = [
-        [
-            TableCell(arm.name, code=True),
-            *(_test(arm, test) for test in TESTS),
-            _cell(arm.difference, lambda d: n.interval(d.low95, d.high95)),
-        ]
-        for arm in ranked(analysis)
-        if arm.tests
-    ]
+    rows = []
+    for arm in (arm for arm in ranked(analysis) if arm.tests):
+        band = _cell(arm.difference, lambda d: n.interval(d.low95, d.high95))
+        found = (_test(arm, test) for test in TESTS)
+        rows.append([TableCell(arm.name, code=True), *found, band])
     title = "p-values of the tests, in brackets after Holm"
     return table(title, heads, rows, plain=True) if rows else None
 
@@ -89,27 +80,21 @@ def name(analysis: Analysis, arm: ArmResult) -> TableCell:
 
 
 def _cell(found: Any, text: Callable[[Any], str]) -> TableCell:
-    """A number, or a mean with its interval, where there is one."""
-    return (
-        TableCell(n.NONE)
-        if found is None
-        else TableCell(text(found), getattr(found, "mean", found))
-    )
+    if found is None:
+        return TableCell(n.NONE)
+    return TableCell(text(found), getattr(found, "mean", found))
 
 
-def _retained(mean: float, low: float, high: float) -> str:
-    ends = _whole(n.interval(low, high, lambda end: n.percent(end, 0)))
-    return f"{n.percent(mean, 0)}\u00a0% {ends}".replace("-", "−")
+# No line end parts an interval: it goes to the next line as one.
+def _band(found: Interval, digits: int = 1, unit: str = "") -> str:
+    ends = n.interval(found.low, found.high, lambda end: n.percent(end, digits))
+    ends = ends.replace(" ", "\u00a0")
+    return f"{n.percent(found.mean, digits)}{unit} {ends}".replace("-", "−")
 
 
-def _share(found: Interval) -> str:
-    ends = _whole(n.interval(found.low, found.high, lambda end: n.percent(end, 0)))
-    return f"{n.percent(found.mean, 0)} {ends}"
-
-
-def _whole(text: str) -> str:
-    """`text` that no line end parts: an interval goes to the next line as one."""
-    return text.replace(" ", "\u00a0")
+def _gap(found: Difference) -> str:
+    ends = n.interval(found.low90, found.high90).replace(" ", "\u00a0")
+    return f"{n.points(found.mean)} {ends}"
 
 
 def _times(value: float) -> str:
