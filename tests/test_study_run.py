@@ -369,4 +369,4 @@ def test_every_update_has_a_family() -> None:
 
     for kind, names in KINDS.items():
         assert {UPDATES[name].kind for name in names.split()} == {kind}
-    assert {cls.kind for cls in UPDATES.values()} - {"whole model"} == families.KINDS.keys()
+    assert {cls.kind for cls in UPDATES.values()} - {"whole model"} == families.NUMBERS.keys()
