@@ -225,6 +225,9 @@ TWINS = TEXT.replace(
 TWINS = TWINS.split('[arm."last(1)"]')[0].replace("question", 'control = "grpo"\nquestion')
 
 
+FILTER = "[arm.'left out']\nobjective = 'grpo'\n[arm.'left out'.batch]\ngroups = 'filter'\n"
+
+
 @pytest.mark.parametrize(
     ("arms", "more", "same"),
     [
@@ -234,6 +237,8 @@ TWINS = TWINS.split('[arm."last(1)"]')[0].replace("question", 'control = "grpo"\
         (["grpo", "rloo", "dr_grpo"], "[config.optimizer]\nmax_grad_norm = 0", "rloo and dr_grpo"),
         (["grpo", "rloo", "dr_grpo"], "", ""),
         (["grpo", "gspo"], "updates_per_rollout = 2", ""),
+        (["grpo", "left out"], FILTER, "grpo and left out"),
+        (["grpo", "left out"], FILTER + "denominators = 'kept'", ""),
         (["grpo", "gspo"], "[arm.gspo]\ntask = 'countdown'\nobjective = 'gspo'", ""),
     ],
 )

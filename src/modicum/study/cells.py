@@ -208,21 +208,24 @@ def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
 
 def check_arms(study: Study) -> None:
     """UserError for an arm whose expressions say nothing, or that is the same method as another."""
-    from modicum import curricula, objectives, rewards, tasks, updates
+    from modicum import curricula, draws, objectives, rewards, tasks, updates
 
     seen: dict[object, str] = {}
     for arm in design.arms(study):
         config = design.config(study, arm, 0, Path("."), None)
         try:
             updates.parse(config.update)
-            rewards.parse(config.reward)
+            reward = rewards.parse(config.reward)
             goal = objectives.parse(config.objective)
             require_group(goal, config)
             curricula.parse(config.curriculum)
             tasks.parse(config.task)
         except UserError as error:
             raise UserError(f"arm {arm.name}: {error}") from None
-        each = config.batch.updates_per_rollout
+        batch, each = config.batch, config.batch.updates_per_rollout
+        plain = isinstance(draws.parse(batch.groups), draws.Filter) and batch.divides == "sampled"
+        if plain and goal.droppable and len(reward.terms) == 1:  # what is left out changes nothing
+            config = replace(config, batch=replace(batch, groups="all", denominators="auto"))
         same = objectives.method(goal, each, any_scale=config.optimizer.max_grad_norm == 0)
         other = seen.setdefault((same, repr(replace(config, objective=""))), arm.name)
         if other != arm.name and not study.null_check:
