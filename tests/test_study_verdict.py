@@ -255,6 +255,15 @@ def test_the_conclusion() -> None:
     )
 
 
+def test_of_arms_that_train_alike_none_is_the_smallest() -> None:
+    """As where curricula or losses are compared."""
+    study = a_study(an_arm("dapo", "not worse"), an_arm("rloo", "better", mean=0.05))
+    assert conclusion(study) == (
+        "2 of 2 arms are not worse than `full` by more than 2 points: `dapo`, `rloo`; better than "
+        "it: `rloo`."
+    )
+
+
 def test_the_conclusion_where_nothing_was_shown() -> None:
     assert conclusion(a_study(an_arm("a", "undecided"))) == (
         "`a` was not shown to be not worse than `full` by more than 2 points. Undecided: `a`."
