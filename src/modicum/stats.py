@@ -91,6 +91,34 @@ def majority_at_k(
     return statistics.fmean(map(share, subsets))
 
 
+def auc(scores: Sequence[float], right: Sequence[bool]) -> float | None:
+    """The chance that a right one scores above a wrong one, ties half; None where all are alike."""
+    sides = (
+        [s for s, r in zip(scores, right, strict=True) if bool(r) is side] for side in (True, False)
+    )
+    won = [(one > two) + (one == two) / 2 for one, two in itertools.product(*sides)]
+    return statistics.fmean(won) if won else None
+
+
+def best_of(scores: Sequence[float], values: Sequence[float], n: int) -> float:
+    """The expected value of the highest scored of `n` drawn from these without replacement.
+
+    Equal scores share their mean value. Raises UserError unless 1 <= n <= the number of scores.
+    """
+    count, pairs = len(scores), list(zip(scores, values, strict=True))
+    if not 1 <= n <= count:
+        raise UserError(f"best of {n} needs at least {max(n, 1)} samples a problem, not {count}")
+    means = {s: statistics.fmean(v for t, v in pairs if t == s) for s in set(scores)}
+    chances = (math.comb(count - rank, n - 1) for rank in range(1, count + 1))
+    found = sum(map(operator.mul, (means[s] for s in sorted(scores, reverse=True)), chances))
+    return found / math.comb(count, n)
+
+
+def best_of_kl(n: int) -> float:
+    """The KL of the best of `n` from one of them, in nats: ln n - (n - 1) / n."""
+    return math.log(n) - (n - 1) / n
+
+
 def standard_error(scores: ArrayLike) -> float:
     """The standard error of the mean of `scores`: sd (with n - 1) over the root of n.
 

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.limits import Natural
@@ -14,6 +14,7 @@ from modicum.settings import Settings
 from modicum.types import UserError
 
 NOTHING_TRAINED = 3
+S = TypeVar("S", bound=Settings)
 
 
 def run(args: list[str]) -> int:
@@ -84,6 +85,16 @@ def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
     return from_mapping(TrainConfig, merge(tables, given(TrainConfig, found)), "options")
 
 
+def read(name: str, args: list[str], cls: type[S]) -> tuple[Any, S, TrainConfig]:
+    """The arguments of a command that takes a `cls` and the options of `modicum train`."""
+    parser = Parser(name)
+    add_sources(parser)
+    add_options(parser, cls, name)
+    add_options(parser, TrainConfig)
+    found = parser.read(args)
+    return found, from_mapping(cls, given(cls, found), "options"), settings(found, {})
+
+
 @dataclass(frozen=True)
 class DoctorOptions(Settings):
     """How much to look at."""
@@ -96,13 +107,8 @@ class DoctorOptions(Settings):
 
 def run_doctor(args: list[str]) -> int:
     """Look at the run that the options describe; 1 if it would learn nothing."""
-    parser = Parser("doctor")
-    add_sources(parser)
-    add_options(parser, DoctorOptions, "doctor")
-    add_options(parser, TrainConfig)
-    found = parser.read(args)
-    options = from_mapping(DoctorOptions, given(DoctorOptions, found), "options")
-    return tell(settings(found, {}), found.json, options)
+    found, options, config = read("doctor", args, DoctorOptions)
+    return tell(config, found.json, options)
 
 
 def tell(config: TrainConfig, as_json: bool, options: DoctorOptions | None = None) -> int:

@@ -1,0 +1,78 @@
+"""The reward of a model: sigma(score - median of held-out scores), in [0, 1].
+
+What scores has the base in memory (`modicum.engine.reward`); a run hands it over by `begin`.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from modicum.rewards.base import Term
+from modicum.rewards.source import FOLDERS
+from modicum.runs import read_object
+from modicum.tasks.base import Task
+from modicum.types import Completion, Problem, UserError
+
+REPORT = "reward_model.json"
+
+
+@dataclass(frozen=True)
+class Learned(Term):
+    """What a reward model says of the last token: `modicum reward-model` makes one.
+
+    PERL (arXiv 2403.10704) trains reward model and policy as LoRA; here both are on one base in
+    memory, which the reward model reads as it was before training. `path` is its folder, or that of
+    a classifier with one label (transformers). One that its report does not put above trivial
+    rivals is refused unless `force`. `center` takes the median's place.
+    """
+
+    name: ClassVar[str] = "learned"
+    learned: ClassVar[bool] = True
+    path: str
+    force: bool = False
+    center: float | None = None
+
+    @cached_property
+    def file(self) -> Path:
+        """Its report, in the folder, which may lead from where a past run began."""
+        here = Path(self.path).expanduser()
+        places = (here, *(folder / here for folder in FOLDERS.get()))
+        return next((place for place in places if place.is_dir()), here) / REPORT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.file  # noqa: B018  # while FOLDERS are known
+
+    def report(self) -> dict[str, Any]:
+        """What was found when it was made; empty for a model of others."""
+        return read_object(self.file) if self.file.is_file() else {}
+
+    def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> Term:
+        made, median = copy.copy(self), self.report().get("median", 0.0)
+        vars(made).update(judge=opened(self), middle=median if self.center is None else self.center)
+        return made
+
+    def require(self, problem: Problem) -> None:
+        """UserError where there is no reward model, or one that is not better than its rivals."""
+        folder, report = self.file.parent, self.report()
+        if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+            hint = "modicum reward-model makes one"
+            raise UserError(f"reward {self}: {folder} holds no reward model; {hint}")
+        if report and not (self.force or report.get("beats")):
+            told = {name: report.get(name) for name in ("accuracy", "low", "rivals")}
+            why = f"its report does not put it above trivial rivals ({told})"
+            raise UserError(f"reward {self}: {why}; force=True takes it all the same")
+
+    def score_group(
+        self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
+    ) -> list[float]:
+        """Of all completions of a problem together; UserError where no model is in memory."""
+        if "judge" not in vars(self):
+            raise UserError(f"reward {self}: it scores in a run, with its model in memory")
+        raw = [score - vars(self)["middle"] for score in vars(self)["judge"](problem, completions)]
+        faults += [f"{self}: a score is {score}" for score in raw if not math.isfinite(score)]
+        return [(1 + math.tanh(x / 2)) / 2 if math.isfinite(x) else 0.0 for x in raw]
