@@ -11,9 +11,10 @@ import itertools
 import math
 import random
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,37 +30,24 @@ from modicum.types import Completion, Grade, UserError
 
 MATCHED, MOST = 0.25, 4  # of abs(log(length / length)); pairs of a problem
 COLUMNS = ("prompt", "chosen", "rejected")
-Tokens = tuple[int, ...]
-Both = Sequence[tuple[float, float]]
+Tokens = Sequence[int]
+Both = Sequence[Sequence[float]]
 """Of pairs what the better and the worse answer score."""
 
 
-class Answer(NamedTuple):
-    """What was answered."""
-
-    tokens: Tokens
-    text: str
-
-
 class Pair(NamedTuple):
-    """Two answers to a problem, the better one first; the weight is 1 over the problem's pairs."""
+    """Two answers to a problem, tokens and text, the better one first; 1 over the problem's pairs."""
 
     question: str
     prompt: Tokens
-    chosen: Answer
-    rejected: Answer
-    weight: float
-
-    @classmethod
-    def of(cls, question: str, prompt: Any, chosen: Any, rejected: Any, weight: float) -> Self:
-        """From what a file has."""
-        both = (Answer(tuple(tokens), text) for tokens, text in (chosen, rejected))
-        return cls(question, tuple(prompt), *both, weight)  # type: ignore[call-arg]
+    chosen: tuple[Tokens, str]
+    rejected: tuple[Tokens, str]
+    weight: float = 1.0
 
     @property
     def matched(self) -> bool:
         """Whether their lengths are about equal."""
-        return abs(math.log(len(self.chosen.tokens) / len(self.rejected.tokens))) <= MATCHED
+        return abs(math.log(len(self.chosen[0]) / len(self.rejected[0]))) <= MATCHED
 
 
 def paired(
@@ -69,13 +57,12 @@ def paired(
 
     Of what has ended, has an answer that can be read, and the same verdict strictly and leniently.
     """
-    sides: tuple[dict[str, Answer], ...] = {}, {}
+    sides: tuple[dict[str, Tokens], ...] = {}, {}
     for completion, grade in group:
         if completion.finished and grade.extracted is not None and grade.strict == grade.lenient:
-            answer = Answer(completion.tokens, completion.text)
-            sides[grade.strict].setdefault(answer.text, answer)
-    both = itertools.product(*(side.values() for side in reversed(sides)))
-    found = [Pair(question, prompt, one, two, 1.0) for one, two in both]
+            sides[grade.strict].setdefault(completion.text, completion.tokens)
+    wrong, right = ([(tokens, text) for text, tokens in side.items()] for side in sides)
+    found = [Pair(question, prompt, one, two) for one, two in itertools.product(right, wrong)]
     random.Random(f"{seed}/{question}").shuffle(found)
     found = sorted(found, key=lambda pair: not pair.matched)[:MOST]
     return [pair._replace(weight=1 / len(found)) for pair in found]
@@ -98,13 +85,12 @@ def read(
 
     `encode` makes tokens of where a prompt stands and its text, `written` of an answer that has ended.
     """
-    place, pairs = Path(path).expanduser(), dict[str, list[tuple[Tokens, Answer, Answer]]]()
+    place, groups = Path(path).expanduser(), defaultdict[str, list[Pair]](list)
     if place.suffix == ".json" and place.is_file() and place.read_bytes()[:1] == b"{":
         made = read_object(place)
-        try:
-            return [Pair.of(*row) for row in made["pairs"]], made
-        except (LookupError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is no file of modicum pairs ({error!r})") from None
+        if not isinstance(made.get("pairs"), list):
+            raise UserError(f"{path} is no file of modicum pairs: it has no list of pairs")
+        return [Pair(*row) for row in made["pairs"]], made
     parts = readers.from_hub("reward-model", str(place), None, None) if place.is_dir() else {}
     records = [*itertools.chain(*parts.values())] if parts else readers.read(str(place))
     for column in COLUMNS:
@@ -112,9 +98,9 @@ def read(
     for record in records:
         question, *texts = (_said(record, column) for column in COLUMNS)
         if texts[0] != texts[1]:
-            one, two = (Answer(written(text), text) for text in texts)
-            pairs.setdefault(question, []).append((encode(record.where, question), one, two))
-    return [Pair(q, *pair, 1 / len(of)) for q, of in pairs.items() for pair in of], {}
+            one, two = ((written(text), text) for text in texts)
+            groups[question].append(Pair(question, encode(record.where, question), one, two))
+    return [p._replace(weight=1 / len(of)) for of in groups.values() for p in of], {}
 
 
 def _said(record: readers.Record, column: str) -> str:
@@ -122,8 +108,7 @@ def _said(record: readers.Record, column: str) -> str:
     found = value(record, column)
     if isinstance(found, list) and all(isinstance(m, dict) and "content" in m for m in found):
         found = "\n\n".join(str(message["content"]) for message in found)
-    as_text(record, column, found)
-    return str(found)
+    return as_text(record, column, found) and str(found)
 
 
 def pairwise(chosen_B: Tensor, rejected_B: Tensor, center: float = 0.01) -> Tensor:
@@ -141,19 +126,17 @@ def adapted(model: Any, rank: int, targets: str, seed: int) -> Any:
     import peft
 
     torch.nn.init.zeros_(model.score.weight)
-    if not rank:
-        return model
     where = targets if targets == "all-linear" else targets.replace(",", " ").split()
-    how: dict[str, Any] = {"r": rank, "lora_alpha": 2 * rank, "target_modules": where}
-    config = peft.LoraConfig(task_type="SEQ_CLS", modules_to_save=["score"], **how)
+    how: dict[str, Any] = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
-        return peft.get_peft_model(model, config)
+        how |= {"r": rank, "lora_alpha": 2 * rank, "target_modules": where}
+        return peft.get_peft_model(model, peft.LoraConfig(**how)) if rank else model
 
 
 def scored(model: Any, pairs: Sequence[Pair]) -> Tensor:
     """The scores [B, 2] of pairs."""
-    return scores(model, [p.prompt + a.tokens for p in pairs for a in p[2:4]]).unflatten(0, (-1, 2))
+    return scores(model, [(*p.prompt, *a[0]) for p in pairs for a in p[2:4]]).unflatten(0, (-1, 2))
 
 
 def fit(model: Any, pairs: Sequence[Pair], loss: str, rate: float, sizes: tuple[int, int]) -> None:
@@ -174,36 +157,33 @@ def fit(model: Any, pairs: Sequence[Pair], loss: str, rate: float, sizes: tuple[
 
 def by_problem(pairs: Sequence[Pair], both: Both) -> list[float]:
     """The share of pairs that a score puts right, ties half, of every problem."""
-    found: dict[str, list[float]] = {}
+    found = defaultdict[str, list[float]](list)
     for pair, (one, two) in zip(pairs, both, strict=True):
-        found.setdefault(pair.question, []).append((one > two) + (one == two) / 2)
+        found[pair.question].append((one > two) + (one == two) / 2)
     return [statistics.fmean(shares) for shares in found.values()]
 
 
-def judge(
-    tests: Sequence[Pair], both: Both, seen: float, formed: Callable[[str], bool]
-) -> dict[str, Any]:
+def judge(tests: Sequence[Pair], both: Both, formed: Callable[[str], bool]) -> dict[str, Any]:
     """The report of scores of held-out pairs, beside rivals that know nothing of what is right.
 
-    `seen` is the accuracy on problems that were trained on, `formed` whether a text has the asked form.
+    `formed` says whether a text has the form that the prompt asks for.
     """
-    lengths = [(float(len(p.chosen.tokens)), float(len(p.rejected.tokens))) for p in tests]
-    rivals = {"longer": lengths, "shorter": [(-one, -two) for one, two in lengths]}
-    rivals["format"] = [
-        (float(formed(p.chosen.text)), float(formed(p.rejected.text))) for p in tests
-    ]
+    sides = [[(len(tokens), formed(text)) for tokens, text in pair[2:4]] for pair in tests]
+    rivals = {"longer": [(one[0], two[0]) for one, two in sides]}
+    rivals |= {"shorter": [(-one[0], -two[0]) for one, two in sides]}
+    rivals |= {"format": [(one[1], two[1]) for one, two in sides]}
     others = {name: statistics.fmean(by_problem(tests, of)) for name, of in rivals.items()}
-    found = stats.interval(by_problem(tests, both))
-    odd = [(pair, of) for pair, of in zip(tests, both, strict=True) if not pair.matched]
-    groups: dict[str, dict[tuple[str, bool], float]] = {}
-    for pair, of in zip(tests, both, strict=True):
-        told = groups.setdefault(pair.question, {})
-        told |= {(pair.chosen.text, True): of[0], (pair.rejected.text, False): of[1]}
+    odd = [n for n, pair in enumerate(tests) if not pair.matched]
+    unequal = by_problem([tests[n] for n in odd], [both[n] for n in odd])
+    groups = defaultdict[str, dict[tuple[str, bool], float]](dict)
+    for pair, (one, two) in zip(tests, both, strict=True):
+        groups[pair.question] |= {(pair.chosen[1], True): one, (pair.rejected[1], False): two}
     areas = [stats.auc([*of.values()], [right for _, right in of]) for of in groups.values()]
+    found = stats.interval(by_problem(tests, both))
     return {
         **{"accuracy": found.mean, "low": found.low, "high": found.high, "pairs": len(tests)},
+        **{"rivals": others, "beats": found.low > max(others.values())},
         "auc": statistics.fmean(area or 0.0 for area in areas),
-        "mismatched": statistics.fmean(by_problem(*zip(*odd, strict=True))) if odd else None,
-        **{"seen": seen, "rivals": others, "beats": found.low > max(others.values())},
+        "mismatched": statistics.fmean(unequal) if unequal else None,
         "median": statistics.median(score for of in groups.values() for score in of.values()),
     }

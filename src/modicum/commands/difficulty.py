@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from modicum.commands.train import read
 from modicum.config import TrainConfig
 from modicum.limits import Natural, Positive
 from modicum.options import show
+from modicum.report.words import say
 from modicum.runs import Run, make_folder, read_object
 from modicum.settings import Settings
 from modicum.types import Completion, Problem, UserError
@@ -39,7 +41,13 @@ def run(args: list[str]) -> int:
     """Measure, and print the shares of right answers."""
     found, options, config = read("difficulty", args, Options)
     path, made = measure(config, options)
-    show(found.json, {"file": str(path), **made}, text_of(path, made))
+    ranked = sorted(
+        ((right / of, unit) for unit, (right, of) in made["rates"].items()), reverse=True
+    )
+    shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
+    text = say("difficulty", file=path, mean=fmean(r for r, _ in ranked), ranked=ranked, **made)
+    lines = (f"  {rate:6.1%}  {unit}" for rate, unit in shown)
+    show(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
     return 0
 
 
@@ -128,20 +136,3 @@ def _name(purpose: str, model: str, key: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     words = re.sub(r"[^a-z0-9]+", "-", f"{Path(model).name} {key['task']}".lower())
     return f"{purpose}/{words[:60].strip('-')}-{digest}.json"
-
-
-def text_of(path: Path, made: dict[str, Any]) -> str:
-    """What was measured, as lines to read."""
-    rates = {unit: right / of for unit, (right, of) in made["rates"].items()}
-    ranked = sorted(rates.items(), key=lambda item: -item[1])
-    shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
-    nothing, all_right = (sum(r == end for r in rates.values()) for end in (0, 1))
-    return "\n".join(
-        [
-            f"{made['task']}: {made['done']} problems x {made['samples']} completions of"
-            f" {made['model']}, {made['tokens']:,} tokens; {len(rates)} rates, mean"
-            f" {sum(rates.values()) / len(rates):.1%}, {nothing} at 0 and {all_right} at 100%",
-            *(f"  {rate:6.1%}  {unit}" for unit, rate in shown),
-            f"use it: --curriculum \"easy_to_hard(difficulty='{path}')\"",
-        ]
-    )

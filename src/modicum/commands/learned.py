@@ -44,14 +44,7 @@ class FitOptions(Settings):
 def run_pairs(args: list[str]) -> int:
     """Draw completions of the untrained model and pair right with wrong ones."""
     found, options, config = read("pairs", args, Options)
-    path, made = pairs(config, options)
-    told: dict[str, Any] = {**made, "file": str(path), "pairs": made["counts"]}
-    show(found.json, told, say("pairs", **told))
-    return 0
 
-
-def pairs(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]]:
-    """The file and what is in it, with what was drawn before."""
     from modicum.learned import Pair, paired, split
 
     session = drawer(config)
@@ -66,8 +59,9 @@ def pairs(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]]:
     count = options.problems or PROBLEMS
     path, made = gather(session, "pairs", count, options, {"pairs": []}, enter)
     parts = split([Pair(*pair) for pair in made["pairs"]], config.seed)
-    made["counts"] = {part: len(of) for part, of in parts.items()}
-    return path, made
+    told: dict[str, Any] = {**made, "pairs": {part: len(of) for part, of in parts.items()}}
+    show(found.json, {"file": str(path), **told}, say("pairs", file=path, **told))
+    return 0
 
 
 def run_reward_model(args: list[str]) -> int:
@@ -106,9 +100,9 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
     if "base" in told:
         loaded.identity.require(told["base"], f"{options.pairs} is of", config.model)
     train, _, tests = learned.split(found, seed).values()
+    seen = train[: len(tests)]
     if not (train and tests):
         raise UserError(f"{options.pairs}: {len(found)} pairs are too few to train and test on")
-    taught = train[: len(tests)]
     if options.shuffle_labels:
         turned = [p._replace(chosen=p.rejected, rejected=p.chosen) for p in train]
         train = [coin.choice(both) for both in zip(train, turned, strict=True)]
@@ -124,9 +118,9 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
         parts = [of[at : at + FORWARD] for at in range(0, len(of), FORWARD)]
         return [both for part in parts for both in learned.scored(model, part).tolist()]
 
-    seen = statistics.fmean(learned.by_problem(taught, scored(taught)))
-    report = learned.judge(tests, scored(tests), seen, STYLES[config.sampling.style].format_ok)
+    report = learned.judge(tests, scored(tests), STYLES[config.sampling.style].format_ok)
     report |= {
+        "seen": statistics.fmean(learned.by_problem(seen, scored(seen))),
         **{"model": config.model, "base": dict(loaded.identity.hashes), "seed": seed},
         **{"options": asdict(options), "learning_rate": rate, "tokens": told.get("tokens", 0)},
         "witness": [*zip(tests[:WITNESSES], scored(tests[:WITNESSES]), strict=True)],

@@ -31,9 +31,9 @@ from modicum.updates.base import Prepared
 PREFIX, HEAD = "base_model.model.", "base_model.model.score.weight"  # PEFT's names in its files
 MORE = ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "target_parameters")
 EVERY = 50  # calls between looks at the witnesses
-CLOSE = {torch.float32: 0.01, torch.bfloat16: 0.2}  # to a witness, over 1 + its size
+CLOSE = {torch.float32: 0.01, torch.bfloat16: 0.2}  # to a witness
 Tokens = tuple[int, ...]
-Score = Callable[[Tokens, Sequence[Tokens]], list[float]]
+Score = Callable[[Tokens, Sequence[Tokens]], Tensor]
 
 
 def last_states(scorer: Scorer, prompt: Tokens, answers: Sequence[Tokens]) -> Tensor:
@@ -100,17 +100,11 @@ def beside(folder: Path, policy: Policy, prepared: Prepared) -> Score:
         (down, up), out = factors[layer], type(layer).forward(layer, x)
         return out + (scale * (x.float() @ down.mT @ up.mT)).to(out.dtype)
 
-    def score(prompt: Tokens, answers: Sequence[Tokens]) -> list[float]:
+    def score(prompt: Tokens, answers: Sequence[Tokens]) -> Tensor:
         with prepared.reference(), replaced(forward, [*factors]):
-            return (last_states(policy.scorer, prompt, answers) @ head_H).tolist()
+            return last_states(policy.scorer, prompt, answers) @ head_H
 
     return score
-
-
-def apart(folder: Path, policy: Policy) -> Score:
-    """Scores by a model of its own."""
-    model = classifier(str(folder), policy.device, next(policy.model.parameters()).dtype)
-    return lambda prompt, answers: scores(model, [prompt + a for a in answers]).tolist()
 
 
 def opened(
@@ -120,38 +114,44 @@ def opened(
     identity: Identity,
     encode: Callable[[Problem], Tokens],
 ) -> Callable[[Problem, Sequence[Completion]], list[float]]:
-    """What scores for `term` in a run, all completions of a problem together; `encode` makes prompts.
+    """What `term` gives in a run to all completions of a problem; `encode` makes the prompt.
 
     UserError where it is for another base, or broken; RunStopped where its witnesses disagree.
     """
     folder, report, calls = term.file.parent, term.report(), itertools.count()
-    close = CLOSE[next(policy.model.parameters()).dtype]
+    dtype = next(policy.model.parameters()).dtype
     if report:  # of tensors in fp32; in another dtype they have another hash
-        known = report["base"] if close == CLOSE[torch.float32] else {}
+        known = report["base"] if dtype == torch.float32 else {}
         identity.require({**identity.hashes, **known}, f"{folder} was trained on", "this run")
-    on_base = (folder / CONFIG).is_file()
-    score = beside(folder, policy, prepared) if on_base else apart(folder, policy)
+    if on_base := (folder / CONFIG).is_file():
+        score = beside(folder, policy, prepared)
+    else:
+        model = classifier(str(folder), policy.device, dtype)
+        score = lambda prompt, answers: scores(model, [prompt + a for a in answers])  # noqa: E731
     tokenizer: Any = None if on_base or report else read_tokenizer(str(folder))
+    middle = report.get("median", 0.0) if term.center is None else term.center
 
     def chat(question: str, text: str) -> Tokens:
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
         if not tokenizer.chat_template:
             return tuple(tokenizer(f"{question}\n{text}")["input_ids"])
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(tokenizer.apply_chat_template(turns, return_dict=False))
 
     @torch.no_grad()
     def judge(problem: Problem, group: Sequence[Completion]) -> list[float]:
-        if tokenizer:
-            return score((), [chat(problem.question, c.text) for c in group])
-        due = next(calls) % EVERY == 0
-        for (_, prompt, *answers, _), then in report.get("witness", ()) if due else ():
-            now = score(tuple(prompt), [tuple(tokens) for tokens, _ in answers])
-            if any(not abs(a - b) <= close * (1 + abs(b)) for a, b in zip(now, then, strict=True)):
+        for (_, prompt, *both, _), then in (
+            report.get("witness", ()) if next(calls) % EVERY == 0 else ()
+        ):
+            now = score(tuple(prompt), [tuple(tokens) for tokens, _ in both])
+            if not torch.allclose(now, now.new_tensor(then), CLOSE[dtype], CLOSE[dtype]):
                 raise RunStopped(
-                    f"reward proof: {folder} scores {now} what it scored {then} when it was made: its"
-                    " base is not as it was, another adapter acts, or its files have changed"
+                    f"reward proof: {folder} scores {now.tolist()} what it scored {then} when it was"
+                    " made: its base is not as it was, another adapter acts, or its files changed"
                 )
-        return score(encode(problem), [completion.tokens for completion in group])
+        if tokenizer:
+            found = score((), [chat(problem.question, c.text) for c in group])
+        else:
+            found = score(encode(problem), [completion.tokens for completion in group])
+        return torch.sigmoid(found.double() - middle).tolist()
 
     return judge

@@ -1,10 +1,6 @@
-"""The reward of a model: sigma(score - median of held-out scores), in [0, 1].
-
-What scores has the base in memory (`modicum.engine.reward`); a run hands it over by `begin`.
-"""
+"""The reward of a model, which a run has in memory and hands over (`modicum.engine.reward`)."""
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +18,12 @@ REPORT = "reward_model.json"
 
 @dataclass(frozen=True)
 class Learned(Term):
-    """What a reward model says of the last token: `modicum reward-model` makes one.
+    """What a reward model says of the last token: sigma(score - median of held-out scores).
 
-    PERL (arXiv 2403.10704) trains reward model and policy as LoRA; here both are on one base in
-    memory, which the reward model reads as it was before training. `path` is its folder, or that of
-    a classifier with one label (transformers). One that its report does not put above trivial
-    rivals is refused unless `force`. `center` takes the median's place.
+    `path` is a folder of `modicum reward-model`, or of a classifier with one label (transformers).
+    One that its report does not put above trivial rivals is refused unless `force`. `center` takes the
+    median's place. PERL (arXiv 2403.10704) has reward model and policy as LoRA, each on a base of its own;
+    here they share one in memory, which the reward model reads as it was before training.
     """
 
     name: ClassVar[str] = "learned"
@@ -52,8 +48,8 @@ class Learned(Term):
         return read_object(self.file) if self.file.is_file() else {}
 
     def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> Term:
-        made, median = copy.copy(self), self.report().get("median", 0.0)
-        vars(made).update(judge=opened(self), middle=median if self.center is None else self.center)
+        made = copy.copy(self)
+        vars(made)["judge"] = opened(self)
         return made
 
     def require(self, problem: Problem) -> None:
@@ -73,6 +69,6 @@ class Learned(Term):
         """Of all completions of a problem together; UserError where no model is in memory."""
         if "judge" not in vars(self):
             raise UserError(f"reward {self}: it scores in a run, with its model in memory")
-        raw = [score - vars(self)["middle"] for score in vars(self)["judge"](problem, completions)]
-        faults += [f"{self}: a score is {score}" for score in raw if not math.isfinite(score)]
-        return [(1 + math.tanh(x / 2)) / 2 if math.isfinite(x) else 0.0 for x in raw]
+        scores: list[float] = vars(self)["judge"](problem, completions)
+        faults += [f"{self}: a score is not finite" for score in scores if score != score]
+        return [0.0 if score != score else score for score in scores]

@@ -24,13 +24,8 @@ from modicum.tasks.prompts import encode
 from modicum.training import origin, rate, result, samples, silence
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, choices, look, resumable, sizes_kept
-from modicum.training.hearing import batch_of
-from modicum.training.metrics import (
-    proxy_metrics,
-    rollout_metrics,
-    run_metrics,
-    training_metrics,
-)
+from modicum.training.hearing import batch_of, proxy_metrics
+from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
 from modicum.training.rollout import draw, probe_set
 from modicum.training.session import Session, notes
 from modicum.training.step import (

@@ -1,15 +1,11 @@
 """What a step logs. Every key is explained in docs/metrics.md; a test keeps that complete."""
 
 import math
-import statistics
 from collections.abc import Mapping
-from dataclasses import replace
 
-from modicum import machine, stats
+from modicum import machine
 from modicum.engine.flops import StepFlops
 from modicum.objectives.parts import has_signal
-from modicum.rewards import StepExtras
-from modicum.training.hearing import refer
 from modicum.training.rollout import Rollout
 from modicum.training.session import Session
 
@@ -42,34 +38,6 @@ def rollout_metrics(step: int, rollout: Rollout) -> dict[str, float]:
         "groups/no_signal": float((~has_signal(rewards_PG)).float().mean()),
         "groups/signal": sum(rollout.signals) / len(groups),
     }
-
-
-def proxy_metrics(session: Session, rollout: Rollout, extras: StepExtras) -> dict[str, float]:
-    """Under a learned reward what is right beside it, which the learner does not see; else nothing.
-
-    The verdicts go to samples.jsonl as well. The KL is that of the first completion of each group
-    from the reference (k1, summed), which costs a forward of one in G.
-    """
-    if not (name := session.reward.learned):
-        return {}
-    found: dict[str, list[float]] = {k: [] for k in ("strict", "lenient", "proxy", "auc", "spread")}
-    for group, row in zip(rollout.groups, rollout.scores, strict=True):
-        proxy = [scores[name] for scores in row]
-        grades = [session.task.grade(group.problem, c.text) for c in group.completions]
-        right = [grade.strict for grade in grades]
-        area, alike = stats.auc(proxy, right), any(right) or len(proxy) < 2
-        found["strict"] += right
-        found["lenient"] += [grade.lenient for grade in grades]
-        found["proxy"] += proxy
-        found["auc"] += [] if area is None else [area]
-        found["spread"] += [] if alike else [statistics.stdev(proxy)]
-        for completion, grade in zip(group.completions, grades, strict=True):
-            extras.columns[id(completion)] |= {"strict": grade.strict, "lenient": grade.lenient}
-    firsts = [replace(group, completions=group.completions[:1]) for group in rollout.groups]
-    told = [group.completions[0] for group in refer(session, firsts)]
-    ratios = [math.fsum(c.logprobs) - math.fsum(c.reference) for c in told]
-    found["kl"] = [ratio for ratio in ratios if math.isfinite(ratio)]
-    return {f"gold/{key}": statistics.fmean(of) for key, of in found.items() if of}
 
 
 def kept_metrics(rollout: Rollout) -> dict[str, float]:
