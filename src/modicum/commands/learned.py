@@ -109,6 +109,9 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
     order = [pair for _ in range(options.epochs) for pair in coin.sample(train, len(train))]
     model = classifier(source.place, loaded.device, torch.float32, num_labels=1)
     model = learned.adapted(model, options.rank, options.targets, seed)
+    spent = (
+        {"completions": told["done"] * told["samples"], "tokens": told["tokens"]} if told else {}
+    )
     rate = config.optimizer.learning_rate or RATES[options.rank > 0]
     sizes = config.batch.prompts_per_step, config.batch.micro_batch // 2 or FORWARD
     learned.fit(model, order, options.loss, rate, sizes)
@@ -122,7 +125,7 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
     report |= {
         "seen": statistics.fmean(learned.by_problem(seen, scored(seen))),
         **{"model": config.model, "base": dict(loaded.identity.hashes), "seed": seed},
-        **{"options": asdict(options), "learning_rate": rate, "tokens": told.get("tokens", 0)},
+        **{"options": asdict(options), "learning_rate": rate, "spent": spent},
         "witness": [*zip(tests[:WITNESSES], scored(tests[:WITNESSES]), strict=True)],
     }
     make_folder(folder)

@@ -98,6 +98,10 @@ class Term(_Summand, Spec):
         """This term in a step of a run; one that calls a user's function hands it the extras."""
         return self
 
+    def report(self) -> dict[str, Any]:
+        """What was found when the model that scores was made; empty without one."""
+        return {}
+
     def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> Term:
         """This term in a run; one that needs a model gets what scores by it from `opened`."""
         return self

@@ -44,7 +44,6 @@ class Learned(Term):
         self.file  # noqa: B018  # while FOLDERS are known
 
     def report(self) -> dict[str, Any]:
-        """What was found when it was made; empty for a model of others."""
         return read_object(self.file) if self.file.is_file() else {}
 
     def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> Term:

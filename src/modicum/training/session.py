@@ -183,6 +183,9 @@ def prepare(
     if order.measured is not None:  # its tokens are the run's as well
         counters.generated_tokens = order.measured.spent["tokens"]
         counters.ledger["difficulty"] = order.measured.spent
+    for spent in [found for _, term in reward.terms if (found := term.report().get("spent"))]:
+        counters.generated_tokens += spent["tokens"]
+        counters.ledger["pairs"] = spent
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
     return Session(
