@@ -150,8 +150,8 @@ def test_parts_share_no_problem() -> None:
     assert split([pair("\ud800", [1], [2])], 0)
 
 
-def ids(*texts: str) -> tuple[int, ...]:
-    return tuple(map(ord, texts[-1]))
+def ids(where: str, *texts: str) -> list[tuple[int, ...]]:
+    return [tuple(map(ord, text)) for text in texts]
 
 
 def test_preferences_as_the_hub_has_them(tmp_path: Path) -> None:
@@ -168,19 +168,19 @@ def test_preferences_as_the_hub_has_them(tmp_path: Path) -> None:
     ]
     path = tmp_path / "preferences.jsonl"
     path.write_text(runs.to_lines(rows))
-    found, told = learned.read(str(path), ids, ids)
+    found, told = learned.read(str(path), ids)
     assert told == {}
     assert found == [
-        Pair("one?", ids("one?"), ((97,), "a"), ((98,), "b"), 0.5),
-        Pair("one?", ids("one?"), ((97,), "a"), ((99,), "c"), 0.5),
-        Pair("three?", ids("three?"), ((120,), "x"), ((121,), "y"), 1.0),
+        Pair("one?", (111, 110, 101, 63), ((97,), "a"), ((98,), "b"), 0.5),
+        Pair("one?", (111, 110, 101, 63), ((97,), "a"), ((99,), "c"), 0.5),
+        Pair("three?", (116, 104, 114, 101, 101, 63), ((120,), "x"), ((121,), "y"), 1.0),
     ]
     import datasets
 
     datasets.Dataset.from_list(rows[:2]).save_to_disk(str(tmp_path / "saved"))
     datasets.Dataset.from_list(rows[:2]).to_parquet(str(tmp_path / "rows.parquet"))
     for name in ("saved", "rows.parquet"):
-        assert learned.read(str(tmp_path / name), ids, ids)[0] == found[:2]
+        assert learned.read(str(tmp_path / name), ids)[0] == found[:2]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_files_that_hold_no_pairs(name: str | None, text: str, error: str, tmp_p
     if name:
         path.write_text(text)
     with pytest.raises(UserError, match=error):
-        learned.read(str(path), ids, ids)
+        learned.read(str(path), ids)
 
 
 # The commands -------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_labels_are_shuffled_and_what_learns_nothing_is_refused(
     monkeypatch.setattr(learned, "fit", lambda model, pairs, *_: taught.extend(pairs))
     assert cli.run(["reward-model", *map(str, words), "--shuffle-labels", "--epochs", "2"]) == 1
     turned = sum(pair.chosen[1].startswith("<b>") for pair in taught)
-    assert len(taught) == 2 * 134 and 0.4 < turned / len(taught) < 0.6
+    assert len(taught) == 2 * 126 and 0.4 < turned / len(taught) < 0.6
     # The head begins at zero: all scores are equal.
     report = runs.read_object(tmp_path / "x" / "reward_model.json")
     assert (report["accuracy"], report["median"], report["beats"]) == (0.5, 0.0, False)
@@ -302,7 +302,7 @@ def test_pairs_are_drawn_once_and_charged(
     assert whole["done"] == 4 and whole["tokens"] > counted[0] and told["tokens"] == whole["tokens"]
     assert sum(told["pairs"].values()) == len(whole["pairs"]) > 0
     assert whole["pairs"][: len(half["pairs"])] == half["pairs"]
-    found, made = learned.read(str(path), ids, ids)
+    found, made = learned.read(str(path), ids)
     assert made["base"]["base_hash"] and {p.weight for p in found} <= {1, 0.5, 1 / 3, 0.25}
     monkeypatch.setattr(Policy, "sample", None)
     assert cli.run(words) == 0

@@ -12,7 +12,7 @@ import math
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +31,7 @@ from modicum.types import Completion, Grade, UserError
 MATCHED, MOST = 0.25, 4  # of abs(log(length / length)); pairs of a problem
 COLUMNS = ("prompt", "chosen", "rejected")
 Tokens = Sequence[int]
-Both = Sequence[Sequence[float]]
-"""Of pairs what the better and the worse answer score."""
+Loss = Callable[..., Tensor]
 
 
 class Pair(NamedTuple):
@@ -78,19 +77,18 @@ def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
     return found
 
 
-def read(
-    path: str, encode: Callable[[str, str], Tokens], written: Callable[[str], Tokens]
-) -> tuple[list[Pair], dict[str, Any]]:
+def read(path: str, encoded: Callable[..., Sequence[Tokens]]) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs of `modicum pairs`, with what its file says; or a file or folder of preferences.
 
-    `encode` makes tokens of where a prompt stands and its text, `written` of an answer that has ended.
+    `encoded` makes tokens of a prompt and of answers that have ended, and is told where they stand.
     """
     place, groups = Path(path).expanduser(), defaultdict[str, list[Pair]](list)
     if place.suffix == ".json" and place.is_file() and place.read_bytes()[:1] == b"{":
         made = read_object(place)
-        if not isinstance(made.get("pairs"), list):
-            raise UserError(f"{path} is no file of modicum pairs: it has no list of pairs")
-        return [Pair(*row) for row in made["pairs"]], made
+        try:
+            return [Pair(*row) for row in made["pairs"]], made
+        except (LookupError, TypeError) as error:
+            raise UserError(f"{path} is no file of modicum pairs ({error!r})") from None
     parts = readers.from_hub("reward-model", str(place), None, None) if place.is_dir() else {}
     records = [*itertools.chain(*parts.values())] if parts else readers.read(str(place))
     for column in COLUMNS:
@@ -98,8 +96,8 @@ def read(
     for record in records:
         question, *texts = (_said(record, column) for column in COLUMNS)
         if texts[0] != texts[1]:
-            one, two = ((written(text), text) for text in texts)
-            groups[question].append(Pair(question, encode(record.where, question), one, two))
+            prompt, one, two = encoded(record.where, question, *texts)
+            groups[question].append(Pair(question, prompt, (one, texts[0]), (two, texts[1])))
     return [p._replace(weight=1 / len(of)) for of in groups.values() for p in of], {}
 
 
@@ -134,28 +132,29 @@ def adapted(model: Any, rank: int, targets: str, seed: int) -> Any:
         return peft.get_peft_model(model, peft.LoraConfig(**how)) if rank else model
 
 
-def scored(model: Any, pairs: Sequence[Pair]) -> Tensor:
-    """The scores [B, 2] of pairs."""
-    return scores(model, [(*p.prompt, *a[0]) for p in pairs for a in p[2:4]]).unflatten(0, (-1, 2))
+def scored(model: Any, pairs: Sequence[Pair], size: int) -> Iterator[Tensor]:
+    """The scores [B, 2] of pairs, so many at a time."""
+    for part in (pairs[at : at + size] for at in range(0, len(pairs), size)):
+        rows = [(*pair.prompt, *tokens) for pair in part for tokens, _ in pair[2:4]]
+        yield scores(model, rows).unflatten(0, (-1, 2))
 
 
-def fit(model: Any, pairs: Sequence[Pair], loss: str, rate: float, sizes: tuple[int, int]) -> None:
+def fit(model: Any, pairs: Sequence[Pair], loss: Loss, rate: float, sizes: tuple[int, int]) -> None:
     """Train on the pairs in this order; `sizes`: pairs of a step, and of a forward."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.0)
     for at in range(0, len(pairs), sizes[0]):
         batch = pairs[at : at + sizes[0]]
-        whole = sum(pair.weight for pair in batch)
-        for part in (batch[n : n + sizes[1]] for n in range(0, len(batch), sizes[1])):
-            chosen_B, rejected_B = scored(model, part).unbind(1)
-            found = {"pairwise": pairwise, "pointwise": pointwise}[loss](chosen_B, rejected_B)
-            (found @ found.new_tensor([pair.weight / whole for pair in part])).backward()
+        weight_B = torch.tensor([pair.weight for pair in batch], device=trained[0].device)
+        parts = (weight_B / weight_B.sum()).split(sizes[1])
+        for both, part_B in zip(scored(model, batch, sizes[1]), parts, strict=True):
+            (loss(*both.unbind(1)) @ part_B).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0, error_if_nonfinite=True)
         optimizer.step()
         optimizer.zero_grad()
 
 
-def by_problem(pairs: Sequence[Pair], both: Both) -> list[float]:
+def by_problem(pairs: Sequence[Pair], both: Any) -> list[float]:
     """The share of pairs that a score puts right, ties half, of every problem."""
     found = defaultdict[str, list[float]](list)
     for pair, (one, two) in zip(pairs, both, strict=True):
@@ -163,7 +162,9 @@ def by_problem(pairs: Sequence[Pair], both: Both) -> list[float]:
     return [statistics.fmean(shares) for shares in found.values()]
 
 
-def judge(tests: Sequence[Pair], both: Both, formed: Callable[[str], bool]) -> dict[str, Any]:
+def judge(
+    tests: Sequence[Pair], both: Sequence[Any], formed: Callable[[str], bool]
+) -> dict[str, Any]:
     """The report of scores of held-out pairs, beside rivals that know nothing of what is right.
 
     `formed` says whether a text has the form that the prompt asks for.

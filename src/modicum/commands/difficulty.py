@@ -45,7 +45,7 @@ def run(args: list[str]) -> int:
         ((right / of, unit) for unit, (right, of) in made["rates"].items()), reverse=True
     )
     shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
-    text = say("difficulty", file=path, mean=fmean(r for r, _ in ranked), ranked=ranked, **made)
+    text = say("rates", file=path, mean=fmean(r for r, _ in ranked), ranked=ranked, **made)
     lines = (f"  {rate:6.1%}  {unit}" for rate, unit in shown)
     show(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
     return 0

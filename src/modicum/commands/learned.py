@@ -3,7 +3,7 @@
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,45 +88,39 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
         raise UserError(f"{config.model} is an adapter; a reward model needs a whole base")
     loaded = load(config.model, config.compute.device, "fp32", config.trust)
     tokenizer, seed, coin = loaded.tokenizer, config.seed, random.Random(config.seed)
+    sampling = replace(config.sampling, examples=0)
 
-    def written(text: str) -> tuple[int, ...]:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return (*ids, loaded.end_tokens[0])
+    def encoded(where: str, question: str, *answers: str) -> list[Sequence[int]]:
+        ids = tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"]
+        prompt = encode(Problem(where, question, ""), tokenizer, sampling)
+        return [prompt, *((*of, loaded.end_tokens[0]) for of in ids)]
 
-    def prompt(where: str, question: str) -> tuple[int, ...]:
-        return encode(Problem(where, question, ""), tokenizer, config.sampling)
-
-    found, told = learned.read(options.pairs, prompt, written)
+    found, told = learned.read(options.pairs, encoded)
     if "base" in told:
         loaded.identity.require(told["base"], f"{options.pairs} is of", config.model)
     train, _, tests = learned.split(found, seed).values()
-    seen = train[: len(tests)]
     if not (train and tests):
         raise UserError(f"{options.pairs}: {len(found)} pairs are too few to train and test on")
+    seen, style = train[: len(tests)], STYLES.get(config.sampling.style)
     if options.shuffle_labels:
         turned = [p._replace(chosen=p.rejected, rejected=p.chosen) for p in train]
         train = [coin.choice(both) for both in zip(train, turned, strict=True)]
     order = [pair for _ in range(options.epochs) for pair in coin.sample(train, len(train))]
     model = classifier(source.place, loaded.device, torch.float32, num_labels=1)
     model = learned.adapted(model, options.rank, options.targets, seed)
-    spent = (
-        {"completions": told["done"] * told["samples"], "tokens": told["tokens"]} if told else {}
-    )
+    many = told.get("done", 0) * told.get("samples", 0)
     rate = config.optimizer.learning_rate or RATES[options.rank > 0]
     sizes = config.batch.prompts_per_step, config.batch.micro_batch // 2 or FORWARD
-    learned.fit(model, order, options.loss, rate, sizes)
-
-    @torch.no_grad()
-    def scored(of: list[learned.Pair]) -> list[Any]:
-        parts = [of[at : at + FORWARD] for at in range(0, len(of), FORWARD)]
-        return [both for part in parts for both in learned.scored(model, part).tolist()]
-
-    report = learned.judge(tests, scored(tests), STYLES[config.sampling.style].format_ok)
+    learned.fit(model, order, getattr(learned, options.loss), rate, sizes)
+    with torch.no_grad():
+        both = torch.cat([*learned.scored(model, tests + seen, sizes[1])]).tolist()
+    report = learned.judge(tests, both[: len(tests)], style.format_ok if style else bool)
     report |= {
-        "seen": statistics.fmean(learned.by_problem(seen, scored(seen))),
+        "seen": statistics.fmean(learned.by_problem(seen, both[len(tests) :])),
         **{"model": config.model, "base": dict(loaded.identity.hashes), "seed": seed},
-        **{"options": asdict(options), "learning_rate": rate, "spent": spent},
-        "witness": [*zip(tests[:WITNESSES], scored(tests[:WITNESSES]), strict=True)],
+        **{"options": asdict(options), "learning_rate": rate},
+        "spent": told and {"completions": many, "tokens": told["tokens"]},
+        "witness": [*zip(tests[:WITNESSES], both, strict=False)],
     }
     make_folder(folder)
     model.save_pretrained(folder)

@@ -59,20 +59,22 @@ def scores(model: Any, sequences: Sequence[Tokens]) -> Tensor:
 
 def classifier(place: str, device: torch.device, dtype: torch.dtype, **fresh: int) -> Any:
     """transformers' classifier in a folder; with `num_labels` a fresh head on what lies there."""
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification as Classifier
 
-    given: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
+    given: dict[str, Any] = {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "dtype": dtype,
+        **fresh,
+    }
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            place, output_loading_info=True, **given, **fresh
-        )
+        model, info = Classifier.from_pretrained(place, output_loading_info=True, **given)
     except FAULTS as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot load a reward model from {place}: {reason:.300}") from None
-    lacks = [] if fresh else sorted(info["missing_keys"])
-    if model.config.num_labels != 1 or lacks:
-        told = f"it has {model.config.num_labels} labels and lacks {lacks}"
-        raise UserError(f"{place} is no reward model of one label: {told}")
+    if model.config.num_labels != 1 or (info["missing_keys"] and not fresh):
+        lacks = f"{model.config.num_labels} labels, and no {sorted(info['missing_keys'])}"
+        raise UserError(f"{place} is no reward model of one label: it has {lacks}")
     return model.eval().to(device)
 
 
@@ -139,9 +141,8 @@ def opened(
 
     @torch.no_grad()
     def judge(problem: Problem, group: Sequence[Completion]) -> list[float]:
-        for (_, prompt, *both, _), then in (
-            report.get("witness", ()) if next(calls) % EVERY == 0 else ()
-        ):
+        due = next(calls) % EVERY == 0
+        for (_, prompt, *both, _), then in report.get("witness", ()) if due else ():
             now = score(tuple(prompt), [tuple(tokens) for tokens, _ in both])
             if not torch.allclose(now, now.new_tensor(then), CLOSE[dtype], CLOSE[dtype]):
                 raise RunStopped(

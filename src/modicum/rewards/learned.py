@@ -2,8 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,16 +31,14 @@ class Learned(Term):
     force: bool = False
     center: float | None = None
 
-    @cached_property
-    def file(self) -> Path:
-        """Its report, in the folder, which may lead from where a past run began."""
-        here = Path(self.path).expanduser()
-        places = (here, *(folder / here for folder in FOLDERS.get()))
-        return next((place for place in places if place.is_dir()), here) / REPORT
+    file: Path = field(init=False, repr=False, compare=False)
+    """Its report, in the folder, which may lead from where a past run began."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.file  # noqa: B018  # while FOLDERS are known
+        places = [folder / Path(self.path).expanduser() for folder in (Path(), *FOLDERS.get())]
+        folder = next((place for place in places if place.is_dir()), places[0])
+        object.__setattr__(self, "file", folder / REPORT)
 
     def report(self) -> dict[str, Any]:
         return read_object(self.file) if self.file.is_file() else {}
