@@ -268,6 +268,31 @@ def test_labels_are_shuffled_and_what_learns_nothing_is_refused(
     assert prepare(config).reward.learned == forced
 
 
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--targets", "query"], "targets: No modules were targeted"),
+        (["--rank", "-1"], "rank must be at least 0"),
+        (["--learning-rate", "9"], "the gradient is not finite; a smaller --learning-rate"),
+        (["--loss", "dpo"], "loss is 'dpo'"),
+    ],
+)
+def test_what_cannot_be_trained(
+    words: list[str],
+    error: str,
+    reward_model: dict[str, Path],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Fails,
+) -> None:
+    if "9" in words:
+        monkeypatch.setattr(learned, "pairwise", lambda one, two: (one - two) * math.inf)
+    base = ["--pairs", reward_model["rows"], "--model", folders["qwen2"], "--out", tmp_path / "x"]
+    assert error in fails("reward-model", *base, *words, late=True)
+    assert not (tmp_path / "x").exists()
+
+
 def test_pairs_are_drawn_once_and_charged(
     folders: dict[str, Path],
     tmp_path: Path,
@@ -387,6 +412,13 @@ def test_scores_are_those_of_the_library_whatever_trains(
     assert all(torch.equal(after[name], tensor) for name, tensor in trained.items())
     assert after.keys() == before.keys() and not any("score" in name for name in after)
     assert session.prepared.frozen.keys() | session.prepared.trainable.keys() == after.keys()
+
+
+def test_scores_on_a_base_in_bf16(reward_model: dict[str, Path], folders: dict[str, Path]) -> None:
+    compute = replace(TrainConfig().compute, dtype="bf16")
+    session = session_of(folders["qwen2"], "last(1)", reward_model["lora"], compute=compute)
+    wide = session_of(folders["qwen2"], "last(1)", reward_model["lora"])
+    assert score_of(session) == pytest.approx(score_of(wide), abs=0.05)
 
 
 def test_a_score_is_about_the_median(

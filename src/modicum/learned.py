@@ -26,7 +26,7 @@ from modicum.models.adapters import quiet
 from modicum.runs import read_object
 from modicum.tasks import readers
 from modicum.tasks.rows import as_text, require_column, value
-from modicum.types import Completion, Grade, UserError
+from modicum.types import Completion, Grade, RunStopped, UserError
 
 MATCHED, MOST = 0.25, 4  # of abs(log(length / length)); pairs of a problem
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -126,10 +126,13 @@ def adapted(model: Any, rank: int, targets: str, seed: int) -> Any:
     torch.nn.init.zeros_(model.score.weight)
     where = targets if targets == "all-linear" else targets.replace(",", " ").split()
     how: dict[str, Any] = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    how |= {"r": rank, "lora_alpha": 2 * rank, "target_modules": where}
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
-        how |= {"r": rank, "lora_alpha": 2 * rank, "target_modules": where}
-        return peft.get_peft_model(model, peft.LoraConfig(**how)) if rank else model
+        try:
+            return peft.get_peft_model(model, peft.LoraConfig(**how)) if rank else model
+        except ValueError as error:
+            raise UserError(f"targets: {' '.join(str(error).split()):.200}") from None
 
 
 def scored(model: Any, pairs: Sequence[Pair], size: int) -> Iterator[Tensor]:
@@ -149,7 +152,8 @@ def fit(model: Any, pairs: Sequence[Pair], loss: Loss, rate: float, sizes: tuple
         parts = (weight_B / weight_B.sum()).split(sizes[1])
         for both, part_B in zip(scored(model, batch, sizes[1]), parts, strict=True):
             (loss(*both.unbind(1)) @ part_B).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0, error_if_nonfinite=True)
+        if not torch.nn.utils.clip_grad_norm_(trained, 1.0) < math.inf:
+            raise RunStopped("the gradient is not finite; a smaller --learning-rate may help")
         optimizer.step()
         optimizer.zero_grad()
 

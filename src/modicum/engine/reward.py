@@ -123,8 +123,8 @@ def opened(
     folder, report, calls = term.file.parent, term.report(), itertools.count()
     dtype = next(policy.model.parameters()).dtype
     if report:  # of tensors in fp32; in another dtype they have another hash
-        known = report["base"] if dtype == torch.float32 else {}
-        identity.require({**identity.hashes, **known}, f"{folder} was trained on", "this run")
+        same = {} if dtype == torch.float32 else {"base_hash": identity.hashes["base_hash"]}
+        identity.require(report["base"] | same, f"{folder} was trained on", "this run")
     if on_base := (folder / CONFIG).is_file():
         score = beside(folder, policy, prepared)
     else:

@@ -162,10 +162,6 @@ class Reward(_Summand):
         """The first term that a model scores; empty: there is none."""
         return next((str(term) for _, term in self.terms if term.learned), "")
 
-    def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> Reward:
-        """This reward in a run (`Term.begin`)."""
-        return Reward(tuple((weight, term.begin(opened)) for weight, term in self.terms))
-
     def at(self, extras: StepExtras) -> Reward:
         """This reward in a step of a run (`Term.at`)."""
         return Reward(tuple((weight, term.at(extras)) for weight, term in self.terms))

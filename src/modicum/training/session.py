@@ -177,7 +177,8 @@ def prepare(
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
     written = loaded.tokenizer, config.sampling, examples
     known = policy, prepared, loaded.identity, lambda problem: prompts.encode(problem, *written)
-    reward = reward.begin(lambda term: opened(term, *known))
+    begun = [(weight, term.begin(lambda of: opened(of, *known))) for weight, term in reward.terms]
+    reward = rewards.Reward(tuple(begun))
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
     counters = Counters()
     if order.measured is not None:  # its tokens are the run's as well
