@@ -240,7 +240,7 @@ def test_the_report_of_a_reward_model(reward_model: dict[str, Path]) -> None:
     assert report["options"]["rank"] == 8 and len(report["witness"]) == 2
     facts = runs.read_object(reward_model["lora"] / "adapter_config.json")
     assert (facts["r"], facts["lora_alpha"], facts["lora_dropout"]) == (8, 16, 0.0)
-    assert facts["task_type"] == "SEQ_CLS" and facts["modules_to_save"] == ["score"]
+    assert facts["task_type"] == "SEQ_CLS" and "score" in facts["modules_to_save"]
     assert runs.read_object(reward_model["whole"] / "config.json")["architectures"] == [
         "Qwen2ForSequenceClassification"
     ]

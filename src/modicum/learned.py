@@ -24,9 +24,10 @@ from modicum import stats
 from modicum.engine.reward import scores
 from modicum.models.adapters import quiet
 from modicum.runs import read_object
+from modicum.scorecard import Graded
 from modicum.tasks import readers
 from modicum.tasks.rows import as_text, require_column, value
-from modicum.types import Completion, Grade, RunStopped, UserError
+from modicum.types import RunStopped, UserError
 
 MATCHED, MOST = 0.25, 4  # of abs(log(length / length)); pairs of a problem
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -49,9 +50,7 @@ class Pair(NamedTuple):
         return abs(math.log(len(self.chosen[0]) / len(self.rejected[0]))) <= MATCHED
 
 
-def paired(
-    question: str, prompt: Tokens, group: Iterable[tuple[Completion, Grade]], seed: int
-) -> list[Pair]:
+def paired(question: str, prompt: Tokens, group: Iterable[Graded], seed: int) -> list[Pair]:
     """At most `MOST` pairs of different texts, those of matched lengths first, drawn by `seed`.
 
     Of what has ended, has an answer that can be read, and the same verdict strictly and leniently.
@@ -125,8 +124,7 @@ def adapted(model: Any, rank: int, targets: str, seed: int) -> Any:
 
     torch.nn.init.zeros_(model.score.weight)
     where = targets if targets == "all-linear" else targets.replace(",", " ").split()
-    how: dict[str, Any] = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
-    how |= {"r": rank, "lora_alpha": 2 * rank, "target_modules": where}
+    how: Any = {"task_type": "SEQ_CLS", "r": rank, "lora_alpha": 2 * rank, "target_modules": where}
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         try:
@@ -166,9 +164,7 @@ def by_problem(pairs: Sequence[Pair], both: Any) -> list[float]:
     return [statistics.fmean(shares) for shares in found.values()]
 
 
-def judge(
-    tests: Sequence[Pair], both: Sequence[Any], formed: Callable[[str], bool]
-) -> dict[str, Any]:
+def judge(tests: Sequence[Pair], both: Any, formed: Callable[[str], Any]) -> dict[str, Any]:
     """The report of scores of held-out pairs, beside rivals that know nothing of what is right.
 
     `formed` says whether a text has the form that the prompt asks for.

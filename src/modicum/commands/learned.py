@@ -17,7 +17,7 @@ from modicum.rewards.learned import REPORT
 from modicum.runs import Run, check_new, make_folder
 from modicum.settings import Settings
 from modicum.styles import STYLES
-from modicum.types import Completion, Problem, UserError
+from modicum.types import Problem, UserError
 
 PROBLEMS, FORWARD, WITNESSES = 1024, 16, 2  # pairs of a forward, and for a witness
 RATES = (1e-5, 1e-4)  # of all weights, of a LoRA
@@ -49,9 +49,7 @@ def run_pairs(args: list[str]) -> int:
 
     session = drawer(config)
 
-    def enter(
-        made: dict[str, Any], problem: Problem, prompt: Any, of: Sequence[Completion]
-    ) -> None:
+    def enter(made: dict[str, Any], problem: Problem, prompt: Any, of: Sequence[Any]) -> None:
         told = [(c, session.task.grade(problem, c.text)) for c in of]
         if all(problem.question != question for question, *_ in made["pairs"]):
             made["pairs"] += paired(problem.question, prompt, told, config.seed)

@@ -61,14 +61,9 @@ def classifier(place: str, device: torch.device, dtype: torch.dtype, **fresh: in
     """transformers' classifier in a folder; with `num_labels` a fresh head on what lies there."""
     from transformers import AutoModelForSequenceClassification as Classifier
 
-    given: dict[str, Any] = {
-        "local_files_only": True,
-        "use_safetensors": True,
-        "dtype": dtype,
-        **fresh,
-    }
+    flags: Any = dict.fromkeys(("local_files_only", "use_safetensors", "output_loading_info"), True)
     try:
-        model, info = Classifier.from_pretrained(place, output_loading_info=True, **given)
+        model, info = Classifier.from_pretrained(place, dtype=dtype, **flags, **fresh)
     except FAULTS as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot load a reward model from {place}: {reason:.300}") from None
