@@ -81,6 +81,7 @@ def test_a_report_counts_problems_and_not_pairs() -> None:
     assert found["accuracy"] == 0.375  # of (1 + 1/2) / 2 and 0
     assert found["pairs"] == 3
     assert found["rivals"] == {"longer": 0.625, "shorter": 0.375, "format": 0.375}
+    assert found["mismatched_pairs"] == 1
     assert found["mismatched"] == 0.5  # 1 token against 4; 5 against 4 is within a quarter
     assert found["beats"] is False
     assert found["median"] == 0.5

@@ -183,7 +183,11 @@ def judge(tests: Sequence[Pair], both: Any, formed: Callable[[str], Any]) -> dic
     found = stats.interval(by_problem(tests, both))
     return {
         **{"accuracy": found.mean, "low": found.low, "high": found.high, "pairs": len(tests)},
-        **{"rivals": others, "beats": found.low > max(others.values())},
+        **{
+            "rivals": others,
+            "beats": found.low > max(others.values()),
+            "mismatched_pairs": len(odd),
+        },
         "auc": statistics.fmean(area or 0.0 for area in areas),
         "mismatched": statistics.fmean(unequal) if unequal else None,
         "median": statistics.median(score for of in groups.values() for score in of.values()),
