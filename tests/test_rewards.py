@@ -35,8 +35,11 @@ LONG = ["(", "((1=", "3+4=7;", r"\frac{1}{", "<<1=", "$a", " ", "<think>"]
 ARGUMENTS: dict[str, str] = {
     "length": "length(max_tokens=80)",
     "function": "function('test_rewards:says_something')",
+    "learned": "learned('runs/reward')",
 }
 MEMBERS = [ARGUMENTS.get(name, name) for name in REWARDS]
+# Those that a model in memory scores are tried in tests/test_learned.py.
+ALONE = [ARGUMENTS.get(name, name) for name, cls in REWARDS.items() if not cls.learned]
 
 
 def says_something(completions: list[str], **columns: Any) -> list[float]:
@@ -60,7 +63,7 @@ def total(reward: Reward, text: str) -> float:
 # The contract of every member ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", ALONE)
 def test_a_score_lies_between_0_and_1(name: str) -> None:
     term = member(name)
     group = [said(text) for text in TEXTS]
@@ -71,7 +74,7 @@ def test_a_score_lies_between_0_and_1(name: str) -> None:
         assert scores == [term.score(TASK, PROBLEM, completion) for completion in group]
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", ALONE)
 def test_a_long_text_takes_no_time(name: str) -> None:
     term = member(name)
     for piece in LONG:
@@ -102,7 +105,7 @@ def test_a_placebo_knows_nothing_of_the_completion(name: str) -> None:
         assert len(set(map(tuple, scores))) == 16  # equal completions have coins of their own
 
 
-@pytest.mark.parametrize("name", [name for name in MEMBERS if not member(name).placebo])
+@pytest.mark.parametrize("name", [name for name in ALONE if not member(name).placebo])
 def test_a_good_completion_scores_full_and_an_empty_one_nothing(name: str) -> None:
     assert member(name).score(TASK, PROBLEM, said(RIGHT)) == 1
     assert member(name).score(TASK, PROBLEM, said("")) == 0

@@ -55,6 +55,7 @@ ORDER = [
     "updates",
     "anatomy",
     "engine",
+    "learned",
     "evaluate",
     "recipes",
     "parts",

@@ -91,6 +91,32 @@ def majority_at_k(
     return statistics.fmean(map(share, subsets))
 
 
+def auc(scores: Sequence[float], right: Sequence[bool]) -> float | None:
+    """The chance that a right one scores above a wrong one, ties half; None where all are alike."""
+    pairs = list(zip(scores, right, strict=True))
+    won = [(one > two) + (one == two) / 2 for one, r in pairs if r for two, s in pairs if not s]
+    return statistics.fmean(won) if won else None
+
+
+def best_of(samples: Sequence[tuple[float, float]], n: int) -> float:
+    """The expected value of the highest scored of `n` drawn from (score, value) without replacement.
+
+    Equal scores share their mean value. Raises UserError unless 1 <= n <= the number of scores.
+    """
+    count = len(samples)
+    if not 1 <= n <= count:
+        raise UserError(f"best of {n} needs at least {max(n, 1)} samples a problem, not {count}")
+    means = {s: statistics.fmean(v for t, v in samples if t == s) for s, _ in samples}
+    ways = [math.comb(count - rank, n - 1) for rank in range(1, count + 1)]
+    ranked = sorted((score for score, _ in samples), reverse=True)
+    return sum(means[s] * way for s, way in zip(ranked, ways, strict=True)) / sum(ways)
+
+
+def best_of_kl(n: int) -> float:
+    """The KL of the best of `n` from one of them, in nats: ln n - (n - 1) / n."""
+    return math.log(n) - (n - 1) / n
+
+
 def standard_error(scores: ArrayLike) -> float:
     """The standard error of the mean of `scores`: sd (with n - 1) over the root of n.
 

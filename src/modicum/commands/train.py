@@ -5,7 +5,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.limits import Natural
@@ -14,6 +14,7 @@ from modicum.settings import Settings
 from modicum.types import UserError
 
 NOTHING_TRAINED = 3
+S = TypeVar("S", bound=Settings)
 
 
 def run(args: list[str]) -> int:
@@ -74,6 +75,14 @@ def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
     return from_mapping(TrainConfig, merge(tables, given(TrainConfig, found)), "options")
 
 
+def read(name: str, args: list[str], cls: type[S]) -> tuple[Any, S, TrainConfig]:
+    """The arguments of a command that takes a `cls` and the options of `modicum train`."""
+    parser = Parser(name)
+    add_sources(parser)
+    found, options = parser.options(args, cls, name, TrainConfig)
+    return found, options, settings(found, {})
+
+
 @dataclass(frozen=True)
 class DoctorOptions(Settings):
     """How much to look at."""
@@ -86,10 +95,8 @@ class DoctorOptions(Settings):
 
 def run_doctor(args: list[str]) -> int:
     """Look at the run that the options describe; 1 if it would learn nothing."""
-    parser = Parser("doctor")
-    add_sources(parser)
-    found, options = parser.options(args, DoctorOptions, "doctor", TrainConfig)
-    return tell(settings(found, {}), found.json, options)
+    found, options, config = read("doctor", args, DoctorOptions)
+    return tell(config, found.json, options)
 
 
 def tell(config: TrainConfig, as_json: bool, options: DoctorOptions | None = None) -> int:

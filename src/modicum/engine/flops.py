@@ -88,6 +88,8 @@ class FlopCounter:
             self.tail_L[:] = 0.0
         self.reference_LW = self.base_LW if prepared.reference_is_bare else self.adapted_LW
         self._known: dict[frozenset[str], Array] = {}
+        self.judged = False
+        """Whether a reward model on the base reads all completions."""
 
     @property
     def token(self) -> float:
@@ -103,7 +105,12 @@ class FlopCounter:
         """
         ends = pairwise((0, *accumulate(rounds or [len(groups)])))
         sampling = sum(self._sampling(groups[start:end]) for start, end in ends)
-        return StepFlops(sampling, self._training(batch, updates))
+        training = self._training(batch, updates)
+        for group in groups if self.judged else ():
+            rows = [Row(group.prompt, c.tokens, (), 0.0) for c in group.completions]
+            load_W = _packed(rows) if self.split else _padded(rows)
+            training += float(self.base_LW[:-1].sum(0) @ load_W)
+        return StepFlops(sampling, training)
 
     def _sampling(self, groups: Sequence[Group]) -> float:
         """Prompts once for a group, completions token by token behind them."""

@@ -39,6 +39,7 @@ class LoggedSample:
     gold: str = ""
     reward: float | None = None
     scores: Mapping[str, Any] = field(default_factory=dict)
+    logged: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

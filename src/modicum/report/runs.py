@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from modicum.report import document as doc
 from modicum.report import read, tables
 from modicum.report.document import Builder
-from modicum.report.figures import accuracy, changes, curves, frontier
+from modicum.report.figures import accuracy, changes, curves, frontier, gold
 from modicum.report.read import HeldGroup, LoggedSample, RunRecord, colours, labels
 from modicum.report.tables import RunRow
 from modicum.report.words import ARROW, NONE, count, decimal, percent, printable, say
@@ -29,6 +29,7 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         report.fold("The same as a table", accuracy.difficulty_table(levels, scores))
     bases = sorted({row.result.base.accuracy for row in rows if row.result.base is not None})
     report.section("training", "During training", *curves.figures(records, bases))
+    report.add(gold.figure(dict(zip(names, records, strict=True))))
     report.fold("The curves in numbers", curves.table(records, names), "tenths")
     _written(report, records, names, groups)
     _weights(report, rows)

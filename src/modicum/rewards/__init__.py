@@ -13,6 +13,7 @@ from typing import Any
 from modicum import spec
 from modicum.rewards.base import Reward, StepExtras, Term, reward_of
 from modicum.rewards.function import Function, GivenFunction, term_of
+from modicum.rewards.learned import Learned
 from modicum.rewards.source import FOLDERS, rewrite
 from modicum.rewards.steps import Consistency
 from modicum.rewards.terms import Accuracy, Format, Language, Length, Random, Repetition
@@ -20,12 +21,14 @@ from modicum.types import UserError
 
 __all__ = [
     "REWARDS", "Accuracy", "Consistency", "Format", "Function", "GivenFunction", "Language",
-    "Length", "Random", "Repetition", "Reward", "StepExtras", "Term", "of", "parse",
+    "Learned", "Length", "Random", "Repetition", "Reward", "StepExtras", "Term", "of", "parse",
 ]  # fmt: skip
 
 REWARDS: dict[str, type[Term]] = {
     cls.name: cls
-    for cls in (Accuracy, Format, Consistency, Language, Length, Repetition, Random, Function)
+    for cls in (
+        *(Accuracy, Format, Consistency, Language, Length, Repetition, Random, Function, Learned),
+    )
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -83,9 +83,19 @@ class Term(_Summand, Spec):
 
     placebo: ClassVar[bool] = False
     """Whether the score knows nothing of the completion."""
+    learned: ClassVar[bool] = False
+    """Whether a model scores, so that what is right has to be watched beside it."""
 
     def at(self, extras: StepExtras) -> Term:
         """This term in a step of a run; one that calls a user's function hands it the extras."""
+        return self
+
+    def report(self) -> dict[str, Any]:
+        """What was found when the model that scores was made; empty without one."""
+        return {}
+
+    def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> Term:
+        """This term in a run; one that needs a model gets what scores by it from `opened`."""
         return self
 
     def require(self, problem: Problem) -> None:
@@ -134,6 +144,11 @@ class Reward(_Summand):
             number = int(weight) if weight.is_integer() and weight < 1e15 else weight
             shown.append(str(term) if weight == 1 else f"{number!r}*{term}")
         return " + ".join(shown)
+
+    @property
+    def learned(self) -> str:
+        """The first term that a model scores; empty: there is none."""
+        return next((str(term) for _, term in self.terms if term.learned), "")
 
     def at(self, extras: StepExtras) -> Reward:
         """This reward in a step of a run (`Term.at`)."""

@@ -1,4 +1,4 @@
-"""The batch of a step, with what the objective must hear from the model for it.
+"""The batch of a step, with what the objective must hear from the model for it, and the gold verdicts.
 
 The reference's log-probs for a KL in the reward, and the entropy at every token where only a share
 of them trains; both of the whole batch. Most objectives ask for neither, and nothing is run.
@@ -7,16 +7,21 @@ of them trains; both of the whole batch. Most objectives ask for neither, and no
 from __future__ import annotations
 
 import math
+import statistics
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from modicum import stats
 from modicum.draws import EVERYTHING, Taken
 from modicum.engine import logprobs
 from modicum.engine.logprobs import reference_logprobs
+from modicum.rewards import StepExtras
 from modicum.training.rate import unpaid
+from modicum.training.rollout import Rollout
 from modicum.training.session import Session
 from modicum.training.step import make_batch, within_memory
 from modicum.types import Batch, Group, Row
@@ -70,6 +75,34 @@ def narrow(session: Session, batch: Batch) -> Batch:
     least = paid[-math.ceil(session.objective.entropy_share * len(paid))] if paid else 0.0
     rows = (replace(r, advantage=tuple(a * (e >= least) for a, e in ts)) for r, ts in told)
     return replace(batch, rows=tuple(rows))
+
+
+def proxy_metrics(session: Session, rollout: Rollout, extras: StepExtras) -> dict[str, float]:
+    """Under a learned reward what is right beside it, which the learner does not see; else nothing.
+
+    The verdicts go to samples.jsonl as well. The KL is that of the first completion of each group
+    from the reference (k1, summed), which costs a forward of one in G.
+    """
+    if not (name := session.reward.learned):
+        return {}
+    found = defaultdict[str, list[float]](list)
+    for group, row in zip(rollout.groups, rollout.scores, strict=True):
+        grades = [session.task.grade(group.problem, c.text) for c in group.completions]
+        proxy, right = [scores[name] for scores in row], [grade.strict for grade in grades]
+        found["strict"] += right
+        found["lenient"] += [grade.lenient for grade in grades]
+        found["proxy"] += proxy
+        if (area := stats.auc(proxy, right)) is not None:
+            found["auc"].append(area)
+        elif not any(right) and len(right) > 1:
+            found["spread"].append(statistics.stdev(proxy))
+        for completion, grade in zip(group.completions, grades, strict=True):
+            extras.columns[id(completion)] |= {"strict": grade.strict, "lenient": grade.lenient}
+    firsts = [replace(group, completions=group.completions[:1]) for group in rollout.groups]
+    told = [group.completions[0] for group in refer(session, firsts)]
+    ratios = [math.fsum(c.logprobs) - math.fsum(c.reference) for c in told]
+    found["kl"] += [ratio for ratio in ratios if math.isfinite(ratio)]
+    return {f"gold/{key}": statistics.fmean(of) for key, of in found.items() if of}
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from modicum.tasks.prompts import encode
 from modicum.training import origin, rate, result, samples, silence
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, choices, look, resumable, sizes_kept
-from modicum.training.hearing import batch_of
+from modicum.training.hearing import batch_of, proxy_metrics
 from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
 from modicum.training.rollout import draw, probe_set
 from modicum.training.session import Session, notes
@@ -227,6 +227,7 @@ def run_step(
     if not batch.has_signal and (text := silence.heard(session, rollout)):
         note(text)
     metrics = rollout_metrics(step, rollout) | extras.metrics() | probed
+    metrics |= proxy_metrics(session, rollout, extras)
     watch.lap("scoring")
     if batch.rows and rate.settle(session, run, rollout.groups, batch, note):
         metrics |= _update(session, batch, note)

@@ -20,7 +20,6 @@ from modicum.models.identity import Identity
 from modicum.models.load import locate
 from modicum.parts import RunParts, base_of, began, problems_changed
 from modicum.rewards import Reward
-from modicum.rewards.function import Function
 from modicum.tasks.prompts import stops
 from modicum.training.session import Session, prepare
 from modicum.types import UserError
@@ -89,16 +88,13 @@ def notes(session: Session, folder: Path) -> list[str]:
         return []
     now = _modules(session.reward)
     return [
-        f"{path} has changed since the run began: its module is another file now"
+        f"{path} has changed since the run began: what it names is another file"
         for path in sorted(now.keys() & then.keys())
         if now[path] != then[path]
     ]
 
 
 def _modules(reward: Reward) -> dict[str, str]:
-    """The hash of the file of every function that is named by its module."""
-    found = {}
-    for _, term in reward.terms:
-        if isinstance(term, Function) and term.file.is_file():
-            found[term.path] = runs.file_hash(term.file)
-    return found
+    """The hash of the file of every term that has one: a function's, a reward model's report."""
+    files = {getattr(term, "path", ""): getattr(term, "file", Path()) for _, term in reward.terms}
+    return {path: runs.file_hash(file) for path, file in files.items() if file.is_file()}

@@ -12,6 +12,7 @@ from modicum.curricula import Curriculum, Order
 from modicum.engine import Policy, policy_of
 from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
+from modicum.engine.reward import opened
 from modicum.evaluate import held_out
 from modicum.models.identity import Identity
 from modicum.models.load import inner, load
@@ -86,6 +87,7 @@ class Session:
         self.stop = Stop(self.config.budget)
         self.choice = draws.parse(self.config.batch.groups)
         self.policy.ledger = self.counters.ledger
+        self.flops.judged = bool(self.reward.learned)
 
     @property
     def learning_rate(self) -> float:
@@ -170,14 +172,21 @@ def prepare(
         task, order = short, _begin(curriculum, without(short, examples), reward, config)
         task.problem("train", config.seed, 0)
     prepared = update.apply(loaded.model, config.seed)
-    if objective.needs_reference:
+    if objective.needs_reference or reward.learned:
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
+    written = loaded.tokenizer, config.sampling, examples
+    known = policy, prepared, loaded.identity, lambda problem: prompts.encode(problem, *written)
+    begun = [(weight, term.begin(lambda of: opened(of, *known))) for weight, term in reward.terms]
+    reward = rewards.Reward(tuple(begun))
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
     counters = Counters()
     if order.measured is not None:  # its tokens are the run's as well
         counters.generated_tokens = order.measured.spent["tokens"]
         counters.ledger["difficulty"] = order.measured.spent
+    for spent in [found for _, term in reward.terms if (found := term.report().get("spent"))]:
+        counters.generated_tokens += spent["tokens"]
+        counters.ledger["pairs"] = spent
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
     return Session(
