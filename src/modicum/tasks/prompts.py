@@ -1,8 +1,7 @@
 """How a question becomes prompt tokens: a chat, R1-Zero's conversation, or the bare question.
 
-What is sampled after and trained on are these ids, with one begin token if the tokenizer wants
-one. A chat template does what it likes, so a chat is tried in several forms, and the first text
-that holds all of it is the prompt.
+A chat template does what it likes, so a chat is tried in several forms, and the first text that
+holds all of it is the prompt.
 """
 
 from __future__ import annotations
