@@ -178,11 +178,9 @@ def _next(sizes: Sequence[int], points: Points, room: float) -> int:
     points is never above it beyond them.
     """
     (low, (one, fixed)), *more = sorted(points.items())[-2:]
-    if more:
-        high, (two, _) = more[0]
-        slope = (two - one) / (high - low)
-    else:
-        slope = (one - fixed) / low
+    # Without a second point the line goes through what is fixed.
+    high, (two, _) = more[0] if more else (0, (fixed, 0))
+    slope = (two - one) / (high - low)
     fit = [n for n in sizes if n in points and points[n][0] <= room]
     over = [n for n in sizes if n in points and points[n][0] > room]
     sure = SURE_OF_TWO if more and not over else SURE_OF_ONE

@@ -1,9 +1,8 @@
 """A few layers of each kind in the place of many, and back: a plan's cost without its layers.
 
-Layers that follow each other, alike or in a pattern (`Stretch`), add the same bytes to a moment
-each. So a model with few of them is traced, and for each stretch once more with one repetition more:
-what the fullest moment of a place (before the layers, in the lowest and in the highest of a stretch,
-after them) has grown by is what every further one adds. docs/plan.md
+A model with few layers of each `Stretch` is traced, and for each stretch once more with one
+repetition more: what the fullest moment of a place (before the layers, in the lowest and in the
+highest of a stretch, after them) has grown by is what every further one adds. docs/plan.md
 """
 
 from __future__ import annotations
@@ -73,18 +72,17 @@ def thinned(
     """The model with so many repetitions of each stretch meanwhile; the layers that are left."""
     decoder = view(prepared.model)
     assert decoder is not None
-    parts = list(zip(found, counts, strict=True))
-    kept = [s.start + n for s, count in parts for n in range(s.period * count)]
-    places = [
-        (which, n % s.period, n // s.period)
-        for which, (s, count) in enumerate(parts)
+    every = [
+        (s.start + n, (which, n % s.period, n // s.period))
+        for which, (s, count) in enumerate(zip(found, counts, strict=True))
         for n in range(s.period * count)
     ]
+    kept = [number for number, _ in every]
     whole, types = decoder.decoder.layers, getattr(decoder.config, "layer_types", None)
     decoder.decoder.layers = nn.ModuleList(whole[n] for n in kept)
     if types:
         decoder.config.layer_types = [types[n] for n in kept]
-    hooks = [hook for n, at in enumerate(places) for hook in _told(whole[kept[n]], n, at, live)]
+    hooks = [h for n, (old, at) in enumerate(every) for h in _told(whole[old], n, at, live)]
     try:
         yield kept
     finally:

@@ -1,9 +1,4 @@
-"""Seconds of a step and of a run, as a roofline: an estimate, with its assumptions.
-
-    training     FLOPs / (peak rate x share)
-    sampling     prompts as training; then for every token of the longest completion the
-                 slowest of: its FLOPs at that rate; reading all weights and the cache at
-                 the bandwidth x share; `LAYER_SECONDS` a layer, which eager calls take
+"""Seconds of a step and of a run, as a roofline: an estimate, with its assumptions (docs/plan.md).
 
 Shares: on a CPU those that docs/engine.md measured; on a GPU assumed. Not counted: rewards,
 checkpoints, the check of two completions by the library's forward.
@@ -19,7 +14,7 @@ from modicum.plan.shapes import Lengths
 SHARE = {"cpu": 0.7, "cuda": 0.4}
 """Of the peak rate of matrix products."""
 BANDWIDTH_SHARE = {"cpu": 0.7, "cuda": 0.6}
-LAYER_SECONDS = {"cpu": 3e-4, "cuda": 5e-4}
+LAYER_SECONDS = {"cpu": 3e-4, "cuda": 5e-4}  # of eager calls
 
 
 @dataclass(frozen=True)
