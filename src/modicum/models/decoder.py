@@ -46,17 +46,13 @@ class Decoder:
         self.decoder = base.get_decoder()
         self.head = base.get_output_embeddings()
         self.layers = list(self.decoder.layers)[: self.config.num_hidden_layers]
+        self.num_layers = len(self.layers)
         self.linears = linear_layers(*self.layers, self.head)
         self.adapted = adapted_layers(*self.layers)
         # Layers that carry a state, and whether each type of layer has a rotation of its own.
         self.mixers = [layer.linear_attn for layer in self.layers if hasattr(layer, "linear_attn")]
         self.typed = "full_attention" in (getattr(self.config, "rope_parameters", None) or {})
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
-
-    @property
-    def num_layers(self) -> int:
-        """How many layers there are."""
-        return len(self.layers)
 
     def embed(self, ids_N: Tensor) -> Tensor:
         """The hidden states [N, H] below the first layer."""

@@ -1,7 +1,6 @@
 """Loading a causal language model: the tiny base, a local folder, a GGUF file, or a hub id.
 
-Weights come as safetensors and no code of the model's own is run, unless the user says so
-(`config.Trust`). Everything that can be wrong with what was named becomes one line.
+Everything that can be wrong with what was named becomes one line.
 """
 
 import re
