@@ -44,7 +44,6 @@ def export_run(
     """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter").
 
     Returns the largest logit difference on reload. `config` and `parts` as `reload` takes them.
-    UserError for a run without an adapter, and for an `out` that must not be replaced (`writing`).
     """
     if format not in ("merged", "adapter"):
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")

@@ -119,10 +119,14 @@ def whole(
     base, more = traced[0], [at for at, s in enumerate(found) if s.count > counts[0][at]]
     made: Peaks = {}
     for (phase, place), parts in base.items():
+        passes, layer = place
         for end in _ends(place, counts[0]):
             total: Counter[str] = Counter(parts)
             for peaks, which in zip(traced[1:], more, strict=True):
-                there = peaks.get((phase, _moved(place, which, counts[0], end)), parts)
+                now = place  # the same where the stretch has one repetition more
+                if layer and layer[0] == which and end != "low":
+                    now = passes, (*layer[:2], counts[0][which])
+                there = peaks.get((phase, now), parts)
                 times = found[which].count - counts[0][which]
                 for name in parts.keys() | there.keys():
                     total[name] += times * (there.get(name, 0) - parts.get(name, 0))
@@ -137,14 +141,6 @@ def _ends(place: Place, counts: Sequence[int]) -> tuple[str, ...]:
         return ("",)
     ends = {"low": 0, "high": counts[layer[0]] - 1}
     return tuple(end for end, at in ends.items() if layer[2] == at)
-
-
-def _moved(place: Place, which: int, counts: Sequence[int], end: str) -> Place:
-    """The same place where a stretch has one repetition more."""
-    passes, layer = place
-    if not layer or layer[0] != which or end == "low":
-        return place
-    return passes, (layer[0], layer[1], counts[which])
 
 
 @contextmanager

@@ -5,6 +5,7 @@ checkpoints, the check of two completions by the library's forward.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from modicum.config import TrainConfig
 from modicum.engine.flops import StepFlops
@@ -33,16 +34,13 @@ class Times:
         return self.sampling + self.training
 
 
-@dataclass(frozen=True)
-class DecodingCost:
+class DecodingCost(NamedTuple):
     """What decoding costs in a model."""
 
     layers: int
     weight_bytes: int
-    token_flops: float
-    """Forward FLOPs of one token, scores left out."""
-    cache_bytes: int
-    """Of keys and values, for a token."""
+    token_flops: float  # forward FLOPs of one token, scores left out
+    cache_bytes: int  # of keys and values, for a token
 
 
 def times(

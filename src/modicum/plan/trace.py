@@ -6,8 +6,7 @@ are run (between them only the cache would fill), and what the optimizer keeps.
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,18 +30,13 @@ CPU = torch.device("cpu")
 MOST_PARTS = 3  # micro-batches of a step that are gone through; more leave no other holes
 
 
-@dataclass(frozen=True)
-class ResidentBytes:
+class ResidentBytes(NamedTuple):
     """Bytes that live through training and that the trace does not make itself."""
 
-    optimizer: tuple[int, ...]
-    """State of the optimizer, tensor by tensor."""
-    schedule: int
-    """What the schedule keeps of gradients and importances."""
-    gradients: int
-    """Copies of the groups' gradients, for a schedule that is shown them."""
-    step: int
-    """What the optimizer's step makes and drops again."""
+    optimizer: tuple[int, ...]  # its state, tensor by tensor
+    schedule: int  # what it keeps of gradients and importances
+    gradients: int  # copies of the groups', for a schedule that is shown them
+    step: int  # what the optimizer's step makes and drops again
 
 
 class Trace:

@@ -1,8 +1,7 @@
 """What degenerate answers earn against a right one: is a reward easy to cheat?
 
-The answers are written from the problem and its gold answer, and scored together as a group is in
-training. Those that do not know the answer must earn little; those that know it but leave out
-something (the mark, the reasoning, an end) may earn as much as a right one, not more.
+They are scored together as a group is in training. Those that do not know the answer must earn
+little; those that know it but leave out something may earn as much as a right one, not more.
 """
 
 import math
@@ -41,11 +40,9 @@ def answers_to(problem: Problem, style: Style) -> dict[str, str]:
     gold, near = problem.answer, near_miss(problem.answer)
     head = style.pattern.partition("{answer}")[0]
     opened = head.replace("{thought}", "I am sure.")
-    right, wrong = style.example(gold, reasoning(problem, gold)), style.example(near)
-    lists = ", ".join([near, gold, near_miss(near)])
-    several = "\n".join(map(style.example, [near, gold, near_miss(near)]))
+    three = [near, gold, near_miss(near)]
     return {
-        RIGHT: right,
+        RIGHT: style.example(gold, reasoning(problem, gold)),
         "empty": "",
         "constant": style.example("42"),
         "copy of the question": problem.question,
@@ -54,13 +51,13 @@ def answers_to(problem: Problem, style: Style) -> dict[str, str]:
         "marks without content": style.example("", ""),
         "marks around words": style.example("answer here"),
         "marks stuffed": style.example("", "") * MANY,
-        "near miss": wrong,
+        "near miss": style.example(near),
         "near miss, worked out": style.example(near, reasoning(problem, near)),
         "near miss, very long": style.example(near, FILLER * LONG),
         "near miss, trivial steps": style.example(near, "1 + 1 = 2. " * MANY),
         "near miss, other language": style.example(near, FOREIGN),
-        "several answers in one mark": style.example(lists),
-        "several marked answers": several,
+        "several answers in one mark": style.example(", ".join(three)),
+        "several marked answers": "\n".join(map(style.example, three)),
         "mark never closed": opened,
         "thinking never closed": f"<think> {FILLER * MANY}",
         "right, without a mark": gold,
@@ -90,11 +87,10 @@ def reasoning(problem: Problem, answer: str) -> str:
 def audit(
     task: Task, reward: Reward, style: Style, problems: Sequence[Problem], share: float
 ) -> list[AuditedAnswer]:
-    """What each kind of answer earns, the right one first.
+    """What each kind of answer earns, the right one first; UserError when the user's function fails.
 
-    Flagged is one that earns at least as much as the right answer or more than `share` of
-    it; one that holds the right answer, only if it earns more. Raises UserError when the
-    user's own function fails.
+    Flagged is one that earns at least as much as the right answer or more than `share` of it; one
+    that holds the right answer, only if it earns more.
     """
     groups = [answers_to(problem, style) for problem in problems]
     rows: list[list[dict[str, float]]] = []
