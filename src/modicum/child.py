@@ -143,8 +143,8 @@ def serve(
 ) -> None:
     """In a child: answer requests from standard input until it closes, with a line of JSON each.
 
-    `begin` loads what is needed and gives the first line. `answer` gets a request, and a function
-    that writes a line before the reply. `limits` are those of `limit`.
+    `begin` gives the first line. `answer` gets a request, and a function that writes a line before
+    the reply. `limits` are those of `limit`.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no reply

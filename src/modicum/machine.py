@@ -158,11 +158,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupts:
-    """A context in which the first signal to end only sets `number`, so that a step can end whole.
+    """A context in which the first signal to end (ENDING) only sets `number`; the second is raised.
 
-    Ctrl-C; that of a cluster before a limit and of a lost terminal, unless ignored as by `nohup`.
-    With `at_once` it is raised as Stopped, but for what runs in `whole`. The second one is
-    raised at once. Off the main thread, where signals cannot be handled, it does nothing.
+    With `at_once` the first is raised as Stopped, but for what runs in `whole`. Signals that are
+    ignored, as by `nohup`, stay so. Off the main thread it does nothing.
     """
 
     def __init__(self, at_once: bool = False) -> None:

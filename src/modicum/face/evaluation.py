@@ -171,7 +171,6 @@ def values_of(config: EvaluateConfig, name: str, found: Evaluation) -> dict[str,
 
 
 def _folder(out: str) -> Run:
-    """The folder to write to; one that holds other things than an evaluation is refused."""
     run = Run(Path(out).expanduser())
     there = run.folder.is_dir() and any(run.folder.iterdir())
     if there and not (run.folder / "evaluation.json").is_file():

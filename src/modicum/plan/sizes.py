@@ -75,8 +75,7 @@ def settle(
 ) -> tuple[TrainConfig, Choices]:
     """The config with a value for every size that it leaves to the program, and the choices.
 
-    Sizes fit the `machine`; without one, what is free on the device that the run would get here.
-    Prompts are those of the task, or of `prompt` tokens.
+    Sizes fit the `machine`, or without one what is free here. `prompt` is its tokens, if known.
     """
     parts, found = parts or RunParts(), Choices()
     tables = [getattr(config, table) for table in dict.fromkeys(filter(None, OPTIONS.values()))]

@@ -225,8 +225,8 @@ def _origin(part: str) -> str:
 
 
 def _rows(part: str, entries: Iterable[Any]) -> list[dict[str, Any]]:
-    if hasattr(entries, "iterrows"):
-        entries = cast(Any, entries).to_dict("records")  # a table of pandas
+    if hasattr(entries, "iterrows"):  # a table of pandas
+        entries = cast(Any, entries).to_dict("records")
     try:
         found = [_row(f"{_origin(part)}, number {n}", e) for n, e in enumerate(entries, start=1)]
     except TypeError:
@@ -250,11 +250,9 @@ def _row(where: str, entry: Any) -> dict[str, Any]:
         case _:
             raise UserError(f"{where}: must be a dict or a Problem, not {type(entry).__name__}")
     try:
-        text = json.dumps(row, ensure_ascii=False, default=_plain)
-        text.encode()
+        return json.loads(json.dumps(row, ensure_ascii=False, default=_plain).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: JSON cannot hold it ({error})") from None
-    return json.loads(text)
 
 
 def _plain(value: Any) -> Any:

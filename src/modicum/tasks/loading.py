@@ -168,8 +168,7 @@ def _sorted_out(
 ) -> list[Placed]:
     """A user's rows, each taken once; what is wrong with them goes to `faults` and `said`.
 
-    Two rows ask the same when only spaces differ. Where their answers do not agree, nobody knows
-    which is right, and none is kept.
+    Two rows ask the same when only spaces differ; where their answers do not agree none is kept.
     """
     asked: dict[str, list[Placed]] = defaultdict(list)
     for one in placed:
