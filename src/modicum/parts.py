@@ -177,8 +177,8 @@ def past_base(folder: Path, name: str) -> str:
 
 def past_bases(folder: Path, config: TrainConfig, model: str = "", base: str = "") -> TrainConfig:
     """The config of a past run with its base, and that of an adapter, where they are now."""
-    named = {"model": model or config.model, "base": base or config.base}
-    return replace(config, **{n: past_base(folder, of) if of else "" for n, of in named.items()})
+    below, above = base or config.base, past_base(folder, model or config.model)
+    return replace(config, model=above, base=below and past_base(folder, below))
 
 
 def began(folder: Path) -> dict[str, Any]:
