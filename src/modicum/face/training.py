@@ -109,21 +109,12 @@ class TrainResult:
 
         return evaluate(self, **settings)
 
-    def _rows(self) -> list[tuple[str, str]]:
-        """What is shown of it, by name."""
-        shown, values = [("run", str(self.folder))], self.values
-        if not values:
-            return [*shown, ("state", "not finished")]
-        shown += [(name, str(values[name])) for name in NAMES]
-        if self.accuracy is not None and self.baseline is not None:
-            band = f"[{values['trained']['low']:.1%}, {values['trained']['high']:.1%}]"
-            shown.append(("accuracy", f"{self.baseline:.1%} → {self.accuracy:.1%} {band}"))
-        count = values["trainable_parameters"]
-        share = f"{count / values['total_parameters']:.1%}"
-        stopped = f", stopped: {why}" if (why := values.get("stopped")) else ""
-        shown.append(("trained", f"{count:,} parameters ({share})"))
-        shown.append(("steps", f"{values['steps']} in {values['seconds']:.0f} s{stopped}"))
-        return [*shown, ("change proof", values["change_proof"])]
+    def _rows(self) -> list[list[str]]:
+        """What is shown of it: name and text."""
+        from modicum.report.words import environment
+
+        shown = environment().get_template("result.txt").render(run=self)
+        return [line.split(" | ", 1) for line in shown.splitlines()]
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:<12}  {text}" for name, text in self._rows())

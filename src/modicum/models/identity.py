@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -96,10 +96,6 @@ class Identity:
         texts = texts_hash(tokenizer, end_tokens)
         found = (weights_hash(model), texts, config_hash(config))
         return cls(dict(zip(HASHES, found, strict=False)), time.perf_counter() - began)
-
-    def under(self, adapter: str) -> Identity:
-        """This base with an adapter on top, by its hash."""
-        return replace(self, hashes={**self.hashes, "adapter_hash": adapter})
 
     def require(self, known: Mapping[str, Any], past: str, name: str) -> None:
         """UserError unless this is the base whose `hashes` are `known`; `name` is its place now.

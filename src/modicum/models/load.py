@@ -181,7 +181,8 @@ def load(
         notes = (configs.note(name, type(model).__name__, said),)
     if source.adapter:
         model = adapters.put(model, source.adapter, trust.pickled_weights)
-        identity = identity.under(adapters.adapter_hash(model, source.adapter))
+        above = {"adapter_hash": adapters.adapter_hash(model, source.adapter)}
+        identity = replace(identity, hashes={**identity.hashes, **above})
     model.eval().to(where)
     return Loaded(model, tokenizer, ends, where, identity, notes)
 
