@@ -36,14 +36,11 @@ class Change:
     part: str
     shape: tuple[int, ...]
     entries: int
-    changed: Mapping[str, int]
-    """Entries that changed, by threshold; `bf16` for those that show in bf16."""
+    changed: Mapping[str, int]  # entries, by threshold; `bf16`: those that show in bf16
     norm: float
     base_norm: float
-    largest: float
-    """The largest |W - W0|."""
-    effective_rank: float | None
-    """None, as the next two: not a matrix, no change, or too large to take apart."""
+    largest: float  # the largest |W - W0|
+    effective_rank: float | None  # these: None for no matrix, no change, or one too large
     participation_ratio: float | None = None
     directions_90: int | None = None
 

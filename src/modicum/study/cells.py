@@ -41,8 +41,7 @@ class Choice:
     """The rate that an arm trains with, and how it was found, as `tuning.json` holds it."""
 
     learning_rate: float = 0.0
-    rate_at_edge: bool = False
-    """The best of three rates or more is the lowest or highest: a further one may be better."""
+    rate_at_edge: bool = False  # the best of three or more is the lowest or highest
     tries: tuple[TuningRun, ...] = ()
 
 
@@ -95,8 +94,7 @@ class StudyBench(Bench):
     """A study, and where and how its cells are run."""
 
     study: Study
-    split: Literal["tune", "test"] = "test"
-    """Final runs are judged on it."""
+    split: Literal["tune", "test"] = "test"  # final runs are judged on it
 
     @property
     def arms(self) -> list[PlannedArm]:
@@ -241,12 +239,9 @@ class CostEstimate:
 
     tuning_runs: int
     final_runs: int
-    tokens: float | None
-    """Generated in training, all runs; None when the budget is not of tokens."""
-    seconds: float
-    """On this machine with these jobs."""
-    step_seconds: dict[str, float]
-    """By arm."""
+    tokens: float | None  # generated in training, all runs; None when the budget is not of tokens
+    seconds: float  # on this machine with these jobs
+    step_seconds: dict[str, float]  # by arm
 
     def text(self) -> str:
         """For a reader."""

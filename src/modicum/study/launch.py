@@ -37,10 +37,8 @@ Ended = Callable[[Cell], None]
 class Launcher(ABC):
     """One way to run cells."""
 
-    jobs: Positive = 1
-    """Cells at the same time."""
-    threads: Natural = 0
-    """Of each cell; 0 leaves them as they are here, and shares out the cores elsewhere."""
+    jobs: Positive = 1  # cells at the same time
+    threads: Natural = 0  # of each cell; 0: as here, or the cores shared out elsewhere
 
     def __post_init__(self) -> None:
         check_limits(self)

@@ -41,19 +41,14 @@ class Standing:
 
     unit: str
     update: str
-    base: Sequence[float]
-    """Scores of the untrained model, by problem."""
-    scores: Mapping[int, Sequence[float]]
-    """The same of the trained ones, by seed, where the run has ended."""
+    base: Sequence[float]  # scores of the untrained model, by problem
+    scores: Mapping[int, Sequence[float]]  # the same by seed, of runs that have ended
     learning_rate: float | None = None
     parameters: int | None = None
-    seconds: float = 0.0
-    """Mean over runs."""
-    failed: tuple[str, ...] = ()
-    """Why runs of it stopped."""
+    seconds: float = 0.0  # mean over runs
+    failed: tuple[str, ...] = ()  # why runs of it stopped
     contribution: float | None = None
-    level_with_best: bool = False
-    """Whether the paired interval of the best unit's lead over this one holds 0."""
+    level_with_best: bool = False  # whether the best one's lead over it may be nothing
 
     @property
     def by_seed(self) -> tuple[float, ...]:

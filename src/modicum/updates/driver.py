@@ -37,10 +37,8 @@ class Driver:
         self.kept = Proof(prepared, self.held, since)
         self.counters = StepCounters()
         self.stepper = Stepper(prepared, self.held, self.kept, self.counters, max_grad_norm)
-        self.steps = 0
-        """Steps of the loop, those that moved nothing too."""
-        self.decisions: list[dict[str, Any]] = []
-        """What was decided, after how many steps, and on what evidence."""
+        self.steps = 0  # steps of the loop, those that moved nothing too
+        self.decisions: list[dict[str, Any]] = []  # after how many steps, and on what evidence
         self._made: torch.optim.Optimizer | None = None
 
     # Begin and end -----------------------------------------------------------------------

@@ -108,12 +108,10 @@ class Moment:
     name: str
     gradient: Tensor
     state: State
-    count: int
-    """Steps of this tensor, this one included."""
+    count: int  # steps of this tensor, this one included
     betas: tuple[float, float]
     epsilon: float
-    seed: int
-    """Of the run."""
+    seed: int  # of the run
 
 
 @torch.no_grad()
@@ -136,10 +134,8 @@ def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> State:
 class MatrixMember(OptimizerMember):
     """How matrices are treated; members say what is kept and which way it leads."""
 
-    rank: int
-    """A matrix with no more rows or columns gets AdamW."""
-    others = 1.0
-    """The rate of what gets AdamW, over that of the matrices."""
+    rank: int  # a matrix with no more rows or columns gets AdamW
+    others = 1.0  # the rate of what gets AdamW, over that of the matrices
     needs_signal = False
 
     @abstractmethod

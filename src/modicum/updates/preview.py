@@ -34,11 +34,9 @@ class Preview:
     share: float
     gradient_bytes: int
     optimizer_bytes: int
-    lowest_layer: int | None
-    """The lowest trained layer (num_layers: only what is above); None: the embedding."""
+    lowest_layer: int | None  # num_layers: only what is above; None: the embedding
     num_layers: int
-    backward_share: float
-    """Matrix work of backward, as a share of that of full training."""
+    backward_share: float  # matrix work of backward, as a share of that of full training
     notes: list[str]
     names: list[str]
 

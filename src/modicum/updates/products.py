@@ -15,8 +15,7 @@ from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
 
 ADAPTER = "default"  # PEFT's name of the only adapter
-Trains = Callable[[Any], bool]
-"""Whether a parameter, or any in a module, trains."""
+Trains = Callable[[Any], bool]  # whether a parameter, or any in a module, trains
 
 # What a layer does in order; the first line that fits a name is its stage.
 STAGES = (
@@ -58,8 +57,7 @@ class Product:
     module: Any
     numbers: int
     passes: int
-    base: bool
-    """Whether it is the model's own, not an adapter's."""
+    base: bool  # whether it is the model's own, not an adapter's
 
 
 def place(name: str, num_layers: int) -> tuple[int, int]:

@@ -22,8 +22,7 @@ FAR = 16.0  # spacings beyond which a tensor does not come back to its start by 
 class Rule(ABC):
     """How tensors are moved by their gradients."""
 
-    by_entry = True
-    """Whether the step of a number depends on its own gradient and state alone."""
+    by_entry = True  # whether the step of a number depends on its own gradient and state alone
     needs_signal = False
     """Whether no step is taken where no group has a signal, as any gradient gives a whole one."""
 

@@ -38,20 +38,13 @@ class Schedule:
     """Everything trains all the time, with step multipliers that do not change."""
 
     policy: Policy = "keep"
-    remembered: ClassVar[tuple[str, ...]] = ()
-    """Attributes of JSON values that a resumed run needs."""
-    remembered_tensors: ClassVar[tuple[str, ...]] = ()
-    """Attributes that hold tensors by name which it needs."""
-    edits_gradients: ClassVar[bool] = False
-    """Whether `gradients` changes them."""
-    kept_numbers: ClassVar[int] = 0
-    """fp32 numbers that it keeps of every number that trains."""
-    step_numbers: ClassVar[int] = 0
-    """fp32 numbers of every number that trains that it holds during an optimizer step only."""
-    may_return: frozenset[str] = frozenset()
-    """Tensors that may come back to their first values (a pruned rank)."""
-    named: frozenset[str] | None = None
-    """What may ever train of what is selected; None: all of it."""
+    remembered: ClassVar[tuple[str, ...]] = ()  # attributes a resumed run needs, of JSON values
+    remembered_tensors: ClassVar[tuple[str, ...]] = ()  # and of tensors by name
+    edits_gradients: ClassVar[bool] = False  # whether `gradients` changes them
+    kept_numbers: ClassVar[int] = 0  # fp32 numbers that it keeps of every one that trains
+    step_numbers: ClassVar[int] = 0  # the same, during an optimizer step only
+    may_return: frozenset[str] = frozenset()  # may come back to their first values (a pruned rank)
+    named: frozenset[str] | None = None  # what may ever train of what is selected; None: all of it
 
     def __init__(
         self,
@@ -60,8 +53,7 @@ class Schedule:
     ) -> None:
         self.fixed_rates = dict(rates or {})
         self.entries: Mapping[str, Tensor] = dict(entries or {})
-        self.start: frozenset[str] | None = None
-        """What trains at first; None: everything."""
+        self.start: frozenset[str] | None = None  # what trains at first; None: everything
 
     def plan(self, total_steps: int) -> None:
         """Hear how many optimizer steps the run will take at most."""
@@ -143,16 +135,13 @@ class Turns(Schedule, ABC):
     """
 
     remembered: ClassVar[tuple[str, ...]] = ("number", "since")
-    always: frozenset[str] = frozenset()
-    """What trains in every turn, and goes on from one to the next."""
+    always: frozenset[str] = frozenset()  # what trains in every turn, and goes on
 
     def __init__(self, every: int, policy: Policy, seed: int) -> None:
         super().__init__()
         self.every, self.policy, self.seed = every, policy, seed
-        self.number = 0
-        """How many turns have begun."""
-        self.since = 0
-        """The steps that had been taken when the present one began."""
+        self.number = 0  # how many turns have begun
+        self.since = 0  # the steps that had been taken when the present one began
 
     @abstractmethod
     def turn(self, number: int) -> Decision:

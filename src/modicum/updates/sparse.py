@@ -60,8 +60,7 @@ class Warmup(Schedule):
         self.trainable, self.keep, self.steps = chosen, method.keep, method.warmup
         self.fisher = method.by == "fisher"
         self.totals: dict[str, Tensor] = {}
-        self.seen = 0
-        """Steps that were measured."""
+        self.seen = 0  # steps that were measured
         self.groups = 0
         self.decided = False
 

@@ -26,18 +26,13 @@ LISTS = ("params", "names", "param_names")  # of an optimizer's group: one item 
 class StepCounters:
     """What a stepper counts, and nobody else."""
 
-    optimizer_steps: int = 0
-    """Steps that moved something or were skipped."""
-    skipped: int = 0
-    """Steps without a finite loss and gradient."""
+    optimizer_steps: int = 0  # steps that moved something or were skipped
+    skipped: int = 0  # steps without a finite loss and gradient
     skipped_in_row: int = 0
-    signal_steps: int = 0
-    """Steps that the schedule was shown: with a signal, and finite."""
-    active_sum: int = 0
-    """How many numbers trained, summed over the optimizer steps."""
+    signal_steps: int = 0  # steps that the schedule was shown: with a signal, and finite
+    active_sum: int = 0  # how many numbers trained, summed over the optimizer steps
     decisions: int = 0
-    optimizer_bytes: int = 0
-    """The most that the optimizer has held where the model is."""
+    optimizer_bytes: int = 0  # the most that the optimizer has held where the model is
 
 
 class Stepper:
@@ -61,15 +56,11 @@ class Stepper:
         self.counters, self.max_grad_norm = counters, max_grad_norm
         self.max_skipped: float = MAX_SKIPPED
         self.entries: dict[str, Tensor] = dict(prepared.schedule.entries)
-        self.parked: dict[str, dict[str, Any]] = {}
-        """Optimizer state on the CPU, of what rests."""
+        self.parked: dict[str, dict[str, Any]] = {}  # optimizer state on the CPU, of what rests
         self.visited: set[str] = set()
-        self.rebased: set[str] = set()
-        """Tensors whose trained entries have changed, so that the base alone does not give them."""
-        self.taken = False
-        """Whether the step that `before` looked at is taken."""
-        self.shown: dict[str, Tensor] = {}
-        """The gradients that the schedule was shown of a step that is taken."""
+        self.rebased: set[str] = set()  # those whose entries changed: the base does not give them
+        self.taken = False  # whether the step that `before` looked at is taken
+        self.shown: dict[str, Tensor] = {}  # what the schedule was shown of a step that is taken
         self.moves: dict[str, float] = {}
         """How many spacings it goes in tensors of which the proof has to hear."""
         self.unshown: tuple[dict[str, Any], dict[str, Tensor]] | None = None
