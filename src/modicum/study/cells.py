@@ -255,11 +255,8 @@ class CostEstimate:
 def cost(bench: StudyBench) -> CostEstimate:
     """From the base on the test split and a probe of each arm, which it runs.
 
-        seconds = (steps or tokens of a run / those of a probe's step) x seconds of a step
-                  + seconds of the evaluation
-
-    summed over all runs and divided by the jobs. Probes run as the study will, so many at a time.
-    A probe's completions are the base's: where training makes them longer, a step takes longer.
+    A run takes the seconds of a step of its probe for each of its steps, and those of the evaluation.
+    Where training makes completions longer than the base's, a step takes longer.
     """
     study, base, cells = bench.study, base_cell(bench, "test"), probe_cells(bench)
     bench.evaluate(base)

@@ -270,10 +270,7 @@ def text(study: Study, without: Sequence[str] = (), names: Sequence[str] | None 
 
 
 def fixed(study: Study, names: Sequence[str], kind: Kind = "study") -> list[str]:
-    """The lines of what may not change once a study of the arms `names` has begun.
-
-    In a scan that leaves what a run that goes on may change, too.
-    """
+    """The lines that may not change once a study of the arms `names`, or a scan, has begun."""
     lines = text(study, (*FREE, "null_check"), names).splitlines()
     if kind == "study":
         return lines

@@ -54,9 +54,7 @@ def compare(
 ) -> dict[str, ArmResult]:
     """Every arm against the control; `scores` has by arm and seed one score a problem.
 
-    The results hold what scores say, not what the arms are and cost. All arms are bootstrapped
-    with the same random numbers, so that what one shows does not depend on which others there
-    are. Raises UserError for a single problem.
+    All arms are bootstrapped with the same random numbers: none depends on which others there are.
     """
     base = table(base_I)
     draw = int(rng.integers(2**63))

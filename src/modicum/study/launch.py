@@ -186,10 +186,7 @@ class Bench:
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold the folder of a study or a scan, as `what` says.
-
-    A folder of something else, or one that another process holds, is a UserError.
-    """
+    """Hold the folder of a study or a scan (`what`); UserError for another's, or one that is held."""
     if entries(folder) and not (folder / f"{what}.toml").is_file():
         raise UserError(f"{folder} is there and is no {what}; --out takes another folder")
     make_folder(folder)
@@ -210,7 +207,7 @@ def _signal(process: ForkServerProcess) -> int:
 
 
 def _close(cell: Cell, process: ForkServerProcess, number: int) -> str:
-    """Write down what a cell could not: that a signal, its `number` given, or a fault ended it.
+    """Write down how a signal (`number`) or a fault ended a cell that could not.
 
     Returns why its folder cannot be written now, or nothing.
     """

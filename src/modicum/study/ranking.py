@@ -114,11 +114,7 @@ def placed(method: str, sign: str, place: str) -> str:
 
 
 def judge(tried: Sequence[Standing]) -> list[Standing]:
-    """The units from the highest gain to the lowest, those that stopped after them, `full` last.
-
-    With several rates a unit stands with that of its highest gain (fewest failures first),
-    so each had as many tries. Ties keep their order.
-    """
+    """The units by gain, each at its best rate, then those that stopped, `full` last."""
 
     def rank(one: Standing) -> tuple[int, float]:
         return -len(one.failed), -1.0 if one.gain is None else one.gain
@@ -186,10 +182,7 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> None:
-    """Write scan.svg and scan.png: a bar for every unit, full's gain as a dashed line.
-
-    A dot is a seed, the line its interval, which may leave the figure (two seeds).
-    """
+    """Write scan.svg and scan.png: a bar a unit, a dot a seed, full's gain as a dashed line."""
     units = sorted(result["units"], key=lambda unit: unit["place"])
     full = result["full"] and result["full"]["gain"]
     with styled():

@@ -180,8 +180,7 @@ def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> 
 def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
     """The study as its folder holds it, begun now or before.
 
-    Once an arm has been judged, by a try or a final run, what was fixed before cannot change;
-    arms and seeds can still be added. Until then (after `cost`) another text starts anew.
+    After a try or a final run only arms and seeds may be added; before, another text starts anew.
     """
     path = folder / f"{kind}.toml"
     threads = study.threads or launch.share_of_cores(jobs)

@@ -44,10 +44,7 @@ class Driver:
     # Begin and end -----------------------------------------------------------------------
 
     def optimizer(self, learning_rate: float, **settings: Any) -> torch.optim.Optimizer:
-        """The update's own optimizer, over all that may train.
-
-        `settings`: weight_decay, beta1, beta2, epsilon.
-        """
+        """The update's own; `settings`: weight_decay, beta1, beta2, epsilon."""
         trainable = self.prepared.trainable
         group = {"params": [*trainable.values()], "names": [*trainable], "lr": learning_rate}
         chosen = Optimizer(learning_rate=learning_rate, **settings)
@@ -146,10 +143,7 @@ class Driver:
 
 
 def free_the_bottom(model: nn.Module) -> None:
-    """No gradient of the inputs, now or when checkpointing is switched on again (docs/outside.md).
-
-    UserError for the reentrant kind, which needs that gradient.
-    """
+    """No gradient of inputs, now or later (docs/outside.md); UserError for reentrant checkpointing."""
     for module in model.modules():
         run = getattr(module, "_gradient_checkpointing_func", None)
         options = getattr(run, "keywords", {})

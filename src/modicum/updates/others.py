@@ -219,8 +219,7 @@ class Shira(Adapter):
     def finish(self, model: Any) -> None:
         """Make the indices buffers too, which the change proof watches.
 
-        Sparse tensors need data: without it, for the planner, layers add a table that takes no
-        memory, and where the entries lie (16 bytes a number) is left out.
+        Sparse tensors need data: without it, for the planner, layers add a table without memory.
         """
         # As they are; said out loud, as torch warns of the silent default.
         torch.sparse.check_sparse_tensor_invariants.disable()

@@ -40,8 +40,7 @@ class Link:
 class Chain:
     """What an adapter does, in order.
 
-    `inside`: it changes the input of the base layer. `whole`: its gradient is made from
-    that of the whole weight.
+    `inside`: to the base layer's input; `whole`: by the gradient of the whole weight.
     """
 
     links: tuple[Link, ...] = ()
@@ -61,10 +60,7 @@ class Product:
 
 
 def place(name: str, num_layers: int) -> tuple[int, int]:
-    """Where a tensor comes in the forward pass: (layer, stage within it).
-
-    The embedding is layer -1; final norm and head are the layer after the last.
-    """
+    """Where a tensor comes in the forward pass: (layer, stage within it), see `depth`."""
     layer = depth(name, num_layers)
     if layer == num_layers:
         return layer, 0 if "norm" in name else 1

@@ -39,8 +39,7 @@ class Rule(ABC):
     ) -> float:
         """How many spacings of its fp32 numbers the coming step moves a tensor at most.
 
-        An optimizer takes that step on a copy, by the gradient, the state and the settings of
-        `group`; in pieces, of which one that goes FAR is enough.
+        An optimizer takes the step on a copy, in pieces, of which one that goes FAR is enough.
         """
         gradient, best = tensor.grad, 0.0
         if gradient is None:
@@ -89,11 +88,7 @@ class AdamWRule(Rule):
 
 @dataclass(frozen=True)
 class SgdRule(Rule):
-    """Gradient descent: w -= rate * b, where b = momentum * b + gradient.
-
-    Weight decay is torch's: added to the gradient, so that momentum keeps it too. Without
-    momentum this is the decoupled one.
-    """
+    """w -= rate * b, where b = momentum * b + gradient; weight decay is torch's, in the gradient."""
 
     momentum: float = 0.0
 

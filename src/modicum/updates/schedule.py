@@ -20,11 +20,9 @@ Policy = Literal["keep", "reset", "cpu"]
 
 @dataclass(frozen=True)
 class Decision:
-    """What trains from now on, and why.
+    """What trains from now on, and why; `entries`: flat indices, where only some of a tensor do.
 
-    `entries` names, for tensors of which only some entries train, their flat indices.
-    `restart` deletes all optimizer state, of what goes on training too; `fresh` that of the
-    tensors that it names.
+    `restart` deletes all optimizer state, of what goes on training too; `fresh` that of its tensors.
     """
 
     active: frozenset[str]
@@ -129,10 +127,7 @@ class Schedule:
 
 
 class Turns(Schedule, ABC):
-    """Another part of the model every so many steps; members say which, from a turn's number alone.
-
-    Under the policy `reset` every turn begins with fresh moments, also of what had the one before.
-    """
+    """Another part of the model every so many steps, with fresh moments under the policy `reset`."""
 
     remembered: ClassVar[tuple[str, ...]] = ("number", "since")
     always: frozenset[str] = frozenset()  # what trains in every turn, and goes on

@@ -45,10 +45,9 @@ def best(scores: Tensor, number: int) -> Tensor:
 
 
 class Warmup(Schedule):
-    """Measures gradients for some steps, in which nothing moves, then says which entries train.
+    """Measures for some steps, in which nothing moves, then says which entries train.
 
-    Of `fisher` the squares of every group's are summed, which order as their mean does; of
-    `taylor` the gradients of steps.
+    `fisher` sums the squares of every group's gradient, `taylor` the gradients of steps.
     """
 
     remembered = ("seen", "groups", "decided")
@@ -127,9 +126,8 @@ class Warmup(Schedule):
 def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str], Tensor]:
     """A function from a name to the value that the tensor has in a run's newest checkpoint.
 
-    It is the fp32 master where the run had one at its end, without the noise of rounding.
-    Raises UserError when the folder holds no finished run, when the run trained an adapter
-    or entries, another model than `model` as it is now, or not all of `wanted`.
+    The fp32 master where there was one. UserError for a run that is not finished, of an adapter or
+    of entries, of another model than `model`, or of not all of `wanted`.
     """
     runs.open_run(folder)
     saved = runs.checkpoints(folder)

@@ -102,8 +102,7 @@ class Stepper:
         A loss or gradient that is not finite is skipped and counted. The schedule is shown
         finite gradients of steps with a signal (None: whose gradient is not zero) before
         clipping. The proof hears which tensors had a gradient; without a rate, that they move.
-        Returns the norm of the gradient before clipping. Raises RunStopped after
-        `max_skipped` skipped steps in a row.
+        Returns the norm before clipping; RunStopped after `max_skipped` skipped in a row.
         """
         schedule, counters = self.prepared.schedule, self.counters
         self.taken, self.shown = False, {}
@@ -186,10 +185,7 @@ class Stepper:
             self.unshown = None
 
     def _split(self, multipliers: Mapping[str, float]) -> None:
-        """Groups of one multiplier each; `join` puts the old ones back.
-
-        So a scheduler of the learning rate, which knows groups by number, sees nothing.
-        """
+        """Groups of one multiplier each, which no scheduler of the rate sees; `join` undoes it."""
         held = self.masters.held
         factors = {id(held[n].leaf): multipliers.get(n, 1.0) for n in self.prepared.active}
         if any(factor != 1.0 for factor in factors.values()):

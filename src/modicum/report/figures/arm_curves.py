@@ -38,10 +38,7 @@ Lines = Mapping[str, Line | None]  # by an arm's slug
 
 
 def metric(study: StudyRecord) -> Metric:
-    """What the learning curves show: accuracy, or the reward where that was not logged.
-
-    It is that on the probe set where all arms have one, since then their curricula differ.
-    """
+    """What the curves show: accuracy, on the probe set if all arms have it, or the reward."""
     if _probed(study):
         return METRICS[PROBE]
     logged = any(ACCURACY in columns for columns in _columns(study))
@@ -68,10 +65,7 @@ def arms(study: StudyRecord) -> list[ArmResult]:
 
 
 def figures(study: StudyRecord) -> list[document.Figure]:
-    """A figure for each axis that was logged; what the budget counts comes first.
-
-    There all arms end at the same place.
-    """
+    """A figure for each axis that was logged; what the budget counts comes first."""
     made, budget, shown = [], study.analysis.budget, metric(study)
     unit = budget.unit if budget else "steps"
     for axis in sorted(AXES, key=lambda axis: axis.rstrip("s") != unit.rstrip("s")):
