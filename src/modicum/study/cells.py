@@ -1,16 +1,9 @@
-"""The cells of a study: probes, the base, tuning, final runs; and what all of them will cost.
+"""The cells of a study: probes, the base, tuning, final runs (docs/study.md has their folders); and
+what all of them will cost.
 
-cells/probe/ARM                 a few steps, for the estimate of the cost
-cells/base-tune, cells/base-test   the untrained model
-cells/tune/ARM/rate-...         tries of the learning rate
-cells/final/ARM/seed-N          the comparison
-tuning.json                     the rate of each arm and its tries
-
-Each arm has the same number of tries of its learning rate, judged on the tune split: the default
-rate of its update times `tuning.factors`. With `halving` they come in rounds (successive halving,
-Jamieson and Talwalkar 2016, arXiv 1502.07943): all rates run for a part of the budget, the better
-half for twice as much, until one round has a whole try's budget. Every round starts from the base,
-since a run's length may enter its schedule.
+Each arm has the same number of tries of its learning rate, judged on the tune split. With `halving`
+(Jamieson and Talwalkar 2016, arXiv 1502.07943) every round starts from the base, since a run's
+length may enter its schedule.
 """
 
 import math

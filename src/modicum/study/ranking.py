@@ -127,13 +127,10 @@ def judge(tried: Sequence[Standing]) -> list[Standing]:
     found.sort(key=lambda one: (one.unit == FULL, -(-2 if one.gain is None else one.gain)))
     full = found[-1] if found[-1].unit == FULL else None
     scale = full.gain if full and full.clear else None
+    shares = (scale and one.gain and one.gain / scale for one in found)
     return [
-        replace(
-            one,
-            contribution=scale and one.gain and one.gain / scale,
-            level_with_best=_level(found[0], one),
-        )
-        for one in found
+        replace(one, contribution=share, level_with_best=_level(found[0], one))
+        for one, share in zip(found, shares, strict=True)
     ]
 
 
@@ -150,12 +147,8 @@ def _level(best: Standing, other: Standing) -> bool:
     both = [(best.scores[seed], other.scores[seed]) for seed in best.scores if seed in other.scores]
     if not both:
         return False
-    pairs = (
-        both[0]
-        if len(both) == 1
-        else [[fmean(of) for of in side] for side in zip(*both, strict=True)]
-    )
-    low, high = _limits(*pairs, means=len(both) > 1)
+    means = [list(map(fmean, side)) for side in zip(*both, strict=True)]
+    low, high = _limits(*(both[0] if len(both) == 1 else means), means=len(both) > 1)
     return low <= 0 <= high
 
 

@@ -183,7 +183,6 @@ def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
     After a try or a final run only arms and seeds may be added; before, another text starts anew.
     """
     path = folder / f"{kind}.toml"
-    threads = study.threads or launch.share_of_cores(jobs)
     if path.is_file():
         old = design.read(path)
         study = replace(study, threads=study.threads or old.threads)
@@ -201,6 +200,6 @@ def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
                     )
         elif study != old:
             shutil.rmtree(folder / "cells", ignore_errors=True)
-    study = replace(study, threads=study.threads or threads)
+    study = replace(study, threads=study.threads or launch.share_of_cores(jobs))
     Run(folder).write_text(path.name, design.text(study))
     return study

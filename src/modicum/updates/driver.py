@@ -41,8 +41,6 @@ class Driver:
         self.decisions: list[dict[str, Any]] = []  # after how many steps, and on what evidence
         self._made: torch.optim.Optimizer | None = None
 
-    # Begin and end -----------------------------------------------------------------------
-
     def optimizer(self, learning_rate: float, **settings: Any) -> torch.optim.Optimizer:
         """The update's own; `settings`: weight_decay, beta1, beta2, epsilon."""
         trainable = self.prepared.trainable
@@ -97,8 +95,6 @@ class Driver:
         """Leave the model as other training would expect it, the update's freezing aside."""
         for module in self.prepared.model.modules():
             module.__dict__.pop("enable_input_require_grads", None)
-
-    # Step --------------------------------------------------------------------------------
 
     def begin_step(self, boundary: bool = True) -> Decision | None:
         """Before the forward pass; at a `boundary`, before new completions, what trains may change."""

@@ -53,10 +53,7 @@ class FreezingSchedule(Schedule):
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         for layer in self._training():
             for name in self.layers[layer] & found.keys():
-                if name in self.sums:
-                    self.sums[name] += found[name]
-                else:
-                    self.sums[name] = found[name].detach().clone()
+                self.sums.setdefault(name, torch.zeros_like(found[name])).add_(found[name])
 
     def decide(self, steps: int) -> Decision | None:
         if steps - self.since < self.length:

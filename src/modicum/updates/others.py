@@ -162,10 +162,7 @@ class Oft(Adapter):
 
     peft_config = "OFTConfig"
     turned = False
-    examples = (
-        "oft(block_size=8)",
-        "oft(block_size=4, exact=True) @ last(1)",
-    )
+    examples = ("oft(block_size=8)", "oft(block_size=4, exact=True) @ last(1)")
     passed: ClassVar[dict[str, str]] = {"block_size": "oft_block_size"}
     block_size: Annotated[int, Limits(2, MAX_COUNT)] = 32
     exact: bool = False

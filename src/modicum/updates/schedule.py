@@ -38,6 +38,8 @@ class Schedule:
     policy: Policy = "keep"
     remembered: ClassVar[tuple[str, ...]] = ()  # attributes a resumed run needs, of JSON values
     remembered_tensors: ClassVar[tuple[str, ...]] = ()  # and of tensors by name
+    by_group: bool = False  # whether the next gradients are to be shown group by group
+    holds: bool = False  # whether gradients are only measured now and nothing moves
     edits_gradients: ClassVar[bool] = False  # whether `gradients` changes them
     kept_numbers: ClassVar[int] = 0  # fp32 numbers that it keeps of every one that trains
     step_numbers: ClassVar[int] = 0  # the same, during an optimizer step only
@@ -45,9 +47,7 @@ class Schedule:
     named: frozenset[str] | None = None  # what may ever train of what is selected; None: all of it
 
     def __init__(
-        self,
-        rates: Mapping[str, float] | None = None,
-        entries: Mapping[str, Tensor] | None = None,
+        self, rates: Mapping[str, float] | None = None, entries: Mapping[str, Tensor] | None = None
     ) -> None:
         self.fixed_rates = dict(rates or {})
         self.entries: Mapping[str, Tensor] = dict(entries or {})
@@ -66,19 +66,9 @@ class Schedule:
         return type(self).plan is not Schedule.plan
 
     @property
-    def by_group(self) -> bool:
-        """Whether the next gradients are to be shown group by group."""
-        return False
-
-    @property
     def ever_by_group(self) -> bool:
         """Whether `by_group` may become true in this run."""
         return type(self).by_group is not Schedule.by_group
-
-    @property
-    def holds(self) -> bool:
-        """Whether gradients are only measured now and nothing moves."""
-        return False
 
     def rates(self, steps: int) -> Mapping[str, float]:
         """Multipliers of the learning rate, by tensor; what is missing has 1."""

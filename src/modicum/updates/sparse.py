@@ -75,7 +75,7 @@ class Warmup(Schedule):
         return False  # it only checks that steps are left
 
     @property
-    def by_group(self) -> bool:
+    def by_group(self) -> bool:  # type: ignore[override]
         return self.fisher and not self.decided
 
     @property
@@ -83,7 +83,7 @@ class Warmup(Schedule):
         return self.fisher
 
     @property
-    def holds(self) -> bool:
+    def holds(self) -> bool:  # type: ignore[override]
         return not self.decided
 
     def group_gradients(self, found: Mapping[str, Tensor]) -> None:
@@ -99,8 +99,8 @@ class Warmup(Schedule):
     def _add(self, found: Mapping[str, Tensor]) -> None:
         for name, gradient in found.items():
             part = gradient.detach().float()
-            part = part.square() if self.fisher else part
-            self.totals[name] = self.totals[name] + part if name in self.totals else part.clone()
+            total = self.totals.setdefault(name, torch.zeros_like(part))
+            total += part.square() if self.fisher else part
 
     def decide(self, steps: int) -> Decision | None:
         if self.decided or self.seen < self.steps:

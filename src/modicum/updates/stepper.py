@@ -78,8 +78,6 @@ class Stepper:
         trainable = self.prepared.trainable
         return sum(self.entries.get(name, trainable[name]).numel() for name in names)
 
-    # Step --------------------------------------------------------------------------------
-
     def gradients(self) -> dict[str, Tensor]:
         """The gradients of the masters of what trains now, by name."""
         held = self.masters.tensors
@@ -196,8 +194,6 @@ class Stepper:
         """Put the groups back that were split for a step."""
         if self._whole is not None:
             self.optimizer.param_groups, self._whole = self._whole, None
-
-    # Switch ------------------------------------------------------------------------------
 
     def switch(self) -> Decision | None:
         """At a rollout boundary, let the schedule say what trains from now on."""

@@ -122,7 +122,7 @@ class SnrSchedule(Weighing):
         self.squares: dict[str, Tensor] = {}  # sums of squared distances from the mean
 
     @property
-    def by_group(self) -> bool:
+    def by_group(self) -> bool:  # type: ignore[override]
         return self.measuring
 
     def group_gradients(self, found: Mapping[str, Tensor]) -> None:
