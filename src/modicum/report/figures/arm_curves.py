@@ -1,9 +1,7 @@
 """Curves of a study: learning, what else the runs logged, tuning; the control behind in grey.
 
-Learning has a panel for each arm, all else is a table of small curves: a row an arm, a column a
-metric. Every column has one scale, from the lowest to the highest value in it. The number at the
-right of a curve is its last value. Tuning is accuracy on the tuning problems against the learning
-rate, a panel an arm.
+Learning and tuning have a panel for each arm, all else is a table of small curves with their last
+values: a row an arm, a column a metric, which has one scale.
 """
 
 import math

@@ -1,8 +1,7 @@
 """Curves of training: what runs logged, against steps, tokens and time, and the figures of runs.
 
 A run is smoothed by a centred mean over a tenth of its steps. Of several seeds a line is the mean
-over them, read at the same places by interpolation as far as all of them went; its band goes
-from the lowest seed to the highest.
+as far as all of them went; its band goes from the lowest seed to the highest.
 """
 
 from collections.abc import Iterable, Sequence
