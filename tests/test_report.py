@@ -22,7 +22,7 @@ from fake_runs import make, make_whole
 from modicum import cli
 from modicum.report import load, page, style, tables, words, write
 from modicum.report import runs as report_of_runs
-from modicum.report.document import Document, Section, SideBySide, Table, compare
+from modicum.report.document import Document, SideBySide, Table, compare, section
 from modicum.report.figures import accuracy, curves, frontier
 from modicum.report.read import HeldCompletion, HeldGroup, by_difficulty, held_groups, labels
 from modicum.report.runs import headline
@@ -118,7 +118,7 @@ def test_table_shows_the_numbers_of_the_results(runs):
         "654",
         "1.50 GiB",
     )
-    text = page.markdown(Document("T", "", "", (), (Section("r", "R", (tables.table(rows),)),)), "")
+    text = page.markdown(Document("T", "", "", (), (section("r", "R", tables.table(rows)),)), "")
     assert text.count("\n|") == 5
     assert "\n" + r"| `last(1)` | 123,456 (10.0%) | 12.3 → 34.6 \[31.6, 37.6] |" in text
 

@@ -149,7 +149,7 @@ def run_compare(args: list[str]) -> int:
     result = compare(found.after, found.before)
     other = found.before or f"{found.after} before training"
     names = {"after": found.after, "before": other}
-    text = _said("compare.txt", **names, evaluation=after, found=result)
+    text = filled("compare.txt", **names, evaluation=after, found=result)
     show(found.json, {**names, **asdict(result)}, text)
     return 0
 
@@ -197,12 +197,13 @@ def run_evaluate(args: list[str]) -> int:
     with Display() as display:
         result = perform(options, place, display)
     name = found.run or options.model
-    text = _said("evaluation.txt", name=name, found=result, sampling=options.sampling)
+    text = filled("evaluation.txt", name=name, found=result, sampling=options.sampling)
     show(found.json, values_of(options, name, result), text)
     return 0
 
 
-def _said(template: str, **values: Any) -> str:
+def filled(template: str, **values: Any) -> str:
+    """The text of a template of report/."""
     from modicum.report.words import environment
 
     return environment().get_template(template).render(values).rstrip()

@@ -52,19 +52,7 @@ def write(folders: Sequence[str | Path], out: str | Path | None = None, title: s
         record = load_study(study)
         title = title or f"Study of {record.analysis.task or study.name}"
         found = studies.document(record, title)
-    drawings = draw(found.figures())
-    files = {to.page: html(found, drawings).encode()}
-    for name, figure in drawings.items():
-        files[to.figures / f"{name}.svg"] = figure.svg.encode()
-        files[to.figures / f"{name}.pdf"] = figure.pdf
-    files[to.markdown] = markdown(found, to.figures.name).encode()
-    for path, data in files.items():
-        try:
-            make_folder(path.parent)
-            path.write_bytes(data)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    return to.page
+    return write_document(found, to)
 
 
 def places(folders: Sequence[Path], out: str | Path | None) -> Places:
@@ -82,6 +70,23 @@ def draw(figures: Iterable[Figure]) -> dict[str, Drawn]:
     """Every figure in its forms, by name."""
     with styled():
         return {f.name: drawn(f.draw(False), f.draw(True), f.label) for f in figures}
+
+
+def write_document(document: Document, to: Places) -> Path:
+    """Write the page, NAME.svg and NAME.pdf of every figure, and the Markdown."""
+    found = draw(document.figures())
+    files = {to.page: html(document, found).encode()}
+    for name, figure in found.items():
+        files[to.figures / f"{name}.svg"] = figure.svg.encode()
+        files[to.figures / f"{name}.pdf"] = figure.pdf
+    files[to.markdown] = markdown(document, to.figures.name).encode()
+    for path, data in files.items():
+        try:
+            make_folder(path.parent)
+            path.write_bytes(data)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    return to.page
 
 
 def html(document: Document, drawn: Mapping[str, Drawn]) -> str:

@@ -114,17 +114,21 @@ def kind_of(arm: PlannedArm) -> str:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Where two analyses differ, but for what was measured with a clock or a memory gauge.
+    """Where the analyses in two folders differ; what is no analysis is a UserError."""
+    files = [folder / "analysis.json" for folder in (one, other)]
+    first, second = (read_object(file) for file in files)
+    for file, values in zip(files, (first, second), strict=True):
+        Analysis.from_json(values, str(file))
+    return same(first, second)
 
-    A folder without one is a UserError.
-    """
+
+def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Where two analyses differ, but for what was measured with a clock or a memory gauge."""
 
     def kept(of: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in of.items() if key not in VARYING}
 
-    def settled(folder: Path) -> dict[str, Any]:
-        found = read_object(file := folder / "analysis.json")
-        Analysis.from_json(found, str(file))
+    def settled(found: Mapping[str, Any]) -> dict[str, Any]:
         arms = [kept(arm) | {"cost": kept(arm["cost"])} for arm in found["arms"]]
         return dict(flat({**found, "arms": arms, "repeat": []}, lists=True))
 
