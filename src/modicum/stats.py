@@ -92,7 +92,10 @@ def majority_at_k(
 
 
 def standard_error(scores: ArrayLike) -> float:
-    """sd (with n - 1) over the root of n; UserError for fewer than two scores or odd ones."""
+    """The standard error of the mean of `scores`: sd (with n - 1) over the root of n.
+
+    UserError for fewer than two, more than one axis, or a score that is not finite.
+    """
     values = _vector("scores", scores)
     if len(values) < 2:
         raise UserError("a standard error needs at least two scores, there is one")
@@ -145,7 +148,7 @@ def change_interval(changes: ArrayLike, level: float = 0.95) -> Interval:
 def mean_interval(after: ArrayLike, before: ArrayLike, level: float = 0.95) -> Interval:
     """The mean of `after - before`, pairs of means themselves (over seeds), and its t-interval.
 
-    Within [-1, 1]; of equal differences `no_spread`'s. UserError as `paired_interval`.
+    Clipped to [-1, 1]; of equal differences that of `no_spread`. UserError as `paired_interval`.
     """
     change, bounds = _changes(after, before), (-1.0, 1.0)
     if np.ptp(change) < ROUNDING:
@@ -196,7 +199,8 @@ def _changes(after: ArrayLike, before: ArrayLike) -> NDArray[np.float64]:
 def no_spread(mean: float, count: int, level: float, bounds: tuple[float, float]) -> Interval:
     """Wilson's interval where all `count` values are equal to `mean`.
 
-    His upper limit for 0 of n, z^2 / (n + z^2), bounds how many problems behave otherwise.
+    His upper limit for 0 of n, z^2 / (n + z^2), bounds the share of problems that behave
+    otherwise, and those may lie anywhere within the bounds.
     """
     least, most = bounds
     z = _quantile(level)

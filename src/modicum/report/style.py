@@ -116,7 +116,7 @@ def drawn(broad: Figure, narrow: Figure, label: str) -> Drawn:
     # Inside HTML an <svg> needs no namespace.
     inline = [_finish(text, broad, label, True), _finish(_text(narrow), narrow, label, True)]
     page, phone = (form.replace(' xmlns="http://www.w3.org/2000/svg"', "") for form in inline)
-    return Drawn(page, phone, svg(broad, label, text), _saved(broad, "pdf", "CreationDate"))
+    return Drawn(page, phone, svg(broad, label, text), pdf(broad))
 
 
 def svg(figure: Figure, label: str, text: str = "") -> str:
@@ -124,8 +124,12 @@ def svg(figure: Figure, label: str, text: str = "") -> str:
     return _finish(text or _text(figure), figure, label, False)
 
 
+def pdf(figure: Figure) -> bytes:
+    """The figure as a PDF without a date, text as text."""
+    return _saved(figure, "pdf", "CreationDate")
+
+
 def _saved(figure: Figure, format: str, date: str) -> bytes:
-    """The figure as a file without the `date` that its format would have."""
     buffer = io.BytesIO()
     with styled():
         figure.savefig(buffer, format=format, metadata={date: None})

@@ -45,7 +45,7 @@ class Collected:
     study: Study
     base: Mapping[str, Any]  # the untrained model's evaluation
     outcomes: tuple[ArmRuns, ...]
-    levels: tuple[str, ...]  # of every problem
+    levels: tuple[str, ...]  # of every problem, one of `level_names`
     level_names: tuple[str, ...]
 
     @property

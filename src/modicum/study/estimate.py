@@ -160,7 +160,8 @@ def counts(rng: np.random.Generator, rows: int, size: int) -> NDArray[np.float64
 def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str:
     """(arm - base) / (control - base), paired, with its 95 % interval (Fieller 1954), or why none.
 
-    It holds every r for which that of (arm - base) - r (control - base) holds 0.
+    It holds every r for which that of (arm - base) - r (control - base) holds 0, and has two ends
+    exactly when the control's own gain is clear.
     """
     arm, control = spread(arm_SI - base_I), spread(control_SI - base_I)
     both = spread(arm_SI - control_SI)

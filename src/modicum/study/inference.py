@@ -55,6 +55,7 @@ def compare(
     """Every arm against the control; `scores` has by arm and seed one score a problem.
 
     All arms are bootstrapped with the same random numbers: none depends on which others there are.
+    UserError for a single problem.
     """
     base = table(base_I)
     draw = int(rng.integers(2**63))

@@ -180,7 +180,8 @@ def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> 
 def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
     """The study as its folder holds it, begun now or before.
 
-    After a try or a final run only arms and seeds may be added; before, another text starts anew.
+    After a try or a final run only arms and seeds may be added; until then another text starts
+    anew.
     """
     path = folder / f"{kind}.toml"
     if path.is_file():

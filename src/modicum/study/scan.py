@@ -189,8 +189,11 @@ def _result(
     every = [*units, full] if full else units
     stopped = [f"{standing.unit}, {text}" for standing in every for text in standing.failed]
     return {
-        **{"over": scan.over, "method": scan.method},
-        **{name: getattr(config, name) for name in ("model", "task", "steps")},
+        "over": scan.over,
+        "method": scan.method,
+        "model": config.model,
+        "task": config.task,
+        "steps": config.steps,
         "seeds": list(range(config.seed, config.seed + scan.seeds)),
         "rates": list(rates),
         "split": config.evaluation.eval_split,
