@@ -588,12 +588,12 @@ def test_a_report_of_a_run_without_a_result_says_how_far_it_is(
 
 
 def test_of_one_sample_no_number_stands_twice() -> None:
-    from modicum.commands.runs import text_of
+    from modicum.commands.runs import filled
     from modicum.config import Sampling
     from modicum.results import Evaluation
 
     bands = {"1": [0.5, 0.4, 0.6], "4": [0.75, 0.7, 0.8]}
     found = Evaluation(accuracy=0.5, low=0.4, high=0.6, pass_at=bands, maj_at=bands)
-    text = text_of("x", found, Sampling())
+    text = filled("evaluation.txt", name="x", found=found, sampling=Sampling())
     assert "pass@1" not in text and "maj@1" not in text
     assert "pass@4    75.0%" in text and "maj@4     75.0%" in text

@@ -36,14 +36,11 @@ class Change:
     part: str
     shape: tuple[int, ...]
     entries: int
-    changed: Mapping[str, int]
-    """Entries that changed, by threshold; `bf16` for those that show in bf16."""
+    changed: Mapping[str, int]  # entries, by threshold; `bf16`: those that show in bf16
     norm: float
     base_norm: float
-    largest: float
-    """The largest |W - W0|."""
-    effective_rank: float | None
-    """None, as the next two: not a matrix, no change, or too large to take apart."""
+    largest: float  # the largest |W - W0|
+    effective_rank: float | None  # these: None for no matrix, no change, or one too large
     participation_ratio: float | None = None
     directions_90: int | None = None
 
@@ -59,11 +56,7 @@ class Change:
 
 
 def measure(policy: nn.Module, base: nn.Module, device: torch.device | None = None) -> list[Change]:
-    """The change of every tensor of `policy`, an ordinary model of the same names as `base`.
-
-    The arithmetic is done on `device` (None: the CPU), a tensor at a time. A tied tensor is
-    there once.
-    """
+    """The change of every tensor of `policy`, named as in `base`, tied ones once; made on `device`."""
     new, old = dict(policy.named_parameters()), dict(base.named_parameters())
     odd = new.keys() ^ old.keys()
     assert not odd, f"the merged model and the base do not have the same tensors: {min(odd)}"
@@ -115,10 +108,7 @@ def directions(values: Tensor) -> tuple[float, float, int]:
 
 
 def singular_values(change: Tensor, noise: float = 0.0) -> Tensor:
-    """Those of a matrix in fp64, the largest first.
-
-    Left out are those up to `noise`, and those that are lost in the rounding of the Gram matrix.
-    """
+    """Those of a matrix in fp64, the largest first; not those up to `noise`, or lost in rounding."""
     tall = change if change.shape[0] >= change.shape[1] else change.T
     side = tall.shape[1]
     gram = torch.zeros(side, side, dtype=torch.float64, device=change.device)
@@ -131,10 +121,9 @@ def singular_values(change: Tensor, noise: float = 0.0) -> Tensor:
 
 
 def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float]) -> str:
-    """A sentence where a change that may have many directions keeps to few while reward falls.
+    """A sentence where changes keep to few directions while reward falls, or nothing.
 
-    `rank` is that of an adapter, the most that a change can have; `rewards` the mean one of every
-    step. Empty: nothing of the kind.
+    `rank` is an adapter's, the most that a change can have; `rewards` the mean one of every step.
     """
     found = [
         (c.participation_ratio, c.name)
@@ -154,8 +143,7 @@ def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float])
 def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:
     """The mean of the best fifth of the steps and of the last, where that is lower beyond chance.
 
-    By three standard errors of their difference, from the spread within fifths; None: it is not,
-    or there are fewer than ten steps.
+    By three standard errors of their difference, from the spread within fifths; None: it is not.
     """
     size = len(rewards) // 5
     if size < 2:
@@ -167,12 +155,7 @@ def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:
 
 
 def summary(changes: Sequence[Change], dtype: str) -> dict[str, Any]:
-    """The run's anatomy as `result.json` holds it; shares between 0 and 1.
-
-    `dtype` is that of the run. `changed` is a share of all `entries`, `entries_in_changed`
-    counts those of tensors in which anything changed at all. `map` has the relative norm of the change
-    for every part of a layer, by layer.
-    """
+    """The run's anatomy as `result.json` holds it (docs/anatomy.md); `dtype` is that of the run."""
     numbers = sorted({c.layer for c in changes if c.layer is not None})
     parts = [p for p in (*INSIDE, *OUTSIDE) if any(c.part == p for c in changes)]
     by_part = {part: [c for c in changes if c.part == part] for part in parts}

@@ -1,8 +1,7 @@
 """A helper process that answers requests in JSON lines and is killed when it takes too long.
 
-For code that may hang, crash, use up memory or print. It is a new interpreter: nothing is forked or
-pickled, and any thread may ask. The first line that the child writes says that it is ready, or is
-{"fault": ...}, which then is the reply. It ends (`serve`) when its standard input does.
+For code that may hang, crash, use up memory or print; any thread may ask. The first line that the
+child writes says that it is ready, or is {"fault": ...}, which then is the reply.
 """
 
 import atexit
@@ -144,8 +143,8 @@ def serve(
 ) -> None:
     """In a child: answer requests from standard input until it closes, with a line of JSON each.
 
-    `begin` loads what is needed and gives the first line. `answer` gets a request, and a function
-    that writes a line before the reply. `limits` are those of `limit`.
+    `begin` gives the first line. `answer` gets a request, and a function that writes a line before
+    the reply. `limits` are those of `limit`.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no reply

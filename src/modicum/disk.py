@@ -1,8 +1,8 @@
 """Folders that are made, cleared and written, and what the system may have against it, in one line.
 
 One process writes a folder (`held`): `.lock` names it and its machine, and it holds a lock of the
-system (flock) on that file, which ends with the process however that ends. Not every file system
-shows such a lock to other machines: what names another one holds until somebody removes the file.
+system (flock) on that file. Not every file system shows such a lock to other machines: what names
+another one holds until somebody removes the file.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def writing(folder: Path, needed: int = 0, hint: str = "") -> Iterator[None]:
     try:
         yield
     except errors() as error:
-        if not number(error):
+        if not (why := number(error)):
             raise
-        text = f"{folder} cannot be written: {os.strerror(number(error))}"
-        if number(error) in FULL:
+        text = f"{folder} cannot be written: {os.strerror(why)}"
+        if why in FULL:
             wanted = f"{needed / 1e6:,.1f} MB are needed, " if needed > 1e5 else ""
             free = "nothing is"
             with contextlib.suppress(OSError):

@@ -44,7 +44,6 @@ def export_run(
     """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter").
 
     Returns the largest logit difference on reload. `config` and `parts` as `reload` takes them.
-    UserError for a run without an adapter, and for an `out` that must not be replaced (`writing`).
     """
     if format not in ("merged", "adapter"):
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
@@ -85,9 +84,8 @@ def _places(what: str, name: str, base: str) -> dict[str, str]:
 def writing(out: Path, overwrite: bool, spared: Mapping[str, str]) -> Iterator[Path]:
     """A new folder beside `out` that takes its place when the block has ended.
 
-    Until then, and for good when it fails, what `out` holds is there. UserError for an `out` that is
-    or has one of the places `spared`, for files of the package, the hub's cache or a run, and for
-    what is not empty and no model, or not to be overwritten.
+    Until then, and for good when it fails, what `out` holds is there. UserError for what must not be
+    replaced: the places `spared`, files of the package, the hub's cache, a run, what is no model.
     """
     try:
         target = out.expanduser().resolve()

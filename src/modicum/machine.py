@@ -65,12 +65,17 @@ def require_out_of_memory(error: Exception) -> None:
         raise error
 
 
+def _cuda() -> Any | None:
+    """torch's, where that is loaded and sees a GPU."""
+    torch: Any = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
+
+
 def drop_caches() -> None:
     """Give back what nothing holds any more."""
     gc.collect()
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if cuda := _cuda():
+        cuda.empty_cache()
 
 
 def reset_peak() -> None:
@@ -81,18 +86,15 @@ def reset_peak() -> None:
     # Where this is refused, the peak counts from the start of the process.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if cuda := _cuda():
+        cuda.reset_peak_memory_stats()
 
 
 def peak_bytes() -> int:
     """Peak memory since `reset_peak`: of the GPU if one is used, else resident memory."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    peak = number_in("/proc/self/status", "VmHWM:", 1024)
-    if peak is not None:
+    if (cuda := _cuda()) and (most := cuda.max_memory_allocated()):
+        return int(most)
+    if (peak := number_in("/proc/self/status", "VmHWM:", 1024)) is not None:
         return peak
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -119,8 +121,7 @@ def environment() -> dict[str, Any]:
     named = None
     with contextlib.suppress(OSError):
         named = re.search(r"model name\s*:(.*)", Path("/proc/cpuinfo").read_text())
-    torch = sys.modules.get("torch")
-    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+    torch, cuda = sys.modules.get("torch"), _cuda()
     return {
         "python": platform.python_version(),
         "versions": _installed()["versions"],
@@ -128,7 +129,7 @@ def environment() -> dict[str, Any]:
         "processor": named[1].strip() if named else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch is not None else None,
-        "gpu": gpu,
+        "gpu": cuda.get_device_name() if cuda else None,
         "commit": _installed()["commit"],
     }
 
@@ -157,11 +158,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupts:
-    """A context in which the first signal to end only sets `number`, so that a step can end whole.
+    """A context in which the first signal to end (ENDING) only sets `number`; the second is raised.
 
-    Ctrl-C; that of a cluster before a limit and of a lost terminal, unless ignored as by `nohup`.
-    With `at_once` it is raised as Stopped, but for what runs in `whole`. The second one is
-    raised at once. Off the main thread, where signals cannot be handled, it does nothing.
+    With `at_once` the first is raised as Stopped, but for what runs in `whole`. Signals that are
+    ignored, as by `nohup`, stay so. Off the main thread it does nothing.
     """
 
     def __init__(self, at_once: bool = False) -> None:

@@ -84,10 +84,7 @@ class Parser(argparse.ArgumentParser):
     def options(
         self, args: list[str], cls: type[C], title: str, *more: type
     ) -> tuple[argparse.Namespace, C]:
-        """Parse `args` with an option for every field of `cls`, and of `more`.
-
-        Gives all that was found, and a `cls`.
-        """
+        """All that was found in `args`, and a `cls`: it and `more` have an option for every field."""
         add_options(self, cls, title)
         for other in more:
             add_options(self, other)

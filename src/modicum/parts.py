@@ -1,8 +1,7 @@
 """The parts of a run that can be Python objects: task, update, reward, objective, curriculum.
 
-An object that no expression gives again (a list of problems, a function of a notebook) stands in the
-config as `given('...')`, which `spec.build` refuses: such a run goes on from Python only. What it was
-is kept in the run folder: `given.json`, and `problems.jsonl` for a list of problems.
+An object that no expression gives again stands in the config as `given('...')`, which `spec.build`
+refuses: such a run goes on from Python only. What it was is kept in the run folder (KEPT).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,8 +149,7 @@ def past_update(folder: Path, text: str) -> Update | None:
     run = getattr(method, "run", "")
     if not run or not isinstance(run, str) or Path(run).expanduser().is_dir():
         return None
-    there = [place / run for place in places(folder) if (place / run).is_dir()]
-    if not there:
+    if not (there := [place / run for place in places(folder) if (place / run).is_dir()]):
         return None
     found = replace(method, run=str(there[0].resolve()))
     return found if method is made else replace(made, left=found)
@@ -178,9 +177,8 @@ def past_base(folder: Path, name: str) -> str:
 
 def past_bases(folder: Path, config: TrainConfig, model: str = "", base: str = "") -> TrainConfig:
     """The config of a past run with its base, and that of an adapter, where they are now."""
-    below = base or config.base
-    now = past_base(folder, below) if below else ""
-    return replace(config, model=past_base(folder, model or config.model), base=now)
+    below, above = base or config.base, past_base(folder, model or config.model)
+    return replace(config, model=above, base=below and past_base(folder, below))
 
 
 def began(folder: Path) -> dict[str, Any]:
@@ -204,8 +202,7 @@ def places(folder: Path) -> list[Path]:
 
 def problems_changed(folder: Path, task: tasks.Task) -> str:
     """A sentence if the task reads other problems now than when the run began."""
-    then, now = began(folder).get("problems"), tasks.fingerprint(task)
-    same = then is None or then == now
+    same = began(folder).get("problems") in (None, tasks.fingerprint(task))
     return "" if same else f"the problems of {task} have changed since the run began"
 
 
@@ -223,11 +220,8 @@ def _described(part: Any, text: str) -> dict[str, Any]:
     codes = {_label(piece): getattr(piece, "function", type(piece)) for piece in pieces}
     shipped = re.compile(r"modicum(\.|$)")
     own = {n: c for n, c in codes.items() if not shipped.match(str(getattr(c, "__module__", "")))}
-    return {"expression": text, "source": {name: _source(code) for name, code in own.items()}}
-
-
-def _source(code: Any) -> str | None:
-    try:
-        return textwrap.dedent(inspect.getsource(code))
-    except (OSError, TypeError):
-        return None
+    found = dict[str, str | None].fromkeys(own)
+    for name, code in own.items():
+        with suppress(OSError, TypeError):
+            found[name] = textwrap.dedent(inspect.getsource(code))
+    return {"expression": text, "source": found}

@@ -95,10 +95,7 @@ class Run:
     def checkpointing(
         self, step: int, state: Mapping[str, Any], needed: int, kept: int = 2
     ) -> Iterator[Path]:
-        """A folder for the tensors (`needed` bytes) of a checkpoint, which counts once all is written.
-
-        Then all but the `kept` newest go; of one that fails nothing is left.
-        """
+        """A folder for the tensors (`needed` bytes) of a checkpoint, which counts once it is whole."""
         final = self.checkpoint(step)
         folder = final.with_name(f".{final.name}")
         tensors = folder / "tensors.safetensors"
@@ -195,11 +192,7 @@ def read_lines(path: Path, optional: bool = False) -> list[dict[str, Any]]:
 
 
 def numbered(path: Path, optional: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`file:line` and the object of each line that is not blank, read only as far as asked for.
-
-    A last line without its end, which a run is writing, is left out when it is no JSON. An
-    `optional` file that is missing has none.
-    """
+    """`file:line` and object of each line that is not blank; a broken last one is being written."""
     if optional and not path.exists():
         return
     with _opened(path) as file:

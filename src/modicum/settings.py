@@ -78,7 +78,7 @@ def from_mapping(
 ) -> C:
     """The config `cls` from nested tables; unknown keys and wrong types are UserErrors.
 
-    `where` begins the messages (a file name). `within` are the `places` of the whole config.
+    `where` (a file) begins them; `within` are the `places` of the whole config.
     """
     hints, within = _hints(cls), places(cls) if within is None else within
     made: dict[str, Any] = {}
@@ -120,10 +120,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def tables(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings by their flat names as the nested tables of `cls`; UserError for unknown ones.
-
-    A whole section may be given as well, as a mapping or an object.
-    """
+    """Settings by flat names, or sections, as the tables of `cls`; UserError for unknown ones."""
     at = places(cls)
     flat = dict.fromkeys(at, "")
     found: dict[str, Any] = {}
@@ -152,10 +149,7 @@ def places(cls: type) -> dict[str, str]:
 
 
 def elsewhere(name: str, at: Mapping[str, str], option: bool = False) -> str:
-    """What an unknown name means here: a setting of another table or program; "" if nothing.
-
-    `at` has the settings that there are, with their sections.
-    """
+    """What an unknown name means here: a setting of another table or program; "" if nothing."""
     plain = str(name).lstrip("-").rpartition(".")[2].replace("-", "_").lower()
     setting, value, note = (plain, "", "") if plain in at else _table().get(plain, ("", "", ""))
     shown = setting.replace("_", "-") if option else setting

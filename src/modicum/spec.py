@@ -1,8 +1,7 @@
 """The one expression language: `last(5) & parts(mlp)`, `accuracy + 0.2*format`.
 
-Names of members of a kind (updates, tasks, rewards, ...), with arguments, joined with + & @ *. It is
-parsed with `ast` and built by calling the members' own dataclasses and operators; nothing is ever
-evaluated. `str()` of the object gives the expression back.
+It is parsed with `ast` and built by calling the members' own dataclasses and operators; nothing is
+ever evaluated. `str()` of the object gives the expression back.
 """
 
 import ast
@@ -167,25 +166,25 @@ class _Builder:
         fields = {f.name: f for f in arguments(cls)}
         values: dict[str, Any] = {}
         positional = [self.argument(arg) for arg in args]
+        takes = ", ".join(map(_shown, fields.values())) or "no arguments"
         varargs = getattr(cls, "varargs", None)
         if varargs is not None:
             if positional or all(keyword.arg != varargs for keyword in keywords):
                 values[varargs] = tuple(positional)
         elif len(positional) > len(fields):
-            raise self.error(f"{name} takes {self.signature(fields)}")
+            raise self.error(f"{name} takes {takes}")
         else:
             values.update(zip(fields, positional, strict=False))
         for keyword in keywords:
             word = getattr(cls, "aliases", {}).get(keyword.arg, keyword.arg)
             if word not in fields:
-                takes = self.signature(fields)
                 raise self.error(f"{name} has no argument {word or '**'!r}; it takes {takes}")
             if word in values:
                 raise self.error(f"{name} got {word!r} twice")
             values[word] = self.argument(keyword.value)
         for field in fields.values():
             if field.name not in values and _required(field):
-                raise self.error(f"{name} needs {field.name!r}; it takes {self.signature(fields)}")
+                raise self.error(f"{name} needs {field.name!r}; it takes {takes}")
         hints = typing.get_type_hints(cls)
         checked = {k: check(f"{self.kind} {name}: {k}", v, hints[k]) for k, v in values.items()}
         return cls(**checked)
@@ -208,9 +207,6 @@ class _Builder:
         if ast.Name in parts and {ast.Attribute, ast.Div} & set(parts):  # sums.csv, data/sums
             raise self.error(f"quotes are missing: '{text.replace(' ', '')}'")
         raise self.error(f"{text!r} is not a value (numbers, strings, names, lists)")
-
-    def signature(self, fields: Mapping[str, dataclasses.Field[Any]]) -> str:
-        return ", ".join(map(_shown, fields.values())) or "no arguments"
 
     def error(self, message: str) -> UserError:
         return UserError(f"{self.kind} {self.text!r}: {message}")

@@ -120,8 +120,7 @@ def best_of_kl(n: int) -> float:
 def standard_error(scores: ArrayLike) -> float:
     """The standard error of the mean of `scores`: sd (with n - 1) over the root of n.
 
-    Raises UserError for fewer than two scores, more than one axis, or a score that is
-    not finite.
+    UserError for fewer than two, more than one axis, or a score that is not finite.
     """
     values = _vector("scores", scores)
     if len(values) < 2:
@@ -175,8 +174,7 @@ def change_interval(changes: ArrayLike, level: float = 0.95) -> Interval:
 def mean_interval(after: ArrayLike, before: ArrayLike, level: float = 0.95) -> Interval:
     """The mean of `after - before`, pairs of means themselves (over seeds), and its t-interval.
 
-    The limits are clipped to [-1, 1]; where all differences are equal they are Wilson's
-    (`no_spread`). Raises UserError as `paired_interval` does.
+    Clipped to [-1, 1]; of equal differences that of `no_spread`. UserError as `paired_interval`.
     """
     change, bounds = _changes(after, before), (-1.0, 1.0)
     if np.ptp(change) < ROUNDING:
@@ -227,7 +225,7 @@ def _changes(after: ArrayLike, before: ArrayLike) -> NDArray[np.float64]:
 def no_spread(mean: float, count: int, level: float, bounds: tuple[float, float]) -> Interval:
     """Wilson's interval where all `count` values are equal to `mean`.
 
-    Wilson's upper limit for 0 of n, z^2 / (n + z^2), bounds the share of problems that behave
+    His upper limit for 0 of n, z^2 / (n + z^2), bounds the share of problems that behave
     otherwise, and those may lie anywhere within the bounds.
     """
     least, most = bounds

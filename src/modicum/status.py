@@ -17,10 +17,9 @@ TAIL = 2**18  # bytes of the end of a file
 
 
 class Status:
-    """A run folder: its files as they are, empty where there are none; UserError for broken ones.
+    """A run folder, empty where it has no file; UserError for a broken one (docs/runs.md has `state`).
 
-    `state` is as docs/runs.md has it, `why` says it. `values` is what lists show: what came of it,
-    and every setting by its own name.
+    `values` is what lists show: what came of it, and every setting by its own name.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -66,10 +66,7 @@ def _unknown(name: str, known: Iterable[str]) -> UserError:
 
 
 def split_within(budget: Any, held: Any) -> Split:
-    """The split of evaluations within a run: what decides when it ends is never a test problem.
-
-    Raises UserError where it would be ended by evaluations that it does not make.
-    """
+    """The split of evaluations within a run, never test where they may end it; UserError without."""
     when = parse(budget.stop_when)
     why = f"stop_when = {budget.stop_when!r}" if when and when.name in HELD else ""
     why = f"patience = {budget.patience}" if budget.patience else why

@@ -40,9 +40,8 @@ class FolderError(UserError):
 class Problem:
     """One checkable problem.
 
-    `id` is unique within a task. `answer` is the gold answer as text. `data` holds what
-    the task's grader needs besides (the numbers of a countdown, say). `difficulty` is a
-    task's own measure, larger is harder, or None.
+    `id` is unique within a task, `answer` the gold answer as text, `data` what the grader needs
+    besides. `difficulty` is a task's own measure, larger is harder, or None.
     """
 
     id: str
@@ -56,9 +55,8 @@ class Problem:
 class Grade:
     """The verdict on one completion.
 
-    `strict` reads only an answer marked as the prompt asks; `lenient` falls back to the
-    last number of the text. `extracted` is the answer that was read (None: there was
-    none) and `reason` says in a few words why the verdict is what it is.
+    `strict` reads only an answer marked as the prompt asks; `lenient` falls back to the last number
+    of the text. `extracted` is the answer that was read, None without one; `reason` says why.
     """
 
     strict: bool
@@ -82,13 +80,11 @@ class Origin:
 class Completion:
     """What the model wrote: tokens up to and with the one that ended it, if it came.
 
-    That is an end token, or the one that completed a stop string. `text` ends with the stop
-    string, or before it where it begins another's turn (`User:`); where the prompt had opened
-    thinking, `text` begins with that mark (`<think>`). `logprobs[t]` is the log-probability of `tokens[t]` under the sampling distribution
-    (temperature, top-p and top-k included). `finished` is False when the limit cut it.
-    `trunk` is what the engine kept of its way, for training. `origin` says from which
-    weights and at which settings it comes. `reference` has the reference's log-probs of the tokens,
-    where an objective asks for them before the advantages.
+    `text` ends with the stop string, or before it where it begins another's turn (`User:`); where
+    the prompt had opened thinking, it begins with that mark. `logprobs[t]` is the log-probability of
+    `tokens[t]` under the sampling distribution (temperature, top-p and top-k included). `finished`
+    is False when the limit cut it. `trunk` is what the engine kept of its way. `reference` has the
+    reference's log-probs of the tokens, where an objective asks for them before the advantages.
     """
 
     tokens: tuple[int, ...]
@@ -136,10 +132,8 @@ class Row:
 class Batch:
     """The rows of one optimizer step and the counts that its loss is divided by.
 
-    `num_rows` and `num_tokens` count the whole batch that was sampled for this update,
-    before rows without a signal were left out, so that leaving them out and splitting
-    the rest into micro-batches change nothing. `signal` has the numbers of the groups whose
-    rewards differ.
+    `num_rows` and `num_tokens` count the whole batch that was sampled for this update, before rows
+    without a signal were left out. `signal` has the numbers of the groups whose rewards differ.
     """
 
     rows: tuple[Row, ...]

@@ -95,10 +95,7 @@ def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[
 
 
 def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
-    """What of a step has a signal, as JSON values and for a reader.
-
-    By the pass rate, as if all problems were alike; by the base evaluation of a run also for each.
-    """
+    """What of a step has a signal at a pass rate, or at each problem's of a run: JSON and words."""
     batch, scores = config.batch, list[float]()
     try:
         mean = float(rate)

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modicum import runs, status
-from modicum.config import Sampling, TrainConfig, Trust
+from modicum.config import TrainConfig, Trust
 from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
 from modicum.options import Parser, add_options, given, show
 from modicum.parts import past_bases, past_config
 from modicum.resuming import settings
-from modicum.scorecard import Evaluation
 from modicum.spec import nearest
 from modicum.status import Status
 from modicum.types import UserError
@@ -150,7 +149,7 @@ def run_compare(args: list[str]) -> int:
     result = compare(found.after, found.before)
     other = found.before or f"{found.after} before training"
     names = {"after": found.after, "before": other}
-    text = _said("compare.txt", **names, evaluation=after, found=result)
+    text = filled("compare.txt", **names, evaluation=after, found=result)
     show(found.json, {**names, **asdict(result)}, text)
     return 0
 
@@ -198,16 +197,13 @@ def run_evaluate(args: list[str]) -> int:
     with Display() as display:
         result = perform(options, place, display)
     name = found.run or options.model
-    show(found.json, values_of(options, name, result), text_of(name, result, options.sampling))
+    text = filled("evaluation.txt", name=name, found=result, sampling=options.sampling)
+    show(found.json, values_of(options, name, result), text)
     return 0
 
 
-def text_of(name: str, found: Evaluation, sampling: Sampling) -> str:
-    """The evaluation as lines to read."""
-    return _said("evaluation.txt", name=name, found=found, sampling=sampling)
-
-
-def _said(template: str, **values: Any) -> str:
+def filled(template: str, **values: Any) -> str:
+    """The text of a template of report/."""
     from modicum.report.words import environment
 
     return environment().get_template(template).render(values).rstrip()

@@ -100,14 +100,8 @@ def run_units(args: list[str]) -> int:
     """Train every unit alone, rank them and name the update that the best ones make."""
     parser = Parser("scan")
     add_sources(parser)
-    parser.add_argument(
-        "--rates",
-        nargs="+",
-        metavar="X",
-        type=float,
-        default=[],
-        help="learning rates that every unit is tried with",
-    )
+    told = "learning rates that every unit is tried with"
+    parser.add_argument("--rates", nargs="+", metavar="X", type=float, default=[], help=told)
     parser.add_argument("--overwrite", action="store_true", help="replace the scan in --out")
     for cls, title in ((Scan, "scan"), (ScanOptions, "runs"), (TrainConfig, "run")):
         add_options(parser, cls, title)
@@ -121,16 +115,8 @@ def run_units(args: list[str]) -> int:
     out = said.get("out", "runs/scan")
     # Recipes and the configs of runs say `test`, but nothing may be chosen on it.
     split = said.get("evaluation", {}).get("eval_split", "tune")
-    result = run_scan(
-        scan,
-        config,
-        out,
-        found.rates,
-        split=split,
-        overwrite=found.overwrite,
-        observer=Printed(),
-        **vars(options),
-    )
+    how: dict[str, Any] = {**vars(options), "split": split, "overwrite": found.overwrite}
+    result = run_scan(scan, config, out, found.rates, **how, observer=Printed())
     if not found.json:
         from modicum.study import ranking
 

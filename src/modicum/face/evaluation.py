@@ -68,9 +68,8 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy, pass@k and maj@k of a model or of a run's policy on held-out problems.
 
-    `model` is what `train` takes, a run folder or the result of a run; a run is evaluated on its
-    own problems, as it sampled, unless told otherwise. `base` says where the base of a run is now,
-    if it has moved, or that of an adapter. `settings` are those of `EvaluateConfig` by their names.
+    `model` is what `train` takes, a run folder or the result of a run. `base` says where the base of
+    a run is now, if it has moved, or that of an adapter. `settings` are those of `EvaluateConfig`.
     """
     from modicum.display import Display
 
@@ -172,7 +171,6 @@ def values_of(config: EvaluateConfig, name: str, found: Evaluation) -> dict[str,
 
 
 def _folder(out: str) -> Run:
-    """The folder to write to; one that holds other things than an evaluation is refused."""
     run = Run(Path(out).expanduser())
     there = run.folder.is_dir() and any(run.folder.iterdir())
     if there and not (run.folder / "evaluation.json").is_file():

@@ -30,6 +30,7 @@ NEEDED = {"update": "apply", "objective": "token_loss", "curriculum": "begin"}
 """What an object of a kind must have."""
 NAMES = ("update", "model", "task", "reward")
 OPTION = re.compile(r"(?<![\w-])--([a-z-]+)")
+SWITCH = re.compile(r"(?<![\w-])--(overwrite|resume)(?![a-z-])")
 COUNTS = ("trainable_parameters", "total_parameters", "steps", "seconds", "change_proof")
 
 
@@ -39,13 +40,9 @@ def in_python() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.args = (OPTION.sub(_argument, str(error)),)
+        text = SWITCH.sub(r"\1=True", str(error))
+        error.args = (OPTION.sub(lambda option: option[1].replace("-", "_"), text),)
         raise
-
-
-def _argument(option: re.Match[str]) -> str:
-    """The argument of an option."""
-    return option[1].replace("-", "_") + "=True" * (option[1] in ("overwrite", "resume"))
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,21 +109,12 @@ class TrainResult:
 
         return evaluate(self, **settings)
 
-    def _rows(self) -> list[tuple[str, str]]:
-        """What is shown of it, by name."""
-        shown, values = [("run", str(self.folder))], self.values
-        if not values:
-            return [*shown, ("state", "not finished")]
-        shown += [(name, str(values[name])) for name in NAMES]
-        if self.accuracy is not None and self.baseline is not None:
-            band = f"[{values['trained']['low']:.1%}, {values['trained']['high']:.1%}]"
-            shown.append(("accuracy", f"{self.baseline:.1%} → {self.accuracy:.1%} {band}"))
-        count = values["trainable_parameters"]
-        share = f"{count / values['total_parameters']:.1%}"
-        stopped = f", stopped: {why}" if (why := values.get("stopped")) else ""
-        shown.append(("trained", f"{count:,} parameters ({share})"))
-        shown.append(("steps", f"{values['steps']} in {values['seconds']:.0f} s{stopped}"))
-        return [*shown, ("change proof", values["change_proof"])]
+    def _rows(self) -> list[list[str]]:
+        """What is shown of it: name and text."""
+        from modicum.report.words import environment
+
+        shown = environment().get_template("result.txt").render(run=self)
+        return [line.split(" | ", 1) for line in shown.splitlines()]
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:<12}  {text}" for name, text in self._rows())
@@ -197,14 +185,11 @@ def train(
 ) -> TrainResult:
     """Train a model with GRPO, updating the part that `update` names.
 
-    `task` is an expression, a list of dicts or problems, or a `Task`; `reward` an expression,
-    a function in TRL's form, a `Term`, or a list of those, which is summed. `update`,
-    `objective` and `curriculum` are expressions or objects. `settings` are all others of
-    `TrainConfig` by their flat names (`model`, `steps`, `seed`, `out`, `learning_rate`,
-    `temperature`, `group_size`, ...), over those of `config`.
-
-    `resume` goes on with the run in `out`, `overwrite` replaces it. Progress goes to standard
-    error, or to an `observer`. Raises UserError, one line, for what cannot be done.
+    `task` is an expression, a list of dicts or problems, or a `Task`; `reward` an expression, a
+    function in TRL's form, a `Term`, or a list of those, which is summed; `update`, `objective` and
+    `curriculum` are expressions or objects. `settings` are all others of `TrainConfig` by their flat
+    names (`model`, `steps`, `learning_rate`, ...), over those of `config`. `resume` goes on with the
+    run in `out`, `overwrite` replaces it. Progress goes to standard error, or to an `observer`.
     """
     if resume and overwrite:
         raise UserError("train: resume and overwrite exclude each other")

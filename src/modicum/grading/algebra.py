@@ -1,9 +1,8 @@
 r"""Are two formulas the same function, the same equation or the same inequality?
 
 Two expressions are equal if their values are equal at random points (Schwartz 1980,
-doi 10.1145/322217.322225): exactly, in fractions, wherever only + - * / and whole powers
-occur, else to 40 of 60 digits. Equations are equal if left minus right of the one is a constant
-multiple of the other's. Nothing is simplified, so the work is bounded by the length of the text.
+doi 10.1145/322217.322225): exactly, in fractions, or else to 40 of 60 digits. Equations are equal if
+left minus right of the one is a constant multiple of the other's. Nothing is simplified.
 """
 
 from __future__ import annotations
@@ -154,14 +153,11 @@ def _uses(node: Node, name: str) -> bool:
 
 
 def value(text: str) -> Fraction | None:
-    """The real value of a formula, cut after 40 decimals, or None. Raises Unreadable.
-
-    A variable is some large number, larger for a later letter: what orders a, b and 0.
-    """
+    """The real value of a formula, cut after 40 decimals, or None. Raises Unreadable."""
     sides, relations = parse(text)
     if relations or _uses(sides[0], "i"):
         return None
-    point = {
+    point = {  # large numbers, larger for a later letter: what orders a, b and 0
         name: Fraction(int.from_bytes(name.encode()[:6].ljust(6, b"!")), 2**32 + 15)
         for name in _variables(sides[0])
     }
@@ -174,10 +170,7 @@ def _decimal(value: Value) -> Fraction:
 
 
 def _undone(node: Node) -> bool:
-    """Whether a calculation of rational numbers stands there: 12+45, 2*7, 3^2+1.
-
-    A plain fraction and a power of a number are no calculations.
-    """
+    """Whether a calculation of rational numbers stands there: 12+45, 2*7; no fraction or power."""
     return any(
         kind in ("add", "mul", "div")
         and not (kind == "div" and parts[0][0] == parts[1][0] == "num")

@@ -1,8 +1,7 @@
 r"""Do two answers say the same: by exact value, by text, by parts, and by algebra if it is given.
 
 `same` takes formulas apart and hands single ones to an `Algebra`; without one they are unequal.
-`countdown` judges an expression by its exact value: the text is a model's, so it is parsed by
-`ast`, limited in length, brackets and signs, and never evaluated.
+`countdown` judges an expression by its exact value, parsed by `ast` and never evaluated.
 """
 
 from __future__ import annotations
@@ -229,8 +228,7 @@ def _letters(names: set[str]) -> set[str]:
 def countdown(answer: str, numbers: Sequence[int], target: int) -> bool:
     """Whether `answer` reaches `target` with + - * / and brackets, each number used once.
 
-    Exact fractions. A minus sign may also stand first, or first in a bracket. `= value`
-    may follow, if it is the target.
+    `= value` may follow, if it is the target.
     """
     if len(answer) > MAX_EXPRESSION:
         return False

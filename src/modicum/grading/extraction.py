@@ -1,7 +1,6 @@
 r"""Find the final answer in a completion.
 
-The policies and their reasons are in docs/grading.md. Model output is matched, never evaluated,
-in time linear in its length.
+docs/grading.md. Model output is matched, never evaluated, in time linear in its length.
 """
 
 from __future__ import annotations
@@ -66,10 +65,7 @@ def spoken(text: str) -> str:
 
 
 def own_turn(text: str) -> str:
-    """`text` up to where a turn begins after an answer, both outside of thinking.
-
-    That is a turn marker, or after a marked answer thinking anew: it belongs to a next question.
-    """
+    """`text` up to where a turn, or after a mark thinking anew, begins behind an answer."""
     answered = False
     for start, stop, opens in (part for part in _spoken(text) if part[0] < part[1]):
         part, end = text[start:stop], 0
@@ -86,10 +82,7 @@ def own_turn(text: str) -> str:
 
 
 def _spoken(text: str) -> Iterator[tuple[int, int, bool]]:
-    """Where `text` is no thinking, which a prompt may have begun, and whether that follows.
-
-    Thinking ends with the mark that closes what opened it; all others are words of it.
-    """
+    """Where `text` is no thinking, which a prompt may have begun, and whether that follows."""
     start, closing = 0, ""
     for place, mark in enumerate(THINK.finditer(text)):
         opens = mark[0] in THINKING

@@ -6,9 +6,8 @@ r"""A parser for the formulas in answers: LaTeX or plain text to a small tree.
     relation    = expression {("=" | "<" | ...) expression}
 
 A tree is a nested tuple: ("num", Fraction), ("var", name), ("const", name), ("neg", a),
-("add" | "mul" | "div" | "pow", a, b) or ("fn", name, arguments...). Nothing is evaluated
-here. What is not certain to be read as meant (1/ab, words, 204_5, sums and integrals) is
-`Unreadable`: two answers are never equal because of a guess.
+("add" | "mul" | "div" | "pow", a, b) or ("fn", name, arguments...). What is not certain to be read as
+meant (1/ab, words, 204_5, sums and integrals) is `Unreadable`.
 """
 
 from __future__ import annotations
@@ -69,8 +68,7 @@ def parse(text: str) -> Relations:
 
 
 def tokens_of(text: str) -> list[str]:
-    """The tokens of a formula: numbers, commands, signs, and variables with a dot before their
-    names. A run of up to three letters is a product, a longer one is a word and Unreadable."""
+    """The tokens of a formula: numbers, commands, signs, variables with a dot before their names."""
     text = clean(text).replace("{,}", ",")
     if DATE.fullmatch(text) or (WORD.fullmatch(text) and text not in GREEK):
         raise Unreadable("a date or a word")
@@ -166,10 +164,9 @@ class _Parser:
         return opens or variable or (token == "|" and not self.bars)
 
     def factor(self) -> Node:
-        if sign := self.take("+", "-"):
-            inner = self.factor()
-            return inner if sign == "+" else ("neg", inner)
-        return self.power()
+        if self.take("+"):
+            return self.factor()
+        return ("neg", self.factor()) if self.take("-") else self.power()
 
     def power(self) -> Node:
         base = self.primary()

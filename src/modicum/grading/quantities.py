@@ -1,7 +1,7 @@
 """Exact values of short texts: plain numbers, with or without a unit.
 
-Units are not converted. The text is not trusted: it is matched by small anchored patterns, never
-evaluated, and lengths, digits and exponents are bounded. Only ASCII digits count as digits.
+Units are not converted. The text is not trusted: it is matched by small anchored patterns, and
+lengths, digits and exponents are bounded. Only ASCII digits count as digits.
 """
 
 from __future__ import annotations
@@ -81,10 +81,7 @@ class Quantity(NamedTuple):
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of a plain number (docs/grading.md), its unit dropped; None if it is none.
-
-    Sums and products are no numbers: an answer that repeats the question must not count.
-    """
+    """The exact value of a plain number (docs/grading.md), its unit dropped; None if it is none."""
     found = quantity(clean(text)) if len(text) <= MAX_TEXT else None
     return None if found is None else found.value
 
@@ -195,10 +192,7 @@ def _singular(word: str) -> str:
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    r"""A formula and the unit behind it, "" for none: 2\pi and cm2 of 2\pi\text{ cm}^2.
-
-    Units are words in \text{} and known names of units.
-    """
+    r"""A formula and the unit behind it, "" for none: 2\pi and cm2 of 2\pi\text{ cm}^2."""
     text = DEGREE.sub(r" \\text{degrees}", text) if DEGREE.search(text, len(text) - 9) else text
     match = TRAILING.fullmatch(text)
     if match is None:

@@ -34,10 +34,7 @@ class Undefined(Exception):
 
 
 def value_at(node: Node, point: Mapping[str, Fraction], with_i: bool) -> Value | None:
-    """The value of a tree where its variables have the values of `point`, None for none.
-
-    Raises TooLarge.
-    """
+    """The value of a tree at a `point` of its variables, None for none. Raises TooLarge."""
     try:
         return _value(node, point, with_i)
     except (Undefined, ZeroDivisionError):

@@ -1,7 +1,7 @@
 """The folder of a PEFT adapter in the place of a model: its base, with the adapter on top.
 
-PEFT puts the adapter in, whatever kind it is, as long as it lies inside the layers; what it would only
-warn of (a tensor that is not in the file, or that no layer takes) is an error here. Dropout is left out.
+What PEFT would only warn of (a tensor that is not in the file, or that no layer takes) is an error
+here. Dropout is left out.
 """
 
 import warnings

@@ -1,10 +1,8 @@
 """Attention of the split forward, over sequences laid end to end: prompts, each once, then rows.
 
-Where a layer's attention mask would be it gets a plan, which knows what may look at what. All other
-work of a layer is per token. Layers that carry a state (Qwen3.5, Qwen3-Next) stay the library's own
-too, with `States` in its cache's place: a prompt is read once, and every row goes on from what it
-left, gradients included. For them prompts are filled up on the left with zeros, of which such a layer
-makes no key and no value.
+Where a layer's attention mask would be it gets a plan, which knows what may look at what. Layers that
+carry a state (Qwen3.5, Qwen3-Next) get `States` in their cache's place: a prompt is read once, filled
+up on the left with zeros, and every row goes on from what it left, gradients included.
 
 Shapes: N tokens laid end to end, P prompt, L token of a prompt, B row, T token of a row,
 M places of the padded tables [P, L] and [B, T], K key/value head, H query head, D size of

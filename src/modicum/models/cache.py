@@ -1,7 +1,6 @@
 """The key/value cache of the split forward, for sampling one token of every row at a time.
 
-It is allocated once: prompts once for all members of their group, and room for
-`max_tokens` tokens of every member. In a call of the layers it is the attention plan.
+In a call of the layers it is the attention plan.
 
 Shapes: N living row, P prompt, G member, S = P x G slot, L token of a prompt, T token of a
 row, K key/value head, R query heads that share one, H = K x R query head, D size of a head.

@@ -1,7 +1,6 @@
 """What the config of a model says: whether it is a causal language model, and its sizes.
 
-Of GGUF files, which the library reads, this mends what it leaves wrong: the loaded config still claims
-a quantisation, and `tokenizer.ggml.pre`, how text is cut before the merges, is not read.
+Of GGUF files, which the library reads, this mends what it leaves wrong.
 """
 
 import re

@@ -8,7 +8,6 @@ Shapes: N tokens laid end to end, H hidden, V vocabulary.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,20 +19,9 @@ from modicum.models.configs import KNOWN
 from modicum.models.linear import adapted, adapted_layers, few_rows, linear_layers, replaced
 from modicum.models.load import inner
 
-
-@dataclass(frozen=True)
-class Scales:
-    """Entries of a config by which a family scales what lies between its layers; empty: none."""
-
-    embedding: str = ""
-    times: str = ""
-    """Of logits."""
-    over: str = ""
-    """What logits are divided by."""
-
-
-FAMILIES = dict.fromkeys(KNOWN["plain"].split(), Scales())
-FAMILIES |= {name: Scales(**scales) for name, scales in KNOWN["scaled"].items()}
+FAMILIES: dict[str, dict[str, str]] = {name: {} for name in KNOWN["plain"].split()}
+FAMILIES |= KNOWN["scaled"]
+"""Of each the entries of its config that scale: the embedding; logits, by times or over."""
 
 
 class Decoder:
@@ -42,10 +30,12 @@ class Decoder:
     def __init__(self, model: Any) -> None:
         base = inner(model)
         self.config = base.config.get_text_config()
-        self.scales = FAMILIES[self.config.model_type]
+        named = FAMILIES[self.config.model_type]
+        self.scales = {what: getattr(self.config, name) for what, name in named.items()}
         self.decoder = base.get_decoder()
         self.head = base.get_output_embeddings()
         self.layers = list(self.decoder.layers)[: self.config.num_hidden_layers]
+        self.num_layers = len(self.layers)
         self.linears = linear_layers(*self.layers, self.head)
         self.adapted = adapted_layers(*self.layers)
         # Layers that carry a state, and whether each type of layer has a rotation of its own.
@@ -53,16 +43,10 @@ class Decoder:
         self.typed = "full_attention" in (getattr(self.config, "rope_parameters", None) or {})
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
 
-    @property
-    def num_layers(self) -> int:
-        """How many layers there are."""
-        return len(self.layers)
-
     def embed(self, ids_N: Tensor) -> Tensor:
         """The hidden states [N, H] below the first layer."""
-        embedded_NH = self.decoder.embed_tokens(ids_N)
-        name = self.scales.embedding
-        return embedded_NH * getattr(self.config, name) if name else embedded_NH
+        embedded_NH, scale = self.decoder.embed_tokens(ids_N), self.scales.get("embedding")
+        return embedded_NH if scale is None else embedded_NH * scale
 
     def run(
         self,
@@ -112,11 +96,11 @@ class Decoder:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of states after the final norm."""
-        logits_NV, scales = self.head(hidden_NH), self.scales
-        if scales.times:
-            logits_NV = logits_NV * getattr(self.config, scales.times)
-        if scales.over:
-            logits_NV = logits_NV / getattr(self.config, scales.over)
+        logits_NV = self.head(hidden_NH)
+        if "times" in self.scales:
+            logits_NV = logits_NV * self.scales["times"]
+        if "over" in self.scales:
+            logits_NV = logits_NV / self.scales["over"]
         return cap(logits_NV, self.softcap)
 
     def _kind(self, index: int) -> str | None:

@@ -1,8 +1,7 @@
 """What a base is: hashes of its weights, of how its tokenizer makes and ends texts, of its config.
 
 Taken when the weights are read, over all parameters and persistent buffers as they are in memory, and
-compared wherever a base is loaded for a run. SHA-256 of every tensor's shape, dtype and bytes; then
-of all names and these.
+compared wherever a base is loaded for a run.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -83,10 +82,9 @@ def config_hash(said: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which base was loaded, and how long it took to find that out."""
+    """Which base was loaded (by the names of `HASHES`), and how long it took to find that out."""
 
     hashes: Mapping[str, str]
-    """By the names of `HASHES`."""
     seconds: float = field(default=0.0, compare=False)
 
     @classmethod
@@ -98,10 +96,6 @@ class Identity:
         texts = texts_hash(tokenizer, end_tokens)
         found = (weights_hash(model), texts, config_hash(config))
         return cls(dict(zip(HASHES, found, strict=False)), time.perf_counter() - began)
-
-    def under(self, adapter: str) -> Identity:
-        """This base with an adapter on top, by its hash."""
-        return replace(self, hashes={**self.hashes, "adapter_hash": adapter})
 
     def require(self, known: Mapping[str, Any], past: str, name: str) -> None:
         """UserError unless this is the base whose `hashes` are `known`; `name` is its place now.

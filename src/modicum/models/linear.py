@@ -1,12 +1,8 @@
 """Other forwards for as long as a context lasts: of linear layers, of LoRA on them, in fp32.
 
-*A few rows on a CPU*: the weight is the left factor, y^T = W x^T in place of y = x W^T, as the matrix
-library splits W among its blocks and not the few rows (8 rows of SmolLM2: half the time).
-
-*LoRA*: y = W x + s B (A x) as one fused `addmm` on top of W x. Nothing is merged.
-
-*Wide*: a low-precision model in fp32 for a while; each weight is made fp32 as its layer begins and
-given up as it ends, so that one layer more is all the memory it takes.
+Of a few rows on a CPU the weight is the left factor, y^T = W x^T, as the matrix library splits W among
+its blocks and not the few rows. LoRA is one fused `addmm` on top of W x. In fp32 each low-precision
+weight is made so as its layer begins, and given up as it ends.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -159,5 +155,4 @@ def _own(module: nn.Module) -> list[Tensor]:
 
 
 def _all(module: nn.Module) -> list[Tensor]:
-    """Those of it and of all within, each once."""
     return list({id(t): t for m in module.modules() for t in _own(m)}.values())

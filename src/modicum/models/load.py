@@ -1,7 +1,6 @@
 """Loading a causal language model: the tiny base, a local folder, a GGUF file, or a hub id.
 
-Weights come as safetensors and no code of the model's own is run, unless the user says so
-(`config.Trust`). Everything that can be wrong with what was named becomes one line.
+Everything that can be wrong with what was named becomes one line.
 """
 
 import re
@@ -64,10 +63,7 @@ class Source:
 
 
 def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
-    """The source that `name` stands for; a path that does not exist is a UserError.
-
-    `base` says where the base of an adapter is, if not where the adapter says.
-    """
+    """The source that `name` stands for, or an adapter on `base`; UserError where there is none."""
     arguments: dict[str, Any] = {"trust_remote_code": (trust or Trust()).trust_remote_code}
     path = TINY if name == "tiny" else Path(name).expanduser()
     if adapters.is_adapter(path):
@@ -145,10 +141,7 @@ def load(
     trust: Trust | None = None,
     base: str = "",
 ) -> Loaded:
-    """The model and tokenizer that `name` stands for, ready to run.
-
-    `dtype` is fp32 or bf16, `base` where an adapter's base is. UserError: there is no such model.
-    """
+    """The model and tokenizer that `name` stands for; `base` says where an adapter's base is."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -188,7 +181,8 @@ def load(
         notes = (configs.note(name, type(model).__name__, said),)
     if source.adapter:
         model = adapters.put(model, source.adapter, trust.pickled_weights)
-        identity = identity.under(adapters.adapter_hash(model, source.adapter))
+        above = {"adapter_hash": adapters.adapter_hash(model, source.adapter)}
+        identity = replace(identity, hashes={**identity.hashes, **above})
     model.eval().to(where)
     return Loaded(model, tokenizer, ends, where, identity, notes)
 

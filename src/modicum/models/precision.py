@@ -1,9 +1,8 @@
 """fp32 masters for what trains, and a warning when steps are too small to be stored.
 
-A trainable tensor that is not fp32 gets an fp32 master: gradients are summed there, the optimizer
-moves it, and its rounded value is written back (`rounding.rounded`). Where only some entries of a
-tensor train, the master is the vector of their differences from the start, and its gradient is
-dropped as soon as backward has made it. docs/precision.md
+Gradients are summed in the master, the optimizer moves it, and its rounded value is written back
+(`rounding.rounded`). Where only some entries of a tensor train, it is the vector of their differences
+from the start. docs/precision.md
 """
 
 from collections.abc import Iterable, Mapping
@@ -205,11 +204,7 @@ def loses_steps(parameter: Tensor, rounding: str) -> bool:
 
 @torch.no_grad()
 def too_fine(trainable: Mapping[str, nn.Parameter], learning_rate: float) -> list[str]:
-    """Names of tensors whose spacing at their own scale is above twice a step of Adam.
-
-    A step is about `learning_rate`; a weight of size w in a dtype with precision eps has a
-    spacing of about w * eps, and what is under half of it is rounded away.
-    """
+    """Names of tensors whose spacing at their own scale is above twice a step of Adam."""
     return [
         name
         for name, p in trainable.items()

@@ -1,11 +1,8 @@
 """fp32 numbers in a coarser dtype: to nearest, or in bf16 up or down by chance.
 
-A value v between its neighbours a < v < b in bf16 becomes b with the chance
-(v - a) / (b - a) and else a, so that it is right on average however small a step was
-(Gupta et al. 2015, arXiv 1502.02551; Croci et al. 2022, doi 10.1098/rsos.211631).
-
-The noise has 16 bits and is a hash of a key and of the entry's flat index: it does not depend on
-threads, the device or what else is rounded. Two neighbouring entries share the 32 bits of one hash.
+A value v between its neighbours a < v < b in bf16 becomes b with the chance (v - a) / (b - a) and
+else a (Gupta et al. 2015, arXiv 1502.02551; Croci et al. 2022, doi 10.1098/rsos.211631). The noise
+has 16 bits and is a hash of a key and of the entry's flat index; two neighbours share 32 bits of one.
 """
 
 import hashlib

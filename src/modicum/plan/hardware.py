@@ -1,7 +1,6 @@
 """Machines to plan for: memory, rates of matrix products, bandwidth.
 
-`known.toml` has the vendor's numbers of GPUs; a card's gigabytes are taken as GiB, which is
-close to what is usable. `this` is the machine that runs the plan, as it is now.
+`known.toml` has the vendor's numbers of GPUs; a card's gigabytes are taken as GiB.
 """
 
 import re

@@ -1,12 +1,8 @@
 """What glibc's heap grows to for a sequence of tensors that come and go (docs/plan.md).
 
 torch asks for aligned memory, and glibc (malloc.c of 2.36, `_int_memalign`) cuts it out of room for
-the size, the alignment and a smallest chunk. What is left at its ends is a few dozen bytes, which
-the small objects of autograd's graph take and keep until backward has used them: while a graph
-grows, a block that was freed is no room for another one of the same size.
-
-Here: the smallest hole that is large enough, else the top; neighbours that touch are joined
-at once; while `growing`, ends are lost, and they are free when it ends.
+the size, the alignment and a smallest chunk. What is left at its ends goes to the small objects of
+autograd's graph while that grows: then a freed block is no room for one of the same size.
 """
 
 from bisect import bisect_left, insort

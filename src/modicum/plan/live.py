@@ -1,8 +1,7 @@
 """Code run without data, and the memory that it would hold.
 
-While a `Live` is entered, what computes with tensors of torch's meta device gives such tensors again,
-beside real ones (indices, masks) too, and every storage is recorded from when it is made to when nothing
-holds it. torch's FakeTensorMode gives the same bytes, in three times the time.
+While a `Live` is entered, every storage on torch's meta device is recorded from when it is made to
+when nothing holds it. torch's FakeTensorMode gives the same bytes, in three times the time.
 """
 
 import weakref
@@ -169,17 +168,16 @@ Peaks = dict[tuple[str, Place], dict[str, int]]
 
 def peaks(live: Live) -> Peaks:
     """The fullest moments, phases in order."""
-    most: dict[tuple[str, Place], int] = {}
-    when: dict[tuple[str, Place], int] = {}
+    most: dict[tuple[str, Place], tuple[int, int]] = {}  # bytes, and when that was
     total = 0
     for index, event in enumerate(live.events):
         total += event.size
         at = event.phase, event.place
-        if event.phase and total >= most.get(at, 0):
-            most[at], when[at] = total, index
-    found: Peaks = {at: {} for at in when}
+        if event.phase and total >= most.get(at, (0, 0))[0]:
+            most[at] = total, index
+    found: Peaks = {at: {} for at in most}
     held: Counter[str] = Counter()
-    moments = {index: at for at, index in when.items()}
+    moments = {index: at for at, (_, index) in most.items()}
     for index, event in enumerate(live.events):
         if event.storage is not None:
             held[live.categories[event.storage]] += event.size

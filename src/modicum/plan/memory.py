@@ -1,14 +1,9 @@
 """Memory of a run by part and phase, from its config alone.
 
-    held all the time   weights, fp32 masters of what is not fp32, the reference's copies,
-                        state of the optimizer, what a schedule keeps
-    for a while         cache and logits (sampling, evaluation); activations, logits of a
-                        chunk, gradients (training); copies of one tensor (optimizer step)
-
-The second line, masters and gradients come from the engine's own code (`trace`), the rest from shapes.
-Of sets that a schedule may choose, the one that reaches lowest and the largest are planned, and the
-larger plan counts. What is no tensor: `libraries`, and `allocator`: on a CPU the holes of glibc's heap
-(`heap`) in the phases that it grows in, on a GPU an assumed share.
+What lives for a while, masters and gradients come from the engine's own code (`trace`), the rest from
+shapes (docs/plan.md). Of sets that a schedule may choose, the one that reaches lowest and the largest
+are planned, and the larger plan counts. What is no tensor: `libraries`, and `allocator`: on a CPU the
+holes of glibc's heap (`heap`) in the phases that it grows in, on a GPU an assumed share.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """The plan of a run: memory by part and phase, FLOPs, time, and whether it fits a machine."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean as mean
 from typing import Any
@@ -17,10 +17,10 @@ from modicum.engine.samplers import num_trunk_bytes
 from modicum.models.load import DTYPES
 from modicum.plan import sizes, timing
 from modicum.plan.fit import advice
-from modicum.plan.hardware import GIB, Machine
+from modicum.plan.hardware import Machine
 from modicum.plan.memory import Memory, Subject, estimate
 from modicum.plan.shapes import Lengths, cache_numbers, lengths_of, num_bytes
-from modicum.report.words import aligned, duration
+from modicum.report.words import aligned, environment, on_one_line
 from modicum.types import Batch, Completion, Group, Problem, Row
 from modicum.updates.base import Prepared
 
@@ -76,30 +76,13 @@ class RunPlan:
 
     def text(self) -> str:
         """The plan for a reader."""
-        verdict = {True: "fits", False: "does not fit", None: "memory of the machine not known"}
-        room = "" if self.machine.memory is None else f" of {self.machine.memory / GIB:.1f} GiB"
-        peak = self.memory.peak
-        lines = [
-            f"{self.update} on {self.model}, {self.dtype}, {self.machine.name}",
-            f"trained        {self.trained:,} of {self.parameters:,} numbers",
-            f"peak memory    {peak.total / GIB:.2f} GiB{room}, in {peak.name}: "
-            f"{verdict[self.fits]}",
-            *([f"sizes          {self.options}"] if self.chosen else []),
-            *([f"  {self.advice}"] if self.advice else []),
-            "",
-            *_phases(self.memory),
-            "",
-            f"FLOPs          {_exa(self.flops.total)} a step (sampling"
-            f" {_exa(self.flops.sampling)}, training {_exa(self.flops.training)}),"
-            f" {_exa(self.run_flops)} the run",
-        ]
-        if self.times:
-            lines.append(
-                f"time           about {duration(self.times.step)} a step (sampling"
-                f" {duration(self.times.sampling)}, training {duration(self.times.training)}),"
-                f" {duration(self.times.run)} the run; an estimate"
-            )
-        return "\n".join([*lines, *(f"note           {text}" for text in self.assumptions)])
+        held = [{**phase.parts, "all": phase.total} for phase in self.memory.phases]
+        largest = self.memory.largest
+        names = [*sorted(largest, key=lambda part: -largest[part]), "all"]
+        head = ["MiB", *(phase.name for phase in self.memory.phases)]
+        sizes = [[n, *(f"{of.get(n, 0) / 2**20:,.0f}" for of in held)] for n in names]
+        template = environment(flops=_exa).get_template("plan.txt")
+        return template.render(plan=self, phases=[head, *sizes]).rstrip()
 
 
 def make(
@@ -143,7 +126,7 @@ def make(
         options=sizes.line(config, [n for n in sizes.OPTIONS if n not in ("dtype", "update")]),
         chosen=sizes.told(chosen),
         advice="",
-        assumptions=tuple(_assumptions(config, machine, given)),
+        assumptions=_assumptions(config, machine, given),
     )
     if plan.fits is False and advise:
         plan = replace(plan, advice=advice(config, machine, given, subject))
@@ -195,70 +178,20 @@ def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group
 # For a reader ----------------------------------------------------------------------------
 
 
-def _assumptions(config: TrainConfig, machine: Machine, lengths: Lengths) -> Iterator[str]:
-    yield (
-        f"prompts of {lengths.prompt} tokens, completions of {lengths.completion}, every group"
-        " with a signal; shorter completions and groups without one take less"
-    )
-    if config.budget.budget:
-        yield f"the run is {config.steps} steps; its budget may end it sooner"
-    if machine.count > 1:
-        yield (
-            f"one run uses one GPU: this is the plan for one of {machine.count}; the others can"
-            " take other runs side by side"
-        )
-    if machine.rates:
-        share = timing.SHARE[machine.device]
-        yield (
-            f"times take {share:.0%} of {machine.rates.flops(config.compute.dtype) / 1e12:.3g}"
-            f" TFLOP/s and {timing.BANDWIDTH_SHARE[machine.device]:.0%} of"
-            f" {machine.rates.bandwidth / 1e9:.3g} GB/s ({machine.rates.source})"
-        )
-    if config.compute.dtype == "bf16" and not machine.bf16:
-        yield (
-            f"{machine.name} has no products in bf16: torch makes them slowly by other means, so the"
-            " times here are too short; --dtype fp32 takes twice the memory for weights"
-        )
-    if machine.device == "cuda":
-        yield "memory and times on a GPU have not been compared with runs on one"
-
-
-def _phases(memory: Memory) -> list[str]:
-    """A table of parts by phase, in MiB."""
-    parts = [name for name, _ in sorted(memory.largest.items(), key=lambda item: -item[1])]
-    head = ["MiB", *(phase.name for phase in memory.phases)]
-    rows = [
-        [part, *(f"{phase.parts.get(part, 0) / 2**20:,.0f}" for phase in memory.phases)]
-        for part in parts
-    ]
-    rows.append(["all", *(f"{phase.total / 2**20:,.0f}" for phase in memory.phases)])
-    return aligned([head, *rows])
+def _assumptions(config: TrainConfig, machine: Machine, lengths: Lengths) -> tuple[str, ...]:
+    shares = {"share": timing.SHARE, "bandwidth_share": timing.BANDWIDTH_SHARE}
+    said = {name: of[machine.device] for name, of in shares.items()}
+    template = environment().get_template("assumptions.txt")
+    text = template.render(said, config=config, machine=machine, lengths=lengths)
+    return tuple(map(on_one_line, text.strip().split("\n\n")))
 
 
 def table(plans: Sequence[RunPlan], markdown: bool = False) -> str:
     """A line a plan: what trains, peak memory, FLOPs and seconds of a step."""
-    head = ["model", "update", "trained", "peak GiB", "fits", "most of it", "PFLOP a step", "step"]
-    rows = []
-    for plan in plans:
-        peak = plan.memory.peak
-        largest = sorted(peak.parts, key=lambda part: -peak.parts[part])[:2]
-        shown = ", ".join(f"{part} {peak.parts[part] / GIB:.1f}" for part in largest)
-        rows.append(
-            [
-                plan.model,
-                f"`{plan.update}`" if markdown else plan.update,
-                f"{plan.trained / plan.parameters:.2%}",
-                f"{peak.total / GIB:.1f}",
-                {True: "yes", False: "no", None: "?"}[plan.fits],
-                shown,
-                f"{plan.flops.total / 1e15:.3g}",
-                duration(plan.times.step) if plan.times else "?",
-            ]
-        )
+    text = environment().get_template("plans.txt").render(plans=plans, markdown=markdown)
     if markdown:
-        rule = ["---"] * len(head)
-        return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
-    return "\n".join(aligned([head, *rows], str.ljust))
+        return "\n".join(f"| {line} |" for line in text.splitlines())
+    return "\n".join(aligned([line.split(" | ") for line in text.splitlines()], str.ljust))
 
 
 def _exa(flops: float) -> str:

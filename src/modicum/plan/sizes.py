@@ -75,8 +75,7 @@ def settle(
 ) -> tuple[TrainConfig, Choices]:
     """The config with a value for every size that it leaves to the program, and the choices.
 
-    Sizes fit the `machine`; without one, what is free on the device that the run would get here.
-    Prompts are those of the task, or of `prompt` tokens.
+    Sizes fit the `machine`, or without one what is free here. `prompt` is its tokens, if known.
     """
     parts, found = parts or RunParts(), Choices()
     tables = [getattr(config, table) for table in dict.fromkeys(filter(None, OPTIONS.values()))]
@@ -178,11 +177,9 @@ def _next(sizes: Sequence[int], points: Points, room: float) -> int:
     points is never above it beyond them.
     """
     (low, (one, fixed)), *more = sorted(points.items())[-2:]
-    if more:
-        high, (two, _) = more[0]
-        slope = (two - one) / (high - low)
-    else:
-        slope = (one - fixed) / low
+    # Without a second point the line goes through what is fixed.
+    high, (two, _) = more[0] if more else (0, (fixed, 0))
+    slope = (two - one) / (high - low)
     fit = [n for n in sizes if n in points and points[n][0] <= room]
     over = [n for n in sizes if n in points and points[n][0] > room]
     sure = SURE_OF_TWO if more and not over else SURE_OF_ONE

@@ -1,9 +1,8 @@
 """A few layers of each kind in the place of many, and back: a plan's cost without its layers.
 
-Layers that follow each other, alike or in a pattern (`Stretch`), add the same bytes to a moment
-each. So a model with few of them is traced, and for each stretch once more with one repetition more:
-what the fullest moment of a place (before the layers, in the lowest and in the highest of a stretch,
-after them) has grown by is what every further one adds. docs/plan.md
+A model with few layers of each `Stretch` is traced, and for each stretch once more with one
+repetition more: what the fullest moment of a place (before the layers, in the lowest and in the
+highest of a stretch, after them) has grown by is what every further one adds. docs/plan.md
 """
 
 from __future__ import annotations
@@ -73,18 +72,17 @@ def thinned(
     """The model with so many repetitions of each stretch meanwhile; the layers that are left."""
     decoder = view(prepared.model)
     assert decoder is not None
-    parts = list(zip(found, counts, strict=True))
-    kept = [s.start + n for s, count in parts for n in range(s.period * count)]
-    places = [
-        (which, n % s.period, n // s.period)
-        for which, (s, count) in enumerate(parts)
+    every = [
+        (s.start + n, (which, n % s.period, n // s.period))
+        for which, (s, count) in enumerate(zip(found, counts, strict=True))
         for n in range(s.period * count)
     ]
+    kept = [number for number, _ in every]
     whole, types = decoder.decoder.layers, getattr(decoder.config, "layer_types", None)
     decoder.decoder.layers = nn.ModuleList(whole[n] for n in kept)
     if types:
         decoder.config.layer_types = [types[n] for n in kept]
-    hooks = [hook for n, at in enumerate(places) for hook in _told(whole[kept[n]], n, at, live)]
+    hooks = [h for n, (old, at) in enumerate(every) for h in _told(whole[old], n, at, live)]
     try:
         yield kept
     finally:
@@ -121,10 +119,14 @@ def whole(
     base, more = traced[0], [at for at, s in enumerate(found) if s.count > counts[0][at]]
     made: Peaks = {}
     for (phase, place), parts in base.items():
+        passes, layer = place
         for end in _ends(place, counts[0]):
             total: Counter[str] = Counter(parts)
             for peaks, which in zip(traced[1:], more, strict=True):
-                there = peaks.get((phase, _moved(place, which, counts[0], end)), parts)
+                now = place  # the same where the stretch has one repetition more
+                if layer and layer[0] == which and end != "low":
+                    now = passes, (*layer[:2], counts[0][which])
+                there = peaks.get((phase, now), parts)
                 times = found[which].count - counts[0][which]
                 for name in parts.keys() | there.keys():
                     total[name] += times * (there.get(name, 0) - parts.get(name, 0))
@@ -139,14 +141,6 @@ def _ends(place: Place, counts: Sequence[int]) -> tuple[str, ...]:
         return ("",)
     ends = {"low": 0, "high": counts[layer[0]] - 1}
     return tuple(end for end, at in ends.items() if layer[2] == at)
-
-
-def _moved(place: Place, which: int, counts: Sequence[int], end: str) -> Place:
-    """The same place where a stretch has one repetition more."""
-    passes, layer = place
-    if not layer or layer[0] != which or end == "low":
-        return place
-    return passes, (layer[0], layer[1], counts[which])
 
 
 @contextmanager

@@ -1,15 +1,11 @@
-"""Seconds of a step and of a run, as a roofline: an estimate, with its assumptions.
-
-    training     FLOPs / (peak rate x share)
-    sampling     prompts as training; then for every token of the longest completion the
-                 slowest of: its FLOPs at that rate; reading all weights and the cache at
-                 the bandwidth x share; `LAYER_SECONDS` a layer, which eager calls take
+"""Seconds of a step and of a run, as a roofline: an estimate, with its assumptions (docs/plan.md).
 
 Shares: on a CPU those that docs/engine.md measured; on a GPU assumed. Not counted: rewards,
 checkpoints, the check of two completions by the library's forward.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from modicum.config import TrainConfig
 from modicum.engine.flops import StepFlops
@@ -19,7 +15,7 @@ from modicum.plan.shapes import Lengths
 SHARE = {"cpu": 0.7, "cuda": 0.4}
 """Of the peak rate of matrix products."""
 BANDWIDTH_SHARE = {"cpu": 0.7, "cuda": 0.6}
-LAYER_SECONDS = {"cpu": 3e-4, "cuda": 5e-4}
+LAYER_SECONDS = {"cpu": 3e-4, "cuda": 5e-4}  # of eager calls
 
 
 @dataclass(frozen=True)
@@ -38,16 +34,13 @@ class Times:
         return self.sampling + self.training
 
 
-@dataclass(frozen=True)
-class DecodingCost:
+class DecodingCost(NamedTuple):
     """What decoding costs in a model."""
 
     layers: int
     weight_bytes: int
-    token_flops: float
-    """Forward FLOPs of one token, scores left out."""
-    cache_bytes: int
-    """Of keys and values, for a token."""
+    token_flops: float  # forward FLOPs of one token, scores left out
+    cache_bytes: int  # of keys and values, for a token
 
 
 def times(

@@ -6,8 +6,7 @@ are run (between them only the cache would fill), and what the optimizer keeps.
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,18 +30,13 @@ CPU = torch.device("cpu")
 MOST_PARTS = 3  # micro-batches of a step that are gone through; more leave no other holes
 
 
-@dataclass(frozen=True)
-class ResidentBytes:
+class ResidentBytes(NamedTuple):
     """Bytes that live through training and that the trace does not make itself."""
 
-    optimizer: tuple[int, ...]
-    """State of the optimizer, tensor by tensor."""
-    schedule: int
-    """What the schedule keeps of gradients and importances."""
-    gradients: int
-    """Copies of the groups' gradients, for a schedule that is shown them."""
-    step: int
-    """What the optimizer's step makes and drops again."""
+    optimizer: tuple[int, ...]  # its state, tensor by tensor
+    schedule: int  # what it keeps of gradients and importances
+    gradients: int  # copies of the groups', for a schedule that is shown them
+    step: int  # what the optimizer's step makes and drops again
 
 
 class Trace:
@@ -138,7 +132,6 @@ class Trace:
             return torch.empty(size, dtype=torch.uint8, device=META)
 
     def _masters(self) -> Masters:
-        """fp32 copies of what trains, and the entries of what trains in part."""
         entries: dict[str, Tensor] = {}
         with self.live.phase("set-up"), self.live.category("masters"):
             for name, parameter in self.active.items():
@@ -195,7 +188,7 @@ class Trace:
             return decoding.trunks([len(row) for row in self._completions(rows, rows)])
 
     def _draw(self, logits_BV: Tensor, settings: Sampling) -> Tensor:
-        """What `engine.samplers.draw` makes of logits; returns what it holds on to."""
+        """As `engine.samplers.draw`; returns what that holds on to."""
         with self.live.category("logits"):
             logprobs_BV = distribution(logits_BV, settings)
             choose(logprobs_BV, torch.zeros(len(logits_BV)), False)
@@ -205,9 +198,8 @@ class Trace:
 
     def _training(self, masters: Masters, trunks: Sequence[Trunk | None]) -> None:
         live, rows, config = self.live, self._rows(trunks), self.config
-        sampler = LocalSampler(self.engine, None, ())
-        scorer = watched(self.engine, live)
-        policy = Policy(self.prepared.model, None, (), CPU, scorer, sampler)
+        both = watched(self.engine, live), LocalSampler(self.engine, None, ())
+        policy = Policy(self.prepared.model, None, (), CPU, *both)
         tokens = sum(len(row.tokens) for row in rows)
         counts = Counts(len(rows), tokens, config.sampling.max_tokens)
         with live.phase("training"), live.category("activations"), repeated(live):
@@ -235,14 +227,19 @@ class Trace:
         batch = self.config.batch
         count = min(batch.micro_batch, batch.prompts_per_step * batch.group_size)
         sampled = count if trunks[0] is None else len(trunks)
-        prompts = self.lengths.prompts(-(-count // batch.group_size))
-        rows = []
-        for number, tokens in enumerate(self._completions(count, sampled)):
-            prompt = prompts[number % sampled // batch.group_size]
-            # Rows that are sampled later have trunks of the same sizes.
-            given = (prompt, tokens, (0.0,) * len(tokens), 1.0, number // batch.group_size)
-            rows.append(Row(*given, trunk=trunks[number % len(trunks)]))
-        return rows
+        size = batch.group_size
+        prompts = self.lengths.prompts(-(-count // size))
+        return [  # rows that are sampled later have trunks of the same sizes
+            Row(
+                prompts[n % sampled // size],
+                t,
+                (0.0,) * len(t),
+                1.0,
+                n // size,
+                trunks[n % len(trunks)],
+            )
+            for n, t in enumerate(self._completions(count, sampled))
+        ]
 
 
 def watched(engine: Engine, live: Live) -> Engine:

@@ -114,10 +114,7 @@ class Table(Piece):
 
 
 class Figure(Piece):
-    """A figure that `draw(narrow)` draws for a page or a phone, in a file of that `name`.
-
-    `label` says in words what it shows, and `caption` stands below it.
-    """
+    """What `draw(narrow)` draws for a page or a phone; `label` says in words what it shows."""
 
     name: str
     label: str

@@ -66,10 +66,7 @@ class HeldCompletion:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run folder; an `environment` that was not recorded is empty.
-
-    `metrics` has columns of one length, NaN where a step did not log it; `metrics["step"]` rises.
-    """
+    """One run folder; `metrics` has columns of one length by step, NaN where a step did not log it."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -197,10 +194,7 @@ def first_samples(rows: Iterable[HeldCompletion]) -> dict[str, HeldCompletion]:
 
 
 def by_difficulty(group: HeldGroup, names: Sequence[str]) -> tuple[dict[str, int], Rows]:
-    """Level of difficulty (many: in bins) -> problems, and the accuracies of base and runs.
-
-    `names` are those of all records; nothing where the problems have no measure of difficulty.
-    """
+    """Level of difficulty (many: in bins) -> problems, and the accuracies of base and runs by it."""
     known = {row.id: row.difficulty for row in group.trained[0] if row.difficulty is not None}
     every = sorted(known.values())
     edges = distinct = sorted(set(every))

@@ -203,10 +203,9 @@ def grid(
     margin: float = 0.52,
     columns: int = 0,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of one small panel for each title; only the outer ones have numbers.
+    """A figure of one small panel for each title; only the outer ones have numbers, all one scale.
 
-    `height` is that of a panel and `margin` the room at the left, in inches. All panels
-    are to have the same limits. Without a number of `columns` a few stay small multiples.
+    `height` is a panel's, `margin` the room at the left, in inches; no `columns`: small multiples.
     """
     most = BROAD if columns else 2.6
     columns = columns or min(2 if narrow else 5, len(titles))

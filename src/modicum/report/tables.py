@@ -120,10 +120,7 @@ def terminal_table(
     least: Sequence[str] = (),
     width: int = 100,
 ) -> RichTable:
-    """Heads and rows for a terminal; `wrap` folds the columns after the first.
-
-    The first of the columns `least` are left out until the rest fits in the `width`.
-    """
+    """For a terminal; `wrap` folds columns after the first, `least` go first where it is too wide."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text

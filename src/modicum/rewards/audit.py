@@ -1,8 +1,7 @@
 """What degenerate answers earn against a right one: is a reward easy to cheat?
 
-The answers are written from the problem and its gold answer, and scored together as a group is in
-training. Those that do not know the answer must earn little; those that know it but leave out
-something (the mark, the reasoning, an end) may earn as much as a right one, not more.
+They are scored together as a group is in training. Those that do not know the answer must earn
+little; those that know it but leave out something may earn as much as a right one, not more.
 """
 
 import math
@@ -23,16 +22,6 @@ MANY, LONG = 50, 200
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A completion to try: its name, its text, and whether it holds the right answer."""
-
-    name: str
-    text: str
-    knows: bool = False
-    finished: bool = True
-
-
-@dataclass(frozen=True)
 class AuditedAnswer:
     """What an answer earned, as means over the problems, None for no verdict; `why` it is flagged."""
 
@@ -43,38 +32,39 @@ class AuditedAnswer:
     why: str = ""
 
 
-def answers_to(problem: Problem, style: Style) -> list[Answer]:
-    """The right answer first, then the degenerate ones."""
+def answers_to(problem: Problem, style: Style) -> dict[str, str]:
+    """The right answer first, then the degenerate ones, by name.
+
+    What knows the answer is named so ("right ..."), and what has no end ("... never closed").
+    """
     gold, near = problem.answer, near_miss(problem.answer)
     head = style.pattern.partition("{answer}")[0]
     opened = head.replace("{thought}", "I am sure.")
-    right, wrong = style.example(gold, reasoning(problem, gold)), style.example(near)
-    lists = ", ".join([near, gold, near_miss(near)])
-    several = "\n".join(map(style.example, [near, gold, near_miss(near)]))
-    return [
-        Answer(RIGHT, right, knows=True),
-        Answer("empty", ""),
-        Answer("constant", style.example("42")),
-        Answer("copy of the question", problem.question),
-        Answer("copy of the prompt", f"{problem.question}\n\n{style.instruction}"),
-        Answer("question as answer", style.example(problem.question)),
-        Answer("marks without content", style.example("", "")),
-        Answer("marks around words", style.example("answer here")),
-        Answer("marks stuffed", style.example("", "") * MANY),
-        Answer("near miss", wrong),
-        Answer("near miss, worked out", style.example(near, reasoning(problem, near))),
-        Answer("near miss, very long", style.example(near, FILLER * LONG)),
-        Answer("near miss, trivial steps", style.example(near, "1 + 1 = 2. " * MANY)),
-        Answer("near miss, other language", style.example(near, FOREIGN)),
-        Answer("several answers in one mark", style.example(lists)),
-        Answer("several marked answers", several),
-        Answer("mark never closed", opened, finished=False),
-        Answer("thinking never closed", f"<think> {FILLER * MANY}", finished=False),
-        Answer("right, without a mark", gold, knows=True),
-        Answer("right, without reasoning", style.example(gold, "-"), knows=True),
-        Answer("right, very long", style.example(gold, FILLER * LONG), knows=True),
-        Answer("right, other language", style.example(gold, FOREIGN), knows=True),
-    ]
+    three = [near, gold, near_miss(near)]
+    return {
+        RIGHT: style.example(gold, reasoning(problem, gold)),
+        "empty": "",
+        "constant": style.example("42"),
+        "copy of the question": problem.question,
+        "copy of the prompt": f"{problem.question}\n\n{style.instruction}",
+        "question as answer": style.example(problem.question),
+        "marks without content": style.example("", ""),
+        "marks around words": style.example("answer here"),
+        "marks stuffed": style.example("", "") * MANY,
+        "near miss": style.example(near),
+        "near miss, worked out": style.example(near, reasoning(problem, near)),
+        "near miss, very long": style.example(near, FILLER * LONG),
+        "near miss, trivial steps": style.example(near, "1 + 1 = 2. " * MANY),
+        "near miss, other language": style.example(near, FOREIGN),
+        "several answers in one mark": style.example(", ".join(three)),
+        "several marked answers": "\n".join(map(style.example, three)),
+        "mark never closed": opened,
+        "thinking never closed": f"<think> {FILLER * MANY}",
+        "right, without a mark": gold,
+        "right, without reasoning": style.example(gold, "-"),
+        "right, very long": style.example(gold, FILLER * LONG),
+        "right, other language": style.example(gold, FOREIGN),
+    }
 
 
 def near_miss(answer: str) -> str:
@@ -97,30 +87,30 @@ def reasoning(problem: Problem, answer: str) -> str:
 def audit(
     task: Task, reward: Reward, style: Style, problems: Sequence[Problem], share: float
 ) -> list[AuditedAnswer]:
-    """What each kind of answer earns, the right one first.
+    """What each kind of answer earns, the right one first; UserError when the user's function fails.
 
-    Flagged is one that earns at least as much as the right answer or more than `share` of
-    it; one that holds the right answer, only if it earns more. Raises UserError when the
-    user's own function fails.
+    Flagged is one that earns at least as much as the right answer or more than `share` of it; one
+    that holds the right answer, only if it earns more.
     """
     groups = [answers_to(problem, style) for problem in problems]
     rows: list[list[dict[str, float]]] = []
     for problem, group in zip(problems, groups, strict=True):
         faults: list[str] = []
-        # About one token for four characters, and the end.
-        tokens = [(0,) * (len(answer.text) // 4 + 1) for answer in group]
-        pairs = zip(group, tokens, strict=True)
-        said = [Completion(t, (0.0,) * len(t), a.text, a.finished) for a, t in pairs]
+        said = []
+        for name, text in group.items():
+            size = len(text) // 4 + 1  # about one token for four characters, and the end
+            cut = name.endswith("never closed")
+            said.append(Completion((0,) * size, (0.0,) * size, text, not cut))
         rows.append(reward.score_group(task, problem, said, faults))
         if faults:
             raise UserError(f"reward: {faults[0]}")
     findings: list[AuditedAnswer] = []
-    for answer, *found in zip(groups[0], *rows, strict=True):
+    for (name, text), *found in zip(groups[0].items(), *rows, strict=True):
         scores = {name: _mean([scores[name] for scores in found]) for name in found[0]}
         total = _mean([reward.total(scores) for scores in found])
         # No verdict earns nothing.
-        why = _why(answer, total or 0.0, findings[0].total or 0.0, share) if findings else ""
-        findings.append(AuditedAnswer(answer.name, total, scores, answer.text, why))
+        why = _why(name, total or 0.0, findings[0].total or 0.0, share) if findings else ""
+        findings.append(AuditedAnswer(name, total, scores, text, why))
     return findings
 
 
@@ -129,9 +119,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _why(answer: Answer, total: float, right: float, share: float) -> str:
-    """Why this is flagged."""
-    if answer.knows:
+def _why(name: str, total: float, right: float, share: float) -> str:
+    if name.startswith("right"):
         return "earns more than the right answer" if total > right + 1e-9 else ""
     if total >= right - 1e-9:
         return "earns as much as the right answer" if right else "the right answer earns nothing"

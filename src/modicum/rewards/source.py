@@ -48,7 +48,6 @@ READ: dict[str, bytes] = {}
 class Guard:
     """Keeps what the user's code raises from ending the run; `fault` says what it was.
 
-    The one place where every exception is caught, since only the user knows which there are.
     An interrupt and a lack of memory pass.
     """
 
@@ -101,7 +100,6 @@ def file_of(module: ModuleType) -> Path:
 
 
 def _import(name: str) -> ModuleType:
-    """A module by its name."""
     if not {"", "."} & set(sys.path):
         sys.path.append("")
     sys.path += [str(folder) for folder in FOLDERS.get() if str(folder) not in sys.path]
@@ -110,7 +108,6 @@ def _import(name: str) -> ModuleType:
 
 
 def _file(path: str, name: str) -> Path:
-    """The file of that name, from here or from FOLDERS."""
     home = Path(name).expanduser()
     for place in (home, *(folder / home for folder in FOLDERS.get())):
         if place.is_file():
@@ -189,14 +186,12 @@ def rewrite(text: str) -> str:
     """`text` with every function outside quotes as a term: `function('m:f')`."""
     if (match := FILE.fullmatch(text.strip())) and Path(match[1]).is_file():
         return f"function({match[0]!r})"  # with blanks, say
-    found = TERM.sub(_as_term, text)
+
+    def as_term(match: re.Match[str]) -> str:
+        named = f"function({match['path']!r}" + (", " if match["more"] else ")")
+        return named if match["path"] else match[0]
+
+    found = TERM.sub(as_term, text)
     if left := LEFT.search(QUOTED.sub(" ", found)):
         raise UserError(f"reward: {left[0]} is no function; write path/to/file.py:function")
     return found
-
-
-def _as_term(match: re.Match[str]) -> str:
-    """As `rewrite`, for a function or a quoted text; `m:f(chat=True)` keeps its arguments."""
-    if match["path"] is None:
-        return match[0]
-    return f"function({match['path']!r}" + (", " if match["more"] else ")")

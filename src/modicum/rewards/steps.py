@@ -1,8 +1,7 @@
 r"""The reward `consistency`, and the arithmetic steps that it reads: `3 + 4 = 7`, `a + b = c = d`.
 
-A step is an equation between two neighbours of a chain, at least one of which has an operator.
-What touches a variable, a power or a function is algebra and is left alone. Exact fractions; the
-text is a model's and is matched, never evaluated, in time linear in its length.
+A step is an equation between two neighbours of a chain, at least one of which has an operator. What
+touches a variable, a power or a function is left alone. The text is matched, never evaluated.
 """
 
 import itertools
@@ -67,13 +66,10 @@ def value(text: str) -> Fraction | None:
 class _Run:
     """Numbers and signs without a gap, and what stands before them."""
 
-    before: str = ""
-    """The word or character before the run; empty at the beginning of a line."""
-    glued: bool = False
-    """Whether nothing, not even a blank, is between the two."""
+    before: str = ""  # the word or character there; empty at the beginning of a line
+    glued: bool = False  # whether nothing, not even a blank, is between the two
     tokens: list[str] = field(default_factory=list)
-    opened: list[int] = field(default_factory=list)
-    """Where brackets that are not closed stand."""
+    opened: list[int] = field(default_factory=list)  # where brackets stand that are not closed
     end: int = 0
 
     def add(self, token: str, end: int) -> None:
@@ -149,8 +145,7 @@ class Consistency(Term):
 
         score = [answer = value of the last step] * max(0, 1 - false / min(steps, 10))
 
-    No published rule exists; this one is ours. It does not say that the answer is right: give it
-    a smaller weight than accuracy.
+    It does not say that the answer is right: give it a smaller weight than accuracy.
     """
 
     name: ClassVar[str] = "consistency"

@@ -39,10 +39,8 @@ class Cell:
 
     label: str
     config: TrainConfig
-    base: str = ""
-    """The cell that evaluated the base on the same problems; empty: this one does."""
-    keep: bool = False
-    """Keep its checkpoints."""
+    base: str = ""  # the cell that evaluated the base on the same problems; empty: this one does
+    keep: bool = False  # keep its checkpoints
 
     @property
     def folder(self) -> Path:

@@ -1,16 +1,9 @@
-"""The cells of a study: probes, the base, tuning, final runs; and what all of them will cost.
+"""The cells of a study: probes, the base, tuning, final runs (docs/study.md has their folders); and
+what all of them will cost.
 
-cells/probe/ARM                 a few steps, for the estimate of the cost
-cells/base-tune, cells/base-test   the untrained model
-cells/tune/ARM/rate-...         tries of the learning rate
-cells/final/ARM/seed-N          the comparison
-tuning.json                     the rate of each arm and its tries
-
-Each arm has the same number of tries of its learning rate, judged on the tune split: the default
-rate of its update times `tuning.factors`. With `halving` they come in rounds (successive halving,
-Jamieson and Talwalkar 2016, arXiv 1502.07943): all rates run for a part of the budget, the better
-half for twice as much, until one round has a whole try's budget. Every round starts from the base,
-since a run's length may enter its schedule.
+Each arm has the same number of tries of its learning rate, judged on the tune split. With `halving`
+(Jamieson and Talwalkar 2016, arXiv 1502.07943) every round starts from the base, since a run's
+length may enter its schedule.
 """
 
 import math
@@ -41,8 +34,7 @@ class Choice:
     """The rate that an arm trains with, and how it was found, as `tuning.json` holds it."""
 
     learning_rate: float = 0.0
-    rate_at_edge: bool = False
-    """The best of three rates or more is the lowest or highest: a further one may be better."""
+    rate_at_edge: bool = False  # the best of three or more is the lowest or highest
     tries: tuple[TuningRun, ...] = ()
 
 
@@ -95,8 +87,7 @@ class StudyBench(Bench):
     """A study, and where and how its cells are run."""
 
     study: Study
-    split: Literal["tune", "test"] = "test"
-    """Final runs are judged on it."""
+    split: Literal["tune", "test"] = "test"  # final runs are judged on it
 
     @property
     def arms(self) -> list[PlannedArm]:
@@ -241,12 +232,9 @@ class CostEstimate:
 
     tuning_runs: int
     final_runs: int
-    tokens: float | None
-    """Generated in training, all runs; None when the budget is not of tokens."""
-    seconds: float
-    """On this machine with these jobs."""
-    step_seconds: dict[str, float]
-    """By arm."""
+    tokens: float | None  # generated in training, all runs; None when the budget is not of tokens
+    seconds: float  # on this machine with these jobs
+    step_seconds: dict[str, float]  # by arm
 
     def text(self) -> str:
         """For a reader."""
@@ -260,11 +248,8 @@ class CostEstimate:
 def cost(bench: StudyBench) -> CostEstimate:
     """From the base on the test split and a probe of each arm, which it runs.
 
-        seconds = (steps or tokens of a run / those of a probe's step) x seconds of a step
-                  + seconds of the evaluation
-
-    summed over all runs and divided by the jobs. Probes run as the study will, so many at a time.
-    A probe's completions are the base's: where training makes them longer, a step takes longer.
+    A run takes the seconds of a step of its probe for each of its steps, and those of the evaluation.
+    Where training makes completions longer than the base's, a step takes longer.
     """
     study, base, cells = bench.study, base_cell(bench, "test"), probe_cells(bench)
     bench.evaluate(base)

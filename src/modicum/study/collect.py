@@ -33,8 +33,7 @@ class ArmRuns:
     arm: PlannedArm
     scores: Mapping[int, NDArray[np.float64]]
     results: Mapping[int, Mapping[str, Any]]
-    steps: Mapping[int, float]
-    """Median seconds of a step, by seed."""
+    steps: Mapping[int, float]  # median seconds of a step, by seed
     failed: tuple[str, ...]
     choice: Choice
 
@@ -44,11 +43,9 @@ class Collected:
     """All that the analysis needs."""
 
     study: Study
-    base: Mapping[str, Any]
-    """The untrained model's evaluation."""
+    base: Mapping[str, Any]  # the untrained model's evaluation
     outcomes: tuple[ArmRuns, ...]
-    levels: tuple[str, ...]
-    """Of every problem, easiest level first in `level_names`."""
+    levels: tuple[str, ...]  # of every problem, one of `level_names`
     level_names: tuple[str, ...]
 
     @property

@@ -1,18 +1,7 @@
-"""What a study compares, as `study.toml` says it: arms, seeds, budget, tuning, margin.
-
-    question = "Does the last layer suffice?"
-    arms = ["full", "last(1)", "lora(rank=8)"]      # expressions of `vary`
-    seeds = [0, 1, 2, 3, 4]
-    margin = 0.02                                   # fixed before anything is run
-    [budget]
-    amount = 100_000                                # generated tokens
-    [config]                                        # any settings of `modicum train`
-    task = "arithmetic(terms=6)"
+"""What a study compares, as `study.toml` (docs/study.md) says it: arms, seeds, budget, tuning, margin.
 
 An arm is a set of settings over the common ones: those of its expression in `arms`, and those
-of a table `[arm."NAME"]`. All arms have the same seeds, problems, budget and number of
-tuning runs. Placebo arms train the control's update with a reward that knows nothing of the
-answer.
+of a table `[arm."NAME"]`.
 """
 
 import dataclasses
@@ -20,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from modicum.config import (
     PROBE_EVERY,
@@ -31,10 +20,10 @@ from modicum.config import (
     to_toml,
     toml_value,
 )
-from modicum.limits import Natural, Positive, check_limits
+from modicum.limits import Between, Limits, Natural, Positive, check_limits
 from modicum.options import merge
 from modicum.resuming import settings
-from modicum.settings import elsewhere, places
+from modicum.settings import Settings, elsewhere, places
 from modicum.spec import nearest
 from modicum.types import UserError
 
@@ -48,20 +37,15 @@ LATER_STEPS = 1000  # the limit where the budget is not of steps
 
 
 @dataclass(frozen=True)
-class Allowance:
+class Allowance(Settings):
     """What every run of the comparison may spend."""
 
     unit: Unit = "tokens"
     """Generated tokens, steps, matrix FLOPs, or seconds of sampling and training."""
-    amount: float = 0.0
+    amount: Annotated[float, Limits(0, above=True)] = 0.0
     """How many."""
     max_steps: Positive = LATER_STEPS
     """Where a run ends that has not spent its budget by then."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-        if self.amount <= 0:
-            raise UserError("amount must be above 0: what every run may spend")
 
 
 @dataclass(frozen=True)
@@ -74,7 +58,7 @@ class Tuning:
     """Two tries in their place, where a first step moves the policy by 0.01 and 0.03 nats a token."""
     seed: Natural = 1000
     """Of the tries; none of `seeds`."""
-    share: float = 1.0
+    share: Annotated[float, Limits(0, 1, above=True)] = 1.0
     """The budget of a try, as a share of a run's. Shorter tries prefer higher rates."""
     halving: bool = False
     """Successive halving: all rates for a part of the budget, the better half for twice it, ..."""
@@ -93,8 +77,6 @@ class Tuning:
             raise UserError("factors must be at least one number, all above 0")
         if len(set(self.factors)) < len(self.factors):
             raise UserError("factors holds a number twice")
-        if not 0 < self.share <= 1:
-            raise UserError(f"share must be above 0 and at most 1, not {self.share:g}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +105,7 @@ class Study:
     """Each arm is run once with each."""
     primary: Literal["accuracy", "greedy", "lenient"] = "accuracy"
     """The score that the verdict is about, by problem."""
-    margin: float = 0.02
+    margin: Between = 0.02
     """How far below the control still counts as not worse; fixed before running."""
     threads: Natural = 0
     """Threads of each run; 0 takes the cores over the jobs, when the study begins."""
@@ -141,8 +123,6 @@ class Study:
 
     def __post_init__(self) -> None:
         check_limits(self)
-        if not 0 < self.margin < 1:
-            raise UserError(f"margin must be above 0 and below 1, not {self.margin:g}")
         for name in ("arms", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -270,10 +250,7 @@ def text(study: Study, without: Sequence[str] = (), names: Sequence[str] | None 
 
 
 def fixed(study: Study, names: Sequence[str], kind: Kind = "study") -> list[str]:
-    """The lines of what may not change once a study of the arms `names` has begun.
-
-    In a scan that leaves what a run that goes on may change, too.
-    """
+    """The lines that may not change once a study of the arms `names`, or a scan, has begun."""
     lines = text(study, (*FREE, "null_check"), names).splitlines()
     if kind == "study":
         return lines

@@ -103,9 +103,9 @@ def estimate(
     rng: np.random.Generator | None = None,
     alone: bool = False,
 ) -> Estimate:
-    """The estimate of the mean of a table; with `rng` and six seeds or more, bootstrapped.
+    """The estimate of a mean; with `rng` and six seeds or more, bootstrapped.
 
-    `alone` is for an arm by itself or against the base: never narrower than over problems.
+    `alone`: of an arm by itself or against the base, never narrower than over problems.
     """
     found = spread(table_SI)
     problems_I = table_SI.mean(0) if alone or found.num_seeds == 1 else None
@@ -123,10 +123,9 @@ def difference(found: Estimate) -> Difference:
 def pivots(
     table_SI: Table, rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> NDArray[np.float64]:
-    """The pivots of `resamples` tables, sorted; resamples without spread are left out.
+    """The pivots of `resamples` tables that have spread, sorted.
 
-    A resample is a vector of counts over seeds and one over problems, so that all of them
-    together are three matrix products.
+    A resample is counts over seeds and over problems: all of them are three matrix products.
     """
     centred_SI, (num_seeds, num_problems) = table_SI - table_SI.mean(), table_SI.shape
     cells, found = table_SI.size, []
@@ -159,10 +158,10 @@ def counts(rng: np.random.Generator, rows: int, size: int) -> NDArray[np.float64
 
 
 def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str:
-    """(arm - base) / (control - base) with its 95 % interval, or why there is none; rows are paired.
+    """(arm - base) / (control - base), paired, with its 95 % interval (Fieller 1954), or why none.
 
-    The interval holds every r for which that of (arm - base) - r (control - base) holds 0 (Fieller
-    1954). It has two ends exactly when the control's own gain is clear.
+    It holds every r for which that of (arm - base) - r (control - base) holds 0, and has two ends
+    exactly when the control's own gain is clear.
     """
     arm, control = spread(arm_SI - base_I), spread(control_SI - base_I)
     both = spread(arm_SI - control_SI)

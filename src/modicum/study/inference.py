@@ -54,9 +54,8 @@ def compare(
 ) -> dict[str, ArmResult]:
     """Every arm against the control; `scores` has by arm and seed one score a problem.
 
-    The results hold what scores say, not what the arms are and cost. All arms are bootstrapped
-    with the same random numbers, so that what one shows does not depend on which others there
-    are. Raises UserError for a single problem.
+    All arms are bootstrapped with the same random numbers: none depends on which others there are.
+    UserError for a single problem.
     """
     base = table(base_I)
     draw = int(rng.integers(2**63))
@@ -130,11 +129,7 @@ def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, 
 
 
 def _verdict(
-    arm: ArmResult,
-    tests: Mapping[str, ClaimTest] | None,
-    control: bool,
-    placebo: bool,
-    clear: bool,
+    arm: ArmResult, tests: Mapping[str, ClaimTest] | None, control: bool, placebo: bool, clear: bool
 ) -> str:
     """The class of an arm; where the control did not clearly gain there is nothing to match."""
     if arm.accuracy is None or arm.gain is None:
@@ -142,15 +137,9 @@ def _verdict(
     if control:
         return "control"
     if placebo:
-        if arm.gain.low > 0:
-            return "placebo gains"
-        return "placebo loses" if arm.gain.high < 0 else "placebo"
-    if tests is None:
-        return "undecided"
-    if tests["superior"].holds:
-        return "better"
-    if clear and tests["equivalent"].holds:
-        return "equivalent"
-    if clear and tests["noninferior"].holds:
-        return "not worse"
-    return "worse" if tests["inferior"].holds else "undecided"
+        loses = "placebo loses" if arm.gain.high < 0 else "placebo"
+        return "placebo gains" if arm.gain.low > 0 else loses
+    matched = {"equivalent": "equivalent", "noninferior": "not worse"} if clear else {}
+    words = {"superior": "better", **matched, "inferior": "worse"}
+    held = (word for test, word in words.items() if tests and tests[test].holds)
+    return next(held, "undecided")

@@ -37,10 +37,8 @@ Ended = Callable[[Cell], None]
 class Launcher(ABC):
     """One way to run cells."""
 
-    jobs: Positive = 1
-    """Cells at the same time."""
-    threads: Natural = 0
-    """Of each cell; 0 leaves them as they are here, and shares out the cores elsewhere."""
+    jobs: Positive = 1  # cells at the same time
+    threads: Natural = 0  # of each cell; 0: as here, or the cores shared out elsewhere
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -188,10 +186,7 @@ class Bench:
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold the folder of a study or a scan, as `what` says.
-
-    A folder of something else, or one that another process holds, is a UserError.
-    """
+    """Hold the folder of a study or a scan (`what`); UserError for another's, or one that is held."""
     if entries(folder) and not (folder / f"{what}.toml").is_file():
         raise UserError(f"{folder} is there and is no {what}; --out takes another folder")
     make_folder(folder)
@@ -212,7 +207,7 @@ def _signal(process: ForkServerProcess) -> int:
 
 
 def _close(cell: Cell, process: ForkServerProcess, number: int) -> str:
-    """Write down what a cell could not: that a signal, its `number` given, or a fault ended it.
+    """Write down how a signal (`number`) or a fault ended a cell that could not.
 
     Returns why its folder cannot be written now, or nothing.
     """

@@ -41,19 +41,14 @@ class Standing:
 
     unit: str
     update: str
-    base: Sequence[float]
-    """Scores of the untrained model, by problem."""
-    scores: Mapping[int, Sequence[float]]
-    """The same of the trained ones, by seed, where the run has ended."""
+    base: Sequence[float]  # scores of the untrained model, by problem
+    scores: Mapping[int, Sequence[float]]  # the same by seed, of runs that have ended
     learning_rate: float | None = None
     parameters: int | None = None
-    seconds: float = 0.0
-    """Mean over runs."""
-    failed: tuple[str, ...] = ()
-    """Why runs of it stopped."""
+    seconds: float = 0.0  # mean over runs
+    failed: tuple[str, ...] = ()  # why runs of it stopped
     contribution: float | None = None
-    level_with_best: bool = False
-    """Whether the paired interval of the best unit's lead over this one holds 0."""
+    level_with_best: bool = False  # whether the best one's lead over it may be nothing
 
     @property
     def by_seed(self) -> tuple[float, ...]:
@@ -119,11 +114,7 @@ def placed(method: str, sign: str, place: str) -> str:
 
 
 def judge(tried: Sequence[Standing]) -> list[Standing]:
-    """The units from the highest gain to the lowest, those that stopped after them, `full` last.
-
-    With several rates a unit stands with that of its highest gain (fewest failures first),
-    so each had as many tries. Ties keep their order.
-    """
+    """The units by gain, each at its best rate, then those that stopped, `full` last."""
 
     def rank(one: Standing) -> tuple[int, float]:
         return -len(one.failed), -1.0 if one.gain is None else one.gain
@@ -136,13 +127,10 @@ def judge(tried: Sequence[Standing]) -> list[Standing]:
     found.sort(key=lambda one: (one.unit == FULL, -(-2 if one.gain is None else one.gain)))
     full = found[-1] if found[-1].unit == FULL else None
     scale = full.gain if full and full.clear else None
+    shares = (scale and one.gain and one.gain / scale for one in found)
     return [
-        replace(
-            one,
-            contribution=scale and one.gain and one.gain / scale,
-            level_with_best=_level(found[0], one),
-        )
-        for one in found
+        replace(one, contribution=share, level_with_best=_level(found[0], one))
+        for one, share in zip(found, shares, strict=True)
     ]
 
 
@@ -159,12 +147,8 @@ def _level(best: Standing, other: Standing) -> bool:
     both = [(best.scores[seed], other.scores[seed]) for seed in best.scores if seed in other.scores]
     if not both:
         return False
-    pairs = (
-        both[0]
-        if len(both) == 1
-        else [[fmean(of) for of in side] for side in zip(*both, strict=True)]
-    )
-    low, high = _limits(*pairs, means=len(both) > 1)
+    means = [list(map(fmean, side)) for side in zip(*both, strict=True)]
+    low, high = _limits(*(both[0] if len(both) == 1 else means), means=len(both) > 1)
     return low <= 0 <= high
 
 
@@ -191,10 +175,7 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> None:
-    """Write scan.svg and scan.png: a bar for every unit, full's gain as a dashed line.
-
-    A dot is a seed, the line its interval, which may leave the figure (two seeds).
-    """
+    """Write scan.svg and scan.png: a bar a unit, a dot a seed, full's gain as a dashed line."""
     units = sorted(result["units"], key=lambda unit: unit["place"])
     full = result["full"] and result["full"]["gain"]
     with styled():

@@ -180,11 +180,10 @@ def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> 
 def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
     """The study as its folder holds it, begun now or before.
 
-    Once an arm has been judged, by a try or a final run, what was fixed before cannot change;
-    arms and seeds can still be added. Until then (after `cost`) another text starts anew.
+    After a try or a final run only arms and seeds may be added; until then another text starts
+    anew.
     """
     path = folder / f"{kind}.toml"
-    threads = study.threads or launch.share_of_cores(jobs)
     if path.is_file():
         old = design.read(path)
         study = replace(study, threads=study.threads or old.threads)
@@ -202,6 +201,6 @@ def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
                     )
         elif study != old:
             shutil.rmtree(folder / "cells", ignore_errors=True)
-    study = replace(study, threads=study.threads or threads)
+    study = replace(study, threads=study.threads or launch.share_of_cores(jobs))
     Run(folder).write_text(path.name, design.text(study))
     return study

@@ -91,10 +91,7 @@ def spread(table_SI: Table) -> Spread:
 
 
 def table(scores: ArrayLike) -> Table:
-    """Scores as a table of seeds x problems; one row may come without its seed axis.
-
-    Raises UserError where there are fewer than two problems: then nothing shows their spread.
-    """
+    """Scores as seeds x problems; one row may come flat. UserError for fewer than two problems."""
     table_SI = np.atleast_2d(np.asarray(scores, dtype=np.float64))
     if table_SI.shape[1] < 2:
         raise UserError(f"scores must be of at least two problems, not of {table_SI.shape[1]}")
@@ -102,10 +99,9 @@ def table(scores: ArrayLike) -> Table:
 
 
 def seeds_needed(found: Spread, margin: float, alpha: float = 0.05) -> int | None:
-    """The smallest number of seeds above those there are that would settle an arm.
+    """The smallest number of seeds above those there are that settles an arm with a chance of 80 %.
 
-    With a chance of 80 %, if the difference and its variances are what they seem. `alpha` is
-    one-sided. None when `MOST` are not enough, as more seeds do not shrink B/I, and for one seed.
+    `alpha` is one-sided. None: `MOST` are not enough, as more do not shrink B/I; or one seed.
     """
     if found.num_seeds < 2 or found.none:
         return None

@@ -6,6 +6,7 @@ used, values are exact fractions, and a wrong answer is worth nothing.
 
 from __future__ import annotations
 
+import operator
 import random
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +18,7 @@ from modicum.tasks.base import Level, Procedural, only
 from modicum.types import Grade, Problem, Split
 
 MAX_TARGET = 999
+APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,13 @@ class Node:
 
 def combine(left: Node, sign: str, right: Node) -> Node | None:
     """left sign right, or None for a division by zero or one that leaves a fraction."""
-    if sign == "+":
-        return Node(f"{left.text}+{right.text}", left.value + right.value, loose=True)
-    if sign == "-":
-        text = f"({right.text})" if right.loose else right.text
-        return Node(f"{left.text}-{text}", left.value - right.value, loose=True)
-    first = f"({left.text})" if left.loose else left.text
-    second = f"({right.text})" if right.loose or not right.text.isdigit() else right.text
-    if sign == "*":
-        return Node(f"{first}*{second}", left.value * right.value)
-    if right.value == 0 or (left.value / right.value).denominator != 1:
+    strong = sign in "*/"
+    apart = right.loose and sign != "+"
+    first = f"({left.text})" if left.loose and strong else left.text
+    second = f"({right.text})" if apart or (strong and not right.text.isdigit()) else right.text
+    if sign == "/" and (right.value == 0 or (left.value / right.value).denominator != 1):
         return None
-    return Node(f"{first}/{second}", left.value / right.value)
+    return Node(f"{first}{sign}{second}", APPLY[sign](left.value, right.value), not strong)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What tasks with a fixed set of problems share: rows are read, checked, divided, held apart.
 
-A task says where its rows come from (`Hub`, or a local `path`) and how they are read (`reader`; a
-`ColumnTask`: which columns there must be and what a row says). `loading` makes problems of them.
+A task says where its rows come from (`Hub`, or a local `path`) and how they are read (`reader`).
+`loading` makes problems of them.
 """
 
 from __future__ import annotations
@@ -50,11 +50,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class DataTask(Spec, ABC):
-    """Base of the tasks with a fixed set of problems.
-
-    With `path` None the rows come from `hub`. A folder holds `*train*` and `*test*` files,
-    perhaps `*valid*` ones. A hash divides a single file.
-    """
+    """Base of the tasks with a fixed set of problems: of `path`, or with None of `hub`."""
 
     hub: ClassVar[Hub | None] = None
     skippable: ClassVar[bool] = True
@@ -217,10 +213,7 @@ def check_path(task: str, path: object, hub_too: bool = True) -> None:
         raise UserError(f"{task}: path must be a file{' or a folder' * hub_too}, not {path!r}")
 
 
-@lru_cache(maxsize=8)
-def _load(task: DataTask, stamps: tuple[tuple[str, int, int], ...]) -> LoadedRows:
-    """The problems of `task`; `stamps` make changed files new ones."""
-    return load_once(task)
+_load = lru_cache(maxsize=8)(lambda task, stamps: load_once(task))  # stamps: changed files are new
 
 
 @lru_cache(maxsize=32)

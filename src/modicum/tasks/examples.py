@@ -1,9 +1,8 @@
 """Worked examples, which stand before every question, and prompts that become too long.
 
-Examples tell a base that follows no instruction what is asked for. They are the first different
-problems of the train split, in the order of `examples_seed`, that can be shown: more of them
-begin with the same ones. Training leaves them out; tune and test share nothing with train.
-Prompts that are longer than a run allows are found before anything is sampled.
+Examples are the first different problems of the train split, in the order of `examples_seed`, that
+can be shown. Training leaves them out; tune and test share nothing with train. Prompts that are
+longer than a run allows are found before anything is sampled.
 """
 
 from __future__ import annotations

@@ -1,13 +1,7 @@
 """Problems of your own: JSONL, JSON (a list of objects), CSV, TSV, Parquet, a hub data set, a list.
 
-Of one file or part a problem belongs to train, tune or test (80/10/10 %) by a hash of its question, so
-that equal questions are never in two splits and added rows move no others. With a file or files
-to test on, the rest is divided into train and tune (90/10 %).
-
-A list of dicts or of `Problem`s is handed over in Python (`GivenTask`). A dict has what a row of `file(...)` has: `question` (or problem, or prompt) and `answer`,
-perhaps a number as `difficulty` and an `id`; all else is for reward functions. A list is
-divided by a hash of the question as a file is; {"train": ..., "test": ...} says it. The rows
-are taken as JSON writes them, so that a run folder keeps exactly what was trained on.
+docs/tasks.md says how they are divided into splits. The rows of a list (`GivenTask`) are taken as
+JSON writes them, so that a run folder keeps exactly what was trained on.
 """
 
 from __future__ import annotations
@@ -36,13 +30,10 @@ HINT = "; question= and answer= name columns, also inner ones such as reward_mod
 class FileTask(DataTask):
     """The rows of the file or folder `path`; `question` and `answer` name columns.
 
-    A folder has `*train*` and `*test*` files, perhaps `*valid*` ones; `test` is a file of its
-    own to test on. When `question` and `answer` are left at their defaults, rows in the forms
-    of verl, TRL, ShareGPT, OpenAI and Alpaca are known by their columns. Answers may be texts,
-    numbers, whole solutions with a marked answer, or lists, of which any is right, or with
-    several='all' the whole set. `solution` names worked solutions; `difficulty` a column of
-    numbers, larger ones are harder, or easier as in 'solve_rate:desc'. A row that cannot be a
-    problem is a UserError with its line, or is skipped and counted with bad_rows='skip'.
+    `test` is a file of its own to test on, `solution` names worked solutions, `difficulty` a column
+    of numbers, larger ones are harder, or easier as in 'solve_rate:desc'. Of several answers any is
+    right, or with several='all' the whole set. A row that cannot be a problem is a UserError with
+    its line, or is skipped and counted with bad_rows='skip'. docs/tasks.md
     """
 
     name: ClassVar[str] = "file"
@@ -99,8 +90,7 @@ class HubTask(FileTask):
     """The rows of the data set `path` on the Hugging Face hub, such as 'openai/gsm8k'.
 
     Or of a folder that the library `datasets` has saved or reads. `config` names a configuration;
-    `train` and `test` name parts, which by themselves are known by their names (train, validation,
-    test). Columns and all else are as in `file(...)`.
+    `train` and `test` name parts. Columns and all else are as in `file(...)`.
     """
 
     name: ClassVar[str] = "hub"
@@ -188,12 +178,8 @@ class GivenTask(DataTask):
     @property
     def summary(self) -> dict[str, Any]:
         """What identifies the problems of a run that no expression names."""
-        count = sum(map(len, self.parts.values()))
-        return {
-            "files": [FILES[part] for part in self.parts],
-            "count": count,
-            "sha256": self.sha256,
-        }
+        files, count = [FILES[part] for part in self.parts], sum(map(len, self.parts.values()))
+        return {"files": files, "count": count, "sha256": self.sha256}
 
     def __str__(self) -> str:
         count = self.summary["count"]
@@ -226,12 +212,12 @@ class GivenTask(DataTask):
             found.append(RowPart(part or "problems", roles[part], _origin(part), records))
         return found
 
-    def _loaded(self) -> LoadedRows:
-        return self._read
-
     @cached_property
     def _read(self) -> LoadedRows:
         return load_once(self)
+
+    def _loaded(self) -> LoadedRows:
+        return self._read
 
 
 def _origin(part: str) -> str:
@@ -239,8 +225,8 @@ def _origin(part: str) -> str:
 
 
 def _rows(part: str, entries: Iterable[Any]) -> list[dict[str, Any]]:
-    if hasattr(entries, "iterrows"):
-        entries = cast(Any, entries).to_dict("records")  # a table of pandas
+    if hasattr(entries, "iterrows"):  # a table of pandas
+        entries = cast(Any, entries).to_dict("records")
     try:
         found = [_row(f"{_origin(part)}, number {n}", e) for n, e in enumerate(entries, start=1)]
     except TypeError:
@@ -264,11 +250,9 @@ def _row(where: str, entry: Any) -> dict[str, Any]:
         case _:
             raise UserError(f"{where}: must be a dict or a Problem, not {type(entry).__name__}")
     try:
-        text = json.dumps(row, ensure_ascii=False, default=_plain)
-        text.encode()
+        return json.loads(json.dumps(row, ensure_ascii=False, default=_plain).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: JSON cannot hold it ({error})") from None
-    return json.loads(text)
 
 
 def _plain(value: Any) -> Any:

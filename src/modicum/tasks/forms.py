@@ -1,8 +1,7 @@
 r"""Which columns of a user's rows hold the question and the answer, and in which form.
 
-Read are the rows that other trainers take: a question as a text or as messages (a chat of one
-turn, in the form of OpenAI or ShareGPT), an answer as a text, a number, a list or a whole
-solution, of which the marked answer counts (\boxed{}, <answer>, ####).
+Read are the rows that other trainers take (docs/tasks.md): of a whole solution the marked answer
+counts (\boxed{}, <answer>, ####).
 """
 
 from __future__ import annotations

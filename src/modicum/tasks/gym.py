@@ -1,15 +1,9 @@
 """The procedural data sets of reasoning-gym (arXiv:2505.24760; Apache-2.0), with its scorers.
 
-A problem is made from a seed of its own, derived from (task, split, seed, index), and put
-into a split by a hash of its question: splits and neighbouring seeds share nothing, which
-reasoning-gym's own seed + index does not give. All of reasoning-gym runs in a helper process
-(`gym_child`), where a scorer that hangs, crashes or would evaluate the model's text costs one
-wrong answer.
-
-Departures: an answer is right when the scorer gives it 1; partial scores are told in the
-verdict's reason and pay nothing. Where a scorer pays what is wrong, the project's own grading
-takes its place: `countdown` and `puzzle24` (numbers that were not given), `coin_flip` (0 for
-0.003), `game_of_life_halting` (any text at all).
+All of reasoning-gym runs in a helper process (`gym_child`), where a scorer that hangs, crashes or
+would evaluate the model's text costs one wrong answer. Departures (docs/tasks.md): splits and seeds
+share no problem, an answer is right when the scorer gives it 1, and where a scorer pays what is
+wrong (`COUNTDOWNS`, `BY_ANSWER`), the project's own grading takes its place.
 """
 
 from __future__ import annotations
@@ -56,9 +50,8 @@ def _ask(limit: float, **request: Any) -> Any:
 class Gym(Procedural):
     """A data set of reasoning-gym, with its settings as arguments: gym('chain_sum', max_terms=4).
 
-    `level` sets all attributes of the data set's curriculum to that level, from 0, or to several
-    in turn; single settings go before it. What an expression makes is a subclass (`variant`) that has the
-    settings of its data set as fields.
+    `level` sets all attributes of its curriculum, from 0, or several in turn; single settings go
+    before it. What an expression makes is a subclass (`variant`) with its settings as fields.
     """
 
     name: ClassVar[str] = "gym"

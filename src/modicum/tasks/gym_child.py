@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib
 import json
+import operator
 import random
 import time
 import tokenize
@@ -29,6 +31,7 @@ FAILURES = (
     ValueError, tokenize.TokenError,
 )  # fmt: skip
 
+KEY = operator.itemgetter("name", "settings", "level", "seed")  # of a request
 PLAIN = (int, float, bool, str)
 # Where `answer` is None an example stands in the metadata.
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
@@ -121,7 +124,7 @@ def problem(name: str, settings: str, level: int | None, seed: int) -> tuple[Any
 
 def make(request: dict[str, Any]) -> dict[str, Any]:
     """The question and the answer of a seed; the answer may be an example or None."""
-    key = (request["name"], request["settings"], request["level"], request["seed"])
+    key = KEY(request)
     try:
         source(*key[:3])
     except FAILURES as error:
@@ -142,7 +145,7 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
 
 def score(request: dict[str, Any]) -> dict[str, Any]:
     """The score of an answer by the data set's own scorer; None: it was not let near it."""
-    key = (request["name"], request["settings"], request["level"], request["seed"])
+    key = KEY(request)
     dataset, entry = problem(*key)
     if entry["question"].strip() != request["question"]:
         return {"fault": "its problems are not the same when they are made again"}
@@ -156,8 +159,7 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
 
 def begin() -> str:
     """The first line, once the library is loaded."""
-    import reasoning_gym  # noqa: F401
-
+    importlib.import_module("reasoning_gym")
     return json.dumps({"value": True})
 
 

@@ -68,11 +68,8 @@ def _small(node: ast.expr) -> bool:
 
 
 def harmless(name: str, answer: str, entry: dict[str, Any]) -> bool:
-    """Whether `answer` may come to the scorer of the data set `name`.
-
-    What is not a number never: no comparison with it is true, and some scorers take that
-    for no difference.
-    """
+    """Whether `answer` may come to the scorer of the data set `name`."""
+    # No comparison with what is not a number is true, and some scorers take that for no difference.
     if NOT_A_NUMBER.search(answer):
         return False
     if name not in EVALUATED or answer == entry["answer"] or plain(answer, EVALUATED[name]):

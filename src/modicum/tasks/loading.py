@@ -1,8 +1,7 @@
 r"""How the rows of a task become problems in their splits.
 
-Bad rows are refused or skipped with a count, ids are unique, each row goes into a split, copies
-in a user's own rows are taken once, and no problem of a later split (train, tune, test) is in an
-earlier one, as `normalise` sees it.
+Copies in a user's own rows are taken once, and no problem of a later split (train, tune, test) is
+in an earlier one, as `normalise` sees it.
 """
 
 from __future__ import annotations
@@ -122,7 +121,13 @@ def load_once(task: DataTask) -> LoadedRows:
         shown = "; ".join(faults[:SHOWN_FAULTS]) + "; ..." * (len(faults) > SHOWN_FAULTS)
         hint = "; bad_rows='skip' leaves them out" * task.skippable
         raise UserError(f"{shown} (bad rows: {len(faults)} of {total}{hint})")
-    kept, taken = hold_out(placed)
+    # Train, tune, test: a test set stays whole, and what is trained on gives way.
+    keyed = [(normalise(one.problem.question), one) for one in placed]
+    held: dict[str, Placed] = {}  # the first problem of the last split that asks it
+    for key, one in sorted(keyed, key=lambda item: -SPLITS.index(item[1].split)):
+        held.setdefault(key, one)
+    kept = [one for key, one in keyed if held[key].split == one.split]
+    taken = [(p.problem, held[key].problem) for key, p in keyed if held[key].split != p.split]
     said += [f"{count} of {total} rows left out: {why}" for why, count in left.items()]
     if faults:
         said.append(f"{len(faults)} of {total} rows are bad and skipped, as {faults[0]}")
@@ -149,7 +154,6 @@ def _split(question: str, role: Role) -> Split:
 
 
 def _checked(place: str, record: Record, said: Problem, seen: dict[str, str]) -> Problem:
-    """What a row says, with an id; UserError when its gold is unusable or its id is another's."""
     for gold in accepted(said):
         answers.check_gold(gold)
     key = said.id or str(record.number)
@@ -164,8 +168,7 @@ def _sorted_out(
 ) -> list[Placed]:
     """A user's rows, each taken once; what is wrong with them goes to `faults` and `said`.
 
-    Two rows ask the same when only spaces differ. Where their answers do not agree, nobody knows
-    which is right, and none is kept.
+    Two rows ask the same when only spaces differ; where their answers do not agree none is kept.
     """
     asked: dict[str, list[Placed]] = defaultdict(list)
     for one in placed:
@@ -222,17 +225,3 @@ def overlap(one: Iterable[Problem], other: Iterable[Problem]) -> list[tuple[Prob
     known = {normalise(problem.question): problem for problem in reversed([*other])}
     found = ((problem, known.get(normalise(problem.question))) for problem in one)
     return [(problem, twin) for problem, twin in found if twin is not None]
-
-
-def hold_out(placed: Sequence[Placed]) -> tuple[list[Placed], list[tuple[Problem, Problem]]]:
-    """What is left when no split holds a problem of a later one, and the pairs taken out.
-
-    The order is train, tune, test: a test set stays whole, and what is trained on gives way.
-    """
-    keyed = [(normalise(one.problem.question), one) for one in placed]
-    held: dict[str, Placed] = {}  # the first problem of the last split that asks it
-    for key, one in sorted(keyed, key=lambda item: -SPLITS.index(item[1].split)):
-        held.setdefault(key, one)
-    kept = [one for key, one in keyed if held[key].split == one.split]
-    taken = [(p.problem, held[key].problem) for key, p in keyed if held[key].split != p.split]
-    return kept, taken

@@ -1,21 +1,14 @@
 r"""Matrices: the reduced row echelon form, or the inverse, in exact fractions.
 
-Entries are whole numbers uniform on -magnitude .. magnitude. Graded exactly, entry by entry.
-An input is left out when a shortcut that needs no elimination would be right for it: A
-itself, -A, its transpose, the identity, and 2I - A, which is the inverse to first order.
-`rows` and `magnitude` are the difficulty.
-
-Read are `\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}` (also other environments and array),
-`[[1, 2], [3, 4]]` and bare rows divided by `;` or line breaks. Entries are whole numbers,
-decimals, `a/b` and `\frac{a}{b}`; one such number may stand before the matrix as a factor.
-The text is a model's: it is matched in pieces of bounded size and never evaluated.
+Entries are whole numbers uniform on -magnitude .. magnitude. An input is left out when a shortcut
+that needs no elimination would be right for it. docs/tasks.md says which spellings are read. The
+text is a model's: it is matched in pieces of bounded size and never evaluated.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, ClassVar, Literal
@@ -80,8 +73,10 @@ def _entry(text: str) -> Fraction | None:
 
 
 def find_last(text: str) -> str | None:
-    """The last matrix that stands in `text`, as it is written there."""
-    found = [match[0] for match in LAST.finditer(text[-MAX_TEXT:])]
+    """The last matrix of a completion, as written; None if a mark was cut off, or without any."""
+    if answers.extract_lenient(text) is None:
+        return None
+    found = [match[0] for match in LAST.finditer(after_thinking(text)[-MAX_TEXT:])]
     return found[-1] if found else None
 
 
@@ -164,12 +159,11 @@ class MatrixTask(Procedural):
         gold = read(problem.answer)
 
         def verdict(answer: str) -> tuple[bool, str]:
-            matrix = read(answer)
-            wrong = "is no matrix of exact numbers" if matrix is None else "is wrong"
-            right = matrix is not None and matrix == gold
-            return right, "is right" if right else wrong
+            if (matrix := read(answer)) is None:
+                return False, "is no matrix of exact numbers"
+            return matrix == gold, "is right" if matrix == gold else "is wrong"
 
-        return answers.judge(text, verdict, _last_matrix)
+        return answers.judge(text, verdict, find_last)
 
     def make(self, rng: random.Random, split: Split) -> Problem | None:
         count = only(self.rows)
@@ -192,20 +186,11 @@ class MatrixTask(Procedural):
         return Problem(shown, question, write(gold), difficulty, {"matrix": entries})
 
 
-def _last_matrix(text: str) -> str | None:
-    """None if a mark was cut off, or without any number."""
-    cut = answers.extract_lenient(text) is None
-    return None if cut else find_last(after_thinking(text))
-
-
-def shortcuts(matrix: Matrix) -> Iterator[Matrix]:
+def shortcuts(matrix: Matrix) -> list[Matrix]:
     """Answers that need no elimination, of which none may be right."""
-    yield matrix
-    size = len(matrix)
-    if len(matrix[0]) > size:
-        yield tuple((*row, Fraction(0)) for row in identity(size))
-        return
-    yield identity(size)
-    yield transpose(matrix)
-    yield combine(-1, matrix, 0, matrix)
-    yield combine(2, identity(size), -1, matrix)
+    one = identity(len(matrix))
+    if len(matrix[0]) > len(matrix):
+        return [matrix, tuple((*row, Fraction(0)) for row in one)]
+    # The last is the inverse to first order.
+    turned, negative = transpose(matrix), combine(-1, matrix, 0, matrix)
+    return [matrix, one, turned, negative, combine(2, one, -1, matrix)]

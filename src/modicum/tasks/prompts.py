@@ -1,8 +1,7 @@
 """How a question becomes prompt tokens: a chat, R1-Zero's conversation, or the bare question.
 
-What is sampled after and trained on are these ids, with one begin token if the tokenizer wants
-one. A chat template does what it likes, so a chat is tried in several forms, and the first text
-that holds all of it is the prompt.
+A chat template does what it likes, so a chat is tried in several forms, and the first text that
+holds all of it is the prompt.
 """
 
 from __future__ import annotations
@@ -104,10 +103,7 @@ def _bare(text: str) -> str:
 
 
 def arguments(tokenizer: Any, said: str) -> dict[str, Any]:
-    """What `apply_chat_template` gets beside the chat; `said` is `name=value, ...`.
-
-    UserError for a template that is not there, and for a name that it does not read.
-    """
+    """What `apply_chat_template` gets beside the chat; `said` is `name=value, ...`."""
     from jinja2 import TemplateError
 
     given, held = keywords("template_args", said), tokenizer.chat_template
@@ -150,10 +146,7 @@ def _read(template: str) -> set[str]:
 
 
 def prompt_text(question: str, tokenizer: Any, sampling: Sampling, examples: Examples = ()) -> str:
-    """The prompt as text, in the form that `sampling.template` names (docs/models.md).
-
-    Worked `examples` (`examples.draw`) are earlier turns.
-    """
+    """The prompt as text, in the form that `sampling.template` names; `examples` are earlier turns."""
     assert len(examples) == sampling.examples, "those of the task are to be handed over"
     template, system = template_of(tokenizer, sampling), sampling.system
     asked = STYLES[sampling.style].instruction if sampling.style in STYLES else ""

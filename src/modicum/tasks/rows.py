@@ -86,8 +86,7 @@ def require_column(path: str, records: Sequence[Record], *names: str, hint: str 
 
 def key(record: Record, column: str) -> str:
     """What identifies a row, as text; empty without one."""
-    found = record.values.get(column)
-    return "" if found is None else str(found)
+    return "" if (found := record.values.get(column)) is None else str(found)
 
 
 def value(record: Record, column: str) -> Any:
@@ -122,11 +121,6 @@ def as_text(record: Record, column: str, found: Any) -> str:
     return found.strip()
 
 
-def answer(record: Record, column: str) -> str:
-    """The answer in `column` as text: 5 and 5.0 give '5'; UserError for lists and such."""
-    return _answer(record, column, value(record, column))
-
-
 def answers(record: Record, column: str) -> list[str]:
     """The different answers in `column`: one, or those of a list, which may be JSON of texts."""
     found = value(record, column)
@@ -136,13 +130,14 @@ def answers(record: Record, column: str) -> list[str]:
     if isinstance(found, str) and found.startswith("['"):
         raise UserError(f"{record.where}: {column!r} is a list as Python shows it; write JSON")
     if not isinstance(found, list | tuple):
-        return [_answer(record, column, found)]
+        return [as_answer(record, column, found)]
     if not found:
         raise UserError(f"{record.where}: {column!r} is an empty list")
-    return list(dict.fromkeys(_answer(record, column, item) for item in found))
+    return list(dict.fromkeys(as_answer(record, column, item) for item in found))
 
 
-def _answer(record: Record, column: str, found: Any) -> str:
+def as_answer(record: Record, column: str, found: Any) -> str:
+    """An answer that stands in `column` as text: 5 and 5.0 give '5'; UserError for lists and such."""
     if isinstance(found, str):
         return as_text(record, column, found)
     if isinstance(found, int) and not isinstance(found, bool):
@@ -156,14 +151,10 @@ def _answer(record: Record, column: str, found: Any) -> str:
 
 
 def level(record: Record, column: str) -> float | None:
-    """The number in `column`; None where the row has none."""
+    """The number in `column`, which may be a text; None where there is none, finite or UserError."""
     found = value_at(record.values, column)
-    lacking = found is MISSING or found is None or str(found).strip().lower() in ("", "nan")
-    return None if lacking else number(record, column)
-
-
-def number(record: Record, column: str) -> float:
-    """The number in `column`, which a CSV file holds as text; UserError unless finite."""
+    if found is MISSING or found is None or str(found).strip().lower() in ("", "nan"):
+        return None
     given = value(record, column)
     try:
         found = math.nan if isinstance(given, bool) else float(given)

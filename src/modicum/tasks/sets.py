@@ -1,9 +1,7 @@
 """Data sets by their names: GSM8K, MATH, the mathematics of OpenThoughts, AIME and AMC.
 
-docs/tasks.md says which rows are taken and how they are divided. GSM8K (Cobbe et al. 2021,
-arXiv:2110.14168; MIT licence); MATH (Hendrycks et al. 2021, arXiv:2103.03874; MIT) and the sample
-of 500 (Lightman et al. 2023, arXiv:2305.20050); OpenThoughts-114k (Guha et al. 2025,
-arXiv:2506.04178; Apache-2.0).
+docs/tasks.md says which rows are taken, how they are divided, and whose they are (arXiv:2110.14168,
+2103.03874, 2305.20050, 2506.04178).
 """
 
 from __future__ import annotations
@@ -76,7 +74,7 @@ class MathTask(ColumnTask):
         solution = rows.text(record, "solution") if values.get("solution") is not None else None
         level = _level(record)
         if "answer" in values:
-            gold = rows.answer(record, "answer")
+            gold = rows.as_answer(record, "answer", rows.value(record, "answer"))
         elif (gold := answers.gold_from_box(rows.text(record, "solution"))) is None:
             raise UserError(r"there is no \boxed{...} that is closed in 'solution'")
         if self.levels and level not in self.levels:
@@ -106,10 +104,7 @@ def _level(record: Record) -> float | None:
 
 @dataclass(frozen=True)
 class Math(MathTask):
-    """MATH from the hub, or from `path`: a folder with train and test files, or one file.
-
-    `levels=(1, 2)` and `subject='Algebra'` take a part of it.
-    """
+    """MATH from the hub, or from `path`: a folder with train and test files, or one file."""
 
     name: ClassVar[str] = "math"
     hub: ClassVar[Hub | None] = Hub(
@@ -164,7 +159,8 @@ class ContestTask(HeldOut):
     def item(self, record: Record) -> Problem:
         """The row as it stands; 142.0 is the answer 142."""
         question = rows.text(record, "problem", "question")
-        return Problem(rows.key(record, "id"), question, rows.answer(record, "answer"))
+        gold = rows.as_answer(record, "answer", rows.value(record, "answer"))
+        return Problem(rows.key(record, "id"), question, gold)
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,7 @@ SETTINGS = ("step", "num_problems", "samples_per_problem", "temperature", "seed"
 
 
 class Tracker(AbstractContextManager["Tracker"]):
-    """Passes what a run logs on to a backend, until that fails; without one it does nothing.
-
-    As a context it finishes at the end, as failed when an error leaves it.
-    """
+    """Passes on what a run logs until its backend fails; a context, failed when an error leaves it."""
 
     def __init__(
         self, name: str = "none", note: Callable[[str], None] = print, done: int = 0
@@ -98,11 +95,7 @@ def open(
     resumed_at: int,
     note: Callable[[str], None],
 ) -> Tracker:
-    """The tracker of a run that begins, or goes on after `resumed_at` steps.
-
-    `config` is nested tables; `note` is told once when the tracker fails later. Raises
-    UserError when the tracker cannot begin.
-    """
+    """The tracker of a run that begins, or goes on after `resumed_at` steps; UserError if it cannot."""
     name = settings.tracker
     if name == "none":
         return Tracker()

@@ -39,17 +39,9 @@ if TYPE_CHECKING:
     from modicum.updates.trainer import UpdateCallback
 
 __all__ = [
-    "UPDATES",
-    "Driver",
-    "Method",
-    "Placed",
-    "Prepared",
-    "Selection",
-    "Update",
-    "callback",
-    "parse",
-    "select",
-]
+    "UPDATES", "Driver", "Method", "Placed", "Prepared", "Selection", "Update", "callback",
+    "parse", "select",
+]  # fmt: skip
 
 
 def parse(text: str) -> Update:

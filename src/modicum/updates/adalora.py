@@ -40,10 +40,8 @@ class Ranks(Schedule):
         self.matrices = {n: p for n, p in trainable.items() if ".lora_E." not in n}
         self.may_return = frozenset(trainable.keys() - self.matrices.keys())
         self.names = frozenset(trainable)
-        self.taken = 0
-        """Steps with a signal so far."""
-        self.told = False
-        """Whether the final ranks have been logged."""
+        self.taken = 0  # steps with a signal so far
+        self.told = False  # whether the final ranks have been logged
 
     @property
     def config(self) -> Any:

@@ -69,8 +69,7 @@ class First(Region):
     """The first k decoder layers: saves memory, not backward time."""
 
     examples = ("first(2)",)
-    height: ClassVar[float] = 0.0
-    """How far up they lie: with none of the other layers below them, half or all."""
+    height: ClassVar[float] = 0.0  # how far up: with none of the other layers below, half or all
     k: members.Layers
 
     def chosen(self, layout: Layout) -> range:

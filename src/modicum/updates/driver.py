@@ -37,19 +37,12 @@ class Driver:
         self.kept = Proof(prepared, self.held, since)
         self.counters = StepCounters()
         self.stepper = Stepper(prepared, self.held, self.kept, self.counters, max_grad_norm)
-        self.steps = 0
-        """Steps of the loop, those that moved nothing too."""
-        self.decisions: list[dict[str, Any]] = []
-        """What was decided, after how many steps, and on what evidence."""
+        self.steps = 0  # steps of the loop, those that moved nothing too
+        self.decisions: list[dict[str, Any]] = []  # after how many steps, and on what evidence
         self._made: torch.optim.Optimizer | None = None
 
-    # Begin and end -----------------------------------------------------------------------
-
     def optimizer(self, learning_rate: float, **settings: Any) -> torch.optim.Optimizer:
-        """The update's own optimizer, over all that may train.
-
-        `settings`: weight_decay, beta1, beta2, epsilon.
-        """
+        """The update's own; `settings`: weight_decay, beta1, beta2, epsilon."""
         trainable = self.prepared.trainable
         group = {"params": [*trainable.values()], "names": [*trainable], "lr": learning_rate}
         chosen = Optimizer(learning_rate=learning_rate, **settings)
@@ -103,8 +96,6 @@ class Driver:
         for module in self.prepared.model.modules():
             module.__dict__.pop("enable_input_require_grads", None)
 
-    # Step --------------------------------------------------------------------------------
-
     def begin_step(self, boundary: bool = True) -> Decision | None:
         """Before the forward pass; at a `boundary`, before new completions, what trains may change."""
         self._check_attached()
@@ -148,10 +139,7 @@ class Driver:
 
 
 def free_the_bottom(model: nn.Module) -> None:
-    """No gradient of the inputs, now or when checkpointing is switched on again (docs/outside.md).
-
-    UserError for the reentrant kind, which needs that gradient.
-    """
+    """No gradient of inputs, now or later (docs/outside.md); UserError for reentrant checkpointing."""
     for module in model.modules():
         run = getattr(module, "_gradient_checkpointing_func", None)
         options = getattr(run, "keywords", {})

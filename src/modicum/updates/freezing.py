@@ -41,13 +41,10 @@ class FreezingSchedule(Schedule):
         if not self.layers:
             raise UserError(f"{method}: no decoder layer is selected")
         self.method, self.policy = method, method.state
-        self.length = 1
-        """Steps with a signal in an interval."""
-        self.since = 0
-        """Steps that had been taken when the present one began."""
+        self.length = 1  # steps with a signal in an interval
+        self.since = 0  # steps that had been taken when the present one began
         self.lowest = min(self.layers)
-        self.norms: dict[str, float] = {}
-        """n of the last interval, by layer (a text, as JSON has it)."""
+        self.norms: dict[str, float] = {}  # n of the last interval, by layer (a text, as in JSON)
         self.sums: dict[str, Tensor] = {}
 
     def plan(self, total_steps: int) -> None:
@@ -56,10 +53,7 @@ class FreezingSchedule(Schedule):
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         for layer in self._training():
             for name in self.layers[layer] & found.keys():
-                if name in self.sums:
-                    self.sums[name] += found[name]
-                else:
-                    self.sums[name] = found[name].detach().clone()
+                self.sums.setdefault(name, torch.zeros_like(found[name])).add_(found[name])
 
     def decide(self, steps: int) -> Decision | None:
         if steps - self.since < self.length:
@@ -129,8 +123,7 @@ class SlimFitSchedule(Schedule):
         if not units:
             raise UserError(f"{method}: no matrix or norm is selected")
         self.always, self.policy = frozenset(chosen.keys() - set(units)), method.state
-        self.count = len(units) - int(method.rate * len(units))
-        """How many units train at a time."""
+        self.count = len(units) - int(method.rate * len(units))  # how many units train at a time
         drawn = np.random.default_rng([seed, 0]).random(len(units)) * HUGE
         self.distances: dict[str, float] = dict(zip(units, drawn.tolist(), strict=True))
         self.untried = sorted(units)

@@ -23,11 +23,7 @@ PARTS = ("attention", "mlp", "norm", "bias", "embedding", "head")
 
 @dataclass(frozen=True)
 class Place:
-    """Where one parameter lives: its layer (None outside the layers) and its parts.
-
-    A parameter can be of several parts: the bias of a query projection is `attention` and
-    `bias`; a tied embedding is `embedding` and `head`.
-    """
+    """The layer of a parameter (None: outside) and its parts: a query's bias is attention and bias."""
 
     layer: int | None
     parts: frozenset[str]

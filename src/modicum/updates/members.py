@@ -26,11 +26,9 @@ Rank = Annotated[int, Limits(1, MAX_RANK)]
 class Member(Spec, ABC):
     """A part of the model, a method or an optimizer; arguments are checked against their types."""
 
-    faster = 1.0
-    """How far above AdamW's the rates of an optimizer lie."""
+    faster = 1.0  # how far above AdamW's the rates of an optimizer lie
     kind: ClassVar[Kind]
-    examples: ClassVar[tuple[str, ...]]
-    """Expressions that run on the tiny base, the usual one first."""
+    examples: ClassVar[tuple[str, ...]]  # expressions for the tiny base, the usual one first
 
     def __init_subclass__(cls) -> None:
         """A member's name is that of its class in lower case, unless it says another."""

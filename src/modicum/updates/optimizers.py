@@ -85,11 +85,7 @@ def _no_second(left: object, right: object) -> None:
 class Sgd(OptimizerMember):
     """Plain gradient descent: no optimizer state without momentum, and far larger rates."""
 
-    examples = (
-        "sgd",
-        "sgd(momentum=0.9) @ last(1)",
-        "sgd @ (lora(rank=2) @ last(1))",
-    )
+    examples = ("sgd", "sgd(momentum=0.9) @ last(1)", "sgd @ (lora(rank=2) @ last(1))")
     momentum: ShareBelowOne = 0.0
 
     @property
@@ -108,12 +104,10 @@ class Moment:
     name: str
     gradient: Tensor
     state: State
-    count: int
-    """Steps of this tensor, this one included."""
+    count: int  # steps of this tensor, this one included
     betas: tuple[float, float]
     epsilon: float
-    seed: int
-    """Of the run."""
+    seed: int  # of the run
 
 
 @torch.no_grad()
@@ -136,10 +130,8 @@ def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> State:
 class MatrixMember(OptimizerMember):
     """How matrices are treated; members say what is kept and which way it leads."""
 
-    rank: int
-    """A matrix with no more rows or columns gets AdamW."""
-    others = 1.0
-    """The rate of what gets AdamW, over that of the matrices."""
+    rank: int  # a matrix with no more rows or columns gets AdamW
+    others = 1.0  # the rate of what gets AdamW, over that of the matrices
     needs_signal = False
 
     @abstractmethod

@@ -35,20 +35,18 @@ class Vera(Adapter):
     peft_config = "VeraConfig"
     examples = ("vera(rank=16)", "vera(rank=8, d_initial=0.5) @ last(2)")
     passed: ClassVar[dict[str, str]] = {"rank": "r", "d_initial": "d_initial"}
+    fixed: ClassVar[dict[str, Any]] = {"save_projection": True}
     rank: Count = 256
     # With 0 no gradient reaches b, and d never moves.
     d_initial: Annotated[float, Limits(0, 10, above=True)] = 0.1
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
-        """An exported adapter brings A and B along."""
-        drawn = {"projection_prng_key": seed, "save_projection": True}
-        return super().settings(targets, seed) | drawn
+        """A and B are drawn from the seed, and an exported adapter brings them along."""
+        return super().settings(targets, seed) | {"projection_prng_key": seed}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A, the scale d, B."""
-        rank = layer.r[ADAPTER]
-        down, up = Link(rank * layer.in_features, False), Link(rank * layer.out_features, False)
-        return Chain((down, Link(0, trains(layer.vera_lambda_d[ADAPTER])), up))
+        return _between(layer, Link(0, trains(layer.vera_lambda_d[ADAPTER])))
 
 
 @dataclass(frozen=True)
@@ -111,6 +109,7 @@ class TinyLora(Adapter):
         "tinylora(rank=3, u=5, weight_tying=0.5)",
     )
     passed: ClassVar[dict[str, str]] = {"rank": "r", "u": "u", "weight_tying": "weight_tying"}
+    fixed: ClassVar[dict[str, Any]] = {"save_projection": True}
     rank: Count = 2
     u: Count = 13
     weight_tying: Share = 1.0
@@ -118,15 +117,12 @@ class TinyLora(Adapter):
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """An exported adapter brings its fixed matrices along."""
         spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        drawn = {"projection_seed": spread, "save_projection": True}
-        return super().settings(targets, seed) | drawn
+        return super().settings(targets, seed) | {"projection_seed": spread}
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A, R, B."""
-        rank = layer.r[ADAPTER]
         vector = layer.tinylora_v[ADAPTER][layer._tinylora_v_key[ADAPTER]]
-        down, up = Link(rank * layer.in_features, False), Link(rank * layer.out_features, False)
-        return Chain((down, Link(rank * rank, trains(vector)), up))
+        return _between(layer, Link(layer.r[ADAPTER] ** 2, trains(vector)))
 
     @torch.no_grad()
     def finish(self, model: Any) -> None:
@@ -162,10 +158,7 @@ class Oft(Adapter):
 
     peft_config = "OFTConfig"
     turned = False
-    examples = (
-        "oft(block_size=8)",
-        "oft(block_size=4, exact=True) @ last(1)",
-    )
+    examples = ("oft(block_size=8)", "oft(block_size=4, exact=True) @ last(1)")
     passed: ClassVar[dict[str, str]] = {"block_size": "oft_block_size"}
     block_size: Annotated[int, Limits(2, MAX_COUNT)] = 32
     exact: bool = False
@@ -219,8 +212,7 @@ class Shira(Adapter):
     def finish(self, model: Any) -> None:
         """Make the indices buffers too, which the change proof watches.
 
-        Sparse tensors need data: without it, for the planner, layers add a table that takes no
-        memory, and where the entries lie (16 bytes a number) is left out.
+        Sparse tensors need data: without it, for the planner, layers add a table without memory.
         """
         # As they are; said out loud, as torch warns of the silent default.
         torch.sparse.check_sparse_tensor_invariants.disable()
@@ -233,6 +225,13 @@ class Shira(Adapter):
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """No matrix of its own, but the gradient of the whole weight."""
         return Chain((Link(0, trains(layer.shira_weight[ADAPTER])),), whole=True)
+
+
+def _between(layer: Any, middle: Link) -> Chain:
+    """A link between the fixed A and B of a layer."""
+    rank = layer.r[ADAPTER]
+    down, up = Link(rank * layer.in_features, False), Link(rank * layer.out_features, False)
+    return Chain((down, middle, up))
 
 
 def _expanded(layer: Any, adapter: str) -> Tensor:

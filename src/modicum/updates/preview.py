@@ -10,6 +10,7 @@ import torch
 
 from modicum.config import Trust
 from modicum.models.load import read_config, skeleton, structure
+from modicum.report.words import environment
 from modicum.updates.base import Prepared, Update
 from modicum.updates.layout import layout
 from modicum.updates.products import backward_share
@@ -34,35 +35,15 @@ class Preview:
     share: float
     gradient_bytes: int
     optimizer_bytes: int
-    lowest_layer: int | None
-    """The lowest trained layer (num_layers: only what is above); None: the embedding."""
+    lowest_layer: int | None  # num_layers: only what is above; None: the embedding
     num_layers: int
-    backward_share: float
-    """Matrix work of backward, as a share of that of full training."""
+    backward_share: float  # matrix work of backward, as a share of that of full training
     notes: list[str]
     names: list[str]
 
     def text(self) -> str:
         """The preview for a reader."""
-        shown = self.names if len(self.names) <= 14 else [*self.names[:12], "..."]
-        below = (
-            "the embedding trains: backward runs through the whole model"
-            if self.lowest_layer is None
-            else f"lowest trained layer {self.lowest_layer} of 0..{self.num_layers - 1}"
-        )
-        average = "" if self.parameters == self.ever else f", on average; {self.ever:,} may"
-        lines = [
-            f"{self.update} on {self.model}",
-            f"tensors        {self.tensors}",
-            f"parameters     {self.parameters:,} of {self.total_parameters:,}"
-            f" ({self.share:.2%}){average}",
-            f"gradients      {self.gradient_bytes:,} bytes",
-            f"optimizer      {self.optimizer_bytes:,} bytes",
-            f"backward       {self.backward_share:.0%} of full training's; {below}",
-            *(f"note           {note}" for note in self.notes),
-            *(f"  {name}" for name in shown),
-        ]
-        return "\n".join(lines)
+        return environment().get_template("preview.txt").render(vars(self)).rstrip()
 
 
 def preview(update: Update, model: str, trust: Trust | None = None, base: str = "") -> Preview:

@@ -15,8 +15,7 @@ from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
 
 ADAPTER = "default"  # PEFT's name of the only adapter
-Trains = Callable[[Any], bool]
-"""Whether a parameter, or any in a module, trains."""
+Trains = Callable[[Any], bool]  # whether a parameter, or any in a module, trains
 
 # What a layer does in order; the first line that fits a name is its stage.
 STAGES = (
@@ -41,8 +40,7 @@ class Link:
 class Chain:
     """What an adapter does, in order.
 
-    `inside`: it changes the input of the base layer. `whole`: its gradient is made from
-    that of the whole weight.
+    `inside`: to the base layer's input; `whole`: by the gradient of the whole weight.
     """
 
     links: tuple[Link, ...] = ()
@@ -58,15 +56,11 @@ class Product:
     module: Any
     numbers: int
     passes: int
-    base: bool
-    """Whether it is the model's own, not an adapter's."""
+    base: bool  # whether it is the model's own, not an adapter's
 
 
 def place(name: str, num_layers: int) -> tuple[int, int]:
-    """Where a tensor comes in the forward pass: (layer, stage within it).
-
-    The embedding is layer -1; final norm and head are the layer after the last.
-    """
+    """Where a tensor comes in the forward pass: (layer, stage within it), see `depth`."""
     layer = depth(name, num_layers)
     if layer == num_layers:
         return layer, 0 if "norm" in name else 1

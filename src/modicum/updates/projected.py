@@ -76,8 +76,7 @@ class Apollo(MatrixMember):
 
     faster = 4.0
     examples = ("apollo(rank=4, every=2)", "apollo(rank=1) @ (lora(rank=2) @ last(1))")
-    over: ClassVar[int | None] = 0
-    """What has one factor: a channel, or (None) the whole matrix."""
+    over: ClassVar[int | None] = 0  # what has one factor: a channel, or (None) the whole matrix
     rank: Rank = 32
     every: Steps = 200
     scale: Scale = 1.0

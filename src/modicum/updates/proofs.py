@@ -19,10 +19,7 @@ from modicum.updates.rules import FAR
 
 
 class Proof:
-    """Remembers the start and checks against it; by itself for a loop from outside.
-
-    `since` says of what start messages speak.
-    """
+    """Remembers the start and checks against it; `since` says of what start messages speak."""
 
     def __init__(self, prepared: Prepared, masters: Masters, since: str = "") -> None:
         self.prepared, self.masters, self.since = prepared, masters, since
@@ -58,10 +55,9 @@ class Proof:
         return sorted(self.tried & self.prepared.active.keys() - self.pushed)
 
     def expect(self, moves: Mapping[str, float | None]) -> None:
-        """Hear of a step that was taken, by how many spacings each tensor went; None: passed over.
+        """Hear by how many spacings each tensor went in a step that was taken; None: passed over.
 
-        A tensor of which entries went a spacing or a few may come back to its start. It must
-        have left it once, right then.
+        A tensor that went a few may come back to its start. It must have left it once, right then.
         """
         self.last |= moves
         for name, move in moves.items():

@@ -22,8 +22,7 @@ FAR = 16.0  # spacings beyond which a tensor does not come back to its start by 
 class Rule(ABC):
     """How tensors are moved by their gradients."""
 
-    by_entry = True
-    """Whether the step of a number depends on its own gradient and state alone."""
+    by_entry = True  # whether the step of a number depends on its own gradient and state alone
     needs_signal = False
     """Whether no step is taken where no group has a signal, as any gradient gives a whole one."""
 
@@ -40,8 +39,7 @@ class Rule(ABC):
     ) -> float:
         """How many spacings of its fp32 numbers the coming step moves a tensor at most.
 
-        An optimizer takes that step on a copy, by the gradient, the state and the settings of
-        `group`; in pieces, of which one that goes FAR is enough.
+        An optimizer takes the step on a copy, in pieces, of which one that goes FAR is enough.
         """
         gradient, best = tensor.grad, 0.0
         if gradient is None:
@@ -90,11 +88,7 @@ class AdamWRule(Rule):
 
 @dataclass(frozen=True)
 class SgdRule(Rule):
-    """Gradient descent: w -= rate * b, where b = momentum * b + gradient.
-
-    Weight decay is torch's: added to the gradient, so that momentum keeps it too. Without
-    momentum this is the decoupled one.
-    """
+    """w -= rate * b, where b = momentum * b + gradient; weight decay is torch's, in the gradient."""
 
     momentum: float = 0.0
 

@@ -20,11 +20,9 @@ Policy = Literal["keep", "reset", "cpu"]
 
 @dataclass(frozen=True)
 class Decision:
-    """What trains from now on, and why.
+    """What trains from now on, and why; `entries`: flat indices, where only some of a tensor do.
 
-    `entries` names, for tensors of which only some entries train, their flat indices.
-    `restart` deletes all optimizer state, of what goes on training too; `fresh` that of the
-    tensors that it names.
+    `restart` deletes all optimizer state, of what goes on training too; `fresh` that of its tensors.
     """
 
     active: frozenset[str]
@@ -38,30 +36,22 @@ class Schedule:
     """Everything trains all the time, with step multipliers that do not change."""
 
     policy: Policy = "keep"
-    remembered: ClassVar[tuple[str, ...]] = ()
-    """Attributes of JSON values that a resumed run needs."""
-    remembered_tensors: ClassVar[tuple[str, ...]] = ()
-    """Attributes that hold tensors by name which it needs."""
-    edits_gradients: ClassVar[bool] = False
-    """Whether `gradients` changes them."""
-    kept_numbers: ClassVar[int] = 0
-    """fp32 numbers that it keeps of every number that trains."""
-    step_numbers: ClassVar[int] = 0
-    """fp32 numbers of every number that trains that it holds during an optimizer step only."""
-    may_return: frozenset[str] = frozenset()
-    """Tensors that may come back to their first values (a pruned rank)."""
-    named: frozenset[str] | None = None
-    """What may ever train of what is selected; None: all of it."""
+    remembered: ClassVar[tuple[str, ...]] = ()  # attributes a resumed run needs, of JSON values
+    remembered_tensors: ClassVar[tuple[str, ...]] = ()  # and of tensors by name
+    by_group: bool = False  # whether the next gradients are to be shown group by group
+    holds: bool = False  # whether gradients are only measured now and nothing moves
+    edits_gradients: ClassVar[bool] = False  # whether `gradients` changes them
+    kept_numbers: ClassVar[int] = 0  # fp32 numbers that it keeps of every one that trains
+    step_numbers: ClassVar[int] = 0  # the same, during an optimizer step only
+    may_return: frozenset[str] = frozenset()  # may come back to their first values (a pruned rank)
+    named: frozenset[str] | None = None  # what may ever train of what is selected; None: all of it
 
     def __init__(
-        self,
-        rates: Mapping[str, float] | None = None,
-        entries: Mapping[str, Tensor] | None = None,
+        self, rates: Mapping[str, float] | None = None, entries: Mapping[str, Tensor] | None = None
     ) -> None:
         self.fixed_rates = dict(rates or {})
         self.entries: Mapping[str, Tensor] = dict(entries or {})
-        self.start: frozenset[str] | None = None
-        """What trains at first; None: everything."""
+        self.start: frozenset[str] | None = None  # what trains at first; None: everything
 
     def plan(self, total_steps: int) -> None:
         """Hear how many optimizer steps the run will take at most."""
@@ -76,19 +66,9 @@ class Schedule:
         return type(self).plan is not Schedule.plan
 
     @property
-    def by_group(self) -> bool:
-        """Whether the next gradients are to be shown group by group."""
-        return False
-
-    @property
     def ever_by_group(self) -> bool:
         """Whether `by_group` may become true in this run."""
         return type(self).by_group is not Schedule.by_group
-
-    @property
-    def holds(self) -> bool:
-        """Whether gradients are only measured now and nothing moves."""
-        return False
 
     def rates(self, steps: int) -> Mapping[str, float]:
         """Multipliers of the learning rate, by tensor; what is missing has 1."""
@@ -137,22 +117,16 @@ class Schedule:
 
 
 class Turns(Schedule, ABC):
-    """Another part of the model every so many steps; members say which, from a turn's number alone.
-
-    Under the policy `reset` every turn begins with fresh moments, also of what had the one before.
-    """
+    """Another part of the model every so many steps, with fresh moments under the policy `reset`."""
 
     remembered: ClassVar[tuple[str, ...]] = ("number", "since")
-    always: frozenset[str] = frozenset()
-    """What trains in every turn, and goes on from one to the next."""
+    always: frozenset[str] = frozenset()  # what trains in every turn, and goes on
 
     def __init__(self, every: int, policy: Policy, seed: int) -> None:
         super().__init__()
         self.every, self.policy, self.seed = every, policy, seed
-        self.number = 0
-        """How many turns have begun."""
-        self.since = 0
-        """The steps that had been taken when the present one began."""
+        self.number = 0  # how many turns have begun
+        self.since = 0  # the steps that had been taken when the present one began
 
     @abstractmethod
     def turn(self, number: int) -> Decision:

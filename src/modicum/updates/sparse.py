@@ -45,10 +45,9 @@ def best(scores: Tensor, number: int) -> Tensor:
 
 
 class Warmup(Schedule):
-    """Measures gradients for some steps, in which nothing moves, then says which entries train.
+    """Measures for some steps, in which nothing moves, then says which entries train.
 
-    Of `fisher` the squares of every group's are summed, which order as their mean does; of
-    `taylor` the gradients of steps.
+    `fisher` sums the squares of every group's gradient, `taylor` the gradients of steps.
     """
 
     remembered = ("seen", "groups", "decided")
@@ -60,8 +59,7 @@ class Warmup(Schedule):
         self.trainable, self.keep, self.steps = chosen, method.keep, method.warmup
         self.fisher = method.by == "fisher"
         self.totals: dict[str, Tensor] = {}
-        self.seen = 0
-        """Steps that were measured."""
+        self.seen = 0  # steps that were measured
         self.groups = 0
         self.decided = False
 
@@ -77,7 +75,7 @@ class Warmup(Schedule):
         return False  # it only checks that steps are left
 
     @property
-    def by_group(self) -> bool:
+    def by_group(self) -> bool:  # type: ignore[override]
         return self.fisher and not self.decided
 
     @property
@@ -85,7 +83,7 @@ class Warmup(Schedule):
         return self.fisher
 
     @property
-    def holds(self) -> bool:
+    def holds(self) -> bool:  # type: ignore[override]
         return not self.decided
 
     def group_gradients(self, found: Mapping[str, Tensor]) -> None:
@@ -101,8 +99,8 @@ class Warmup(Schedule):
     def _add(self, found: Mapping[str, Tensor]) -> None:
         for name, gradient in found.items():
             part = gradient.detach().float()
-            part = part.square() if self.fisher else part
-            self.totals[name] = self.totals[name] + part if name in self.totals else part.clone()
+            total = self.totals.setdefault(name, torch.zeros_like(part))
+            total += part.square() if self.fisher else part
 
     def decide(self, steps: int) -> Decision | None:
         if self.decided or self.seen < self.steps:
@@ -128,9 +126,8 @@ class Warmup(Schedule):
 def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str], Tensor]:
     """A function from a name to the value that the tensor has in a run's newest checkpoint.
 
-    It is the fp32 master where the run had one at its end, without the noise of rounding.
-    Raises UserError when the folder holds no finished run, when the run trained an adapter
-    or entries, another model than `model` as it is now, or not all of `wanted`.
+    The fp32 master where there was one. UserError for a run that is not finished, of an adapter or
+    of entries, of another model than `model`, or of not all of `wanted`.
     """
     runs.open_run(folder)
     saved = runs.checkpoints(folder)

@@ -26,18 +26,13 @@ LISTS = ("params", "names", "param_names")  # of an optimizer's group: one item 
 class StepCounters:
     """What a stepper counts, and nobody else."""
 
-    optimizer_steps: int = 0
-    """Steps that moved something or were skipped."""
-    skipped: int = 0
-    """Steps without a finite loss and gradient."""
+    optimizer_steps: int = 0  # steps that moved something or were skipped
+    skipped: int = 0  # steps without a finite loss and gradient
     skipped_in_row: int = 0
-    signal_steps: int = 0
-    """Steps that the schedule was shown: with a signal, and finite."""
-    active_sum: int = 0
-    """How many numbers trained, summed over the optimizer steps."""
+    signal_steps: int = 0  # steps that the schedule was shown: with a signal, and finite
+    active_sum: int = 0  # how many numbers trained, summed over the optimizer steps
     decisions: int = 0
-    optimizer_bytes: int = 0
-    """The most that the optimizer has held where the model is."""
+    optimizer_bytes: int = 0  # the most that the optimizer has held where the model is
 
 
 class Stepper:
@@ -61,15 +56,11 @@ class Stepper:
         self.counters, self.max_grad_norm = counters, max_grad_norm
         self.max_skipped: float = MAX_SKIPPED
         self.entries: dict[str, Tensor] = dict(prepared.schedule.entries)
-        self.parked: dict[str, dict[str, Any]] = {}
-        """Optimizer state on the CPU, of what rests."""
+        self.parked: dict[str, dict[str, Any]] = {}  # optimizer state on the CPU, of what rests
         self.visited: set[str] = set()
-        self.rebased: set[str] = set()
-        """Tensors whose trained entries have changed, so that the base alone does not give them."""
-        self.taken = False
-        """Whether the step that `before` looked at is taken."""
-        self.shown: dict[str, Tensor] = {}
-        """The gradients that the schedule was shown of a step that is taken."""
+        self.rebased: set[str] = set()  # those whose entries changed: the base does not give them
+        self.taken = False  # whether the step that `before` looked at is taken
+        self.shown: dict[str, Tensor] = {}  # what the schedule was shown of a step that is taken
         self.moves: dict[str, float] = {}
         """How many spacings it goes in tensors of which the proof has to hear."""
         self.unshown: tuple[dict[str, Any], dict[str, Tensor]] | None = None
@@ -86,8 +77,6 @@ class Stepper:
         """How many numbers train when these tensors do."""
         trainable = self.prepared.trainable
         return sum(self.entries.get(name, trainable[name]).numel() for name in names)
-
-    # Step --------------------------------------------------------------------------------
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradients of the masters of what trains now, by name."""
@@ -111,8 +100,7 @@ class Stepper:
         A loss or gradient that is not finite is skipped and counted. The schedule is shown
         finite gradients of steps with a signal (None: whose gradient is not zero) before
         clipping. The proof hears which tensors had a gradient; without a rate, that they move.
-        Returns the norm of the gradient before clipping. Raises RunStopped after
-        `max_skipped` skipped steps in a row.
+        Returns the norm before clipping; RunStopped after `max_skipped` skipped in a row.
         """
         schedule, counters = self.prepared.schedule, self.counters
         self.taken, self.shown = False, {}
@@ -195,10 +183,7 @@ class Stepper:
             self.unshown = None
 
     def _split(self, multipliers: Mapping[str, float]) -> None:
-        """Groups of one multiplier each; `join` puts the old ones back.
-
-        So a scheduler of the learning rate, which knows groups by number, sees nothing.
-        """
+        """Groups of one multiplier each, which no scheduler of the rate sees; `join` undoes it."""
         held = self.masters.held
         factors = {id(held[n].leaf): multipliers.get(n, 1.0) for n in self.prepared.active}
         if any(factor != 1.0 for factor in factors.values()):
@@ -209,8 +194,6 @@ class Stepper:
         """Put the groups back that were split for a step."""
         if self._whole is not None:
             self.optimizer.param_groups, self._whole = self._whole, None
-
-    # Switch ------------------------------------------------------------------------------
 
     def switch(self) -> Decision | None:
         """At a rollout boundary, let the schedule say what trains from now on."""

@@ -49,10 +49,7 @@ def _of_experts(name: str, parameter: nn.Parameter) -> bool:
 
 
 def unreached(model: nn.Module, where: Selection | None, reached: Collection[str]) -> str:
-    """A sentence on the matrices of the layers that get no adapter; empty if nearly all do.
-
-    `reached` has the names of the layers and of the parameters that get one.
-    """
+    """A sentence on the matrices of layers that are not `reached` by an adapter; empty for few."""
     left: dict[str, int] = {}
     total, hint = 0, ""
     for name, parameter in selected(model, where).items():

@@ -33,8 +33,7 @@ class Weighing(Schedule, ABC):
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__()
         self.method, self.parameters, self.window = method, chosen, method.window
-        self.due = method.window
-        """The number of steps after which the multipliers are next computed."""
+        self.due = method.window  # the step after which the multipliers are next computed
         self.seen = 0
         self.weights: dict[str, float] = {}
 
@@ -80,8 +79,7 @@ class RgnSchedule(Weighing):
     """By the norm of the gradient over that of the tensor."""
 
     remembered = (*Weighing.remembered, "ratios")
-    ratios: tuple[dict[str, float], ...] = ()
-    """Of the measured steps, the last `window` of them."""
+    ratios: tuple[dict[str, float], ...] = ()  # of the measured steps, the last `window` of them
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         if self.measuring:
@@ -121,11 +119,10 @@ class SnrSchedule(Weighing):
         self.threshold, self.groups = method.threshold, 0
         """How many groups the means and squares are of."""
         self.means: dict[str, Tensor] = {}
-        self.squares: dict[str, Tensor] = {}
-        """Sums of squared distances from the mean."""
+        self.squares: dict[str, Tensor] = {}  # sums of squared distances from the mean
 
     @property
-    def by_group(self) -> bool:
+    def by_group(self) -> bool:  # type: ignore[override]
         return self.measuring
 
     def group_gradients(self, found: Mapping[str, Tensor]) -> None:

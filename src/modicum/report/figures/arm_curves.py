@@ -1,9 +1,7 @@
 """Curves of a study: learning, what else the runs logged, tuning; the control behind in grey.
 
-Learning has a panel for each arm, all else is a table of small curves: a row an arm, a column a
-metric. Every column has one scale, from the lowest to the highest value in it. The number at the
-right of a curve is its last value. Tuning is accuracy on the tuning problems against the learning
-rate, a panel an arm.
+Learning and tuning have a panel for each arm, all else is a table of small curves with their last
+values: a row an arm, a column a metric, which has one scale.
 """
 
 import math
@@ -38,10 +36,7 @@ Lines = Mapping[str, Line | None]  # by an arm's slug
 
 
 def metric(study: StudyRecord) -> Metric:
-    """What the learning curves show: accuracy, or the reward where that was not logged.
-
-    It is that on the probe set where all arms have one, since then their curricula differ.
-    """
+    """What the curves show: accuracy, on the probe set if all arms have it, or the reward."""
     if _probed(study):
         return METRICS[PROBE]
     logged = any(ACCURACY in columns for columns in _columns(study))
@@ -68,10 +63,7 @@ def arms(study: StudyRecord) -> list[ArmResult]:
 
 
 def figures(study: StudyRecord) -> list[document.Figure]:
-    """A figure for each axis that was logged; what the budget counts comes first.
-
-    There all arms end at the same place.
-    """
+    """A figure for each axis that was logged; what the budget counts comes first."""
     made, budget, shown = [], study.analysis.budget, metric(study)
     unit = budget.unit if budget else "steps"
     for axis in sorted(AXES, key=lambda axis: axis.rstrip("s") != unit.rstrip("s")):

@@ -1,8 +1,7 @@
 """Curves of training: what runs logged, against steps, tokens and time, and the figures of runs.
 
 A run is smoothed by a centred mean over a tenth of its steps. Of several seeds a line is the mean
-over them, read at the same places by interpolation as far as all of them went; its band goes
-from the lowest seed to the highest.
+as far as all of them went; its band goes from the lowest seed to the highest.
 """
 
 from collections.abc import Iterable, Sequence
@@ -54,10 +53,7 @@ class Line:
 def line(
     seeds: Iterable[Columns], metric: Metric, axis: str = "step", points: int = POINTS
 ) -> Line | None:
-    """Mean and range over the seeds that logged both columns, or None where none did.
-
-    Of curves that have no x in common, the first.
-    """
+    """Mean and range over the seeds that logged both columns; with no x in common, the first."""
     found = [pair for columns in seeds if (pair := values(columns, metric, axis))[0].size]
     if not found:
         return None
@@ -116,10 +112,7 @@ def untrained(found: dict[Metric, str]) -> dict[Metric, str]:
 
 
 def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[document.Figure]:
-    """The learning curves and the small multiples of all else that was logged.
-
-    `base` holds the held-out accuracies of the untrained models, as fractions.
-    """
+    """Learning curves, with the accuracies of the `base`s, and small multiples of all else logged."""
     found = metrics([record.columns for record in records])
     if len({record.config.get("curriculum") for record in records}) > 1:
         found = untrained(found)

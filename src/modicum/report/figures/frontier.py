@@ -252,8 +252,8 @@ def arrange(
 ) -> tuple[Boxes, list[bool]]:
     """A box for the label (width, height) of every point, and whether it needs a line to it.
 
-    Greedy with repair: the most crowded point chooses first, then each label is put anew where it
-    costs least beside all others, until nothing moves. `obstacles` are kept clear where possible.
+    Greedy with repair: the most crowded first, then each anew where it costs least, until nothing
+    moves. `obstacles` are kept clear where possible.
     """
     distances, angles = np.meshgrid(DISTANCES, np.radians(np.arange(0, 360, 15)), indexing="ij")
     steps, across, up = distances.ravel(), np.cos(angles).ravel(), np.sin(angles).ravel()

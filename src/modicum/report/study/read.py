@@ -61,7 +61,7 @@ class ShownSamples:
 
 @dataclass(frozen=True)
 class ArmCurves:
-    """What an arm's runs logged, by seed: columns, NaN where nothing was, and (step, accuracy).
+    """What an arm's runs logged, by seed: columns (NaN: not there), and (step, accuracy).
 
     The config is that of the first seed, the anatomy and the proof of the first finished one.
     """
