@@ -92,7 +92,7 @@ class Completion:
     (temperature, top-p and top-k included). `finished` is False when the limit cut it.
     `trunk` is what the engine kept of its way, for training. `origin` says from which
     weights and at which settings it comes. `reference` has the reference's log-probs of the tokens,
-    where an objective asks for them before the advantages.
+    where an objective asks for them before the advantages, `values` what a critic made of each.
     """
 
     tokens: tuple[int, ...]
@@ -102,6 +102,7 @@ class Completion:
     trunk: Any = field(default=None, compare=False, repr=False)
     origin: Origin | None = field(default=None, compare=False, repr=False)
     reference: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    values: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

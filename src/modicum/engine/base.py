@@ -126,7 +126,9 @@ class Scorer(ABC):
     def __init__(self, head: Tensor, device: torch.device, recomputes: bool = False) -> None:
         self.device = device
         self.vocabulary = len(head)
-        self.state_bytes = head.shape[1] * head.element_size()  # of one hidden state
+        self.width = head.shape[1]
+        """How long a hidden state is."""
+        self.state_bytes = self.width * head.element_size()
         self.recomputes = recomputes
         """Whether backward computes the activations of trained layers once more."""
 
@@ -141,6 +143,14 @@ class Scorer(ABC):
     def trunk(self, pack: Any) -> Tensor | None:
         """What does not train, run without a graph (or as kept); None: there is no such part."""
         return None
+
+    @torch.no_grad()
+    def states(self, pack: Any, depth: int | None = None) -> Tensor:
+        """The states [N, H] that predict the rows' tokens: the last, or those that enter a layer.
+
+        Only a scorer that `splits` knows layers.
+        """
+        return self.hidden(pack, self.trunk(pack))
 
     @abstractmethod
     def hidden(self, pack: Any, trunk: Tensor | None) -> Tensor:

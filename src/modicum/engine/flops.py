@@ -14,6 +14,10 @@ computed, over whole tables of the longest prompt and row; backward recomputes t
 Left out: the check of two completions by the library's forward, slots of a cache whose row
 has ended, element-wise work, and what does not grow with the tokens (DoRA's norms).
 
+    critic      what reads: forward for the values, forward and backward in every pass over the
+                rollout; before it the policy's forward up to the states, unless they were kept,
+                or a model of its own, run as training is, without the head
+
 Shapes: W what work grows with (`WORK`), L layer, the head after the last.
 """
 
@@ -26,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from modicum.config import Steps
 from modicum.engine.base import Scorer
@@ -48,20 +53,50 @@ class StepFlops:
 
     sampling: float
     training: float
+    critic: float = 0.0
 
     @property
     def total(self) -> float:
-        """Both together."""
-        return self.sampling + self.training
+        """All together."""
+        return self.sampling + self.training + self.critic
+
+
+@dataclass
+class CriticWork:
+    """What a critic runs."""
+
+    reader: nn.Module
+    passes: int
+    """Over a rollout, to learn from it."""
+    depth: int | None
+    """The layer whose input it reads; None: the last states."""
+    own: FlopCounter | None = None
+    """Of its model, if it has one; `heard` and `headless`."""
+
+    @property
+    def token(self) -> float:
+        """FLOPs of the reader for a token."""
+        sizes = [m.weight.numel() for m in self.reader.modules() if isinstance(m, nn.Linear)]
+        deeper = sum(sizes[self.own is None :])  # whose input has a gradient
+        return 2.0 * (sum(sizes) * (1 + 2 * self.passes) + deeper * self.passes)
 
 
 class FlopCounter:
     """Counts the matrix FLOPs of steps; what depends on what trains now is remembered."""
 
     def __init__(
-        self, prepared: Prepared, scorer: Scorer, batch: Steps, reference: bool, heard: bool = False
+        self,
+        prepared: Prepared,
+        scorer: Scorer,
+        batch: Steps,
+        reference: bool,
+        heard: bool = False,
+        headless: bool = False,
+        critic: CriticWork | None = None,
     ) -> None:
+        """`heard`: a forward comes before the first update; `headless`: the head is not run."""
         self.prepared, self.batch, self.reference, self.heard = prepared, batch, reference, heard
+        self.headless, self.critic = headless, critic
         self.split, self.recompute = scorer.splits, scorer.recomputes
         config: Any = inner(prepared.model).config.get_text_config()
         self.num_layers: int = config.num_hidden_layers
@@ -103,7 +138,25 @@ class FlopCounter:
         """
         ends = pairwise((0, *accumulate(rounds or [len(groups)])))
         sampling = sum(self._sampling(groups[start:end]) for start, end in ends)
-        return StepFlops(sampling, self._training(batch, updates))
+        valued = self._critic(groups, self.critic) if self.critic is not None else 0.0
+        return StepFlops(sampling, self._training(batch.rows, updates), valued)
+
+    def _critic(self, groups: Sequence[Group], critic: CriticWork) -> float:
+        """Of all completions."""
+        rows = [
+            Row(group.prompt, c.tokens, (), 0.0, number, c.trunk if critic.own is None else None)
+            for number, group in enumerate(groups)
+            for c in group.completions
+        ]
+        total = critic.token * sum(len(row.tokens) for row in rows)
+        if critic.own is not None:
+            return total + critic.own._training(rows, critic.passes)
+        lowest = max(0, self.prepared.lowest_layer)
+        for kept, load_W in self._parts(rows):
+            first = lowest if kept and critic.depth in (None, lowest) else 0
+            last = self.num_layers if critic.depth is None else critic.depth
+            total += float(self.adapted_LW[first:last].sum(0) @ load_W)
+        return total
 
     def _sampling(self, groups: Sequence[Group]) -> float:
         """Prompts once for a group, completions token by token behind them."""
@@ -119,20 +172,26 @@ class FlopCounter:
                     load_W += fed, fed, fed * longest + fed * (fed + 1) / 2
         return float(self.adapted_LW.sum(0) @ load_W)
 
-    def _training(self, batch: Batch, updates: int) -> float:
-        total, size = 0.0, self.batch.micro_batch
+    def _parts(self, rows: Sequence[Row]) -> Iterator[tuple[bool, Array]]:
+        """Of every micro-batch whether its trunk was kept, and its load."""
+        size = self.batch.micro_batch
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            kept = self.split and all(row.trunk is not None for row in part)
+            yield kept, _packed(part) if self.split else _padded(part)
+
+    def _training(self, rows: Sequence[Row], updates: int) -> float:
+        total = 0.0
         first = max(0, self.prepared.lowest_layer) if self.split else 0
         since = first if self.prepared.trunk_is_reference else 0
-        for start in range(0, len(batch.rows), size):
-            rows = batch.rows[start : start + size]
-            kept = self.split and all(row.trunk is not None for row in rows)
+        for kept, load_W in self._parts(rows):
             work_W = self.adapted_LW[first if kept else 0 :].sum(0) + self._backward()
             work_W *= updates
             if self.heard:  # for its entropy, before the first update
                 work_W += self.adapted_LW[first if kept else 0 :].sum(0)
             if self.reference:
                 work_W += self.reference_LW[since:].sum(0)
-            total += float(work_W @ (_packed(rows) if self.split else _padded(rows)))
+            total += float(work_W @ load_W)
         return total
 
     def _backward(self) -> Array:
@@ -157,7 +216,8 @@ class FlopCounter:
         """Every product with its layer, and what its work grows with."""
         for product in backward_products(self.prepared, self.prepared.active, self.num_layers):
             layer = place(product.name, self.num_layers)[0]
-            yield layer, PREDICTING if layer == self.num_layers else TOKENS, product
+            if layer < self.num_layers or not self.headless:
+                yield layer, PREDICTING if layer == self.num_layers else TOKENS, product
 
 
 def _packed(rows: Sequence[Row]) -> Array:

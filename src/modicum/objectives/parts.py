@@ -78,6 +78,36 @@ def to_go(values_N: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat([row.flip(0).cumsum(0).flip(0) for row in values_N.split(lengths)])
 
 
+def known(rewards_PG: Tensor) -> Tensor:
+    """Rewards [P, G] as they are; no verdict has 0."""
+    return rewards_PG.nan_to_num(0.0)
+
+
+def discounted(ahead_T: Tensor, decay: float) -> Tensor:
+    """A_t = D_t - D_{t+1} + decay A_{t+1} of a row's D [T], both 0 after its end."""
+    found, later, after = list[float](), 0.0, 0.0
+    for ahead in reversed(ahead_T.tolist()):
+        later, after = ahead - after + decay * later, ahead
+        found.append(later)
+    return ahead_T.new_tensor(found[::-1])
+
+
+def squared(values_N: Tensor, returns_N: Tensor, before_N: Tensor, clip: float | None) -> Tensor:
+    """Half of the squared error of each value; with a clip not below that of the clipped value."""
+    errors_N = (values_N - returns_N).square()
+    if clip is not None:
+        near_N = before_N + (values_N - before_N).clamp(-clip, clip)
+        errors_N = torch.maximum(errors_N, (near_N - returns_N).square())
+    return errors_N / 2
+
+
+def explained(values_N: Tensor, returns_N: Tensor) -> float:
+    """1 - Var(R - V) / Var(R); 0 where all returns are equal."""
+    variance = float(returns_N.var(correction=0)) if len(returns_N) else 0.0
+    left = float((returns_N - values_N).var(correction=0)) if variance else 0.0
+    return 1 - left / variance if variance > SAME_REWARD**2 else 0.0
+
+
 def whitened(values_N: Tensor, known_N: Tensor) -> Tensor:
     """Known values less their mean, over their standard deviation (ddof 1); 0 where unknown."""
     known = values_N[known_N]

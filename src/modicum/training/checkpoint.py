@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from modicum import runs
 from modicum.config import TrainConfig
@@ -30,6 +31,9 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
     schedule, proof = session.prepared.schedule, session.proof
     tensors = session.optimization.tensors()
     tensors |= {f"schedule/{n}": t.detach().contiguous() for n, t in schedule.tensors().items()}
+    critic = session.critic
+    if critic is not None:
+        tensors |= {f"critic/{name}": tensor for name, tensor in critic.tensors().items()}
     state = asdict(session.counters) | {
         "step": step,
         **session.identity.hashes,
@@ -42,6 +46,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "drawn": session.optimization.masters.drawn,
         "curriculum": session.order.state(),
         "agreement": session.agreement.state(),
+        **({"critic": critic.state()} if critic else {}),
     }
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     with run.checkpointing(step, state, size, session.config.records.keep_checkpoints) as folder:
@@ -54,9 +59,12 @@ def restore(session: Session, folder: Path) -> int:
 
     Raises UserError when the checkpoint is damaged or belongs to another base or update.
     """
-    tensors, state = read(folder)
+    path, state = read(folder)
     base_check(folder, state, session.config.model)(session.identity)
-    _restore_policy(session, folder, tensors, state)
+    tensors = _restore_policy(session, folder, path, state)
+    if session.critic is not None:
+        with _readable(folder, "the critic"):
+            session.critic.load(state["critic"], _below("critic/", tensors), folder)
     with _readable(folder, f"the curriculum {session.config.curriculum}"):
         session.order.load(state["curriculum"])
     with _readable(folder, "the agreement proof"):
@@ -82,8 +90,15 @@ def base_check(folder: Path, state: dict[str, Any], model: str) -> Callable[[Ide
     return check
 
 
-def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str, Any]) -> None:
-    """`restore` of all but the curriculum, from what `read` gave."""
+def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that."""
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+
+
+def _restore_policy(
+    session: Session, folder: Path, path: Path, state: dict[str, Any]
+) -> dict[str, Tensor]:
+    """`restore` of the policy alone, from what `read` gave; returns all tensors."""
     tensors = load_file(path, device=str(session.policy.device))
     for entry in fields(Counters):
         setattr(session.counters, entry.name, state[entry.name])
@@ -96,13 +111,11 @@ def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str,
             f"checkpoint {folder}: what {session.config.update} makes of the base to begin with, and"
             " does not train, is not what it was; another device or library may round otherwise"
         )
-    of_schedule = {
-        n.removeprefix("schedule/"): t for n, t in tensors.items() if n.startswith("schedule/")
-    }
     with _readable(folder, f"the schedule of {session.config.update}"):
-        session.prepared.schedule.load(state["schedule"], of_schedule)
+        session.prepared.schedule.load(state["schedule"], _below("schedule/", tensors))
     session.policy.follow(session.prepared)
     session.proof.resume(state["pushed"], state["moved"], state["tried"])
+    return tensors
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The batch of a step, with what the objective must hear from the model for it.
 
-The reference's log-probs for a KL in the reward, and the entropy at every token where only a share
-of them trains; both of the whole batch. Most objectives ask for neither, and nothing is run.
+The reference's log-probs for a KL in the reward, a critic's values, and the entropy at every token
+where only a share of them trains; all of the whole batch. Most objectives ask for none, and nothing
+is run.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,10 +18,14 @@ from torch import Tensor
 from modicum.draws import EVERYTHING, Taken
 from modicum.engine import logprobs
 from modicum.engine.logprobs import reference_logprobs
+from modicum.training.critic import Critic
 from modicum.training.rate import unpaid
+from modicum.training.rollout import Rollout
 from modicum.training.session import Session
 from modicum.training.step import make_batch, within_memory
-from modicum.types import Batch, Group, Row
+from modicum.types import Batch, Group, Row, UserError
+
+T = TypeVar("T")
 
 
 def batch_of(
@@ -32,6 +38,44 @@ def batch_of(
     return narrow(session, batch) if session.objective.entropy_share < 1 else batch
 
 
+def valued(session: Session, critic: Critic, rollout: Rollout) -> Rollout:
+    """The rollout with the values of its tokens; the critic has seen it only afterwards.
+
+    It learns from all groups that were drawn, and none of them is trained while it warms up.
+    """
+    goal = critic.goal
+    groups = refer(session, rollout.groups) if goal.kl_in_reward else rollout.groups
+    rows = [row for number in range(len(groups)) for row in unpaid(groups, number)]
+    lengths, rewards_R = [len(row.tokens) for row in rows], rollout.rewards_PG.flatten()
+    known_R = ~rewards_R.isnan()
+    if goal.value_loss == "bce" and not rewards_R[known_R].clamp(0, 1).equal(rewards_R[known_R]):
+        raise UserError(f"{goal}: value_loss = 'bce' takes rewards from 0 to 1")
+    returns_N = goal.returns(groups, goal.advantages(rollout.rewards_PG))
+    if not critic.rollouts:
+        critic.begin(float(rewards_R.nanmean().nan_to_num(0.0)))
+    with torch.no_grad():
+        held = [item for part in _each(session, rows, critic.read) for item in part]
+        values_N = torch.cat(_each(session, held, critic.values)).double()
+    used_N, warm = critic.judge(values_N, returns_N, rewards_R, lengths), critic.warm
+    told = zip(held, returns_N.split(lengths), values_N.split(lengths), known_R, strict=True)
+    fitted = [tuple(rest) for *rest, known in told if known]
+    count = sum(len(returns_T) for _, returns_T, _ in fitted)
+    for _ in range(goal.passes if fitted else 0):
+        losses = _each(session, fitted, lambda part: critic.backward(part, count), critic.undo)
+        critic.step(sum(losses))
+    critic.rollouts += 1
+    row = iter(used_N.split(lengths))
+    whole = [
+        replace(
+            g,
+            completions=tuple(replace(c, values=tuple(next(row).tolist())) for c in g.completions),
+        )
+        for g in groups
+    ]
+    taken = rollout.taken._replace(kept=()) if warm else rollout.taken
+    return rollout._replace(groups=whole, taken=taken)
+
+
 def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) -> list[Group]:
     """The groups with the reference's log-probs of every completion that is trained.
 
@@ -42,7 +86,8 @@ def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) 
         (number, member): row
         for number in kept
         for member, row in enumerate(unpaid(groups, number))
-        if taken.cut != "mask" or groups[number].completions[member].finished
+        for completion in [groups[number].completions[member]]
+        if not completion.reference and (taken.cut != "mask" or completion.finished)
     }
     known = session.policy.scorer, session.prepared, session.config.sampling
     heard = _heard(session, [*wanted.values()], lambda part: reference_logprobs(*known, part))
@@ -50,7 +95,9 @@ def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) 
     found = list(groups)
     for number in kept:
         every = enumerate(groups[number].completions)
-        own = [replace(c, reference=told.get((number, m), c.logprobs)) for m, c in every]
+        own = [
+            replace(c, reference=told.get((number, m), c.reference or c.logprobs)) for m, c in every
+        ]
         found[number] = replace(groups[number], completions=tuple(own))
     return found
 
@@ -76,12 +123,25 @@ def narrow(session: Session, batch: Batch) -> Batch:
 def _heard(
     session: Session, rows: Sequence[Row], hear: Callable[[Sequence[Row]], Tensor]
 ) -> list[tuple[float, ...]]:
-    """What `hear` gives for the tokens of each row, a micro-batch at a time."""
+    """What `hear` gives for the tokens of each row."""
 
-    def work() -> list[tuple[float, ...]]:
+    def work(part: Sequence[Row]) -> list[tuple[float, ...]]:
+        split = hear(part).split([len(row.tokens) for row in part])
+        return [tuple(values_T.tolist()) for values_T in split]
+
+    return [values for part in _each(session, rows, work) for values in part]
+
+
+def _each(
+    session: Session,
+    items: Sequence[Any],
+    work: Callable[[Sequence[Any]], T],
+    undo: Callable[[], None] = lambda: None,
+) -> list[T]:
+    """What `work` gives for the items of every micro-batch, anew where memory runs out."""
+
+    def whole() -> list[T]:
         size = session.config.batch.micro_batch
-        parts = [rows[at : at + size] for at in range(0, len(rows), size)]
-        heard = [x for p in parts for x in hear(p).split([len(row.tokens) for row in p])]
-        return [tuple(values_T.tolist()) for values_T in heard]
+        return [work(items[at : at + size]) for at in range(0, len(items), size)]
 
-    return within_memory(session, len(rows), work)
+    return within_memory(session, len(items), whole, undo)

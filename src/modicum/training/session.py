@@ -21,6 +21,7 @@ from modicum.plan.sizes import settle
 from modicum.stopping import Stop, split_within
 from modicum.tasks import prompts
 from modicum.tasks.examples import Examples, Sizes, draw, whole, without
+from modicum.training.critic import Critic, base_of, critic_of
 from modicum.training.optimization import Optimization
 from modicum.types import Problem, UserError
 from modicum.updates.proofs import Proof
@@ -77,6 +78,8 @@ class Session:
     counters: Counters
     identity: Identity
     """Of the base, before the update was applied."""
+    critic: Critic | None = None
+    """None where the objective has none."""
     silence: str = ""
     """Why the first steps had no signal, as last found."""
     stop: Stop = field(init=False)
@@ -120,6 +123,10 @@ class Session:
         counters.trained_seconds += seconds
         counters.flops += flops
         counters.last_spent = counters.spent(unit) - before
+
+    def prove(self, when: str) -> str:
+        """What the change proof says, and that of a critic; RunStopped when it does not hold."""
+        return self.proof.check(when) + (self.critic.prove(when) if self.critic else "")
 
     def agreed(self, nats: float) -> None:
         """The agreement proof found this mean difference of log-probs, and was content."""
@@ -169,6 +176,7 @@ def prepare(
     if short is not task:
         task, order = short, _begin(curriculum, without(short, examples), reward, config)
         task.problem("train", config.seed, 0)
+    apart = base_of(objective, update, loaded.model)
     prepared = update.apply(loaded.model, config.seed)
     if objective.needs_reference:
         prepared.keep_reference()
@@ -180,6 +188,7 @@ def prepare(
         counters.ledger["difficulty"] = order.measured.spent
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
+    critic = critic_of(objective, policy, prepared, config, apart)
     return Session(
         config,
         update,
@@ -199,9 +208,11 @@ def prepare(
             config.batch,
             objective.needs_reference,
             objective.entropy_share < 1,
+            critic=critic.work if critic else None,
         ),
         counters,
         loaded.identity,
+        critic,
     )
 
 
