@@ -40,8 +40,8 @@ class Head(spec.Spec):
     """A linear layer on states of the policy, which stay as they are."""
 
     name: ClassVar[str] = "head"
-    rate: ClassVar[float] = 1e-3
-    """The learning rate of what reads, unless the objective says another."""
+    rate: ClassVar[float] = 3e-3
+    """The learning rate of what trains, unless the objective says another."""
 
     @property
     def update(self) -> str:
@@ -69,6 +69,7 @@ class Lora(Head):
     """A linear layer on the base with an adapter of its own, whose frozen weights it shares."""
 
     name: ClassVar[str] = "lora"
+    rate: ClassVar[float] = 1e-4
     rank: Positive = 8
 
     @property
@@ -81,6 +82,7 @@ class Full(Head):
     """A linear layer on a second copy of the base, all of which trains."""
 
     name: ClassVar[str] = "full"
+    rate: ClassVar[float] = 1e-5
 
     @property
     def update(self) -> str:

@@ -19,11 +19,10 @@ from typing import Any, Self
 
 import torch
 
-from modicum import objectives
+from modicum import objectives, updates
 from modicum.config import TrainConfig
 from modicum.models.decoder import view
 from modicum.models.load import DTYPES
-from modicum.objectives import Objective
 from modicum.parts import RunParts, require_group
 from modicum.plan.live import fullest, peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
@@ -89,7 +88,10 @@ class Subject:
     config: Any
     """The model's, of Hugging Face."""
     prepared: Prepared
-    objective: Objective
+    objective: Any
+    """Of `Objective`."""
+    critic: Prepared | None = None
+    """The model of a critic that has one of its own, under the critic's update."""
     known: dict[Any, Memory] = field(default_factory=dict)
     """What was estimated."""
 
@@ -98,9 +100,12 @@ class Subject:
         """That of a run; `parts` are objects in the place of its expressions."""
         parts = parts or RunParts()
         found = config_of(config.model, config.trust, config.base)
-        objective = parts.objective or objectives.parse(config.objective)
-        require_group(objective, config)
-        return cls(found, prepare(config, found, parts.update), objective)
+        goal: Any = parts.objective or objectives.parse(config.objective)
+        require_group(goal, config)
+        made = prepare(config, found, parts.update)
+        text = goal.kind_of_critic.update if goal.has_critic else ""
+        own = prepare(config, found, updates.parse(text)) if text else None
+        return cls(found, made, goal, own)
 
     @property
     def layers(self) -> int:
@@ -136,7 +141,7 @@ def floor(subject: Subject, config: TrainConfig, device: str) -> int:
     for names in chosen_sets(prepared):
         prepared.activate(names)
         least.append(sum(_held(prepared, config, device).optimizer))
-    weights = num_bytes([*model.parameters(), *model.buffers()])
+    weights = num_bytes([*model.parameters(), *model.buffers()]) + _critic_bytes(subject)
     return weights + prepared.reference_bytes(subject.objective.needs_reference) + max(least)
 
 
@@ -161,11 +166,14 @@ def _of_set(
     model = prepared.model
     static = {"weights": num_bytes([*model.parameters(), *model.buffers()])}
     static |= {"reference": prepared.reference_bytes(subject.objective.needs_reference)}
+    static |= {"critic": _critic_bytes(subject)}
     vocabulary = model_config.get_text_config().vocab_size
     held = _held(prepared, config, device)
     loading = _loading(static["weights"], config, model_config, device)
     most, grown = _traced(subject, config, lengths, device, held, exact)
     found = {"loading": loading} | most
+    if static["critic"]:
+        found["critic"] = _critic_phase(subject, config, lengths, device, most["training"])
     libraries = LIBRARIES[device] + (TOKENIZER * vocabulary if device == "cpu" else 0)
     if device == "cpu" and config.compute.dtype == "bf16":
         libraries += BF16_KERNELS
@@ -182,6 +190,41 @@ def _of_set(
         parts = {**static, **moving, "allocator": unused, "libraries": libraries}
         phases.append(Phase(name, {part: size for part, size in parts.items() if size}))
     return Memory(tuple(phases))
+
+
+def _critic_bytes(subject: Subject) -> int:
+    """What a critic holds: what trains of it, the two moments, and what it cannot share."""
+    goal, own, size = subject.objective, subject.critic, 0
+    if not goal.has_critic:
+        return 0
+    if own is not None:
+        trained, moving = list(own.trainable.values()), list(subject.prepared.trainable.values())
+        rewrites = getattr(subject.prepared, "rewrites_base", False)
+        moving = list(subject.prepared.frozen.values()) if rewrites else moving
+        adds = own.adapter is not None and (rewrites or subject.prepared.adapter is None)
+        size = num_bytes([*trained, *(moving if adds else [])]) + 8 * sum(
+            p.numel() for p in trained
+        )
+        size += sum(MASTER * p.numel() for p in trained if p.element_size() < MASTER)
+    width = subject.config.get_text_config().hidden_size
+    return size + 3 * num_bytes(list(goal.kind_of_critic.reader(width).parameters()))
+
+
+def _critic_phase(
+    subject: Subject, config: TrainConfig, lengths: Lengths, device: str, beside: Mapping[str, int]
+) -> dict[str, int]:
+    """What lives while a critic learns: the states that it reads, or what training its model takes."""
+    found = {part: beside.get(part, 0) for part in LASTING}
+    if (own := subject.critic) is None:
+        rows = config.batch.prompts_per_step * config.batch.group_size
+        width = subject.config.get_text_config().hidden_size
+        size = DTYPES[config.compute.dtype].itemsize
+        return found | {"activations": sum(map(len, lengths.completions(rows))) * width * size}
+    plain = objectives.parse("dapo")
+    held = _held(own, config, device)
+    most, _ = _traced(Subject(subject.config, own, plain), config, lengths, device, held, False)
+    passing = ("activations", "gradients", "trunk")
+    return found | {part: most["training"].get(part, 0) for part in passing}
 
 
 def _traced(

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from modicum import objectives
 from modicum.config import TrainConfig
-from modicum.engine import Changed
+from modicum.engine import Changed, Engine
 from modicum.engine import make as make_engine
-from modicum.engine.flops import FlopCounter, StepFlops
+from modicum.engine.flops import CriticWork, FlopCounter, StepFlops
 from modicum.engine.samplers import num_trunk_bytes
 from modicum.models.load import DTYPES
 from modicum.plan import sizes, timing
@@ -79,6 +78,7 @@ class RunPlan:
         verdict = {True: "fits", False: "does not fit", None: "memory of the machine not known"}
         room = "" if self.machine.memory is None else f" of {self.machine.memory / GIB:.1f} GiB"
         peak = self.memory.peak
+        critic = f", critic {_exa(self.flops.critic)}" if self.flops.critic else ""
         lines = [
             f"{self.update} on {self.model}, {self.dtype}, {self.machine.name}",
             f"trained        {self.trained:,} of {self.parameters:,} numbers",
@@ -90,7 +90,7 @@ class RunPlan:
             *_phases(self.memory),
             "",
             f"FLOPs          {_exa(self.flops.total)} a step (sampling"
-            f" {_exa(self.flops.sampling)}, training {_exa(self.flops.training)}),"
+            f" {_exa(self.flops.sampling)}, training {_exa(self.flops.training)}{critic}),"
             f" {_exa(self.run_flops)} the run",
         ]
         if self.times:
@@ -122,7 +122,7 @@ def make(
     typical = schedule.typical(prepared.trainable)
     numbers = {name: schedule.size(name, p) for name, p in prepared.trainable.items()}
     weights = list(prepared.model.parameters())
-    flops, token = _flops(config, prepared, given)
+    flops, token = _flops(config, subject, given)
     found = None
     if machine.rates:
         size = DTYPES[config.compute.dtype].itemsize
@@ -150,25 +150,41 @@ def make(
     return plan
 
 
-def _flops(config: TrainConfig, prepared: Prepared, lengths: Lengths) -> tuple[StepFlops, float]:
+def _flops(config: TrainConfig, subject: Subject, lengths: Lengths) -> tuple[StepFlops, float]:
     """The FLOPs of a step, the mean over what may train at a time; of a token's forward."""
-    compute, batch = config.compute, config.batch
-    kind = (compute.engine, compute.checkpointing)
-    engine = make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, *kind)
-    goal = objectives.parse(config.objective)
-    counter = FlopCounter(prepared, engine, batch, goal.needs_reference, goal.entropy_share < 1)
+    prepared, goal, batch = subject.prepared, subject.objective, config.batch
+    engine = _engine(config, prepared)
+    told = (goal.needs_reference, goal.entropy_share < 1)
+    critic = _critic(config, subject, engine.width) if goal.has_critic else None
+    counter = FlopCounter(prepared, engine, batch, *told, critic=critic)
     limit = config.sampling.max_tokens
     prompts = lengths.prompts(batch.prompts_per_step)
-    room = num_trunk_bytes(engine, prompts, batch.group_size, limit) <= compute.trunk_bytes
+    room = num_trunk_bytes(engine, prompts, batch.group_size, limit) <= config.compute.trunk_bytes
     found = []
     typical = prepared.schedule.typical(prepared.trainable)
     for names in typical[:: -(-len(typical) // MOST_SETS)]:
         prepared.activate(names)
         engine.follow(Changed(prepared.active, prepared.lowest_layer))
+        if critic is not None:
+            critic.depth = goal.depth(prepared.lowest_layer, prepared.lowest_ever, engine.splits)
         groups, rows = _step(config, lengths, kept=room and prepared.lowest_layer > 0)
         found.append(counter.step(groups, rows, batch.updates_per_rollout))
-    step = StepFlops(mean(f.sampling for f in found), mean(f.training for f in found))
-    return step, counter.token
+    parts = zip(*((f.sampling, f.training, f.critic) for f in found), strict=True)
+    return StepFlops(*map(mean, parts)), counter.token
+
+
+def _engine(config: TrainConfig, prepared: Prepared) -> Engine:
+    kind = (config.compute.engine, config.compute.checkpointing)
+    return make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, *kind)
+
+
+def _critic(config: TrainConfig, subject: Subject, width: int) -> CriticWork:
+    """What the critic of the objective runs."""
+    goal, own, counter = subject.objective, subject.critic, None
+    if own is not None:
+        given = (own, _engine(config, own), config.batch, False, True)
+        counter = FlopCounter(*given, headless=True)
+    return CriticWork(goal.kind_of_critic.reader(width), goal.passes, None, counter)
 
 
 def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group], Batch]:

@@ -3,7 +3,7 @@
 It reads states of the policy, without a gradient into it, or has a model of its own: the base with an
 adapter, whose other weights are the policy's own memory where neither trains them, or a whole copy. An
 `Optimization` moves it, as the policy is moved, with its own clip and its own change proof. States are
-read in fp32 and at length 1, so that one rate fits layers of any scale and width.
+read in fp32 and over their root mean square, so that one rate fits layers of any scale.
 
 Shapes: R row, N completion tokens of the rows laid end to end, H hidden.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import rms_norm
 
 from modicum import updates
 from modicum.config import Optimizer, TrainConfig
@@ -86,6 +86,7 @@ class Critic:
         """`base` is what `base_of` gave, and `prepared` the update of the policy."""
         self.goal, self.config, self.scorer = goal, config, policy.scorer
         self.kind: Head = goal.kind_of_critic
+        self.rate = goal.rate or self.kind.rate
         self.own: Prepared | None = None
         depth = goal.depth(prepared.lowest_layer, prepared.lowest_ever, policy.scorer.splits)
         counter = None
@@ -135,7 +136,8 @@ class Critic:
         named = dict(self.model.named_parameters())
         reading = [name for name in named if name.startswith("reader.")]
         trained = {n: p for n, p in named.items() if id(p) in moved or n in reading}
-        rates = dict.fromkeys(reading, Head.rate / self.kind.rate)
+        # What reads a model of its own has the rate of one that reads the policy's.
+        rates = dict.fromkeys(reading, Head.rate / self.rate) if self.own else {}
         prepared = Prepared(self.model, trained, Schedule(rates))
         stochastic = self.config.compute.rounding == "stochastic"
         given = (Optimizer(max_grad_norm=self.goal.max_norm), self.counters)
@@ -168,7 +170,7 @@ class Critic:
         else:
             pack = self.scorer.pack(held)
             states_NH = self.scorer.hidden(pack, self.scorer.trunk(pack))
-        return self.model["reader"](normalize(states_NH.float(), dim=-1)).squeeze(-1)
+        return self.model["reader"](rms_norm(states_NH.float(), states_NH.shape[-1:])).squeeze(-1)
 
     @torch.no_grad()
     def values(self, held: Sequence[Any]) -> Tensor:
@@ -226,7 +228,7 @@ class Critic:
     def step(self, loss: float) -> None:
         """Clip and step."""
         assert self.steps is not None
-        norm = self.steps.step(loss, self.goal.rate or self.kind.rate)
+        norm = self.steps.step(loss, self.rate)
         found = {"critic/loss": loss, "critic/grad_norm": norm, "critic/bytes": self.bytes}
         self.metrics = {
             **self.metrics,
