@@ -126,8 +126,7 @@ class Scorer(ABC):
     def __init__(self, head: Tensor, device: torch.device, recomputes: bool = False) -> None:
         self.device = device
         self.vocabulary = len(head)
-        self.width = head.shape[1]
-        """How long a hidden state is."""
+        self.width = head.shape[1]  # of one hidden state
         self.state_bytes = self.width * head.element_size()
         self.recomputes = recomputes
         """Whether backward computes the activations of trained layers once more."""
@@ -146,10 +145,7 @@ class Scorer(ABC):
 
     @torch.no_grad()
     def states(self, pack: Any, depth: int | None = None) -> Tensor:
-        """The states [N, H] that predict the rows' tokens: the last, or those that enter a layer.
-
-        Only a scorer that `splits` knows layers.
-        """
+        """The states [N, H] that predict the rows' tokens: the last, or what enters a layer."""
         return self.hidden(pack, self.trunk(pack))
 
     @abstractmethod

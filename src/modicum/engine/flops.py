@@ -2,6 +2,8 @@
 
     sampling    2 x (linear numbers of the layers) a prompt token, once for a group; the same
                 and the head a completion token but the last; scores 4 x H x (tokens looked at)
+    critic      what reads, for values and for every pass over the rollout; the policy up to the
+                states, unless they were kept, or a model of its own without its head
     training    per micro-batch: trunk forward (unless kept from sampling), reference forward
                 (with a KL term, at the first update), forward, backward, and under
                 checkpointing the forward of the trained layers once more
@@ -14,23 +16,18 @@ computed, over whole tables of the longest prompt and row; backward recomputes t
 Left out: the check of two completions by the library's forward, slots of a cache whose row
 has ended, element-wise work, and what does not grow with the tokens (DoRA's norms).
 
-    critic      what reads: forward for the values, forward and backward in every pass over the
-                rollout; before it the policy's forward up to the states, unless they were kept,
-                or a model of its own, run as training is, without the head
-
 Shapes: W what work grows with (`WORK`), L layer, the head after the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from modicum.config import Steps
 from modicum.engine.base import Scorer
@@ -61,42 +58,15 @@ class StepFlops:
         return self.sampling + self.training + self.critic
 
 
-@dataclass
-class CriticWork:
-    """What a critic runs."""
-
-    reader: nn.Module
-    passes: int
-    """Over a rollout, to learn from it."""
-    depth: int | None
-    """The layer whose input it reads; None: the last states."""
-    own: FlopCounter | None = None
-    """Of its model, if it has one; `heard` and `headless`."""
-
-    @property
-    def token(self) -> float:
-        """FLOPs of the reader for a token."""
-        sizes = [m.weight.numel() for m in self.reader.modules() if isinstance(m, nn.Linear)]
-        deeper = sum(sizes[self.own is None :])  # whose input has a gradient
-        return 2.0 * (sum(sizes) * (1 + 2 * self.passes) + deeper * self.passes)
-
-
 class FlopCounter:
     """Counts the matrix FLOPs of steps; what depends on what trains now is remembered."""
 
+    critic: CriticWork | None = None
+
     def __init__(
-        self,
-        prepared: Prepared,
-        scorer: Scorer,
-        batch: Steps,
-        reference: bool,
-        heard: bool = False,
-        headless: bool = False,
-        critic: CriticWork | None = None,
+        self, prepared: Prepared, scorer: Scorer, batch: Steps, reference: bool, heard: bool = False
     ) -> None:
-        """`heard`: a forward comes before the first update; `headless`: the head is not run."""
         self.prepared, self.batch, self.reference, self.heard = prepared, batch, reference, heard
-        self.headless, self.critic = headless, critic
         self.split, self.recompute = scorer.splits, scorer.recomputes
         config: Any = inner(prepared.model).config.get_text_config()
         self.num_layers: int = config.num_hidden_layers
@@ -138,25 +108,32 @@ class FlopCounter:
         """
         ends = pairwise((0, *accumulate(rounds or [len(groups)])))
         sampling = sum(self._sampling(groups[start:end]) for start, end in ends)
-        valued = self._critic(groups, self.critic) if self.critic is not None else 0.0
-        return StepFlops(sampling, self._training(batch.rows, updates), valued)
+        return StepFlops(sampling, self.training(batch.rows, updates), self._critic(groups))
 
-    def _critic(self, groups: Sequence[Group], critic: CriticWork) -> float:
-        """Of all completions."""
-        rows = [
-            Row(group.prompt, c.tokens, (), 0.0, number, c.trunk if critic.own is None else None)
-            for number, group in enumerate(groups)
-            for c in group.completions
-        ]
+    def _critic(self, groups: Sequence[Group]) -> float:
+        """The critic's values of all completions, and its passes over them."""
+        if (critic := self.critic) is None:
+            return 0.0
+        told = [(number, g.prompt, c) for number, g in enumerate(groups) for c in g.completions]
+        rows = [Row(prompt, c.tokens, (), 0.0, number, c.trunk) for number, prompt, c in told]
         total = critic.token * sum(len(row.tokens) for row in rows)
         if critic.own is not None:
-            return total + critic.own._training(rows, critic.passes)
-        lowest = max(0, self.prepared.lowest_layer)
+            return total + critic.own.training(
+                [replace(r, trunk=None) for r in rows], critic.passes
+            )
+        lowest, depth = max(0, self.prepared.lowest_layer), critic.depth
         for kept, load_W in self._parts(rows):
-            first = lowest if kept and critic.depth in (None, lowest) else 0
-            last = self.num_layers if critic.depth is None else critic.depth
-            total += float(self.adapted_LW[first:last].sum(0) @ load_W)
+            first = lowest if kept and depth in (None, lowest) else 0
+            layers = slice(first, self.num_layers if depth is None else depth)
+            total += float(self.adapted_LW[layers].sum(0) @ load_W)
         return total
+
+    def _parts(self, rows: Sequence[Row]) -> Iterator[tuple[bool, Array]]:
+        """Of every micro-batch whether its trunk was kept, and its load."""
+        for start in range(0, len(rows), self.batch.micro_batch):
+            part = rows[start : start + self.batch.micro_batch]
+            kept = self.split and all(row.trunk is not None for row in part)
+            yield kept, _packed(part) if self.split else _padded(part)
 
     def _sampling(self, groups: Sequence[Group]) -> float:
         """Prompts once for a group, completions token by token behind them."""
@@ -172,15 +149,8 @@ class FlopCounter:
                     load_W += fed, fed, fed * longest + fed * (fed + 1) / 2
         return float(self.adapted_LW.sum(0) @ load_W)
 
-    def _parts(self, rows: Sequence[Row]) -> Iterator[tuple[bool, Array]]:
-        """Of every micro-batch whether its trunk was kept, and its load."""
-        size = self.batch.micro_batch
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            kept = self.split and all(row.trunk is not None for row in part)
-            yield kept, _packed(part) if self.split else _padded(part)
-
-    def _training(self, rows: Sequence[Row], updates: int) -> float:
+    def training(self, rows: Sequence[Row], updates: int) -> float:
+        """The FLOPs of so many updates on some rows."""
         total = 0.0
         first = max(0, self.prepared.lowest_layer) if self.split else 0
         since = first if self.prepared.trunk_is_reference else 0
@@ -216,8 +186,28 @@ class FlopCounter:
         """Every product with its layer, and what its work grows with."""
         for product in backward_products(self.prepared, self.prepared.active, self.num_layers):
             layer = place(product.name, self.num_layers)[0]
-            if layer < self.num_layers or not self.headless:
-                yield layer, PREDICTING if layer == self.num_layers else TOKENS, product
+            yield layer, PREDICTING if layer == self.num_layers else TOKENS, product
+
+
+class _Headless(FlopCounter):
+    """Of a model whose head is not run."""
+
+    def _products(self) -> Iterator[tuple[int, int, Product]]:
+        return (found for found in super()._products() if found[0] < self.num_layers)
+
+
+class CriticWork:
+    """What a critic runs, on the input of layer `depth` or (None) on last states."""
+
+    def __init__(self, goal: Any, scorer: Scorer, own: Prepared | None, batch: Steps) -> None:
+        """`scorer` is the policy's; `own` the model of its own, if it has one."""
+        sizes = [p.numel() for p in goal.reader(scorer.width).parameters() if p.dim() > 1]
+        deeper = sum(sizes[own is None :])  # whose input has a gradient
+        self.token = 2.0 * (sum(sizes) * (1 + 2 * goal.passes) + deeper * goal.passes)
+        """FLOPs of what reads, for a token."""
+        self.depth: int | None = None
+        self.passes: int = goal.passes
+        self.own = _Headless(own, scorer, batch, False, heard=True) if own else None
 
 
 def _packed(rows: Sequence[Row]) -> Array:

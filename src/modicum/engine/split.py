@@ -86,11 +86,10 @@ class SplitEngine(Engine):
 
     def trunk(self, pack: Pack) -> Tensor | None:
         """The states [N, H] that enter the lowest trained layer; None if the embedding trains."""
-        return self._entering(pack, self.lowest) if self.lowest >= 0 else None
+        return None if self.lowest < 0 else self._entering(pack, self.lowest)
 
     @torch.no_grad()
     def _entering(self, pack: Pack, layer: int) -> Tensor:
-        """The states [N, H] that enter a layer; those of the lowest trained one may be kept."""
         if pack.kept is not None and layer == self.lowest:
             return torch.cat(pack.kept)
         hidden_NH = self.decoder.embed(pack.ids_N)

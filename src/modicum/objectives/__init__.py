@@ -148,7 +148,7 @@ class ReinforcePp(Clipping):
 
     whitened: ClassVar[bool] = True
     compares: ClassVar[bool] = False
-    advantages = staticmethod(parts.known)
+    advantages = staticmethod(lambda rewards_PG: rewards_PG.nan_to_num(0.0))
     kl: Weight = 0.01
     kl_form: KlForm = field(default="k1_reward", kw_only=True)
 

@@ -78,11 +78,6 @@ def to_go(values_N: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat([row.flip(0).cumsum(0).flip(0) for row in values_N.split(lengths)])
 
 
-def known(rewards_PG: Tensor) -> Tensor:
-    """Rewards [P, G] as they are; no verdict has 0."""
-    return rewards_PG.nan_to_num(0.0)
-
-
 def discounted(ahead_T: Tensor, decay: float) -> Tensor:
     """A_t = D_t - D_{t+1} + decay A_{t+1} of a row's D [T], both 0 after its end."""
     found, later, after = list[float](), 0.0, 0.0
@@ -103,9 +98,9 @@ def squared(values_N: Tensor, returns_N: Tensor, before_N: Tensor, clip: float |
 
 def explained(values_N: Tensor, returns_N: Tensor) -> float:
     """1 - Var(R - V) / Var(R); 0 where all returns are equal."""
-    variance = float(returns_N.var(correction=0)) if len(returns_N) else 0.0
-    left = float((returns_N - values_N).var(correction=0)) if variance else 0.0
-    return 1 - left / variance if variance > SAME_REWARD**2 else 0.0
+    if not len(returns_N) or returns_N.max() - returns_N.min() <= SAME_REWARD:
+        return 0.0
+    return float(1 - (returns_N - values_N).var(correction=0) / returns_N.var(correction=0))
 
 
 def whitened(values_N: Tensor, known_N: Tensor) -> Tensor:

@@ -89,9 +89,8 @@ class Subject:
     """The model's, of Hugging Face."""
     prepared: Prepared
     objective: Any
-    """Of `Objective`."""
     critic: Prepared | None = None
-    """The model of a critic that has one of its own, under the critic's update."""
+    """The model of a critic that has one of its own."""
     known: dict[Any, Memory] = field(default_factory=dict)
     """What was estimated."""
 
@@ -102,10 +101,9 @@ class Subject:
         found = config_of(config.model, config.trust, config.base)
         goal: Any = parts.objective or objectives.parse(config.objective)
         require_group(goal, config)
-        made = prepare(config, found, parts.update)
-        text = goal.kind_of_critic.update if goal.has_critic else ""
-        own = prepare(config, found, updates.parse(text)) if text else None
-        return cls(found, made, goal, own)
+        own = goal.has_critic and goal.owns
+        critic = prepare(config, found, updates.parse(goal.critic)) if own else None
+        return cls(found, prepare(config, found, parts.update), goal, critic)
 
     @property
     def layers(self) -> int:
@@ -141,7 +139,7 @@ def floor(subject: Subject, config: TrainConfig, device: str) -> int:
     for names in chosen_sets(prepared):
         prepared.activate(names)
         least.append(sum(_held(prepared, config, device).optimizer))
-    weights = num_bytes([*model.parameters(), *model.buffers()]) + _critic_bytes(subject)
+    weights = num_bytes([*model.parameters(), *model.buffers()])
     return weights + prepared.reference_bytes(subject.objective.needs_reference) + max(least)
 
 
@@ -166,14 +164,15 @@ def _of_set(
     model = prepared.model
     static = {"weights": num_bytes([*model.parameters(), *model.buffers()])}
     static |= {"reference": prepared.reference_bytes(subject.objective.needs_reference)}
-    static |= {"critic": _critic_bytes(subject)}
     vocabulary = model_config.get_text_config().vocab_size
     held = _held(prepared, config, device)
     loading = _loading(static["weights"], config, model_config, device)
     most, grown = _traced(subject, config, lengths, device, held, exact)
     found = {"loading": loading} | most
-    if static["critic"]:
-        found["critic"] = _critic_phase(subject, config, lengths, device, most["training"])
+    if subject.objective.has_critic:
+        static["critic"], passing = _critic(subject, config, lengths, device)
+        lasting = {part: most["training"].get(part, 0) for part in LASTING}
+        found["critic"] = {**lasting, "activations": passing}
     libraries = LIBRARIES[device] + (TOKENIZER * vocabulary if device == "cpu" else 0)
     if device == "cpu" and config.compute.dtype == "bf16":
         libraries += BF16_KERNELS
@@ -192,39 +191,24 @@ def _of_set(
     return Memory(tuple(phases))
 
 
-def _critic_bytes(subject: Subject) -> int:
-    """What a critic holds: what trains of it, the two moments, and what it cannot share."""
-    goal, own, size = subject.objective, subject.critic, 0
-    if not goal.has_critic:
-        return 0
-    if own is not None:
-        trained, moving = list(own.trainable.values()), list(subject.prepared.trainable.values())
-        rewrites = getattr(subject.prepared, "rewrites_base", False)
-        moving = list(subject.prepared.frozen.values()) if rewrites else moving
-        adds = own.adapter is not None and (rewrites or subject.prepared.adapter is None)
-        size = num_bytes([*trained, *(moving if adds else [])]) + 8 * sum(
-            p.numel() for p in trained
-        )
-        size += sum(MASTER * p.numel() for p in trained if p.element_size() < MASTER)
-    width = subject.config.get_text_config().hidden_size
-    return size + 3 * num_bytes(list(goal.kind_of_critic.reader(width).parameters()))
-
-
-def _critic_phase(
-    subject: Subject, config: TrainConfig, lengths: Lengths, device: str, beside: Mapping[str, int]
-) -> dict[str, int]:
-    """What lives while a critic learns: the states that it reads, or what training its model takes."""
-    found = {part: beside.get(part, 0) for part in LASTING}
-    if (own := subject.critic) is None:
-        rows = config.batch.prompts_per_step * config.batch.group_size
-        width = subject.config.get_text_config().hidden_size
-        size = DTYPES[config.compute.dtype].itemsize
-        return found | {"activations": sum(map(len, lengths.completions(rows))) * width * size}
-    plain = objectives.parse("dapo")
-    held = _held(own, config, device)
-    most, _ = _traced(Subject(subject.config, own, plain), config, lengths, device, held, False)
-    passing = ("activations", "gradients", "trunk")
-    return found | {part: most["training"].get(part, 0) for part in passing}
+def _critic(
+    subject: Subject, config: TrainConfig, lengths: Lengths, device: str
+) -> tuple[int, int]:
+    """What a critic holds in all phases, and what lives besides while it learns."""
+    text, own, batch = subject.config.get_text_config(), subject.critic, config.batch
+    if own is None:
+        reader = subject.objective.reader(text.hidden_size)
+        tokens = sum(map(len, lengths.completions(batch.prompts_per_step * batch.group_size)))
+        states = tokens * text.hidden_size * DTYPES[config.compute.dtype].itemsize
+        return 3 * num_bytes(list(reader.parameters())), states
+    like = Subject(subject.config, own, objectives.parse("dapo"))
+    phases = estimate(config, lengths, device, like, exact=False).phases
+    parts = next(phase.parts for phase in phases if phase.name == "training")
+    # An adapter shares what the policy does not train.
+    apart = own.adapter is not None and subject.prepared.adapter is None
+    moved = [*own.trainable.values(), *(subject.prepared.trainable.values() if apart else ())]
+    held = num_bytes(moved) + parts.get("optimizer", 0) + parts.get("masters", 0)
+    return held, sum(parts.get(name, 0) for name in ("activations", "gradients", "trunk"))
 
 
 def _traced(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from modicum.config import TrainConfig
-from modicum.engine import Changed, Engine
+from modicum.engine import Changed
 from modicum.engine import make as make_engine
 from modicum.engine.flops import CriticWork, FlopCounter, StepFlops
 from modicum.engine.samplers import num_trunk_bytes
@@ -21,7 +21,6 @@ from modicum.plan.memory import Memory, Subject, estimate
 from modicum.plan.shapes import Lengths, lengths_of, num_bytes
 from modicum.report.words import aligned, duration
 from modicum.types import Batch, Completion, Group, Problem, Row
-from modicum.updates.base import Prepared
 
 MOST_SETS = 16  # of those that a schedule may choose
 
@@ -152,39 +151,28 @@ def make(
 
 def _flops(config: TrainConfig, subject: Subject, lengths: Lengths) -> tuple[StepFlops, float]:
     """The FLOPs of a step, the mean over what may train at a time; of a token's forward."""
-    prepared, goal, batch = subject.prepared, subject.objective, config.batch
-    engine = _engine(config, prepared)
-    told = (goal.needs_reference, goal.entropy_share < 1)
-    critic = _critic(config, subject, engine.width) if goal.has_critic else None
-    counter = FlopCounter(prepared, engine, batch, *told, critic=critic)
+    compute, batch, prepared = config.compute, config.batch, subject.prepared
+    kind = (compute.engine, compute.checkpointing)
+    engine = make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, *kind)
+    goal = subject.objective
+    counter = FlopCounter(prepared, engine, batch, goal.needs_reference, goal.entropy_share < 1)
+    if goal.has_critic:
+        counter.critic = CriticWork(goal, engine, subject.critic, batch)
     limit = config.sampling.max_tokens
     prompts = lengths.prompts(batch.prompts_per_step)
-    room = num_trunk_bytes(engine, prompts, batch.group_size, limit) <= config.compute.trunk_bytes
+    room = num_trunk_bytes(engine, prompts, batch.group_size, limit) <= compute.trunk_bytes
     found = []
     typical = prepared.schedule.typical(prepared.trainable)
     for names in typical[:: -(-len(typical) // MOST_SETS)]:
         prepared.activate(names)
         engine.follow(Changed(prepared.active, prepared.lowest_layer))
-        if critic is not None:
-            critic.depth = goal.depth(prepared.lowest_layer, prepared.lowest_ever, engine.splits)
+        if counter.critic:
+            known = (prepared.lowest_layer, prepared.lowest_ever, engine.splits)
+            counter.critic.depth = goal.depth(*known)
         groups, rows = _step(config, lengths, kept=room and prepared.lowest_layer > 0)
         found.append(counter.step(groups, rows, batch.updates_per_rollout))
     parts = zip(*((f.sampling, f.training, f.critic) for f in found), strict=True)
     return StepFlops(*map(mean, parts)), counter.token
-
-
-def _engine(config: TrainConfig, prepared: Prepared) -> Engine:
-    kind = (config.compute.engine, config.compute.checkpointing)
-    return make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, *kind)
-
-
-def _critic(config: TrainConfig, subject: Subject, width: int) -> CriticWork:
-    """What the critic of the objective runs."""
-    goal, own, counter = subject.objective, subject.critic, None
-    if own is not None:
-        given = (own, _engine(config, own), config.batch, False, True)
-        counter = FlopCounter(*given, headless=True)
-    return CriticWork(goal.kind_of_critic.reader(width), goal.passes, None, counter)
 
 
 def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group], Batch]:

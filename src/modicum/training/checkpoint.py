@@ -28,25 +28,20 @@ KEYS = {
 
 def save(session: Session, run: runs.Run, step: int) -> Path:
     """Write the checkpoint after `step` steps; it counts only when it is whole."""
-    schedule, proof = session.prepared.schedule, session.proof
+    schedule, critic = session.prepared.schedule, session.critic
     tensors = session.optimization.tensors()
     tensors |= {f"schedule/{n}": t.detach().contiguous() for n, t in schedule.tensors().items()}
-    critic = session.critic
-    if critic is not None:
-        tensors |= {f"critic/{name}": tensor for name, tensor in critic.tensors().items()}
+    if critic is not None and critic.steps is not None:
+        tensors |= {f"critic/{n}": tensor for n, tensor in critic.steps.tensors().items()}
     state = asdict(session.counters) | {
         "step": step,
         **session.identity.hashes,
-        "start": proof.at_start,
-        "active": sorted(session.prepared.active),
-        "pushed": sorted(proof.pushed),
-        "moved": sorted(proof.moved),
-        "tried": sorted(proof.tried),
+        "start": session.proof.at_start,
+        **session.optimization.state(),
         "schedule": schedule.state(),
-        "drawn": session.optimization.masters.drawn,
         "curriculum": session.order.state(),
         "agreement": session.agreement.state(),
-        **({"critic": critic.state()} if critic else {}),
+        "critic": critic.state() if critic else {},
     }
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     with run.checkpointing(step, state, size, session.config.records.keep_checkpoints) as folder:

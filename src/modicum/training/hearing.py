@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +24,7 @@ from modicum.training.rate import unpaid
 from modicum.training.rollout import Rollout
 from modicum.training.session import Session
 from modicum.training.step import make_batch, within_memory
-from modicum.types import Batch, Group, Row, UserError
+from modicum.types import Batch, Group, Row
 
 T = TypeVar("T")
 
@@ -41,39 +42,33 @@ def batch_of(
 def valued(session: Session, critic: Critic, rollout: Rollout) -> Rollout:
     """The rollout with the values of its tokens; the critic has seen it only afterwards.
 
-    It learns from all groups that were drawn, and none of them is trained while it warms up.
+    It learns from all groups that were drawn. None of them is trained while it warms up.
     """
-    goal = critic.goal
+    goal, rewards_R = critic.goal, rollout.rewards_PG.flatten()
     groups = refer(session, rollout.groups) if goal.kl_in_reward else rollout.groups
     rows = [row for number in range(len(groups)) for row in unpaid(groups, number)]
-    lengths, rewards_R = [len(row.tokens) for row in rows], rollout.rewards_PG.flatten()
-    known_R = ~rewards_R.isnan()
-    if goal.value_loss == "bce" and not rewards_R[known_R].clamp(0, 1).equal(rewards_R[known_R]):
-        raise UserError(f"{goal}: value_loss = 'bce' takes rewards from 0 to 1")
+    lengths = [len(row.tokens) for row in rows]
     returns_N = goal.returns(groups, goal.advantages(rollout.rewards_PG))
-    if not critic.rollouts:
-        critic.begin(float(rewards_R.nanmean().nan_to_num(0.0)))
+    steps = critic.steps
+    if not critic.rollouts or steps is None:
+        steps = critic.begin(float(rewards_R.nanmean().nan_to_num(0.0)))
     with torch.no_grad():
         held = [item for part in _each(session, rows, critic.read) for item in part]
-        values_N = torch.cat(_each(session, held, critic.values)).double()
+        values_N = torch.cat(_each(session, held, critic.values)).double().cpu()
     used_N, warm = critic.judge(values_N, returns_N, rewards_R, lengths), critic.warm
-    told = zip(held, returns_N.split(lengths), values_N.split(lengths), known_R, strict=True)
-    fitted = [tuple(rest) for *rest, known in told if known]
-    count = sum(len(returns_T) for _, returns_T, _ in fitted)
+    told = zip(held, returns_N.split(lengths), values_N.split(lengths), strict=True)
+    fitted = [row for row, reward in zip(told, rewards_R, strict=True) if not reward.isnan()]
+    learn = partial(critic.learn, count=sum(len(row[1]) for row in fitted))
     for _ in range(goal.passes if fitted else 0):
-        losses = _each(session, fitted, lambda part: critic.backward(part, count), critic.undo)
-        critic.step(sum(losses))
+        critic.step(sum(_each(session, fitted, learn, steps.begin_anew)))
     critic.rollouts += 1
-    row = iter(used_N.split(lengths))
-    whole = [
-        replace(
-            g,
-            completions=tuple(replace(c, values=tuple(next(row).tolist())) for c in g.completions),
-        )
-        for g in groups
+    values = iter(used_N.split(lengths))
+    each = [
+        [replace(c, values=tuple(next(values).tolist())) for c in g.completions] for g in groups
     ]
+    told = [replace(g, completions=tuple(of)) for g, of in zip(groups, each, strict=True)]
     taken = rollout.taken._replace(kept=()) if warm else rollout.taken
-    return rollout._replace(groups=whole, taken=taken)
+    return rollout._replace(groups=told, taken=taken)
 
 
 def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) -> list[Group]:

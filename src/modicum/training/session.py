@@ -21,7 +21,7 @@ from modicum.plan.sizes import settle
 from modicum.stopping import Stop, split_within
 from modicum.tasks import prompts
 from modicum.tasks.examples import Examples, Sizes, draw, whole, without
-from modicum.training.critic import Critic, base_of, critic_of
+from modicum.training.critic import Critic, base_of
 from modicum.training.optimization import Optimization
 from modicum.types import Problem, UserError
 from modicum.updates.proofs import Proof
@@ -126,7 +126,8 @@ class Session:
 
     def prove(self, when: str) -> str:
         """What the change proof says, and that of a critic; RunStopped when it does not hold."""
-        return self.proof.check(when) + (self.critic.prove(when) if self.critic else "")
+        found, steps = self.proof.check(when), self.critic and self.critic.steps
+        return f"{found}; critic: {steps.proof.check(f'critic, {when}')}" if steps else found
 
     def agreed(self, nats: float) -> None:
         """The agreement proof found this mean difference of log-probs, and was content."""
@@ -188,8 +189,7 @@ def prepare(
         counters.ledger["difficulty"] = order.measured.spent
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
-    critic = critic_of(objective, policy, prepared, config, apart)
-    return Session(
+    session = Session(
         config,
         update,
         task,
@@ -208,12 +208,13 @@ def prepare(
             config.batch,
             objective.needs_reference,
             objective.entropy_share < 1,
-            critic=critic.work if critic else None,
         ),
         counters,
         loaded.identity,
-        critic,
     )
+    if objective.has_critic:
+        session.critic = Critic(session, apart)
+    return session
 
 
 def _begin(
