@@ -121,7 +121,7 @@ class FlopCounter:
             return total + critic.own.training(
                 [replace(r, trunk=None) for r in rows], critic.passes
             )
-        lowest, depth = max(0, self.prepared.lowest_layer), critic.depth
+        lowest, depth = max(0, self.prepared.lowest_layer), critic.at.depth
         for kept, load_W in self._parts(rows):
             first = lowest if kept and depth in (None, lowest) else 0
             layers = slice(first, self.num_layers if depth is None else depth)
@@ -197,16 +197,17 @@ class _Headless(FlopCounter):
 
 
 class CriticWork:
-    """What a critic runs, on the input of layer `depth` or (None) on last states."""
+    """What a critic runs."""
 
-    def __init__(self, goal: Any, scorer: Scorer, own: Prepared | None, batch: Steps) -> None:
-        """`scorer` is the policy's; `own` the model of its own, if it has one."""
+    def __init__(
+        self, goal: Any, scorer: Scorer, own: Prepared | None, batch: Steps, at: Any
+    ) -> None:
+        """`scorer` is the policy's, `own` its own model, if any, `at.depth` the layer that it reads."""
         sizes = [p.numel() for p in goal.reader(scorer.width).parameters() if p.dim() > 1]
         deeper = sum(sizes[own is None :])  # whose input has a gradient
         self.token = 2.0 * (sum(sizes) * (1 + 2 * goal.passes) + deeper * goal.passes)
         """FLOPs of what reads, for a token."""
-        self.depth: int | None = None
-        self.passes: int = goal.passes
+        self.at, self.passes = at, goal.passes
         self.own = _Headless(own, scorer, batch, False, heard=True) if own else None
 
 

@@ -87,15 +87,6 @@ def discounted(ahead_T: Tensor, decay: float) -> Tensor:
     return ahead_T.new_tensor(found[::-1])
 
 
-def squared(values_N: Tensor, returns_N: Tensor, before_N: Tensor, clip: float | None) -> Tensor:
-    """Half of the squared error of each value; with a clip not below that of the clipped value."""
-    errors_N = (values_N - returns_N).square()
-    if clip is not None:
-        near_N = before_N + (values_N - before_N).clamp(-clip, clip)
-        errors_N = torch.maximum(errors_N, (near_N - returns_N).square())
-    return errors_N / 2
-
-
 def explained(values_N: Tensor, returns_N: Tensor) -> float:
     """1 - Var(R - V) / Var(R); 0 where all returns are equal."""
     if not len(returns_N) or returns_N.max() - returns_N.min() <= SAME_REWARD:

@@ -8,7 +8,9 @@ terminal, also of a completion that was cut. A is whitened over all tokens of th
 is R_t, whatever the lambda. `training.critic` has the weights and says how they learn.
 
 PPO: arXiv 1707.06347, GAE: 1506.02438. Departures: the critic has no trained layer in common with the
-policy; its loss is not clipped unless `value_clip` says so.
+policy, and its loss, half of the squared error, is not clipped. It begins as the mean reward of the first
+rollout, learns alone in `warmup` rollouts, and where its values explain nothing (`gate`, as EVPO) the mean
+return is taken.
 """
 
 from __future__ import annotations
@@ -24,35 +26,12 @@ from torch import Tensor, nn
 from modicum import spec
 from modicum.limits import Limits, Natural, Positive, Share
 from modicum.objectives import parts
-from modicum.objectives.base import MOST, Above, Clipping
+from modicum.objectives.base import MOST, Clipping
 from modicum.types import Group, UserError
 
 On = Literal["auto", "trunk", "last"]
-
-
-@dataclass(frozen=True)
-class Head(spec.Spec):
-    """A linear layer."""
-
-    name: ClassVar[str] = "head"
-
-    def reader(self, size: int) -> nn.Sequential:
-        """What makes a value of a state of such a size."""
-        return nn.Sequential(nn.Linear(size, 1))
-
-
-@dataclass(frozen=True)
-class Mlp(Head):
-    """The same behind a hidden layer."""
-
-    name: ClassVar[str] = "mlp"
-    width: Positive = 256
-
-    def reader(self, size: int) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(size, self.width), nn.SiLU(), nn.Linear(self.width, 1))
-
-
-READERS: dict[str, type[Head]] = {cls.name: cls for cls in (Head, Mlp)}
+READS = re.compile(r"head|mlp(\((width=)?(?P<width>[1-9]\d*)\))?")
+WIDTH = 256  # of the hidden layer of an mlp, unless it says another
 
 
 @dataclass(frozen=True)
@@ -73,12 +52,10 @@ class Ppo(Clipping):
     rate: Annotated[float | None, Limits(0, 1, above=True)] = field(default=None, kw_only=True)
     max_norm: Annotated[float, Limits(0, MOST)] = field(default=1.0, kw_only=True)
     gate: bool = field(default=True, kw_only=True)
-    value_clip: Above = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         spec.check(f"{self.name}: on", self.on, On)
-        self.reader(1)
         if self.owns and self.on != "auto":
             raise UserError(
                 f"{self.name}: critic {self.critic} has states of its own; leave on out"
@@ -93,21 +70,22 @@ class Ppo(Clipping):
     @property
     def owns(self) -> bool:
         """Whether the critic has a model of its own, which `critic` is the update of."""
-        return re.split(r"\W", self.critic)[0] not in READERS
+        return READS.fullmatch(self.critic) is None
 
     def reader(self, size: int) -> nn.Sequential:
         """What makes a value of a state of such a size."""
-        made: Head = Head() if self.owns else spec.build("critic", self.critic, READERS)
-        return made.reader(size)
+        found = READS.fullmatch(self.critic)
+        if not self.critic.startswith("mlp") or not found:
+            return nn.Sequential(nn.Linear(size, 1))
+        width = int(found["width"] or WIDTH)
+        return nn.Sequential(nn.Linear(size, width), nn.SiLU(), nn.Linear(width, 1))
 
     def depth(self, lowest: int, lowest_ever: int, splits: bool) -> int | None:
-        """The layer whose input is read, of the lowest that trains now and ever; None: the last states."""
+        """The layer whose input is read, by the lowest that train now and ever; None: last states."""
         there = lowest_ever > 0 and splits
         if self.on == "trunk" and not there:
-            why = "may train all layers" if splits else "is run by the library's whole forward"
-            raise UserError(
-                f"{self}: trunk is frozen layers, and this model {why}; on='last' reads on"
-            )
+            why = "may train all layers" if splits else "is run whole, by the library"
+            raise UserError(f"{self.name}: on='trunk' reads frozen layers, and this model {why}")
         return lowest if there and self.on != "last" and not self.owns else None
 
     def credit(self, returns_N: Tensor, groups: Sequence[Group]) -> Tensor:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean as mean
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -157,7 +158,7 @@ def _flops(config: TrainConfig, subject: Subject, lengths: Lengths) -> tuple[Ste
     goal = subject.objective
     counter = FlopCounter(prepared, engine, batch, goal.needs_reference, goal.entropy_share < 1)
     if goal.has_critic:
-        counter.critic = CriticWork(goal, engine, subject.critic, batch)
+        counter.critic = CriticWork(goal, engine, subject.critic, batch, SimpleNamespace())
     limit = config.sampling.max_tokens
     prompts = lengths.prompts(batch.prompts_per_step)
     room = num_trunk_bytes(engine, prompts, batch.group_size, limit) <= compute.trunk_bytes
@@ -168,7 +169,7 @@ def _flops(config: TrainConfig, subject: Subject, lengths: Lengths) -> tuple[Ste
         engine.follow(Changed(prepared.active, prepared.lowest_layer))
         if counter.critic:
             known = (prepared.lowest_layer, prepared.lowest_ever, engine.splits)
-            counter.critic.depth = goal.depth(*known)
+            counter.critic.at.depth = goal.depth(*known)
         groups, rows = _step(config, lengths, kept=room and prepared.lowest_layer > 0)
         found.append(counter.step(groups, rows, batch.updates_per_rollout))
     parts = zip(*((f.sampling, f.training, f.critic) for f in found), strict=True)

@@ -31,7 +31,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
     schedule, critic = session.prepared.schedule, session.critic
     tensors = session.optimization.tensors()
     tensors |= {f"schedule/{n}": t.detach().contiguous() for n, t in schedule.tensors().items()}
-    if critic is not None and critic.steps is not None:
+    if critic is not None:
         tensors |= {f"critic/{n}": tensor for n, tensor in critic.steps.tensors().items()}
     state = asdict(session.counters) | {
         "step": step,
@@ -54,12 +54,9 @@ def restore(session: Session, folder: Path) -> int:
 
     Raises UserError when the checkpoint is damaged or belongs to another base or update.
     """
-    path, state = read(folder)
+    tensors, state = read(folder)
     base_check(folder, state, session.config.model)(session.identity)
-    tensors = _restore_policy(session, folder, path, state)
-    if session.critic is not None:
-        with _readable(folder, "the critic"):
-            session.critic.load(state["critic"], _below("critic/", tensors), folder)
+    _restore_policy(session, folder, tensors, state)
     with _readable(folder, f"the curriculum {session.config.curriculum}"):
         session.order.load(state["curriculum"])
     with _readable(folder, "the agreement proof"):
@@ -90,10 +87,8 @@ def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
 
 
-def _restore_policy(
-    session: Session, folder: Path, path: Path, state: dict[str, Any]
-) -> dict[str, Tensor]:
-    """`restore` of the policy alone, from what `read` gave; returns all tensors."""
+def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str, Any]) -> None:
+    """`restore` of all but the curriculum, from what `read` gave."""
     tensors = load_file(path, device=str(session.policy.device))
     for entry in fields(Counters):
         setattr(session.counters, entry.name, state[entry.name])
@@ -110,7 +105,9 @@ def _restore_policy(
         session.prepared.schedule.load(state["schedule"], _below("schedule/", tensors))
     session.policy.follow(session.prepared)
     session.proof.resume(state["pushed"], state["moved"], state["tried"])
-    return tensors
+    if session.critic is not None:
+        with _readable(folder, "the critic"):
+            session.critic.load(state["critic"], _below("critic/", tensors), folder)
 
 
 @contextmanager

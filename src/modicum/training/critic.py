@@ -1,10 +1,8 @@
 """The critic of a run: weights of its own that give every token a value (`objectives.ppo`).
 
-It reads states of the policy, without a gradient into it, or those of a model of its own, which has the
-memory of the base for what neither trains. It begins as the mean reward of the first rollout, learns alone
-in the first `warmup` rollouts, and gives way to the mean return where its values explain nothing (EVPO's
-gate). An `Optimization` moves it, with its own clip and change proof. States are read in fp32 over their
-root mean square, so that one rate fits layers of any scale.
+It reads states of the policy without a gradient into it, or of a model of its own, which shares the memory
+of what neither trains. An `Optimization` moves it, with its own clip and change proof. States are read in
+fp32 over their root mean square, so that one rate fits layers of any scale.
 
 Shapes: R row, N completion tokens of the rows laid end to end, H hidden.
 """
@@ -13,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from scipy.stats import mannwhitneyu
@@ -25,7 +23,8 @@ from modicum import updates
 from modicum.config import Optimizer
 from modicum.engine import Changed, make
 from modicum.engine.flops import CriticWork
-from modicum.objectives.parts import explained, squared
+from modicum.objectives.parts import explained
+from modicum.objectives.ppo import Ppo
 from modicum.training.optimization import Optimization
 from modicum.types import Row, UserError
 from modicum.updates.base import Prepared
@@ -37,19 +36,28 @@ if TYPE_CHECKING:
 
 PLACES = {"first": 0.0, "middle": 0.5, "last": 1.0}
 """Where in a completion the values are taken whose AUC is logged."""
-RATES = {None: 3e-3, True: 1e-4, False: 1e-5}
+RATES = {None: 3e-3, True: 1e-3, False: 1e-4}
 """Learning rates: of what reads, of an adapter, of the base's own tensors."""
-KEPT = ("rollouts", "refits", "asked", "gated")
-Fitted = tuple[Any, Tensor, Tensor]
-"""What a row is read from, its returns [T], and the values [T] that it had before."""
+
+
+@dataclass
+class CriticCounters(StepCounters):
+    """Counts of a critic, and the layer that it reads (None: the last states)."""
+
+    rollouts: int = 0
+    """Since it began, or began anew."""
+    refits: int = 0
+    asked: int = 0
+    gated: int = 0
+    depth: int | None = None
 
 
 def base_of(goal: Any, update: Any, model: nn.Module) -> nn.Module | None:
-    """The model of a critic that has one, of `model` before the update of the policy changes it.
+    """The model of a critic that has one, from that of the policy before its update.
 
-    Its tensors are the same memory, unless the update rewrites what it does not train.
+    It is the same memory, unless the update rewrites what it does not train.
     """
-    if not goal.has_critic or not goal.owns:
+    if not (goal.has_critic and goal.owns):
         return None
     rewrites = getattr(getattr(update, "left", update), "rewrites_base", False)
     shared = {} if rewrites else {id(p): nn.Parameter(p.detach()) for p in model.parameters()}
@@ -61,27 +69,23 @@ class Critic:
 
     def __init__(self, session: Session, base: nn.Module | None) -> None:
         """`base` is what `base_of` gave."""
-        config, prepared, goal = session.config, session.prepared, session.objective
-        self.goal: Any = goal
-        self.config, self.scorer = config, session.policy.scorer
-        self.own: Prepared | None = None
-        self.model = nn.ModuleDict()
+        self.goal = goal = cast(Ppo, session.objective)
+        self.config, prepared, policy = session.config, session.prepared, session.policy
+        self.scorer, self.model, self.own = policy.scorer, nn.ModuleDict(), None
         if base is not None:
             self.own = self._applied(base, {p.data_ptr() for p in prepared.trainable.values()})
-            lowest, compute = self.own.lowest_layer, config.compute
+            lowest, compute = self.own.lowest_layer, self.config.compute
             given = (lowest, compute.engine, compute.checkpointing)
-            self.scorer = make(self.own.model, session.policy.device, *given)
+            self.scorer = make(self.own.model, policy.device, *given)
             self.scorer.follow(Changed(self.own.active, lowest))
             self.model["model"] = self.own.model
-        self.rate = self.goal.rate or RATES[self.own and self.own.adapter is not None]
-        session.flops.critic = CriticWork(goal, session.policy.scorer, self.own, config.batch)
-        self.work, splits = session.flops.critic, session.policy.scorer.splits
-        self.work.depth = self.goal.depth(prepared.lowest_layer, prepared.lowest_ever, splits)
-        self.counters = StepCounters()
-        self.steps: Optimization | None = None
-        """None before the first rollout."""
-        self.rollouts = self.refits = self.asked = self.gated = 0
+        self.rate = goal.rate or RATES[self.own and self.own.adapter is not None]
+        where = (prepared.lowest_layer, prepared.lowest_ever, policy.scorer.splits)
+        self.counters = CriticCounters(depth=goal.depth(*where))
+        work = (goal, policy.scorer, self.own, self.config.batch, self.counters)
+        session.flops.critic = CriticWork(*work)
         self.metrics: dict[str, float] = {}
+        self.begin()
 
     def _applied(self, base: nn.Module, moving: set[int]) -> Prepared:
         """The critic's update on its base, with memory of its own for what trains somewhere."""
@@ -97,35 +101,33 @@ class Critic:
     @property
     def warm(self) -> bool:
         """Whether the coming rollout is still for the critic alone."""
-        return self.rollouts < self.goal.warmup
+        return self.counters.rollouts < self.goal.warmup
 
-    def begin(self, mean: float = 0.0) -> Optimization:
+    def begin(self, mean: float = 0.0) -> None:
         """Say `mean` of every state from now on, without a step behind it."""
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(self.config.seed)
-            reader: Any = self.goal.reader(self.scorer.width)
+            reader: Any = self.goal.reader(self.scorer.width).to(self.scorer.device)
             reader[-1].weight.zero_()
             reader[-1].bias.fill_(mean)
-        self.model["reader"] = reader.to(self.scorer.device)
-        named, moved = dict(self.model.named_parameters()), self.own.active if self.own else {}
-        names = [name for name in named if name.startswith("reader.")]
-        names += [f"model.{name}" for name in moved]
+        self.model["reader"] = reader
+        trained = {f"reader.{name}": p for name, p in reader.named_parameters()}
         # What reads a model of its own has the rate of one that reads the policy's.
-        rates = {n: RATES[None] / self.rate for n in names if self.own and n.startswith("reader.")}
-        prepared = Prepared(self.model, {n: named[n] for n in names}, Schedule(rates))
-        settings = Optimizer(max_grad_norm=self.goal.max_norm)
+        rates = dict.fromkeys(trained, RATES[None] / self.rate) if self.own else {}
+        trained |= {f"model.{n}": p for n, p in self.own.active.items()} if self.own else {}
+        given = (Optimizer(max_grad_norm=self.goal.max_norm), self.counters, self.config.seed)
         rounds = self.config.compute.rounding == "stochastic"
-        self.steps = Optimization(prepared, settings, self.counters, self.config.seed, rounds)
-        return self.steps
+        self.steps = Optimization(Prepared(self.model, trained, Schedule(rates)), *given, rounds)
 
     def follow(self, lowest: int) -> dict[str, int]:
         """Hear of the lowest layer that trains now; what is to be logged.
 
         Where it is below the layer whose input is read, which would change, the critic begins anew.
         """
-        if self.work.depth is None or lowest >= self.work.depth:
+        counters = self.counters
+        if counters.depth is None or lowest >= counters.depth:
             return {}
-        self.work.depth, self.rollouts, self.refits = lowest, 0, self.refits + 1
+        counters.depth, counters.rollouts, counters.refits = lowest, 0, counters.refits + 1
         return {"critic_refit_at": lowest}
 
     # A rollout ---------------------------------------------------------------------------
@@ -134,7 +136,7 @@ class Critic:
         """What the values of each row are made of: its states [T, H], or the row itself."""
         if self.own is not None:
             return [replace(row, trunk=None) for row in rows]  # which is the policy's
-        states_NH = self.scorer.states(self.scorer.pack(rows), self.work.depth)
+        states_NH = self.scorer.states(self.scorer.pack(rows), self.counters.depth)
         return list(states_NH.split([len(row.tokens) for row in rows]))
 
     def values(self, held: Sequence[Any]) -> Tensor:
@@ -155,40 +157,41 @@ class Critic:
         Also makes `metrics`, of rows with a verdict. A success is a reward in the upper half of the
         range in the rollout.
         """
-        known_R = ~rewards_R.isnan()
+        counters, known_R = self.counters, ~rewards_R.isnan()
         known_N = known_R.repeat_interleave(torch.tensor(lengths))
         start_R = torch.tensor([0, *lengths[:-1]]).cumsum(0)[known_R]
         last_R, earned_R = torch.tensor(lengths)[known_R] - 1, rewards_R[known_R]
-        found = {
+        found: dict[str, float] = {
             "explained_variance": explained(values_N[known_N], returns_N[known_N]),
             "explained_variance_first": explained(values_N[start_R], returns_N[start_R]),
         }
         poor = self.goal.gate and found["explained_variance"] <= 0
-        self.asked, self.gated = self.asked + (not self.warm), self.gated + (poor and not self.warm)
-        found |= {"gated": self.gated / max(1, self.asked), "refits": self.refits}
-        good_R = earned_R * 2 > earned_R.amin() + earned_R.amax() if len(earned_R) else known_R[:0]
+        if not self.warm:
+            counters.asked, counters.gated = counters.asked + 1, counters.gated + poor
+        found |= {"gated": counters.gated / max(1, counters.asked), "refits": counters.refits}
+        good_R = earned_R * 2 > sum(earned_R.aminmax()) if len(earned_R) else known_R[:0]
         if 0 < good_R.sum() < len(good_R):
             for name, share in PLACES.items():
                 at_R = values_N[start_R + (share * last_R).long()]
                 wins = mannwhitneyu(at_R[good_R].tolist(), at_R[~good_R].tolist()).statistic
                 found[f"auc_{name}"] = float(wins / (good_R.sum() * (~good_R).sum()))
         self.metrics = {f"critic/{name}": value for name, value in found.items()}
-        mean = returns_N[known_N].mean().nan_to_num(0.0)
-        return mean.expand_as(values_N) if poor else values_N
+        return returns_N[known_N].mean().nan_to_num(0.0).expand_as(values_N) if poor else values_N
 
-    def learn(self, fitted: Sequence[Fitted], count: int) -> float:
-        """Add the gradient of some rows' loss, which is a mean over `count` tokens; returns it."""
-        assert self.steps is not None
-        held, *told = zip(*fitted, strict=True)
-        returns_N, before_N = (torch.cat(part).float().to(self.scorer.device) for part in told)
-        loss = squared(self.values(held), returns_N, before_N, self.goal.value_clip).sum() / count
+    def learn(self, fitted: Sequence[tuple[Any, Tensor]], count: int) -> float:
+        """Add the gradient of the loss of what some rows are read from, with their returns [T].
+
+        It is a mean over `count` tokens, and returned.
+        """
+        held, returns = zip(*fitted, strict=True)
+        returns_N = torch.cat(returns).float().to(self.scorer.device)
+        loss = (self.values(held) - returns_N).square().sum() / 2 / count
         loss.backward()
         self.steps.masters.collect()
         return float(loss.detach())
 
     def step(self, loss: float) -> None:
         """Clip and step."""
-        assert self.steps is not None
         norm, trained = self.steps.step(loss, self.rate), self.steps.prepared.trainable.values()
         size = sum(p.numel() * p.element_size() for p in trained) + self.steps.state_bytes()
         found = {"critic/loss": loss, "critic/grad_norm": norm, "critic/bytes": size}
@@ -198,16 +201,10 @@ class Critic:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values; its tensors are those of `steps`."""
-        found = {name: getattr(self, name) for name in KEPT}
-        found |= {"depth": self.work.depth, "counters": asdict(self.counters)}
-        return found | (self.steps.state() if self.steps else {})
+        return asdict(self.counters) | self.steps.state()
 
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: object) -> None:
         """Set what `state` and `tensors` gave."""
-        vars(self).update({name: int(state[name]) for name in KEPT})
-        self.work.depth = state["depth"]
-        vars(self.counters).update(state["counters"])
-        if tensors:
-            steps = self.begin()
-            steps.load(tensors, frozenset(state["active"]), folder, state["drawn"])
-            steps.proof.resume(state["pushed"], state["moved"], state["tried"])
+        vars(self.counters).update({name: state[name] for name in vars(self.counters)})
+        self.steps.load(tensors, frozenset(state["active"]), folder, state["drawn"])
+        self.steps.proof.resume(state["pushed"], state["moved"], state["tried"])

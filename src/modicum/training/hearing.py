@@ -1,8 +1,7 @@
 """The batch of a step, with what the objective must hear from the model for it.
 
-The reference's log-probs for a KL in the reward, a critic's values, and the entropy at every token
-where only a share of them trains; all of the whole batch. Most objectives ask for none, and nothing
-is run.
+The reference's log-probs for a KL in the reward, a critic's values, and the entropy at every token where
+only a share of them trains; all of the whole batch. Most objectives ask for none, and nothing is run.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def batch_of(
     session: Session, groups: Sequence[Group], rewards_PG: Tensor, taken: Taken = EVERYTHING
 ) -> Batch:
     """`step.make_batch` of a rollout of the present policy, as the run's objective asks."""
-    if session.objective.kl_in_reward:
+    if session.objective.kl_in_reward and not groups[0].completions[0].reference:
         groups = refer(session, groups, taken)
     batch = make_batch(session.objective, groups, rewards_PG, taken)
     return narrow(session, batch) if session.objective.entropy_share < 1 else batch
@@ -49,26 +48,23 @@ def valued(session: Session, critic: Critic, rollout: Rollout) -> Rollout:
     rows = [row for number in range(len(groups)) for row in unpaid(groups, number)]
     lengths = [len(row.tokens) for row in rows]
     returns_N = goal.returns(groups, goal.advantages(rollout.rewards_PG))
-    steps = critic.steps
-    if not critic.rollouts or steps is None:
-        steps = critic.begin(float(rewards_R.nanmean().nan_to_num(0.0)))
+    if not critic.counters.rollouts:
+        critic.begin(float(rewards_R.nanmean().nan_to_num(0.0)))
     with torch.no_grad():
         held = [item for part in _each(session, rows, critic.read) for item in part]
         values_N = torch.cat(_each(session, held, critic.values)).double().cpu()
-    used_N, warm = critic.judge(values_N, returns_N, rewards_R, lengths), critic.warm
-    told = zip(held, returns_N.split(lengths), values_N.split(lengths), strict=True)
-    fitted = [row for row, reward in zip(told, rewards_R, strict=True) if not reward.isnan()]
-    learn = partial(critic.learn, count=sum(len(row[1]) for row in fitted))
+    used_N = critic.judge(values_N, returns_N, rewards_R, lengths)
+    taken = rollout.taken._replace(kept=()) if critic.warm else rollout.taken
+    told = zip(held, returns_N.split(lengths), rewards_R, strict=True)
+    fitted = [(item, returns_T) for item, returns_T, reward in told if not reward.isnan()]
+    learn = partial(critic.learn, count=sum(len(returns_T) for _, returns_T in fitted))
     for _ in range(goal.passes if fitted else 0):
-        critic.step(sum(_each(session, fitted, learn, steps.begin_anew)))
-    critic.rollouts += 1
-    values = iter(used_N.split(lengths))
-    each = [
-        [replace(c, values=tuple(next(values).tolist())) for c in g.completions] for g in groups
-    ]
-    told = [replace(g, completions=tuple(of)) for g, of in zip(groups, each, strict=True)]
-    taken = rollout.taken._replace(kept=()) if warm else rollout.taken
-    return rollout._replace(groups=told, taken=taken)
+        critic.step(sum(_each(session, fitted, learn, critic.steps.begin_anew)))
+    critic.counters.rollouts += 1
+    values = (tuple(values_T.tolist()) for values_T in used_N.split(lengths))
+    each = [tuple(replace(c, values=next(values)) for c in g.completions) for g in groups]
+    whole = [replace(g, completions=of) for g, of in zip(groups, each, strict=True)]
+    return rollout._replace(groups=whole, taken=taken)
 
 
 def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) -> list[Group]:
@@ -81,8 +77,7 @@ def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) 
         (number, member): row
         for number in kept
         for member, row in enumerate(unpaid(groups, number))
-        for completion in [groups[number].completions[member]]
-        if not completion.reference and (taken.cut != "mask" or completion.finished)
+        if taken.cut != "mask" or groups[number].completions[member].finished
     }
     known = session.policy.scorer, session.prepared, session.config.sampling
     heard = _heard(session, [*wanted.values()], lambda part: reference_logprobs(*known, part))
@@ -90,9 +85,7 @@ def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) 
     found = list(groups)
     for number in kept:
         every = enumerate(groups[number].completions)
-        own = [
-            replace(c, reference=told.get((number, m), c.reference or c.logprobs)) for m, c in every
-        ]
+        own = [replace(c, reference=told.get((number, m), c.logprobs)) for m, c in every]
         found[number] = replace(groups[number], completions=tuple(own))
     return found
 
@@ -119,12 +112,8 @@ def _heard(
     session: Session, rows: Sequence[Row], hear: Callable[[Sequence[Row]], Tensor]
 ) -> list[tuple[float, ...]]:
     """What `hear` gives for the tokens of each row."""
-
-    def work(part: Sequence[Row]) -> list[tuple[float, ...]]:
-        split = hear(part).split([len(row.tokens) for row in part])
-        return [tuple(values_T.tolist()) for values_T in split]
-
-    return [values for part in _each(session, rows, work) for values in part]
+    heard = torch.cat([torch.empty(0), *_each(session, rows, lambda part: hear(part).cpu())])
+    return [tuple(values_T.tolist()) for values_T in heard.split([len(row.tokens) for row in rows])]
 
 
 def _each(

@@ -126,8 +126,9 @@ class Session:
 
     def prove(self, when: str) -> str:
         """What the change proof says, and that of a critic; RunStopped when it does not hold."""
-        found, steps = self.proof.check(when), self.critic and self.critic.steps
-        return f"{found}; critic: {steps.proof.check(f'critic, {when}')}" if steps else found
+        found, critic = self.proof.check(when), self.critic
+        more = f"; critic: {critic.steps.proof.check(f'critic, {when}')}" if critic else ""
+        return found + more
 
     def agreed(self, nats: float) -> None:
         """The agreement proof found this mean difference of log-probs, and was content."""

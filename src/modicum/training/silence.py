@@ -55,6 +55,9 @@ def ended(session: Session, steps: int) -> str:
         return "a loss or gradient was not finite: try a smaller learning rate, or fp32"
     if counters.signal_steps:
         return "the update had not begun to train: it takes more --steps"
-    if session.critic is not None and session.critic.rollouts <= session.critic.goal.warmup:
+    if (
+        session.critic is not None
+        and session.critic.counters.rollouts <= session.critic.goal.warmup
+    ):
         return "the critic still warmed up: it takes more --steps, or a shorter warmup"
     return session.silence or "no group of any step had a signal"
