@@ -14,18 +14,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from conftest import random_model
 from helpers import metrics_of, tensors_of
 from modicum import runs
-from modicum.config import Compute, Optimizer, Steps, TrainConfig
+from modicum.config import Compute, Optimizer, Sampling, Steps, TrainConfig
 from modicum.export import export_run
 from modicum.objectives import Ppo, parse
 from modicum.objectives.parts import explained, whitened
+from modicum.plan import hardware, overall
+from modicum.plan.shapes import Lengths
 from modicum.training import hearing, step
 from modicum.training.critic import Critic
 from modicum.training.loop import Observer, train
 from modicum.training.rollout import Rollout
 from modicum.training.session import Session, prepare
-from modicum.types import Completion, Group, Problem, Row, UserError
+from modicum.types import Batch, Completion, Group, Problem, Row, UserError
+from test_plan_flops import counter
 
 NAN = float("nan")
 ONE = Problem("p", "q", "a")
@@ -373,6 +377,9 @@ def test_a_run_learns_alone_at_first_and_needs_one_completion_a_problem(bare: Tr
     assert ["policy/loss" in m for m in found] == [False, False, True, True]
     assert found[0]["critic/explained_variance"] == 0 and found[0]["critic/loss"] > 0
     assert found[-1]["tokens/generated"] > found[1]["tokens/generated"] > 0
+    explained = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    keys = {key for m in found for key in m if "critic" in key}
+    assert len(keys) == 11 and not [key for key in keys if f"| `{key}` |" not in explained]
     # 1 state of 32 numbers: a forward, and two passes of a forward and a product for the weight.
     tokens = found[0]["tokens/generated"]
     assert found[0]["flops/critic"] == tokens * 2 * 32 * (1 + 2 * 2)
@@ -518,3 +525,62 @@ def test_an_objective_without_a_critic_has_none(bare: TrainConfig) -> None:
     made = session_of(bare, "reinforce_pp")
     assert made.critic is None and made.flops.critic is None
     assert math.isfinite(made.flops.token)
+
+
+# Costs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("objective", "update", "engine"),
+    [
+        ("ppo", "last(1)", "split"),
+        ("ppo(critic='mlp(8)', passes=3)", "last(1)", "split"),
+        ("ppo(on='last')", "last(1)", "split"),
+        ("ppo", "full", "split"),
+        ("ppo", "full", "library"),
+        ("ppo(critic='lora(rank=2)')", "last(1)", "split"),
+        ("ppo(critic='full')", "last(1)", "split"),
+        ("ppo(critic='last(1)')", "full", "library"),
+    ],
+)
+@pytest.mark.parametrize("kept", [True, False])
+def test_its_flops_are_what_torch_counts(
+    bare: TrainConfig, objective: str, update: str, engine: Any, kept: bool
+) -> None:
+    compute = Compute(engine=engine, trunk_bytes=2**30 * kept)
+    made = session_of(bare, objective, update, compute=compute)
+    assert made.critic is not None
+    rollout = rolled(made, MIXED)
+    with counter() as mode:
+        hearing.valued(made, made.critic, rollout)
+    found = made.flops.step(rollout.groups, Batch((), 8, 1, frozenset()), 1)
+    assert found.critic == mode.get_total_flops()
+    assert found.total == found.sampling + found.critic
+
+
+def test_a_plan_knows_its_bytes_and_flops(bare: TrainConfig) -> None:
+    machine, lengths = hardware.parse("24GB"), Lengths(12, 12, 16, 16)
+    numbers = {}
+    for name in (
+        "reinforce_pp(kl=0)",
+        *(f"ppo(critic='{c}')" for c in ("head", "lora(rank=2)", "full")),
+    ):
+        config = replace(bare, objective=name, update="last(1)", sampling=Sampling(max_tokens=16))
+        config = replace(config, batch=Steps(2, 4, micro_batch=8, rollout_batch=8))
+        found = overall.make(config, machine, lengths)
+        held = found.memory.largest.get("critic", 0)
+        numbers[name] = held, found.flops.critic, [p.name for p in found.memory.phases]
+        assert (
+            "critic" not in found.text()
+            if name == "reinforce_pp(kl=0)"
+            else ", critic " in found.text()
+        )
+    (none, _, phases), head, lora, full = numbers.values()
+    assert none == 0 and "critic" not in phases and "critic" in head[2]
+    # 33 numbers, three times in fp32; a forward and two passes of 32 products for 8 x 16 tokens.
+    assert head[:2] == (33 * 4 * 3, 128 * 2 * 32 * 5)
+    weights = sum(p.numel() for p in random_model("qwen2").parameters())
+    assert full[0] == weights * 12
+    # What an adapter trains, and of the base what the policy trains: the last of three layers.
+    last = sum(p.numel() for n, p in random_model("qwen2").named_parameters() if ".layers.2." in n)
+    assert lora[0] > 4 * last and lora[0] < full[0] and head[1] < lora[1] < full[1]
