@@ -333,6 +333,32 @@ def test_a_wrong_order_is_found(bare: TrainConfig, fault: str) -> None:
         check_order(made, after if fault == "after" else white)
 
 
+@pytest.mark.parametrize("critic", ["head", "lora(rank=2)"])
+def test_where_memory_runs_out_it_learns_in_smaller_parts(bare: TrainConfig, critic: str) -> None:
+    found = []
+    for most in (99, 3):
+        made = session_of(bare, f"ppo(critic='{critic}')")
+        made.resize(micro_batch=8)
+        assert made.critic is not None
+        real = made.critic.learn
+
+        def learn(fitted: Any, count: int, most: int = most, real: Any = real) -> float:
+            loss: float = real(fitted, count)
+            if len(fitted) > most:  # when the gradient is there already
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return loss
+
+        made.critic.learn = learn  # type: ignore[method-assign]
+        rollout = hearing.valued(made, made.critic, rolled(made, MIXED))
+        values = [v for g in rollout.groups for c in g.completions for v in c.values]
+        weights = {n: p.detach().clone() for n, p in made.critic.steps.prepared.trainable.items()}
+        found.append((values, weights, made.critic.metrics["critic/loss"]))
+        assert made.config.batch.micro_batch == (8 if most == 99 else 2)
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    assert found[0][2] == pytest.approx(found[1][2], abs=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=2e-4, rtol=1e-3)
+
+
 def test_values_that_explain_nothing_give_way_to_the_mean(bare: TrainConfig) -> None:
     made = session_of(bare, "ppo(warmup=0)")
     critic = made.critic
@@ -513,10 +539,14 @@ def test_a_trunk_that_is_not_there_is_refused(bare: TrainConfig) -> None:
         session_of(bare, "ppo(on='trunk')", "full")
     with pytest.raises(UserError, match="is run whole, by the library"):
         session_of(bare, "ppo(on='trunk')", compute=Compute(engine="library"))
-    with pytest.raises(
-        UserError, match="a critic is head, mlp or an update; unknown update 'haed'"
+    for wrong, words in (
+        ("haed", "unknown update 'haed'"),
+        ("mlp(0)", "unknown update 'mlp'"),
+        ("last(9)", "the model has only 3 layers"),
+        *((text, "has a schedule or rates of its own") for text in ("badam", "loraplus", "muon")),
     ):
-        session_of(bare, "ppo(critic='haed')")
+        with pytest.raises(UserError, match=f"a critic is head, mlp or a plain update; .*{words}"):
+            session_of(bare, f"ppo(critic='{wrong}')")
     made = session_of(bare, "ppo", "full")
     assert made.critic is not None and made.critic.counters.depth is None
 

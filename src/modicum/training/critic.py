@@ -28,6 +28,7 @@ from modicum.objectives.ppo import Ppo
 from modicum.training.optimization import Optimization
 from modicum.types import Row, UserError
 from modicum.updates.base import Prepared
+from modicum.updates.rules import AdamWRule
 from modicum.updates.schedule import Schedule
 from modicum.updates.stepper import StepCounters
 
@@ -91,8 +92,11 @@ class Critic:
         """The critic's update on its base, with memory of its own for what trains somewhere."""
         try:
             own = updates.parse(self.goal.critic).apply(base, self.config.seed)
+            same = type(own.schedule) is Schedule and vars(own.schedule) == vars(Schedule())
+            if not same or type(own.rule) is not AdamWRule:
+                raise UserError(f"{self.goal.critic} has a schedule or rates of its own")
         except UserError as error:
-            raise UserError(f"ppo: a critic is head, mlp or an update; {error}") from None
+            raise UserError(f"ppo: a critic is head, mlp or a plain update; {error}") from None
         for parameter in own.model.parameters():
             if parameter.requires_grad or parameter.data_ptr() in moving:
                 parameter.data = parameter.data.clone()
