@@ -199,9 +199,7 @@ class _Headless(FlopCounter):
 class CriticWork:
     """What a critic runs."""
 
-    def __init__(
-        self, goal: Any, scorer: Scorer, own: Prepared | None, batch: Steps, at: Any
-    ) -> None:
+    def __init__(self, goal: Any, scorer: Scorer, own: Any, batch: Steps, at: Any) -> None:
         """`scorer` is the policy's, `own` its own model, if any, `at.depth` the layer that it reads."""
         sizes = [p.numel() for p in goal.reader(scorer.width).parameters() if p.dim() > 1]
         deeper = sum(sizes[own is None :])  # whose input has a gradient

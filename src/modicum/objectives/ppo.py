@@ -57,9 +57,7 @@ class Ppo(Clipping):
         super().__post_init__()
         spec.check(f"{self.name}: on", self.on, On)
         if self.owns and self.on != "auto":
-            raise UserError(
-                f"{self.name}: critic {self.critic} has states of its own; leave on out"
-            )
+            raise UserError(f"{self.name}: {self.critic} has states of its own; leave on out")
         if self.adaptive and self.lambda_ != 1:
             raise UserError(f"{self.name}: adaptive makes lambda of the length; leave lambda_ out")
 

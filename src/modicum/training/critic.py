@@ -208,7 +208,7 @@ class Critic:
         return asdict(self.counters) | self.steps.state()
 
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: object) -> None:
-        """Set what `state` and `tensors` gave."""
+        """Set what these gave."""
         vars(self.counters).update({name: state[name] for name in vars(self.counters)})
         self.steps.load(tensors, frozenset(state["active"]), folder, state["drawn"])
         self.steps.proof.resume(state["pushed"], state["moved"], state["tried"])
