@@ -282,7 +282,7 @@ APART = {
 APART |= dict.fromkeys(("dapo", "gspo", "cispo", "sapo"), APART["grpo"])
 APART |= dict.fromkeys(("ipo", "dppo", "reinforce_pp_baseline"), APART["dr_grpo"])
 APART["maxrl"] = ([-1.0] * 3 + [3.0], [-1.0, -1 / 3, 1 / 3, 1.0])
-APART["reinforce_pp"] = ([0.0] * 3 + [1.0], [0.0, 10.0, 20.0, 30.0])
+APART["reinforce_pp"] = APART["ppo"] = ([0.0] * 3 + [1.0], [0.0, 10.0, 20.0, 30.0])
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -430,6 +430,7 @@ EXAMPLES = {
     ),
     "reinforce_pp": LossExample((1.0, 0.0, 0.0, 0.0), -0.3323086, TOKEN_MEAN),
     "reinforce_pp_baseline": LossExample((0.75, -0.25, -0.25, -0.25), -0.3323086, TOKEN_MEAN),
+    "ppo": LossExample((1.0, 0.0, 0.0, 0.0), -0.3323086, TOKEN_MEAN),
 }
 
 

@@ -194,7 +194,9 @@ def test_a_run_that_hears_the_model_before_it_learns(bare: Any, tmp_path: Path) 
 
 def test_one_completion_a_problem_is_enough_where_none_are_compared(bare: Any) -> None:
     config = replace(bare, steps=2, batch=Steps(prompts_per_step=12, group_size=1))
-    with pytest.raises(UserError, match=r"group_size must be at least 2 .*reinforce_pp takes 1"):
+    with pytest.raises(
+        UserError, match=r"group_size must be at least 2 .*reinforce_pp and ppo take 1"
+    ):
         train(replace(config, objective="grpo"))
     lines = trained(replace(config, objective="reinforce_pp"))
     assert all(line["policy/grad_norm"] > 0 for line in lines)

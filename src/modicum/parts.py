@@ -96,7 +96,9 @@ class RunParts:
 def require_group(objective: Objective, config: TrainConfig) -> None:
     """UserError for groups of one where the objective compares completions of a problem."""
     if config.batch.group_size < 2 and getattr(objective, "compares", True):
-        raise UserError("group_size must be at least 2 (of the objectives reinforce_pp takes 1)")
+        raise UserError(
+            "group_size must be at least 2 (of the objectives reinforce_pp and ppo take 1)"
+        )
 
 
 def parsers() -> dict[str, Callable[[str], Any]]:

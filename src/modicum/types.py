@@ -84,7 +84,8 @@ class Completion:
     the prompt had opened thinking, it begins with that mark. `logprobs[t]` is the log-probability of
     `tokens[t]` under the sampling distribution (temperature, top-p and top-k included). `finished`
     is False when the limit cut it. `trunk` is what the engine kept of its way. `reference` has the
-    reference's log-probs of the tokens, where an objective asks for them before the advantages.
+    reference's log-probs of the tokens, where an objective asks for them before the advantages,
+    `values` what a critic made of each.
     """
 
     tokens: tuple[int, ...]
@@ -94,6 +95,7 @@ class Completion:
     trunk: Any = field(default=None, compare=False, repr=False)
     origin: Origin | None = field(default=None, compare=False, repr=False)
     reference: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    values: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

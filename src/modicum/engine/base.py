@@ -124,7 +124,8 @@ class Scorer(ABC):
     def __init__(self, head: Tensor, device: torch.device, recomputes: bool = False) -> None:
         self.device = device
         self.vocabulary = len(head)
-        self.state_bytes = head.shape[1] * head.element_size()  # of one hidden state
+        self.width = head.shape[1]  # of one hidden state
+        self.state_bytes = self.width * head.element_size()
         self.recomputes = recomputes
         """Whether backward computes the activations of trained layers once more."""
 
@@ -139,6 +140,11 @@ class Scorer(ABC):
     def trunk(self, pack: Any) -> Tensor | None:
         """What does not train, run without a graph (or as kept); None: there is no such part."""
         return None
+
+    @torch.no_grad()
+    def states(self, pack: Any, depth: int | None = None) -> Tensor:
+        """The states [N, H] that predict the rows' tokens: the last, or what enters a layer."""
+        return self.hidden(pack, self.trunk(pack))
 
     @abstractmethod
     def hidden(self, pack: Any, trunk: Tensor | None) -> Tensor:

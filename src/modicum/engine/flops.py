@@ -2,6 +2,8 @@
 
     sampling    2 x (linear numbers of the layers) a prompt token, once for a group; the same
                 and the head a completion token but the last; scores 4 x H x (tokens looked at)
+    critic      what reads, for values and for every pass over the rollout; the policy up to the
+                states, unless they were kept, or a model of its own without its head
     training    per micro-batch: trunk forward (unless kept from sampling), reference forward
                 (with a KL term, at the first update), forward, backward, and under
                 checkpointing the forward of the trained layers once more
@@ -20,7 +22,7 @@ Shapes: W what work grows with (`WORK`), L layer, the head after the last.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -48,15 +50,18 @@ class StepFlops:
 
     sampling: float
     training: float
+    critic: float = 0.0
 
     @property
     def total(self) -> float:
-        """Both together."""
-        return self.sampling + self.training
+        """All together."""
+        return self.sampling + self.training + self.critic
 
 
 class FlopCounter:
     """Counts the matrix FLOPs of steps; what depends on what trains now is remembered."""
+
+    critic: CriticWork | None = None
 
     def __init__(
         self, prepared: Prepared, scorer: Scorer, batch: Steps, reference: bool, heard: bool = False
@@ -105,12 +110,37 @@ class FlopCounter:
         """
         ends = pairwise((0, *accumulate(rounds or [len(groups)])))
         sampling = sum(self._sampling(groups[start:end]) for start, end in ends)
-        training = self._training(batch, updates)
+        training = self.training(batch.rows, updates)
         for group in groups if self.judged else ():
             rows = [Row(group.prompt, c.tokens, (), 0.0) for c in group.completions]
             load_W = _packed(rows) if self.split else _padded(rows)
             training += float(self.base_LW[:-1].sum(0) @ load_W)
-        return StepFlops(sampling, training)
+        return StepFlops(sampling, training, self._critic(groups))
+
+    def _critic(self, groups: Sequence[Group]) -> float:
+        """The critic's values of all completions, and its passes over them."""
+        if (critic := self.critic) is None:
+            return 0.0
+        told = [(number, g.prompt, c) for number, g in enumerate(groups) for c in g.completions]
+        rows = [Row(prompt, c.tokens, (), 0.0, number, c.trunk) for number, prompt, c in told]
+        total = critic.token * sum(len(row.tokens) for row in rows)
+        if critic.own is not None:
+            return total + critic.own.training(
+                [replace(r, trunk=None) for r in rows], critic.passes
+            )
+        lowest, depth = max(0, self.prepared.lowest_layer), critic.at.depth
+        for kept, load_W in self._parts(rows):
+            first = lowest if kept and depth in (None, lowest) else 0
+            layers = slice(first, self.num_layers if depth is None else depth)
+            total += float(self.adapted_LW[layers].sum(0) @ load_W)
+        return total
+
+    def _parts(self, rows: Sequence[Row]) -> Iterator[tuple[bool, Array]]:
+        """Of every micro-batch whether its trunk was kept, and its load."""
+        for start in range(0, len(rows), self.batch.micro_batch):
+            part = rows[start : start + self.batch.micro_batch]
+            kept = self.split and all(row.trunk is not None for row in part)
+            yield kept, _packed(part) if self.split else _padded(part)
 
     def _sampling(self, groups: Sequence[Group]) -> float:
         """Prompts once for a group, completions token by token behind them."""
@@ -126,20 +156,19 @@ class FlopCounter:
                     load_W += fed, fed, fed * longest + fed * (fed + 1) / 2
         return float(self.adapted_LW.sum(0) @ load_W)
 
-    def _training(self, batch: Batch, updates: int) -> float:
-        total, size = 0.0, self.batch.micro_batch
+    def training(self, rows: Sequence[Row], updates: int) -> float:
+        """The FLOPs of so many updates on some rows."""
+        total = 0.0
         first = max(0, self.prepared.lowest_layer) if self.split else 0
         since = first if self.prepared.trunk_is_reference else 0
-        for start in range(0, len(batch.rows), size):
-            rows = batch.rows[start : start + size]
-            kept = self.split and all(row.trunk is not None for row in rows)
+        for kept, load_W in self._parts(rows):
             work_W = self.adapted_LW[first if kept else 0 :].sum(0) + self._backward()
             work_W *= updates
             if self.heard:  # for its entropy, before the first update
                 work_W += self.adapted_LW[first if kept else 0 :].sum(0)
             if self.reference:
                 work_W += self.reference_LW[since:].sum(0)
-            total += float(work_W @ (_packed(rows) if self.split else _padded(rows)))
+            total += float(work_W @ load_W)
         return total
 
     def _backward(self) -> Array:
@@ -165,6 +194,26 @@ class FlopCounter:
         for product in backward_products(self.prepared, self.prepared.active, self.num_layers):
             layer = place(product.name, self.num_layers)[0]
             yield layer, PREDICTING if layer == self.num_layers else TOKENS, product
+
+
+class _Headless(FlopCounter):
+    """Of a model whose head is not run."""
+
+    def _products(self) -> Iterator[tuple[int, int, Product]]:
+        return (found for found in super()._products() if found[0] < self.num_layers)
+
+
+class CriticWork:
+    """What a critic runs."""
+
+    def __init__(self, goal: Any, scorer: Scorer, own: Any, batch: Steps, at: Any) -> None:
+        """`scorer` is the policy's, `own` its own model, if any, `at.depth` the layer that it reads."""
+        sizes = [p.numel() for p in goal.reader(scorer.width).parameters() if p.dim() > 1]
+        deeper = sum(sizes[own is None :])  # whose input has a gradient
+        self.token = 2.0 * (sum(sizes) * (1 + 2 * goal.passes) + deeper * goal.passes)
+        """FLOPs of what reads, for a token."""
+        self.at, self.passes = at, goal.passes
+        self.own = _Headless(own, scorer, batch, False, heard=True) if own else None
 
 
 def _packed(rows: Sequence[Row]) -> Array:

@@ -70,6 +70,8 @@ class LibraryEngine(Engine):
             self.notes = (note.format(inner(model).config.model_type),)
         self.of_one_length = self.can.cache == "equal"
         super().__init__(inner(model).get_output_embeddings().weight, device)
+        if self.can.whole:  # its states are logits
+            self.width = self.vocabulary
 
     def follow(self, changed: Changed) -> None:
         """The whole model is run every time, wherever it trains."""

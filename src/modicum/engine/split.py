@@ -83,15 +83,21 @@ class SplitEngine(Engine):
         ids_N, at_N = (torch.tensor(of, device=self.device) for of in (ids, predicts))
         return Pack(ids_N, plan, at_N, kept)
 
-    @torch.no_grad()
     def trunk(self, pack: Pack) -> Tensor | None:
         """The states [N, H] that enter the lowest trained layer; None if the embedding trains."""
-        if self.lowest < 0:
-            return None
-        if pack.kept is not None:
+        return None if self.lowest < 0 else self._entering(pack, self.lowest)
+
+    @torch.no_grad()
+    def _entering(self, pack: Pack, layer: int) -> Tensor:
+        if pack.kept is not None and layer == self.lowest:
             return torch.cat(pack.kept)
         hidden_NH = self.decoder.embed(pack.ids_N)
-        return self.decoder.run(hidden_NH, pack.plan.positions_N, pack.plan, 0, self.lowest)
+        return self.decoder.run(hidden_NH, pack.plan.positions_N, pack.plan, 0, layer)
+
+    def states(self, pack: Pack, depth: int | None = None) -> Tensor:
+        if depth is None:
+            return super().states(pack)
+        return self._entering(pack, depth).index_select(0, pack.predicts)
 
     def hidden(self, pack: Pack, trunk: Tensor | None) -> Tensor:
         first = 0 if trunk is None else self.lowest

@@ -22,6 +22,7 @@ from modicum import spec
 from modicum.limits import Between, Limits
 from modicum.objectives import parts
 from modicum.objectives.base import MOST, Above, Clipping, Cut, KlForm, Objective, Tokens, Weight
+from modicum.objectives.ppo import Ppo
 
 Slope = Annotated[float, Limits(0, MOST, above=True)]
 MOST_RATIO = 1e4  # of a token that is masked by its probability and not by its ratio
@@ -163,7 +164,7 @@ class ReinforcePpBaseline(Clipping):
 
 
 MEMBERS = (Grpo, DrGrpo, Dapo, Rloo, Maxrl, Gspo, Cispo, Sapo, Ipo, Dppo, ReinforcePp)
-OBJECTIVES: dict[str, type[Objective]] = {c.name: c for c in (*MEMBERS, ReinforcePpBaseline)}
+OBJECTIVES: dict[str, type[Objective]] = {c.name: c for c in (*MEMBERS, ReinforcePpBaseline, Ppo)}
 
 
 def parse(text: str) -> Objective:
@@ -178,7 +179,7 @@ def method(goal: Objective, updates_per_rollout: int, any_scale: bool = False) -
     entropy. With `any_scale` gradients may differ by a factor, as under Adam without clipping.
     """
     cls = type(goal)
-    if updates_per_rollout > 1 or cls not in OBJECTIVES.values():
+    if updates_per_rollout > 1 or cls not in OBJECTIVES.values() or goal.has_critic:
         return goal
     # On policy the corrected k3 has the gradient of k2.
     form = goal.kl and {"k3_corrected": "k2"}.get(goal.kl_form, goal.kl_form)

@@ -65,6 +65,8 @@ class Objective(spec.Spec):
     """Whether advantages are whitened over all tokens of the batch."""
     compares: ClassVar[bool] = True
     """Whether advantages compare the completions of a group, so that one alone has none."""
+    has_critic: ClassVar[bool] = False
+    """Whether advantages are taken against `Completion.values` (`objectives.ppo`)."""
     accuracy_only: ClassVar[bool] = False
     """Whether rewards are to be the verdict alone."""
     advantages = staticmethod(parts.over_deviation)
@@ -128,21 +130,31 @@ class Objective(spec.Spec):
         advantages_PG = self.advantages(rewards_PG)
         if not (self.whitened or self.kl_in_reward):
             return advantages_PG.tolist()
-        completions = [c for group in groups for c in group.completions]
-        lengths = [len(c.tokens) for c in completions]
-        row_N = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-        token_N = advantages_PG.double().flatten()[row_N]
-        if self.kl_in_reward:
-            old, there = (
-                torch.tensor([p for part in told for p in part], dtype=torch.double)
-                for told in ([c.logprobs for c in completions], [c.reference for c in completions])
-            )
-            token_N = token_N - self.kl * parts.to_go(old - there, lengths)
+        lengths = [len(c.tokens) for group in groups for c in group.completions]
+        token_N = self.credit(self.returns(groups, advantages_PG), groups)
         if self.whitened:
             known_PG = ~rewards_PG.isnan() if part_PG is None else part_PG & ~rewards_PG.isnan()
-            token_N = parts.whitened(token_N, known_PG.flatten()[row_N])
+            known_N = known_PG.flatten().repeat_interleave(torch.tensor(lengths))
+            token_N = parts.whitened(token_N, known_N)
         rows = iter(token_N.split(lengths))
         return [[tuple(next(rows).tolist()) for _ in group.completions] for group in groups]
+
+    def returns(self, groups: Sequence[Group], advantages_PG: Tensor) -> Tensor:
+        """What each token is followed by [N], in fp64: its completion's, less the KL in the reward."""
+        completions = [c for group in groups for c in group.completions]
+        lengths = [len(c.tokens) for c in completions]
+        token_N = advantages_PG.double().flatten().repeat_interleave(torch.tensor(lengths))
+        if not self.kl_in_reward:
+            return token_N
+        old, there = (
+            torch.tensor([p for part in told for p in part], dtype=torch.double)
+            for told in ([c.logprobs for c in completions], [c.reference for c in completions])
+        )
+        return token_N - self.kl * parts.to_go(old - there, lengths)
+
+    def credit(self, returns_N: Tensor, groups: Sequence[Group]) -> Tensor:
+        """The advantage of each token [N], before whitening."""
+        return returns_N
 
     def log_ratios(self, policy_N: Tensor, tokens: Tokens) -> Tensor:
         """The log of the ratio of each token, [N]."""

@@ -78,6 +78,22 @@ def to_go(values_N: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat([row.flip(0).cumsum(0).flip(0) for row in values_N.split(lengths)])
 
 
+def discounted(ahead_T: Tensor, decay: float) -> Tensor:
+    """A_t = D_t - D_{t+1} + decay A_{t+1} of a row's D [T], both 0 after its end."""
+    found, later, after = list[float](), 0.0, 0.0
+    for ahead in reversed(ahead_T.tolist()):
+        later, after = ahead - after + decay * later, ahead
+        found.append(later)
+    return ahead_T.new_tensor(found[::-1])
+
+
+def explained(values_N: Tensor, returns_N: Tensor) -> float:
+    """1 - Var(R - V) / Var(R); 0 where all returns are equal."""
+    if not len(returns_N) or returns_N.max() - returns_N.min() <= SAME_REWARD:
+        return 0.0
+    return float(1 - (returns_N - values_N).var(correction=0) / returns_N.var(correction=0))
+
+
 def whitened(values_N: Tensor, known_N: Tensor) -> Tensor:
     """Known values less their mean, over their standard deviation (ddof 1); 0 where unknown."""
     known = values_N[known_N]

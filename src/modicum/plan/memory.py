@@ -12,11 +12,10 @@ from typing import Any, Self
 
 import torch
 
-from modicum import objectives
+from modicum import objectives, updates
 from modicum.config import TrainConfig
 from modicum.models.decoder import view
 from modicum.models.load import DTYPES
-from modicum.objectives import Objective
 from modicum.parts import RunParts, require_group
 from modicum.plan.live import fullest, peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
@@ -82,7 +81,9 @@ class Subject:
     config: Any
     """The model's, of Hugging Face."""
     prepared: Prepared
-    objective: Objective
+    objective: Any
+    critic: Prepared | None = None
+    """The model of a critic that has one of its own."""
     known: dict[Any, Memory] = field(default_factory=dict)
     """What was estimated."""
 
@@ -91,9 +92,11 @@ class Subject:
         """That of a run; `parts` are objects in the place of its expressions."""
         parts = parts or RunParts()
         found = config_of(config.model, config.trust, config.base)
-        objective = parts.objective or objectives.parse(config.objective)
-        require_group(objective, config)
-        return cls(found, prepare(config, found, parts.update), objective)
+        goal: Any = parts.objective or objectives.parse(config.objective)
+        require_group(goal, config)
+        own = goal.has_critic and goal.owns
+        critic = prepare(config, found, updates.parse(goal.critic)) if own else None
+        return cls(found, prepare(config, found, parts.update), goal, critic)
 
     @property
     def layers(self) -> int:
@@ -159,6 +162,10 @@ def _of_set(
     loading = _loading(static["weights"], config, model_config, device)
     most, grown = _traced(subject, config, lengths, device, held, exact)
     found = {"loading": loading} | most
+    if subject.objective.has_critic:
+        static["critic"], passing = _critic(subject, config, lengths, device)
+        lasting = {part: most["training"].get(part, 0) for part in LASTING}
+        found["critic"] = {**lasting, "activations": passing}
     libraries = LIBRARIES[device] + (TOKENIZER * vocabulary if device == "cpu" else 0)
     if device == "cpu" and config.compute.dtype == "bf16":
         libraries += BF16_KERNELS
@@ -175,6 +182,26 @@ def _of_set(
         parts = {**static, **moving, "allocator": unused, "libraries": libraries}
         phases.append(Phase(name, {part: size for part, size in parts.items() if size}))
     return Memory(tuple(phases))
+
+
+def _critic(
+    subject: Subject, config: TrainConfig, lengths: Lengths, device: str
+) -> tuple[int, int]:
+    """What a critic holds in all phases, and what lives besides while it learns."""
+    text, own, batch = subject.config.get_text_config(), subject.critic, config.batch
+    if own is None:
+        reader = subject.objective.reader(text.hidden_size)
+        tokens = sum(map(len, lengths.completions(batch.prompts_per_step * batch.group_size)))
+        states = tokens * text.hidden_size * DTYPES[config.compute.dtype].itemsize
+        return 3 * num_bytes(list(reader.parameters())), states
+    like = Subject(subject.config, own, objectives.parse("dapo"))
+    phases = estimate(config, lengths, device, like, exact=False).phases
+    parts = next(phase.parts for phase in phases if phase.name == "training")
+    # An adapter shares what the policy does not train.
+    apart = own.adapter is not None and subject.prepared.adapter is None
+    moved = [*own.trainable.values(), *(subject.prepared.trainable.values() if apart else ())]
+    held = num_bytes(moved) + parts.get("optimizer", 0) + parts.get("masters", 0)
+    return held, sum(parts.get(name, 0) for name in ("activations", "gradients", "trunk"))
 
 
 def _traced(

@@ -4,15 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean as mean
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from modicum import objectives
 from modicum.config import TrainConfig
 from modicum.engine import Changed
 from modicum.engine import make as make_engine
-from modicum.engine.flops import FlopCounter, StepFlops
+from modicum.engine.flops import CriticWork, FlopCounter, StepFlops
 from modicum.engine.samplers import num_trunk_bytes
 from modicum.models.load import DTYPES
 from modicum.plan import sizes, timing
@@ -22,7 +22,6 @@ from modicum.plan.memory import Memory, Subject, estimate
 from modicum.plan.shapes import Lengths, cache_numbers, lengths_of, num_bytes
 from modicum.report.words import aligned, environment, on_one_line
 from modicum.types import Batch, Completion, Group, Problem, Row
-from modicum.updates.base import Prepared
 
 MOST_SETS = 16  # of those that a schedule may choose
 
@@ -105,7 +104,7 @@ def make(
     typical = schedule.typical(prepared.trainable)
     numbers = {name: schedule.size(name, p) for name, p in prepared.trainable.items()}
     weights = list(prepared.model.parameters())
-    flops, token = _flops(config, prepared, given)
+    flops, token = _flops(config, subject, given)
     found = None
     if machine.rates:
         cache = DTYPES[config.compute.dtype].itemsize * cache_numbers(subject.config)
@@ -133,13 +132,15 @@ def make(
     return plan
 
 
-def _flops(config: TrainConfig, prepared: Prepared, lengths: Lengths) -> tuple[StepFlops, float]:
+def _flops(config: TrainConfig, subject: Subject, lengths: Lengths) -> tuple[StepFlops, float]:
     """The FLOPs of a step, the mean over what may train at a time; of a token's forward."""
-    compute, batch = config.compute, config.batch
+    compute, batch, prepared = config.compute, config.batch, subject.prepared
     kind = (compute.engine, compute.checkpointing)
     engine = make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, *kind)
-    goal = objectives.parse(config.objective)
+    goal = subject.objective
     counter = FlopCounter(prepared, engine, batch, goal.needs_reference, goal.entropy_share < 1)
+    if goal.has_critic:
+        counter.critic = CriticWork(goal, engine, subject.critic, batch, SimpleNamespace())
     limit = config.sampling.max_tokens
     prompts = lengths.prompts(batch.prompts_per_step)
     room = num_trunk_bytes(engine, prompts, batch.group_size, limit) <= compute.trunk_bytes
@@ -148,10 +149,13 @@ def _flops(config: TrainConfig, prepared: Prepared, lengths: Lengths) -> tuple[S
     for names in typical[:: -(-len(typical) // MOST_SETS)]:
         prepared.activate(names)
         engine.follow(Changed(prepared.active, prepared.lowest_layer))
+        if counter.critic:
+            known = (prepared.lowest_layer, prepared.lowest_ever, engine.splits)
+            counter.critic.at.depth = goal.depth(*known)
         groups, rows = _step(config, lengths, kept=room and prepared.lowest_layer > 0)
         found.append(counter.step(groups, rows, batch.updates_per_rollout))
-    step = StepFlops(mean(f.sampling for f in found), mean(f.training for f in found))
-    return step, counter.token
+    parts = zip(*((f.sampling, f.training, f.critic) for f in found), strict=True)
+    return StepFlops(*map(mean, parts)), counter.token
 
 
 def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group], Batch]:

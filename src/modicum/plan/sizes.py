@@ -40,6 +40,7 @@ FEW_ROWS = 8  # completions of a micro-batch: with fewer, checkpointing is the f
 SHARED = {"evaluation", "sampling"}
 """The phases in which rollouts are held; the others have micro-batches."""
 FIXED = ("weights", "masters", "optimizer", "reference", "schedule", "gradients", "libraries")
+FIXED += ("critic",)
 """Parts that neither the batch nor checkpointing changes."""
 SURE_OF_ONE, SURE_OF_TWO = 1.5, 1.05
 """By how much the room is exceeded on a line through one point, or two, where no point is needed."""

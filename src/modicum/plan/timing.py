@@ -73,7 +73,7 @@ def times(
 
     batch, held = config.batch, config.evaluation
     sampling = sampled(batch.prompts_per_step, batch.group_size)
-    training = flops.training / rate
+    training = (flops.training + flops.critic) / rate
     evaluation = 0.0
     if held.eval_problems:
         evaluation = sampled(held.eval_problems, 1) + sampled(held.eval_problems, held.eval_samples)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from modicum import runs
 from modicum.config import TrainConfig
@@ -27,21 +28,20 @@ KEYS = {
 
 def save(session: Session, run: runs.Run, step: int) -> Path:
     """Write the checkpoint after `step` steps; it counts only when it is whole."""
-    schedule, proof = session.prepared.schedule, session.proof
+    schedule, critic = session.prepared.schedule, session.critic
     tensors = session.optimization.tensors()
     tensors |= {f"schedule/{n}": t.detach().contiguous() for n, t in schedule.tensors().items()}
+    if critic is not None:
+        tensors |= {f"critic/{n}": tensor for n, tensor in critic.steps.tensors().items()}
     state = asdict(session.counters) | {
         "step": step,
         **session.identity.hashes,
-        "start": proof.at_start,
-        "active": sorted(session.prepared.active),
-        "pushed": sorted(proof.pushed),
-        "moved": sorted(proof.moved),
-        "tried": sorted(proof.tried),
+        "start": session.proof.at_start,
+        **session.optimization.state(),
         "schedule": schedule.state(),
-        "drawn": session.optimization.masters.drawn,
         "curriculum": session.order.state(),
         "agreement": session.agreement.state(),
+        "critic": critic.state() if critic else {},
     }
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     with run.checkpointing(step, state, size, session.config.records.keep_checkpoints) as folder:
@@ -82,6 +82,11 @@ def base_check(folder: Path, state: dict[str, Any], model: str) -> Callable[[Ide
     return check
 
 
+def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that."""
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+
+
 def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str, Any]) -> None:
     """`restore` of all but the curriculum, from what `read` gave."""
     tensors = load_file(path, device=str(session.policy.device))
@@ -96,13 +101,13 @@ def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str,
             f"checkpoint {folder}: what {session.config.update} makes of the base to begin with, and"
             " does not train, is not what it was; another device or library may round otherwise"
         )
-    of_schedule = {
-        n.removeprefix("schedule/"): t for n, t in tensors.items() if n.startswith("schedule/")
-    }
     with _readable(folder, f"the schedule of {session.config.update}"):
-        session.prepared.schedule.load(state["schedule"], of_schedule)
+        session.prepared.schedule.load(state["schedule"], _below("schedule/", tensors))
     session.policy.follow(session.prepared)
     session.proof.resume(state["pushed"], state["moved"], state["tried"])
+    if session.critic is not None:
+        with _readable(folder, "the critic"):
+            session.critic.load(state["critic"], _below("critic/", tensors), folder)
 
 
 @contextmanager

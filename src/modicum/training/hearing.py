@@ -1,7 +1,7 @@
 """The batch of a step, with what the objective must hear from the model for it, and the gold verdicts.
 
-The reference's log-probs for a KL in the reward, and the entropy at every token where only a share
-of them trains; both of the whole batch. Most objectives ask for neither, and nothing is run.
+The reference's log-probs for a KL in the reward, a critic's values, and the entropy at every token where
+only a share of them trains; all of the whole batch. Most objectives ask for none, and nothing is run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,21 +22,53 @@ from modicum.draws import EVERYTHING, Taken
 from modicum.engine import logprobs
 from modicum.engine.logprobs import reference_logprobs
 from modicum.rewards import StepExtras
+from modicum.training.critic import Critic
 from modicum.training.rate import unpaid
 from modicum.training.rollout import Rollout
 from modicum.training.session import Session
 from modicum.training.step import make_batch, within_memory
 from modicum.types import Batch, Group, Row
 
+T = TypeVar("T")
+
 
 def batch_of(
     session: Session, groups: Sequence[Group], rewards_PG: Tensor, taken: Taken = EVERYTHING
 ) -> Batch:
     """`step.make_batch` of a rollout of the present policy, as the run's objective asks."""
-    if session.objective.kl_in_reward:
+    if session.objective.kl_in_reward and not groups[0].completions[0].reference:
         groups = refer(session, groups, taken)
     batch = make_batch(session.objective, groups, rewards_PG, taken)
     return narrow(session, batch) if session.objective.entropy_share < 1 else batch
+
+
+def valued(session: Session, critic: Critic, rollout: Rollout) -> Rollout:
+    """The rollout with the values of its tokens; the critic has seen it only afterwards.
+
+    It learns from all groups that were drawn. None of them is trained while it warms up.
+    """
+    goal, rewards_R = critic.goal, rollout.rewards_PG.flatten()
+    groups = refer(session, rollout.groups) if goal.kl_in_reward else rollout.groups
+    rows = [row for number in range(len(groups)) for row in unpaid(groups, number)]
+    lengths = [len(row.tokens) for row in rows]
+    returns_N = goal.returns(groups, goal.advantages(rollout.rewards_PG))
+    if not critic.counters.rollouts:
+        critic.begin(float(rewards_R.nanmean().nan_to_num(0.0)))
+    with torch.no_grad():
+        held = [item for part in _each(session, rows, critic.read) for item in part]
+        values_N = torch.cat(_each(session, held, critic.values)).double().cpu()
+    used_N = critic.judge(values_N, returns_N, rewards_R, lengths)
+    taken = rollout.taken._replace(kept=()) if critic.warm else rollout.taken
+    told = zip(held, returns_N.split(lengths), rewards_R, strict=True)
+    fitted = [(item, returns_T) for item, returns_T, reward in told if not reward.isnan()]
+    learn = partial(critic.learn, count=sum(len(returns_T) for _, returns_T in fitted))
+    for _ in range(goal.passes if fitted else 0):
+        critic.step(sum(_each(session, fitted, learn, critic.steps.begin_anew)))
+    critic.counters.rollouts += 1
+    values = (tuple(values_T.tolist()) for values_T in used_N.split(lengths))
+    each = [tuple(replace(c, values=next(values)) for c in g.completions) for g in groups]
+    whole = [replace(g, completions=of) for g, of in zip(groups, each, strict=True)]
+    return rollout._replace(groups=whole, taken=taken)
 
 
 def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) -> list[Group]:
@@ -109,12 +143,21 @@ def proxy_metrics(session: Session, rollout: Rollout, extras: StepExtras) -> dic
 def _heard(
     session: Session, rows: Sequence[Row], hear: Callable[[Sequence[Row]], Tensor]
 ) -> list[tuple[float, ...]]:
-    """What `hear` gives for the tokens of each row, a micro-batch at a time."""
+    """What `hear` gives for the tokens of each row."""
+    heard = torch.cat([torch.empty(0), *_each(session, rows, lambda part: hear(part).cpu())])
+    return [tuple(values_T.tolist()) for values_T in heard.split([len(row.tokens) for row in rows])]
 
-    def work() -> list[tuple[float, ...]]:
+
+def _each(
+    session: Session,
+    items: Sequence[Any],
+    work: Callable[[Sequence[Any]], T],
+    undo: Callable[[], None] = lambda: None,
+) -> list[T]:
+    """What `work` gives for the items of every micro-batch, anew where memory runs out."""
+
+    def whole() -> list[T]:
         size = session.config.batch.micro_batch
-        parts = [rows[at : at + size] for at in range(0, len(rows), size)]
-        heard = [x for p in parts for x in hear(p).split([len(row.tokens) for row in p])]
-        return [tuple(values_T.tolist()) for values_T in heard]
+        return [work(items[at : at + size]) for at in range(0, len(items), size)]
 
-    return within_memory(session, len(rows), work)
+    return within_memory(session, len(items), whole, undo)

@@ -24,7 +24,7 @@ from modicum.tasks.prompts import encode
 from modicum.training import origin, rate, result, samples, silence
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, choices, look, resumable, sizes_kept
-from modicum.training.hearing import batch_of, proxy_metrics
+from modicum.training.hearing import batch_of, proxy_metrics, valued
 from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
 from modicum.training.rollout import draw, probe_set
 from modicum.training.session import Session, notes
@@ -164,7 +164,7 @@ def _train(
         raise
     if session.stop.reason:
         observer.note(f"stopped after step {done}: {session.stop.reason}")
-    proof = session.proof.check("end of the run")
+    proof = session.prove("end of the run")
     if "trained" not in evaluated:
         evaluated["trained"] = _evaluate(session, run, observer, "trained", done - 1, None)
     elif session.config.records.anatomy:
@@ -223,6 +223,8 @@ def run_step(
     if faults:
         note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     session.order.observe(rollout.seen())
+    if session.critic is not None:
+        rollout = valued(session, session.critic, rollout)
     batch = batch_of(session, rollout.groups, rollout.rewards_PG, rollout.taken)
     if not batch.has_signal and (text := silence.heard(session, rollout)):
         note(text)
@@ -273,7 +275,7 @@ def _look(session: Session, observer: Observer) -> None:
     """What is looked at after a step: the change proof of the first."""
     counters = session.counters
     if counters.optimizer_steps and not counters.checked_first:
-        found = session.proof.check("first step")
+        found = session.prove("first step")
         idle = session.prepared.active.keys() - session.proof.tried
         # Of an adapter whose other half begins at 0.
         half = f" ({len(idle)} have no gradient while what they are multiplied with is 0)"
@@ -292,5 +294,5 @@ def _checkpoint(session: Session, run: runs.Run, done: int) -> None:
     """The checkpoint that is due after `done` steps, if one is."""
     every = session.config.records.checkpoint_every
     if session.ended(done) or (every and done % every == 0):
-        session.proof.check(f"step {done}")
+        session.prove(f"step {done}")
         save(session, run, done)

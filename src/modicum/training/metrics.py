@@ -84,6 +84,7 @@ def run_metrics(
         "tokens/generated": counters.generated_tokens,
         "flops/sampling": work.sampling,
         "flops/training": work.training,
+        **(session.critic.metrics | {"flops/critic": work.critic} if session.critic else {}),
         "flops/total": counters.flops,
         "time/step_seconds": watch.total,
         "time/sampling_seconds": watch.seconds["sampling"],

@@ -183,6 +183,11 @@ class Optimization(Stepper):
         found |= {f"entries/{name}": where for name, where in self.entries.items()}
         return {name: t.detach().contiguous() for name, t in found.items()}
 
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs beside them, as JSON values."""
+        told = {name: sorted(getattr(self.proof, name)) for name in ("pushed", "moved", "tried")}
+        return {**told, "active": sorted(self.prepared.active), "drawn": self.masters.drawn}
+
     @torch.no_grad()
     def load(
         self,

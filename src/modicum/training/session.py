@@ -22,6 +22,7 @@ from modicum.plan.sizes import settle
 from modicum.stopping import Stop, split_within
 from modicum.tasks import prompts
 from modicum.tasks.examples import Examples, Sizes, draw, whole, without
+from modicum.training.critic import Critic, base_of
 from modicum.training.optimization import Optimization
 from modicum.types import Problem, UserError
 from modicum.updates.proofs import Proof
@@ -78,6 +79,8 @@ class Session:
     counters: Counters
     identity: Identity
     """Of the base, before the update was applied."""
+    critic: Critic | None = None
+    """None where the objective has none."""
     silence: str = ""
     """Why the first steps had no signal, as last found."""
     stop: Stop = field(init=False)
@@ -122,6 +125,12 @@ class Session:
         counters.trained_seconds += seconds
         counters.flops += flops
         counters.last_spent = counters.spent(unit) - before
+
+    def prove(self, when: str) -> str:
+        """What the change proof says, and that of a critic; RunStopped when it does not hold."""
+        found, critic = self.proof.check(when), self.critic
+        more = f"; critic: {critic.steps.proof.check(f'critic, {when}')}" if critic else ""
+        return found + more
 
     def agreed(self, nats: float) -> None:
         """The agreement proof found this mean difference of log-probs, and was content."""
@@ -171,6 +180,7 @@ def prepare(
     if short is not task:
         task, order = short, _begin(curriculum, without(short, examples), reward, config)
         task.problem("train", config.seed, 0)
+    apart = base_of(objective, update, loaded.model)
     prepared = update.apply(loaded.model, config.seed)
     if objective.needs_reference or reward.learned:
         prepared.keep_reference()
@@ -189,7 +199,7 @@ def prepare(
         counters.ledger["pairs"] = spent
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
-    return Session(
+    session = Session(
         config,
         update,
         task,
@@ -212,6 +222,9 @@ def prepare(
         counters,
         loaded.identity,
     )
+    if objective.has_critic:
+        session.critic = Critic(session, apart)
+    return session
 
 
 def _begin(

@@ -36,7 +36,8 @@ def look(
 def heard(session: Session, rollout: Rollout) -> str:
     """What to say of a step without a signal, the first of the run and some later ones."""
     done = session.counters.rollouts + 1
-    if session.counters.signal_steps or done not in SAID_AT:
+    learning = session.critic is not None and not rollout.kept  # alone
+    if session.counters.signal_steps or done not in SAID_AT or learning:
         return ""
     _, found = look(session, rollout, 0)
     session.silence = f"no group of step {done} had a signal: {found[0]}"
@@ -54,4 +55,9 @@ def ended(session: Session, steps: int) -> str:
         return "a loss or gradient was not finite: try a smaller learning rate, or fp32"
     if counters.signal_steps:
         return "the update had not begun to train: it takes more --steps"
+    if (
+        session.critic is not None
+        and session.critic.counters.rollouts <= session.critic.goal.warmup
+    ):
+        return "the critic still warmed up: it takes more --steps, or a shorter warmup"
     return session.silence or "no group of any step had a signal"

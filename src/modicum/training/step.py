@@ -50,12 +50,14 @@ def switch(session: Session) -> dict[str, Any] | None:
     if decision is None:
         return None
     session.policy.follow(prepared)
+    refit = session.critic.follow(prepared.lowest_layer) if session.critic else {}
     everything = len(prepared.active) == len(prepared.trainable)
     return {
         "trains": "all" if everything else sorted(prepared.active),
         "parameters": session.active_parameters,
         "optimizer_bytes": session.optimization.state_bytes(),
         "evidence": dict(decision.evidence),
+        **refit,
     }
 
 
