@@ -478,7 +478,10 @@ def test_what_fails_in_showing_is_a_note(tmp_path: Path) -> None:
         ).update()
 
 
-def test_a_run_writes_its_page_and_its_state(quick: TrainConfig) -> None:
+def test_a_run_writes_its_page_and_its_state(
+    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/home/me/.venv/bin/modicum", "train", "--steps", "4"])
     folder, states = Path(quick.out), list[str]()
     config = replace(quick, records=replace(quick.records, watch=True, anatomy=False))
 
@@ -498,7 +501,7 @@ def test_a_run_writes_its_page_and_its_state(quick: TrainConfig) -> None:
     assert not (folder / "failed.json").exists()
     began = runs.read_object(folder / "environment.json")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", began["date"])
-    assert began["host"] and began["command"]
+    assert began["host"] and began["command"] == "modicum train --steps 4"
 
 
 def test_watch_prints_a_run_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

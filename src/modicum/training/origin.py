@@ -29,10 +29,13 @@ def record(session: Session, folder: Path) -> dict[str, Any]:
     """What `environment.json` says of a run's beginning: the machine, what settings only name."""
     config, base, here = session.config, session.identity, Path.cwd()
     source = locate(config.model, config.trust, config.base)
+    program, *given = sys.argv
+    if Path(program).name == "modicum" or Path(program).parts[-2:] == ("modicum", "__main__.py"):
+        program = "modicum"  # wherever it is installed
     return machine.environment() | {
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "host": platform.node(),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([program, *given]),
         # Twice: the folder may be moved alone, or with all that is around it.
         "began_in": [str(here), os.path.relpath(here, folder.resolve())],
         "base": {
