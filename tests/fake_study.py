@@ -235,7 +235,7 @@ def run(folder: Path, fake: Fake, seed: int, steps: int, rng: np.random.Generato
         f"[optimizer]\nlearning_rate = {RATES[1]}\n"
     )
     environment = {"python": "3.11.7", "versions": {"torch": "2.13.0"}, "cores": 2, "gpu": None}
-    environment["began_in"] = ["/home/me/studies", ".."]
+    environment["began_in"] = ["/data/studies", ".."]
     (folder / "environment.json").write_text(json.dumps(environment))
     risen = 1 - np.exp(-4 * np.arange(steps) / steps)
     accuracy = BASE + (fake.accuracy - BASE) * risen + rng.normal(0, 0.04, steps)

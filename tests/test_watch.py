@@ -481,7 +481,7 @@ def test_what_fails_in_showing_is_a_note(tmp_path: Path) -> None:
 def test_a_run_writes_its_page_and_its_state(
     quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["/home/me/.venv/bin/modicum", "train", "--steps", "4"])
+    monkeypatch.setattr("sys.argv", ["/opt/venv/bin/modicum", "train", "--steps", "4"])
     folder, states = Path(quick.out), list[str]()
     config = replace(quick, records=replace(quick.records, watch=True, anatomy=False))
 
