@@ -30,7 +30,7 @@ from modicum.training.session import Session, prepare
 HERE, FOLDER = Path(__file__).parent, Path("runs/steps")
 SUMS = f"file({str(HERE.parent / 'studies/curricula/sums')!r}, difficulty='terms')"
 CURRICULA = (
-    *("uniform", "easy_to_hard", "hard_to_easy", "competence(c0=0.5)", "e2h", "bandit"),
+    *("uniform", "easy_to_hard", "hard_to_easy", "competence(c0=0.6)", "e2h", "bandit"),
     *("prioritized", "pools(medium=2)", "adarft(rescale=True)", "placebo(easy_to_hard)"),
 )
 WARM = 3
