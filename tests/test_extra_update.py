@@ -22,7 +22,8 @@ from extra_update import ROW
 from modicum import cli, plan, updates
 from modicum.config import Held, Optimizer, Sampling, Steps, TrainConfig
 from modicum.plan import hardware, overall
-from modicum.plan.shapes import Lengths, config_of, prepare
+from modicum.plan.memory import Subject
+from modicum.plan.shapes import Lengths
 from modicum.report import page
 from modicum.report.study import families, read
 from modicum.results import ArmResult
@@ -140,7 +141,7 @@ def test_the_planner_knows_what_it_costs() -> None:
     assert "reference" not in parts and "step" not in parts
     # The second matrix of the weight's shape has a product forward and up to two backward.
     other = replace(config, update="lora(rank=2)")
-    bare, _ = overall._flops(other, prepare(other, config_of("tiny")), made.lengths)
+    bare, _ = overall._flops(other, Subject.of(other), made.lengths)
     assert made.flops.sampling > 1.5 * bare.sampling
     assert made.flops.training > 1.5 * bare.training
 

@@ -130,7 +130,7 @@ def test_few_runs_are_columns_and_many_are_rows() -> None:
 def test_every_text_is_asked_for_by_its_name() -> None:
     folder = Path(words.__file__).parent
     names = re.findall(r"^== (\w+)$", (folder / "words.txt").read_text("utf-8"), re.MULTILINE)
-    code = "".join(path.read_text("utf-8") for path in folder.rglob("*.py"))
+    code = "".join(path.read_text("utf-8") for path in folder.parent.rglob("*.py"))
     assert len(names) == len(set(names))
     assert [name for name in names if f'"{name}"' not in code] == []
 

@@ -180,7 +180,7 @@ ROUND_TRIPS = {
     "reward": [
         *("accuracy", "format", "accuracy + 0.2*format", "2*(accuracy + 0.1*format)"),
         *("language(lang='zh')", "consistency", "length(100, buffer=20)", "repetition(n=2)"),
-        "random(p=0.25, seed=3)",
+        *("random(p=0.25, seed=3)", "learned('models/reward', force=True)"),
         *("accuracy + 0.5*math:dist", "function('math:dist', chat=True)"),
     ],
     "objective": [

@@ -155,7 +155,7 @@ def test_a_run_that_trains_or_has_no_steps_says_nothing_of_it(bare: TrainConfig)
     ],
 )  # fmt: skip
 def test_why_nothing_was_trained(steps: int, counted: dict[str, int], why: str) -> None:
-    session: Any = SimpleNamespace(counters=Counters(**counted), silence="")
+    session: Any = SimpleNamespace(counters=Counters(**counted), silence="", critic=None)
     assert silence.ended(session, steps) == why
 
 

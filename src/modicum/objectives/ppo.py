@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum import spec
-from modicum.limits import Limits, Natural, Positive, Share
+from modicum.limits import Limits, Share
 from modicum.objectives import parts
 from modicum.objectives.base import MOST, Clipping
 from modicum.types import Group, UserError
@@ -47,8 +47,8 @@ class Ppo(Clipping):
     on: On = field(default="auto", kw_only=True)
     lambda_: Share = field(default=1.0, kw_only=True)
     adaptive: Share = field(default=0.0, kw_only=True)
-    warmup: Natural = field(default=10, kw_only=True)
-    passes: Positive = field(default=2, kw_only=True)
+    warmup: Annotated[int, Limits(0, 10**6)] = field(default=10, kw_only=True)
+    passes: Annotated[int, Limits(1, 100)] = field(default=2, kw_only=True)
     rate: Annotated[float | None, Limits(0, 1, above=True)] = field(default=None, kw_only=True)
     max_norm: Annotated[float, Limits(0, MOST)] = field(default=1.0, kw_only=True)
     gate: bool = field(default=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from modicum.rewards.base import Term
 from modicum.rewards.source import FOLDERS
 from modicum.runs import read_object
+from modicum.spec import check
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
 
@@ -36,6 +37,7 @@ class Learned(Term):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check("learned: path", self.path, str)
         places = [folder / Path(self.path).expanduser() for folder in (Path(), *FOLDERS.get())]
         folder = next((place for place in places if place.is_dir()), places[0])
         object.__setattr__(self, "file", folder / REPORT)
