@@ -69,6 +69,8 @@ def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]
     key |= {"problems": tasks.fingerprint(session.task), "sampling": asdict(sampling)}
     key = json.loads(json.dumps(key | {"samples": options.samples, "seed": config.seed}))
     path = Path(options.file or _name(config.model, key)).expanduser()
+    if path.is_dir():
+        raise UserError(f"--file: {path} is a folder; it takes the name of a file")
     fresh = {"model": config.model, **key, "done": 0, "tokens": 0, "rates": {}}
     made: dict[str, Any] = read_object(path) if path.is_file() else fresh
     if other := [name for name, value in key.items() if made.get(name) != value]:

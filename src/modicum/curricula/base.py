@@ -135,7 +135,9 @@ class PassRates:
         try:
             wrong = {name: 1 - right / of for name, (right, of) in found["rates"].items()}
             count = sum(int(of) for _, of in found["rates"].values())
-            spent = {"completions": count, "tokens": int(found["tokens"])}
+            spent = {"completions": count, "tokens": as_count(found["tokens"])}
+            if not all(0 <= share <= 1 for share in wrong.values()):
+                raise ValueError("more right answers than answers")
             return cls(path, file_hash(path), dict(found["base"]), spent, wrong)
         except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError):
             raise UserError(f"{path} is no file that `modicum difficulty` has written") from None
