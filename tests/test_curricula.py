@@ -638,12 +638,17 @@ def test_levels_by_measured_rates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", '{"rates": 3}', '{"base": {}, "tokens": 1, "rates": {"a": [1, 0]}}', "[]", "nix"]
+    "text",
+    [
+        *("{}", '{"rates": 3}', '{"base": {}, "tokens": 1, "rates": {"a": [1, 0]}}', "[]", "nix"),
+        '{"base": {}, "tokens": 1, "rates": {"arithmetic": [3, 2]}}',
+        '{"base": {}, "tokens": -5, "rates": {"arithmetic": [1, 2]}}',
+    ],
 )
 def test_a_file_of_another_program_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "rates.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"rates\.json"):
+    with pytest.raises(UserError, match=r"rates\.json(:1)?(:| is no file).* (wanted|JSON|written)"):
         curricula.parse(f"e2h(difficulty={str(path)!r})").begin(tasks.parse(LEVELS), 0)
 
 
@@ -707,3 +712,5 @@ def test_difficulty_is_measured_once(
     other = ("difficulty", "--task", LEVELS, "--samples", "3", "--file", made["file"])
     assert "was measured with another samples" in fails(*other, late=True)
     assert "do not come again" in fails("difficulty", "--task", "arithmetic", late=True)
+    folder = str(Path(made["file"]).parent)
+    assert "is a folder" in fails("difficulty", "--task", LEVELS, "--file", folder, late=True)

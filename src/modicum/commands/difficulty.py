@@ -109,6 +109,8 @@ def gather(
     key |= {"problems": tasks.fingerprint(session.task), "sampling": asdict(sampling)}
     key = json.loads(json.dumps(key | {"samples": options.samples, "seed": config.seed}))
     path = Path(options.file or _name(purpose, config.model, key)).expanduser()
+    if path.is_dir():
+        raise UserError(f"--file: {path} is a folder; it takes the name of a file")
     begun = {"model": config.model, **key, "done": 0, "tokens": 0, **fresh}
     made: dict[str, Any] = read_object(path) if path.is_file() else begun
     if other := [name for name, value in key.items() if made.get(name) != value]:

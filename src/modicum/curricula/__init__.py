@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from modicum.curricula.base import Curriculum, Measure, Order, Seen
+from modicum.curricula.base import Curriculum, Measure, Order, Seen, permute
 from modicum.curricula.members import E2H, AdaRFT, Bandit, Pools, Prioritized
 from modicum.curricula.orders import ByRank
 from modicum.limits import Limits
@@ -125,8 +125,13 @@ class Placebo(Curriculum):
     def __str__(self) -> str:
         return f"placebo({parse(self.curriculum)})"
 
-    def begin(self, task: Task, seed: int, permuted: bool = True) -> Order:
-        return parse(self.curriculum).begin(task, seed, permuted)
+    @property
+    def difficulty(self) -> str | None:
+        """The file that the other one goes by."""
+        return getattr(parse(self.curriculum), "difficulty", None)
+
+    def order(self, task: Task, seed: int, measure: Measure) -> Order:
+        return parse(self.curriculum).order(task, seed, permute(task, seed, measure))
 
 
 CURRICULA: dict[str, type] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class Order:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Set what `state` gave; ValueError for what is none."""
-        self.drawn = whole(state["drawn"])
+        self.drawn = as_count(state["drawn"])
         if self.measured and state["measured"] != self.measured.sha256:
             raise ValueError(f"{self.measured.path} has changed since")
 
@@ -85,14 +86,14 @@ class Order:
         return {"curriculum/difficulty": sum(self.shown) / len(self.shown)} if self.shown else {}
 
 
-def whole(value: Any, below: float = float("inf")) -> int:
+def as_count(value: Any, below: float = float("inf")) -> int:
     """`value` if it is a whole number from 0, ValueError else."""
     if type(value) is not int or not 0 <= value < below:
         raise ValueError(f"{value!r} is no count")
     return value
 
 
-class Curriculum(Spec):
+class Curriculum(Spec, ABC):
     """Chooses the problems of every step.
 
     One with a field `difficulty` goes by a file of `modicum difficulty` where it names one.
@@ -101,21 +102,18 @@ class Curriculum(Spec):
     directed: ClassVar[bool] = False
     """Whether it matters to it which of two problems is the harder one."""
 
-    def begin(self, task: Task, seed: int, permuted: bool = False) -> Order:
-        """The order of a run on `task`; UserError where the task does not fit.
-
-        With `permuted` difficulties have changed places.
-        """
+    def begin(self, task: Task, seed: int) -> Order:
+        """The order of a run on `task`; UserError where the task does not fit."""
         path = getattr(self, "difficulty", None)
         rates = PassRates.read(Path(path)) if path else None
         measure: Measure = rates or (lambda problem: problem.difficulty)
-        order = self.order(task, seed, permute(task, seed, measure) if permuted else measure)
+        order = self.order(task, seed, measure)
         order.measured = rates
         return order
 
+    @abstractmethod
     def order(self, task: Task, seed: int, measure: Measure) -> Order:
         """The order of a run by this measure of difficulty."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,9 @@ class PassRates:
         try:
             wrong = {name: 1 - right / of for name, (right, of) in found["rates"].items()}
             count = sum(int(of) for _, of in found["rates"].values())
-            spent = {"completions": count, "tokens": int(found["tokens"])}
+            spent = {"completions": count, "tokens": as_count(found["tokens"])}
+            if not all(0 <= share <= 1 for share in wrong.values()):
+                raise ValueError("more right answers than answers")
             return cls(path, file_hash(path), dict(found["base"]), spent, wrong)
         except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError):
             raise UserError(f"{path} is no file that `modicum difficulty` has written") from None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import Random
@@ -22,7 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from modicum.curricula.base import Curriculum, Measure, Order, Seen, pool, rated, turns_of, whole
+from modicum.curricula.base import Curriculum, Measure, Order, Seen, as_count, pool, rated, turns_of
 from modicum.tasks.base import Task, stream
 from modicum.types import Problem, UserError
 
@@ -46,9 +47,9 @@ class ByRank(Curriculum):
     guarded: ClassVar[bool] = False
     """Whether few open problems are refused."""
 
+    @abstractmethod
     def window(self, progress: float, size: int) -> tuple[int, int]:
         """The ranks of `size` that are open, from and below; 0 is the first to come."""
-        raise NotImplementedError
 
     def metrics(self, progress: float) -> dict[str, float]:
         """What it logs of itself."""
@@ -107,9 +108,9 @@ class ByArm(Curriculum):
     least: ClassVar[int] = 2
     visits: ClassVar[bool] = False
 
+    @abstractmethod
     def choose(self, order: ArmOrder, rng: Random, count: int, progress: float) -> Sequence[int]:
         """The arm of each of `count` problems."""
-        raise NotImplementedError
 
     def hear(self, order: ArmOrder, told: Mapping[int, tuple[int, int]]) -> None:
         """Learn of every arm that was drawn how many of how many answers were right."""
@@ -198,7 +199,7 @@ class ArmOrder(Order):
         super().load(state)
         self.target = _number(state["target"])
         for arm, place, memory, weight in state["arms"]:
-            self.places[whole(arm, len(self.arms))] = whole(place)
+            self.places[as_count(arm, len(self.arms))] = as_count(place)
             self.memory[arm], self.weights[arm] = tuple(map(_number, memory)), _number(weight)
 
 

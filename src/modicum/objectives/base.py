@@ -7,6 +7,7 @@ into micro-batches and chunks. Shapes: P problem, G member, R row, N completion 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -51,7 +52,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Objective(spec.Spec):
+class Objective(spec.Spec, ABC):
     """A loss for group-relative policy optimisation; its `surrogate` is a member's own.
 
     Advantages are GRPO's and weights those of a mean over all tokens, unless a member has its own.
@@ -160,9 +161,9 @@ class Objective(spec.Spec):
         """The log of the ratio of each token, [N]."""
         return policy_N - tokens.old_N
 
+    @abstractmethod
     def surrogate(self, ratio_N: Tensor, policy_N: Tensor, tokens: Tokens) -> Cut:
         """What is maximised, [N], and of which tokens it cuts the gradient or the ratio, [N]."""
-        raise NotImplementedError
 
     def token_loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
         """The loss of every token, [N], unweighted, and sums for the log.

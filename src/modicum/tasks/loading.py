@@ -50,7 +50,7 @@ class RowPart:
     records: Sequence[Record]
 
 
-class Placed(NamedTuple):
+class Assigned(NamedTuple):
     """A problem, the split it goes into, and where it stands."""
 
     split: Split
@@ -98,7 +98,7 @@ def load_once(task: DataTask) -> LoadedRows:
     """The problems of `task`, read anew."""
     parts = task._parts()
     readers = [task.reader(part) for part in parts]
-    placed: list[Placed] = []
+    placed: list[Assigned] = []
     faults: list[str] = []
     left: Counter[str] = Counter()
     for part, (read, _) in zip(parts, readers, strict=True):
@@ -112,7 +112,7 @@ def load_once(task: DataTask) -> LoadedRows:
                 text = str(error)
                 faults.append(text if text.startswith(record.where) else f"{record.where}: {text}")
             else:
-                placed.append(Placed(_split(problem.question, part.role), problem, record.where))
+                placed.append(Assigned(_split(problem.question, part.role), problem, record.where))
     total = sum(len(part.records) for part in parts)
     said = [note for note in dict.fromkeys(n for _, n in readers) if note]
     if task.own_rows:
@@ -123,7 +123,7 @@ def load_once(task: DataTask) -> LoadedRows:
         raise UserError(f"{shown} (bad rows: {len(faults)} of {total}{hint})")
     # Train, tune, test: a test set stays whole, and what is trained on gives way.
     keyed = [(normalise(one.problem.question), one) for one in placed]
-    held: dict[str, Placed] = {}  # the first problem of the last split that asks it
+    held: dict[str, Assigned] = {}  # the first problem of the last split that asks it
     for key, one in sorted(keyed, key=lambda item: -SPLITS.index(item[1].split)):
         held.setdefault(key, one)
     kept = [one for key, one in keyed if held[key].split == one.split]
@@ -164,20 +164,20 @@ def _checked(place: str, record: Record, said: Problem, seen: dict[str, str]) ->
 
 
 def _sorted_out(
-    place: str, placed: list[Placed], faults: list[str], said: list[str]
-) -> list[Placed]:
+    place: str, placed: list[Assigned], faults: list[str], said: list[str]
+) -> list[Assigned]:
     """A user's rows, each taken once; what is wrong with them goes to `faults` and `said`.
 
     Two rows ask the same when only spaces differ; where their answers do not agree none is kept.
     """
-    asked: dict[str, list[Placed]] = defaultdict(list)
+    asked: dict[str, list[Assigned]] = defaultdict(list)
     for one in placed:
         asked[" ".join(one.problem.question.split())].append(one)
     copies, kept = list[str](), set[str]()
     for some in asked.values():
         told = {one.problem.answer: one for one in reversed(some)}.values()
         clash = next((pair for pair in itertools.combinations(told, 2) if not _agree(*pair)), ())
-        first: dict[Split, Placed] = {}
+        first: dict[Split, Assigned] = {}
         for one in some:
             answer = one.problem.answer
             if clash:
@@ -201,7 +201,7 @@ def _sorted_out(
     return rest
 
 
-def _agree(one: Placed, other: Placed) -> bool:
+def _agree(one: Assigned, other: Assigned) -> bool:
     """Whether an answer that is right for one is right for the other."""
     pairs = itertools.product(accepted(one.problem), accepted(other.problem))
     return any(a == b or answers.equal(a, b, True) or answers.equal(b, a, True) for a, b in pairs)
