@@ -21,9 +21,10 @@ from modicum import cli, learned, rewards, runs, stats
 from modicum.commands import difficulty
 from modicum.config import TrainConfig
 from modicum.engine import Policy
-from modicum.engine.reward import beside, classifier, scores
+from modicum.engine.reward import beside, classifier, in_parts, scores
 from modicum.learned import Pair, paired, pairwise, pointwise, split
 from modicum.models.adapters import quiet as quiet_peft
+from modicum.plan import hardware, overall
 from modicum.report.figures import gold
 from modicum.report.read import LoggedSample, RunRecord
 from modicum.study import design
@@ -80,7 +81,7 @@ def test_a_report_counts_problems_and_not_pairs() -> None:
     found = learned.judge(tests, both, lambda text: "8" in text)
     assert found["accuracy"] == 0.375  # of (1 + 1/2) / 2 and 0
     assert found["pairs"] == 3
-    assert found["rivals"] == {"longer": 0.625, "shorter": 0.375, "format": 0.375}
+    assert found["rivals"] == {"longer": 0.625, "shorter": 0.375, "format": 0.375, "answer": 0.5}
     assert found["mismatched_pairs"] == 1
     assert found["mismatched"] == 0.5  # 1 token against 4; 5 against 4 is within a quarter
     assert found["beats"] is False
@@ -89,10 +90,22 @@ def test_a_report_counts_problems_and_not_pairs() -> None:
     assert found["auc"] == pytest.approx((3.5 / 4 + 0) / 2)
 
 
+def test_answers_alone_are_a_rival() -> None:
+    def said(right: str, wrong: str) -> Pair:
+        texts = (((5,), f"So <answer>{right}</answer>"), ((6,), f"Then <answer>{wrong}</answer>"))
+        return Pair(f"{right} or {wrong}?", (3,), *texts)
+
+    # In training 7 is right twice and wrong once, 1 wrong twice: (2+1)/(1+1), 1/(2+1), else 1.
+    train = [said("7", "1"), said("7", "1"), said("3", "7")]
+    tests = [said("7", "8"), said("1", "8"), said("8", "9")]
+    found = learned.judge(tests, [(1.0, 0.0)] * 3, bool, train)
+    assert found["rivals"]["answer"] == 0.5  # right, wrong, a tie
+
+
 def test_what_is_right_everywhere_beats_its_rivals() -> None:
     tests = [pair(f"q{n}", [5], [6]) for n in range(30)]
     found = learned.judge(tests, [(0.1, 0.0)] * 30, lambda text: True)
-    assert found["rivals"] == {"longer": 0.5, "shorter": 0.5, "format": 0.5}
+    assert found["rivals"] == {"longer": 0.5, "shorter": 0.5, "format": 0.5, "answer": 0.5}
     assert (found["accuracy"], found["beats"], found["auc"]) == (1.0, True, 1.0)
     assert found["mismatched"] is None
 
@@ -236,7 +249,7 @@ def reward_model(
 def test_the_report_of_a_reward_model(reward_model: dict[str, Path]) -> None:
     report = runs.read_object(reward_model["lora"] / "reward_model.json")
     assert report["beats"] and report["accuracy"] > 0.9
-    assert report["rivals"] == {"longer": 0.5, "shorter": 0.5, "format": 0.5}
+    assert report["rivals"] == {"longer": 0.5, "shorter": 0.5, "format": 0.5, "answer": 0.5}
     assert report["pairs"] == 13 and report["learning_rate"] == 0.01
     assert report["options"]["rank"] == 8 and len(report["witness"]) == 2
     facts = runs.read_object(reward_model["lora"] / "adapter_config.json")
@@ -336,6 +349,25 @@ def test_pairs_are_drawn_once_and_charged(
     assert "another base" in fails("reward-model", "--pairs", path, "--out", "x", *model, late=True)
     assert "too few" in fails("reward-model", "--pairs", path, "--out", "x", late=True)
     assert "needs --pairs FILE and --out FOLDER" in fails("reward-model", "--pairs", path)
+
+
+def test_scores_come_in_halves_where_memory_runs_out() -> None:
+    asked: list[int] = []
+
+    def score(prompt: Any, answers: Any) -> torch.Tensor:
+        asked.append(len(answers))
+        if len(answers) > most:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        return torch.tensor([float(len(of)) for of in answers])
+
+    most, rows = 2, [(1,), (1, 2), (1, 2, 3), (1,), (1, 2)]
+    assert in_parts(score, (9,), rows).tolist() == [1, 2, 3, 1, 2]
+    assert asked == [5, 2, 3, 1, 2]
+    most = 0
+    with pytest.raises(UserError, match="while the reward model scored one completion"):
+        in_parts(score, (9,), rows)
+    with pytest.raises(RuntimeError, match="another"):
+        in_parts(lambda *_: (_ for _ in ()).throw(RuntimeError("another")), (9,), rows)
 
 
 # Scores -------------------------------------------------------------------------------------
@@ -646,6 +678,20 @@ def test_gold_stands_beside_the_score(config: TrainConfig, tmp_path: Path) -> No
     assert lines[0]["flops/training"] > plain["flops/training"]
 
 
+def test_a_plan_counts_the_reward_model(config: TrainConfig, reward_model: dict[str, Path]) -> None:
+    """Its factors, the first values of what trains, which it reads, and its forward."""
+    learned_, plain = (
+        overall.make(replace(config, update="last(1)", reward=reward), hardware.parse("48 GB"))
+        for reward in (config.reward, "random")
+    )
+    parts, without = learned_.memory.largest, plain.memory.largest
+    (file,) = reward_model["lora"].glob("*.safetensors")
+    assert parts["reward model"] == file.stat().st_size and "reward model" not in without
+    assert parts["reference"] > without.get("reference", 0) == 0
+    assert learned_.flops.training > plain.flops.training
+    assert learned_.flops.sampling == plain.flops.sampling
+
+
 def test_the_tokens_of_the_pairs_are_the_runs_as_well(
     config: TrainConfig, reward_model: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -685,7 +731,9 @@ def test_gold_against_the_root_of_the_kl() -> None:
     assert made is not None
     assert made.label == (
         "a run: most correct completions (60.0 %) at a KL of 4.00 nats, after 300 tokens; 30.0 % at"
-        " the end, 30.0 points below."
+        " the end, 30.0 points below. To the peak the score rose 0.50 points for each of gold."
+        # The normal equations by hand: 14 a - 12.66 b = 130 and 12.66 a - 12.784 b = 88.41.
+        " d(29.0 - 21.8 ln d) fits the gain, d the root of the KL; it is highest at a KL of 1.93 nats."
     )
     assert made.draw(False) and made.draw(True)
     assert gold.figure({"plain": replace(record, metrics={"step": columns["step"]})}) is None

@@ -19,6 +19,7 @@ from modicum.config import Sampling, Steps
 from modicum.engine import Changed, Engine, logprobs, make
 from modicum.engine.base import tokens_of
 from modicum.engine.flops import FlopCounter
+from modicum.engine.reward import last_states
 from modicum.engine.samplers import LocalSampler
 from modicum.models.load import Loaded, load
 from modicum.types import Batch, Group, Problem, Row
@@ -97,6 +98,21 @@ def test_a_step_costs_what_torch_counts(update: str, checkpointing: bool) -> Non
     assert found.sampling == mode.get_total_flops()
     assert found.training == trained(engine, batch_of(groups))
     assert found.total == found.sampling + found.training
+
+
+@pytest.mark.parametrize("kind", ["split", "library"])
+def test_a_learned_reward_is_a_forward_of_the_layers(kind: Any) -> None:
+    prepared, loaded, engine = setting("last(1)", kind=kind)
+    groups = sampled(loaded, engine)
+    found = FlopCounter(prepared, engine, BATCH, reference=False)
+    plain = found.step(groups, batch_of(groups), 1)
+    found.judged = True
+    with counter() as mode, torch.no_grad():
+        for group in groups:
+            last_states(engine, group.prompt, [c.tokens for c in group.completions])
+    judged = found.step(groups, batch_of(groups), 1)
+    assert judged.training - plain.training == mode.get_total_flops()
+    assert judged.sampling == plain.sampling
 
 
 def test_the_library_engine_repeats_prompts_and_layers() -> None:

@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from torch.nn.functional import softplus
 
 from modicum import stats
 from modicum.engine.reward import scores
+from modicum.grading.extraction import extract, extract_lenient
 from modicum.models.adapters import quiet
 from modicum.runs import read_object
 from modicum.scorecard import Graded
@@ -164,16 +165,31 @@ def by_problem(pairs: Sequence[Pair], both: Any) -> list[float]:
     return [statistics.fmean(shares) for shares in found.values()]
 
 
-def judge(tests: Sequence[Pair], both: Any, formed: Callable[[str], Any]) -> dict[str, Any]:
-    """The report of scores of held-out pairs, beside rivals that know nothing of what is right.
+def answer(text: str) -> str:
+    """The final answer that a text states, marked or not; else the text."""
+    return extract(text) or extract_lenient(text) or text
 
-    `formed` says whether a text has the form that the prompt asks for.
+
+def judge(
+    tests: Sequence[Pair], both: Any, formed: Callable[[str], Any], train: Sequence[Pair] = ()
+) -> dict[str, Any]:
+    """The report of scores of held-out pairs, beside rivals that know nothing of the problem.
+
+    `formed` says whether a text has the form that the prompt asks for. The rival `answer` is
+    log((right + 1) / (wrong + 1)), how often a final answer was right and wrong in `train`.
     """
-    sides = [[(len(tokens), formed(text)) for tokens, text in pair[2:4]] for pair in tests]
-    rivals = {"longer": [(one[0], two[0]) for one, two in sides]}
-    rivals |= {"shorter": [(-one[0], -two[0]) for one, two in sides]}
-    rivals |= {"format": [(one[1], two[1]) for one, two in sides]}
-    others = {name: statistics.fmean(by_problem(tests, of)) for name, of in rivals.items()}
+    right = Counter(answer(pair.chosen[1]) for pair in train)
+    wrong = Counter(answer(pair.rejected[1]) for pair in train)
+    rivals: dict[str, Callable[[Tokens, str], float]] = {
+        "longer": lambda tokens, text: len(tokens),
+        "shorter": lambda tokens, text: -len(tokens),
+        "format": lambda tokens, text: formed(text),
+        "answer": lambda _, text: (right[a := answer(text)] + 1) / (wrong[a] + 1),
+    }
+    others = {
+        name: statistics.fmean(by_problem(tests, [(rival(*p[2]), rival(*p[3])) for p in tests]))
+        for name, rival in rivals.items()
+    }
     odd = [n for n, pair in enumerate(tests) if not pair.matched]
     unequal = by_problem([tests[n] for n in odd], [both[n] for n in odd])
     groups = defaultdict[str, dict[tuple[str, bool], float]](dict)
@@ -183,11 +199,8 @@ def judge(tests: Sequence[Pair], both: Any, formed: Callable[[str], Any]) -> dic
     found = stats.interval(by_problem(tests, both))
     return {
         **{"accuracy": found.mean, "low": found.low, "high": found.high, "pairs": len(tests)},
-        **{
-            "rivals": others,
-            "beats": found.low > max(others.values()),
-            "mismatched_pairs": len(odd),
-        },
+        **{"rivals": others, "beats": found.low > max(others.values())},
+        "mismatched_pairs": len(odd),
         "auc": statistics.fmean(area or 0.0 for area in areas),
         "mismatched": statistics.fmean(unequal) if unequal else None,
         "median": statistics.median(score for of in groups.values() for score in of.values()),

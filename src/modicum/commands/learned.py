@@ -99,11 +99,11 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
     train, _, tests = learned.split(found, seed).values()
     if not (train and tests):
         raise UserError(f"{options.pairs}: {len(found)} pairs are too few to train and test on")
-    seen, style = train[: len(tests)], STYLES.get(config.sampling.style)
+    seen, style, taught = train[: len(tests)], STYLES.get(config.sampling.style), train
     if options.shuffle_labels:
         turned = [p._replace(chosen=p.rejected, rejected=p.chosen) for p in train]
-        train = [coin.choice(both) for both in zip(train, turned, strict=True)]
-    order = [pair for _ in range(options.epochs) for pair in coin.sample(train, len(train))]
+        taught = [coin.choice(both) for both in zip(train, turned, strict=True)]
+    order = [pair for _ in range(options.epochs) for pair in coin.sample(taught, len(taught))]
     model = classifier(source.place, loaded.device, torch.float32, num_labels=1)
     model = learned.adapted(model, options.rank, options.targets, seed)
     many = told.get("done", 0) * told.get("samples", 0)
@@ -112,7 +112,8 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
     learned.fit(model, order, getattr(learned, options.loss), rate, sizes)
     with torch.no_grad():
         both = torch.cat([*learned.scored(model, tests + seen, sizes[1])]).tolist()
-    report = learned.judge(tests, both[: len(tests)], style.format_ok if style else bool)
+    formed = style.format_ok if style else bool
+    report = learned.judge(tests, both[: len(tests)], formed, train)
     report |= {
         "seen": statistics.fmean(learned.by_problem(seen, both[len(tests) :])),
         **{"model": config.model, "base": dict(loaded.identity.hashes), "seed": seed},

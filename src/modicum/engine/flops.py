@@ -112,7 +112,7 @@ class FlopCounter:
         sampling = sum(self._sampling(groups[start:end]) for start, end in ends)
         training = self.training(batch.rows, updates)
         for group in groups if self.judged else ():
-            rows = [Row(group.prompt, c.tokens, (), 0.0) for c in group.completions]
+            rows = [Row(group.prompt, (*c.tokens, 0), (), 0.0) for c in group.completions]
             load_W = _packed(rows) if self.split else _padded(rows)
             training += float(self.base_LW[:-1].sum(0) @ load_W)
         return StepFlops(sampling, training, self._critic(groups))

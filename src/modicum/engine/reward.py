@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from modicum import machine
 from modicum.engine.base import Scorer
 from modicum.engine.policy import Policy
 from modicum.models.adapters import CONFIG, FAULTS, WEIGHTS
@@ -55,6 +56,19 @@ def scores(model: Any, sequences: Sequence[Tokens]) -> Tensor:
     ids_RT = pad_sequence(rows, batch_first=True, padding_value=fill)
     model.config.get_text_config().pad_token_id = fill
     return model(input_ids=ids_RT, attention_mask=(ids_RT != fill).long()).logits[:, 0].float()
+
+
+def in_parts(score: Score, prompt: Tokens, answers: Sequence[Tokens]) -> Tensor:
+    """The scores [R] of answers, so many at a time as memory holds."""
+    try:
+        return score(prompt, answers)
+    except (RuntimeError, MemoryError) as error:
+        machine.require_out_of_memory(error)
+        if len(answers) == 1:
+            raise UserError("memory ran out while the reward model scored one completion") from None
+    machine.drop_caches()
+    half = len(answers) // 2
+    return torch.cat([in_parts(score, prompt, part) for part in (answers[:half], answers[half:])])
 
 
 def classifier(place: str, device: torch.device, dtype: torch.dtype, **fresh: int) -> Any:
@@ -145,9 +159,9 @@ def opened(
                     " made: its base is not as it was, another adapter acts, or its files changed"
                 )
         if tokenizer:
-            found = score((), [chat(problem.question, c.text) for c in group])
+            found = in_parts(score, (), [chat(problem.question, c.text) for c in group])
         else:
-            found = score(encode(problem), [completion.tokens for completion in group])
+            found = in_parts(score, encode(problem), [c.tokens for c in group])
         return torch.sigmoid(found.double() - middle).tolist()
 
     return judge

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from modicum import objectives, updates
+from modicum import objectives, rewards, updates
 from modicum.config import TrainConfig
 from modicum.models.decoder import view
 from modicum.models.load import DTYPES
@@ -84,6 +84,8 @@ class Subject:
     objective: Any
     critic: Prepared | None = None
     """The model of a critic that has one of its own."""
+    judge: rewards.Learned | None = None
+    """A learned reward."""
     known: dict[Any, Memory] = field(default_factory=dict)
     """What was estimated."""
 
@@ -96,7 +98,15 @@ class Subject:
         require_group(goal, config)
         own = goal.has_critic and goal.owns
         critic = prepare(config, found, updates.parse(goal.critic)) if own else None
-        return cls(found, prepare(config, found, parts.update), goal, critic)
+        text = config.reward if "learned" in config.reward else "accuracy"
+        terms = [term for _, term in (parts.reward or rewards.parse(text)).terms]
+        judge = next((term for term in terms if isinstance(term, rewards.Learned)), None)
+        return cls(found, prepare(config, found, parts.update), goal, critic, judge)
+
+    @property
+    def reference_bytes(self) -> int:
+        """Of the first values of what trains, which a KL and a learned reward read."""
+        return self.prepared.reference_bytes(self.objective.needs_reference or bool(self.judge))
 
     @property
     def layers(self) -> int:
@@ -133,7 +143,7 @@ def floor(subject: Subject, config: TrainConfig, device: str) -> int:
         prepared.activate(names)
         least.append(sum(_held(prepared, config, device).optimizer))
     weights = num_bytes([*model.parameters(), *model.buffers()])
-    return weights + prepared.reference_bytes(subject.objective.needs_reference) + max(least)
+    return weights + subject.reference_bytes + max(least)
 
 
 def chosen_sets(prepared: Prepared) -> list[frozenset[str]]:
@@ -156,7 +166,11 @@ def _of_set(
     prepared, model_config = subject.prepared, subject.config
     model = prepared.model
     static = {"weights": num_bytes([*model.parameters(), *model.buffers()])}
-    static |= {"reference": prepared.reference_bytes(subject.objective.needs_reference)}
+    static |= {"reference": subject.reference_bytes}
+    if subject.judge:
+        static["reward model"] = sum(
+            file.stat().st_size for file in subject.judge.file.parent.glob("*.safetensors")
+        )
     vocabulary = model_config.get_text_config().vocab_size
     held = _held(prepared, config, device)
     loading = _loading(static["weights"], config, model_config, device)

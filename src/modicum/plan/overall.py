@@ -139,6 +139,7 @@ def _flops(config: TrainConfig, subject: Subject, lengths: Lengths) -> tuple[Ste
     engine = make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, *kind)
     goal = subject.objective
     counter = FlopCounter(prepared, engine, batch, goal.needs_reference, goal.entropy_share < 1)
+    counter.judged = subject.judge is not None
     if goal.has_critic:
         counter.critic = CriticWork(goal, engine, subject.critic, batch, SimpleNamespace())
     limit = config.sampling.max_tokens

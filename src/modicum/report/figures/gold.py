@@ -23,7 +23,9 @@ def figure(records: Mapping[str, RunRecord]) -> document.Figure | None:
         run: of for run, of in records.items() if np.isfinite(of.columns.get("gold/kl", ())).any()
     }
     curves = {run: curve(of.columns) for run, of in found.items()}
-    peaks = [(run, *of[:, of[1].argmax()], of[1, -1]) for run, of in curves.items()]
+    peaks = [
+        (run, *of[:, of[1].argmax()], of[1, -1], bend(of), price(of)) for run, of in curves.items()
+    ]
     drawn = partial(_draw, curves, {run: best_of(of) for run, of in found.items()})
     return document.figure("gold", drawn, peaks=peaks) if found else None
 
@@ -35,6 +37,26 @@ def curve(columns: Mapping[str, Column]) -> Column:
     kl, gold, proxy = (smooth(columns[key][seen]) for key in keys)
     tokens = columns.get("tokens", columns["step"])[seen]
     return np.stack([np.sqrt(np.maximum(kl, 0)), 100 * gold, 100 * proxy, tokens])
+
+
+def bend(of: Column) -> tuple[float, float, float] | None:
+    """Gao's form of a curve's gain in gold, R(d) = d (alpha - beta ln d) (arXiv 2210.10760).
+
+    By least squares over d > 0, the root of the KL: alpha and beta in points, and the KL in nats at
+    which it is highest. None where there are too few points, or it bends upward.
+    """
+    d, gain = of[0][of[0] > 0], (of[1] - of[1][0])[of[0] > 0]
+    if len(d) < 3:
+        return None
+    (alpha, beta), *_ = np.linalg.lstsq(np.stack([d, -d * np.log(d)], 1), gain)
+    return (alpha, beta, float(np.exp(2 * (alpha / beta - 1)))) if beta > 0 else None
+
+
+def price(of: Column) -> float | None:
+    """Points that the learned score rose for each that gold rose, from the first step to the peak."""
+    peak = of[1].argmax()
+    gold, proxy = (float(of[row][peak] - of[row][0]) for row in (1, 2))
+    return proxy / gold if gold > 0 else None
 
 
 def best_of(record: RunRecord) -> Points:
