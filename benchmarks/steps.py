@@ -1,4 +1,4 @@
-"""What an objective and a curriculum cost a step.
+"""What an objective, a critic, a learned reward and a curriculum cost a step.
 
     python benchmarks/steps.py [--pairs 30] [--only dapo]
 
@@ -6,7 +6,10 @@ Objectives: two sessions of the tiny base that differ in nothing else take the s
 first of a pair being the other one each time. The rate is so small that both sample the same tokens, and
 the reward is a coin, so that nearly every group has a signal and the same rows train. Compared with
 `grpo`, or with `grpo(kl=0.01)` where the objective asks for the reference. The first row compares `grpo`
-with itself. Curricula: the share of a step that is spent in choosing problems and in hearing of them.
+with itself. Critics: `ppo` after its warm-up beside `reinforce_pp(kl=0)`, which has the same advantages
+from a batch mean, under `last(1)` with the trunk kept. Learned rewards: a LoRA on the base that scores
+beside a coin; what the step takes longer, and what scoring takes, each as a share of one forward of the
+base over the same completions, of which every prompt is run once. Curricula: the share of a step that is spent in choosing problems and in hearing of them.
 CPU seconds of this process; medians over pairs, with the 95 % interval of the median by their ranks. Writes
 benchmarks/steps.json.
 """
@@ -22,8 +25,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from modicum import objectives, runs
+from modicum.commands.learned import FitOptions, reward_model
 from modicum.config import TrainConfig
+from modicum.engine.reward import last_states
+from modicum.tasks import prompts
 from modicum.training.loop import run_step
 from modicum.training.session import Session, prepare
 
@@ -33,6 +41,7 @@ CURRICULA = (
     *("uniform", "easy_to_hard", "hard_to_easy", "competence(c0=0.6)", "e2h", "bandit"),
     *("prioritized", "pools(medium=2)", "adarft(rescale=True)", "placebo(easy_to_hard)"),
 )
+CRITICS = ("ppo(warmup=0)", "ppo(critic='mlp', warmup=0)", "ppo(critic='lora(rank=8)', warmup=0)")
 WARM = 3
 
 
@@ -66,11 +75,62 @@ def objective(name: str, pairs: int, run: runs.Run) -> tuple[float, float, float
     """Its step over that of the reference, from pairs of steps."""
     plain = "grpo(kl=0.01)" if objectives.parse(name).needs_reference else "grpo"
     both = [session_of(reward="random", objective=text) for text in (plain, name)]
-    found = []
+    return middle([b / a for a, b in pairs_of(*both, pairs, run)[WARM:]])
+
+
+def pairs_of(
+    plain: Session, other: Session, pairs: int, run: runs.Run
+) -> list[tuple[float, float]]:
+    """CPU seconds of steps of both, which of the two goes first in turn."""
+    both, found = (plain, other), []
     for step in range(WARM + pairs):
         order = (0, 1) if step % 2 else (1, 0)
         seconds = {which: timed(both[which], run, step) for which in order}
-        found.append(seconds[1] / seconds[0])
+        found.append((seconds[0], seconds[1]))
+    return found
+
+
+def critic(name: str, pairs: int, run: runs.Run) -> tuple[float, float, float]:
+    """A step with it over one with a batch mean."""
+    known = {"update": "last(1)", "reward": "random"}
+    both = [session_of(objective=text, **known) for text in ("reinforce_pp(kl=0)", name)]
+    return middle([b / a for a, b in pairs_of(*both, pairs, run)[WARM:]])
+
+
+def learned(name: str, pairs: int, run: runs.Run) -> tuple[float, float, float]:
+    """What a step takes longer (`step`) or what scoring takes (`scoring`), in forwards."""
+    rows = [{"prompt": f"{n}?", "chosen": f"{n} a", "rejected": f"{n} b"} for n in range(200)]
+    (run.folder / "rows.jsonl").write_text(runs.to_lines(rows))
+    options = FitOptions(pairs=str(run.folder / "rows.jsonl"))
+    if not (folder := run.folder / "judge").exists():
+        reward_model(replace(TrainConfig(), out=str(folder)), options)
+    text = f"learned({str(folder)!r}, force=True)"
+    plain, judged = (session_of(update="last(1)", reward=r) for r in ("random", text))
+    ((_, term),) = judged.reward.terms
+    inner, spent = vars(term)["judge"], {"scoring": 0.0, "forward": 0.0}
+    scorer = judged.policy.scorer
+
+    def judge(problem: Any, group: Any) -> Any:
+        start = time.process_time()
+        found = inner(problem, group)
+        middle = time.process_time()
+        with torch.no_grad():
+            prompt = prompts.encode(
+                problem, judged.policy.tokenizer, judged.config.sampling, judged.examples
+            )
+            last_states(scorer, prompt, [c.tokens for c in group])
+        spent["scoring"] += middle - start
+        spent["forward"] += time.process_time() - middle
+        return found
+
+    vars(term)["judge"] = judge
+    found = []
+    for step in range(WARM + pairs):
+        spent.update(scoring=0.0, forward=0.0)
+        order = (plain, judged) if step % 2 else (judged, plain)
+        seconds = {id(session): timed(session, run, step) for session in order}
+        longer = seconds[id(judged)] - spent["forward"] - seconds[id(plain)]
+        found.append((longer if name == "step" else spent["scoring"]) / spent["forward"])
     return middle(found[WARM:])
 
 
@@ -107,6 +167,8 @@ def main() -> None:
     found: dict[str, Any] = {"pairs": options.pairs}
     for kind, names, measure in (
         ("objectives", ["grpo", *(n for n in objectives.OBJECTIVES if n != "grpo")], objective),
+        ("critics", CRITICS, critic),
+        ("learned", ("scoring", "step"), learned),
         ("curricula", CURRICULA, curriculum),
     ):
         found[kind] = {}
