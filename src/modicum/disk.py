@@ -5,8 +5,6 @@ system (flock) on that file. Not every file system shows such a lock to other ma
 another one holds until somebody removes the file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -3,8 +3,6 @@
 The set is the first n different problems of a split at seed 0, the same for every run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,7 +42,7 @@ def held_out(task: Task, split: Split, count: int) -> list[Problem]:
 
 
 def evaluate(
-    policy: Policy,
+    policy: "Policy",
     task: Task,
     sampling: Sampling,
     split: str = "test",

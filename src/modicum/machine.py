@@ -1,7 +1,5 @@
 """The machine that a run is on: peak memory, versions, commit. Imports no torch itself."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools
@@ -19,7 +17,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from modicum.child import ENDING
 
@@ -178,7 +176,7 @@ class Interrupts:
         """Whether the program is asked to end."""
         return bool(self.number)
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             ignored = {n for n in ENDING[1:] if signal.getsignal(n) in (signal.SIG_IGN, None)}
             self._before = {n: signal.signal(n, self._ask) for n in ENDING if n not in ignored}

@@ -5,8 +5,6 @@ doi 10.1145/322217.322225): exactly, in fractions, or else to 40 of 60 digits. E
 left minus right of the one is a constant multiple of the other's. Nothing is simplified.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 import re

@@ -4,8 +4,6 @@ r"""Do two answers say the same: by exact value, by text, by parts, and by algeb
 `countdown` judges an expression by its exact value, parsed by `ast` and never evaluated.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 import re

@@ -3,8 +3,6 @@ r"""Find the final answer in a completion.
 docs/grading.md. Model output is matched, never evaluated, in time linear in its length.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections import deque

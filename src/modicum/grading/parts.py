@@ -4,8 +4,6 @@ A set of reals is where it begins and ends, in order. An end is a value and 0 be
 it: [a,b) is (a,0) (b,0), and the point a is (a,0) (a,1). So equal sets have equal ends.
 """
 
-from __future__ import annotations
-
 import operator
 import re
 from bisect import bisect_right

@@ -4,8 +4,6 @@ What would need more digits than there are, or a number too large to hold, is `T
 not defined in the reals (without an i) is `Undefined`. So the work is bounded.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ Taken when the weights are read, over all parameters and persistent buffers as t
 compared wherever a base is loaded for a run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -13,7 +11,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +88,7 @@ class Identity:
     @classmethod
     def of(
         cls, model: Any, tokenizer: Any, end_tokens: tuple[int, ...], config: Mapping[str, Any]
-    ) -> Identity:
+    ) -> Self:
         """The identity of a model that nothing has touched; `config` is what its file says."""
         began = time.perf_counter()
         texts = texts_hash(tokenizer, end_tokens)

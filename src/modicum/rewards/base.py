@@ -6,15 +6,13 @@ Terms and rewards join with `+`, and take a weight with `*`: `Accuracy() + 0.2 *
 "no verdict": the term is left out of that completion's sum.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from modicum.limits import within
 from modicum.spec import Spec
@@ -62,12 +60,12 @@ class StepExtras:
 
 
 class _Summand:
-    def __add__(self, other: object) -> Reward:
+    def __add__(self, other: object) -> "Reward":
         if not isinstance(other, Reward | Term):
             return NotImplemented
         return Reward(reward_of(self).terms + reward_of(other).terms)
 
-    def __mul__(self, weight: object) -> Reward:
+    def __mul__(self, weight: object) -> "Reward":
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             return NotImplemented
         return Reward(tuple((weight * w, term) for w, term in reward_of(self).terms))
@@ -86,7 +84,7 @@ class Term(_Summand, Spec):
     learned: ClassVar[bool] = False
     """Whether a model scores, so that what is right has to be watched beside it."""
 
-    def at(self, extras: StepExtras) -> Term:
+    def at(self, extras: StepExtras) -> Self:
         """This term in a step of a run; one that calls a user's function hands it the extras."""
         return self
 
@@ -94,7 +92,7 @@ class Term(_Summand, Spec):
         """What was found when the model that scores was made; empty without one."""
         return {}
 
-    def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> Term:
+    def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> "Term":
         """This term in a run; one that needs a model gets what scores by it from `opened`."""
         return self
 
@@ -150,7 +148,7 @@ class Reward(_Summand):
         """The first term that a model scores; empty: there is none."""
         return next((str(term) for _, term in self.terms if term.learned), "")
 
-    def at(self, extras: StepExtras) -> Reward:
+    def at(self, extras: StepExtras) -> "Reward":
         """This reward in a step of a run (`Term.at`)."""
         return Reward(tuple((weight, term.at(extras)) for weight, term in self.terms))
 

@@ -5,8 +5,6 @@ lead from here, or else from `FOLDERS`. What was edited since it was read is rea
 function is named (`find`), not while a run goes on (`attribute`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import importlib
@@ -19,7 +17,7 @@ from contextvars import ContextVar
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, Self
 
 from modicum.spec import short
 from modicum.types import UserError
@@ -53,7 +51,7 @@ class Guard:
 
     fault = ""
 
-    def __enter__(self) -> Guard:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> bool:

@@ -5,8 +5,6 @@ set with columns), an entry in TASKS, a section in docs/tasks.md. The contract s
 (tests/test_tasks.py) picks it up.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from typing import Any

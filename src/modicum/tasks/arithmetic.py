@@ -11,8 +11,6 @@ products ("What is 123*45?") the multiplication task of TinyZero. Operands are u
 `below`) is the difficulty.
 """
 
-from __future__ import annotations
-
 import operator
 import random
 from collections.abc import Sequence

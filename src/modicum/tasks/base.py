@@ -7,8 +7,6 @@ the tuple (task, split, seed, index), so that neighbouring seeds have nothing in
 problem goes into a split by a hash of its content, so that no problem is in two splits.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools
@@ -80,7 +78,7 @@ class Procedural(Spec, ABC):
         super().__post_init__()
         self.levels()
 
-    def levels(self) -> tuple[Procedural, ...]:
+    def levels(self) -> tuple["Procedural", ...]:
         """The task at each of its levels, the easiest first; itself where it has one."""
         return _levels(self)
 

@@ -4,8 +4,6 @@ The task of TinyZero (github.com/Jiayi-Pan/TinyZero); departures: every number m
 used, values are exact fractions, and a wrong answer is worth nothing.
 """
 
-from __future__ import annotations
-
 import operator
 import random
 from dataclasses import dataclass

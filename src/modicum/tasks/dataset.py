@@ -4,8 +4,6 @@ A task says where its rows come from (`Hub`, or a local `path`) and how they are
 `loading` makes problems of them.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

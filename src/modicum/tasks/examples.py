@@ -5,8 +5,6 @@ can be shown. Training leaves them out; tune and test share nothing with train. 
 longer than a run allows are found before anything is sampled.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ docs/tasks.md says how they are divided into splits. The rows of a list (`GivenT
 JSON writes them, so that a run folder keeps exactly what was trained on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -13,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 from modicum.runs import Run, read_lines
 from modicum.spec import check
@@ -143,7 +141,7 @@ class GivenTask(DataTask):
     """The rows of the whole ("") or of train and test."""
 
     @classmethod
-    def of(cls, problems: Any) -> GivenTask:
+    def of(cls, problems: Any) -> Self:
         """The task of a list of problems, or of {"train": ..., "test": ...}."""
         named = dict(problems) if isinstance(problems, Mapping) else {"": problems}
         if "validation" in named:
@@ -157,7 +155,7 @@ class GivenTask(DataTask):
         return cls.made({part: _rows(part, named[part]) for part in FILES if part in named})
 
     @classmethod
-    def made(cls, parts: Mapping[str, Sequence[dict[str, Any]]]) -> GivenTask:
+    def made(cls, parts: Mapping[str, Sequence[dict[str, Any]]]) -> Self:
         """The task of rows that JSON holds."""
         digest = hashlib.sha256()
         for part, entries in parts.items():
@@ -165,7 +163,7 @@ class GivenTask(DataTask):
         return cls(digest.hexdigest(), parts)
 
     @classmethod
-    def read(cls, folder: Path) -> GivenTask | None:
+    def read(cls, folder: Path) -> Self | None:
         """The task that `write` left in a run folder, if it did."""
         files = {part: folder / name for part, name in FILES.items() if (folder / name).is_file()}
         return cls.made({part: read_lines(path) for part, path in files.items()}) if files else None

@@ -4,8 +4,6 @@ Read are the rows that other trainers take (docs/tasks.md): of a whole solution 
 counts (\boxed{}, <answer>, ####).
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Mapping, Sequence

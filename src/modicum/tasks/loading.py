@@ -4,8 +4,6 @@ Copies in a user's own rows are taken once, and no problem of a later split (tra
 in an earlier one, as `normalise` sees it.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import unicodedata
@@ -94,7 +92,7 @@ def accepted(problem: Problem) -> Sequence[str]:
     return problem.data.get(ACCEPTED, (problem.answer,))
 
 
-def load_once(task: DataTask) -> LoadedRows:
+def load_once(task: "DataTask") -> LoadedRows:
     """The problems of `task`, read anew."""
     parts = task._parts()
     readers = [task.reader(part) for part in parts]

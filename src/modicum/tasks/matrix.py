@@ -5,8 +5,6 @@ that needs no elimination would be right for it. docs/tasks.md says which spelli
 text is a model's: it is matched in pieces of bounded size and never evaluated.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from dataclasses import dataclass

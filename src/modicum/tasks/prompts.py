@@ -4,8 +4,6 @@ A chat template does what it likes, so a chat is tried in several forms, and the
 holds all of it is the prompt.
 """
 
-from __future__ import annotations
-
 import html
 import itertools
 import re

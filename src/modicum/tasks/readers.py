@@ -4,8 +4,6 @@ A row that cannot be read is a record with a `fault` that names its file and lin
 file beyond one row (its encoding, its brackets, rows that run over lines) stops the reading.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib
 import io

@@ -5,8 +5,6 @@ A name may lead into what a column holds, JSON texts included: `reward_model.gro
 that cannot be read raises its fault.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,8 +4,6 @@ docs/tasks.md says which rows are taken, how they are divided, and whose they ar
 2103.03874, 2305.20050, 2506.04178).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

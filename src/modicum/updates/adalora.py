@@ -9,8 +9,6 @@ PEFT's layers and rank allocator do the work, but nothing drives them by itself 
 (docs/updates.md).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -34,7 +32,9 @@ class Ranks(Schedule):
     edits_gradients = True
     kept_numbers = 3  # importances and their averages
 
-    def __init__(self, update: AdaLora, model: Any, trainable: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self, update: "AdaLora", model: Any, trainable: Mapping[str, nn.Parameter]
+    ) -> None:
         super().__init__()
         self.update, self.tuner = update, model.base_model
         self.matrices = {n: p for n, p in trainable.items() if ".lora_E." not in n}

@@ -5,8 +5,6 @@ while training. The reference is the adapter switched off, or its first values: 
 there before and goes on (`go_on`), and where the start rewrites the base (`rewrites_base`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -39,7 +37,7 @@ class AdapterPrepared(Prepared):
         self,
         model: nn.Module,
         trainable: dict[str, nn.Parameter],
-        adapter: Adapter,
+        adapter: "Adapter",
         given: bool = False,
         left: str = "",
     ) -> None:

@@ -5,8 +5,6 @@ tensors in `Prepared.active` have `requires_grad`; `Prepared.trainable` holds al
 train in the run.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -173,11 +171,11 @@ class Selection(Member):
         where = self.settled(model, seed)
         return where.noted(self, Prepared(model, where.select(model)))
 
-    def settled(self, model: nn.Module, seed: int) -> Selection:
+    def settled(self, model: nn.Module, seed: int) -> "Selection":
         """The selection with what it leaves to the seed drawn."""
         return self
 
-    def noted(self, asked: Selection, prepared: Prepared) -> Prepared:
+    def noted(self, asked: "Selection", prepared: Prepared) -> Prepared:
         """Say in `prepared` what was drawn where that is not just what was asked for."""
         prepared.drawn = "" if self == asked else str(self)
         return prepared
@@ -194,10 +192,10 @@ class Selection(Member):
             )
         return {name: p for name, p in model.named_parameters() if name in chosen}
 
-    def __add__(self, other: object) -> Union:
+    def __add__(self, other: object) -> "Union":
         return Union(self, other) if isinstance(other, Selection) else NotImplemented
 
-    def __and__(self, other: object) -> Intersection:
+    def __and__(self, other: object) -> "Intersection":
         return Intersection(self, other) if isinstance(other, Selection) else NotImplemented
 
 
@@ -207,7 +205,7 @@ class Union(Pair, Selection):
     sign = "+"
     joined: ClassVar[Callable[[set[str], set[str]], set[str]]] = set.union
 
-    def settled(self, model: nn.Module, seed: int) -> Selection:
+    def settled(self, model: nn.Module, seed: int) -> "Selection":
         return type(self)(self.left.settled(model, seed), self.right.settled(model, seed))
 
     def names(self, layout: Layout) -> set[str]:
@@ -234,7 +232,7 @@ class Method(Member):
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
         """Train what `where` selects of `model`, all of it if that is None."""
 
-    def __matmul__(self, where: object) -> Placed:
+    def __matmul__(self, where: object) -> "Placed":
         return Placed(self, where) if isinstance(where, Selection) else NotImplemented
 
 
