@@ -135,11 +135,7 @@ def structure(model: nn.Module, name: str, trust: Trust | None = None, base: str
 
 
 def load(
-    name: str,
-    device: str = "auto",
-    dtype: str = "fp32",
-    trust: Trust | None = None,
-    base: str = "",
+    name: str, device: str = "auto", dtype: str = "fp32", trust: Trust | None = None, base: str = ""
 ) -> Loaded:
     """The model and tokenizer that `name` stands for; `base` says where an adapter's base is."""
     from transformers import AutoConfig, AutoModelForCausalLM

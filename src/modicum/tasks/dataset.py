@@ -19,15 +19,7 @@ from modicum import answers
 from modicum.spec import Spec
 from modicum.tasks import readers, rows
 from modicum.tasks.base import check_split, stream
-from modicum.tasks.loading import (
-    LoadedRows,
-    Reader,
-    Role,
-    RowPart,
-    accepted,
-    load_once,
-    roles_of,
-)
+from modicum.tasks.loading import LoadedRows, Reader, Role, RowPart, accepted, load_once, roles_of
 from modicum.types import Grade, Problem, Split, UserError
 
 BadRows = Literal["refuse", "skip"]

@@ -30,7 +30,7 @@ NOTHING = {"nan", "none", "null", "nil", "n/a", "na", "<na>", "nat", "unknown", 
 """What programs write for a missing answer."""
 SETTING = re.compile(
     r"\\(?:left|right|displaystyle|text|textbf|textit|mathrm|mathbf|quad|qquad|bigg?|Bigg?)"
-    r"(?![a-z])|\\[,;:!\s()\[\]]|[~$]",
+    r"(?![a-z])|\\[,;:!\s()\[\]]|[~$]"
 )
 FRACTION = re.compile(r"\\[dtc]frac(?![a-z])")
 SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)")  # \frac12
