@@ -46,10 +46,8 @@ class Stopwatch:
 
 
 def reuse_memory() -> None:
-    """Let this process keep freed memory for its next tensors, where glibc manages it.
-
-    By default each page is asked for and cleared again: a tenth of a training step on a CPU.
-    """
+    """Let this process keep freed memory for its next tensors, where glibc manages it: by default
+    each page is asked for and cleared again, a tenth of a training step on a CPU."""
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
@@ -157,10 +155,8 @@ class Stopped(KeyboardInterrupt):
 
 class Interrupts:
     """A context in which the first signal to end (ENDING) only sets `number`; the second is raised.
-
     With `at_once` the first is raised as Stopped, but for what runs in `whole`. Signals that are
-    ignored, as by `nohup`, stay so. Off the main thread it does nothing.
-    """
+    ignored, as by `nohup`, stay so. Off the main thread it does nothing."""
 
     def __init__(self, at_once: bool = False) -> None:
         self.at_once = at_once

@@ -129,10 +129,8 @@ def past_config(folder: Path) -> TrainConfig:
 
 
 def past_task(folder: Path, text: str) -> tasks.Task:
-    """The task of a past run; problems that were handed over are read from its folder.
-
-    The relative path of a file leads from here, or else from where the run was begun.
-    """
+    """The task of a past run; problems that were handed over are read from its folder. The relative
+    path of a file leads from here, or else from where the run was begun."""
     task = GivenTask.read(folder) if is_given(text) else None
     if task is None:
         made = tasks.parse(text)
@@ -156,10 +154,8 @@ def past_update(folder: Path, text: str) -> "Update | None":
 
 
 def past_base(folder: Path, name: str) -> str:
-    """Where the base of a past run is: at `name` from here, or else from where it was begun.
-
-    UserError for a folder or file that is in neither place.
-    """
+    """Where the base of a past run is: at `name` from here, or else from where it was begun;
+    UserError for a folder or file that is in neither place."""
     path = Path(name).expanduser()
     if name == "tiny" or path.exists():
         return name

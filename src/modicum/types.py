@@ -11,10 +11,8 @@ Advantage = float | Sequence[float]
 
 
 class UserError(ValueError):
-    """What the user asked for cannot be done; the message is one line that says why.
-
-    The command line prints it and exits with code 2; it is never a bug of ours.
-    """
+    """What the user asked for cannot be done; the message is one line that says why, which the
+    command line prints with exit code 2. It is never a bug of ours."""
 
 
 class RunStopped(UserError):
@@ -30,19 +28,15 @@ class RunInterrupted(RunStopped):
 
 
 class FolderError(UserError):
-    """A folder cannot be written now: the disk is full, another process writes it.
-
-    Nothing is wrong with what was asked for, and the same works when that has ended.
-    """
+    """A folder cannot be written now: the disk is full, another process writes it. Nothing is wrong
+    with what was asked for, and the same works when that has ended."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One checkable problem.
-
-    `id` is unique within a task, `answer` the gold answer as text, `data` what the grader needs
-    besides. `difficulty` is a task's own measure, larger is harder, or None.
-    """
+    """One checkable problem. `id` is unique within a task, `answer` the gold answer as text, `data`
+    what the grader needs besides. `difficulty` is a task's own measure, larger is harder, or
+    None."""
 
     id: str
     question: str
@@ -53,11 +47,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Grade:
-    """The verdict on one completion.
-
-    `strict` reads only an answer marked as the prompt asks; `lenient` falls back to the last number
-    of the text. `extracted` is the answer that was read, None without one; `reason` says why.
-    """
+    """The verdict on one completion. `strict` reads only an answer marked as the prompt asks;
+    `lenient` falls back to the last number of the text. `extracted` is the answer that was read,
+    None without one; `reason` says why."""
 
     strict: bool
     lenient: bool
@@ -109,10 +101,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Row:
-    """One completion on its way through training: tokens, old log-probs, advantage.
-
-    Rows with the same `group` have the same prompt. `trunk` and `reference` are the completion's.
-    """
+    """A completion on its way through training. Rows with the same `group` have the same prompt.
+    `trunk` and `reference` are the completion's."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -132,11 +122,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one optimizer step and the counts that its loss is divided by.
-
-    `num_rows` and `num_tokens` count the whole batch that was sampled for this update, before rows
-    without a signal were left out. `signal` has the numbers of the groups whose rewards differ.
-    """
+    """The rows of one optimizer step and the counts that its loss is divided by: those of the whole
+    batch that was sampled for this update, before rows without a signal were left out. `signal` has
+    the numbers of the groups whose rewards differ."""
 
     rows: tuple[Row, ...]
     num_rows: int

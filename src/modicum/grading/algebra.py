@@ -134,7 +134,6 @@ def _points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
 
 
 def _all(node: Node) -> Iterator[Node]:
-    """A tree and all that is in it."""
     yield node
     for part in node[1:]:
         if isinstance(part, tuple):
@@ -146,7 +145,6 @@ def _variables(node: Node) -> set[str]:
 
 
 def _uses(node: Node, name: str) -> bool:
-    """Whether a constant or a function occurs in a tree."""
     return any(part[0] in ("const", "fn") and part[1] == name for part in _all(node))
 
 

@@ -131,10 +131,8 @@ def extract(text: str) -> str | None:
 
 
 def extract_lenient(text: str) -> str | None:
-    """The marked answer, else what follows "Answer:" or "answer is", else the last number.
-
-    A mark that was opened and cut off is no answer: its number may be half a number.
-    """
+    """The marked answer, else what follows "Answer:" or "answer is", else the last number; no
+    answer is what a mark that was cut off has: it may be half a number."""
     marked = extract(text)
     if marked is not None:
         return marked

@@ -101,8 +101,6 @@ def _letters(word: str) -> list[str]:
 
 
 class _Parser:
-    """Recursive descent over tokens."""
-
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = [*tokens, ""]
         self.place = 0

@@ -33,10 +33,8 @@ LETTER = re.compile(r"[A-Za-z]|[A-Za-z]_\{?\w\}?|\\[A-Za-z]+")
 
 
 def split(text: str) -> Parts:
-    """The parts of a union, a set, a tuple, an interval, a matrix or a list, and which it is.
-
-    A tuple or interval is named by its brackets; "" means that there are no parts.
-    """
+    """The parts of a union, a set, a tuple, an interval, a matrix or a list, and which it is: a
+    tuple or interval by its brackets, "" for no parts."""
     if r"\cup" in text:
         return "union" + "<" * bool(UNEQUAL.search(text)), text.split(r"\cup")
     text = text.strip()

@@ -133,7 +133,6 @@ def _root(value: Value, degree: Value) -> Value:
 
 
 def _whole_root(value: int, n: int) -> int | None:
-    """The n-th root of a whole number, if it is whole."""
     guess = math.isqrt(value) if n == 2 else int(CONTEXT.nint(CONTEXT.root(value, n)))
     return guess if guess**n == value else None
 

@@ -53,10 +53,8 @@ AttentionInterface.register(NAME, attention)
 def weigh(
     q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None, rule: ScoreRule
 ) -> Tensor:
-    """Attention [B, T, H, D] of queries to S keys; causal where `mask` is None.
-
-    `mask` is true where a query may look, and is broadcast to [B, 1, T, S].
-    """
+    """Attention [B, T, H, D] of queries to S keys; `mask` is true where a query may look, and
+    broadcast to [B, 1, T, S]. Causal where it is None."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKD))
     repeat = q.shape[1] // k.shape[1]
     if repeat > 1:
@@ -107,7 +105,6 @@ class States:
         return whole
 
     def update_recurrent_state(self, table: Tensor, _: int) -> None:
-        """Keep the table."""
         self.table = table
 
 
@@ -239,10 +236,8 @@ def _padded(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Spread(torch.autograd.Function):
-    """Tokens laid end to end, as padded ones; the gradient reads the real ones back.
-
-    Plain `index_select` would add every gradient into a table of zeros.
-    """
+    """Tokens laid end to end, as padded ones; the gradient reads the real ones back, where plain
+    `index_select` would add every gradient into a table of zeros."""
 
     @staticmethod
     def forward(ctx: Any, x_NKD: Tensor, token_M: Tensor, where_N: Tensor) -> Tensor:

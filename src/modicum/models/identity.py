@@ -96,10 +96,8 @@ class Identity:
         return cls(dict(zip(HASHES, found, strict=False)), time.perf_counter() - began)
 
     def require(self, known: Mapping[str, Any], past: str, name: str) -> None:
-        """UserError unless this is the base whose `hashes` are `known`; `name` is its place now.
-
-        `past` begins the line: `the run in x was trained on`.
-        """
+        """UserError, which begins with `past` (`the run in x was trained on`), unless this is the
+        base whose `hashes` are `known`; `name` is its place now."""
         for key, what in HASHES.items():
             if known.get(key) != self.hashes.get(key):
                 raise UserError(

@@ -74,10 +74,8 @@ class _Summand:
 
 
 class Term(_Summand, Spec):
-    """One thing that a completion is scored for: a frozen dataclass with a `name`.
-
-    A term writes `score`, or `score_group` if it compares the completions of a group.
-    """
+    """One thing that a completion is scored for: a frozen dataclass with a `name`, which writes
+    `score`, or `score_group` if it compares the completions of a group."""
 
     placebo: ClassVar[bool] = False
     """Whether the score knows nothing of the completion."""
@@ -100,10 +98,8 @@ class Term(_Summand, Spec):
         """UserError where problems lack what this term must know of them."""
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
-        """The unweighted value, in [0, 1], of a completion alone.
-
-        It never raises for any text; a UserError says that the user's own function failed.
-        """
+        """The unweighted value, in [0, 1], of a completion alone; never raises for any text. A
+        UserError says that the user's own function failed."""
         faults: list[str] = []
         (found,) = self.score_group(task, problem, [completion], faults)
         if faults:
@@ -113,10 +109,8 @@ class Term(_Summand, Spec):
     def score_group(
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
     ) -> list[float]:
-        """The values of the completions of one problem, in their order; NaN is no verdict.
-
-        A completion that could not be scored gets 0 and a line in `faults`.
-        """
+        """The values of the completions of one problem, in their order; NaN is no verdict. One that
+        could not be scored gets 0 and a line in `faults`."""
         return [self.score(task, problem, completion) for completion in completions]
 
 

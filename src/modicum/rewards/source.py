@@ -44,10 +44,7 @@ READ: dict[str, bytes] = {}
 
 
 class Guard:
-    """Keeps what the user's code raises from ending the run; `fault` says what it was.
-
-    An interrupt and a lack of memory pass.
-    """
+    """Keeps in `fault` what the user's code raises; an interrupt and a lack of memory pass."""
 
     fault = ""
 

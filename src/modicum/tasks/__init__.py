@@ -71,8 +71,5 @@ def fingerprint(task: Task) -> str:
 
 
 def notes(task: Task) -> tuple[str, ...]:
-    """What the user should know of how the task's data was read, one line each.
-
-    How many rows were skipped or left out, and how many problems are in two splits.
-    """
+    """Lines on how the data was read: rows skipped or left out, problems that are in two splits."""
     return task.notes() if isinstance(task, DataTask) else ()

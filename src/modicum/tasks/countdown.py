@@ -54,7 +54,6 @@ class Countdown(Procedural):
         return answers.grade_countdown(text, problem.data["numbers"], problem.data["target"])
 
     def working(self, problem: Problem) -> str:
-        """A line for each number that is made."""
         return "\n".join(problem.data["steps"])
 
     def make(self, rng: random.Random, split: Split) -> Problem | None:

@@ -27,10 +27,8 @@ BadRows = Literal["refuse", "skip"]
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set on the hub: its name, its configuration, and what each part is for.
-
-    `unread` are large columns that are not needed.
-    """
+    """A data set on the hub, what each part is for, and large columns that are not needed
+    (`unread`)."""
 
     name: str
     parts: Mapping[str, Role]
@@ -55,10 +53,8 @@ class DataTask(Spec, ABC):
         check_path(self.name, self.path)
 
     def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at `index`: each comes once an epoch, in an order that `seed` gives.
-
-        UserError when the split is unknown or holds none.
-        """
+        """The problem at `index`: each comes once an epoch, in an order that `seed` gives;
+        UserError when the split is unknown or holds none."""
         shelf = self._kept.shelf
         if not (problems := shelf[check_split(split)]):
             held = ", ".join(f"{len(found)} {name}" for name, found in shelf.items())
@@ -172,7 +168,6 @@ class ColumnTask(DataTask):
     """Those that must be there, each with its alternatives."""
 
     def reader(self, part: RowPart) -> Reader:
-        """Each row by `item`."""
         for names in self.columns:
             rows.require_column(part.origin, part.records, *names)
         return self.item, ""

@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -17,7 +16,7 @@ from modicum.runs import Run, read_lines
 from modicum.spec import check
 from modicum.tasks import forms, readers, rows
 from modicum.tasks.dataset import DataTask, check_path
-from modicum.tasks.loading import LoadedRows, Reader, Role, RowPart, accepted, load_once, roles_of
+from modicum.tasks.loading import Reader, Role, RowPart, accepted, roles_of
 from modicum.tasks.readers import Record
 from modicum.types import Problem, UserError
 
@@ -64,7 +63,6 @@ class FileTask(DataTask):
                 raise UserError(f"file: {path!r} must be a folder or end in {readers.ENDS}")
 
     def reader(self, part: RowPart) -> Reader:
-        """By the columns that the arguments name, or by those of the rows."""
         named = self.question, self.answer, self.solution, self.difficulty
         form = forms.recognise(part.origin, part.records, *named, self.several, HINT)
         return form.item, form.note
@@ -209,13 +207,6 @@ class GivenTask(DataTask):
             records = [Record(f"{where} {n}", n, row) for n, row in enumerate(entries, 1)]
             found.append(RowPart(part or "problems", roles[part], _origin(part), records))
         return found
-
-    @cached_property
-    def _read(self) -> LoadedRows:
-        return load_once(self)
-
-    def _loaded(self) -> LoadedRows:
-        return self._read
 
 
 def _origin(part: str) -> str:

@@ -35,11 +35,9 @@ MAX_MARK = 10  # characters of a mark around an answer that is no solution
 
 @dataclass(frozen=True)
 class Form:
-    """Where the rows of a file have question and answer, and perhaps a worked `solution`.
-
-    A row's question is in the first of `questions` that it has. Where `answer` is the same column
-    it is what the assistant says there. Of `several` answers any is right, or all are asked for.
-    """
+    """Where the rows of a file have question and answer, and perhaps a worked `solution`. A row's
+    question is in the first of `questions` that it has. Where `answer` is the same column it is
+    what the assistant says there. Of `several` answers any is right, or all are asked for."""
 
     questions: tuple[str, ...]
     answer: str
@@ -105,10 +103,8 @@ def recognise(
     several: Several = "any",
     hint: str = "",
 ) -> Form:
-    """The form of these rows; UserError when a column that is needed is not there.
-
-    The first of QUESTIONS and of ANSWERS is looked for with all that follow it.
-    """
+    """The form of these rows; UserError when a column that is needed is not there. The first of
+    QUESTIONS and of ANSWERS is looked for with all that follow it."""
     known = QUESTIONS if question == QUESTIONS[0] else (question,)
     found = tuple(name for name in known if rows.filled(records, name))
     found = found or (rows.require_column(origin, records, *known[:3], hint=hint),)
@@ -209,7 +205,6 @@ def _bare(text: str) -> bool:
 
 
 def _set(record: Record, golds: Sequence[str]) -> str:
-    """All answers as one, a set."""
     if any(m[1] for gold in golds for m in COMMA.finditer(gold)):
         raise UserError(f"{record.where}: an answer of several holds a comma: {short(list(golds))}")
     return r"\{" + ", ".join(golds) + r"\}"

@@ -61,10 +61,8 @@ class LeftOut(Exception):
 
 
 Reader = tuple[Callable[[Record], Problem], str]
-"""What a row of a part says, and what the user should know of how it is read.
-
-The `id` of what it says identifies it within its part; without one its number does.
-"""
+"""What a row of a part says, and what the user should know of how it is read. The `id` of what it
+says identifies it within its part; without one its number does."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +74,8 @@ class LoadedRows:
 
 
 def roles_of(parts: Collection[str]) -> dict[str, Role]:
-    """What each of the parts (train, tune, test) is for, by which others there are.
-
-    Without a test part the tune part is tested; without both a hash divides the rest.
-    """
+    """What each of the parts (train, tune, test) is for, by which others there are: without a test
+    part the tune part is tested; without both a hash divides the rest."""
     tune: Role = "tune" if "test" in parts else "test"
     train: Role = (
         "hash" if len(parts) == 1 else "only" if {"tune", "test"} <= set(parts) else "train"
@@ -164,10 +160,8 @@ def _checked(place: str, record: Record, said: Problem, seen: dict[str, str]) ->
 def _sorted_out(
     place: str, placed: list[Assigned], faults: list[str], said: list[str]
 ) -> list[Assigned]:
-    """A user's rows, each taken once; what is wrong with them goes to `faults` and `said`.
-
-    Two rows ask the same when only spaces differ; where their answers do not agree none is kept.
-    """
+    """A user's rows, each taken once; what is wrong with them goes to `faults` and `said`. Two ask
+    the same when only spaces differ; where their answers do not agree none is kept."""
     asked: dict[str, list[Assigned]] = defaultdict(list)
     for one in placed:
         asked[" ".join(one.problem.question.split())].append(one)

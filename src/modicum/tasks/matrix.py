@@ -175,6 +175,7 @@ def shortcuts(matrix: Matrix) -> list[Matrix]:
     if len(matrix[0]) > len(matrix):
         return [matrix, tuple((*row, Fraction(0)) for row in one)]
     turned, negative = tuple(zip(*matrix, strict=True)), tuple(tuple(-x for x in r) for r in matrix)
+    both = zip(one, negative, strict=True)
     # The inverse to first order.
-    near = tuple(tuple(map(sum, zip(*rows, strict=True))) for rows in zip(one, one, negative))
+    near = tuple(tuple(2 * i + x for i, x in zip(*rows, strict=True)) for rows in both)
     return [matrix, one, turned, negative, near]

@@ -33,7 +33,6 @@ class Gsm8k(ColumnTask):
     columns: ClassVar[Sequence[tuple[str, ...]]] = (("question",), ("answer",))
 
     def item(self, record: Record) -> Problem:
-        """The gold answer is the number after ####."""
         question, solution = rows.text(record, "question"), rows.text(record, "answer")
         steps = sum(bool(line.strip()) for line in solution.split("####")[0].split("\n"))
         gold = answers.gold_from_gsm8k(solution)

@@ -54,11 +54,9 @@ select = parse  # for use outside: select("last(5) + parts(norm)").apply(model)
 
 
 def callback(prepared: Prepared, max_grad_norm: float = 0.0) -> "UpdateCallback":
-    """For transformers.Trainer and TRL: GRPOTrainer(..., callbacks=[callback(prepared)]).
-
-    With `max_grad_norm` the callback clips, after the schedule has seen the gradients; give
-    the Trainer max_grad_norm=0 then.
-    """
+    """For transformers.Trainer and TRL: GRPOTrainer(..., callbacks=[callback(prepared)]). With
+    `max_grad_norm` the callback clips, after the schedule has seen the gradients; give the Trainer
+    max_grad_norm=0 then."""
     from modicum.updates.trainer import UpdateCallback  # transformers is slow to import
 
     return UpdateCallback(Driver(prepared, max_grad_norm))

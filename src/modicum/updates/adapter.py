@@ -90,9 +90,7 @@ class AdapterPrepared(Prepared):
     @torch.no_grad()
     def exportable(self) -> nn.Module:
         """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards.
-
-        What the start of a LoRA took from the base is given back: s (B A - B0 A0), rank doubled.
-        """
+        What the start took from the base is given back: s (B A - B0 A0), rank doubled."""
         model: Any = self.model
         start = self.swap.originals if self.rewrites_base else {}
         for name, layer in model.named_modules() if start else ():

@@ -117,10 +117,8 @@ class Dora(LowRank):
 
 @torch.no_grad()
 def triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `rank` greatest singular triplets of a matrix in fp64: U [out, r], S [r], V [in, r].
-
-    The largest entry of each column of V is positive.
-    """
+    """The `rank` greatest singular triplets of a matrix in fp64: U [out, r], S [r], V [in, r]. The
+    largest entry of each column of V is positive."""
     wide = weight.double()
     tall = wide.shape[0] >= wide.shape[1]
     gram = wide.mT @ wide if tall else wide @ wide.mT

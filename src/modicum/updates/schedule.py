@@ -21,9 +21,8 @@ Policy = Literal["keep", "reset", "cpu"]
 @dataclass(frozen=True)
 class Decision:
     """What trains from now on, and why; `entries`: flat indices, where only some of a tensor do.
-
-    `restart` deletes all optimizer state, of what goes on training too; `fresh` that of its tensors.
-    """
+    `restart` deletes all optimizer state, of what goes on training too; `fresh` that of its
+    tensors."""
 
     active: frozenset[str]
     evidence: Mapping[str, Any] = field(default_factory=dict)

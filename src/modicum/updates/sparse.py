@@ -45,10 +45,8 @@ def best(scores: Tensor, number: int) -> Tensor:
 
 
 class Warmup(Schedule):
-    """Measures for some steps, in which nothing moves, then says which entries train.
-
-    `fisher` sums the squares of every group's gradient, `taylor` the gradients of steps.
-    """
+    """Measures for some steps, in which nothing moves, then says which entries train: by the
+    squares of every group's gradient (`fisher`) or by the gradients of steps (`taylor`), summed."""
 
     remembered = ("seen", "groups", "decided")
     remembered_tensors = ("totals",)
@@ -124,11 +122,9 @@ class Warmup(Schedule):
 
 
 def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str], Tensor]:
-    """A function from a name to the value that the tensor has in a run's newest checkpoint.
-
-    The fp32 master where there was one. UserError for a run that is not finished, of an adapter or
-    of entries, of another model than `model`, or of not all of `wanted`.
-    """
+    """A function from a name to the value that the tensor has in a run's newest checkpoint, the
+    fp32 master where there was one. UserError for a run that is not finished, of an adapter or of
+    entries, of another model than `model`, or of not all of `wanted`."""
     runs.open_run(folder)
     saved = runs.checkpoints(folder)
     if not saved or not (folder / "result.json").is_file():

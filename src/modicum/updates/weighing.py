@@ -102,7 +102,6 @@ class RgnSchedule(Weighing):
         return means
 
     def weigh(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The largest is 1."""
         top = max(values.values())
         return {name: value / top for name, value in values.items()}
 
