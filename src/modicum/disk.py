@@ -157,8 +157,7 @@ class Owner(NamedTuple):
 
     pid: int
     host: str
-    folder: int
-    """The inode of the folder: the lock in a copy of it is nobody's."""
+    folder: int  # the inode of the folder: the lock in a copy of it is nobody's
 
 
 @contextlib.contextmanager

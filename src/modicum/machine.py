@@ -160,10 +160,8 @@ class Interrupts:
 
     def __init__(self, at_once: bool = False) -> None:
         self.at_once = at_once
-        self.number = 0
-        """The signal that came; 0: none."""
-        self.torn = False
-        """Whether the second one, or an error, has ended what was to be whole."""
+        self.number = 0  # the signal that came; 0: none
+        self.torn = False  # whether the second one, or an error, has ended what was to be whole
         self._when = 0.0
         self._before: dict[int, Any] = {}
 

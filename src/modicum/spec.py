@@ -217,11 +217,9 @@ def _shown(field: dataclasses.Field[Any]) -> str:
 
 
 def check(what: str, value: Any, hint: Any) -> Any:
-    """`value` as the type that `hint` asks for, or a UserError that begins with `what`.
-
-    Whole floats become ints and ints become floats; texts and booleans are never numbers,
-    nor are infinities and what is not a number. Paths are texts, numbers of numpy are Python's.
-    """
+    """`value` as the type that `hint` asks for, or a UserError that begins with `what`. Whole
+    floats become ints and ints become floats; texts and booleans are never numbers, nor are
+    infinities and what is not a number. Paths are texts, numbers of numpy are Python's."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif hasattr(value, "item") and not getattr(value, "ndim", 1):

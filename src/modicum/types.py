@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 Split = Literal["train", "tune", "test"]
 SPLITS: tuple[Split, ...] = ("train", "tune", "test")
-Advantage = float | Sequence[float]
-"""Of a completion: one number, or one for each of its tokens."""
+Advantage = float | Sequence[float]  # of a completion: one number, or one for each of its tokens
 
 
 class UserError(ValueError):
@@ -35,8 +34,7 @@ class FolderError(UserError):
 @dataclass(frozen=True)
 class Problem:
     """One checkable problem. `id` is unique within a task, `answer` the gold answer as text, `data`
-    what the grader needs besides. `difficulty` is a task's own measure, larger is harder, or
-    None."""
+    what the grader needs besides; `difficulty` a task's own measure, larger is harder, or None."""
 
     id: str
     question: str
@@ -61,8 +59,7 @@ class Grade:
 class Origin:
     """What completions were drawn with, said by the sampler that drew them."""
 
-    weights: str
-    """The version of what trains (`engine.version.version_of`)."""
+    weights: str  # the version of what trains (`engine.version.version_of`)
     temperature: float
     top_p: float
     top_k: int
@@ -70,15 +67,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote: tokens up to and with the one that ended it, if it came.
-
+    """What the model wrote: tokens up to and with the one that ended it, if it came (`finished`).
     `text` ends with the stop string, or before it where it begins another's turn (`User:`); where
-    the prompt had opened thinking, it begins with that mark. `logprobs[t]` is the log-probability of
-    `tokens[t]` under the sampling distribution (temperature, top-p and top-k included). `finished`
-    is False when the limit cut it. `trunk` is what the engine kept of its way. `reference` has the
-    reference's log-probs of the tokens, where an objective asks for them before the advantages,
-    `values` what a critic made of each.
-    """
+    the prompt had opened thinking, it begins with that mark. `logprobs[t]` is the log-probability
+    of `tokens[t]` under the sampling distribution (temperature, top-p and top-k included), `trunk`
+    what the engine kept of its way. `reference` has the reference's log-probs of the tokens, where
+    an objective asks for them before the advantages, `values` what a critic made of each."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]

@@ -51,19 +51,15 @@ def _last(found: Iterable[Any]) -> Any:
     return next(iter(deque(found, 1)), None)
 
 
-def after_thinking(text: str) -> str:
-    """What counts of `text`: what is not thought, of the turn that is its own."""
-    return spoken(own_turn(text))
-
-
 def spoken(text: str) -> str:
     """What follows the last thinking of `text`, before thinking that stays open."""
     start, stop, _ = [(0, 0, False), *_spoken(text)][-1]
     return text[start:stop]
 
 
-def own_turn(text: str) -> str:
-    """`text` up to where a turn, or after a mark thinking anew, begins behind an answer."""
+def after_thinking(text: str) -> str:
+    """What counts of `text`: what is not thought, of what comes before a next turn, or after a mark
+    thinking anew, begins behind an answer."""
     answered = False
     for start, stop, opens in (part for part in _spoken(text) if part[0] < part[1]):
         part, end = text[start:stop], 0
@@ -75,8 +71,8 @@ def own_turn(text: str) -> str:
         if answered := end is not None:
             turn = TURN.search(text, start + end, stop)
             if turn or (marks and opens):
-                return text[: turn.start() if turn else stop]
-    return text
+                return spoken(text[: turn.start() if turn else stop])
+    return spoken(text)
 
 
 def _spoken(text: str) -> Iterator[tuple[int, int, bool]]:

@@ -88,7 +88,6 @@ class States:
         return self.convolution
 
     def get_recurrent_state(self, *_: Any, **__: Any) -> Tensor | None:
-        """The table; None at the beginning."""
         return self.table
 
     def is_recording_past(self, _: int) -> bool:
@@ -119,12 +118,9 @@ def read(module: Any, x_BTH: Tensor, states: States) -> Tensor:
 
 
 class Packed:
-    """Whole sequences: prompts, and rows that each go on from one of them.
-
-    Token order: all prompts, then all rows. `row_prompts[b]` is the prompt of row b;
-    rows may be empty. `store` is given the prompts' keys and values [P, L, K, D] of every layer,
-    `store_states` what the prompts leave in a layer with a state.
-    """
+    """Whole sequences: all prompts, then all rows that each go on from one of them, which may be
+    none. `row_prompts[b]` is the prompt of row b. `store` is given the prompts' keys and values [P,
+    L, K, D] of every layer, `store_states` what the prompts leave in a layer with a state."""
 
     def __init__(
         self,

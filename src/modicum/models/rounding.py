@@ -11,8 +11,7 @@ import struct
 import torch
 from torch import Tensor
 
-Key = tuple[int, int]
-"""Two signed 32-bit numbers."""
+Key = tuple[int, int]  # two signed 32-bit numbers
 
 # Entries at a time: on a CPU what fits a core's own cache; on a GPU a few kernels of some size.
 CHUNK = {"cpu": 2**16}
@@ -85,8 +84,7 @@ def noise_at(key: Key, index: Tensor) -> Tensor:
     return mixed.bitwise_left_shift_(left).bitwise_right_shift_(16).to(torch.int16)
 
 
-HIGH = 0x1E3779B9
-"""What a step of the index's upper half adds to the key."""
+HIGH = 0x1E3779B9  # what a step of the index's upper half adds to the key
 
 
 def _mixed(words: Tensor, second: int | Tensor) -> Tensor:

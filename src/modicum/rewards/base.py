@@ -77,8 +77,7 @@ class Term(_Summand, Spec):
     """One thing that a completion is scored for: a frozen dataclass with a `name`, which writes
     `score`, or `score_group` if it compares the completions of a group."""
 
-    placebo: ClassVar[bool] = False
-    """Whether the score knows nothing of the completion."""
+    placebo: ClassVar[bool] = False  # whether the score knows nothing of the completion
     learned: ClassVar[bool] = False
     """Whether a model scores, so that what is right has to be watched beside it."""
 

@@ -113,8 +113,7 @@ class GivenFunction(Called):
 
     name: ClassVar[str] = "given"
     function: Callable[..., Any]
-    label: str = ""
-    """What metrics call it; empty takes its own name."""
+    label: str = ""  # what metrics call it; empty takes its own name
 
     def __str__(self) -> str:
         kind = type(self.function).__name__

@@ -37,10 +37,8 @@ LEFT = re.compile(r"[\w./\\~-]+(?:\.py\b|[/\\][\w.-]*:)[\w.:]*")
 OWN = "_own_"  # begins the names of modules that are files
 MAX_FAULT = 200  # characters of an exception's message that are shown
 FOLDERS: ContextVar[Sequence[Path]] = ContextVar("FOLDERS", default=())
-HOMES: set[Path] = set()
-"""Folders of files that were read, of which `sys.path` knew nothing."""
-READ: dict[str, bytes] = {}
-"""The text of every module when it was read, by name."""
+HOMES: set[Path] = set()  # folders of files that were read, of which `sys.path` knew nothing
+READ: dict[str, bytes] = {}  # the text of every module when it was read, by name
 
 
 class Guard:

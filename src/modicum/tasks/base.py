@@ -33,15 +33,12 @@ class Task(Protocol):
 
     def problem(self, split: Split, seed: int, index: int) -> Problem:
         """The problem at `index` of `split` in the order that `seed` gives."""
-        ...
 
     def size(self, split: Split) -> int | None:
         """How many different problems the split holds; None when it has no end."""
-        ...
 
     def grade(self, problem: Problem, text: str) -> Grade:
         """The verdict on a completion, strict and lenient."""
-        ...
 
 
 def check_split(split: str) -> Split:

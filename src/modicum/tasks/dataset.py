@@ -41,8 +41,7 @@ class DataTask(Spec, ABC):
     """Base of the tasks with a fixed set of problems: of `path`, or with None of `hub`."""
 
     hub: ClassVar[Hub | None] = None
-    skippable: ClassVar[bool] = True
-    """Whether `bad_rows` can be set."""
+    skippable: ClassVar[bool] = True  # whether `bad_rows` can be set
     own_rows: ClassVar[bool] = False
     """Whether they are the user's: copies are taken once, and contradictions are bad rows."""
 

@@ -46,8 +46,7 @@ class Form:
     several: Several = "any"
     falls_from: float | None = None
     """What difficulties are taken from, where larger ones are easier."""
-    note: str = ""
-    """What is read as what, where that is not plain."""
+    note: str = ""  # what is read as what, where that is not plain
 
     def item(self, record: Record) -> Problem:
         """The row as a problem, with its other columns as data."""

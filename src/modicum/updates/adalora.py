@@ -21,7 +21,7 @@ from modicum.types import UserError
 from modicum.updates.lora import LowRank
 from modicum.updates.members import MAX_STEPS, Rank, Steps
 from modicum.updates.products import ADAPTER, Chain, Link, Trains
-from modicum.updates.schedule import Decision, Schedule
+from modicum.updates.schedule import Decision, Named, Schedule
 
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 
@@ -45,7 +45,6 @@ class Ranks(Schedule):
 
     @property
     def config(self) -> Any:
-        """PEFT's settings, which its allocator reads."""
         return self.tuner.peft_config["default"]
 
     @property
@@ -185,5 +184,5 @@ class AdaLora(LowRank):
         tuner.peft_config["default"].rank_pattern = None
         return model
 
-    def schedule(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Schedule:
+    def schedule(self, model: nn.Module, trainable: Named) -> Schedule:
         return Ranks(self, model, trainable)

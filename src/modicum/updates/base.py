@@ -17,7 +17,7 @@ from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
 from modicum.updates.members import Kind, Member, Pair
 from modicum.updates.rules import AdamWRule, Rule
-from modicum.updates.schedule import Schedule
+from modicum.updates.schedule import Named, Schedule
 
 
 class Swap:
@@ -46,22 +46,19 @@ class Swap:
 
 
 class Prepared:
-    """A model with an update applied, by itself one whose own tensors train.
-
-    `model` is what is run, `trainable` the tensors that may train by name, `frozen` all others.
-    `schedule` says which of `trainable` train now, `rule` how the optimizer moves them. The
-    reference is a copy of the first values of what may train, and of nothing else.
-    """
+    """A model with an update applied, by itself one whose own tensors train. `model` is what is
+    run, `trainable` the tensors that may train by name, `frozen` all others; `schedule` says which
+    train now, `rule` how the optimizer moves them. The reference is a copy of the first values of
+    what may train."""
 
     reference_is_bare: bool = False
     """Whether the reference runs the base without what the update adds to its layers."""
-    adapter: Any = None
-    """The adapter that has wrapped layers, if the update is one."""
+    adapter: Any = None  # the adapter that has wrapped layers, if the update is one
 
     def __init__(
         self,
         model: nn.Module,
-        trainable: dict[str, nn.Parameter],
+        trainable: Named,
         schedule: Schedule | None = None,
         rule: Rule | None = None,
     ) -> None:
@@ -70,16 +67,14 @@ class Prepared:
         self.model, self.trainable, self.swap = model, trainable, Swap(trainable)
         self.schedule = schedule or Schedule()
         self.rule: Rule = rule or AdamWRule()
-        self.drawn = ""
-        """What the run's seed has drawn, where a selection leaves that to it."""
-        self.told: list[str] = []
-        """What the optimizer has to say."""
+        self.drawn = ""  # what the run's seed has drawn, where a selection leaves that to it
+        self.told: list[str] = []  # what the optimizer has to say
         chosen = {id(p) for p in trainable.values()}
         self.frozen = {n: p for n, p in model.named_parameters() if id(p) not in chosen}
         for parameter in self.frozen.values():
             parameter.requires_grad_(False)
             parameter.grad = None
-        self.active: dict[str, nn.Parameter] = {}
+        self.active: Named = {}
         first = self.schedule.start
         self.activate(trainable if first is None else first)
 
@@ -152,12 +147,10 @@ class Prepared:
 class Update(Protocol):
     """Something that trains a part of a model."""
 
-    kind: Kind
-    """What an arm of a study that trains by it is called among many."""
+    kind: Kind  # what an arm of a study that trains by it is called among many
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         """Freeze what does not train and return what does; UserError if nothing fits."""
-        ...
 
 
 class Selection(Member):
@@ -180,7 +173,7 @@ class Selection(Member):
         prepared.drawn = "" if self == asked else str(self)
         return prepared
 
-    def select(self, model: nn.Module) -> dict[str, nn.Parameter]:
+    def select(self, model: nn.Module) -> Named:
         """The selected parameters by name; UserError when there are none."""
         places = layout(model)
         chosen = self.names(places)
@@ -219,7 +212,7 @@ class Intersection(Union):
     joined = set.intersection
 
 
-def selected(model: nn.Module, where: Selection | None) -> dict[str, nn.Parameter]:
+def selected(model: nn.Module, where: Selection | None) -> Named:
     """What `where` selects by name, everything if it is None; UserError for an adapter."""
     layout(model)
     return dict(model.named_parameters()) if where is None else where.select(model)
@@ -240,7 +233,7 @@ class Scheduled(Method):
     """A method that trains the model's own tensors under a schedule; members name its class."""
 
     kind = "schedules, masks"
-    begins: ClassVar[Callable[[Any, nn.Module, dict[str, nn.Parameter], int], Schedule]]
+    begins: ClassVar[Callable[[Any, nn.Module, Named, int], Schedule]]
     """The schedule by the method, the model, what is selected of it, and the seed."""
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:

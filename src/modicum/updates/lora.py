@@ -22,7 +22,7 @@ from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection
 from modicum.updates.members import Count, Rank
 from modicum.updates.products import ADAPTER, Chain, Link, Trains
-from modicum.updates.schedule import Schedule
+from modicum.updates.schedule import Named, Schedule
 from modicum.updates.targets import experts
 
 START = 1e-5  # standard deviation of R of LoRA-XS
@@ -86,7 +86,7 @@ class LoraPlus(LowRank):
     examples = ("loraplus(rank=2, ratio=4.0)",)
     ratio: Annotated[float, Limits(0, 1024, above=True)] = 16.0
 
-    def schedule(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Schedule:
+    def schedule(self, model: nn.Module, trainable: Named) -> Schedule:
         return Schedule(rates={n: self.ratio for n in trainable if ".lora_B." in n})
 
 

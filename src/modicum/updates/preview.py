@@ -40,7 +40,6 @@ class Preview:
     names: list[str]
 
     def text(self) -> str:
-        """The preview for a reader."""
         return environment().get_template("preview.txt").render(vars(self)).rstrip()
 
 

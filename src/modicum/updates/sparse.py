@@ -23,9 +23,8 @@ from modicum.models.identity import weights_hash
 from modicum.types import UserError
 from modicum.updates.base import Scheduled
 from modicum.updates.members import Steps
-from modicum.updates.schedule import Decision, Schedule
+from modicum.updates.schedule import Decision, Named, Schedule
 
-Named = dict[str, nn.Parameter]
 VALUE = "value/"  # of a tensor in a checkpoint
 By = Literal["random", "smallest", "largest", "fisher", "taylor", "run"]
 
