@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 
 from modicum.tasks import TASKS, Task, fingerprint, overlap, parse
-from modicum.tasks.arithmetic import Arithmetic, evaluate
+from modicum.tasks.arithmetic import Arithmetic, chain
 from modicum.tasks.base import Procedural, split_of
 from modicum.tasks.countdown import Countdown
 from modicum.tasks.dataset import DataTask
@@ -226,9 +226,9 @@ def test_arithmetic_agrees_with_python(make: str) -> None:
 
 
 def test_arithmetic_does_products_first() -> None:
-    assert evaluate([2, 3, 4], ["+", "*"]) == 14
-    assert evaluate([2, 3, 4, 5], ["*", "-", "*"]) == -14
-    assert evaluate([9, 2, 3], ["-", "-"]) == 4
+    assert chain([2, 3, 4], ["+", "*"])[-1] == "14"
+    assert chain([2, 3, 4, 5], ["*", "-", "*"])[-1] == "-14"
+    assert chain([9, 2, 3], ["-", "-"])[-1] == "4"
 
 
 def test_arithmetic_puts_every_order_of_a_sum_into_one_split() -> None:

@@ -32,12 +32,10 @@ child = Child("-m", "modicum.grading.equivalence")
 
 
 def equal(gold: str, answer: str, symbolic: bool = False, time_limit: float = TIME_LIMIT) -> bool:
-    """Whether two answers say the same: by exact value, by parts, or by normalised text.
-
-    With `symbolic` also by algebra, where what takes longer than `time_limit` seconds is unequal.
-    Not symmetric: only `answer` may round an endless decimal, an empty gold equals nothing, and a
-    number is not answered by a calculation.
-    """
+    """Whether two answers say the same: by exact value, by parts, by normalised text, or with
+    `symbolic` by algebra, where what takes longer than `time_limit` seconds is unequal. Not
+    symmetric: only `answer` may round an endless decimal, an empty gold equals nothing, and a
+    number is not answered by a calculation."""
     if max(len(gold), len(answer)) > MAX_ANSWER:
         return gold.strip() == answer.strip()
     gold, answer = clean(gold), clean(answer)

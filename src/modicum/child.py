@@ -56,11 +56,9 @@ class Child:
         self.num_asked = 0  # since the process was started
 
     def ask(self, request: Mapping[str, Any], limit: float) -> Any:
-        """The reply to `request`; ChildFailed after `limit` seconds or when the child dies.
-
-        A child may say {"importing": ...} first, and once more when it is ready: a long import
-        counts, but a quarter of the limit is left after it. UserError if it does not start.
-        """
+        """The reply to `request`; ChildFailed after `limit` seconds or when the child dies,
+        UserError if it does not start. A child may say {"importing": ...} first, and once more when
+        it is ready: a long import counts, but a quarter of the limit is left after it."""
         with self.lock:
             fault = self.start()
             if fault is not None:
@@ -142,10 +140,8 @@ def serve(
     answer: Callable[[Any, Callable[[str], None]], str], begin: Callable[[], str], **limits: int
 ) -> None:
     """In a child: answer requests from standard input until it closes, with a line of JSON each.
-
-    `begin` gives the first line. `answer` gets a request, and a function that writes a line before
-    the reply. `limits` are those of `limit`.
-    """
+    `begin` gives the first line; `answer` gets a request, and a function that writes a line before
+    the reply. `limits` are those of `limit`."""
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no reply
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -5,8 +5,6 @@ system (flock) on that file. Not every file system shows such a lock to other ma
 another one holds until somebody removes the file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
@@ -71,10 +69,8 @@ def writing(folder: Path, needed: int = 0, hint: str = "") -> Iterator[None]:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder, but for its lock and what a kill has left half-written.
-
-    Nothing is in one that is not there yet. UserError where there is something else, or the system does not let us look.
-    """
+    """What is in a folder that may not be there yet, but for its lock and what a kill has left
+    half-written. UserError where there is something else, or the system does not let us look."""
     try:
         if folder.is_dir():
             return sorted(e for e in folder.iterdir() if e.name != LOCK and not is_aside(e))
@@ -124,9 +120,7 @@ def make_folder(folder: Path) -> None:
 
 def clear_folder(folder: Path) -> None:
     """Remove all that is in a folder but its lock; of a link to one, what it leads to.
-
-    `config.json` and TOML go last: a folder that was half cleared is still known for what it was.
-    """
+    `config.json` and TOML go last: a half cleared one is still known for what it was."""
 
     def tells(entry: Path) -> bool:
         return entry.name == "config.json" or entry.suffix == ".toml"
@@ -163,8 +157,7 @@ class Owner(NamedTuple):
 
     pid: int
     host: str
-    folder: int
-    """The inode of the folder: the lock in a copy of it is nobody's."""
+    folder: int  # the inode of the folder: the lock in a copy of it is nobody's
 
 
 @contextlib.contextmanager

@@ -21,12 +21,9 @@ from modicum.spec import Spec, build
 class Taken(NamedTuple):
     """What of the groups that were drawn has a part in the loss."""
 
-    kept: Sequence[int] | None = None
-    """Their numbers; None: all."""
-    divides: str = "sampled"
-    """Whether the loss is divided by all groups or by those that are kept."""
-    cut: str = "score"
-    """Under `mask` what max_tokens cut has no part."""
+    kept: Sequence[int] | None = None  # their numbers; None: all
+    divides: str = "sampled"  # whether the loss is divided by all groups or by those that are kept
+    cut: str = "score"  # under `mask` what max_tokens cut has no part
 
 
 EVERYTHING = Taken()
@@ -35,10 +32,8 @@ EVERYTHING = Taken()
 class Groups(Spec):
     """A choice of the groups that are trained, in the order in which they were drawn."""
 
-    selects: ClassVar[bool] = True
-    """Whether groups may be left out."""
-    divides: ClassVar[str] = "sampled"
-    """What the loss is divided by unless it is said."""
+    selects: ClassVar[bool] = True  # whether groups may be left out
+    divides: ClassVar[str] = "sampled"  # what the loss is divided by unless it is said
 
     def kept(self, signals: Sequence[bool], count: int) -> list[int]:
         """The numbers of the groups that are trained, of a step that is to have `count`."""
@@ -73,11 +68,7 @@ class Filter(Groups):
 
 @dataclass(frozen=True)
 class Refill(Groups):
-    """Those with a signal, of draws that go on until there are enough.
-
-    At most `max_draws` rounds and `cap` times the problems of a step. A round has as many groups as
-    the share that was kept so far asks for, taken as a tenth if it is less.
-    """
+    """Those with a signal, of draws that go on until there are enough."""
 
     name: ClassVar[str] = "refill"
     divides: ClassVar[str] = "kept"
@@ -107,12 +98,9 @@ def parse(text: str) -> Groups:
 class Expected(NamedTuple):
     """What a step comes to, about; surplus of its last round is left out."""
 
-    share: float
-    """Of groups with a signal."""
-    rollouts: float | None
-    """For each of them; None: there is none."""
-    drawn: float
-    """Groups of a step, and how many of them are to have a signal."""
+    share: float  # of groups with a signal
+    rollouts: float | None  # for each of them; None: there is none
+    drawn: float  # groups of a step, and how many of them are to have a signal
     signals: float
 
 

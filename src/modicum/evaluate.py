@@ -3,8 +3,6 @@
 The set is the first n different problems of a split at seed 0, the same for every run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,10 +24,8 @@ MAX_REPEATS = 500  # in a row, after which a split holds no more different probl
 
 
 def held_out(task: Task, split: Split, count: int) -> list[Problem]:
-    """The first `count` different problems (question and answer) of the split, or all it holds.
-
-    One that comes again would count twice in a mean and narrow its interval.
-    """
+    """The first `count` different problems (question and answer) of the split, or all it holds: one
+    that comes again would count twice in a mean and narrow its interval."""
     size = task.size(split)
     found: dict[tuple[str, str], Problem] = {}
     index = last = 0
@@ -44,7 +40,7 @@ def held_out(task: Task, split: Split, count: int) -> list[Problem]:
 
 
 def evaluate(
-    policy: Policy,
+    policy: "Policy",
     task: Task,
     sampling: Sampling,
     split: str = "test",
@@ -55,11 +51,9 @@ def evaluate(
     keep: Callable[[Iterable[dict[str, Any]]], None] | None = None,
     examples: Examples | None = None,
 ) -> Evaluation:
-    """Sample `samples` completions (at temperature 0: one) and a greedy one for each problem.
-
-    `progress(done, total)` counts problems over both passes, `keep` gets `scorecard.rows`.
-    `examples` are the worked ones of a run; otherwise they are drawn from the task.
-    """
+    """Sample `samples` completions (at temperature 0: one) and a greedy one for each problem;
+    `examples` are the worked ones of a run, or drawn from the task. `progress(done, total)` counts
+    problems over both passes, `keep` gets `scorecard.rows`."""
     examples = draw(task, sampling) if examples is None else examples
     problems = held_out(without(task, examples), check_split(split), num_problems)
     prompts = [encode(p, policy.tokenizer, sampling, examples) for p in problems]

@@ -13,10 +13,8 @@ SECONDS = 5.0  # to connect and to answer
 
 @lru_cache(maxsize=1)
 def silence() -> str:
-    """Why the hub cannot be asked, looked at once in a process; empty: it can.
-
-    Any answer will do, also a refusal, and one of a proxy or a mirror (HF_ENDPOINT).
-    """
+    """Why the hub cannot be asked, looked at once in a process; empty: it can. Any answer will do,
+    also a refusal, and one of a proxy or a mirror (HF_ENDPOINT)."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -29,10 +29,8 @@ Between = Annotated[float, Limits(0, 1, above=True, below=True)]
 def within(
     what: str, value: float, low: float, high: float, above: bool = False, below: bool = False
 ) -> None:
-    """UserError that begins with `what` when a value is outside of low..high, or not a number.
-
-    `above` and `below` leave out the lower and the upper end.
-    """
+    """UserError that begins with `what` when a value is outside of low..high, or not a number;
+    `above` and `below` leave out the lower and the upper end."""
     if not low <= value <= high or (above and value == low) or (below and value == high):
         least, most = "above" if above else "at least", "below" if below else "at most"
         end = "" if high == MAX_FLOAT else f" and {most} {high:.12g}"

@@ -1,7 +1,5 @@
 """The machine that a run is on: peak memory, versions, commit. Imports no torch itself."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools
@@ -19,7 +17,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from modicum.child import ENDING
 
@@ -48,10 +46,8 @@ class Stopwatch:
 
 
 def reuse_memory() -> None:
-    """Let this process keep freed memory for its next tensors, where glibc manages it.
-
-    By default each page is asked for and cleared again: a tenth of a training step on a CPU.
-    """
+    """Let this process keep freed memory for its next tensors, where glibc manages it: by default
+    each page is asked for and cleared again, a tenth of a training step on a CPU."""
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
@@ -159,17 +155,13 @@ class Stopped(KeyboardInterrupt):
 
 class Interrupts:
     """A context in which the first signal to end (ENDING) only sets `number`; the second is raised.
-
     With `at_once` the first is raised as Stopped, but for what runs in `whole`. Signals that are
-    ignored, as by `nohup`, stay so. Off the main thread it does nothing.
-    """
+    ignored, as by `nohup`, stay so. Off the main thread it does nothing."""
 
     def __init__(self, at_once: bool = False) -> None:
         self.at_once = at_once
-        self.number = 0
-        """The signal that came; 0: none."""
-        self.torn = False
-        """Whether the second one, or an error, has ended what was to be whole."""
+        self.number = 0  # the signal that came; 0: none
+        self.torn = False  # whether the second one, or an error, has ended what was to be whole
         self._when = 0.0
         self._before: dict[int, Any] = {}
 
@@ -178,7 +170,7 @@ class Interrupts:
         """Whether the program is asked to end."""
         return bool(self.number)
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             ignored = {n for n in ENDING[1:] if signal.getsignal(n) in (signal.SIG_IGN, None)}
             self._before = {n: signal.signal(n, self._ask) for n in ENDING if n not in ignored}

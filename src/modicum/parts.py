@@ -4,8 +4,6 @@ An object that no expression gives again stands in the config as `given('...')`,
 refuses: such a run goes on from Python only. What it was is kept in the run folder (KEPT).
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import re
@@ -15,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from modicum import rewards, runs, tasks
 from modicum.config import TrainConfig, from_mapping, read_toml
@@ -39,10 +37,10 @@ class RunParts:
     """Objects in the place of a config's expressions; None: the expression says it."""
 
     task: tasks.Task | None = None
-    update: Update | None = None
+    update: "Update | None" = None
     reward: Reward | None = None
-    objective: Objective | None = None
-    curriculum: Curriculum | None = None
+    objective: "Objective | None" = None
+    curriculum: "Curriculum | None" = None
 
     def named(self, config: TrainConfig) -> TrainConfig:
         """The config with an expression for every object here."""
@@ -53,7 +51,7 @@ class RunParts:
 
     def resolve(
         self, config: TrainConfig
-    ) -> tuple[tasks.Task, Update, Reward, Objective, Curriculum]:
+    ) -> tuple[tasks.Task, "Update", Reward, "Objective", "Curriculum"]:
         """All five, read from the config where there is no object; UserError for `given`."""
         held = ((kind, parse, getattr(self, kind)) for kind, parse in parsers().items())
         task, update, reward, objective, curriculum = (
@@ -62,7 +60,7 @@ class RunParts:
         require_group(objective, config)
         return task, update, reward, objective, curriculum
 
-    def resumed(self, config: TrainConfig, folder: Path) -> tuple[TrainConfig, RunParts]:
+    def resumed(self, config: TrainConfig, folder: Path) -> tuple[TrainConfig, Self]:
         """Config and parts of a run that goes on: where its base and its problems are now."""
         if not (folder / "config.toml").is_file():
             return config, self
@@ -93,7 +91,7 @@ class RunParts:
         return []
 
 
-def require_group(objective: Objective, config: TrainConfig) -> None:
+def require_group(objective: "Objective", config: TrainConfig) -> None:
     """UserError for groups of one where the objective compares completions of a problem."""
     if config.batch.group_size < 2 and getattr(objective, "compares", True):
         raise UserError(
@@ -131,10 +129,8 @@ def past_config(folder: Path) -> TrainConfig:
 
 
 def past_task(folder: Path, text: str) -> tasks.Task:
-    """The task of a past run; problems that were handed over are read from its folder.
-
-    The relative path of a file leads from here, or else from where the run was begun.
-    """
+    """The task of a past run; problems that were handed over are read from its folder. The relative
+    path of a file leads from here, or else from where the run was begun."""
     task = GivenTask.read(folder) if is_given(text) else None
     if task is None:
         made = tasks.parse(text)
@@ -144,7 +140,7 @@ def past_task(folder: Path, text: str) -> tasks.Task:
     return task
 
 
-def past_update(folder: Path, text: str) -> Update | None:
+def past_update(folder: Path, text: str) -> "Update | None":
     """The update of a past run, if it reads a run whose relative path leads from elsewhere."""
     made = parsers()["update"](text)
     method = getattr(made, "left", made)  # or it is placed
@@ -158,10 +154,8 @@ def past_update(folder: Path, text: str) -> Update | None:
 
 
 def past_base(folder: Path, name: str) -> str:
-    """Where the base of a past run is: at `name` from here, or else from where it was begun.
-
-    UserError for a folder or file that is in neither place.
-    """
+    """Where the base of a past run is: at `name` from here, or else from where it was begun;
+    UserError for a folder or file that is in neither place."""
     path = Path(name).expanduser()
     if name == "tiny" or path.exists():
         return name

@@ -35,10 +35,8 @@ JOIN: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
 
 
 class Spec:
-    """Base of everything that has an expression: a frozen dataclass with a `name`.
-
-    A field named in `varargs` takes all positional arguments (`layers(10, 11)`).
-    """
+    """Base of everything that has an expression: a frozen dataclass with a `name`. A field named in
+    `varargs` takes all positional arguments (`layers(10, 11)`)."""
 
     name: ClassVar[str]
     varargs: ClassVar[str | None] = None
@@ -85,11 +83,9 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
 
 
 def build(kind: str, text: str, members: Mapping[str, type], code: str = "") -> Any:
-    """The object that `text` describes, made of `members` (name -> dataclass).
-
-    `kind` is the word used in messages ("update"), `code` is read in the place of the text. Raises UserError with the nearest
-    right name, the allowed arguments, or the place where the text does not parse.
-    """
+    """The object that `text` describes, made of `members` (name -> dataclass); `kind` is the word
+    used in messages ("update"), `code` is read in the place of the text. Raises UserError with the
+    nearest right name, the allowed arguments, or the place where the text does not parse."""
     tree = _parsed(kind, text, (code or text).strip())
     try:
         made = _Builder(kind, text, members).build(tree)
@@ -221,11 +217,9 @@ def _shown(field: dataclasses.Field[Any]) -> str:
 
 
 def check(what: str, value: Any, hint: Any) -> Any:
-    """`value` as the type that `hint` asks for, or a UserError that begins with `what`.
-
-    Whole floats become ints and ints become floats; texts and booleans are never numbers,
-    nor are infinities and what is not a number. Paths are texts, numbers of numpy are Python's.
-    """
+    """`value` as the type that `hint` asks for, or a UserError that begins with `what`. Whole
+    floats become ints and ints become floats; texts and booleans are never numbers, nor are
+    infinities and what is not a number. Paths are texts, numbers of numpy are Python's."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif hasattr(value, "item") and not getattr(value, "ndim", 1):

@@ -6,15 +6,12 @@ from typing import Any, Literal
 
 Split = Literal["train", "tune", "test"]
 SPLITS: tuple[Split, ...] = ("train", "tune", "test")
-Advantage = float | Sequence[float]
-"""Of a completion: one number, or one for each of its tokens."""
+Advantage = float | Sequence[float]  # of a completion: one number, or one for each of its tokens
 
 
 class UserError(ValueError):
-    """What the user asked for cannot be done; the message is one line that says why.
-
-    The command line prints it and exits with code 2; it is never a bug of ours.
-    """
+    """What the user asked for cannot be done; the message is one line that says why, which the
+    command line prints with exit code 2. It is never a bug of ours."""
 
 
 class RunStopped(UserError):
@@ -30,19 +27,14 @@ class RunInterrupted(RunStopped):
 
 
 class FolderError(UserError):
-    """A folder cannot be written now: the disk is full, another process writes it.
-
-    Nothing is wrong with what was asked for, and the same works when that has ended.
-    """
+    """A folder cannot be written now: the disk is full, another process writes it. Nothing is wrong
+    with what was asked for, and the same works when that has ended."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One checkable problem.
-
-    `id` is unique within a task, `answer` the gold answer as text, `data` what the grader needs
-    besides. `difficulty` is a task's own measure, larger is harder, or None.
-    """
+    """One checkable problem. `id` is unique within a task, `answer` the gold answer as text, `data`
+    what the grader needs besides; `difficulty` a task's own measure, larger is harder, or None."""
 
     id: str
     question: str
@@ -53,11 +45,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Grade:
-    """The verdict on one completion.
-
-    `strict` reads only an answer marked as the prompt asks; `lenient` falls back to the last number
-    of the text. `extracted` is the answer that was read, None without one; `reason` says why.
-    """
+    """The verdict on one completion. `strict` reads only an answer marked as the prompt asks;
+    `lenient` falls back to the last number of the text. `extracted` is the answer that was read,
+    None without one; `reason` says why."""
 
     strict: bool
     lenient: bool
@@ -69,8 +59,7 @@ class Grade:
 class Origin:
     """What completions were drawn with, said by the sampler that drew them."""
 
-    weights: str
-    """The version of what trains (`engine.version.version_of`)."""
+    weights: str  # the version of what trains (`engine.version.version_of`)
     temperature: float
     top_p: float
     top_k: int
@@ -78,15 +67,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote: tokens up to and with the one that ended it, if it came.
-
+    """What the model wrote: tokens up to and with the one that ended it, if it came (`finished`).
     `text` ends with the stop string, or before it where it begins another's turn (`User:`); where
-    the prompt had opened thinking, it begins with that mark. `logprobs[t]` is the log-probability of
-    `tokens[t]` under the sampling distribution (temperature, top-p and top-k included). `finished`
-    is False when the limit cut it. `trunk` is what the engine kept of its way. `reference` has the
-    reference's log-probs of the tokens, where an objective asks for them before the advantages,
-    `values` what a critic made of each.
-    """
+    the prompt had opened thinking, it begins with that mark. `logprobs[t]` is the log-probability
+    of `tokens[t]` under the sampling distribution (temperature, top-p and top-k included), `trunk`
+    what the engine kept of its way. `reference` has the reference's log-probs of the tokens, where
+    an objective asks for them before the advantages, `values` what a critic made of each."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -109,10 +95,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Row:
-    """One completion on its way through training: tokens, old log-probs, advantage.
-
-    Rows with the same `group` have the same prompt. `trunk` and `reference` are the completion's.
-    """
+    """A completion on its way through training. Rows with the same `group` have the same prompt.
+    `trunk` and `reference` are the completion's."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -132,11 +116,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one optimizer step and the counts that its loss is divided by.
-
-    `num_rows` and `num_tokens` count the whole batch that was sampled for this update, before rows
-    without a signal were left out. `signal` has the numbers of the groups whose rewards differ.
-    """
+    """The rows of one optimizer step and the counts that its loss is divided by: those of the whole
+    batch that was sampled for this update, before rows without a signal were left out. `signal` has
+    the numbers of the groups whose rewards differ."""
 
     rows: tuple[Row, ...]
     num_rows: int

@@ -5,8 +5,6 @@ doi 10.1145/322217.322225): exactly, in fractions, or else to 40 of 60 digits. E
 left minus right of the one is a constant multiple of the other's. Nothing is simplified.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 import re
@@ -136,7 +134,6 @@ def _points(names: list[str]) -> Iterator[Mapping[str, Fraction]]:
 
 
 def _all(node: Node) -> Iterator[Node]:
-    """A tree and all that is in it."""
     yield node
     for part in node[1:]:
         if isinstance(part, tuple):
@@ -148,7 +145,6 @@ def _variables(node: Node) -> set[str]:
 
 
 def _uses(node: Node, name: str) -> bool:
-    """Whether a constant or a function occurs in a tree."""
     return any(part[0] in ("const", "fn") and part[1] == name for part in _all(node))
 
 

@@ -4,8 +4,6 @@ r"""Do two answers say the same: by exact value, by text, by parts, and by algeb
 `countdown` judges an expression by its exact value, parsed by `ast` and never evaluated.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 import re
@@ -136,7 +134,6 @@ def _bound(text: str) -> tuple[str, str] | None:
 
 
 def _same_reals(gold: str, answer: str, algebra: Algebra) -> bool:
-    """Whether two sets of reals, or inequalities that describe them, are the same."""
     if not WRITTEN.search(gold) and not WRITTEN.search(answer):
         return False
     g, a = reals(gold, algebra.value), reals(answer, algebra.value)
@@ -226,10 +223,8 @@ def _letters(names: set[str]) -> set[str]:
 
 
 def countdown(answer: str, numbers: Sequence[int], target: int) -> bool:
-    """Whether `answer` reaches `target` with + - * / and brackets, each number used once.
-
-    `= value` may follow, if it is the target.
-    """
+    """Whether `answer` reaches `target` with + - * / and brackets, each number used once; `= value`
+    may follow, if it is the target."""
     if len(answer) > MAX_EXPRESSION:
         return False
     text = clean(answer)
@@ -245,10 +240,8 @@ def countdown(answer: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def evaluate(text: str, used: list[int] | None = None) -> Fraction | None:
-    """The exact value of whole numbers joined by + - * / and brackets; None if it is none.
-
-    The numbers that it holds are added to `used`.
-    """
+    """The exact value of whole numbers, which are added to `used`, joined by + - * / and brackets;
+    None if it is none."""
     if len(text) > MAX_EXPRESSION or text.count("(") > MAX_BRACKETS:
         return None
     if not ALLOWED.fullmatch(text) or REFUSED.search(text):

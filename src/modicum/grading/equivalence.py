@@ -4,8 +4,6 @@ What `latex` cannot read and has a command for it (sums, integrals, limits, prod
 is asked of math-verify, with its tolerance for rounding turned down.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

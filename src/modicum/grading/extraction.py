@@ -3,8 +3,6 @@ r"""Find the final answer in a completion.
 docs/grading.md. Model output is matched, never evaluated, in time linear in its length.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections import deque
@@ -53,19 +51,15 @@ def _last(found: Iterable[Any]) -> Any:
     return next(iter(deque(found, 1)), None)
 
 
-def after_thinking(text: str) -> str:
-    """What counts of `text`: what is not thought, of the turn that is its own."""
-    return spoken(own_turn(text))
-
-
 def spoken(text: str) -> str:
     """What follows the last thinking of `text`, before thinking that stays open."""
     start, stop, _ = [(0, 0, False), *_spoken(text)][-1]
     return text[start:stop]
 
 
-def own_turn(text: str) -> str:
-    """`text` up to where a turn, or after a mark thinking anew, begins behind an answer."""
+def after_thinking(text: str) -> str:
+    """What counts of `text`: what is not thought, of what comes before a next turn, or after a mark
+    thinking anew, begins behind an answer."""
     answered = False
     for start, stop, opens in (part for part in _spoken(text) if part[0] < part[1]):
         part, end = text[start:stop], 0
@@ -77,8 +71,8 @@ def own_turn(text: str) -> str:
         if answered := end is not None:
             turn = TURN.search(text, start + end, stop)
             if turn or (marks and opens):
-                return text[: turn.start() if turn else stop]
-    return text
+                return spoken(text[: turn.start() if turn else stop])
+    return spoken(text)
 
 
 def _spoken(text: str) -> Iterator[tuple[int, int, bool]]:
@@ -133,10 +127,8 @@ def extract(text: str) -> str | None:
 
 
 def extract_lenient(text: str) -> str | None:
-    """The marked answer, else what follows "Answer:" or "answer is", else the last number.
-
-    A mark that was opened and cut off is no answer: its number may be half a number.
-    """
+    """The marked answer, else what follows "Answer:" or "answer is", else the last number; no
+    answer is what a mark that was cut off has: it may be half a number."""
     marked = extract(text)
     if marked is not None:
         return marked

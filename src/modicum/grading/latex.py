@@ -10,8 +10,6 @@ A tree is a nested tuple: ("num", Fraction), ("var", name), ("const", name), ("n
 meant (1/ab, words, 204_5, sums and integrals) is `Unreadable`.
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 from functools import lru_cache
@@ -103,8 +101,6 @@ def _letters(word: str) -> list[str]:
 
 
 class _Parser:
-    """Recursive descent over tokens."""
-
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = [*tokens, ""]
         self.place = 0

@@ -4,8 +4,6 @@ A set of reals is where it begins and ends, in order. An end is a value and 0 be
 it: [a,b) is (a,0) (b,0), and the point a is (a,0) (a,1). So equal sets have equal ends.
 """
 
-from __future__ import annotations
-
 import operator
 import re
 from bisect import bisect_right
@@ -35,10 +33,8 @@ LETTER = re.compile(r"[A-Za-z]|[A-Za-z]_\{?\w\}?|\\[A-Za-z]+")
 
 
 def split(text: str) -> Parts:
-    """The parts of a union, a set, a tuple, an interval, a matrix or a list, and which it is.
-
-    A tuple or interval is named by its brackets; "" means that there are no parts.
-    """
+    """The parts of a union, a set, a tuple, an interval, a matrix or a list, and which it is: a
+    tuple or interval by its brackets, "" for no parts."""
     if r"\cup" in text:
         return "union" + "<" * bool(UNEQUAL.search(text)), text.split(r"\cup")
     text = text.strip()

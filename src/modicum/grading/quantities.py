@@ -4,8 +4,6 @@ Units are not converted. The text is not trusted: it is matched by small anchore
 lengths, digits and exponents are bounded. Only ASCII digits count as digits.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from fractions import Fraction

@@ -1,7 +1,5 @@
 r"""One spelling for what is written in several ways: ½, x², θ, 11,\!111, oo, \dfrac."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 from unicodedata import normalize

@@ -4,8 +4,6 @@ What would need more digits than there are, or a number too large to hold, is `T
 not defined in the reals (without an i) is `Undefined`. So the work is bounded.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -135,7 +133,6 @@ def _root(value: Value, degree: Value) -> Value:
 
 
 def _whole_root(value: int, n: int) -> int | None:
-    """The n-th root of a whole number, if it is whole."""
     guess = math.isqrt(value) if n == 2 else int(CONTEXT.nint(CONTEXT.root(value, n)))
     return guess if guess**n == value else None
 

@@ -69,10 +69,8 @@ def base_of(folder: Path, base: str) -> str:
 
 
 def put(model: nn.Module, folder: Path, pickled: bool = False, weights: bool = True) -> Any:
-    """`model` with the adapter in a folder on top; without `weights` its layers alone.
-
-    UserError where it does not fit the model or its files are broken.
-    """
+    """`model` with the adapter in a folder on top; without `weights` its layers alone. UserError
+    where it does not fit the model or its files are broken."""
     import peft
 
     facts, place = said(folder), getattr(model, "name_or_path", "")

@@ -53,10 +53,8 @@ AttentionInterface.register(NAME, attention)
 def weigh(
     q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None, rule: ScoreRule
 ) -> Tensor:
-    """Attention [B, T, H, D] of queries to S keys; causal where `mask` is None.
-
-    `mask` is true where a query may look, and is broadcast to [B, 1, T, S].
-    """
+    """Attention [B, T, H, D] of queries to S keys; `mask` is true where a query may look, and
+    broadcast to [B, 1, T, S]. Causal where it is None."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKD))
     repeat = q.shape[1] // k.shape[1]
     if repeat > 1:
@@ -90,7 +88,6 @@ class States:
         return self.convolution
 
     def get_recurrent_state(self, *_: Any, **__: Any) -> Tensor | None:
-        """The table; None at the beginning."""
         return self.table
 
     def is_recording_past(self, _: int) -> bool:
@@ -107,7 +104,6 @@ class States:
         return whole
 
     def update_recurrent_state(self, table: Tensor, _: int) -> None:
-        """Keep the table."""
         self.table = table
 
 
@@ -122,12 +118,9 @@ def read(module: Any, x_BTH: Tensor, states: States) -> Tensor:
 
 
 class Packed:
-    """Whole sequences: prompts, and rows that each go on from one of them.
-
-    Token order: all prompts, then all rows. `row_prompts[b]` is the prompt of row b;
-    rows may be empty. `store` is given the prompts' keys and values [P, L, K, D] of every layer,
-    `store_states` what the prompts leave in a layer with a state.
-    """
+    """Whole sequences: all prompts, then all rows that each go on from one of them, which may be
+    none. `row_prompts[b]` is the prompt of row b. `store` is given the prompts' keys and values [P,
+    L, K, D] of every layer, `store_states` what the prompts leave in a layer with a state."""
 
     def __init__(
         self,
@@ -239,10 +232,8 @@ def _padded(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Spread(torch.autograd.Function):
-    """Tokens laid end to end, as padded ones; the gradient reads the real ones back.
-
-    Plain `index_select` would add every gradient into a table of zeros.
-    """
+    """Tokens laid end to end, as padded ones; the gradient reads the real ones back, where plain
+    `index_select` would add every gradient into a table of zeros."""
 
     @staticmethod
     def forward(ctx: Any, x_NKD: Tensor, token_M: Tensor, where_N: Tensor) -> Tensor:

@@ -17,10 +17,8 @@ SHRINK = 0.75  # slots are copied together when at most this share of them is ne
 
 
 class Cache:
-    """Preallocated keys and values for decoding: prompts once, `max_tokens` a slot.
-
-    Member g of prompt p has slot p x G + g. A call of the layers brings one token of every row.
-    """
+    """Preallocated keys and values for decoding: prompts once, `max_tokens` a slot; member g of
+    prompt p has slot p x G + g. A call of the layers brings one token of every row."""
 
     def __init__(self, length_P: Tensor, group_size: int, max_tokens: int) -> None:
         self.length_P, self.group_size, self.max_tokens = length_P, group_size, max_tokens

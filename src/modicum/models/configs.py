@@ -23,9 +23,7 @@ KNOWN = tomllib.loads(Path(__file__).with_name("families.toml").read_text(encodi
 
 def causal(name: str, config: Any) -> Any:
     """The config of the causal language model that `config` is of; of more parts that of the text.
-
-    UserError for what is none, or cannot be trained on text.
-    """
+    UserError for what is none, or cannot be trained on text."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 

@@ -57,11 +57,9 @@ class Decoder:
         stop: int | None = None,
         recompute: bool = False,
     ) -> Tensor:
-        """The hidden states [N, H] after layers start .. stop - 1.
-
-        `plan` knows what may look at what: `attention.Packed` or `cache.Cache`.
-        `recompute` keeps only what enters each layer for backward (gradient checkpointing).
-        """
+        """The hidden states [N, H] after layers start .. stop - 1. `plan` (`attention.Packed` or
+        `cache.Cache`) knows what may look at what; `recompute` keeps only what enters each layer
+        for backward (gradient checkpointing)."""
         hidden = hidden_NH[None]
         layers = range(start, self.num_layers if stop is None else stop)
         rotate, kinds = self.decoder.rotary_emb, {self._kind(index) for index in layers}

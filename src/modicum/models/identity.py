@@ -4,8 +4,6 @@ Taken when the weights are read, over all parameters and persistent buffers as t
 compared wherever a base is loaded for a run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -13,7 +11,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +88,7 @@ class Identity:
     @classmethod
     def of(
         cls, model: Any, tokenizer: Any, end_tokens: tuple[int, ...], config: Mapping[str, Any]
-    ) -> Identity:
+    ) -> Self:
         """The identity of a model that nothing has touched; `config` is what its file says."""
         began = time.perf_counter()
         texts = texts_hash(tokenizer, end_tokens)
@@ -98,10 +96,8 @@ class Identity:
         return cls(dict(zip(HASHES, found, strict=False)), time.perf_counter() - began)
 
     def require(self, known: Mapping[str, Any], past: str, name: str) -> None:
-        """UserError unless this is the base whose `hashes` are `known`; `name` is its place now.
-
-        `past` begins the line: `the run in x was trained on`.
-        """
+        """UserError, which begins with `past` (`the run in x was trained on`), unless this is the
+        base whose `hashes` are `known`; `name` is its place now."""
         for key, what in HASHES.items():
             if known.get(key) != self.hashes.get(key):
                 raise UserError(

@@ -36,25 +36,19 @@ class Loaded:
     tokenizer: Any
     end_tokens: tuple[int, ...]
     device: torch.device
-    identity: Identity
-    """Of the model as it was read."""
-    notes: tuple[str, ...] = ()
-    """What a user should know of what was read."""
+    identity: Identity  # of the model as it was read
+    notes: tuple[str, ...] = ()  # what a user should know of what was read
 
 
 @dataclass(frozen=True)
 class Source:
     """Where the files of a model are, and how the library is told to read them."""
 
-    place: str
-    """A folder or a hub id."""
+    place: str  # a folder or a hub id
     local: bool
-    given: dict[str, Any]
-    """Of every `from_pretrained`."""
-    gguf: str = ""
-    """The GGUF file in the folder, if it is one."""
-    adapter: Path | None = None
-    """The folder of the adapter that was named; all else is its base's."""
+    given: dict[str, Any]  # of every `from_pretrained`
+    gguf: str = ""  # the GGUF file in the folder, if it is one
+    adapter: Path | None = None  # the folder of the adapter that was named; all else is its base's
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -135,11 +129,7 @@ def structure(model: nn.Module, name: str, trust: Trust | None = None, base: str
 
 
 def load(
-    name: str,
-    device: str = "auto",
-    dtype: str = "fp32",
-    trust: Trust | None = None,
-    base: str = "",
+    name: str, device: str = "auto", dtype: str = "fp32", trust: Trust | None = None, base: str = ""
 ) -> Loaded:
     """The model and tokenizer that `name` stands for; `base` says where an adapter's base is."""
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -19,10 +19,8 @@ class Master:
 
     def __init__(self, parameter: nn.Parameter, tensor: Tensor) -> None:
         self.parameter = parameter
-        self.tensor = tensor
-        """The numbers that move."""
-        self.leaf = tensor
-        """The tensor of the optimizer that holds them."""
+        self.tensor = tensor  # the numbers that move
+        self.leaf = tensor  # the tensor of the optimizer that holds them
 
     def seen(self, tensor: Tensor) -> Tensor:
         """What of a tensor like the parameter is of interest here."""
@@ -61,7 +59,6 @@ class SparseMaster(Master):
             self.hook = parameter.register_post_accumulate_grad_hook(lambda _: self.collect())
 
     def seen(self, tensor: Tensor) -> Tensor:
-        """Its entries."""
         return tensor.flatten()[self.entries]
 
     @property
@@ -155,8 +152,7 @@ class Within(SparseMaster):
         super().__init__(parameter, entries)
         self.release()  # no hook: other trainers clip, unscale and average whole gradients
         self.leaf = parameter
-        self.before: Tensor | None = None
-        """The whole values before the step."""
+        self.before: Tensor | None = None  # the whole values before the step
 
     def collect(self) -> None:
         """The gradient of the tensor becomes that of the entries."""

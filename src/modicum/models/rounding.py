@@ -11,8 +11,7 @@ import struct
 import torch
 from torch import Tensor
 
-Key = tuple[int, int]
-"""Two signed 32-bit numbers."""
+Key = tuple[int, int]  # two signed 32-bit numbers
 
 # Entries at a time: on a CPU what fits a core's own cache; on a GPU a few kernels of some size.
 CHUNK = {"cpu": 2**16}
@@ -32,9 +31,7 @@ def rounded(
     values: Tensor, dtype: torch.dtype, key: Key | None, index: Tensor | None = None
 ) -> Tensor:
     """fp32 values in `dtype`: to nearest without a key, in bf16 up or down by the key's noise.
-
-    `index` has the flat index of every value in its tensor; None: they are the whole tensor.
-    """
+    `index` has the flat index of every value in its tensor; None: they are the whole tensor."""
     if key is None or dtype != torch.bfloat16:
         return values.to(dtype)
     flat, largest = values.reshape(-1), torch.finfo(dtype).max
@@ -55,10 +52,8 @@ def rounded(
 
 
 def neighbours(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The numbers of a dtype of 16 bits beside fp32 values, the one nearer to zero first.
-
-    Both are the value itself where the dtype has it.
-    """
+    """The numbers of a dtype of 16 bits beside fp32 values, the one nearer to zero first; both are
+    the value itself where the dtype has it."""
     size = values.abs()
     near = size.to(dtype)
     bits = near.view(torch.int16)
@@ -89,15 +84,12 @@ def noise_at(key: Key, index: Tensor) -> Tensor:
     return mixed.bitwise_left_shift_(left).bitwise_right_shift_(16).to(torch.int16)
 
 
-HIGH = 0x1E3779B9
-"""What a step of the index's upper half adds to the key."""
+HIGH = 0x1E3779B9  # what a step of the index's upper half adds to the key
 
 
 def _mixed(words: Tensor, second: int | Tensor) -> Tensor:
-    """A hash of 32 bits, in place: Wellons' and Tolles' two rounds with a key between them.
-
-    github.com/skeeto/hash-prospector: 16, 21f0aaad, 15, 735a2d97, 15.
-    """
+    """A hash of 32 bits, in place: Wellons' and Tolles' two rounds
+    (github.com/skeeto/hash-prospector: 16, 21f0aaad, 15, 735a2d97, 15) with a key between them."""
     _fold(words, 16).mul_(0x21F0AAAD).add_(second)
     return _fold(_fold(words, 15).mul_(0x735A2D97), 15)
 

@@ -33,11 +33,8 @@ REWARDS: dict[str, type[Term]] = {
 
 
 def parse(text: str, folders: Sequence[Path] = ()) -> Reward:
-    """The reward that an expression describes.
-
-    `accuracy + 0.2*format`, or with a function of your own `accuracy + 0.5*module:function`.
-    Modules and relative paths of files are also looked for in `folders`.
-    """
+    """The reward that an expression such as `accuracy + 0.5*module:function` describes; modules and
+    relative paths of files are also looked for in `folders`."""
     before = FOLDERS.set(folders)
     try:
         return reward_of(spec.build("reward", text, REWARDS, rewrite(text)))
@@ -46,10 +43,8 @@ def parse(text: str, folders: Sequence[Path] = ()) -> Reward:
 
 
 def of(value: Any) -> Reward:
-    """The reward that an expression, a function, a term, or a list of them (a sum) names.
-
-    Functions of one name are numbered, and so is one with a name that metrics have: `accuracy_2`.
-    """
+    """The reward that an expression, a function, a term, or a list of them (a sum) names. Functions
+    of one name are numbered, and so is one with a name that metrics have: `accuracy_2`."""
     parts = value if isinstance(value, list | tuple) else [value]
     if not parts:
         raise UserError("reward: the list is empty")

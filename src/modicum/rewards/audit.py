@@ -33,10 +33,8 @@ class AuditedAnswer:
 
 
 def answers_to(problem: Problem, style: Style) -> dict[str, str]:
-    """The right answer first, then the degenerate ones, by name.
-
-    What knows the answer is named so ("right ..."), and what has no end ("... never closed").
-    """
+    """The right answer first, then the degenerate ones, by name: what knows the answer is named so
+    ("right ..."), and what has no end ("... never closed")."""
     gold, near = problem.answer, near_miss(problem.answer)
     head = style.pattern.partition("{answer}")[0]
     opened = head.replace("{thought}", "I am sure.")
@@ -87,11 +85,9 @@ def reasoning(problem: Problem, answer: str) -> str:
 def audit(
     task: Task, reward: Reward, style: Style, problems: Sequence[Problem], share: float
 ) -> list[AuditedAnswer]:
-    """What each kind of answer earns, the right one first; UserError when the user's function fails.
-
-    Flagged is one that earns at least as much as the right answer or more than `share` of it; one
-    that holds the right answer, only if it earns more.
-    """
+    """What each kind of answer earns, the right one first; UserError when the user's function
+    fails. Flagged is one that earns at least as much as the right answer or more than `share` of
+    it; one that holds the right answer, only if it earns more."""
     groups = [answers_to(problem, style) for problem in problems]
     rows: list[list[dict[str, float]]] = []
     for problem, group in zip(problems, groups, strict=True):

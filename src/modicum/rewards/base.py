@@ -6,15 +6,13 @@ Terms and rewards join with `+`, and take a weight with `*`: `Accuracy() + 0.2 *
 "no verdict": the term is left out of that completion's sum.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from modicum.limits import within
 from modicum.spec import Spec
@@ -62,12 +60,12 @@ class StepExtras:
 
 
 class _Summand:
-    def __add__(self, other: object) -> Reward:
+    def __add__(self, other: object) -> "Reward":
         if not isinstance(other, Reward | Term):
             return NotImplemented
         return Reward(reward_of(self).terms + reward_of(other).terms)
 
-    def __mul__(self, weight: object) -> Reward:
+    def __mul__(self, weight: object) -> "Reward":
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             return NotImplemented
         return Reward(tuple((weight * w, term) for w, term in reward_of(self).terms))
@@ -76,17 +74,14 @@ class _Summand:
 
 
 class Term(_Summand, Spec):
-    """One thing that a completion is scored for: a frozen dataclass with a `name`.
+    """One thing that a completion is scored for: a frozen dataclass with a `name`, which writes
+    `score`, or `score_group` if it compares the completions of a group."""
 
-    A term writes `score`, or `score_group` if it compares the completions of a group.
-    """
-
-    placebo: ClassVar[bool] = False
-    """Whether the score knows nothing of the completion."""
+    placebo: ClassVar[bool] = False  # whether the score knows nothing of the completion
     learned: ClassVar[bool] = False
     """Whether a model scores, so that what is right has to be watched beside it."""
 
-    def at(self, extras: StepExtras) -> Term:
+    def at(self, extras: StepExtras) -> Self:
         """This term in a step of a run; one that calls a user's function hands it the extras."""
         return self
 
@@ -94,7 +89,7 @@ class Term(_Summand, Spec):
         """What was found when the model that scores was made; empty without one."""
         return {}
 
-    def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> Term:
+    def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> "Term":
         """This term in a run; one that needs a model gets what scores by it from `opened`."""
         return self
 
@@ -102,10 +97,8 @@ class Term(_Summand, Spec):
         """UserError where problems lack what this term must know of them."""
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
-        """The unweighted value, in [0, 1], of a completion alone.
-
-        It never raises for any text; a UserError says that the user's own function failed.
-        """
+        """The unweighted value, in [0, 1], of a completion alone; never raises for any text. A
+        UserError says that the user's own function failed."""
         faults: list[str] = []
         (found,) = self.score_group(task, problem, [completion], faults)
         if faults:
@@ -115,10 +108,8 @@ class Term(_Summand, Spec):
     def score_group(
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
     ) -> list[float]:
-        """The values of the completions of one problem, in their order; NaN is no verdict.
-
-        A completion that could not be scored gets 0 and a line in `faults`.
-        """
+        """The values of the completions of one problem, in their order; NaN is no verdict. One that
+        could not be scored gets 0 and a line in `faults`."""
         return [self.score(task, problem, completion) for completion in completions]
 
 
@@ -150,7 +141,7 @@ class Reward(_Summand):
         """The first term that a model scores; empty: there is none."""
         return next((str(term) for _, term in self.terms if term.learned), "")
 
-    def at(self, extras: StepExtras) -> Reward:
+    def at(self, extras: StepExtras) -> "Reward":
         """This reward in a step of a run (`Term.at`)."""
         return Reward(tuple((weight, term.at(extras)) for weight, term in self.terms))
 

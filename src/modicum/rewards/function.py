@@ -30,11 +30,8 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @dataclass(frozen=True)
 class Called(Term):
-    """Base of the terms that call a function.
-
-    With `chat`, prompts and completions are lists of messages ({"role", "content"}). With `each`
-    it is called for every completion alone, and not for all of a problem.
-    """
+    """A term that calls a function: with `each` for every completion alone, else for all of a
+    problem. With `chat`, prompts and completions are lists of messages ({"role", "content"})."""
 
     chat: bool = field(default=False, kw_only=True)
     each: bool = field(default=False, kw_only=True)
@@ -70,7 +67,6 @@ class Called(Term):
         return [0.0] * count if fault else values
 
     def _columns(self, problem: Problem, completions: Sequence[Completion]) -> dict[str, Any]:
-        """All arguments that a function may have."""
         prompt: Any = problem.question
         texts: list[Any] = [completion.text for completion in completions]
         if self.chat:
@@ -117,8 +113,7 @@ class GivenFunction(Called):
 
     name: ClassVar[str] = "given"
     function: Callable[..., Any]
-    label: str = ""
-    """What metrics call it; empty takes its own name."""
+    label: str = ""  # what metrics call it; empty takes its own name
 
     def __str__(self) -> str:
         kind = type(self.function).__name__
@@ -158,10 +153,8 @@ def _call(term: Called, arguments: dict[str, Any]) -> tuple[list[float], str]:
 
 
 def accepted(path: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that the function has a parameter for; all with **kwargs.
-
-    UserError when it needs one that there is not: a column that the data lacks.
-    """
+    """Those of the arguments that the function has a parameter for; all with **kwargs. UserError
+    when it needs one that there is not: a column that the data lacks."""
     try:
         known = inspect.signature(function).parameters
     except (TypeError, ValueError):  # of some functions in C nobody knows

@@ -5,8 +5,6 @@ lead from here, or else from `FOLDERS`. What was edited since it was read is rea
 function is named (`find`), not while a run goes on (`attribute`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import importlib
@@ -19,7 +17,7 @@ from contextvars import ContextVar
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, Self
 
 from modicum.spec import short
 from modicum.types import UserError
@@ -39,21 +37,16 @@ LEFT = re.compile(r"[\w./\\~-]+(?:\.py\b|[/\\][\w.-]*:)[\w.:]*")
 OWN = "_own_"  # begins the names of modules that are files
 MAX_FAULT = 200  # characters of an exception's message that are shown
 FOLDERS: ContextVar[Sequence[Path]] = ContextVar("FOLDERS", default=())
-HOMES: set[Path] = set()
-"""Folders of files that were read, of which `sys.path` knew nothing."""
-READ: dict[str, bytes] = {}
-"""The text of every module when it was read, by name."""
+HOMES: set[Path] = set()  # folders of files that were read, of which `sys.path` knew nothing
+READ: dict[str, bytes] = {}  # the text of every module when it was read, by name
 
 
 class Guard:
-    """Keeps what the user's code raises from ending the run; `fault` says what it was.
-
-    An interrupt and a lack of memory pass.
-    """
+    """Keeps in `fault` what the user's code raises; an interrupt and a lack of memory pass."""
 
     fault = ""
 
-    def __enter__(self) -> Guard:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> bool:

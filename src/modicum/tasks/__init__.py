@@ -5,8 +5,6 @@ set with columns), an entry in TASKS, a section in docs/tasks.md. The contract s
 (tests/test_tasks.py) picks it up.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from typing import Any
@@ -73,8 +71,5 @@ def fingerprint(task: Task) -> str:
 
 
 def notes(task: Task) -> tuple[str, ...]:
-    """What the user should know of how the task's data was read, one line each.
-
-    How many rows were skipped or left out, and how many problems are in two splits.
-    """
+    """Lines on how the data was read: rows skipped or left out, problems that are in two splits."""
     return task.notes() if isinstance(task, DataTask) else ()

@@ -1,17 +1,13 @@
 """Arithmetic, endless and graded exactly: chains of sums, sums and products of two numbers.
 
-Chains ("What is 12+45-7+30?") are the default task.
-
-Operands are uniform on 1 .. 10^digits - 1, operators uniform on `operators`, the usual
-precedence holds. `terms` and `digits` are the difficulty.
+Chains ("What is 12+45-7+30?") are the default task. Operands are uniform on 1 .. 10^digits - 1,
+operators uniform on `operators`, the usual precedence holds. `terms` and `digits` are the difficulty.
 
 Sums of two numbers ("What is 12345+67?") are the smallest task that a small model can learn,
 products ("What is 123*45?") the multiplication task of TinyZero. Operands are uniform on
 0 .. limit - 1; a pair in the other order is the same problem for the splits. `digits` (or
 `below`) is the difficulty.
 """
-
-from __future__ import annotations
 
 import operator
 import random
@@ -24,11 +20,6 @@ from modicum.tasks.base import Level, Procedural, only
 from modicum.types import Problem, Split, UserError
 
 APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-
-
-def evaluate(terms: list[int], signs: list[str]) -> int:
-    """The value of terms[0] signs[0] terms[1] ..., products first."""
-    return int(chain(terms, signs)[-1])
 
 
 def chain(terms: Sequence[int], signs: Sequence[str]) -> list[str]:
@@ -52,7 +43,6 @@ class ChainTask(Procedural):
     completion_tokens: ClassVar[int] = 256
 
     def working(self, problem: Problem) -> str:
-        """The chain, one operation shorter each time."""
         return "=".join(chain(problem.data["terms"], problem.data["signs"]))
 
 
@@ -88,7 +78,7 @@ class Arithmetic(ChainTask):
         summands = sorted(("+" + text.replace("-", " -").replace("+", " +")).split())
         difficulty = float(count * digits)
         data = {"terms": tuple(terms), "signs": tuple(signs)}
-        answer = str(evaluate(terms, signs))
+        answer = chain(terms, signs)[-1]
         return Problem(" ".join(summands), f"What is {text}?", answer, difficulty, data)
 
 
@@ -130,5 +120,4 @@ class Addition(Products):
 
     @property
     def limit(self) -> int:
-        """Above all operands."""
         return super().limit if self.below is None else self.below

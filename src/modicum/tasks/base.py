@@ -7,8 +7,6 @@ the tuple (task, split, seed, index), so that neighbouring seeds have nothing in
 problem goes into a split by a hash of its content, so that no problem is in two splits.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools
@@ -35,15 +33,12 @@ class Task(Protocol):
 
     def problem(self, split: Split, seed: int, index: int) -> Problem:
         """The problem at `index` of `split` in the order that `seed` gives."""
-        ...
 
     def size(self, split: Split) -> int | None:
         """How many different problems the split holds; None when it has no end."""
-        ...
 
     def grade(self, problem: Problem, text: str) -> Grade:
         """The verdict on a completion, strict and lenient."""
-        ...
 
 
 def check_split(split: str) -> Split:
@@ -68,11 +63,9 @@ def split_of(content: str) -> Split:
 
 
 class Procedural(Spec, ABC):
-    """Base of the tasks without an end, whose problems are made from random numbers.
-
-    Of a setting in `graded` several values may be given (`terms=(2, 3, 4)`): levels. All are as
-    often, in turn, and each has the problems that it has alone.
-    """
+    """Base of the tasks without an end, whose problems are made from random numbers. Of a setting
+    in `graded` several values may be given (`terms=(2, 3, 4)`): levels. All are as often, in turn,
+    and each has the problems that it has alone."""
 
     graded: ClassVar[tuple[str, ...]] = ()
 
@@ -80,26 +73,22 @@ class Procedural(Spec, ABC):
         super().__post_init__()
         self.levels()
 
-    def levels(self) -> tuple[Procedural, ...]:
+    def levels(self) -> tuple["Procedural", ...]:
         """The task at each of its levels, the easiest first; itself where it has one."""
         return _levels(self)
 
     @abstractmethod
     def make(self, rng: random.Random, split: Split) -> Problem | None:
-        """A problem, or None for one that is no good; it may also be None outside `split`.
-
-        Its `id` is what decides the split: the same for all problems that ask the same.
-        """
+        """A problem, or None for one that is no good; it may also be None outside `split`. Its
+        `id`, the same for all problems that ask the same, decides the split."""
 
     def working(self, problem: Problem) -> str:
         """The way to the answer, for worked examples; empty where it is not known."""
         return ""
 
     def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at (split, seed, index): the first that a hash puts into `split`.
-
-        Raises UserError when none of 2,000 does: the task has too few problems to split.
-        """
+        """The first at (split, seed, index) that a hash puts into `split`; UserError after
+        2,000."""
         levels = self.levels()
         if len(levels) > 1:
             return levels[index % len(levels)].problem(split, seed, index // len(levels))
@@ -111,7 +100,6 @@ class Procedural(Spec, ABC):
         raise UserError(f"{self} has no problem for the split {split!r}; make its numbers larger")
 
     def size(self, split: Split) -> int | None:
-        """None: there is no end to them, though small ones come again."""
         return None
 
     def grade(self, problem: Problem, text: str) -> Grade:

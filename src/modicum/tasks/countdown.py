@@ -4,8 +4,6 @@ The task of TinyZero (github.com/Jiayi-Pan/TinyZero); departures: every number m
 used, values are exact fractions, and a wrong answer is worth nothing.
 """
 
-from __future__ import annotations
-
 import operator
 import random
 from dataclasses import dataclass
@@ -56,7 +54,6 @@ class Countdown(Procedural):
         return answers.grade_countdown(text, problem.data["numbers"], problem.data["target"])
 
     def working(self, problem: Problem) -> str:
-        """A line for each number that is made."""
         return "\n".join(problem.data["steps"])
 
     def make(self, rng: random.Random, split: Split) -> Problem | None:

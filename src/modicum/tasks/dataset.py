@@ -4,8 +4,6 @@ A task says where its rows come from (`Hub`, or a local `path`) and how they are
 `loading` makes problems of them.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -21,15 +19,7 @@ from modicum import answers
 from modicum.spec import Spec
 from modicum.tasks import readers, rows
 from modicum.tasks.base import check_split, stream
-from modicum.tasks.loading import (
-    LoadedRows,
-    Reader,
-    Role,
-    RowPart,
-    accepted,
-    load_once,
-    roles_of,
-)
+from modicum.tasks.loading import LoadedRows, Reader, Role, RowPart, accepted, load_once, roles_of
 from modicum.types import Grade, Problem, Split, UserError
 
 BadRows = Literal["refuse", "skip"]
@@ -37,10 +27,8 @@ BadRows = Literal["refuse", "skip"]
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set on the hub: its name, its configuration, and what each part is for.
-
-    `unread` are large columns that are not needed.
-    """
+    """A data set on the hub, what each part is for, and large columns that are not needed
+    (`unread`)."""
 
     name: str
     parts: Mapping[str, Role]
@@ -53,8 +41,7 @@ class DataTask(Spec, ABC):
     """Base of the tasks with a fixed set of problems: of `path`, or with None of `hub`."""
 
     hub: ClassVar[Hub | None] = None
-    skippable: ClassVar[bool] = True
-    """Whether `bad_rows` can be set."""
+    skippable: ClassVar[bool] = True  # whether `bad_rows` can be set
     own_rows: ClassVar[bool] = False
     """Whether they are the user's: copies are taken once, and contradictions are bad rows."""
 
@@ -65,10 +52,8 @@ class DataTask(Spec, ABC):
         check_path(self.name, self.path)
 
     def problem(self, split: Split, seed: int, index: int) -> Problem:
-        """The problem at `index`: each comes once an epoch, in an order that `seed` gives.
-
-        UserError when the split is unknown or holds none.
-        """
+        """The problem at `index`: each comes once an epoch, in an order that `seed` gives;
+        UserError when the split is unknown or holds none."""
         shelf = self._kept.shelf
         if not (problems := shelf[check_split(split)]):
             held = ", ".join(f"{len(found)} {name}" for name, found in shelf.items())
@@ -182,7 +167,6 @@ class ColumnTask(DataTask):
     """Those that must be there, each with its alternatives."""
 
     def reader(self, part: RowPart) -> Reader:
-        """Each row by `item`."""
         for names in self.columns:
             rows.require_column(part.origin, part.records, *names)
         return self.item, ""

@@ -5,8 +5,6 @@ can be shown. Training leaves them out; tune and test share nothing with train. 
 longer than a run allows are found before anything is sampled.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterable
@@ -74,11 +72,8 @@ def thought_of(task: Task, problem: Problem) -> str:
 
 
 def without(task: Task, examples: Examples) -> Task:
-    """The task with other problems in the places of those that are shown.
-
-    Of a fixed set they are left out. Elsewhere the others are of places that no run comes to.
-    UserError, when one is asked for, if none is left.
-    """
+    """The task with other problems in the places of those that are shown; of a fixed set they are
+    left out. UserError, when one is asked for, if none is left."""
     if not examples:
         return task
     shown = {_key(question) for question, _ in examples}
@@ -138,10 +133,7 @@ class Sizes:
         return len(encode(problem, self.tokenizer, unbounded, self.examples))
 
     def look(self, problems: Iterable[Problem]) -> tuple[dict[str, int], str]:
-        """The tokens of prompts that are too long, by the problem's id, and a sentence on them.
-
-        The limit is `max_prompt_tokens`, or what the model's positions leave beside `max_tokens`.
-        """
+        """The tokens of prompts that are too long, by the problem's id, and a sentence on them."""
         limit, why = self.sampling.max_prompt_tokens, "max_prompt_tokens"
         positions = getattr(self.model_config, "max_position_embeddings", None) or sys.maxsize
         room = positions - self.sampling.max_tokens
@@ -162,11 +154,8 @@ class Sizes:
         )
 
     def settle(self, task: Task, asked: Iterable[Problem]) -> Task:
-        """The task without prompts that are too long, or as it is if none of `asked` is.
-
-        With `long_prompts = "skip"` they are left out of all splits, otherwise they are a
-        UserError. Tasks without an end stay as they are.
-        """
+        """The task without prompts that are too long, which are a UserError unless `long_prompts`
+        is "skip"; as it is if none of `asked` is too long, or the task has no end."""
         if task.size("train") is None:
             return task
         skip = self.sampling.long_prompts == "skip" and isinstance(task, DataTask)

@@ -4,22 +4,19 @@ docs/tasks.md says how they are divided into splits. The rows of a list (`GivenT
 JSON writes them, so that a run folder keeps exactly what was trained on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 from modicum.runs import Run, read_lines
 from modicum.spec import check
 from modicum.tasks import forms, readers, rows
 from modicum.tasks.dataset import DataTask, check_path
-from modicum.tasks.loading import LoadedRows, Reader, Role, RowPart, accepted, load_once, roles_of
+from modicum.tasks.loading import Reader, Role, RowPart, accepted, roles_of
 from modicum.tasks.readers import Record
 from modicum.types import Problem, UserError
 
@@ -66,7 +63,6 @@ class FileTask(DataTask):
                 raise UserError(f"file: {path!r} must be a folder or end in {readers.ENDS}")
 
     def reader(self, part: RowPart) -> Reader:
-        """By the columns that the arguments name, or by those of the rows."""
         named = self.question, self.answer, self.solution, self.difficulty
         form = forms.recognise(part.origin, part.records, *named, self.several, HINT)
         return form.item, form.note
@@ -143,7 +139,7 @@ class GivenTask(DataTask):
     """The rows of the whole ("") or of train and test."""
 
     @classmethod
-    def of(cls, problems: Any) -> GivenTask:
+    def of(cls, problems: Any) -> Self:
         """The task of a list of problems, or of {"train": ..., "test": ...}."""
         named = dict(problems) if isinstance(problems, Mapping) else {"": problems}
         if "validation" in named:
@@ -157,7 +153,7 @@ class GivenTask(DataTask):
         return cls.made({part: _rows(part, named[part]) for part in FILES if part in named})
 
     @classmethod
-    def made(cls, parts: Mapping[str, Sequence[dict[str, Any]]]) -> GivenTask:
+    def made(cls, parts: Mapping[str, Sequence[dict[str, Any]]]) -> Self:
         """The task of rows that JSON holds."""
         digest = hashlib.sha256()
         for part, entries in parts.items():
@@ -165,7 +161,7 @@ class GivenTask(DataTask):
         return cls(digest.hexdigest(), parts)
 
     @classmethod
-    def read(cls, folder: Path) -> GivenTask | None:
+    def read(cls, folder: Path) -> Self | None:
         """The task that `write` left in a run folder, if it did."""
         files = {part: folder / name for part, name in FILES.items() if (folder / name).is_file()}
         return cls.made({part: read_lines(path) for part, path in files.items()}) if files else None
@@ -211,13 +207,6 @@ class GivenTask(DataTask):
             records = [Record(f"{where} {n}", n, row) for n, row in enumerate(entries, 1)]
             found.append(RowPart(part or "problems", roles[part], _origin(part), records))
         return found
-
-    @cached_property
-    def _read(self) -> LoadedRows:
-        return load_once(self)
-
-    def _loaded(self) -> LoadedRows:
-        return self._read
 
 
 def _origin(part: str) -> str:

@@ -4,8 +4,6 @@ Read are the rows that other trainers take (docs/tasks.md): of a whole solution 
 counts (\boxed{}, <answer>, ####).
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
@@ -37,11 +35,9 @@ MAX_MARK = 10  # characters of a mark around an answer that is no solution
 
 @dataclass(frozen=True)
 class Form:
-    """Where the rows of a file have question and answer, and perhaps a worked `solution`.
-
-    A row's question is in the first of `questions` that it has. Where `answer` is the same column
-    it is what the assistant says there. Of `several` answers any is right, or all are asked for.
-    """
+    """Where the rows of a file have question and answer, and perhaps a worked `solution`. A row's
+    question is in the first of `questions` that it has. Where `answer` is the same column it is
+    what the assistant says there. Of `several` answers any is right, or all are asked for."""
 
     questions: tuple[str, ...]
     answer: str
@@ -50,8 +46,7 @@ class Form:
     several: Several = "any"
     falls_from: float | None = None
     """What difficulties are taken from, where larger ones are easier."""
-    note: str = ""
-    """What is read as what, where that is not plain."""
+    note: str = ""  # what is read as what, where that is not plain
 
     def item(self, record: Record) -> Problem:
         """The row as a problem, with its other columns as data."""
@@ -107,10 +102,8 @@ def recognise(
     several: Several = "any",
     hint: str = "",
 ) -> Form:
-    """The form of these rows; UserError when a column that is needed is not there.
-
-    The first of QUESTIONS and of ANSWERS is looked for with all that follow it.
-    """
+    """The form of these rows; UserError when a column that is needed is not there. The first of
+    QUESTIONS and of ANSWERS is looked for with all that follow it."""
     known = QUESTIONS if question == QUESTIONS[0] else (question,)
     found = tuple(name for name in known if rows.filled(records, name))
     found = found or (rows.require_column(origin, records, *known[:3], hint=hint),)
@@ -211,7 +204,6 @@ def _bare(text: str) -> bool:
 
 
 def _set(record: Record, golds: Sequence[str]) -> str:
-    """All answers as one, a set."""
     if any(m[1] for gold in golds for m in COMMA.finditer(gold)):
         raise UserError(f"{record.where}: an answer of several holds a comma: {short(list(golds))}")
     return r"\{" + ", ".join(golds) + r"\}"

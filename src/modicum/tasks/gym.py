@@ -6,8 +6,6 @@ share no problem, an answer is right when the scorer gives it 1, and where a sco
 wrong (`COUNTDOWNS`, `BY_ANSWER`), the project's own grading takes its place.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -4,8 +4,6 @@ Its reply to a request is {"value": ...}, {"fault": ...} when the data set refus
 {"failed": ...} when its code raised. What may come to a scorer is in `gym_guard`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import importlib

@@ -5,8 +5,6 @@ are shown only what is plain arithmetic by its syntax tree. A data set whose sou
 something, and that is named neither there nor in `OWN`, is refused.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

@@ -4,8 +4,6 @@ Copies in a user's own rows are taken once, and no problem of a later split (tra
 in an earlier one, as `normalise` sees it.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import unicodedata
@@ -32,7 +30,7 @@ NOTHING = {"nan", "none", "null", "nil", "n/a", "na", "<na>", "nat", "unknown", 
 """What programs write for a missing answer."""
 SETTING = re.compile(
     r"\\(?:left|right|displaystyle|text|textbf|textit|mathrm|mathbf|quad|qquad|bigg?|Bigg?)"
-    r"(?![a-z])|\\[,;:!\s()\[\]]|[~$]",
+    r"(?![a-z])|\\[,;:!\s()\[\]]|[~$]"
 )
 FRACTION = re.compile(r"\\[dtc]frac(?![a-z])")
 SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)")  # \frac12
@@ -63,10 +61,8 @@ class LeftOut(Exception):
 
 
 Reader = tuple[Callable[[Record], Problem], str]
-"""What a row of a part says, and what the user should know of how it is read.
-
-The `id` of what it says identifies it within its part; without one its number does.
-"""
+"""What a row of a part says, and what the user should know of how it is read. The `id` of what it
+says identifies it within its part; without one its number does."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +74,8 @@ class LoadedRows:
 
 
 def roles_of(parts: Collection[str]) -> dict[str, Role]:
-    """What each of the parts (train, tune, test) is for, by which others there are.
-
-    Without a test part the tune part is tested; without both a hash divides the rest.
-    """
+    """What each of the parts (train, tune, test) is for, by which others there are: without a test
+    part the tune part is tested; without both a hash divides the rest."""
     tune: Role = "tune" if "test" in parts else "test"
     train: Role = (
         "hash" if len(parts) == 1 else "only" if {"tune", "test"} <= set(parts) else "train"
@@ -94,7 +88,7 @@ def accepted(problem: Problem) -> Sequence[str]:
     return problem.data.get(ACCEPTED, (problem.answer,))
 
 
-def load_once(task: DataTask) -> LoadedRows:
+def load_once(task: "DataTask") -> LoadedRows:
     """The problems of `task`, read anew."""
     parts = task._parts()
     readers = [task.reader(part) for part in parts]
@@ -166,10 +160,8 @@ def _checked(place: str, record: Record, said: Problem, seen: dict[str, str]) ->
 def _sorted_out(
     place: str, placed: list[Assigned], faults: list[str], said: list[str]
 ) -> list[Assigned]:
-    """A user's rows, each taken once; what is wrong with them goes to `faults` and `said`.
-
-    Two rows ask the same when only spaces differ; where their answers do not agree none is kept.
-    """
+    """A user's rows, each taken once; what is wrong with them goes to `faults` and `said`. Two ask
+    the same when only spaces differ; where their answers do not agree none is kept."""
     asked: dict[str, list[Assigned]] = defaultdict(list)
     for one in placed:
         asked[" ".join(one.problem.question.split())].append(one)

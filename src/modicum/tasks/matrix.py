@@ -5,8 +5,6 @@ that needs no elimination would be right for it. docs/tasks.md says which spelli
 text is a model's: it is matched in pieces of bounded size and never evaluated.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from dataclasses import dataclass
@@ -94,19 +92,7 @@ def exact(rows: list[list[int]]) -> Matrix:
 
 
 def identity(size: int) -> Matrix:
-    """The identity of `size` rows."""
     return exact([[int(i == j) for j in range(size)] for i in range(size)])
-
-
-def transpose(matrix: Matrix) -> Matrix:
-    """Rows and columns exchanged."""
-    return tuple(zip(*matrix, strict=True))
-
-
-def combine(a: int, left: Matrix, b: int, right: Matrix) -> Matrix:
-    """a left + b right."""
-    pairs = zip(left, right, strict=True)
-    return tuple(tuple(a * x + b * y for x, y in zip(*rows, strict=True)) for rows in pairs)
 
 
 def rref(matrix: Matrix) -> Matrix:
@@ -152,10 +138,7 @@ class MatrixTask(Procedural):
             raise UserError(f"matrix: kind is rref or inverse, not {self.kind!r}")
 
     def grade(self, problem: Problem, text: str) -> Grade:
-        """Right if the marked matrix is exactly the one asked for; see `read`.
-
-        Lenient takes the last matrix of the text when nothing is marked.
-        """
+        """Right if the marked matrix (`read`) is the one asked for; lenient: the last of the text."""
         gold = read(problem.answer)
 
         def verdict(answer: str) -> tuple[bool, str]:
@@ -191,6 +174,8 @@ def shortcuts(matrix: Matrix) -> list[Matrix]:
     one = identity(len(matrix))
     if len(matrix[0]) > len(matrix):
         return [matrix, tuple((*row, Fraction(0)) for row in one)]
-    # The last is the inverse to first order.
-    turned, negative = transpose(matrix), combine(-1, matrix, 0, matrix)
-    return [matrix, one, turned, negative, combine(2, one, -1, matrix)]
+    turned, negative = tuple(zip(*matrix, strict=True)), tuple(tuple(-x for x in r) for r in matrix)
+    both = zip(one, negative, strict=True)
+    # The inverse to first order.
+    near = tuple(tuple(2 * i + x for i, x in zip(*rows, strict=True)) for rows in both)
+    return [matrix, one, turned, negative, near]

@@ -4,8 +4,6 @@ A chat template does what it likes, so a chat is tried in several forms, and the
 holds all of it is the prompt.
 """
 
-from __future__ import annotations
-
 import html
 import itertools
 import re
@@ -63,11 +61,9 @@ class Chat:
         raise UserError(f"the tokenizer's chat template {what}")
 
     def _forms(self) -> Iterator[tuple[list[dict[str, Any]], bool]]:
-        """The chat as messages, in every form, and whether their content is in parts.
-
-        A system turn, or its text before the first question; examples as turns, or all in one;
-        at last without empty lines (`tiny` reads up to the first).
-        """
+        """The chat as messages, in every form, and whether their content is in parts: a system
+        turn, or its text before the first question; examples as turns, or all in one; at last
+        without empty lines (`tiny` reads up to the first)."""
         together = sorted({False, bool(self.turns)})
         apart = sorted({True, not self.system}, reverse=True)
         for gap, joined, own in itertools.product(("\n\n", "\n"), together, apart):
@@ -130,10 +126,8 @@ def arguments(tokenizer: Any, said: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _read(template: str) -> set[str]:
-    """The names that a template reads and that neither the chat nor the library gives.
-
-    What it sets itself is none, unless it asks whether it is there.
-    """
+    """The names that a template reads and that neither the chat nor the library gives, nor itself
+    unless it asks whether they are there."""
     from jinja2 import Environment, meta, nodes
 
     made = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)  # only parses

@@ -4,8 +4,6 @@ A row that cannot be read is a record with a `fault` that names its file and lin
 file beyond one row (its encoding, its brackets, rows that run over lines) stops the reading.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib
 import io
@@ -29,15 +27,12 @@ PARTS = {"train": "train", "tune": "tune|valid|dev|eval", "test": "test"}
 
 @dataclass(frozen=True)
 class Record:
-    """One row: where it stands (`problems.jsonl, line 7`), its number from 1, its values.
-
-    `fault` is what is wrong with a row that could not be read at all.
-    """
+    """One row: where it stands (`problems.jsonl, line 7`), its number from 1, its values."""
 
     where: str
     number: int
     values: Mapping[str, Any]
-    fault: str | None = None
+    fault: str | None = None  # what is wrong with a row that could not be read at all
 
 
 def ending(path: str | Path) -> str:
@@ -242,11 +237,8 @@ def from_hub(
     parts: Sequence[str] | None,
     unread: Sequence[str] = (),
 ) -> dict[str, list[Record]]:
-    """The rows of `parts` (None: of all) of a data set, one of the hub or a folder of `datasets`.
-
-    `task` names the task in messages. The columns `unread` are not loaded into memory. UserError
-    when it cannot be had.
-    """
+    """The rows of `parts` (None: of all) of a data set, one of the hub or a folder of `datasets`,
+    without the columns `unread`; UserError, which begins with `task`, when it cannot be had."""
     library: Any = importlib.import_module("datasets")
     shown = f"{name} ({config})" if config else name
     place, known = Path(name).expanduser(), library.config.HF_HUB_OFFLINE

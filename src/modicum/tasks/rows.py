@@ -5,8 +5,6 @@ A name may lead into what a column holds, JSON texts included: `reward_model.gro
 that cannot be read raises its fault.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -70,10 +68,8 @@ def filled(records: Sequence[Record], name: str) -> bool:
 
 
 def require_column(path: str, records: Sequence[Record], *names: str, hint: str = "") -> str:
-    """The first of `names` that is a column; UserError with the nearest when there is none.
-
-    When no row could be read the first name is taken: the rows' own faults say more.
-    """
+    """The first of `names` that is a column; UserError with the nearest when there is none. When no
+    row could be read the first name is taken: the rows' own faults say more."""
     found = next(
         (n for n in names if any(value_at(r.values, n) is not MISSING for r in records)), None
     )

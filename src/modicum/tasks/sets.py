@@ -4,8 +4,6 @@ docs/tasks.md says which rows are taken, how they are divided, and whose they ar
 2103.03874, 2305.20050, 2506.04178).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +33,6 @@ class Gsm8k(ColumnTask):
     columns: ClassVar[Sequence[tuple[str, ...]]] = (("question",), ("answer",))
 
     def item(self, record: Record) -> Problem:
-        """The gold answer is the number after ####."""
         question, solution = rows.text(record, "question"), rows.text(record, "answer")
         steps = sum(bool(line.strip()) for line in solution.split("####")[0].split("\n"))
         gold = answers.gold_from_gsm8k(solution)

@@ -3,8 +3,6 @@
 To add one: one file with a frozen dataclass, and its row in UPDATES (docs/updates.md).
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from modicum import spec
@@ -55,12 +53,10 @@ def parse(text: str) -> Update:
 select = parse  # for use outside: select("last(5) + parts(norm)").apply(model)
 
 
-def callback(prepared: Prepared, max_grad_norm: float = 0.0) -> UpdateCallback:
-    """For transformers.Trainer and TRL: GRPOTrainer(..., callbacks=[callback(prepared)]).
-
-    With `max_grad_norm` the callback clips, after the schedule has seen the gradients; give
-    the Trainer max_grad_norm=0 then.
-    """
+def callback(prepared: Prepared, max_grad_norm: float = 0.0) -> "UpdateCallback":
+    """For transformers.Trainer and TRL: GRPOTrainer(..., callbacks=[callback(prepared)]). With
+    `max_grad_norm` the callback clips, after the schedule has seen the gradients; give the Trainer
+    max_grad_norm=0 then."""
     from modicum.updates.trainer import UpdateCallback  # transformers is slow to import
 
     return UpdateCallback(Driver(prepared, max_grad_norm))

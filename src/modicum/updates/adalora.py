@@ -9,8 +9,6 @@ PEFT's layers and rank allocator do the work, but nothing drives them by itself 
 (docs/updates.md).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -23,7 +21,7 @@ from modicum.types import UserError
 from modicum.updates.lora import LowRank
 from modicum.updates.members import MAX_STEPS, Rank, Steps
 from modicum.updates.products import ADAPTER, Chain, Link, Trains
-from modicum.updates.schedule import Decision, Schedule
+from modicum.updates.schedule import Decision, Named, Schedule
 
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 
@@ -34,7 +32,9 @@ class Ranks(Schedule):
     edits_gradients = True
     kept_numbers = 3  # importances and their averages
 
-    def __init__(self, update: AdaLora, model: Any, trainable: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self, update: "AdaLora", model: Any, trainable: Mapping[str, nn.Parameter]
+    ) -> None:
         super().__init__()
         self.update, self.tuner = update, model.base_model
         self.matrices = {n: p for n, p in trainable.items() if ".lora_E." not in n}
@@ -45,7 +45,6 @@ class Ranks(Schedule):
 
     @property
     def config(self) -> Any:
-        """PEFT's settings, which its allocator reads."""
         return self.tuner.peft_config["default"]
 
     @property
@@ -185,5 +184,5 @@ class AdaLora(LowRank):
         tuner.peft_config["default"].rank_pattern = None
         return model
 
-    def schedule(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Schedule:
+    def schedule(self, model: nn.Module, trainable: Named) -> Schedule:
         return Ranks(self, model, trainable)

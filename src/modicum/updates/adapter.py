@@ -5,8 +5,6 @@ while training. The reference is the adapter switched off, or its first values: 
 there before and goes on (`go_on`), and where the start rewrites the base (`rewrites_base`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -19,7 +17,7 @@ from modicum.types import UserError
 from modicum.updates.base import Method, Prepared, Selection
 from modicum.updates.layout import MERGE
 from modicum.updates.products import ADAPTER, Chain, Link, Trains
-from modicum.updates.schedule import Schedule
+from modicum.updates.schedule import Named, Schedule
 from modicum.updates.targets import linear_layers, unreached
 
 # What an adapter may have beside A and B, which training on knows nothing of.
@@ -38,8 +36,8 @@ class AdapterPrepared(Prepared):
     def __init__(
         self,
         model: nn.Module,
-        trainable: dict[str, nn.Parameter],
-        adapter: Adapter,
+        trainable: Named,
+        adapter: "Adapter",
         given: bool = False,
         left: str = "",
     ) -> None:
@@ -92,9 +90,7 @@ class AdapterPrepared(Prepared):
     @torch.no_grad()
     def exportable(self) -> nn.Module:
         """The model with an adapter that PEFT loads onto the base; `model` is spent afterwards.
-
-        What the start of a LoRA took from the base is given back: s (B A - B0 A0), rank doubled.
-        """
+        What the start took from the base is given back: s (B A - B0 A0), rank doubled."""
         model: Any = self.model
         start = self.swap.originals if self.rewrites_base else {}
         for name, layer in model.named_modules() if start else ():
@@ -116,12 +112,10 @@ class Adapter(Method):
     """A PEFT adapter. Members say their config; the rest is here, to be overridden."""
 
     kind = "adapters"
-    peft_config: ClassVar[str]
-    """PEFT's class for the adapter's config."""
+    peft_config: ClassVar[str]  # PEFT's class for the adapter's config
     passed: ClassVar[dict[str, str]] = {}
     """PEFT's names of the arguments that its config gets as they are."""
-    fixed: ClassVar[dict[str, Any]] = {}
-    """What else it gets."""
+    fixed: ClassVar[dict[str, Any]] = {}  # what else it gets
     goes_on: ClassVar[bool] = False
     """Whether it is of the LoRA kind and starts as A and B alone: then one may be trained on."""
     links: ClassVar[tuple[str, ...]] = ()
@@ -131,8 +125,7 @@ class Adapter(Method):
     """How far the start's logits may be from the base's, over the largest of them (at least 1)."""
     turned: ClassVar[bool] = True
     """Whether PEFT puts it into GPT-2's Conv1D, a linear layer with its matrix turned."""
-    everywhere: ClassVar[bool] = True
-    """Whether it is meant for all matrices."""
+    everywhere: ClassVar[bool] = True  # whether it is meant for all matrices
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """What the PEFT config says of the adapter, beside where it goes."""
@@ -183,7 +176,7 @@ class Adapter(Method):
         """The model with an adapter of a kind that PEFT loads; `model` is spent afterwards."""
         return model
 
-    def schedule(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Schedule | None:
+    def schedule(self, model: nn.Module, trainable: Named) -> Schedule | None:
         """What is driven or scaled while training; None: nothing."""
         return None
 

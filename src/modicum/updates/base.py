@@ -5,8 +5,6 @@ tensors in `Prepared.active` have `requires_grad`; `Prepared.trainable` holds al
 train in the run.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +17,7 @@ from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
 from modicum.updates.members import Kind, Member, Pair
 from modicum.updates.rules import AdamWRule, Rule
-from modicum.updates.schedule import Schedule
+from modicum.updates.schedule import Named, Schedule
 
 
 class Swap:
@@ -48,22 +46,19 @@ class Swap:
 
 
 class Prepared:
-    """A model with an update applied, by itself one whose own tensors train.
-
-    `model` is what is run, `trainable` the tensors that may train by name, `frozen` all others.
-    `schedule` says which of `trainable` train now, `rule` how the optimizer moves them. The
-    reference is a copy of the first values of what may train, and of nothing else.
-    """
+    """A model with an update applied, by itself one whose own tensors train. `model` is what is
+    run, `trainable` the tensors that may train by name, `frozen` all others; `schedule` says which
+    train now, `rule` how the optimizer moves them. The reference is a copy of the first values of
+    what may train."""
 
     reference_is_bare: bool = False
     """Whether the reference runs the base without what the update adds to its layers."""
-    adapter: Any = None
-    """The adapter that has wrapped layers, if the update is one."""
+    adapter: Any = None  # the adapter that has wrapped layers, if the update is one
 
     def __init__(
         self,
         model: nn.Module,
-        trainable: dict[str, nn.Parameter],
+        trainable: Named,
         schedule: Schedule | None = None,
         rule: Rule | None = None,
     ) -> None:
@@ -72,16 +67,14 @@ class Prepared:
         self.model, self.trainable, self.swap = model, trainable, Swap(trainable)
         self.schedule = schedule or Schedule()
         self.rule: Rule = rule or AdamWRule()
-        self.drawn = ""
-        """What the run's seed has drawn, where a selection leaves that to it."""
-        self.told: list[str] = []
-        """What the optimizer has to say."""
+        self.drawn = ""  # what the run's seed has drawn, where a selection leaves that to it
+        self.told: list[str] = []  # what the optimizer has to say
         chosen = {id(p) for p in trainable.values()}
         self.frozen = {n: p for n, p in model.named_parameters() if id(p) not in chosen}
         for parameter in self.frozen.values():
             parameter.requires_grad_(False)
             parameter.grad = None
-        self.active: dict[str, nn.Parameter] = {}
+        self.active: Named = {}
         first = self.schedule.start
         self.activate(trainable if first is None else first)
 
@@ -154,12 +147,10 @@ class Prepared:
 class Update(Protocol):
     """Something that trains a part of a model."""
 
-    kind: Kind
-    """What an arm of a study that trains by it is called among many."""
+    kind: Kind  # what an arm of a study that trains by it is called among many
 
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         """Freeze what does not train and return what does; UserError if nothing fits."""
-        ...
 
 
 class Selection(Member):
@@ -173,16 +164,16 @@ class Selection(Member):
         where = self.settled(model, seed)
         return where.noted(self, Prepared(model, where.select(model)))
 
-    def settled(self, model: nn.Module, seed: int) -> Selection:
+    def settled(self, model: nn.Module, seed: int) -> "Selection":
         """The selection with what it leaves to the seed drawn."""
         return self
 
-    def noted(self, asked: Selection, prepared: Prepared) -> Prepared:
+    def noted(self, asked: "Selection", prepared: Prepared) -> Prepared:
         """Say in `prepared` what was drawn where that is not just what was asked for."""
         prepared.drawn = "" if self == asked else str(self)
         return prepared
 
-    def select(self, model: nn.Module) -> dict[str, nn.Parameter]:
+    def select(self, model: nn.Module) -> Named:
         """The selected parameters by name; UserError when there are none."""
         places = layout(model)
         chosen = self.names(places)
@@ -194,10 +185,10 @@ class Selection(Member):
             )
         return {name: p for name, p in model.named_parameters() if name in chosen}
 
-    def __add__(self, other: object) -> Union:
+    def __add__(self, other: object) -> "Union":
         return Union(self, other) if isinstance(other, Selection) else NotImplemented
 
-    def __and__(self, other: object) -> Intersection:
+    def __and__(self, other: object) -> "Intersection":
         return Intersection(self, other) if isinstance(other, Selection) else NotImplemented
 
 
@@ -207,7 +198,7 @@ class Union(Pair, Selection):
     sign = "+"
     joined: ClassVar[Callable[[set[str], set[str]], set[str]]] = set.union
 
-    def settled(self, model: nn.Module, seed: int) -> Selection:
+    def settled(self, model: nn.Module, seed: int) -> "Selection":
         return type(self)(self.left.settled(model, seed), self.right.settled(model, seed))
 
     def names(self, layout: Layout) -> set[str]:
@@ -221,7 +212,7 @@ class Intersection(Union):
     joined = set.intersection
 
 
-def selected(model: nn.Module, where: Selection | None) -> dict[str, nn.Parameter]:
+def selected(model: nn.Module, where: Selection | None) -> Named:
     """What `where` selects by name, everything if it is None; UserError for an adapter."""
     layout(model)
     return dict(model.named_parameters()) if where is None else where.select(model)
@@ -234,7 +225,7 @@ class Method(Member):
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:
         """Train what `where` selects of `model`, all of it if that is None."""
 
-    def __matmul__(self, where: object) -> Placed:
+    def __matmul__(self, where: object) -> "Placed":
         return Placed(self, where) if isinstance(where, Selection) else NotImplemented
 
 
@@ -242,7 +233,7 @@ class Scheduled(Method):
     """A method that trains the model's own tensors under a schedule; members name its class."""
 
     kind = "schedules, masks"
-    begins: ClassVar[Callable[[Any, nn.Module, dict[str, nn.Parameter], int], Schedule]]
+    begins: ClassVar[Callable[[Any, nn.Module, Named, int], Schedule]]
     """The schedule by the method, the model, what is selected of it, and the seed."""
 
     def apply(self, model: nn.Module, seed: int = 0, where: Selection | None = None) -> Prepared:

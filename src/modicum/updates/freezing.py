@@ -20,9 +20,8 @@ from modicum.types import UserError
 from modicum.updates.base import Scheduled
 from modicum.updates.layout import divided, layout
 from modicum.updates.members import Steps
-from modicum.updates.schedule import Decision, Policy, Schedule
+from modicum.updates.schedule import Decision, Named, Policy, Schedule
 
-Named = dict[str, nn.Parameter]
 HUGE = 1e10  # distances at the start are uniform below this
 EPSILON = 1e-8
 SHOWN = 5  # distances in the evidence

@@ -22,7 +22,7 @@ from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection
 from modicum.updates.members import Count, Rank
 from modicum.updates.products import ADAPTER, Chain, Link, Trains
-from modicum.updates.schedule import Schedule
+from modicum.updates.schedule import Named, Schedule
 from modicum.updates.targets import experts
 
 START = 1e-5  # standard deviation of R of LoRA-XS
@@ -86,7 +86,7 @@ class LoraPlus(LowRank):
     examples = ("loraplus(rank=2, ratio=4.0)",)
     ratio: Annotated[float, Limits(0, 1024, above=True)] = 16.0
 
-    def schedule(self, model: nn.Module, trainable: dict[str, nn.Parameter]) -> Schedule:
+    def schedule(self, model: nn.Module, trainable: Named) -> Schedule:
         return Schedule(rates={n: self.ratio for n in trainable if ".lora_B." in n})
 
 
@@ -117,10 +117,8 @@ class Dora(LowRank):
 
 @torch.no_grad()
 def triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `rank` greatest singular triplets of a matrix in fp64: U [out, r], S [r], V [in, r].
-
-    The largest entry of each column of V is positive.
-    """
+    """The `rank` greatest singular triplets of a matrix in fp64: U [out, r], S [r], V [in, r]. The
+    largest entry of each column of V is positive."""
     wide = weight.double()
     tall = wide.shape[0] >= wide.shape[1]
     gram = wide.mT @ wide if tall else wide @ wide.mT

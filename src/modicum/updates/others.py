@@ -210,10 +210,8 @@ class Shira(Adapter):
         return config
 
     def finish(self, model: Any) -> None:
-        """Make the indices buffers too, which the change proof watches.
-
-        Sparse tensors need data: without it, for the planner, layers add a table without memory.
-        """
+        """Make the indices buffers too, which the change proof watches. Sparse tensors need data:
+        without it, for the planner, layers add a table without memory."""
         # As they are; said out loud, as torch warns of the silent default.
         torch.sparse.check_sparse_tensor_invariants.disable()
         for layer in model.modules():

@@ -21,10 +21,8 @@ GRADIENT_BYTES = 4  # of a trained number
 @dataclass(frozen=True)
 class Preview:
     """What an update trains; sizes in numbers or bytes, shares of the model or of full training.
-
-    Under a schedule `parameters`, the bytes and `backward_share` are what is expected on
-    average of what trains at a time; `tensors`, `ever` and `names` are of all that may.
-    """
+    Under a schedule `parameters`, the bytes and `backward_share` are what is expected on average of
+    what trains at a time; `tensors`, `ever` and `names` are of all that may."""
 
     update: str
     model: str
@@ -42,7 +40,6 @@ class Preview:
     names: list[str]
 
     def text(self) -> str:
-        """The preview for a reader."""
         return environment().get_template("preview.txt").render(vars(self)).rstrip()
 
 

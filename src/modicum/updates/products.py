@@ -38,10 +38,8 @@ class Link:
 
 @dataclass(frozen=True)
 class Chain:
-    """What an adapter does, in order.
-
-    `inside`: to the base layer's input; `whole`: by the gradient of the whole weight.
-    """
+    """What an adapter does, in order; `inside`: to the base layer's input; `whole`: by the gradient
+    of the whole weight."""
 
     links: tuple[Link, ...] = ()
     inside: bool = False

@@ -56,9 +56,7 @@ class Proof:
 
     def expect(self, moves: Mapping[str, float | None]) -> None:
         """Hear by how many spacings each tensor went in a step that was taken; None: passed over.
-
-        A tensor that went a few may come back to its start. It must have left it once, right then.
-        """
+        One that went a few may come back to its start. It must have left it once, right then."""
         self.last |= moves
         for name, move in moves.items():
             if move is not None and move < FAR:

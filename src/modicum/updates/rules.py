@@ -37,10 +37,8 @@ class Rule(ABC):
     def spacings(
         self, name: str, tensor: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]
     ) -> float:
-        """How many spacings of its fp32 numbers the coming step moves a tensor at most.
-
-        An optimizer takes the step on a copy, in pieces, of which one that goes FAR is enough.
-        """
+        """How many spacings of its fp32 numbers the coming step moves a tensor at most: it is taken
+        on a copy, in pieces, of which one that goes FAR is enough."""
         gradient, best = tensor.grad, 0.0
         if gradient is None:
             return best

@@ -16,14 +16,13 @@ import numpy as np
 from torch import Tensor, nn
 
 Policy = Literal["keep", "reset", "cpu"]
+Named = dict[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
 class Decision:
     """What trains from now on, and why; `entries`: flat indices, where only some of a tensor do.
-
-    `restart` deletes all optimizer state, of what goes on training too; `fresh` that of its tensors.
-    """
+    `restart` deletes all optimizer state, of what goes on training too; `fresh` that of its own."""
 
     active: frozenset[str]
     evidence: Mapping[str, Any] = field(default_factory=dict)

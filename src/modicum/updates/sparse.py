@@ -23,9 +23,8 @@ from modicum.models.identity import weights_hash
 from modicum.types import UserError
 from modicum.updates.base import Scheduled
 from modicum.updates.members import Steps
-from modicum.updates.schedule import Decision, Schedule
+from modicum.updates.schedule import Decision, Named, Schedule
 
-Named = dict[str, nn.Parameter]
 VALUE = "value/"  # of a tensor in a checkpoint
 By = Literal["random", "smallest", "largest", "fisher", "taylor", "run"]
 
@@ -45,10 +44,8 @@ def best(scores: Tensor, number: int) -> Tensor:
 
 
 class Warmup(Schedule):
-    """Measures for some steps, in which nothing moves, then says which entries train.
-
-    `fisher` sums the squares of every group's gradient, `taylor` the gradients of steps.
-    """
+    """Measures for some steps, in which nothing moves, then says which entries train: by the
+    squares of every group's gradient (`fisher`) or by the gradients of steps (`taylor`), summed."""
 
     remembered = ("seen", "groups", "decided")
     remembered_tensors = ("totals",)
@@ -124,11 +121,9 @@ class Warmup(Schedule):
 
 
 def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str], Tensor]:
-    """A function from a name to the value that the tensor has in a run's newest checkpoint.
-
-    The fp32 master where there was one. UserError for a run that is not finished, of an adapter or
-    of entries, of another model than `model`, or of not all of `wanted`.
-    """
+    """A function from a name to the value that the tensor has in a run's newest checkpoint, the
+    fp32 master where there was one. UserError for a run that is not finished, of an adapter or of
+    entries, of another model than `model`, or of not all of `wanted`."""
     runs.open_run(folder)
     saved = runs.checkpoints(folder)
     if not saved or not (folder / "result.json").is_file():

@@ -21,10 +21,9 @@ from modicum.updates.base import Scheduled
 from modicum.updates.dense import split
 from modicum.updates.layout import divided
 from modicum.updates.members import Layers, LayersOrNone, Steps, StepsOrNone
-from modicum.updates.schedule import Decision, Policy, Turns
+from modicum.updates.schedule import Decision, Named, Policy, Turns
 
 Order = Literal["random", "ascending", "descending"]
-Named = dict[str, nn.Parameter]
 MOST_SETS = 64  # for the preview's average; beyond, so many are drawn
 
 

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from modicum.limits import Share, within
 from modicum.updates.base import Scheduled
 from modicum.updates.members import Steps
-from modicum.updates.schedule import Decision, Schedule
+from modicum.updates.schedule import Decision, Named, Schedule
 
-Named = dict[str, nn.Parameter]
 FLOOR = 1e-3  # root mean square below which a tensor counts as if it had this
 TINY = 1e-30  # far below the variance of any gradient that moves a number
 SHOWN = 5  # tensors named in the evidence
@@ -102,7 +101,6 @@ class RgnSchedule(Weighing):
         return means
 
     def weigh(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The largest is 1."""
         top = max(values.values())
         return {name: value / top for name, value in values.items()}
 
