@@ -125,16 +125,12 @@ def run_part(
     began, cut = time.monotonic(), threading.Event()
     command = [sys.executable, str(HERE / "gpu.py"), "--run", part.function]
     command += ["--device", asked.device, *(["--small"] if asked.small else [])]
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            env=environment(),
-            start_new_session=True,
-        )
+    given: dict[str, Any] = {"text": True, "env": environment(), "start_new_session": True}
+    given |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stderr=said, **given) as process,
+    ):
 
         def end() -> None:
             cut.set()
@@ -143,8 +139,7 @@ def run_part(
         timer = threading.Timer(limit, end)
         timer.start()
         try:
-            assert process.stdout is not None
-            for line in process.stdout:
+            for line in process.stdout or ():
                 hear(result, line)
                 tell(result)
             process.wait()

@@ -13,15 +13,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from gpu import Asked, Put
 from gpu_base import apart, attempt, device_of, dtype_of, peak, seconds, wait
 from gpu_smoke import varlen
+from torch import Tensor
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -71,7 +70,7 @@ def masked(case: Case) -> Forward:
 def ragged(case: Case) -> Forward:
     """torch's `varlen_attn`: no mask; a row's keys are its prompt's and its own."""
     device, starts = case.device, [0, *accumulate(case.lengths)]
-    at = [torch.arange(a, b, device=device) for a, b in zip(starts, starts[1:], strict=False)]
+    at = [torch.arange(a, b, device=device) for a, b in pairwise(starts)]
     prompts, rows = at[: case.prompts], at[case.prompts :]
     keys = [*prompts, *(torch.cat([prompts[n // case.group], x]) for n, x in enumerate(rows))]
     key_M = torch.cat(keys)
@@ -137,7 +136,7 @@ def attention(asked: Asked, put: Put) -> None:
     for name, way in WAYS.items():  # FlexAttention compiles for every length, and so is last
         for prompts in (1, 2) if asked.small else (1, 8):
             case = Case(prompts, *sizes, device)
-            found = attempt(lambda w=way, c=case: measured(w(c), c.tensors(dtype), device))  # type: ignore[misc]
+            found = attempt(measured, way, case, dtype)
             if "error" not in found and prompts == 1:
                 made = gradients(way(few), few.tensors(dtype))
                 pairs = zip("oqkv", made, right, strict=True)
@@ -148,8 +147,9 @@ def attention(asked: Asked, put: Put) -> None:
     put("line", "ms forward and backward: " + ", ".join(told))
 
 
-def measured(forward: Forward, tensors: list[Tensor], device: torch.device) -> dict[str, Any]:
+def measured(way: Callable[[Case], Forward], case: Case, dtype: torch.dtype) -> dict[str, Any]:
     """Seconds of the first call, of forward alone, of both ways; the most memory of both."""
+    device, forward, tensors = case.device, way(case), case.tensors(dtype)
     began = time.perf_counter()
     gradients(forward, tensors)
     wait(device)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from gpu import Asked, Cannot
 
 MIB = 2**20
@@ -83,10 +82,10 @@ def peak(call: Callable[[], Any], device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def attempt(call: Callable[[], Any]) -> Any:
+def attempt(call: Callable[..., Any], *given: Any) -> Any:
     """What a call gives, or {"error": the first line of what stopped it}."""
     try:
-        return call()
+        return call(*given)
     except FAULTS as error:
         return {"error": f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"[:300]}
 

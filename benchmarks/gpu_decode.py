@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-
 from gpu import Asked, Put
 from gpu_base import attempt, device_of, dtype_of, peak, random_model, seconds, shape, wait
 
@@ -55,7 +54,7 @@ def decode(asked: Asked, put: Put) -> None:
         for rows in counts:
             found: dict[str, dict[str, Any]] = {}
             for name, decoder in DECODERS.items():
-                made = attempt(lambda d=decoder, n=rows: measured(engine, d, n, group, tokens))  # type: ignore[misc]
+                made = attempt(measured, engine, decoder, rows, group, tokens)
                 if "error" not in made:
                     # What the weights alone, read once a token, would take.
                     made["share_of_bandwidth"] = (

@@ -5,15 +5,15 @@ Shapes: N tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from gpu import Asked, Put
 from gpu_base import MIB, apart, attempt, device_of, dtype_of, peak, seconds
+from torch import Tensor
 
 CHUNKS = (64, 256, 512, 1024)  # MiB of logits in fp32
 
@@ -42,6 +42,18 @@ def plainly(hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"plain": plainly, "fp32 out": Wide.apply}
 
 
+@contextmanager
+def chunked(size: float) -> Iterator[None]:
+    """The head runs in chunks of so many MiB."""
+    from modicum.engine import logprobs
+
+    before, logprobs.CHUNK_BYTES = logprobs.CHUNK_BYTES, int(size * MIB)
+    try:
+        yield
+    finally:
+        logprobs.CHUNK_BYTES = before
+
+
 def head(asked: Asked, put: Put) -> None:
     """Every chunk size with every product; what reading a number back in every chunk costs."""
     from modicum.config import Sampling
@@ -58,14 +70,13 @@ def head(asked: Asked, put: Put) -> None:
     few = min(256, count)
     right_N = (hidden_NH[:few].double() @ weight_VH.double().T).log_softmax(-1)
     right_N = right_N.gather(-1, token_N[:few, None]).squeeze(-1).detach()
-    told, usual = [], logprobs.CHUNK_BYTES
+    told = []
     for name, product in PRODUCTS.items():
         scorer: Any = SimpleNamespace(
             vocabulary=vocabulary, logits=lambda h, p=product: p(h, weight_VH)
         )
         for reads in (True, False) if name == "plain" else (False,):
             for size in chunks:
-                logprobs.CHUNK_BYTES = int(size * MIB)
 
                 def loss(policy_N: Tensor, part: slice, read: bool = reads) -> Tensor:
                     value = policy_N.sum() / count
@@ -77,12 +88,12 @@ def head(asked: Asked, put: Put) -> None:
                 def work(of: Any = scorer, made: Any = loss) -> Tensor:
                     return logprobs.backward(of, hidden_NH, token_N, Sampling(), made)[0]
 
-                found = attempt(lambda w=work: measured(w, right_N, device))  # type: ignore[misc]
+                with chunked(size):
+                    found = attempt(measured, work, right_N, device)
                 key = f"{name}, {size:.3g} MiB{', read back' if reads else ''}"
                 put(key, found)
                 if "error" not in found:
                     told.append(f"{key} {found['seconds'] * 1e3:.0f}")
-    logprobs.CHUNK_BYTES = usual
     put("tokens", count)
     put("line", f"ms for {count} tokens: " + "; ".join(told))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from gpu import Asked, Put
 from gpu_base import attempt, device_of, model_folder, wait
 
@@ -40,7 +39,7 @@ def plan(asked: Asked, put: Put) -> None:
     with model_folder(asked, device, NAME) as folder:
         for row in ROWS[1:2] if asked.small else ROWS:
             config = config_of(row, asked, folder)
-            found = attempt(lambda c=config: beside(c, known, device))  # type: ignore[misc]
+            found = attempt(beside, config, known, device)
             put(row["update"], found)
             if "error" not in found:
                 off = found["planned"]["bytes"] / found["measured"]["bytes"] - 1
@@ -93,8 +92,8 @@ def beside(config: Any, known: Any, device: torch.device) -> dict[str, Any]:
 
 def two_steps(config: Any, device: torch.device) -> dict[str, Any]:
     """Seconds of the second of two steps, peaks of both, and seconds of a token of one row."""
-    from gpu_decode import today
     from gpu_decode import measured as rate
+    from gpu_decode import today
 
     from modicum import machine, runs
     from modicum.training import loop, session

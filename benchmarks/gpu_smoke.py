@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from gpu import ROOT, Asked, Put
 from gpu_base import apart, attempt, device_of, dtype_of, need_gpu
+from torch import Tensor
 
 TESTED = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED) (\S*::\S+)", re.M)
 
@@ -86,7 +85,7 @@ def _operations(device: torch.device) -> dict[str, Any]:
 
     calls: dict[str, Callable[[], Any]] = {
         "cumsum": lambda: x.detach().cumsum(-1),
-        "searchsorted": lambda: torch.searchsorted(x.detach().cumsum(-1), x.detach()[:, :1]),
+        "searchsorted": lambda: torch.searchsorted(x.detach().cumsum(-1), x.detach()),
         "index_select, backward": lambda: x.index_select(0, at).sum().backward(),
         "index, backward": lambda: x[at].sum().backward(),
         "index_copy": lambda: x.detach().clone().index_copy_(0, at[:7], x.detach()[:7]),
@@ -133,16 +132,20 @@ def smoke(asked: Asked, put: Put) -> None:
     about: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
     if device.type == "cuda":
         of = torch.cuda.get_device_properties(device)
-        about |= {"gpu": of.name, "gpu_bytes": of.total_memory, "processors": of.multi_processor_count}
+        about |= {
+            "gpu": of.name,
+            "gpu_bytes": of.total_memory,
+            "processors": of.multi_processor_count,
+        }
         about |= {"capability": f"{of.major}.{of.minor}", "cudnn": torch.backends.cudnn.version()}
     put("torch", about)
     put("environment", environment())
     found: dict[str, Any] = {
-        "varlen": attempt(lambda: _varlen(device, dtype, 1, 5)),
-        "varlen, two queries a key": attempt(lambda: _varlen(device, dtype, 2, 5)),
-        "varlen, more keys than queries": attempt(lambda: _varlen(device, dtype, 2, 9)),
-        "mm(out_dtype=)": attempt(lambda: _mm(device, dtype)),
-        "graph": attempt(lambda: _graph(device)) if device.type == "cuda" else {"error": "needs a GPU"},
+        "varlen": attempt(_varlen, device, dtype, 1, 5),
+        "varlen, two queries a key": attempt(_varlen, device, dtype, 2, 5),
+        "varlen, more keys than queries": attempt(_varlen, device, dtype, 2, 9),
+        "mm(out_dtype=)": attempt(_mm, device, dtype),
+        "graph": attempt(_graph, device) if device.type == "cuda" else {"error": "needs a GPU"},
     }
     for name, value in found.items():
         put(name, value)

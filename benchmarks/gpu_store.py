@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from gpu import Asked, Put
 from gpu_base import attempt, device_of, dtype_of, random_model, seconds, shape, wait
+from torch import Tensor
 
 ROW = 4096  # numbers that become one sum
 UNSIGNED = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -80,7 +79,7 @@ def store(asked: Asked, put: Put) -> None:
             put(name, taken)
 
     for name, way in FINGERPRINTS.items():
-        rate(name, lambda w=way: w(tensors), finds=attempt(lambda w=way: finds(w, device)))  # type: ignore[misc]
+        rate(name, lambda w=way: w(tensors), finds=attempt(finds, way, device))
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "model.safetensors"
         rate("save", lambda: save_file(tensors, path))

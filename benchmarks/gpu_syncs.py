@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-
 from gpu import ROOT, Asked, Put
 from gpu_base import need_gpu
 
@@ -89,7 +88,9 @@ def measured(update: str, device: str, listen: Callable[[], Any]) -> dict[str, C
     policy, sampling = made.policy, config.sampling
     engine: Any = policy.scorer
     groups = step.sample_groups(made, 0)
-    batch = step.make_batch(made.objective, groups, step.score(made.task, made.reward, groups, [])[1])
+    batch = step.make_batch(
+        made.objective, groups, step.score(made.task, made.reward, groups, [])[1]
+    )
     rows = batch.rows[: config.batch.micro_batch]
     counts = Counts(batch.num_rows, batch.num_tokens, TOKENS)
     sums, found = dict[str, float](), dict[str, Counter[str]]()

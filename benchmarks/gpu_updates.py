@@ -150,5 +150,3 @@ def told(plain: dict[str, Any], strict: dict[str, Any]) -> str:
         f" deterministic mode {count(strict, 'again')} of {len(strict)}; resumed as uncut:"
         f" {count(plain, 'resumed')}" + (f"; stopped: {', '.join(bad)}" if bad else "")
     )
-
-
