@@ -61,7 +61,7 @@ class Part:
 
 
 PARTS = (
-    Part("smoke", "gpu_smoke:smoke", 40),
+    Part("smoke", "gpu_smoke:smoke", 60),
     Part("tests", "gpu_smoke:tests", 70),
     Part("updates", "gpu_updates:updates", 110),
     Part("syncs", "gpu_syncs:syncs", 40),

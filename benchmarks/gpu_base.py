@@ -15,7 +15,10 @@ import torch
 from gpu import Asked, Cannot
 
 MIB = 2**20
-FAULTS = (RuntimeError, TypeError, ValueError, NotImplementedError, ImportError, AttributeError)
+FAULTS = (
+    *(RuntimeError, TypeError, ValueError, ImportError, AttributeError),
+    *(LookupError, AssertionError, OSError),
+)
 """What is recorded of a variant that does not work, beside those that do."""
 SMALL = {
     "model_type": "qwen2",

@@ -16,7 +16,7 @@ from gpu import ROOT, Asked, Put
 from gpu_base import apart, attempt, device_of, dtype_of, need_gpu
 from torch import Tensor
 
-TESTED = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED) (\S*::\S+)", re.M)
+TESTED = re.compile(r"^\S*::(.+) (PASSED|FAILED|ERROR|SKIPPED)\b", re.M)
 
 
 def varlen(
@@ -163,8 +163,8 @@ def smoke(asked: Asked, put: Put) -> None:
 def tests(asked: Asked, put: Put) -> None:
     """tests/test_gpu.py; another library's warning is no failure here, as its version may be another."""
     need_gpu(asked, "tests/test_gpu.py is skipped without one")
-    options = ["-o", "addopts=", "-o", "filterwarnings=default", "-p", "no:cacheprovider", "-rA"]
-    command = [sys.executable, "-m", "pytest", "-q", *options, "tests/test_gpu.py"]
+    options = ["-o", "addopts=", "-o", "filterwarnings=default", "-p", "no:cacheprovider", "-v"]
+    command = [sys.executable, "-m", "pytest", *options, "tests/test_gpu.py"]
     with subprocess.Popen(
         command,
         cwd=ROOT,
@@ -173,8 +173,11 @@ def tests(asked: Asked, put: Put) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        said = process.stdout.read() if process.stdout else ""
-    put("tests", outcomes(said))
+        said = ""
+        for line in process.stdout or ():
+            said += line
+            if TESTED.match(line):
+                put("tests", outcomes(said))
     put("said", said[-4000:])
     put("line", said.strip().splitlines()[-1].strip("= "))
     if process.returncode:
@@ -182,5 +185,5 @@ def tests(asked: Asked, put: Put) -> None:
 
 
 def outcomes(said: str) -> dict[str, str]:
-    """What became of each test, from what pytest says with -rA."""
-    return {name.partition("::")[2]: state.lower() for state, name in TESTED.findall(said)}
+    """What became of each test, from what pytest says with -v."""
+    return {name: state.lower() for name, state in TESTED.findall(said)}

@@ -8,14 +8,16 @@ One process at a time, as a GPU has no slow spells that both should meet, and me
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from gpu import Asked, Cannot, Put
 from gpu_base import device_of, model_folder
+from run import Worker, median
 
 UPDATES: dict[str, dict[str, int]] = {
     "full": {},
@@ -27,8 +29,8 @@ STEPS = 2  # after one to warm up
 
 
 @contextmanager
-def jobs(asked: Asked) -> Iterator[tuple[dict[str, dict[str, Any]], Path]]:
-    """A job for every update, as run.py gives them to its workers; a folder for logs."""
+def jobs(asked: Asked) -> Iterator[dict[str, dict[str, Any]]]:
+    """A job for every update, as run.py gives them to its workers."""
     with model_folder(asked, device_of(asked)) as folder:
         common = {
             "model": str(folder / "model"),
@@ -41,20 +43,23 @@ def jobs(asked: Asked) -> Iterator[tuple[dict[str, dict[str, Any]], Path]]:
             "group_size": 2 if asked.small else 8,
             "max_tokens": 4 if asked.small else 128,
             "micro_batch": 2 if asked.small else 32,
+            "rollout_batch": 4 if asked.small else 64,
             "train_layers": 0,
             "lora_rank": 0,
-            "compute": {"device": asked.device, "agreement_every": 0},
+            "compute": {"device": asked.device, "agreement_every": 0, "checkpointing": False},
             "out": str(folder / "run"),
         }
-        chosen = dict(list(UPDATES.items())[-1:]) if asked.small else UPDATES
-        yield {name: common | {"update": name} | more for name, more in chosen.items()}, folder
+        yield {name: common | {"update": name} | more for name, more in chosen(asked).items()}
 
 
-def measured(kind: str, job: dict[str, Any], log: Path) -> dict[str, Any]:
+def chosen(asked: Asked) -> dict[str, dict[str, int]]:
+    """The updates that are asked for."""
+    return dict(list(UPDATES.items())[-1:]) if asked.small else UPDATES
+
+
+def measured(worker: Worker, job: dict[str, Any]) -> dict[str, Any]:
     """A worker's steps: the median of seconds after the first, and the peak of all."""
-    from run import Worker, median
-
-    worker = Worker(kind, sys.executable, job, log)
+    worker.begin(job)
     steps = [worker.ask({"go": True}) for _ in range(job["steps"])]
     worker.close()
     taken, sampling = median(steps, "seconds"), median(steps, "sampling")
@@ -70,13 +75,18 @@ def measured(kind: str, job: dict[str, Any], log: Path) -> dict[str, Any]:
 
 def every(asked: Asked, put: Put, kind: str) -> None:
     """All updates by one worker; one that ends does not end the others."""
-    told = []
-    with jobs(asked) as (made, folder):
-        for name, job in made.items():
+    told, job = [], dict[str, Any]()
+    device_of(asked)
+    with ExitStack() as stack:
+        logs = stack.enter_context(tempfile.TemporaryDirectory())
+        # All import at the same time what they need; then one after the other has the card.
+        waiting = [Worker(kind, sys.executable, Path(logs) / name) for name in chosen(asked)]
+        made = stack.enter_context(jobs(asked))
+        for worker, (name, job) in zip(waiting, made.items(), strict=True):
             if kind == "trl":
                 job["prompts"] = texts(job)
             try:
-                found = measured(kind, job, folder / f"{kind}.log")
+                found = measured(worker, job)
             except SystemExit as error:  # with the worker's last words
                 found = {"error": str(error)[-1000:]}
             if kind == "modicum" and "error" not in found:

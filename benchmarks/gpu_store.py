@@ -70,8 +70,8 @@ def store(asked: Asked, put: Put) -> None:
     size, told = sum(p.nbytes for p in tensors.values()), []
     put("bytes", size)
 
-    def rate(name: str, call: Callable[[], Any], **more: Any) -> None:
-        taken = attempt(lambda: seconds(call, device, repeat=1, warm=1))
+    def rate(name: str, call: Callable[[], Any], warm: int = 1, **more: Any) -> None:
+        taken = attempt(seconds, call, device, 1, warm)
         if isinstance(taken, float):
             put(name, {"seconds": taken, "bytes_per_second": size / taken, **more})
             told.append(f"{name} {size / taken / 1e9:.2f}")
@@ -82,7 +82,7 @@ def store(asked: Asked, put: Put) -> None:
         rate(name, lambda w=way: w(tensors), finds=attempt(finds, way, device))
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "model.safetensors"
-        rate("save", lambda: save_file(tensors, path))
+        rate("save", lambda: save_file(tensors, path), warm=0)
         rate("load", lambda: load_file(path, device=str(device)))
         wait(device)
     put("line", "GB/s: " + ", ".join(told))

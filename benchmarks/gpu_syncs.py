@@ -19,7 +19,7 @@ from gpu_base import need_gpu
 
 TOKENS, GROUP, PROMPTS = 16, 8, 2
 OURS = str(ROOT / "src" / "modicum")
-SAYS = "synchronizing"  # what torch warns of
+SAYS = "called a synchronizing"  # what torch warns of, and not that it cannot see all
 
 
 @contextmanager

@@ -270,8 +270,8 @@ def test_waits_are_found_by_the_line_that_makes_them() -> None:
 
 
 def test_what_pytest_says_is_read() -> None:
-    said = "== summary ==\nPASSED tests/test_gpu.py::test_a[fp32]\nFAILED tests/test_gpu.py::test_b - x"
-    assert gpu_smoke.outcomes(said) == {"test_a[fp32]": "passed", "test_b": "failed"}
+    said = "x ==\ntests/test_gpu.py::test_a[fp32, 1] PASSED   [ 5%]\ntests/test_gpu.py::test_b FAILED\n"
+    assert gpu_smoke.outcomes(said) == {"test_a[fp32, 1]": "passed", "test_b": "failed"}
 
 
 # The wheels ------------------------------------------------------------------------------
