@@ -67,7 +67,7 @@ def masked(case: Case) -> Forward:
     return lambda q, k, v: plan.attend(0, q, k, v, rule)
 
 
-def ragged(case: Case) -> Forward:
+def ragged(case: Case, grouped: bool = False) -> Forward:
     """torch's `varlen_attn`: no mask; a row's keys are its prompt's and its own."""
     device, starts = case.device, [0, *accumulate(case.lengths)]
     at = [torch.arange(a, b, device=device) for a, b in pairwise(starts)]
@@ -79,7 +79,12 @@ def ragged(case: Case) -> Forward:
         for of in (at, keys)
     )
     longest = max(map(len, at)), max(map(len, keys))
-    return lambda q, k, v: varlen(q, k[key_M], v[key_M], ends_q, ends_k, longest)
+    return lambda q, k, v: varlen(q, k[key_M], v[key_M], ends_q, ends_k, longest, grouped)
+
+
+def grouped(case: Case) -> Forward:
+    """The same with keys and values that are not repeated, if this torch takes them so."""
+    return ragged(case, grouped=True)
 
 
 def flexible(case: Case) -> Forward:
@@ -114,6 +119,7 @@ def flexible(case: Case) -> Forward:
 WAYS: dict[str, Callable[[Case], Forward]] = {
     "mask": masked,
     "varlen": ragged,
+    "varlen, grouped": grouped,
     "flex": flexible,
 }
 """The first is the one in use, and in fp32 what all are compared with."""

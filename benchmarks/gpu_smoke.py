@@ -20,42 +20,56 @@ TESTED = re.compile(r"^\S*::(.+) (PASSED|FAILED|ERROR|SKIPPED)\b", re.M)
 
 
 def varlen(
-    q_NHD: Tensor, k_MKD: Tensor, v_MKD: Tensor, ends_q: Tensor, ends_k: Tensor, longest: Any
+    q_NHD: Tensor,
+    k_MKD: Tensor,
+    v_MKD: Tensor,
+    ends_q: Tensor,
+    ends_k: Tensor,
+    longest: tuple[int, int],
+    grouped: bool = False,
 ) -> Tensor:
-    """`varlen_attn`, causal from the end, heads of keys repeated where it takes no groups.
+    """torch's `varlen_attn`, causal from the end; `ends_*` begin with 0.
 
-    Its arguments were others from release to release. `ends_*` begin with 0.
+    Without `grouped` keys and values are repeated for the queries that share them. Its arguments
+    were others from release to release: 2.11 has no `enable_gqa`, and may do so unasked.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     takes = inspect.signature(varlen_attn).parameters
     given: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in takes else {}
     given |= {} if given else {"is_causal": True}
-    repeat = q_NHD.shape[1] // k_MKD.shape[1]
-    if "enable_gqa" in takes:
-        given["enable_gqa"] = True
-    elif repeat > 1:
+    if grouped:
+        given |= {"enable_gqa": True} if "enable_gqa" in takes else {}
+    else:
+        repeat = q_NHD.shape[1] // k_MKD.shape[1]
         k_MKD, v_MKD = (x.repeat_interleave(repeat, 1) for x in (k_MKD, v_MKD))
     found = varlen_attn(q_NHD, k_MKD, v_MKD, ends_q, ends_k, *longest, **given)
     assert isinstance(found, Tensor)
     return found
 
 
-def _varlen(device: torch.device, dtype: torch.dtype, groups: int, keys: int) -> dict[str, Any]:
+def _takes() -> list[str]:
+    """The arguments of this torch's `varlen_attn`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return list(inspect.signature(varlen_attn).parameters)
+
+
+def _varlen(device: torch.device, dtype: torch.dtype, grouped: bool, keys: int) -> dict[str, Any]:
     """Two sequences of 5 queries, whose keys are 5 or more: off by how much, gradients too?"""
     draw = torch.Generator(device).manual_seed(0)
-    shapes = ((10, 4, 64), (2 * keys, 4 // groups, 64), (2 * keys, 4 // groups, 64))
+    shapes = ((10, 4, 64), (2 * keys, 2, 64), (2 * keys, 2, 64))
     made = [torch.randn(s, device=device, dtype=dtype, generator=draw) for s in shapes]
     q, k, v = (x.requires_grad_() for x in made)
     ends_q, ends_k = (
         torch.tensor([0, n, 2 * n], device=device, dtype=torch.int32) for n in (5, keys)
     )
-    found = varlen(q, k, v, ends_q, ends_k, (5, keys))
+    found = varlen(q, k, v, ends_q, ends_k, (5, keys), grouped)
     found.float().square().sum().backward()
     q32, k32, v32 = (x.detach().float().requires_grad_() for x in made)
     mask = torch.ones(5, keys, dtype=torch.bool, device=device).tril(keys - 5)
     tables = [x.unflatten(0, (2, -1)).transpose(1, 2) for x in (q32, k32, v32)]
-    tables[1:] = [x.repeat_interleave(groups, 1) for x in tables[1:]]
+    tables[1:] = [x.repeat_interleave(2, 1) for x in tables[1:]]
     right = F.scaled_dot_product_attention(*tables, attn_mask=mask).transpose(1, 2).flatten(0, 1)
     right.square().sum().backward()
     pairs = {"out": (found, right), "q": (q.grad, q32.grad), "k": (k.grad, k32.grad)}
@@ -141,14 +155,15 @@ def smoke(asked: Asked, put: Put) -> None:
     put("torch", about)
     put("environment", environment())
     found: dict[str, Any] = {
-        "varlen": attempt(_varlen, device, dtype, 1, 5),
-        "varlen, two queries a key": attempt(_varlen, device, dtype, 2, 5),
-        "varlen, more keys than queries": attempt(_varlen, device, dtype, 2, 9),
+        "varlen": attempt(_varlen, device, dtype, False, 5),
+        "varlen, two queries a key": attempt(_varlen, device, dtype, True, 5),
+        "varlen, more keys than queries": attempt(_varlen, device, dtype, False, 9),
         "mm(out_dtype=)": attempt(_mm, device, dtype),
         "graph": attempt(_graph, device) if device.type == "cuda" else {"error": "needs a GPU"},
     }
     for name, value in found.items():
         put(name, value)
+    put("varlen takes", attempt(_takes))
     refused = _operations(device)
     put("deterministic mode", refused)
     bad = [name for name, value in refused.items() if value is not True]

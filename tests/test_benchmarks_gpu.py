@@ -214,7 +214,13 @@ def test_without_a_gpu_every_part_says_so(tmp_path: Path) -> None:
 
 
 def lengthwise(
-    q_NHD: Tensor, k_MKD: Tensor, v_MKD: Tensor, ends_q: Tensor, ends_k: Tensor, longest: Any
+    q_NHD: Tensor,
+    k_MKD: Tensor,
+    v_MKD: Tensor,
+    ends_q: Tensor,
+    ends_k: Tensor,
+    longest: Any,
+    _: bool,
 ) -> Tensor:
     """What torch says of `varlen_attn`: sequence by sequence, causal from the end."""
     repeat, out = q_NHD.shape[1] // k_MKD.shape[1], []
