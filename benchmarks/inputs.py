@@ -33,16 +33,15 @@ def write_problems(path: Path, count: int = 256) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in problems(count)), encoding="utf-8")
 
 
-def write_small_model(folder: Path) -> None:
-    """Six layers of width 256, random weights, a vocabulary of words and digits."""
-    import torch
+def write_tokenizer(folder: Path, size: int) -> None:
+    """A tokenizer of so many tokens: the words and digits of the problems, and numbered ones."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     text = " ".join(row["question"] for row in problems(2000))
     words = sorted(set(re.findall(r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]", text)))
     tokens = ["<end>", "<pad>", *words]
-    tokens += [f"<{i}>" for i in range(len(tokens), SIZE)]
+    tokens += [f"<{i}>" for i in range(len(tokens), size)]
     core = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
@@ -54,6 +53,14 @@ def write_small_model(folder: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(folder)
+
+
+def write_small_model(folder: Path) -> None:
+    """Six layers of width 256, random weights, a vocabulary of words and digits."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    write_tokenizer(folder, SIZE)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "llama",

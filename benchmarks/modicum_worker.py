@@ -53,6 +53,7 @@ def config_of(job: dict[str, Any]) -> TrainConfig:
             prompts_per_step=job["prompts_per_step"],
             group_size=job["group_size"],
             micro_batch=job["micro_batch"],
+            rollout_batch=job.get("rollout_batch", 0),
         ),
         compute=Compute(dtype=job["dtype"], **job.get("compute", {})),
         evaluation=Held(eval_problems=0),

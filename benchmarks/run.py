@@ -12,6 +12,7 @@ benchmarks/results.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -65,9 +66,9 @@ SETTINGS = (
 
 
 class Worker:
-    """A process that takes one step at a time."""
+    """A process that takes one step at a time; it imports what it needs before it has its job."""
 
-    def __init__(self, kind: str, python: str, job: dict[str, Any], log: Path) -> None:
+    def __init__(self, kind: str, python: str, log: Path) -> None:
         self.log = log
         self.process = subprocess.Popen(
             [python, str(WORKERS[kind])],
@@ -77,12 +78,18 @@ class Worker:
             text=True,
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
         )
+        self.ready: dict[str, Any] = {}
+
+    def begin(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Give it its job; what it says when it is ready for the first step."""
         self.ready = self.ask(job)
+        return self.ready
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a line and read the answer; the worker's last words if there is none."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        print(json.dumps(message), file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(message), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"a worker ended: {self.log.read_text()[-2000:]}")
@@ -110,10 +117,11 @@ def measure(made: Setting, folders: dict[str, str], options: Any, out: Path) -> 
         "steps": options.steps + 1,
         "out": str(out / "modicum"),
     }
-    ours = Worker("modicum", sys.executable, job, out / "modicum.log")
-    prompts = ours.ready["prompts"]
+    ours = Worker("modicum", sys.executable, out / "modicum.log")
+    prompts = ours.begin(job)["prompts"]
     job |= {"prompts": prompts, "out": str(out / "trl")}
-    theirs = Worker("trl", options.trl_python, job, out / "trl.log")
+    theirs = Worker("trl", options.trl_python, out / "trl.log")
+    theirs.begin(job)
     steps: dict[str, list[dict[str, float]]] = {"modicum": [], "trl": []}
     for number in range(options.steps + 1):
         for name, worker in (("modicum", ours), ("trl", theirs)):

@@ -20,8 +20,11 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
+from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging
+from trl import GRPOConfig, GRPOTrainer
 
 
 def reward(completions: list[str], **_: Any) -> list[float]:
@@ -62,10 +65,6 @@ class Gate(TrainerCallback):
 
 def build(job: dict[str, Any], gate: Gate) -> Any:
     """A GRPOTrainer for the job, with TRL's fastest settings for it."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import GRPOConfig, GRPOTrainer
-
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job["dtype"]]
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
     if job["train_layers"]:

@@ -1,0 +1,109 @@
+"""Part `head`: log-probs and their gradients by chunks of several sizes, at a vocabulary of 151,936.
+
+Shapes: N tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from gpu import Asked, Put
+from gpu_base import MIB, apart, attempt, device_of, dtype_of, peak, seconds
+from torch import Tensor
+
+CHUNKS = (64, 256, 512, 1024)  # MiB of logits in fp32
+
+
+class Wide(torch.autograd.Function):
+    """Logits in fp32 from bf16 states and weights, which are not rounded on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden_NH, weight_VH)
+        return torch.mm(hidden_NH, weight_VH.T, out_dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        hidden_NH, weight_VH = ctx.saved_tensors
+        slope_NV = grad_outputs[0].to(weight_VH.dtype)
+        of_weight = slope_NV.T @ hidden_NH if ctx.needs_input_grad[1] else None
+        return slope_NV @ weight_VH, of_weight
+
+
+def plainly(hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
+    """As modicum does now: the product in the weights' dtype, made fp32 afterwards."""
+    return hidden_NH @ weight_VH.T
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"plain": plainly, "fp32 out": Wide.apply}
+
+
+@contextmanager
+def chunked(size: float) -> Iterator[None]:
+    """The head runs in chunks of so many MiB."""
+    from modicum.engine import logprobs
+
+    before, logprobs.CHUNK_BYTES = logprobs.CHUNK_BYTES, int(size * MIB)
+    try:
+        yield
+    finally:
+        logprobs.CHUNK_BYTES = before
+
+
+def head(asked: Asked, put: Put) -> None:
+    """Every chunk size with every product; what reading a number back in every chunk costs."""
+    from modicum.config import Sampling
+    from modicum.engine import logprobs
+
+    device, dtype = device_of(asked), dtype_of(asked)
+    count, width, vocabulary = (24, 16, 96) if asked.small else (16 * 1024, 1536, 151_936)
+    chunks = (1 / 256, 1 / 64) if asked.small else CHUNKS
+    draw = torch.Generator(device).manual_seed(0)
+    hidden_NH = torch.randn(count, width, device=device, generator=draw).to(dtype)
+    weight_VH = (0.02 * torch.randn(vocabulary, width, device=device, generator=draw)).to(dtype)
+    hidden_NH.requires_grad_()
+    token_N = torch.arange(count, device=device) * 7 % vocabulary
+    few = min(256, count)
+    right_N = (hidden_NH[:few].double() @ weight_VH.double().T).log_softmax(-1)
+    right_N = right_N.gather(-1, token_N[:few, None]).squeeze(-1).detach()
+    told = []
+    for name, product in PRODUCTS.items():
+        scorer: Any = SimpleNamespace(
+            vocabulary=vocabulary, logits=lambda h, p=product: p(h, weight_VH)
+        )
+        for reads in (True, False) if name == "plain" else (False,):
+            for size in chunks:
+
+                def loss(policy_N: Tensor, part: slice, read: bool = reads) -> Tensor:
+                    value = policy_N.sum() / count
+                    if read:  # four numbers a chunk, as a step reads now
+                        for _ in range(4):
+                            float(value.detach())
+                    return value
+
+                def work(of: Any = scorer, made: Any = loss) -> Tensor:
+                    return logprobs.backward(of, hidden_NH, token_N, Sampling(), made)[0]
+
+                with chunked(size):
+                    found = attempt(measured, work, right_N, device)
+                key = f"{name}, {size:.3g} MiB{', read back' if reads else ''}"
+                put(key, found)
+                if "error" not in found:
+                    told.append(f"{key} {found['seconds'] * 1e3:.0f}")
+    put("tokens", count)
+    put("line", f"ms for {count} tokens: " + "; ".join(told))
+
+
+def measured(work: Callable[[], Tensor], right_N: Tensor, device: torch.device) -> dict[str, Any]:
+    """Seconds, memory, and how far the log-probs are from those in fp64, in nats."""
+    made_N = work()[: len(right_N)].double()
+    return {
+        "seconds": seconds(work, device, repeat=3, warm=1),
+        "peak_bytes": peak(work, device),
+        "mean_nats_off": float((made_N - right_N).abs().mean()),
+        "off": apart(made_N, right_N),
+    }
