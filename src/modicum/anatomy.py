@@ -177,7 +177,6 @@ def summary(changes: Sequence[Change], dtype: str) -> dict[str, Any]:
 
 
 def _together(changes: Sequence[Change]) -> dict[str, Any]:
-    """What several tensors come to as one long vector."""
     entries = sum(c.entries for c in changes)
     norm = math.hypot(*(c.norm for c in changes))
     base = math.hypot(*(c.base_norm for c in changes))
@@ -195,7 +194,6 @@ def _together(changes: Sequence[Change]) -> dict[str, Any]:
 
 
 def _ranks(changes: Sequence[Change]) -> dict[str, Any]:
-    """Means of the ranks over the matrices that changed and were taken apart."""
     moved = [c for c in changes if c.moved and c.full_rank is not None]
     apart = [c for c in moved if c.effective_rank is not None]
 

@@ -75,7 +75,6 @@ def export_base(
 
 
 def _places(what: str, name: str, base: str) -> dict[str, str]:
-    """Where a model is, and its adapter: what an export must not replace."""
     source = locate(name, base=base)
     return {what: source.place} | ({"the adapter": str(source.adapter)} if source.adapter else {})
 

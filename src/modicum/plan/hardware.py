@@ -89,7 +89,6 @@ def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
 
 
 def _forms(gpu: str) -> set[str]:
-    """What a card is called: with or without its memory, and the letters before its number."""
     short = SIZE.sub("", gpu)
     forms = {_plain(gpu), _plain(short), f"{_plain(short)}{GPUS[gpu][0]:g}gb"}
     return forms | {re.sub(r"^[rg]tx", "", form) for form in forms}

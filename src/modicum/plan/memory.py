@@ -241,7 +241,6 @@ def _holes(moving: Mapping[str, int], top: int | None, later: float) -> int:
 
 
 def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) -> dict[str, int]:
-    """The file's pages, where its numbers are not taken over as they are."""
     stored = getattr(model_config, "dtype", None) or torch.float32
     wanted = DTYPES[config.compute.dtype]
     if device == "cuda" or stored == wanted:

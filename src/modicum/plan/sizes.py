@@ -4,8 +4,6 @@ Completions twice as long as the worked solutions of the problems, and the large
 such completions fit by the planner's own account (`search`). Whatever is given is kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -28,10 +26,10 @@ from modicum.plan.shapes import (
 from modicum.resuming import is_auto
 from modicum.tasks.examples import thought_of
 
+# Of a model that is small beside the memory, and on a CPU at most: more is no faster there.
 MICRO_BATCH, ROLLOUT_BATCH = 64, 512
-"""Of a model that is small beside the memory, and on a CPU at most: more is no faster there."""
-TINY_TOKENS, TOKENS, UNIT = 80, 512, 256
-"""Of the shipped base; where nothing says more; and what lengths are rounded up to."""
+TINY_TOKENS, TOKENS = 80, 512  # of the shipped base; where nothing says more
+UNIT = 256  # that lengths are rounded up to
 UNKNOWN, SHARE = 16 * GIB, {"cpu": 0.85, "cuda": 0.9}
 """Memory that is assumed where nothing says it; the share of it that sizes are chosen for: a plan is
 right to within 15 %, and a host's system kills what takes too much."""
@@ -194,7 +192,6 @@ def _next(sizes: Sequence[int], points: Points, room: float) -> int:
 
 
 def _sizes(name: str, config: TrainConfig, device: str) -> list[int]:
-    """The sizes of a batch that are tried: powers of two, and the whole step or evaluation."""
     batch, held = config.batch, config.evaluation
     least, most = 1, batch.prompts_per_step * batch.group_size
     if name == "rollout_batch":

@@ -89,7 +89,6 @@ class Trace:
         live, batch, held_out = self.live, self.config.batch, self.config.evaluation
 
         def tell(parameter: Tensor) -> None:
-            """Gradients are counted as such from the moment they are there."""
             if parameter.grad is not None:
                 live.recount(parameter.grad, "gradients")
 
@@ -123,7 +122,6 @@ class Trace:
                 self._more(parts, trained, ended)
 
     def _more(self, parts: int, start: int, stop: int) -> None:
-        """The other micro-batches of a step, which add to the gradients of the first."""
         for _ in range(min(parts, MOST_PARTS if self.on_host else 2) - 1):
             self.live.again(start, stop, passing="gradients")
 
@@ -223,7 +221,6 @@ class Trace:
         return [block[number % sampled % len(block)] for number in range(count)]
 
     def _rows(self, trunks: Sequence[Trunk | None]) -> list[Row]:
-        """The rows of a micro-batch that all have a signal."""
         batch = self.config.batch
         count = min(batch.micro_batch, batch.prompts_per_step * batch.group_size)
         sampled = count if trunks[0] is None else len(trunks)
@@ -261,7 +258,6 @@ def watched(engine: Engine, live: Live) -> Engine:
         return hidden_NH
 
     def back(_: Tensor) -> None:
-        """Backward leaves the head for the layers."""
         live.counted = "activations"
         live.next_pass(backward=True)
 

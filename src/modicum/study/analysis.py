@@ -165,11 +165,9 @@ def _signed(value: float, unit: str = " points") -> str:
 
 
 def _span(found: Mapping[str, float], level: int | str = "") -> str:
-    """The limits of an interval, those at a `level` where there are several."""
     return f"{_signed(found[f'low{level}'], '')} to {_signed(found[f'high{level}'], '')}"
 
 
 def _size(value: float) -> str:
-    """A number of points without a sign, and without a needless decimal."""
     text = f"{100 * value:.1f}".removesuffix(".0")
     return f"{text} point{'' if text == '1' else 's'}"

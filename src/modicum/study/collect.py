@@ -138,7 +138,6 @@ def _means(outcome: ArmRuns) -> dict[str, Any]:
 
 
 def _levels(path: Path, base: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The level of every problem: the task's own difficulty, or how often the base solves it."""
     rows = read_lines(path / "completions-base.jsonl")
     known = {row["id"]: row.get("difficulty") for row in rows}
     measures = [known.get(name) for name in base["ids"]]

@@ -105,7 +105,6 @@ def _arm(
 
 
 def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, ClaimTest]]:
-    """The four tests of every arm, adjusted by Holm over the arms."""
     p_values = {
         "noninferior": [d.p_at_most(-margin) for d in found.values()],
         "superior": [min(1.0, 2 * d.p_at_most(0.0)) for d in found.values()],

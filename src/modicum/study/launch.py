@@ -195,7 +195,6 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
 
 def _signal(process: ForkServerProcess) -> int:
-    """The signal that ended a process, or 0."""
     process.join()
     code = process.exitcode or 0
     if code == 255:  # its server was killed: it may live, and nobody hears of its end any more

@@ -3,8 +3,6 @@
 Only what is missing is run, so an interrupted study goes on where it was.
 """
 
-from __future__ import annotations
-
 import itertools
 import shutil
 import tomllib
@@ -12,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from modicum.results import Analysis
 from modicum.runs import Run, clear_folder
 from modicum.study import cells, design, launch
 from modicum.study.cell import RESULT, failure
@@ -22,22 +21,15 @@ from modicum.study.design import Kind, Study
 from modicum.study.launch import StudyObserver
 from modicum.types import UserError
 
-if TYPE_CHECKING:
-    from modicum.results import Analysis
-
 
 @dataclass(frozen=True)
 class StudyOutcome:
     """What a study came to."""
 
-    folder: Path
-    """Its runs, `analysis.json` and `curves.json`."""
-    analysis: Analysis
-    """Estimates, tests, verdicts, in numbers and words."""
-    report: Path
-    """The page."""
-    missing: tuple[str, ...]
-    """Final runs that are in no number, and why: `last(1), seed 3: the loss was not finite`."""
+    folder: Path  # its runs, `analysis.json` and `curves.json`
+    analysis: Analysis  # estimates, tests, verdicts, in numbers and words
+    report: Path  # the page
+    missing: tuple[str, ...]  # final runs that are in no number, and why
 
 
 def run_study(

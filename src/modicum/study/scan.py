@@ -124,7 +124,6 @@ def _design(scan: Scan, config: TrainConfig, arms: Mapping[str, Mapping[str, Any
 
 
 def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
-    """The units of the model that the method can train, and a note on those it cannot."""
     from modicum import updates
     from modicum.updates.layout import PARTS
     from modicum.updates.preview import preview
