@@ -60,15 +60,9 @@ def parse(text: str) -> Condition | None:
 
 def _unknown(name: str, known: Iterable[str]) -> UserError:
     mean = f"{name}/mean"
-    near = (
-        [mean]
-        if mean in known
-        else sorted(
-            (k for k in known if k.endswith(f"/{name}")),
-            key=lambda k: (not k.startswith("policy/"), k),
-        )
-    )
-    hint = f"did you mean {near[0]!r}?" if near else nearest(name, known)
+    alike = (k for k in known if k == mean or k.endswith(f"/{name}"))
+    near = min(alike, key=lambda k: (k != mean, not k.startswith("policy/"), k), default="")
+    hint = f"did you mean {near!r}?" if near else nearest(name, known)
     return UserError(f"stop_when: nothing is called {name!r}; {hint}")
 
 

@@ -12,8 +12,7 @@ from modicum.engine.flops import StepFlops
 from modicum.plan.hardware import DeviceRates
 from modicum.plan.shapes import Lengths
 
-SHARE = {"cpu": 0.7, "cuda": 0.4}
-"""Of the peak rate of matrix products."""
+SHARE = {"cpu": 0.7, "cuda": 0.4}  # of the peak rate of matrix products
 BANDWIDTH_SHARE = {"cpu": 0.7, "cuda": 0.6}
 LAYER_SECONDS = {"cpu": 3e-4, "cuda": 5e-4}  # of eager calls
 
@@ -24,8 +23,7 @@ class Times:
 
     sampling: float
     training: float
-    evaluation: float
-    """Of one evaluation."""
+    evaluation: float  # of one evaluation
     run: float
 
     @property

@@ -6,6 +6,7 @@ are run (between them only the cache would fill), and what the optimizer keeps.
 
 from collections.abc import Sequence
 from copy import copy
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -73,9 +74,8 @@ class Trace:
             self.active = {n: p for n, p in self.active.items() if id(p) in there}
             lowest = lowest if lowest < 0 else sum(n < lowest for n in layers)
         with Live():  # a library's forward is tried out
-            self.engine: Engine = make(
-                self.prepared.model, CPU, lowest, compute.engine, compute.checkpointing
-            )
+            kind = (compute.engine, compute.checkpointing)
+            self.engine: Engine = make(self.prepared.model, CPU, lowest, *kind)
         self.engine.device = CPU  # where indices are
         try:
             self._run(held)
@@ -201,9 +201,8 @@ class Trace:
         tokens = sum(len(row.tokens) for row in rows)
         counts = Counts(len(rows), tokens, config.sampling.max_tokens)
         with live.phase("training"), live.category("activations"), repeated(live):
-            forward_backward(
-                policy, self.prepared, self.objective, rows, counts, config.sampling, None
-            )
+            given = (policy, self.prepared, self.objective)
+            forward_backward(*given, rows, counts, config.sampling, None)
             live.next_pass()
             with live.category("gradients"):
                 for name, master in masters.held.items():
@@ -222,20 +221,17 @@ class Trace:
 
     def _rows(self, trunks: Sequence[Trunk | None]) -> list[Row]:
         batch = self.config.batch
-        count = min(batch.micro_batch, batch.prompts_per_step * batch.group_size)
+        count, size = (
+            min(batch.micro_batch, batch.prompts_per_step * batch.group_size),
+            batch.group_size,
+        )
         sampled = count if trunks[0] is None else len(trunks)
-        size = batch.group_size
         prompts = self.lengths.prompts(-(-count // size))
-        return [  # rows that are sampled later have trunks of the same sizes
-            Row(
-                prompts[n % sampled // size],
-                t,
-                (0.0,) * len(t),
-                1.0,
-                n // size,
-                trunks[n % len(trunks)],
-            )
-            for n, t in enumerate(self._completions(count, sampled))
+        # Rows that are sampled later have trunks of the same sizes.
+        pairs = zip(self._completions(count, sampled), cycle(trunks), strict=False)
+        return [
+            Row(prompts[n % sampled // size], tokens, (0.0,) * len(tokens), 1.0, n // size, trunk)
+            for n, (tokens, trunk) in enumerate(pairs)
         ]
 
 
