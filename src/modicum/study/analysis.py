@@ -25,10 +25,8 @@ from modicum.study.design import PlannedArm, Study
 from modicum.study.inference import ALPHA
 from modicum.types import UserError
 
-VARYING = (
-    *("sentence", "folders", "seconds", "step_seconds", "time_ratio"),
-    *("memory_bytes", "peak_memory_bytes", "memory_ratio"),
-)
+VARYING = ("sentence", "folders", "seconds", "step_seconds", "time_ratio")
+VARYING += ("memory_bytes", "peak_memory_bytes", "memory_ratio")
 
 
 def write(study: Study, folder: Path) -> Analysis:

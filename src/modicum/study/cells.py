@@ -11,9 +11,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from modicum.config import Held, TrainConfig, read_toml
+from modicum.config import Held, read_toml
 from modicum.parts import require_group
 from modicum.report.words import duration
 from modicum.results import TuningRun
@@ -82,31 +81,7 @@ def _try(arm: PlannedArm, rate: float, share: float) -> TuningRun:
     return TuningRun(rate, share, f"cells/tune/{arm.slug}/rate-{rate:.2e}{part}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyBench(Bench):
-    """A study, and where and how its cells are run."""
-
-    study: Study
-    split: Literal["tune", "test"] = "test"  # final runs are judged on it
-
-    @property
-    def arms(self) -> list[PlannedArm]:
-        """All arms, the control first."""
-        return design.arms(self.study)
-
-    def config(
-        self, arm: PlannedArm, seed: int, path: str, rate: float | None, share: float = 1.0
-    ) -> TrainConfig:
-        """The settings of a run of an arm in a `path` under the folder."""
-        return design.config(self.study, arm, seed, self.folder / path, rate, share)
-
-    def cell(self, label: str, config: TrainConfig, split: str, keep: bool = False) -> Cell:
-        """A run judged on a split, with the base's evaluation on it."""
-        base = str(self.folder / "cells" / f"base-{split}")
-        return Cell(label, _held(self, config, split), base, keep)
-
-
-def default_rate(bench: StudyBench, arm: PlannedArm) -> float:
+def default_rate(bench: Bench, arm: PlannedArm) -> float:
     """The learning rate that the settings of an arm name, or the one that its probe has found."""
     from modicum import recipes, updates
 
@@ -119,23 +94,13 @@ def default_rate(bench: StudyBench, arm: PlannedArm) -> float:
     return found or recipes.start_rate(updates.parse(config.update), trained)
 
 
-def base_cell(bench: StudyBench, split: str) -> Cell:
+def base_cell(bench: Bench, split: str) -> Cell:
     """The evaluation of the untrained model on a split."""
     config = bench.config(bench.arms[0], 0, f"cells/base-{split}", None)
-    return Cell(f"base on the {split} split", _held(bench, config, split))
+    return Cell(f"base on the {split} split", bench.held(config, split))
 
 
-def _held(bench: StudyBench, config: TrainConfig, split: str) -> TrainConfig:
-    """The config with the evaluation of its split; what trains is not measured twice."""
-    if split == bench.split:
-        return replace(config, evaluation=replace(config.evaluation, eval_split=bench.split))
-    held = Held(bench.study.tuning.problems, bench.study.tuning.samples, 0, "tune")
-    return replace(
-        config, evaluation=held, records=replace(config.records, anatomy=False, checkpoint_every=0)
-    )
-
-
-def probe_cells(bench: StudyBench) -> list[Cell]:
+def probe_cells(bench: Bench) -> list[Cell]:
     """A few steps of every arm, at the rate that it names or finds."""
     found = []
     for arm in bench.arms:
@@ -150,7 +115,7 @@ def probe_cells(bench: StudyBench) -> list[Cell]:
     return found
 
 
-def tune(bench: StudyBench) -> dict[str, Choice]:
+def tune(bench: Bench) -> dict[str, Choice]:
     """The rate of every arm, by name; runs the tries that are missing."""
     study = bench.study
     tuned = [arm for arm in bench.arms if not arm.placebo]
@@ -174,19 +139,19 @@ def tune(bench: StudyBench) -> dict[str, Choice]:
     return found
 
 
-def _tuning_cell(bench: StudyBench, arm: PlannedArm, entry: TuningRun) -> Cell:
+def _tuning_cell(bench: Bench, arm: PlannedArm, entry: TuningRun) -> Cell:
     config = bench.config(arm, bench.study.tuning.seed, entry.folder, entry.rate, entry.share)
     return bench.cell(f"tuning {arm.name} at {entry.rate:.2g}", config, "tune")
 
 
-def _tried(bench: StudyBench, entry: TuningRun) -> TuningRun:
+def _tried(bench: Bench, entry: TuningRun) -> TuningRun:
     folder = bench.folder / entry.folder
     if not (folder / RESULT).is_file():
         return replace(entry, failed=failure(folder) or "it has not run")
     return replace(entry, accuracy=read_object(folder / RESULT)["trained"][bench.study.primary])
 
 
-def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
+def final_cells(bench: Bench, choices: dict[str, Choice]) -> list[Cell]:
     """The runs of the comparison, seed by seed, so that what is there early has every arm."""
     found = []
     for seed in bench.study.seeds:
@@ -245,7 +210,7 @@ class CostEstimate:
         )
 
 
-def cost(bench: StudyBench) -> CostEstimate:
+def cost(bench: Bench) -> CostEstimate:
     """From the base on the test split and a probe of each arm, which it runs.
 
     A run takes the seconds of a step of its probe for each of its steps, and those of the evaluation.

@@ -16,10 +16,12 @@ from modicum.results import Analysis
 from modicum.runs import Run, clear_folder
 from modicum.study import cells, design, launch
 from modicum.study.cell import RESULT, failure
-from modicum.study.cells import CostEstimate, StudyBench
+from modicum.study.cells import CostEstimate
 from modicum.study.design import Kind, Study
-from modicum.study.launch import StudyObserver
+from modicum.study.launch import Bench, StudyObserver
 from modicum.types import UserError
+
+Source = Study | Path | str  # a design, the file of one, or its folder
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class StudyOutcome:
 
 
 def run_study(
-    study: Study | Path | str,
+    study: Source,
     out: Path | str = "",
     *,
     jobs: int = 1,
@@ -63,20 +65,20 @@ def run_study(
         return _analyse(bench)
 
 
-def study_cost(study: Study | Path | str, out: Path | str = "", **how: Any) -> CostEstimate:
+def study_cost(study: Source, out: Path | str = "", **how: Any) -> CostEstimate:
     """What a study will take, from a short probe of each arm; arguments as of `run_study`."""
     with opened(study, out, **how) as bench:
         return cells.cost(bench)
 
 
-def analyse_study(study: Study | Path | str, out: Path | str = "", **how: Any) -> StudyOutcome:
+def analyse_study(study: Source, out: Path | str = "", **how: Any) -> StudyOutcome:
     """The analysis and the report of the runs that are there; arguments as of `run_study`."""
     _placed(study, out, begun=True)
     with opened(study, out, **how) as bench:
         return _analyse(bench)
 
 
-def study_status(study: Study | Path | str, out: Path | str = "") -> dict[str, Any]:
+def study_status(study: Source, out: Path | str = "") -> dict[str, Any]:
     """How many tries and seeds of each arm are done, and what failed; takes no lock."""
     from modicum.study import collect
 
@@ -95,7 +97,7 @@ def study_status(study: Study | Path | str, out: Path | str = "") -> dict[str, A
     return {"arms": rows, "folder": str(folder)}
 
 
-def _analyse(bench: StudyBench) -> StudyOutcome:
+def _analyse(bench: Bench) -> StudyOutcome:
     from modicum.report import page
     from modicum.study import analysis, collect
 
@@ -114,7 +116,7 @@ def _analyse(bench: StudyBench) -> StudyOutcome:
 
 @contextmanager
 def opened(
-    study: Study | Path | str,
+    study: Source,
     out: Path | str,
     jobs: int = 1,
     launcher: str = "processes",
@@ -123,7 +125,7 @@ def opened(
     *,
     kind: Kind = "study",
     overwrite: bool = False,
-) -> Iterator[StudyBench]:
+) -> Iterator[Bench]:
     """The study with its arms checked, its folder begun and held; `overwrite` clears it before."""
     made, folder = _placed(study, out)
     cells.check_arms(made)
@@ -132,17 +134,15 @@ def opened(
         if overwrite:
             clear_folder(folder)
         made = begin(made, folder, jobs, kind)
-        yield StudyBench(
-            study=made,
-            folder=folder,
-            # A scan leaves the threads of this process as they are.
-            launcher=how if kind == "scan" else replace(how, threads=made.threads),
-            observer=observer or StudyObserver(),
-            retry_failed=retry_failed,
+        # A scan leaves the threads of this process as they are.
+        how = how if kind == "scan" else replace(how, threads=made.threads)
+        told = observer or StudyObserver()
+        yield Bench(
+            study=made, folder=folder, launcher=how, observer=told, retry_failed=retry_failed
         )
 
 
-def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> tuple[Study, Path]:
+def _placed(study: Source, out: Path | str, begun: bool = False) -> tuple[Study, Path]:
     """The design and the folder of a study; where it must have `begun`, UserError if not."""
     folder = Path(out).expanduser()
     if not isinstance(study, Study | Path | str):
