@@ -223,7 +223,6 @@ def export_adapter(
 def _compare(expected: Tensor, found: Tensor) -> float:
     difference = float((expected - found).abs().max())
     if not difference <= TOLERANCE * float(expected.abs().max()):
-        raise RunStopped(
-            f"what was exported gives other logits (by {difference:.3g}); do not use it"
-        )
+        why = f"gives other logits (by {difference:.3g})"
+        raise RunStopped(f"what was exported {why}; do not use it")
     return difference

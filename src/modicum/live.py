@@ -61,12 +61,10 @@ def _shown(found: Status) -> dict[str, Any]:
     samples = found.last("samples.jsonl", GROUPS * 1024)
     samples = [row for row in samples if row.get("step") == samples[-1].get("step")]
     groups = [list(rows)[:MEMBERS] for _, rows in groupby(samples, lambda row: row["question"])]
-    return {
-        **{"found": found, "values": found.values, "groups": groups[:GROUPS], "n": n},
-        "curves": [_curve(title, *zip(*pairs, strict=True)) for pairs, title in seen.items()],
-        "decisions": found.last("decisions.jsonl", 3),
-        **{"letters": LETTERS, "every": SECONDS},
-    }
+    curves = [_curve(title, *zip(*pairs, strict=True)) for pairs, title in seen.items()]
+    shown = {"found": found, "values": found.values, "groups": groups[:GROUPS], "n": n}
+    shown |= {"letters": LETTERS, "every": SECONDS, "curves": curves}
+    return shown | {"decisions": found.last("decisions.jsonl", 3)}
 
 
 def view(found: Status, width: int, height: int, doing: str = "") -> Group:

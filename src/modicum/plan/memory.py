@@ -177,9 +177,7 @@ def _of_set(
     return Memory(tuple(phases))
 
 
-def _critic(
-    subject: Subject, config: TrainConfig, lengths: Lengths, device: str
-) -> tuple[int, int]:
+def _critic(subject: Subject, config: TrainConfig, lengths: Lengths, on: str) -> tuple[int, int]:
     """What a critic holds in all phases, and what lives besides while it learns."""
     text, own, batch = subject.config.get_text_config(), subject.critic, config.batch
     if own is None:
@@ -188,7 +186,7 @@ def _critic(
         states = tokens * text.hidden_size * DTYPES[config.compute.dtype].itemsize
         return 3 * num_bytes(list(reader.parameters())), states
     like = Subject(subject.config, own, objectives.parse("dapo"))
-    phases = estimate(config, lengths, device, like, exact=False).phases
+    phases = estimate(config, lengths, on, like, exact=False).phases
     parts = next(phase.parts for phase in phases if phase.name == "training")
     # An adapter shares what the policy does not train.
     apart = own.adapter is not None and subject.prepared.adapter is None

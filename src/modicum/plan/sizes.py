@@ -95,10 +95,8 @@ def settle(
     subject = subject or Subject.of(config, parts)
     lengths = lengths_of(config, prompt, parts.task)
     made, memory = search(config, lengths, machine, free, subject, room)
-    why = (
-        f"{memory.peak.total / GIB:.3g} GiB are planned for, of {room / GIB:.3g} GiB, which are"
-        f" {SHARE[machine.device]:.0%} of the memory"
-    )
+    of = f"{room / GIB:.3g} GiB, which are {SHARE[machine.device]:.0%} of the memory"
+    why = f"{memory.peak.total / GIB:.3g} GiB are planned for, of {of}"
     if "checkpointing" in free and made.compute.checkpointing:
         why += f"; without checkpointing not even {FEW_ROWS} completions fit"
     return made, found | {name: Chosen(_value(made, name), why) for name in free}

@@ -44,21 +44,16 @@ class Trace:
     """Runs the phases of a step on a model of the meta device. `live` has what was found."""
 
     def __init__(
-        self,
-        prepared: Prepared,
-        config: TrainConfig,
-        lengths: Lengths,
-        device: str,
-        objective: Objective,
+        self, prepared: Prepared, config: TrainConfig, lengths: Lengths, on: str, goal: Objective
     ) -> None:
         self.prepared, self.config, self.lengths = prepared, config, lengths
         self.live, self.hooks = Live(), list[Any]()
         # Room for later tokens that is never written to is not resident on a CPU.
-        self.on_host = device == "cpu"
+        self.on_host = on == "cpu"
         self.room = lengths.longest if self.on_host else config.sampling.max_tokens
         without_data(prepared.model)
-        self.objective = objective
-        if objective.needs_reference:
+        self.objective = goal
+        if goal.needs_reference:
             prepared.keep_reference()
         self.others: Tensor | None = None
 
@@ -221,10 +216,8 @@ class Trace:
 
     def _rows(self, trunks: Sequence[Trunk | None]) -> list[Row]:
         batch = self.config.batch
-        count, size = (
-            min(batch.micro_batch, batch.prompts_per_step * batch.group_size),
-            batch.group_size,
-        )
+        step, size = batch.prompts_per_step * batch.group_size, batch.group_size
+        count = min(batch.micro_batch, step)
         sampled = count if trunks[0] is None else len(trunks)
         prompts = self.lengths.prompts(-(-count // size))
         # Rows that are sampled later have trunks of the same sizes.

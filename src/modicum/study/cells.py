@@ -1,5 +1,4 @@
-"""The cells of a study: probes, the base, tuning, final runs (docs/study.md has their folders); and
-what all of them will cost.
+"""The cells of a study (docs/study.md has their folders), and what all of them will cost.
 
 Each arm has the same number of tries of its learning rate, judged on the tune split. With `halving`
 (Jamieson and Talwalkar 2016, arXiv 1502.07943) every round starts from the base, since a run's
@@ -52,9 +51,7 @@ def first_round(study: Study, arm: PlannedArm, default: float) -> list[TuningRun
     return [_try(arm, rate, shares(study)[0]) for rate in rates]
 
 
-def next_round(
-    study: Study, arm: PlannedArm, outcomes: Sequence[TuningRun], share: float
-) -> list[TuningRun]:
+def next_round(arm: PlannedArm, outcomes: Sequence[TuningRun], share: float) -> list[TuningRun]:
     """The better half of a round, with more of the budget."""
     best = sorted(outcomes, key=_rank, reverse=True)[: math.ceil(len(outcomes) / 2)]
     return [_try(arm, rate, share) for rate in sorted(entry.rate for entry in best)]
@@ -105,12 +102,8 @@ def probe_cells(bench: Bench) -> list[Cell]:
     found = []
     for arm in bench.arms:
         config = bench.config(arm, bench.study.tuning.seed, f"cells/probe/{arm.slug}", None)
-        config = replace(
-            config,
-            steps=min(PROBE_STEPS, config.steps),
-            evaluation=Held(eval_problems=0),
-            records=replace(config.records, anatomy=False),
-        )
+        steps, records = min(PROBE_STEPS, config.steps), replace(config.records, anatomy=False)
+        config = replace(config, steps=steps, evaluation=Held(eval_problems=0), records=records)
         found.append(bench.cell(f"probe {arm.name}", config, "test"))
     return found
 
@@ -123,7 +116,7 @@ def tune(bench: Bench) -> dict[str, Choice]:
     rounds: dict[str, list[list[TuningRun]]] = {arm.name: [] for arm in tuned}
     for number, share in enumerate(shares(study)):
         tries = {
-            arm.name: next_round(study, arm, rounds[arm.name][-1], share)
+            arm.name: next_round(arm, rounds[arm.name][-1], share)
             if number
             else first_round(study, arm, defaults[arm.name])
             for arm in tuned
@@ -203,11 +196,9 @@ class CostEstimate:
 
     def text(self) -> str:
         """For a reader."""
+        runs = f"{self.tuning_runs} tuning runs and {self.final_runs} final runs"
         tokens = "" if self.tokens is None else f", {self.tokens:,.0f} generated tokens"
-        return (
-            f"{self.tuning_runs} tuning runs and {self.final_runs} final runs{tokens}; about"
-            f" {duration(self.seconds)} on this machine"
-        )
+        return f"{runs}{tokens}; about {duration(self.seconds)} on this machine"
 
 
 def cost(bench: Bench) -> CostEstimate:

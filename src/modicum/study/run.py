@@ -136,9 +136,9 @@ def opened(
         made = begin(made, folder, jobs, kind)
         # A scan leaves the threads of this process as they are.
         how = how if kind == "scan" else replace(how, threads=made.threads)
-        told = observer or StudyObserver()
+        tell = observer or StudyObserver()
         yield Bench(
-            study=made, folder=folder, launcher=how, observer=told, retry_failed=retry_failed
+            study=made, folder=folder, launcher=how, observer=tell, retry_failed=retry_failed
         )
 
 

@@ -19,6 +19,7 @@ from modicum.config import Tracking
 from modicum.tracking.backends import LIBRARIES, Backend, Start
 from modicum.types import UserError
 
+Note = Callable[[str], None]
 RECORD = "tracker.json"
 # Reasons of the system; a TypeError, say, would be a mistake of ours and is not hidden.
 FAULTS = (ImportError, OSError, RuntimeError, ValueError)
@@ -30,9 +31,7 @@ SETTINGS = ("step", "num_problems", "samples_per_problem", "temperature", "seed"
 class Tracker(AbstractContextManager["Tracker"]):
     """Passes on what a run logs until its backend fails; a context, failed when an error leaves it."""
 
-    def __init__(
-        self, name: str = "none", note: Callable[[str], None] = print, done: int = 0
-    ) -> None:
+    def __init__(self, name: str = "none", note: Note = print, done: int = 0) -> None:
         self.backend: Backend | None = None
         self.name, self.note, self.done = name, note, done
 
@@ -88,12 +87,7 @@ def check(settings: Tracking) -> None:
 
 
 def open(
-    settings: Tracking,
-    run_folder: Path,
-    run_name: str,
-    config: Mapping[str, Any],
-    resumed_at: int,
-    note: Callable[[str], None],
+    settings: Tracking, run_folder: Path, run_name: str, config: Any, resumed_at: int, note: Note
 ) -> Tracker:
     """The tracker of a run that begins, or goes on after `resumed_at` steps; UserError if it cannot."""
     name = settings.tracker

@@ -1,7 +1,6 @@
 """Curves of a study: learning, what else the runs logged, tuning; the control behind in grey.
 
-Learning and tuning have a panel for each arm, all else is a table of small curves with their last
-values: a row an arm, a column a metric, which has one scale.
+Learning and tuning have a panel for each arm, all else is a table: a row an arm, a column a metric.
 """
 
 import math
@@ -131,9 +130,7 @@ def gather(study: StudyRecord) -> tuple[dict[Metric, Lines], list[str]]:
     """The metrics that move with a curve for each arm, and words on those that never did."""
     found = curves.metrics(_columns(study), short=True)
     found = curves.untrained(found) if _probed(study) else found
-    moving = {
-        metric: lines(study, metric, points=INCH) for metric, same in found.items() if not same
-    }
+    moving = {of: lines(study, of, points=INCH) for of, same in found.items() if not same}
     return moving, [same for same in found.values() if same]
 
 

@@ -37,12 +37,10 @@ class Line:
     low: Column
     high: Column
 
-    def draw(
-        self, axes: Axes, colour: str, label: str, style: str = "-", width: float = 1.5
-    ) -> None:
+    def draw(self, axes: Axes, colour: str, label: str, ls: str = "-", width: float = 1.5) -> None:
         """The line, which the page can read by its label, and its band."""
         axes.fill_between(self.x, self.low, self.high, color=colour, alpha=0.18, linewidth=0)
-        (drawn,) = axes.plot(self.x, self.mean, style, color=colour, linewidth=width)
+        (drawn,) = axes.plot(self.x, self.mean, ls, color=colour, linewidth=width)
         name(drawn, label)
 
     def ends(self) -> str:
