@@ -95,8 +95,7 @@ def run_all(
     cells: Sequence[Cell], launcher: Launcher, heard: Heard, retry_failed: bool = False
 ) -> None:
     study = Study("?", ("full", "last(1)"))
-    how = {"launcher": launcher, "observer": heard, "retry_failed": retry_failed}
-    Bench(study=study, folder=Path(), **how).run(cells)
+    Bench(study, Path(), launcher, heard, retry_failed).run(cells)
 
 
 def names(cells: Sequence[Cell]) -> set[str]:

@@ -1,7 +1,6 @@
 """Seconds of a step and of a run, as a roofline: an estimate, with its assumptions (docs/plan.md).
 
-Shares: on a CPU those that docs/engine.md measured; on a GPU assumed. Not counted: rewards,
-checkpoints, the check of two completions by the library's forward.
+Shares: on a CPU those that docs/engine.md measured; on a GPU assumed.
 """
 
 from dataclasses import dataclass

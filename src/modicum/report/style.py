@@ -1,8 +1,7 @@
 """How figures look, their small panels, and the SVG text that they become; the same runs, the same bytes.
 
-In a page every colour is a CSS variable with a default; a file has the plain colours. `tip` gives a
-mark a text under the pointer, `name` a line its name, by which the page's script reads its values.
-matplotlib is imported only when a figure is drawn, and never its pyplot.
+In a page every colour is a CSS variable with a default; a file has the plain colours. matplotlib is
+imported only when a figure is drawn, and never its pyplot.
 """
 
 import hashlib
@@ -114,17 +113,13 @@ def drawn(broad: Figure, narrow: Figure, label: str) -> Drawn:
     # Inside HTML an <svg> needs no namespace.
     inline = [_finish(text, broad, label, True), _finish(_text(narrow), narrow, label, True)]
     page, phone = (form.replace(' xmlns="http://www.w3.org/2000/svg"', "") for form in inline)
-    return Drawn(page, phone, svg(broad, label, text), pdf(broad))
+    # The PDF has no date, and text as text.
+    return Drawn(page, phone, svg(broad, label, text), _saved(broad, "pdf", "CreationDate"))
 
 
 def svg(figure: Figure, label: str, text: str = "") -> str:
     """The figure as the SVG of a file: plain colours, ids of its own."""
     return _finish(text or _text(figure), figure, label, False)
-
-
-def pdf(figure: Figure) -> bytes:
-    """The figure as a PDF without a date, text as text."""
-    return _saved(figure, "pdf", "CreationDate")
 
 
 def _saved(figure: Figure, format: str, date: str) -> bytes:

@@ -1,8 +1,7 @@
 """From a study's runs to `analysis.json`: estimates, tests, verdicts, costs, and how to repeat it.
 
 The resampling is seeded by the study (`analysis_seed`), so the same runs give the same file.
-`report/verdict.txt` has the words. They keep to what was tested: "not worse by more than the
-margin", never "the same"; nothing that was not shown is said to be absent.
+`report/verdict.txt` has the words, which say no more than what was tested.
 """
 
 import json

@@ -158,7 +158,7 @@ class StudyObserver:
         self.say(f"{done}/{total}  {clock(seconds)}, left {left}  {cell.label}: {cell.summary}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Bench:
     """A study, the folder of its cells, and how they are run."""
 

@@ -20,10 +20,8 @@ from modicum.types import UserError
 Over = Literal["layers", "blocks", "parts"]
 Scores = Sequence[float]
 FULL = "full"
-SHOWN = (
-    *("unit", "update", "gain", "by_seed", "over_seeds", "over_problems", "contribution"),
-    *("level_with_best", "learning_rate", "parameters", "seconds", "failed"),
-)
+SHOWN = ("unit", "update", "gain", "by_seed", "over_seeds", "over_problems", "contribution")
+SHOWN += ("level_with_best", "learning_rate", "parameters", "seconds", "failed")
 WORDS_ACROSS = 8  # labels that fit side by side
 HEADS = ("update", "", "gain", "95%, over\nseeds", "95%, over\nproblems", "of full's", "trained")
 

@@ -136,10 +136,7 @@ def opened(
         made = begin(made, folder, jobs, kind)
         # A scan leaves the threads of this process as they are.
         how = how if kind == "scan" else replace(how, threads=made.threads)
-        tell = observer or StudyObserver()
-        yield Bench(
-            study=made, folder=folder, launcher=how, observer=tell, retry_failed=retry_failed
-        )
+        yield Bench(made, folder, how, observer or StudyObserver(), retry_failed)
 
 
 def _placed(study: Source, out: Path | str, begun: bool = False) -> tuple[Study, Path]:
@@ -187,10 +184,8 @@ def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
             fixed = (design.fixed(one, old.arms, kind) for one in (old, study))
             for line, new in itertools.zip_longest(*fixed):
                 if line != new:
-                    raise UserError(
-                        f"{folder} was begun with other settings ({line or new}); they are fixed"
-                        " before running. --out takes another folder"
-                    )
+                    why = f"was begun with other settings ({line or new}); they are fixed before"
+                    raise UserError(f"{folder} {why} running. --out takes another folder")
         elif study != old:
             shutil.rmtree(folder / "cells", ignore_errors=True)
     study = replace(study, threads=study.threads or launch.share_of_cores(jobs))

@@ -72,9 +72,9 @@ def _bars(rows: Sequence[RunRow], narrow: bool) -> Figure:
 def _entries(rows: Sequence[RunRow]) -> list[tuple[str, str, Evaluation]]:
     """Label, colour and scores of each bar: the bases that differ, then the runs."""
     bases: dict[str, tuple[str, Evaluation]] = {}
-    for label, base in ((row.label, row.result.base) for row in rows):
-        if base is not None:
-            bases.setdefault(repr(base), (f"base of {label}", base))
+    for row in rows:
+        if (base := row.result.base) is not None:
+            bases.setdefault(repr(base), (f"base of {row.label}", base))
     names = [("base" if len(bases) == 1 else name, MUTED, base) for name, base in bases.values()]
     trained = ((row.label, style.series(row.colour)[0], row.result.trained) for row in rows)
     return names + [(label, colour, score) for label, colour, score in trained if score is not None]
