@@ -171,7 +171,7 @@ def probe(model: Any, loaded: Loaded | Policy) -> Tensor:
 
 
 def export_whole(model: Any, loaded: Loaded | Policy, out: Path) -> float:
-    """Write a model (spent then), its adapter added in fp32; the largest logit difference on reload."""
+    """Write a model (spent then), its adapter added in fp32; the largest logit gap on reload."""
     if hasattr(model, "merge_and_unload"):
         expected, model = probe(model.float(), loaded), merged(model)
         _compare(expected, probe(model, loaded))

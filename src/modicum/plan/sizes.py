@@ -31,7 +31,7 @@ MICRO_BATCH, ROLLOUT_BATCH = 64, 512
 TINY_TOKENS, TOKENS = 80, 512  # of the shipped base; where nothing says more
 UNIT = 256  # that lengths are rounded up to
 UNKNOWN = 16 * GIB  # memory that is assumed where nothing says it
-# Of it, for which sizes are chosen: a plan is right to within 15 %, and a system kills what takes more.
+# Of memory, for sizes: a plan is right to within 15 %, and a host kills what takes too much.
 SHARE = {"cpu": 0.85, "cuda": 0.9}
 BATCHES = ("micro_batch", "rollout_batch")
 FEW_ROWS = 8  # completions of a micro-batch: with fewer, checkpointing is the faster way
@@ -159,7 +159,7 @@ def _fixed(phase: Phase) -> int:
 
 
 def _next(sizes: Sequence[int], points: Points, room: float) -> int:
-    """The largest size that fits, if a point says so or the line surely does; or what to try next."""
+    """The largest size that fits, if a point or surely the line says so; or what to try next."""
     # The fullest of phases that are linear in the batch: beyond two points it is above their line.
     (low, (one, fixed)), *more = sorted(points.items())[-2:]
     # Without a second point the line goes through what is fixed.

@@ -33,7 +33,7 @@ class Estimate:
 
     spread: Spread
     bounds: tuple[float, float]
-    # Of the bootstrap, sorted; the mean of each problem, where the interval over problems has a say.
+    # Of the bootstrap, sorted; and means of problems, where the interval over them has a say.
     pivots_R: Column | None = field(default=None, repr=False, compare=False)
     problems_I: Column | None = field(default=None, repr=False, compare=False)
 

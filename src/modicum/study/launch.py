@@ -235,7 +235,7 @@ def _signal(process: ForkServerProcess) -> int:
 
 
 def _close(cell: Cell, process: ForkServerProcess, number: int) -> str:
-    """Write down how a signal or a fault ended a cell; why its folder is not writable, or nothing."""
+    """Write down how a signal or a fault ended a cell; why its folder cannot be written now."""
     code = process.exitcode or 0
     lines = cell.log.read_text(encoding="utf-8").splitlines() if cell.log.is_file() else []
     last = lines[-1] if lines else ""
