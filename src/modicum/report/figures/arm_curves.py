@@ -241,8 +241,9 @@ def _draw_tuning(analysis: Analysis, narrow: bool) -> Figure:
         axes.set_xlim(min(rates) / 1.6, max(rates) * 1.6)
         axes.set_xticks(ticks(rates), list(map(rate, ticks(rates))))
         # The outer labels stay within their panel: neighbours would touch.
-        for side, end in (("right", -1), ("left", 0)):
-            axes.get_xticklabels()[end].set_horizontalalignment(side)
+        labels = axes.get_xticklabels()  # none where the numbers are another panel's
+        for label, side in zip(labels[-1:] + labels[:1], ("right", "left"), strict=False):
+            label.set_horizontalalignment(side)
         axes.set_ylim(max(-3.0, low - room), min(103.0, high + room))
         style.numbers(axes, "y", 4)
         _panel(axes, arm, family(analysis, arm).colour)
