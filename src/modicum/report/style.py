@@ -113,13 +113,17 @@ def drawn(broad: Figure, narrow: Figure, label: str) -> Drawn:
     # Inside HTML an <svg> needs no namespace.
     inline = [_finish(text, broad, label, True), _finish(_text(narrow), narrow, label, True)]
     page, phone = (form.replace(' xmlns="http://www.w3.org/2000/svg"', "") for form in inline)
-    # The PDF has no date, and text as text.
-    return Drawn(page, phone, svg(broad, label, text), _saved(broad, "pdf", "CreationDate"))
+    return Drawn(page, phone, svg(broad, label, text), pdf(broad))
 
 
 def svg(figure: Figure, label: str, text: str = "") -> str:
     """The figure as the SVG of a file: plain colours, ids of its own."""
     return _finish(text or _text(figure), figure, label, False)
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as a PDF without a date, text as text."""
+    return _saved(figure, "pdf", "CreationDate")
 
 
 def _saved(figure: Figure, format: str, date: str) -> bytes:
