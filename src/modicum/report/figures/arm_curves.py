@@ -243,7 +243,7 @@ def _draw_tuning(analysis: Analysis, narrow: bool) -> Figure:
         # The outer labels stay within their panel: neighbours would touch.
         labels = axes.get_xticklabels()  # none where the numbers are another panel's
         for label, side in zip(labels[-1:] + labels[:1], ("right", "left"), strict=False):
-            label.set_horizontalalignment(side)
+            label.set(ha=side)
         axes.set_ylim(max(-3.0, low - room), min(103.0, high + room))
         style.numbers(axes, "y", 4)
         _panel(axes, arm, family(analysis, arm).colour)
