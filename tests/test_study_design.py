@@ -198,9 +198,9 @@ def test_halving_gives_the_better_half_twice_the_budget() -> None:
     arm = design.arms(study)[0]
     assert cells.shares(study) == [0.25, 0.5, 1.0]
     first = rated(cells.first_round(study, arm, 1.0), {1: 0.1, 2: 0.4, 4: 0.3, 8: 0.0})
-    second = cells.next_round(study, arm, first, 0.5)
+    second = cells.next_round(arm, first, 0.5)
     assert [(entry.rate, entry.share) for entry in second] == [(2.0, 0.5), (4.0, 0.5)]
-    third = cells.next_round(study, arm, rated(second, {2: 0.4, 4: 0.6}), 1.0)
+    third = cells.next_round(arm, rated(second, {2: 0.4, 4: 0.6}), 1.0)
     assert [(entry.rate, entry.share) for entry in third] == [(4.0, 1.0)]
     assert len({entry.folder for entry in (*first, *second, *third)}) == 7
     assert cells.tries_of(study) == [0.25] * 4 + [0.5] * 2 + [1.0]

@@ -22,6 +22,7 @@ from modicum.config import Held, TrainConfig
 from modicum.runs import read_object
 from modicum.study import launch
 from modicum.study.cell import BASE, Cell
+from modicum.study.design import Study
 from modicum.study.launch import LAUNCHERS, Bench, Launcher, Processes, StudyObserver, locked, named
 from modicum.training.loop import train
 from modicum.types import FolderError, RunInterrupted, UserError
@@ -93,8 +94,8 @@ LONG = pytest.mark.parametrize(
 def run_all(
     cells: Sequence[Cell], launcher: Launcher, heard: Heard, retry_failed: bool = False
 ) -> None:
-    bench = Bench(folder=Path(), launcher=launcher, observer=heard, retry_failed=retry_failed)
-    bench.run(cells)
+    study = Study("?", ("full", "last(1)"))
+    Bench(study, Path(), launcher, heard, retry_failed).run(cells)
 
 
 def names(cells: Sequence[Cell]) -> set[str]:

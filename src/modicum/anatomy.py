@@ -1,8 +1,7 @@
 """What training did to the weights: how many entries changed, where, and in how many directions.
 
-docs/anatomy.md has the numbers and their sources, of W0 the base and W the policy, adapters
-merged, tensor by tensor in fp32. Departures: singular values are roots of the eigenvalues of the
-smaller Gram matrix in fp64, and those that rounding alone would give are left out.
+docs/anatomy.md has the numbers, of W0 the base and W the policy, adapters merged, in fp32. Singular
+values are roots of the eigenvalues of the smaller Gram matrix in fp64, but for those of rounding.
 """
 
 import math
@@ -133,11 +132,11 @@ def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float])
     few = sorted(one for one in found if one[0] < FEW)
     if not few or not (fall := fallen(rewards)):
         return ""
-    return (
-        f"the reward fell from {fall[0]:.3g} to {fall[1]:.3g}, and {len(few)} of {len(found)} changes"
-        f" that may have rank {MANY} or more keep to fewer than {FEW} directions (least: {few[0][1]},"
-        f" participation ratio {few[0][0]:.2g}): a collapse (docs/anatomy.md)"
-    )
+    (ratio, least), *_ = few
+    fell = f"the reward fell from {fall[0]:.3g} to {fall[1]:.3g}"
+    which = f"{len(few)} of {len(found)} changes that may have rank {MANY} or more"
+    what = f"fewer than {FEW} directions (least: {least}, participation ratio {ratio:.2g})"
+    return f"{fell}, and {which} keep to {what}: a collapse (docs/anatomy.md)"
 
 
 def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:
@@ -177,7 +176,6 @@ def summary(changes: Sequence[Change], dtype: str) -> dict[str, Any]:
 
 
 def _together(changes: Sequence[Change]) -> dict[str, Any]:
-    """What several tensors come to as one long vector."""
     entries = sum(c.entries for c in changes)
     norm = math.hypot(*(c.norm for c in changes))
     base = math.hypot(*(c.base_norm for c in changes))
@@ -195,7 +193,6 @@ def _together(changes: Sequence[Change]) -> dict[str, Any]:
 
 
 def _ranks(changes: Sequence[Change]) -> dict[str, Any]:
-    """Means of the ranks over the matrices that changed and were taken apart."""
     moved = [c for c in changes if c.moved and c.full_rank is not None]
     apart = [c for c in moved if c.effective_rank is not None]
 

@@ -2,7 +2,7 @@
 
 A run writes them as TOML, which `modicum train --config config.toml` repeats: sections are tables
 there (`[sampling]`), and plain options on the command line. Each setting says whether a resumed
-run may change it (modicum.resuming), and the type of a number its limits. No torch here, so that `modicum train --help` is instant.
+run may change it (modicum.resuming), and the type of a number its limits. No torch here.
 """
 
 import os
@@ -21,8 +21,7 @@ from modicum.spec import keywords, short
 from modicum.types import UserError
 
 PROBE_EVERY = 10  # steps, under a curriculum
-KINDS = ("task", "reward", "update", "objective", "curriculum")
-"""The settings that are expressions."""
+KINDS = ("task", "reward", "update", "objective", "curriculum")  # settings that are expressions
 
 
 @dataclass(frozen=True)
@@ -125,9 +124,7 @@ class Budget(Settings):
 class Optimizer(Settings):
     """AdamW on what trains."""
 
-    learning_rate: Annotated[float | None, Limits(0, 10, above=True, below=True)] = chosen(
-        fixed(None)
-    )
+    learning_rate: Annotated[float | None, Limits(0, 10, True, True)] = chosen(fixed(None))
     """Step size; auto finds it from the run's own first rollout (docs/rates.md)."""
     weight_decay: Annotated[float, Limits(0, 100)] = fixed(0.0)
     """Decoupled decay of what trains."""
@@ -268,15 +265,11 @@ class TrainConfig(Settings):
         for kind in KINDS:
             value = getattr(self, kind)
             if not isinstance(value, str):
-                raise UserError(
-                    f"{kind} must be an expression, a text, not {short(value)};"
-                    f" modicum.train({kind}=...) takes objects"
-                )
+                why = f"must be an expression, a text, not {short(value)}"
+                raise UserError(f"{kind} {why}; modicum.train({kind}=...) takes objects")
         super().__post_init__()
         object.__setattr__(self, "out", os.path.expanduser(self.out))
         stopping.split_within(self.budget, self.evaluation)
         if self.sampling.temperature == 0:
-            raise UserError(
-                "temperature 0 makes all completions of a group equal, so nothing can be learnt;"
-                " training needs a temperature above 0"
-            )
+            why = "makes all completions of a group equal, so nothing can be learnt"
+            raise UserError(f"temperature 0 {why}; training needs a temperature above 0")

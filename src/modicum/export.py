@@ -75,7 +75,6 @@ def export_base(
 
 
 def _places(what: str, name: str, base: str) -> dict[str, str]:
-    """Where a model is, and its adapter: what an export must not replace."""
     source = locate(name, base=base)
     return {what: source.place} | ({"the adapter": str(source.adapter)} if source.adapter else {})
 
@@ -172,10 +171,7 @@ def probe(model: Any, loaded: Loaded | Policy) -> Tensor:
 
 
 def export_whole(model: Any, loaded: Loaded | Policy, out: Path) -> float:
-    """Write a model, an adapter on it added in fp32; `model` is spent afterwards.
-
-    Returns the largest logit difference on reload.
-    """
+    """Write a model (spent then), its adapter added in fp32; the largest logit gap on reload."""
     if hasattr(model, "merge_and_unload"):
         expected, model = probe(model.float(), loaded), merged(model)
         _compare(expected, probe(model, loaded))
@@ -224,7 +220,6 @@ def export_adapter(
 def _compare(expected: Tensor, found: Tensor) -> float:
     difference = float((expected - found).abs().max())
     if not difference <= TOLERANCE * float(expected.abs().max()):
-        raise RunStopped(
-            f"what was exported gives other logits (by {difference:.3g}); do not use it"
-        )
+        why = f"gives other logits (by {difference:.3g})"
+        raise RunStopped(f"what was exported {why}; do not use it")
     return difference

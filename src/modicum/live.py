@@ -3,24 +3,22 @@
 They take a hundredth of the run's time at most, and no error of theirs ends it.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
 
 from modicum.disk import write_whole
 from modicum.logged import metric_of
 from modicum.report import words as n
 from modicum.report.words import environment, printable
 from modicum.status import Status
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 PAGE = "live.html"
 SHARE = 200  # times its own cost, that long it is not shown anew
@@ -33,7 +31,6 @@ GROUPS, MEMBERS, LETTERS = 2, 8, 600  # what is shown of the last step
 
 
 def _curve(title: str, x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    """A metric by step, as means over stretches of equal length, as the templates draw it."""
     last, size = n.general(y[-1]), math.ceil(len(y) / POINTS)
     chunks = [slice(k, k + size) for k in range(0, len(y), size)]
     x, y = [x[c][-1] for c in chunks], [sum(y[c]) / len(y[c]) for c in chunks]
@@ -64,19 +61,14 @@ def _shown(found: Status) -> dict[str, Any]:
     samples = found.last("samples.jsonl", GROUPS * 1024)
     samples = [row for row in samples if row.get("step") == samples[-1].get("step")]
     groups = [list(rows)[:MEMBERS] for _, rows in groupby(samples, lambda row: row["question"])]
-    return {
-        **{"found": found, "values": found.values, "groups": groups[:GROUPS], "n": n},
-        "curves": [_curve(title, *zip(*pairs, strict=True)) for pairs, title in seen.items()],
-        "decisions": found.last("decisions.jsonl", 3),
-        **{"letters": LETTERS, "every": SECONDS},
-    }
+    curves = [_curve(title, *zip(*pairs, strict=True)) for pairs, title in seen.items()]
+    shown = {"found": found, "values": found.values, "groups": groups[:GROUPS], "n": n}
+    shown |= {"letters": LETTERS, "every": SECONDS, "curves": curves}
+    return shown | {"decisions": found.last("decisions.jsonl", 3)}
 
 
 def view(found: Status, width: int, height: int, doing: str = "") -> Group:
     """What a terminal of so many columns and lines shows."""
-    from rich.console import Group
-    from rich.text import Text
-
     made = environment().get_template("live.txt")
     wide, members = max(10, min(POINTS, width - 36)), max(2, height - 16)
     text = made.render(_shown(found), wide=wide, members=members, doing=doing)

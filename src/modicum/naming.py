@@ -17,8 +17,7 @@ from modicum.resuming import settings
 LONGEST = 80  # letters of a name
 SHORT = {"learning_rate": "lr", "prompts_per_step": "prompts"}
 SHORT |= {"group_size": "group", "max_tokens": "tokens"}
-PLAIN = {"model", "dtype", "schedule", "template", "style", *KINDS}
-"""Settings whose values tell what they are."""
+PLAIN = {"model", "dtype", "schedule", "template", "style", *KINDS}  # values say what they are
 # Signs are left out, so no argument may read like another: a=1 is letters and a number, a1 is not.
 _NUMBER = r"\d[\d.]*(e\d+)?"
 _NAMED = rf"[a-z_]+=({_NUMBER}|True|False)"

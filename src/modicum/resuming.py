@@ -28,9 +28,8 @@ free, digits, length, fixed = map(_setting, typing.get_args(Resume))
 
 def chosen(setting: Any) -> Any:
     """Make a setting one whose default leaves it to the program."""
-    return dataclasses.field(
-        default=setting.default, metadata={**setting.metadata, AUTO: setting.default}
-    )
+    told = {**setting.metadata, AUTO: setting.default}
+    return dataclasses.field(default=setting.default, metadata=told)
 
 
 def is_auto(entry: Any, value: Any) -> bool:

@@ -1,8 +1,7 @@
 """Estimates and their uncertainty: pass@k, maj@k, standard errors, intervals, Holm's p-values.
 
-Problems are the clusters: several samples of one problem are first averaged to one score
-per problem, and the spread of those scores carries both the choice of problems and the
-noise of sampling (Miller 2024, arXiv 2411.00640). What is random is seeded.
+Problems are the clusters: the samples of a problem are averaged to one score, whose spread has both
+the choice of problems and the noise of sampling (Miller 2024, arXiv 2411.00640).
 """
 
 import itertools
@@ -47,8 +46,8 @@ class Difference:
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The chance that at least one of `k` samples is right, when `c` of `n` drawn were.
 
-    Unbiased: 1 - C(n-c, k) / C(n, k), as the product of Chen et al. 2021 (arXiv
-    2107.03374), which cannot overflow. Raises UserError when n < k or a count makes no sense.
+    Unbiased: 1 - C(n-c, k) / C(n, k), as the product of Chen et al. 2021 (arXiv 2107.03374), which
+    cannot overflow. Raises UserError when n < k or a count makes no sense.
     """
     try:
         n, c, k = (operator.index(value) for value in (n, c, k))
@@ -66,16 +65,14 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def majority_at_k(
     votes: Sequence[str | None], right: str, k: int, key: str = "", draws: int = 200
 ) -> float:
-    """The chance that the commonest vote among `k` samples is `right`; 0 when none votes.
+    """The chance that the commonest vote among `k` samples is `right`; 0 when none votes (None).
 
-    None is no vote. A tie counts as the chance of picking `right` among the tied. For
-    k < n the mean is over all subsets of k samples, or over `draws` random ones (seeded by
-    `key`) when there are more. Raises UserError when k is not between 1 and n.
+    A tie counts as the chance of picking `right` among the tied. For k < n the mean is over all
+    subsets, or over `draws` random ones (seeded by `key`). UserError when k is not between 1 and n.
     """
-    if not 1 <= k <= len(votes):
-        raise UserError(
-            f"maj@{k} needs at least {max(k, 1)} samples a problem, there are {len(votes)}"
-        )
+    n = len(votes)
+    if not 1 <= k <= n:
+        raise UserError(f"maj@{k} needs at least {max(k, 1)} samples a problem, there are {n}")
     if math.comb(len(votes), k) <= draws:
         subsets: Iterable[Sequence[str | None]] = itertools.combinations(votes, k)
     else:
@@ -129,11 +126,10 @@ def standard_error(scores: ArrayLike) -> float:
 
 
 def interval(scores: ArrayLike, level: float = 0.95) -> Interval:
-    """The mean of per-problem scores in [0, 1] and its interval over problems.
+    """The mean of scores in [0, 1], one a problem, and its interval over problems.
 
-    `scores` has one entry a problem (the mean over its samples). Scores of 0 and 1 alone
-    have Wilson's interval (1927); shares between them have it for as many problems as their
-    spread is worth (`_wilson`). Raises UserError for no scores or scores outside [0, 1].
+    Scores of 0 and 1 alone have Wilson's interval (1927); shares between them have it for as many
+    problems as their spread is worth (`_wilson`). UserError for none, or one outside [0, 1].
     """
     values = _vector("scores", scores)
     if values.min() < 0 or values.max() > 1:
@@ -184,8 +180,8 @@ def mean_interval(after: ArrayLike, before: ArrayLike, level: float = 0.95) -> I
     return Interval(mean, max(-1.0, mean - half), min(1.0, mean + half))
 
 
+# What counts against a narrow spread, in problems answered always or never (docs/evaluation.md).
 UNSEEN, UNSEEN_CHANGES = 2.0, 0.5
-"""What counts against a narrow spread, in problems answered always or never (docs/evaluation.md)."""
 
 
 def _wilson(values: NDArray[np.float64], z: float, unseen: float) -> Interval:
@@ -247,9 +243,9 @@ def share_interval(count: int, of: int, level: float = 0.95) -> Interval:
 def holm(p_values: ArrayLike) -> list[float]:
     """Holm's adjusted p-values, in the order given: reject those at most alpha.
 
-    The j-th smallest of m becomes the largest of min(1, (m - i + 1) p_(i)) over i <= j,
-    which holds the chance of any false rejection to alpha under every dependence (Holm
-    1979). Raises UserError when one is not between 0 and 1.
+    The j-th smallest of m becomes the largest of min(1, (m - i + 1) p_(i)) over i <= j, which holds
+    the chance of any false rejection to alpha under every dependence (Holm 1979). Raises UserError
+    when one is not between 0 and 1.
     """
     values = np.asarray(p_values, dtype=np.float64)
     if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():

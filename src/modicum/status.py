@@ -45,8 +45,8 @@ class Status:
         written = time.localtime((folder / "config.toml").stat().st_mtime)
         self.values: dict[str, Any] = {
             **{"name": folder.name, "folder": str(folder), "state": self.state, "done": self.done},
-            **{"baseline": base.get("accuracy"), "accuracy": held.get("accuracy")},
-            **{end: held.get(end) for end in ("low", "high")},
+            **{"baseline": base.get("accuracy")},
+            **{name: held.get(name) for name in ("accuracy", "low", "high")},
             "reward/mean": last.get("reward/mean"),
             "seconds": sum(entry.get("time/step_seconds", 0) for entry in self.metrics),
             "memory": result.get("peak_memory_bytes") or last.get("memory/peak_bytes"),

@@ -14,6 +14,7 @@ from modicum.logged import METRICS, TERM
 from modicum.spec import nearest
 from modicum.types import Split, UserError
 
+Line = Mapping[str, Any]  # of metrics.jsonl or evaluations.jsonl
 NEVER = "never"
 HELD = ("accuracy", "lenient", "greedy", "format", "truncated", "length")
 """What an evaluation finds; all others are logged by steps."""
@@ -46,10 +47,8 @@ def parse(text: str) -> Condition | None:
     if text.strip() == NEVER:
         return None
     if (found := FORM.fullmatch(text)) is None:
-        raise UserError(
-            f"stop_when {text!r}: a metric, one of {', '.join(SIGNS)} and a number are wanted,"
-            " such as 'accuracy >= 0.9', or never"
-        )
+        form = f"a metric, one of {', '.join(SIGNS)} and a number are wanted"
+        raise UserError(f"stop_when {text!r}: {form}, such as 'accuracy >= 0.9', or never")
     if found[1] not in KNOWN and not found[1].startswith(("reward/", "user/")):
         raise _unknown(found[1], KNOWN)
     bound = float(found[3]) / (100 if found[4] else 1)
@@ -60,15 +59,9 @@ def parse(text: str) -> Condition | None:
 
 def _unknown(name: str, known: Iterable[str]) -> UserError:
     mean = f"{name}/mean"
-    near = (
-        [mean]
-        if mean in known
-        else sorted(
-            (k for k in known if k.endswith(f"/{name}")),
-            key=lambda k: (not k.startswith("policy/"), k),
-        )
-    )
-    hint = f"did you mean {near[0]!r}?" if near else nearest(name, known)
+    alike = (k for k in known if k == mean or k.endswith(f"/{name}"))
+    near = min(alike, key=lambda k: (k != mean, not k.startswith("policy/"), k), default="")
+    hint = f"did you mean {near!r}?" if near else nearest(name, known)
     return UserError(f"stop_when: nothing is called {name!r}; {hint}")
 
 
@@ -100,7 +93,7 @@ class Stop:
         if name.startswith("reward/") and name not in known:
             raise _unknown(name, known)
 
-    def step(self, metrics: Mapping[str, Any]) -> None:
+    def step(self, metrics: Line) -> None:
         """A step has ended; `metrics` is its line of metrics.jsonl."""
         self.reason = ""
         if (when := self._logged) and when.name in metrics:
@@ -109,7 +102,7 @@ class Stop:
             if len(self._recent) == WINDOW and when.holds(mean):
                 self.reason = f"{when} (a mean of {mean:.3g} over {WINDOW} steps)"
 
-    def evaluated(self, entry: Mapping[str, Any]) -> None:
+    def evaluated(self, entry: Line) -> None:
         """An evaluation has ended; `entry` is its line of evaluations.jsonl."""
         if entry["name"] in AT_THE_ENDS or entry["split"] != "tune":
             return
@@ -122,9 +115,7 @@ class Stop:
             more = f"accuracy on tune problems than {self._best:.1%} after step {self._after}"
             self.reason = f"no better {more} (patience = {self.patience})"
 
-    def replay(
-        self, steps: Iterable[Mapping[str, Any]], evaluations: Iterable[Mapping[str, Any]], to: int
-    ) -> None:
+    def replay(self, steps: Iterable[Line], evaluations: Iterable[Line], to: int) -> None:
         """Hear again what a run logged in its first `to` steps."""
         heard = [(e["step"], self.step, e) for e in steps]
         heard += [(e["step"], self.evaluated, e) for e in evaluations]

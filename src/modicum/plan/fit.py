@@ -4,8 +4,6 @@ Certain: at completions of at most `SHORT` tokens the plan is above the free mem
 `MARGIN`. Longer ones may end a run that this lets begin; `modicum plan` shows it at `max_tokens`.
 """
 
-from __future__ import annotations
-
 from bisect import bisect
 from dataclasses import replace
 from functools import cache
@@ -40,7 +38,6 @@ def advice(
 
     @cache
     def sized(last: int = 0, **more: str) -> tuple[str, float]:
-        """The line with these changes, and its bytes; at least those, where no batch can help."""
         more |= {"update": f"last({last})"} if last else {}
         now = changed(config, **more)
         of = Subject.of(now, parts) if more else subject

@@ -38,15 +38,11 @@ class Machine:
     """One device of a machine, which is what a run gets."""
 
     name: str
-    device: str
-    """cpu or cuda."""
-    memory: int | None
-    """Bytes that a run may take on it; None: not known."""
+    device: str  # cpu or cuda
+    memory: int | None  # bytes that a run may take on it; None: not known
     rates: DeviceRates | None
-    count: int = 1
-    """How many such devices there are."""
-    bf16: bool = True
-    """Whether it has products in bf16."""
+    count: int = 1  # how many such devices there are
+    bf16: bool = True  # whether it has products in bf16
 
 
 KNOWN = tomllib.loads(Path(__file__).with_name("known.toml").read_text(encoding="utf-8"))
@@ -89,7 +85,6 @@ def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
 
 
 def _forms(gpu: str) -> set[str]:
-    """What a card is called: with or without its memory, and the letters before its number."""
     short = SIZE.sub("", gpu)
     forms = {_plain(gpu), _plain(short), f"{_plain(short)}{GPUS[gpu][0]:g}gb"}
     return forms | {re.sub(r"^[rg]tx", "", form) for form in forms}

@@ -17,8 +17,7 @@ class Heap:
 
     def __init__(self) -> None:
         self.top = 0
-        self.growing = False
-        """Whether a graph grows, whose small objects take the ends of blocks (`grow`)."""
+        self.growing = False  # a graph, whose small objects take the ends of blocks (`grow`)
         self._lost: list[tuple[int, int]] = []
         self._holes: list[tuple[int, int]] = []  # (size, start), in order
         self._starts: dict[int, int] = {}  # of holes: start -> size

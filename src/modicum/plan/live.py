@@ -21,9 +21,8 @@ from modicum.plan.heap import Heap
 
 META = torch.device("meta")
 TORCH_ATTENTION = F.scaled_dot_product_attention
+# Which pass through the layers, and which of them (`plan.thin`); None: before the first, (): after.
 Place = tuple[int, tuple[Any, ...] | None]
-"""Which pass through the layers, and which layer of them (modicum.plan.thin); None: before the
-first, (): after one."""
 
 
 class Event(NamedTuple):
@@ -33,8 +32,7 @@ class Event(NamedTuple):
     size: int
     phase: str
     place: Place
-    growing: bool = False
-    """Whether it happens while autograd's graph grows."""
+    growing: bool = False  # whether it happens while autograd's graph grows
 
 
 def _attention(q: Tensor, *rest: Any, attn_mask: Tensor | None = None, **named: Any) -> Tensor:
@@ -54,15 +52,14 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.events: list[Event] = []
-        self.categories: list[str] = []
-        """Of every storage, by its number."""
+        self.categories: list[str] = []  # of every storage, by its number
+        # By storage: its number and size, and what tells when it is dropped.
         self._living: dict[int, tuple[int, int, weakref.ref[Any]]] = {}
-        """By storage: its number and size, and what tells when it is dropped."""
+        # As what is counted what is made now; whether autograd's graph grows.
         self.counted, self.growing, self._phase = "other", False, ""
-        """As what is counted what is made now; whether autograd's graph grows."""
-        self.place: Place = (0, None)
+        # Forwards through the layers so far; where the present one is; whether one runs back.
         self.passes, self.layer, self.backward = 0, -1, False
-        """Of forwards through the layers; where the present one is; whether one runs back."""
+        self.place: Place = (0, None)
 
     def __enter__(self) -> Any:
         F.scaled_dot_product_attention = _attention
@@ -72,9 +69,7 @@ class Live(TorchDispatchMode):
         super().__exit__(exc_type, exc_val, exc_tb)
         F.scaled_dot_product_attention = TORCH_ATTENTION
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves = _leaves((*args, *kwargs.values()))
         given = [x for x in leaves if isinstance(x, Tensor)]
@@ -87,7 +82,7 @@ class Live(TorchDispatchMode):
                 kwargs = {**kwargs, "device": META}
             found = _run(func, args, kwargs, leaves)
         keys = {_key(x) for x in given}
-        for made in (found,) if isinstance(found, Tensor) else _leaves((found,)):
+        for made in _leaves((found,)):
             # Else it is a view, or the result of work in place.
             if isinstance(made, Tensor):
                 key = _key(made)
@@ -162,8 +157,8 @@ class Live(TorchDispatchMode):
         self.events.append(Event(number, -size, self._phase, self.place, self.growing))
 
 
+# Bytes by category at the fullest moment of each place of each phase.
 Peaks = dict[tuple[str, Place], dict[str, int]]
-"""Bytes by category at the fullest moment of each place of each phase."""
 
 
 def peaks(live: Live) -> Peaks:

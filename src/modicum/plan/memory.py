@@ -26,21 +26,18 @@ from modicum.updates.layout import depth
 from modicum.updates.preview import optimizer_bytes
 
 MASTER = 4  # bytes of an fp32 number
+# Code that is loaded when it is first used, thread pools; the context of a GPU.
 LIBRARIES = {"cpu": 41 * 2**20, "cuda": 500 * 2**20}
-"""Code that is loaded when it is first used, thread pools; the context of a GPU."""
-BF16_KERNELS = 110 * 2**20
-"""What oneDNN compiles and keeps for products in bf16 on a CPU."""
-TOKENIZER = 1024
-"""Bytes of the host for each token of the vocabulary."""
+BF16_KERNELS = 110 * 2**20  # that oneDNN compiles and keeps for products in bf16 on a CPU
+TOKENIZER = 1024  # bytes of the host for each token of the vocabulary
+# Of what lives, where the heap is not gone through; more than in all rows of benchmarks/plan.py.
 ROUGH_HOLES = 0.6
-"""Of what lives, where the heap is not gone through; more than in all rows of benchmarks/plan.py."""
 LASTING = ("optimizer", "masters", "schedule")
+# By how much the heap grows further, as a share of what comes and goes: later passes are of other
+# lengths and find the holes of the first too small, the more so where a step has several
+# micro-batches, which are sorted by length. Found on some rows of benchmarks/plan.py.
 LATER_PASSES, LATER_PARTS = 0.12, 0.44
-"""By how much the heap grows further, as a share of what comes and goes: later passes are of
-other lengths and find the holes of the first too small, the more so where a step has several
-micro-batches, which are sorted by length. Found on some rows of benchmarks/plan.py."""
-CUDA_SLACK = 0.08
-"""What torch's caching allocator cannot use again, as a share of what lives (assumed)."""
+CUDA_SLACK = 0.08  # that torch's caching allocator cannot use again, of what lives (assumed)
 
 
 @dataclass(frozen=True)
@@ -82,12 +79,9 @@ class Subject:
     """The model's, of Hugging Face."""
     prepared: Prepared
     objective: Any
-    critic: Prepared | None = None
-    """The model of a critic that has one of its own."""
-    judge: rewards.Learned | None = None
-    """A learned reward."""
-    known: dict[Any, Memory] = field(default_factory=dict)
-    """What was estimated."""
+    critic: Prepared | None = None  # the model of a critic that has one of its own
+    judge: rewards.Learned | None = None  # a learned reward
+    known: dict[Any, Memory] = field(default_factory=dict)  # what was estimated
 
     @classmethod
     def of(cls, config: TrainConfig, parts: RunParts | None = None) -> Self:
@@ -188,19 +182,15 @@ def _of_set(
     later = LATER_PARTS if several else LATER_PASSES
     phases = []
     for name, moving in found.items():
-        unused = round(CUDA_SLACK * sum(moving.values()))
-        if grown is None:
-            unused = round(ROUGH_HOLES * sum(moving.values()))
-        elif device == "cpu":
+        unused = round((ROUGH_HOLES if grown is None else CUDA_SLACK) * sum(moving.values()))
+        if grown is not None and device == "cpu":
             unused = _holes(moving, grown.get(name), later)
         parts = {**static, **moving, "allocator": unused, "libraries": libraries}
         phases.append(Phase(name, {part: size for part, size in parts.items() if size}))
     return Memory(tuple(phases))
 
 
-def _critic(
-    subject: Subject, config: TrainConfig, lengths: Lengths, device: str
-) -> tuple[int, int]:
+def _critic(subject: Subject, config: TrainConfig, lengths: Lengths, on: str) -> tuple[int, int]:
     """What a critic holds in all phases, and what lives besides while it learns."""
     text, own, batch = subject.config.get_text_config(), subject.critic, config.batch
     if own is None:
@@ -209,7 +199,7 @@ def _critic(
         states = tokens * text.hidden_size * DTYPES[config.compute.dtype].itemsize
         return 3 * num_bytes(list(reader.parameters())), states
     like = Subject(subject.config, own, objectives.parse("dapo"))
-    phases = estimate(config, lengths, device, like, exact=False).phases
+    phases = estimate(config, lengths, on, like, exact=False).phases
     parts = next(phase.parts for phase in phases if phase.name == "training")
     # An adapter shares what the policy does not train.
     apart = own.adapter is not None and subject.prepared.adapter is None
@@ -255,7 +245,6 @@ def _holes(moving: Mapping[str, int], top: int | None, later: float) -> int:
 
 
 def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) -> dict[str, int]:
-    """The file's pages, where its numbers are not taken over as they are."""
     stored = getattr(model_config, "dtype", None) or torch.float32
     wanted = DTYPES[config.compute.dtype]
     if device == "cuda" or stored == wanted:

@@ -4,8 +4,6 @@ Completions twice as long as the worked solutions of the problems, and the large
 such completions fit by the planner's own account (`search`). Whatever is given is kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -28,30 +26,23 @@ from modicum.plan.shapes import (
 from modicum.resuming import is_auto
 from modicum.tasks.examples import thought_of
 
+# Of a model that is small beside the memory, and on a CPU at most: more is no faster there.
 MICRO_BATCH, ROLLOUT_BATCH = 64, 512
-"""Of a model that is small beside the memory, and on a CPU at most: more is no faster there."""
-TINY_TOKENS, TOKENS, UNIT = 80, 512, 256
-"""Of the shipped base; where nothing says more; and what lengths are rounded up to."""
-UNKNOWN, SHARE = 16 * GIB, {"cpu": 0.85, "cuda": 0.9}
-"""Memory that is assumed where nothing says it; the share of it that sizes are chosen for: a plan is
-right to within 15 %, and a host's system kills what takes too much."""
+TINY_TOKENS, TOKENS = 80, 512  # of the shipped base; where nothing says more
+UNIT = 256  # that lengths are rounded up to
+UNKNOWN = 16 * GIB  # memory that is assumed where nothing says it
+# Of memory, for sizes: a plan is right to within 15 %, and a host kills what takes too much.
+SHARE = {"cpu": 0.85, "cuda": 0.9}
 BATCHES = ("micro_batch", "rollout_batch")
 FEW_ROWS = 8  # completions of a micro-batch: with fewer, checkpointing is the faster way
-SHARED = {"evaluation", "sampling"}
-"""The phases in which rollouts are held; the others have micro-batches."""
+SHARED = {"evaluation", "sampling"}  # phases that hold rollouts; the others have micro-batches
+# Parts that neither the batch nor checkpointing changes.
 FIXED = ("weights", "masters", "optimizer", "reference", "schedule", "gradients", "libraries")
 FIXED += ("critic",)
-"""Parts that neither the batch nor checkpointing changes."""
+# By how much the room is exceeded on a line through one point, or two, where no point is needed.
 SURE_OF_ONE, SURE_OF_TWO = 1.5, 1.05
-"""By how much the room is exceeded on a line through one point, or two, where no point is needed."""
-OPTIONS = {
-    "micro_batch": "batch",
-    "rollout_batch": "batch",
-    "max_tokens": "sampling",
-    "checkpointing": "compute",
-    "dtype": "compute",
-    "update": "",
-}
+OPTIONS = {"micro_batch": "batch", "rollout_batch": "batch", "max_tokens": "sampling"}
+OPTIONS |= {"checkpointing": "compute", "dtype": "compute", "update": ""}
 
 
 @dataclass(frozen=True)
@@ -63,8 +54,8 @@ class Chosen:
 
 
 Choices = dict[str, Chosen]
+# Of a batch's sizes that were tried: all bytes of the fullest phase, and those of FIXED in it.
 Points = dict[int, tuple[int, int]]
-"""Of a batch's sizes that were tried: all bytes of the fullest phase, and those of FIXED in it."""
 
 
 def settle(
@@ -104,10 +95,8 @@ def settle(
     subject = subject or Subject.of(config, parts)
     lengths = lengths_of(config, prompt, parts.task)
     made, memory = search(config, lengths, machine, free, subject, room)
-    why = (
-        f"{memory.peak.total / GIB:.3g} GiB are planned for, of {room / GIB:.3g} GiB, which are"
-        f" {SHARE[machine.device]:.0%} of the memory"
-    )
+    of = f"{room / GIB:.3g} GiB, which are {SHARE[machine.device]:.0%} of the memory"
+    why = f"{memory.peak.total / GIB:.3g} GiB are planned for, of {of}"
     if "checkpointing" in free and made.compute.checkpointing:
         why += f"; without checkpointing not even {FEW_ROWS} completions fit"
     return made, found | {name: Chosen(_value(made, name), why) for name in free}
@@ -141,9 +130,7 @@ def search(
     enough = min([FEW_ROWS, *sizes.get("micro_batch", [])[-1:]])
     # The more rows train, the longer a trace takes; how many are sampled costs it nothing.
     first = {"micro_batch": enough, "rollout_batch": 10**9}
-    at = {
-        name: min([n for n in of if n >= first[name]], default=of[-1]) for name, of in sizes.items()
-    }
+    at = {k: min([n for n in of if n >= first[k]], default=of[-1]) for k, of in sizes.items()}
     at = smallest if hopeless else at
     if "micro_batch" not in sizes:
         enough = config.batch.micro_batch
@@ -172,11 +159,8 @@ def _fixed(phase: Phase) -> int:
 
 
 def _next(sizes: Sequence[int], points: Points, room: float) -> int:
-    """The largest size that fits, if a point says so or the line surely does; or what to try next.
-
-    Memory is the fullest of several phases and moments, all linear in the batch: a line through two
-    points is never above it beyond them.
-    """
+    """The largest size that fits, if a point or surely the line says so; or what to try next."""
+    # The fullest of phases that are linear in the batch: beyond two points it is above their line.
     (low, (one, fixed)), *more = sorted(points.items())[-2:]
     # Without a second point the line goes through what is fixed.
     high, (two, _) = more[0] if more else (0, (fixed, 0))
@@ -194,7 +178,6 @@ def _next(sizes: Sequence[int], points: Points, room: float) -> int:
 
 
 def _sizes(name: str, config: TrainConfig, device: str) -> list[int]:
-    """The sizes of a batch that are tried: powers of two, and the whole step or evaluation."""
     batch, held = config.batch, config.evaluation
     least, most = 1, batch.prompts_per_step * batch.group_size
     if name == "rollout_batch":
@@ -221,10 +204,7 @@ def _value(config: TrainConfig, name: str) -> Any:
 
 
 def _tokens(config: TrainConfig, parts: RunParts, hub: bool) -> Chosen:
-    """The longest completion: by the problems, and what the model's positions leave.
-
-    With `hub` tokenizer and problems are fetched that are not here, as the run would do.
-    """
+    """The longest completion, by problems and positions; with `hub` they may be fetched."""
     if locate(config.model, config.trust, config.base).place == str(TINY):
         return Chosen(TINY_TOKENS, "the shipped base writes less than 80 tokens")
     task, tokenizer = parts.task or tasks.parse(config.task), tokenizer_of(config, hub)
@@ -252,10 +232,9 @@ def line(config: TrainConfig, names: Sequence[str]) -> str:
     shown = []
     for name in names:
         value, option = _value(config, name), name.replace("_", "-")
-        if isinstance(value, bool):
-            shown.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            shown.append(f"--{option} '{value}'" if name == "update" else f"--{option} {value}")
+        text = f" '{value}'" if name == "update" else f" {value}"
+        switch = f"--{option}" if value else f"--no-{option}"
+        shown.append(switch if isinstance(value, bool) else f"--{option}{text}")
     return " ".join(shown)
 
 

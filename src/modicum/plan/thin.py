@@ -5,8 +5,6 @@ repetition more: what the fullest moment of a place (before the layers, in the l
 highest of a stretch, after them) has grown by is what every further one adds. docs/plan.md
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -94,8 +92,6 @@ def thinned(
 
 
 def _told(layer: nn.Module, number: int, at: tuple[int, int, int], live: Live) -> list[Any]:
-    """Hooks by which `live` hears that a layer runs, forward or backward."""
-
     def entered(*_: Any) -> None:
         if not live.backward:
             live.passes += number <= live.layer

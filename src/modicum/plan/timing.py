@@ -1,7 +1,6 @@
 """Seconds of a step and of a run, as a roofline: an estimate, with its assumptions (docs/plan.md).
 
-Shares: on a CPU those that docs/engine.md measured; on a GPU assumed. Not counted: rewards,
-checkpoints, the check of two completions by the library's forward.
+Shares: on a CPU those that docs/engine.md measured; on a GPU assumed.
 """
 
 from dataclasses import dataclass
@@ -12,8 +11,7 @@ from modicum.engine.flops import StepFlops
 from modicum.plan.hardware import DeviceRates
 from modicum.plan.shapes import Lengths
 
-SHARE = {"cpu": 0.7, "cuda": 0.4}
-"""Of the peak rate of matrix products."""
+SHARE = {"cpu": 0.7, "cuda": 0.4}  # of the peak rate of matrix products
 BANDWIDTH_SHARE = {"cpu": 0.7, "cuda": 0.6}
 LAYER_SECONDS = {"cpu": 3e-4, "cuda": 5e-4}  # of eager calls
 
@@ -24,8 +22,7 @@ class Times:
 
     sampling: float
     training: float
-    evaluation: float
-    """Of one evaluation."""
+    evaluation: float  # of one evaluation
     run: float
 
     @property

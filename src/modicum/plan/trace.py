@@ -6,6 +6,7 @@ are run (between them only the cache would fill), and what the optimizer keeps.
 
 from collections.abc import Sequence
 from copy import copy
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -43,21 +44,16 @@ class Trace:
     """Runs the phases of a step on a model of the meta device. `live` has what was found."""
 
     def __init__(
-        self,
-        prepared: Prepared,
-        config: TrainConfig,
-        lengths: Lengths,
-        device: str,
-        objective: Objective,
+        self, prepared: Prepared, config: TrainConfig, lengths: Lengths, on: str, goal: Objective
     ) -> None:
         self.prepared, self.config, self.lengths = prepared, config, lengths
         self.live, self.hooks = Live(), list[Any]()
         # Room for later tokens that is never written to is not resident on a CPU.
-        self.on_host = device == "cpu"
+        self.on_host = on == "cpu"
         self.room = lengths.longest if self.on_host else config.sampling.max_tokens
         without_data(prepared.model)
-        self.objective = objective
-        if objective.needs_reference:
+        self.objective = goal
+        if goal.needs_reference:
             prepared.keep_reference()
         self.others: Tensor | None = None
 
@@ -73,9 +69,8 @@ class Trace:
             self.active = {n: p for n, p in self.active.items() if id(p) in there}
             lowest = lowest if lowest < 0 else sum(n < lowest for n in layers)
         with Live():  # a library's forward is tried out
-            self.engine: Engine = make(
-                self.prepared.model, CPU, lowest, compute.engine, compute.checkpointing
-            )
+            kind = (compute.engine, compute.checkpointing)
+            self.engine: Engine = make(self.prepared.model, CPU, lowest, *kind)
         self.engine.device = CPU  # where indices are
         try:
             self._run(held)
@@ -89,7 +84,6 @@ class Trace:
         live, batch, held_out = self.live, self.config.batch, self.config.evaluation
 
         def tell(parameter: Tensor) -> None:
-            """Gradients are counted as such from the moment they are there."""
             if parameter.grad is not None:
                 live.recount(parameter.grad, "gradients")
 
@@ -123,7 +117,6 @@ class Trace:
                 self._more(parts, trained, ended)
 
     def _more(self, parts: int, start: int, stop: int) -> None:
-        """The other micro-batches of a step, which add to the gradients of the first."""
         for _ in range(min(parts, MOST_PARTS if self.on_host else 2) - 1):
             self.live.again(start, stop, passing="gradients")
 
@@ -203,9 +196,8 @@ class Trace:
         tokens = sum(len(row.tokens) for row in rows)
         counts = Counts(len(rows), tokens, config.sampling.max_tokens)
         with live.phase("training"), live.category("activations"), repeated(live):
-            forward_backward(
-                policy, self.prepared, self.objective, rows, counts, config.sampling, None
-            )
+            given = (policy, self.prepared, self.objective)
+            forward_backward(*given, rows, counts, config.sampling, None)
             live.next_pass()
             with live.category("gradients"):
                 for name, master in masters.held.items():
@@ -223,22 +215,16 @@ class Trace:
         return [block[number % sampled % len(block)] for number in range(count)]
 
     def _rows(self, trunks: Sequence[Trunk | None]) -> list[Row]:
-        """The rows of a micro-batch that all have a signal."""
         batch = self.config.batch
-        count = min(batch.micro_batch, batch.prompts_per_step * batch.group_size)
+        step, size = batch.prompts_per_step * batch.group_size, batch.group_size
+        count = min(batch.micro_batch, step)
         sampled = count if trunks[0] is None else len(trunks)
-        size = batch.group_size
         prompts = self.lengths.prompts(-(-count // size))
-        return [  # rows that are sampled later have trunks of the same sizes
-            Row(
-                prompts[n % sampled // size],
-                t,
-                (0.0,) * len(t),
-                1.0,
-                n // size,
-                trunks[n % len(trunks)],
-            )
-            for n, t in enumerate(self._completions(count, sampled))
+        # Rows that are sampled later have trunks of the same sizes.
+        pairs = zip(self._completions(count, sampled), cycle(trunks), strict=False)
+        return [
+            Row(prompts[n % sampled // size], tokens, (0.0,) * len(tokens), 1.0, n // size, trunk)
+            for n, (tokens, trunk) in enumerate(pairs)
         ]
 
 
@@ -261,7 +247,6 @@ def watched(engine: Engine, live: Live) -> Engine:
         return hidden_NH
 
     def back(_: Tensor) -> None:
-        """Backward leaves the head for the layers."""
         live.counted = "activations"
         live.next_pass(backward=True)
 

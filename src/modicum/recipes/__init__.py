@@ -1,7 +1,4 @@
-"""Learning rates, and recipes: whole configs, as the TOML files beside this one (docs/recipes.md).
-
-Each says in the comment at its head what it repeats, where it departs, and what the source reports.
-"""
+"""Learning rates, and recipes: whole configs, each a TOML file here (docs/recipes.md)."""
 
 import math
 from itertools import takewhile

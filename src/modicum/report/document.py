@@ -15,6 +15,7 @@ from modicum.runs import flat
 LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
 Texts = Mapping[str, Any]  # by problem: a `completion` and what is to be said `about` it
+Draw = Callable[[bool], Drawing]
 
 
 @dataclass_transform(frozen_default=True)
@@ -99,6 +100,9 @@ class TableCell(NamedTuple):
     code: bool = False
 
 
+Cells = Sequence[TableCell | str]
+
+
 class Table(Piece):
     """A table: its name for those who do not see it, heads and rows; the first cell heads a row.
 
@@ -119,7 +123,7 @@ class Figure(Piece):
     name: str
     label: str
     caption: str
-    draw: Callable[[bool], Drawing]
+    draw: Draw
 
 
 class Folded(Piece):
@@ -176,16 +180,12 @@ def side_by_side(
     ]
 
 
-def figure(
-    text: str, draw: Callable[[bool], Drawing], name: str | None = None, **values: Any
-) -> Figure:
+def figure(text: str, draw: Draw, name: str | None = None, **values: Any) -> Figure:
     """A figure with the words of that section of `words.txt`, by which it is named as well."""
     return Figure(name or text, say(text, 0, **values), say(text, 1, **values), draw)
 
 
-def table(
-    name: str, heads: Sequence[str], rows: Iterable[Sequence[TableCell | str]], **options: Any
-) -> Table:
+def table(name: str, heads: Sequence[str], rows: Iterable[Cells], **options: Any) -> Table:
     """A Table of cells and plain texts; rows must be as long as `heads`."""
     cells = tuple(tuple(TableCell(c) if isinstance(c, str) else c for c in row) for row in rows)
     assert all(len(row) == len(heads) for row in cells), name
@@ -256,9 +256,7 @@ class Builder:
         return tuple(Section(id, title, tuple(found)) for id, title, found in self.found if found)
 
 
-def compare(
-    configs: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+def compare(configs: Sequence[Any]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """Settings that all share (name -> value) and those that differ (name -> one for each)."""
     flat = [_flatten(config) for config in configs]
     names = dict.fromkeys(name for config in flat for name in config)

@@ -39,10 +39,8 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     if rows:
         one_seed = len({row.colour for row in rows}) == len(rows) > 1
         report.add(doc.Text(say("intervals")), doc.Text(say("luck", one_seed=one_seed)))
-    for name, found in (
-        ("Settings", [record.config for record in records]),
-        ("Versions", [record.environment for record in records]),
-    ):
+    kinds = {"Settings": [r.config for r in records], "Versions": [r.environment for r in records]}
+    for name, found in kinds.items():
         alike, differing = doc.compare(found)
         different = doc.across(f"{name} that differ", list(differing.items()), names)
         report.section(name.lower(), name, different)
@@ -103,7 +101,6 @@ def _spent(row: RunRow, *purposes: str) -> str:
 def _written(
     report: Builder, records: Sequence[RunRecord], names: Sequence[str], groups: Sequence[HeldGroup]
 ) -> None:
-    """What was written on held-out problems; of runs without those, training samples."""
     series, answers = colours(records), []
     for group in groups:
         runs = list(zip(group.runs, group.trained, strict=True))[:RUNS_SHOWN]
@@ -130,7 +127,6 @@ def _written(
 
 
 def _ends(samples: Sequence[LoggedSample]) -> tuple[doc.Written, ...]:
-    """The first completions logged at the earliest and at the latest step, by step."""
     steps = sorted({sample.step for sample in samples})
     made = []
     for step in dict.fromkeys(steps[:1] + steps[-1:]):

@@ -1,11 +1,8 @@
 """How figures look, their small panels, and the SVG text that they become; the same runs, the same bytes.
 
-In a page every colour is a CSS variable with a default; a file has the plain colours. `tip` gives a
-mark a text under the pointer, `name` a line its name, by which the page's script reads its values.
-matplotlib is imported only when a figure is drawn, and never its pyplot.
+In a page every colour is a CSS variable with a default; a file has the plain colours. matplotlib is
+imported only when a figure is drawn, and never its pyplot.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 else:  # names for annotations: figures take them from here
-    Axes = Figure = object
+    Artist = Axes = Figure = object
 
 # After Okabe and Ito: told apart by colour-blind readers too. The last three are darker than
 # theirs, so that each has a contrast of 3 with white.
@@ -137,7 +134,6 @@ def _saved(figure: Figure, format: str, date: str) -> bytes:
 
 
 def _text(figure: Figure) -> str:
-    """The SVG of matplotlib without what says when and how it was made."""
     text = _saved(figure, "svg", "Date").decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = text[text.index("<svg") :].strip()

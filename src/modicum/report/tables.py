@@ -1,23 +1,21 @@
 """The comparison of runs as rows: for the terminal and for the report."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from modicum.report import document
 from modicum.report import words as n
 from modicum.report.document import Table, TableCell
 from modicum.report.read import RunRecord, colours, labels
 from modicum.results import RunResult
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table as RichTable
 
 Number = Callable[[float | None], str]
 
@@ -121,10 +119,6 @@ def terminal_table(
     width: int = 100,
 ) -> RichTable:
     """For a terminal; `wrap` folds columns after the first, `least` go first where it is too wide."""
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
     columns = list(zip(heads, *rows, strict=True))
     for gone in least:
         first, *others = (max(len(s) for t in c for s in t.split("\n")) for c in columns)
@@ -150,8 +144,6 @@ def show(rows: Sequence[RunRow]) -> None:
 
 def terminal() -> Console:
     """Standard output, 100 columns wide where it is no terminal."""
-    from rich.console import Console
-
     console = Console(highlight=False, markup=False)
     console.width = console.width if console.is_terminal else 100
     return console

@@ -115,9 +115,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def aligned(
-    rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.rjust
-) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], justify: Any = str.rjust) -> list[str]:
     """Rows as lines of a terminal; the first column stands on the left."""
     first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
     cells = ([row[0].ljust(first), *map(justify, row[1:], rest)] for row in rows)

@@ -1,8 +1,7 @@
 """From a study's runs to `analysis.json`: estimates, tests, verdicts, costs, and how to repeat it.
 
 The resampling is seeded by the study (`analysis_seed`), so the same runs give the same file.
-`report/verdict.txt` has the words. They keep to what was tested: "not worse by more than the
-margin", never "the same"; nothing that was not shown is said to be absent.
+`report/verdict.txt` has the words, which say no more than what was tested.
 """
 
 import json
@@ -25,10 +24,8 @@ from modicum.study.design import PlannedArm, Study
 from modicum.study.inference import ALPHA
 from modicum.types import UserError
 
-VARYING = (
-    *("sentence", "folders", "seconds", "step_seconds", "time_ratio"),
-    *("memory_bytes", "peak_memory_bytes", "memory_ratio"),
-)
+VARYING = ("sentence", "folders", "seconds", "step_seconds", "time_ratio")
+VARYING += ("memory_bytes", "peak_memory_bytes", "memory_ratio")
 
 
 def write(study: Study, folder: Path) -> Analysis:
@@ -165,11 +162,9 @@ def _signed(value: float, unit: str = " points") -> str:
 
 
 def _span(found: Mapping[str, float], level: int | str = "") -> str:
-    """The limits of an interval, those at a `level` where there are several."""
     return f"{_signed(found[f'low{level}'], '')} to {_signed(found[f'high{level}'], '')}"
 
 
 def _size(value: float) -> str:
-    """A number of points without a sign, and without a needless decimal."""
     text = f"{100 * value:.1f}".removesuffix(".0")
     return f"{text} point{'' if text == '1' else 's'}"

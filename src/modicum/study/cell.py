@@ -5,8 +5,6 @@ NAME.log beside it has what its process would have printed. The base is evaluate
 split, in a cell of its own, since all arms start from it.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,5 +1,4 @@
-"""The cells of a study: probes, the base, tuning, final runs (docs/study.md has their folders); and
-what all of them will cost.
+"""The cells of a study (docs/study.md has their folders), and what all of them will cost.
 
 Each arm has the same number of tries of its learning rate, judged on the tune split. With `halving`
 (Jamieson and Talwalkar 2016, arXiv 1502.07943) every round starts from the base, since a run's
@@ -11,9 +10,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from modicum.config import Held, TrainConfig, read_toml
+from modicum.config import Held, read_toml
 from modicum.parts import require_group
 from modicum.report.words import duration
 from modicum.results import TuningRun
@@ -53,9 +51,7 @@ def first_round(study: Study, arm: PlannedArm, default: float) -> list[TuningRun
     return [_try(arm, rate, shares(study)[0]) for rate in rates]
 
 
-def next_round(
-    study: Study, arm: PlannedArm, outcomes: Sequence[TuningRun], share: float
-) -> list[TuningRun]:
+def next_round(arm: PlannedArm, outcomes: Sequence[TuningRun], share: float) -> list[TuningRun]:
     """The better half of a round, with more of the budget."""
     best = sorted(outcomes, key=_rank, reverse=True)[: math.ceil(len(outcomes) / 2)]
     return [_try(arm, rate, share) for rate in sorted(entry.rate for entry in best)]
@@ -82,31 +78,7 @@ def _try(arm: PlannedArm, rate: float, share: float) -> TuningRun:
     return TuningRun(rate, share, f"cells/tune/{arm.slug}/rate-{rate:.2e}{part}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyBench(Bench):
-    """A study, and where and how its cells are run."""
-
-    study: Study
-    split: Literal["tune", "test"] = "test"  # final runs are judged on it
-
-    @property
-    def arms(self) -> list[PlannedArm]:
-        """All arms, the control first."""
-        return design.arms(self.study)
-
-    def config(
-        self, arm: PlannedArm, seed: int, path: str, rate: float | None, share: float = 1.0
-    ) -> TrainConfig:
-        """The settings of a run of an arm in a `path` under the folder."""
-        return design.config(self.study, arm, seed, self.folder / path, rate, share)
-
-    def cell(self, label: str, config: TrainConfig, split: str, keep: bool = False) -> Cell:
-        """A run judged on a split, with the base's evaluation on it."""
-        base = str(self.folder / "cells" / f"base-{split}")
-        return Cell(label, _held(self, config, split), base, keep)
-
-
-def default_rate(bench: StudyBench, arm: PlannedArm) -> float:
+def default_rate(bench: Bench, arm: PlannedArm) -> float:
     """The learning rate that the settings of an arm name, or the one that its probe has found."""
     from modicum import recipes, updates
 
@@ -119,38 +91,24 @@ def default_rate(bench: StudyBench, arm: PlannedArm) -> float:
     return found or recipes.start_rate(updates.parse(config.update), trained)
 
 
-def base_cell(bench: StudyBench, split: str) -> Cell:
+def base_cell(bench: Bench, split: str) -> Cell:
     """The evaluation of the untrained model on a split."""
     config = bench.config(bench.arms[0], 0, f"cells/base-{split}", None)
-    return Cell(f"base on the {split} split", _held(bench, config, split))
+    return Cell(f"base on the {split} split", bench.held(config, split))
 
 
-def _held(bench: StudyBench, config: TrainConfig, split: str) -> TrainConfig:
-    """The config with the evaluation of its split; what trains is not measured twice."""
-    if split == bench.split:
-        return replace(config, evaluation=replace(config.evaluation, eval_split=bench.split))
-    held = Held(bench.study.tuning.problems, bench.study.tuning.samples, 0, "tune")
-    return replace(
-        config, evaluation=held, records=replace(config.records, anatomy=False, checkpoint_every=0)
-    )
-
-
-def probe_cells(bench: StudyBench) -> list[Cell]:
+def probe_cells(bench: Bench) -> list[Cell]:
     """A few steps of every arm, at the rate that it names or finds."""
     found = []
     for arm in bench.arms:
         config = bench.config(arm, bench.study.tuning.seed, f"cells/probe/{arm.slug}", None)
-        config = replace(
-            config,
-            steps=min(PROBE_STEPS, config.steps),
-            evaluation=Held(eval_problems=0),
-            records=replace(config.records, anatomy=False),
-        )
+        steps, records = min(PROBE_STEPS, config.steps), replace(config.records, anatomy=False)
+        config = replace(config, steps=steps, evaluation=Held(eval_problems=0), records=records)
         found.append(bench.cell(f"probe {arm.name}", config, "test"))
     return found
 
 
-def tune(bench: StudyBench) -> dict[str, Choice]:
+def tune(bench: Bench) -> dict[str, Choice]:
     """The rate of every arm, by name; runs the tries that are missing."""
     study = bench.study
     tuned = [arm for arm in bench.arms if not arm.placebo]
@@ -158,7 +116,7 @@ def tune(bench: StudyBench) -> dict[str, Choice]:
     rounds: dict[str, list[list[TuningRun]]] = {arm.name: [] for arm in tuned}
     for number, share in enumerate(shares(study)):
         tries = {
-            arm.name: next_round(study, arm, rounds[arm.name][-1], share)
+            arm.name: next_round(arm, rounds[arm.name][-1], share)
             if number
             else first_round(study, arm, defaults[arm.name])
             for arm in tuned
@@ -174,19 +132,19 @@ def tune(bench: StudyBench) -> dict[str, Choice]:
     return found
 
 
-def _tuning_cell(bench: StudyBench, arm: PlannedArm, entry: TuningRun) -> Cell:
+def _tuning_cell(bench: Bench, arm: PlannedArm, entry: TuningRun) -> Cell:
     config = bench.config(arm, bench.study.tuning.seed, entry.folder, entry.rate, entry.share)
     return bench.cell(f"tuning {arm.name} at {entry.rate:.2g}", config, "tune")
 
 
-def _tried(bench: StudyBench, entry: TuningRun) -> TuningRun:
+def _tried(bench: Bench, entry: TuningRun) -> TuningRun:
     folder = bench.folder / entry.folder
     if not (folder / RESULT).is_file():
         return replace(entry, failed=failure(folder) or "it has not run")
     return replace(entry, accuracy=read_object(folder / RESULT)["trained"][bench.study.primary])
 
 
-def final_cells(bench: StudyBench, choices: dict[str, Choice]) -> list[Cell]:
+def final_cells(bench: Bench, choices: dict[str, Choice]) -> list[Cell]:
     """The runs of the comparison, seed by seed, so that what is there early has every arm."""
     found = []
     for seed in bench.study.seeds:
@@ -238,14 +196,12 @@ class CostEstimate:
 
     def text(self) -> str:
         """For a reader."""
+        runs = f"{self.tuning_runs} tuning runs and {self.final_runs} final runs"
         tokens = "" if self.tokens is None else f", {self.tokens:,.0f} generated tokens"
-        return (
-            f"{self.tuning_runs} tuning runs and {self.final_runs} final runs{tokens}; about"
-            f" {duration(self.seconds)} on this machine"
-        )
+        return f"{runs}{tokens}; about {duration(self.seconds)} on this machine"
 
 
-def cost(bench: StudyBench) -> CostEstimate:
+def cost(bench: Bench) -> CostEstimate:
     """From the base on the test split and a probe of each arm, which it runs.
 
     A run takes the seconds of a step of its probe for each of its steps, and those of the evaluation.

@@ -61,17 +61,15 @@ def collect(study: Study, folder: Path) -> Collected:
         raise UserError(f"{folder} has no evaluation of the base yet; study run makes it")
     base = read_object(path / BASE)
     tuned = read_object(folder / "tuning.json") if (folder / "tuning.json").is_file() else {}
-    outcomes = tuple(
-        outcome(study, arm, folder, tuned.get(arm.name, {})) for arm in design.arms(study)
-    )
+    pairs = ((arm, tuned.get(arm.name, {})) for arm in design.arms(study))
+    outcomes = tuple(outcome(study, arm, folder, choice) for arm, choice in pairs)
     if not outcomes[0].scores:
         raise UserError(f"no run of the control {study.control} has ended yet in {folder}")
     for found in outcomes:
         for seed, result in found.results.items():
             if result["trained"]["ids"] != base["ids"]:
-                raise UserError(
-                    f"{found.arm.name}, seed {seed} was judged on other problems than the base"
-                )
+                which = f"{found.arm.name}, seed {seed}"
+                raise UserError(f"{which} was judged on other problems than the base")
     # Runs that name the same base, in one dtype, are of the same.
     known: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
     runs = (final(study, folder, found.arm).values() for found in outcomes)
@@ -123,9 +121,7 @@ def cost(outcome: ArmRuns, control: ArmRuns) -> ArmCost:
 
 def _means(outcome: ArmRuns) -> dict[str, Any]:
     results, first = outcome.results.values(), next(iter(outcome.results.values()))
-    found: dict[str, Any] = {
-        name: fmean(float(result[name]) for result in results) for name in MEANS
-    }
+    found: dict[str, Any] = {name: fmean(float(of[name]) for of in results) for name in MEANS}
     memory = found["peak_memory_bytes"] - found.pop("start_memory_bytes")
     found |= {name: round(found[name]) for name in ("peak_memory_bytes", "optimizer_bytes")}
     return found | {
@@ -138,7 +134,6 @@ def _means(outcome: ArmRuns) -> dict[str, Any]:
 
 
 def _levels(path: Path, base: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The level of every problem: the task's own difficulty, or how often the base solves it."""
     rows = read_lines(path / "completions-base.jsonl")
     known = {row["id"]: row.get("difficulty") for row in rows}
     measures = [known.get(name) for name in base["ids"]]

@@ -11,19 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from modicum.config import (
-    PROBE_EVERY,
-    Budget,
-    TrainConfig,
-    from_mapping,
-    read_toml,
-    to_toml,
-    toml_value,
-)
+from modicum.config import PROBE_EVERY, Budget, TrainConfig, from_mapping, read_toml
 from modicum.limits import Between, Limits, Natural, Positive, check_limits
 from modicum.options import merge
 from modicum.resuming import settings
-from modicum.settings import Settings, elsewhere, places
+from modicum.settings import Settings, elsewhere, places, to_toml, toml_value
 from modicum.spec import nearest
 from modicum.types import UserError
 
@@ -230,15 +222,9 @@ def config(
     varied = any(_tables(study, a).get("curriculum", "uniform") != "uniform" for a in arms(study))
     if varied and held.probe_every is None:
         held = replace(held, probe_every=PROBE_EVERY)
-    return replace(
-        made,
-        evaluation=held,
-        seed=seed,
-        out=str(out),
-        steps=steps,
-        budget=limit,
-        optimizer=replace(made.optimizer, learning_rate=rate or made.optimizer.learning_rate),
-    )
+    made = replace(made, seed=seed, out=str(out), steps=steps, budget=limit, evaluation=held)
+    rate = rate or made.optimizer.learning_rate
+    return replace(made, optimizer=replace(made.optimizer, learning_rate=rate))
 
 
 def text(study: Study, without: Sequence[str] = (), names: Sequence[str] | None = None) -> str:

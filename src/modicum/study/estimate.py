@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from modicum.results import Column
 from modicum.stats import Difference, Interval, change_interval, interval, no_spread
 from modicum.study.twolevel import Spread, Table, spread
 
@@ -33,10 +33,9 @@ class Estimate:
 
     spread: Spread
     bounds: tuple[float, float]
-    pivots_R: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
-    """Of the bootstrap, sorted."""
-    problems_I: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
-    """The mean of each problem, where the interval over problems has a say."""
+    # Of the bootstrap, sorted; and means of problems, where the interval over them has a say.
+    pivots_R: Column | None = field(default=None, repr=False, compare=False)
+    problems_I: Column | None = field(default=None, repr=False, compare=False)
 
     @property
     def mean(self) -> float:
@@ -120,15 +119,13 @@ def difference(found: Estimate) -> Difference:
     return Difference(found.mean, narrow.low, narrow.high, wide.low, wide.high, found.method)
 
 
-def pivots(
-    table_SI: Table, rng: np.random.Generator, resamples: int = RESAMPLES
-) -> NDArray[np.float64]:
+def pivots(table_SI: Table, rng: np.random.Generator, resamples: int = RESAMPLES) -> Column:
     """The pivots of `resamples` tables that have spread, sorted.
 
     A resample is counts over seeds and over problems: all of them are three matrix products.
     """
     centred_SI, (num_seeds, num_problems) = table_SI - table_SI.mean(), table_SI.shape
-    cells, found = table_SI.size, []
+    cells, degrees, found = table_SI.size, (num_seeds - 1) * (num_problems - 1), []
     for start in range(0, resamples, BLOCK):
         count = min(BLOCK, resamples - start)
         seeds_RS = counts(rng, count, num_seeds)
@@ -140,9 +137,7 @@ def pivots(
         whole_R = ((seeds_RS @ centred_SI**2) * problems_RI).sum(1) - cells * mean_R**2
         seeds_R = num_problems * (seeds_RS * rows_RS**2).sum(1) - cells * mean_R**2
         problems_R = num_seeds * (problems_RI * columns_RI**2).sum(1) - cells * mean_R**2
-        residual_R = np.maximum(whole_R - seeds_R - problems_R, 0) / (
-            (num_seeds - 1) * (num_problems - 1)
-        )
+        residual_R = np.maximum(whole_R - seeds_R - problems_R, 0) / degrees
         own_R = np.maximum(problems_R / (num_problems - 1) - residual_R, 0)
         variance_R = (np.maximum(seeds_R, 0) / (num_seeds - 1) + own_R) / cells
         # Rounding leaves a resample without spread at about 1e-17 of the scores' square.
@@ -151,7 +146,7 @@ def pivots(
     return np.sort(np.concatenate(found))
 
 
-def counts(rng: np.random.Generator, rows: int, size: int) -> NDArray[np.float64]:
+def counts(rng: np.random.Generator, rows: int, size: int) -> Column:
     """How often each of `size` things was drawn in `size` draws, for each row."""
     drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)

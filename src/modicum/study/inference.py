@@ -59,10 +59,8 @@ def compare(
     """
     base = table(base_I)
     draw = int(rng.integers(2**63))
-    arms = {
-        name: _arm(name, rows, {} if name == control else scores[control], base, draw)
-        for name, rows in scores.items()
-    }
+    others = {name: {} if name == control else scores[control] for name in scores}
+    arms = {name: _arm(name, rows, others[name], base, draw) for name, rows in scores.items()}
     learned = arms[control][0].gain
     clear = learned is not None and learned.low > 0
     tests = _tests({n: d for n, (_, d) in arms.items() if d and n not in placebos}, margin)
@@ -105,7 +103,6 @@ def _arm(
 
 
 def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, ClaimTest]]:
-    """The four tests of every arm, adjusted by Holm over the arms."""
     p_values = {
         "noninferior": [d.p_at_most(-margin) for d in found.values()],
         "superior": [min(1.0, 2 * d.p_at_most(0.0)) for d in found.values()],
@@ -115,16 +112,11 @@ def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, 
     adjusted = {test: stats.holm(values) for test, values in p_values.items()}
     tests: dict[str, dict[str, ClaimTest]] = {}
     for place, name in enumerate(found):
-        first = adjusted["noninferior"][place] <= ALPHA
-        tests[name] = {
-            test: ClaimTest(
-                p_values[test][place],
-                adjusted[test][place],
-                adjusted[test][place] <= ALPHA
-                and (first or test not in ("superior", "equivalent")),
-            )
-            for test in p_values
-        }
+        after = {test: values[place] for test, values in adjusted.items()}
+        held = {test for test, p in after.items() if p <= ALPHA}
+        held -= set() if "noninferior" in held else {"superior", "equivalent"}
+        before = {test: values[place] for test, values in p_values.items()}
+        tests[name] = {t: ClaimTest(before[t], after[t], t in held) for t in p_values}
     return tests
 
 

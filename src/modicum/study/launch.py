@@ -12,18 +12,22 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Literal
 
 from modicum import disk
 from modicum.child import ENDING, deaf
+from modicum.config import Held, TrainConfig
 from modicum.limits import Natural, Positive, check_limits
 from modicum.machine import Interrupts
 from modicum.runs import clear_folder, entries, make_folder
 from modicum.spec import nearest
+from modicum.study import design
 from modicum.study.cell import BUSY, Cell, execute, work
+from modicum.study.design import PlannedArm, Study
 from modicum.types import FolderError, RunInterrupted, UserError
 
 GOES_ON = "interrupted; the same command goes on from there"
@@ -154,14 +158,39 @@ class StudyObserver:
         self.say(f"{done}/{total}  {clock(seconds)}, left {left}  {cell.label}: {cell.summary}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Bench:
-    """The folder that cells are in, and how they are run."""
+    """A study, the folder of its cells, and how they are run."""
 
+    study: Study
     folder: Path
     launcher: Launcher
     observer: StudyObserver
     retry_failed: bool = False
+    split: Literal["tune", "test"] = "test"  # final runs are judged on it
+
+    @property
+    def arms(self) -> list[PlannedArm]:
+        """All arms, the control first."""
+        return design.arms(self.study)
+
+    def config(
+        self, arm: PlannedArm, seed: int, path: str, rate: float | None, share: float = 1.0
+    ) -> TrainConfig:
+        """The settings of a run of an arm in a `path` under the folder."""
+        return design.config(self.study, arm, seed, self.folder / path, rate, share)
+
+    def held(self, config: TrainConfig, split: str) -> TrainConfig:
+        """The config with the evaluation of its split; what trains is not measured twice."""
+        if split == self.split:
+            return replace(config, evaluation=replace(config.evaluation, eval_split=self.split))
+        held = Held(self.study.tuning.problems, self.study.tuning.samples, 0, "tune")
+        records = replace(config.records, anatomy=False, checkpoint_every=0)
+        return replace(config, evaluation=held, records=records)
+
+    def cell(self, label: str, config: TrainConfig, split: str, keep: bool = False) -> Cell:
+        """A run judged on a split, with the base's evaluation on it."""
+        return Cell(label, self.held(config, split), str(self.folder / f"cells/base-{split}"), keep)
 
     def run(self, cells: Sequence[Cell], retry_failed: bool = False) -> None:
         """Run the cells that have neither a result nor, unless these are asked for, a failure."""
@@ -195,7 +224,6 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
 
 def _signal(process: ForkServerProcess) -> int:
-    """The signal that ended a process, or 0."""
     process.join()
     code = process.exitcode or 0
     if code == 255:  # its server was killed: it may live, and nobody hears of its end any more
@@ -207,10 +235,7 @@ def _signal(process: ForkServerProcess) -> int:
 
 
 def _close(cell: Cell, process: ForkServerProcess, number: int) -> str:
-    """Write down how a signal (`number`) or a fault ended a cell that could not.
-
-    Returns why its folder cannot be written now, or nothing.
-    """
+    """Write down how a signal or a fault ended a cell; why its folder cannot be written now."""
     code = process.exitcode or 0
     lines = cell.log.read_text(encoding="utf-8").splitlines() if cell.log.is_file() else []
     last = lines[-1] if lines else ""

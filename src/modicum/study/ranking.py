@@ -18,11 +18,10 @@ from modicum.report.words import NONE, decimal, interval, percent, points, short
 from modicum.types import UserError
 
 Over = Literal["layers", "blocks", "parts"]
+Scores = Sequence[float]
 FULL = "full"
-SHOWN = (
-    *("unit", "update", "gain", "by_seed", "over_seeds", "over_problems", "contribution"),
-    *("level_with_best", "learning_rate", "parameters", "seconds", "failed"),
-)
+SHOWN = ("unit", "update", "gain", "by_seed", "over_seeds", "over_problems", "contribution")
+SHOWN += ("level_with_best", "learning_rate", "parameters", "seconds", "failed")
 WORDS_ACROSS = 8  # labels that fit side by side
 HEADS = ("update", "", "gain", "95%, over\nseeds", "95%, over\nproblems", "of full's", "trained")
 
@@ -41,8 +40,8 @@ class Standing:
 
     unit: str
     update: str
-    base: Sequence[float]  # scores of the untrained model, by problem
-    scores: Mapping[int, Sequence[float]]  # the same by seed, of runs that have ended
+    base: Scores  # of the untrained model, by problem
+    scores: Mapping[int, Scores]  # the same by seed, of runs that have ended
     learning_rate: float | None = None
     parameters: int | None = None
     seconds: float = 0.0  # mean over runs
@@ -91,9 +90,8 @@ def units(over: Over, num_layers: int, blocks: int, parts: Sequence[str]) -> lis
     if over == "parts":
         return [Unit(part, f"parts({part})") for part in parts]
     if not 1 < blocks <= num_layers:
-        raise UserError(
-            f"blocks must be at least 2 and at most {num_layers}, the number of layers, not {blocks}"
-        )
+        most = f"at most {num_layers}, the number of layers"
+        raise UserError(f"blocks must be at least 2 and {most}, not {blocks}")
     return [Unit(f"block {n}", f"surgical({n}, of={blocks})") for n in range(blocks)]
 
 
@@ -119,10 +117,8 @@ def judge(tried: Sequence[Standing]) -> list[Standing]:
     def rank(one: Standing) -> tuple[int, float]:
         return -len(one.failed), -1.0 if one.gain is None else one.gain
 
-    found = [
-        max((one for one in tried if one.unit == unit), key=rank)
-        for unit in dict.fromkeys(one.unit for one in tried)
-    ]
+    names = dict.fromkeys(one.unit for one in tried)
+    found = [max((one for one in tried if one.unit == name), key=rank) for name in names]
     # A gain of -1 is as low as any.
     found.sort(key=lambda one: (one.unit == FULL, -(-2 if one.gain is None else one.gain)))
     full = found[-1] if found[-1].unit == FULL else None
@@ -134,9 +130,7 @@ def judge(tried: Sequence[Standing]) -> list[Standing]:
     ]
 
 
-def _limits(
-    after: Sequence[float], before: Sequence[float], means: bool = False
-) -> tuple[float, float]:
+def _limits(after: Scores, before: Scores, means: bool = False) -> tuple[float, float]:
     """Of the change of scores by problem or, with `means`, of accuracies by seed."""
     found = (stats.mean_interval if means else stats.paired_interval)(after, before)
     return found.low, found.high

@@ -3,8 +3,6 @@
 Only what is missing is run, so an interrupted study goes on where it was.
 """
 
-from __future__ import annotations
-
 import itertools
 import shutil
 import tomllib
@@ -12,36 +10,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from modicum.results import Analysis
 from modicum.runs import Run, clear_folder
 from modicum.study import cells, design, launch
 from modicum.study.cell import RESULT, failure
-from modicum.study.cells import CostEstimate, StudyBench
+from modicum.study.cells import CostEstimate
 from modicum.study.design import Kind, Study
-from modicum.study.launch import StudyObserver
+from modicum.study.launch import Bench, StudyObserver
 from modicum.types import UserError
 
-if TYPE_CHECKING:
-    from modicum.results import Analysis
+Source = Study | Path | str  # a design, the file of one, or its folder
 
 
 @dataclass(frozen=True)
 class StudyOutcome:
     """What a study came to."""
 
-    folder: Path
-    """Its runs, `analysis.json` and `curves.json`."""
-    analysis: Analysis
-    """Estimates, tests, verdicts, in numbers and words."""
-    report: Path
-    """The page."""
-    missing: tuple[str, ...]
-    """Final runs that are in no number, and why: `last(1), seed 3: the loss was not finite`."""
+    folder: Path  # its runs, `analysis.json` and `curves.json`
+    analysis: Analysis  # estimates, tests, verdicts, in numbers and words
+    report: Path  # the page
+    missing: tuple[str, ...]  # final runs that are in no number, and why
 
 
 def run_study(
-    study: Study | Path | str,
+    study: Source,
     out: Path | str = "",
     *,
     jobs: int = 1,
@@ -71,20 +65,20 @@ def run_study(
         return _analyse(bench)
 
 
-def study_cost(study: Study | Path | str, out: Path | str = "", **how: Any) -> CostEstimate:
+def study_cost(study: Source, out: Path | str = "", **how: Any) -> CostEstimate:
     """What a study will take, from a short probe of each arm; arguments as of `run_study`."""
     with opened(study, out, **how) as bench:
         return cells.cost(bench)
 
 
-def analyse_study(study: Study | Path | str, out: Path | str = "", **how: Any) -> StudyOutcome:
+def analyse_study(study: Source, out: Path | str = "", **how: Any) -> StudyOutcome:
     """The analysis and the report of the runs that are there; arguments as of `run_study`."""
     _placed(study, out, begun=True)
     with opened(study, out, **how) as bench:
         return _analyse(bench)
 
 
-def study_status(study: Study | Path | str, out: Path | str = "") -> dict[str, Any]:
+def study_status(study: Source, out: Path | str = "") -> dict[str, Any]:
     """How many tries and seeds of each arm are done, and what failed; takes no lock."""
     from modicum.study import collect
 
@@ -103,7 +97,7 @@ def study_status(study: Study | Path | str, out: Path | str = "") -> dict[str, A
     return {"arms": rows, "folder": str(folder)}
 
 
-def _analyse(bench: StudyBench) -> StudyOutcome:
+def _analyse(bench: Bench) -> StudyOutcome:
     from modicum.report import page
     from modicum.study import analysis, collect
 
@@ -122,7 +116,7 @@ def _analyse(bench: StudyBench) -> StudyOutcome:
 
 @contextmanager
 def opened(
-    study: Study | Path | str,
+    study: Source,
     out: Path | str,
     jobs: int = 1,
     launcher: str = "processes",
@@ -131,7 +125,7 @@ def opened(
     *,
     kind: Kind = "study",
     overwrite: bool = False,
-) -> Iterator[StudyBench]:
+) -> Iterator[Bench]:
     """The study with its arms checked, its folder begun and held; `overwrite` clears it before."""
     made, folder = _placed(study, out)
     cells.check_arms(made)
@@ -140,17 +134,12 @@ def opened(
         if overwrite:
             clear_folder(folder)
         made = begin(made, folder, jobs, kind)
-        yield StudyBench(
-            study=made,
-            folder=folder,
-            # A scan leaves the threads of this process as they are.
-            launcher=how if kind == "scan" else replace(how, threads=made.threads),
-            observer=observer or StudyObserver(),
-            retry_failed=retry_failed,
-        )
+        # A scan leaves the threads of this process as they are.
+        how = how if kind == "scan" else replace(how, threads=made.threads)
+        yield Bench(made, folder, how, observer or StudyObserver(), retry_failed)
 
 
-def _placed(study: Study | Path | str, out: Path | str, begun: bool = False) -> tuple[Study, Path]:
+def _placed(study: Source, out: Path | str, begun: bool = False) -> tuple[Study, Path]:
     """The design and the folder of a study; where it must have `begun`, UserError if not."""
     folder = Path(out).expanduser()
     if not isinstance(study, Study | Path | str):
@@ -195,10 +184,8 @@ def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
             fixed = (design.fixed(one, old.arms, kind) for one in (old, study))
             for line, new in itertools.zip_longest(*fixed):
                 if line != new:
-                    raise UserError(
-                        f"{folder} was begun with other settings ({line or new}); they are fixed"
-                        " before running. --out takes another folder"
-                    )
+                    why = f"was begun with other settings ({line or new}); they are fixed before"
+                    raise UserError(f"{folder} {why} running. --out takes another folder")
         elif study != old:
             shutil.rmtree(folder / "cells", ignore_errors=True)
     study = replace(study, threads=study.threads or launch.share_of_cores(jobs))

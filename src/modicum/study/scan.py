@@ -70,7 +70,6 @@ def run_scan(
     not on the test split, since units are chosen by it. With several `rates` each unit is tried
     with all. `overwrite` replaces the scan in `out`. The rest is as in `run.run_study`.
     """
-
     config = replace(config, evaluation=replace(config.evaluation, eval_split=split))
     if not config.evaluation.eval_problems:
         raise UserError("scan ranks by held-out accuracy: eval_problems must be at least 1")
@@ -80,11 +79,8 @@ def run_scan(
     labels = {scan.update(unit.place): unit.label for unit in chosen}
     labels |= {FULL: FULL} if scan.full else {}
     tries = {f" at {rate:g}": {"optimizer": {"learning_rate": rate}} for rate in rates}
-    arms = {
-        f"{update}{end}": {"update": update, **table}
-        for end, table in (tries or {"": {}}).items()
-        for update in labels
-    }
+    ends = (tries or {"": {}}).items()
+    arms = {f"{name}{end}": {"update": name, **table} for end, table in ends for name in labels}
     study = _design(scan, config, arms)
     root, how = Path(out), (jobs, launcher, retry_failed, observer)
     with run.opened(study, root, *how, kind="scan", overwrite=overwrite) as bench:
@@ -124,7 +120,6 @@ def _design(scan: Scan, config: TrainConfig, arms: Mapping[str, Mapping[str, Any
 
 
 def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
-    """The units of the model that the method can train, and a note on those it cannot."""
     from modicum import updates
     from modicum.updates.layout import PARTS
     from modicum.updates.preview import preview

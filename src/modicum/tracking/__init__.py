@@ -1,7 +1,6 @@
 """The metrics of a run to TensorBoard, Weights & Biases, Trackio or MLflow, by their libraries.
 
-docs/trackers.md says what is logged, at which step, and that nothing is contacted offline.
-No torch here; a library is imported by the run that uses it.
+docs/trackers.md says what is logged, and when. A library is imported by the run that uses it.
 """
 
 import importlib.util
@@ -19,6 +18,7 @@ from modicum.config import Tracking
 from modicum.tracking.backends import LIBRARIES, Backend, Start
 from modicum.types import UserError
 
+Note = Callable[[str], None]
 RECORD = "tracker.json"
 # Reasons of the system; a TypeError, say, would be a mistake of ours and is not hidden.
 FAULTS = (ImportError, OSError, RuntimeError, ValueError)
@@ -30,9 +30,7 @@ SETTINGS = ("step", "num_problems", "samples_per_problem", "temperature", "seed"
 class Tracker(AbstractContextManager["Tracker"]):
     """Passes on what a run logs until its backend fails; a context, failed when an error leaves it."""
 
-    def __init__(
-        self, name: str = "none", note: Callable[[str], None] = print, done: int = 0
-    ) -> None:
+    def __init__(self, name: str = "none", note: Note = print, done: int = 0) -> None:
         self.backend: Backend | None = None
         self.name, self.note, self.done = name, note, done
 
@@ -88,12 +86,7 @@ def check(settings: Tracking) -> None:
 
 
 def open(
-    settings: Tracking,
-    run_folder: Path,
-    run_name: str,
-    config: Mapping[str, Any],
-    resumed_at: int,
-    note: Callable[[str], None],
+    settings: Tracking, run_folder: Path, run_name: str, config: Any, resumed_at: int, note: Note
 ) -> Tracker:
     """The tracker of a run that begins, or goes on after `resumed_at` steps; UserError if it cannot."""
     name = settings.tracker

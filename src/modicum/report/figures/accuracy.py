@@ -1,6 +1,4 @@
-"""Accuracy of the base and of each run or arm: bars with intervals, a diamond for greedy; and shaded
-numbers by the difficulty of the problems.
-"""
+"""Accuracy of the base and of each run or arm: bars with intervals; and by difficulty."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,10 +16,8 @@ WHISKER: dict[str, Any] = {"color": INK, "elinewidth": 1.1, "capsize": 2.5, "cap
 LIGHTEST, DARKEST = 0.04, 0.5  # the ink in a cell stays readable, in dark mode too
 MOST = 12  # levels that fit a page
 Rows = Sequence[tuple[str, Mapping[str, float]]]  # name -> accuracy by level, where it is known
-DIAMOND: dict[str, Any] = {
-    **{"linestyle": "", "marker": "D", "markersize": 4.5},
-    **{"markerfacecolor": PAPER, "markeredgecolor": INK, "markeredgewidth": 1.0},
-}
+DIAMOND: dict[str, Any] = {"linestyle": "", "marker": "D", "markersize": 4.5}
+DIAMOND |= {"markerfacecolor": PAPER, "markeredgecolor": INK, "markeredgewidth": 1.0}
 
 
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
@@ -76,9 +72,9 @@ def _bars(rows: Sequence[RunRow], narrow: bool) -> Figure:
 def _entries(rows: Sequence[RunRow]) -> list[tuple[str, str, Evaluation]]:
     """Label, colour and scores of each bar: the bases that differ, then the runs."""
     bases: dict[str, tuple[str, Evaluation]] = {}
-    for label, base in ((row.label, row.result.base) for row in rows):
-        if base is not None:
-            bases.setdefault(repr(base), (f"base of {label}", base))
+    for row in rows:
+        if (base := row.result.base) is not None:
+            bases.setdefault(repr(base), (f"base of {row.label}", base))
     names = [("base" if len(bases) == 1 else name, MUTED, base) for name, base in bases.values()]
     trained = ((row.label, style.series(row.colour)[0], row.result.trained) for row in rows)
     return names + [(label, colour, score) for label, colour, score in trained if score is not None]
@@ -118,10 +114,7 @@ def by_difficulty(
 
 def difficulty_table(known: Mapping[str, int], rows: Rows) -> document.Table | None:
     """The same as a table."""
-    lines = [
-        [level, str(count), *(percent(found.get(level)) for _, found in rows)]
-        for level, count in known.items()
-    ]
+    lines = [[k, str(n), *(percent(of.get(k)) for _, of in rows)] for k, n in known.items()]
     heads = ("difficulty", "problems", *(f"{name} (%)" for name, _ in rows))
     name = "Held-out accuracy by difficulty"
     return document.table(name, heads, lines) if len(known) > 1 else None

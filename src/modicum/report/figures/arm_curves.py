@@ -1,7 +1,6 @@
 """Curves of a study: learning, what else the runs logged, tuning; the control behind in grey.
 
-Learning and tuning have a panel for each arm, all else is a table of small curves with their last
-values: a row an arm, a column a metric, which has one scale.
+Learning and tuning have a panel for each arm, all else is a table: a row an arm, a column a metric.
 """
 
 import math
@@ -13,16 +12,8 @@ import numpy as np
 
 from modicum.logged import METRICS, Metric
 from modicum.report import document, style
-from modicum.report.figures.curves import (
-    ACCURACY,
-    AXES,
-    PROBE,
-    TRAINED,
-    Line,
-    line,
-    metrics,
-    untrained,
-)
+from modicum.report.figures import curves
+from modicum.report.figures.curves import ACCURACY, AXES, PROBE, TRAINED, Line
 from modicum.report.read import Columns
 from modicum.report.study.families import CONTROL, family
 from modicum.report.study.read import ArmCurves, StudyRecord
@@ -53,8 +44,8 @@ def _columns(study: StudyRecord) -> list[Columns]:
 
 def lines(study: StudyRecord, metric: Metric, axis: str = "step", **options: int) -> Lines:
     """The line of every arm that has curves, by its slug."""
-    curves = study.curves.items()
-    return {slug: line(arm.seeds.values(), metric, axis, **options) for slug, arm in curves}
+    line, found = curves.line, study.curves.items()
+    return {slug: line(arm.seeds.values(), metric, axis, **options) for slug, arm in found}
 
 
 def arms(study: StudyRecord) -> list[ArmResult]:
@@ -137,25 +128,19 @@ def between(curves: ArmCurves, axis: str) -> tuple[list[float], list[float]]:
 
 def gather(study: StudyRecord) -> tuple[dict[Metric, Lines], list[str]]:
     """The metrics that move with a curve for each arm, and words on those that never did."""
-    found = metrics(_columns(study), short=True)
-    found = untrained(found) if _probed(study) else found
-    moving: dict[Metric, Lines] = {
-        metric: lines(study, metric, points=INCH) for metric, same in found.items() if not same
-    }
+    found = curves.metrics(_columns(study), short=True)
+    found = curves.untrained(found) if _probed(study) else found
+    moving = {of: lines(study, of, points=INCH) for of, same in found.items() if not same}
     return moving, [same for same in found.values() if same]
 
 
 def signals(study: StudyRecord) -> document.Figure | None:
     """The table of curves, where any metric moves."""
-    moving, still = gather(study)
-    control = study.control
-    ends = [
-        f"{metric.words} {line.ends()}"
-        for metric, found in moving.items()
-        if (line := found.get(control.slug))
-    ]
+    (moving, still), control = gather(study), study.control
     if not moving:
         return None
+    known = ((metric, found.get(control.slug)) for metric, found in moving.items())
+    ends = [f"{metric.words} {line.ends()}" for metric, line in known if line]
     names = listed([metric.words for metric in moving])
     values = {"names": names, "ends": ends, "control": control.name, "still": still}
     return document.figure("signals", partial(_draw_signals, study, moving), **values)
@@ -245,9 +230,8 @@ def ticks(rates: Sequence[float]) -> list[float]:
 def _draw_tuning(analysis: Analysis, narrow: bool) -> Figure:
     """The figure: the chosen rate is ringed, one at the edge says so, a cross failed."""
     shown = tuned(analysis)
-    figure, grid = style.grid(
-        [arm.name for arm in shown], narrow, "learning rate", "accuracy, tuning problems (%)"
-    )
+    what = ("learning rate", "accuracy, tuning problems (%)")
+    figure, grid = style.grid([arm.name for arm in shown], narrow, *what)
     rates = [tried.rate for arm in shown for tried in arm.tries if tried.rate > 0]
     seen = [100 * t.accuracy for arm in shown for t in arm.tries if t.accuracy is not None]
     low, high = min(seen, default=0.0), max(seen, default=100.0)
@@ -257,11 +241,9 @@ def _draw_tuning(analysis: Analysis, narrow: bool) -> Figure:
         axes.set_xlim(min(rates) / 1.6, max(rates) * 1.6)
         axes.set_xticks(ticks(rates), list(map(rate, ticks(rates))))
         # The outer labels stay within their panel: neighbours would touch.
-        labels = axes.get_xticklabels()
-        for label in labels[-1:]:
-            label.set_horizontalalignment("right")
-        for label in labels[:1]:
-            label.set_horizontalalignment("left")
+        labels = axes.get_xticklabels()  # none where the numbers are another panel's
+        for label, side in zip(labels[-1:] + labels[:1], ("right", "left"), strict=False):
+            label.set(ha=side)
         axes.set_ylim(max(-3.0, low - room), min(103.0, high + room))
         style.numbers(axes, "y", 4)
         _panel(axes, arm, family(analysis, arm).colour)

@@ -20,9 +20,8 @@ Cell = tuple[float, int, int, float | None, str]  # x, y, rows tall, value, what
 def figure(runs: Runs, which: str = "") -> document.Figure | None:
     """The maps, where any of the runs (label, what was measured) has a change to show."""
     shown = [(label, found) for label, found in runs if found is not None and found.map]
-    if not any(
-        value for _, found in shown for *_, value, _ in _cells(found, list(found.map), True)
-    ):
+    cells = (cell for _, found in shown for cell in _cells(found, list(found.map), True))
+    if not any(value for *_, value, _ in cells):
         return None
     sizes = [f"{label} {small_percent(found.relative_norm)} %" for label, found in shown]
     return document.figure("changes", lambda narrow: _draw(shown, narrow), sizes=sizes, which=which)
@@ -85,9 +84,8 @@ def measures(found: Sequence[Anatomy | None], few: bool = False) -> list[tuple[s
     known = [a for a in found if a is not None]
     if not known:
         return []
-    rows = [
-        ("Tensors changed", [f"{a.tensors_changed} of {a.tensors}" if a else NONE for a in found])
-    ]
+    tensors = [f"{a.tensors_changed} of {a.tensors}" if a else NONE for a in found]
+    rows = [("Tensors changed", tensors)]
     for key in ("0",) if few else (key for key in known[0].changed if key != "bf16"):
         name = "at all" if key == "0" else f"by more than {key}"
         rows.append((f"Entries changed {name} (%)", [_share(a, key) for a in found]))
@@ -99,12 +97,10 @@ def measures(found: Sequence[Anatomy | None], few: bool = False) -> list[tuple[s
     rows.append(("Size of the change, of the weights' norm (%)", sizes))
     parts = ("attention", "mlp") if few else dict.fromkeys(name for a in known for name in a.parts)
     for part in parts:
-        texts = [_rank(a.parts.get(part)) if a else NONE for a in found]
-        if set(texts) != {NONE}:
-            rows.append((f"Effective rank, {part} (of full rank)", texts))
-        texts = [_directions(a.parts.get(part)) if a else NONE for a in found]
-        if set(texts) != {NONE}:
-            rows.append((f"Participation ratio, {part} (directions to 90 %)", texts))
+        of = [a.parts.get(part, AnatomyPart()) if a else AnatomyPart() for a in found]
+        ranks = f"Effective rank, {part} (of full rank)", list(map(_rank, of))
+        directions = f"Participation ratio, {part} (directions to 90 %)", list(map(_directions, of))
+        rows += [row for row in (ranks, directions) if set(row[1]) != {NONE}]
     if any(a and a.alarm for a in found):
         rows.append(("Alarm", [a.alarm if a and a.alarm else NONE for a in found]))
     return rows
@@ -117,13 +113,13 @@ def _share(found: Anatomy | None, key: str, within: bool = False) -> str:
     return small_percent(share * (found.entries / found.entries_in_changed if within else 1))
 
 
-def _rank(part: AnatomyPart | None) -> str:
-    if part is None or part.effective_rank is None or part.rank_share is None:
+def _rank(part: AnatomyPart) -> str:
+    if part.effective_rank is None or part.rank_share is None:
         return NONE
     return f"{part.effective_rank:.1f} ({100 * part.rank_share:.0f}%)"
 
 
-def _directions(part: AnatomyPart | None) -> str:
-    if part is None or part.participation_ratio is None or part.directions_90 is None:
+def _directions(part: AnatomyPart) -> str:
+    if part.participation_ratio is None or part.directions_90 is None:
         return NONE
     return f"{part.participation_ratio:.1f} ({part.directions_90:.1f})"

@@ -23,9 +23,9 @@ RAW_SHOWN = 8  # with more runs the raw values would hide the lines
 NAMED = 8  # lines that a text names
 POINTS = 50  # of a line, at most: the eye sees no more in a small panel
 ACCURACY, PROBE = "reward/accuracy", "probe/accuracy"
-TRAINED = Metric(
-    ACCURACY, "Accuracy on training samples", "0 to 1", "correct completions (%)", "accuracy", ""
-)
+Records = Sequence[RunRecord]
+ON_SAMPLES = ("Accuracy on training samples", "0 to 1", "correct completions (%)", "accuracy", "")
+TRAINED = Metric(ACCURACY, *ON_SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,10 @@ class Line:
     low: Column
     high: Column
 
-    def draw(
-        self, axes: Axes, colour: str, label: str, style: str = "-", width: float = 1.5
-    ) -> None:
+    def draw(self, axes: Axes, colour: str, label: str, ls: str = "-", width: float = 1.5) -> None:
         """The line, which the page can read by its label, and its band."""
         axes.fill_between(self.x, self.low, self.high, color=colour, alpha=0.18, linewidth=0)
-        (drawn,) = axes.plot(self.x, self.mean, style, color=colour, linewidth=width)
+        (drawn,) = axes.plot(self.x, self.mean, ls, color=colour, linewidth=width)
         name(drawn, label)
 
     def ends(self) -> str:
@@ -154,23 +152,16 @@ def _shown(records: Sequence[RunRecord]) -> dict[str, int]:
 
 
 def _lines(
-    records: Sequence[RunRecord], metric: Metric, axis: str = "step"
+    records: Records, metric: Metric, axis: str = "step"
 ) -> dict[str, tuple[Line, list[Columns]]]:
-    """The line of each update that has values, and its seeds."""
-    seeds = {
-        update: [r.columns for r in records if r.update == update] for update in _shown(records)
-    }
+    seeds = {name: [r.columns for r in records if r.update == name] for name in _shown(records)}
     lines = {update: line(found, metric, axis) for update, found in seeds.items()}
     return {update: (found, seeds[update]) for update, found in lines.items() if found}
 
 
 def _draw(
-    records: Sequence[RunRecord],
-    panels: Sequence[tuple[Metric, str]],
-    base: Sequence[float],
-    narrow: bool,
+    records: Records, panels: Sequence[tuple[Metric, str]], base: Sequence[float], narrow: bool
 ) -> Figure:
-    """A panel for each metric and its axis, with the line of every update."""
     columns = 1 if narrow else min(3, len(panels))
     rows, one = -(-len(panels) // columns), len({metric for metric, _ in panels}) == 1
     width, height = (NARROW, 2.1) if narrow else (BROAD, 2.8 if one else 2.1)
@@ -225,7 +216,6 @@ def _ends(column: Column) -> str:
 
 
 def _words(records: Sequence[RunRecord], metric: Metric) -> str:
-    """The start and the end of the first lines of a panel, in words."""
     texts = [f"{update} {line.ends()}" for update, (line, _) in _lines(records, metric).items()]
     more = [f"and {len(texts) - NAMED} more"] if len(texts) > NAMED else []
     return f"{metric.title} in {metric.shown}: {', '.join([*texts[:NAMED], *more])}."

@@ -1,7 +1,6 @@
 """The forest plot: every arm's difference from the control, with the margin.
 
-Thick is the 90 % interval, thin the 95 % one. What goes beyond the axis ends in an arrow; of an arm
-beyond it altogether the number stands beside it.
+Thick is the 90 % interval, thin the 95 % one. What goes beyond the axis ends in an arrow.
 """
 
 import itertools

@@ -100,11 +100,8 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     scored = []
     for row in rows:
         if (found := row.result.trained) is not None:
-            look, band = (
-                style.series(row.colour)[:2],
-                Interval(found.accuracy, found.low, found.high),
-            )
-            scored.append(FrontierPoint(row.label, *look, band, row.result))
+            look, band = style.series(row.colour)[:2], (found.accuracy, found.low, found.high)
+            scored.append(FrontierPoint(row.label, *look, Interval(*band), row.result))
     costs = {a: found for a in OF_RUNS if len(found := points(scored, a)) > 1}
     if not costs:
         return None
@@ -127,13 +124,10 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
 def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
     """Those whose cost is known, by it; the best (no placebo) reach more than every cheaper one."""
     costs = ((found, axis.value(found.cost)) for found in scored)
-    known = [
-        found._replace(x=cost / axis.unit)
-        for found, cost in costs
-        if cost is not None and (cost > 0 or not axis.log)
-    ]
+    known = ((p, cost) for p, cost in costs if cost is not None and (cost > 0 or not axis.log))
+    placed = [found._replace(x=cost / axis.unit) for found, cost in known]
     made, highest = [], -math.inf
-    for found in sorted(known, key=lambda p: (p.x, -p.y)):
+    for found in sorted(placed, key=lambda p: (p.x, -p.y)):
         best = not found.placebo and found.y > highest
         highest = found.y if best else highest
         made.append(found._replace(best=best))
@@ -156,7 +150,6 @@ def _draw(analysis: Analysis, axis: Axis, found: Sequence[FrontierPoint], narrow
 
 
 def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float | None) -> None:
-    """The points with their intervals, the frontier and the base, or what lies below in words."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = found[0].x, found[-1].x

@@ -1,7 +1,4 @@
-"""The families of arms, which have the colours: beyond six lines colour cannot name an arm.
-
-An arm's family is the kind of its update (`modicum.updates.members`); a marker goes with every colour.
-"""
+"""The families of arms, kinds of their updates, which have the colours and a marker each."""
 
 from typing import NamedTuple
 

@@ -218,10 +218,9 @@ def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
     texts = {name: found for name, found in texts.items() if found}
     problems = []
     for key, row in next(iter(texts.values()), {}).items():
-        rows = ((name, found[key]) for name, found in texts.items() if key in found)
-        shown = {
-            s: {"completion": r.completion[:LETTERS_SHOWN], "strict": r.strict} for s, r in rows
-        }
+        rows = {name: found[key] for name, found in texts.items() if key in found}
+        cut = {s: row.completion[:LETTERS_SHOWN] for s, row in rows.items()}
+        shown = {s: {"completion": cut[s], "strict": row.strict} for s, row in rows.items()}
         asked = {"question": row.question[:LETTERS_SHOWN], "gold": row.gold[:LETTERS_SHOWN]}
         problems.append({**asked, "texts": shown})
     rule = say("rule", problems=len(problems), split=analysis.split)
