@@ -21,12 +21,12 @@ from modicum.plan import sizes
 from modicum.rewards import StepExtras
 from modicum.stopping import AT_THE_ENDS, split_within
 from modicum.tasks.prompts import encode
-from modicum.training import origin, rate, result, samples, silence
+from modicum.training import origin, rate, result
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, choices, look, resumable, sizes_kept
 from modicum.training.hearing import batch_of, proxy_metrics, valued
-from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
-from modicum.training.rollout import draw, probe_set
+from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics, write_samples
+from modicum.training.rollout import draw, probe_set, silent
 from modicum.training.session import Session, notes
 from modicum.training.step import (
     References,
@@ -226,7 +226,7 @@ def run_step(
     if session.critic is not None:
         rollout = valued(session, session.critic, rollout)
     batch = batch_of(session, rollout.groups, rollout.rewards_PG, rollout.taken)
-    if not batch.has_signal and (text := silence.heard(session, rollout)):
+    if not batch.has_signal and (text := silent(session, rollout)):
         note(text)
     metrics = rollout_metrics(step, rollout) | extras.metrics() | probed
     metrics |= proxy_metrics(session, rollout, extras)
@@ -247,7 +247,7 @@ def run_step(
     if lost:
         note(lost)
     session.stop.step(metrics)
-    samples.write(session, run, step, rollout, extras)
+    write_samples(session, run, step, rollout, extras)
     return metrics
 
 

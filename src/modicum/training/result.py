@@ -11,7 +11,7 @@ from typing import Any
 from modicum import anatomy, machine, runs
 from modicum.models.adapters import merged
 from modicum.models.load import load
-from modicum.training import silence
+from modicum.training.rollout import untrained
 from modicum.training.session import Session
 from modicum.types import FolderError, UserError
 
@@ -57,7 +57,7 @@ def make(
         "agreement_proof": session.agreement.report(),
         "agreement_max": counters.agreement_max,
         "base_hash": session.identity.hashes["base_hash"],
-        "nothing_trained": silence.ended(session, steps),
+        "nothing_trained": untrained(session, steps),
     }
     if config.records.anatomy:
         try:

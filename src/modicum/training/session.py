@@ -25,7 +25,6 @@ from modicum.tasks.examples import Examples, Sizes, draw, whole, without
 from modicum.training.critic import Critic, base_of
 from modicum.training.optimization import Optimization
 from modicum.types import Problem, UserError
-from modicum.updates.proofs import Proof
 from modicum.updates.stepper import StepCounters
 
 
@@ -73,9 +72,6 @@ class Session:
     """Worked ones, before every question."""
     prepared: updates.Prepared
     optimization: Optimization
-    proof: Proof
-    agreement: Agreement
-    flops: FlopCounter
     counters: Counters
     identity: Identity
     """Of the base, before the update was applied."""
@@ -83,13 +79,14 @@ class Session:
     """None where the objective has none."""
     silence: str = ""
     """Why the first steps had no signal, as last found."""
-    stop: Stop = field(init=False)
-    choice: draws.Groups = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stop = Stop(self.config.budget)
-        self.choice = draws.parse(self.config.batch.groups)
-        self.policy.ledger = self.counters.ledger
+        config, goal, compute = self.config, self.objective, self.config.compute
+        self.stop, self.choice = Stop(config.budget), draws.parse(config.batch.groups)
+        self.policy.ledger, self.proof = self.counters.ledger, self.optimization.proof
+        self.agreement = Agreement(compute.dtype, compute.agreement_every, config.sampling)
+        asked = goal.needs_reference, goal.entropy_share < 1
+        self.flops = FlopCounter(self.prepared, self.policy.scorer, config.batch, *asked)
         self.flops.judged = bool(self.reward.learned)
 
     @property
@@ -199,29 +196,8 @@ def prepare(
         counters.ledger["pairs"] = spent
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
-    session = Session(
-        config,
-        update,
-        task,
-        reward,
-        objective,
-        order,
-        policy,
-        examples,
-        prepared,
-        optimization,
-        optimization.proof,
-        Agreement(compute.dtype, compute.agreement_every, config.sampling),
-        FlopCounter(
-            prepared,
-            policy.scorer,
-            config.batch,
-            objective.needs_reference,
-            objective.entropy_share < 1,
-        ),
-        counters,
-        loaded.identity,
-    )
+    chosen, made = (update, task, reward, objective, order), (policy, examples, prepared)
+    session = Session(config, *chosen, *made, optimization, counters, loaded.identity)
     if objective.has_critic:
         session.critic = Critic(session, apart)
     return session
