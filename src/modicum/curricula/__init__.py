@@ -10,8 +10,6 @@ in docs/curricula.md, and in tests/test_curricula.py an example worked out by ha
 contract suite compares. u is how much of a run is behind it, from 0 to 1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 

@@ -1,7 +1,5 @@
 """What every curriculum has in common: its order, and the difficulty that it goes by."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +38,7 @@ class Order:
     """Whether `progress` matters, so that a longer run draws other problems from its first step."""
     learns: bool = False
     """Whether it goes by verdicts of the reward's term `accuracy`."""
-    measured: PassRates | None = None
+    measured: "PassRates | None" = None
     """What it goes by, where that was measured before the run."""
 
     def __init__(self, task: Task, seed: int) -> None:
@@ -129,7 +127,7 @@ class PassRates:
     wrong: Mapping[str, float]
 
     @classmethod
-    def read(cls, path: Path) -> PassRates:
+    def read(cls, path: Path) -> "PassRates":
         """What is in a file; UserError where that is something else."""
         found = read_object(path := path.expanduser())
         try:

@@ -1,7 +1,5 @@
 """The curricula over arms: chances of levels, weights of problems (docs/curricula.md)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ procedural task (`arithmetic(terms=(2, 3, 4))`), or the difficulties of a fixed 
 ten at most, or else five parts of equal size by rank; problems without a difficulty are the last.
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 import math
@@ -109,10 +107,10 @@ class ByArm(Curriculum):
     visits: ClassVar[bool] = False
 
     @abstractmethod
-    def choose(self, order: ArmOrder, rng: Random, count: int, progress: float) -> Sequence[int]:
+    def choose(self, order: "ArmOrder", rng: Random, count: int, progress: float) -> Sequence[int]:
         """The arm of each of `count` problems."""
 
-    def hear(self, order: ArmOrder, told: Mapping[int, tuple[int, int]]) -> None:
+    def hear(self, order: "ArmOrder", told: Mapping[int, tuple[int, int]]) -> None:
         """Learn of every arm that was drawn how many of how many answers were right."""
         for arm, (right, of) in told.items():
             order.memory[arm] = self.keep(order.memory[arm], right, of)

@@ -4,8 +4,6 @@ docs/agreement.md has the checks and what each finds that the others cannot, the
 much rounding may make (`Agreement.own`, measured at every check).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -7,8 +7,6 @@ Shapes: P prompt, G member, B = P x G rows, N completion tokens laid end to end,
 V vocabulary.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

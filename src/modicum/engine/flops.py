@@ -19,8 +19,6 @@ has ended, element-wise work, and what does not grow with the tokens (DoRA's nor
 Shapes: W what work grows with (`WORK`), L layer, the head after the last.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -61,7 +59,7 @@ class StepFlops:
 class FlopCounter:
     """Counts the matrix FLOPs of steps; what depends on what trains now is remembered."""
 
-    critic: CriticWork | None = None
+    critic: "CriticWork | None" = None
 
     def __init__(
         self, prepared: Prepared, scorer: Scorer, batch: Steps, reference: bool, heard: bool = False

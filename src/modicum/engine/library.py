@@ -8,8 +8,6 @@ Shapes: P prompt, G member, B = P x G rows, T token, N completion tokens laid en
 H hidden, V vocabulary.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

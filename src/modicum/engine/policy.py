@@ -1,7 +1,5 @@
 """The policy: one model under one name, with what samples from it and what scores it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

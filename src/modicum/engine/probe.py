@@ -7,8 +7,6 @@ with the head around it. What differs is not used (`library.Abilities`).
 Shapes: B row, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 

@@ -6,8 +6,6 @@ and its row in SAMPLERS. The contract suite (tests/test_samplers.py) picks it up
 Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocabulary.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

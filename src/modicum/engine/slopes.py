@@ -6,8 +6,6 @@ are its clusters, since members share the rounding of their prompt.
 Shapes: N completion tokens laid end to end, C cluster.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -8,8 +8,6 @@ Shapes: P prompt, G member, S = P x G rows begun, B living row, N tokens laid en
 T completion token, H hidden, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -56,7 +54,7 @@ class SplitEngine(Engine):
 
     def decode(
         self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
-    ) -> SplitDecoding:
+    ) -> "SplitDecoding":
         """Begin completions; trunks are kept where there is a layer below the trained ones."""
         return SplitDecoding(self, prompts, group_size, max_tokens, keep and self.lowest > 0)
 

@@ -4,8 +4,6 @@ Weights, and all else that looks at more than one token, are made of the whole b
 into micro-batches and chunks. Shapes: P problem, G member, R row, N completion tokens end to end.
 """
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -45,7 +43,7 @@ class Tokens:
     row_N: Tensor
     """The number of each token's row, rising."""
 
-    def part(self, where: slice) -> Tokens:
+    def part(self, where: slice) -> "Tokens":
         """Some of the tokens."""
         known = {name: value[where] for name, value in vars(self).items() if value is not None}
         return replace(self, **known)

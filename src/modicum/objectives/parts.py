@@ -3,8 +3,6 @@
 Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to end.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -13,8 +13,6 @@ rollout, learns alone in `warmup` rollouts, and where its values explain nothing
 return is taken.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

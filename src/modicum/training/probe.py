@@ -12,8 +12,6 @@ and gain(0.1) ranks layers by what training them comes to, on the tasks of docs/
 where it fails. Adapters of which one factor begins at 0 are underrated, and so is the whole model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace

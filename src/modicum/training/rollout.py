@@ -5,8 +5,6 @@ And what a run says while no step has had a signal, and when it ends so.
 Shapes: P problem, G member.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -73,7 +71,7 @@ class Rollout(NamedTuple):
         """Of all completions."""
         return sum(len(c.tokens) for group in self.groups for c in group.completions)
 
-    def part(self, numbers: Sequence[int]) -> Rollout:
+    def part(self, numbers: Sequence[int]) -> "Rollout":
         """Some of the groups."""
         groups, scores = [self.groups[n] for n in numbers], [self.scores[n] for n in numbers]
         return Rollout(groups, scores, self.rewards_PG[list(numbers)])
