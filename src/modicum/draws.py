@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import ClassVar, NamedTuple
 
 from modicum.limits import Positive
-from modicum.spec import Spec, build
+from modicum.spec import Named, build
 
 
 class Taken(NamedTuple):
@@ -32,7 +32,7 @@ class Taken(NamedTuple):
 EVERYTHING = Taken()
 
 
-class Groups(Spec):
+class Groups(Named):
     """A choice of the groups that are trained, in the order in which they were drawn."""
 
     selects: ClassVar[bool] = True
@@ -57,7 +57,6 @@ class Groups(Spec):
 class All(Groups):
     """Every group that was drawn."""
 
-    name: ClassVar[str] = "all"
     selects: ClassVar[bool] = False
 
     def kept(self, signals: Sequence[bool], count: int) -> list[int]:
@@ -68,8 +67,6 @@ class All(Groups):
 class Filter(Groups):
     """Those with a signal, of one draw."""
 
-    name: ClassVar[str] = "filter"
-
 
 @dataclass(frozen=True)
 class Refill(Groups):
@@ -79,7 +76,6 @@ class Refill(Groups):
     the share that was kept so far asks for, taken as a tenth if it is less.
     """
 
-    name: ClassVar[str] = "refill"
     divides: ClassVar[str] = "kept"
     max_draws: Positive = 10
     cap: Positive = 4

@@ -37,8 +37,6 @@ class UniformOrder(Order):
 class Uniform(Curriculum):
     """The task's own order: every problem, and every level, as likely as any other."""
 
-    name: ClassVar[str] = "uniform"
-
     def order(self, task: Task, seed: int, measure: Measure) -> Order:
         return UniformOrder(task, seed)
 
@@ -50,7 +48,6 @@ class EasyToHard(ByRank):
     If `cumulative` easier problems stay. Source: curriculum learning (Bengio et al. 2009).
     """
 
-    name: ClassVar[str] = "easy_to_hard"
     stages: Annotated[int, Limits(2, 100)] = 4
     cumulative: bool = True
     difficulty: str | None = None
@@ -73,7 +70,6 @@ class EasyToHard(ByRank):
 class HardToEasy(EasyToHard):
     """The hardest part of the problems first: `easy_to_hard` with the ranks turned round."""
 
-    name: ClassVar[str] = "hard_to_easy"
     hard_first: ClassVar[bool] = True
 
 
@@ -85,7 +81,6 @@ class Competence(ByRank):
     with c0 = 0.01 and T by the length of a baseline.
     """
 
-    name: ClassVar[str] = "competence"
     guarded: ClassVar[bool] = True
     power: Annotated[float, Limits(0.1, 10)] = 2.0
     c0: Annotated[float, Limits(1e-4, 1)] = 0.1
@@ -109,7 +104,6 @@ class Placebo(Curriculum):
     What it wins over `uniform` is no merit of the difficulty.
     """
 
-    name: ClassVar[str] = "placebo"
     curriculum: str
 
     def __post_init__(self) -> None:

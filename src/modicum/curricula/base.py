@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from modicum.runs import file_hash, read_object
-from modicum.spec import Spec
+from modicum.spec import Named
 from modicum.tasks.base import Task, stream
 from modicum.types import Problem, UserError
 
@@ -91,7 +91,7 @@ def as_count(value: Any, below: float = float("inf")) -> int:
     return value
 
 
-class Curriculum(Spec, ABC):
+class Curriculum(Named, ABC):
     """Chooses the problems of every step.
 
     One with a field `difficulty` goes by a file of `modicum difficulty` where it names one.

@@ -168,7 +168,7 @@ def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Tex
     return [(tuple(tokens[:n]), tuple(found[:n])) for tokens, found, n in drawn]
 
 
-class SamplerSettings(spec.Spec, ABC):
+class SamplerSettings(spec.Named, ABC):
     """Settings that begin a sampler."""
 
     @abstractmethod
@@ -186,8 +186,6 @@ class SamplerSettings(spec.Spec, ABC):
 @dataclass(frozen=True)
 class Local(SamplerSettings):
     """This process, token by token, with the engine that trains."""
-
-    name: ClassVar[str] = "local"
 
     def begin(
         self,

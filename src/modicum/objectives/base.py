@@ -4,7 +4,6 @@ Weights, and all else that looks at more than one token, are made of the whole b
 into micro-batches and chunks. Shapes: P problem, G member, R row, N completion tokens end to end.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -50,7 +49,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Objective(spec.Spec, ABC):
+class Objective(spec.Named, ABC):
     """A loss for group-relative policy optimisation; its `surrogate` is a member's own.
 
     Advantages are GRPO's and weights those of a mean over all tokens, unless a member has its own.
@@ -78,14 +77,8 @@ class Objective(spec.Spec, ABC):
     entropy: Weight = field(default=0.0, kw_only=True)
     entropy_share: Annotated[float, Limits(0, 1, above=True)] = field(default=1.0, kw_only=True)
 
-    def __init_subclass__(cls) -> None:
-        """A member has the name of its class, unless it says another: DrGrpo is dr_grpo."""
-        parted = re.sub("(?<!^)([A-Z])", r"_\1", cls.__name__)
-        cls.name = vars(cls).get("name", parted.lower())
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.check(f"{self.name}: kl_form", self.kl_form, KlForm)
         if not self.kl and self.kl_form != type(self).kl_form:
             raise UserError(f"{self.name}: kl_form does nothing while kl is 0")
         if self.whole_rows and (self.kl_in_reward or self.entropy_share < 1):

@@ -33,7 +33,6 @@ from modicum.tasks.prompts import encode, stops
 from modicum.training.session import Session
 from modicum.types import Batch, Group, Row, RunStopped, UserError
 
-PROBED = 64  # problems
 T = TypeVar("T")
 References = dict[tuple[int, int], Tensor]
 """Log-probs of the reference by (group or -1, micro-batch)."""
