@@ -59,7 +59,6 @@ def run(args: list[str]) -> int:
 
 
 def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[Any]]:
-    """The plans as text and as JSON values."""
     slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
     slow.start()
     gc.disable()  # a fifth of the time, for a program of seconds

@@ -154,7 +154,6 @@ class Agreement:
     def _other_weights(
         self, policy: Policy, prepared: Prepared, found: Scored, sampling: Sampling
     ) -> None:
-        """The same tokens in fp32 under other weights that are known."""
         known = {"base": prepared.reference} if prepared.reference_known else {}
         if self.before is not None:
             known["previous"] = self.before.swapped

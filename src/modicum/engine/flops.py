@@ -141,7 +141,6 @@ class FlopCounter:
             yield kept, _packed(part) if self.split else _padded(part)
 
     def _sampling(self, groups: Sequence[Group]) -> float:
-        """Prompts once for a group, completions token by token behind them."""
         load_W = np.zeros(len(WORK))
         size = max(1, self.batch.rollout_batch // self.batch.group_size)
         for start in range(0, len(groups), size):
@@ -188,15 +187,12 @@ class FlopCounter:
         return self._known[names]
 
     def _products(self) -> Iterator[tuple[int, int, Product]]:
-        """Every product with its layer, and what its work grows with."""
         for product in backward_products(self.prepared, self.prepared.active, self.num_layers):
             layer = place(product.name, self.num_layers)[0]
             yield layer, PREDICTING if layer == self.num_layers else TOKENS, product
 
 
 class _Headless(FlopCounter):
-    """Of a model whose head is not run."""
-
     def _products(self) -> Iterator[tuple[int, int, Product]]:
         return (found for found in super()._products() if found[0] < self.num_layers)
 
@@ -224,7 +220,6 @@ def _packed(rows: Sequence[Row]) -> Array:
 
 
 def _padded(rows: Sequence[Row]) -> Array:
-    """Rows with their prompts, filled up to the longest."""
     width = max(len(row.prompt) + len(row.tokens) for row in rows)
     predicting = sum(len(row.tokens) for row in rows)
     return np.array([len(rows) * width, predicting, len(rows) * width**2], float)

@@ -147,7 +147,6 @@ class LibraryDecoding(Decoding):
         self.logits_BV = out.logits[:, -1][member_B]
 
     def _forward(self, **given: Any) -> Any:
-        """The model's forward with those arguments that it knows."""
         if not any(p.kind is p.VAR_KEYWORD for p in self.known.values()):
             given = {name: value for name, value in given.items() if name in self.known}
         return self.model(use_cache=True, **given)

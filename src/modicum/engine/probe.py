@@ -136,7 +136,6 @@ def _decoded(
 
 
 def _alone(model: Any, device: torch.device, sequence: Prompt) -> Tensor:
-    """Logits [T, V] of one sequence by a plain forward."""
     return model(input_ids=torch.tensor([sequence], device=device), use_cache=False).logits[0]
 
 

@@ -8,7 +8,7 @@ Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocab
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from modicum.types import Completion, Origin, UserError
 from modicum.updates.base import Prepared
 
 
+@dataclass(eq=False)
 class LocalSampler(Sampler):
     """Draws token by token with an engine of this process, which holds the policy itself.
 
@@ -35,17 +36,12 @@ class LocalSampler(Sampler):
 
     in_process: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Any,
-        end_tokens: Sequence[int],
-        rollout_batch: int = 512,
-        trunk_bytes: int = 0,
-    ) -> None:
-        self.engine, self.tokenizer, self.end_tokens = engine, tokenizer, end_tokens
-        self.rollout_batch, self.trunk_bytes = rollout_batch, trunk_bytes
-        self.changed = Changed({}, -1)
+    engine: Engine
+    tokenizer: Any
+    end_tokens: Sequence[int]
+    rollout_batch: int = 512
+    trunk_bytes: int = 0
+    changed: Changed = field(default_factory=lambda: Changed({}, -1))
 
     def follow(self, changed: Changed) -> None:
         """The engine runs the policy's own tensors; which train is remembered for the version."""

@@ -83,7 +83,6 @@ def base_check(folder: Path, state: dict[str, Any], model: str) -> Callable[[Ide
 
 
 def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that."""
     return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
 
 

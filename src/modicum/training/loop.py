@@ -272,7 +272,6 @@ def _update(session: Session, batch: Batch, note: Callable[[str], None]) -> dict
 
 
 def _look(session: Session, observer: Observer) -> None:
-    """What is looked at after a step: the change proof of the first."""
     counters = session.counters
     if counters.optimizer_steps and not counters.checked_first:
         found = session.prove("first step")
@@ -284,14 +283,12 @@ def _look(session: Session, observer: Observer) -> None:
 
 
 def _evaluate_within(session: Session, run: runs.Run, observer: Observer, done: int) -> None:
-    """The evaluation that is due after `done` steps, if one is and the run goes on."""
     every = session.config.evaluation.eval_every
     if every and done and done % every == 0 and not session.ended(done):
         _evaluate(session, run, observer, f"step {done}", done - 1, None)
 
 
 def _checkpoint(session: Session, run: runs.Run, done: int) -> None:
-    """The checkpoint that is due after `done` steps, if one is."""
     every = session.config.records.checkpoint_every
     if session.ended(done) or (every and done % every == 0):
         session.prove(f"step {done}")

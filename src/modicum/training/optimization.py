@@ -133,7 +133,6 @@ class Optimization(Stepper):
         self._regroup()
 
     def _regroup(self) -> None:
-        """One group of what trains now, with the settings of the old one."""
         self.join()
         (group,) = self.optimizer.param_groups
         self.optimizer.param_groups = [{**group, **self._trained()}]

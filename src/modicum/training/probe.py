@@ -25,7 +25,7 @@ from modicum.config import TrainConfig
 from modicum.draws import Taken
 from modicum.objectives.parts import Counts
 from modicum.plan.hardware import this
-from modicum.report.words import aligned, duration, memory, share
+from modicum.report.words import aligned, environment
 from modicum.training import rate as rates
 from modicum.training.hearing import batch_of
 from modicum.training.session import Session, prepare
@@ -86,37 +86,10 @@ class Probe:
 
     def text(self) -> str:
         """A table for a reader, and what it does not say."""
-        head = [
-            "update",
-            "trained",
-            "rate to try",
-            "second try",
-            "gain x 1000",
-            "",
-            "memory",
-            "step",
-        ]
-        rows = [
-            [
-                u.update,
-                share(u.trained),
-                f"{u.rates['0.01']:.2g}",
-                f"{u.rates['0.03']:.2g}",
-                f"{1000 * u.gains['0.1']:.0f} [{1000 * u.low:.0f}, {1000 * u.high:.0f}]",
-                u.verdict if self.enough else "no verdict",
-                memory(u.peak_bytes),
-                duration(u.step_seconds) if u.step_seconds else "?",
-            ]
-            for u in self.updates
-        ]
-        notes = [
-            f"{self.problems} problems, {self.signals} groups with a signal, {self.tokens:,} tokens;"
-            " gain: held out, at a KL of 0.1 nats a token, with its 95% interval",
-            "gain compares layers and parts; it underrates adapters and the whole model",
-        ]
-        if not self.enough:
-            notes.append(f"fewer than {SIGNALS} groups with a signal are too few to compare gains")
-        return "\n".join([*aligned([head, *rows], str.ljust), *(f"note: {n}" for n in notes)])
+        made = environment().get_template("probed.txt").render(probe=self, few=SIGNALS)
+        table, notes = made.split("---\n")
+        rows = [line.split(" | ") for line in table.splitlines()]
+        return "\n".join([*aligned(rows, str.ljust), notes.rstrip()])
 
     @property
     def enough(self) -> bool:
@@ -228,7 +201,6 @@ def _weights(
 
 
 def _costs(session: Session) -> tuple[float, int, float | None]:
-    """Share that trains, peak memory, and seconds of a step by the plan."""
     config = session.config
     made = plan.make(config, this(config.compute.device, config.compute.dtype), advise=False)
     trained = session.active_parameters / session.total_parameters

@@ -258,7 +258,6 @@ class FirstSteps:
 
     @torch.no_grad()
     def _back(self) -> None:
-        """The start again, with its gradients."""
         for name, tensor in self.masters.tensors.items():
             tensor.copy_(self.start[name])
             tensor.grad = self.gradients.get(name)

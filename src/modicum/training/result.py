@@ -16,6 +16,7 @@ from modicum.training.session import Session
 from modicum.types import FolderError, UserError
 
 SETTINGS = ("update", "model", "task", "reward", "objective", "seed")
+COUNTED = ("optimizer_bytes", "decisions", "generated_tokens", "ledger", "empty_steps", "flops")
 
 
 def make(
@@ -43,19 +44,13 @@ def make(
         "trainable_tensors": len(session.prepared.trainable),
         "active_parameters_mean": counters.active_sum
         / max(1, counters.optimizer_steps - counters.skipped),
-        "optimizer_bytes": counters.optimizer_bytes,
-        "decisions": counters.decisions,
+        **{name: getattr(counters, name) for name in (*COUNTED, "agreement_max")},
         "seconds": counters.trained_seconds,
         "peak_memory_bytes": machine.peak_bytes(),
         "start_memory_bytes": start_memory,
-        "generated_tokens": counters.generated_tokens,
-        "ledger": counters.ledger,
-        "empty_steps": counters.empty_steps,
-        "flops": counters.flops,
         "skipped_steps": counters.skipped,
         "change_proof": proof,
         "agreement_proof": session.agreement.report(),
-        "agreement_max": counters.agreement_max,
         "base_hash": session.identity.hashes["base_hash"],
         "nothing_trained": untrained(session, steps),
     }

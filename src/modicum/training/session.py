@@ -19,6 +19,7 @@ from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
 from modicum.plan.sizes import settle
+from modicum.report.words import environment
 from modicum.stopping import Stop, split_within
 from modicum.tasks import prompts
 from modicum.tasks.examples import Examples, Sizes, draw, whole, without
@@ -235,41 +236,34 @@ def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
 
 def notes(session: Session) -> list[str]:
     """What the user should know before the first step."""
-    updates = session.config.batch.updates_per_rollout
-    found = [
+    config, compute, scorer = session.config, session.config.compute, session.policy.scorer
+    measured = session.order.measured
+    trainable = session.prepared.trainable
+    lossy = {name: p for name, p in trainable.items() if loses_steps(p, compute.rounding)}
+    on_gpu = session.policy.device.type == "cuda" and compute.dtype == "bf16"
+    told = (
+        environment()
+        .get_template("notes.txt")
+        .render(
+            measured=measured,
+            other_base=measured is not None and measured.base != dict(session.identity.hashes),
+            unknown=compute.engine == "auto"
+            and not scorer.splits
+            and repr(inner(session.policy.model).config.model_type),
+            masked=config.batch.cut == "mask",
+            slow=on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False),
+            lost=too_fine(lossy, session.learning_rate),
+            rate=session.learning_rate,
+        )
+    )
+    return [
         *tasks.notes(session.task),
         *session.prepared.notes,
-        *session.policy.scorer.notes,
-        *prompts.notes(session.policy.tokenizer, session.config.sampling),
-        *objectives.notes(session.objective, updates, len(session.reward.terms)),
-        *session.order.look(session.config.batch.prompts_per_step, session.config.steps),
+        *scorer.notes,
+        *prompts.notes(session.policy.tokenizer, config.sampling),
+        *objectives.notes(
+            session.objective, config.batch.updates_per_rollout, len(session.reward.terms)
+        ),
+        *session.order.look(config.batch.prompts_per_step, config.steps),
+        *told.splitlines(),
     ]
-    if (measured := session.order.measured) is not None:
-        other = measured.base != dict(session.identity.hashes)
-        found.append(
-            f"the difficulties of {measured.path} took {measured.spent['tokens']:,} tokens, which count as"
-            f" generated{'; they are those of another base' * other}"
-        )
-    if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
-        name = inner(session.policy.model).config.model_type
-        found.append(
-            f"the engine does not know the architecture {name!r}: its own forward is used, with"
-            " prompts repeated for every completion and frozen layers run every time"
-        )
-    if session.config.batch.cut == "mask":
-        found.append(
-            "completions that max_tokens cuts have no part in the loss (cut = mask);"
-            " completions/truncated says how many there are"
-        )
-    on_gpu = session.policy.device.type == "cuda" and session.config.compute.dtype == "bf16"
-    if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        found.append("this GPU has no products in bf16, and makes them slowly by other means")
-    rounding, trainable = session.config.compute.rounding, session.prepared.trainable
-    lossy = {name: p for name, p in trainable.items() if loses_steps(p, rounding)}
-    fine = too_fine(lossy, session.learning_rate)
-    if fine and session.learning_rate:
-        found.append(
-            f"a step of {session.learning_rate:g} is below the spacing of {len(fine)} tensors"
-            f" in their dtype (first: {fine[0]}); what they learn may be rounded away"
-        )
-    return found

@@ -254,7 +254,6 @@ def _backward(
 
 
 def _of_groups(batch: Batch) -> Iterator[tuple[int, Batch]]:
-    """The batch in parts that hold one group each, with the counts of the whole."""
     for number in dict.fromkeys(row.group for row in batch.rows):
         yield number, replace(batch, rows=tuple(r for r in batch.rows if r.group == number))
 
