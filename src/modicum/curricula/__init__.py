@@ -13,15 +13,14 @@ contract suite compares. u is how much of a run is behind it, from 0 to 1.
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from modicum.curricula.base import Curriculum, Measure, Order, Seen, permute
+from modicum.curricula.base import Curriculum, Measure, Order, permute
+from modicum.curricula.base import Seen as Seen
 from modicum.curricula.members import E2H, AdaRFT, Bandit, Pools, Prioritized
 from modicum.curricula.orders import ByRank
 from modicum.limits import Limits
 from modicum.spec import build
 from modicum.tasks.base import Task
 from modicum.types import UserError
-
-__all__ = ["CURRICULA", "Curriculum", "Order", "Seen", "Uniform", "parse"]
 
 
 class UniformOrder(Order):

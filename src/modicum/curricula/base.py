@@ -181,10 +181,7 @@ def pool(task: Task, seed: int, turns: int = 1) -> list[Problem]:
 def rated(
     name: str, task: Task, problems: Sequence[Problem], measure: Measure, least: int = 2
 ) -> tuple[dict[str, float], list[str]]:
-    """The difficulties that are known, by problem, and what to tell the user of them.
-
-    UserError if they are fewer than `least`, or all the same.
-    """
+    """Known difficulties, and what to tell; UserError for fewer than `least`, or all the same."""
     every = {p.id: " ".join(p.question.split()) for p in problems}
     found = {p.id: d for p in problems if (d := measure(p)) is not None}
     if len(found) < least:

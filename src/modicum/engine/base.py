@@ -56,10 +56,7 @@ class Decoding(ABC):
         """Go on as if completions had `length` tokens already; for runs without data."""
 
     def held(self) -> Mapping[str, Sequence[Tensor]]:
-        """The tensors that it fills as it goes, as `cache` and `trunk`.
-
-        Without a `cache` the library's own grows instead.
-        """
+        """The tensors that it fills: `trunk`, and `cache` unless the library's own grows."""
         return {}
 
 
@@ -146,10 +143,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def hidden(self, pack: Any, trunk: Tensor | None) -> Tensor:
-        """States [N, H] after the final norm that predict the rows' completion tokens.
-
-        Without `trunk` the whole model is run.
-        """
+        """States [N, H] after the final norm that predict the rows' tokens, from `trunk` on."""
 
     @abstractmethod
     def logits(self, hidden_NH: Tensor) -> Tensor:

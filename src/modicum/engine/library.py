@@ -81,10 +81,7 @@ class LibraryEngine(Engine):
         return kind(self, prompts, group_size, max_tokens)
 
     def pack(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        """(ids_BT padded on the right, flat index_N of the states that predict).
-
-        The state at position prompt + t - 1 predicts completion token t.
-        """
+        """ids_BT, padded on the right, and the flat index_N of the states that predict."""
         sequences = [torch.tensor(row.prompt + row.tokens) for row in rows]
         ids_BT = pad_sequence(sequences, batch_first=True)
         firsts = [b * ids_BT.shape[1] + len(row.prompt) - 1 for b, row in enumerate(rows)]

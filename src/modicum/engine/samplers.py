@@ -123,10 +123,7 @@ def num_trunk_bytes(
 
 
 def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Texts) -> list[Drawn]:
-    """The sampled tokens and log-probs of every row, up to and with the one that ends it.
-
-    Raises UserError where a log-prob is not finite: no such token can have been drawn.
-    """
+    """Tokens and log-probs of every row up to its end; UserError for one that is not finite."""
     device, (count, steps) = uniforms_RT.device, uniforms_RT.shape
     row_B = torch.arange(count, device=device)  # where each living row's results go
     tokens_RT = torch.zeros(count, steps, dtype=torch.long, device=device)

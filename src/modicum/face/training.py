@@ -1,7 +1,5 @@
 """`modicum.train`, objects and flat settings to a run, and what came of it: result, report."""
 
-from __future__ import annotations
-
 import dataclasses
 import html
 import re

@@ -157,11 +157,7 @@ class Objective(spec.Named, ABC):
         """What is maximised, [N], and of which tokens it cuts the gradient or the ratio, [N]."""
 
     def token_loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
-        """The loss of every token, [N], unweighted, and sums for the log.
-
-        The sums are `clipped` (tokens that the surrogate cuts), `kl` (in its form) and
-        `ratio_error` (|rho - 1|).
-        """
+        """Unweighted losses [N], and sums: `clipped` tokens, `kl`, `ratio_error` (|rho - 1|)."""
         # An infinite ratio times a zero advantage, or a zero gradient, would be NaN.
         ratio_N = torch.exp(self.log_ratios(policy_N, tokens).clamp(max=parts.MOST_NATS))
         surrogate_N, cut_N = self.surrogate(ratio_N, policy_N, tokens)
@@ -179,10 +175,7 @@ class Objective(spec.Named, ABC):
         return losses_N, sums
 
     def loss(self, policy_N: Tensor, tokens: Tokens, entropy_N: Any = None) -> tuple[Tensor, Sums]:
-        """The weighted loss of some tokens, to be added up over the batch, and sums.
-
-        `entropy_N` is that of the policy at each token, for the bonus.
-        """
+        """The weighted loss of some tokens, to be added up, and sums; a bonus takes `entropy_N`."""
         losses_N, sums = self.token_loss(policy_N, tokens)
         if entropy_N is not None:
             losses_N = losses_N - self.entropy * entropy_N

@@ -98,10 +98,7 @@ class Probe:
 
 
 def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None]) -> Probe:
-    """Try first steps of every update; `say` hears how it goes. Nothing is written.
-
-    UserError when no group has a signal.
-    """
+    """Try first steps of every update, write nothing; UserError when no group has a signal."""
     config = replace(config, seed=config.seed + SEED)
     session = prepare(replace(config, update=updates[0]))
     groups, rewards_PG = _rollouts(session)

@@ -28,10 +28,7 @@ def make(
     start_memory: int,
     note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What `result.json` of a run of `steps` steps will hold; writes `anatomy.json`.
-
-    The session is spent afterwards.
-    """
+    """What `result.json` will hold; writes `anatomy.json`. The session is spent afterwards."""
     config, counters = session.config, session.counters
     found = {
         **{name: getattr(config, name) for name in SETTINGS},

@@ -136,10 +136,7 @@ def probe_set(session: Session, step: int) -> dict[str, float]:
 def looked_at(
     session: Session, rollout: Rollout, signals: int
 ) -> tuple[findings.JudgedGroups, list[findings.Finding]]:
-    """A step's completions with their verdicts and scores, and what looks wrong with them.
-
-    `signals` groups have a signal.
-    """
+    """A step's judged completions, and what looks wrong; `signals` groups have a signal."""
     groups, scores = rollout[:2]
     config, policy = session.config, session.policy
     positions = getattr(inner(policy.model).config, "max_position_embeddings", None) or sys.maxsize

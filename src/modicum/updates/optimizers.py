@@ -6,8 +6,6 @@ into steps is another. As `@` binds from the left, `(sgd @ lora) @ last(2)` is r
 their own.
 """
 
-from __future__ import annotations
-
 from copy import copy
 from dataclasses import dataclass
 from typing import Self
@@ -44,7 +42,7 @@ class OptimizerMember(Member, Rule):
     def apply(self, model: nn.Module, seed: int = 0) -> Prepared:
         return Optimized(self, Full()).apply(model, seed)
 
-    def __matmul__(self, update: object) -> Optimized:
+    def __matmul__(self, update: object) -> "Optimized":
         _no_second(self, update)
         return Optimized(self, update) if isinstance(update, Trains) else NotImplemented
 
@@ -66,7 +64,7 @@ class Optimized(Pair):
         self.left.check(prepared)
         return prepared
 
-    def __matmul__(self, where: object) -> Optimized:
+    def __matmul__(self, where: object) -> "Optimized":
         _no_second(self, where)
         if isinstance(self.right, Method) and isinstance(where, Selection):
             return Optimized(self.left, self.right @ where)
