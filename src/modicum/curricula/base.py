@@ -36,10 +36,8 @@ class Order:
 
     follows_length: bool = True
     """Whether `progress` matters, so that a longer run draws other problems from its first step."""
-    learns: bool = False
-    """Whether it goes by verdicts of the reward's term `accuracy`."""
-    measured: "PassRates | None" = None
-    """What it goes by, where that was measured before the run."""
+    learns: bool = False  # whether it goes by verdicts of the reward's term `accuracy`
+    measured: "PassRates | None" = None  # what it goes by, where that was measured before the run
 
     def __init__(self, task: Task, seed: int) -> None:
         self.task, self.seed = task, seed
@@ -122,8 +120,7 @@ class PassRates:
     path: Path
     sha256: str
     base: Mapping[str, str]
-    spent: dict[str, int]
-    """Completions and tokens."""
+    spent: dict[str, int]  # completions and tokens
     wrong: Mapping[str, float]
 
     @classmethod

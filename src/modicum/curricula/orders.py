@@ -42,8 +42,7 @@ class ByRank(Curriculum):
 
     directed: ClassVar[bool] = True
     hard_first: ClassVar[bool] = False
-    guarded: ClassVar[bool] = False
-    """Whether few open problems are refused."""
+    guarded: ClassVar[bool] = False  # whether few open problems are refused
 
     @abstractmethod
     def window(self, progress: float, size: int) -> tuple[int, int]:
@@ -150,8 +149,7 @@ class ArmOrder(Order):
         self.places = np.zeros(size, int)
         self.memory: list[Memory] = [()] * size
         self.weights = np.full(size, member.weigh((), 0))
-        self.arm_of: dict[str, int] = {}
-        """Of the problems that were drawn since it last heard."""
+        self.arm_of: dict[str, int] = {}  # of the problems that were drawn since it last heard
 
     def next(self, count: int, progress: float) -> list[Problem]:
         rng = stream(self.seed, self.member.name, self.drawn)

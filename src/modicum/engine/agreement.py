@@ -47,12 +47,10 @@ class Agreement:
         little was seen."""
         self.seen = [0.0] * 4
         """Of all checks, which fade: |rounding|, 1 - p, rounding squared, tokens."""
-        self.exact_max = 0.0
-        """Largest difference without rounding so far, over 1 - p."""
+        self.exact_max = 0.0  # largest difference without rounding so far, over 1 - p
         self.slopes: dict[str, Slope] = {}
         self.measured = False
-        self.before: Swap | None = None
-        """The values of the step before, where they are few."""
+        self.before: Swap | None = None  # the values of the step before, where they are few
 
     def due(self, step: int) -> bool:
         """Whether the library is asked in this step."""

@@ -91,8 +91,7 @@ class FlopCounter:
             self.tail_L[:] = 0.0
         self.reference_LW = self.base_LW if prepared.reference_is_bare else self.adapted_LW
         self._known: dict[frozenset[str], Array] = {}
-        self.judged = False
-        """Whether a reward model on the base reads all completions."""
+        self.judged = False  # whether a reward model on the base reads all completions
 
     @property
     def token(self) -> float:

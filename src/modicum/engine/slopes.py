@@ -42,8 +42,7 @@ class Scored:
 
     rows: Sequence[Row]
     entropy_N: Array
-    ways: dict[str, Array]
-    """By `trainer`, `library`; `exact`: with the least rounding."""
+    ways: dict[str, Array]  # by `trainer`, `library`; `exact`: with the least rounding
     others: dict[str, Array] = field(default_factory=dict)
     """Under the weights of the `base` and of the step before (`previous`)."""
 

@@ -28,8 +28,7 @@ class Pack:
 
     ids_N: Tensor
     plan: Packed
-    predicts: Tensor
-    """Where the states are that predict the completion tokens, row after row."""
+    predicts: Tensor  # where the states are that predict the completion tokens, row after row
     kept: list[Tensor] | None
     """The trunk's states of prompts and rows in order, if sampling kept all of them."""
 

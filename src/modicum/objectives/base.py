@@ -31,16 +31,12 @@ Sums = dict[str, Tensor]
 class Tokens:
     """What a loss needs to know of N completion tokens laid end to end, row after row."""
 
-    old_N: Tensor
-    """Log-probs at sampling."""
+    old_N: Tensor  # log-probs at sampling
     advantages_N: Tensor
     """The advantage of each token; most objectives give all tokens of a row the same."""
-    reference_N: Tensor | None
-    """Log-probs under the reference; None if the objective needs none."""
-    weights_N: Tensor
-    """From `Objective.weights`."""
-    row_N: Tensor
-    """The number of each token's row, rising."""
+    reference_N: Tensor | None  # log-probs under the reference; None if the objective needs none
+    weights_N: Tensor  # from `Objective.weights`
+    row_N: Tensor  # the number of each token's row, rising
 
     def part(self, where: slice) -> "Tokens":
         """Some of the tokens."""
@@ -57,16 +53,13 @@ class Objective(spec.Named, ABC):
     share `entropy_share` of tokens with the highest entropy (`training.hearing`) gets an advantage.
     """
 
-    whole_rows: ClassVar[bool] = False
-    """Whether `token_loss` must see all tokens of a row at once."""
-    whitened: ClassVar[bool] = False
-    """Whether advantages are whitened over all tokens of the batch."""
+    whole_rows: ClassVar[bool] = False  # whether `token_loss` must see all tokens of a row at once
+    whitened: ClassVar[bool] = False  # whether advantages are whitened over all tokens of the batch
     compares: ClassVar[bool] = True
     """Whether advantages compare the completions of a group, so that one alone has none."""
     has_critic: ClassVar[bool] = False
     """Whether advantages are taken against `Completion.values` (`objectives.ppo`)."""
-    accuracy_only: ClassVar[bool] = False
-    """Whether rewards are to be the verdict alone."""
+    accuracy_only: ClassVar[bool] = False  # whether rewards are to be the verdict alone
     advantages = staticmethod(parts.over_deviation)
     """Advantages [P, G] of rewards [P, G], before whitening; NaN is no verdict and gets 0."""
     weights = staticmethod(parts.token_mean)

@@ -20,8 +20,7 @@ class Counts:
 
     num_rows: int
     num_tokens: int
-    max_tokens: int
-    """The longest that a completion may be."""
+    max_tokens: int  # the longest that a completion may be
 
 
 def centred(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:

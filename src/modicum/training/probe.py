@@ -44,16 +44,11 @@ class ProbedUpdate:
     """What first steps of an update came to."""
 
     update: str
-    trained: float
-    """Share of the model's numbers."""
-    rates: dict[str, float]
-    """Rate by KL, the mean of the halves."""
-    spread: float
-    """The higher of the halves' rates over the lower."""
-    gains: dict[str, float]
-    """Gain by KL, for 0.03 and 0.1, the mean of the halves."""
-    low: float
-    """95 % interval of gain(0.1), over problems."""
+    trained: float  # share of the model's numbers
+    rates: dict[str, float]  # rate by KL, the mean of the halves
+    spread: float  # the higher of the halves' rates over the lower
+    gains: dict[str, float]  # gain by KL, for 0.03 and 0.1, the mean of the halves
+    low: float  # 95 % interval of gain(0.1), over problems
     high: float
     behind: tuple[float, float] | None
     """95 % interval of how far gain(0.1) is behind that of the best, problem by problem."""
@@ -73,8 +68,7 @@ class Probe:
     """Of several updates, the most gain first."""
 
     problems: int
-    signals: int
-    """Groups whose rewards differ."""
+    signals: int  # groups whose rewards differ
     tokens: int
     updates: tuple[ProbedUpdate, ...]
 
@@ -150,8 +144,7 @@ class _Tried:
     rates: dict[str, float]
     spread: float
     gains: dict[str, float]
-    gain_P: np.ndarray
-    """Gain(0.1) of every problem, times their number."""
+    gain_P: np.ndarray  # gain(0.1) of every problem, times their number
 
 
 def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> _Tried:

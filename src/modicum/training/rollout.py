@@ -43,8 +43,7 @@ class Rollout(NamedTuple):
     groups: Sequence[Group]
     scores: Scores
     rewards_PG: Tensor
-    rounds: Sequence[int] = ()
-    """How many groups each round of the step drew."""
+    rounds: Sequence[int] = ()  # how many groups each round of the step drew
     taken: Taken = EVERYTHING
 
     @property

@@ -33,21 +33,15 @@ from modicum.updates.stepper import StepCounters
 class Counters(StepCounters):
     """Counts since the beginning of a run, resumed or not; the stepper's are the stepper's."""
 
-    rollouts: int = 0
-    """Steps of the run that have ended, those without a signal too."""
-    updates: int = 0
-    """Of the present rollout, skipped ones too."""
+    rollouts: int = 0  # steps of the run that have ended, those without a signal too
+    updates: int = 0  # of the present rollout, skipped ones too
     generated_tokens: int = 0
     agreement_max: float = 0.0
     trained_seconds: float = 0.0
-    checked_first: bool = False
-    """Whether the change proof of the first step has been made."""
-    flops: float = 0.0
-    """Matrix FLOPs of sampling and training so far."""
-    last_spent: float = 0.0
-    """What the last step took of the budget, in its unit."""
-    empty_steps: int = 0
-    """Steps in which no completion had a part in the loss."""
+    checked_first: bool = False  # whether the change proof of the first step has been made
+    flops: float = 0.0  # matrix FLOPs of sampling and training so far
+    last_spent: float = 0.0  # what the last step took of the budget, in its unit
+    empty_steps: int = 0  # steps in which no completion had a part in the loss
     ledger: dict[str, dict[str, int]] = field(default_factory=dict)
     """Completions and tokens by purpose, as `Policy.ledger`, which it is."""
 
@@ -61,25 +55,20 @@ class Counters(StepCounters):
 class Session:
     """Everything that a run works with, after its config has been read."""
 
-    config: TrainConfig
-    """With the learning rate that is used, once it is known."""
+    config: TrainConfig  # with the learning rate that is used, once it is known
     update: updates.Update
     task: tasks.Task
     reward: rewards.Reward
     objective: objectives.Objective
     order: Order
     policy: Policy
-    examples: Examples
-    """Worked ones, before every question."""
+    examples: Examples  # worked ones, before every question
     prepared: updates.Prepared
     optimization: Optimization
     counters: Counters
-    identity: Identity
-    """Of the base, before the update was applied."""
-    critic: Critic | None = None
-    """None where the objective has none."""
-    silence: str = ""
-    """Why the first steps had no signal, as last found."""
+    identity: Identity  # of the base, before the update was applied
+    critic: Critic | None = None  # None where the objective has none
+    silence: str = ""  # why the first steps had no signal, as last found
 
     def __post_init__(self) -> None:
         config, goal, compute = self.config, self.objective, self.config.compute
