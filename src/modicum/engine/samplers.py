@@ -41,7 +41,7 @@ class LocalSampler(Sampler):
     end_tokens: Sequence[int]
     rollout_batch: int = 512
     trunk_bytes: int = 0
-    changed: Changed = field(default_factory=lambda: Changed({}, -1))
+    changed: Changed = field(default_factory=lambda: Changed({}, -1), init=False)
 
     def follow(self, changed: Changed) -> None:
         """The engine runs the policy's own tensors; which train is remembered for the version."""
