@@ -225,34 +225,29 @@ def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
 
 def notes(session: Session) -> list[str]:
     """What the user should know before the first step."""
-    config, compute, scorer = session.config, session.config.compute, session.policy.scorer
-    measured = session.order.measured
+    config, compute, policy = session.config, session.config.compute, session.policy
+    measured, rate, scorer = session.order.measured, session.learning_rate, policy.scorer
+    whole = compute.engine == "auto" and not scorer.splits
+    on_gpu = policy.device.type == "cuda" and compute.dtype == "bf16"
     trainable = session.prepared.trainable
     lossy = {name: p for name, p in trainable.items() if loses_steps(p, compute.rounding)}
-    on_gpu = session.policy.device.type == "cuda" and compute.dtype == "bf16"
-    told = (
-        environment()
-        .get_template("notes.txt")
-        .render(
-            measured=measured,
-            other_base=measured is not None and measured.base != dict(session.identity.hashes),
-            unknown=compute.engine == "auto"
-            and not scorer.splits
-            and repr(inner(session.policy.model).config.model_type),
-            masked=config.batch.cut == "mask",
-            slow=on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False),
-            lost=too_fine(lossy, session.learning_rate),
-            rate=session.learning_rate,
-        )
+    template = environment().get_template("notes.txt")
+    told = template.render(
+        measured=measured,
+        other_base=measured is not None and measured.base != dict(session.identity.hashes),
+        unknown=whole and repr(inner(policy.model).config.model_type),
+        masked=config.batch.cut == "mask",
+        slow=on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False),
+        lost=too_fine(lossy, rate),
+        rate=rate,
     )
+    updates, terms = config.batch.updates_per_rollout, len(session.reward.terms)
     return [
         *tasks.notes(session.task),
         *session.prepared.notes,
         *scorer.notes,
-        *prompts.notes(session.policy.tokenizer, config.sampling),
-        *objectives.notes(
-            session.objective, config.batch.updates_per_rollout, len(session.reward.terms)
-        ),
+        *prompts.notes(policy.tokenizer, config.sampling),
+        *objectives.notes(session.objective, updates, terms),
         *session.order.look(config.batch.prompts_per_step, config.steps),
         *told.splitlines(),
     ]
