@@ -177,7 +177,7 @@ ORDERS = [
     "import modicum",
     "import modicum.report, modicum.study.design, modicum.evaluate",
     "from modicum.training.loop import train\nfrom modicum.report import page\nimport modicum",
-    "import modicum\nmodicum.report, modicum.study\nimport modicum.commands.report",
+    "import modicum\nmodicum.report, modicum.study\nimport modicum.commands.study",
     "from modicum import evaluate, report, study, train\nimport modicum",
 ]
 

@@ -18,7 +18,7 @@ from modicum import runs
 from modicum.config import Optimizer, Sampling, Steps, TrainConfig
 from modicum.objectives import OBJECTIVES
 from modicum.objectives.parts import over_deviation
-from modicum.training import hearing, rollout, silence, step
+from modicum.training import hearing, rollout, step
 from modicum.training.checkpoint import reload, restore
 from modicum.training.loop import Observer, train
 from modicum.training.optimization import Optimization
@@ -156,7 +156,7 @@ def test_a_run_that_trains_or_has_no_steps_says_nothing_of_it(bare: TrainConfig)
 )  # fmt: skip
 def test_why_nothing_was_trained(steps: int, counted: dict[str, int], why: str) -> None:
     session: Any = SimpleNamespace(counters=Counters(**counted), silence="", critic=None)
-    assert silence.ended(session, steps) == why
+    assert rollout.untrained(session, steps) == why
 
 
 def test_the_first_proof_says_why_half_of_an_adapter_stays(bare: TrainConfig) -> None:

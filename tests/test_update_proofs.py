@@ -18,8 +18,9 @@ from modicum.models.precision import Masters, too_fine
 from modicum.training import session
 from modicum.training.step import backward, optimizer_step
 from modicum.types import Batch, Row, RunStopped
+from modicum.updates.optimizers import Sgd
 from modicum.updates.proofs import ChangeProof, combined, fingerprint, fingerprints
-from modicum.updates.rules import FAR, SgdRule
+from modicum.updates.rules import FAR
 
 ROWS = tuple(Row((40, 41), (50 + i, 60), (-5.5, -5.5), (-1.0) ** i) for i in range(4))
 TRAINS = "model.layers.2.mlp.up_proj.weight"
@@ -183,7 +184,7 @@ def test_how_far_a_step_goes_by_hand() -> None:
     ) -> float:
         tensor = torch.tensor(values)
         tensor.grad = torch.tensor(gradient)
-        return SgdRule().spacings("w", tensor, {}, {"lr": rate, "weight_decay": decay})
+        return Sgd().spacings("w", tensor, {}, {"lr": rate, "weight_decay": decay})
 
     assert spacings([1.5, -2.0], [1.0, 16.0], 2**-24) == 4
     assert spacings([1.5], [1.0], 2**-24) == 0, "it is rounded to even"

@@ -16,9 +16,9 @@ from modicum.plan import hardware
 from modicum.report.words import environment
 from modicum.rewards import StepExtras
 from modicum.tasks.prompts import stops, template_of
-from modicum.training import rate, silence
+from modicum.training import rate
 from modicum.training.hearing import batch_of
-from modicum.training.rollout import Rollout
+from modicum.training.rollout import Rollout, looked_at
 from modicum.training.session import Session, notes, prepare
 from modicum.training.step import sample_groups, score
 from modicum.types import SPLITS
@@ -49,7 +49,7 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
     reward = session.reward.at(StepExtras(0, config.steps or 1))
     rollout = Rollout(groups, *score(session.task, reward, groups, faults, batch.cut))
     signals = int(session.objective.signal(rollout.rewards_PG).sum())
-    trials, found = silence.look(session, rollout, signals)
+    trials, found = looked_at(session, rollout, signals)
     found += findings.of_data(session.task, config)
     if faults:
         found.insert(0, findings.Finding("scores failed and are 0", faults[0], "mend the function"))

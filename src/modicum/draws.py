@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import ClassVar, NamedTuple
 
 from modicum.limits import Positive
-from modicum.spec import Spec, build
+from modicum.spec import Named, build
 
 
 class Taken(NamedTuple):
@@ -29,7 +29,7 @@ class Taken(NamedTuple):
 EVERYTHING = Taken()
 
 
-class Groups(Spec):
+class Groups(Named):
     """A choice of the groups that are trained, in the order in which they were drawn."""
 
     selects: ClassVar[bool] = True  # whether groups may be left out
@@ -52,7 +52,6 @@ class Groups(Spec):
 class All(Groups):
     """Every group that was drawn."""
 
-    name: ClassVar[str] = "all"
     selects: ClassVar[bool] = False
 
     def kept(self, signals: Sequence[bool], count: int) -> list[int]:
@@ -63,14 +62,11 @@ class All(Groups):
 class Filter(Groups):
     """Those with a signal, of one draw."""
 
-    name: ClassVar[str] = "filter"
-
 
 @dataclass(frozen=True)
 class Refill(Groups):
     """Those with a signal, of draws that go on until there are enough."""
 
-    name: ClassVar[str] = "refill"
     divides: ClassVar[str] = "kept"
     max_draws: Positive = 10
     cap: Positive = 4

@@ -14,6 +14,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from modicum.limits import MAX_FLOAT, check_limits
@@ -43,6 +44,8 @@ class Spec:
 
     def __post_init__(self) -> None:
         check_limits(self, f"{self.name}: ")
+        for name, hint in _words_of(type(self)).items():
+            check(f"{self.name}: {name}", getattr(self, name), hint)
 
     def __str__(self) -> str:
         shown: list[str] = []
@@ -55,6 +58,21 @@ class Spec:
             elif value != field.default:
                 shown.append(f"{field.name}={value!r}")
         return f"{self.name}({', '.join(shown)})" if shown else self.name
+
+
+class Named(Spec):
+    """One with the name of its class, unless that says another: `DrGrpo` is `dr_grpo`."""
+
+    def __init_subclass__(cls) -> None:
+        parted = re.sub("(?<!^)([A-Z])", r"_\1", cls.__name__)
+        cls.name = vars(cls).get("name", parted.lower())
+
+
+@lru_cache(maxsize=256)
+def _words_of(cls: type) -> Mapping[str, Any]:
+    """The types of the fields that take one of some words."""
+    hints = typing.get_type_hints(cls)
+    return {n: hint for n, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
 
 
 def arguments(cls: type) -> list[dataclasses.Field[Any]]:

@@ -74,7 +74,6 @@ def _ends(place: Path, saved: list[int], first: int | None, last: int | None) ->
 
 
 def _factors(given: list[float] | None, budget: int | None, first: int, last: int) -> list[float]:
-    """Every k, from the budget where that is given."""
     if given and budget is not None:
         raise UserError("--k and --budget exclude each other")
     if budget is not None and budget <= last:

@@ -10,7 +10,7 @@ from threading import Timer
 from typing import Annotated, Any
 
 from modicum import cache, draws, scorecard
-from modicum.commands.train import add_sources, settings
+from modicum.commands.train import read
 from modicum.config import TrainConfig, Trust
 from modicum.limits import Limits, within
 from modicum.options import Parser, several, show
@@ -42,10 +42,7 @@ class Options(Settings):
 
 def run(args: list[str]) -> int:
     """Print the plan of a run; with --require-fit exit code 2 if it does not fit."""
-    parser = Parser("plan")
-    add_sources(parser)
-    found, options = parser.options(args, Options, "plan", TrainConfig)
-    config = settings(found, {})
+    found, options, config = read("plan", args, Options)
     many = bool(options.updates or options.models or options.markdown)
     wanted = partial(_made, config, options, many)
     # What is free here changes.
@@ -62,7 +59,6 @@ def run(args: list[str]) -> int:
 
 
 def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[Any]]:
-    """The plans as text and as JSON values."""
     slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
     slow.start()
     gc.disable()  # a fifth of the time, for a program of seconds

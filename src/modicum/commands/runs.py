@@ -89,7 +89,6 @@ def _matches(row: Row, text: str) -> bool:
 
 
 def _order(value: Any) -> tuple[int, Any]:
-    """What has no value comes first, then numbers, then texts."""
     number = isinstance(value, int | float)
     return (0, 0) if value is None else (1, value) if number else (2, str(value))
 

@@ -1,4 +1,4 @@
-"""`modicum study`, and `modicum scan`, a study of units."""
+"""`modicum study`, `scan`, a study of units, and `report`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,4 +125,45 @@ def run_units(args: list[str]) -> int:
     lines.append(f"best {len(result['best_units'])}: {result['best']}")
     lines.append(f"files: {out}/scan.json, scan.png, scan.svg")
     show(found.json, result, "\n".join(lines))
+    return 0
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What to write."""
+
+    out: str = ""
+    """The HTML file; Markdown and a folder of figures are written beside it (default: report.html in the folder, or here for several)."""
+    title: str = ""
+    """Its title."""
+
+
+def run_report(args: list[str]) -> int:
+    """Write the report of runs or of a study: HTML, Markdown, figures; print the runs' table."""
+    parser = Parser("report")
+    parser.folder("runs", "run folders, or one of a study", nargs="*", metavar="RUN")
+    found, options = parser.options(args, ReportOptions, "report")
+    folders = [Path(name) for name in found.runs]
+
+    from modicum.face.training import report
+    from modicum.report import page, read, tables
+    from modicum.status import STUDY, Status
+
+    report(*folders, out=options.out, title=options.title)
+    study = (folders[0] / STUDY).is_file()
+    paths = dict(
+        zip(("report", "markdown", "figures"), page.places(folders, options.out), strict=True)
+    )
+    values: dict[str, Any] = {name: str(path) for name, path in paths.items()}
+    if not study and not found.json:
+        records = [read.load(folder) for folder in folders]
+        if rows := tables.results(records):
+            tables.show(rows)
+        for record in records:
+            if record.result is None:
+                print(f"{record.folder}: no result yet; {Status(record.folder).so_far}")
+    elif not study:
+        done = (read_object(folder / "result.json", optional=True) for folder in folders)
+        values["results"] = list(filter(None, done))
+    show(found.json, values, "\n".join(f"{name + ':':<10}{path}" for name, path in paths.items()))
     return 0

@@ -111,7 +111,6 @@ def _check(task: Any) -> dict[str, Any]:
 
 
 def _first(task: Any, split: Split, seed: int, count: int) -> list[Problem]:
-    """The first `count` problems of a split, or all."""
     size = task.size(split)
     there = count if size is None else min(count, size)
     return [task.problem(split, seed, index) for index in range(there)]

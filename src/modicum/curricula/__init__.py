@@ -10,20 +10,17 @@ in docs/curricula.md, and in tests/test_curricula.py an example worked out by ha
 contract suite compares. u is how much of a run is behind it, from 0 to 1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from modicum.curricula.base import Curriculum, Measure, Order, Seen, permute
+from modicum.curricula.base import Curriculum, Measure, Order, permute
+from modicum.curricula.base import Seen as Seen
 from modicum.curricula.members import E2H, AdaRFT, Bandit, Pools, Prioritized
 from modicum.curricula.orders import ByRank
 from modicum.limits import Limits
 from modicum.spec import build
 from modicum.tasks.base import Task
 from modicum.types import UserError
-
-__all__ = ["CURRICULA", "Curriculum", "Order", "Seen", "Uniform", "parse"]
 
 
 class UniformOrder(Order):
@@ -39,8 +36,6 @@ class UniformOrder(Order):
 class Uniform(Curriculum):
     """The task's own order: every problem, and every level, as likely as any other."""
 
-    name: ClassVar[str] = "uniform"
-
     def order(self, task: Task, seed: int, measure: Measure) -> Order:
         return UniformOrder(task, seed)
 
@@ -52,7 +47,6 @@ class EasyToHard(ByRank):
     If `cumulative` easier problems stay. Source: curriculum learning (Bengio et al. 2009).
     """
 
-    name: ClassVar[str] = "easy_to_hard"
     stages: Annotated[int, Limits(2, 100)] = 4
     cumulative: bool = True
     difficulty: str | None = None
@@ -75,7 +69,6 @@ class EasyToHard(ByRank):
 class HardToEasy(EasyToHard):
     """The hardest part of the problems first: `easy_to_hard` with the ranks turned round."""
 
-    name: ClassVar[str] = "hard_to_easy"
     hard_first: ClassVar[bool] = True
 
 
@@ -87,7 +80,6 @@ class Competence(ByRank):
     with c0 = 0.01 and T by the length of a baseline.
     """
 
-    name: ClassVar[str] = "competence"
     guarded: ClassVar[bool] = True
     power: Annotated[float, Limits(0.1, 10)] = 2.0
     c0: Annotated[float, Limits(1e-4, 1)] = 0.1
@@ -111,7 +103,6 @@ class Placebo(Curriculum):
     What it wins over `uniform` is no merit of the difficulty.
     """
 
-    name: ClassVar[str] = "placebo"
     curriculum: str
 
     def __post_init__(self) -> None:

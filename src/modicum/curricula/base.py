@@ -1,7 +1,5 @@
 """What every curriculum has in common: its order, and the difficulty that it goes by."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from modicum.runs import file_hash, read_object
-from modicum.spec import Spec
+from modicum.spec import Named
 from modicum.tasks.base import Task, stream
 from modicum.types import Problem, UserError
 
@@ -38,10 +36,8 @@ class Order:
 
     follows_length: bool = True
     """Whether `progress` matters, so that a longer run draws other problems from its first step."""
-    learns: bool = False
-    """Whether it goes by verdicts of the reward's term `accuracy`."""
-    measured: PassRates | None = None
-    """What it goes by, where that was measured before the run."""
+    learns: bool = False  # whether it goes by verdicts of the reward's term `accuracy`
+    measured: "PassRates | None" = None  # what it goes by, where that was measured before the run
 
     def __init__(self, task: Task, seed: int) -> None:
         self.task, self.seed = task, seed
@@ -93,7 +89,7 @@ def as_count(value: Any, below: float = float("inf")) -> int:
     return value
 
 
-class Curriculum(Spec, ABC):
+class Curriculum(Named, ABC):
     """Chooses the problems of every step.
 
     One with a field `difficulty` goes by a file of `modicum difficulty` where it names one.
@@ -124,12 +120,11 @@ class PassRates:
     path: Path
     sha256: str
     base: Mapping[str, str]
-    spent: dict[str, int]
-    """Completions and tokens."""
+    spent: dict[str, int]  # completions and tokens
     wrong: Mapping[str, float]
 
     @classmethod
-    def read(cls, path: Path) -> PassRates:
+    def read(cls, path: Path) -> "PassRates":
         """What is in a file; UserError where that is something else."""
         found = read_object(path := path.expanduser())
         try:
@@ -183,10 +178,7 @@ def pool(task: Task, seed: int, turns: int = 1) -> list[Problem]:
 def rated(
     name: str, task: Task, problems: Sequence[Problem], measure: Measure, least: int = 2
 ) -> tuple[dict[str, float], list[str]]:
-    """The difficulties that are known, by problem, and what to tell the user of them.
-
-    UserError if they are fewer than `least`, or all the same.
-    """
+    """Known difficulties, and what to tell; UserError for fewer than `least`, or all the same."""
     every = {p.id: " ".join(p.question.split()) for p in problems}
     found = {p.id: d for p in problems if (d := measure(p)) is not None}
     if len(found) < least:

@@ -1,7 +1,5 @@
 """The curricula over arms: chances of levels, weights of problems (docs/curricula.md)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,6 @@ import numpy as np
 
 from modicum.curricula.orders import ArmOrder, ByArm, Memory
 from modicum.limits import Limits, Share
-from modicum.spec import check
 from modicum.tasks.base import Task
 from modicum.types import UserError
 
@@ -37,10 +34,6 @@ class E2H(ByArm):
     power: Annotated[float, Limits(0.01, 100)] = 0.5
     width: Annotated[float, Limits(0.05, 100)] = 0.5
     difficulty: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check("e2h: schedule", self.schedule, Literal["cosine", "gaussian"])
 
     def chances(self, progress: float, size: int) -> list[float]:
         """The chance of each of `size` levels."""
@@ -88,7 +81,6 @@ class Bandit(ByArm):
     bandits over levels see arXiv 2505.14970.
     """
 
-    name: ClassVar[str] = "bandit"
     decay: Share = 0.9
     explore: Share = 0.1
     difficulty: str | None = None
@@ -131,14 +123,9 @@ class Prioritized(ByVisit):
     (1 - p)^G. Source: Foster et al. 2025, arXiv 2502.12272, who measure p anew for each draw.
     """
 
-    name: ClassVar[str] = "prioritized"
     weight: Literal["learnability", "informative"] = "learnability"
     explore: Share = 0.1
     decay: Share = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check("prioritized: weight", self.weight, Literal["learnability", "informative"])
 
     def keep(self, memory: Memory, right: int, of: int) -> Memory:
         return believed(memory, right, of, self.decay)
@@ -155,7 +142,6 @@ class Pools(ByVisit):
     Equal weights are `uniform`, so they must be given. Source: prime-rl's pools.
     """
 
-    name: ClassVar[str] = "pools"
     hard: Weight = 1.0
     medium: Weight = 1.0
     easy: Weight = 1.0

@@ -10,8 +10,6 @@ procedural task (`arithmetic(terms=(2, 3, 4))`), or the difficulties of a fixed 
 ten at most, or else five parts of equal size by rank; problems without a difficulty are the last.
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 import math
@@ -44,8 +42,7 @@ class ByRank(Curriculum):
 
     directed: ClassVar[bool] = True
     hard_first: ClassVar[bool] = False
-    guarded: ClassVar[bool] = False
-    """Whether few open problems are refused."""
+    guarded: ClassVar[bool] = False  # whether few open problems are refused
 
     @abstractmethod
     def window(self, progress: float, size: int) -> tuple[int, int]:
@@ -109,10 +106,10 @@ class ByArm(Curriculum):
     visits: ClassVar[bool] = False
 
     @abstractmethod
-    def choose(self, order: ArmOrder, rng: Random, count: int, progress: float) -> Sequence[int]:
+    def choose(self, order: "ArmOrder", rng: Random, count: int, progress: float) -> Sequence[int]:
         """The arm of each of `count` problems."""
 
-    def hear(self, order: ArmOrder, told: Mapping[int, tuple[int, int]]) -> None:
+    def hear(self, order: "ArmOrder", told: Mapping[int, tuple[int, int]]) -> None:
         """Learn of every arm that was drawn how many of how many answers were right."""
         for arm, (right, of) in told.items():
             order.memory[arm] = self.keep(order.memory[arm], right, of)
@@ -152,8 +149,7 @@ class ArmOrder(Order):
         self.places = np.zeros(size, int)
         self.memory: list[Memory] = [()] * size
         self.weights = np.full(size, member.weigh((), 0))
-        self.arm_of: dict[str, int] = {}
-        """Of the problems that were drawn since it last heard."""
+        self.arm_of: dict[str, int] = {}  # of the problems that were drawn since it last heard
 
     def next(self, count: int, progress: float) -> list[Problem]:
         rng = stream(self.seed, self.member.name, self.drawn)

@@ -4,8 +4,6 @@ docs/agreement.md has the checks and what each finds that the others cannot, the
 much rounding may make (`Agreement.own`, measured at every check).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -49,12 +47,10 @@ class Agreement:
         little was seen."""
         self.seen = [0.0] * 4
         """Of all checks, which fade: |rounding|, 1 - p, rounding squared, tokens."""
-        self.exact_max = 0.0
-        """Largest difference without rounding so far, over 1 - p."""
+        self.exact_max = 0.0  # largest difference without rounding so far, over 1 - p
         self.slopes: dict[str, Slope] = {}
         self.measured = False
-        self.before: Swap | None = None
-        """The values of the step before, where they are few."""
+        self.before: Swap | None = None  # the values of the step before, where they are few
 
     def due(self, step: int) -> bool:
         """Whether the library is asked in this step."""
@@ -156,7 +152,6 @@ class Agreement:
     def _other_weights(
         self, policy: Policy, prepared: Prepared, found: Scored, sampling: Sampling
     ) -> None:
-        """The same tokens in fp32 under other weights that are known."""
         known = {"base": prepared.reference} if prepared.reference_known else {}
         if self.before is not None:
             known["previous"] = self.before.swapped

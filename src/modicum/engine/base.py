@@ -7,8 +7,6 @@ Shapes: P prompt, G member, B = P x G rows, N completion tokens laid end to end,
 V vocabulary.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +37,7 @@ class Trunk:
 class Decoding(ABC):
     """Completions of some prompts on their way: one token of every living row at a time."""
 
-    logits_BV: Tensor
-    """Logits of the next token of every living row."""
+    logits_BV: Tensor  # logits of the next token of every living row
 
     @abstractmethod
     def advance(self, token_B: Tensor) -> None:
@@ -58,10 +55,7 @@ class Decoding(ABC):
         """Go on as if completions had `length` tokens already; for runs without data."""
 
     def held(self) -> Mapping[str, Sequence[Tensor]]:
-        """The tensors that it fills as it goes, as `cache` and `trunk`.
-
-        Without a `cache` the library's own grows instead.
-        """
+        """The tensors that it fills: `trunk`, and `cache` unless the library's own grows."""
         return {}
 
 
@@ -69,10 +63,8 @@ class Decoding(ABC):
 class Changed:
     """What is different in the policy since it was last used."""
 
-    tensors: Mapping[str, Tensor]
-    """The tensors that train now, by name."""
-    lowest: int
-    """The lowest layer that trains now; -1: the embedding, number of layers: only above."""
+    tensors: Mapping[str, Tensor]  # the tensors that train now, by name
+    lowest: int  # the lowest layer that trains now; -1: the embedding, number of layers: only above
     adapters: Sequence[nn.Module] = ()
     """The layers of an adapter, which can be switched off or merged."""
 
@@ -118,8 +110,7 @@ class Scorer(ABC):
 
     splits: ClassVar[bool] = False
     """Whether layers are run in stretches: prompts once a group, the frozen trunk once."""
-    notes: Sequence[str] = ()
-    """What a user should know of how this model is run."""
+    notes: Sequence[str] = ()  # what a user should know of how this model is run
 
     def __init__(self, head: Tensor, device: torch.device, recomputes: bool = False) -> None:
         self.device = device
@@ -148,10 +139,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def hidden(self, pack: Any, trunk: Tensor | None) -> Tensor:
-        """States [N, H] after the final norm that predict the rows' completion tokens.
-
-        Without `trunk` the whole model is run.
-        """
+        """States [N, H] after the final norm that predict the rows' tokens, from `trunk` on."""
 
     @abstractmethod
     def logits(self, hidden_NH: Tensor) -> Tensor:
@@ -161,8 +149,7 @@ class Scorer(ABC):
 class Engine(Scorer):
     """A scorer that can also decode, token by token, for the sampler `local`."""
 
-    of_one_length: bool = False
-    """Whether only prompts of one length can be decoded together."""
+    of_one_length: bool = False  # whether only prompts of one length can be decoded together
 
     @abstractmethod
     def decode(

@@ -19,8 +19,6 @@ has ended, element-wise work, and what does not grow with the tokens (DoRA's nor
 Shapes: W what work grows with (`WORK`), L layer, the head after the last.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -61,7 +59,7 @@ class StepFlops:
 class FlopCounter:
     """Counts the matrix FLOPs of steps; what depends on what trains now is remembered."""
 
-    critic: CriticWork | None = None
+    critic: "CriticWork | None" = None
 
     def __init__(
         self, prepared: Prepared, scorer: Scorer, batch: Steps, reference: bool, heard: bool = False
@@ -93,8 +91,7 @@ class FlopCounter:
             self.tail_L[:] = 0.0
         self.reference_LW = self.base_LW if prepared.reference_is_bare else self.adapted_LW
         self._known: dict[frozenset[str], Array] = {}
-        self.judged = False
-        """Whether a reward model on the base reads all completions."""
+        self.judged = False  # whether a reward model on the base reads all completions
 
     @property
     def token(self) -> float:
@@ -143,7 +140,6 @@ class FlopCounter:
             yield kept, _packed(part) if self.split else _padded(part)
 
     def _sampling(self, groups: Sequence[Group]) -> float:
-        """Prompts once for a group, completions token by token behind them."""
         load_W = np.zeros(len(WORK))
         size = max(1, self.batch.rollout_batch // self.batch.group_size)
         for start in range(0, len(groups), size):
@@ -190,15 +186,12 @@ class FlopCounter:
         return self._known[names]
 
     def _products(self) -> Iterator[tuple[int, int, Product]]:
-        """Every product with its layer, and what its work grows with."""
         for product in backward_products(self.prepared, self.prepared.active, self.num_layers):
             layer = place(product.name, self.num_layers)[0]
             yield layer, PREDICTING if layer == self.num_layers else TOKENS, product
 
 
 class _Headless(FlopCounter):
-    """Of a model whose head is not run."""
-
     def _products(self) -> Iterator[tuple[int, int, Product]]:
         return (found for found in super()._products() if found[0] < self.num_layers)
 
@@ -226,7 +219,6 @@ def _packed(rows: Sequence[Row]) -> Array:
 
 
 def _padded(rows: Sequence[Row]) -> Array:
-    """Rows with their prompts, filled up to the longest."""
     width = max(len(row.prompt) + len(row.tokens) for row in rows)
     predicting = sum(len(row.tokens) for row in rows)
     return np.array([len(rows) * width, predicting, len(rows) * width**2], float)

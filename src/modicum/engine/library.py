@@ -8,8 +8,6 @@ Shapes: P prompt, G member, B = P x G rows, T token, N completion tokens laid en
 H hidden, V vocabulary.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,10 +81,7 @@ class LibraryEngine(Engine):
         return kind(self, prompts, group_size, max_tokens)
 
     def pack(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        """(ids_BT padded on the right, flat index_N of the states that predict).
-
-        The state at position prompt + t - 1 predicts completion token t.
-        """
+        """ids_BT, padded on the right, and the flat index_N of the states that predict."""
         sequences = [torch.tensor(row.prompt + row.tokens) for row in rows]
         ids_BT = pad_sequence(sequences, batch_first=True)
         firsts = [b * ids_BT.shape[1] + len(row.prompt) - 1 for b, row in enumerate(rows)]
@@ -149,7 +144,6 @@ class LibraryDecoding(Decoding):
         self.logits_BV = out.logits[:, -1][member_B]
 
     def _forward(self, **given: Any) -> Any:
-        """The model's forward with those arguments that it knows."""
         if not any(p.kind is p.VAR_KEYWORD for p in self.known.values()):
             given = {name: value for name, value in given.items() if name in self.known}
         return self.model(use_cache=True, **given)

@@ -8,8 +8,6 @@ It knows no run: the loop, the planner and a page of one's own call `forward_bac
 Shapes: H hidden, V vocabulary, R row, N completion tokens of the rows laid end to end.
 """
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate

@@ -1,7 +1,5 @@
 """The policy: one model under one name, with what samples from it and what scores it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,8 +32,7 @@ class Policy:
     device: torch.device
     scorer: Scorer
     sampler: Sampler
-    adapters: Sequence[nn.Module] = ()
-    """The layers of an adapter."""
+    adapters: Sequence[nn.Module] = ()  # the layers of an adapter
     changed: Changed = field(default_factory=lambda: Changed({}, -1))
     """What was last told to sampler and scorer."""
     ledger: dict[str, dict[str, int]] = field(default_factory=dict)

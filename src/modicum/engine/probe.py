@@ -7,8 +7,6 @@ with the head around it. What differs is not used (`library.Abilities`).
 Shapes: B row, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -138,7 +136,6 @@ def _decoded(
 
 
 def _alone(model: Any, device: torch.device, sequence: Prompt) -> Tensor:
-    """Logits [T, V] of one sequence by a plain forward."""
     return model(input_ids=torch.tensor([sequence], device=device), use_cache=False).logits[0]
 
 

@@ -6,11 +6,9 @@ and its row in SAMPLERS. The contract suite (tests/test_samplers.py) picks it up
 Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocabulary.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +25,7 @@ from modicum.types import Completion, Origin, UserError
 from modicum.updates.base import Prepared
 
 
+@dataclass(eq=False)
 class LocalSampler(Sampler):
     """Draws token by token with an engine of this process, which holds the policy itself.
 
@@ -37,17 +36,12 @@ class LocalSampler(Sampler):
 
     in_process: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Any,
-        end_tokens: Sequence[int],
-        rollout_batch: int = 512,
-        trunk_bytes: int = 0,
-    ) -> None:
-        self.engine, self.tokenizer, self.end_tokens = engine, tokenizer, end_tokens
-        self.rollout_batch, self.trunk_bytes = rollout_batch, trunk_bytes
-        self.changed = Changed({}, -1)
+    engine: Engine
+    tokenizer: Any
+    end_tokens: Sequence[int]
+    rollout_batch: int = 512
+    trunk_bytes: int = 0
+    changed: Changed = field(default_factory=lambda: Changed({}, -1), init=False)
 
     def follow(self, changed: Changed) -> None:
         """The engine runs the policy's own tensors; which train is remembered for the version."""
@@ -129,10 +123,7 @@ def num_trunk_bytes(
 
 
 def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Texts) -> list[Drawn]:
-    """The sampled tokens and log-probs of every row, up to and with the one that ends it.
-
-    Raises UserError where a log-prob is not finite: no such token can have been drawn.
-    """
+    """Tokens and log-probs of every row up to its end; UserError for one that is not finite."""
     device, (count, steps) = uniforms_RT.device, uniforms_RT.shape
     row_B = torch.arange(count, device=device)  # where each living row's results go
     tokens_RT = torch.zeros(count, steps, dtype=torch.long, device=device)
@@ -170,7 +161,7 @@ def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Tex
     return [(tuple(tokens[:n]), tuple(found[:n])) for tokens, found, n in drawn]
 
 
-class SamplerSettings(spec.Spec, ABC):
+class SamplerSettings(spec.Named, ABC):
     """Settings that begin a sampler."""
 
     @abstractmethod
@@ -188,8 +179,6 @@ class SamplerSettings(spec.Spec, ABC):
 @dataclass(frozen=True)
 class Local(SamplerSettings):
     """This process, token by token, with the engine that trains."""
-
-    name: ClassVar[str] = "local"
 
     def begin(
         self,

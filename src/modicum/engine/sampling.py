@@ -8,8 +8,6 @@ logits, nor on where a run was resumed.
 Shapes: B row, V vocabulary, N tokens laid end to end.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

@@ -6,8 +6,6 @@ are its clusters, since members share the rounding of their prompt.
 Shapes: N completion tokens laid end to end, C cluster.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -44,8 +42,7 @@ class Scored:
 
     rows: Sequence[Row]
     entropy_N: Array
-    ways: dict[str, Array]
-    """By `trainer`, `library`; `exact`: with the least rounding."""
+    ways: dict[str, Array]  # by `trainer`, `library`; `exact`: with the least rounding
     others: dict[str, Array] = field(default_factory=dict)
     """Under the weights of the `base` and of the step before (`previous`)."""
 

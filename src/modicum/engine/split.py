@@ -8,8 +8,6 @@ Shapes: P prompt, G member, S = P x G rows begun, B living row, N tokens laid en
 T completion token, H hidden, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,8 +28,7 @@ class Pack:
 
     ids_N: Tensor
     plan: Packed
-    predicts: Tensor
-    """Where the states are that predict the completion tokens, row after row."""
+    predicts: Tensor  # where the states are that predict the completion tokens, row after row
     kept: list[Tensor] | None
     """The trunk's states of prompts and rows in order, if sampling kept all of them."""
 
@@ -56,7 +53,7 @@ class SplitEngine(Engine):
 
     def decode(
         self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
-    ) -> SplitDecoding:
+    ) -> "SplitDecoding":
         """Begin completions; trunks are kept where there is a layer below the trained ones."""
         return SplitDecoding(self, prompts, group_size, max_tokens, keep and self.lowest > 0)
 

@@ -4,8 +4,6 @@ Texts are decoded and never put together from tokens, so this is exact whatever 
 stop string may begin and end within tokens, and its characters may be cut between them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace

@@ -4,8 +4,6 @@ The version is a hash of the numbers that train, taken where they are used: by t
 the weights that it samples from, by the trainer of its own.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """`modicum.evaluate` and `modicum.compare`, which the commands of these names call too."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -99,9 +97,9 @@ def settled(given: dict[str, Any], run: Path | None, where: str) -> EvaluateConf
 def perform(
     config: EvaluateConfig,
     run: Path | None,
-    observer: Observer | None = None,
+    observer: "Observer | None" = None,
     parts: RunParts | None = None,
-    past: Callable[[Path, TrainConfig, RunParts], Session] | None = None,
+    past: "Callable[[Path, TrainConfig, RunParts], Session] | None" = None,
 ) -> Evaluation:
     """Evaluate the policy of `run`, or the model that the config names; written to `out`.
 

@@ -1,7 +1,5 @@
 """`modicum.train`, objects and flat settings to a run, and what came of it: result, report."""
 
-from __future__ import annotations
-
 import dataclasses
 import html
 import re
@@ -110,7 +108,6 @@ class TrainResult:
         return evaluate(self, **settings)
 
     def _rows(self) -> list[list[str]]:
-        """What is shown of it: name and text."""
         from modicum.report.words import environment
 
         shown = environment().get_template("result.txt").render(run=self)
@@ -120,7 +117,6 @@ class TrainResult:
         return "\n".join(f"{name:<12}  {text}" for name, text in self._rows())
 
     def _repr_html_(self) -> str:
-        """A small table, for notebooks."""
         cells = "".join(
             f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
             f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
@@ -216,7 +212,6 @@ def train(
 
 
 def _part(kind: str, value: Any) -> Any:
-    """The object that an expression names, or the object itself."""
     if kind in ("task", "reward"):
         return tasks.of(value) if kind == "task" else rewards.of(value)
     if isinstance(value, str):

@@ -9,8 +9,6 @@ An objective is a frozen dataclass with methods (`base`), made of functions (`pa
 hand, which the contract suite compares. docs/objectives.md explains them side by side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar

@@ -4,9 +4,6 @@ Weights, and all else that looks at more than one token, are made of the whole b
 into micro-batches and chunks. Shapes: P problem, G member, R row, N completion tokens end to end.
 """
 
-from __future__ import annotations
-
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -34,25 +31,21 @@ Sums = dict[str, Tensor]
 class Tokens:
     """What a loss needs to know of N completion tokens laid end to end, row after row."""
 
-    old_N: Tensor
-    """Log-probs at sampling."""
+    old_N: Tensor  # log-probs at sampling
     advantages_N: Tensor
     """The advantage of each token; most objectives give all tokens of a row the same."""
-    reference_N: Tensor | None
-    """Log-probs under the reference; None if the objective needs none."""
-    weights_N: Tensor
-    """From `Objective.weights`."""
-    row_N: Tensor
-    """The number of each token's row, rising."""
+    reference_N: Tensor | None  # log-probs under the reference; None if the objective needs none
+    weights_N: Tensor  # from `Objective.weights`
+    row_N: Tensor  # the number of each token's row, rising
 
-    def part(self, where: slice) -> Tokens:
+    def part(self, where: slice) -> "Tokens":
         """Some of the tokens."""
         known = {name: value[where] for name, value in vars(self).items() if value is not None}
         return replace(self, **known)
 
 
 @dataclass(frozen=True)
-class Objective(spec.Spec, ABC):
+class Objective(spec.Named, ABC):
     """A loss for group-relative policy optimisation; its `surrogate` is a member's own.
 
     Advantages are GRPO's and weights those of a mean over all tokens, unless a member has its own.
@@ -60,16 +53,13 @@ class Objective(spec.Spec, ABC):
     share `entropy_share` of tokens with the highest entropy (`training.hearing`) gets an advantage.
     """
 
-    whole_rows: ClassVar[bool] = False
-    """Whether `token_loss` must see all tokens of a row at once."""
-    whitened: ClassVar[bool] = False
-    """Whether advantages are whitened over all tokens of the batch."""
+    whole_rows: ClassVar[bool] = False  # whether `token_loss` must see all tokens of a row at once
+    whitened: ClassVar[bool] = False  # whether advantages are whitened over all tokens of the batch
     compares: ClassVar[bool] = True
     """Whether advantages compare the completions of a group, so that one alone has none."""
     has_critic: ClassVar[bool] = False
     """Whether advantages are taken against `Completion.values` (`objectives.ppo`)."""
-    accuracy_only: ClassVar[bool] = False
-    """Whether rewards are to be the verdict alone."""
+    accuracy_only: ClassVar[bool] = False  # whether rewards are to be the verdict alone
     advantages = staticmethod(parts.over_deviation)
     """Advantages [P, G] of rewards [P, G], before whitening; NaN is no verdict and gets 0."""
     weights = staticmethod(parts.token_mean)
@@ -80,14 +70,8 @@ class Objective(spec.Spec, ABC):
     entropy: Weight = field(default=0.0, kw_only=True)
     entropy_share: Annotated[float, Limits(0, 1, above=True)] = field(default=1.0, kw_only=True)
 
-    def __init_subclass__(cls) -> None:
-        """A member has the name of its class, unless it says another: DrGrpo is dr_grpo."""
-        parted = re.sub("(?<!^)([A-Z])", r"_\1", cls.__name__)
-        cls.name = vars(cls).get("name", parted.lower())
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.check(f"{self.name}: kl_form", self.kl_form, KlForm)
         if not self.kl and self.kl_form != type(self).kl_form:
             raise UserError(f"{self.name}: kl_form does nothing while kl is 0")
         if self.whole_rows and (self.kl_in_reward or self.entropy_share < 1):
@@ -166,11 +150,7 @@ class Objective(spec.Spec, ABC):
         """What is maximised, [N], and of which tokens it cuts the gradient or the ratio, [N]."""
 
     def token_loss(self, policy_N: Tensor, tokens: Tokens) -> tuple[Tensor, Sums]:
-        """The loss of every token, [N], unweighted, and sums for the log.
-
-        The sums are `clipped` (tokens that the surrogate cuts), `kl` (in its form) and
-        `ratio_error` (|rho - 1|).
-        """
+        """Unweighted losses [N], and sums: `clipped` tokens, `kl`, `ratio_error` (|rho - 1|)."""
         # An infinite ratio times a zero advantage, or a zero gradient, would be NaN.
         ratio_N = torch.exp(self.log_ratios(policy_N, tokens).clamp(max=parts.MOST_NATS))
         surrogate_N, cut_N = self.surrogate(ratio_N, policy_N, tokens)
@@ -188,10 +168,7 @@ class Objective(spec.Spec, ABC):
         return losses_N, sums
 
     def loss(self, policy_N: Tensor, tokens: Tokens, entropy_N: Any = None) -> tuple[Tensor, Sums]:
-        """The weighted loss of some tokens, to be added up over the batch, and sums.
-
-        `entropy_N` is that of the policy at each token, for the bonus.
-        """
+        """The weighted loss of some tokens, to be added up, and sums; a bonus takes `entropy_N`."""
         losses_N, sums = self.token_loss(policy_N, tokens)
         if entropy_N is not None:
             losses_N = losses_N - self.entropy * entropy_N

@@ -3,8 +3,6 @@
 Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to end.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +20,7 @@ class Counts:
 
     num_rows: int
     num_tokens: int
-    max_tokens: int
-    """The longest that a completion may be."""
+    max_tokens: int  # the longest that a completion may be
 
 
 def centred(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:

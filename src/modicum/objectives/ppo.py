@@ -13,8 +13,6 @@ rollout, learns alone in `warmup` rollouts, and where its values explain nothing
 return is taken.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +21,6 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from modicum import spec
 from modicum.limits import Limits, Share
 from modicum.objectives import parts
 from modicum.objectives.base import MOST, Clipping
@@ -55,7 +52,6 @@ class Ppo(Clipping):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.check(f"{self.name}: on", self.on, On)
         if self.owns and self.on != "auto":
             raise UserError(f"{self.name}: {self.critic} has states of its own; leave on out")
         if self.adaptive and self.lambda_ != 1:

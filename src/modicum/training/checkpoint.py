@@ -50,10 +50,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
 
 
 def restore(session: Session, folder: Path) -> int:
-    """Set the session to a checkpoint; returns the number of steps it has behind it.
-
-    Raises UserError when the checkpoint is damaged or belongs to another base or update.
-    """
+    """Set the session to a checkpoint; its steps. UserError if it is damaged or of another run."""
     tensors, state = read(folder)
     base_check(folder, state, session.config.model)(session.identity)
     _restore_policy(session, folder, tensors, state)
@@ -83,7 +80,6 @@ def base_check(folder: Path, state: dict[str, Any], model: str) -> Callable[[Ide
 
 
 def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that."""
     return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
 
 

@@ -48,7 +48,6 @@ class Extrapolation:
         return session
 
     def _begin(self, session: Session) -> None:
-        """Keep what trains as it is at the start, and as all checkpoints have it."""
         now = {**session.prepared.trainable, **session.optimization.masters.tensors}
         start = {name: p.detach().float().cpu().clone() for name, p in now.items()}
         self.thetas = {0: start} | {n: _stored(path, start) for n, path in self.saved.items()}

@@ -22,10 +22,7 @@ LENGTH = {name for name, kind, _ in settings(TrainConfig()) if kind == "length"}
 
 
 def look(folder: Path, config: TrainConfig, overwrite: bool, resume: bool) -> TrainConfig:
-    """The config, with what a run that goes on has chosen before.
-
-    UserError, before a model is loaded, for a folder that can be neither begun nor resumed.
-    """
+    """The config with what the run has chosen; UserError for a folder to neither begin nor resume."""
     found = runs.entries(folder)
     disk.check_free(folder)
     disk.check_writable(folder)
@@ -129,19 +126,13 @@ def choices(folder: Path) -> dict[str, Any]:
 
 
 def write_config(run: runs.Run, config: TrainConfig) -> None:
-    """Write the settings of a run that has begun, with the folder that they named at first.
-
-    So `--config` of it begins a run with a name of its own.
-    """
+    """Write a begun run's settings with its first `out`: `--config` of it begins another run."""
     out = past_config(run.folder).out
     run.write_text("config.toml", to_toml(replace(config, out=out)))
 
 
 def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
-    """The settings that differ from the run's, and whether they change last digits.
-
-    UserError when one makes it another run.
-    """
+    """The settings that differ, and whether last digits change; UserError for another run."""
     # A file has 1.0 where a caller may have said 1.
     now = from_mapping(TrainConfig, tomllib.loads(to_toml(config)), "settings")
     past = past_config(folder)

@@ -4,8 +4,6 @@ The reference's log-probs for a KL in the reward, a critic's values, and the ent
 only a share of them trains; all of the whole batch. Most objectives ask for none, and nothing is run.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import defaultdict

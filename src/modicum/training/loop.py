@@ -21,12 +21,12 @@ from modicum.plan import sizes
 from modicum.rewards import StepExtras
 from modicum.stopping import AT_THE_ENDS, split_within
 from modicum.tasks.prompts import encode
-from modicum.training import origin, rate, result, samples, silence
+from modicum.training import origin, rate, result
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, choices, look, resumable, sizes_kept
 from modicum.training.hearing import batch_of, proxy_metrics, valued
-from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics
-from modicum.training.rollout import draw, probe_set
+from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics, write_samples
+from modicum.training.rollout import draw, probe_set, silent
 from modicum.training.session import Session, notes
 from modicum.training.step import (
     References,
@@ -226,7 +226,7 @@ def run_step(
     if session.critic is not None:
         rollout = valued(session, session.critic, rollout)
     batch = batch_of(session, rollout.groups, rollout.rewards_PG, rollout.taken)
-    if not batch.has_signal and (text := silence.heard(session, rollout)):
+    if not batch.has_signal and (text := silent(session, rollout)):
         note(text)
     metrics = rollout_metrics(step, rollout) | extras.metrics() | probed
     metrics |= proxy_metrics(session, rollout, extras)
@@ -247,7 +247,7 @@ def run_step(
     if lost:
         note(lost)
     session.stop.step(metrics)
-    samples.write(session, run, step, rollout, extras)
+    write_samples(session, run, step, rollout, extras)
     return metrics
 
 
@@ -272,7 +272,6 @@ def _update(session: Session, batch: Batch, note: Callable[[str], None]) -> dict
 
 
 def _look(session: Session, observer: Observer) -> None:
-    """What is looked at after a step: the change proof of the first."""
     counters = session.counters
     if counters.optimizer_steps and not counters.checked_first:
         found = session.prove("first step")
@@ -284,14 +283,12 @@ def _look(session: Session, observer: Observer) -> None:
 
 
 def _evaluate_within(session: Session, run: runs.Run, observer: Observer, done: int) -> None:
-    """The evaluation that is due after `done` steps, if one is and the run goes on."""
     every = session.config.evaluation.eval_every
     if every and done and done % every == 0 and not session.ended(done):
         _evaluate(session, run, observer, f"step {done}", done - 1, None)
 
 
 def _checkpoint(session: Session, run: runs.Run, done: int) -> None:
-    """The checkpoint that is due after `done` steps, if one is."""
     every = session.config.records.checkpoint_every
     if session.ended(done) or (every and done % every == 0):
         session.prove(f"step {done}")

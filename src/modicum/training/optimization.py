@@ -51,10 +51,7 @@ class Arrival:
         return flat[self.samples[key].to(flat.device)].float().to(self.coarse[name].device)
 
     def share(self, held: Mapping[str, Master], parked: Mapping[str, Tensor]) -> float | None:
-        """The share that has arrived; None where nothing is rounded or has moved.
-
-        `parked` has the values of masters that are elsewhere.
-        """
+        """The share that has arrived, if anything has; `parked` are values of masters elsewhere."""
         sums = []
         for name, parameter in self.coarse.items():
             master = held.get(name)
@@ -133,7 +130,6 @@ class Optimization(Stepper):
         self._regroup()
 
     def _regroup(self) -> None:
-        """One group of what trains now, with the settings of the old one."""
         self.join()
         (group,) = self.optimizer.param_groups
         self.optimizer.param_groups = [{**group, **self._trained()}]

@@ -12,8 +12,6 @@ and gain(0.1) ranks layers by what training them comes to, on the tasks of docs/
 where it fails. Adapters of which one factor begins at 0 are underrated, and so is the whole model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +25,7 @@ from modicum.config import TrainConfig
 from modicum.draws import Taken
 from modicum.objectives.parts import Counts
 from modicum.plan.hardware import this
-from modicum.report.words import aligned, duration, memory, share
+from modicum.report.words import aligned, environment
 from modicum.training import rate as rates
 from modicum.training.hearing import batch_of
 from modicum.training.session import Session, prepare
@@ -46,16 +44,11 @@ class ProbedUpdate:
     """What first steps of an update came to."""
 
     update: str
-    trained: float
-    """Share of the model's numbers."""
-    rates: dict[str, float]
-    """Rate by KL, the mean of the halves."""
-    spread: float
-    """The higher of the halves' rates over the lower."""
-    gains: dict[str, float]
-    """Gain by KL, for 0.03 and 0.1, the mean of the halves."""
-    low: float
-    """95 % interval of gain(0.1), over problems."""
+    trained: float  # share of the model's numbers
+    rates: dict[str, float]  # rate by KL, the mean of the halves
+    spread: float  # the higher of the halves' rates over the lower
+    gains: dict[str, float]  # gain by KL, for 0.03 and 0.1, the mean of the halves
+    low: float  # 95 % interval of gain(0.1), over problems
     high: float
     behind: tuple[float, float] | None
     """95 % interval of how far gain(0.1) is behind that of the best, problem by problem."""
@@ -75,8 +68,7 @@ class Probe:
     """Of several updates, the most gain first."""
 
     problems: int
-    signals: int
-    """Groups whose rewards differ."""
+    signals: int  # groups whose rewards differ
     tokens: int
     updates: tuple[ProbedUpdate, ...]
 
@@ -88,37 +80,10 @@ class Probe:
 
     def text(self) -> str:
         """A table for a reader, and what it does not say."""
-        head = [
-            "update",
-            "trained",
-            "rate to try",
-            "second try",
-            "gain x 1000",
-            "",
-            "memory",
-            "step",
-        ]
-        rows = [
-            [
-                u.update,
-                share(u.trained),
-                f"{u.rates['0.01']:.2g}",
-                f"{u.rates['0.03']:.2g}",
-                f"{1000 * u.gains['0.1']:.0f} [{1000 * u.low:.0f}, {1000 * u.high:.0f}]",
-                u.verdict if self.enough else "no verdict",
-                memory(u.peak_bytes),
-                duration(u.step_seconds) if u.step_seconds else "?",
-            ]
-            for u in self.updates
-        ]
-        notes = [
-            f"{self.problems} problems, {self.signals} groups with a signal, {self.tokens:,} tokens;"
-            " gain: held out, at a KL of 0.1 nats a token, with its 95% interval",
-            "gain compares layers and parts; it underrates adapters and the whole model",
-        ]
-        if not self.enough:
-            notes.append(f"fewer than {SIGNALS} groups with a signal are too few to compare gains")
-        return "\n".join([*aligned([head, *rows], str.ljust), *(f"note: {n}" for n in notes)])
+        made = environment().get_template("probed.txt").render(probe=self, few=SIGNALS)
+        table, notes = made.split("---\n")
+        rows = [line.split(" | ") for line in table.splitlines()]
+        return "\n".join([*aligned(rows, str.ljust), notes.rstrip()])
 
     @property
     def enough(self) -> bool:
@@ -127,10 +92,7 @@ class Probe:
 
 
 def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None]) -> Probe:
-    """Try first steps of every update; `say` hears how it goes. Nothing is written.
-
-    UserError when no group has a signal.
-    """
+    """Try first steps of every update, write nothing; UserError when no group has a signal."""
     config = replace(config, seed=config.seed + SEED)
     session = prepare(replace(config, update=updates[0]))
     groups, rewards_PG = _rollouts(session)
@@ -182,8 +144,7 @@ class _Tried:
     rates: dict[str, float]
     spread: float
     gains: dict[str, float]
-    gain_P: np.ndarray
-    """Gain(0.1) of every problem, times their number."""
+    gain_P: np.ndarray  # gain(0.1) of every problem, times their number
 
 
 def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> _Tried:
@@ -230,7 +191,6 @@ def _weights(
 
 
 def _costs(session: Session) -> tuple[float, int, float | None]:
-    """Share that trains, peak memory, and seconds of a step by the plan."""
     config = session.config
     made = plan.make(config, this(config.compute.device, config.compute.dtype), advise=False)
     trained = session.active_parameters / session.total_parameters

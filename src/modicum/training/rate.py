@@ -14,8 +14,6 @@ gradient itself it would be up to five times as large. Near such steps it grows 
 the rate, so two or three steps are enough. docs/rates.md has what the rule was measured on.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -260,7 +258,6 @@ class FirstSteps:
 
     @torch.no_grad()
     def _back(self) -> None:
-        """The start again, with its gradients."""
         for name, tensor in self.masters.tensors.items():
             tensor.copy_(self.start[name])
             tensor.grad = self.gradients.get(name)

@@ -11,11 +11,12 @@ from typing import Any
 from modicum import anatomy, machine, runs
 from modicum.models.adapters import merged
 from modicum.models.load import load
-from modicum.training import silence
+from modicum.training.rollout import untrained
 from modicum.training.session import Session
 from modicum.types import FolderError, UserError
 
 SETTINGS = ("update", "model", "task", "reward", "objective", "seed")
+COUNTED = ("optimizer_bytes", "decisions", "generated_tokens", "ledger", "empty_steps", "flops")
 
 
 def make(
@@ -27,10 +28,7 @@ def make(
     start_memory: int,
     note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What `result.json` of a run of `steps` steps will hold; writes `anatomy.json`.
-
-    The session is spent afterwards.
-    """
+    """What `result.json` will hold; writes `anatomy.json`. The session is spent afterwards."""
     config, counters = session.config, session.counters
     found = {
         **{name: getattr(config, name) for name in SETTINGS},
@@ -43,21 +41,15 @@ def make(
         "trainable_tensors": len(session.prepared.trainable),
         "active_parameters_mean": counters.active_sum
         / max(1, counters.optimizer_steps - counters.skipped),
-        "optimizer_bytes": counters.optimizer_bytes,
-        "decisions": counters.decisions,
+        **{name: getattr(counters, name) for name in (*COUNTED, "agreement_max")},
         "seconds": counters.trained_seconds,
         "peak_memory_bytes": machine.peak_bytes(),
         "start_memory_bytes": start_memory,
-        "generated_tokens": counters.generated_tokens,
-        "ledger": counters.ledger,
-        "empty_steps": counters.empty_steps,
-        "flops": counters.flops,
         "skipped_steps": counters.skipped,
         "change_proof": proof,
         "agreement_proof": session.agreement.report(),
-        "agreement_max": counters.agreement_max,
         "base_hash": session.identity.hashes["base_hash"],
-        "nothing_trained": silence.ended(session, steps),
+        "nothing_trained": untrained(session, steps),
     }
     if config.records.anatomy:
         try:

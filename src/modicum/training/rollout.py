@@ -1,24 +1,26 @@
 """The rollout of a step: all groups that it draws, what they earned, and which of them are trained.
 
+And what a run says while no step has had a signal, and when it ends so.
+
 Shapes: P problem, G member.
 """
 
-from __future__ import annotations
-
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from modicum import machine
+from modicum import findings, machine
 from modicum.config import PROBE_EVERY
 from modicum.curricula import Seen
 from modicum.draws import EVERYTHING, Taken
 from modicum.evaluate import grade, held_out
+from modicum.models.load import inner
 from modicum.objectives.parts import has_signal
 from modicum.rewards import Reward
-from modicum.tasks.prompts import encode
+from modicum.tasks.prompts import encode, template_of
 from modicum.training.session import Session
 from modicum.training.step import Scores, agree, sample_groups, score
 from modicum.types import Group
@@ -26,6 +28,13 @@ from modicum.types import Group
 PROBED = 64  # problems
 VERDICTS = ("accuracy", "accuracy(lenient=True)")
 """Terms whose verdicts say whether a group has a signal; the first that a reward has."""
+SAID_AT = (1, 10, 100)  # steps without any signal
+ELSE = {
+    "refill": "--groups refill draws on until groups have one",
+    findings.LENIENT: f"the reward {findings.LENIENT} pays for unmarked answers too",
+    "": "an easier level of the task has more right answers",
+}
+"""What may help besides what the findings say, unless a run has it."""
 
 
 class Rollout(NamedTuple):
@@ -34,8 +43,7 @@ class Rollout(NamedTuple):
     groups: Sequence[Group]
     scores: Scores
     rewards_PG: Tensor
-    rounds: Sequence[int] = ()
-    """How many groups each round of the step drew."""
+    rounds: Sequence[int] = ()  # how many groups each round of the step drew
     taken: Taken = EVERYTHING
 
     @property
@@ -62,7 +70,7 @@ class Rollout(NamedTuple):
         """Of all completions."""
         return sum(len(c.tokens) for group in self.groups for c in group.completions)
 
-    def part(self, numbers: Sequence[int]) -> Rollout:
+    def part(self, numbers: Sequence[int]) -> "Rollout":
         """Some of the groups."""
         groups, scores = [self.groups[n] for n in numbers], [self.scores[n] for n in numbers]
         return Rollout(groups, scores, self.rewards_PG[list(numbers)])
@@ -122,3 +130,46 @@ def probe_set(session: Session, step: int) -> dict[str, float]:
     keys = [("probe", config.seed, index) for index in range(len(problems))]
     found = grade(task, problems, session.policy.sample(prompts, keys, 1, config.sampling))
     return {"probe/accuracy": sum(g.strict for ((_, g),) in found) / len(found)}
+
+
+def looked_at(
+    session: Session, rollout: Rollout, signals: int
+) -> tuple[findings.JudgedGroups, list[findings.Finding]]:
+    """A step's judged completions, and what looks wrong; `signals` groups have a signal."""
+    groups, scores = rollout[:2]
+    config, policy = session.config, session.policy
+    positions = getattr(inner(policy.model).config, "max_position_embeddings", None) or sys.maxsize
+    room = positions - max(len(group.prompt) for group in groups)
+    trials = findings.judged(session.task, session.reward, groups, scores)
+    template = template_of(policy.tokenizer, config.sampling)
+    return trials, findings.wrong(config, trials, signals, template, room)
+
+
+def silent(session: Session, rollout: Rollout) -> str:
+    """What to say of a step without a signal, the first of the run and some later ones."""
+    done = session.counters.rollouts + 1
+    learning = session.critic is not None and not rollout.kept  # alone
+    if session.counters.signal_steps or done not in SAID_AT or learning:
+        return ""
+    _, found = looked_at(session, rollout, 0)
+    session.silence = f"no group of step {done} had a signal: {found[0]}"
+    has = {session.choice.name, *rollout.scores[0][0]}
+    ways = ", ".join(text for name, text in ELSE.items() if name not in has)
+    return f"{session.silence}. Nothing has been trained; else: {ways}"
+
+
+def untrained(session: Session, steps: int) -> str:
+    """Why a run of so many steps has trained nothing; empty: it has, or had no steps."""
+    counters = session.counters
+    if not steps or (counters.signal_steps and counters.optimizer_steps > counters.skipped):
+        return ""
+    if counters.skipped:
+        return "a loss or gradient was not finite: try a smaller learning rate, or fp32"
+    if counters.signal_steps:
+        return "the update had not begun to train: it takes more --steps"
+    if (
+        session.critic is not None
+        and session.critic.counters.rollouts <= session.critic.goal.warmup
+    ):
+        return "the critic still warmed up: it takes more --steps, or a shorter warmup"
+    return session.silence or "no group of any step had a signal"

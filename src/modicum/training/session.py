@@ -19,13 +19,13 @@ from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parts import RunParts
 from modicum.plan.sizes import settle
+from modicum.report.words import environment
 from modicum.stopping import Stop, split_within
 from modicum.tasks import prompts
 from modicum.tasks.examples import Examples, Sizes, draw, whole, without
 from modicum.training.critic import Critic, base_of
 from modicum.training.optimization import Optimization
 from modicum.types import Problem, UserError
-from modicum.updates.proofs import Proof
 from modicum.updates.stepper import StepCounters
 
 
@@ -33,21 +33,15 @@ from modicum.updates.stepper import StepCounters
 class Counters(StepCounters):
     """Counts since the beginning of a run, resumed or not; the stepper's are the stepper's."""
 
-    rollouts: int = 0
-    """Steps of the run that have ended, those without a signal too."""
-    updates: int = 0
-    """Of the present rollout, skipped ones too."""
+    rollouts: int = 0  # steps of the run that have ended, those without a signal too
+    updates: int = 0  # of the present rollout, skipped ones too
     generated_tokens: int = 0
     agreement_max: float = 0.0
     trained_seconds: float = 0.0
-    checked_first: bool = False
-    """Whether the change proof of the first step has been made."""
-    flops: float = 0.0
-    """Matrix FLOPs of sampling and training so far."""
-    last_spent: float = 0.0
-    """What the last step took of the budget, in its unit."""
-    empty_steps: int = 0
-    """Steps in which no completion had a part in the loss."""
+    checked_first: bool = False  # whether the change proof of the first step has been made
+    flops: float = 0.0  # matrix FLOPs of sampling and training so far
+    last_spent: float = 0.0  # what the last step took of the budget, in its unit
+    empty_steps: int = 0  # steps in which no completion had a part in the loss
     ledger: dict[str, dict[str, int]] = field(default_factory=dict)
     """Completions and tokens by purpose, as `Policy.ledger`, which it is."""
 
@@ -61,35 +55,28 @@ class Counters(StepCounters):
 class Session:
     """Everything that a run works with, after its config has been read."""
 
-    config: TrainConfig
-    """With the learning rate that is used, once it is known."""
+    config: TrainConfig  # with the learning rate that is used, once it is known
     update: updates.Update
     task: tasks.Task
     reward: rewards.Reward
     objective: objectives.Objective
     order: Order
     policy: Policy
-    examples: Examples
-    """Worked ones, before every question."""
+    examples: Examples  # worked ones, before every question
     prepared: updates.Prepared
     optimization: Optimization
-    proof: Proof
-    agreement: Agreement
-    flops: FlopCounter
     counters: Counters
-    identity: Identity
-    """Of the base, before the update was applied."""
-    critic: Critic | None = None
-    """None where the objective has none."""
-    silence: str = ""
-    """Why the first steps had no signal, as last found."""
-    stop: Stop = field(init=False)
-    choice: draws.Groups = field(init=False)
+    identity: Identity  # of the base, before the update was applied
+    critic: Critic | None = None  # None where the objective has none
+    silence: str = ""  # why the first steps had no signal, as last found
 
     def __post_init__(self) -> None:
-        self.stop = Stop(self.config.budget)
-        self.choice = draws.parse(self.config.batch.groups)
-        self.policy.ledger = self.counters.ledger
+        config, goal, compute = self.config, self.objective, self.config.compute
+        self.stop, self.choice = Stop(config.budget), draws.parse(config.batch.groups)
+        self.policy.ledger, self.proof = self.counters.ledger, self.optimization.proof
+        self.agreement = Agreement(compute.dtype, compute.agreement_every, config.sampling)
+        asked = goal.needs_reference, goal.entropy_share < 1
+        self.flops = FlopCounter(self.prepared, self.policy.scorer, config.batch, *asked)
         self.flops.judged = bool(self.reward.learned)
 
     @property
@@ -199,29 +186,8 @@ def prepare(
         counters.ledger["pairs"] = spent
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
-    session = Session(
-        config,
-        update,
-        task,
-        reward,
-        objective,
-        order,
-        policy,
-        examples,
-        prepared,
-        optimization,
-        optimization.proof,
-        Agreement(compute.dtype, compute.agreement_every, config.sampling),
-        FlopCounter(
-            prepared,
-            policy.scorer,
-            config.batch,
-            objective.needs_reference,
-            objective.entropy_share < 1,
-        ),
-        counters,
-        loaded.identity,
-    )
+    chosen, made = (update, task, reward, objective, order), (policy, examples, prepared)
+    session = Session(config, *chosen, *made, optimization, counters, loaded.identity)
     if objective.has_critic:
         session.critic = Critic(session, apart)
     return session
@@ -259,41 +225,29 @@ def _held_out(task: tasks.Task, config: TrainConfig) -> list[Problem]:
 
 def notes(session: Session) -> list[str]:
     """What the user should know before the first step."""
-    updates = session.config.batch.updates_per_rollout
-    found = [
+    config, compute, policy = session.config, session.config.compute, session.policy
+    measured, rate, scorer = session.order.measured, session.learning_rate, policy.scorer
+    whole = compute.engine == "auto" and not scorer.splits
+    on_gpu = policy.device.type == "cuda" and compute.dtype == "bf16"
+    trainable = session.prepared.trainable
+    lossy = {name: p for name, p in trainable.items() if loses_steps(p, compute.rounding)}
+    template = environment().get_template("notes.txt")
+    told = template.render(
+        measured=measured,
+        other_base=measured is not None and measured.base != dict(session.identity.hashes),
+        unknown=whole and repr(inner(policy.model).config.model_type),
+        masked=config.batch.cut == "mask",
+        slow=on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False),
+        lost=too_fine(lossy, rate),
+        rate=rate,
+    )
+    updates, terms = config.batch.updates_per_rollout, len(session.reward.terms)
+    return [
         *tasks.notes(session.task),
         *session.prepared.notes,
-        *session.policy.scorer.notes,
-        *prompts.notes(session.policy.tokenizer, session.config.sampling),
-        *objectives.notes(session.objective, updates, len(session.reward.terms)),
-        *session.order.look(session.config.batch.prompts_per_step, session.config.steps),
+        *scorer.notes,
+        *prompts.notes(policy.tokenizer, config.sampling),
+        *objectives.notes(session.objective, updates, terms),
+        *session.order.look(config.batch.prompts_per_step, config.steps),
+        *told.splitlines(),
     ]
-    if (measured := session.order.measured) is not None:
-        other = measured.base != dict(session.identity.hashes)
-        found.append(
-            f"the difficulties of {measured.path} took {measured.spent['tokens']:,} tokens, which count as"
-            f" generated{'; they are those of another base' * other}"
-        )
-    if session.config.compute.engine == "auto" and not session.policy.scorer.splits:
-        name = inner(session.policy.model).config.model_type
-        found.append(
-            f"the engine does not know the architecture {name!r}: its own forward is used, with"
-            " prompts repeated for every completion and frozen layers run every time"
-        )
-    if session.config.batch.cut == "mask":
-        found.append(
-            "completions that max_tokens cuts have no part in the loss (cut = mask);"
-            " completions/truncated says how many there are"
-        )
-    on_gpu = session.policy.device.type == "cuda" and session.config.compute.dtype == "bf16"
-    if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        found.append("this GPU has no products in bf16, and makes them slowly by other means")
-    rounding, trainable = session.config.compute.rounding, session.prepared.trainable
-    lossy = {name: p for name, p in trainable.items() if loses_steps(p, rounding)}
-    fine = too_fine(lossy, session.learning_rate)
-    if fine and session.learning_rate:
-        found.append(
-            f"a step of {session.learning_rate:g} is below the spacing of {len(fine)} tensors"
-            f" in their dtype (first: {fine[0]}); what they learn may be rounded away"
-        )
-    return found

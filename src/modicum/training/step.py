@@ -33,7 +33,6 @@ from modicum.tasks.prompts import encode, stops
 from modicum.training.session import Session
 from modicum.types import Batch, Group, Row, RunStopped, UserError
 
-PROBED = 64  # problems
 T = TypeVar("T")
 References = dict[tuple[int, int], Tensor]
 """Log-probs of the reference by (group or -1, micro-batch)."""
@@ -42,10 +41,7 @@ Scores = list[list[dict[str, float]]]
 
 
 def switch(session: Session) -> dict[str, Any] | None:
-    """At a rollout boundary, let the schedule say what trains now.
-
-    Returns what was decided and on what evidence, for the log; None: nothing was.
-    """
+    """At a rollout boundary let the schedule say what trains; what it decided, and why, or None."""
     prepared, decision = session.prepared, session.optimization.switch()
     if decision is None:
         return None
@@ -64,10 +60,7 @@ def switch(session: Session) -> dict[str, Any] | None:
 def sample_groups(
     session: Session, step: int, count: int | None = None, first: int = 0
 ) -> list[Group]:
-    """The problems of a step and G completions of each, from the current policy.
-
-    Or `count` more, where it has drawn `first`.
-    """
+    """The problems of a step, or `count` more after `first`, and G completions of each."""
     config = session.config
     count = config.batch.prompts_per_step if count is None else count
     problems = session.order.next(count, session.progress(step))
@@ -255,16 +248,12 @@ def _backward(
 
 
 def _of_groups(batch: Batch) -> Iterator[tuple[int, Batch]]:
-    """The batch in parts that hold one group each, with the counts of the whole."""
     for number in dict.fromkeys(row.group for row in batch.rows):
         yield number, replace(batch, rows=tuple(r for r in batch.rows if r.group == number))
 
 
 def rate_at(session: Session) -> float:
-    """The learning rate of the next update, by its number in the run.
-
-    Rollouts without a signal have their updates too, which are left out.
-    """
+    """The rate of the next update, by its number; rollouts without a signal have numbers too."""
     settings, counters = session.config.optimizer, session.counters
     each = session.config.batch.updates_per_rollout
     index, total = counters.rollouts * each + counters.updates, session.config.steps * each

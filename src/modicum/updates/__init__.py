@@ -13,10 +13,9 @@ from modicum.updates.base import Method, Placed, Prepared, Selection, Update
 from modicum.updates.driver import Driver
 from modicum.updates.freezing import AutoFreeze, SlimFit
 from modicum.updates.lora import Dora, Lora, LoraFa, LoraPlus, LoraXs, Olora, Pissa, RsLora
-from modicum.updates.muon import Muon
+from modicum.updates.matrices import Apollo, ApolloMini, GaLore, Muon
 from modicum.updates.optimizers import Sgd
 from modicum.updates.others import Ia3, LnTuning, Miss, Oft, Shira, TinyLora, Vera
-from modicum.updates.projected import Apollo, ApolloMini, GaLore
 from modicum.updates.sparse import Sparse
 from modicum.updates.turns import BAdam, BAdamRatio, Lisa
 from modicum.updates.weighing import Rgn, Snr

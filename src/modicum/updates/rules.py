@@ -6,7 +6,6 @@ spacings: a number of fp32 that is to move by less than half of one stays as it 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,20 +81,6 @@ class AdamWRule(Rule):
 
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         return 8 * shape.numel()
-
-
-@dataclass(frozen=True)
-class SgdRule(Rule):
-    """w -= rate * b, where b = momentum * b + gradient; weight decay is torch's, in the gradient."""
-
-    momentum: float = 0.0
-
-    def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
-        """torch's SGD; the betas and epsilon of the settings have no use here."""
-        return torch.optim.SGD(groups, momentum=self.momentum, weight_decay=settings.weight_decay)
-
-    def state_bytes(self, name: str, shape: torch.Size) -> int:
-        return 4 * shape.numel() if self.momentum else 0
 
 
 def norms_of(gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:

@@ -1,0 +1,300 @@
+"""Optimizers that treat matrices in a way of their own: GaLore, APOLLO and Muon.
+
+They do so with the matrices of the layers that have more than `rank` rows and columns; all else
+gets plain AdamW, equal to torch's.
+
+*GaLore* (arXiv 2403.03507), for a matrix of m rows and n columns with gradient G = U S V^T:
+
+    m >= n:  R = G V_r,     W -= rate * scale * Adam(R) V_r^T
+    m <  n:  R = U_r^T G,   W -= rate * scale * U_r Adam(R)
+
+*APOLLO* (arXiv 2412.05270), with a random P of r rows from N(0, 1/r), R = P G (or G P^T):
+
+    s_j = |Adam(R)_j| / |R_j|          W -= rate * sqrt(scale) * s_j G_j
+
+The norm of s G may grow by 1 % a step at most (arXiv 2410.01623); the limit is on norms before
+bias correction, as in the reference code. docs/updates.md has the departures.
+
+*Muon* (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), as torch.optim.Muon has it:
+
+    b = m b + (1 - m) g          u = m b + (1 - m) g                 (Nesterov)
+    X = u / |u|, five times      X = a X + (b2 + c X X^T) X X^T X    (Newton and Schulz)
+    W -= rate * 0.2 sqrt(max(rows, columns)) * X                     (arXiv 2502.16982)
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from math import sqrt
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from modicum.config import Optimizer
+from modicum.limits import Limits, ShareBelowOne
+from modicum.types import UserError
+from modicum.updates.base import Prepared
+from modicum.updates.layout import layer_of
+from modicum.updates.members import Steps
+from modicum.updates.optimizers import OptimizerMember
+from modicum.updates.rules import Groups
+
+Values = dict[str, Any]
+Rank = Annotated[int, Limits(1, 4096)]
+Scale = Annotated[float, Limits(0, 1e6, above=True)]
+STEP_TABLES = 4  # as large as a matrix, which a step makes
+GROWTH, TINY = 1.01, 1e-8
+A, B, C, STEPS = 3.4445, -4.7750, 2.0315, 5
+LEAST = 1e-7  # as a divisor
+MATCH = 0.2  # of AdamW's steps, as a root of the mean square
+POCKET = (
+    "muon makes all directions of a step equally large, those of noise too; it fails in RL with"
+    " verifiable rewards in arXiv 2605.19282, but for a small range of rates: let the rate be found,"
+    " and compare with AdamW"
+)
+FLAT = "on an adapter's factors muon makes its few directions equally large, which is legal and odd"
+
+
+@torch.no_grad()
+def adam(gradient: Tensor, state: Values, group: Values) -> Tensor:
+    """Adam's m / (sqrt(v) + eps), both with bias correction, after taking `gradient` in."""
+    beta1, beta2 = group["betas"]
+    count, first, second = int(state["step"]), state["exp_avg"], state["exp_avg_sq"]
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    root = (second / (1 - beta2**count)).sqrt_().add_(group["eps"])
+    return (first / (1 - beta1**count)).div_(root)
+
+
+def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> Values:
+    return {key: torch.zeros(shape, device=device) for key in ("exp_avg", "exp_avg_sq")}
+
+
+@dataclass(frozen=True)
+class MatrixMember(OptimizerMember):
+    """AdamW but for matrices; members say what is kept of those and which way it leads."""
+
+    by_entry = False
+    rank: int  # a matrix with no more rows or columns gets AdamW
+    others = 1.0  # the rate of what gets AdamW, over that of the matrices
+
+    @abstractmethod
+    def kept(self, rows: int, columns: int) -> int:
+        """How many numbers are kept of a matrix."""
+
+    @abstractmethod
+    def start(self, matrix: Tensor) -> Values:
+        """The state of a matrix before its first step."""
+
+    @abstractmethod
+    def direction(self, name: str, gradient: Tensor, state: Values, group: Values) -> Tensor:
+        """What is taken off the matrix, over the learning rate; updates the state.
+
+        `step` of the state counts the steps of this matrix, this one included.
+        """
+
+    def treats(self, name: str, shape: torch.Size) -> bool:
+        """Whether a tensor is a matrix of a layer, and large enough."""
+        return len(shape) == 2 and min(shape) > self.rank and layer_of(name) is not None
+
+    def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
+        return MatrixAdamW(groups, settings, self)
+
+    def state_bytes(self, name: str, shape: torch.Size) -> int:
+        treated = self.treats(name, shape)
+        return 4 * (self.kept(*shape) if treated else 2 * shape.numel())
+
+    def step_numbers(self, largest: int) -> int:
+        """Tables of the size of the largest matrix: its gradient's projection and way back."""
+        return STEP_TABLES * largest
+
+    def check(self, prepared: Prepared) -> None:
+        size = prepared.schedule.size
+        smaller = "take a smaller rank or " * (self.rank > 1)
+        if not any(
+            self.treats(name, p.shape) and size(name, p) == p.numel()
+            for name, p in prepared.trainable.items()
+        ):
+            raise UserError(
+                f"{self}: of what trains here no matrix of a layer has more than {self.rank} rows"
+                f" and columns, so it would be plain AdamW; {smaller}leave it out"
+            )
+
+
+class MatrixAdamW(torch.optim.Optimizer):
+    """AdamW (decoupled weight decay) in which a member treats the matrices of the layers."""
+
+    def __init__(self, groups: Groups, settings: Optimizer, member: MatrixMember) -> None:
+        betas, decay = (settings.beta1, settings.beta2), settings.weight_decay
+        given = {"lr": 0.0, "betas": betas, "eps": settings.epsilon, "weight_decay": decay}
+        super().__init__(groups, given)
+        self.member = member
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Move every tensor that has a gradient; `closure` is not supported."""
+        assert closure is None
+        for group in self.param_groups:
+            for name, tensor in zip(group["names"], group["params"], strict=True):
+                if tensor.grad is not None:
+                    self._move(name, tensor, tensor.grad, group)
+
+    def _move(self, name: str, tensor: Tensor, gradient: Tensor, group: Values) -> None:
+        state, treated = self.state[tensor], self.member.treats(name, tensor.shape)
+        if not state:
+            first = self.member.start(tensor) if treated else moments(tensor.shape, tensor.device)
+            state |= {"step": torch.zeros(()), **first}
+        state["step"] = state["step"].cpu() + 1
+        given = gradient, state, group
+        toward = self.member.direction(name, *given) if treated else adam(*given)
+        rate = group["lr"] * (1.0 if treated else self.member.others)
+        tensor.mul_(1 - rate * group["weight_decay"])
+        tensor.add_(toward, alpha=-rate)
+
+
+@dataclass(frozen=True)
+class GaLore(MatrixMember):
+    """Adam in a low-rank space of each gradient: small state, all weights train."""
+
+    faster = 4.0
+    examples = ("galore(rank=4, every=2)", "galore(rank=1) @ (lora(rank=2) @ last(1))")
+    rank: Rank = 8
+    every: Steps = 200
+    scale: Scale = 0.25
+
+    def kept(self, rows: int, columns: int) -> int:
+        return self.rank * (min(rows, columns) + 2 * max(rows, columns))
+
+    def start(self, matrix: Tensor) -> Values:
+        rows, columns = matrix.shape
+        low = (rows, self.rank) if rows >= columns else (self.rank, columns)
+        basis = torch.zeros(min(rows, columns), self.rank, device=matrix.device)
+        made = torch.tensor(float(-self.every))  # due at once
+        return {"basis": basis, "basis_made": made} | moments(low, matrix.device)
+
+    def direction(self, name: str, gradient: Tensor, state: Values, group: Values) -> Tensor:
+        before, (rows, columns) = int(state["step"]) - 1, gradient.shape
+        if before - int(state["basis_made"]) >= self.every and bool(gradient.any()):
+            state["basis"] = basis_of(gradient, self.rank)
+            state["basis_made"] = torch.tensor(float(before))
+        basis = state["basis"]
+        if rows >= columns:
+            return adam(gradient @ basis, state, group) @ basis.T * self.scale
+        return basis @ adam(basis.T @ gradient, state, group) * self.scale
+
+
+def basis_of(gradient: Tensor, rank: int) -> Tensor:
+    """The first singular vectors of the smaller side, as columns; the largest entry is positive."""
+    left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+    rows, columns = gradient.shape
+    found = right[:rank].T if rows >= columns else left[:, :rank]
+    largest = found.gather(0, found.abs().argmax(0, keepdim=True))
+    return (found * largest.sign()).contiguous()
+
+
+@dataclass(frozen=True)
+class Apollo(MatrixMember):
+    """Gradients scaled by channel, as a random projection says that Adam would."""
+
+    faster = 4.0
+    examples = ("apollo(rank=4, every=2)", "apollo(rank=1) @ (lora(rank=2) @ last(1))")
+    over: ClassVar[int | None] = 0  # what has one factor: a channel, or (None) the whole matrix
+    rank: Rank = 32
+    every: Steps = 200
+    scale: Scale = 1.0
+
+    def kept(self, rows: int, columns: int) -> int:
+        return 2 * self.rank * max(rows, columns)
+
+    def start(self, matrix: Tensor) -> Values:
+        low = (self.rank, max(matrix.shape))
+        return {"norm": torch.zeros((), device=matrix.device)} | moments(low, matrix.device)
+
+    def direction(self, name: str, gradient: Tensor, state: Values, group: Values) -> Tensor:
+        (rows, columns), count = gradient.shape, int(state["step"])
+        wide = gradient if rows < columns else gradient.T
+        low = self.projection(name, count, wide) @ wide
+        size = torch.linalg.vector_norm
+        grown = size(adam(low, state, group), dim=self.over)
+        scaled = wide * (grown / (size(low, dim=self.over) + TINY))
+        # The norm of the step does not jump.
+        norm, (beta1, beta2) = size(scaled), group["betas"]
+        now = norm * ((1 - beta1**count) / sqrt(1 - beta2**count))
+        before = state["norm"].to(norm.device)
+        most = torch.where(before > 0, GROWTH * before, now)
+        state["norm"] = torch.where(now > 0, torch.minimum(now, most), before)
+        limit = (most / (now + (now == 0))).clamp(max=1)
+        scaled = scaled * limit * sqrt(self.scale)
+        return scaled if wide is gradient else scaled.T
+
+    def projection(self, name: str, count: int, wide: Tensor) -> Tensor:
+        """P of the draw for the step `count` of a tensor, rank x rows of `wide`."""
+        mark = f"{self.seed}/{name}/{(count - 1) // self.every}".encode()
+        generator = torch.Generator(wide.device)
+        generator.manual_seed(int.from_bytes(sha256(mark).digest()[:7]))
+        drawn = torch.randn(self.rank, len(wide), generator=generator, device=wide.device)
+        return drawn / sqrt(self.rank)
+
+
+@dataclass(frozen=True)
+class ApolloMini(Apollo):
+    """APOLLO of rank 1 with one factor a matrix: the memory of SGD, almost."""
+
+    name = "apollo_mini"
+    faster = 1.0
+    examples = ("apollo_mini(every=2)",)
+    over = None
+    rank: ClassVar[int] = 1  # type: ignore[misc]
+    scale: Scale = 128.0
+
+
+@dataclass(frozen=True)
+class Muon(MatrixMember):
+    """Orthogonal steps of the layers' matrices; all else by AdamW, at `others` times the rate."""
+
+    examples = (
+        "muon",
+        "muon(momentum=0.8, others=0.5) @ last(2)",
+        "muon @ (lora(rank=2) @ last(1))",
+    )
+    rank: ClassVar[int] = 1  # type: ignore[misc]
+    needs_signal = True
+    momentum: ShareBelowOne = 0.95
+    others: Scale = 1.0  # type: ignore[misc]
+
+    def kept(self, rows: int, columns: int) -> int:
+        return rows * columns
+
+    def start(self, matrix: Tensor) -> Values:
+        return {"momentum_buffer": torch.zeros_like(matrix)}
+
+    def direction(self, name: str, gradient: Tensor, state: Values, group: Values) -> Tensor:
+        if not gradient.any():
+            return gradient
+        buffer = state["momentum_buffer"]
+        buffer.lerp_(gradient, 1 - self.momentum)
+        toward = orthogonal(gradient.lerp(buffer, self.momentum))
+        return toward * (MATCH * sqrt(max(gradient.shape)))
+
+    def check(self, prepared: Prepared) -> None:
+        super().check(prepared)
+        prepared.told += [POCKET, FLAT] if prepared.adapter else [POCKET]
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """A matrix with its singular values near 1, and its singular vectors; 0 stays 0."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    wide = matrix.T if tall else matrix
+    wide = wide / wide.norm().clamp(min=LEAST)
+    found = flattened(wide if matrix.device.type == "cpu" else wide.bfloat16())
+    return (found.T if tall else found).to(matrix.dtype)
+
+
+def flattened(wide: Tensor) -> Tensor:
+    """Five steps of Newton and Schulz, on singular values of at most 1."""
+    for _ in range(STEPS):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=B, alpha=C), wide, beta=A)
+    return wide
