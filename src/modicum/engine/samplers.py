@@ -21,10 +21,14 @@ from modicum import machine, spec
 from modicum.config import Compute, Sampling
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
 from modicum.engine.sampling import choose, distribution, noise
+from modicum.engine.split import SplitEngine
 from modicum.engine.text import Texts
+from modicum.models.layout import Layout
 from modicum.models.load import Loaded
 from modicum.types import Completion, Origin, UserError
 from modicum.updates.base import Prepared
+
+WIDE = 512  # of a hidden state, from where a copy of the weights pays
 
 
 class LocalSampler(Sampler):
@@ -44,14 +48,27 @@ class LocalSampler(Sampler):
         end_tokens: Sequence[int],
         rollout_batch: int = 512,
         trunk_bytes: int = 0,
+        layout: Layout | None = None,
     ) -> None:
         self.engine, self.tokenizer, self.end_tokens = engine, tokenizer, end_tokens
+        self.layout = layout
         self.rollout_batch, self.trunk_bytes = rollout_batch, trunk_bytes
         self.changed = Changed({}, -1)
 
     def follow(self, changed: Changed) -> None:
         """The engine runs the policy's own tensors; which train is remembered for the version."""
         self.changed = changed
+
+    def _version(self) -> str:
+        """Of the weights that are sampled from: the policy's, or those of the copy, which follows."""
+        if self.layout is None:
+            return self.changed.version
+        self.layout.refresh(self.changed.version)
+        return self.layout.version
+
+    def prove(self) -> None:
+        if self.layout is not None:
+            self.layout.check()
 
     def sample(
         self,
@@ -67,7 +84,7 @@ class LocalSampler(Sampler):
         most = num_trunk_bytes(engine, prompts, group_size, limit)
         keep = keep_trunk and most <= self.trunk_bytes
         settings = (sampling.temperature, sampling.top_p, sampling.top_k)
-        origin = Origin(self.changed.version, *settings)
+        origin = Origin(self._version(), *settings)
         texts = Texts(self.tokenizer, self.end_tokens, sampling.stop or ())
         groups: dict[int, tuple[Completion, ...]] = {}
         while len(groups) < len(prompts):
@@ -190,6 +207,15 @@ class Local(SamplerSettings):
     """This process, token by token, with the engine that trains."""
 
     name: ClassVar[str] = "local"
+    layout: bool | None = None
+    """Whether it has a copy of the weights, laid out for few rows (docs/sampling.md); None: where
+    that is faster."""
+
+    def lays(self, engine: Any) -> bool:
+        """Whether it has a copy, with such an engine."""
+        if not engine.splits:
+            return False
+        return engine.width >= WIDE if self.layout is None else self.layout
 
     def begin(
         self,
@@ -199,8 +225,11 @@ class Local(SamplerSettings):
         compute: Compute,
         rollout_batch: int,
     ) -> Sampler:
-        ends = loaded.end_tokens
-        return LocalSampler(engine, loaded.tokenizer, ends, rollout_batch, compute.trunk_bytes)
+        if isinstance(engine, SplitEngine) and self.lays(engine):
+            engine.layout = Layout(engine.decoder)
+        sizes = loaded.end_tokens, rollout_batch, compute.trunk_bytes
+        layout = getattr(engine, "layout", None)
+        return LocalSampler(engine, loaded.tokenizer, *sizes, layout)
 
 
 SAMPLERS: dict[str, type] = {cls.name: cls for cls in (Local,)}

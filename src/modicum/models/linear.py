@@ -32,7 +32,7 @@ def weight_first(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def adapted(layer: Any, x: Tensor) -> Tensor:
     """What PEFT's LoRA `layer(x)` gives, to rounding; anything but plain LoRA is left to it."""
-    if not _is_plain(layer, x):
+    if not is_plain(layer, x.dtype):
         return type(layer).forward(layer, x)
     out = layer.base_layer(x)
     if layer.disable_adapters:
@@ -48,15 +48,16 @@ def adapted(layer: Any, x: Tensor) -> Tensor:
     return flat.unflatten(0, x.shape[:-1])
 
 
-def _is_plain(layer: Any, x: Tensor) -> bool:
-    names = layer.active_adapters
+def is_plain(layer: Any, dtype: torch.dtype | None = None) -> bool:
+    """Whether a layer has plain LoRA, and nothing else, in one dtype: this one, if it is given."""
+    names, base = layer.active_adapters, layer.base_layer.weight.dtype
     return (
         len(names) == 1
         and names[0] in layer.lora_A
         and names[0] not in layer.lora_variant
         and not layer.merged
         and isinstance(layer.lora_dropout[names[0]], nn.Identity)
-        and layer.lora_A[names[0]].weight.dtype == x.dtype == layer.base_layer.weight.dtype
+        and layer.lora_A[names[0]].weight.dtype == (dtype or base) == base
     )
 
 
