@@ -52,12 +52,15 @@ class LocalSampler(Sampler):
     ) -> None:
         self.engine, self.tokenizer, self.end_tokens = engine, tokenizer, end_tokens
         self.layout = layout
+        """A copy of the weights for the engine to decode with."""
         self.rollout_batch, self.trunk_bytes = rollout_batch, trunk_bytes
         self.changed = Changed({}, -1)
 
     def follow(self, changed: Changed) -> None:
         """The engine runs the policy's own tensors; which train is remembered for the version."""
         self.changed = changed
+        if self.layout is not None:
+            self.layout.moved(changed.tensors.values())
 
     def _version(self) -> str:
         """Of the weights that are sampled from: the policy's, or those of the copy, which follows."""

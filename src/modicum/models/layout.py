@@ -5,12 +5,13 @@ blocks that oneDNN reads, elsewhere end to end. In fp32 a plain LoRA is folded i
 precision it is not, since what is below the spacing of W would be gone: there x A of the layers of a
 product is one more product, and each has its B. The policy's weights are never touched.
 
-A copy can be stale. It is refreshed where a tensor is not as it was when it was laid out (its place in
-memory, or its version, which every write counts up), so a frozen trunk is laid out once. `check`
-compares it with the policy's weights by other means.
+A copy can be stale. It is refreshed where a tensor has trained since it was laid out (`moved`), or lies at
+another place in memory, or was written to in a way that torch counts; so a frozen trunk is laid out once.
+`check` compares it with the policy's weights by other means.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -44,7 +45,7 @@ class Product:
         self.adapters = [layer for layer in layers if hasattr(layer, "base_layer")]
         self.folds = self.bases[0].weight.dtype == torch.float32
         self.sizes = [base.out_features for base in self.bases]
-        self.known: list[tuple[int, int]] = []
+        self.known: list[tuple[int, int, int]] = []
         self.held = self.low = self.bias = None
         """The weights; what their adapters have of A; the biases."""
         self._x: Tensor | None = None
@@ -59,9 +60,9 @@ class Product:
         return tensors
 
     @torch.no_grad()
-    def refresh(self) -> bool:
-        """Lay out anew what is not as it was; whether that was so."""
-        known = [(t.data_ptr(), t._version) for t in self.sources()]
+    def refresh(self, moved: Mapping[int, int]) -> bool:
+        """Lay it out anew if a tensor is not as it was; whether that was so."""
+        known = [(p := t.data_ptr(), t._version, moved.get(p, 0)) for t in self.sources()]
         if known == self.known:
             return False
         weights = [
@@ -112,10 +113,11 @@ class Product:
         if self.low is not None:
             names = [layer.active_adapters[0] for layer in self.adapters]
             ups = [layer.lora_B[n].weight for layer, n in zip(self.adapters, names, strict=True)]
-            lows = (flat @ self.low.mT).split([up.shape[1] for up in ups], -1)
+            lows = (flat.to(self.low.dtype) @ self.low.mT).split([up.shape[1] for up in ups], -1)
             for layer, name, up, low in zip(self.adapters, names, ups, lows, strict=True):
                 place = self.layers.index(layer)
-                parts[place] = torch.addmm(parts[place], low, up.mT, alpha=layer.scaling[name])
+                part = parts[place].to(low.dtype)
+                parts[place] = torch.addmm(part, low, up.mT, alpha=layer.scaling[name]).to(x.dtype)
         return [part.unflatten(0, x.shape[:-1]) for part in parts]
 
     @torch.no_grad()
@@ -154,6 +156,7 @@ class Layout:
         names = {id(m): n for n, m in decoder.decoder.named_modules()}
         groups: dict[tuple[Any, ...], dict[int, Any]] = {}
         self.others: list[nn.Linear] = []
+        self._moved = Counter[int]()
         plain = [layer for layer in decoder.adapted if is_plain(layer)]
         within = {id(layer.base_layer) for layer in plain}
         for layer in (*plain, *decoder.linears):
@@ -173,10 +176,14 @@ class Layout:
         pairs += [(layer, weight_first) for layer in self.others]
         self._forwards = [(layer.__dict__, partial(forward, layer)) for layer, forward in pairs]
 
+    def moved(self, tensors: Iterable[Tensor]) -> None:
+        """These may have other values now."""
+        self._moved.update(tensor.data_ptr() for tensor in tensors)
+
     def refresh(self, version: str = "") -> int:
         """Lay out anew what has changed; how many products that were."""
         self.version = version
-        return sum(product.refresh() for product in self.products.values())
+        return sum(product.refresh(self._moved) for product in self.products.values())
 
     @contextmanager
     def used(self) -> Iterator[None]:
