@@ -23,6 +23,7 @@ from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scor
 from modicum.engine.sampling import choose, distribution, noise
 from modicum.engine.split import SplitEngine
 from modicum.engine.text import Texts
+from modicum.models.decoder import Decoder
 from modicum.models.layout import Layout
 from modicum.models.load import Loaded
 from modicum.types import Completion, Origin, UserError
@@ -211,14 +212,13 @@ class Local(SamplerSettings):
 
     name: ClassVar[str] = "local"
     layout: bool | None = None
-    """Whether it has a copy of the weights, laid out for few rows (docs/sampling.md); None: where
-    that is faster."""
+    """Whether it has a copy of the weights, laid out for few rows (docs/engine.md); None: for a wide
+    model on a CPU."""
 
-    def lays(self, engine: Any) -> bool:
-        """Whether it has a copy, with such an engine."""
-        if not engine.splits:
-            return False
-        return engine.width >= WIDE if self.layout is None else self.layout
+    def lay(self, decoder: Decoder, device: str) -> Layout | None:
+        """The copy for a decoder on such a device, if it has one."""
+        pays = device == "cpu" and decoder.config.hidden_size >= WIDE
+        return Layout(decoder) if (pays if self.layout is None else self.layout) else None
 
     def begin(
         self,
@@ -228,8 +228,8 @@ class Local(SamplerSettings):
         compute: Compute,
         rollout_batch: int,
     ) -> Sampler:
-        if isinstance(engine, SplitEngine) and self.lays(engine):
-            engine.layout = Layout(engine.decoder)
+        if isinstance(engine, SplitEngine):
+            engine.layout = self.lay(engine.decoder, engine.device.type)
         sizes = loaded.end_tokens, rollout_batch, compute.trunk_bytes
         layout = getattr(engine, "layout", None)
         return LocalSampler(engine, loaded.tokenizer, *sizes, layout)

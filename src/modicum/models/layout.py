@@ -46,8 +46,10 @@ class Product:
         self.folds = self.bases[0].weight.dtype == torch.float32
         self.sizes = [base.out_features for base in self.bases]
         self.known: list[tuple[int, int, int]] = []
-        self.held = self.low = self.bias = None
-        """The weights; what their adapters have of A; the biases."""
+        self.held: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.low: Tensor | None = None
+        """Weights, biases, and where they are not folded A of the adapters."""
         self._x: Tensor | None = None
         self._left: dict[int, Tensor] = {}
 
@@ -175,6 +177,12 @@ class Layout:
         pairs = [(layer, of.forward) for of in self.products.values() for layer in of.layers]
         pairs += [(layer, weight_first) for layer in self.others]
         self._forwards = [(layer.__dict__, partial(forward, layer)) for layer, forward in pairs]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the copies of weights."""
+        found = (base.weight for product in self.products.values() for base in product.bases)
+        return sum(weight.numel() * weight.element_size() for weight in found)
 
     def moved(self, tensors: Iterable[Tensor]) -> None:
         """These may have other values now."""
