@@ -140,7 +140,7 @@ class Product:
             if not (part - wanted).abs().max() <= CLOSE * wanted.abs().max():
                 yield "its weight with the adapter is another"
         biases = [base.bias for base in self.bases if base.bias is not None]
-        if biases and (self.bias is None or not torch.equal(self.bias, torch.cat(biases))):
+        if biases and (self.bias is None or not torch.equal(self.bias, torch.cat([*biases]))):
             yield "its bias is another"
         if self.low is not None:
             downs = [layer.lora_A[layer.active_adapters[0]].weight for layer in self.adapters]
