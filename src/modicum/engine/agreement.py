@@ -68,6 +68,7 @@ class Agreement:
         step: int,
     ) -> float:
         """Ask the library; mean |its log-prob - the sampler's|, in nats. RunStopped: no."""
+        policy.sampler.prove()
         if self.low:
             with widened(policy.model):
                 again = slopes.rehearsal(policy, groups, sampling, step)

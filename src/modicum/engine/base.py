@@ -104,6 +104,9 @@ class Sampler(ABC):
     def follow(self, changed: Changed) -> None:
         """Sample from the policy as it is now."""
 
+    def prove(self) -> None:  # noqa: B027  # not all have a copy of the weights
+        """RunStopped where the weights that it samples from are not the policy's."""
+
 
 class Scorer(ABC):
     """Runs a policy, adapters included, for the log-probs of completions."""

@@ -19,10 +19,15 @@ from modicum import machine, spec
 from modicum.config import Compute, Sampling
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
 from modicum.engine.sampling import choose, distribution, noise
+from modicum.engine.split import SplitEngine
 from modicum.engine.text import Texts
+from modicum.models.decoder import Decoder
+from modicum.models.layout import Layout
 from modicum.models.load import Loaded
 from modicum.types import Completion, Origin, UserError
 from modicum.updates.base import Prepared
+
+WIDE = 512  # of a hidden state, from where a copy of the weights pays
 
 
 @dataclass(eq=False)
@@ -41,11 +46,25 @@ class LocalSampler(Sampler):
     end_tokens: Sequence[int]
     rollout_batch: int = 512
     trunk_bytes: int = 0
+    layout: Layout | None = None  # a copy of the weights for the engine to decode with
     changed: Changed = field(default_factory=lambda: Changed({}, -1), init=False)
 
     def follow(self, changed: Changed) -> None:
         """The engine runs the policy's own tensors; which train is remembered for the version."""
         self.changed = changed
+        if self.layout is not None:
+            self.layout.moved(changed.tensors.values())
+
+    def _version(self) -> str:
+        """Of the weights that are sampled from: the policy's, or those of the copy, which follows."""
+        if self.layout is None:
+            return self.changed.version
+        self.layout.refresh(self.changed.version)
+        return self.layout.version
+
+    def prove(self) -> None:
+        if self.layout is not None:
+            self.layout.check()
 
     def sample(
         self,
@@ -61,7 +80,7 @@ class LocalSampler(Sampler):
         most = num_trunk_bytes(engine, prompts, group_size, limit)
         keep = keep_trunk and most <= self.trunk_bytes
         settings = (sampling.temperature, sampling.top_p, sampling.top_k)
-        origin = Origin(self.changed.version, *settings)
+        origin = Origin(self._version(), *settings)
         texts = Texts(self.tokenizer, self.end_tokens, sampling.stop or ())
         groups: dict[int, tuple[Completion, ...]] = {}
         while len(groups) < len(prompts):
@@ -180,6 +199,15 @@ class SamplerSettings(spec.Named, ABC):
 class Local(SamplerSettings):
     """This process, token by token, with the engine that trains."""
 
+    layout: bool | None = None
+    """Whether it has a copy of the weights, laid out for few rows (docs/engine.md); None: for a wide
+    model on a CPU."""
+
+    def lay(self, decoder: Decoder, device: str) -> Layout | None:
+        """The copy for a decoder on such a device, if it has one."""
+        pays = device == "cpu" and decoder.config.hidden_size >= WIDE
+        return Layout(decoder) if (pays if self.layout is None else self.layout) else None
+
     def begin(
         self,
         engine: Engine,
@@ -188,8 +216,11 @@ class Local(SamplerSettings):
         compute: Compute,
         rollout_batch: int,
     ) -> Sampler:
-        ends = loaded.end_tokens
-        return LocalSampler(engine, loaded.tokenizer, ends, rollout_batch, compute.trunk_bytes)
+        if isinstance(engine, SplitEngine):
+            engine.layout = self.lay(engine.decoder, engine.device.type)
+        sizes = loaded.end_tokens, rollout_batch, compute.trunk_bytes
+        layout = getattr(engine, "layout", None)
+        return LocalSampler(engine, loaded.tokenizer, *sizes, layout)
 
 
 SAMPLERS: dict[str, type] = {cls.name: cls for cls in (Local,)}

@@ -19,6 +19,7 @@ from modicum.engine.base import Changed, Decoding, Engine, Prompt, Trunk
 from modicum.models.attention import Packed
 from modicum.models.cache import Cache
 from modicum.models.decoder import Decoder
+from modicum.models.layout import Layout
 from modicum.types import Row
 
 
@@ -41,6 +42,8 @@ class SplitEngine(Engine):
     """
 
     splits: ClassVar[bool] = True
+    layout: Layout | None = None
+    """A copy of the weights, if decoding has one; whoever samples refreshes it."""
 
     def __init__(self, decoder: Decoder, lowest: int, recomputes: bool = False) -> None:
         self.decoder = decoder
@@ -143,7 +146,8 @@ class SplitDecoding(Decoding):
         decoder = self.engine.decoder
         self.cache.advance()
         position_B = self.cache.position_N()
-        with decoder.few_rows(len(token_B)):
+        layout = self.engine.layout
+        with layout.used() if layout else decoder.few_rows(len(token_B)):
             hidden_BH = decoder.run(decoder.embed(token_B), position_B, self.cache, 0, self.stop)
             if self.states_STH is not None:
                 self.states_STH[self.row_B, self.cache.length - 1] = hidden_BH

@@ -32,7 +32,8 @@ def weight_first(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def adapted(layer: Any, x: Tensor) -> Tensor:
     """What PEFT's LoRA `layer(x)` gives, to rounding; anything but plain LoRA is left to it."""
-    if not _is_plain(layer, x):
+    weights = [layer.base_layer.weight, *(m.weight for m in layer.lora_A.values())]
+    if not is_plain(layer) or any(weight.dtype != x.dtype for weight in weights):
         return type(layer).forward(layer, x)
     out = layer.base_layer(x)
     if layer.disable_adapters:
@@ -48,7 +49,8 @@ def adapted(layer: Any, x: Tensor) -> Tensor:
     return flat.unflatten(0, x.shape[:-1])
 
 
-def _is_plain(layer: Any, x: Tensor) -> bool:
+def is_plain(layer: Any) -> bool:
+    """Whether a layer has plain LoRA, and nothing else."""
     names = layer.active_adapters
     return (
         len(names) == 1
@@ -56,7 +58,6 @@ def _is_plain(layer: Any, x: Tensor) -> bool:
         and names[0] not in layer.lora_variant
         and not layer.merged
         and isinstance(layer.lora_dropout[names[0]], nn.Identity)
-        and layer.lora_A[names[0]].weight.dtype == x.dtype == layer.base_layer.weight.dtype
     )
 
 

@@ -14,6 +14,7 @@ import torch
 
 from modicum import objectives, rewards, updates
 from modicum.config import TrainConfig
+from modicum.engine import samplers
 from modicum.models.decoder import view
 from modicum.models.load import DTYPES
 from modicum.parts import RunParts, require_group
@@ -165,6 +166,10 @@ def _of_set(
         static["reward model"] = sum(
             file.stat().st_size for file in subject.judge.file.parent.glob("*.safetensors")
         )
+    decoder, sampler = view(model), samplers.parse(config.compute.sampler)
+    splits = decoder and config.compute.engine != "library"
+    if splits and isinstance(sampler, samplers.Local) and (copied := sampler.lay(decoder, device)):
+        static["sampler's copy"] = copied.num_bytes
     vocabulary = model_config.get_text_config().vocab_size
     held = _held(prepared, config, device)
     loading = _loading(static["weights"], config, model_config, device)
