@@ -1,6 +1,6 @@
 """modicum against TRL's GRPOTrainer: seconds a step and peak memory, on this machine.
 
-    python benchmarks/run.py --trl-python .venv-bench/bin/python [--model FOLDER] [--steps 5]
+    python benchmarks/run.py --trl-python .venv-bench/bin/python [--model FOLDER] [--steps 5] [--dtypes fp32,bf16]
 
 Both train the same model folder on the same prompts with the same group size, length of
 completions (fixed: nothing ends early), KL weight, trained part and dtype. Each is a
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -42,8 +43,8 @@ class Setting:
     train_layers: int = 0
     """For TRL: how many of the last layers train; 0 trains what the adapter or nothing says."""
     lora_rank: int = 0
-    target: float = 0.0
-    """The ratio that was aimed at."""
+    target: tuple[float, float] = (0.0, 0.0)
+    """The ratio that was aimed at, in fp32 and in bf16."""
 
 
 SMALL = ("small", 16, 8, 48, 64)
@@ -57,11 +58,11 @@ def setting(base: tuple[str, int, int, int, int], update: str, kl: float, **rest
 
 
 SETTINGS = (
-    setting(SMALL, "full", 0.0, target=2.5),
-    setting(SMALL, "last(2)", 0.04, train_layers=2, target=4.0),
-    setting(SMOL, "full", 0.0, target=4.0),
-    setting(SMOL, "last(6)", 0.04, train_layers=6, target=7.0),
-    setting(SMOL, "lora(rank=8)", 0.04, lora_rank=8, target=4.5),
+    setting(SMALL, "full", 0.0, target=(2.5, 2.5)),
+    setting(SMALL, "last(2)", 0.04, train_layers=2, target=(4.0, 4.0)),
+    setting(SMOL, "full", 0.0, target=(4.5, 4.5)),
+    setting(SMOL, "last(6)", 0.04, train_layers=6, target=(7.5, 10.0)),
+    setting(SMOL, "lora(rank=8)", 0.04, lora_rank=8, target=(5.5, 6.0)),
 )
 
 
@@ -107,12 +108,14 @@ def median(steps: list[dict[str, float]], key: str) -> float:
     return statistics.median(step[key] for step in steps[1:])
 
 
-def measure(made: Setting, folders: dict[str, str], options: Any, out: Path) -> dict[str, Any]:
+def measure(
+    made: Setting, dtype: str, folders: dict[str, str], options: Any, out: Path
+) -> dict[str, Any]:
     """One row: both workers, step about."""
     job = asdict(made) | {
         "model": folders[made.model],
         "task": f"file({str(out.parent / 'problems.jsonl')!r})",
-        "dtype": options.dtype,
+        "dtype": dtype,
         "threads": options.threads,
         "steps": options.steps + 1,
         "out": str(out / "modicum"),
@@ -133,7 +136,7 @@ def measure(made: Setting, folders: dict[str, str], options: Any, out: Path) -> 
     row: dict[str, Any] = {"model": made.model, "update": made.update, "kl": made.kl}
     row["prompt_tokens"] = ours.ready["prompt_tokens"]
     row |= {k: getattr(made, k) for k in ("prompts_per_step", "group_size", "max_tokens")}
-    row |= {"dtype": options.dtype, "micro_batch": made.micro_batch, "target": made.target}
+    row |= {"dtype": dtype, "micro_batch": made.micro_batch, "target": made.target[dtype == "bf16"]}
     for name, found in steps.items():
         row[f"{name}_seconds"] = median(found, "seconds")
         row[f"{name}_peak_bytes"] = int(max(step["peak_bytes"] for step in found))
@@ -152,9 +155,9 @@ def measure(made: Setting, folders: dict[str, str], options: Any, out: Path) -> 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows for a reader."""
     lines = [
-        "| model | update | KL | TRL s | modicum s | ratio | aim | TRL GB | modicum GB | share |"
+        "| model | update | dtype | KL | TRL s | modicum s | ratio | aim | TRL GB | modicum GB | share |"
         " sampling | training |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         phases = [
@@ -162,7 +165,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             for key in ("sampling_seconds", "training_seconds")
         ]
         lines.append(
-            f"| {row['model']} | `{row['update']}` | {row['kl']:g} | {row['trl_seconds']:.2f} |"
+            f"| {row['model']} | `{row['update']}` | {row['dtype']} | {row['kl']:g} | {row['trl_seconds']:.2f} |"
             f" {row['modicum_seconds']:.2f} | **{row['ratio']:.2f}** | {row['target']:g} |"
             f" {row['trl_peak_bytes'] / 1e9:.2f} | {row['modicum_peak_bytes'] / 1e9:.2f} |"
             f" {row['memory_ratio']:.2f} | {phases[0]} | {phases[1]} |"
@@ -177,7 +180,7 @@ def main() -> None:
     parser.add_argument("--model", default="runs/bench/SmolLM2-135M", help="the real model")
     parser.add_argument("--steps", type=int, default=5, help="measured steps, after one warm-up")
     parser.add_argument("--only", default="", help="rows whose 'model update' contains this")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--dtypes", default="fp32,bf16", help="which of fp32 and bf16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", default=str(HERE / "results.json"))
     options = parser.parse_args()
@@ -193,15 +196,15 @@ def main() -> None:
         write_problems(out / "problems.jsonl")
         write_small_model(out / "small")
         folders = {"small": str(out / "small"), "SmolLM2-135M": options.model}
-        for row in SETTINGS:
-            if options.only in f"{row.model} {row.update}":
-                print(f"{row.model} {row.update}", file=sys.stderr, flush=True)
-                place = out / f"row{len(rows)}"
-                place.mkdir()
-                rows.append(measure(row, folders, options, place))
-                fresh = {(r["model"], r["update"]) for r in rows}
-                every = [r for r in kept if (r["model"], r["update"]) not in fresh] + rows
-                path.write_text(json.dumps(every, indent=1) + "\n")
+        asked = [s for s in SETTINGS if options.only in f"{s.model} {s.update}"]
+        for dtype, row in itertools.product(options.dtypes.split(","), asked):
+            print(f"{row.model} {row.update} {dtype}", file=sys.stderr, flush=True)
+            place = out / f"row{len(rows)}"
+            place.mkdir()
+            rows.append(measure(row, dtype, folders, options, place))
+            fresh = {(r["model"], r["update"], r["dtype"]) for r in rows}
+            every = [r for r in kept if (r["model"], r["update"], r["dtype"]) not in fresh] + rows
+            path.write_text(json.dumps(every, indent=1) + "\n")
     print(table(rows))
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes; {options.out}")
 
