@@ -164,21 +164,22 @@ def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     run = runs.Run(FOLDER)
-    found: dict[str, Any] = {"pairs": options.pairs}
+    path = HERE / "steps.json"
+    # What is not measured again stays.
+    found: dict[str, Any] = json.loads(path.read_text()) | {"pairs": options.pairs}
     for kind, names, measure in (
         ("objectives", ["grpo", *(n for n in objectives.OBJECTIVES if n != "grpo")], objective),
         ("critics", CRITICS, critic),
         ("learned", ("scoring", "step"), learned),
         ("curricula", CURRICULA, curriculum),
     ):
-        found[kind] = {}
+        found.setdefault(kind, {})
         for name in names:
             if options.only in name:
                 found[kind][name] = measure(name, options.pairs, run)
                 print(kind, name, *(f"{value:.4f}" for value in found[kind][name]), flush=True)
+                path.write_text(json.dumps(found, indent=1) + "\n")
     shutil.rmtree(FOLDER)
-    if not options.only:
-        (HERE / "steps.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
