@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from layers import matrix_rate
 
 from modicum import machine, updates
 from modicum.engine.split import SplitEngine
@@ -35,6 +34,12 @@ def spent(call: Any) -> tuple[float, Any]:
     began = time.process_time()
     found = call()
     return time.process_time() - began, found
+
+
+def matrix_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOPs of a large square product in a CPU second, the best of seven."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(spent(lambda: a @ b)[0] for _ in range(7))
 
 
 def decoded(engine: SplitEngine, rows: int, tokens: int) -> tuple[float, torch.Tensor]:
@@ -64,11 +69,7 @@ def measure(model: str, update: str, dtype: str, options: Any) -> list[dict[str,
     copy.moved(prepared.active.values())
     again, _ = spent(copy.refresh)
     numbers = sum(base.weight.numel() for p in copy.products.values() for base in p.bases)
-    # Of one thread: CPU time counts them all.
-    rate = (
-        matrix_rate(torch.device("cpu"), next(prepared.model.parameters()).dtype)
-        / torch.get_num_threads()
-    )
+    rate = matrix_rate(next(prepared.model.parameters()).dtype)
     found = []
     for rows in map(int, options.rows.split(",")):
         seconds: dict[bool, list[float]] = {False: [], True: []}

@@ -99,9 +99,19 @@ def test_layers_that_read_the_same_are_one_product() -> None:
 @pytest.mark.parametrize(
     "update", ["full", "last(1)", "lora(rank=4)", "dora(rank=4)", "pissa(rank=4)", "ia3", "vera"]
 )
-def test_it_samples_what_the_policy_does(update: str, dtype: str) -> None:
+def test_it_samples_what_the_policy_does(
+    update: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (with_copy, _), (without, _) = (policy(update, dtype, flag) for flag in (True, False))
-    found, wanted = sample(with_copy), sample(without)
+    wanted, begun, real = sample(without), set[int](), Product._all
+
+    def counted(self: Product, x: Tensor) -> list[Tensor]:
+        begun.add(id(self))
+        return real(self, x)
+
+    monkeypatch.setattr(Product, "_all", counted)
+    found = sample(with_copy)
+    assert len(begun) == len(laid(with_copy).products)
     with_copy.sampler.prove()
     if dtype == "fp32":
         assert [c.tokens for c in found] == [c.tokens for c in wanted]
@@ -186,7 +196,8 @@ def folded(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16, too."""
 
     def whole(self: Product, layer: Any, base: nn.Linear) -> Tensor:
-        return base.weight if layer is base else base.weight + layer.get_delta_weight("default")
+        delta = 0 if layer is base else layer.get_delta_weight("default")
+        return (base.weight + delta).to(base.weight.dtype)
 
     monkeypatch.setattr(Product, "_whole", whole)
 

@@ -109,7 +109,8 @@ def beside(folder: Path, policy: Policy, prepared: Prepared) -> Score:
 
     def forward(layer: Any, x: Tensor) -> Tensor:
         (down, up), out = factors[layer], type(layer).forward(layer, x)
-        return out + (scale * (x.float() @ down.mT @ up.mT)).to(out.dtype)
+        low, flat = x.flatten(0, -2).float() @ down.mT, out.flatten(0, -2).float()
+        return torch.addmm(flat, low, up.mT, alpha=scale).view(out.shape).to(out.dtype)
 
     def score(prompt: Tokens, answers: Sequence[Tokens]) -> Tensor:
         with prepared.reference(), replaced(forward, [*factors]):

@@ -111,7 +111,8 @@ class Decoder:
         before = self.config._attn_implementation
         self.config._attn_implementation = NAME
         try:
-            with replaced(adapted, self.adapted), replaced(mix, self.mixers):
+            free = [layer for layer in self.adapted if "forward" not in layer.__dict__]
+            with replaced(adapted, free), replaced(mix, self.mixers):
                 yield
         finally:
             self.config._attn_implementation = before
