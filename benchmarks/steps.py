@@ -1,6 +1,6 @@
 """What an objective, a critic, a learned reward and a curriculum cost a step.
 
-    python benchmarks/steps.py [--pairs 30] [--only dapo]
+    python benchmarks/steps.py [--pairs 30] [--only dapo] [--model models/SmolLM2-135M-Instruct]
 
 Objectives: two sessions of the tiny base that differ in nothing else take the same steps in turn, the
 first of a pair being the other one each time. The rate is so small that both sample the same tokens, and
@@ -42,12 +42,16 @@ CURRICULA = (
     *("prioritized", "pools(medium=2)", "adarft(rescale=True)", "placebo(easy_to_hard)"),
 )
 CRITICS = ("ppo(warmup=0)", "ppo(critic='mlp', warmup=0)", "ppo(critic='lora(rank=8)', warmup=0)")
-WARM = 3
+WARM, MODEL = 3, ["tiny"]
 
 
 def session_of(**settings: Any) -> Session:
     """A run that has not begun; its steps go on for longer than any of them is asked for."""
-    config = TrainConfig(update="full", steps=10_000)
+    config = TrainConfig(update="full", steps=10_000, model=MODEL[0])
+    if MODEL[0] != "tiny":  # steps of seconds
+        sizes = replace(config.batch, prompts_per_step=4, micro_batch=8)
+        few = replace(config.sampling, max_tokens=32)
+        config = replace(config, task="addition(below=20)", batch=sizes, sampling=few)
     config = replace(
         config,
         optimizer=replace(config.optimizer, learning_rate=1e-12, schedule="constant"),
@@ -92,7 +96,7 @@ def pairs_of(
 
 def critic(name: str, pairs: int, run: runs.Run) -> tuple[float, float, float]:
     """A step with it over one with a batch mean."""
-    known = {"update": "last(1)", "reward": "random"}
+    known = {"update": "last(1)" if MODEL[0] == "tiny" else "last(6)", "reward": "random"}
     both = [session_of(objective=text, **known) for text in ("reinforce_pp(kl=0)", name)]
     return middle([b / a for a, b in pairs_of(*both, pairs, run)[WARM:]])
 
@@ -160,7 +164,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--only", default="", help="names that hold this text")
+    parser.add_argument(
+        "--model", default="tiny", help="what is measured on it stands under its name"
+    )
     options = parser.parse_args()
+    MODEL[0] = options.model
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     run = runs.Run(FOLDER)
@@ -173,6 +181,7 @@ def main() -> None:
         ("learned", ("scoring", "step"), learned),
         ("curricula", CURRICULA, curriculum),
     ):
+        kind = kind if options.model == "tiny" else f"{kind}, {Path(options.model).name}"
         found.setdefault(kind, {})
         for name in names:
             if options.only in name:
