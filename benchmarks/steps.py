@@ -107,7 +107,7 @@ def learned(name: str, pairs: int, run: runs.Run) -> tuple[float, float, float]:
     (run.folder / "rows.jsonl").write_text(runs.to_lines(rows))
     options = FitOptions(pairs=str(run.folder / "rows.jsonl"))
     if not (folder := run.folder / "judge").exists():
-        reward_model(replace(TrainConfig(), out=str(folder)), options)
+        reward_model(replace(TrainConfig(), model=MODEL[0], out=str(folder)), options)
     text = f"learned({str(folder)!r}, force=True)"
     plain, judged = (session_of(update="last(1)", reward=r) for r in ("random", text))
     ((_, term),) = judged.reward.terms
