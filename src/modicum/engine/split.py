@@ -17,7 +17,7 @@ from torch import Tensor
 
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Trunk
 from modicum.models.attention import Packed
-from modicum.models.cache import Cache
+from modicum.models.cache import Cache, index
 from modicum.models.decoder import Decoder
 from modicum.models.layout import Layout
 from modicum.types import Row
@@ -124,7 +124,7 @@ class SplitDecoding(Decoding):
         self.engine, decoder, device = engine, engine.decoder, engine.device
         lengths = [len(prompt) for prompt in prompts]
         self.group_size = group_size
-        self.cache = Cache(torch.tensor(lengths, device=device), group_size, max_tokens)
+        self.cache = Cache(lengths, group_size, max_tokens, device)
         plan = Packed(lengths, [], [], device, self.cache.store, self.cache.store_states)
         ids_N = torch.tensor([t for prompt in prompts for t in prompt], device=device)
         positions_N, stop = plan.positions_N, engine.lowest if keep else 0
@@ -154,9 +154,9 @@ class SplitDecoding(Decoding):
             hidden_BH = decoder.run(hidden_BH, position_B, self.cache, self.stop)
             self.logits_BV = decoder.logits(decoder.finish(hidden_BH))
 
-    def keep(self, live_B: Tensor) -> None:
-        self.row_B = self.row_B[live_B]
-        self.cache.keep(live_B)
+    def keep(self, live: Sequence[int]) -> None:
+        self.row_B = self.row_B[index(live, self.row_B.device)]
+        self.cache.keep(live)
 
     def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:
         if self.states_STH is None:
@@ -167,6 +167,7 @@ class SplitDecoding(Decoding):
         ]
 
     def skip_to(self, length: int) -> None:
+        self.cache.skip_to(length + 1)  # so that there is room for the next
         self.cache.length = length
 
     def held(self) -> Mapping[str, Sequence[Tensor]]:
