@@ -100,16 +100,15 @@ class Cache:
         self.length = length
         if length > self.room:
             self.room = room_for(length, self.max_tokens)
-            self.rows = {n: tuple(map(self._roomy, held)) for n, held in self.rows.items()}  # type: ignore[misc]
+            for layer, (k_PKGTD, v_PKGTD) in self.rows.items():  # one layer is there twice
+                self.rows[layer] = self._roomy(k_PKGTD), self._roomy(v_PKGTD)
 
     def attend(
         self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: ScoreRule
     ) -> Tensor:
         """Every row's token looks at the prompt, the row's tokens and itself."""
-        (k_PKLD, v_PKLD), (k_PKGTD, v_PKGTD) = (
-            self.prompts[layer],
-            self._written(layer, k_NKD, v_NKD),
-        )
+        k_PKGTD, v_PKGTD = self._written(layer, k_NKD, v_NKD)
+        k_PKLD, v_PKLD = self.prompts[layer]
         q_PKGRD = self._spread(q_NHD * rule.scaling, k_PKLD.shape[1])
         # The queries of a group are laid together for the prompt that they share.
         to_prompt = (q_PKGRD.flatten(2, 3) @ k_PKLD.mT).unflatten(2, q_PKGRD.shape[2:4])
