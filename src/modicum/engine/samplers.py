@@ -19,6 +19,7 @@ from torch import Tensor
 from modicum import machine, spec
 from modicum.config import Compute, Sampling
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
+from modicum.engine.graphs import way_for
 from modicum.engine.sampling import choose, distribution, noise
 from modicum.engine.split import SplitEngine
 from modicum.engine.text import Texts
@@ -217,6 +218,9 @@ class Local(SamplerSettings):
     layout: bool | None = None
     """Whether it has a copy of the weights, laid out for few rows (docs/engine.md); None: for a wide
     model on a CPU."""
+    graphs: bool | None = None
+    """Whether shapes stay, so that a step is captured once as a CUDA graph (docs/engine.md); None: on a
+    GPU."""
 
     def lay(self, decoder: Decoder, device: str) -> Layout | None:
         """The copy for a decoder on such a device, if it has one."""
@@ -233,6 +237,7 @@ class Local(SamplerSettings):
     ) -> Sampler:
         if isinstance(engine, SplitEngine):
             engine.layout = self.lay(engine.decoder, engine.device.type)
+            engine.way = way_for(engine.decoder, engine.device, self.graphs)
         sizes = loaded.end_tokens, rollout_batch, compute.trunk_bytes
         layout = getattr(engine, "layout", None)
         return LocalSampler(engine, loaded.tokenizer, *sizes, layout)
