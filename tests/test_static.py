@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -16,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import random_model
 from modicum import updates
-from modicum.engine import graphs
 from modicum.engine.graphs import FIXED, GROWING, REPLAYED, Way, way_for
 from modicum.engine.samplers import Local
 from modicum.engine.split import SplitDecoding, SplitEngine
@@ -103,7 +103,7 @@ def test_shapes_that_stay_give_what_shapes_that_grow_do(
     "variant",
     [n if n in COMPILED else pytest.param(n, marks=pytest.mark.slow) for n in DENSE],
 )
-def test_a_step_is_one_graph(variant: str, update: str) -> None:
+def test_a_step_is_one_graph(variant: str, update: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With shapes that stay, over 12 tokens, and none is compiled again."""
     prepared = updates.parse(update).apply(deepcopy(model_of(variant)), 0)
     decoder = view(prepared.model)
@@ -112,9 +112,8 @@ def test_a_step_is_one_graph(variant: str, update: str) -> None:
     dynamo.reset()
     with torch.no_grad():
         wanted, found = (begun(decoder, way) for way in (GROWING, FIXED))
-        found.run = graphs.Plain(
-            torch.compile(found._step, fullgraph=True, backend=counter, dynamic=False)
-        )
+        step: Any = torch.compile(found._step, fullgraph=True, backend=counter, dynamic=False)
+        monkeypatch.setattr(found, "_step", step)
         for _ in range(12):
             token_B = wanted.logits_BV.argmax(-1)
             wanted.advance(token_B)
@@ -122,6 +121,17 @@ def test_a_step_is_one_graph(variant: str, update: str) -> None:
             torch.testing.assert_close(found.logits_BV, wanted.logits_BV, atol=2e-5, rtol=2e-5)
     assert counter.frame_count == 1
     dynamo.reset()
+
+
+@pytest.mark.parametrize("way", [GROWING, FIXED])
+def test_what_a_rollout_held_is_dropped_with_it(way: Way) -> None:
+    """At once: a cycle would keep the cache until the collector of garbage comes by."""
+    with torch.inference_mode():
+        decoding = begun(decoder_of(model_of("llama untied")), way)
+        decoded(decoding)
+    held = weakref.ref(decoding.cache)
+    del decoding
+    assert held() is None
 
 
 @pytest.mark.parametrize("variant", EXPERTS)

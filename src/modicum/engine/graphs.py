@@ -25,48 +25,44 @@ WARM = 2  # steps that are run as they are before one is captured
 class Plain:
     """Runs every step as it is."""
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
-
-    def __call__(self, token_N: Tensor, shape: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: Step, token_N: Tensor, shape: Any) -> tuple[Tensor, Tensor]:
         """One step; while `shape` stays, all tensors that it reads and writes must."""
-        return self.step(token_N)
+        return step(token_N)
 
 
 class Graph(Plain):
     """Captures a step of each shape, after two that are run as they are, and replays it. What it
     gives is overwritten by the next step."""
 
-    def __init__(self, step: Step) -> None:
-        super().__init__(step)
+    def __init__(self) -> None:
         self.stream: Any = torch.cuda.Stream()
         self.warm = 0
         self.shape: Any = None
         self.graph: Any = None
         self.found: Any = None  # what it gives
 
-    def __call__(self, token_N: Tensor, shape: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: Step, token_N: Tensor, shape: Any) -> tuple[Tensor, Tensor]:
         if shape != self.shape:
             self.shape, self.warm, self.graph, self.found = shape, 0, None, None
         if self.warm < WARM:
             self.warm += 1
-            return self._aside(token_N)
+            return self._aside(step, token_N)
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             # Other threads may go on using the GPU meanwhile. Nothing is computed here.
             with torch.cuda.graph(
                 self.graph, stream=self.stream, capture_error_mode="thread_local"
             ):
-                self.found = self.step(token_N)
+                self.found = step(token_N)
         self.graph.replay()
         return self.found
 
-    def _aside(self, token_N: Tensor) -> tuple[Tensor, Tensor]:
+    def _aside(self, step: Step, token_N: Tensor) -> tuple[Tensor, Tensor]:
         """A step on the stream of the capture, whose libraries set themselves up for it."""
         main = torch.cuda.current_stream()
         self.stream.wait_stream(main)
         with torch.cuda.stream(self.stream):
-            found = self.step(token_N)
+            found = step(token_N)
         main.wait_stream(self.stream)
         return found
 

@@ -128,7 +128,7 @@ class SplitDecoding(Decoding):
         lengths = [len(prompt) for prompt in prompts]
         self.group_size = group_size
         self.cache = engine.way.plan(lengths, group_size, max_tokens, device)
-        self.run = engine.way.run(self._step)
+        self.run = engine.way.run()
         plan = Packed(lengths, [], [], device, self.cache.store, self.cache.store_states)
         ids_N = torch.tensor([t for prompt in prompts for t in prompt], device=device)
         positions_N, stop = plan.positions_N, engine.lowest if keep else 0
@@ -149,7 +149,7 @@ class SplitDecoding(Decoding):
     def advance(self, token_B: Tensor) -> None:
         cache = self.cache
         cache.advance()
-        entering_NH, logits_NV = self.run(cache.spread(token_B), cache.shape)
+        entering_NH, logits_NV = self.run(self._step, cache.spread(token_B), cache.shape)
         if self.states_STH is not None:
             self.states_STH[self.row_B, cache.length - 1] = cache.living(entering_NH)
         self.logits_BV = cache.living(logits_NV)
