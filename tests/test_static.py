@@ -17,12 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import random_model
 from modicum import updates
+from modicum.config import Compute, Sampling
+from modicum.engine import policy_of
 from modicum.engine.graphs import FIXED, GROWING, REPLAYED, Way, way_for
 from modicum.engine.samplers import Local
 from modicum.engine.split import SplitDecoding, SplitEngine
 from modicum.models import cache
 from modicum.models.cache import room_for
 from modicum.models.decoder import Decoder, view
+from modicum.models.load import load
 from modicum.models.static import Static
 from test_decoder import ALIKE, CPU, PROMPTS, VARIANTS, decoder_of, model_of
 
@@ -121,6 +124,25 @@ def test_a_step_is_one_graph(variant: str, update: str, monkeypatch: pytest.Monk
             torch.testing.assert_close(found.logits_BV, wanted.logits_BV, atol=2e-5, rtol=2e-5)
     assert counter.frame_count == 1
     dynamo.reset()
+
+
+@pytest.mark.parametrize("update", ["last(2)", "lora(rank=2)"])
+def test_a_run_samples_the_same(update: str, small_rooms: None) -> None:
+    """The shipped base, rows that end, trunks kept."""
+    found = []
+    for sampler in ("local(graphs=False)", "local(graphs=True)"):
+        loaded = load("tiny", "cpu", "fp32")
+        prepared = updates.parse(update).apply(loaded.model)
+        policy = policy_of(loaded, prepared, Compute(sampler=sampler))
+        prompts, keys = [(40, 41, 42, 43), (50,), (60, 61)], [("test", n) for n in range(3)]
+        groups = policy.sample(prompts, keys, 6, Sampling(max_tokens=20), keep_trunk=True)
+        found.append([completion for group in groups for completion in group])
+    for one, other in zip(*found, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+        if one.trunk is not None and other.trunk is not None:
+            torch.testing.assert_close(one.trunk.completion, other.trunk.completion)
+    assert len({len(completion.tokens) for completion in found[0]}) > 1
 
 
 @pytest.mark.parametrize("way", [GROWING, FIXED])
