@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -77,6 +76,7 @@ def measured(update: str, device: str, listen: Callable[[], Any]) -> dict[str, C
 
     from modicum import rewards
     from modicum.engine import samplers
+    from modicum.engine.text import Texts
     from modicum.objectives.base import Counts
     from modicum.training import session, step
 
@@ -95,7 +95,7 @@ def measured(update: str, device: str, listen: Callable[[], Any]) -> dict[str, C
     counts = Counts(batch.num_rows, batch.num_tokens, TOKENS)
     sums, found = dict[str, float](), dict[str, Counter[str]]()
     prompts = [group.prompt for group in groups]
-    texts: Any = SimpleNamespace(ends=(), stops=())
+    texts = Texts(None)
 
     def sample() -> None:
         uniforms_RT = torch.rand(PROMPTS * GROUP, TOKENS, device=engine.device)

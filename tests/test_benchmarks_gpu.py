@@ -184,8 +184,9 @@ def test_a_part_runs_on_a_cpu(name: str) -> None:
         assert all(value is True for value in found["deterministic mode"].values())
         assert "error" in found["varlen"]
     if name == "decode":
-        now = found["full, 4 rows"]["today"]
-        assert now["tokens_per_second"] > 0 and now["same_tokens"] == 1 and "drawn" not in now
+        for now in found["full, 4 rows"].values():
+            assert now["tokens_per_second"] > 0 and now["same_tokens"] == 1 and "drawn" not in now
+            assert now["kernels_per_token"]["waits"] == 1 / 16
     if name == "attention":
         assert found["4 rows, mask"]["seconds"] > 0
         assert max(found["2 rows, mask"]["off"].values()) == 0

@@ -237,7 +237,7 @@ def test_decoding_gives_the_whole_forward(variant: str, dtype: torch.dtype) -> N
             model(input_ids=torch.cat([PROMPTS[b // size], row])[None]).logits[0]
             for b, row in enumerate(tokens)
         ]
-        cache = Cache(torch.tensor(lengths), size, steps)
+        cache = Cache(lengths, size, steps, CPU)
         plan = Packed(lengths, [], [], CPU, cache.store, cache.store_states)
         decoder.run(decoder.embed(torch.cat(PROMPTS)), plan.positions_N, plan)
         living = torch.arange(len(tokens))
@@ -245,7 +245,7 @@ def test_decoding_gives_the_whole_forward(variant: str, dtype: torch.dtype) -> N
         for step in range(steps):
             if step in leave:
                 stay = [i for i, b in enumerate(living.tolist()) if b not in leave[step]]
-                cache.keep(torch.tensor(stay))
+                cache.keep(stay)
                 living = living[stay]
             cache.advance()
             with decoder.few_rows(len(living)):
@@ -265,13 +265,13 @@ def test_a_cache_shrinks_when_rows_have_left() -> None:
     model = model_of("llama untied")
     decoder = decoder_of(model)
     with torch.inference_mode():
-        cache = Cache(torch.tensor([7, 4, 9]), 4, 6)
+        cache = Cache([7, 4, 9], 4, 6, CPU)
         plan = Packed([7, 4, 9], [], [], CPU, cache.store)
         decoder.run(decoder.embed(torch.cat(PROMPTS)), plan.positions_N, plan)
         before = cache.rows[0][0].numel()
         cache.advance()
         decoder.run(decoder.embed(torch.arange(1, 13)), cache.position_N(), cache)
-        cache.keep(torch.tensor([0, 3, 9]))
+        cache.keep([0, 3, 9])
     assert cache.rows[0][0].numel() == before // 3
     assert len(cache.prompts[0][0]) == 2
     assert cache.position_N().tolist() == [7, 7, 9]
@@ -280,7 +280,7 @@ def test_a_cache_shrinks_when_rows_have_left() -> None:
 def test_prompts_are_stored_once_for_their_group() -> None:
     decoder = decoder_of(model_of("llama untied"))
     with torch.inference_mode():
-        cache = Cache(torch.tensor([7, 4, 9]), 16, 6)
+        cache = Cache([7, 4, 9], 16, 6, CPU)
         plan = Packed([7, 4, 9], [], [], CPU, cache.store)
         decoder.run(decoder.embed(torch.cat(PROMPTS)), plan.positions_N, plan)
     assert cache.prompts[0][0].shape == (3, 2, 9, 8)

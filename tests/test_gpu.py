@@ -13,6 +13,10 @@ from helpers import metrics_of
 from modicum import updates
 from modicum.config import Compute, Sampling
 from modicum.engine import logprobs, make
+from modicum.engine.graphs import FIXED, GROWING, REPLAYED
+from modicum.engine.samplers import draw
+from modicum.engine.text import Texts
+from modicum.models import cache
 from modicum.models.rounding import rounded
 from modicum.naming import run_folder
 from modicum.training.loop import train
@@ -36,6 +40,26 @@ def test_the_split_engine_is_the_librarys(dtype: torch.dtype, update: str) -> No
     ]
     close = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.2, "rtol": 0.05}
     torch.testing.assert_close(*found, **close)
+
+
+@pytest.mark.parametrize("update", ["full", "lora(rank=2)"])
+def test_a_replayed_graph_gives_what_steps_do(update: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several rooms, with rows that end."""
+    monkeypatch.setattr(cache, "LEAST", 8)
+    device, found = torch.device("cuda"), []
+    prepared = updates.parse(update).apply(random_model("qwen2").to(device), 0)
+    prompts = [(40, 41, 42), (50, 51)]
+    uniforms_RT = torch.rand(8, 40, generator=torch.Generator().manual_seed(0)).to(device)
+    for way in (GROWING, FIXED, REPLAYED):
+        engine: Any = make(prepared.model, device, prepared.lowest_layer, "split")
+        engine.way = way
+        with torch.inference_mode():
+            decoding = engine.decode(prompts, 4, 40, False)
+            found.append(draw(decoding, uniforms_RT, Sampling(), Texts(None, range(0, 282, 20))))
+    for drawn in found[1:]:
+        for (tokens, values), (others, wanted) in zip(drawn, found[0], strict=True):
+            assert tokens == others
+            assert values == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

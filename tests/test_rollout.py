@@ -323,6 +323,25 @@ def test_a_completion_does_not_depend_on_which_rows_have_ended() -> None:
         assert some == more[:stop]
 
 
+@pytest.mark.parametrize("stop", [None, ("1", "a ")])
+def test_a_completion_does_not_depend_on_how_often_it_is_asked(
+    stop: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which rows have ended: after every token, as on a CPU, or once in 16."""
+    sampling = replace(SAMPLING, max_tokens=40, stop=stop)
+    given = (model_of("llama"), PROMPTS, sampling, 8, tuple(range(0, 282, 20)))
+    often = sample(*given)
+    monkeypatch.setattr("modicum.engine.samplers.ASK_EVERY", {})
+    seldom = sample(*given)
+    assert close(often, seldom)
+    assert len({len(t) for t in tokens(often)}) > 8
+    for mine, others in zip(often, seldom, strict=True):
+        for m, o in zip(mine, others, strict=True):
+            assert (m.text, m.finished) == (o.text, o.finished)
+            if m.trunk is not None and o.trunk is not None:
+                assert m.trunk.completion.shape == o.trunk.completion.shape
+
+
 def test_the_models_generation_settings_are_ignored() -> None:
     """OFF-04."""
     model = random_model("qwen2")

@@ -44,7 +44,7 @@ class Decoding(ABC):
         """Feed the chosen token of every living row."""
 
     @abstractmethod
-    def keep(self, live_B: Tensor) -> None:
+    def keep(self, live: Sequence[int]) -> None:
         """Let only the living rows with these numbers, in rising order, go on."""
 
     def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:

@@ -14,7 +14,7 @@ are not in the batch and cost nothing. Scores of packed rows are counted as they
 computed, over whole tables of the longest prompt and row; backward recomputes them.
 
 Left out: the check of two completions by the library's forward, slots of a cache whose row
-has ended, element-wise work, and what does not grow with the tokens (DoRA's norms).
+has ended (and, off a CPU, what such a row still draws), element-wise work, and what does not grow with the tokens (DoRA's norms).
 
 Shapes: W what work grows with (`WORK`), L layer, the head after the last.
 """

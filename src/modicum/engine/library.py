@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from modicum.engine.base import Changed, Decoding, Engine, Prompt
+from modicum.models.cache import index
 from modicum.models.linear import replaced
 from modicum.models.load import inner
 from modicum.types import Row
@@ -171,7 +172,8 @@ class LibraryDecoding(Decoding):
         self.logits_BV = out.logits[:, -1]
         self.position_B = self.position_B + 1
 
-    def keep(self, live_B: Tensor) -> None:
+    def keep(self, live: Sequence[int]) -> None:
+        live_B = index(live, self.position_B.device)
         self._choose(live_B)
         self.position_B = self.position_B[live_B]
         self.mask_BT = None if self.mask_BT is None else self.mask_BT[live_B]
@@ -204,7 +206,8 @@ class UncachedDecoding(Decoding):
         self.length_B, self.longest = self.length_B + 1, self.longest + 1
         self._run()
 
-    def keep(self, live_B: Tensor) -> None:
+    def keep(self, live: Sequence[int]) -> None:
+        live_B = index(live, self.engine.device)
         self.ids_BT, self.length_B = self.ids_BT[live_B], self.length_B[live_B]
 
     def skip_to(self, length: int) -> None:

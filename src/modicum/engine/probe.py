@@ -131,7 +131,7 @@ def _decoded(
         yield from zip(rows, decoding.logits_BV, strict=True)
         if step == 0:
             live = [0, *range(2, len(rows))]
-            decoding.keep(torch.tensor(live, device=device))
+            decoding.keep(live)
             rows = [rows[row] for row in live]
 
 

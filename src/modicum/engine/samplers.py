@@ -6,6 +6,7 @@ and its row in SAMPLERS. The contract suite (tests/test_samplers.py) picks it up
 Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocabulary.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,11 @@ from torch import Tensor
 from modicum import machine, spec
 from modicum.config import Compute, Sampling
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
+from modicum.engine.graphs import way_for
 from modicum.engine.sampling import choose, distribution, noise
 from modicum.engine.split import SplitEngine
 from modicum.engine.text import Texts
+from modicum.models.cache import index
 from modicum.models.decoder import Decoder
 from modicum.models.layout import Layout
 from modicum.models.load import Loaded
@@ -28,6 +31,8 @@ from modicum.types import Completion, Origin, UserError
 from modicum.updates.base import Prepared
 
 WIDE = 512  # of a hidden state, from where a copy of the weights pays
+ASK_EVERY, SELDOM = {"cpu": 1}, 16
+"""Tokens between two questions of which rows have ended, by type of device, and elsewhere."""
 
 
 @dataclass(eq=False)
@@ -142,42 +147,53 @@ def num_trunk_bytes(
 
 
 def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Texts) -> list[Drawn]:
-    """Tokens and log-probs of every row up to its end; UserError for one that is not finite."""
+    """Tokens and log-probs of every row up to its end; UserError for one that is not finite.
+
+    Where the host must wait for an answer, it asks which rows have ended once in `SELDOM` tokens;
+    those that have go on until then, and what they draw is dropped.
+    """
     device, (count, steps) = uniforms_RT.device, uniforms_RT.shape
-    row_B = torch.arange(count, device=device)  # where each living row's results go
+    every, asked = ASK_EVERY.get(device.type, SELDOM), 0
+    rows = list(range(count))  # the living ones
+    row_B = torch.arange(count, device=device)  # where their results go
     tokens_RT = torch.zeros(count, steps, dtype=torch.long, device=device)
     logprobs_RT = torch.zeros(count, steps, device=device)
-    length_R = torch.full_like(row_B, steps)
-    ends = torch.tensor(texts.ends, dtype=torch.long, device=device)
     greedy = sampling.temperature == 0
-    written_R: list[list[int]] = [[] for _ in range(count)]
+    written_R: list[list[int]] = [[] for _ in rows]
     for step in range(steps):
         logprobs_BV = distribution(decoding.logits_BV, sampling)
         token_B = choose(logprobs_BV, uniforms_RT[row_B, step], greedy)
         tokens_RT[row_B, step] = token_B
         logprobs_RT[row_B, step] = logprobs_BV.gather(-1, token_B[:, None]).squeeze(-1)
-        ended_B = torch.isin(token_B, ends)
-        if texts.stops:
-            rows = row_B.tolist()
-            for row, token in zip(rows, token_B.tolist(), strict=True):
-                written_R[row].append(token)
-            ended_B |= torch.tensor([texts.ended(written_R[row]) for row in rows], device=device)
-        live_B = (~ended_B).nonzero().squeeze(-1)
-        if len(live_B) < len(row_B):
-            length_R[row_B[ended_B]] = step + 1
-            row_B, token_B = row_B[live_B], token_B[live_B]
-        if not len(live_B) or step + 1 == steps:
-            break
-        if len(live_B) < len(ended_B):
-            decoding.keep(live_B)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            new = tokens_RT[row_B, asked : step + 1].tolist()
+            asked = step + 1
+            pairs = enumerate(zip(rows, new, strict=True))
+            live = [n for n, (row, tokens) in pairs if not _ended(texts, written_R[row], tokens)]
+            if not live or step + 1 == steps:
+                break
+            if len(live) < len(rows):
+                rows, live_B = [rows[n] for n in live], index(live, device)
+                row_B, token_B = row_B[live_B], token_B[live_B]
+                decoding.keep(live)
         decoding.advance(token_B)
-    if not bool(torch.isfinite(logprobs_RT).all()):
+    pairs = zip(written_R, logprobs_RT.tolist(), strict=True)
+    drawn = [(tuple(tokens), tuple(found[: len(tokens)])) for tokens, found in pairs]
+    if not all(math.isfinite(logprob) for _, found in drawn for logprob in found):
         raise UserError(
             "the model's logits are not numbers (NaN or infinite): its weights are broken, or"
             " they overflow in this dtype"
         )
-    drawn = zip(tokens_RT.tolist(), logprobs_RT.tolist(), length_R.tolist(), strict=True)
-    return [(tuple(tokens[:n]), tuple(found[:n])) for tokens, found, n in drawn]
+    return drawn
+
+
+def _ended(texts: Texts, written: list[int], tokens: Sequence[int]) -> bool:
+    """Whether a row ends within its next tokens; those up to its end join what it has written."""
+    for token in tokens:
+        written.append(token)
+        if texts.ended(written):
+            return True
+    return False
 
 
 class SamplerSettings(spec.Named, ABC):
@@ -202,6 +218,9 @@ class Local(SamplerSettings):
     layout: bool | None = None
     """Whether it has a copy of the weights, laid out for few rows (docs/engine.md); None: for a wide
     model on a CPU."""
+    graphs: bool | None = None
+    """Whether shapes stay, so that a step is captured once as a CUDA graph (docs/engine.md); None: on a
+    GPU."""
 
     def lay(self, decoder: Decoder, device: str) -> Layout | None:
         """The copy for a decoder on such a device, if it has one."""
@@ -218,6 +237,7 @@ class Local(SamplerSettings):
     ) -> Sampler:
         if isinstance(engine, SplitEngine):
             engine.layout = self.lay(engine.decoder, engine.device.type)
+            engine.way = way_for(engine.decoder, engine.device, self.graphs)
         sizes = loaded.end_tokens, rollout_batch, compute.trunk_bytes
         layout = getattr(engine, "layout", None)
         return LocalSampler(engine, loaded.tokenizer, *sizes, layout)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Trunk
+from modicum.engine.graphs import GROWING, Way
 from modicum.models.attention import Packed
-from modicum.models.cache import Cache
+from modicum.models.cache import index
 from modicum.models.decoder import Decoder
 from modicum.models.layout import Layout
 from modicum.types import Row
@@ -44,6 +45,8 @@ class SplitEngine(Engine):
     splits: ClassVar[bool] = True
     layout: Layout | None = None
     """A copy of the weights, if decoding has one; whoever samples refreshes it."""
+    way: Way = GROWING
+    """How it decodes."""
 
     def __init__(self, decoder: Decoder, lowest: int, recomputes: bool = False) -> None:
         self.decoder = decoder
@@ -124,7 +127,8 @@ class SplitDecoding(Decoding):
         self.engine, decoder, device = engine, engine.decoder, engine.device
         lengths = [len(prompt) for prompt in prompts]
         self.group_size = group_size
-        self.cache = Cache(torch.tensor(lengths, device=device), group_size, max_tokens)
+        self.cache = engine.way.plan(lengths, group_size, max_tokens, device)
+        self.run = engine.way.run()
         plan = Packed(lengths, [], [], device, self.cache.store, self.cache.store_states)
         ids_N = torch.tensor([t for prompt in prompts for t in prompt], device=device)
         positions_N, stop = plan.positions_N, engine.lowest if keep else 0
@@ -143,20 +147,25 @@ class SplitDecoding(Decoding):
         self.logits_BV = logits_PV.repeat_interleave(group_size, 0)
 
     def advance(self, token_B: Tensor) -> None:
-        decoder = self.engine.decoder
-        self.cache.advance()
-        position_B = self.cache.position_N()
-        layout = self.engine.layout
-        with layout.used() if layout else decoder.few_rows(len(token_B)):
-            hidden_BH = decoder.run(decoder.embed(token_B), position_B, self.cache, 0, self.stop)
-            if self.states_STH is not None:
-                self.states_STH[self.row_B, self.cache.length - 1] = hidden_BH
-            hidden_BH = decoder.run(hidden_BH, position_B, self.cache, self.stop)
-            self.logits_BV = decoder.logits(decoder.finish(hidden_BH))
+        cache = self.cache
+        cache.advance()
+        entering_NH, logits_NV = self.run(self._step, cache.spread(token_B), cache.shape)
+        if self.states_STH is not None:
+            self.states_STH[self.row_B, cache.length - 1] = cache.living(entering_NH)
+        self.logits_BV = cache.living(logits_NV)
 
-    def keep(self, live_B: Tensor) -> None:
-        self.row_B = self.row_B[live_B]
-        self.cache.keep(live_B)
+    def _step(self, token_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The states that enter the lowest trained layer, if they are kept, and logits."""
+        decoder, cache, layout = self.engine.decoder, self.cache, self.engine.layout
+        position_N = cache.position_N()
+        with layout.used() if layout else decoder.few_rows(len(token_N)):
+            entering_NH = decoder.run(decoder.embed(token_N), position_N, cache, 0, self.stop)
+            hidden_NH = decoder.run(entering_NH, position_N, cache, self.stop)
+            return entering_NH, decoder.logits(decoder.finish(hidden_NH))
+
+    def keep(self, live: Sequence[int]) -> None:
+        self.row_B = self.row_B[index(live, self.row_B.device)]
+        self.cache.keep(live)
 
     def trunks(self, lengths: Sequence[int]) -> list[Trunk | None]:
         if self.states_STH is None:
@@ -167,6 +176,7 @@ class SplitDecoding(Decoding):
         ]
 
     def skip_to(self, length: int) -> None:
+        self.cache.skip_to(length + 1)  # so that there is room for the next
         self.cache.length = length
 
     def held(self) -> Mapping[str, Sequence[Tensor]]:

@@ -6,6 +6,8 @@ Shapes: N living row, P prompt, G member, S = P x G slot, L token of a prompt, T
 row, K key/value head, R query heads that share one, H = K x R query head, D size of a head.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,28 +16,51 @@ from torch import Tensor
 from modicum.models.attention import ScoreRule, States, read
 
 SHRINK = 0.75  # slots are copied together when at most this share of them is needed
+LEAST = 256  # tokens that a slot has room for at first
+
+
+def index(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """The numbers on a device; the host does not wait until it has them."""
+    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
+
+
+def room_for(length: int, most: int) -> int:
+    """Tokens that a slot has room for when it has `length`: doubled until they fit, up to `most`."""
+    return min(most, max(LEAST, 1 << max(0, length - 1).bit_length()))
 
 
 class Cache:
-    """Preallocated keys and values for decoding: prompts once, `max_tokens` a slot; member g of
-    prompt p has slot p x G + g. A call of the layers brings one token of every row."""
+    """Keys and values for decoding: prompts once, and room for the tokens of every row, which is
+    doubled when it is full; member g of prompt p has slot p x G + g. A call of the layers brings one
+    token of every row. Which rows live is known on the host: nothing is asked of the device."""
 
-    def __init__(self, length_P: Tensor, group_size: int, max_tokens: int) -> None:
-        self.length_P, self.group_size, self.max_tokens = length_P, group_size, max_tokens
-        self.padded = len(set(length_P.tolist())) > 1
+    def __init__(
+        self, lengths: Sequence[int], group_size: int, max_tokens: int, device: torch.device
+    ) -> None:
+        self.length_P = index(lengths, device)
+        self.group_size, self.max_tokens = group_size, max_tokens
+        self.padded = len(set(lengths)) > 1
         self.prompts: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> [P, K, L, D] twice
         self.rows: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> [P, K, G, T, D] twice
         self.states: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> of every living row, twice
-        self.slot_N: Tensor | None = None  # of every living row; None: all slots live
+        self.slots: Sequence[int] = range(len(lengths) * group_size)  # of every living row
+        self.slot_N: Tensor | None = None  # the same; None: all slots live
+        self.place_N: tuple[Tensor, Tensor] | None = None  # the same, as prompt and member
+        self.start_N = self.length_P.repeat_interleave(group_size)  # tokens of its prompt
         self.length = 0  # tokens of each row so far, that of the current call included
+        self.room = room_for(1, max_tokens)
         self._masks: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
 
     def store(self, layer: int, k_PLKD: Tensor, v_PLKD: Tensor) -> None:
         """Keep the prompts of a layer and make room for its rows."""
         self.prompts[layer] = tuple(x.transpose(1, 2).contiguous() for x in (k_PLKD, v_PLKD))  # type: ignore[assignment]
         count, _, heads, size = k_PLKD.shape
-        shape = (count, heads, self.group_size, self.max_tokens, size)
-        self.rows[layer] = (k_PLKD.new_empty(shape), v_PLKD.new_empty(shape))
+        shape = (count, heads, self.group_size, self.room, size)
+        self.rows[layer] = (self.empty(k_PLKD, shape), self.empty(v_PLKD, shape))
+
+    def empty(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Room for keys or values; what is never written is never looked at."""
+        return like.new_empty(shape)
 
     def store_states(self, layer: int, *left: Tensor) -> None:
         """Give every slot what its prompt has left in a layer with a state."""
@@ -48,28 +73,42 @@ class Cache:
         self.states[module.layer_idx] = states.after
         return found_N1C[:, 0]
 
+    @property
+    def shape(self) -> Any:
+        """While this stays, so do all tensors; here they never do."""
+        return self.length
+
+    def spread(self, token_N: Tensor) -> Tensor:
+        """The tokens of the rows that are run: the living ones alone."""
+        return token_N
+
+    def living(self, x_NC: Tensor) -> Tensor:
+        """Of what was made of rows that are run: that of the living."""
+        return x_NC
+
     def position_N(self) -> Tensor:
-        """The position of every living row's next token; call `advance` for it first."""
-        position_S = self.length_P.repeat_interleave(self.group_size) + self.length - 1
-        return position_S if self.slot_N is None else position_S[self.slot_N]
+        """The position of the token of every row that is run; call `advance` for it first."""
+        return self.start_N + (self.length - 1)
 
     def advance(self) -> None:
         """A token of every living row comes next."""
-        self.length += 1
+        self.skip_to(self.length + 1)
         self._masks = {}
+
+    def skip_to(self, length: int) -> None:
+        """Rows have so many tokens from now on, and room for them."""
+        self.length = length
+        if length > self.room:
+            self.room = room_for(length, self.max_tokens)
+            for layer, (k_PKGTD, v_PKGTD) in self.rows.items():  # one layer is there twice
+                self.rows[layer] = self._roomy(k_PKGTD), self._roomy(v_PKGTD)
 
     def attend(
         self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: ScoreRule
     ) -> Tensor:
         """Every row's token looks at the prompt, the row's tokens and itself."""
-        (k_PKLD, v_PKLD), held, size = self.prompts[layer], self.rows[layer], self.group_size
-        for x_PKGTD, x_NKD in zip(held, (k_NKD, v_NKD), strict=True):
-            x_PKGD = x_PKGTD[..., self.length - 1, :]
-            if self.slot_N is None:
-                x_PKGD.copy_(x_NKD.unflatten(0, (len(x_PKGD), -1)).transpose(1, 2))
-            else:
-                x_PKGD[self.slot_N // size, :, self.slot_N % size] = x_NKD
-        k_PKGTD, v_PKGTD = (x[..., : self.length, :] for x in held)
+        k_PKGTD, v_PKGTD = self._written(layer, k_NKD, v_NKD)
+        k_PKLD, v_PKLD = self.prompts[layer]
         q_PKGRD = self._spread(q_NHD * rule.scaling, k_PKLD.shape[1])
         # The queries of a group are laid together for the prompt that they share.
         to_prompt = (q_PKGRD.flatten(2, 3) @ k_PKLD.mT).unflatten(2, q_PKGRD.shape[2:4])
@@ -89,6 +128,17 @@ class Cache:
         out_PKGRD = probs[..., longest:] @ v_PKGTD + from_prompt.view(q_PKGRD.shape)
         out_SHD = out_PKGRD.transpose(1, 2).flatten(0, 1).flatten(1, 2)
         return out_SHD if self.slot_N is None else out_SHD.index_select(0, self.slot_N)
+
+    def _written(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values of rows, those of this call included."""
+        for x_PKGTD, x_NKD in zip(self.rows[layer], new, strict=True):
+            x_PKGD = x_PKGTD[..., self.length - 1, :]
+            if self.place_N is None:
+                x_PKGD.copy_(x_NKD.unflatten(0, (len(x_PKGD), -1)).transpose(1, 2))
+            else:
+                prompt_N, member_N = self.place_N
+                x_PKGD[prompt_N, :, member_N] = x_NKD
+        return tuple(x[..., : self.length, :] for x in self.rows[layer])
 
     def _spread(self, q_NHD: Tensor, heads: int) -> Tensor:
         """Queries of the living rows as [P, K, G, R, D], zero in empty slots."""
@@ -112,36 +162,54 @@ class Cache:
             self._masks[window] = (prompt[:, None, None, None] if needed else None), row
         return self._masks[window]
 
-    def keep(self, live_N: Tensor) -> None:
+    def keep(self, live: Sequence[int]) -> None:
         """Only the living rows with these numbers, in rising order, go on."""
-        for layer, held in self.states.items():
-            self.states[layer] = tuple(x[live_N] for x in held)  # type: ignore[assignment]
-        count, size = len(self.length_P), self.group_size
-        every = torch.arange(count * size, device=live_N.device)
-        slot_N = (every if self.slot_N is None else self.slot_N)[live_N]
-        members_P = torch.bincount(slot_N // size, minlength=count)
-        alive_P = members_P > 0
-        needed = int(alive_P.sum()) * int(members_P.max())
-        self.slot_N = slot_N
-        if needed > SHRINK * count * size:
-            return
-        self.group_size = int(members_P.max())
-        group_N = (alive_P.cumsum(0) - 1)[slot_N // size]
-        first_N = (members_P.cumsum(0) - members_P)[slot_N // size]
-        rank_N = torch.arange(len(slot_N), device=slot_N.device) - first_N
-        new_N = group_N * self.group_size + rank_N
-        old_S = slot_N.new_zeros(needed).index_copy_(0, new_N, slot_N)
+        live_N = index(live, self.length_P.device)
+        self.states = {layer: (x[live_N], y[live_N]) for layer, (x, y) in self.states.items()}
+        self.start_N = self.start_N[live_N]
+        self.slots = [self.slots[number] for number in live]
+        count, (needed, _) = len(self.length_P) * self.group_size, self._needed()
+        if needed <= SHRINK * count:
+            self._compact()
+            count = needed
+        self.slot_N = self.place_N = None
+        if len(self.slots) < count:
+            self.slot_N = slot_N = index(self.slots, live_N.device)
+            self.place_N = slot_N // self.group_size, slot_N % self.group_size
+
+    def _needed(self) -> tuple[int, Counter[int]]:
+        """How many slots the living rows need, and how many rows of each prompt live."""
+        members = Counter(slot // self.group_size for slot in self.slots)
+        return len(members) * max(members.values()), members
+
+    def _compact(self) -> Tensor:
+        """Leave out prompts without rows, and slots that no prompt needs; where each slot was."""
+        (needed, members), device = self._needed(), self.length_P.device
+        before, self.group_size = self.group_size, max(members.values())
+        slots = [
+            place * self.group_size + rank
+            for place, count in enumerate(members.values())
+            for rank in range(count)
+        ]
+        were = [0] * needed
+        for slot, was in zip(slots, self.slots, strict=True):
+            were[slot] = was
+        prompt_P, were_S = index([*members], device), index(were, device)
+        where = were_S // before, were_S % before
         for layer, held in self.rows.items():
-            self.prompts[layer] = tuple(x[alive_P] for x in self.prompts[layer])  # type: ignore[assignment]
-            self.rows[layer] = tuple(self._moved(x, old_S // size, old_S % size) for x in held)  # type: ignore[assignment]
-        self.length_P = self.length_P[alive_P]
-        self.slot_N = None if needed == len(new_N) else new_N
+            self.prompts[layer] = tuple(x[prompt_P] for x in self.prompts[layer])  # type: ignore[assignment]
+            self.rows[layer] = tuple(self._moved(x, *where) for x in held)  # type: ignore[assignment]
+        self.length_P, self.slots = self.length_P[prompt_P], slots
+        return were_S
 
     def _moved(self, x_PKGTD: Tensor, prompt_S: Tensor, member_S: Tensor) -> Tensor:
         """The slots (prompt, member), in a new cache for `group_size` members."""
         x_SKTD = x_PKGTD.transpose(1, 2)[prompt_S, member_S, :, : self.length]
-        x_PGKTD = x_SKTD.unflatten(0, (-1, self.group_size))
-        count, _, heads, _, size = x_PGKTD.shape
-        made = x_PKGTD.new_empty(count, heads, self.group_size, self.max_tokens, size)
-        made[..., : self.length, :] = x_PGKTD.transpose(1, 2)
+        return self._roomy(x_SKTD.unflatten(0, (-1, self.group_size)).transpose(1, 2))
+
+    def _roomy(self, x_PKGTD: Tensor) -> Tensor:
+        """A copy with room for more tokens."""
+        *shape, length, size = x_PKGTD.shape
+        made = self.empty(x_PKGTD, (*shape, self.room, size))
+        made[..., :length, :] = x_PKGTD
         return made

@@ -43,6 +43,16 @@ class Decoder:
         self.typed = "full_attention" in (getattr(self.config, "rope_parameters", None) or {})
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
 
+    @property
+    def fixed(self) -> bool:
+        """Whether what a step runs depends on no number of the device: which experts are chosen, or
+        how long the longest row is, for a rope that goes by it."""
+        ropes = getattr(self.decoder.rotary_emb, "rope_type", "")
+        kinds = ropes.values() if isinstance(ropes, dict) else [ropes]
+        modules = [module for layer in self.layers for module in layer.modules()]
+        chosen = any(type(module).__name__.endswith("Experts") for module in modules)
+        return not chosen and not any("dynamic" in kind for kind in kinds)
+
     def embed(self, ids_N: Tensor) -> Tensor:
         """The hidden states [N, H] below the first layer."""
         embedded_NH, scale = self.decoder.embed_tokens(ids_N), self.scales.get("embedding")
@@ -58,7 +68,7 @@ class Decoder:
         recompute: bool = False,
     ) -> Tensor:
         """The hidden states [N, H] after layers start .. stop - 1. `plan` (`attention.Packed` or
-        `cache.Cache`) knows what may look at what; `recompute` keeps only what enters each layer
+        a cache) knows what may look at what; `recompute` keeps only what enters each layer
         for backward (gradient checkpointing)."""
         hidden = hidden_NH[None]
         layers = range(start, self.num_layers if stop is None else stop)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from modicum.config import Sampling, TrainConfig
 from modicum.engine import Engine, Policy, Trunk, make
+from modicum.engine.base import Decoding
 from modicum.engine.logprobs import forward_backward
 from modicum.engine.samplers import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
@@ -163,13 +164,12 @@ class Trace:
         with self.live.category("activations"):
             prompts = self.lengths.prompts(count)
             decoding = self.engine.decode(prompts, group_size, self.room, keep)
-            for category, tensors in decoding.held().items():
-                for tensor in tensors:
-                    self.live.recount(tensor, category)
+            self._recount(decoding)
             drawn = self._draw(decoding.logits_BV, settings)
             self.live.next_pass()
             if longest > 1:
                 decoding.skip_to(longest - 2)
+                self._recount(decoding)  # its room may have grown
             rows, base, grown = count * group_size, inner(self.prepared.model), 0
             if "cache" not in decoding.held():  # the library's grows as it decodes
                 grown = rows * longest * cache_numbers(base.config) * base.dtype.itemsize
@@ -179,6 +179,11 @@ class Trace:
             del drawn, cache
             self._draw(decoding.logits_BV, settings)
             return decoding.trunks([len(row) for row in self._completions(rows, rows)])
+
+    def _recount(self, decoding: Decoding) -> None:
+        for category, tensors in decoding.held().items():
+            for tensor in tensors:
+                self.live.recount(tensor, category)
 
     def _draw(self, logits_BV: Tensor, settings: Sampling) -> Tensor:
         """As `engine.samplers.draw`; returns what that holds on to."""
