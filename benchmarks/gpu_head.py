@@ -47,11 +47,12 @@ def chunked(size: float) -> Iterator[None]:
     """The head runs in chunks of so many MiB."""
     from modicum.engine import logprobs
 
-    before, logprobs.CHUNK_BYTES = logprobs.CHUNK_BYTES, int(size * MIB)
+    before = logprobs.CHUNK_BYTES, logprobs.CUDA_CHUNK_BYTES
+    logprobs.CHUNK_BYTES = logprobs.CUDA_CHUNK_BYTES = int(size * MIB)
     try:
         yield
     finally:
-        logprobs.CHUNK_BYTES = before
+        logprobs.CHUNK_BYTES, logprobs.CUDA_CHUNK_BYTES = before
 
 
 def head(asked: Asked, put: Put) -> None:

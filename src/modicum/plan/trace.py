@@ -71,7 +71,7 @@ class Trace:
         with Live():  # a library's forward is tried out
             kind = (compute.engine, compute.checkpointing)
             self.engine: Engine = make(self.prepared.model, CPU, lowest, *kind)
-        self.engine.device = CPU  # where indices are
+        self.engine.device, self.engine.on_cuda = CPU, not self.on_host  # indices are on the CPU
         try:
             self._run(held)
         finally:
