@@ -34,6 +34,7 @@ from torch import Tensor
 
 from modicum.config import Optimizer
 from modicum.limits import Limits, ShareBelowOne
+from modicum.models.device import up
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.layout import layer_of
@@ -77,6 +78,7 @@ class MatrixMember(OptimizerMember):
     """AdamW but for matrices; members say what is kept of those and which way it leads."""
 
     by_entry = False
+    on_host = ("step", "basis_made")
     rank: int  # a matrix with no more rows or columns gets AdamW
     others = 1.0  # the rate of what gets AdamW, over that of the matrices
 
@@ -232,9 +234,9 @@ class Apollo(MatrixMember):
     def projection(self, name: str, count: int, wide: Tensor) -> Tensor:
         """P of the draw for the step `count` of a tensor, rank x rows of `wide`."""
         mark = f"{self.seed}/{name}/{(count - 1) // self.every}".encode()
-        generator = torch.Generator(wide.device)
+        generator = torch.Generator()  # of the CPU, so that a run may move
         generator.manual_seed(int.from_bytes(sha256(mark).digest()[:7]))
-        drawn = torch.randn(self.rank, len(wide), generator=generator, device=wide.device)
+        (drawn,) = up(wide.device, torch.randn(self.rank, len(wide), generator=generator))
         return drawn / sqrt(self.rank)
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from modicum.models.device import finish
 from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
@@ -220,19 +221,23 @@ class Stepper:
         # Entries stay where they are, being few.
         for name in stopped if prepared.schedule.policy == "cpu" else ():
             master = held[name]
-            self.parked[name] = _moved(self.optimizer.state.pop(master.leaf, {}), "cpu")
+            state = dict(self.optimizer.state.pop(master.leaf, {}))
             if not isinstance(master, SparseMaster) and master.tensor is not master.parameter:
-                self.parked[name]["master"] = master.tensor.detach().to("cpu")
+                state["master"] = master.tensor.detach()
                 self.masters.drop([name])
+            self.parked[name] = self.park(state)
+        finish(self.device)
         self.masters.drop(redone & held.keys())
         self.rebased |= redone & self.visited
         self._add_masters()
         for name in prepared.active.keys() & self.parked.keys():
             state, master = self.parked.pop(name), held[name]
             if "master" in state:
-                master.tensor.copy_(state.pop("master"))
+                master.tensor.copy_(state.pop("master"), non_blocking=True)
             if state:
-                self.optimizer.state[master.leaf] = _moved(state, master.leaf.device)
+                here = set(prepared.rule.on_host)
+                back = {k: _sent(v, self.device) for k, v in state.items() if k not in here}
+                self.optimizer.state[master.leaf] = {**state, **back}
         self.proof.rest()
 
     def _add_masters(self) -> None:
@@ -240,14 +245,23 @@ class Stepper:
             if name not in self.masters.held:
                 self.masters.add(name, parameter, self.entries.get(name))
 
+    @property
+    def device(self) -> torch.device:
+        """Where what trains is."""
+        return next(iter(self.prepared.trainable.values())).device
+
+    def park(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """State on the CPU, in memory that is pinned where there is a GPU: there after `finish`."""
+        return {k: _sent(value, torch.device("cpu")) for k, value in state.items()}
+
     def _forget(self, names: set[str]) -> None:
         for name in names & self.masters.held.keys():
             self.optimizer.state.pop(self.masters.held[name].leaf, None)
             self.parked.pop(name, None)
 
 
-def _moved(state: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
+def _sent(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
 def parts(group: dict[str, Any], factors: Mapping[int, float]) -> Iterator[dict[str, Any]]:
