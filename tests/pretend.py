@@ -24,10 +24,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _setup_privateuseone_for_python_backend,
+)
 
 NAME = "pretend"
-_setup_privateuseone_for_python_backend(NAME)
+
+
+class _Module(_DummyBackendModule):
+    """What `torch.pretend` is."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+
+_setup_privateuseone_for_python_backend(NAME, _Module())
 DEVICE, CPU = torch.device(NAME, 0), torch.device("cpu")
 aten = torch.ops.aten
 
