@@ -50,10 +50,11 @@ WAITS |= {"unique_dim", "unique_consecutive", "repeat_interleave", "_linalg_svd"
 MOVES = {"_to_copy", "copy_", "_copy_from", "_copy_from_and_resize"}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 # What gives a kernel nothing to do.
-VIEWS = set(
-    "view _unsafe_view expand transpose t permute select slice unsqueeze squeeze detach alias split"
-    " split_with_sizes unbind as_strided _reshape_alias lift_fresh diagonal unfold".split()
-)
+VIEWS = {
+    *("view", "_unsafe_view", "expand", "transpose", "t", "permute", "select", "slice", "detach"),
+    *("unsqueeze", "squeeze", "alias", "split", "split_with_sizes", "unbind", "as_strided"),
+    *("_reshape_alias", "lift_fresh", "diagonal", "unfold"),
+}
 
 
 class Sync(NamedTuple):
@@ -171,7 +172,9 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     named = {key: value for key, value in named.items() if key not in ("pin_memory",)}
     with _disable_current_modes():
         found = func(*given, **named)
-    written = [x for a, x in _arguments(func, args, kwargs) if a.alias_info and a.alias_info.is_write]
+    written = [
+        x for a, x in _arguments(func, args, kwargs) if a.alias_info and a.alias_info.is_write
+    ]
     if written and _in_place(func):
         return written[0] if len(written) == 1 else tuple(written)
     if name == "_local_scalar_dense" or not (target == NAME or (ours and target != "cpu")):
@@ -316,7 +319,16 @@ def pretend() -> Iterator[Record]:
         (safetensors.torch, "storage_ptr", lambda x: 0 if isinstance(x, Held) else pointer(x)),
         # CPU memory cannot be pinned without a device that torch knows.
         (Tensor, "pin_memory", lambda tensor: tensor),
-        *((of, "safe_open", lambda path, kind="pt", **k: _File(opened, path, framework=k.pop("framework", kind), **k)) for of in (safetensors.torch, sparse)),
+        *(
+            (
+                of,
+                "safe_open",
+                lambda path, kind="pt", **k: _File(
+                    opened, path, framework=k.pop("framework", kind), **k
+                ),
+            )
+            for of in (safetensors.torch, sparse)
+        ),
     ]
     before = [(of, name, getattr(of, name)) for of, name, _ in patches]
     torch._C._set_only_lift_cpu_tensors(True)

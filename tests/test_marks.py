@@ -24,7 +24,9 @@ def test_the_weights_are_fit() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_bit_or_a_swap_changes_the_sums(dtype: torch.dtype) -> None:
     size = 2 * marks.ROW + 5
-    drawn = torch.randint(0, 256, (size * dtype.itemsize,), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randint(
+        0, 256, (size * dtype.itemsize,), generator=torch.Generator().manual_seed(0)
+    )
     values = drawn.to(torch.uint8).view(dtype)
     bits = values.view(marks.BITS[dtype.itemsize])
     start = marks.sums(values, WEIGHTS_R)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import pretend as pretend_module
 from helpers import metrics_of
 from modicum import cli, runs
 from modicum.config import Compute, Held, Optimizer, Records, TrainConfig
-from modicum.engine import logprobs, split
-from modicum.models.attention import Packed
-from modicum.objectives.base import Objective
-from modicum.objectives.parts import token_mean
 from modicum.training.loop import Observer, train
-from modicum.updates import UPDATES, rules, stepper
+from modicum.updates import UPDATES
 from pretend import Record, pretend
 
 MICRO_BATCHES, STEPS = 2, 2  # of 4 rows each, with a prompt of its own

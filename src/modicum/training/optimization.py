@@ -235,7 +235,9 @@ class Optimization(Stepper):
             target.copy_(value)
         self.masters.publish()
         for name, state in states["optimizer"].items():
-            counted = {key: state[key].cpu() for key in state.keys() & set(self.prepared.rule.on_host)}
+            counted = {
+                key: state[key].cpu() for key in state.keys() & set(self.prepared.rule.on_host)
+            }
             self.optimizer.state[self.masters.held[name].tensor] = {**state, **counted}
         self.parked = {name: self.park(state) for name, state in states["parked"].items()}
         finish(self.device)

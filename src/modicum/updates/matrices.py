@@ -77,8 +77,7 @@ def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> Values
 class MatrixMember(OptimizerMember):
     """AdamW but for matrices; members say what is kept of those and which way it leads."""
 
-    by_entry = False
-    on_host = ("step", "basis_made")
+    by_entry, on_host = False, ("step", "basis_made")
     rank: int  # a matrix with no more rows or columns gets AdamW
     others = 1.0  # the rate of what gets AdamW, over that of the matrices
 
@@ -236,8 +235,8 @@ class Apollo(MatrixMember):
         mark = f"{self.seed}/{name}/{(count - 1) // self.every}".encode()
         generator = torch.Generator()  # of the CPU, so that a run may move
         generator.manual_seed(int.from_bytes(sha256(mark).digest()[:7]))
-        (drawn,) = up(wide.device, torch.randn(self.rank, len(wide), generator=generator))
-        return drawn / sqrt(self.rank)
+        drawn = torch.randn(self.rank, len(wide), generator=generator)
+        return up(wide.device, drawn / sqrt(self.rank))[0]
 
 
 @dataclass(frozen=True)
