@@ -70,9 +70,10 @@ class Keys:
         seen = [[*of] for of in prompts]
         seen += [[*prompts[p], *row] for p, row in zip(row_prompts, rows, strict=True)]
         ends = [0, *accumulate(map(len, seen))]
-        told = (torch.tensor(of, dtype=torch.int32) for of in (starts, ends))
         token_M = torch.tensor([token for of in seen for token in of])
-        return cls(*up(device, token_M, *told), (max(lengths), max(map(len, seen))))
+        ends_S = (torch.tensor(of, dtype=torch.int32) for of in (starts, ends))
+        token_M, queries_S, keys_S = up(device, token_M, *ends_S)
+        return cls(token_M, queries_S, keys_S, (max(lengths), max(map(len, seen))))
 
 
 def attend(

@@ -1,7 +1,6 @@
 """Optimizers that treat matrices in a way of their own: GaLore, APOLLO and Muon.
 
-They do so with the matrices of the layers that have more than `rank` rows and columns; all else
-gets plain AdamW, equal to torch's.
+Of the layers' matrices those with more than `rank` rows and columns; all else has torch's AdamW.
 
 *GaLore* (arXiv 2403.03507), for a matrix of m rows and n columns with gradient G = U S V^T:
 
