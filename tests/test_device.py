@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,24 +66,25 @@ def test_a_cpu_widens_nothing() -> None:
 def test_the_same_again_is_asked_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     device.repeatable(True, CPU)
-    assert not asked and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert not asked
     try:
         device.repeatable(True, CUDA)
         device.repeatable(False, CUDA)
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
     assert asked == [True, False]
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-def test_weights_are_read_straight_onto_a_gpu(tmp_path: Path) -> None:
+def test_weights_are_read_straight_onto_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what cuBLAS must know before its first product."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     source = locate(str(TINY))
-    assert placed(CPU, source) == {}
+    assert placed(CPU, source) == {} and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     assert placed(CUDA, source) == {"device_map": {"": CUDA}}
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert placed(CUDA, replace(source, gguf="model.gguf")) == {}
 
 

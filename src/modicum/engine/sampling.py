@@ -134,15 +134,11 @@ def choose(logprobs_BV: Tensor, uniform_B: Tensor, greedy: bool) -> Tensor:
     cumulative_BV = logprobs_BV.exp().cumsum(-1)
     # Scaled by the last entry, which rounding leaves beside 1.
     level_B1 = (uniform_B[:, None] * cumulative_BV[:, -1:]).to(cumulative_BV.dtype)
-    token_B = torch.searchsorted(cumulative_BV, level_B1, right=True).squeeze(-1)
-    # A uniform that rounds to the very end must not fall on a token of probability 0.
-    last_B = (cumulative_BV < cumulative_BV[:, -1:]).sum(-1)
-    return torch.minimum(token_B, last_B)
+    return _passes(cumulative_BV, level_B1).squeeze(-1)
 
 
 # On CUDA a running sum of floats has no fixed order, and deterministic mode refuses it. There it is
-# the product with a triangle, within blocks of BLOCK tokens and over the sums of the blocks.
-
+# the product with a triangle, within blocks of so many tokens and over the sums of the blocks.
 BLOCK = 512
 
 
@@ -182,6 +178,7 @@ def choose_in_blocks(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def _passes(ends_BS: Tensor, level_B1: Tensor) -> Tensor:
-    """Where running sums pass a level, [B, 1]; at the latest with the last that adds something."""
+    """Where running sums pass a level, [B, 1]."""
+    # A uniform that rounds to the very end must not fall on a token of probability 0.
     last_B1 = (ends_BS < ends_BS[:, -1:]).sum(-1, keepdim=True)
     return torch.minimum(torch.searchsorted(ends_BS, level_B1, right=True), last_B1)

@@ -5,7 +5,6 @@ Each is asked for, or chosen, by device; on a CPU all is as if this module were 
 Shapes: N tokens laid end to end, H hidden, V vocabulary.
 """
 
-import os
 from functools import cache
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 ALIGNED = 16  # bytes, for a view of any dtype
-WORKSPACE = ":4096:8"  # what NVIDIA names for cuBLAS that gives the same again
 LOW = (torch.bfloat16, torch.float16)
 
 
@@ -32,17 +30,15 @@ def up(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def finish(device: torch.device) -> None:
+def finish() -> None:
     """Wait for what was asked of a GPU: copies to the CPU that were not waited for are there."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def repeatable(on: bool, device: torch.device) -> None:
-    """Let a GPU give the same numbers again, at the cost of some time, or not. Call it before the
-    first product of matrices."""
+    """Let a GPU give the same numbers again, at the cost of some time, or not."""
     if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE)
         torch.use_deterministic_algorithms(on)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -52,9 +48,8 @@ def widens(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a product of matrices of a low precision can give fp32 there."""
     if device.type != "cuda" or dtype not in LOW:
         return False
-    side = torch.zeros(16, 16, dtype=dtype, device=device)
     try:
-        torch.mm(side, side, out_dtype=torch.float32)
+        torch.mm(*[torch.zeros(16, 16, dtype=dtype, device=device)] * 2, out_dtype=torch.float32)
     except (TypeError, RuntimeError):
         return False
     return True
@@ -77,8 +72,7 @@ class Widened(torch.autograd.Function):
 
 def logits(head: nn.Module, hidden_NH: Tensor) -> Tensor:
     """Logits [N, V] of a head; in fp32 where the device gives them so without rounding."""
-    weight: Any = getattr(head, "weight", None)
     plain = type(head) is nn.Linear and head.bias is None and "forward" not in vars(head)
-    if plain and weight.dtype == hidden_NH.dtype and widens(hidden_NH.device, weight.dtype):
-        return Widened.apply(hidden_NH, weight)  # type: ignore[no-any-return]
+    if plain and widens(hidden_NH.device, hidden_NH.dtype):
+        return Widened.apply(hidden_NH, head.weight)  # type: ignore[no-any-return]
     return head(hidden_NH)  # type: ignore[no-any-return]

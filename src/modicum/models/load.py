@@ -3,6 +3,7 @@
 Everything that can be wrong with what was named becomes one line.
 """
 
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -180,6 +181,8 @@ def load(
 
 def placed(where: torch.device, source: Source) -> dict[str, Any]:
     """What has the library read weights straight onto a GPU, and not into memory of the host first."""
+    if where.type == "cuda":  # for `device.repeatable`, before the first product of matrices
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return {"device_map": {"": where}} if where.type == "cuda" and not source.gguf else {}
 
 

@@ -28,7 +28,7 @@ from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import ChangeProof
 from modicum.updates.schedule import Decision
-from modicum.updates.stepper import StepCounters, Stepper
+from modicum.updates.stepper import StepCounters, Stepper, sent
 
 SAMPLE = 4096  # entries of a tensor
 ENOUGH = 5  # optimizer steps before it is asked what has arrived
@@ -239,7 +239,7 @@ class Optimization(Stepper):
                 key: state[key].cpu() for key in state.keys() & set(self.prepared.rule.on_host)
             }
             self.optimizer.state[self.masters.held[name].tensor] = {**state, **counted}
-        self.parked = {name: self.park(state) for name, state in states["parked"].items()}
-        finish(self.device)
+        self.parked = {name: sent(state, "cpu") for name, state in states["parked"].items()}
+        finish()
         self.visited, self.rebased = moved, set(parts["base"])
         self._regroup()

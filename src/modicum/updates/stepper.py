@@ -225,8 +225,8 @@ class Stepper:
             if not isinstance(master, SparseMaster) and master.tensor is not master.parameter:
                 state["master"] = master.tensor.detach()
                 self.masters.drop([name])
-            self.parked[name] = self.park(state)
-        finish(self.device)
+            self.parked[name] = sent(state, "cpu")
+        finish()
         self.masters.drop(redone & held.keys())
         self.rebased |= redone & self.visited
         self._add_masters()
@@ -235,9 +235,8 @@ class Stepper:
             if "master" in state:
                 master.tensor.copy_(state.pop("master"), non_blocking=True)
             if state:
-                here = set(prepared.rule.on_host)
-                back = {k: _sent(v, self.device) for k, v in state.items() if k not in here}
-                self.optimizer.state[master.leaf] = {**state, **back}
+                known = {k: state.pop(k) for k in state.keys() & set(prepared.rule.on_host)}
+                self.optimizer.state[master.leaf] = sent(state, master.leaf.device) | known
         self.proof.rest()
 
     def _add_masters(self) -> None:
@@ -245,23 +244,16 @@ class Stepper:
             if name not in self.masters.held:
                 self.masters.add(name, parameter, self.entries.get(name))
 
-    @property
-    def device(self) -> torch.device:
-        """Where what trains is."""
-        return next(iter(self.prepared.trainable.values())).device
-
-    def park(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """State on the CPU, in memory that is pinned where there is a GPU: there after `finish`."""
-        return {k: _sent(value, torch.device("cpu")) for k, value in state.items()}
-
     def _forget(self, names: set[str]) -> None:
         for name in names & self.masters.held.keys():
             self.optimizer.state.pop(self.masters.held[name].leaf, None)
             self.parked.pop(name, None)
 
 
-def _sent(value: Any, device: torch.device) -> Any:
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+def sent(state: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """An optimizer's state elsewhere; on the CPU after `models.device.finish`, in pinned memory."""
+    found = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    return {**state, **{k: v.to(device, non_blocking=True) for k, v in found.items()}}
 
 
 def parts(group: dict[str, Any], factors: Mapping[int, float]) -> Iterator[dict[str, Any]]:
