@@ -10,14 +10,16 @@ import inspect
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from modicum.models.device import LOW
+from modicum.models.device import LOW, up
 
 OLDEST, LARGEST_HEAD = (8, 0), 256  # compute capability, and size of a head, of its kernel
+Keys = tuple[tuple[Tensor, ...], tuple[int, int]]
+"""Which tokens sequences look at [M], where each begins among queries and among these [S]; the longest."""
 
 
 @cache
@@ -37,16 +39,7 @@ def fits(device: torch.device, dtype: torch.dtype, head: int, softcap: float | N
     return right and sized and torch.cuda.get_device_capability(device) >= OLDEST
 
 
-class Keys(NamedTuple):
-    """Which tokens each sequence looks at, and where it begins among queries and among these."""
-
-    token_M: Tensor
-    queries_S: Tensor
-    keys_S: Tensor
-    longest: tuple[int, int]
-
-
-def keys_of(prompts: Sequence[int], of: Sequence[int], rows: Sequence[int]) -> Keys:
+def keys_of(prompts: Sequence[int], of: Sequence[int], rows: Sequence[int], device: Any) -> Keys:
     """Those of prompts of such lengths, and of rows that each go on from one `of` them."""
     starts = [0, *accumulate([*prompts, *rows])]
     seen = [[*range(a, a + n)] for a, n in zip(starts, [*prompts, *rows], strict=False)]
@@ -56,18 +49,19 @@ def keys_of(prompts: Sequence[int], of: Sequence[int], rows: Sequence[int]) -> K
     ends = [0, *accumulate(map(len, seen))]
     token_M = torch.tensor([token for tokens in seen for token in tokens])
     queries_S, keys_S = (torch.tensor(at, dtype=torch.int32) for at in (starts, ends))
-    return Keys(token_M, queries_S, keys_S, (max(*prompts, *rows, 0), max(map(len, seen))))
+    longest = max(*prompts, *rows, 0), max(map(len, seen))
+    return up(device, token_M, queries_S, keys_S), longest
 
 
 def attend(
     keys: Keys, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, scaling: float, window: int | None
 ) -> Tensor:
     """Attention [N, H, D] of every sequence to its keys, backwards, as far back as a window."""
-    k_MKD, v_MKD = (x.index_select(0, keys.token_M) for x in (k_NKD, v_NKD))
+    (token_M, *starts), longest = keys
+    k_MKD, v_MKD = (x.index_select(0, token_M) for x in (k_NKD, v_NKD))
     more: dict[str, Any] = {"enable_gqa": True}
     if "enable_gqa" not in inspect.signature(varlen()).parameters:  # torch 2.11
         times, more = q_NHD.shape[1] // k_NKD.shape[1], {}
         k_MKD, v_MKD = (x.repeat_interleave(times, 1) for x in (k_MKD, v_MKD))
-    places = keys.queries_S, keys.keys_S, *keys.longest
-    sides = (-1 if window is None else window - 1, 0)
-    return varlen()(q_NHD, k_MKD, v_MKD, *places, window_size=sides, scale=scaling, **more)  # type: ignore[no-any-return]
+    more |= {"window_size": (-1 if window is None else window - 1, 0), "scale": scaling}
+    return varlen()(q_NHD, k_MKD, v_MKD, *starts, *longest, **more)  # type: ignore[no-any-return]

@@ -146,7 +146,7 @@ class Masters:
         held = {n: master for n, master in held.items() if master.tensor is not master.parameter}
         plain = {n: m for n, m in held.items() if type(m) is Master and n not in self.drawn}
         if plain:  # rounded to nearest, by a copy of all at once
-            places = [master.parameter for master in plain.values()]
+            places: list[Tensor] = [master.parameter for master in plain.values()]
             torch._foreach_copy_(places, [master.tensor for master in plain.values()])
         for name in held.keys() - plain.keys():
             held[name].parameter.copy_(self.published(name))
