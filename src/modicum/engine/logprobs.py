@@ -132,8 +132,8 @@ def forward_backward(
 
     `counts` are those of the whole batch. What is summed over tokens for the log is added to
     `sums`, if it is given (those of `Objective.token_loss`, `loss`, `tokens` and `entropy`), where
-    the model is: `read` has it. The log-probs themselves are added to `heard`. Returns the reference's log-probs, computed unless they
-    are given; None when the objective needs none.
+    the model is: `read` has it. The log-probs themselves are added to `heard`. Returns the
+    reference's log-probs, computed unless they are given; None when the objective needs none.
     """
     scorer = policy.scorer
     pack = scorer.pack(rows)
