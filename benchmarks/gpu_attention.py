@@ -62,7 +62,7 @@ def masked(case: Case) -> Forward:
 
     of = [p for p in range(case.prompts) for _ in range(case.group)]
     lengths = [case.prompt] * case.prompts, of, [case.row] * len(of)
-    plan = Packed(*lengths, case.device)
+    plan = Packed(*lengths, case.device, store=lambda *_: None)  # as in decoding: never by varlen
     rule = ScoreRule(1 / math.sqrt(case.heads[2]), None, None)
     return lambda q, k, v: plan.attend(0, q, k, v, rule)
 
