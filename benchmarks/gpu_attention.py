@@ -57,12 +57,12 @@ class Case:
 
 
 def masked(case: Case) -> Forward:
-    """As modicum trains now: tables, a mask, heads of keys repeated."""
+    """As modicum trains on a CPU: tables, a mask, heads of keys repeated."""
     from modicum.models.attention import Packed, ScoreRule
 
     of = [p for p in range(case.prompts) for _ in range(case.group)]
     lengths = [case.prompt] * case.prompts, of, [case.row] * len(of)
-    plan = Packed(*lengths, case.device)
+    plan = Packed(*lengths, case.device, store=lambda *_: None)  # as in decoding: never by varlen
     rule = ScoreRule(1 / math.sqrt(case.heads[2]), None, None)
     return lambda q, k, v: plan.attend(0, q, k, v, rule)
 
@@ -122,7 +122,7 @@ WAYS: dict[str, Callable[[Case], Forward]] = {
     "varlen, grouped": grouped,
     "flex": flexible,
 }
-"""The first is the one in use, and in fp32 what all are compared with."""
+"""The first is in use on a CPU, the third on a GPU; in fp32 all are compared with the first."""
 
 
 def gradients(forward: Forward, tensors: list[Tensor]) -> list[Tensor]:

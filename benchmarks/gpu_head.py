@@ -35,7 +35,7 @@ class Wide(torch.autograd.Function):
 
 
 def plainly(hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
-    """As modicum does now: the product in the weights' dtype, made fp32 afterwards."""
+    """As modicum does on a CPU: the product in the weights' dtype, made fp32 afterwards."""
     return hidden_NH @ weight_VH.T
 
 
@@ -47,11 +47,12 @@ def chunked(size: float) -> Iterator[None]:
     """The head runs in chunks of so many MiB."""
     from modicum.engine import logprobs
 
-    before, logprobs.CHUNK_BYTES = logprobs.CHUNK_BYTES, int(size * MIB)
+    before = logprobs.CHUNK_BYTES, logprobs.CUDA_CHUNK_BYTES
+    logprobs.CHUNK_BYTES = logprobs.CUDA_CHUNK_BYTES = int(size * MIB)
     try:
         yield
     finally:
-        logprobs.CHUNK_BYTES = before
+        logprobs.CHUNK_BYTES, logprobs.CUDA_CHUNK_BYTES = before
 
 
 def head(asked: Asked, put: Put) -> None:
@@ -73,14 +74,16 @@ def head(asked: Asked, put: Put) -> None:
     told = []
     for name, product in PRODUCTS.items():
         scorer: Any = SimpleNamespace(
-            vocabulary=vocabulary, logits=lambda h, p=product: p(h, weight_VH)
+            vocabulary=vocabulary,
+            on_cuda=device.type == "cuda",
+            logits=lambda h, p=product: p(h, weight_VH),
         )
         for reads in (True, False) if name == "plain" else (False,):
             for size in chunks:
 
                 def loss(policy_N: Tensor, part: slice, read: bool = reads) -> Tensor:
                     value = policy_N.sum() / count
-                    if read:  # four numbers a chunk, as a step reads now
+                    if read:  # four numbers a chunk, as a step once did
                         for _ in range(4):
                             float(value.detach())
                     return value

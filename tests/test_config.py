@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from modicum import options, settings
-from modicum.commands import plan, report, runs, tasks, train
+from modicum.commands import plan, runs, study, tasks, train
 from modicum.config import (
     KINDS,
     Budget,
@@ -131,7 +131,7 @@ def test_a_config_survives_toml(tmp_path: Path) -> None:
         batch=Steps(3, 5, 2, 7, 11),
         budget=Budget(5e4, "flops", "reward/mean > 1", 0),
         optimizer=Optimizer(1e-7, 0.1, 0.8, 0.95, 1e-12, 0.0, "linear", 3),
-        compute=Compute("cpu", "bf16"),
+        compute=Compute("cpu", "bf16", deterministic=False),
         trust=Trust(True, True),
         evaluation=Held(0, 2, 5),
         records=Records(0, 2, 7, False, True),
@@ -382,7 +382,7 @@ def test_names_are_unique_across_sections(root: type) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        *(EvaluateConfig, train.DemoOptions, runs.ExportOptions, report.Options),
+        *(EvaluateConfig, train.DemoOptions, runs.ExportOptions, study.ReportOptions),
         *(tasks.Options, plan.UpdatesOptions),
     ],
 )

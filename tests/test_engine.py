@@ -17,6 +17,7 @@ from cases import load
 from conftest import FAMILIES, random_model
 from helpers import engine_of
 from modicum.config import Sampling
+from modicum.engine import sampling as drawing
 from modicum.engine.logprobs import logprobs
 from modicum.engine.sampling import choose, distribution, noise, token_logprobs
 from modicum.types import Problem, Row
@@ -222,6 +223,29 @@ def test_choice_at_the_ends_of_a_large_vocabulary(seed: int) -> None:
     for uniform in (0.0, 0.5, 0.99999994):
         tokens = choose(found, torch.full((4,), uniform), greedy=False)
         assert found.gather(1, tokens[:, None]).isfinite().all()
+
+
+def test_choice_in_blocks_is_the_same_choice() -> None:
+    """But for the last bits of running sums, and never a token of probability 0."""
+    draw = torch.Generator().manual_seed(0)
+    found = distribution(3 * torch.randn(500, 5000, generator=draw), Sampling(top_k=300))
+    uniforms = torch.from_numpy(noise(("blocks",), 500))
+    uniforms[:3] = torch.tensor([0.0, 0.99999994, 1.0])
+    tokens = drawing.choose_in_blocks(found.exp(), uniforms)
+    assert (tokens == choose(found, uniforms, greedy=False)).float().mean() > 0.99
+    assert found.gather(1, tokens[:, None]).isfinite().all()
+    sure = torch.zeros(3, 2000)
+    for row, place in enumerate((0, 511, 1999)):
+        sure[row, place] = 1.0
+    for uniform in (0.0, 0.5, 1.0):
+        places = drawing.choose_in_blocks(sure, torch.full((3,), uniform))
+        assert places.tolist() == [0, 511, 1999]
+    # As `cumulative` has it where there is a GPU.
+    x_BV = found.exp()
+    x_BKS = drawing.blocks_of(x_BV)
+    sums_BK = x_BKS.sum(-1)
+    whole = drawing.running(x_BKS) + (drawing.running(sums_BK) - sums_BK)[..., None]
+    torch.testing.assert_close(whole.flatten(-2)[:, :5000], x_BV.cumsum(-1))
 
 
 def test_greedy_choice_takes_the_most_probable() -> None:

@@ -180,7 +180,7 @@ def test_parts_of_the_head_that_are_alike_run_twice(monkeypatch: pytest.MonkeyPa
             sizes.append(len(hidden))
             return hidden @ weight.T
 
-        scorer: Any = SimpleNamespace(vocabulary=50, logits=logits)
+        scorer: Any = SimpleNamespace(vocabulary=50, logits=logits, on_cuda=False)
         live, tokens = Live(), torch.zeros(23, dtype=torch.long)
         context = repeated(live) if again else nullcontext()
         with live, live.phase("head"), context:

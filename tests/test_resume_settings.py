@@ -72,6 +72,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "compute.sampler": ("fixed", "other"),
     "compute.trunk_bytes": ("digits", 0),
     "compute.checkpointing": ("digits", True),
+    "compute.deterministic": ("digits", False),
     "compute.agreement_every": ("free", 0),
     "trust.trust_remote_code": ("free", True),
     "trust.pickled_weights": ("free", True),

@@ -18,7 +18,7 @@ import pytest
 import cut_worker
 from helpers import metrics_of, tensors_of
 from modicum import disk
-from modicum.config import Held, TrainConfig
+from modicum.config import Compute, Held, TrainConfig
 from modicum.runs import read_object
 from modicum.study import launch
 from modicum.study.cell import BASE, Cell
@@ -181,6 +181,37 @@ def test_what_a_signal_ends_goes_on_and_has_not_failed(
     assert {
         label: len(list(tmp_path.glob(f"{out.name}-*"))) for label, out in outs.items()
     } == times
+
+
+def test_every_place_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a run names itself is the run's affair."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(launch, "work", cut_worker.seeing)
+    monkeypatch.setattr(launch, "PRELOAD", ["pytest", "cut_worker"])
+    monkeypatch.setattr(launch, "gpus", lambda: ["3", "5"])
+    devices = {"a": "auto", "b": "cuda", "c": "auto", "named": "cuda:1", "cpu": "cpu"}
+    configs = [
+        TrainConfig(out=str(tmp_path / name), compute=Compute(device=device))
+        for name, device in devices.items()
+    ]
+    cells = [Cell(config.out, config, "base") for config in configs]
+    forkserver._forkserver._stop()
+    try:
+        Processes(2, 1).run(cells, lambda _: None)
+    finally:
+        forkserver._forkserver._stop()
+    seen = [read_object(cell.folder / "result.json")["gpu"] for cell in cells]
+    assert set(seen[:2]) == {"3", "5"}
+    assert seen[2] in ("3", "5") and seen[3:] == [None, None]
+
+
+def test_the_gpus_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert launch.gpus() == []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert launch.gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,7")
+    assert launch.gpus() == ["GPU-a", "7"]
 
 
 def test_a_server_that_is_killed_while_it_starts_is_one_line(

@@ -160,6 +160,8 @@ class Compute(Settings):
     """Most memory for states of frozen layers kept from sampling; past it they are run again."""
     checkpointing: bool | None = chosen(digits(None))
     """Recompute activations in backward: less memory, more time; auto: where it must be."""
+    deterministic: bool = digits(True)
+    """On a GPU only kernels that give the same again, which takes some time."""
     agreement_every: Natural = free(10)
     """Steps between checks by the library's forward, after the first five; 0 makes none."""
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from modicum.config import Sampling
 from modicum.engine.version import version_of
+from modicum.models.device import up
 from modicum.types import Completion, Row
 
 Prompt = tuple[int, ...]
@@ -116,7 +117,7 @@ class Scorer(ABC):
     notes: Sequence[str] = ()  # what a user should know of how this model is run
 
     def __init__(self, head: Tensor, device: torch.device, recomputes: bool = False) -> None:
-        self.device = device
+        self.device, self.on_cuda = device, device.type == "cuda"
         self.vocabulary = len(head)
         self.width = head.shape[1]  # of one hidden state
         self.state_bytes = self.width * head.element_size()
@@ -163,4 +164,4 @@ class Engine(Scorer):
 
 def tokens_of(rows: Sequence[Row], device: torch.device) -> Tensor:
     """All completion tokens [N], row after row."""
-    return torch.tensor([token for row in rows for token in row.tokens], device=device)
+    return up(device, torch.tensor([token for row in rows for token in row.tokens]))[0]

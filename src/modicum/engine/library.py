@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from modicum.engine.base import Changed, Decoding, Engine, Prompt
 from modicum.models.cache import index
+from modicum.models.device import up
 from modicum.models.linear import replaced
 from modicum.models.load import inner
 from modicum.types import Row
@@ -87,7 +88,8 @@ class LibraryEngine(Engine):
         ids_BT = pad_sequence(sequences, batch_first=True)
         firsts = [b * ids_BT.shape[1] + len(row.prompt) - 1 for b, row in enumerate(rows)]
         index = [torch.arange(len(row.tokens)) + at for at, row in zip(firsts, rows, strict=True)]
-        return ids_BT.to(self.device), torch.cat(index).to(self.device)
+        ids_BT, index_N = up(self.device, ids_BT, torch.cat(index))
+        return ids_BT, index_N
 
     def hidden(self, pack: tuple[Tensor, Tensor], trunk: Tensor | None) -> Tensor:
         ids_BT, index_N = pack

@@ -20,12 +20,16 @@ from modicum.config import Sampling
 from modicum.engine.base import Scorer, tokens_of
 from modicum.engine.policy import Policy
 from modicum.engine.sampling import token_logprobs
+from modicum.models.device import up
 from modicum.objectives.base import Counts, Objective, Tokens
 from modicum.types import Row, UserError
 from modicum.updates.base import Prepared
 
 Loss = Callable[..., Tensor]
 CHUNK_BYTES = 64 * 2**20  # logits of one chunk, in fp32
+CUDA_CHUNK_BYTES = 512 * 2**20  # on a GPU, which thinner products leave idle
+Sums = dict[str, Any]
+"""Numbers that are summed over a step, or tensors of one that the host has not asked for."""
 Heard = tuple[Sequence[Row], Tensor, Tensor]
 """Rows, and the log-prob [N] and entropy [N] of their tokens."""
 
@@ -41,7 +45,7 @@ def head_logprobs(
     scorer: Scorer, hidden_NH: Tensor, token_N: Tensor, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
     """Log-prob_N and entropy_N from hidden states, in chunks."""
-    size = max(1, CHUNK_BYTES // (4 * scorer.vocabulary))
+    size = chunk_size(scorer)
     pairs = zip(hidden_NH.split(size), token_N.split(size), strict=True)
     parts = [token_logprobs(scorer.logits(hidden), token, sampling) for hidden, token in pairs]
     return torch.cat([p for p, _ in parts]), torch.cat([e for _, e in parts])
@@ -63,8 +67,7 @@ def backward(
     parts end there only, for a loss that needs whole rows. With `entropy_learns` it is
     `loss(logprob, part, entropy)`, and the entropy has a gradient too.
     """
-    size = max(1, CHUNK_BYTES // (4 * scorer.vocabulary))
-    parts = chunks(len(token_N), size, row_ends)
+    parts = chunks(len(token_N), chunk_size(scorer), row_ends)
     given = scorer, hidden_NH, token_N, sampling, loss, entropy_learns
     found = [of_part(part, *given) for part in parts]
     logprobs, entropies, gradients = zip(*found, strict=True)
@@ -91,6 +94,12 @@ def of_part(
     return logprob.detach(), entropy.detach(), leaf.grad
 
 
+def chunk_size(scorer: Scorer) -> int:
+    """How many tokens have their logits at the same time."""
+    size = CUDA_CHUNK_BYTES if scorer.on_cuda else CHUNK_BYTES
+    return max(1, size // (4 * scorer.vocabulary))
+
+
 def chunks(count: int, size: int, row_ends: Sequence[int] | None = None) -> Iterator[slice]:
     """Stretches of at most `size` of `count` tokens.
 
@@ -115,37 +124,36 @@ def forward_backward(
     rows: Sequence[Row],
     counts: Counts,
     sampling: Sampling,
-    sums: dict[str, float] | None,
+    sums: Sums | None,
     reference_N: Tensor | None = None,
     heard: list[Heard] | None = None,
 ) -> Tensor | None:
     """Add the gradient of the rows' loss to every `grad` of what trains.
 
     `counts` are those of the whole batch. What is summed over tokens for the log is added to
-    `sums`, if it is given (those of `Objective.token_loss`, `loss`, `tokens` and `entropy`); the
-    log-probs themselves to `heard`. Returns the reference's log-probs, computed unless they
-    are given; None when the objective needs none.
+    `sums`, if it is given (those of `Objective.token_loss`, `loss`, `tokens` and `entropy`), where
+    the model is: `read` has it. The log-probs themselves are added to `heard`. Returns the
+    reference's log-probs, computed unless they are given; None when the objective needs none.
     """
     scorer = policy.scorer
-    token_N = tokens_of(rows, scorer.device)
     pack = scorer.pack(rows)
     trunk = scorer.trunk(pack)
     if objective.needs_reference and reference_N is None:
         reference_N = reference_logprobs(scorer, prepared, sampling, rows, pack, trunk)
-    lengths_R = torch.tensor([len(row.tokens) for row in rows], device=scorer.device)
-    drawn = [value for row in rows for value in row.logprobs]
-    advantages = [value for row in rows for value in row.advantages]
-    tokens = Tokens(
-        torch.tensor(drawn, device=scorer.device),
-        torch.tensor(advantages, device=scorer.device),
-        reference_N,
+    lengths_R = torch.tensor([len(row.tokens) for row in rows])
+    token_N, old_N, advantages_N, weights_N, row_N = up(
+        scorer.device,
+        tokens_of(rows, torch.device("cpu")),
+        torch.tensor([value for row in rows for value in row.logprobs]),
+        torch.tensor([value for row in rows for value in row.advantages]),
         objective.weights(lengths_R, counts),
-        torch.arange(len(rows), device=scorer.device).repeat_interleave(lengths_R),
+        torch.arange(len(rows)).repeat_interleave(lengths_R),
     )
+    tokens = Tokens(old_N, advantages_N, reference_N, weights_N, row_N)
 
-    def add(key: str, amount: Tensor | int) -> None:
+    def add(key: str, amount: Tensor) -> None:
         if sums is not None:
-            sums[key] = sums.get(key, 0.0) + float(amount)
+            sums[key] = sums.get(key, 0.0) + amount.double()
 
     def loss(policy_N: Tensor, where: slice, entropy_N: Tensor | None = None) -> Tensor:
         value, found = objective.loss(policy_N, tokens.part(where), entropy_N)
@@ -158,10 +166,18 @@ def forward_backward(
     learns = objective.entropy > 0
     policy_N, entropy_N = backward(scorer, hidden_NH, token_N, sampling, loss, ends, learns)
     add("entropy", entropy_N.sum())
-    add("tokens", len(policy_N))
+    if sums is not None:
+        sums["tokens"] = sums.get("tokens", 0) + len(policy_N)
     if heard is not None:
         heard.append((rows, policy_N, entropy_N))
     return reference_N
+
+
+def read(sums: Sums) -> dict[str, float]:
+    """What was summed, as numbers of the host."""
+    told = {key: value for key, value in sums.items() if isinstance(value, Tensor)}
+    values = torch.stack(list(told.values())).tolist() if told else []
+    return {**sums, **dict(zip(told, values, strict=True))}
 
 
 @torch.no_grad()
@@ -175,7 +191,7 @@ def reference_logprobs(
 ) -> Tensor:
     """Log-probs [N] of the rows' tokens under the reference, which the rows may hold already."""
     if rows[0].reference:
-        return torch.tensor([p for row in rows for p in row.reference], device=scorer.device)
+        return up(scorer.device, torch.tensor([p for row in rows for p in row.reference]))[0]
     if pack is None:
         pack = scorer.pack(rows)
         trunk = scorer.trunk(pack)

@@ -16,6 +16,7 @@ from modicum.engine.split import SplitEngine
 from modicum.engine.text import begun
 from modicum.engine.version import adapter_layers
 from modicum.models.decoder import view
+from modicum.models.device import repeatable
 from modicum.models.load import Loaded, inner
 from modicum.tasks.prompts import stops
 from modicum.types import Completion, UserError
@@ -85,6 +86,7 @@ def policy_of(
 ) -> Policy:
     """The policy of a loaded model, under an update if it trains."""
     compute = compute or Compute()
+    repeatable(compute.deterministic, loaded.device)
     model = loaded.model if prepared is None else prepared.model
     lowest = -1 if prepared is None else prepared.lowest_layer
     engine = make(model, loaded.device, lowest, compute.engine, compute.checkpointing)

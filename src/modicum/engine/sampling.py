@@ -5,7 +5,7 @@ else. A token is drawn by inverting the cumulative distribution at its uniform. 
 completion does not depend on what it was batched with, beyond the last bits of the
 logits, nor on where a run was resumed.
 
-Shapes: B row, V vocabulary, N tokens laid end to end.
+Shapes: B row, V vocabulary, N tokens laid end to end, K block of S tokens.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -55,7 +56,7 @@ def distribution(logits_BV: Tensor, sampling: Sampling, keep_B: Tensor | None = 
     if sampling.top_p < 1.0:
         probs_BV = scores_BV.masked_fill(~keep_BV, float("-inf")).softmax(-1)
         sorted_BV, order_BV = torch.sort(probs_BV, stable=True, dim=-1, descending=True)
-        before_BV = sorted_BV.cumsum(-1) - sorted_BV
+        before_BV = cumulative(sorted_BV) - sorted_BV
         # The margin keeps rounding from letting one token more in (0.5 + 0.3 >= 0.8).
         within_BV = before_BV < sampling.top_p - 1e-6
         within_BV[..., 0] = True
@@ -128,10 +129,56 @@ def choose(logprobs_BV: Tensor, uniform_B: Tensor, greedy: bool) -> Tensor:
     """The token of each row: the most probable, or where the cumulative passes the uniform."""
     if greedy:
         return logprobs_BV.argmax(-1)
+    if logprobs_BV.is_cuda:
+        return choose_in_blocks(logprobs_BV.exp(), uniform_B)
     cumulative_BV = logprobs_BV.exp().cumsum(-1)
     # Scaled by the last entry, which rounding leaves beside 1.
     level_B1 = (uniform_B[:, None] * cumulative_BV[:, -1:]).to(cumulative_BV.dtype)
-    token_B = torch.searchsorted(cumulative_BV, level_B1, right=True).squeeze(-1)
+    return _passes(cumulative_BV, level_B1).squeeze(-1)
+
+
+# On CUDA a running sum of floats has no fixed order, and deterministic mode refuses it. There it is
+# the product with a triangle, within blocks of so many tokens and over the sums of the blocks.
+BLOCK = 512
+
+
+def cumulative(x_BV: Tensor) -> Tensor:
+    """The sums of what stands up to each place of a row, [B, V]."""
+    if not x_BV.is_cuda:
+        return x_BV.cumsum(-1)
+    x_BKS = blocks_of(x_BV)
+    sums_BK = x_BKS.sum(-1)
+    found_BKS = running(x_BKS) + (running(sums_BK) - sums_BK)[..., None]
+    return found_BKS.flatten(-2)[..., : x_BV.shape[-1]]
+
+
+def blocks_of(x_BV: Tensor) -> Tensor:
+    """A row in blocks [B, K, S], the last filled up with zeros."""
+    return F.pad(x_BV, (0, -x_BV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+
+
+def running(x_BS: Tensor) -> Tensor:
+    """Running sums of short rows, by a product with a triangle of ones; they never fall."""
+    side = x_BS.shape[-1]
+    return x_BS @ torch.ones(side, side, dtype=x_BS.dtype, device=x_BS.device).triu()
+
+
+def choose_in_blocks(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """`choose` in two steps: the block, then the token in it by what is left of the level."""
+    probs_BKS = blocks_of(probs_BV)
+    sums_BK = probs_BKS.sum(-1)
+    ends_BK = running(sums_BK)
+    level_B1 = uniform_B[:, None] * ends_BK[:, -1:]
+    block_B1 = _passes(ends_BK, level_B1)
+    before_B1 = (ends_BK - sums_BK).gather(-1, block_B1)
+    index_B1S = block_B1[..., None].expand(-1, -1, BLOCK)
+    within_BS = running(probs_BKS.gather(1, index_B1S).squeeze(1))
+    token_B1 = _passes(within_BS, (level_B1 - before_B1).clamp(min=0))
+    return (block_B1 * BLOCK + token_B1).squeeze(-1)
+
+
+def _passes(ends_BS: Tensor, level_B1: Tensor) -> Tensor:
+    """Where running sums pass a level, [B, 1]."""
     # A uniform that rounds to the very end must not fall on a token of probability 0.
-    last_B = (cumulative_BV < cumulative_BV[:, -1:]).sum(-1)
-    return torch.minimum(token_B, last_B)
+    last_B1 = (ends_BS < ends_BS[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(torch.searchsorted(ends_BS, level_B1, right=True), last_B1)

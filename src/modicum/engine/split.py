@@ -10,6 +10,7 @@ T completion token, H hidden, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -73,17 +74,18 @@ class SplitEngine(Engine):
         row_lengths = [len(row.tokens) - 1 for row in rows]
         ids = [token for row in firsts for token in row.prompt]
         predicts, at = [], len(ids)
-        ends = torch.tensor(prompt_lengths).cumsum(0).tolist()
+        ends = list(accumulate(prompt_lengths))
         for row, group, length in zip(rows, groups, row_lengths, strict=True):
             ids.extend(row.tokens[:-1])
             predicts.append(ends[group] - 1)
             predicts.extend(range(at, at + length))
             at += length
-        plan = Packed(prompt_lengths, groups, row_lengths, self.device)
+        more = [torch.tensor(of) for of in (ids, predicts)]
+        plan = Packed(prompt_lengths, groups, row_lengths, self.device, more=more)
         kept = None
         if all(row.trunk is not None for row in rows):
             kept = [row.trunk.prompt for row in firsts] + [row.trunk.completion for row in rows]
-        ids_N, at_N = (torch.tensor(of, device=self.device) for of in (ids, predicts))
+        ids_N, at_N = plan.more
         return Pack(ids_N, plan, at_N, kept)
 
     def trunk(self, pack: Pack) -> Tensor | None:

@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from modicum.models import flash
+from modicum.models.device import up
+
 NAME = "modicum"
 
 
@@ -120,7 +123,8 @@ def read(module: Any, x_BTH: Tensor, states: States) -> Tensor:
 class Packed:
     """Whole sequences: all prompts, then all rows that each go on from one of them, which may be
     none. `row_prompts[b]` is the prompt of row b. `store` is given the prompts' keys and values [P,
-    L, K, D] of every layer, `store_states` what the prompts leave in a layer with a state."""
+    L, K, D] of every layer, `store_states` what the prompts leave in a layer with a state. `more` are
+    tensors of the caller that go to the device in the same copy."""
 
     def __init__(
         self,
@@ -130,41 +134,45 @@ class Packed:
         device: torch.device,
         store: Callable[[int, Tensor, Tensor], None] | None = None,
         store_states: Callable[[int, Tensor, Tensor], None] | None = None,
+        more: Sequence[Tensor] = (),
     ) -> None:
         self.store, self.store_states = store, store_states
-        lengths = torch.tensor([*prompt_lengths, *row_lengths], device=device)
+        # All on the host, which knows the lengths and need not ask the device for any number.
+        lengths = torch.tensor([*prompt_lengths, *row_lengths])
         starts, count = lengths.cumsum(0) - lengths, len(prompt_lengths)
-        self.length_P = lengths[:count]
-        self.prompt_B = torch.tensor(row_prompts, dtype=torch.long, device=device)
-        self.prompt_PL, prompt_there = _padded(starts[:count], self.length_P)
-        self.row_BT, row_there = _padded(starts[count:], lengths[count:])
-        there = torch.cat([prompt_there.flatten(), row_there.flatten()])
-        self.where_N = there.nonzero().squeeze(-1)
+        length_P, prompt_B = lengths[:count], torch.tensor(row_prompts, dtype=torch.long)
+        prompt_PL, prompt_there = _padded(starts[:count], length_P)
+        row_BT, row_there = _padded(starts[count:], lengths[count:])
+        where_N = torch.cat([prompt_there.flatten(), row_there.flatten()]).nonzero().squeeze(-1)
         # Of every place in the padded tables, prompts before rows: its token.
-        self.token_M = torch.cat([self.prompt_PL.flatten(), self.row_BT.flatten()])
-        self.tight = len(self.token_M) == len(self.where_N)
+        token_M = torch.cat([prompt_PL.flatten(), row_BT.flatten()])
+        self.tight = len(token_M) == len(where_N)
+        self.alike = len({prompt_lengths[prompt] for prompt in row_prompts}) == 1
         # For layers with a state prompts are filled up on the left, so that the last place is
         # their end; then where the real tokens of prompts and of rows are.
-        longest = self.prompt_PL.shape[1]
-        at_PL = torch.arange(longest, device=device) - (longest - self.length_P[:, None])
-        self.left_PL, self.left_there_PL = self.prompt_PL.gather(1, at_PL.clamp(min=0)), at_PL >= 0
-        self.left_N = self.left_there_PL.flatten().nonzero().squeeze(-1)
-        self.right_N = row_there.flatten().nonzero().squeeze(-1)
+        longest = prompt_PL.shape[1]
+        at_PL = torch.arange(longest) - (longest - length_P[:, None])
+        left = prompt_PL.gather(1, at_PL.clamp(min=0)), at_PL >= 0
+        ends = [there.flatten().nonzero().squeeze(-1) for there in (at_PL >= 0, row_there)]
+        tables = length_P, prompt_B, prompt_PL, row_BT
+        positions_N = _positions(*tables)[where_N]
+        made = up(device, *tables, where_N, token_M, positions_N, *left, *ends, *more)
+        self.length_P, self.prompt_B, self.prompt_PL, self.row_BT = made[:4]
+        self.where_N, self.token_M, self.positions_N = made[4:7]
+        self.left_PL, self.left_there_PL, self.left_N, self.right_N, *self.more = made[7:]
         self._masks: dict[int | None, tuple[Tensor | None, Tensor]] = {}
-
-    @property
-    def positions_N(self) -> Tensor:
-        """The position of every token in its sequence, prompt included."""
-        prompts = torch.arange(self.prompt_PL.shape[1], device=self.where_N.device)
-        rows = torch.arange(self.row_BT.shape[1], device=self.where_N.device)
-        first_B = self.length_P[self.prompt_B]
-        every = [prompts.expand(self.prompt_PL.shape), rows + first_B[:, None]]
-        return torch.cat([part.flatten() for part in every])[self.where_N]
+        self.lengths = (prompt_lengths, row_prompts, row_lengths)
+        self._keys: flash.Keys | None = None
 
     def attend(
         self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: ScoreRule
     ) -> Tensor:
         """Prompts look at themselves, rows at their prompt and themselves, all backwards."""
+        head = q_NHD.shape[-1]
+        if self.store is None and flash.fits(q_NHD.device, q_NHD.dtype, head, rule.softcap):
+            if self._keys is None:
+                self._keys = flash.keys_of(*self.lengths, q_NHD.device)
+            return flash.attend(self._keys, q_NHD, k_NKD, v_NKD, rule.scaling, rule.window)
         if not self.tight:
             q_NHD, k_NKD, v_NKD = (
                 _Spread.apply(x, self.token_M, self.where_N) for x in (q_NHD, k_NKD, v_NKD)
@@ -210,7 +218,7 @@ class Packed:
                 back = at_L[:, None] - at_L
                 prompt = (back >= 0) & (back < window)
             length_B = self.length_P[self.prompt_B]
-            if len(set(length_B.tolist())) == 1:
+            if self.alike:
                 length_B = length_B[:1]
             shape = (len(length_B), len(at_T), len(at_L))
             to_prompt = (at_L < length_B[:, None, None]).expand(shape)
@@ -229,6 +237,14 @@ def _padded(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     at = torch.arange(longest, device=start.device)
     last = (length - 1)[:, None]  # of an empty one: the token before it, never used
     return start[:, None] + torch.minimum(at, last), at < length[:, None]
+
+
+def _positions(length_P: Tensor, prompt_B: Tensor, prompt_PL: Tensor, row_BT: Tensor) -> Tensor:
+    """Of every place in the padded tables: the position in its sequence, prompt included."""
+    first_B1 = length_P[prompt_B][:, None]
+    prompts, rows = torch.arange(prompt_PL.shape[1]), torch.arange(row_BT.shape[1])
+    every = [prompts.expand(prompt_PL.shape), rows + first_B1]
+    return torch.cat([part.flatten() for part in every])
 
 
 class _Spread(torch.autograd.Function):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from modicum.models import device
 from modicum.models.attention import NAME, mix
 from modicum.models.configs import KNOWN
 from modicum.models.linear import adapted, adapted_layers, few_rows, linear_layers, replaced
@@ -104,7 +105,7 @@ class Decoder:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of states after the final norm."""
-        logits_NV = self.head(hidden_NH)
+        logits_NV = device.logits(self.head, hidden_NH)
         if "times" in self.scales:
             logits_NV = logits_NV * self.scales["times"]
         if "over" in self.scales:

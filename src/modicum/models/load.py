@@ -3,6 +3,7 @@
 Everything that can be wrong with what was named becomes one line.
 """
 
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -142,6 +143,7 @@ def load(
     composed = "text_config" in said
     logging.disable_progress_bar()  # one line of ours says what is loaded
     rest = {
+        **placed(where, source),
         "dtype": DTYPES[dtype],
         "key_mapping": configs.TEXT_NAMES if composed else None,
         "use_safetensors": None if trust.pickled_weights or source.gguf else True,
@@ -164,7 +166,7 @@ def load(
         raise UserError(f"{name} has no usable tokenizer (is tokenizer.json missing?)")
     ends = end_tokens(model, tokenizer)
     tokenizer.embedding_rows = len(model.get_input_embeddings().weight)  # `tasks.prompts.encode`
-    identity = Identity.of(model, tokenizer, ends, said)  # on the CPU, where the weights still are
+    identity = Identity.of(model, tokenizer, ends, said)
     notes: tuple[str, ...] = ()
     if composed:
         model._weight_conversions = None  # an export has the names of the text alone
@@ -175,6 +177,13 @@ def load(
         identity = replace(identity, hashes={**identity.hashes, **above})
     model.eval().to(where)
     return Loaded(model, tokenizer, ends, where, identity, notes)
+
+
+def placed(where: torch.device, source: Source) -> dict[str, Any]:
+    """What has the library read weights straight onto a GPU, and not into memory of the host first."""
+    if where.type == "cuda":  # for `device.repeatable`, before the first product of matrices
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return {"device_map": {"": where}} if where.type == "cuda" and not source.gguf else {}
 
 
 @contextmanager

@@ -30,8 +30,11 @@ class Master:
         """Add the parameter's gradient to the master's, in fp32."""
         if self.tensor is self.parameter or self.parameter.grad is None:
             return
-        gradient = self.seen(self.parameter.grad).float()
-        self.tensor.grad = gradient if self.tensor.grad is None else self.tensor.grad + gradient
+        gradient = self.seen(self.parameter.grad)
+        if self.tensor.grad is None:
+            self.tensor.grad = gradient.float()
+        else:
+            self.tensor.grad.add_(gradient)
         self.parameter.grad = None
 
     @property
@@ -139,10 +142,14 @@ class Masters:
     @torch.no_grad()
     def publish(self, names: Iterable[str] | None = None) -> None:
         """Write the masters of these, or all, into the model as they were last rounded."""
-        for name in self.held if names is None else names:
-            master = self.held[name]
-            if master.tensor is not master.parameter:
-                master.parameter.copy_(self.published(name))
+        held = {n: self.held[n] for n in (self.held if names is None else names)}
+        held = {n: master for n, master in held.items() if master.tensor is not master.parameter}
+        plain = {n: m for n, m in held.items() if type(m) is Master and n not in self.drawn}
+        if plain:  # rounded to nearest, by a copy of all at once
+            places: list[Tensor] = [master.parameter for master in plain.values()]
+            torch._foreach_copy_(places, [master.tensor for master in plain.values()])
+        for name in held.keys() - plain.keys():
+            held[name].parameter.copy_(self.published(name))
 
 
 class Within(SparseMaster):
@@ -201,8 +208,10 @@ def loses_steps(parameter: Tensor, rounding: str) -> bool:
 @torch.no_grad()
 def too_fine(trainable: Mapping[str, nn.Parameter], learning_rate: float) -> list[str]:
     """Names of tensors whose spacing at their own scale is above twice a step of Adam."""
+    norms = [torch.linalg.vector_norm(p, dtype=torch.float32) for p in trainable.values()]
+    told = zip(trainable.items(), torch.stack(norms).tolist() if norms else [], strict=True)
     return [
         name
-        for name, p in trainable.items()
-        if learning_rate < 0.5 * p.float().square().mean().sqrt().item() * torch.finfo(p.dtype).eps
+        for (name, p), norm in told
+        if learning_rate < 0.5 * norm / p.numel() ** 0.5 * torch.finfo(p.dtype).eps
     ]

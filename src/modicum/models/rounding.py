@@ -45,10 +45,17 @@ def rounded(
         # It is added below the mantissa, and what is there is cut off.
         bits = torch.add(part.view(torch.int32), noise).add_(HALF).bitwise_right_shift_(16)
         drawn.copy_(bits.to(torch.int16).view(dtype))
-        low, high = part.aminmax()  # nan if there is one
-        if not (-largest <= float(low) and float(high) <= largest):
+        if _odd(part, largest):
             drawn.copy_(torch.where(part.abs() <= largest, drawn, part.to(dtype)))
     return found.view(values.shape)
+
+
+def _odd(part: Tensor, largest: float) -> bool:
+    """Whether some of it is beyond `largest` or no number; a GPU is not waited for, and may be so."""
+    if part.device.type != "cpu":
+        return True
+    low, high = part.aminmax()  # nan if there is one
+    return not (-largest <= float(low) and float(high) <= largest)
 
 
 def neighbours(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,8 @@ def settle(
     simple_enough = machine is None or machine.device == "cpu"
     if machine is None:
         where = choose_device(config.compute.device)
-        machine = Machine(f"free on {where}", where.type, free_memory(where), None)
+        kind = "cpu" if where.type == "cpu" else "cuda"  # of another accelerator nothing is known
+        machine = Machine(f"free on {where}", kind, free_memory(where), None)
     room = room_of(machine)
     if simple_enough:
         simple = changed(config, **{name: names[name] for name in free})

@@ -19,7 +19,7 @@ from modicum.engine.logprobs import forward_backward
 from modicum.engine.samplers import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
 from modicum.models.load import inner
-from modicum.models.precision import Masters, loses_steps
+from modicum.models.precision import Masters, is_coarse, loses_steps
 from modicum.objectives.base import Counts, Objective
 from modicum.plan.live import META, Live, without_data
 from modicum.plan.shapes import Lengths, cache_numbers
@@ -72,7 +72,7 @@ class Trace:
         with Live():  # a library's forward is tried out
             kind = (compute.engine, compute.checkpointing)
             self.engine: Engine = make(self.prepared.model, CPU, lowest, *kind)
-        self.engine.device = CPU  # where indices are
+        self.engine.device, self.engine.on_cuda = CPU, not self.on_host  # indices are on the CPU
         try:
             self._run(held)
         finally:
@@ -134,9 +134,9 @@ class Trace:
                     entries[name] = torch.empty(size, dtype=torch.int64, device=META)
             masters = Masters(self.active, entries)
             self.hooks += [m.hook for m in masters.held.values() if getattr(m, "hook", None)]
-            # `precision.too_fine` squares every tensor that it is asked of.
+            # `precision.too_fine` makes every tensor that it is asked of fp32.
             rounding, active = self.config.compute.rounding, self.active.values()
-            sizes = [p.numel() for p in active if loses_steps(p, rounding)]
+            sizes = [p.numel() for p in active if is_coarse(p) and loses_steps(p, rounding)]
             self._hold("other", 4 * max(sizes, default=0))
             return masters
 

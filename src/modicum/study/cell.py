@@ -83,12 +83,14 @@ def failure(folder: Path) -> str:
     return str(read_object(path)["error"]) if path.is_file() else ""
 
 
-def work(cell: Cell, threads: int) -> None:
-    """Run the cell in this process: exit code 0 when it is done or refused.
+def work(cell: Cell, threads: int, gpu: str = "") -> None:
+    """Run the cell in this process, on this GPU if there is one: exit code 0 when it is done or refused.
 
     It is 128 and the signal's number when one ended it, and BUSY when its folder cannot be
     written now. A fault of the program leaves its traceback in the log and exit code 1.
     """
+    if gpu:  # before torch wakes CUDA
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     # Ctrl-C in a terminal goes to a whole group: the parent passes it on, once.
     os.setpgrp()
     parent = parent_process()

@@ -84,6 +84,7 @@ class Processes(Launcher):
 
     They are forked from a server that has the libraries loaded. One that a signal ends goes on once
     more when the others have ended; the second time it has failed, or where asked to end, all do.
+    Of several GPUs each of the `jobs` places has one, which a run takes that names none.
     """
 
     def __post_init__(self) -> None:
@@ -94,25 +95,30 @@ class Processes(Launcher):
     def run(self, cells: Sequence[Cell], ended: Ended) -> None:
         waiting, again = list(cells), list[Cell]()
         threads = self.threads or share_of_cores(self.jobs)
-        running: dict[int, tuple[Cell, ForkServerProcess]] = {}
-        # Read by the libraries when the server loads them.
+        running: dict[int, tuple[Cell, ForkServerProcess, int]] = {}
+        free, cards = list(range(self.jobs)), gpus()
+        # Read by the libraries when the server loads them; it must not wake CUDA for its children.
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         resource_tracker.ensure_running()  # within `deaf` it would unblock what is to be blocked
         with Interrupts() as interrupts:
             while waiting or running:
                 while waiting and len(running) < self.jobs and not interrupts.asked:
-                    cell = waiting.pop(0)
-                    process = context.Process(target=work, args=(cell, threads))
+                    cell, place = waiting.pop(0), free.pop(0)
+                    chooses = bool(cards) and cell.config.compute.device in ("auto", "cuda")
+                    card = [cards[place % len(cards)]] if chooses else []
+                    process = context.Process(target=work, args=(cell, threads, *card))
                     try:
                         with deaf():  # until it can end in order
                             process.start()
                     except (EOFError, ConnectionError):
                         raise FolderError(f"what starts the runs was killed; {GOES_ON}") from None
-                    running[process.sentinel] = (cell, process)
+                    running[process.sentinel] = (cell, process, place)
                 for sentinel in connection.wait(list(running), POLL_SECONDS):
-                    cell, process = running.pop(sentinel)  # type: ignore[arg-type]
+                    cell, process, place = running.pop(sentinel)  # type: ignore[arg-type]
+                    free = sorted([*free, place])
                     number = 0 if cell.done else _signal(process)
                     if number and cell not in again:
                         again.append(cell)
@@ -120,12 +126,12 @@ class Processes(Launcher):
                     elif number in ENDING:
                         interrupts.number = number
                     elif busy := _close(cell, process, number):
-                        _interrupt([process for _, process in running.values()], signal.SIGINT)
+                        _interrupt([of for _, of, _ in running.values()], signal.SIGINT)
                         raise FolderError(f"{cell.label}: {busy}; the same command goes on then")
                     else:
                         ended(cell)
                 if interrupts.asked:
-                    _interrupt([process for _, process in running.values()], interrupts.number)
+                    _interrupt([of for _, of, _ in running.values()], interrupts.number)
                     raise RunInterrupted(GOES_ON, interrupts.number)
 
 
@@ -137,6 +143,14 @@ def named(name: str, jobs: int) -> Launcher:
     if name not in LAUNCHERS:
         raise UserError(f"there is no launcher {name!r}; {nearest(name, LAUNCHERS)}")
     return LAUNCHERS[name](jobs)
+
+
+def gpus() -> list[str]:
+    """The GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (named.split(",") if named else list(map(str, range(count))))[:count]
 
 
 def share_of_cores(jobs: int) -> int:

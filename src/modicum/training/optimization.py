@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from modicum.config import Optimizer
+from modicum.models.device import finish
 from modicum.models.precision import Master, Masters, SparseMaster, is_coarse
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import ChangeProof
 from modicum.updates.schedule import Decision
-from modicum.updates.stepper import StepCounters, Stepper
+from modicum.updates.stepper import StepCounters, Stepper, sent
 
 SAMPLE = 4096  # entries of a tensor
 ENOUGH = 5  # optimizer steps before it is asked what has arrived
@@ -234,10 +235,11 @@ class Optimization(Stepper):
             target.copy_(value)
         self.masters.publish()
         for name, state in states["optimizer"].items():
-            self.optimizer.state[self.masters.held[name].tensor] = dict(state)
-        self.parked = {
-            name: {key: value.to("cpu") for key, value in state.items()}
-            for name, state in states["parked"].items()
-        }
+            counted = {
+                key: state[key].cpu() for key in state.keys() & set(self.prepared.rule.on_host)
+            }
+            self.optimizer.state[self.masters.held[name].tensor] = {**state, **counted}
+        self.parked = {name: sent(state, "cpu") for name, state in states["parked"].items()}
+        finish()
         self.visited, self.rebased = moved, set(parts["base"])
         self._regroup()

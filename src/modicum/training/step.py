@@ -23,7 +23,7 @@ from torch import Tensor
 
 from modicum import machine
 from modicum.draws import EVERYTHING, Taken
-from modicum.engine.logprobs import Heard, forward_backward
+from modicum.engine.logprobs import Heard, Sums, forward_backward, read
 from modicum.engine.slopes import as_array
 from modicum.engine.version import require_origin, require_stops
 from modicum.objectives.base import Counts, Objective
@@ -218,7 +218,7 @@ def _backward(
     size, sampling = session.config.batch.micro_batch, session.config.sampling
     counts = Counts(batch.num_rows, batch.num_tokens, sampling.max_tokens)
     by_group = schedule.by_group and batch.has_signal
-    sums, total = {"loss": 0.0, "tokens": 0.0}, dict[str, Tensor]()
+    sums, total = Sums(loss=0.0, tokens=0.0), dict[str, Tensor]()
     for group, part in _of_groups(batch) if by_group else [(-1, batch)]:
         for number, start in enumerate(range(0, len(part.rows), size)):
             found = forward_backward(
@@ -244,7 +244,7 @@ def _backward(
             held.clear()
     for name, grad in total.items():
         held.masters.held[name].tensor.grad = grad
-    return sums
+    return read(sums)
 
 
 def _of_groups(batch: Batch) -> Iterator[tuple[int, Batch]]:

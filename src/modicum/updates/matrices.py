@@ -1,7 +1,6 @@
 """Optimizers that treat matrices in a way of their own: GaLore, APOLLO and Muon.
 
-They do so with the matrices of the layers that have more than `rank` rows and columns; all else
-gets plain AdamW, equal to torch's.
+Of the layers' matrices those with more than `rank` rows and columns; all else has torch's AdamW.
 
 *GaLore* (arXiv 2403.03507), for a matrix of m rows and n columns with gradient G = U S V^T:
 
@@ -34,6 +33,7 @@ from torch import Tensor
 
 from modicum.config import Optimizer
 from modicum.limits import Limits, ShareBelowOne
+from modicum.models.device import up
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.layout import layer_of
@@ -76,7 +76,7 @@ def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> Values
 class MatrixMember(OptimizerMember):
     """AdamW but for matrices; members say what is kept of those and which way it leads."""
 
-    by_entry = False
+    by_entry, on_host = False, ("step", "basis_made")
     rank: int  # a matrix with no more rows or columns gets AdamW
     others = 1.0  # the rate of what gets AdamW, over that of the matrices
 
@@ -232,10 +232,10 @@ class Apollo(MatrixMember):
     def projection(self, name: str, count: int, wide: Tensor) -> Tensor:
         """P of the draw for the step `count` of a tensor, rank x rows of `wide`."""
         mark = f"{self.seed}/{name}/{(count - 1) // self.every}".encode()
-        generator = torch.Generator(wide.device)
+        generator = torch.Generator()  # of the CPU, so that a run may move
         generator.manual_seed(int.from_bytes(sha256(mark).digest()[:7]))
-        drawn = torch.randn(self.rank, len(wide), generator=generator, device=wide.device)
-        return drawn / sqrt(self.rank)
+        drawn = torch.randn(self.rank, len(wide), generator=generator)
+        return up(wide.device, drawn / sqrt(self.rank))[0]
 
 
 @dataclass(frozen=True)

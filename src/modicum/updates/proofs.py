@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from modicum.models.identity import combined, fingerprint, fingerprints
+from modicum.models.identity import combined, fingerprints
+from modicum.models.marks import mark, marks
 from modicum.models.precision import Masters, SparseMaster, is_coarse
 from modicum.models.rounding import neighbours
 from modicum.types import RunStopped
@@ -23,9 +24,11 @@ class Proof:
 
     def __init__(self, prepared: Prepared, masters: Masters, since: str = "") -> None:
         self.prepared, self.masters, self.since = prepared, masters, since
-        self.frozen = fingerprints(prepared.frozen)
-        self.at_start = combined(self.frozen)
-        self.started = {n: _wide(p) for n, p in prepared.trainable.items()}
+        self.frozen = marks(prepared.frozen)
+        # In checkpoints, which another device may go on from.
+        on_cpu = all(tensor.device.type == "cpu" for tensor in prepared.frozen.values())
+        self.at_start = combined(self.frozen if on_cpu else fingerprints(prepared.frozen))
+        self.started = _wide(prepared.trainable)
         self.resting: dict[str, str] = {}
         self.outside: dict[str, tuple[SparseMaster, str]] = {}
         self.tried: set[str] = set()  # tensors that have had a gradient
@@ -69,14 +72,13 @@ class Proof:
 
     def look(self, names: Iterable[str]) -> None:
         """See which masters have left their start; call before these stop or begin anew."""
-        for name in names:
-            master = self.masters.held[name]
-            left = (
-                bool(master.tensor.any())
-                if isinstance(master, SparseMaster)
-                else _wide(master.tensor) != self.started[name]
-            )
-            if left:
+        held = {name: self.masters.held[name] for name in names}
+        few = {n: m.tensor for n, m in held.items() if isinstance(m, SparseMaster)}
+        whole = _wide({n: m.tensor for n, m in held.items() if n not in few})
+        left = {n for n, now in whole.items() if now != self.started[n]}
+        left |= {n for n, tensor in few.items() if bool(tensor.any())}
+        for name in held:
+            if name in left:
                 self.moved.add(name)
             elif name in self.pushed - self.prepared.schedule.may_return - self.outside.keys():
                 self.moved.discard(name)
@@ -90,7 +92,7 @@ class Proof:
             del self.resting[name]
         for name, parameter in self.prepared.trainable.items():
             if name not in active and name not in self.resting:
-                self.resting[name] = fingerprint(parameter)
+                self.resting[name] = mark(parameter)
         held = self.masters.held
         ended = [name for name, (master, _) in self.outside.items() if held.get(name) is not master]
         self._check_outside("when what trains changed", ended)
@@ -98,25 +100,26 @@ class Proof:
             del self.outside[name]
         for name, master in held.items():
             if isinstance(master, SparseMaster) and name not in self.outside:
-                self.outside[name] = (master, fingerprint(master.at_start()))
+                self.outside[name] = (master, mark(master.at_start()))
 
     def _check_resting(self, when: str, names: Iterable[str]) -> None:
-        for name in sorted(names):
-            if fingerprint(self.prepared.trainable[name]) != self.resting[name]:
+        now = marks({name: self.prepared.trainable[name] for name in names})
+        for name in sorted(now):
+            if now[name] != self.resting[name]:
                 raise RunStopped(f"change proof ({when}): {name} rested and has changed")
 
     def _check_outside(self, when: str, names: Iterable[str]) -> None:
         for name in names:
-            master, mark = self.outside[name]
-            if fingerprint(master.at_start()) != mark:
+            master, known = self.outside[name]
+            if mark(master.at_start()) != known:
                 raise RunStopped(
                     f"change proof ({when}): {name} has changed where it should not train"
                 )
 
     def check(self, when: str, resting: bool = True) -> str:
         """A sentence that says what was proven; RunStopped when it does not hold."""
-        for name, mark in fingerprints(self.prepared.frozen).items():
-            if mark != self.frozen[name]:
+        for name, found in marks(self.prepared.frozen).items():
+            if found != self.frozen[name]:
                 raise RunStopped(
                     f"change proof ({when}): {name} should be frozen and has changed{self.since}"
                 )
@@ -145,12 +148,12 @@ class ChangeProof(Proof):
 
     def __init__(self, prepared: Prepared, masters: Masters) -> None:
         super().__init__(prepared, masters)
-        self.buffers = fingerprints(_buffers(prepared))
+        self.buffers = marks(_buffers(prepared))
 
     def check(self, when: str, resting: bool = True) -> str:
         """Buffers are as they were too, and weights are their masters, rounded."""
-        for name, tensor in _buffers(self.prepared).items():
-            if fingerprint(tensor) != self.buffers.get(name):
+        for name, found in marks(_buffers(self.prepared)).items():
+            if found != self.buffers.get(name):
                 raise RunStopped(f"change proof ({when}): the buffer {name} has changed")
         for name in sorted(self.masters.held.keys() - self.resting.keys()):
             if not torch.equal(self.masters.published(name), self.masters.held[name].parameter):
@@ -181,9 +184,9 @@ class ChangeProof(Proof):
         )
 
 
-def _wide(tensor: Tensor) -> str:
-    """The fingerprint in fp32, so that a weight and its master compare."""
-    return fingerprint(tensor.detach().float())
+def _wide(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The marks in fp32, so that a weight and its master compare."""
+    return marks(tensors, torch.float32)
 
 
 def _buffers(prepared: Prepared) -> dict[str, Tensor]:

@@ -22,6 +22,8 @@ class Rule(ABC):
     """How tensors are moved by their gradients."""
 
     by_entry = True  # whether the step of a number depends on its own gradient and state alone
+    on_host: tuple[str, ...] = ()
+    """What of the state is on the CPU wherever the model is, since the host counts by it."""
     needs_signal = False
     """Whether no step is taken where no group has a signal, as any gradient gives a whole one."""
 

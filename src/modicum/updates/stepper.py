@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from modicum.models.device import finish
 from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
@@ -220,19 +221,22 @@ class Stepper:
         # Entries stay where they are, being few.
         for name in stopped if prepared.schedule.policy == "cpu" else ():
             master = held[name]
-            self.parked[name] = _moved(self.optimizer.state.pop(master.leaf, {}), "cpu")
+            state = dict(self.optimizer.state.pop(master.leaf, {}))
             if not isinstance(master, SparseMaster) and master.tensor is not master.parameter:
-                self.parked[name]["master"] = master.tensor.detach().to("cpu")
+                state["master"] = master.tensor.detach()
                 self.masters.drop([name])
+            self.parked[name] = sent(state, "cpu")
+        finish()
         self.masters.drop(redone & held.keys())
         self.rebased |= redone & self.visited
         self._add_masters()
         for name in prepared.active.keys() & self.parked.keys():
             state, master = self.parked.pop(name), held[name]
             if "master" in state:
-                master.tensor.copy_(state.pop("master"))
+                master.tensor.copy_(state.pop("master"), non_blocking=True)
             if state:
-                self.optimizer.state[master.leaf] = _moved(state, master.leaf.device)
+                known = {k: state.pop(k) for k in state.keys() & set(prepared.rule.on_host)}
+                self.optimizer.state[master.leaf] = sent(state, master.leaf.device) | known
         self.proof.rest()
 
     def _add_masters(self) -> None:
@@ -246,8 +250,10 @@ class Stepper:
             self.parked.pop(name, None)
 
 
-def _moved(state: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
+def sent(state: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """An optimizer's state elsewhere; on the CPU after `models.device.finish`, in pinned memory."""
+    found = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    return {**state, **{k: v.to(device, non_blocking=True) for k, v in found.items()}}
 
 
 def parts(group: dict[str, Any], factors: Mapping[int, float]) -> Iterator[dict[str, Any]]:
