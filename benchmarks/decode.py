@@ -22,8 +22,8 @@ import torch
 from modicum import machine, updates
 from modicum.engine.split import SplitEngine
 from modicum.models.decoder import Decoder
-from modicum.models.layout import Layout
 from modicum.models.load import load
+from modicum.models.weight_copy import WeightCopy
 
 HERE, GROUP = Path(__file__).parent, 8
 UPDATES = ("full", "last(6)", "lora(rank=8)")
@@ -64,7 +64,7 @@ def measure(model: str, update: str, dtype: str, options: Any) -> list[dict[str,
         if "lora_B" in name:
             torch.nn.init.normal_(tensor.data, std=0.02)
     engine = SplitEngine(Decoder(prepared.model), prepared.lowest_layer)
-    copy = Layout(engine.decoder)
+    copy = WeightCopy(engine.decoder)
     laid, _ = spent(copy.refresh)
     copy.moved(prepared.active.values())
     again, _ = spent(copy.refresh)
@@ -77,7 +77,7 @@ def measure(model: str, update: str, dtype: str, options: Any) -> list[dict[str,
         for repeat in range(options.repeat + 1):
             logits = {}
             for with_copy in (False, True) if repeat % 2 else (True, False):
-                engine.layout = copy if with_copy else None
+                engine.weight_copy = copy if with_copy else None
                 taken, logits[with_copy] = decoded(engine, rows, options.tokens)
                 if repeat:
                     seconds[with_copy].append(taken)

@@ -15,23 +15,9 @@ from gpu import Asked, Put
 from gpu_base import MIB, apart, attempt, device_of, dtype_of, peak, seconds
 from torch import Tensor
 
+from modicum.models.device import Widened
+
 CHUNKS = (64, 256, 512, 1024)  # MiB of logits in fp32
-
-
-class Wide(torch.autograd.Function):
-    """Logits in fp32 from bf16 states and weights, which are not rounded on the way."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden_NH, weight_VH)
-        return torch.mm(hidden_NH, weight_VH.T, out_dtype=torch.float32)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        hidden_NH, weight_VH = ctx.saved_tensors
-        slope_NV = grad_outputs[0].to(weight_VH.dtype)
-        of_weight = slope_NV.T @ hidden_NH if ctx.needs_input_grad[1] else None
-        return slope_NV @ weight_VH, of_weight
 
 
 def plainly(hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
@@ -39,7 +25,10 @@ def plainly(hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
     return hidden_NH @ weight_VH.T
 
 
-PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"plain": plainly, "fp32 out": Wide.apply}
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "plain": plainly,
+    "fp32 out": Widened.apply,
+}
 
 
 @contextmanager

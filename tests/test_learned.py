@@ -22,7 +22,7 @@ from modicum.commands import difficulty
 from modicum.config import TrainConfig
 from modicum.engine import Policy
 from modicum.engine.reward import beside, classifier, in_parts, scores
-from modicum.learned import Pair, paired, pairwise, pointwise, split
+from modicum.learned import Preference, paired, pairwise, pointwise, split
 from modicum.models.adapters import quiet as quiet_peft
 from modicum.plan import hardware, overall
 from modicum.report.figures import gold
@@ -70,9 +70,9 @@ def test_the_area_under_the_curve() -> None:
 
 def pair(
     question: str, chosen: Sequence[int], rejected: Sequence[int], weight: float = 1.0
-) -> Pair:
+) -> Preference:
     said = (chosen, f"yes{chosen}"), (rejected, f"no{rejected}")
-    return Pair(question, (3, 4), *said, weight)
+    return Preference(question, (3, 4), *said, weight)
 
 
 def test_a_report_counts_problems_and_not_pairs() -> None:
@@ -91,9 +91,9 @@ def test_a_report_counts_problems_and_not_pairs() -> None:
 
 
 def test_answers_alone_are_a_rival() -> None:
-    def said(right: str, wrong: str) -> Pair:
+    def said(right: str, wrong: str) -> Preference:
         texts = (((5,), f"So <answer>{right}</answer>"), ((6,), f"Then <answer>{wrong}</answer>"))
-        return Pair(f"{right} or {wrong}?", (3,), *texts)
+        return Preference(f"{right} or {wrong}?", (3,), *texts)
 
     # In training 7 is right twice and wrong once, 1 wrong twice: (2+1)/(1+1), 1/(2+1), else 1.
     train = [said("7", "1"), said("7", "1"), said("3", "7")]
@@ -185,9 +185,9 @@ def test_preferences_as_the_hub_has_them(tmp_path: Path) -> None:
     found, told = learned.read(str(path), ids)
     assert told == {}
     assert found == [
-        Pair("one?", (111, 110, 101, 63), ((97,), "a"), ((98,), "b"), 0.5),
-        Pair("one?", (111, 110, 101, 63), ((97,), "a"), ((99,), "c"), 0.5),
-        Pair("three?", (116, 104, 114, 101, 101, 63), ((120,), "x"), ((121,), "y"), 1.0),
+        Preference("one?", (111, 110, 101, 63), ((97,), "a"), ((98,), "b"), 0.5),
+        Preference("one?", (111, 110, 101, 63), ((97,), "a"), ((99,), "c"), 0.5),
+        Preference("three?", (116, 104, 114, 101, 101, 63), ((120,), "x"), ((121,), "y"), 1.0),
     ]
     import datasets
 
@@ -267,7 +267,7 @@ def test_labels_are_shuffled_and_what_learns_nothing_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ["--pairs", reward_model["rows"], "--model", folders["qwen2"], "--out", tmp_path / "x"]
-    taught: list[Pair] = []
+    taught: list[Preference] = []
     monkeypatch.setattr(learned, "fit", lambda model, pairs, *_: taught.extend(pairs))
     assert cli.run(["reward-model", *map(str, words), "--shuffle-labels", "--epochs", "2"]) == 1
     turned = sum(pair.chosen[1].startswith("<b>") for pair in taught)
@@ -689,6 +689,8 @@ def test_a_plan_counts_the_reward_model(config: TrainConfig, reward_model: dict[
     assert parts["reward model"] == file.stat().st_size and "reward model" not in without
     assert parts["reference"] > without.get("reference", 0) == 0
     assert learned_.flops.training > plain.flops.training
+    with pytest.raises(UserError, match="nowhere holds no reward model"):
+        overall.make(replace(config, reward="learned('nowhere')"), hardware.parse("48 GB"))
     assert learned_.flops.sampling == plain.flops.sampling
 
 

@@ -62,21 +62,22 @@ def cut_and_resumed(config: TrainConfig) -> Record:
 
 @pytest.mark.parametrize("update", FEW)
 def test_a_run_stays_on_its_device(quick: TrainConfig, update: str) -> None:
-    cut_and_resumed(replace(on_device(quick), update=update))
+    assert cut_and_resumed(replace(on_device(quick), update=update)).count
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["split", "library"])
 @pytest.mark.parametrize("update", EXAMPLES)
 def test_every_member_stays_on_its_device(quick: TrainConfig, update: str, engine: Any) -> None:
-    cut_and_resumed(replace(on_device(quick, engine=engine), update=update))
+    assert cut_and_resumed(replace(on_device(quick, engine=engine), update=update)).count
 
 
 @pytest.mark.parametrize(
     "objective", ["ppo(warmup=0)", "grpo(kl=0.04, kl_form='k1_reward')", "dapo(entropy=0.01)"]
 )
 def test_an_objective_stays_on_its_device(quick: TrainConfig, objective: str) -> None:
-    cut_and_resumed(replace(on_device(quick), update="last(1)", objective=objective))
+    config = replace(on_device(quick), update="last(1)", objective=objective)
+    assert cut_and_resumed(config).count
 
 
 def test_a_learned_reward_stays_on_its_device(
@@ -89,7 +90,7 @@ def test_a_learned_reward_stays_on_its_device(
     with contextlib.redirect_stdout(None):
         assert cli.run(["reward-model", *map(str, options)]) == 0
     reward = f"learned({str(tmp_path / 'reward')!r})"
-    cut_and_resumed(replace(on_device(quick), update="last(1)", reward=reward))
+    assert cut_and_resumed(replace(on_device(quick), update="last(1)", reward=reward)).count
 
 
 # How often the host waits -------------------------------------------------------------------

@@ -36,7 +36,7 @@ Tokens = Sequence[int]
 Loss = Callable[..., Tensor]
 
 
-class Pair(NamedTuple):
+class Preference(NamedTuple):
     """Two answers to a problem, tokens and text, the better one first; 1 over the problem's pairs."""
 
     question: str
@@ -51,7 +51,7 @@ class Pair(NamedTuple):
         return abs(math.log(len(self.chosen[0]) / len(self.rejected[0]))) <= MATCHED
 
 
-def paired(question: str, prompt: Tokens, group: Iterable[Graded], seed: int) -> list[Pair]:
+def paired(question: str, prompt: Tokens, group: Iterable[Graded], seed: int) -> list[Preference]:
     """At most `MOST` pairs of different texts, those of matched lengths first, drawn by `seed`.
 
     Of what has ended, has an answer that can be read, and the same verdict strictly and leniently.
@@ -61,15 +61,15 @@ def paired(question: str, prompt: Tokens, group: Iterable[Graded], seed: int) ->
         if completion.finished and grade.extracted is not None and grade.strict == grade.lenient:
             sides[grade.strict].setdefault(completion.text, completion.tokens)
     wrong, right = ([(tokens, text) for text, tokens in side.items()] for side in sides)
-    found = [Pair(question, prompt, one, two) for one, two in itertools.product(right, wrong)]
+    found = [Preference(question, prompt, one, two) for one, two in itertools.product(right, wrong)]
     random.Random(f"{seed}/{question}").shuffle(found)
     found = sorted(found, key=lambda pair: not pair.matched)[:MOST]
     return [pair._replace(weight=1 / len(found)) for pair in found]
 
 
-def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
+def split(pairs: Sequence[Preference], seed: int) -> dict[str, list[Preference]]:
     """The pairs of 80 % of problems to train on, of 10 % each to tune and to test."""
-    found: dict[str, list[Pair]] = {"train": [], "tune": [], "test": []}
+    found: dict[str, list[Preference]] = {"train": [], "tune": [], "test": []}
     for pair in pairs:
         text = f"{seed}/{pair.question}".encode("utf-8", "surrogatepass")
         place = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") % 10
@@ -77,16 +77,18 @@ def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
     return found
 
 
-def read(path: str, encoded: Callable[..., Sequence[Tokens]]) -> tuple[list[Pair], dict[str, Any]]:
+def read(
+    path: str, encoded: Callable[..., Sequence[Tokens]]
+) -> tuple[list[Preference], dict[str, Any]]:
     """The pairs of `modicum pairs`, with what its file says; or a file or folder of preferences.
 
     `encoded` makes tokens of a prompt and of answers that have ended, and is told where they stand.
     """
-    place, groups = Path(path).expanduser(), defaultdict[str, list[Pair]](list)
+    place, groups = Path(path).expanduser(), defaultdict[str, list[Preference]](list)
     if place.suffix == ".json" and place.is_file() and place.read_bytes()[:1] == b"{":
         made = read_object(place)
         try:
-            return [Pair(*row) for row in made["pairs"]], made
+            return [Preference(*row) for row in made["pairs"]], made
         except (LookupError, TypeError) as error:
             raise UserError(f"{path} is no file of modicum pairs ({error!r})") from None
     parts = readers.from_hub("reward-model", str(place), None, None) if place.is_dir() else {}
@@ -97,7 +99,7 @@ def read(path: str, encoded: Callable[..., Sequence[Tokens]]) -> tuple[list[Pair
         question, *texts = (_said(record, column) for column in COLUMNS)
         if texts[0] != texts[1]:
             prompt, one, two = encoded(record.where, question, *texts)
-            groups[question].append(Pair(question, prompt, (one, texts[0]), (two, texts[1])))
+            groups[question].append(Preference(question, prompt, (one, texts[0]), (two, texts[1])))
     return [p._replace(weight=1 / len(of)) for of in groups.values() for p in of], {}
 
 
@@ -134,14 +136,16 @@ def adapted(model: Any, rank: int, targets: str, seed: int) -> Any:
             raise UserError(f"targets: {' '.join(str(error).split()):.200}") from None
 
 
-def scored(model: Any, pairs: Sequence[Pair], size: int) -> Iterator[Tensor]:
+def scored(model: Any, pairs: Sequence[Preference], size: int) -> Iterator[Tensor]:
     """The scores [B, 2] of pairs, so many at a time."""
     for part in (pairs[at : at + size] for at in range(0, len(pairs), size)):
         rows = [(*pair.prompt, *tokens) for pair in part for tokens, _ in pair[2:4]]
         yield scores(model, rows).unflatten(0, (-1, 2))
 
 
-def fit(model: Any, pairs: Sequence[Pair], loss: Loss, rate: float, sizes: tuple[int, int]) -> None:
+def fit(
+    model: Any, pairs: Sequence[Preference], loss: Loss, rate: float, sizes: tuple[int, int]
+) -> None:
     """Train on the pairs in this order; `sizes`: pairs of a step, and of a forward."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.0)
@@ -157,7 +161,7 @@ def fit(model: Any, pairs: Sequence[Pair], loss: Loss, rate: float, sizes: tuple
         optimizer.zero_grad()
 
 
-def by_problem(pairs: Sequence[Pair], both: Any) -> list[float]:
+def by_problem(pairs: Sequence[Preference], both: Any) -> list[float]:
     """The share of pairs that a score puts right, ties half, of every problem."""
     found = defaultdict[str, list[float]](list)
     for pair, (one, two) in zip(pairs, both, strict=True):
@@ -171,7 +175,10 @@ def answer(text: str) -> str:
 
 
 def judge(
-    tests: Sequence[Pair], both: Any, formed: Callable[[str], Any], train: Sequence[Pair] = ()
+    tests: Sequence[Preference],
+    both: Any,
+    formed: Callable[[str], Any],
+    train: Sequence[Preference] = (),
 ) -> dict[str, Any]:
     """The report of scores of held-out pairs, beside rivals that know nothing of the problem.
 

@@ -45,7 +45,7 @@ def run_pairs(args: list[str]) -> int:
     """Draw completions of the untrained model and pair right with wrong ones."""
     found, options, config = read("pairs", args, Options)
 
-    from modicum.learned import Pair, paired, split
+    from modicum.learned import Preference, paired, split
 
     session = drawer(config)
 
@@ -56,7 +56,7 @@ def run_pairs(args: list[str]) -> int:
 
     count = options.problems or PROBLEMS
     path, made = gather(session, "pairs", count, options, {"pairs": []}, enter)
-    parts = split([Pair(*pair) for pair in made["pairs"]], config.seed)
+    parts = split([Preference(*pair) for pair in made["pairs"]], config.seed)
     told: dict[str, Any] = {**made, "pairs": {part: len(of) for part, of in parts.items()}}
     show(found.json, {"file": str(path), **told}, say("pairs", file=path, **told))
     return 0

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from modicum.config import Sampling
 from modicum.engine.version import version_of
 from modicum.models.device import up
+from modicum.models.weight_copy import WeightCopy
 from modicum.types import Completion, Row
 
 Prompt = tuple[int, ...]
@@ -153,6 +154,7 @@ class Scorer(ABC):
 class Engine(Scorer):
     """A scorer that can also decode, token by token, for the sampler `local`."""
 
+    weight_copy: WeightCopy | None = None  # what it decodes with; whoever samples refreshes it
     of_one_length: bool = False  # whether only prompts of one length can be decoded together
 
     @abstractmethod

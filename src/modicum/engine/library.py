@@ -21,8 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from modicum.engine.base import Changed, Decoding, Engine, Prompt
-from modicum.models.cache import index
-from modicum.models.device import up
+from modicum.models.device import index, up
 from modicum.models.linear import replaced
 from modicum.models.load import inner
 from modicum.types import Row

@@ -23,10 +23,10 @@ from modicum.engine.graphs import way_for
 from modicum.engine.sampling import choose, distribution, noise
 from modicum.engine.split import SplitEngine
 from modicum.engine.text import Texts
-from modicum.models.cache import index
 from modicum.models.decoder import Decoder
-from modicum.models.layout import Layout
+from modicum.models.device import index
 from modicum.models.load import Loaded
+from modicum.models.weight_copy import WeightCopy
 from modicum.types import Completion, Origin, UserError
 from modicum.updates.base import Prepared
 
@@ -51,25 +51,24 @@ class LocalSampler(Sampler):
     end_tokens: Sequence[int]
     rollout_batch: int = 512
     trunk_bytes: int = 0
-    layout: Layout | None = None  # a copy of the weights for the engine to decode with
     changed: Changed = field(default_factory=lambda: Changed({}, -1), init=False)
 
     def follow(self, changed: Changed) -> None:
         """The engine runs the policy's own tensors; which train is remembered for the version."""
         self.changed = changed
-        if self.layout is not None:
-            self.layout.moved(changed.tensors.values())
+        if (copy := self.engine.weight_copy) is not None:
+            copy.moved(changed.tensors.values())
 
     def _version(self) -> str:
         """Of the weights that are sampled from: the policy's, or those of the copy, which follows."""
-        if self.layout is None:
+        if (copy := self.engine.weight_copy) is None:
             return self.changed.version
-        self.layout.refresh(self.changed.version)
-        return self.layout.version
+        copy.refresh(self.changed.version)
+        return copy.version
 
     def prove(self) -> None:
-        if self.layout is not None:
-            self.layout.check()
+        if (copy := self.engine.weight_copy) is not None:
+            copy.check()
 
     def sample(
         self,
@@ -215,17 +214,18 @@ class SamplerSettings(spec.Named, ABC):
 class Local(SamplerSettings):
     """This process, token by token, with the engine that trains."""
 
-    layout: bool | None = None
+    weight_copy: bool | None = None
     """Whether it has a copy of the weights, laid out for few rows (docs/engine.md); None: for a wide
     model on a CPU."""
     graphs: bool | None = None
     """Whether shapes stay, so that a step is captured once as a CUDA graph (docs/engine.md); None: on a
     GPU."""
 
-    def lay(self, decoder: Decoder, device: str) -> Layout | None:
+    def copied(self, decoder: Decoder, device: str) -> WeightCopy | None:
         """The copy for a decoder on such a device, if it has one."""
         pays = device == "cpu" and decoder.config.hidden_size >= WIDE
-        return Layout(decoder) if (pays if self.layout is None else self.layout) else None
+        wanted = pays if self.weight_copy is None else self.weight_copy
+        return WeightCopy(decoder) if wanted else None
 
     def begin(
         self,
@@ -236,11 +236,12 @@ class Local(SamplerSettings):
         rollout_batch: int,
     ) -> Sampler:
         if isinstance(engine, SplitEngine):
-            engine.layout = self.lay(engine.decoder, engine.device.type)
+            engine.weight_copy = self.copied(engine.decoder, engine.device.type)
             engine.way = way_for(engine.decoder, engine.device, self.graphs)
-        sizes = loaded.end_tokens, rollout_batch, compute.trunk_bytes
-        layout = getattr(engine, "layout", None)
-        return LocalSampler(engine, loaded.tokenizer, *sizes, layout)
+        elif self.weight_copy or self.graphs:
+            raise UserError(f"sampler {self}: only engine split decodes so, and this is another")
+        ends = loaded.end_tokens
+        return LocalSampler(engine, loaded.tokenizer, ends, rollout_batch, compute.trunk_bytes)
 
 
 SAMPLERS: dict[str, type] = {cls.name: cls for cls in (Local,)}

@@ -19,9 +19,8 @@ from torch import Tensor
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Trunk
 from modicum.engine.graphs import GROWING, Way
 from modicum.models.attention import Packed
-from modicum.models.cache import index
 from modicum.models.decoder import Decoder
-from modicum.models.layout import Layout
+from modicum.models.device import index
 from modicum.types import Row
 
 
@@ -44,8 +43,6 @@ class SplitEngine(Engine):
     """
 
     splits: ClassVar[bool] = True
-    layout: Layout | None = None
-    """A copy of the weights, if decoding has one; whoever samples refreshes it."""
     way: Way = GROWING
     """How it decodes."""
 
@@ -158,9 +155,9 @@ class SplitDecoding(Decoding):
 
     def _step(self, token_N: Tensor) -> tuple[Tensor, Tensor]:
         """The states that enter the lowest trained layer, if they are kept, and logits."""
-        decoder, cache, layout = self.engine.decoder, self.cache, self.engine.layout
+        decoder, cache, copy = self.engine.decoder, self.cache, self.engine.weight_copy
         position_N = cache.position_N()
-        with layout.used() if layout else decoder.few_rows(len(token_N)):
+        with copy.used() if copy else decoder.few_rows(len(token_N)):
             entering_NH = decoder.run(decoder.embed(token_N), position_N, cache, 0, self.stop)
             hidden_NH = decoder.run(entering_NH, position_N, cache, self.stop)
             return entering_NH, decoder.logits(decoder.finish(hidden_NH))

@@ -14,14 +14,10 @@ import torch
 from torch import Tensor
 
 from modicum.models.attention import ScoreRule, States, read
+from modicum.models.device import index
 
 SHRINK = 0.75  # slots are copied together when at most this share of them is needed
 LEAST = 256  # tokens that a slot has room for at first
-
-
-def index(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """The numbers on a device; the host does not wait until it has them."""
-    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
 
 
 def room_for(length: int, most: int) -> int:

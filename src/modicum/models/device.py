@@ -5,6 +5,7 @@ Each is asked for, or chosen, by device; on a CPU all is as if this module were 
 Shapes: N tokens laid end to end, H hidden, V vocabulary.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -28,6 +29,11 @@ def up(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
         part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         for part, tensor in zip(parts, tensors, strict=True)
     )
+
+
+def index(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers on `device`, to take rows by."""
+    return up(device, torch.tensor(numbers, dtype=torch.long))[0]
 
 
 def finish() -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from modicum.models.attention import States, read
-from modicum.models.cache import Cache, index, room_for
+from modicum.models.cache import Cache, room_for
+from modicum.models.device import index
 
 
 class Static(Cache):

@@ -22,6 +22,7 @@ from modicum.plan.live import fullest, peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
 from modicum.plan.thin import fewest, stretches, thinned, whole
 from modicum.plan.trace import ResidentBytes, Trace
+from modicum.types import Problem
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
 from modicum.updates.preview import optimizer_bytes
@@ -96,6 +97,8 @@ class Subject:
         text = config.reward if "learned" in config.reward else "accuracy"
         terms = [term for _, term in (parts.reward or rewards.parse(text)).terms]
         judge = next((term for term in terms if isinstance(term, rewards.Learned)), None)
+        if judge:
+            judge.require(Problem("", "", ""))
         return cls(found, prepare(config, found, parts.update), goal, critic, judge)
 
     @property
@@ -168,7 +171,11 @@ def _of_set(
         )
     decoder, sampler = view(model), samplers.parse(config.compute.sampler)
     splits = decoder and config.compute.engine != "library"
-    if splits and isinstance(sampler, samplers.Local) and (copied := sampler.lay(decoder, device)):
+    if (
+        splits
+        and isinstance(sampler, samplers.Local)
+        and (copied := sampler.copied(decoder, device))
+    ):
         static["sampler's copy"] = copied.num_bytes
     vocabulary = model_config.get_text_config().vocab_size
     held = _held(prepared, config, device)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,21 @@ def blocks(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and bool(known()))
 
 
-class Product:
+class Factors(NamedTuple):
+    """What a layer's LoRA adds to its product: s B A x."""
+
+    down: Tensor  # A
+    up: Tensor  # B
+    scale: float
+
+    @classmethod
+    def of(cls, layer: Any) -> Self:
+        """Those of a layer with plain LoRA."""
+        (name,) = layer.active_adapters
+        return cls(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+
+
+class FusedLinear:
     """Layers that read the same states, as one product."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
@@ -56,10 +70,7 @@ class Product:
     def sources(self) -> list[Tensor]:
         """The policy's tensors that it is made of."""
         tensors = [t for base in self.bases for t in (base.weight, base.bias) if t is not None]
-        for layer in self.adapters:
-            (name,) = layer.active_adapters
-            tensors += [layer.lora_A[name].weight, layer.lora_B[name].weight]
-        return tensors
+        return tensors + [t for layer in self.adapters for t in Factors.of(layer)[:2]]
 
     @torch.no_grad()
     def refresh(self, moved: Mapping[int, int]) -> bool:
@@ -79,18 +90,15 @@ class Product:
         if self.bases[0].bias is not None:
             self.bias = torch.cat([base.bias for base in self.bases]).detach()
         if self.adapters and not self.folds:
-            self.low = torch.cat(
-                [layer.lora_A[layer.active_adapters[0]].weight for layer in self.adapters]
-            )
+            self.low = torch.cat([Factors.of(layer).down for layer in self.adapters])
         self.known = known
         return True
 
     def _whole(self, layer: Any, base: nn.Linear) -> Tensor:
         if layer is base or not self.folds:
             return base.weight
-        (name,) = layer.active_adapters
-        up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
-        return torch.addmm(base.weight, up, down, alpha=layer.scaling[name])
+        down, up, scale = Factors.of(layer)
+        return torch.addmm(base.weight, up, down, alpha=scale)
 
     def forward(self, layer: Any, x: Tensor) -> Tensor:
         """What `layer(x)` gives, to rounding; the first of the layers computes for all."""
@@ -113,24 +121,21 @@ class Product:
             out = nn.functional.linear(flat, self.held, self.bias)
         parts = list(out.split(self.sizes, -1))
         if self.low is not None:
-            names = [layer.active_adapters[0] for layer in self.adapters]
-            ups = [layer.lora_B[n].weight for layer, n in zip(self.adapters, names, strict=True)]
-            lows = (flat.to(self.low.dtype) @ self.low.mT).split([up.shape[1] for up in ups], -1)
-            for layer, name, up, low in zip(self.adapters, names, ups, lows, strict=True):
+            factors = [Factors.of(layer) for layer in self.adapters]
+            lows = flat.to(self.low.dtype) @ self.low.mT
+            each = lows.split([up.shape[1] for _, up, _ in factors], -1)
+            for layer, (_, up, scale), low in zip(self.adapters, factors, each, strict=True):
                 place = self.layers.index(layer)
                 part = parts[place].to(low.dtype)
-                parts[place] = torch.addmm(part, low, up.mT, alpha=layer.scaling[name]).to(x.dtype)
+                parts[place] = torch.addmm(part, low, up.mT, alpha=scale).to(x.dtype)
         return [part.unflatten(0, x.shape[:-1]) for part in parts]
 
     @torch.no_grad()
     def faults(self) -> Iterator[str]:
         """What is not as the policy's weights are, by PEFT's own reading of them."""
         assert self.held is not None
-        parts = (
-            self.held.to_dense().split(self.sizes)
-            if self.held.is_mkldnn
-            else self.held.split(self.sizes)
-        )
+        whole = self.held.to_dense() if self.held.is_mkldnn else self.held
+        parts = whole.split(self.sizes)
         for layer, base, part in zip(self.layers, self.bases, parts, strict=True):
             if layer is base or not self.folds:
                 if not torch.equal(part, base.weight):
@@ -143,12 +148,12 @@ class Product:
         if biases and (self.bias is None or not torch.equal(self.bias, torch.cat([*biases]))):
             yield "its bias is another"
         if self.low is not None:
-            downs = [layer.lora_A[layer.active_adapters[0]].weight for layer in self.adapters]
+            downs = [Factors.of(layer).down for layer in self.adapters]
             if not torch.equal(self.low, torch.cat(downs)):
                 yield "its adapter's A is another"
 
 
-class Layout:
+class WeightCopy:
     """The copy of all linear layers of a decoder."""
 
     version = ""
@@ -172,7 +177,8 @@ class Layout:
                 key = (parent, kind, base.in_features, base.bias is None, base.weight.dtype)
                 groups.setdefault(key, {})[id(base)] = layer
         self.products = {
-            f"{parent} {kind}": Product([*of.values()]) for (parent, kind, *_), of in groups.items()
+            f"{parent} {kind}": FusedLinear([*of.values()])
+            for (parent, kind, *_), of in groups.items()
         }
         pairs = [(layer, of.forward) for of in self.products.values() for layer in of.layers]
         pairs += [(layer, weight_first) for layer in self.others]

@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import metrics_of
+from helpers import metrics_of, tensors_of
 from modicum import updates
 from modicum.config import Compute, Sampling, TrainConfig
 from modicum.engine import Policy, policy_of
 from modicum.engine.split import SplitEngine
-from modicum.models import layout
-from modicum.models.layout import Layout, Product
+from modicum.models import weight_copy
 from modicum.models.load import load
-from modicum.training.loop import train
-from modicum.types import RunStopped
+from modicum.models.weight_copy import FusedLinear, WeightCopy
+from modicum.plan import hardware, overall
+from modicum.training.loop import Observer, train
+from modicum.types import RunStopped, UserError
 from modicum.updates import Prepared
 from test_decoder import PROMPTS, VARIANTS, decoder_of, model_of
 
@@ -32,7 +33,7 @@ def policy(update: str, dtype: Any = "fp32", laid: bool = True) -> tuple[Policy,
     """The tiny base, whose adapter, if it has one, is no longer at zero."""
     loaded = load("tiny", "cpu", dtype)
     prepared = updates.parse(update).apply(loaded.model)
-    made = policy_of(loaded, prepared, Compute(sampler=f"local(layout={laid})", dtype=dtype))
+    made = policy_of(loaded, prepared, Compute(sampler=f"local(weight_copy={laid})", dtype=dtype))
     move(made, prepared)
     return made, prepared
 
@@ -47,9 +48,9 @@ def move(of: Policy, prepared: Prepared) -> None:
     of.follow(prepared)
 
 
-def laid(of: Policy) -> Layout:
-    assert isinstance(of.scorer, SplitEngine) and of.scorer.layout is not None
-    return of.scorer.layout
+def laid(of: Policy) -> WeightCopy:
+    assert isinstance(of.scorer, SplitEngine) and of.scorer.weight_copy is not None
+    return of.scorer.weight_copy
 
 
 def sample(of: Policy) -> list[Any]:
@@ -67,15 +68,15 @@ def test_the_copy_computes_what_the_layers_do(
 ) -> None:
     """Packed for oneDNN, and laid end to end."""
     if not packs:
-        monkeypatch.setattr(layout, "blocks", lambda weight: False)
+        monkeypatch.setattr(weight_copy, "blocks", lambda weight: False)
     decoder = decoder_of(model_of(variant))
     states = {n: t.clone() for n, t in decoder.decoder.state_dict().items()}
-    made = Layout(decoder)
+    made = WeightCopy(decoder)
     engine = SplitEngine(decoder, -1)
     prompts = [tuple(prompt.tolist()) for prompt in PROMPTS]
     found = []
     with torch.inference_mode():
-        for engine.layout in (None, made):
+        for engine.weight_copy in (None, made):
             made.refresh()
             decoding = engine.decode(prompts, 2, 5, keep=False)
             for step in range(4):
@@ -88,7 +89,7 @@ def test_the_copy_computes_what_the_layers_do(
 
 def test_layers_that_read_the_same_are_one_product() -> None:
     decoder = decoder_of(model_of("llama biases tied"))
-    made = Layout(decoder)
+    made = WeightCopy(decoder)
     assert sorted({tuple(product.sizes) for product in made.products.values()}) == [
         *((32,), (32, 16, 16), (48, 48), (60,)),
     ]
@@ -103,13 +104,13 @@ def test_it_samples_what_the_policy_does(
     update: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (with_copy, _), (without, _) = (policy(update, dtype, flag) for flag in (True, False))
-    wanted, begun, real = sample(without), set[int](), Product._all
+    wanted, begun, real = sample(without), set[int](), FusedLinear._all
 
-    def counted(self: Product, x: Tensor) -> list[Tensor]:
+    def counted(self: FusedLinear, x: Tensor) -> list[Tensor]:
         begun.add(id(self))
         return real(self, x)
 
-    monkeypatch.setattr(Product, "_all", counted)
+    monkeypatch.setattr(FusedLinear, "_all", counted)
     found = sample(with_copy)
     assert len(begun) == len(laid(with_copy).products)
     with_copy.sampler.prove()
@@ -128,7 +129,7 @@ def test_an_adapter_that_is_off_is_off() -> None:
     laid(made).refresh()
     found = []
     with torch.inference_mode(), prepared.reference():
-        for engine.layout in (laid(made), None):
+        for engine.weight_copy in (laid(made), None):
             decoding = engine.decode([(40, 41)], 1, 3, keep=False)
             decoding.advance(torch.tensor([5]))
             found.append(decoding.logits_BV)
@@ -152,8 +153,21 @@ def test_only_what_changed_is_laid_out_again() -> None:
 
 def test_small_models_have_no_copy_unless_asked() -> None:
     loaded = load("tiny", "cpu")
-    assert policy_of(loaded).scorer.layout is None  # type: ignore[attr-defined]
-    assert policy_of(loaded, None, Compute(engine="library")).sampler.layout is None  # type: ignore[attr-defined]
+    assert policy_of(loaded).scorer.weight_copy is None  # type: ignore[attr-defined]
+    assert policy_of(loaded, None, Compute(engine="library")).scorer.weight_copy is None  # type: ignore[attr-defined]
+    asked = Compute(engine="library", sampler="local(weight_copy=True)")
+    with pytest.raises(UserError, match=r"local\(weight_copy=True\): only engine split decodes so"):
+        policy_of(loaded, None, asked)
+
+
+def test_a_plan_has_the_copy() -> None:
+    config = replace(TrainConfig(), compute=Compute(sampler="local(weight_copy=True)"))
+    parts = overall.make(config, hardware.parse("48 GB")).memory.largest
+    # Six layers of q 128 x 128, k and v 64 x 128, o 128 x 128, three of 288 x 128, and the head.
+    layer = 2 * 128 * 128 + 2 * 64 * 128 + 3 * 288 * 128
+    assert parts["sampler's copy"] == 4 * (6 * layer + 282 * 128)
+    without = replace(config, compute=Compute())
+    assert "sampler's copy" not in overall.make(without, hardware.parse("48 GB")).memory.largest
 
 
 # How it is proved ---------------------------------------------------------------------------
@@ -161,19 +175,19 @@ def test_small_models_have_no_copy_unless_asked() -> None:
 
 def missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second product is laid out once and never again."""
-    real = Product.refresh
+    real = FusedLinear.refresh
 
-    def refresh(self: Product, moved: Any) -> bool:
+    def refresh(self: FusedLinear, moved: Any) -> bool:
         return (self.held is None or len(self.layers) != 2) and real(self, moved)
 
-    monkeypatch.setattr(Product, "refresh", refresh)
+    monkeypatch.setattr(FusedLinear, "refresh", refresh)
 
 
 def stale(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is laid out at the start and not after a step."""
-    real = Layout.refresh
+    real = WeightCopy.refresh
     monkeypatch.setattr(
-        Layout, "refresh", lambda self, version="": 0 if self.version else real(self, version)
+        WeightCopy, "refresh", lambda self, version="": 0 if self.version else real(self, version)
     )
 
 
@@ -181,13 +195,13 @@ def scaled(times: float) -> Callable[[pytest.MonkeyPatch], None]:
     """The adapter is folded in with another scale; by 2 it is there twice."""
 
     def plant(monkeypatch: pytest.MonkeyPatch) -> None:
-        def whole(self: Product, layer: Any, base: nn.Linear) -> Tensor:
+        def whole(self: FusedLinear, layer: Any, base: nn.Linear) -> Tensor:
             if layer is base or not self.folds:
                 return base.weight
             delta = layer.get_delta_weight(layer.active_adapters[0])
             return base.weight + times * delta
 
-        monkeypatch.setattr(Product, "_whole", whole)
+        monkeypatch.setattr(FusedLinear, "_whole", whole)
 
     return plant
 
@@ -195,23 +209,23 @@ def scaled(times: float) -> Callable[[pytest.MonkeyPatch], None]:
 def folded(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16, too."""
 
-    def whole(self: Product, layer: Any, base: nn.Linear) -> Tensor:
+    def whole(self: FusedLinear, layer: Any, base: nn.Linear) -> Tensor:
         delta = 0 if layer is base else layer.get_delta_weight("default")
         return (base.weight + delta).to(base.weight.dtype)
 
-    monkeypatch.setattr(Product, "_whole", whole)
+    monkeypatch.setattr(FusedLinear, "_whole", whole)
 
 
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A of the adapters is as it was at the start."""
-    real = Product.refresh
+    real = FusedLinear.refresh
 
-    def refresh(self: Product, moved: Any) -> bool:
+    def refresh(self: FusedLinear, moved: Any) -> bool:
         before, done = self.low, real(self, moved)
         self.low = self.low if before is None else before
         return done
 
-    monkeypatch.setattr(Product, "refresh", refresh)
+    monkeypatch.setattr(FusedLinear, "refresh", refresh)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +253,7 @@ def test_planted_faults_are_found(
 ) -> None:
     plant(monkeypatch)
     optimizer = replace(bare.optimizer, learning_rate=1e-2)
-    compute = replace(bare.compute, sampler="local(layout=True)", dtype=dtype)
+    compute = replace(bare.compute, sampler="local(weight_copy=True)", dtype=dtype)
     config = replace(bare, update=update, steps=4, optimizer=optimizer, compute=compute)
     with pytest.raises(RunStopped, match=error):
         train(replace(config, reward="random"))
@@ -249,7 +263,27 @@ def test_planted_faults_are_found(
 @pytest.mark.parametrize("update", ["last(1)", "lora(rank=4)", "lisa(every=1)", "sparse(keep=0.1)"])
 def test_honest_runs_go_on(update: str, dtype: Any, bare: TrainConfig) -> None:
     optimizer = replace(bare.optimizer, learning_rate=1e-3)
-    compute = replace(bare.compute, sampler="local(layout=True)", dtype=dtype)
+    compute = replace(bare.compute, sampler="local(weight_copy=True)", dtype=dtype)
     config = replace(bare, update=update, steps=3, optimizer=optimizer, compute=compute)
     train(replace(config, reward="random"))
     assert len(metrics_of(Path(config.out))) == 3
+
+
+@pytest.mark.parametrize("update", ["last(1)", "lora(rank=4)"])
+def test_a_resumed_run_is_the_uncut_one(update: str, bare: TrainConfig, tmp_path: Path) -> None:
+    class Crash(Observer):
+        def step(self, metrics: dict[str, float]) -> None:
+            if metrics["step"] == 2:
+                raise MemoryError
+
+    compute = replace(bare.compute, sampler="local(weight_copy=True)")
+    records = replace(bare.records, checkpoint_every=2)
+    settings = {"compute": compute, "records": records, "reward": "random", "steps": 4}
+    config = replace(bare, update=update, **settings, out=str(tmp_path / "whole"))
+    train(config)
+    cut = replace(config, out=str(tmp_path / "cut"))
+    with pytest.raises(MemoryError):
+        train(cut, Crash())
+    train(cut, resume=True)
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
+    assert tensors_of(tmp_path / "whole") == tensors_of(tmp_path / "cut")
