@@ -33,7 +33,7 @@ SMALL: dict[str, list[str] | None] = {
     "doctor": FEW,
     "evaluate": ["--problems", "2", "--samples", "1", "--max-tokens", "6"],
     "difficulty": ["--problems", "1", "--samples", "1", "--max-tokens", "6"],
-    "pairs": ["--problems", "1", "--samples", "1", "--max-tokens", "6"],
+    "pairs": ["--problems", "1", "--samples", "2", "--max-tokens", "6"],
     "demo": None,
     "plan": None,
     "probe": None,

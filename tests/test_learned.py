@@ -347,6 +347,7 @@ def test_pairs_are_drawn_once_and_charged(
     assert cli.run(words) == 0
     model = ("--model", folders["qwen2"])
     assert "another base" in fails("reward-model", "--pairs", path, "--out", "x", *model, late=True)
+    assert "--samples must be at least 2" in fails("pairs", "--samples", "1")
     assert "too few" in fails("reward-model", "--pairs", path, "--out", "x", late=True)
     assert "needs --pairs FILE and --out FOLDER" in fails("reward-model", "--pairs", path)
 

@@ -44,6 +44,10 @@ class FitOptions(Settings):
 def run_pairs(args: list[str]) -> int:
     """Draw completions of the untrained model and pair right with wrong ones."""
     found, options, config = read("pairs", args, Options)
+    if options.samples < 2:
+        raise UserError(
+            "pairs: a pair is two completions of a problem; --samples must be at least 2"
+        )
 
     from modicum.learned import Preference, paired, split
 
