@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from modicum.config import Optimizer
 from modicum.models.device import finish
-from modicum.models.precision import Master, Masters, SparseMaster, is_coarse
+from modicum.models.precision import LossScale, Master, Masters, SparseMaster, is_coarse
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import ChangeProof
+from modicum.updates.rules import norms_of
 from modicum.updates.schedule import Decision
 from modicum.updates.stepper import StepCounters, Stepper, sent
 
@@ -95,7 +96,8 @@ class Optimization(Stepper):
         stochastic: bool = True,
     ) -> None:
         """`stochastic`: masters are rounded by chance, with noise from `seed`."""
-        masters = Masters(prepared.active, prepared.schedule.entries, seed, stochastic)
+        scale = LossScale.of(prepared.model)
+        masters = Masters(prepared.active, prepared.schedule.entries, seed, stochastic, scale)
         self.arrival = Arrival(prepared.trainable)
         self.told = False
         proof = ChangeProof(prepared, masters)
@@ -116,6 +118,13 @@ class Optimization(Stepper):
             self.after()
             self.clear()
         return norm
+
+    def overflowed(self, loss: float) -> bool:
+        """Whether a gradient in fp16 is not finite and the loss has a smaller scale now."""
+        scale, gradients = self.masters.scale, self.gradients()
+        if not (scale.on and gradients and abs(loss) < float("inf")):
+            return False
+        return not norms_of(gradients)[1] < float("inf") and scale.fall()
 
     def state_bytes(self) -> int:
         """Bytes of the optimizer's state where the model is, step counters left out."""
@@ -183,6 +192,8 @@ class Optimization(Stepper):
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside them, as JSON values."""
         told = {name: sorted(getattr(self.proof, name)) for name in ("pushed", "moved", "tried")}
+        scale = self.masters.scale
+        told |= {"scale": [scale.value, scale.calm]} if scale.on else {}
         return {**told, "active": sorted(self.prepared.active), "drawn": self.masters.drawn}
 
     @torch.no_grad()
@@ -192,13 +203,16 @@ class Optimization(Stepper):
         active: frozenset[str],
         folder: object,
         drawn: Mapping[str, int] | None = None,
+        scale: tuple[float, int] | None = None,
     ) -> None:
         """Set what `tensors` gave, with `active` training; UserError when it does not fit.
 
         `drawn` has the steps that masters were last rounded in; what is missing was rounded to
-        nearest.
+        nearest. `scale`: that of the loss, and how many steps it has been.
         """
         self.masters.drawn = dict(drawn or {})
+        if scale is not None:
+            self.masters.scale.value, self.masters.scale.calm = scale
         parts: dict[str, dict[str, Tensor]] = {"value": {}, "entries": {}, "base": {}}
         states: dict[str, dict[str, dict[str, Tensor]]] = {"optimizer": {}, "parked": {}}
         for full, tensor in tensors.items():

@@ -177,7 +177,8 @@ def backward(
     `references` holds the reference's log-probs of each micro-batch; what is missing and
     needed is put there, so that further updates on the batch find it. A schedule that asks
     for it is shown the gradient of each group with a signal. `heard` takes the log-probs.
-    Where memory runs out it begins anew with half the micro-batch, which the session keeps.
+    Where memory runs out it begins anew with half the micro-batch, which the session keeps, and
+    where a gradient overflows in fp16 with half the scale of the loss.
     """
 
     def undo() -> None:
@@ -187,7 +188,11 @@ def backward(
             heard.clear()
 
     work = partial(_backward, session, batch, references, heard)
-    return within_memory(session, len(batch.rows), work, undo)
+    while True:
+        sums = within_memory(session, len(batch.rows), work, undo)
+        if not session.optimization.overflowed(sums["loss"]):
+            return sums
+        undo()
 
 
 def within_memory(
@@ -231,6 +236,7 @@ def _backward(
                 sums,
                 references.get((group, number)),
                 heard,
+                held.masters.scale.value,
             )
             if found is not None:
                 references[group, number] = found
