@@ -27,6 +27,8 @@ FORMAT = 2  # of checkpoints; 1 had no hash of the whole base
 class Run:
     """One run folder that is being written. A full disk is a FolderError."""
 
+    writes = True
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         # Called with every line of a file, by its name.
@@ -123,6 +125,21 @@ class Run:
     def _drop_halves(self) -> None:
         for half in (self.folder / "checkpoints").glob(".step-*"):
             shutil.rmtree(half, ignore_errors=True)
+
+
+class Heard(Run):
+    """The run folder of a process that leaves the writing to another one."""
+
+    writes = False
+
+    def extend(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
+        pass
+
+    def cut(self, step: int, ended: bool = True) -> None:
+        pass
+
+    def write_text(self, name: str, text: str) -> None:
+        pass
 
 
 def check_new(folder: Path, overwrite: bool) -> None:

@@ -140,6 +140,11 @@ class Optimization(Stepper):
         names = list(self.prepared.active)
         return {"params": [held[name] for name in names], "names": names}
 
+    def trained(self) -> list[Tensor]:
+        """The masters of what trains now, whose gradients are those of a step."""
+        held = self.masters.tensors
+        return [held[name] for name in self.prepared.active]
+
     def arrived(self) -> float | None:
         """How much of what masters learnt is in the model (`Arrival`)."""
         parked = {n: state["master"] for n, state in self.parked.items() if "master" in state}

@@ -16,7 +16,7 @@ the rate, so two or three steps are enough. docs/rates.md has what the rule was 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from functools import partial
 from typing import Self
 
@@ -57,7 +57,7 @@ def settle(
         return True
     if not batch.has_signal:
         return False
-    found = find(session, groups, batch)
+    found = Chosen(*session.parallel.told(lambda: astuple(find(session, groups, batch))))
     optimizer = replace(settings, learning_rate=found.value)
     session.config = replace(session.config, optimizer=optimizer)
     run.write("chosen.json", {**choices(run.folder), "learning_rate": asdict(found)})
