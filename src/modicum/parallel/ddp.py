@@ -1,70 +1,79 @@
 """Data parallel: every process has the whole policy and trains on its share of a step's groups.
 
 Gradients are summed once a step, after the last micro-batch (torch's DDP wraps one `forward`, which an
-engine that runs layers in stretches never calls). Counts that a loss is divided by are those of all
-groups, so that the sum is what one process would have. The host's numbers go by gloo, tensors by NCCL
-where they are on GPUs.
+engine that runs layers in stretches never calls). A loss is divided by counts of all groups, so that the
+sum is what one process would have. Numbers of the host go by gloo, tensors of GPUs by NCCL.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from modicum.config import Tracking, TrainConfig, from_mapping
+from modicum.config import Sampling, Tracking, TrainConfig, from_mapping
 from modicum.engine.base import Changed, Prompt, Sampler
 from modicum.models.load import choose_device
 from modicum.models.marks import marks
-from modicum.parallel.base import Parallel, Team
+from modicum.parallel.base import Team
 from modicum.types import Completion, Origin, RunStopped, UserError
 
-NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(minutes=30)  # for a process that lives; one that has died is noticed at once
 FLAT = 2**26  # numbers of gradients that are summed at a time
 
 
-class Ranks(Team):
-    """The processes of `torch.distributed`, with the whole policy in each."""
+@contextmanager
+def together() -> Iterator[None]:
+    """In here all processes meet; RunStopped where another has ended or does not come."""
+    try:
+        yield
+    except RuntimeError as error:
+        rank, why = os.environ.get("RANK", "?"), f"{error}".splitlines()[0][:160]
+        raise RunStopped(
+            f"process {rank} waits for the others of its run, of which one has ended or hangs;"
+            f" --resume goes on from the last checkpoint ({why})"
+        ) from None
 
-    def __init__(self, device: str) -> None:
-        """Join the others on the device of this process."""
-        self.place, self.joined = self._placed(device), not dist.is_initialized()
-        if self.joined:
-            if missing := [name for name in NEEDED if name not in os.environ]:
-                raise UserError(
-                    f"parallel: {missing[0]} is not set: several processes are started by"
-                    " torchrun --nproc-per-node 2 -m modicum train ..."
+
+@dataclass(eq=False)
+class Ddp(Team):
+    """The whole policy in every process, and gradients that are summed once a step."""
+
+    place: torch.device = field(default=torch.device("cpu"), init=False)
+    joined: bool = field(default=False, init=False)  # by us, who part then
+
+    def join(self, device: str) -> Self:
+        self.place, self.joined = choose_device(device), not dist.is_initialized()
+        if self.place.type == "cuda":
+            local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if local >= count or self.place.index is not None:
+                why = (
+                    f"of {count} here"
+                    if self.place.index is None
+                    else f"where {device} is asked for"
                 )
-            kinds = "cpu:gloo,cuda:nccl" if self.place.type == "cuda" else "gloo"
-            with self._together():
+                raise UserError(
+                    f"parallel: process {local} of this machine has no GPU of its own {why}"
+                )
+            self.place = torch.device("cuda", local)
+            torch.cuda.set_device(self.place)
+        if self.joined:
+            if "RANK" not in os.environ:
+                how = "torchrun --nproc-per-node 2 -m modicum train ..."
+                raise UserError(
+                    f"parallel: {self} is for several processes, which torchrun starts: {how}"
+                )
+            with together():
+                kinds = "cpu:gloo,cuda:nccl" if self.place.type == "cuda" else "gloo"
                 dist.init_process_group(kinds, timeout=PATIENCE)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-
-    @staticmethod
-    def _placed(device: str) -> torch.device:
-        """The device, where GPUs are many that of this process's number on its machine."""
-        found = choose_device(device)
-        if found.type != "cuda":
-            return found
-        number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if number >= count or found.index is not None:
-            why = (
-                f"device {device!r} and {count} GPUs"
-                if found.index is not None
-                else f"{count} GPUs"
-            )
-            raise UserError(
-                f"parallel: process {number} of this machine has no GPU of its own ({why})"
-            )
-        torch.cuda.set_device(number)
-        return torch.device("cuda", number)
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self.joined:
@@ -73,45 +82,43 @@ class Ranks(Team):
     def device(self, asked: str) -> str:
         return str(self.place)
 
-    def sampler(self, own: Sampler) -> Sampler:
-        return Shared(own, self)
-
     def settings(self, make: Callable[[], TrainConfig]) -> TrainConfig:
         """The same in all processes, but that only the first has trackers and a page."""
         found = from_mapping(TrainConfig, self.told(lambda: asdict(make())), "settings")
-        if self.first:
-            return found
-        return replace(found, tracking=Tracking(), records=replace(found.records, watch=False))
+        quiet = replace(found, tracking=Tracking(), records=replace(found.records, watch=False))
+        return found if self.first else quiet
+
+    def sampler(self, own: Sampler) -> Sampler:
+        return Shared(own, self)
 
     def lines(self, rows: Sequence[Any]) -> list[Any]:
         data = torch.frombuffer(bytearray(json.dumps(list(rows)).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with self._together():
+        with together():
             dist.all_gather(sizes, torch.tensor([len(data)]))
-            longest = max(map(int, sizes))
-            parts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
-            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded = torch.zeros(int(torch.cat(sizes).max()), dtype=torch.uint8)
             padded[: len(data)] = data
+            parts = [torch.zeros_like(padded) for _ in sizes]
             dist.all_gather(parts, padded)
-        texts = [
+        told = (
             part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)
-        ]
-        return [row for text in texts for row in json.loads(text)]
+        )
+        return [row for text in told for row in json.loads(text)]
 
     @torch.no_grad()
     def reduce(self, tensors: Sequence[Tensor]) -> None:
-        """One sum of all gradients laid end to end, FLAT numbers at a time."""
+        """By sums of gradients laid end to end, about FLAT numbers at a time."""
         told = self.lines([[tensor.grad is not None for tensor in tensors]])
-        some = [t for t, here in zip(tensors, zip(*told, strict=True), strict=True) if any(here)]
-        for tensor in some:
+        there = [any(here) for here in zip(*told, strict=True)]
+        part: list[Tensor] = []
+        for tensor in [tensor for tensor, here in zip(tensors, there, strict=True) if here]:
             tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-        for part in in_parts(some):
-            grads = [tensor.grad for tensor in part if tensor.grad is not None]
-            flat = torch.cat([grad.reshape(-1) for grad in grads])
-            with self._together():
-                dist.all_reduce(flat)
-            for grad, summed in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-                grad.copy_(summed.view_as(grad))
+            part.append(tensor.grad)
+            if sum(grad.numel() for grad in part) >= FLAT:
+                sum_of(part)
+                part = []
+        if part:
+            sum_of(part)
 
     def prove(self, when: str, of: Callable[[], Mapping[str, Tensor]]) -> str:
         first, *others = self.lines([marks(of())])
@@ -121,35 +128,20 @@ class Ranks(Team):
                     f"replica proof ({when}): {odd[0]} of process {number} is not that of process 0"
                     f" ({len(odd)} such tensors)"
                 )
-        return f"; all {self.size} processes have the same {len(first)} tensors"
-
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        """In here all processes meet; RunStopped where another has ended or does not come."""
-        try:
-            yield
-        except RuntimeError as error:
-            why = str(error).splitlines()[0][:160]
-            raise RunStopped(
-                f"process {os.environ.get('RANK', '?')} waits for the others of its run, of which one"
-                f" has ended or hangs ({why}); --resume goes on from the last checkpoint"
-            ) from None
+        return f"; {len(first)} tensors are the same in all {self.size} processes"
 
 
-def in_parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in order, as many at a time as have FLAT numbers, but at least one."""
-    part: list[Tensor] = []
-    for tensor in tensors:
-        if part and sum(t.numel() for t in part) + tensor.numel() > FLAT:
-            yield part
-            part = []
-        part.append(tensor)
-    if part:
-        yield part
+def sum_of(tensors: Sequence[Tensor]) -> None:
+    """Make tensors their sums over all processes."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    with together():
+        dist.all_reduce(flat)
+    for tensor, whole in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(whole.view_as(tensor))
 
 
 class Shared(Sampler):
-    """Draws the groups that a process owns by its own sampler, and hears of the others'."""
+    """Draws the groups of its process by a sampler of its own, and hears of the others'."""
 
     def __init__(self, own: Sampler, team: Team) -> None:
         self.own, self.team = own, team
@@ -169,41 +161,35 @@ class Shared(Sampler):
         prompts: Sequence[Prompt],
         keys: Sequence[tuple[Any, ...]],
         group_size: int,
-        sampling: Any,
+        sampling: Sampling,
         keep_trunk: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """Every prompt is drawn by the process that owns the last number of its key, the group's."""
-        numbers = [number for number, key in enumerate(keys) if self.team.owns(int(key[-1]))]
+        """The last of a key is the number of the group, by which a process owns it."""
+        mine = [number for number, key in enumerate(keys) if self.team.owns(int(key[-1]))]
+        some, told = ([prompts[n] for n in mine], [keys[n] for n in mine]), len(prompts)
 
-        def told(done: int) -> None:  # by one process of all
+        def tell(done: int) -> None:
             if progress is not None:
-                progress(min(len(prompts), done * self.team.size))
+                progress(min(told, done * self.team.size))
 
-        some = [prompts[n] for n in numbers], [keys[n] for n in numbers]
-        drawn = self.own.sample(*some, group_size, sampling, keep_trunk, told) if numbers else []
-        mine = dict(zip(numbers, drawn, strict=True))
-        every = dict(self.team.lines([[n, [written(c) for c in mine[n]]] for n in numbers]))
-        return [mine[n] if n in mine else tuple(map(read, every[n])) for n in range(len(prompts))]
-
-
-def written(completion: Completion) -> list[Any]:
-    """A completion as JSON has it, without what its process keeps of its way."""
-    origin = None if completion.origin is None else astuple(completion.origin)
-    tokens, logprobs = completion.tokens, completion.logprobs
-    return [tokens, logprobs, completion.text, completion.finished, origin]
+        drawn = self.own.sample(*some, group_size, sampling, keep_trunk, tell) if mine else []
+        lines = self.team.lines(
+            [[n, list(map(line, group))] for n, group in zip(mine, drawn, strict=True)]
+        )
+        found = {number: tuple(map(read, group)) for number, group in lines}
+        found |= dict(zip(mine, drawn, strict=True))
+        return [found[number] for number in range(len(prompts))]
 
 
-def read(line: Sequence[Any]) -> Completion:
-    """The completion that `written` wrote."""
-    tokens, logprobs, text, finished, origin = line
-    made = None if origin is None else Origin(*origin)
+def line(completion: Completion) -> list[Any]:
+    """A completion in JSON, without what its process keeps of its way."""
+    c, origin = completion, completion.origin and astuple(completion.origin)
+    return [c.tokens, c.logprobs, c.text, c.finished, origin]
+
+
+def read(told: Sequence[Any]) -> Completion:
+    """The completion that is in a line."""
+    tokens, logprobs, text, finished, origin = told
+    made = origin and Origin(*origin)
     return Completion(tuple(tokens), tuple(logprobs), text, finished, origin=made)
-
-
-@dataclass(frozen=True)
-class Ddp(Parallel):
-    """The whole policy in every process, and gradients that are summed once a step."""
-
-    def begin(self, device: str) -> Team:
-        return Ranks(device)

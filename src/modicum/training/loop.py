@@ -79,7 +79,7 @@ def train(
     parts = parts or RunParts()
     config = parts.named(config)
     folder = run_folder(config)  # before the config says more than was asked for
-    team = parallel.parse(config.compute.parallel).begin(config.compute.device)
+    team = parallel.parse(config.compute.parallel).join(config.compute.device)
     observer = (observer if team.first else None) or Observer()
     note = observer.note
     with machine.Interrupts(at_once=True) as interrupts, team:
