@@ -5,7 +5,7 @@ Gradients are summed in the master, the optimizer moves it, and its rounded valu
 from the start. docs/precision.md
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,14 @@ class Master:
     def published(self, key: Key | None) -> Tensor:
         """What the parameter is to be, in its dtype: rounded by a key, to nearest without."""
         return rounded(self.values, self.parameter.dtype, key)
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """What of a whole tensor as large as the numbers that move is in this process."""
+        return tensor
+
+    def furthest(self, go: Callable[..., float], state: Mapping[str, Tensor]) -> float:
+        """The most that `go` gives of the numbers that move, with their state of the optimizer."""
+        return go(self.tensor, state)
 
     def release(self) -> None:
         """Leave the parameter alone from now on."""
@@ -127,6 +135,14 @@ class Masters:
         for master in self.held.values():
             master.collect()
 
+    def norms(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+        """The norm of each gradient, and that of all."""
+        return norms_of(gradients)
+
+    def num_bytes(self, tensor: Tensor) -> int:
+        """The bytes of a tensor of the optimizer in this process."""
+        return tensor.numel() * tensor.element_size()
+
     def published(self, name: str) -> Tensor:
         """What a parameter is to be, in its dtype and as it was last rounded."""
         step = self.drawn.get(name)
@@ -193,6 +209,12 @@ class InPlace(Masters):
     def within(self) -> list[Within]:
         """Those of which some entries train."""
         return [master for master in self.held.values() if isinstance(master, Within)]
+
+
+def norms_of(gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+    """The norm of each gradient, and that of all."""
+    norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+    return norms, float(norms.norm())
 
 
 def is_coarse(parameter: Tensor) -> bool:

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from modicum.config import TrainConfig
 from modicum.engine.base import Sampler
+from modicum.models.precision import Masters
 from modicum.spec import Named
 from modicum.types import Row
+from modicum.updates.base import Prepared
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -59,6 +61,17 @@ class Team(Named, AbstractContextManager["Team"]):
     def prove(self, when: str, of: Callable[[], Mapping[str, Tensor]]) -> str:
         """Say that the tensors `of` gives are alike in all processes; RunStopped with one that is not."""
         return ""
+
+    def require(self, prepared: Prepared, config: TrainConfig) -> None:
+        """UserError where these processes cannot train what is prepared."""
+
+    def masters(self, *given: Any) -> Masters:
+        """The masters of what trains, from what `Masters` takes."""
+        return Masters(*given)
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a checkpoint, of which processes may hold pieces, where it is written."""
+        return tensors
 
     # What is made of these ---------------------------------------------------------------
 

@@ -109,9 +109,13 @@ class Ddp(Team):
     def reduce(self, tensors: Sequence[Tensor]) -> None:
         """By sums of gradients laid end to end, about FLAT numbers at a time."""
         told = self.lines([[tensor.grad is not None for tensor in tensors]])
-        there = [any(here) for here in zip(*told, strict=True)]
+        pairs = zip(tensors, zip(*told, strict=True), strict=True)
+        self.add_up([tensor for tensor, there in pairs if any(there)])
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """`reduce` of those that have a gradient in some process."""
         part: list[Tensor] = []
-        for tensor in [tensor for tensor, here in zip(tensors, there, strict=True) if here]:
+        for tensor in tensors:
             tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
             part.append(tensor.grad)
             if sum(grad.numel() for grad in part) >= FLAT:

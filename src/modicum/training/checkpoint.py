@@ -44,6 +44,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "agreement": session.agreement.state(),
         "critic": critic.state() if critic else {},
     }
+    tensors = session.parallel.whole(tensors)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     kept = session.config.records.keep_checkpoints
     if run.writes:

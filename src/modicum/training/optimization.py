@@ -13,7 +13,7 @@ average, under stochastic rounding), 0 when all steps were rounded away. The sta
 base; for a vector of entries it is where these began.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 from zlib import crc32
 
@@ -60,7 +60,7 @@ class Arrival:
                 learnt = self._seen(name, master.tensor)
                 shown = self._seen(name, master.seen(parameter.detach()).float() - master.origin)
             elif master is not None or name in parked:
-                values = parked[name] if master is None else master.tensor
+                values = parked[name] if master is None else master.values
                 learnt = self._seen(name, values) - self.start[name]
                 shown = self._seen(name, parameter) - self.start[name]
             else:
@@ -93,9 +93,10 @@ class Optimization(Stepper):
         counters: StepCounters | None = None,
         seed: int = 0,
         stochastic: bool = True,
+        make: Callable[..., Masters] = Masters,
     ) -> None:
-        """`stochastic`: masters are rounded by chance, with noise from `seed`."""
-        masters = Masters(prepared.active, prepared.schedule.entries, seed, stochastic)
+        """`stochastic`: masters, which `make` makes, are rounded by chance, with noise from `seed`."""
+        masters = make(prepared.active, prepared.schedule.entries, seed, stochastic)
         self.arrival = Arrival(prepared.trainable)
         self.told = False
         proof = ChangeProof(prepared, masters)
@@ -120,7 +121,7 @@ class Optimization(Stepper):
     def state_bytes(self) -> int:
         """Bytes of the optimizer's state where the model is, step counters left out."""
         return sum(
-            value.numel() * value.element_size()
+            self.masters.num_bytes(value)
             for state in self.optimizer.state.values()
             for value in state.values()
             if isinstance(value, Tensor) and value.dim() > 0
@@ -233,6 +234,7 @@ class Optimization(Stepper):
             if name in active or name in states["optimizer"] or more:
                 self.masters.add(name, parameter, self.entries.get(name))
                 target = self.masters.held[name].tensor.detach()
+                value = self.masters.held[name].cut(value)
             if target.shape != value.shape:
                 raise UserError(f"checkpoint {folder} is of another update or model (see {name})")
             if not torch.equal(target, value):
@@ -243,7 +245,10 @@ class Optimization(Stepper):
             counted = {
                 key: state[key].cpu() for key in state.keys() & set(self.prepared.rule.on_host)
             }
-            self.optimizer.state[self.masters.held[name].tensor] = {**state, **counted}
+            master = self.masters.held[name]
+            for key in [key for key, of in state.items() if of.shape == master.tensor.shape]:
+                state[key] = master.cut(state[key])
+            self.optimizer.state[master.tensor] = {**state, **counted}
         self.parked = {name: sent(state, "cpu") for name, state in states["parked"].items()}
         finish()
         self.visited, self.rebased = moved, set(parts["base"])

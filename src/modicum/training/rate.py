@@ -25,7 +25,7 @@ from torch import Tensor
 
 from modicum.engine import logprobs
 from modicum.engine.logprobs import Heard, forward_backward
-from modicum.models.precision import Masters
+from modicum.models.precision import Masters, norms_of
 from modicum.objectives.parts import Counts
 from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
@@ -34,7 +34,7 @@ from modicum.training.folder import choices, write_config
 from modicum.training.session import Session
 from modicum.training.step import within_memory
 from modicum.types import Batch, Group, Row
-from modicum.updates.rules import norms_of, shrink
+from modicum.updates.rules import shrink
 from modicum.updates.stepper import parts
 
 TARGET = 0.01  # nats a token

@@ -200,7 +200,9 @@ def prepare(
         counters.generated_tokens += spent["tokens"]
         counters.ledger["pairs"] = spent
     stochastic = compute.rounding == "stochastic"
-    optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
+    team.require(prepared, config)
+    moved = (prepared, config.optimizer, counters, config.seed, stochastic, team.masters)
+    optimization = Optimization(*moved)
     chosen, made = (update, task, reward, objective, order), (policy, examples, prepared)
     session = Session(config, *chosen, *made, optimization, counters, loaded.identity)
     session.parallel = team

@@ -1,0 +1,132 @@
+"""Data parallel with masters in pieces: each process holds and moves its rows of every master.
+
+Gradients are whole until the step's end, and then a sum of which every process gets its rows; weights are
+published from all pieces. So a GPU has 1/N of the masters and of the optimizer's state (ZeRO, arXiv
+1910.02054, stage 1), as DTensors `Shard(0)`, which the optimizer takes for ordinary ones.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+
+from modicum.config import TrainConfig
+from modicum.models.precision import Master, Masters
+from modicum.parallel.ddp import Ddp, together
+from modicum.types import UserError
+from modicum.updates.base import Prepared
+
+ROWS = [Shard(0)]
+
+
+def here(tensor: Any) -> Any:
+    """The piece of this process, of what lies in pieces."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All pieces together, in every process."""
+    with together():
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class Piece(Master):
+    """Rows of an fp32 copy. Its gradient is a whole one, of which the others have a part each."""
+
+    def __init__(self, parameter: nn.Parameter, team: "Zero") -> None:
+        self.team = team
+        super().__init__(parameter, self.cut(parameter.detach().float()).requires_grad_())
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        return distribute_tensor(tensor, self.team.mesh, ROWS, src_data_rank=None)
+
+    def collect(self) -> None:
+        if (gradient := self.parameter.grad) is None:
+            return
+        if self.tensor.grad is None:
+            self.tensor.grad = self.team.part(gradient.float())
+        else:
+            here(self.tensor.grad).add_(gradient)
+        self.parameter.grad = None
+
+    @property
+    def values(self) -> Tensor:
+        return whole(self.tensor.detach())
+
+    def furthest(self, go: Callable[..., float], state: Mapping[str, Tensor]) -> float:
+        mine = here(self.tensor.detach())
+        mine.grad = here(self.tensor.grad)
+        return self.team.most(go(mine, {key: here(value) for key, value in state.items()}))
+
+
+class Pieces(Masters):
+    """Masters that lie in pieces."""
+
+    def __init__(self, team: "Zero", *given: Any) -> None:
+        self.team = team
+        super().__init__(*given)
+
+    def add(self, name: str, parameter: nn.Parameter, entries: Tensor | None = None) -> None:
+        self.held[name] = Piece(parameter, self.team)
+
+    def norms(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+        squares = torch.stack(torch._foreach_norm([here(g) for g in gradients.values()])).square()
+        with together():
+            dist.all_reduce(squares)
+        return squares.sqrt(), float(squares.sum().sqrt())
+
+    def num_bytes(self, tensor: Tensor) -> int:
+        return super().num_bytes(here(tensor))
+
+
+@dataclass(eq=False)
+class Zero(Ddp):
+    """`ddp` with masters and the optimizer's state in pieces, one a process."""
+
+    def join(self, device: str) -> Self:
+        super().join(device)
+        self.mesh: DeviceMesh = init_device_mesh(self.place.type, (self.size,))
+        return self
+
+    def require(self, prepared: Prepared, config: TrainConfig) -> None:
+        why = f"{config.update} works on whole tensors or on entries: take ddp"
+        if prepared.rule.by_entry and prepared.schedule.piecewise:
+            why = "no learning rate is found: --learning-rate gives one"
+            why *= config.optimizer.learning_rate is None
+        if why:
+            raise UserError(f"parallel: zero has masters in pieces, where {why}")
+
+    def masters(self, *given: Any) -> Masters:
+        return Pieces(self, *given)
+
+    def part(self, tensor: Tensor) -> DTensor:
+        """What is summed with those of the others to make a whole one."""
+        return DTensor.from_local(tensor, self.mesh, [Partial()], run_check=False)
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Sums of which each process gets its rows; of what is not in pieces, whole ones."""
+        plain: list[Tensor] = []
+        for tensor in tensors:
+            if isinstance(tensor, DTensor):
+                none = torch.zeros(tensor.shape, device=self.place)
+                found: Any = self.part(none) if tensor.grad is None else tensor.grad
+                with together():
+                    tensor.grad = found.redistribute(placements=ROWS)
+            else:
+                plain.append(tensor)
+        super().add_up(plain)
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = ((name, whole(tensor)) for name, tensor in tensors.items())
+        return {name: tensor.cpu() for name, tensor in found if self.first}
+
+    def prove(self, when: str, of: Callable[[], Mapping[str, Tensor]]) -> str:
+        """Of what is not in pieces, and of the weights that these are published in."""
+        return super().prove(
+            when, lambda: {n: t for n, t in of().items() if not isinstance(t, DTensor)}
+        )
