@@ -139,10 +139,6 @@ class Masters:
         """The norm of each gradient, and that of all."""
         return norms_of(gradients)
 
-    def num_bytes(self, tensor: Tensor) -> int:
-        """The bytes of a tensor of the optimizer in this process."""
-        return tensor.numel() * tensor.element_size()
-
     def published(self, name: str) -> Tensor:
         """What a parameter is to be, in its dtype and as it was last rounded."""
         step = self.drawn.get(name)

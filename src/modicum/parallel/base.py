@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from modicum.config import TrainConfig
-from modicum.engine.base import Sampler
+from modicum.engine.base import Prompt, Sampler
 from modicum.models.precision import Masters
 from modicum.spec import Named
-from modicum.types import Row
+from modicum.types import Completion, Row
 from modicum.updates.base import Prepared
 
 T = TypeVar("T")
@@ -43,35 +44,33 @@ class Team(Named, AbstractContextManager["Team"]):
         """The device of this process where a run asks for such a one."""
         return asked
 
-    def settings(self, make: Callable[[], TrainConfig]) -> TrainConfig:
-        """The settings that the first process makes."""
-        return make()
+    def require(self, prepared: Prepared, config: TrainConfig) -> None:
+        """UserError where these processes cannot train what is prepared."""
 
-    def sampler(self, own: Sampler) -> Sampler:
-        """What gives the completions of all problems, drawn by the sampler of every process."""
-        return own
+    def masters(self, *given: Any) -> Masters:
+        """The masters of what trains, of what `Masters` takes."""
+        return Masters(*given)
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a checkpoint, of which processes may hold pieces, as they are written."""
+        return tensors
+
+    def sample(
+        self, sampler: Sampler, prompts: Sequence[Prompt], keys: Sequence[Any], *given: Any
+    ) -> list[tuple[Completion, ...]]:
+        """What `sampler.sample` gives for all prompts, each drawn in one process."""
+        return sampler.sample(prompts, keys, *given)
 
     def lines(self, rows: Sequence[Any]) -> list[Any]:
         """The rows of all processes, in the order of these."""
         return list(rows)
 
-    def reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Make the gradients of these the sums over all processes, where any has one."""
+    def reduce(self, optimizer: Optimizer) -> None:
+        """Make the gradients that an optimizer steps by sums over all processes."""
 
     def prove(self, when: str, of: Callable[[], Mapping[str, Tensor]]) -> str:
         """Say that the tensors `of` gives are alike in all processes; RunStopped with one that is not."""
         return ""
-
-    def require(self, prepared: Prepared, config: TrainConfig) -> None:
-        """UserError where these processes cannot train what is prepared."""
-
-    def masters(self, *given: Any) -> Masters:
-        """The masters of what trains, from what `Masters` takes."""
-        return Masters(*given)
-
-    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of a checkpoint, of which processes may hold pieces, where it is written."""
-        return tensors
 
     # What is made of these ---------------------------------------------------------------
 
@@ -98,10 +97,6 @@ class Team(Named, AbstractContextManager["Team"]):
         """What `make` gives in the first process, where alone it is called."""
         (found,) = self.lines([make()] if self.first else [])
         return found  # type: ignore[no-any-return]
-
-    def most(self, value: U) -> U:
-        """The largest value of all processes."""
-        return max(self.lines([value]))  # type: ignore[no-any-return]
 
     def summed(self, sums: Mapping[str, float]) -> dict[str, float]:
         """The sums of all processes, in which some names may be missing, added up."""

@@ -9,23 +9,23 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from datetime import timedelta
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim import Optimizer
 
-from modicum.config import Sampling, Tracking, TrainConfig, from_mapping
-from modicum.engine.base import Changed, Prompt, Sampler
+from modicum.config import Sampling
+from modicum.engine.base import Prompt, Sampler
 from modicum.models.load import choose_device
 from modicum.models.marks import marks
 from modicum.parallel.base import Team
 from modicum.types import Completion, Origin, RunStopped, UserError
 
 PATIENCE = timedelta(minutes=30)  # for a process that lives; one that has died is noticed at once
-FLAT = 2**26  # numbers of gradients that are summed at a time
 
 
 @contextmanager
@@ -50,27 +50,20 @@ class Ddp(Team):
 
     def join(self, device: str) -> Self:
         self.place, self.joined = choose_device(device), not dist.is_initialized()
+        kinds = "gloo"
         if self.place.type == "cuda":
-            local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-            if local >= count or self.place.index is not None:
-                why = (
-                    f"of {count} here"
-                    if self.place.index is None
-                    else f"where {device} is asked for"
-                )
-                raise UserError(
-                    f"parallel: process {local} of this machine has no GPU of its own {why}"
-                )
-            self.place = torch.device("cuda", local)
+            self.place, kinds = (
+                choose_device(f"cuda:{os.environ['LOCAL_RANK']}"),
+                "cpu:gloo,cuda:nccl",
+            )
             torch.cuda.set_device(self.place)
+        if self.joined and "RANK" not in os.environ:
+            how = "torchrun --nproc-per-node 2 -m modicum train ..."
+            raise UserError(
+                f"parallel: {self} is for several processes, which torchrun starts: {how}"
+            )
         if self.joined:
-            if "RANK" not in os.environ:
-                how = "torchrun --nproc-per-node 2 -m modicum train ..."
-                raise UserError(
-                    f"parallel: {self} is for several processes, which torchrun starts: {how}"
-                )
             with together():
-                kinds = "cpu:gloo,cuda:nccl" if self.place.type == "cuda" else "gloo"
                 dist.init_process_group(kinds, timeout=PATIENCE)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         return self
@@ -82,14 +75,29 @@ class Ddp(Team):
     def device(self, asked: str) -> str:
         return str(self.place)
 
-    def settings(self, make: Callable[[], TrainConfig]) -> TrainConfig:
-        """The same in all processes, but that only the first has trackers and a page."""
-        found = from_mapping(TrainConfig, self.told(lambda: asdict(make())), "settings")
-        quiet = replace(found, tracking=Tracking(), records=replace(found.records, watch=False))
-        return found if self.first else quiet
+    def sample(
+        self,
+        sampler: Sampler,
+        prompts: Sequence[Prompt],
+        keys: Sequence[Any],
+        group_size: int = 1,
+        sampling: Sampling | None = None,
+        keep_trunk: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        """The last of a key is the number of the group, by which a process owns it."""
+        mine = [number for number, key in enumerate(keys) if self.owns(key[-1])]
 
-    def sampler(self, own: Sampler) -> Sampler:
-        return Shared(own, self)
+        def tell(done: int) -> None:
+            if progress is not None:
+                progress(min(len(keys), done * self.size))
+
+        some: Any = [prompts[n] for n in mine], [keys[n] for n in mine], group_size, sampling
+        drawn = sampler.sample(*some, keep_trunk, tell) if mine else []
+        pairs = dict(zip(mine, drawn, strict=True))
+        lines = self.lines([[n, [line(c) for c in group]] for n, group in pairs.items()])
+        found = {number: tuple(map(read, group)) for number, group in lines} | pairs
+        return [found[number] for number in range(len(keys))]
 
     def lines(self, rows: Sequence[Any]) -> list[Any]:
         data = torch.frombuffer(bytearray(json.dumps(list(rows)).encode()), dtype=torch.uint8)
@@ -106,23 +114,19 @@ class Ddp(Team):
         return [row for text in told for row in json.loads(text)]
 
     @torch.no_grad()
-    def reduce(self, tensors: Sequence[Tensor]) -> None:
-        """By sums of gradients laid end to end, about FLAT numbers at a time."""
+    def reduce(self, optimizer: Optimizer) -> None:
+        """In place, so that gradients are there once; where no process has one there is none."""
+        tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
         told = self.lines([[tensor.grad is not None for tensor in tensors]])
-        pairs = zip(tensors, zip(*told, strict=True), strict=True)
-        self.add_up([tensor for tensor, there in pairs if any(there)])
+        for tensor, there in zip(tensors, zip(*told, strict=True), strict=True):
+            if any(there):
+                with together():
+                    self.add_up(tensor)
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """`reduce` of those that have a gradient in some process."""
-        part: list[Tensor] = []
-        for tensor in tensors:
-            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-            part.append(tensor.grad)
-            if sum(grad.numel() for grad in part) >= FLAT:
-                sum_of(part)
-                part = []
-        if part:
-            sum_of(part)
+    def add_up(self, tensor: Tensor) -> None:
+        """`reduce` of one that has a gradient in some process."""
+        tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        dist.all_reduce(tensor.grad)
 
     def prove(self, when: str, of: Callable[[], Mapping[str, Tensor]]) -> str:
         first, *others = self.lines([marks(of())])
@@ -133,57 +137,6 @@ class Ddp(Team):
                     f" ({len(odd)} such tensors)"
                 )
         return f"; {len(first)} tensors are the same in all {self.size} processes"
-
-
-def sum_of(tensors: Sequence[Tensor]) -> None:
-    """Make tensors their sums over all processes."""
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    with together():
-        dist.all_reduce(flat)
-    for tensor, whole in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(whole.view_as(tensor))
-
-
-class Shared(Sampler):
-    """Draws the groups of its process by a sampler of its own, and hears of the others'."""
-
-    def __init__(self, own: Sampler, team: Team) -> None:
-        self.own, self.team = own, team
-        self.in_process = own.in_process  # type: ignore[misc]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["own"], name)
-
-    def follow(self, changed: Changed) -> None:
-        self.own.follow(changed)
-
-    def prove(self) -> None:
-        self.own.prove()
-
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        keys: Sequence[tuple[Any, ...]],
-        group_size: int,
-        sampling: Sampling,
-        keep_trunk: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[tuple[Completion, ...]]:
-        """The last of a key is the number of the group, by which a process owns it."""
-        mine = [number for number, key in enumerate(keys) if self.team.owns(int(key[-1]))]
-        some, told = ([prompts[n] for n in mine], [keys[n] for n in mine]), len(prompts)
-
-        def tell(done: int) -> None:
-            if progress is not None:
-                progress(min(told, done * self.team.size))
-
-        drawn = self.own.sample(*some, group_size, sampling, keep_trunk, tell) if mine else []
-        lines = self.team.lines(
-            [[n, list(map(line, group))] for n, group in zip(mine, drawn, strict=True)]
-        )
-        found = {number: tuple(map(read, group)) for number, group in lines}
-        found |= dict(zip(mine, drawn, strict=True))
-        return [found[number] for number in range(len(prompts))]
 
 
 def line(completion: Completion) -> list[Any]:

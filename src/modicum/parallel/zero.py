@@ -5,7 +5,7 @@ published from all pieces. So a GPU has 1/N of the masters and of the optimizer'
 1910.02054, stage 1), as DTensors `Shard(0)`, which the optimizer takes for ordinary ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -80,9 +80,6 @@ class Pieces(Masters):
             dist.all_reduce(squares)
         return squares.sqrt(), float(squares.sum().sqrt())
 
-    def num_bytes(self, tensor: Tensor) -> int:
-        return super().num_bytes(here(tensor))
-
 
 @dataclass(eq=False)
 class Zero(Ddp):
@@ -108,18 +105,15 @@ class Zero(Ddp):
         """What is summed with those of the others to make a whole one."""
         return DTensor.from_local(tensor, self.mesh, [Partial()], run_check=False)
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Sums of which each process gets its rows; of what is not in pieces, whole ones."""
-        plain: list[Tensor] = []
-        for tensor in tensors:
-            if isinstance(tensor, DTensor):
-                none = torch.zeros(tensor.shape, device=self.place)
-                found: Any = self.part(none) if tensor.grad is None else tensor.grad
-                with together():
-                    tensor.grad = found.redistribute(placements=ROWS)
-            else:
-                plain.append(tensor)
-        super().add_up(plain)
+    def add_up(self, tensor: Tensor) -> None:
+        """A sum of which each process gets its rows; a critic's masters are whole."""
+        if not isinstance(tensor, DTensor):
+            super().add_up(tensor)
+            return
+        found: Any = tensor.grad
+        if found is None:
+            found = self.part(torch.zeros(tensor.shape, device=self.place))
+        tensor.grad = found.redistribute(placements=ROWS)
 
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         found = ((name, whole(tensor)) for name, tensor in tensors.items())

@@ -14,7 +14,7 @@ from modicum.parts import RunParts
 from modicum.plan.hardware import GIB, Machine, free_memory
 from modicum.plan.memory import Subject, estimate, floor
 from modicum.plan.shapes import Lengths, config_of, generous_bound
-from modicum.plan.sizes import Choices, changed, line, room_of, search, settle
+from modicum.plan.sizes import changed, line, room_of, search
 from modicum.types import UserError
 
 SIZES = ("micro_batch", "rollout_batch", "checkpointing")
@@ -61,14 +61,6 @@ def advice(
 
 SHORT = 64
 MARGIN = 1.15
-
-
-def settled(config: TrainConfig, parts: RunParts, chosen: Choices) -> TrainConfig:
-    """The config with all sizes, which are added to the choices; UserError if it cannot fit."""
-    config, found = settle(config, parts)
-    chosen |= found
-    check(config, parts)
-    return config
 
 
 def check(config: TrainConfig, parts: RunParts | None = None) -> None:

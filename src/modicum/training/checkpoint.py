@@ -30,10 +30,6 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
     """Write the checkpoint after `step` steps; it counts only when it is whole. A process that does
     not write the run takes part in what all make of it."""
     schedule, critic = session.prepared.schedule, session.critic
-    tensors = session.optimization.tensors()
-    tensors |= {f"schedule/{n}": t.detach().contiguous() for n, t in schedule.tensors().items()}
-    if critic is not None:
-        tensors |= {f"critic/{n}": tensor for n, tensor in critic.steps.tensors().items()}
     state = asdict(session.counters) | {
         "step": step,
         **session.identity.hashes,
@@ -44,7 +40,7 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "agreement": session.agreement.state(),
         "critic": critic.state() if critic else {},
     }
-    tensors = session.parallel.whole(tensors)
+    tensors = session.parallel.whole(session.tensors())
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     kept = session.config.records.keep_checkpoints
     if run.writes:

@@ -22,11 +22,15 @@ Changes = dict[str, tuple[Any, Any]]
 LENGTH = {name for name, kind, _ in settings(TrainConfig()) if kind == "length"}
 
 
-def look(folder: Path, config: TrainConfig, overwrite: bool, resume: bool) -> TrainConfig:
-    """The config with what the run has chosen; UserError for a folder to neither begin nor resume."""
-    found = runs.entries(folder)
-    disk.check_free(folder)
-    disk.check_writable(folder)
+def look(
+    folder: Path, config: TrainConfig, overwrite: bool, resume: bool, writes: bool = True
+) -> TrainConfig:
+    """The config with what the run has chosen; UserError for a folder to neither begin nor resume,
+    as far as it is known to a process that does not write it."""
+    found = runs.entries(folder) if writes else []
+    if writes:
+        disk.check_free(folder)
+        disk.check_writable(folder)
     if resume:
         runs.open_run(folder)
         config = kept(config, past_config(folder))
@@ -47,9 +51,10 @@ def begin(
     `note` is told what is not as it was. Raises UserError where a folder holds something else,
     or a run with other settings, or another process writes it.
     """
-    if not session.parallel.first:
-        session.parallel.lines([])  # the first process has the folder
-        run = runs.Heard(folder)
+    team = session.parallel
+    if not team.first:
+        team.lines([])  # the first process has the folder
+        run = runs.Run(folder, writes=False)
         yield _resumed(session, run, note) if resume else (run, 0)
         return
     disk.check_free(folder)  # who writes it is said first, and a folder of others gets no lock
@@ -63,7 +68,7 @@ def begin(
         if run is None:
             run = runs.Run.create(folder, to_toml(session.config), overwrite)
             run.write(ENVIRONMENT, origin.record(session, folder))
-        session.parallel.lines([])
+        team.lines([])
         yield _resumed(session, run, note) if resume else (run, 0)
 
 
@@ -111,7 +116,8 @@ def _resumed(session: Session, run: runs.Run, note: Callable[[str], None]) -> tu
     if finished and session.ended(first):
         raise _finished(folder, session.stop.reason)
     session.parallel.lines([])  # all have read what is now written
-    run.cut(first, session.ended(first))
+    if run.writes:
+        run.cut(first, session.ended(first))
     if not (folder / ENVIRONMENT).exists():
         run.write(ENVIRONMENT, origin.record(session, folder))
     if changes:

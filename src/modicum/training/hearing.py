@@ -67,7 +67,7 @@ def valued(session: Session, critic: Critic, rollout: Rollout) -> Rollout:
     learn = partial(critic.learn, count=count)
     for _ in range(goal.passes if count else 0):
         loss = sum(_each(session, fitted, learn, critic.steps.begin_anew))
-        team.reduce(critic.steps.trained())
+        team.reduce(critic.steps.optimizer)
         critic.step(team.summed({"loss": loss})["loss"])
     critic.counters.rollouts += 1
     values = (tuple(values_T.tolist()) for values_T in used_N.split(lengths))

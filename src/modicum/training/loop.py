@@ -7,12 +7,11 @@ and resumed gives what the uncut run gives.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modicum import live, machine, parallel, plan, runs, tracking
-from modicum.config import TrainConfig
+from modicum.config import Tracking, TrainConfig
 from modicum.engine.logprobs import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
@@ -83,16 +82,16 @@ def train(
     observer = (observer if team.first else None) or Observer()
     note = observer.note
     with machine.Interrupts(at_once=True) as interrupts, team:
-        interrupts.agreed = team.most
+        interrupts.agreed = lambda number: max(team.lines([number]))
         tracking.check(config.tracking)
-        config = team.settings(partial(look, folder, config, overwrite, resume))
+        config = look(folder, config, overwrite, resume, team.first)
         if resume:
             config, parts = parts.resumed(config, folder)
             past = [folder, *past]
         if overwrite:
             origin.spare_base(config, folder)
-        chosen = sizes.Choices()
-        config = team.settings(partial(plan.settled, config, parts, chosen))
+        config, chosen = sizes.settle(config, parts)
+        plan.check(config, parts)
         machine.reuse_memory()
         machine.reset_peak()
         before = machine.resident_bytes()
@@ -104,14 +103,15 @@ def train(
         # What the process held before the model was loaded; on a GPU nothing.
         start_memory = before if policy.device.type == "cpu" else 0
         began = begin(session, folder, overwrite, resume, note)
-        page = live.written(folder, config.records.watch, note)
+        page = live.written(folder, config.records.watch and team.first, note)
         with page as tell, began as (run, first), resumable(run):
             for text in [*chose(session, run, chosen), *parts.keep(run, config)]:
                 note(text)
             for text in origin.notes(session, run.folder):
                 note(text)
             name = run.folder.resolve().name
-            told = tracking.open(config.tracking, run.folder, name, asdict(config), first, note)
+            tracked = config.tracking if team.first else Tracking()
+            told = tracking.open(tracked, run.folder, name, asdict(config), first, note)
             with told as tracker:
                 run.listeners["metrics.jsonl"] = [tracker.step, tell]
                 run.listeners["evaluations.jsonl"] = [tracker.evaluated, tell]

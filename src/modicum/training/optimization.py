@@ -121,7 +121,7 @@ class Optimization(Stepper):
     def state_bytes(self) -> int:
         """Bytes of the optimizer's state where the model is, step counters left out."""
         return sum(
-            self.masters.num_bytes(value)
+            value.numel() * value.element_size()
             for state in self.optimizer.state.values()
             for value in state.values()
             if isinstance(value, Tensor) and value.dim() > 0
@@ -140,11 +140,6 @@ class Optimization(Stepper):
         held = self.masters.tensors
         names = list(self.prepared.active)
         return {"params": [held[name] for name in names], "names": names}
-
-    def trained(self) -> list[Tensor]:
-        """The masters of what trains now, whose gradients are those of a step."""
-        held = self.masters.tensors
-        return [held[name] for name in self.prepared.active]
 
     def arrived(self) -> float | None:
         """How much of what masters learnt is in the model (`Arrival`)."""

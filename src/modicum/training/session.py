@@ -120,18 +120,23 @@ class Session:
         """What the proofs say of changes, those of a critic, and of replicas; RunStopped else."""
         found, critic = self.proof.check(when), self.critic
         more = f"; critic: {critic.steps.proof.check(f'critic, {when}')}" if critic else ""
-        return found + more + self.parallel.prove(when, self.replicated)
+        return (
+            found
+            + more
+            + self.parallel.prove(when, lambda: {**self.prepared.trainable, **self.tensors()})
+        )
 
-    def replicated(self) -> dict[str, Tensor]:
-        """What must be the same in all processes: all that trains, and what moves it, by name."""
-        found = self.prepared.trainable | self.optimization.tensors()
-        found |= {f"schedule/{n}": t for n, t in self.prepared.schedule.tensors().items()}
-        critic = self.critic.steps.tensors() if self.critic else {}
-        return found | {f"critic/{name}": tensor for name, tensor in critic.items()}
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: of the optimization, the schedule, the critic."""
+        schedule, critic = self.prepared.schedule.tensors(), self.critic
+        found = self.optimization.tensors()
+        found |= {f"schedule/{name}": t.detach().contiguous() for name, t in schedule.items()}
+        steps = critic.steps.tensors() if critic else {}
+        return found | {f"critic/{name}": tensor for name, tensor in steps.items()}
 
     def agreed(self, nats: float) -> None:
         """The agreement proof found this mean difference of log-probs, and was content."""
-        self.counters.agreement_max = max(self.counters.agreement_max, self.parallel.most(nats))
+        self.counters.agreement_max = max(self.counters.agreement_max, *self.parallel.lines([nats]))
 
     @property
     def trainable_parameters(self) -> int:
@@ -186,7 +191,7 @@ def prepare(
     if objective.needs_reference or reward.learned:
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
-    policy.sampler = team.sampler(policy.sampler)
+    policy.draw = team.sample
     written = loaded.tokenizer, config.sampling, examples
     known = policy, prepared, loaded.identity, lambda problem: prompts.encode(problem, *written)
     begun = [(weight, term.begin(lambda of: opened(of, *known))) for weight, term in reward.terms]

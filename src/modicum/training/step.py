@@ -197,10 +197,8 @@ def backward(
 
     def undo() -> None:
         if by_group and team.size > 1:  # the others have been told of groups
-            raise UserError(
-                "memory ran out in training group by group, where several processes cannot go back:"
-                " a smaller --micro-batch takes less"
-            )
+            how = "where several processes cannot go back: a smaller --micro-batch takes less"
+            raise UserError(f"memory ran out in training group by group, {how}")
         session.optimization.begin_anew()
         references.clear()
         if heard is not None:
@@ -209,7 +207,7 @@ def backward(
     work = partial(_backward, session, batch, references, heard)
     sums = within_memory(session, len(batch.rows), work, undo)
     if not by_group:
-        team.reduce(session.optimization.trained())
+        team.reduce(session.optimization.optimizer)
     return team.summed(sums)
 
 
@@ -260,7 +258,7 @@ def _backward(
                 references[group, number] = found
             held.masters.collect()
         if by_group:
-            session.parallel.reduce(held.trained())
+            session.parallel.reduce(held.optimizer)
             gradients = {name: grad.detach().clone() for name, grad in held.gradients().items()}
             if part.has_signal:
                 held.show_group(gradients)
