@@ -23,11 +23,6 @@ from modicum.types import Completion, UserError
 from modicum.updates.base import Prepared
 
 
-def asked(sampler: Sampler, *given: Any) -> list[tuple[Completion, ...]]:
-    """What a sampler gives."""
-    return sampler.sample(*given)
-
-
 @dataclass
 class Policy:
     """A model, adapters included, and all that it takes to run it."""
@@ -43,8 +38,8 @@ class Policy:
     """What was last told to sampler and scorer."""
     ledger: dict[str, dict[str, int]] = field(default_factory=dict)
     """Completions and tokens that were generated, by the first word of their keys."""
-    draw: Callable[..., list[tuple[Completion, ...]]] = asked
-    """What asks the sampler, of which several processes have one each."""
+    draw: Callable[..., list[tuple[Completion, ...]]] | None = None
+    """What asks this sampler and those of other processes, if there are any."""
 
     def sample(
         self,
@@ -63,8 +58,8 @@ class Policy:
         """
         check_length(prompts, self.model, sampling)
         told = replace(sampling, stop=stops(self.tokenizer, sampling))
-        given = prompts, keys, group_size, told, keep_trunk, progress
-        groups = self.draw(self.sampler, *given)
+        draw = self.draw or self.sampler.sample
+        groups = draw(prompts, keys, group_size, told, keep_trunk, progress)
         for key, group in zip(keys, groups, strict=True):
             self.move(str(key[0]), group)
         pairs = zip(prompts, groups, strict=True)

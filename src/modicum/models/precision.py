@@ -96,6 +96,8 @@ class SparseMaster(Master):
 class Masters:
     """The fp32 tensors that the optimizer holds, by name; rounded by noise from `seed`, or not."""
 
+    in_pieces = False  # of which other processes have others
+
     def __init__(
         self,
         trainable: Mapping[str, nn.Parameter] | None = None,

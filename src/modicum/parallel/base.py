@@ -8,15 +8,13 @@ from typing import Any, Self, TypeVar
 from torch import Tensor
 from torch.optim import Optimizer
 
-from modicum.config import TrainConfig
-from modicum.engine.base import Prompt, Sampler
 from modicum.models.precision import Masters
 from modicum.spec import Named
 from modicum.types import Completion, Row
 from modicum.updates.base import Prepared
 
 T = TypeVar("T")
-U = TypeVar("U")
+Groups = list[tuple[Completion, ...]]
 
 
 @dataclass(eq=False)
@@ -27,6 +25,7 @@ class Team(Named, AbstractContextManager["Team"]):
     name = "none"
     rank: int = field(default=0, init=False)
     size: int = field(default=1, init=False)
+    device: str = field(default="", init=False)  # of this process; empty: what the run asks for
 
     def join(self, device: str) -> Self:
         """Meet the others, for a run on such a device; a context that ends with parting from them."""
@@ -40,26 +39,19 @@ class Team(Named, AbstractContextManager["Team"]):
         """Whether this process writes the run's files and speaks to the user."""
         return self.rank == 0
 
-    def device(self, asked: str) -> str:
-        """The device of this process where a run asks for such a one."""
-        return asked
-
-    def require(self, prepared: Prepared, config: TrainConfig) -> None:
-        """UserError where these processes cannot train what is prepared."""
-
-    def masters(self, *given: Any) -> Masters:
-        """The masters of what trains, of what `Masters` takes."""
-        return Masters(*given)
+    def masters(self, prepared: Prepared, *given: Any) -> Masters:
+        """The masters of what trains; UserError where these processes cannot train it."""
+        return Masters(prepared.active, prepared.schedule.entries, *given)
 
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a checkpoint, of which processes may hold pieces, as they are written."""
         return tensors
 
     def sample(
-        self, sampler: Sampler, prompts: Sequence[Prompt], keys: Sequence[Any], *given: Any
-    ) -> list[tuple[Completion, ...]]:
-        """What `sampler.sample` gives for all prompts, each drawn in one process."""
-        return sampler.sample(prompts, keys, *given)
+        self, draw: Callable[..., Groups], prompts: Sequence[Any], keys: Sequence[Any], *given: Any
+    ) -> Groups:
+        """What `draw` gives for all prompts, each drawn in one process."""
+        return draw(prompts, keys, *given)
 
     def lines(self, rows: Sequence[Any]) -> list[Any]:
         """The rows of all processes, in the order of these."""
@@ -74,23 +66,17 @@ class Team(Named, AbstractContextManager["Team"]):
 
     # What is made of these ---------------------------------------------------------------
 
-    def owns(self, number: int) -> bool:
+    def owns(self, group: int) -> bool:
         """Whether the group with this number in its step is drawn and trained here."""
-        return number % self.size == self.rank
+        return group % self.size == self.rank
 
     def mine(self, rows: Sequence[Row]) -> list[Row]:
         """The rows of the groups of this process."""
         return [row for row in rows if self.owns(row.group)]
 
-    def each(self, items: Sequence[T], work: Callable[[T], U]) -> list[U]:
-        """What `work` gives for every item, each in one process."""
-        told = self.lines([[n, work(item)] for n, item in enumerate(items) if self.owns(n)])
-        return [found for _, found in sorted(told, key=lambda pair: pair[0])]
-
-    def spread(self, rows: Sequence[Row], found: Sequence[U]) -> list[U]:
-        """What each process has `found` for its own rows, in the order of all rows."""
-        numbers = (number for number, row in enumerate(rows) if self.owns(row.group))
-        told = self.lines([*zip(numbers, found, strict=True)])
+    def each(self, groups: Sequence[int], work: Callable[[int], T]) -> list[T]:
+        """What `work` gives for every place, called in rising order where the group there is."""
+        told = self.lines([[n, work(n)] for n, group in enumerate(groups) if self.owns(group)])
         return [found for _, found in sorted(told, key=lambda pair: pair[0])]
 
     def told(self, make: Callable[[], T]) -> T:

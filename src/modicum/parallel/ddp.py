@@ -9,20 +9,19 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from modicum.config import Sampling
-from modicum.engine.base import Prompt, Sampler
 from modicum.models.load import choose_device
 from modicum.models.marks import marks
-from modicum.parallel.base import Team
+from modicum.parallel.base import Groups, Team
 from modicum.types import Completion, Origin, RunStopped, UserError
 
 PATIENCE = timedelta(minutes=30)  # for a process that lives; one that has died is noticed at once
@@ -45,58 +44,41 @@ def together() -> Iterator[None]:
 class Ddp(Team):
     """The whole policy in every process, and gradients that are summed once a step."""
 
-    place: torch.device = field(default=torch.device("cpu"), init=False)
-    joined: bool = field(default=False, init=False)  # by us, who part then
-
     def join(self, device: str) -> Self:
-        self.place, self.joined = choose_device(device), not dist.is_initialized()
-        kinds = "gloo"
-        if self.place.type == "cuda":
-            self.place, kinds = (
-                choose_device(f"cuda:{os.environ['LOCAL_RANK']}"),
-                "cpu:gloo,cuda:nccl",
-            )
-            torch.cuda.set_device(self.place)
+        self.joined, kinds = not dist.is_initialized(), "gloo"  # whoever has joined parts
         if self.joined and "RANK" not in os.environ:
             how = "torchrun --nproc-per-node 2 -m modicum train ..."
             raise UserError(
                 f"parallel: {self} is for several processes, which torchrun starts: {how}"
             )
+        place = choose_device(device)
+        if place.type == "cuda":
+            place, kinds = choose_device(f"cuda:{os.environ['LOCAL_RANK']}"), "cpu:gloo,cuda:nccl"
+            torch.cuda.set_device(place)
         if self.joined:
             with together():
                 dist.init_process_group(kinds, timeout=PATIENCE)
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), str(place)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.joined:
             dist.destroy_process_group()
 
-    def device(self, asked: str) -> str:
-        return str(self.place)
-
     def sample(
-        self,
-        sampler: Sampler,
-        prompts: Sequence[Prompt],
-        keys: Sequence[Any],
-        group_size: int = 1,
-        sampling: Sampling | None = None,
-        keep_trunk: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[tuple[Completion, ...]]:
+        self, draw: Callable[..., Groups], prompts: Sequence[Any], keys: Sequence[Any], *given: Any
+    ) -> Groups:
         """The last of a key is the number of the group, by which a process owns it."""
-        mine = [number for number, key in enumerate(keys) if self.owns(key[-1])]
+        mine, (*more, progress) = [n for n, key in enumerate(keys) if self.owns(key[-1])], given
 
         def tell(done: int) -> None:
             if progress is not None:
                 progress(min(len(keys), done * self.size))
 
-        some: Any = [prompts[n] for n in mine], [keys[n] for n in mine], group_size, sampling
-        drawn = sampler.sample(*some, keep_trunk, tell) if mine else []
-        pairs = dict(zip(mine, drawn, strict=True))
-        lines = self.lines([[n, [line(c) for c in group]] for n, group in pairs.items()])
-        found = {number: tuple(map(read, group)) for number, group in lines} | pairs
+        some = [prompts[n] for n in mine], [keys[n] for n in mine]
+        drawn = dict(zip(mine, draw(*some, *more, tell) if mine else [], strict=True))
+        lines = self.lines([[n, [_line(c) for c in group]] for n, group in drawn.items()])
+        found = {number: tuple(map(_read, group)) for number, group in lines} | drawn
         return [found[number] for number in range(len(keys))]
 
     def lines(self, rows: Sequence[Any]) -> list[Any]:
@@ -129,7 +111,8 @@ class Ddp(Team):
         dist.all_reduce(tensor.grad)
 
     def prove(self, when: str, of: Callable[[], Mapping[str, Tensor]]) -> str:
-        first, *others = self.lines([marks(of())])
+        held = {name: tensor for name, tensor in of().items() if not isinstance(tensor, DTensor)}
+        first, *others = self.lines([marks(held)])
         for number, found in enumerate(others, 1):
             if odd := sorted(n for n in first.keys() | found if first.get(n) != found.get(n)):
                 raise RunStopped(
@@ -139,14 +122,13 @@ class Ddp(Team):
         return f"; {len(first)} tensors are the same in all {self.size} processes"
 
 
-def line(completion: Completion) -> list[Any]:
+def _line(completion: Completion) -> list[Any]:
     """A completion in JSON, without what its process keeps of its way."""
     c, origin = completion, completion.origin and astuple(completion.origin)
     return [c.tokens, c.logprobs, c.text, c.finished, origin]
 
 
-def read(told: Sequence[Any]) -> Completion:
-    """The completion that is in a line."""
+def _read(told: Sequence[Any]) -> Completion:
     tokens, logprobs, text, finished, origin = told
     made = origin and Origin(*origin)
     return Completion(tuple(tokens), tuple(logprobs), text, finished, origin=made)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
-from modicum.config import TrainConfig
 from modicum.models.precision import Master, Masters
 from modicum.parallel.ddp import Ddp, together
 from modicum.types import UserError
@@ -27,12 +26,6 @@ ROWS = [Shard(0)]
 def here(tensor: Any) -> Any:
     """The piece of this process, of what lies in pieces."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All pieces together, in every process."""
-    with together():
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Piece(Master):
@@ -56,16 +49,19 @@ class Piece(Master):
 
     @property
     def values(self) -> Tensor:
-        return whole(self.tensor.detach())
+        return self.team.joint(self.tensor.detach())
 
     def furthest(self, go: Callable[..., float], state: Mapping[str, Tensor]) -> float:
         mine = here(self.tensor.detach())
         mine.grad = here(self.tensor.grad)
-        return self.team.most(go(mine, {key: here(value) for key, value in state.items()}))
+        found = go(mine, {key: here(value) for key, value in state.items()})
+        return float(max(self.team.lines([found])))
 
 
 class Pieces(Masters):
     """Masters that lie in pieces."""
+
+    in_pieces = True
 
     def __init__(self, team: "Zero", *given: Any) -> None:
         self.team = team
@@ -87,19 +83,25 @@ class Zero(Ddp):
 
     def join(self, device: str) -> Self:
         super().join(device)
-        self.mesh: DeviceMesh = init_device_mesh(self.place.type, (self.size,))
+        self.mesh: DeviceMesh = init_device_mesh(torch.device(self.device).type, (self.size,))
         return self
 
-    def require(self, prepared: Prepared, config: TrainConfig) -> None:
-        why = f"{config.update} works on whole tensors or on entries: take ddp"
-        if prepared.rule.by_entry and prepared.schedule.piecewise:
-            why = "no learning rate is found: --learning-rate gives one"
-            why *= config.optimizer.learning_rate is None
-        if why:
-            raise UserError(f"parallel: zero has masters in pieces, where {why}")
+    def masters(self, prepared: Prepared, *given: Any) -> Masters:
+        if not (prepared.rule.by_entry and prepared.schedule.piecewise):
+            why = "looks at whole tensors, trains entries or sends state away"
+            raise UserError(
+                f"parallel: zero has masters in pieces, and this update {why}; take ddp"
+            )
+        return Pieces(self, prepared.active, None, *given)
 
-    def masters(self, *given: Any) -> Masters:
-        return Pieces(self, *given)
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = ((name, self.joint(tensor)) for name, tensor in tensors.items())
+        return {name: tensor.cpu() for name, tensor in found if self.first}
+
+    def joint(self, tensor: Tensor) -> Tensor:
+        """All pieces of what lies in pieces."""
+        with together():
+            return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def part(self, tensor: Tensor) -> DTensor:
         """What is summed with those of the others to make a whole one."""
@@ -112,15 +114,5 @@ class Zero(Ddp):
             return
         found: Any = tensor.grad
         if found is None:
-            found = self.part(torch.zeros(tensor.shape, device=self.place))
+            found = self.part(torch.zeros(tensor.shape, device=self.device))
         tensor.grad = found.redistribute(placements=ROWS)
-
-    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = ((name, whole(tensor)) for name, tensor in tensors.items())
-        return {name: tensor.cpu() for name, tensor in found if self.first}
-
-    def prove(self, when: str, of: Callable[[], Mapping[str, Tensor]]) -> str:
-        """Of what is not in pieces, and of the weights that these are published in."""
-        return super().prove(
-            when, lambda: {n: t for n, t in of().items() if not isinstance(t, DTensor)}
-        )

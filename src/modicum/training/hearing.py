@@ -59,12 +59,12 @@ def valued(session: Session, critic: Critic, rollout: Rollout) -> Rollout:
     values_N = torch.tensor([value for of in told for value in of], dtype=torch.double)
     used_N = critic.judge(values_N, returns_N, rewards_R, lengths)
     taken = rollout.taken._replace(kept=()) if critic.warm else rollout.taken
-    pairs = zip(rows, returns_N.split(lengths), rewards_R, strict=True)
-    known = [(row, returns_T, not reward.isnan()) for row, returns_T, reward in pairs]
-    mine = zip(held, (of for of in known if team.owns(of[0].group)), strict=True)
-    fitted = [(item, returns_T) for item, (_, returns_T, there) in mine if there]
-    count = sum(len(returns_T) for _, returns_T, there in known if there)
+    known_R = (~rewards_R.isnan()).tolist()
+    count = sum(length for length, known in zip(lengths, known_R, strict=True) if known)
     learn = partial(critic.learn, count=count)
+    told_R = zip(rows, returns_N.split(lengths), known_R, strict=True)
+    mine = zip(held, [of for of in told_R if team.owns(of[0].group)], strict=True)
+    fitted = [(item, returns_T) for item, (_, returns_T, known) in mine if known]
     for _ in range(goal.passes if count else 0):
         loss = sum(_each(session, fitted, learn, critic.steps.begin_anew))
         team.reduce(critic.steps.optimizer)
@@ -158,8 +158,9 @@ def _told(
     """What was `found` here for the tokens of this process's rows, and by others for theirs."""
     team = session.parallel
     found_N = torch.cat([torch.empty(0), *(part.cpu() for part in found)])
-    parts = found_N.split([len(row.tokens) for row in team.mine(rows)])
-    return [tuple(values) for values in team.spread(rows, [part.tolist() for part in parts])]
+    parts = iter(found_N.split([len(row.tokens) for row in team.mine(rows)]))
+    told = team.each([row.group for row in rows], lambda _: next(parts).tolist())
+    return [tuple(values) for values in told]
 
 
 def _each(

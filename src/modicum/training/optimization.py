@@ -13,7 +13,7 @@ average, under stochastic rounding), 0 when all steps were rounded away. The sta
 base; for a vector of entries it is where these began.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 from zlib import crc32
 
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from modicum.config import Optimizer
 from modicum.models.device import finish
-from modicum.models.precision import Master, Masters, SparseMaster, is_coarse
+from modicum.models.precision import Master, SparseMaster, is_coarse
+from modicum.parallel import Team
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import ChangeProof
@@ -93,10 +94,11 @@ class Optimization(Stepper):
         counters: StepCounters | None = None,
         seed: int = 0,
         stochastic: bool = True,
-        make: Callable[..., Masters] = Masters,
+        team: Team | None = None,
     ) -> None:
-        """`stochastic`: masters, which `make` makes, are rounded by chance, with noise from `seed`."""
-        masters = make(prepared.active, prepared.schedule.entries, seed, stochastic)
+        """`stochastic`: masters are rounded by chance, with noise from `seed`. `team` says what of
+        them is in this process."""
+        masters = (team or Team()).masters(prepared, seed, stochastic)
         self.arrival = Arrival(prepared.trainable)
         self.told = False
         proof = ChangeProof(prepared, masters)

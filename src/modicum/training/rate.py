@@ -73,6 +73,8 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
     `recipes.start_rate`, by kind and size of the update.
     """
     start = short(start_rate(session.update, session.active_parameters))
+    if session.optimization.masters.in_pieces:
+        return Chosen(start, "by kind and size of the update: its masters are in pieces")
     both, found = halves(groups, batch), []
     for names in turns(session):
         values = []

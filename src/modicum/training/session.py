@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -176,7 +177,7 @@ def prepare(
     Stop(config.budget).check(str(term) for _, term in reward.terms)
     examples, held = draw(task, config.sampling), _held_out(task, config)
     order = _begin(curriculum, without(task, examples), reward, config)
-    device = team.device(compute.device)
+    device = team.device or compute.device
     loaded = load(config.model, device, compute.dtype, config.trust, config.base)
     if check is not None:
         check(loaded.identity)
@@ -191,7 +192,7 @@ def prepare(
     if objective.needs_reference or reward.learned:
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
-    policy.draw = team.sample
+    policy.draw = partial(team.sample, policy.sampler.sample)
     written = loaded.tokenizer, config.sampling, examples
     known = policy, prepared, loaded.identity, lambda problem: prompts.encode(problem, *written)
     begun = [(weight, term.begin(lambda of: opened(of, *known))) for weight, term in reward.terms]
@@ -205,9 +206,7 @@ def prepare(
         counters.generated_tokens += spent["tokens"]
         counters.ledger["pairs"] = spent
     stochastic = compute.rounding == "stochastic"
-    team.require(prepared, config)
-    moved = (prepared, config.optimizer, counters, config.seed, stochastic, team.masters)
-    optimization = Optimization(*moved)
+    optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic, team)
     chosen, made = (update, task, reward, objective, order), (policy, examples, prepared)
     session = Session(config, *chosen, *made, optimization, counters, loaded.identity)
     session.parallel = team

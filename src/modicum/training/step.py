@@ -116,11 +116,11 @@ def score(
     then would not be what was meant. With `cut` "zero" all terms of what max_tokens cut are 0.
     """
 
-    def judged(group: Group) -> tuple[list[dict[str, float]], list[str]]:
-        wrong: list[str] = []
+    def judged(number: int) -> tuple[list[dict[str, float]], list[str]]:
+        group, wrong = groups[number], list[str]()
         return reward.score_group(task, group.problem, group.completions, wrong), wrong
 
-    told = team.each(groups, judged)
+    told = team.each(range(len(groups)), judged)
     scores = [row for row, _ in told]
     faults += [fault for _, wrong in told for fault in wrong]
     if cut == "zero":
