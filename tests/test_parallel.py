@@ -159,27 +159,67 @@ def as_one(made: Crew, config: TrainConfig, tmp_path: Path, most: float = 1e-6) 
 
 
 SOME = [
-    ("full", "grpo", {}),
-    ("lora(rank=2)", "grpo(kl=0.1)", {"updates_per_rollout": 2}),
-    ("snr(every=2, window=2)", "grpo", {}),
-    ("last(1)", "ppo", {}),
+    ("full", "grpo", {}, "auto"),
+    ("lora(rank=2)", "grpo(kl=0.1)", {"updates_per_rollout": 2}, "auto"),
+    ("snr(every=2, window=2)", "grpo", {}, "auto"),
+    ("last(1)", "ppo", {}, "auto"),
+    ("full", "grpo(kl=0.1)", {"updates_per_rollout": 2}, "zero"),
 ]
 
 
-@pytest.mark.parametrize(("update", "objective", "batch"), SOME)
+@pytest.mark.parametrize(("update", "objective", "batch", "parallel"), SOME)
 def test_two_processes_train_as_one(
-    update: str, objective: str, batch: Any, two: Crew, run: TrainConfig, tmp_path: Path
+    update: str,
+    objective: str,
+    batch: Any,
+    parallel: str,
+    two: Crew,
+    run: TrainConfig,
+    tmp_path: Path,
 ) -> None:
-    batch = replace(run.batch, **batch)
-    as_one(two, replace(run, update=update, objective=objective, batch=batch), tmp_path)
+    batch, compute = replace(run.batch, **batch), replace(run.compute, parallel=parallel)
+    config = replace(run, update=update, objective=objective, batch=batch, compute=compute)
+    as_one(two, config, tmp_path)
+
+
+FIRST = [cls.examples[0] for cls in UPDATES.values()]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", [cls.examples[0] for cls in UPDATES.values()])
+@pytest.mark.parametrize("update", FIRST)
 def test_every_update_trains_as_in_one_process(
     update: str, two: Crew, run: TrainConfig, tmp_path: Path
 ) -> None:
     as_one(two, replace(run, update=update), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", FIRST)
+def test_every_update_trains_in_pieces_or_is_refused(
+    update: str, two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(run, update=update, compute=replace(run.compute, parallel="zero"))
+    (first, _) = two.ask("train", config=asdict(config))
+    if "error" in first:
+        assert "zero has masters in pieces, and this update" in first["error"]
+        assert not update.startswith(("full", "last", "lora", "parts"))
+    else:
+        as_one(two, replace(config, out=f"{config.out}-again"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["auto", "zero"])
+def test_bf16_weights_are_rounded_alike(
+    parallel: str, two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    compute = replace(run.compute, parallel=parallel, dtype="bf16")
+    as_one(two, replace(run, compute=compute, steps=2), tmp_path, 2e-5)
+
+
+def test_pieces_are_refused_where_whole_tensors_are_needed(two: Crew, run: TrainConfig) -> None:
+    compute = replace(run.compute, parallel="zero")
+    for answer in two.ask("train", config=asdict(replace(run, update="galore", compute=compute))):
+        assert "zero has masters in pieces, and this update looks at whole" in answer["error"]
 
 
 def test_a_team_answers_alike_everywhere(two: Crew) -> None:
@@ -206,19 +246,19 @@ def test_one_process_alone_answers_at_once() -> None:
     assert [team.owns(number) for number in range(3)] == [True] * 3
 
 
+@pytest.mark.parametrize("parallel", ["auto", pytest.param("zero", marks=pytest.mark.slow)])
 def test_a_run_goes_on_in_another_number_of_processes(
-    two: Crew, run: TrainConfig, tmp_path: Path
+    parallel: str, two: Crew, run: TrainConfig, tmp_path: Path
 ) -> None:
     """Two, one, two: the same completions as in one, the same checkpoint but for last digits."""
-    one = replace(run, out=str(tmp_path / "one"), steps=6)
-    train(one)
-    config = replace(run, steps=2)
+    alone = replace(run.compute, parallel="none")
+    train(replace(run, out=str(tmp_path / "one"), steps=6, compute=alone))
+    config = replace(run, steps=2, compute=replace(run.compute, parallel=parallel))
     assert "found" in two.ask("train", config=asdict(config))[0]
-    alone = replace(config.compute, parallel="none")
     train(replace(config, steps=4, compute=alone), resume=True)
     told = two.ask("train", config=asdict(replace(config, steps=6)), resume=True)
     assert all("found" in answer for answer in told), told
-    assert [t[:3] for t in texts_of(Path(run.out))] == [t[:3] for t in texts_of(tmp_path / "one")]
+    assert texts_of(Path(run.out)) == texts_of(tmp_path / "one")
     wanted = values_of(tmp_path / "one")
     for name, tensor in values_of(Path(run.out)).items():
         torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-6)
