@@ -162,7 +162,7 @@ class Masters:
         if plain:  # rounded to nearest, by a copy of all at once
             places: list[Tensor] = [master.parameter for master in plain.values()]
             torch._foreach_copy_(places, [master.tensor for master in plain.values()])
-        for name in held.keys() - plain.keys():
+        for name in [name for name in held if name not in plain]:  # in one order everywhere
             held[name].parameter.copy_(self.published(name))
 
 
