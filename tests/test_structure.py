@@ -55,6 +55,7 @@ ORDER = [
     "updates",
     "anatomy",
     "engine",
+    "parallel",
     "learned",
     "evaluate",
     "recipes",

@@ -156,6 +156,8 @@ class Compute(Settings):
     """How the model is run: in stretches of layers, or by the library's whole forward."""
     sampler: str = fixed("local")
     """What draws completions, as an expression: this process, token by token."""
+    parallel: str = digits("auto")
+    """How several processes train together: none, ddp, zero; auto is ddp under torchrun, else none."""
     trunk_bytes: Natural = digits(2**30)
     """Most memory for states of frozen layers kept from sampling; past it they are run again."""
     checkpointing: bool | None = chosen(digits(None))

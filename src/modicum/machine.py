@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -162,6 +162,7 @@ class Interrupts:
         self.at_once = at_once
         self.number = 0  # the signal that came; 0: none
         self.torn = False  # whether the second one, or an error, has ended what was to be whole
+        self.agreed: Callable[[int], int] = int  # of all processes of a run, which end together
         self._when = 0.0
         self._before: dict[int, Any] = {}
 
@@ -186,11 +187,12 @@ class Interrupts:
         self.at_once, self.torn = False, True
         try:
             yield
+            number = self.agreed(self.number)
             self.torn = False
         finally:
             self.at_once = True
-        if self.number:
-            raise Stopped(self.number)
+        if number := number or self.number:
+            raise Stopped(number)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         again, now = self.asked, time.monotonic()

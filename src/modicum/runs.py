@@ -25,10 +25,11 @@ FORMAT = 2  # of checkpoints; 1 had no hash of the whole base
 
 
 class Run:
-    """One run folder that is being written. A full disk is a FolderError."""
+    """One run folder that is being written, unless another process `writes` it: then only read. A
+    full disk is a FolderError."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
         # Called with every line of a file, by its name.
         self.listeners: dict[str, Sequence[Callable[[Mapping[str, Any]], None]]] = {}
 
@@ -55,6 +56,8 @@ class Run:
 
     def extend(self, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
         """Add JSON lines at once, of which no listener hears."""
+        if not self.writes:
+            return
         with self.writing(), (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(to_lines(entries))
 
@@ -88,8 +91,9 @@ class Run:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file whole."""
-        with self.writing(len(text)):
-            write_whole(self.folder / name, text)
+        if self.writes:
+            with self.writing(len(text)):
+                write_whole(self.folder / name, text)
 
     @contextmanager
     def checkpointing(

@@ -33,6 +33,7 @@ def run(args: list[str]) -> int:
 
     from modicum.display import Display
     from modicum.naming import run_folder
+    from modicum.parallel import is_first
     from modicum.training.loop import train
 
     folder = run_folder(config)
@@ -41,6 +42,9 @@ def run(args: list[str]) -> int:
 
     with Display(folder if config.records.watch else None) as display:
         result = train(config, display, found.overwrite, found.resume)
+    code = NOTHING_TRAINED if result["nothing_trained"] else 0
+    if not is_first():
+        return code
     if not found.json:
         from modicum.report import read, tables
 
@@ -51,8 +55,7 @@ def run(args: list[str]) -> int:
     if result["nothing_trained"]:
         display.console.print(f"NOTHING WAS TRAINED: {result['nothing_trained']}", style="bold red")
         display.console.print(f"modicum doctor --config {folder}/config.toml shows more")
-        return NOTHING_TRAINED
-    return 0
+    return code
 
 
 def add_sources(parser: Parser) -> None:

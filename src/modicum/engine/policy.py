@@ -38,6 +38,8 @@ class Policy:
     """What was last told to sampler and scorer."""
     ledger: dict[str, dict[str, int]] = field(default_factory=dict)
     """Completions and tokens that were generated, by the first word of their keys."""
+    draw: Callable[..., list[tuple[Completion, ...]]] | None = None
+    """What asks this sampler and those of other processes, if there are any."""
 
     def sample(
         self,
@@ -56,7 +58,8 @@ class Policy:
         """
         check_length(prompts, self.model, sampling)
         told = replace(sampling, stop=stops(self.tokenizer, sampling))
-        groups = self.sampler.sample(prompts, keys, group_size, told, keep_trunk, progress)
+        draw = self.draw or self.sampler.sample
+        groups = draw(prompts, keys, group_size, told, keep_trunk, progress)
         for key, group in zip(keys, groups, strict=True):
             self.move(str(key[0]), group)
         pairs = zip(prompts, groups, strict=True)

@@ -5,7 +5,7 @@ Gradients are summed in the master, the optimizer moves it, and its rounded valu
 from the start. docs/precision.md
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -66,14 +66,17 @@ class Master:
         """Add the parameter's gradient to the master's, in fp32."""
         if self.tensor is self.parameter or self.parameter.grad is None:
             return
-        gradient = self.seen(self.parameter.grad)
-        if self.scale.on:
-            gradient = gradient.float() / self.scale.value
+        gradient = self.taken(self.parameter.grad)
         if self.tensor.grad is None:
             self.tensor.grad = gradient.float()
         else:
             self.tensor.grad.add_(gradient)
+
+    def taken(self, gradient: Tensor) -> Tensor:
+        """What is of interest of the parameter's gradient, which it has no longer, as of the loss itself."""
         self.parameter.grad = None
+        found = self.seen(gradient)
+        return found.float() / self.scale.value if self.scale.on else found
 
     @property
     def values(self) -> Tensor:
@@ -83,6 +86,14 @@ class Master:
     def published(self, key: Key | None) -> Tensor:
         """What the parameter is to be, in its dtype: rounded by a key, to nearest without."""
         return rounded(self.values, self.parameter.dtype, key)
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """What of a whole tensor as large as the numbers that move is in this process."""
+        return tensor
+
+    def furthest(self, go: Callable[..., float], state: Mapping[str, Tensor]) -> float:
+        """The most that `go` gives of the numbers that move, with their state of the optimizer."""
+        return go(self.tensor, state)
 
     def release(self) -> None:
         """Leave the parameter alone from now on."""
@@ -128,6 +139,8 @@ class SparseMaster(Master):
 class Masters:
     """The fp32 tensors that the optimizer holds, by name; rounded by noise from `seed`, or not."""
 
+    in_pieces = False  # of which other processes have others
+
     def __init__(
         self,
         trainable: Mapping[str, nn.Parameter] | None = None,
@@ -169,6 +182,10 @@ class Masters:
         for master in self.held.values():
             master.collect()
 
+    def norms(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+        """The norm of each gradient, and that of all."""
+        return norms_of(gradients)
+
     def published(self, name: str) -> Tensor:
         """What a parameter is to be, in its dtype and as it was last rounded."""
         step = self.drawn.get(name)
@@ -190,7 +207,7 @@ class Masters:
         if plain:  # rounded to nearest, by a copy of all at once
             places: list[Tensor] = [master.parameter for master in plain.values()]
             torch._foreach_copy_(places, [master.tensor for master in plain.values()])
-        for name in held.keys() - plain.keys():
+        for name in [name for name in held if name not in plain]:  # in one order everywhere
             held[name].parameter.copy_(self.published(name))
 
 
@@ -235,6 +252,12 @@ class InPlace(Masters):
     def within(self) -> list[Within]:
         """Those of which some entries train."""
         return [master for master in self.held.values() if isinstance(master, Within)]
+
+
+def norms_of(gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+    """The norm of each gradient, and that of all."""
+    norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+    return norms, float(norms.norm())
 
 
 def is_coarse(parameter: Tensor) -> bool:

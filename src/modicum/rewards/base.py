@@ -44,6 +44,17 @@ class StepExtras:
         """What was logged of a completion, for samples.jsonl."""
         return {"logged": self.columns[id(completion)]} if id(completion) in self.columns else {}
 
+    def share(self, completions: Sequence[Completion], lines: Callable[[Any], Any]) -> None:
+        """Know of what was logged in all processes, whose rows `lines` gives."""
+        places = {id(c): number for number, c in enumerate(completions)}
+        mine = [[places[key], column] for key, column in self.columns.items() if key in places]
+        told = lines([[dict(self.values), mine]])
+        self.values.clear()
+        for values, columns in told:
+            for name, of in values.items():
+                self.values[name] += of
+            self.columns.update({id(completions[number]): found for number, found in columns})
+
     def _log_metric(self, name: str, value: float) -> None:
         if math.isfinite(number := float(value)):  # JSON has no other
             self.values[str(name)].append(number)

@@ -27,12 +27,9 @@ KEYS = {
 
 
 def save(session: Session, run: runs.Run, step: int) -> Path:
-    """Write the checkpoint after `step` steps; it counts only when it is whole."""
+    """Write the checkpoint after `step` steps; it counts only when it is whole. A process that does
+    not write the run takes part in what all make of it."""
     schedule, critic = session.prepared.schedule, session.critic
-    tensors = session.optimization.tensors()
-    tensors |= {f"schedule/{n}": t.detach().contiguous() for n, t in schedule.tensors().items()}
-    if critic is not None:
-        tensors |= {f"critic/{n}": tensor for n, tensor in critic.steps.tensors().items()}
     state = asdict(session.counters) | {
         "step": step,
         **session.identity.hashes,
@@ -43,9 +40,12 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
         "agreement": session.agreement.state(),
         "critic": critic.state() if critic else {},
     }
+    tensors = session.parallel.whole(session.tensors())
     size = sum(t.numel() * t.element_size() for t in tensors.values())
-    with run.checkpointing(step, state, size, session.config.records.keep_checkpoints) as folder:
-        save_file(tensors, folder / "tensors.safetensors")
+    kept = session.config.records.keep_checkpoints
+    if run.writes:
+        with run.checkpointing(step, state, size, kept) as folder:
+            save_file(tensors, folder / "tensors.safetensors")
     return run.checkpoint(step)
 
 

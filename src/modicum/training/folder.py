@@ -3,13 +3,14 @@
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from modicum import disk, machine, runs
 from modicum.config import TrainConfig, from_mapping, to_toml
 from modicum.parts import ENVIRONMENT, past_config
+from modicum.plan import sizes
 from modicum.resuming import kept, settings
 from modicum.training import origin
 from modicum.training.checkpoint import restore
@@ -21,11 +22,15 @@ Changes = dict[str, tuple[Any, Any]]
 LENGTH = {name for name, kind, _ in settings(TrainConfig()) if kind == "length"}
 
 
-def look(folder: Path, config: TrainConfig, overwrite: bool, resume: bool) -> TrainConfig:
-    """The config with what the run has chosen; UserError for a folder to neither begin nor resume."""
-    found = runs.entries(folder)
-    disk.check_free(folder)
-    disk.check_writable(folder)
+def look(
+    folder: Path, config: TrainConfig, overwrite: bool, resume: bool, writes: bool = True
+) -> TrainConfig:
+    """The config with what the run has chosen; UserError for a folder to neither begin nor resume,
+    as far as it is known to a process that does not write it."""
+    found = runs.entries(folder) if writes else []
+    if writes:
+        disk.check_free(folder)
+        disk.check_writable(folder)
     if resume:
         runs.open_run(folder)
         config = kept(config, past_config(folder))
@@ -46,6 +51,12 @@ def begin(
     `note` is told what is not as it was. Raises UserError where a folder holds something else,
     or a run with other settings, or another process writes it.
     """
+    team = session.parallel
+    if not team.first:
+        team.lines([])  # the first process has the folder
+        run = runs.Run(folder, writes=False)
+        yield _resumed(session, run, note) if resume else (run, 0)
+        return
     disk.check_free(folder)  # who writes it is said first, and a folder of others gets no lock
     if resume:
         runs.open_run(folder)
@@ -53,12 +64,12 @@ def begin(
         runs.check_new(folder, overwrite)
         runs.make_folder(folder)
     with disk.held(folder):
-        if resume:
-            yield _resumed(session, folder, note)
-        else:
+        run = runs.open_run(folder) if resume else None
+        if run is None:
             run = runs.Run.create(folder, to_toml(session.config), overwrite)
             run.write(ENVIRONMENT, origin.record(session, folder))
-            yield run, 0
+        team.lines([])
+        yield _resumed(session, run, note) if resume else (run, 0)
 
 
 @contextmanager
@@ -78,14 +89,13 @@ def resumable(run: runs.Run) -> Iterator[None]:
     except machine.Stopped as error:
         done = [c.name.removeprefix("step-").lstrip("0") for c in runs.checkpoints(run.folder)]
         where = f"after step {done[-1]}" if done else "before the first checkpoint"
-        raise RunInterrupted(
-            f"interrupted {where}; --resume goes on from there", error.number
-        ) from None
+        text = f"interrupted {where}; --resume goes on from there" * run.writes
+        raise RunInterrupted(text, error.number) from None
 
 
-def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tuple[runs.Run, int]:
+def _resumed(session: Session, run: runs.Run, note: Callable[[str], None]) -> tuple[runs.Run, int]:
     """Go on with the run in a folder, with settings that may differ where that is allowed."""
-    run, config = runs.open_run(folder), session.config
+    folder, config = run.folder, session.config
     changes, digits = _changes(folder, config)
     if LENGTH & changes.keys() and (why := _follows(session)):
         raise UserError(
@@ -105,7 +115,9 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
     session.stop.replay(steps, evaluations, first)
     if finished and session.ended(first):
         raise _finished(folder, session.stop.reason)
-    run.cut(first, session.ended(first))
+    session.parallel.lines([])  # all have read what is now written
+    if run.writes:
+        run.cut(first, session.ended(first))
     if not (folder / ENVIRONMENT).exists():
         run.write(ENVIRONMENT, origin.record(session, folder))
     if changes:
@@ -118,6 +130,17 @@ def _resumed(session: Session, folder: Path, note: Callable[[str], None]) -> tup
     if not used and "learning_rate" in choices(folder):  # it is found again where it was found
         session.config = replace(config, optimizer=replace(config.optimizer, learning_rate=None))
     return run, first
+
+
+def chose(session: Session, run: runs.Run, chosen: sizes.Choices) -> list[str]:
+    """Write down what the program has chosen for a run; what to tell of it."""
+    config, drawn = session.config, session.prepared.drawn
+    if chosen:
+        run.write("chosen.json", sizes.told(chosen))
+    if drawn:
+        found = asdict(sizes.Chosen(drawn, f"drawn by the run's seed, {config.seed}"))
+        run.write("chosen.json", {**choices(run.folder), "update": found})
+    return [sizes.note(config, chosen)] if chosen else []
 
 
 def choices(folder: Path) -> dict[str, Any]:

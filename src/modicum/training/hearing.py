@@ -52,16 +52,23 @@ def valued(session: Session, critic: Critic, rollout: Rollout) -> Rollout:
     returns_N = goal.returns(groups, goal.advantages(rollout.rewards_PG))
     if not critic.counters.rollouts:
         critic.begin(float(rewards_R.nanmean().nan_to_num(0.0)))
+    team = session.parallel
     with torch.no_grad():
-        held = [item for part in _each(session, rows, critic.read) for item in part]
-        values_N = torch.cat(_each(session, held, critic.values)).double().cpu()
+        held = [item for part in _each(session, team.mine(rows), critic.read) for item in part]
+        told = _told(session, rows, _each(session, held, critic.values))
+    values_N = torch.tensor([value for of in told for value in of], dtype=torch.double)
     used_N = critic.judge(values_N, returns_N, rewards_R, lengths)
     taken = rollout.taken._replace(kept=()) if critic.warm else rollout.taken
-    told = zip(held, returns_N.split(lengths), rewards_R, strict=True)
-    fitted = [(item, returns_T) for item, returns_T, reward in told if not reward.isnan()]
-    learn = partial(critic.learn, count=sum(len(returns_T) for _, returns_T in fitted))
-    for _ in range(goal.passes if fitted else 0):
-        critic.step(sum(_each(session, fitted, learn, critic.steps.begin_anew)))
+    known_R = (~rewards_R.isnan()).tolist()
+    count = sum(length for length, known in zip(lengths, known_R, strict=True) if known)
+    learn = partial(critic.learn, count=count)
+    told_R = zip(rows, returns_N.split(lengths), known_R, strict=True)
+    mine = zip(held, [of for of in told_R if team.owns(of[0].group)], strict=True)
+    fitted = [(item, returns_T) for item, (_, returns_T, known) in mine if known]
+    for _ in range(goal.passes if count else 0):
+        loss = sum(_each(session, fitted, learn, critic.steps.begin_anew))
+        team.reduce(critic.steps.optimizer)
+        critic.step(team.summed({"loss": loss})["loss"])
     critic.counters.rollouts += 1
     values = (tuple(values_T.tolist()) for values_T in used_N.split(lengths))
     each = [tuple(replace(c, values=next(values)) for c in g.completions) for g in groups]
@@ -141,9 +148,19 @@ def proxy_metrics(session: Session, rollout: Rollout, extras: StepExtras) -> dic
 def _heard(
     session: Session, rows: Sequence[Row], hear: Callable[[Sequence[Row]], Tensor]
 ) -> list[tuple[float, ...]]:
-    """What `hear` gives for the tokens of each row."""
-    heard = torch.cat([torch.empty(0), *_each(session, rows, lambda part: hear(part).cpu())])
-    return [tuple(values_T.tolist()) for values_T in heard.split([len(row.tokens) for row in rows])]
+    """What `hear` gives for the tokens of each row, where the row's group is."""
+    return _told(session, rows, _each(session, session.parallel.mine(rows), hear))
+
+
+def _told(
+    session: Session, rows: Sequence[Row], found: Sequence[Tensor]
+) -> list[tuple[float, ...]]:
+    """What was `found` here for the tokens of this process's rows, and by others for theirs."""
+    team = session.parallel
+    found_N = torch.cat([torch.empty(0), *(part.cpu() for part in found)])
+    parts = iter(found_N.split([len(row.tokens) for row in team.mine(rows)]))
+    told = team.each([row.group for row in rows], lambda _: next(parts).tolist())
+    return [tuple(values) for values in told]
 
 
 def _each(

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from modicum import live, machine, plan, runs, tracking
-from modicum.config import TrainConfig
+from modicum import live, machine, parallel, plan, runs, tracking
+from modicum.config import Tracking, TrainConfig
 from modicum.engine.logprobs import Heard
 from modicum.engine.policy import check_length
 from modicum.evaluate import Evaluation, evaluate
@@ -23,10 +23,10 @@ from modicum.stopping import AT_THE_ENDS, split_within
 from modicum.tasks.prompts import encode
 from modicum.training import origin, rate, result
 from modicum.training.checkpoint import save
-from modicum.training.folder import begin, choices, look, resumable, sizes_kept
+from modicum.training.folder import begin, chose, look, resumable, sizes_kept
 from modicum.training.hearing import batch_of, proxy_metrics, valued
 from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics, write_samples
-from modicum.training.rollout import draw, probe_set, silent
+from modicum.training.rollout import draw, probe_set, silent, work_of
 from modicum.training.session import Session, notes
 from modicum.training.step import (
     References,
@@ -75,12 +75,16 @@ def train(
     base and problems. Raises UserError for what cannot be done, RunStopped when a proof fails,
     RunInterrupted when a signal ends a run that has begun.
     """
-    observer, parts = observer or Observer(), parts or RunParts()
-    config, note = parts.named(config), observer.note
+    parts = parts or RunParts()
+    config = parts.named(config)
     folder = run_folder(config)  # before the config says more than was asked for
-    with machine.Interrupts(at_once=True) as interrupts:
+    team = parallel.parse(config.compute.parallel).join(config.compute.device)
+    observer = (observer if team.first else None) or Observer()
+    note = observer.note
+    with machine.Interrupts(at_once=True) as interrupts, team:
+        interrupts.agreed = lambda number: max(team.lines([number]))
         tracking.check(config.tracking)
-        config = look(folder, config, overwrite, resume)
+        config = look(folder, config, overwrite, resume, team.first)
         if resume:
             config, parts = parts.resumed(config, folder)
             past = [folder, *past]
@@ -91,7 +95,7 @@ def train(
         machine.reuse_memory()
         machine.reset_peak()
         before = machine.resident_bytes()
-        session = origin.prepare_like(config, parts, past)
+        session = origin.prepare_like(config, parts, past, team)
         policy = session.policy
         first = session.task.problem("train", config.seed, 0)
         first_prompt = encode(first, policy.tokenizer, config.sampling, session.examples)
@@ -99,24 +103,21 @@ def train(
         # What the process held before the model was loaded; on a GPU nothing.
         start_memory = before if policy.device.type == "cpu" else 0
         began = begin(session, folder, overwrite, resume, note)
-        page = live.written(folder, config.records.watch, note)
+        page = live.written(folder, config.records.watch and team.first, note)
         with page as tell, began as (run, first), resumable(run):
-            if chosen:
-                run.write("chosen.json", sizes.told(chosen))
-                note(sizes.note(config, chosen))
-            if drawn := session.prepared.drawn:
-                why = f"drawn by the run's seed, {config.seed}"
-                found = {"update": asdict(sizes.Chosen(drawn, why))}
-                run.write("chosen.json", {**choices(run.folder), **found})
-            for text in [*parts.keep(run, config), *origin.notes(session, run.folder)]:
+            for text in [*chose(session, run, chosen), *parts.keep(run, config)]:
+                note(text)
+            for text in origin.notes(session, run.folder):
                 note(text)
             name = run.folder.resolve().name
-            told = tracking.open(config.tracking, run.folder, name, asdict(config), first, note)
+            tracked = config.tracking if team.first else Tracking()
+            told = tracking.open(tracked, run.folder, name, asdict(config), first, note)
             with told as tracker:
                 run.listeners["metrics.jsonl"] = [tracker.step, tell]
                 run.listeners["evaluations.jsonl"] = [tracker.evaluated, tell]
                 steps, evaluated, proof = _train(session, run, first, observer, base, interrupts)
-                found = result.make(session, run, evaluated, proof, steps, start_memory, note)
+                ended = run, evaluated, proof, steps, start_memory, note
+                found = team.told(lambda: result.make(session, *ended))
                 tracker.finish(found)
             run.write("result.json", found)
         return found
@@ -201,7 +202,10 @@ def _evaluate(
             examples=session.examples,
         )
     spent = {key: count - before[key] for key, count in ledger["evaluate"].items()}
-    entry = {"step": step, "name": name, "generated": spent, **asdict(found)}
+    # Of the first process: a check by algebra that takes too long may end otherwise elsewhere.
+    entry = session.parallel.told(
+        lambda: {"step": step, "name": name, "generated": spent, **asdict(found)}
+    )
     run.append("evaluations.jsonl", entry)
     session.stop.evaluated(entry)
     observer.evaluated(name, found)
@@ -219,7 +223,7 @@ def run_step(
     if decided is not None:
         run.append("decisions.jsonl", {"step": step, **decided})
     extras = StepExtras(step, session.config.steps)
-    rollout = draw(session, step, session.reward.at(extras), faults, watch)
+    rollout = draw(session, step, extras, faults, watch)
     if faults:
         note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     session.order.observe(rollout.seen())
@@ -238,10 +242,10 @@ def run_step(
         metrics["policy/effective_rate"] = metrics["policy/learning_rate"] * share
     session.counters.empty_steps += not batch.rows
     watch.lap("training")
-    updates = session.config.batch.updates_per_rollout
-    work = session.flops.step(rollout.groups, batch, updates, rollout.rounds)
-    session.count(rollout.tokens, work.total, watch.total)
+    work, team = work_of(session, rollout, batch), session.parallel
+    session.count(rollout.tokens, work.total, team.told(lambda: watch.total))
     metrics |= session.order.metrics() | run_metrics(session, rollout, len(faults), work, watch)
+    metrics = team.told(lambda: metrics)
     run.append("metrics.jsonl", metrics)
     lost = session.optimization.lost(metrics.get("update/arrived"))
     if lost:
@@ -263,7 +267,7 @@ def _update(session: Session, batch: Batch, note: Callable[[str], None]) -> dict
             agree_trained(session, heard)
         norm = optimizer_step(session, sums["loss"], batch.has_signal)
         session.policy.follow(session.prepared)
-        first = session.counters.optimizer_steps == 1 and given
+        first = session.counters.optimizer_steps == 1 and given and heard
         if first and (told := rate.far_off(session, heard, given)):
             note(told)
         metrics = training_metrics(sums)

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from modicum.config import Optimizer
 from modicum.models.device import finish
-from modicum.models.precision import LossScale, Master, Masters, SparseMaster, is_coarse
+from modicum.models.precision import LossScale, Master, SparseMaster, is_coarse
+from modicum.parallel import Team
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import ChangeProof
-from modicum.updates.rules import norms_of
 from modicum.updates.schedule import Decision
 from modicum.updates.stepper import StepCounters, Stepper, sent
 
@@ -61,7 +61,7 @@ class Arrival:
                 learnt = self._seen(name, master.tensor)
                 shown = self._seen(name, master.seen(parameter.detach()).float() - master.origin)
             elif master is not None or name in parked:
-                values = parked[name] if master is None else master.tensor
+                values = parked[name] if master is None else master.values
                 learnt = self._seen(name, values) - self.start[name]
                 shown = self._seen(name, parameter) - self.start[name]
             else:
@@ -94,10 +94,12 @@ class Optimization(Stepper):
         counters: StepCounters | None = None,
         seed: int = 0,
         stochastic: bool = True,
+        team: Team | None = None,
     ) -> None:
-        """`stochastic`: masters are rounded by chance, with noise from `seed`."""
+        """`stochastic`: masters are rounded by chance, with noise from `seed`. `team` says what of
+        them is in this process."""
         scale = LossScale.of(prepared.model)
-        masters = Masters(prepared.active, prepared.schedule.entries, seed, stochastic, scale)
+        masters = (team or Team()).masters(prepared, seed, stochastic, scale)
         self.arrival = Arrival(prepared.trainable)
         self.told = False
         proof = ChangeProof(prepared, masters)
@@ -124,7 +126,7 @@ class Optimization(Stepper):
         scale, gradients = self.masters.scale, self.gradients()
         if not (scale.on and gradients and abs(loss) < float("inf")):
             return False
-        return not norms_of(gradients)[1] < float("inf") and scale.fall()
+        return not self.masters.norms(gradients)[1] < float("inf") and scale.fall()
 
     def state_bytes(self) -> int:
         """Bytes of the optimizer's state where the model is, step counters left out."""
@@ -242,6 +244,7 @@ class Optimization(Stepper):
             if name in active or name in states["optimizer"] or more:
                 self.masters.add(name, parameter, self.entries.get(name))
                 target = self.masters.held[name].tensor.detach()
+                value = self.masters.held[name].cut(value)
             if target.shape != value.shape:
                 raise UserError(f"checkpoint {folder} is of another update or model (see {name})")
             if not torch.equal(target, value):
@@ -252,7 +255,10 @@ class Optimization(Stepper):
             counted = {
                 key: state[key].cpu() for key in state.keys() & set(self.prepared.rule.on_host)
             }
-            self.optimizer.state[self.masters.held[name].tensor] = {**state, **counted}
+            master = self.masters.held[name]
+            for key in [key for key, of in state.items() if of.shape == master.tensor.shape]:
+                state[key] = master.cut(state[key])
+            self.optimizer.state[master.tensor] = {**state, **counted}
         self.parked = {name: sent(state, "cpu") for name, state in states["parked"].items()}
         finish()
         self.visited, self.rebased = moved, set(parts["base"])

@@ -18,6 +18,7 @@ from modicum import machine, runs, tasks
 from modicum.config import TrainConfig
 from modicum.models.identity import Identity
 from modicum.models.load import locate
+from modicum.parallel import Team
 from modicum.parts import RunParts, base_of, began, problems_changed
 from modicum.rewards import Reward
 from modicum.tasks.prompts import stops
@@ -54,7 +55,9 @@ def record(session: Session, folder: Path) -> dict[str, Any]:
     }
 
 
-def prepare_like(config: TrainConfig, parts: RunParts | None, past: Sequence[Path]) -> Session:
+def prepare_like(
+    config: TrainConfig, parts: RunParts | None, past: Sequence[Path], team: Team
+) -> Session:
     """`prepare`; UserError where base or problems are not what runs in `past` began with."""
 
     def check(found: Identity) -> None:
@@ -65,7 +68,7 @@ def prepare_like(config: TrainConfig, parts: RunParts | None, past: Sequence[Pat
                 how = "trained" if (folder / "config.toml").is_file() else "evaluated"
                 found.require(known, f"{folder} was {how} on", config.model)
 
-    session = prepare(config, parts, check)
+    session = prepare(config, parts, check, team)
     for folder in past:
         changed = problems_changed(folder, session.task)
         if changed and began(folder).get("task") == config.task:

@@ -16,7 +16,7 @@ the rate, so two or three steps are enough. docs/rates.md has what the rule was 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from functools import partial
 from typing import Self
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from modicum.engine import logprobs
 from modicum.engine.logprobs import Heard, forward_backward
-from modicum.models.precision import Masters
+from modicum.models.precision import Masters, norms_of
 from modicum.objectives.parts import Counts
 from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
@@ -34,7 +34,7 @@ from modicum.training.folder import choices, write_config
 from modicum.training.session import Session
 from modicum.training.step import within_memory
 from modicum.types import Batch, Group, Row
-from modicum.updates.rules import norms_of, shrink
+from modicum.updates.rules import shrink
 from modicum.updates.stepper import parts
 
 TARGET = 0.01  # nats a token
@@ -57,7 +57,7 @@ def settle(
         return True
     if not batch.has_signal:
         return False
-    found = find(session, groups, batch)
+    found = Chosen(*session.parallel.told(lambda: astuple(find(session, groups, batch))))
     optimizer = replace(settings, learning_rate=found.value)
     session.config = replace(session.config, optimizer=optimizer)
     run.write("chosen.json", {**choices(run.folder), "learning_rate": asdict(found)})
@@ -73,6 +73,8 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
     `recipes.start_rate`, by kind and size of the update.
     """
     start = short(start_rate(session.update, session.active_parameters))
+    if session.optimization.masters.in_pieces:
+        return Chosen(start, "by kind and size of the update: its masters are in pieces")
     both, found = halves(groups, batch), []
     for names in turns(session):
         values = []

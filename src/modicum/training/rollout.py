@@ -7,6 +7,8 @@ Shapes: P problem, G member.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,14 +18,15 @@ from modicum import findings, machine
 from modicum.config import PROBE_EVERY
 from modicum.curricula import Seen
 from modicum.draws import EVERYTHING, Taken
+from modicum.engine.flops import StepFlops
 from modicum.evaluate import grade, held_out
 from modicum.models.load import inner
 from modicum.objectives.parts import has_signal
-from modicum.rewards import Reward
+from modicum.rewards import StepExtras
 from modicum.tasks.prompts import encode, template_of
 from modicum.training.session import Session
 from modicum.training.step import Scores, agree, sample_groups, score
-from modicum.types import Group
+from modicum.types import Batch, Group
 
 PROBED = 64  # problems
 VERDICTS = ("accuracy", "accuracy(lenient=True)")
@@ -86,13 +89,14 @@ class Rollout(NamedTuple):
 
 
 def draw(
-    session: Session, step: int, reward: Reward, faults: list[str], watch: machine.Stopwatch
+    session: Session, step: int, extras: StepExtras, faults: list[str], watch: machine.Stopwatch
 ) -> Rollout:
-    """Groups until `batch.groups` has enough, sampled, checked and scored.
+    """Groups until `batch.groups` has enough, sampled, checked and scored, in all processes.
 
     The ledger has those that are left out as `rejected` (no signal) and `surplus`.
     """
-    batch, choice = session.config.batch, session.choice
+    batch, choice, team = session.config.batch, session.choice, session.parallel
+    reward = session.reward.at(extras)
     groups, scores, rewards, rounds = list[Group](), Scores(), list[Tensor](), list[int]()
     signals, more = list[bool](), batch.prompts_per_step
     while more:
@@ -101,17 +105,29 @@ def draw(
         agree(session, fresh, step)
         watch.lap("agreement")
         rounds.append(len(fresh))
-        found = score(session.task, reward, fresh, faults, batch.cut, len(groups))
+        found = score(session.task, reward, fresh, faults, batch.cut, len(groups), team)
         groups, scores, rewards = groups + fresh, scores + found[0], [*rewards, found[1]]
         rollout = Rollout(groups, scores, torch.cat(rewards), rounds)
         signals = rollout.signals
         more = choice.more(signals, batch.prompts_per_step, len(rounds))
         watch.lap("scoring")
+    extras.share([c for group in groups for c in group.completions], team.lines)
     kept = choice.kept(signals, batch.prompts_per_step)
     for number in set(range(len(groups))) - set(kept):
         purpose = "surplus" if signals[number] else "rejected"
         session.policy.move(purpose, groups[number].completions, "train")
     return rollout._replace(taken=Taken(kept, batch.divides, batch.cut))
+
+
+def work_of(session: Session, rollout: Rollout, batch: Batch) -> StepFlops:
+    """What the processes have computed in a step on a batch, together."""
+    team, updates = session.parallel, session.config.batch.updates_per_rollout
+    ends = pairwise((0, *accumulate(rollout.rounds)))
+    rounds = [sum(map(team.owns, range(*each))) for each in ends]
+    groups = [group for number, group in enumerate(rollout.groups) if team.owns(number)]
+    mine = replace(batch, rows=tuple(team.mine(batch.rows)))
+    found = team.summed(asdict(session.flops.step(groups, mine, updates, rounds)))
+    return StepFlops(**found)
 
 
 def probe_set(session: Session, step: int) -> dict[str, float]:

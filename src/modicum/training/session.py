@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from modicum import draws, objectives, rewards, tasks, updates
 from modicum.config import TrainConfig
@@ -17,6 +19,7 @@ from modicum.evaluate import held_out
 from modicum.models.identity import Identity
 from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
+from modicum.parallel import Team
 from modicum.parts import RunParts
 from modicum.plan.sizes import settle
 from modicum.report.words import environment
@@ -69,6 +72,7 @@ class Session:
     identity: Identity  # of the base, before the update was applied
     critic: Critic | None = None  # None where the objective has none
     silence: str = ""  # why the first steps had no signal, as last found
+    parallel: Team = field(default_factory=Team)  # the processes that train together
 
     def __post_init__(self) -> None:
         config, goal, compute = self.config, self.objective, self.config.compute
@@ -114,14 +118,26 @@ class Session:
         counters.last_spent = counters.spent(unit) - before
 
     def prove(self, when: str) -> str:
-        """What the change proof says, and that of a critic; RunStopped when it does not hold."""
+        """What the proofs say of changes, those of a critic, and of replicas; RunStopped else."""
         found, critic = self.proof.check(when), self.critic
         more = f"; critic: {critic.steps.proof.check(f'critic, {when}')}" if critic else ""
-        return found + more
+        return (
+            found
+            + more
+            + self.parallel.prove(when, lambda: {**self.prepared.trainable, **self.tensors()})
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: of the optimization, the schedule, the critic."""
+        schedule, critic = self.prepared.schedule.tensors(), self.critic
+        found = self.optimization.tensors()
+        found |= {f"schedule/{name}": t.detach().contiguous() for name, t in schedule.items()}
+        steps = critic.steps.tensors() if critic else {}
+        return found | {f"critic/{name}": tensor for name, tensor in steps.items()}
 
     def agreed(self, nats: float) -> None:
         """The agreement proof found this mean difference of log-probs, and was content."""
-        self.counters.agreement_max = max(self.counters.agreement_max, nats)
+        self.counters.agreement_max = max(self.counters.agreement_max, *self.parallel.lines([nats]))
 
     @property
     def trainable_parameters(self) -> int:
@@ -143,11 +159,14 @@ def prepare(
     config: TrainConfig,
     parts: RunParts | None = None,
     check: Callable[[Identity], None] | None = None,
+    team: Team | None = None,
 ) -> Session:
     """Load the model, apply the update, and build what the loop needs.
 
-    `check` is shown what was loaded before an update, which might not fit, is applied to it.
+    `check` is shown what was loaded before an update, which might not fit, is applied to it. `team`
+    are the processes of the run; without, it is this one.
     """
+    team = team or Team()
     config, _ = settle(config, parts)
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
@@ -158,7 +177,8 @@ def prepare(
     Stop(config.budget).check(str(term) for _, term in reward.terms)
     examples, held = draw(task, config.sampling), _held_out(task, config)
     order = _begin(curriculum, without(task, examples), reward, config)
-    loaded = load(config.model, compute.device, compute.dtype, config.trust, config.base)
+    device = team.device or compute.device
+    loaded = load(config.model, device, compute.dtype, config.trust, config.base)
     if check is not None:
         check(loaded.identity)
     asked = [*whole(task, "train"), *held]
@@ -172,6 +192,7 @@ def prepare(
     if objective.needs_reference or reward.learned:
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
+    policy.draw = partial(team.sample, policy.sampler.sample)
     written = loaded.tokenizer, config.sampling, examples
     known = policy, prepared, loaded.identity, lambda problem: prompts.encode(problem, *written)
     begun = [(weight, term.begin(lambda of: opened(of, *known))) for weight, term in reward.terms]
@@ -185,9 +206,10 @@ def prepare(
         counters.generated_tokens += spent["tokens"]
         counters.ledger["pairs"] = spent
     stochastic = compute.rounding == "stochastic"
-    optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic)
+    optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic, team)
     chosen, made = (update, task, reward, objective, order), (policy, examples, prepared)
     session = Session(config, *chosen, *made, optimization, counters, loaded.identity)
+    session.parallel = team
     if objective.has_critic:
         session.critic = Critic(session, apart)
     return session

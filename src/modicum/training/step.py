@@ -27,6 +27,7 @@ from modicum.engine.logprobs import Heard, Sums, forward_backward, read
 from modicum.engine.slopes import as_array
 from modicum.engine.version import require_origin, require_stops
 from modicum.objectives.base import Counts, Objective
+from modicum.parallel import Team
 from modicum.rewards import Reward
 from modicum.tasks import Task
 from modicum.tasks.prompts import encode, stops
@@ -34,6 +35,7 @@ from modicum.training.session import Session
 from modicum.types import Batch, Group, Row, RunStopped, UserError
 
 T = TypeVar("T")
+ALONE = Team()
 References = dict[tuple[int, int], Tensor]
 """Log-probs of the reference by (group or -1, micro-batch)."""
 Scores = list[list[dict[str, float]]]
@@ -87,7 +89,10 @@ def agree(session: Session, groups: list[Group], step: int) -> None:
 
 
 def agree_trained(session: Session, heard: list[Heard]) -> None:
-    """The agreement proof of the log-probs that were trained with."""
+    """The agreement proof of the log-probs that were trained with, which may be none here."""
+    if not heard:
+        session.agreed(0.0)
+        return
     rows = [row for part, *_ in heard for row in part]
     trainer_N = as_array(torch.cat([policy_N for _, policy_N, _ in heard]))
     entropy_N = as_array(torch.cat([found_N for *_, found_N in heard]))
@@ -102,14 +107,22 @@ def score(
     faults: list[str],
     cut: str = "score",
     before: int = 0,
+    team: Team = ALONE,
 ) -> tuple[Scores, Tensor]:
-    """The raw value of every reward term, and the totals [P, G].
+    """The raw value of every reward term, and the totals [P, G], which the processes share to find.
 
     NaN is no verdict. What could not be scored has 0 and a line in `faults`. RunStopped when a
     term has failed for all completions of these groups and so many `before`: whatever was trained
     then would not be what was meant. With `cut` "zero" all terms of what max_tokens cut are 0.
     """
-    scores = [reward.score_group(task, g.problem, g.completions, faults) for g in groups]
+
+    def judged(number: int) -> tuple[list[dict[str, float]], list[str]]:
+        group, wrong = groups[number], list[str]()
+        return reward.score_group(task, group.problem, group.completions, wrong), wrong
+
+    told = team.each(range(len(groups)), judged)
+    scores = [row for row, _ in told]
+    faults += [fault for _, wrong in told for fault in wrong]
     if cut == "zero":
         for group, row in zip(groups, scores, strict=True):
             for completion, terms in zip(group.completions, row, strict=True):
@@ -176,12 +189,20 @@ def backward(
 
     `references` holds the reference's log-probs of each micro-batch; what is missing and
     needed is put there, so that further updates on the batch find it. A schedule that asks
-    for it is shown the gradient of each group with a signal. `heard` takes the log-probs.
-    Where memory runs out it begins anew with half the micro-batch, which the session keeps, and
-    where a gradient overflows in fp16 with half the scale of the loss.
+    for it is shown the gradient of each group with a signal. `heard` takes the log-probs of the
+    rows of this process; gradient and sums are those of all. Where memory runs out it begins anew
+    with half the micro-batch, which the session keeps, and where a gradient overflows in fp16
+    with half the scale of the loss.
     """
+    team, by_group = session.parallel, session.prepared.schedule.by_group and batch.has_signal
 
     def undo() -> None:
+        if by_group and team.size > 1:  # the others have been told of groups
+            how = "where several processes cannot go back: a smaller --micro-batch takes less"
+            raise UserError(f"memory ran out in training group by group, {how}")
+        anew()
+
+    def anew() -> None:
         session.optimization.begin_anew()
         references.clear()
         if heard is not None:
@@ -190,9 +211,12 @@ def backward(
     work = partial(_backward, session, batch, references, heard)
     while True:
         sums = within_memory(session, len(batch.rows), work, undo)
+        if not by_group:
+            team.reduce(session.optimization.optimizer)
+        sums = team.summed(sums)
         if not session.optimization.overflowed(sums["loss"]):
             return sums
-        undo()
+        anew()
 
 
 def within_memory(
@@ -225,12 +249,13 @@ def _backward(
     by_group = schedule.by_group and batch.has_signal
     sums, total = Sums(loss=0.0, tokens=0.0), dict[str, Tensor]()
     for group, part in _of_groups(batch) if by_group else [(-1, batch)]:
-        for number, start in enumerate(range(0, len(part.rows), size)):
+        rows = session.parallel.mine(part.rows)
+        for number, start in enumerate(range(0, len(rows), size)):
             found = forward_backward(
                 session.policy,
                 session.prepared,
                 session.objective,
-                part.rows[start : start + size],
+                rows[start : start + size],
                 counts,
                 sampling,
                 sums,
@@ -242,6 +267,7 @@ def _backward(
                 references[group, number] = found
             held.masters.collect()
         if by_group:
+            session.parallel.reduce(held.optimizer)
             gradients = {name: grad.detach().clone() for name, grad in held.gradients().items()}
             if part.has_signal:
                 held.show_group(gradients)

@@ -72,10 +72,10 @@ class Proof:
 
     def look(self, names: Iterable[str]) -> None:
         """See which masters have left their start; call before these stop or begin anew."""
-        held = {name: self.masters.held[name] for name in names}
+        held = {name: self.masters.held[name] for name in sorted(names)}
         few = {n: m.tensor for n, m in held.items() if isinstance(m, SparseMaster)}
-        whole = _wide({n: m.tensor for n, m in held.items() if n not in few})
-        left = {n for n, now in whole.items() if now != self.started[n]}
+        whole = (_wide({n: m.values}) for n, m in held.items() if n not in few)  # one at a time
+        left = {n for found in whole for n, now in found.items() if now != self.started[n]}
         left |= {n for n, tensor in few.items() if bool(tensor.any())}
         for name in held:
             if name in left:

@@ -85,12 +85,6 @@ class AdamWRule(Rule):
         return 8 * shape.numel()
 
 
-def norms_of(gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
-    """The norm of each gradient, and that of all."""
-    norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-    return norms, float(norms.norm())
-
-
 def shrink(gradients: Mapping[str, Tensor], norm: float, most: float) -> None:
     """Scale gradients of such a norm down to the largest that is allowed; 0 allows all."""
     if 0 < most < norm:

@@ -69,6 +69,14 @@ class Schedule:
         """Whether `by_group` may become true in this run."""
         return type(self).by_group is not Schedule.by_group
 
+    @property
+    def piecewise(self) -> bool:
+        """Whether processes may each hold pieces of what trains: it looks at no tensor of it, and
+        neither trains some entries nor sends state away."""
+        looks = ("group_gradients", "gradients", "stepping", "stepped")
+        none = all(getattr(type(self), name) is getattr(Schedule, name) for name in looks)
+        return none and not self.entries and self.policy != "cpu"
+
     def rates(self, steps: int) -> Mapping[str, float]:
         """Multipliers of the learning rate, by tensor; what is missing has 1."""
         return self.fixed_rates

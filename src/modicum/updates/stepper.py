@@ -16,7 +16,7 @@ from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import Proof
-from modicum.updates.rules import norms_of, shrink
+from modicum.updates.rules import shrink
 from modicum.updates.schedule import Decision
 
 MAX_SKIPPED = 3  # steps in a row without a finite loss and gradient
@@ -110,7 +110,7 @@ class Stepper:
             raise RunStopped(
                 "no tensor that trains got a gradient: the loss does not depend on them"
             )
-        norms, norm = norms_of(gradients)
+        norms, norm = self.masters.norms(gradients)
         if not (abs(loss) < float("inf") and norm < float("inf")):
             self.begin_anew()
             if abs(loss) < float("inf") and self.masters.scale.fall():
@@ -132,7 +132,7 @@ class Stepper:
             return norm
         counters.optimizer_steps += 1
         if schedule.edits_gradients:
-            norms, norm = norms_of(gradients)
+            norms, norm = self.masters.norms(gradients)
         rates = schedule.rates(counters.signal_steps)
         shrink(gradients, norm, self.max_grad_norm)
         if self.proof.waiting:
@@ -165,7 +165,8 @@ class Stepper:
         """How many spacings the coming step goes at most in a tensor."""
         master, group = self.masters.held[name], self.optimizer.param_groups[0]
         state = self.optimizer.state.get(master.leaf, {})
-        return self.prepared.rule.spacings(name, master.tensor, state, {**group, "lr": rate})
+        rule, group = self.prepared.rule, {**group, "lr": rate}
+        return master.furthest(lambda *held: rule.spacings(name, *held, group), state)
 
     def _taken(self, name: str) -> float | None:
         """How far the step went; None where the optimizer has passed a tensor over."""

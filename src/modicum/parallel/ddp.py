@@ -1,0 +1,134 @@
+"""Data parallel: every process has the whole policy and trains on its share of a step's groups.
+
+Gradients are summed once a step, after the last micro-batch (torch's DDP wraps one `forward`, which an
+engine that runs layers in stretches never calls). A loss is divided by counts of all groups, so that the
+sum is what one process would have. Numbers of the host go by gloo, tensors of GPUs by NCCL.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from datetime import timedelta
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from modicum.models.load import choose_device
+from modicum.models.marks import marks
+from modicum.parallel.base import Groups, Team
+from modicum.types import Completion, Origin, RunStopped, UserError
+
+PATIENCE = timedelta(minutes=30)  # for a process that lives; one that has died is noticed at once
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """In here all processes meet; RunStopped where another has ended or does not come."""
+    try:
+        yield
+    except RuntimeError as error:
+        rank, why = os.environ.get("RANK", "?"), f"{error}".splitlines()[0][:160]
+        raise RunStopped(
+            f"process {rank} waits for the others of its run, of which one has ended or hangs;"
+            f" --resume goes on from the last checkpoint ({why})"
+        ) from None
+
+
+@dataclass(eq=False)
+class Ddp(Team):
+    """The whole policy in every process, and gradients that are summed once a step."""
+
+    def join(self, device: str) -> Self:
+        self.joined, kinds = not dist.is_initialized(), "gloo"  # whoever has joined parts
+        if self.joined and "RANK" not in os.environ:
+            how = "torchrun --nproc-per-node 2 -m modicum train ..."
+            raise UserError(
+                f"parallel: {self} is for several processes, which torchrun starts: {how}"
+            )
+        place = choose_device(device)
+        if place.type == "cuda":
+            place, kinds = choose_device(f"cuda:{os.environ['LOCAL_RANK']}"), "cpu:gloo,cuda:nccl"
+            torch.cuda.set_device(place)
+        if self.joined:
+            with together():
+                dist.init_process_group(kinds, timeout=PATIENCE)
+        self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), str(place)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.joined:
+            dist.destroy_process_group()
+
+    def sample(
+        self, draw: Callable[..., Groups], prompts: Sequence[Any], keys: Sequence[Any], *given: Any
+    ) -> Groups:
+        """The last of a key is the number of the group, by which a process owns it."""
+        mine, (*more, progress) = [n for n, key in enumerate(keys) if self.owns(key[-1])], given
+
+        def tell(done: int) -> None:
+            if progress is not None:
+                progress(min(len(keys), done * self.size))
+
+        some = [prompts[n] for n in mine], [keys[n] for n in mine]
+        drawn = dict(zip(mine, draw(*some, *more, tell) if mine else [], strict=True))
+        lines = self.lines([[n, [_line(c) for c in group]] for n, group in drawn.items()])
+        found = {number: tuple(map(_read, group)) for number, group in lines} | drawn
+        return [found[number] for number in range(len(keys))]
+
+    def lines(self, rows: Sequence[Any]) -> list[Any]:
+        data = torch.frombuffer(bytearray(json.dumps(list(rows)).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with together():
+            dist.all_gather(sizes, torch.tensor([len(data)]))
+            padded = torch.zeros(int(torch.cat(sizes).max()), dtype=torch.uint8)
+            padded[: len(data)] = data
+            parts = [torch.zeros_like(padded) for _ in sizes]
+            dist.all_gather(parts, padded)
+        told = (
+            part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)
+        )
+        return [row for text in told for row in json.loads(text)]
+
+    @torch.no_grad()
+    def reduce(self, optimizer: Optimizer) -> None:
+        """In place, so that gradients are there once; where no process has one there is none."""
+        tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+        told = self.lines([[tensor.grad is not None for tensor in tensors]])
+        for tensor, there in zip(tensors, zip(*told, strict=True), strict=True):
+            if any(there):
+                with together():
+                    self.add_up(tensor)
+
+    def add_up(self, tensor: Tensor) -> None:
+        """`reduce` of one that has a gradient in some process."""
+        tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        dist.all_reduce(tensor.grad)
+
+    def prove(self, when: str, of: Callable[[], Mapping[str, Tensor]]) -> str:
+        held = {name: tensor for name, tensor in of().items() if not isinstance(tensor, DTensor)}
+        first, *others = self.lines([marks(held)])
+        for number, found in enumerate(others, 1):
+            if odd := sorted(n for n in first.keys() | found if first.get(n) != found.get(n)):
+                raise RunStopped(
+                    f"replica proof ({when}): {odd[0]} of process {number} is not that of process 0"
+                    f" ({len(odd)} such tensors)"
+                )
+        return f"; {len(first)} tensors are the same in all {self.size} processes"
+
+
+def _line(completion: Completion) -> list[Any]:
+    """A completion in JSON, without what its process keeps of its way."""
+    c, origin = completion, completion.origin and astuple(completion.origin)
+    return [c.tokens, c.logprobs, c.text, c.finished, origin]
+
+
+def _read(told: Sequence[Any]) -> Completion:
+    tokens, logprobs, text, finished, origin = told
+    made = origin and Origin(*origin)
+    return Completion(tuple(tokens), tuple(logprobs), text, finished, origin=made)

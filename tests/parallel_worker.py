@@ -1,0 +1,90 @@
+"""One of several processes that meet once and then train what a test asks for, a JSON line each."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from modicum.config import TrainConfig, from_mapping
+from modicum.parallel import Team, parse
+from modicum.training import loop
+from modicum.types import UserError
+
+Job = Callable[..., Any]
+
+
+def train(config: dict[str, Any], resume: bool = False) -> Any:
+    """A whole run."""
+    return loop.train(from_mapping(TrainConfig, config, "job"), resume=resume)
+
+
+def planted(config: dict[str, Any], at: int, what: str) -> Any:
+    """A run in which process `at` is not as the others from its first step on."""
+    step = loop.optimizer_step
+
+    def wrong(session: Any, *given: Any) -> float:
+        norm = step(session, *given)
+        if session.parallel.rank == at and what == "moments":
+            state = next(iter(session.optimization.optimizer.state.values()))
+            state["exp_avg"].add_(1e-3)
+        if session.parallel.rank == at and what == "weights":
+            with torch.no_grad():
+                next(iter(session.prepared.active.values())).add_(1e-3)
+                session.optimization.proof.check = lambda when, resting=True: "fine"
+        return norm
+
+    loop.optimizer_step = wrong
+    try:
+        return train(config)
+    finally:
+        loop.optimizer_step = step
+
+
+def asked(device: str) -> Any:
+    """What a team of all processes answers."""
+    team: Team = parse("auto").join(device)
+    rank = team.rank
+    tensors = [torch.zeros(2, 3, requires_grad=True) for _ in range(4)]
+    if rank == 0:
+        tensors[0].grad = torch.full((2, 3), 1.5)
+    tensors[1].grad = torch.full((2, 3), rank + 1.0)
+    tensors[3].grad = torch.full((2, 3), 10.0**rank)
+    team.reduce(torch.optim.SGD(tensors))
+    return {
+        "team": [str(team), team.rank, team.size, team.first, team.device],
+        "lines": team.lines([{"rank": rank, "nan": float("nan"), "text": "ä\ud800"}] * rank),
+        "each": team.each([0, 1, 2, 2, 3], lambda place: [place, rank]),
+        "told": team.told(lambda: {"rank": rank}),
+        "summed": team.summed({"a": 0.5, "b": 2.0} if rank else {"a": 0.25}),
+        "grads": [None if t.grad is None else t.grad.flatten().tolist() for t in tensors],
+    }
+
+
+JOBS: dict[str, Job] = {"train": train, "planted": planted, "asked": asked}
+
+
+def main() -> None:
+    """Answer jobs until standard input closes."""
+    torch.set_num_threads(1)
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    dist.init_process_group("gloo")
+    print(json.dumps("ready"), file=replies, flush=True)
+    for line in sys.stdin:
+        name, given = json.loads(line)
+        try:
+            found = {"found": JOBS[name](**given)}
+        except UserError as error:
+            found = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(found), file=replies, flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

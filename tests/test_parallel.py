@@ -1,0 +1,380 @@
+"""Several processes train one policy as one process does, prove that they are alike, and end together."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import QUICK, metrics_of
+from modicum import runs
+from modicum.config import Optimizer, Steps, TrainConfig
+from modicum.parallel import PARALLEL, parse
+from modicum.training.loop import train
+from modicum.types import UserError
+from modicum.updates import UPDATES
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+DIGITS = '''
+def digits(completions, log_metric, log_extra, **_):
+    """The share of digits; a random model differs in it within a group."""
+    log_metric("longest", max(map(len, completions)))
+    log_extra("letters", [len(text) for text in completions])
+    return [sum(c.isascii() and c.isdigit() for c in t) / max(1, len(t)) for t in completions]
+'''
+LIMIT = 60.0  # seconds for a job
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process."""
+    told = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    own = {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return {**os.environ, **own, **{name: str(value) for name, value in told.items()}}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+class Crew:
+    """Processes that meet once, and are fed jobs."""
+
+    def __init__(self, size: int) -> None:
+        port = free_port()
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, str(WORKER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                env=environment(rank, size, port),
+            )
+            for rank in range(size)
+        ]
+
+    def hear(self) -> list[Any]:
+        """The next line of every process."""
+        return [json.loads(process.stdout.readline()) for process in self.processes]  # type: ignore[union-attr]
+
+    def ask(self, name: str, **given: Any) -> list[Any]:
+        """What every process answers to a job: {"found": ...} or {"error": ...}."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps([name, given]) + "\n")
+            process.stdin.flush()
+        return self.hear()
+
+    def close(self) -> None:
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in self.processes:
+            process.wait(LIMIT)
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def crew(size: int) -> Iterator[Crew]:
+    made = Crew(size)
+    try:
+        assert made.hear() == ["ready"] * size
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Crew]:
+    yield from crew(2)
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Crew]:
+    yield from crew(3)
+
+
+@pytest.fixture
+def run(bare: TrainConfig, tmp_path: Path) -> TrainConfig:
+    """Three problems a step, which two processes share unevenly, in micro-batches that differ."""
+    path = tmp_path / "digits.py"
+    path.write_text(DIGITS)
+    return replace(
+        bare,
+        reward=f"{path}:digits",
+        batch=Steps(prompts_per_step=3, group_size=4, micro_batch=3),
+        optimizer=Optimizer(learning_rate=1e-5),
+        steps=3,
+        out=str(tmp_path / "many"),
+    )
+
+
+def values_of(folder: Path) -> dict[str, torch.Tensor]:
+    found = load_file(runs.checkpoints(folder)[-1] / "tensors.safetensors")
+    return {name: tensor for name, tensor in found.items() if name.startswith("value/")}
+
+
+def texts_of(folder: Path) -> list[Any]:
+    keys = ("step", "id", "completion", "reward", "logged")
+    lines = runs.read_lines(folder / "samples.jsonl")
+    return [[line.get(key) for key in keys] for line in lines]
+
+
+def as_one(made: Crew, config: TrainConfig, tmp_path: Path, most: float = 1e-6) -> list[Any]:
+    """One process and several give the same; what the several answered."""
+    one = replace(
+        config, out=str(tmp_path / "one"), compute=replace(config.compute, parallel="none")
+    )
+    alone = train(one)
+    told = made.ask("train", config=asdict(config))
+    assert [list(answer) for answer in told] == [["found"]] * len(told), told
+    folder = Path(config.out)
+    assert texts_of(folder) == texts_of(tmp_path / "one")
+    for mine, other in zip(metrics_of(folder), metrics_of(tmp_path / "one"), strict=True):
+        assert mine.keys() == other.keys()
+        for key, value in mine.items():  # a critic has larger steps, of gradients near 0 as well
+            near = (
+                {"rel": 0.1, "abs": 0.01}
+                if key.startswith("critic/")
+                else {"rel": 2e-3, "abs": 1e-6}
+            )
+            assert value == pytest.approx(other[key], **near), key
+    values, wanted = values_of(folder), values_of(tmp_path / "one")
+    assert values.keys() == wanted.keys()
+    for name, tensor in values.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=most)
+    for answer in told:
+        assert answer["found"]["change_proof"].startswith(alone["change_proof"])
+        assert f"the same in all {len(told)} processes" in answer["found"]["change_proof"]
+    assert runs.read_object(folder / "result.json") == told[0]["found"] == told[-1]["found"]
+    return told
+
+
+SOME = [
+    ("full", "grpo", {}, "auto"),
+    ("lora(rank=2)", "grpo(kl=0.1)", {"updates_per_rollout": 2}, "auto"),
+    ("snr(every=2, window=2)", "grpo", {}, "auto"),
+    ("last(1)", "ppo(warmup=1)", {}, "auto"),
+    ("full", "grpo(kl=0.1)", {"updates_per_rollout": 2}, "zero"),
+]
+
+
+@pytest.mark.parametrize(("update", "objective", "batch", "parallel"), SOME)
+def test_two_processes_train_as_one(
+    update: str,
+    objective: str,
+    batch: Any,
+    parallel: str,
+    two: Crew,
+    run: TrainConfig,
+    tmp_path: Path,
+) -> None:
+    batch, compute = replace(run.batch, **batch), replace(run.compute, parallel=parallel)
+    config = replace(run, update=update, objective=objective, batch=batch, compute=compute)
+    as_one(two, config, tmp_path)
+
+
+FIRST = [cls.examples[0] for cls in UPDATES.values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", FIRST)
+def test_every_update_trains_as_in_one_process(
+    update: str, two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    as_one(two, replace(run, update=update), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", FIRST)
+def test_every_update_trains_in_pieces_or_is_refused(
+    update: str, two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(run, update=update, compute=replace(run.compute, parallel="zero"))
+    (first, _) = two.ask("train", config=asdict(config))
+    if "error" in first:
+        assert "zero has masters in pieces, and this update" in first["error"]
+        assert not update.startswith(("full", "last", "lora", "parts"))
+    else:
+        as_one(two, replace(config, out=f"{config.out}-again"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["auto", "zero"])
+def test_bf16_weights_are_rounded_alike(
+    parallel: str, two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    compute = replace(run.compute, parallel=parallel, dtype="bf16")
+    as_one(two, replace(run, compute=compute, steps=2), tmp_path, 2e-5)
+
+
+def test_pieces_are_refused_where_whole_tensors_are_needed(two: Crew, run: TrainConfig) -> None:
+    compute = replace(run.compute, parallel="zero")
+    for answer in two.ask("train", config=asdict(replace(run, update="galore", compute=compute))):
+        assert "zero has masters in pieces, and this update looks at whole" in answer["error"]
+
+
+def test_a_team_answers_alike_everywhere(two: Crew) -> None:
+    first, second = (answer["found"] for answer in two.ask("asked", device="cpu"))
+    assert (first.pop("team"), second.pop("team")) == (
+        ["ddp", 0, 2, True, "cpu"],
+        ["ddp", 1, 2, False, "cpu"],
+    )
+    assert math.isnan(first["lines"][0].pop("nan")) and second["lines"][0].pop("nan")
+    assert first == second
+    assert first["lines"] == [{"rank": 1, "text": "ä\ud800"}]
+    assert first["each"] == [[0, 0], [1, 1], [2, 0], [3, 0], [4, 1]]
+    assert first["told"] == {"rank": 0}
+    assert first["summed"] == {"a": 0.75, "b": 2.0}
+    assert first["grads"] == [[1.5] * 6, [3.0] * 6, None, [11.0] * 6]
+
+
+def test_one_process_alone_answers_at_once() -> None:
+    team = parse("auto").join("cpu")
+    assert (str(team), team.rank, team.size, team.first) == ("none", 0, 1, True)
+    assert team.lines([1, 2]) == [1, 2] and team.each([5, 5, 7], str) == ["0", "1", "2"]
+    assert team.told(lambda: 3) == 3
+    assert team.summed({"a": 0.5}) == {"a": 0.5} and team.prove("now", dict) == ""
+    assert [team.owns(number) for number in range(3)] == [True] * 3
+
+
+@pytest.mark.parametrize("parallel", ["auto", pytest.param("zero", marks=pytest.mark.slow)])
+def test_a_run_goes_on_in_another_number_of_processes(
+    parallel: str, two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    """Two, one, two: the same completions as in one, the same checkpoint but for last digits."""
+    alone = replace(run.compute, parallel="none")
+    train(replace(run, out=str(tmp_path / "one"), steps=6, compute=alone))
+    config = replace(run, steps=2, compute=replace(run.compute, parallel=parallel))
+    assert "found" in two.ask("train", config=asdict(config))[0]
+    train(replace(config, steps=4, compute=alone), resume=True)
+    told = two.ask("train", config=asdict(replace(config, steps=6)), resume=True)
+    assert all("found" in answer for answer in told), told
+    assert texts_of(Path(run.out)) == texts_of(tmp_path / "one")
+    wanted = values_of(tmp_path / "one")
+    for name, tensor in values_of(Path(run.out)).items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["moments", "weights"])
+def test_a_process_that_is_not_as_the_others_stops_the_run(
+    what: str, two: Crew, run: TrainConfig
+) -> None:
+    told = two.ask("planted", config=asdict(run), at=1, what=what)
+    start = {"moments": "optimizer/exp_avg/", "weights": "model."}[what]
+    for answer in told:
+        assert answer["error"].startswith(f"RunStopped: replica proof (first step): {start}")
+        assert "of process 1 is not that of process 0" in answer["error"]
+
+
+def test_ddp_is_for_several_processes(run: TrainConfig) -> None:
+    with pytest.raises(UserError, match="ddp is for several processes, which torchrun starts"):
+        train(replace(run, compute=replace(run.compute, parallel="ddp")))
+
+
+def test_an_unknown_way_is_named(run: TrainConfig) -> None:
+    with pytest.raises(UserError, match="did you mean 'ddp'"):
+        train(replace(run, compute=replace(run.compute, parallel="dpd")))
+    assert sorted(PARALLEL) == sorted(cls.name for cls in PARALLEL.values())
+
+
+@pytest.mark.slow
+def test_a_step_without_a_signal_and_more_draws(
+    two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    """`refill` draws on for all processes; groups of one process alone may be kept."""
+    batch = replace(run.batch, prompts_per_step=1, groups="refill(cap=3)")
+    as_one(two, replace(run, batch=batch), tmp_path)
+    quiet = replace(run, out=str(tmp_path / "quiet"), reward="accuracy", steps=2)
+    told = two.ask("train", config=asdict(quiet))
+    assert all("nothing_trained" in answer["found"] for answer in told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", ["full", "snr(every=2, window=2)", "sparse(keep=0.1)"])
+def test_three_processes_train_as_one(
+    update: str, three: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    batch = replace(run.batch, prompts_per_step=2)  # one has none
+    as_one(three, replace(run, update=update, batch=batch), tmp_path, 2e-6)
+
+
+def begun(folder: Path, model: Path, *args: str) -> list[subprocess.Popen[str]]:
+    """Two processes of `modicum train`, as torchrun starts them, in the middle of a long run."""
+    options = [*QUICK[2:], "--steps", "400", "--model", str(model), "--out", str(folder), *args]
+    options += ["--eval-problems", "0", "--learning-rate", "1e-5", "--checkpoint-every", "0"]
+    port = free_port()
+    made = [
+        subprocess.Popen(
+            [sys.executable, "-m", "modicum", "train", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(rank, 2, port),
+        )
+        for rank in range(2)
+    ]
+    end = time.monotonic() + LIMIT
+    while len(runs.read_lines(folder / "metrics.jsonl", optional=True)) < 3:
+        assert time.monotonic() < end and all(process.poll() is None for process in made)
+        time.sleep(0.1)
+    return made
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others(folders: dict[str, Path], tmp_path: Path) -> None:
+    first, second = begun(tmp_path / "run", folders["qwen2"])
+    second.kill()
+    _, err = first.communicate(timeout=LIMIT)
+    assert first.returncode == 2
+    assert err.splitlines()[-1].startswith("error: process 0 waits for the others of its run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", [0, 1])
+def test_a_signal_to_one_ends_all_after_the_step(
+    whom: int, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    made = begun(tmp_path / "run", folders["qwen2"])
+    made[whom].send_signal(signal.SIGTERM)
+    ended = [process.communicate(timeout=LIMIT) for process in made]
+    assert [process.returncode for process in made] == [128 + signal.SIGTERM] * 2
+    assert "--resume goes on from there" in ended[0][1].splitlines()[-1]
+    assert ended[1] == ("", "")
+    (saved,) = runs.checkpoints(tmp_path / "run")
+    done = len(runs.read_lines(tmp_path / "run" / "metrics.jsonl"))
+    assert saved.name == f"step-{done:06}"
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    options = [*QUICK, "--model", str(folders["qwen2"]), "--out", str(tmp_path / "run"), "--json"]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--master-port", str(free_port()), "-m", "modicum", "train", *options),
+            *("--learning-rate", "1e-5", "--reward", "accuracy + 0.5*random"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == runs.read_object(tmp_path / "run" / "result.json")
