@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,6 +23,10 @@ class Team(Named, AbstractContextManager["Team"]):
     the same methods in the same order; what they tell each other is JSON."""
 
     name = "none"
+    several: ClassVar[bool] = False
+    """Whether processes share the groups of a step."""
+    in_pieces: ClassVar[bool] = False
+    """Whether each of them holds a piece of every master."""
     rank: int = field(default=0, init=False)
     size: int = field(default=1, init=False)
     device: str = field(default="", init=False)  # of this process; empty: what the run asks for
@@ -38,6 +42,9 @@ class Team(Named, AbstractContextManager["Team"]):
     def first(self) -> bool:
         """Whether this process writes the run's files and speaks to the user."""
         return self.rank == 0
+
+    def masters_fit(self, prepared: Prepared) -> None:
+        """UserError where these processes cannot train what this is."""
 
     def masters(self, prepared: Prepared, *given: Any) -> Masters:
         """The masters of what trains; UserError where these processes cannot train it."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,8 @@ def together() -> Iterator[None]:
 @dataclass(eq=False)
 class Ddp(Team):
     """The whole policy in every process, and gradients that are summed once a step."""
+
+    several: ClassVar[bool] = True
 
     def join(self, device: str) -> Self:
         self.joined, kinds = not dist.is_initialized(), "gloo"  # whoever has joined parts

@@ -7,7 +7,7 @@ published from all pieces. So a GPU has 1/N of the masters and of the optimizer'
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -81,17 +81,24 @@ class Pieces(Masters):
 class Zero(Ddp):
     """`ddp` with masters and the optimizer's state in pieces, one a process."""
 
+    in_pieces: ClassVar[bool] = True
+
     def join(self, device: str) -> Self:
         super().join(device)
         self.mesh: DeviceMesh = init_device_mesh(torch.device(self.device).type, (self.size,))
         return self
 
-    def masters(self, prepared: Prepared, *given: Any) -> Masters:
-        if not (prepared.rule.by_entry and prepared.schedule.piecewise):
+    def masters_fit(self, prepared: Prepared) -> None:
+        schedule, trainable = prepared.schedule, prepared.trainable
+        whole = all(schedule.size(name, p) == p.numel() for name, p in trainable.items())
+        if not (whole and prepared.rule.by_entry and schedule.piecewise):
             why = "looks at whole tensors, trains entries or sends state away"
             raise UserError(
                 f"parallel: zero has masters in pieces, and this update {why}; take ddp"
             )
+
+    def masters(self, prepared: Prepared, *given: Any) -> Masters:
+        self.masters_fit(prepared)
         return Pieces(self, prepared.active, None, *given)
 
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ def advice(
     def sized(last: int = 0, **more: str) -> tuple[str, float]:
         more |= {"update": f"last({last})"} if last else {}
         now = changed(config, **more)
-        of = Subject.of(now, parts) if more else subject
+        of = replace(Subject.of(now, parts), pieces=subject.pieces) if more else subject
         if last != 1 and not fixed and (least := floor(of, now, machine.device)) > room:
             return "", least
         made, memory = search(now, lengths, machine, SIZES, of, room)

@@ -83,6 +83,7 @@ class Subject:
     objective: Any
     critic: Prepared | None = None  # the model of a critic that has one of its own
     judge: rewards.Learned | None = None  # a learned reward
+    pieces: int = 1  # in which masters and optimizer state lie, one a process
     known: dict[Any, Memory] = field(default_factory=dict)  # what was estimated
 
     @classmethod
@@ -139,7 +140,7 @@ def floor(subject: Subject, config: TrainConfig, device: str) -> int:
     prepared, model, least = subject.prepared, subject.prepared.model, []
     for names in chosen_sets(prepared):
         prepared.activate(names)
-        least.append(sum(_held(prepared, config, device).optimizer))
+        least.append(sum(_held(prepared, config, device, subject.pieces).optimizer))
     weights = num_bytes([*model.parameters(), *model.buffers()])
     return weights + subject.reference_bytes + max(least)
 
@@ -178,7 +179,7 @@ def _of_set(
     ):
         static["sampler's copy"] = copied.num_bytes
     vocabulary = model_config.get_text_config().vocab_size
-    held = _held(prepared, config, device)
+    held = _held(prepared, config, device, subject.pieces)
     loading = _loading(static["weights"], config, model_config, device)
     most, grown = _traced(subject, config, lengths, device, held, exact)
     found = {"loading": loading} | most
@@ -230,7 +231,7 @@ def _traced(
 ) -> tuple[dict[str, dict[str, int]], dict[str, int] | None]:
     """What lives by phase and part; on a CPU what the heap grew to, which takes all layers."""
     prepared, layers = subject.prepared, subject.layers
-    given = (prepared, config, lengths, device, subject.objective)
+    given = (prepared, config, lengths, device, subject.objective, subject.pieces)
     splits = config.compute.engine != "library" and view(prepared.model) is not None
     found = stretches(prepared, layers) if splits and not (exact and device == "cpu") else []
     counts = fewest(found)
@@ -264,7 +265,7 @@ def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) 
     return {"file": weights * stored.itemsize // wanted.itemsize}
 
 
-def _held(prepared: Prepared, config: TrainConfig, device: str) -> ResidentBytes:
+def _held(prepared: Prepared, config: TrainConfig, device: str, pieces: int) -> ResidentBytes:
     schedule, rule, trainable = prepared.schedule, prepared.rule, prepared.trainable
     names = frozenset(prepared.active)
     active = sum(trainable[n].numel() for n in names)
@@ -274,8 +275,9 @@ def _held(prepared: Prepared, config: TrainConfig, device: str) -> ResidentBytes
         steps = config.steps * config.batch.updates_per_rollout
         names = names.union(*list(schedule.typical(trainable))[: max(1, steps)])
     largest = max(trainable[n].numel() for n in prepared.active)
-    moments = [optimizer_bytes(prepared, name) for name in sorted(names)]
-    step = rule.step_numbers(largest) + schedule.step_numbers * active
+    moments = [optimizer_bytes(prepared, name) // pieces for name in sorted(names)]
+    step = (rule.step_numbers(largest) + schedule.step_numbers * active) // pieces
+    step += largest * (pieces > 1)  # one is whole at a time, to be written into the model
     if device == "cpu" and config.optimizer.learning_rate is None:
         step = max(step, active)  # the start that steps which find the rate go back to
     return ResidentBytes(

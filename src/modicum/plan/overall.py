@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from modicum import parallel
 from modicum.config import TrainConfig
 from modicum.engine import Changed
 from modicum.engine import make as make_engine
@@ -30,6 +31,8 @@ MOST_SETS = 16  # of those that a schedule may choose
 class RunPlan:
     """What a run will need."""
 
+    ranks: int
+    """Processes of the run; what follows is of each, but for `trained` and `parameters`."""
     model: str
     update: str
     dtype: str
@@ -93,10 +96,14 @@ def make(
 ) -> RunPlan:
     """The plan of a run on a machine, whose memory the sizes follow that are left to the program.
 
-    Without `lengths` prompts are as long as the task's are (or `prompt` tokens) and every
+    Of a run of several processes it is the plan of one, on one device of the machine. Without `lengths` prompts are as long as the task's are (or `prompt` tokens) and every
     completion has `max_tokens`. `advise` looks for what would make it fit, if it does not.
     """
-    subject = Subject.of(config)
+    team = parallel.parse(config.compute.parallel)
+    ranks = machine.count if team.several else 1
+    config = shared(config, ranks)
+    subject = replace(Subject.of(config), pieces=ranks if team.in_pieces else 1)
+    team.masters_fit(subject.prepared)
     config, chosen = sizes.settle(config, machine=machine, prompt=prompt, subject=subject)
     given = lengths or lengths_of(config, prompt)
     memory = estimate(config, given, machine.device, subject)
@@ -111,6 +118,7 @@ def make(
         decoder = timing.DecodingCost(subject.layers, num_bytes(weights), token, cache)
         found = timing.times(config, decoder, flops, given, machine.rates, machine.device)
     plan = RunPlan(
+        ranks=ranks,
         model=config.model,
         update=config.update,
         dtype=config.compute.dtype,
@@ -125,11 +133,19 @@ def make(
         options=sizes.line(config, [n for n in sizes.OPTIONS if n not in ("dtype", "update")]),
         chosen=sizes.told(chosen),
         advice="",
-        assumptions=_assumptions(config, machine, given),
+        assumptions=_assumptions(config, machine, given, ranks),
     )
     if plan.fits is False and advise:
         plan = replace(plan, advice=advice(config, machine, given, subject))
     return plan
+
+
+def shared(config: TrainConfig, ranks: int) -> TrainConfig:
+    """The run as the process with the largest share of its problems has it."""
+    batch, held = config.batch, config.evaluation
+    prompts, problems = (-(-n // ranks) for n in (batch.prompts_per_step, held.eval_problems))
+    batch = replace(batch, prompts_per_step=prompts)
+    return replace(config, batch=batch, evaluation=replace(held, eval_problems=problems))
 
 
 def _flops(config: TrainConfig, subject: Subject, lengths: Lengths) -> tuple[StepFlops, float]:
@@ -183,11 +199,13 @@ def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group
 # For a reader ----------------------------------------------------------------------------
 
 
-def _assumptions(config: TrainConfig, machine: Machine, lengths: Lengths) -> tuple[str, ...]:
+def _assumptions(
+    config: TrainConfig, machine: Machine, lengths: Lengths, ranks: int
+) -> tuple[str, ...]:
     shares = {"share": timing.SHARE, "bandwidth_share": timing.BANDWIDTH_SHARE}
     said = {name: of[machine.device] for name, of in shares.items()}
     template = environment().get_template("assumptions.txt")
-    text = template.render(said, config=config, machine=machine, lengths=lengths)
+    text = template.render(said, config=config, machine=machine, lengths=lengths, ranks=ranks)
     return tuple(map(on_one_line, text.strip().split("\n\n")))
 
 

@@ -19,7 +19,7 @@ from modicum.engine.logprobs import forward_backward
 from modicum.engine.samplers import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
 from modicum.models.load import inner
-from modicum.models.precision import Masters, is_coarse, loses_steps
+from modicum.models.precision import Master, Masters, is_coarse, loses_steps
 from modicum.objectives.base import Counts, Objective
 from modicum.plan.live import META, Live, without_data
 from modicum.plan.shapes import Lengths, cache_numbers
@@ -45,9 +45,16 @@ class Trace:
     """Runs the phases of a step on a model of the meta device. `live` has what was found."""
 
     def __init__(
-        self, prepared: Prepared, config: TrainConfig, lengths: Lengths, on: str, goal: Objective
+        self,
+        prepared: Prepared,
+        config: TrainConfig,
+        lengths: Lengths,
+        on: str,
+        goal: Objective,
+        pieces: int = 1,
     ) -> None:
-        self.prepared, self.config, self.lengths = prepared, config, lengths
+        """`pieces`: in so many masters lie, one a process."""
+        self.prepared, self.config, self.lengths, self.pieces = prepared, config, lengths, pieces
         self.live, self.hooks = Live(varlen=on == "cuda"), list[Any]()
         # Room for later tokens that is never written to is not resident on a CPU.
         self.on_host = on == "cpu"
@@ -132,7 +139,12 @@ class Trace:
                 size = self.prepared.schedule.size(name, parameter)
                 if size < parameter.numel() and not self.prepared.schedule.holds:
                     entries[name] = torch.empty(size, dtype=torch.int64, device=META)
-            masters = Masters(self.active, entries)
+            masters = Masters({} if self.pieces > 1 else self.active, entries)
+            for name, parameter in self.active.items() if self.pieces > 1 else ():
+                whole = torch.empty((), device=META).expand(parameter.shape)  # as its gradient is
+                masters.held[name] = Master(parameter, whole.requires_grad_())
+            numbers = sum(p.numel() for p in self.active.values()) * (self.pieces > 1)
+            self.piece = self._hold("masters", 4 * numbers // self.pieces)
             self.hooks += [m.hook for m in masters.held.values() if getattr(m, "hook", None)]
             # `precision.too_fine` makes every tensor that it is asked of fp32.
             rounding, active = self.config.compute.rounding, self.active.values()
