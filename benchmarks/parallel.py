@@ -1,0 +1,88 @@
+"""One process against two on the same cores: seconds a step, and bytes of each beside its plan.
+
+    python benchmarks/parallel.py [--model models/SmolLM2-135M-Instruct] [--steps 6]
+
+One process has all threads, two have half of them each (`--parallel ddp` and `zero`); runs one after
+the other, with the same problems, tokens and weights in the end, which is checked. Seconds are medians
+of the first process after two steps of warm-up; bytes are the peak of the first process's memory, libraries included.
+Prints a table and writes benchmarks/parallel.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+WARM = 2
+UPDATES = ("full", "last(6)", "lora(rank=8)")
+SIZES = ("--prompts-per-step=4", "--group-size=8", "--max-tokens=32", "--micro-batch=16")
+SIZES += ("--rollout-batch=32", "--eval-problems=0", "--learning-rate=1e-6", "--checkpoint-every=0")
+
+
+def run(options: argparse.Namespace, update: str, way: str, out: Path) -> dict[str, Any]:
+    """A run's seconds, peak bytes and generated tokens."""
+    count = 1 if way == "none" else 2
+    launch = [sys.executable, "-m", "modicum"]
+    if count > 1:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+        launch += ["--no-python", sys.executable, "-m", "modicum"]
+    task = ["--task", options.task, "--update", update, "--parallel", way, "--out", str(out)]
+    more = ["--model", options.model, "--steps", str(options.steps), "--no-anatomy", *SIZES]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    done = subprocess.run(
+        [*launch, "train", *task, *more], capture_output=True, text=True, env=os.environ | threads
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "seconds": statistics.median(line["time/step_seconds"] for line in lines[WARM:]),
+        "peak_bytes": max(line["memory/peak_bytes"] for line in lines),
+        "tokens": lines[-1]["tokens/generated"],
+        "grad_norms": [line.get("policy/grad_norm", 0.0) for line in lines],
+    }
+
+
+def main() -> None:
+    """Run every update in every way and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
+    parser.add_argument("--task", default="addition")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--updates", default="; ".join(UPDATES))
+    options = parser.parse_args()
+    rows = []
+    for update in options.updates.split("; "):
+        found = {}
+        for way in ("none", "ddp", "zero"):
+            with tempfile.TemporaryDirectory() as folder:
+                found[way] = run(options, update, way, Path(folder) / "run")
+            print(update, way, found[way], file=sys.stderr, flush=True)
+        alone = found["none"]
+        for way in ("ddp", "zero"):
+            assert found[way]["tokens"] == alone["tokens"], (update, way)
+        rows.append({"model": options.model, "update": update, **found})
+        (HERE / "parallel.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(
+        "| update | one process s | two, `ddp` s | ratio | two, `zero` s | GB alone | `ddp` | `zero` |"
+    )
+    print("|" + " --- |" * 8)
+    for row in rows:
+        one, ddp, zero = (row[way] for way in ("none", "ddp", "zero"))
+        sizes = " | ".join(f"{of['peak_bytes'] / 1e9:.2f}" for of in (one, ddp, zero))
+        print(
+            f"| `{row['update']}` | {one['seconds']:.2f} | {ddp['seconds']:.2f} |"
+            f" {one['seconds'] / ddp['seconds']:.2f} | {zero['seconds']:.2f} | {sizes} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
