@@ -33,8 +33,8 @@ def run(options: argparse.Namespace, update: str, way: str, out: Path) -> dict[s
     launch = [sys.executable, "-m", "modicum"]
     if count > 1:
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-        launch += ["--no-python", sys.executable, "-m", "modicum"]
-    task = ["--task", options.task, "--update", update, "--parallel", way, "--out", str(out)]
+        launch += ["-m", "modicum"]
+    task = ["--recipe", "addition", "--update", update, "--parallel", way, "--out", str(out)]
     more = ["--model", options.model, "--steps", str(options.steps), "--no-anatomy", *SIZES]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
     done = subprocess.run(
@@ -55,7 +55,6 @@ def main() -> None:
     """Run every update in every way and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
-    parser.add_argument("--task", default="addition")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--updates", default="; ".join(UPDATES))
     options = parser.parse_args()
