@@ -11,9 +11,8 @@ from typing import Any
 
 from modicum import spec
 from modicum.tasks import gym, readers
-from modicum.tasks.arithmetic import Addition, Arithmetic, Products
+from modicum.tasks.arithmetic import Addition, Arithmetic, Countdown, Products
 from modicum.tasks.base import Task
-from modicum.tasks.countdown import Countdown
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask, GivenTask, HubTask
 from modicum.tasks.gym import Gym
