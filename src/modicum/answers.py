@@ -1,4 +1,5 @@
-"""Grade completions: find the final answer, compare it with the gold answer (docs/grading.md).
+"""Grade completions: find the final answer, compare it with the gold answer (docs/grading.md); and
+the styles, which say how a prompt asks for it. All marks are read whatever the style.
 
 With `symbolic=True` algebra is compared too, in a child process (modicum.grading.equivalence): the
 text of a model can make an algebra system hang or fill the memory. No text raises, whatever it is.
@@ -7,10 +8,12 @@ text of a model can make an algebra system hang or fill the memory. No text rais
 import json
 import math
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from modicum.child import Child, ChildFailed
 from modicum.grading import comparison, extraction
@@ -26,6 +29,8 @@ MAX_ANSWER = 1000  # characters of an answer that are compared by more than iden
 CONTENT = re.compile(r"[^\W_]|[<>=+%∅∞ℝ]|\\\{")
 UNFINISHED = re.compile(r"\\(?:[dt]?frac|sqrt|boxed|text)\s*$")
 BOX = re.compile(r"\\(?:boxed|fbox(?![A-Za-z]))")
+HASHED = re.compile(r"####[ \t]*\S")
+CLOSING = re.compile(r"[\s$.!)\]\\*]*")
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 child = Child("-m", "modicum.grading.equivalence")
@@ -122,6 +127,44 @@ def format_ok(text: str) -> bool:
     form = rf"\s*{re.escape(opening)}(.*){re.escape(closing)}\s*<answer>(.*)</answer>\s*"
     found = re.fullmatch(form, text, re.DOTALL)
     return found is not None and all(part.strip() for part in found.groups())
+
+
+class Style(NamedTuple):
+    """One way to mark an answer."""
+
+    name: str
+    instruction: str  # what a prompt says to get this style
+    pattern: str  # a completion in it; {thought} and {answer} are the parts
+    format_ok: Callable[[str], bool]  # has a whole completion this form, nothing after the mark?
+
+    def example(self, answer: str, thought: str = "reasoning process here") -> str:
+        """A completion in this style."""
+        return self.pattern.replace("{thought}", thought).replace("{answer}", answer)
+
+
+def boxed_ok(text: str) -> bool:
+    r"""Whether `text` has, beside its thoughts, one \boxed{...}, not empty, and only CLOSING after it."""
+    text = extraction.spoken(text)
+    found = list(extraction.boxes(text))
+    if len(found) != 1 or text.count(r"\boxed") != 1 or "<answer>" in text:
+        return False
+    ((start, end),) = found
+    content = text[start:end].strip() and text[:start].endswith(r"\boxed{")
+    return bool(content) and CLOSING.fullmatch(text[end + 1 :]) is not None
+
+
+def hashes_ok(text: str) -> bool:
+    """Whether the last line, and no other that is not thought, is `#### x`."""
+    text = extraction.spoken(text)
+    lines = text.strip().split("\n")
+    found = [line for line in lines if HASHED.match(line)]
+    return len(found) == 1 and found[0] == lines[-1] and extract(text) is not None
+
+
+_TEXTS = tomllib.loads(Path(__file__).with_name("styles.toml").read_text("utf-8"))
+R1_ZERO = _TEXTS["r1_zero"]["conversation"]
+_FORMS = {"tags": format_ok, "boxed": boxed_ok, "hashes": hashes_ok}
+STYLES = {name: Style(name, format_ok=ok, **_TEXTS[name]) for name, ok in _FORMS.items()}
 
 
 def check_gold(text: str) -> str:

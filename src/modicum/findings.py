@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from modicum import answers, tasks
+from modicum.answers import STYLES
 from modicum.config import TrainConfig
 from modicum.rewards import Reward
 from modicum.spec import short
-from modicum.styles import STYLES
 from modicum.types import Completion, Grade, Group, Problem
 
 MARK = re.compile(r"</?\w+>|\\boxed|####")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.config import KINDS, TrainConfig
-from modicum.resuming import settings
+from modicum.settings import settings
 
 LONGEST = 80  # letters of a name
 SHORT = {"learning_rate": "lr", "prompts_per_step": "prompts"}

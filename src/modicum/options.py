@@ -22,8 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from modicum.resuming import AUTO
-from modicum.settings import elsewhere, from_mapping, places, tables
+from modicum.settings import AUTO, elsewhere, from_mapping, places, tables
 from modicum.types import UserError
 
 C = TypeVar("C")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from modicum import answers, stats
+from modicum.answers import STYLES
 from modicum.config import Sampling
 from modicum.grading.quantities import clean
 from modicum.results import Evaluation
 from modicum.runs import read_lines, read_object
-from modicum.styles import STYLES
 from modicum.types import Completion, Grade, Problem, UserError
 
 Graded = tuple[Completion, Grade]

@@ -13,10 +13,9 @@ from modicum.face.training import TrainResult, folder_of, in_python
 from modicum.limits import Natural, Positive
 from modicum.options import merge
 from modicum.parts import RunParts, past_bases, past_config, past_task, problems_changed
-from modicum.resuming import chosen, digits
 from modicum.runs import Run, make_folder
 from modicum.scorecard import Comparison, Evaluation
-from modicum.settings import Settings, tables
+from modicum.settings import Settings, chosen, digits, tables
 from modicum.types import UserError
 
 if TYPE_CHECKING:

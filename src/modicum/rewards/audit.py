@@ -8,10 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modicum.answers import number
+from modicum.answers import Style, number
 from modicum.report.words import aligned
 from modicum.rewards.base import Reward
-from modicum.styles import Style
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
 

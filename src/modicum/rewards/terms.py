@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
+from modicum.answers import STYLES
 from modicum.grading import WORDS
 from modicum.limits import Between, Limits, within
 from modicum.rewards.base import Term
 from modicum.spec import nearest
-from modicum.styles import STYLES
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
 

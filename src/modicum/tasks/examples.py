@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from modicum.answers import STYLES
 from modicum.config import Sampling
 from modicum.grading.extraction import HASHES
-from modicum.styles import STYLES
 from modicum.tasks.base import MAX_TRIES, Procedural, Task
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.prompts import Examples, encode

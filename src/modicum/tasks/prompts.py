@@ -13,9 +13,9 @@ from datetime import date
 from functools import lru_cache
 from typing import Any
 
+from modicum.answers import R1_ZERO, STYLES
 from modicum.config import Sampling
 from modicum.spec import keywords, nearest
-from modicum.styles import R1_ZERO, STYLES
 from modicum.types import Problem, UserError
 
 Examples = tuple[tuple[str, str], ...]

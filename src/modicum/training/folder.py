@@ -10,7 +10,7 @@ from typing import Any
 from modicum import disk, machine, runs
 from modicum.config import TrainConfig, from_mapping, to_toml
 from modicum.parts import ENVIRONMENT, past_config
-from modicum.resuming import kept, settings
+from modicum.settings import kept, settings
 from modicum.training import origin
 from modicum.training.checkpoint import restore
 from modicum.training.session import Session
