@@ -5,8 +5,8 @@ comparison      are two answers the same: by value, text, parts; exact countdown
 spelling parts  one spelling of signs; members of lists, sets of reals
 quantities      numbers with units
 words.toml                     signs, functions, units and the like, by name
-latex values algebra           formulas, and their equality at random points
-equivalence                    algebra in a child process with a time limit
+latex values                   formulas, and their values
+equivalence                    their equality at random points, in a child with a time limit
 """
 
 import re
