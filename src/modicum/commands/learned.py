@@ -14,7 +14,7 @@ from modicum.config import TrainConfig
 from modicum.limits import Natural, Positive
 from modicum.options import show
 from modicum.report.words import say
-from modicum.rewards.learned import REPORT
+from modicum.rewards.terms import REPORT
 from modicum.runs import Run, check_new, make_folder
 from modicum.settings import Settings
 from modicum.types import Problem, UserError

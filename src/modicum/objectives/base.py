@@ -58,7 +58,7 @@ class Objective(spec.Named, ABC):
     compares: ClassVar[bool] = True
     """Whether advantages compare the completions of a group, so that one alone has none."""
     has_critic: ClassVar[bool] = False
-    """Whether advantages are taken against `Completion.values` (`objectives.ppo`)."""
+    """Whether advantages are taken against `Completion.values` (`objectives.Ppo`)."""
     accuracy_only: ClassVar[bool] = False  # whether rewards are to be the verdict alone
     advantages = staticmethod(parts.over_deviation)
     """Advantages [P, G] of rewards [P, G], before whitening; NaN is no verdict and gets 0."""

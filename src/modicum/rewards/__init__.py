@@ -13,10 +13,9 @@ from typing import Any
 from modicum import spec
 from modicum.rewards.base import Reward, StepExtras, Term, reward_of
 from modicum.rewards.function import Function, GivenFunction, term_of
-from modicum.rewards.learned import Learned
 from modicum.rewards.source import FOLDERS, rewrite
 from modicum.rewards.steps import Consistency
-from modicum.rewards.terms import Accuracy, Format, Language, Length, Random, Repetition
+from modicum.rewards.terms import Accuracy, Format, Language, Learned, Length, Random, Repetition
 from modicum.types import UserError
 
 __all__ = [
