@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
 from modicum.limits import within
-from modicum.spec import Spec
+from modicum.spec import Named
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
 
@@ -73,7 +73,7 @@ class _Summand:
     __rmul__ = __mul__
 
 
-class Term(_Summand, Spec):
+class Term(_Summand, Named):
     """One thing that a completion is scored for: a frozen dataclass with a `name`, which writes
     `score`, or `score_group` if it compares the completions of a group."""
 

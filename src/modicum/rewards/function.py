@@ -85,7 +85,6 @@ class Called(Term):
 class Function(Called):
     """Your own `module:function` or `file.py:function`, in the form of TRL's reward functions."""
 
-    name: ClassVar[str] = "function"
     path: str
 
     def __post_init__(self) -> None:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar
 
 from modicum import answers
 from modicum.grading import rules
@@ -147,8 +146,6 @@ class Consistency(Term):
 
     It does not say that the answer is right: give it a smaller weight than accuracy.
     """
-
-    name: ClassVar[str] = "consistency"
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         answer = answers.extract(completion.text)

@@ -46,7 +46,6 @@ class Accuracy(Term):
     The rule-based reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2.
     """
 
-    name: ClassVar[str] = "accuracy"
     lenient: bool = False
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
@@ -61,7 +60,6 @@ class Format(Term):
     For tags it is the format reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2.
     """
 
-    name: ClassVar[str] = "format"
     style: Literal["tags", "boxed", "hashes"] = "tags"
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
@@ -77,7 +75,6 @@ class Length(Term):
     a completion that the sampling limit cut gets 0, and so does an empty one.
     """
 
-    name: ClassVar[str] = "length"
     max_tokens: Annotated[int, Limits(1, 10**9)]
     buffer: int | None = None
 
@@ -103,7 +100,6 @@ class Repetition(Term):
     or Japanese character is a word, and a word ends after 20 characters.
     """
 
-    name: ClassVar[str] = "repetition"
     n: Annotated[int, Limits(1, 100)] = 3
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
@@ -123,7 +119,6 @@ class Random(Term):
     member of the group, text): a repeated run gives the same scores.
     """
 
-    name: ClassVar[str] = "random"
     placebo: ClassVar[bool] = True
     p: Between = 0.5
     seed: int = 0
@@ -146,7 +141,6 @@ class Language(Term):
     letters, so that French earns full marks for `en`. docs/rewards.md says what a word is.
     """
 
-    name: ClassVar[str] = "language"
     lang: str = "en"
 
     def __post_init__(self) -> None:
@@ -213,7 +207,6 @@ class Learned(Term):
     here they share one in memory, which the reward model reads as it was before training.
     """
 
-    name: ClassVar[str] = "learned"
     learned: ClassVar[bool] = True
     path: str
     force: bool = False

@@ -57,7 +57,6 @@ class ChainTask(Procedural):
 class Arithmetic(ChainTask):
     """Sums of `terms` numbers with up to `digits` digits, joined by `operators` (+, -, *)."""
 
-    name: ClassVar[str] = "arithmetic"
     graded: ClassVar[tuple[str, ...]] = ("terms", "digits")
     terms: Annotated[Level, Limits(2, 50)] = 4
     digits: Annotated[Level, Limits(1, 9)] = 1
@@ -93,7 +92,6 @@ class Arithmetic(ChainTask):
 class Products(ChainTask):
     """Products of two numbers of up to `digits` digits."""
 
-    name: ClassVar[str] = "products"
     sign: ClassVar[str] = "*"
     graded: ClassVar[tuple[str, ...]] = ("digits",)
     digits: Annotated[Level, Limits(1, 100)] = 2
@@ -115,7 +113,6 @@ class Products(ChainTask):
 class Addition(Products):
     """Sums of two numbers of up to `digits` digits, or of two numbers below `below`."""
 
-    name: ClassVar[str] = "addition"
     sign: ClassVar[str] = "+"
     digits: Annotated[Level, Limits(1, 100)] = 5
     below: Annotated[int | None, Limits(5, 10**100)] = None
@@ -154,7 +151,6 @@ def combine(left: Node, sign: str, right: Node) -> Node | None:
 class Countdown(Procedural):
     """Reach a target from `numbers` numbers between 1 and `max_value`."""
 
-    name: ClassVar[str] = "countdown"
     completion_tokens: ClassVar[int] = 1024  # a search, as in TinyZero
     graded: ClassVar[tuple[str, ...]] = ("numbers",)
     numbers: Annotated[Level, Limits(2, 10)] = 4

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from modicum import answers
-from modicum.spec import Spec, check
+from modicum.spec import Named, check
 from modicum.types import SPLITS, Grade, Problem, Split, UserError
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def split_of(content: str) -> Split:
     raise AssertionError("the shares of the splits add up to 100")
 
 
-class Procedural(Spec, ABC):
+class Procedural(Named, ABC):
     """Base of the tasks without an end, whose problems are made from random numbers. Of a setting
     in `graded` several values may be given (`terms=(2, 3, 4)`): levels. All are as often, in turn,
     and each has the problems that it has alone."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from modicum import answers
-from modicum.spec import Spec
+from modicum.spec import Named
 from modicum.tasks import readers, rows
 from modicum.tasks.base import check_split, stream
 from modicum.tasks.loading import LoadedRows, Reader, Role, RowPart, accepted, load_once, roles_of
@@ -37,7 +37,7 @@ class Hub:
 
 
 @dataclass(frozen=True)
-class DataTask(Spec, ABC):
+class DataTask(Named, ABC):
     """Base of the tasks with a fixed set of problems: of `path`, or with None of `hub`."""
 
     hub: ClassVar[Hub | None] = None

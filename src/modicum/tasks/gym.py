@@ -52,7 +52,6 @@ class Gym(Procedural):
     before it. What an expression makes is a subclass (`variant`) with its settings as fields.
     """
 
-    name: ClassVar[str] = "gym"
     graded: ClassVar[tuple[str, ...]] = ("level",)
     has_levels: ClassVar[bool] = False
     dataset: str
@@ -136,7 +135,7 @@ def variant(dataset: str) -> type[Gym]:
     for name, (kinds, default) in found["settings"].items():
         hint = functools.reduce(operator.or_, [TYPES[kind] for kind in kinds])
         fields.append((name, hint, dataclasses.field(default=_frozen(default))))
-    namespace = {"__doc__": Gym.__doc__, "has_levels": found["levels"]}
+    namespace = {"__doc__": Gym.__doc__, "name": Gym.name, "has_levels": found["levels"]}
     return dataclasses.make_dataclass(
         f"Gym_{dataset}", fields, bases=(Gym,), namespace=namespace, frozen=True
     )

@@ -28,7 +28,6 @@ SUBJECTS = ("subject", "type")
 class Gsm8k(ColumnTask):
     """GSM8K from the hub, or from `path`: a folder with train and test files, or one file."""
 
-    name: ClassVar[str] = "gsm8k"
     hub: ClassVar[Hub | None] = Hub("openai/gsm8k", {"train": "train", "test": "test"}, "main")
     columns: ClassVar[Sequence[tuple[str, ...]]] = (("question",), ("answer",))
 
@@ -103,7 +102,6 @@ def _level(record: Record) -> float | None:
 class Math(MathTask):
     """MATH from the hub, or from `path`: a folder with train and test files, or one file."""
 
-    name: ClassVar[str] = "math"
     hub: ClassVar[Hub | None] = Hub(
         "DigitalLearningGmbH/MATH-lighteval", {"train": "train", "test": "test"}, "default"
     )
@@ -113,7 +111,6 @@ class Math(MathTask):
 class Math500(MathTask, HeldOut):
     """MATH-500 from the hub or the file `path`: a test set, or divided with split='hash'."""
 
-    name: ClassVar[str] = "math500"
     hub: ClassVar[Hub | None] = Hub("HuggingFaceH4/MATH-500", {"test": "test"})
 
 
@@ -164,7 +161,6 @@ class ContestTask(HeldOut):
 class Aime(ContestTask):
     """AIME of a `year` (2024 or 2025) from the hub or the file `path`: 30 test problems."""
 
-    name: ClassVar[str] = "aime"
     year: Literal[2024, 2025] = 2024
 
     def source(self) -> Hub:
@@ -175,5 +171,4 @@ class Aime(ContestTask):
 class Amc(ContestTask):
     """AMC 12 of 2022 and 2023 from the hub or the file `path`: 83 test problems."""
 
-    name: ClassVar[str] = "amc"
     hub: ClassVar[Hub | None] = Hub("AI-MO/aimo-validation-amc", {"train": "test"})
