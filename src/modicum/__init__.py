@@ -21,27 +21,13 @@ if TYPE_CHECKING:
     from modicum.types import UserError
 
 __all__ = [
-    "TrainConfig",
-    "UserError",
-    "compare",
-    "curricula",
-    "evaluate",
-    "load",
-    "objectives",
-    "report",
-    "rewards",
-    "study",
-    "tasks",
-    "train",
-    "updates",
-]
+    "TrainConfig", "UserError", "compare", "curricula", "evaluate", "load", "objectives", "report",
+    "rewards", "study", "tasks", "train", "updates",
+]  # fmt: skip
 
 CALLS = ("train", "evaluate", "compare", "study", "report", "load")
-PLACES = {
-    **dict.fromkeys(CALLS, "modicum.face"),
-    "TrainConfig": "modicum.config",
-    "UserError": "modicum.types",
-}
+PLACES = dict.fromkeys(("train", "compare", "load"), "modicum.face")
+PLACES |= {"TrainConfig": "modicum.config", "UserError": "modicum.types"}
 """Where a name that is no module of its own is found."""
 
 
@@ -89,12 +75,9 @@ sys.modules[__name__].__class__ = FaceModule
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{__name__}.{name}":
-            raise
-    return getattr(import_module(PLACES[name]), name)
+    if name in PLACES:
+        return getattr(import_module(PLACES[name]), name)
+    return import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:

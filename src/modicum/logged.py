@@ -4,14 +4,13 @@ Reports take titles from there, and a test holds the table in docs/metrics.md to
 stands for every term of a reward, `user/NAME` for what functions log.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 TERM = "reward/TERM"
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """A line of logged.txt; `shown` and `short` are empty where no figure has it."""
 
     key: str

@@ -60,7 +60,7 @@ class Run:
 
     def cut(self, step: int, ended: bool = True) -> None:
         """Drop what belongs to `step` or later, and (not `ended`) the end: they are written again."""
-        for aside in filter(disk.is_aside, self.folder.iterdir()):
+        for aside in (e for e in self.folder.iterdir() if disk.ASIDE.fullmatch(e.name)):
             aside.unlink()
         for name in LINES:
             self._keep(name, lambda entry: entry["step"] < step)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from modicum.runs import file_hash, read_object
 from modicum.spec import Named
@@ -17,8 +17,7 @@ Measure = Callable[[Problem], float | None]
 """The difficulty of a problem; None where it is not known."""
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What came of one problem that was drawn.
 
     `rewards` are the totals of its completions, NaN for no verdict. `right` of `known`

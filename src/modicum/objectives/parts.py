@@ -3,7 +3,7 @@
 Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to end.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ MOST_NATS = 20.0  # of a log-ratio: e^20 times as likely is a large number, e^10
 LEAST_SPREAD = 1e-4  # of what is whitened; below it there is rounding alone
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Counts of the whole batch that was sampled, before any row was left out."""
 
     num_rows: int

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import NamedTuple
 
 from modicum import answers
 from modicum.grading import rules
@@ -33,8 +34,7 @@ OPERATOR = re.compile(r"[-+*/]")
 DECIMAL = re.compile(r"([0-9]*)(?:\.([0-9]+))?(%?)")
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """`left` = `right` as written, whether that is true, and the value of `right`."""
 
     left: str

@@ -18,7 +18,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 from modicum import answers
 from modicum.limits import Limits
@@ -127,8 +127,7 @@ class Addition(Products):
         return super().limit if self.below is None else self.below
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A partial expression: its text, its value, and whether it needs brackets."""
 
     text: str

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 from modicum import answers
 from modicum.spec import Named
@@ -25,8 +25,7 @@ from modicum.types import Grade, Problem, Split, UserError
 BadRows = Literal["refuse", "skip"]
 
 
-@dataclass(frozen=True)
-class Hub:
+class Hub(NamedTuple):
     """A data set on the hub, what each part is for, and large columns that are not needed
     (`unread`)."""
 

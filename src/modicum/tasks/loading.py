@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from modicum import answers
@@ -38,8 +38,7 @@ GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[-+*/=<>^%!|]")
 
 
-@dataclass(frozen=True)
-class RowPart:
+class RowPart(NamedTuple):
     """Rows that belong together. `origin` is what messages call them."""
 
     name: str
@@ -65,8 +64,7 @@ Reader = tuple[Callable[[Record], Problem], str]
 says identifies it within its part; without one its number does."""
 
 
-@dataclass(frozen=True)
-class LoadedRows:
+class LoadedRows(NamedTuple):
     """The problems by split, and what the user should know."""
 
     shelf: Mapping[Split, tuple[Problem, ...]]

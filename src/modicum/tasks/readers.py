@@ -10,10 +10,9 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from modicum.hub import silence
 from modicum.types import UserError
@@ -25,8 +24,7 @@ PARTS = {"train": "train", "tune": "tune|valid|dev|eval", "test": "test"}
 """Names of a folder's files, at the beginning of a word, by what they are for."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One row: where it stands (`problems.jsonl, line 7`), its number from 1, its values."""
 
     where: str
