@@ -108,10 +108,8 @@ class Placebo(Curriculum):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not parse(self.curriculum).directed:
-            raise UserError(
-                f"placebo: {self.curriculum} does not go by what is easier; `uniform` is what it"
-                " compares with"
-            )
+            hint = "`uniform` is what it compares with"
+            raise UserError(f"placebo: {self.curriculum} does not go by what is easier; {hint}")
 
     def __str__(self) -> str:
         return f"placebo({parse(self.curriculum)})"
@@ -125,13 +123,9 @@ class Placebo(Curriculum):
         return parse(self.curriculum).order(task, seed, permute(task, seed, measure))
 
 
-CURRICULA: dict[str, type] = {
-    cls.name: cls
-    for cls in (
-        *(Uniform, EasyToHard, HardToEasy, E2H, Competence, AdaRFT),
-        *(Prioritized, Bandit, Pools, Placebo),
-    )
-}
+BY_DIFFICULTY = (Uniform, EasyToHard, HardToEasy, E2H, Competence, AdaRFT)
+MEMBERS = (*BY_DIFFICULTY, Prioritized, Bandit, Pools, Placebo)
+CURRICULA: dict[str, type] = {cls.name: cls for cls in MEMBERS}
 
 
 def parse(text: str) -> Curriculum:

@@ -151,11 +151,11 @@ def permute(task: Task, seed: int, measure: Measure) -> Measure:
     moved = dict(zip(places, values, strict=True))
 
     def permuted(problem: Problem) -> float | None:
-        known = measure(problem)
+        if (known := measure(problem)) is None:
+            return None
         place = known if turns > 1 else problem.id
-        if known is None or place in moved:
-            return None if known is None else moved[place]
-        return stream(seed, problem.id).choice(values)  # it is not ranked
+        # Or it is not ranked.
+        return moved[place] if place in moved else stream(seed, problem.id).choice(values)
 
     return permuted
 
@@ -181,20 +181,14 @@ def rated(
     every = {p.id: " ".join(p.question.split()) for p in problems}
     found = {p.id: d for p in problems if (d := measure(p)) is not None}
     if len(found) < least:
-        raise UserError(
-            f"{name} needs at least {least} problems with a difficulty; of {len(problems)} problems"
-            f" of {task} {len(found)} have one"
-        )
+        some = f"of {len(problems)} problems of {task} {len(found)} have one"
+        raise UserError(f"{name} needs at least {least} problems with a difficulty; {some}")
     ranked = sorted({(d, every[place]) for place, d in found.items()})
     if ranked[0][0] == ranked[-1][0]:
-        raise UserError(
-            f"{name}: all problems of {task} have the same difficulty"
-            f" ({ranked[0][0]:g}), so none is easier than another"
-        )
-    low, high = (
-        "; ".join(f"{text:.48} ({d:g})" for d, text in some)
-        for some in (ranked[:3], ranked[:-4:-1])
-    )
+        same = f"the same difficulty ({ranked[0][0]:g}), so none is easier than another"
+        raise UserError(f"{name}: all problems of {task} have {same}")
+    ends = ranked[:3], ranked[:-4:-1]
+    low, high = ("; ".join(f"{text:.48} ({d:g})" for d, text in some) for some in ends)
     lacking = len(every) - len(found)
     told = [f"{name}: the easiest of {len(found)} problems: {low}", f"{name}: the hardest: {high}"]
     told += [f"{name}: {lacking} problems have no difficulty, and come last"] * (lacking > 0)

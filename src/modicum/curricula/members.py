@@ -183,10 +183,8 @@ class AdaRFT(ByArm):
         if self.rescale:
             return [SCALE * (level - low) / (high - low) for level in levels]
         if low < 0 or high > SCALE or high - low < SPREAD:
-            raise UserError(
-                f"adarft: difficulties must be on the scale from 0 to 100, and those of {task} are"
-                f" {low:g} to {high:g}; rescale=True stretches them"
-            )
+            scale = f"on the scale from 0 to 100, and those of {task} are {low:g} to {high:g}"
+            raise UserError(f"adarft: difficulties must be {scale}; rescale=True stretches them")
         return levels
 
     def choose(self, order: ArmOrder, rng: Random, count: int, progress: float) -> Sequence[int]:

@@ -274,8 +274,7 @@ def notes(goal: Objective, updates_per_rollout: int, num_terms: int = 1) -> list
         words = f"with one update a rollout {goal.name} is the same method as {', '.join(same)}:"
         found.append(f"{words} every ratio is 1, and nothing is clipped (docs/objectives.md)")
     if goal.accuracy_only and num_terms > 1:
-        words = (
-            f"{goal.name} divides by the mean reward of a group, which terms beside accuracy raise:"
-        )
-        found.append(f"{words} a rare success counts less than it should (--reward accuracy)")
+        words = "divides by the mean reward of a group, which terms beside accuracy raise:"
+        less = "a rare success counts less than it should (--reward accuracy)"
+        found.append(f"{goal.name} {words} {less}")
     return found

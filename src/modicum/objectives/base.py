@@ -21,6 +21,7 @@ from modicum.types import Advantage, Group, UserError
 MOST = 100.0  # of the upper bound of a ratio and of the weight of the KL term; usual: below 1
 Weight = Annotated[float, Limits(0, MOST)]
 Above = Annotated[float | None, Limits(0, MOST, above=True)]
+Dual = Annotated[float | None, Limits(1, MOST, above=True)]
 KlForm = Literal["k3", "k3_corrected", "k2", "k1_reward"]
 Cut = tuple[Tensor, Tensor]
 Sums = dict[str, Tensor]
@@ -131,10 +132,8 @@ class Objective(spec.Named, ABC):
         token_N = advantages_PG.double().flatten().repeat_interleave(torch.tensor(lengths))
         if not self.kl_in_reward:
             return token_N
-        old, there = (
-            torch.tensor([p for part in told for p in part], dtype=torch.double)
-            for told in ([c.logprobs for c in completions], [c.reference for c in completions])
-        )
+        pairs = [pair for c in completions for pair in zip(c.logprobs, c.reference, strict=True)]
+        old, there = torch.tensor(pairs, dtype=torch.double).reshape(-1, 2).unbind(1)
         return token_N - self.kl * parts.to_go(old - there, lengths)
 
     def credit(self, returns_N: Tensor, groups: Sequence[Group]) -> Tensor:
@@ -155,11 +154,8 @@ class Objective(spec.Named, ABC):
         ratio_N = torch.exp(self.log_ratios(policy_N, tokens).clamp(max=parts.MOST_NATS))
         surrogate_N, cut_N = self.surrogate(ratio_N, policy_N, tokens)
         losses_N = -surrogate_N
-        sums = {
-            "clipped": cut_N.sum(),
-            "ratio_error": (ratio_N.detach() - 1).abs().sum(),
-            "kl": torch.zeros((), device=policy_N.device),
-        }
+        sums = {"clipped": cut_N.sum(), "ratio_error": (ratio_N.detach() - 1).abs().sum()}
+        sums["kl"] = torch.zeros((), device=policy_N.device)
         if tokens.reference_N is not None:
             old_N = (policy_N.detach() - tokens.old_N).clamp(max=parts.MOST_NATS).exp()
             kl_N, value_N = parts.kl_term(self.kl_form, policy_N, tokens.reference_N, old_N)
@@ -186,9 +182,7 @@ class Clipping(Objective):
     # A ratio is above 0, so that a lower bound of 1 or more below 1 would bound nothing.
     clip: Between = 0.2
     clip_high: Above = None
-    dual_clip: Annotated[float | None, Limits(1, MOST, above=True)] = field(
-        default=None, kw_only=True
-    )
+    dual_clip: Dual = field(default=None, kw_only=True)
 
     def surrogate(self, ratio_N: Tensor, policy_N: Tensor, tokens: Tokens) -> Cut:
         high = self.clip if self.clip_high is None else self.clip_high
