@@ -23,14 +23,9 @@ from modicum.types import UserError
 
 __all__ = ["TASKS", "Task", "fingerprint", "notes", "of", "overlap", "parse"]
 
-TASKS: dict[str, type] = {
-    cls.name: cls
-    for cls in (
-        *(Addition, Products, Arithmetic, Countdown, MatrixTask, Gym),
-        *(Gsm8k, Math, Math500, OpenThoughts, Aime, Amc, FileTask, HubTask),
-    )
-}
-
+MADE = (Addition, Products, Arithmetic, Countdown, MatrixTask, Gym)
+READ = (Gsm8k, Math, Math500, OpenThoughts, Aime, Amc, FileTask, HubTask)
+TASKS: dict[str, type] = {cls.name: cls for cls in (*MADE, *READ)}
 PLAIN = re.compile(r"[\w.~/\\-][\w.~/\\ -]*")
 
 
@@ -45,9 +40,8 @@ def parse(text: str) -> Task:
 def _meant(text: str) -> str:
     """What to write for data that is named as it is, without an expression; empty: it is not."""
     named = PLAIN.fullmatch(text)
-    if named and (
-        readers.ending(text) in readers.READERS or os.path.isdir(os.path.expanduser(text))
-    ):
+    file = readers.ending(text) in readers.READERS
+    if named and (file or os.path.isdir(os.path.expanduser(text))):
         return f"task {text!r}: a file or folder is named by --task \"file('{text}')\""
     if not named or text.count("/") != 1:
         return ""

@@ -55,11 +55,8 @@ def stream(*key: object) -> random.Random:
 def split_of(content: str) -> Split:
     """The split that a problem with this content belongs to, by hash (80/10/10 %)."""
     place = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big") % 100
-    for split in SPLITS:
-        place -= SHARES[split]
-        if place < 0:
-            return split
-    raise AssertionError("the shares of the splits add up to 100")
+    ends = itertools.accumulate(SHARES[split] for split in SPLITS)
+    return next(split for split, end in zip(SPLITS, ends, strict=True) if place < end)
 
 
 class Procedural(Named, ABC):
@@ -116,15 +113,12 @@ def _levels(task: Procedural) -> tuple[Procedural, ...]:
     several = {n: v for n in task.graded if isinstance(v := getattr(task, n), tuple)}
     for name, values in several.items():
         if not 1 < len(set(values)) == len(values) <= MAX_LEVELS:
-            raise UserError(
-                f"{task.name}: {name}={values} must be two to {MAX_LEVELS} different levels"
-            )
+            wanted = f"must be two to {MAX_LEVELS} different levels"
+            raise UserError(f"{task.name}: {name}={values} {wanted}")
     if not several:
         return (task,)
-    made: list[Any] = [
-        replace(task, **dict(zip(several, values, strict=True)))  # type: ignore[type-var]
-        for values in itertools.product(*several.values())
-    ]
+    each = (dict(zip(several, v, strict=True)) for v in itertools.product(*several.values()))
+    made: list[Any] = [replace(task, **values) for values in each]  # type: ignore[type-var]
     return tuple(sorted(made, key=lambda level: level.problem("train", 0, 0).difficulty))
 
 

@@ -56,11 +56,8 @@ class DataTask(Named, ABC):
         shelf = self._kept.shelf
         if not (problems := shelf[check_split(split)]):
             held = ", ".join(f"{len(found)} {name}" for name, found in shelf.items())
-            total = sum(map(len, shelf.values()))
-            raise UserError(
-                f"{self} has no problem for the split {split!r}: it holds {total} ({held});"
-                f" {self.advice()}"
-            )
+            held = f"it holds {sum(map(len, shelf.values()))} ({held}); {self.advice()}"
+            raise UserError(f"{self} has no problem for the split {split!r}: {held}")
         epoch, place = divmod(index, len(problems))
         return problems[_order(self.name, split, seed, epoch, len(problems))[place]]
 

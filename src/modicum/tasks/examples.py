@@ -38,12 +38,12 @@ def draw(task: Task, sampling: Sampling) -> Examples:
         if answer is not None:
             found.setdefault(_key(problem.question), (problem.question, answer))
     if len(found) < sampling.examples:
-        raise UserError(
-            f"examples = {sampling.examples}: the train split of {task} has {len(found)} problems"
-            " with an answer that can be shown"
-            + "; the styles tags and boxed hold answers that are no numbers"
-            * (sampling.style in ("hashes", "none"))
+        few = (
+            f"the train split of {task} has {len(found)} problems with an answer that can be shown"
         )
+        hint = "; the styles tags and boxed hold answers that are no numbers"
+        hint *= sampling.style in ("hashes", "none")
+        raise UserError(f"examples = {sampling.examples}: {few}{hint}")
     return tuple(found.values())
 
 
@@ -146,12 +146,9 @@ class Sizes:
         if not long:
             return long, f"none of {len(sizes)} prompts has more than {limit} tokens ({why})"
         first, most = ", ".join(list(long)[:3]) + ", ..." * (len(long) > 3), max(long.values())
-        return long, (
-            f"prompts of more than {limit} tokens ({why}): {len(long)} of {len(sizes)}, {first};"
-            f" the longest, of {max(long, key=lambda name: long[name])}, has {most}"
-            + f"; --max-prompt-tokens {most} takes them"
-            * (most <= room)
-        )
+        some = f"prompts of more than {limit} tokens ({why}): {len(long)} of {len(sizes)}, {first}"
+        hint = f"; --max-prompt-tokens {most} takes them" * (most <= room)
+        return long, f"{some}; the longest, of {max(long, key=long.__getitem__)}, has {most}{hint}"
 
     def settle(self, task: Task, asked: Iterable[Problem]) -> Task:
         """The task without prompts that are too long, which are a UserError unless `long_prompts`

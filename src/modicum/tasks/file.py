@@ -18,7 +18,7 @@ from modicum.tasks import forms, readers, rows
 from modicum.tasks.dataset import DataTask, check_path
 from modicum.tasks.loading import Reader, Role, RowPart, accepted, roles_of
 from modicum.tasks.readers import Record
-from modicum.types import Problem, UserError
+from modicum.types import SPLITS, Problem, UserError
 
 HINT = "; question= and answer= name columns, also inner ones such as reward_model.ground_truth"
 
@@ -109,20 +109,14 @@ class HubTask(FileTask):
                 named[name] = roles[0]
         told = list(named.values())
         if named.keys() - found.keys() or len(set(told)) < len(told) or not {"", "train"} & {*told}:
-            raise UserError(
-                f"hub: {self.path} has the parts {', '.join(found)}; train= and test= name those"
-                " to train on and to test on"
-            )
-        by_role = roles_of(told)
-        return [
-            RowPart(name or "rows", by_role[role], f"{self.path} {name}".strip(), found[name])
-            for name, role in named.items()
-        ]
+            hint = "train= and test= name those to train on and to test on"
+            raise UserError(f"hub: {self.path} has the parts {', '.join(found)}; {hint}")
+        told_as = {name: roles_of(told)[role] for name, role in named.items()}
+        where = {name: f"{self.path} {name}".strip() for name in named}
+        return [RowPart(n or "rows", role, where[n], found[n]) for n, role in told_as.items()]
 
 
-FILES = {
-    part: f"problems-{part}.jsonl".replace("-.", ".") for part in ("", "train", "tune", "test")
-}
+FILES: dict[str, str] = {"": "problems.jsonl"} | {part: f"problems-{part}.jsonl" for part in SPLITS}
 SHOWN = 8  # characters of the hash, in names
 
 
@@ -146,10 +140,9 @@ class GivenTask(DataTask):
             named["tune"] = named.pop("validation")
         wrong = [part for part in named if part not in FILES]
         if wrong or not named:
-            raise UserError(
-                "task: problems are a list of dicts, or {'train': [...], 'test': [...]}, not"
-                f" {type(problems).__name__} with {next(iter(wrong), 'nothing')!r}"
-            )
+            what = f"{type(problems).__name__} with {next(iter(wrong), 'nothing')!r}"
+            known = "a list of dicts, or {'train': [...], 'test': [...]}"
+            raise UserError(f"task: problems are {known}, not {what}")
         return cls.made({part: _rows(part, named[part]) for part in FILES if part in named})
 
     @classmethod

@@ -18,6 +18,7 @@ from modicum.tasks.readers import Record, short
 from modicum.types import Problem, UserError
 
 Several = Literal["any", "all"]
+Turns = Sequence[Mapping[str, Any]]
 CHATS = ("messages", "conversations", "conversation")
 QUESTIONS = ("question", "problem", "prompt", *CHATS, "instruction")
 SOLUTIONS = ("solution", "completion", "response", "output")
@@ -85,10 +86,8 @@ class Form:
             golds = (gold if marked is None else marked for gold, marked in listed)
             return list(dict.fromkeys(golds)), ""
         if not _bare(text):
-            raise UserError(
-                f"{record.where}: no answer is marked in {column!r}"
-                r" (\boxed{...}, <answer>...</answer> or #### at its end)"
-            )
+            marks = r"(\boxed{...}, <answer>...</answer> or #### at its end)"
+            raise UserError(f"{record.where}: no answer is marked in {column!r} {marks}")
         return [text], ""
 
 
@@ -146,7 +145,7 @@ def _asked(record: Record, column: str) -> tuple[str, str | None]:
     return (rows.as_text(record, column, value) + more).strip(), None
 
 
-def _turns(value: Any) -> Sequence[Mapping[str, Any]] | None:
+def _turns(value: Any) -> Turns | None:
     """The turns of a chat, None for what is none; JSON of one is one."""
     value = rows.opened(value)
     if not isinstance(value, list | tuple) or not value:
@@ -159,20 +158,16 @@ def _role(turn: Mapping[str, Any]) -> str:
     return ROLES.get(role, role)
 
 
-def _chat(
-    record: Record, column: str, turns: Sequence[Mapping[str, Any]]
-) -> tuple[str, str | None]:
+def _chat(record: Record, column: str, turns: Turns) -> tuple[str, str | None]:
     """The question of a chat of one turn, below what is said to the system, and the answer."""
-    some = (
-        turn for turn in turns if _role(turn) != "system" or turn.get("content", turn.get("value"))
-    )
+    some = (t for t in turns if _role(t) != "system" or t.get("content", t.get("value")))
     said = [_said(record, column, turn) for turn in some]
     spoken = [role for role, _ in said if role != "system"]
     if spoken not in (["user"], ["user", "assistant"]):
-        raise UserError(
-            f"{record.where}: {column!r} must be one question and perhaps its answer, not the turns"
-            f" {', '.join(spoken) or 'of nobody'}"
+        wanted = (
+            f"one question and perhaps its answer, not the turns {', '.join(spoken) or 'of nobody'}"
         )
+        raise UserError(f"{record.where}: {column!r} must be {wanted}")
     if column == "prompt" and spoken[1:]:
         raise UserError(f"{record.where}: {column!r} ends in words of the assistant")
     question = "\n\n".join(text for role, text in said if role != "assistant")

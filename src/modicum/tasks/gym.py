@@ -60,10 +60,8 @@ class Gym(Procedural):
     def __post_init__(self) -> None:
         if type(self) is Gym:
             raise UserError("gym: the data set's name comes first: gym('chain_sum')")
-        several = isinstance(self.level, tuple)
-        if self.level is not None and not (
-            self.has_levels and (several or 0 <= only(self.level) <= 100)
-        ):
+        right = isinstance(self.level, tuple) or 0 <= (self.level or 0) <= 100
+        if self.level is not None and not (self.has_levels and right):
             why = "is 0 to 100" if self.has_levels else "is not known: there is no curriculum"
             raise UserError(f"gym({self.dataset!r}): level {why}")
         # Wrong settings fail when the task is named, not in the middle of a run.
@@ -91,11 +89,9 @@ class Gym(Procedural):
         return score >= 1.0, f"has the score {score:g}"
 
     def _key(self, difficulty: float | None) -> dict[str, Any]:
-        changed = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("dataset", "level") and getattr(self, field.name) != field.default
-        }
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        own = {name: getattr(self, name) for name in usual if name not in ("dataset", "level")}
+        changed = {name: value for name, value in own.items() if value != usual[name]}
         settings = json.dumps(changed, sort_keys=True)
         level = None if difficulty is None else int(difficulty)
         return {"name": self.dataset, "settings": settings, "level": level}
@@ -135,10 +131,9 @@ def variant(dataset: str) -> type[Gym]:
     for name, (kinds, default) in found["settings"].items():
         hint = functools.reduce(operator.or_, [TYPES[kind] for kind in kinds])
         fields.append((name, hint, dataclasses.field(default=_frozen(default))))
-    namespace = {"__doc__": Gym.__doc__, "name": Gym.name, "has_levels": found["levels"]}
-    return dataclasses.make_dataclass(
-        f"Gym_{dataset}", fields, bases=(Gym,), namespace=namespace, frozen=True
-    )
+    own = {"__doc__": Gym.__doc__, "name": Gym.name, "has_levels": found["levels"]}
+    how: dict[str, Any] = {"bases": (Gym,), "namespace": own, "frozen": True}
+    return dataclasses.make_dataclass(f"Gym_{dataset}", fields, **how)
 
 
 def members(text: str) -> Mapping[str, type]:

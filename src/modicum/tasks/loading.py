@@ -75,9 +75,8 @@ def roles_of(parts: Collection[str]) -> dict[str, Role]:
     """What each of the parts (train, tune, test) is for, by which others there are: without a test
     part the tune part is tested; without both a hash divides the rest."""
     tune: Role = "tune" if "test" in parts else "test"
-    train: Role = (
-        "hash" if len(parts) == 1 else "only" if {"tune", "test"} <= set(parts) else "train"
-    )
+    several: Role = "only" if {"tune", "test"} <= set(parts) else "train"
+    train: Role = "hash" if len(parts) == 1 else several
     return {"": "hash", "train": train, "tune": tune, "test": "test"}
 
 
@@ -124,17 +123,14 @@ def load_once(task: "DataTask") -> LoadedRows:
     if faults:
         said.append(f"{len(faults)} of {total} rows are bad and skipped, as {faults[0]}")
     if taken:
-        problem, twin = taken[0]
-        said.append(
-            f"{len(taken)} problems are also in a split that is held out, and are"
-            f" left out where they would be trained on; the first: {problem.id} is {twin.id}"
-        )
+        first = f"the first: {taken[0][0].id} is {taken[0][1].id}"
+        what = "also in a split that is held out, and are left out where they would be trained on"
+        said.append(f"{len(taken)} problems are {what}; {first}")
     notes = tuple(f"{task.name}: {note}" for note in said)
     if not kept:
         raise UserError("; ".join((f"{task} has no problem left of {total} rows", *notes)))
-    return LoadedRows(
-        {split: tuple(p for at, p, _ in kept if at == split) for split in SPLITS}, notes
-    )
+    shelf = {split: tuple(p for at, p, _ in kept if at == split) for split in SPLITS}
+    return LoadedRows(shelf, notes)
 
 
 def _split(question: str, role: Role) -> Split:
@@ -172,10 +168,8 @@ def _sorted_out(
             answer = one.problem.answer
             if clash:
                 other = next(row for row in clash if row.problem.answer != answer)
-                faults.append(
-                    f"{one.where}: its answer is {answer[:40]!r}, and {other.where} has"
-                    f" {other.problem.answer[:40]!r} for the same question"
-                )
+                has = f"{other.where} has {other.problem.answer[:40]!r} for the same question"
+                faults.append(f"{one.where}: its answer is {answer[:40]!r}, and {has}")
             elif first.setdefault(one.split, one) is not one:
                 copies.append(f"{one.where} is {first[one.split].where}")
         kept |= {one.problem.id for one in first.values()}
@@ -184,10 +178,8 @@ def _sorted_out(
     rest = [one for one in placed if one.problem.id in kept]
     empty = [one for one in rest if one.problem.answer.casefold() in NOTHING]
     if empty:
-        shown = f"{empty[0].problem.answer!r} in {empty[0].where}"
-        said.append(
-            f"{len(empty)} of {place} may have no answer, but the word for none, as {shown}"
-        )
+        what = f"no answer, but the word for none, as {empty[0].problem.answer!r}"
+        said.append(f"{len(empty)} of {place} may have {what} in {empty[0].where}")
     return rest
 
 
@@ -195,9 +187,6 @@ def _agree(one: Assigned, other: Assigned) -> bool:
     """Whether an answer that is right for one is right for the other."""
     pairs = itertools.product(accepted(one.problem), accepted(other.problem))
     return any(a == b or answers.equal(a, b, True) or answers.equal(b, a, True) for a, b in pairs)
-
-
-# Overlap ---------------------------------------------------------------------------------
 
 
 def normalise(text: str) -> str:

@@ -83,9 +83,6 @@ def write(matrix: Matrix) -> str:
     return "[" + ", ".join("[" + ", ".join(map(str, row)) + "]" for row in matrix) + "]"
 
 
-# Algebra ---------------------------------------------------------------------------------
-
-
 def exact(rows: list[list[int]]) -> Matrix:
     """A matrix of whole numbers as fractions."""
     return tuple(tuple(map(Fraction, row)) for row in rows)
@@ -117,9 +114,6 @@ def inverse(matrix: Matrix) -> Matrix | None:
     both = rref(tuple(a + b for a, b in zip(matrix, identity(size), strict=True)))
     left, right = tuple(row[:size] for row in both), tuple(row[size:] for row in both)
     return right if left == identity(size) else None
-
-
-# The task --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

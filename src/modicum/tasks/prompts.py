@@ -172,12 +172,10 @@ def encode(
         ids.insert(0, begin)
     rows, last = getattr(tokenizer, "embedding_rows", None), max(ids)
     if rows is not None and last >= rows:
-        raise UserError(
-            f"{prompt} has the token {tokenizer.convert_ids_to_tokens(last)!r} (number {last}): the"
-            f" tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}; take that"
-            " token out of the tokenizer or the text, or give the model more rows"
-            " (resize_token_embeddings)"
-        )
+        token = f"the token {tokenizer.convert_ids_to_tokens(last)!r} (number {last})"
+        has = f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}"
+        hint = "take that token out of the tokenizer or the text, or give the model more rows"
+        raise UserError(f"{prompt} has {token}: {has}; {hint} (resize_token_embeddings)")
     if len(ids) > (limit := sampling.max_prompt_tokens):
         shown = f" (with {len(examples)} worked examples)" if examples else ""
         what = f"{len(ids)} tokens{shown}, more than max_prompt_tokens = {limit}"

@@ -126,10 +126,8 @@ def _record(where: str, number: int, value: object) -> Record:
 def _read_jsonl(path: str, raw: bytes) -> Iterator[Record]:
     text = _text(path, raw)
     if _runs_on(text.lstrip()):
-        raise UserError(
-            f"{path}: its rows run over several lines; .jsonl has an object on each line, and a"
-            " list of objects is named .json"
-        )
+        hint = ".jsonl has an object on each line, and a list of objects is named .json"
+        raise UserError(f"{path}: its rows run over several lines; {hint}")
     # Not splitlines(): it also cuts at U+2028, which JSON allows inside a text.
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
@@ -223,9 +221,6 @@ READERS: dict[str, Callable[[str, bytes], Iterable[Record]]] = {
     ".parquet": _read_parquet,
 }
 ENDS = f"{', '.join(READERS)}, or one of these and {', '.join(PACKED)}"
-
-
-# The hub ---------------------------------------------------------------------------------
 
 
 def from_hub(

@@ -70,9 +70,8 @@ def filled(records: Sequence[Record], name: str) -> bool:
 def require_column(path: str, records: Sequence[Record], *names: str, hint: str = "") -> str:
     """The first of `names` that is a column; UserError with the nearest when there is none. When no
     row could be read the first name is taken: the rows' own faults say more."""
-    found = next(
-        (n for n in names if any(value_at(r.values, n) is not MISSING for r in records)), None
-    )
+    there = (n for n in names if any(value_at(r.values, n) is not MISSING for r in records))
+    found = next(there, None)
     known = {name for record in records[:LOOKED] for name in names_in(record.values)}
     if found is None and known:
         listed = " or ".join(map(repr, names))
