@@ -147,10 +147,8 @@ def _check_target(out: Path, target: Path, overwrite: bool, spared: Mapping[str,
 def _holds(folder: Path, place: Path) -> bool:
     """Whether `folder` is `place` or one above it, by whatever name."""
     whole = place.expanduser().resolve()
-    return any(
-        folder == part or (folder.exists() and part.exists() and folder.samefile(part))
-        for part in (whole, *whole.parents)
-    )
+    above, there = (whole, *whole.parents), folder.exists()
+    return any(folder == p or (there and p.exists() and folder.samefile(p)) for p in above)
 
 
 def describe(folder: Path, base: str, identity: Identity, said: Mapping[str, str]) -> None:
@@ -191,10 +189,8 @@ def adapter_of(prepared: Prepared, run: Path, update: str) -> AdapterPrepared:
     if not isinstance(prepared, AdapterPrepared):
         raise UserError(f"{run} trained {update!r}, which is no adapter")
     if prepared.rewrites_base and any(p.dtype != torch.float32 for p in prepared.frozen.values()):
-        raise UserError(
-            f"{run} trained {update!r} in bf16: the rewritten base was rounded, and no adapter on"
-            " the base as it is gives that; --format merged does"
-        )
+        why = "the rewritten base was rounded, and no adapter on the base as it is gives that"
+        raise UserError(f"{run} trained {update!r} in bf16: {why}; --format merged does")
     return prepared
 
 

@@ -39,11 +39,9 @@ def run_folder(config: TrainConfig) -> Path:
 def name_of(config: TrainConfig) -> str:
     """The name of a run, at most LONGEST letters, of which a shell needs none quoted."""
     usual = {name: value for name, _, value in settings(TrainConfig())}
-    differ = {
-        name: value
-        for name, kind, value in sorted(settings(config), key=lambda s: s[0] not in PLAIN)
-        if (kind == "fixed" or name == "model") and value != usual[name]
-    }
+    named = (s for s in settings(config) if s[1] == "fixed" or s[0] == "model")
+    ordered = sorted(named, key=lambda setting: setting[0] not in PLAIN)
+    differ = {name: value for name, _, value in ordered if value != usual[name]}
     if "optimizer.schedule" in differ or "curriculum" in differ:
         differ["steps"] = config.steps  # which they are spread over
     rest = [_piece(n, value) for n, value in differ.items() if n not in ("update", "seed")]

@@ -44,9 +44,8 @@ class RunParts:
 
     def named(self, config: TrainConfig) -> TrainConfig:
         """The config with an expression for every object here."""
-        texts: dict[str, Any] = {
-            kind: expression(kind, part) for kind, part in vars(self).items() if part is not None
-        }
+        held = ((kind, part) for kind, part in vars(self).items() if part is not None)
+        texts: dict[str, Any] = {kind: expression(kind, part) for kind, part in held}
         return replace(config, **texts)
 
     def resolve(
@@ -94,9 +93,8 @@ class RunParts:
 def require_group(objective: "Objective", config: TrainConfig) -> None:
     """UserError for groups of one where the objective compares completions of a problem."""
     if config.batch.group_size < 2 and getattr(objective, "compares", True):
-        raise UserError(
-            "group_size must be at least 2 (of the objectives reinforce_pp and ppo take 1)"
-        )
+        hint = "of the objectives reinforce_pp and ppo take 1"
+        raise UserError(f"group_size must be at least 2 ({hint})")
 
 
 def parsers() -> dict[str, Callable[[str], Any]]:
@@ -165,9 +163,8 @@ def past_base(folder: Path, name: str) -> str:
     known = base_of(folder)
     if path.is_absolute() or (known.get("local") and known.get("model") == name):
         kind = "GGUF file" if path.suffix.lower() == ".gguf" else "model folder"
-        raise UserError(
-            f"there is no {kind} {name}, the base of {folder}; --model NEW says where it is now"
-        )
+        hint = "--model NEW says where it is now"
+        raise UserError(f"there is no {kind} {name}, the base of {folder}; {hint}")
     return name
 
 

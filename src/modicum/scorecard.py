@@ -37,6 +37,7 @@ def summarise(
     scores = [right / count for right in strict]
     lenient = [sum(grade.lenient for _, grade in group) / count for group in drawn]
     best = [float(grade.strict) for _, grade in greedy]
+    majority = stats.majority_at_k
     powers = [2**power for power in range(count.bit_length()) if 2**power <= count]
     cast = [(p.id, [vote(*g) for g in group]) for p, group in zip(problems, drawn, strict=True)]
     format_ok = STYLES[sampling.style if sampling.style in STYLES else "tags"].format_ok
@@ -55,10 +56,7 @@ def summarise(
         truncated=sum(not c.finished for c, _ in every) / len(every),
         length=sum(len(c.tokens) for c, _ in every) / len(every),
         pass_at={str(k): _band([stats.pass_at_k(count, r, k) for r in strict]) for k in powers},
-        maj_at={
-            str(k): _band([stats.majority_at_k(votes, RIGHT, k, key) for key, votes in cast])
-            for k in powers
-        },
+        maj_at={str(k): _band([majority(vs, RIGHT, k, key) for key, vs in cast]) for k in powers},
         ids=[problem.id for problem in problems],
         scores=scores,
         lenient_scores=lenient,

@@ -161,19 +161,16 @@ class _Builder:
                 except OverflowError:
                     raise self.error("a number is too large") from None
                 except TypeError:
-                    raise self.error(
-                        f"{ast.unparse(left)!r} and {ast.unparse(right)!r} cannot be joined"
-                        f" with {sign} (brackets may be missing)"
-                    ) from None
+                    both = f"{ast.unparse(left)!r} and {ast.unparse(right)!r}"
+                    why = f"cannot be joined with {sign} (brackets may be missing)"
+                    raise self.error(f"{both} {why}") from None
         raise self.error(f"{ast.unparse(node)!r} is not allowed in an expression")
 
     def call(self, name: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Any:
         if name == GIVEN:
-            raise UserError(
-                f"{self.kind} {self.text} was an object in Python, which no expression gives again:"
-                " go on in Python with the result of `train` or the same object, or begin anew with"
-                f" another {self.kind} (docs/python.md)"
-            )
+            was = "was an object in Python, which no expression gives again: go on in Python with"
+            hint = "the result of `train` or the same object, or begin anew with another"
+            raise UserError(f"{self.kind} {self.text} {was} {hint} {self.kind} (docs/python.md)")
         if name not in self.members:
             raise UserError(f"unknown {self.kind} {name!r}; {nearest(name, self.members)}")
         cls = self.members[name]
