@@ -88,23 +88,14 @@ class Child:
             return None
         self.close()
         # Texts hash alike in every process: what is made from sets of texts is the same.
-        environment = {
-            **os.environ,
-            "PYTHONHASHSEED": "0",
-            "PYTHONIOENCODING": "utf-8",
-            "PYTHONPATH": os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])),
-        }
-        with deaf():
-            self.process = subprocess.Popen(
-                # -P: nothing that happens to lie in the current folder is imported.
-                [sys.executable, "-P", "-W", "ignore", *self.arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                encoding="utf-8",
-                env=environment,
-                start_new_session=True,  # a terminal's signals are not for it
-            )
+        words = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8"}
+        words["PYTHONPATH"] = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
+        how: dict[str, Any] = {"encoding": "utf-8", "env": os.environ | words}
+        how |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        # -P: nothing that happens to lie in the current folder is imported.
+        command = [sys.executable, "-P", "-W", "ignore", *self.arguments]
+        with deaf():  # and a terminal's signals are not for it
+            self.process = subprocess.Popen(command, start_new_session=True, **how)
         atexit.register(self.close)
         self.lines, self.num_asked, ready = queue.SimpleQueue(), 0, None
         threading.Thread(target=_pump, args=(self.process.stdout, self.lines), daemon=True).start()

@@ -55,16 +55,14 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
         found.insert(0, findings.Finding("scores failed and are 0", faults[0], "mend the function"))
     machine = hardware.parse("this", config.compute.device, config.compute.dtype)
     sampling, tokenizer = config.sampling, session.policy.tokenizer
+    ends = tokenizer.convert_ids_to_tokens(list(session.policy.end_tokens))
     every = [trial for group in trials for trial in group]
     return {
         **{name: getattr(config, name) for name in ("model", "update", "task", "reward")},
         "problems_of": {split: session.task.size(split) for split in SPLITS},
         "template": template_of(tokenizer, sampling),
         "style": sampling.style,
-        "ends": [
-            *tokenizer.convert_ids_to_tokens(list(session.policy.end_tokens)),
-            *stops(tokenizer, sampling),
-        ],
+        "ends": [*ends, *stops(tokenizer, sampling)],
         "prompt": tokenizer.decode(groups[0].prompt),
         "prompt_tokens": [len(group.prompt) for group in groups],
         "problems": [
@@ -93,12 +91,11 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
 
 
 def _shown(trial: findings.JudgedCompletion, style: str) -> dict[str, Any]:
-    known = {name: None if math.isnan(s) else s for name, s in trial.scores.items()}
     return {
         "text": trial.completion.text,
         "tokens": len(trial.completion.tokens),
         "reward": None if math.isnan(trial.total) else trial.total,
-        "scores": known,
+        "scores": {name: None if math.isnan(s) else s for name, s in trial.scores.items()},
         "why": trial.reasons(style),
     }
 

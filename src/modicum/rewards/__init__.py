@@ -23,12 +23,8 @@ __all__ = [
     "Learned", "Length", "Random", "Repetition", "Reward", "StepExtras", "Term", "of", "parse",
 ]  # fmt: skip
 
-REWARDS: dict[str, type[Term]] = {
-    cls.name: cls
-    for cls in (
-        *(Accuracy, Format, Consistency, Language, Length, Repetition, Random, Function, Learned),
-    )
-}
+TERMS = (Accuracy, Format, Consistency, Language, Length, Repetition, Random, Function, Learned)
+REWARDS: dict[str, type[Term]] = {cls.name: cls for cls in TERMS}
 
 
 def parse(text: str, folders: Sequence[Path] = ()) -> Reward:

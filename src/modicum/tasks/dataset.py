@@ -23,6 +23,7 @@ from modicum.tasks.loading import LoadedRows, Reader, Role, RowPart, accepted, l
 from modicum.types import Grade, Problem, Split, UserError
 
 BadRows = Literal["refuse", "skip"]
+Columns = Sequence[tuple[str, ...]]
 
 
 class Hub(NamedTuple):
@@ -159,7 +160,7 @@ class DataTask(Named, ABC):
 class ColumnTask(DataTask):
     """Base of the data sets whose columns are known."""
 
-    columns: ClassVar[Sequence[tuple[str, ...]]]
+    columns: ClassVar[Columns]
     """Those that must be there, each with its alternatives."""
 
     def reader(self, part: RowPart) -> Reader:

@@ -5,7 +5,6 @@ docs/tasks.md says which rows are taken, how they are divided, and whose they ar
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,8 +12,8 @@ from modicum import answers
 from modicum.limits import within
 from modicum.spec import nearest
 from modicum.tasks import rows
-from modicum.tasks.dataset import ColumnTask, HeldOut, Hub, Reader, RowPart
-from modicum.tasks.loading import LeftOut
+from modicum.tasks.dataset import Columns, ColumnTask, HeldOut, Hub, Reader, RowPart
+from modicum.tasks.loading import LeftOut, Role
 from modicum.tasks.readers import Record
 from modicum.types import Problem, UserError
 
@@ -22,14 +21,16 @@ AIME = {2024: "HuggingFaceH4/aime_2024", 2025: "yentinglin/aime_2025"}
 LEVEL = re.compile(r"(?:Level )?([1-5])", re.ASCII)
 UNKNOWN = "Level ?"  # stands in two rows of the original train set
 SUBJECTS = ("subject", "type")
+UNREAD = ("deepseek_reasoning", "deepseek_solution", "test_cases", "starter_code")
+BOTH: dict[str, Role] = {"train": "train", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Gsm8k(ColumnTask):
     """GSM8K from the hub, or from `path`: a folder with train and test files, or one file."""
 
-    hub: ClassVar[Hub | None] = Hub("openai/gsm8k", {"train": "train", "test": "test"}, "main")
-    columns: ClassVar[Sequence[tuple[str, ...]]] = (("question",), ("answer",))
+    hub: ClassVar[Hub | None] = Hub("openai/gsm8k", BOTH, "main")
+    columns: ClassVar[Columns] = (("question",), ("answer",))
 
     def item(self, record: Record) -> Problem:
         question, solution = rows.text(record, "question"), rows.text(record, "answer")
@@ -42,7 +43,7 @@ class Gsm8k(ColumnTask):
 class MathTask(ColumnTask):
     """What `math` and `math500` share: columns, levels, subjects."""
 
-    columns: ClassVar[Sequence[tuple[str, ...]]] = (("problem",), ("answer", "solution"))
+    columns: ClassVar[Columns] = (("problem",), ("answer", "solution"))
     levels: tuple[int, ...] = ()
     subject: str | None = None
 
@@ -102,9 +103,7 @@ def _level(record: Record) -> float | None:
 class Math(MathTask):
     """MATH from the hub, or from `path`: a folder with train and test files, or one file."""
 
-    hub: ClassVar[Hub | None] = Hub(
-        "DigitalLearningGmbH/MATH-lighteval", {"train": "train", "test": "test"}, "default"
-    )
+    hub: ClassVar[Hub | None] = Hub("DigitalLearningGmbH/MATH-lighteval", BOTH, "default")
 
 
 @dataclass(frozen=True)
@@ -120,14 +119,9 @@ class OpenThoughts(ColumnTask):
 
     name: ClassVar[str] = "openthoughts"
     hub: ClassVar[Hub | None] = Hub(
-        "open-thoughts/OpenThoughts-114k",
-        {"train": "hash"},
-        "metadata",
-        ("deepseek_reasoning", "deepseek_solution", "test_cases", "starter_code"),
+        "open-thoughts/OpenThoughts-114k", {"train": "hash"}, "metadata", UNREAD
     )
-    columns: ClassVar[Sequence[tuple[str, ...]]] = (
-        ("problem",), ("ground_truth_solution",), ("domain",),
-    )  # fmt: skip
+    columns: ClassVar[Columns] = (("problem",), ("ground_truth_solution",), ("domain",))
 
     def item(self, record: Record) -> Problem:
         """The gold is the last box of the ground truth; no other column is looked at."""
@@ -148,7 +142,7 @@ class OpenThoughts(ColumnTask):
 class ContestTask(HeldOut):
     """What the contests share: their columns."""
 
-    columns: ClassVar[Sequence[tuple[str, ...]]] = (("problem", "question"), ("answer",))
+    columns: ClassVar[Columns] = (("problem", "question"), ("answer",))
 
     def item(self, record: Record) -> Problem:
         """The row as it stands; 142.0 is the answer 142."""
