@@ -22,10 +22,10 @@ from torch.nn.functional import softplus
 
 from modicum import stats
 from modicum.engine.reward import scores
+from modicum.evaluate import Graded
 from modicum.grading.extraction import extract, extract_lenient
 from modicum.models.adapters import quiet
 from modicum.runs import read_object
-from modicum.scorecard import Graded
 from modicum.tasks import readers
 from modicum.tasks.rows import as_text, require_column, value
 from modicum.types import RunStopped, UserError
