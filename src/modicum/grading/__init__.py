@@ -29,3 +29,12 @@ def rules(name: str) -> Callable[[str], str]:
     """What rewrites a text by a list of WORDS: patterns, and what takes the place of each."""
     found = [(re.compile(pattern), new) for pattern, new in WORDS[name]]
     return lambda text: reduce(lambda now, rule: rule[0].sub(rule[1], now), found, text)
+
+
+def pattern(name: str) -> re.Pattern[str]:
+    """A regular expression of WORDS, which may hold others by their names."""
+    return re.compile(_whole(name), re.VERBOSE)
+
+
+def _whole(name: str) -> str:
+    return re.sub(r"\{([a-z]+)\}", lambda found: _whole(found[1]), WORDS["patterns"][name])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+from modicum.grading import pattern
 from modicum.grading.parts import WRITTEN, Parts, reals, split
 from modicum.grading.quantities import number, quantity, same_quantity, split_unit
 from modicum.grading.spelling import TEXT, clean, key
@@ -40,27 +41,12 @@ NO_ALGEBRA = Algebra(
 )
 MAX_LOOSE = 12  # members of a list that are paired by trying
 
-VARIABLE = re.compile(
-    r"([A-Za-z]|[A-Z]{2}|[A-Za-z]{3,}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]_\{?\w\}?"
-    r"|[A-Za-z]'{0,2}(?:_\w)?(?:\^\{-1\})?\([A-Za-z](?:,\s*[A-Za-z])*\)"
-    r"|\([A-Za-z](?:,\s*[A-Za-z])+\))\s*(?:=|\\in(?![A-Za-z]))([^=]+)"
-)
+VARIABLE = pattern("variable")
 INDEX = re.compile(r"_\{\d\}$")
-CHOICE = re.compile(
-    r"(?:(?i:option|choice|answer)\s+)?"
-    r"(?:\(([A-J])\)[.:]?|([A-J])(?:[).:]|$))(?:\s+(?![-+*/^=<>])(.*)|$)"
-)
-# (A) or (B), A: 1, B: 2: more than one letter is no choice.
-CHOICES = re.compile(
-    r"\([A-J]\)|(?<![A-Za-z])[A-J][:)]|^\(?[A-J]\)?\.?$|^(?:or|and|nor|not|but)(?![A-Za-z])"
-)
+CHOICE = pattern("choice")
+CHOICES = pattern("choices")
 TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.I | re.ASCII)
-# ..., k \in \mathbb{Z} at the end of a formula, also in words.
-BOUND = re.compile(
-    r"(?:[\s,;:|(]|\\mid|\\forall|\\quad|\b(?:where|with|for|all|any|every|some|an)\b)+"
-    r"(?:([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*([A-Z])\s*\}?((?:[_^]\S{1,8})?)"
-    r"|integers?\s+([A-Za-z])|([A-Za-z])\s+(?:is\s+)?(?:any?\s+)?integer)\s*(?:\)|\\\})?$"
-)
+BOUND = pattern("bound")
 
 
 def same(gold: str, answer: str, depth: int = 2, algebra: Algebra = NO_ALGEBRA) -> bool:
@@ -137,9 +123,7 @@ def _same_reals(gold: str, answer: str, algebra: Algebra) -> bool:
     if not WRITTEN.search(gold) and not WRITTEN.search(answer):
         return False
     g, a = reals(gold, algebra.value), reals(answer, algebra.value)
-    if g is None or a is None:
-        return False
-    return g[1] == a[1] and len({g[0], a[0]} - {""}) < 2
+    return bool(g and a and g[1] == a[1] and len({g[0], a[0]} - {""}) < 2)
 
 
 def _same_without_unit(gold: str, answer: str, depth: int, algebra: Algebra) -> bool:
@@ -242,9 +226,8 @@ def countdown(answer: str, numbers: Sequence[int], target: int) -> bool:
 def evaluate(text: str, used: list[int] | None = None) -> Fraction | None:
     """The exact value of whole numbers, which are added to `used`, joined by + - * / and brackets;
     None if it is none."""
-    if len(text) > MAX_EXPRESSION or text.count("(") > MAX_BRACKETS:
-        return None
-    if not ALLOWED.fullmatch(text) or REFUSED.search(text):
+    long = len(text) > MAX_EXPRESSION or text.count("(") > MAX_BRACKETS
+    if long or not ALLOWED.fullmatch(text) or REFUSED.search(text):
         return None
     try:
         tree = ast.parse(" ".join(text.split()), mode="eval")

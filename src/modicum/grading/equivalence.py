@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from modicum.child import limit, serve
-from modicum.grading import comparison
+from modicum.grading import comparison, pattern
 from modicum.grading.latex import Node, Relations, TooLarge, Unreadable, parse
 from modicum.grading.parts import MIRROR
 from modicum.grading.quantities import quantity, shows
@@ -33,14 +33,8 @@ SPARE_SECONDS = 15  # of processor time above the limit, for importing sympy
 MAX_MEMORY = 2 << 30  # bytes of address space, where limits exist
 MAX_VERIFIED = 200  # characters of a formula that math-verify sees
 LIBRARY = re.compile(r"\\(?:sum|prod|i{0,2}int|lim|begin|det|partial)(?![A-Za-z])")
-# Where its readings and ours would differ: lists, relations, texts, open intervals.
-OURS = re.compile(
-    r"\\(?:text|mbox|in|cup|cap|infty|pm|l?dots|[lgn]eq?)(?![A-Za-z])|[=<>,]|[(\[]{8}"
-)
-# k=1 below a sum is no relation, \infty above it no end, and the comma of \, is none.
-INDEX = re.compile(
-    r"_\s*(?:\{[^{}]*\}|\w)(?:\s*\^\s*(?:\{[^{}]*\}|\\infty(?![A-Za-z])))?|\\[,;:! ]"
-)
+OURS = pattern("ours")
+INDEX = pattern("index")
 INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # which math-verify takes for the imaginary one
 LETTER_I = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 DIGITS = 30  # that math-verify compares

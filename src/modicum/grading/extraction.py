@@ -9,39 +9,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from modicum.grading import pairs
-from modicum.grading.quantities import DECIMAL, number
+from modicum.grading import pairs, pattern
+from modicum.grading.quantities import number
 from modicum.grading.spelling import TEXT
 
 BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}]+)")
 OPENED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|<answer>")
-# A heading such as "#### 1. First step" or "#### Step 1" is no answer.
-HASHES = re.compile(
-    r"####[ \t]*(?![0-9]+[.)][ \t]+\S)((?:\*\*)?(?:[-+\u2212$€£\\.0-9]|\((?=[-(0-9]))[^\n]*)"
-)
+HASHES = pattern("hashes")
 ANSWER_IS = re.compile(r"(?i)\banswer[*_ \t]{0,4}(?:is[ \t]*:?|:|=)[*_ \t]{0,4}([^\n]{1,200})")
-FIRST_NUMBER = re.compile(
-    rf"[-+\u2212]?[$€£]?{DECIMAL}(?:/[0-9]+)?(?=[*_]*(?:\s+[A-Za-z]{{2}}|[.,;]?\s|[.,;]?$))"
-    r"(?!\s+(?:or|and)\b)",
-    re.ASCII,
-)
-ANY_NUMBER = re.compile(
-    r"\\[dt]?frac\{-?[0-9]+\}\{[0-9]+\}"
-    r"|(?:(?<![0-9A-Za-z)\]}.])[-\u2212])?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
-    r"(?:\.[0-9]+)?(?:/[0-9]+)?"
-)
-# Who speaks next, on a line of its own or after a closing tag; a template's own token, anywhere.
-TURN = re.compile(
-    r"""(?mix) (?:^|(?<=</answer>)) [ \t>*_\#]{0,8} (?:
-        (?P<speaker> (?:user|human|assistant|ai|用户|助手|人类) [*_ \t]{0,4}[:：]
-        | (?:user|assistant|human|system|model) [ \t]*$
-        | a[ ]conversation[ ]between[ ]user[ ]and[ ]assistant\b )
-      | (?:(?:next|new|another|user)[ \t]+)?
-        (?:question|problem|instruction|exercise|example|input|query|问题|题目|q(?![ \t]*$))
-        [ \t]{0,4}[0-9]{0,4}[*_ \t]{0,4} (?:[:：] | $) )
-    | (?P<token> <[|｜][a-z_▁\ ]{2,40}[|｜]> | <(?:start|end)_of_turn> | \[/?INST\] | </?s> )"""
-)
+FIRST_NUMBER = pattern("first_number")
+ANY_NUMBER = pattern("any_number")
+TURN = pattern("turn")  # who speaks next
 THINKING = pairs("thinking")  # what opens it, and what closes it
 THINK = re.compile("|".join(map(re.escape, [*THINKING, *THINKING.values()])))
 PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")

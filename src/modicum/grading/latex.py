@@ -15,8 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from modicum.grading import WORDS, rules
-from modicum.grading.quantities import DECIMAL
+from modicum.grading import WORDS, pattern, rules
 from modicum.grading.spelling import clean
 
 Node = tuple[Any, ...]
@@ -30,13 +29,7 @@ POSTFIX = {"!": "factorial", "%": "percent", "°": "degree"}
 MAX_TOKENS = 400
 MAX_WORD = 3  # letters in a row that are read as a product
 
-TOKEN = re.compile(
-    rf"\s*(?:(?P<num>{DECIMAL})"
-    r"|(?P<marked>\\(?:mathbf|vec|hat|bar|overline)\s*(?:\{\s*[A-Za-z]\s*\}|\s[A-Za-z]))"
-    r"|(?P<command>\\[A-Za-z]+)|(?P<word>[A-Za-z]+)"
-    r"|(?P<op>\*\*|<=|>=|!=|[-+*/^_!%()\[\]{}|=<>',°])|(?P<other>\S))",
-    re.ASCII,
-)
+TOKEN = pattern("formula")
 DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
 WORD = re.compile(r"[A-Za-z]{3,}|[A-Z]{2}")  # as a whole answer
 PLAIN = rules("formulas")

@@ -10,44 +10,19 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from modicum.grading import WORDS
+from modicum.grading import WORDS, pattern
 from modicum.grading.spelling import TEXT, clean
 
 MAX_TEXT = 1100  # characters of a number with its unit
 MAX_DIGITS = 1000  # digits of a number, written out
 MIN_DIGITS = 6  # significant digits of a decimal that may stand for an endless one
 
-DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
-SIGNED = rf"[-+]?\s*{DECIMAL}"
-FRAC = rf"\\frac\s*(?:(\d)|\{{\s*({SIGNED})\s*\}})\s*(?:(\d)|\{{\s*({SIGNED})\s*\}})"
-POWER = r"\s*(?:[{(]\s*([-+]?\s*\d{1,5})\s*[})]|([-+]?\d{1,5}))"
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(text, re.ASCII)
-
-
-PREFIX = _pattern(r"([-+]?)\s*((?:\\?\$|€|£|¥|₹)?)\s*([-+]?)\s*")
-MIXED = _pattern(rf"(\d+)\s*(?:{FRAC}|\s(\d+)\s*/\s*(\d+))")
-FRACTION = _pattern(rf"{FRAC}|({DECIMAL})\s*/\s*({DECIMAL})(?![\d.])")
-SCIENTIFIC = _pattern(
-    rf"({DECIMAL})(?:[eE]([-+]?\d{{1,5}})(?![\d.])|\s*(?:\\times|\\cdot|[*x])\s*10\s*(?:\^|\*\*){POWER}(?!\d))"
-)
-RAISED = _pattern(rf"(\d+)\s*\^{POWER}(?!\d)")
-# 0.1\overline{6}, 0.\dot{3}, 0.(3); and 0.1666..., where the end is there three times (twice
-# if it has more than one digit).
-REPEATING = _pattern(
-    r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{\s*(\d{1,20})\s*\}|(\d))|\((\d{1,20})\))"
-)
-DOTTED = _pattern(r"(\d*)\.(\d*?)(?:(\d)\3{2,}|(\d{2,6}?)\4+)(?:\.\.\.|\\l?dots(?![A-Za-z]))")
-PLAIN = _pattern(rf"({DECIMAL})")
+PREFIX, SCALE, GROUPS, TRAILING = map(pattern, ("prefix", "scale", "groups", "trailing"))
 # Tried in this order: the longer forms begin like the shorter ones.
-FORMS = (MIXED, FRACTION, SCIENTIFIC, RAISED, REPEATING, DOTTED, PLAIN)
-SCALE = _pattern(
-    rf"\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{\s*)?({'|'.join(WORDS['scales'])})(?![A-Za-z])\s*"
+FORMS = tuple(
+    map(pattern, ["mixed", "fraction", "scientific", "raised", "repeating", "dotted", "plain"])
 )
-
-GROUPS = _pattern(r"(?<=\d)(?:\{,\}|\\,|\\ |[ \u2009\u202f\u00a0])(?=\d{3}(?!\d))")
+MIXED, FRACTION, SCIENTIFIC, RAISED, REPEATING, DOTTED, PLAIN = FORMS
 CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 
 DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)", re.ASCII)
@@ -62,11 +37,6 @@ UNITS = frozenset(UNIT_NAMES.values())
 UNIT_SYNONYMS = {"unit": "", "unit2": "", "unit3": "", "mph": "mi/h", "kph": "km/h"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 SHORT_UNITS = frozenset(WORDS["short_units"].split())
-TRAILING = re.compile(
-    r"(.*\S)\s*(?:\\(?:text|textrm|mathrm|mbox)\s*\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?"
-    r"|\s((?:[A-Za-z/]+(?:\^[23])?\s?){1,3}))",
-    re.ASCII,
-)
 NOT_UNITS = frozenset(WORDS["no_units"].split())
 
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from modicum import answers
-from modicum.grading import rules
+from modicum.grading import pattern, rules
 from modicum.grading.comparison import MAX_EXPRESSION, evaluate
 from modicum.rewards.base import Term
 from modicum.tasks.base import Task
@@ -24,11 +24,7 @@ MAX_RUN = 200  # parts of an equation that are read
 
 MARK = re.compile(r"<<([^<>\n]{0,200})>>")
 PLAIN = rules("steps")
-TOKEN = re.compile(
-    r"(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?%?|\.[0-9]+%?)"
-    r"|(?P<sign>[-+*/()=])|(?P<blank>[ \t$€£]+)|(?P<word>[^\W\d_]+)|(?P<other>.)",
-    re.DOTALL,
-)
+TOKEN = pattern("working")
 ALGEBRA = frozenset("^_\\|{}[]√")
 OPERATOR = re.compile(r"[-+*/]")
 DECIMAL = re.compile(r"([0-9]*)(?:\.([0-9]+))?(%?)")

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Annotated, ClassVar, Literal
 
 from modicum import answers
+from modicum.grading import pattern
 from modicum.grading.extraction import after_thinking
 from modicum.grading.parts import rows_of
 from modicum.grading.quantities import quantity
@@ -28,15 +29,10 @@ MAX_ENTRY = 90  # characters of an entry
 ASKED = {"rref": "reduced row echelon form", "inverse": "inverse"}
 DEFICIENT = 0.25  # share of the matrices to reduce whose last row depends on the others
 
-NAME = re.compile(
-    r"[A-Za-z]{1,12}(?:\s*\([A-Za-z]\))?(?:\s*\^\s*\{?\s*-?\s*[0-9A-Za-z]\s*\}?)?\s*=\s*"
-)
+NAME = pattern("named_matrix")
 FACTOR = re.compile(r"(.{1,100}?)\s*(?:\\cdot|\\times|\*)?\s*(?=\\begin\{|\[\s*\[)", re.DOTALL)
 ENTRY = re.compile(rf"(?:[-+./{{}}0-9\s]|\\frac){{1,{MAX_ENTRY}}}", re.ASCII)
-LAST = re.compile(
-    r"\\begin\{([bBp]?matrix|array)\}(?:(?!\\begin).)*\\end\{\1\}|\[\s*\[[^\[\]]*\](?:\s*,?\s*\[[^\[\]]*\])*\s*\]",
-    re.DOTALL,
-)
+LAST = pattern("last_matrix")
 
 
 def read(text: str) -> Matrix | None:
