@@ -58,10 +58,8 @@ class CalledModule(ModuleType):
 
 class FaceModule(ModuleType):
     """This module: one that is imported below it under the name of a call can be called.
-
     The import system sets every submodule on its parent; without this the module would
-    hide the call, or the call the module, depending on which came first.
-    """
+    hide the call, or the call the module, depending on which came first."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in CALLS and isinstance(value, ModuleType):

@@ -118,9 +118,8 @@ def singular_values(change: Tensor, noise: float = 0.0) -> Tensor:
 
 def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float]) -> str:
     """A sentence where changes keep to few directions while reward falls, or nothing.
-
-    `rank` is an adapter's, the most that a change can have; `rewards` the mean one of every step.
-    """
+    `rank` is an adapter's, the most that a change can have; `rewards` the mean one of every
+    step."""
     wide = [c for c in changes if min(c.full_rank or 0, rank or MANY) >= MANY]
     found = [(c.participation_ratio, c.name) for c in wide if c.participation_ratio]
     few = sorted(one for one in found if one[0] < FEW)
@@ -135,9 +134,7 @@ def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float])
 
 def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:
     """The mean of the best fifth of the steps and of the last, where that is lower beyond chance.
-
-    By three standard errors of their difference, from the spread within fifths; None: it is not.
-    """
+    By three standard errors of their difference, from the spread within fifths; None: it is not."""
     size = len(rewards) // 5
     if size < 2:
         return None

@@ -37,9 +37,7 @@ def _found(session: Session, rollout: Rollout) -> float | None:
 
 def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
     """What the first step of a run shows, as JSON values; `problems`: only so many of its own.
-
-    Raises UserError where the run could not begin.
-    """
+    Raises UserError where the run could not begin."""
     plan.check(config)
     session = prepare(config)
     config, batch = session.config, session.config.batch

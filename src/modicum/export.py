@@ -42,9 +42,7 @@ def export_run(
     parts: RunParts | None = None,
 ) -> float:
     """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter").
-
-    Returns the largest logit difference on reload. `config` and `parts` as `reload` takes them.
-    """
+    Returns the largest logit difference on reload. `config` and `parts` as `reload` takes them."""
     if format not in ("merged", "adapter"):
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
     now = config or past_bases(run, past_config(run))
@@ -82,10 +80,9 @@ def _places(what: str, name: str, base: str) -> dict[str, str]:
 @contextmanager
 def writing(out: Path, overwrite: bool, spared: Mapping[str, str]) -> Iterator[Path]:
     """A new folder beside `out` that takes its place when the block has ended.
-
-    Until then, and for good when it fails, what `out` holds is there. UserError for what must not be
-    replaced: the places `spared`, files of the package, the hub's cache, a run, what is no model.
-    """
+    Until then, and for good when it fails, what `out` holds is there. UserError for what must not
+    be replaced: the places `spared`, files of the package, the hub's cache, a run, what is no
+    model."""
     try:
         target = out.expanduser().resolve()
         _check_target(out, target, overwrite, spared)
@@ -198,9 +195,7 @@ def export_adapter(
     prepared: AdapterPrepared, loaded: Loaded | Policy, base: Any, out: Path
 ) -> float:
     """Write the adapter to `out`; `prepared` is spent afterwards.
-
-    `base` is a fresh copy of its base, in the dtype of the run. Both compute in fp32.
-    """
+    `base` is a fresh copy of its base, in the dtype of the run. Both compute in fp32."""
     from peft import PeftModel
 
     expected = probe(prepared.model.float(), loaded)

@@ -88,9 +88,7 @@ def wrong(
     config: TrainConfig, groups: JudgedGroups, signals: int, template: str, room: int = sys.maxsize
 ) -> list[Finding]:
     """What looks wrong with a rollout, the likeliest reason for a missing signal first.
-
-    `signals` groups have rewards that differ; the model has positions for `room` tokens.
-    """
+    `signals` groups have rewards that differ; the model has positions for `room` tokens."""
     sampling, larger = config.sampling, f"--group-size {2 * config.batch.group_size}"
     trials = [trial for group in groups for trial in group]
     count = len(trials)

@@ -132,9 +132,7 @@ def from_mapping(
     cls: type[C], values: Mapping[str, Any], where: str, within: Mapping[str, str] | None = None
 ) -> C:
     """The config `cls` from nested tables; unknown keys and wrong types are UserErrors.
-
-    `where` (a file) begins them; `within` are the `places` of the whole config.
-    """
+    `where` (a file) begins them; `within` are the `places` of the whole config."""
     hints, within = _hints(cls), places(cls) if within is None else within
     made: dict[str, Any] = {}
     for key, value in values.items():

@@ -19,10 +19,8 @@ Measure = Callable[[Problem], float | None]
 
 class Seen(NamedTuple):
     """What came of one problem that was drawn.
-
     `rewards` are the totals of its completions, NaN for no verdict. `right` of `known`
-    verdicts of the term `accuracy` were full; both are 0 where the reward has no such term.
-    """
+    verdicts of the term `accuracy` were full; both are 0 where the reward has no such term."""
 
     problem: Problem
     rewards: tuple[float, ...]
@@ -90,9 +88,7 @@ def as_count(value: Any, below: float = float("inf")) -> int:
 
 class Curriculum(Named, ABC):
     """Chooses the problems of every step.
-
-    One with a field `difficulty` goes by a file of `modicum difficulty` where it names one.
-    """
+    One with a field `difficulty` goes by a file of `modicum difficulty` where it names one."""
 
     directed: ClassVar[bool] = False
     """Whether it matters to it which of two problems is the harder one."""

@@ -252,10 +252,8 @@ def parse(text: str) -> Objective:
 
 def method(goal: Objective, updates_per_rollout: int, any_scale: bool = False) -> Hashable:
     """What two objectives have in common if they are one method: equal keys, equal gradients.
-
     In the first update on a batch every ratio is 1, and what is left is advantages, weights, KL and
-    entropy. With `any_scale` gradients may differ by a factor, as under Adam without clipping.
-    """
+    entropy. With `any_scale` gradients may differ by a factor, as under Adam without clipping."""
     cls = type(goal)
     if updates_per_rollout > 1 or cls not in OBJECTIVES.values() or goal.has_critic:
         return goal

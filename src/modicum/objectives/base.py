@@ -48,11 +48,10 @@ class Tokens:
 @dataclass(frozen=True)
 class Objective(spec.Named, ABC):
     """A loss for group-relative policy optimisation; its `surrogate` is a member's own.
-
     Advantages are GRPO's and weights those of a mean over all tokens, unless a member has its own.
     `kl` weighs a term to the reference, `entropy` a bonus for the entropy of every token; only the
-    share `entropy_share` of tokens with the highest entropy (`training.hearing`) gets an advantage.
-    """
+    share `entropy_share` of tokens with the highest entropy (`training.hearing`) gets an
+    advantage."""
 
     whole_rows: ClassVar[bool] = False  # whether `token_loss` must see all tokens of a row at once
     whitened: ClassVar[bool] = False  # whether advantages are whitened over all tokens of the batch
@@ -108,11 +107,9 @@ class Objective(spec.Named, ABC):
         self, groups: Sequence[Group], rewards_PG: Tensor, part_PG: Tensor | None = None
     ) -> Sequence[Sequence[Advantage]]:
         """The advantage of every row: one number, or one for each of its tokens.
-
         With the KL in the reward that of token t is less by beta times the sum over s >= t of
         log pi_old - log pi_ref. Whitening leaves out rows without a verdict, and those without a
-        part in the loss if `part_PG` says which have one; they get 0.
-        """
+        part in the loss if `part_PG` says which have one; they get 0."""
         advantages_PG = self.advantages(rewards_PG)
         if not (self.whitened or self.kl_in_reward):
             return advantages_PG.tolist()
@@ -174,10 +171,8 @@ class Objective(spec.Named, ABC):
 @dataclass(frozen=True)
 class Clipping(Objective):
     """PPO's clipped surrogate: min(rho A, clip(rho, 1-clip, 1+clip_high) A).
-
     With `dual_clip` it is at least dual_clip A where A < 0 (arXiv 1912.09729): a token that has
-    become much more likely does not push without bound.
-    """
+    become much more likely does not push without bound."""
 
     # A ratio is above 0, so that a lower bound of 1 or more below 1 would bound nothing.
     clip: Between = 0.2

@@ -24,10 +24,8 @@ class Counts(NamedTuple):
 
 def centred(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
     """Rewards [P, G] less the mean of their group, and how many of it are known, [P, 1].
-
     NaN rewards (no verdict) are left out of the mean and get 0. A group whose rewards are
-    all equal gets exactly 0.
-    """
+    all equal gets exactly 0."""
     known = ~rewards_PG.isnan()
     count_P1 = known.sum(1, keepdim=True)
     filled = rewards_PG.nan_to_num(0.0)
@@ -135,10 +133,8 @@ def change(policy_N: Tensor, old_N: Tensor) -> Tensor:
 
 def kl3(policy_N: Tensor, reference_N: Tensor) -> Tensor:
     """The k3 estimate of KL(policy || reference) for each token, never negative.
-
     The log-ratio is bounded at 20 so that a token the reference likes e^100 times better
-    gives a large number and not infinity.
-    """
+    gives a large number and not infinity."""
     difference = (reference_N - policy_N).clamp(-MOST_NATS, MOST_NATS)
     return torch.expm1(difference) - difference
 
@@ -152,11 +148,9 @@ def kl_term(
     form: str, policy_N: Tensor, reference_N: Tensor, ratio_N: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What a KL term of a form adds to the loss of each token, and its value for the log, [N].
-
     `ratio_N` is each token's to the old policy, without a gradient. With x = log pi_ref - log pi the
     coefficients on grad log pi (descent) are 1 - e^x (k3), -x (k2) and rho * -x (k3_corrected: k3
-    without its bias); k1_reward acts through the advantages.
-    """
+    without its bias); k1_reward acts through the advantages."""
     kl_N = {"k2": kl2, "k1_reward": torch.sub}.get(form, kl3)(policy_N, reference_N)
     if form == "k3_corrected":
         return ratio_N * kl2(policy_N, reference_N), kl_N
