@@ -117,9 +117,8 @@ def singular_values(change: Tensor, noise: float = 0.0) -> Tensor:
 
 
 def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float]) -> str:
-    """A sentence where changes keep to few directions while reward falls, or nothing.
-    `rank` is an adapter's, the most that a change can have; `rewards` the mean one of every
-    step."""
+    """A sentence where changes keep to few directions while reward falls, or nothing. `rank` is an
+    adapter's, the most that a change can have; `rewards` the mean one of every step."""
     wide = [c for c in changes if min(c.full_rank or 0, rank or MANY) >= MANY]
     found = [(c.participation_ratio, c.name) for c in wide if c.participation_ratio]
     few = sorted(one for one in found if one[0] < FEW)

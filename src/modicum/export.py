@@ -79,10 +79,9 @@ def _places(what: str, name: str, base: str) -> dict[str, str]:
 
 @contextmanager
 def writing(out: Path, overwrite: bool, spared: Mapping[str, str]) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place when the block has ended.
-    Until then, and for good when it fails, what `out` holds is there. UserError for what must not
-    be replaced: the places `spared`, files of the package, the hub's cache, a run, what is no
-    model."""
+    """A new folder beside `out` that takes its place when the block has ended. Until then, and for
+    good when it fails, what `out` holds is there. UserError for what must not be replaced: the
+    places `spared`, files of the package, the hub's cache, a run, what is no model."""
     try:
         target = out.expanduser().resolve()
         _check_target(out, target, overwrite, spared)

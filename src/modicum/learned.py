@@ -52,9 +52,8 @@ class Preference(NamedTuple):
 
 
 def paired(question: str, prompt: Tokens, group: Iterable[Graded], seed: int) -> list[Preference]:
-    """At most `MOST` pairs of different texts, those of matched lengths first, drawn by `seed`.
-    Of what has ended, has an answer that can be read, and the same verdict strictly and
-    leniently."""
+    """At most `MOST` pairs of different texts, those of matched lengths first, drawn by `seed`. Of
+    what has ended, has an answer that can be read, and the same verdict strictly and leniently."""
     sides: tuple[dict[str, Tokens], ...] = {}, {}
     for completion, grade in group:
         if completion.finished and grade.extracted is not None and grade.strict == grade.lenient:

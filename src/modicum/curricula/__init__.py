@@ -1,9 +1,8 @@
 """Curricula: which problems come next.
 
-A curriculum is a frozen dataclass; `begin` makes the `Order` of a run, which has a state.
-The loop asks it for the problems of a step, shows it what came of all that were drawn
-(before any group is left out), and keeps its state in checkpoints, so that a resumed run
-goes on as the uncut one would.
+A curriculum is a frozen dataclass; `begin` makes the `Order` of a run, which has a state. The loop
+asks it for the problems of a step, shows it what came of all that were drawn (before any group is
+left out), and keeps its state in checkpoints, so that a resumed run goes on as the uncut one would.
 
 To add one: by rank a `window`, over arms `choose` and what it keeps; its row in CURRICULA, a section
 in docs/curricula.md, and in tests/test_curricula.py an example worked out by hand, which the

@@ -73,9 +73,8 @@ class Gspo(Clipping):
 
         s_i = exp(mean_t (log pi - log pi_old)),   L_t = -min(s_i A_i, clip(s_i, 1-e, 1+e) A_i)
 
-    arXiv 2507.18071. Its bounds are hundreds of times narrower than a token's.
-    `policy/ratio_error` and `policy/clip_fraction` are of the completions' ratios, each counted
-    with its tokens.
+    arXiv 2507.18071. Its bounds are hundreds of times narrower than a token's. `policy/ratio_error`
+    and `policy/clip_fraction` are of the completions' ratios, each counted with its tokens.
     """
 
     whole_rows: ClassVar[bool] = True

@@ -47,11 +47,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Objective(spec.Named, ABC):
-    """A loss for group-relative policy optimisation; its `surrogate` is a member's own.
-    Advantages are GRPO's and weights those of a mean over all tokens, unless a member has its own.
-    `kl` weighs a term to the reference, `entropy` a bonus for the entropy of every token; only the
-    share `entropy_share` of tokens with the highest entropy (`training.hearing`) gets an
-    advantage."""
+    """A loss for group-relative policy optimisation; its `surrogate` is a member's own. Advantages
+    are GRPO's and weights those of a mean over all tokens, unless a member has its own. `kl` weighs
+    a term to the reference, `entropy` a bonus for the entropy of every token; only the share
+    `entropy_share` of tokens with the highest entropy (`training.hearing`) gets an advantage."""
 
     whole_rows: ClassVar[bool] = False  # whether `token_loss` must see all tokens of a row at once
     whitened: ClassVar[bool] = False  # whether advantages are whitened over all tokens of the batch
