@@ -4,8 +4,7 @@
     result = modicum.train(model="tiny", task=problems, reward=function, update="last(1)")
 
 docs/python.md has the names below. They are imported when they are asked for, so that
-`import modicum` takes no time and needs no torch.
-"""
+`import modicum` takes no time and needs no torch."""
 
 from __future__ import annotations
 

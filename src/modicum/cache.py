@@ -1,8 +1,7 @@
 """Values that were made before: the second plan of a run needs neither torch nor a trace.
 
 What is asked, the versions of what computes it and the files that are named together name a JSON file
-in the folder MODICUM_CACHE, or the user's own cache; an empty MODICUM_CACHE keeps none.
-"""
+in the folder MODICUM_CACHE, or the user's own cache; an empty MODICUM_CACHE keeps none."""
 
 import hashlib
 import json

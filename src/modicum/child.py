@@ -1,8 +1,7 @@
 """A helper process that answers requests in JSON lines and is killed when it takes too long.
 
 For code that may hang, crash, use up memory or print; any thread may ask. The first line that the
-child writes says that it is ready, or is {"fault": ...}, which then is the reply.
-"""
+child writes says that it is ready, or is {"fault": ...}, which then is the reply."""
 
 import atexit
 import json

@@ -1,7 +1,6 @@
 """The command line. Each command imports what it needs inside, so that help is instant.
 
-Results go to standard output (`--json` for scripts), progress to standard error.
-"""
+Results go to standard output (`--json` for scripts), progress to standard error."""
 
 import codecs
 import io

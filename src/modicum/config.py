@@ -2,8 +2,7 @@
 
 A run writes them as TOML, which `modicum train --config config.toml` repeats: sections are tables
 there (`[sampling]`), and plain options on the command line. Each setting says whether a resumed
-run may change it (modicum.settings), and the type of a number its limits. No torch here.
-"""
+run may change it (modicum.settings), and the type of a number its limits. No torch here."""
 
 import os
 from dataclasses import dataclass, field

@@ -2,8 +2,7 @@
 
 One process writes a folder (`held`): `.lock` names it and its machine, and it holds a lock of the
 system (flock) on that file. Not every file system shows such a lock to other machines: what names
-another one holds until somebody removes the file.
-"""
+another one holds until somebody removes the file."""
 
 import contextlib
 import errno

@@ -1,7 +1,6 @@
 """A run looked at before it begins: its first step, sampled and scored, and what looks wrong.
 
-Problems, seeds and settings are those of the run. Nothing is trained, and nothing written.
-"""
+Problems, seeds and settings are those of the run. Nothing is trained, and nothing written."""
 
 import math
 from collections.abc import Mapping

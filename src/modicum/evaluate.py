@@ -2,8 +2,7 @@
 
 The set is the first n different problems of a split at seed 0, the same for every run. Every mean has
 an interval over problems (`stats.interval`). Strict reads marked answers only, lenient guesses where
-nothing is marked: a gain in strict alone is a gain in format (docs/evaluation.md).
-"""
+nothing is marked: a gain in strict alone is a gain in format (docs/evaluation.md)."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence

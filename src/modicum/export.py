@@ -1,7 +1,6 @@
 """Writing a model as an ordinary Hugging Face folder, or its adapter as a PEFT folder.
 
-What was written is loaded again by plain `transformers` or `peft`, and its logits are compared.
-"""
+What was written is loaded again by plain `transformers` or `peft`, and its logits are compared."""
 
 import os
 import shutil

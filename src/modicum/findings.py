@@ -1,7 +1,6 @@
 """What a rollout says of a run: is there a signal, and if not, why, and what to change.
 
-`modicum doctor` shows all before a run; a run shows the first while nothing is trained.
-"""
+`modicum doctor` shows all before a run; a run shows the first while nothing is trained."""
 
 import re
 import sys

@@ -1,7 +1,6 @@
 """A run while it goes, of the files of its folder: a page that loads itself anew, a terminal's view.
 
-They take a hundredth of the run's time at most, and no error of theirs ends it.
-"""
+They take a hundredth of the run's time at most, and no error of theirs ends it."""
 
 import math
 import time

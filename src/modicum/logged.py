@@ -1,8 +1,7 @@
 """Every metric that a step logs, once, in logged.txt: its key, title, units and explanation.
 
 Reports take titles from there, and a test holds the table in docs/metrics.md to it. `reward/TERM`
-stands for every term of a reward, `user/NAME` for what functions log.
-"""
+stands for every term of a reward, `user/NAME` for what functions log."""
 
 from pathlib import Path
 from typing import NamedTuple

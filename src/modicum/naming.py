@@ -3,8 +3,7 @@
     full-seed0    last-1-Qwen--Qwen2.5-0.5B-gsm8k-lr1e-05-seed0    full-and-so-on-1f0c3a-seed0
 
 Two runs that differ have two names. How long a run is, and what changes memory or files only, is left
-out. What its letters do not give again, or is too long, ends in a hash.
-"""
+out. What its letters do not give again, or is too long, ends in a hash."""
 
 import hashlib
 import re

@@ -1,8 +1,7 @@
 """Command-line options from config dataclasses: one option a field, sections flattened.
 
 The help text is the field's docstring. Values are checked by the dataclass itself, so the command
-line, TOML and Python refuse the same things in the same words.
-"""
+line, TOML and Python refuse the same things in the same words."""
 
 import argparse
 import ast

@@ -1,8 +1,7 @@
 """The parts of a run that can be Python objects: task, update, reward, objective, curriculum.
 
 An object that no expression gives again stands in the config as `given('...')`, which `spec.build`
-refuses: such a run goes on from Python only. What it was is kept in the run folder (KEPT).
-"""
+refuses: such a run goes on from Python only. What it was is kept in the run folder (KEPT)."""
 
 import inspect
 import json

@@ -1,8 +1,7 @@
 """A run folder that is written and read; docs/runs.md has its files. Nothing here imports torch.
 
 Keys of metrics.jsonl under `time/` and `memory/` are measurements; all others are the same whenever
-a run is repeated or resumed.
-"""
+a run is repeated or resumed."""
 
 import hashlib
 import json

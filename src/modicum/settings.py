@@ -11,8 +11,7 @@ length   it may where nothing in the run follows its length
 fixed    it may not: the run would be another one
 
 A setting that is `chosen` has a value (0, None) that leaves it to the program. It is written `auto`,
-on the command line, in TOML and in Python alike; a run's own file has what was chosen.
-"""
+on the command line, in TOML and in Python alike; a run's own file has what was chosen."""
 
 import codecs
 import dataclasses

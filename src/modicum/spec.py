@@ -1,8 +1,7 @@
 """The one expression language: `last(5) & parts(mlp)`, `accuracy + 0.2*format`.
 
 It is parsed with `ast` and built by calling the members' own dataclasses and operators; nothing is
-ever evaluated. `str()` of the object gives the expression back.
-"""
+ever evaluated. `str()` of the object gives the expression back."""
 
 import ast
 import dataclasses

@@ -1,8 +1,7 @@
 """Estimates and their uncertainty: pass@k, maj@k, standard errors, intervals, Holm's p-values.
 
 Problems are the clusters: the samples of a problem are averaged to one score, whose spread has both
-the choice of problems and the noise of sampling (Miller 2024, arXiv 2411.00640).
-"""
+the choice of problems and the noise of sampling (Miller 2024, arXiv 2411.00640)."""
 
 import itertools
 import math

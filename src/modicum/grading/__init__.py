@@ -6,8 +6,7 @@ spelling parts  one spelling of signs; members of lists, sets of reals
 quantities      numbers with units
 words.toml                     signs, functions, units and the like, by name
 latex values                   formulas, and their values
-equivalence                    their equality at random points, in a child with a time limit
-"""
+equivalence                    their equality at random points, in a child with a time limit"""
 
 import re
 import tomllib

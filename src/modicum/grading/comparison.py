@@ -1,8 +1,7 @@
 r"""Do two answers say the same: by exact value, by text, by parts, and by algebra if it is given.
 
 `same` takes formulas apart and hands single ones to an `Algebra`; without one they are unequal.
-`countdown` judges an expression by its exact value, parsed by `ast` and never evaluated.
-"""
+`countdown` judges an expression by its exact value, parsed by `ast` and never evaluated."""
 
 import ast
 import operator

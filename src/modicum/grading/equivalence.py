@@ -6,8 +6,7 @@ fractions, or else to 40 of 60 digits. Equations are equal if left minus right o
 multiple of the other's. Nothing is simplified.
 
 What `latex` cannot read and has a command for it (sums, integrals, limits, products of matrices)
-is asked of math-verify, with its tolerance for rounding turned down.
-"""
+is asked of math-verify, with its tolerance for rounding turned down."""
 
 import itertools
 import json

@@ -1,7 +1,6 @@
 r"""Find the final answer in a completion.
 
-docs/grading.md. Model output is matched, never evaluated, in time linear in its length.
-"""
+docs/grading.md. Model output is matched, never evaluated, in time linear in its length."""
 
 import itertools
 import re

@@ -7,8 +7,7 @@ r"""A parser for the formulas in answers: LaTeX or plain text to a small tree.
 
 A tree is a nested tuple: ("num", Fraction), ("var", name), ("const", name), ("neg", a),
 ("add" | "mul" | "div" | "pow", a, b) or ("fn", name, arguments...). What is not certain to be read as
-meant (1/ab, words, 204_5, sums and integrals) is `Unreadable`.
-"""
+meant (1/ab, words, 204_5, sums and integrals) is `Unreadable`."""
 
 import re
 from fractions import Fraction

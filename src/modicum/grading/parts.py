@@ -1,8 +1,7 @@
 r"""The parts of an answer: members of lists and sets, entries of tuples and matrices; sets of reals.
 
 A set of reals is where it begins and ends, in order. An end is a value and 0 before it or 1 behind
-it: [a,b) is (a,0) (b,0), and the point a is (a,0) (a,1). So equal sets have equal ends.
-"""
+it: [a,b) is (a,0) (b,0), and the point a is (a,0) (a,1). So equal sets have equal ends."""
 
 import operator
 import re

@@ -1,8 +1,7 @@
 """Exact values of short texts: plain numbers, with or without a unit.
 
 Units are not converted. The text is not trusted: it is matched by small anchored patterns, and
-lengths, digits and exponents are bounded. Only ASCII digits count as digits.
-"""
+lengths, digits and exponents are bounded. Only ASCII digits count as digits."""
 
 import re
 from collections.abc import Sequence

@@ -6,8 +6,7 @@
 
 An objective is a frozen dataclass with methods (`base`), made of functions (`parts`). To add one: an
 `Objective` here with its row in OBJECTIVES, and in tests/test_objectives.py an example worked out by
-hand, which the contract suite compares. docs/objectives.md explains them side by side.
-"""
+hand, which the contract suite compares. docs/objectives.md explains them side by side."""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -74,8 +73,7 @@ class Gspo(Clipping):
         s_i = exp(mean_t (log pi - log pi_old)),   L_t = -min(s_i A_i, clip(s_i, 1-e, 1+e) A_i)
 
     arXiv 2507.18071. Its bounds are hundreds of times narrower than a token's. `policy/ratio_error`
-    and `policy/clip_fraction` are of the completions' ratios, each counted with its tokens.
-    """
+    and `policy/clip_fraction` are of the completions' ratios, each counted with its tokens."""
 
     whole_rows: ClassVar[bool] = True
     weights = staticmethod(parts.row_mean)
@@ -178,8 +176,7 @@ class Ppo(Clipping):
     GAE: arXiv 1506.02438. Departures: the critic has no trained layer in common with the policy, and its
     loss, half of the squared error, is not clipped. It begins as the mean reward of the first rollout,
     learns alone in `warmup` rollouts, and where its values explain nothing (`gate`, as EVPO) the mean
-    return is taken.
-    """
+    return is taken."""
 
     whitened: ClassVar[bool] = True
     compares: ClassVar[bool] = False

@@ -1,7 +1,6 @@
 """Parts of objectives: advantages, weights, surrogates, KL; functions that know no member.
 
-Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to end.
-"""
+Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to end."""
 
 from typing import NamedTuple
 

@@ -1,8 +1,7 @@
 """Rewards: terms that score a completion, and their weighted sum.
 
 To add one: a file with a frozen dataclass (see `base.Term`), an entry in REWARDS. The
-contract suite (tests/test_rewards.py) picks it up.
-"""
+contract suite (tests/test_rewards.py) picks it up."""
 
 import dataclasses
 import itertools

@@ -1,8 +1,7 @@
 """What degenerate answers earn against a right one: is a reward easy to cheat?
 
 They are scored together as a group is in training. Those that do not know the answer must earn
-little; those that know it but leave out something may earn as much as a right one, not more.
-"""
+little; those that know it but leave out something may earn as much as a right one, not more."""
 
 import math
 from collections.abc import Sequence

@@ -3,8 +3,7 @@
     total = sum over terms of weight * score
 
 Terms and rewards join with `+`, and take a weight with `*`: `Accuracy() + 0.2 * Format()`. NaN is
-"no verdict": the term is left out of that completion's sum.
-"""
+"no verdict": the term is left out of that completion's sum."""
 
 import math
 from collections import defaultdict

@@ -3,8 +3,7 @@
     def function(prompts, completions, completion_ids, trainer_state, **columns):
         return [score, ...]  # a number or None for each completion
 
-docs/rewards.md: departing from TRL, an exception gives all completions of the call 0.
-"""
+docs/rewards.md: departing from TRL, an exception gives all completions of the call 0."""
 
 import asyncio
 import contextlib

@@ -2,8 +2,7 @@
 
 Modules are looked for in the current directory last, so that no file of it hides a library. Paths
 lead from here, or else from `FOLDERS`. What was edited since it was read is read again when a
-function is named (`find`), not while a run goes on (`attribute`).
-"""
+function is named (`find`), not while a run goes on (`attribute`)."""
 
 import contextlib
 import difflib

@@ -1,8 +1,7 @@
 r"""The reward `consistency`, and the arithmetic steps that it reads: `3 + 4 = 7`, `a + b = c = d`.
 
 A step is an equation between two neighbours of a chain, at least one of which has an operator. What
-touches a variable, a power or a function is left alone. The text is matched, never evaluated.
-"""
+touches a variable, a power or a function is left alone. The text is matched, never evaluated."""
 
 import itertools
 import re
@@ -140,8 +139,7 @@ class Consistency(Term):
 
         score = [answer = value of the last step] * max(0, 1 - false / min(steps, 10))
 
-    It does not say that the answer is right: give it a smaller weight than accuracy.
-    """
+    It does not say that the answer is right: give it a smaller weight than accuracy."""
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         answer = answers.extract(completion.text)

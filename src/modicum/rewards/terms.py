@@ -43,8 +43,7 @@ CONTENT = re.compile(r"[0-9]|\\[A-Za-z]|[^\W\d_]")
 class Accuracy(Term):
     """1 if the marked answer is right; `lenient` accepts an unmarked one as well.
 
-    The rule-based reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2.
-    """
+    The rule-based reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2."""
 
     lenient: bool = False
 
@@ -57,8 +56,7 @@ class Accuracy(Term):
 class Format(Term):
     """1 if the answer is marked once, in this style, and nothing follows it.
 
-    For tags it is the format reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2.
-    """
+    For tags it is the format reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2."""
 
     style: Literal["tags", "boxed", "hashes"] = "tags"
 
@@ -72,8 +70,7 @@ class Length(Term):
 
     DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), from [-1, 0] to [0, 1].
     `buffer` is a fifth of `max_tokens` unless it is given, as there (4,096 of 20,480). Departure:
-    a completion that the sampling limit cut gets 0, and so does an empty one.
-    """
+    a completion that the sampling limit cut gets 0, and so does an empty one."""
 
     max_tokens: Annotated[int, Limits(1, 10**9)]
     buffer: int | None = None
@@ -97,8 +94,7 @@ class Repetition(Term):
 
     The share of different n-grams: the repetition penalty of Demystifying Long CoT (arXiv
     2502.03373) as open-r1 has it, from [-1, 0] to [0, 1]. Departure: each sign and each Chinese
-    or Japanese character is a word, and a word ends after 20 characters.
-    """
+    or Japanese character is a word, and a word ends after 20 characters."""
 
     n: Annotated[int, Limits(1, 100)] = 3
 
@@ -116,8 +112,7 @@ class Random(Term):
     """1 with probability `p`, whatever was written.
 
     For placebo arms (Spurious Rewards, arXiv 2506.10947). The coin is a hash of (seed, problem,
-    member of the group, text): a repeated run gives the same scores.
-    """
+    member of the group, text): a repeated run gives the same scores."""
 
     placebo: ClassVar[bool] = True
     p: Between = 0.5
@@ -138,8 +133,7 @@ class Language(Term):
 
     The language consistency reward of DeepSeek-R1 (arXiv 2501.12948), section 2.3.2, on what is
     thought, or the whole text. Departure: only scripts are told apart, by the Unicode names of
-    letters, so that French earns full marks for `en`. docs/rewards.md says what a word is.
-    """
+    letters, so that French earns full marks for `en`. docs/rewards.md says what a word is."""
 
     lang: str = "en"
 
@@ -204,8 +198,7 @@ class Learned(Term):
     `path` is a folder of `modicum reward-model`, or of a classifier with one label (transformers).
     One that its report does not put above trivial rivals is refused unless `force`. `center` takes the
     median's place. PERL (arXiv 2403.10704) has reward model and policy as LoRA, each on a base of its own;
-    here they share one in memory, which the reward model reads as it was before training.
-    """
+    here they share one in memory, which the reward model reads as it was before training."""
 
     learned: ClassVar[bool] = True
     path: str

@@ -2,8 +2,7 @@
 
 To add one: a file with a frozen dataclass (see `base.Task`; `dataset.ColumnTask` for a data
 set with columns), an entry in TASKS, a section in docs/tasks.md. The contract suite
-(tests/test_tasks.py) picks it up.
-"""
+(tests/test_tasks.py) picks it up."""
 
 import os
 import re

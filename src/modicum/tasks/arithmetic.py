@@ -10,8 +10,7 @@ products ("What is 123*45?") the multiplication task of TinyZero. Operands are u
 
 Countdown is the task of TinyZero (github.com/Jiayi-Pan/TinyZero): reach a target from given numbers
 with + - * /; departures: every number must be used, values are exact fractions, and a wrong answer is
-worth nothing.
-"""
+worth nothing."""
 
 import operator
 import random

@@ -4,8 +4,7 @@ A task is a frozen dataclass with `problem(split, seed, index)`, `size(split)` a
 `grade(problem, text)`; one that reads something also has `fingerprint()`, a hash of what it has
 read, so that a run knows when it changes. A `Procedural` task writes `make`. Its random numbers are derived from
 the tuple (task, split, seed, index), so that neighbouring seeds have nothing in common, and a
-problem goes into a split by a hash of its content, so that no problem is in two splits.
-"""
+problem goes into a split by a hash of its content, so that no problem is in two splits."""
 
 import functools
 import hashlib

@@ -1,8 +1,7 @@
 """What tasks with a fixed set of problems share: rows are read, checked, divided, held apart.
 
 A task says where its rows come from (`Hub`, or a local `path`) and how they are read (`reader`).
-`loading` makes problems of them.
-"""
+`loading` makes problems of them."""
 
 import copy
 import hashlib

@@ -2,8 +2,7 @@
 
 Examples are the first different problems of the train split, in the order of `examples_seed`, that
 can be shown. Training leaves them out; tune and test share nothing with train. Prompts that are
-longer than a run allows are found before anything is sampled.
-"""
+longer than a run allows are found before anything is sampled."""
 
 import re
 import sys

@@ -1,8 +1,7 @@
 """Problems of your own: JSONL, JSON (a list of objects), CSV, TSV, Parquet, a hub data set, a list.
 
 docs/tasks.md says how they are divided into splits. The rows of a list (`GivenTask`) are taken as
-JSON writes them, so that a run folder keeps exactly what was trained on.
-"""
+JSON writes them, so that a run folder keeps exactly what was trained on."""
 
 import hashlib
 import json
@@ -30,8 +29,7 @@ class FileTask(DataTask):
     `test` is a file of its own to test on, `solution` names worked solutions, `difficulty` a column
     of numbers, larger ones are harder, or easier as in 'solve_rate:desc'. Of several answers any is
     right, or with several='all' the whole set. A row that cannot be a problem is a UserError with
-    its line, or is skipped and counted with bad_rows='skip'. docs/tasks.md
-    """
+    its line, or is skipped and counted with bad_rows='skip'. docs/tasks.md"""
 
     name: ClassVar[str] = "file"
     aliases: ClassVar[Mapping[str, str]] = {"train": "path"}
@@ -86,8 +84,7 @@ class HubTask(FileTask):
     """The rows of the data set `path` on the Hugging Face hub, such as 'openai/gsm8k'.
 
     Or of a folder that the library `datasets` has saved or reads. `config` names a configuration;
-    `train` and `test` name parts. Columns and all else are as in `file(...)`.
-    """
+    `train` and `test` name parts. Columns and all else are as in `file(...)`."""
 
     name: ClassVar[str] = "hub"
     aliases: ClassVar[Mapping[str, str]] = {}

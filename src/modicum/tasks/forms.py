@@ -1,8 +1,7 @@
 r"""Which columns of a user's rows hold the question and the answer, and in which form.
 
 Read are the rows that other trainers take (docs/tasks.md): of a whole solution the marked answer
-counts (\boxed{}, <answer>, ####).
-"""
+counts (\boxed{}, <answer>, ####)."""
 
 import contextlib
 import re

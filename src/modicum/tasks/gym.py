@@ -3,8 +3,7 @@
 All of reasoning-gym runs in a helper process (`gym_child`), where a scorer that hangs, crashes or
 would evaluate the model's text costs one wrong answer. Departures (docs/tasks.md): splits and seeds
 share no problem, an answer is right when the scorer gives it 1, and where a scorer pays what is
-wrong (`COUNTDOWNS`, `BY_ANSWER`), the project's own grading takes its place.
-"""
+wrong (`COUNTDOWNS`, `BY_ANSWER`), the project's own grading takes its place."""
 
 import dataclasses
 import functools
@@ -49,8 +48,7 @@ class Gym(Procedural):
     """A data set of reasoning-gym, with its settings as arguments: gym('chain_sum', max_terms=4).
 
     `level` sets all attributes of its curriculum, from 0, or several in turn; single settings go
-    before it. What an expression makes is a subclass (`variant`) with its settings as fields.
-    """
+    before it. What an expression makes is a subclass (`variant`) with its settings as fields."""
 
     graded: ClassVar[tuple[str, ...]] = ("level",)
     has_levels: ClassVar[bool] = False

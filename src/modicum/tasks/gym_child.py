@@ -5,8 +5,7 @@ Its reply to a request is {"value": ...}, {"fault": ...} when the data set refus
 
 No scorer may evaluate a model's text. Those of `EVALUATED` would (`eval`, or sympy's parser), and
 are shown only what is plain arithmetic by its syntax tree. A data set whose source evaluates
-something, and that is named neither there nor in `OWN`, is refused.
-"""
+something, and that is named neither there nor in `OWN`, is refused."""
 
 import ast
 import dataclasses

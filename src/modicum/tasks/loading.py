@@ -1,8 +1,7 @@
 r"""How the rows of a task become problems in their splits.
 
 Copies in a user's own rows are taken once, and no problem of a later split (train, tune, test) is
-in an earlier one, as `normalise` sees it.
-"""
+in an earlier one, as `normalise` sees it."""
 
 import itertools
 import re

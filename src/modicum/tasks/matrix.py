@@ -2,8 +2,7 @@ r"""Matrices: the reduced row echelon form, or the inverse, in exact fractions.
 
 Entries are whole numbers uniform on -magnitude .. magnitude. An input is left out when a shortcut
 that needs no elimination would be right for it. docs/tasks.md says which spellings are read. The
-text is a model's: it is matched in pieces of bounded size and never evaluated.
-"""
+text is a model's: it is matched in pieces of bounded size and never evaluated."""
 
 import random
 import re

@@ -1,8 +1,7 @@
 """How a question becomes prompt tokens: a chat, R1-Zero's conversation, or the bare question.
 
 A chat template does what it likes, so a chat is tried in several forms, and the first text that
-holds all of it is the prompt.
-"""
+holds all of it is the prompt."""
 
 import html
 import itertools

@@ -1,8 +1,7 @@
 """Reading data row by row: JSONL, JSON, CSV, TSV or Parquet, packed or not, or from the hub.
 
 A row that cannot be read is a record with a `fault` that names its file and line. What breaks a
-file beyond one row (its encoding, its brackets, rows that run over lines) stops the reading.
-"""
+file beyond one row (its encoding, its brackets, rows that run over lines) stops the reading."""
 
 import csv
 import importlib

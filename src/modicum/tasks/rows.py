@@ -2,8 +2,7 @@
 
 A name may lead into what a column holds, JSON texts included: `reward_model.ground_truth`,
 `prompt.0.content`. A column whose own name has dots comes first. Asking for a value of a row
-that cannot be read raises its fault.
-"""
+that cannot be read raises its fault."""
 
 import json
 import math

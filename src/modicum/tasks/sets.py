@@ -1,8 +1,7 @@
 """Data sets by their names: GSM8K, MATH, the mathematics of OpenThoughts, AIME and AMC.
 
 docs/tasks.md says which rows are taken, how they are divided, and whose they are (arXiv:2110.14168,
-2103.03874, 2305.20050, 2506.04178).
-"""
+2103.03874, 2305.20050, 2506.04178)."""
 
 import re
 from dataclasses import dataclass
