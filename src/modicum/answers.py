@@ -70,16 +70,19 @@ def by_algebra(gold: str, answer: str, seconds: float) -> bool:
 
 def judge(
     text: str,
-    verdict: Callable[[str], tuple[bool, str]],
+    verdict: Callable[[str], bool | tuple[bool, str]],
     unmarked: Callable[[str], str | None] = extract_lenient,
+    wrong: str = "is wrong",
 ) -> Grade:
-    """What `verdict` says of the marked answer of a completion, or of the lenient, `unmarked` one."""
+    """What `verdict` says, perhaps with a reason, of the marked answer of a completion, or of the
+    lenient, `unmarked` one."""
     marked = extract(text)
     found = unmarked(text) if marked is None else marked
     if not found:
         reason = "there is no answer" if found is None else "the marked answer is empty"
         return Grade(False, False, found, reason)
-    right, reason = verdict(found)
+    said = verdict(found)
+    right, reason = said if isinstance(said, tuple) else (said, "is right" if said else wrong)
     start = "unmarked; what was read" if marked is None else "the marked answer"
     return Grade(right and marked is not None, right, found, f"{start} {reason}")
 
@@ -89,22 +92,13 @@ def grade(
 ) -> Grade:
     """The verdict on a completion whose answer should be `gold`, or any of several; see `equal`."""
     golds = [gold] if isinstance(gold, str) else gold
-
-    def verdict(answer: str) -> tuple[bool, str]:
-        right = any(equal(gold, answer, symbolic, time_limit) for gold in golds)
-        return right, "is right" if right else "is wrong"
-
-    return judge(text, verdict)
+    return judge(text, lambda answer: any(equal(g, answer, symbolic, time_limit) for g in golds))
 
 
 def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
     """The verdict on a completion whose answer, marked or the last line, should be worth `target`."""
-
-    def verdict(answer: str) -> tuple[bool, str]:
-        right = countdown(answer, numbers, target)
-        return right, "is right" if right else "does not reach the target with these numbers"
-
-    return judge(text, verdict, _last_line)
+    wrong = "does not reach the target with these numbers"
+    return judge(text, lambda answer: countdown(answer, numbers, target), _last_line, wrong)
 
 
 def _last_line(text: str) -> str | None:

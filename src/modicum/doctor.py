@@ -4,7 +4,7 @@ Problems, seeds and settings are those of the run. Nothing is trained, and nothi
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -82,7 +82,7 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
         or (_found(session, rollout) if few == batch.prompts_per_step else None),
         "plan": plan.make(config, machine).to_json(),
         "notes": notes(session),
-        "findings": [asdict(finding) for finding in found],
+        "findings": [finding._asdict() for finding in found],
         "learns": signals > 0,
     }
 

@@ -5,7 +5,7 @@
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from modicum import answers, tasks
 from modicum.answers import STYLES
@@ -22,8 +22,7 @@ SHOWN = 100  # characters of a completion in a sentence
 STRICT, LENIENT = "accuracy", "accuracy(lenient=True)"  # what a reward may pay for
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What seems wrong, what shows it, and what to change."""
 
     what: str
@@ -34,8 +33,7 @@ class Finding:
         return f"{self.what} ({self.evidence}); {self.change}"
 
 
-@dataclass(frozen=True)
-class JudgedCompletion:
+class JudgedCompletion(NamedTuple):
     """One completion, the task's verdict, and what it earned: every term, and in all."""
 
     problem: Problem

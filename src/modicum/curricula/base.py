@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -107,8 +106,7 @@ class Curriculum(Named, ABC):
         """The order of a run by this measure of difficulty."""
 
 
-@dataclass(frozen=True)
-class PassRates:
+class PassRates(NamedTuple):
     """What `modicum difficulty` measured: `wrong`, the share of a base's answers that is wrong, by
     problem or by level of an endless task, and what that took."""
 

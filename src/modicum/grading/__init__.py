@@ -30,9 +30,9 @@ def rules(name: str) -> Callable[[str], str]:
     return lambda text: reduce(lambda now, rule: rule[0].sub(rule[1], now), found, text)
 
 
-def pattern(name: str) -> re.Pattern[str]:
-    """A regular expression of WORDS, which may hold others by their names."""
-    return re.compile(_whole(name), re.VERBOSE)
+def patterns(names: str) -> list[re.Pattern[str]]:
+    """Regular expressions of WORDS, which may hold others by their names."""
+    return [re.compile(_whole(name), re.VERBOSE) for name in names.split()]
 
 
 def _whole(name: str) -> str:

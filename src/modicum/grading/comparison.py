@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from modicum.grading import pattern
+from modicum.grading import patterns
 from modicum.grading.parts import WRITTEN, Parts, reals, split
 from modicum.grading.quantities import number, quantity, same_quantity, split_unit
 from modicum.grading.spelling import TEXT, clean, key
@@ -40,12 +40,9 @@ NO_ALGEBRA = Algebra(
 )
 MAX_LOOSE = 12  # members of a list that are paired by trying
 
-VARIABLE = pattern("variable")
+VARIABLE, CHOICE, CHOICES, BOUND = patterns("variable choice choices bound")
 INDEX = re.compile(r"_\{\d\}$")
-CHOICE = pattern("choice")
-CHOICES = pattern("choices")
 TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.I | re.ASCII)
-BOUND = pattern("bound")
 
 
 def same(gold: str, answer: str, depth: int = 2, algebra: Algebra = NO_ALGEBRA) -> bool:

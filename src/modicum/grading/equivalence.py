@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from modicum.child import limit, serve
-from modicum.grading import comparison, pattern
+from modicum.grading import comparison, patterns
 from modicum.grading.latex import Node, Relations, TooLarge, Unreadable, parse
 from modicum.grading.parts import MIRROR
 from modicum.grading.quantities import quantity, shows
@@ -32,8 +32,7 @@ SPARE_SECONDS = 15  # of processor time above the limit, for importing sympy
 MAX_MEMORY = 2 << 30  # bytes of address space, where limits exist
 MAX_VERIFIED = 200  # characters of a formula that math-verify sees
 LIBRARY = re.compile(r"\\(?:sum|prod|i{0,2}int|lim|begin|det|partial)(?![A-Za-z])")
-OURS = pattern("ours")
-INDEX = pattern("index")
+OURS, INDEX = patterns("ours index")
 INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # which math-verify takes for the imaginary one
 LETTER_I = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 DIGITS = 30  # that math-verify compares

@@ -8,18 +8,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from modicum.grading import pairs, pattern
+from modicum.grading import pairs, patterns
 from modicum.grading.quantities import number
 from modicum.grading.spelling import TEXT
 
 BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}]+)")
 OPENED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|<answer>")
-HASHES = pattern("hashes")
+HASHES, FIRST_NUMBER, ANY_NUMBER, TURN = patterns("hashes first_number any_number turn")
 ANSWER_IS = re.compile(r"(?i)\banswer[*_ \t]{0,4}(?:is[ \t]*:?|:|=)[*_ \t]{0,4}([^\n]{1,200})")
-FIRST_NUMBER = pattern("first_number")
-ANY_NUMBER = pattern("any_number")
-TURN = pattern("turn")  # who speaks next
 THINKING = pairs("thinking")  # what opens it, and what closes it
 THINK = re.compile("|".join(map(re.escape, [*THINKING, *THINKING.values()])))
 PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")

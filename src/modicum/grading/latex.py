@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from modicum.grading import WORDS, pattern, rules
+from modicum.grading import WORDS, patterns, rules
 from modicum.grading.spelling import clean
 
 Node = tuple[Any, ...]
@@ -28,7 +28,7 @@ POSTFIX = {"!": "factorial", "%": "percent", "°": "degree"}
 MAX_TOKENS = 400
 MAX_WORD = 3  # letters in a row that are read as a product
 
-TOKEN = pattern("formula")
+(TOKEN,) = patterns("formula")
 DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
 WORD = re.compile(r"[A-Za-z]{3,}|[A-Z]{2}")  # as a whole answer
 PLAIN = rules("formulas")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import reduce
 
-from modicum.grading import pattern
+from modicum.grading import patterns
 from modicum.grading.quantities import quantity
 from modicum.grading.spelling import TEXT, key
 
@@ -19,9 +19,8 @@ Parts = tuple[str, list[str]]
 UNEQUAL = re.compile(r"[<>]|!=")
 OPENING, CLOSING = "([{⟨‹", ")]}⟩›"
 BRACKETS = {r"\{": "⟨", r"\}": "⟩", r"\langle": "‹", r"\rangle": "›"}
-JOINT = pattern("joint")
+JOINT, MATRIX, BUILDER = patterns("joint matrix builder")
 JOINED = re.compile(r"\b(and|or)\b")
-MATRIX = pattern("matrix")
 NESTED = re.compile(r"(?:Matrix\()?\[\s*\[([^\[\]]*(?:\]\s*,?\s*\[[^\[\]]*)*)\]\s*\]\)?")
 PAIR = re.compile(r"\(([^()=]+)\)\s*=\s*\((.+)\)")
 LETTER = re.compile(r"[A-Za-z]|[A-Za-z]_\{?\w\}?|\\[A-Za-z]+")
@@ -106,7 +105,6 @@ WRITTEN = re.compile(r"[<>]|!=|\\(?:cup|cap|setminus)(?![A-Za-z])|\bexcept\b")
 RELATION = re.compile(r"([<>]=?|!=|=)")
 NAME = re.compile(r"[A-Za-z]|\\[a-z]+|[A-Za-z]_\{?\w\}?")
 MEMBER = re.compile(r"([A-Za-z]|\\[a-z]+)\s*\\in(?![A-Za-z])\s*(.*)")
-BUILDER = pattern("builder")
 REAL = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?")
 MINUS = re.compile(r"(?<=[])}R])\s*-(?=\s*[⟨{])")
 EXCEPT = re.compile(r"(?:all )?real(?: number)?s? (?:except|other than)(?: for)? (?:\w ?= ?)?(.*)")

@@ -9,18 +9,16 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from modicum.grading import WORDS, pattern
+from modicum.grading import WORDS, patterns
 from modicum.grading.spelling import TEXT, clean
 
 MAX_TEXT = 1100  # characters of a number with its unit
 MAX_DIGITS = 1000  # digits of a number, written out
 MIN_DIGITS = 6  # significant digits of a decimal that may stand for an endless one
 
-PREFIX, SCALE, GROUPS, TRAILING = map(pattern, ("prefix", "scale", "groups", "trailing"))
+PREFIX, SCALE, GROUPS, TRAILING = patterns("prefix scale groups trailing")
 # Tried in this order: the longer forms begin like the shorter ones.
-FORMS = tuple(
-    map(pattern, ["mixed", "fraction", "scientific", "raised", "repeating", "dotted", "plain"])
-)
+FORMS = patterns("mixed fraction scientific raised repeating dotted plain")
 MIXED, FRACTION, SCIENTIFIC, RAISED, REPEATING, DOTTED, PLAIN = FORMS
 CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from modicum import answers
-from modicum.grading import pattern, rules
+from modicum.grading import patterns, rules
 from modicum.grading.comparison import MAX_EXPRESSION, evaluate
 from modicum.rewards.base import Term
 from modicum.tasks.base import Task
@@ -23,7 +23,7 @@ MAX_RUN = 200  # parts of an equation that are read
 
 MARK = re.compile(r"<<([^<>\n]{0,200})>>")
 PLAIN = rules("steps")
-TOKEN = pattern("working")
+(TOKEN,) = patterns("working")
 ALGEBRA = frozenset("^_\\|{}[]√")
 OPERATOR = re.compile(r"[-+*/]")
 DECIMAL = re.compile(r"([0-9]*)(?:\.([0-9]+))?(%?)")

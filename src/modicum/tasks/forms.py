@@ -6,8 +6,7 @@ counts (\boxed{}, <answer>, ####)."""
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from modicum import answers
 from modicum.grading.extraction import ANSWER_IS, PROSE
@@ -33,8 +32,7 @@ MAX_BARE = 60  # characters of an answer that is all of a text where solutions a
 MAX_MARK = 10  # characters of a mark around an answer that is no solution
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """Where the rows of a file have question and answer, and perhaps a worked `solution`. A row's
     question is in the first of `questions` that it has. Where `answer` is the same column it is
     what the assistant says there. Of `several` answers any is right, or all are asked for."""

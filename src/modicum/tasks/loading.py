@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from modicum import answers
-from modicum.grading import pattern
+from modicum.grading import patterns
 from modicum.tasks.base import split_of
 from modicum.tasks.readers import Record
 from modicum.types import SPLITS, Problem, Split, UserError
@@ -28,7 +28,7 @@ ACCEPTED = "accepted_answers"
 """In the data of a problem with several answers any of which is right: all of them."""
 NOTHING = {"nan", "none", "null", "nil", "n/a", "na", "<na>", "nat", "unknown", "tbd"}
 """What programs write for a missing answer."""
-SETTING = pattern("setting")
+(SETTING,) = patterns("setting")
 FRACTION = re.compile(r"\\[dtc]frac(?![a-z])")
 SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)")  # \frac12
 GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Annotated, ClassVar, Literal
 
 from modicum import answers
-from modicum.grading import pattern
+from modicum.grading import patterns
 from modicum.grading.extraction import after_thinking
 from modicum.grading.parts import rows_of
 from modicum.grading.quantities import quantity
@@ -28,10 +28,9 @@ MAX_ENTRY = 90  # characters of an entry
 ASKED = {"rref": "reduced row echelon form", "inverse": "inverse"}
 DEFICIENT = 0.25  # share of the matrices to reduce whose last row depends on the others
 
-NAME = pattern("named_matrix")
+NAME, LAST = patterns("named_matrix last_matrix")
 FACTOR = re.compile(r"(.{1,100}?)\s*(?:\\cdot|\\times|\*)?\s*(?=\\begin\{|\[\s*\[)", re.DOTALL)
 ENTRY = re.compile(rf"(?:[-+./{{}}0-9\s]|\\frac){{1,{MAX_ENTRY}}}", re.ASCII)
-LAST = pattern("last_matrix")
 
 
 def read(text: str) -> Matrix | None:
@@ -130,10 +129,9 @@ class MatrixTask(Procedural):
         """Right if the marked matrix (`read`) is the one asked for; lenient: the last of the text."""
         gold = read(problem.answer)
 
-        def verdict(answer: str) -> tuple[bool, str]:
-            if (matrix := read(answer)) is None:
-                return False, "is no matrix of exact numbers"
-            return matrix == gold, "is right" if matrix == gold else "is wrong"
+        def verdict(answer: str) -> bool | tuple[bool, str]:
+            matrix = read(answer)
+            return matrix == gold if matrix else (False, "is no matrix of exact numbers")
 
         return answers.judge(text, verdict, find_last)
 

@@ -7,10 +7,9 @@ import html
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from modicum.answers import R1_ZERO, STYLES
 from modicum.config import Sampling
@@ -29,8 +28,7 @@ ASKED = ("defined", "undefined", "default", "d")
 PART = re.compile(r"""\{['"]type['"]: ['"]text['"]""")
 
 
-@dataclass(frozen=True)
-class Chat:
+class Chat(NamedTuple):
     """What a prompt must hold (`turns`: question and answer of examples), and what the style asks."""
 
     system: str
