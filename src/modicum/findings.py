@@ -122,9 +122,8 @@ def wrong(
         told("nearly all is right already", right, change)
     elif paid and len(right) <= RARE * count and len(cut) < (1 - CUT) * count:
         base = ": the tokenizer has no chat template, so the prompt is r1_zero, for a base"
-        what = f"{'hardly any' if right else 'no'} answer is right" + base * (
-            sampling.template == "auto" and template == "r1_zero"
-        )
+        base *= sampling.template == "auto" and template == "r1_zero"
+        what = f"{'hardly any' if right else 'no'} answer is right{base}"
         told(what, trials, f"{shown}an easier task, a stronger model, {larger}")
     alike = [group for group in groups if len({trial.completion.tokens for trial in group}) == 1]
     if len(alike) > (1 - FEW) * len(groups):

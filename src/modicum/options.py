@@ -25,7 +25,6 @@ from modicum.settings import AUTO, elsewhere, from_mapping, places, tables
 from modicum.types import UserError
 
 C = TypeVar("C")
-HELP: Mapping[str, Any]
 HELP = tomllib.loads((Path(__file__).parent / "commands" / "help.toml").read_text("utf-8"))
 """What help says, the line, text and examples of every command among it."""
 WORDS = {int: "N", float: "X", str: "TEXT"}

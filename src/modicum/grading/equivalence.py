@@ -135,9 +135,8 @@ def _same_relation(gold: Relations, answer: Relations) -> bool:
     """Whether two (in)equalities say the same: one's difference is a multiple of the other's."""
     signs = tuple(MIRROR[sign] for sign in answer.relations)
     if len(gold.sides) > 2:
-        return gold.relations == answer.relations and all(
-            map(_same_value, gold.sides, answer.sides)
-        )
+        alike = gold.relations == answer.relations
+        return alike and all(map(_same_value, gold.sides, answer.sides))
     if gold.relations not in (answer.relations, signs):
         return False
     ratio = _ratio(*(("add", a, ("neg", b)) for a, b in (gold.sides, answer.sides)))

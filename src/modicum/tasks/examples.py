@@ -37,9 +37,8 @@ def draw(task: Task, sampling: Sampling) -> Examples:
         if answer is not None:
             found.setdefault(_key(problem.question), (problem.question, answer))
     if len(found) < sampling.examples:
-        few = (
-            f"the train split of {task} has {len(found)} problems with an answer that can be shown"
-        )
+        shown = "problems with an answer that can be shown"
+        few = f"the train split of {task} has {len(found)} {shown}"
         hint = "; the styles tags and boxed hold answers that are no numbers"
         hint *= sampling.style in ("hashes", "none")
         raise UserError(f"examples = {sampling.examples}: {few}{hint}")

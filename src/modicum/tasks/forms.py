@@ -161,10 +161,9 @@ def _chat(record: Record, column: str, turns: Turns) -> tuple[str, str | None]:
     said = [_said(record, column, turn) for turn in some]
     spoken = [role for role, _ in said if role != "system"]
     if spoken not in (["user"], ["user", "assistant"]):
-        wanted = (
-            f"one question and perhaps its answer, not the turns {', '.join(spoken) or 'of nobody'}"
-        )
-        raise UserError(f"{record.where}: {column!r} must be {wanted}")
+        wanted = "one question and perhaps its answer, not the turns"
+        found = ", ".join(spoken) or "of nobody"
+        raise UserError(f"{record.where}: {column!r} must be {wanted} {found}")
     if column == "prompt" and spoken[1:]:
         raise UserError(f"{record.where}: {column!r} ends in words of the assistant")
     question = "\n\n".join(text for role, text in said if role != "assistant")

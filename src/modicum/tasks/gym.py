@@ -28,9 +28,8 @@ MAX_ANSWER = 20_000  # characters of an answer that the scorer is shown
 NO_SINGLE_ANSWER = "(any answer that the scorer accepts)"
 COUNTDOWNS = ("countdown", "puzzle24")
 BY_ANSWER = ("coin_flip", "game_of_life_halting")  # by equality with the answer
-TYPES: dict[str, type] = {
-    "int": int, "float": float, "bool": bool, "str": str, "list": tuple, "none": type(None),
-}  # fmt: skip
+TYPES: dict[str, type] = {kind.__name__: kind for kind in (int, float, bool, str)}
+TYPES |= {"list": tuple, "none": type(None)}
 child = Child("-m", "modicum.tasks.gym_child")
 CALL = re.compile(r"\s*gym\s*\(\s*(?:dataset\s*=\s*)?(['\"]?)(\w+)\1\s*[,)]")
 

@@ -66,11 +66,9 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
             found[parts[0]].append(path)
     if any((folder / file).is_file() for file in SAVED):
         raise UserError(f"{task}: {folder} was saved by datasets: hub({str(folder)!r}) reads it")
-    wrong = [
-        (f"one *{part}* file, or numbered ones that belong together", paths)
-        for part, paths in found.items()
-        if len({re.sub(r"\d+", "", path.name) for path in paths}) > 1
-    ]
+    kinds = {part: {re.sub(r"\d+", "", p.name) for p in paths} for part, paths in found.items()}
+    one = "file, or numbered ones that belong together"
+    wrong = [(f"one *{part}* {one}", found[part]) for part in found if len(kinds[part]) > 1]
     if not found["train"] + found["test"]:
         needs = f"*train* or *test* files ({ENDS}), perhaps *valid* ones beside them"
         wrong = [(needs, files)]

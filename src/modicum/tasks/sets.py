@@ -22,6 +22,7 @@ UNKNOWN = "Level ?"  # stands in two rows of the original train set
 SUBJECTS = ("subject", "type")
 UNREAD = ("deepseek_reasoning", "deepseek_solution", "test_cases", "starter_code")
 BOTH: dict[str, Role] = {"train": "train", "test": "test"}
+ONE: dict[str, Role] = {"train": "hash"}
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,7 @@ class OpenThoughts(ColumnTask):
     """The math rows of OpenThoughts-114k from the hub, or of the file `path`."""
 
     name: ClassVar[str] = "openthoughts"
-    hub: ClassVar[Hub | None] = Hub(
-        "open-thoughts/OpenThoughts-114k", {"train": "hash"}, "metadata", UNREAD
-    )
+    hub: ClassVar[Hub | None] = Hub("open-thoughts/OpenThoughts-114k", ONE, "metadata", UNREAD)
     columns: ClassVar[Columns] = (("problem",), ("ground_truth_solution",), ("domain",))
 
     def item(self, record: Record) -> Problem:
