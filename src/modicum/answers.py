@@ -59,8 +59,7 @@ def by_algebra(gold: str, answer: str, seconds: float) -> bool:
     """Whether algebra finds two equal within `seconds`; UserError if no child can be started."""
     with child.lock:
         try:
-            question = {"gold": gold, "answer": answer, "seconds": seconds}
-            return child.ask(question, seconds)["same"]
+            return child.ask({"gold": gold, "answer": answer, "seconds": seconds}, seconds)["same"]
         except ChildFailed:
             return False
         finally:

@@ -100,8 +100,7 @@ def wrong(
     found: list[Finding] = []
 
     def told(what: str, some: Sequence[JudgedCompletion], change: str) -> None:
-        evidence = f"{len(some)} of {count} completions; {some[0]}"
-        found.append(Finding(what, evidence, change))
+        found.append(Finding(what, f"{len(some)} of {count} completions; {some[0]}", change))
 
     if len(cut) >= CUT * count and len(ran_on) > len(cut) / 2:
         stop = "'</answer>'" if sampling.style == "tags" else "$'\\n\\n'"
@@ -118,8 +117,7 @@ def wrong(
         change = f"{asks}--reward {lenient!r} pays for them"
         told("right answers are not marked, so they earn nothing", unmarked, change)
     if paid and earned >= RIGHT * count:
-        change = "a harder task (more terms, a higher level)"
-        told("nearly all is right already", right, change)
+        told("nearly all is right already", right, "a harder task (more terms, a higher level)")
     elif paid and len(right) <= RARE * count and len(cut) < (1 - CUT) * count:
         base = ": the tokenizer has no chat template, so the prompt is r1_zero, for a base"
         base *= sampling.template == "auto" and template == "r1_zero"

@@ -37,5 +37,4 @@ METRICS = {line.partition(" ")[0]: Metric(*map(str.strip, line.split(" | "))) fo
 def metric_of(key: str) -> Metric:
     """The metric of a key, also of a term of a reward."""
     name, term = key.removeprefix("reward/"), METRICS[TERM]
-    own = Metric(key, f"{term.title} {name}", term.unit, term.shown, name, "")
-    return METRICS.get(key, own)
+    return METRICS.get(key, Metric(key, f"{term.title} {name}", term.unit, term.shown, name, ""))

@@ -63,8 +63,7 @@ class Named(Spec):
     """One with the name of its class, unless that says another: `DrGrpo` is `dr_grpo`."""
 
     def __init_subclass__(cls) -> None:
-        parted = re.sub("(?<!^)([A-Z])", r"_\1", cls.__name__)
-        cls.name = vars(cls).get("name", parted.lower())
+        cls.name = vars(cls).get("name", re.sub("(?<!^)([A-Z])", r"_\1", cls.__name__).lower())
 
 
 @lru_cache(maxsize=256)

@@ -94,8 +94,7 @@ def _same_time(gold: str, answer: str) -> bool | None:
     if g is None or a is None:
         return None
     clock = [[int(part or 0) for part in m.groups()[:3]] for m in (g, a)]
-    halves = {m[4].lower() for m in (g, a) if m[4]}
-    return clock[0] == clock[1] and len(halves) < 2
+    return clock[0] == clock[1] and len({m[4].lower() for m in (g, a) if m[4]}) < 2
 
 
 def _bound(text: str) -> tuple[str, str] | None:

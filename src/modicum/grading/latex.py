@@ -125,8 +125,7 @@ class _Parser:
 
     def sum(self, least: int = 0) -> Node:
         """Terms with their signs, or where `least` is 1 a term: factors side by side."""
-        total = self.factor()
-        divided = False
+        total, divided = self.factor(), False
         while True:
             if least < 1 and (sign := self.take("+", "-")):
                 term = self.sum(1)

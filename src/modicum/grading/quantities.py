@@ -133,8 +133,7 @@ def unit_name(words: Sequence[str]) -> str:
         if base.lower() in POWERS:
             power = POWERS[base.lower()]
             continue
-        parts = [_singular(part) for part in base.split("/")]
-        named.append("/".join(parts) + (raised or power))
+        named.append("/".join(map(_singular, base.split("/"))) + (raised or power))
         power = ""
     text = " ".join(named).replace(" per ", "/")
     return UNIT_SYNONYMS.get(text, text)

@@ -29,8 +29,7 @@ def centred(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
     count_P1 = known.sum(1, keepdim=True)
     filled = rewards_PG.nan_to_num(0.0)
     centred = (filled - filled.sum(1, keepdim=True) / count_P1.clamp(min=1)) * known
-    zeros = torch.zeros_like(centred)
-    return torch.where(has_signal(rewards_PG)[:, None], centred, zeros), count_P1
+    return torch.where(has_signal(rewards_PG)[:, None], centred, 0.0), count_P1
 
 
 def difference(rewards_PG: Tensor) -> Tensor:
@@ -97,8 +96,7 @@ def whitened(values_N: Tensor, known_N: Tensor) -> Tensor:
 
 def row_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
     """Weights [N] of a mean over each row's tokens, then over all rows."""
-    lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
-    return 1.0 / (lengths_N * max(1, counts.num_rows))
+    return 1.0 / (torch.repeat_interleave(lengths_R, lengths_R) * max(1, counts.num_rows))
 
 
 def token_mean(lengths_R: Tensor, counts: Counts) -> Tensor:

@@ -34,8 +34,7 @@ def answers_to(problem: Problem, style: Style) -> dict[str, str]:
     """The right answer first, then the degenerate ones, by name: what knows the answer is named so
     ("right ..."), and what has no end ("... never closed")."""
     gold, near = problem.answer, near_miss(problem.answer)
-    head = style.pattern.partition("{answer}")[0]
-    opened = head.replace("{thought}", "I am sure.")
+    opened = style.pattern.partition("{answer}")[0].replace("{thought}", "I am sure.")
     three = [near, gold, near_miss(near)]
     return {
         RIGHT: style.example(gold, reasoning(problem, gold)),

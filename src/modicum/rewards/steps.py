@@ -42,8 +42,7 @@ def steps(text: str) -> list[Step]:
     """The steps in the order in which they end."""
     text = PLAIN(text[-MAX_TEXT:])
     # A calculator mark repeats what is around it: each is read without the other.
-    outside = MARK.sub(lambda match: " " * len(match[0]), text)
-    found = list(_read(outside, 0))
+    found = [*_read(MARK.sub(lambda match: " " * len(match[0]), text), 0)]
     for match in MARK.finditer(text):
         found += _read(match[1], match.start(1))
     return [step for _, step in sorted(found, key=lambda item: item[0])]
@@ -109,8 +108,7 @@ def _read(text: str, offset: int) -> Iterator[tuple[int, Step]]:
             yield from run.steps(token if kind != "number" else "")
             # Punctuation and line ends separate; words and marks of algebra may belong.
             belongs = kind == "word" or token in ALGEBRA
-            run = _Run(token if belongs else "", belongs)
-            blank = False
+            run, blank = _Run(token if belongs else "", belongs), False
         if operand or (kind == "sign" and (token != ")" or run.opened)):
             if not run.tokens:
                 run.glued = run.glued and not blank

@@ -177,8 +177,7 @@ class Countdown(Procedural):
         if not 1 <= target <= MAX_TARGET or any("-" in step.split("=")[1] for step in steps):
             return None
         rng.shuffle(numbers)
-        listed = ", ".join(map(str, numbers))
-        question = f"Make {target} from {listed}, each used once."
+        question = f"Make {target} from {', '.join(map(str, numbers))}, each used once."
         key = f"{sorted(numbers)} {target}"
         data = {"numbers": tuple(numbers), "target": int(target), "steps": tuple(steps)}
         return Problem(key, question, parts[0].text, float(only(self.numbers)), data)

@@ -192,8 +192,7 @@ def normalise(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     text = FRACTION.sub(r"\\frac", SETTING.sub(" ", text)).replace("\u2212", "-")
     text = SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
-    words = WORD.findall(GROUPED.sub("", text.lower()))
-    return " ".join(words) or text.strip()
+    return " ".join(WORD.findall(GROUPED.sub("", text.lower()))) or text.strip()
 
 
 def overlap(one: Iterable[Problem], other: Iterable[Problem]) -> list[tuple[Problem, Problem]]:

@@ -88,8 +88,7 @@ def identity(size: int) -> Matrix:
 
 def rref(matrix: Matrix) -> Matrix:
     """The reduced row echelon form, by Gauss and Jordan."""
-    rows = [list(row) for row in matrix]
-    top = 0
+    rows, top = [list(row) for row in matrix], 0
     for column in range(len(rows[0])):
         pivot = next((i for i in range(top, len(rows)) if rows[i][column]), None)
         if pivot is None:

@@ -241,8 +241,7 @@ def from_hub(
         if any((place / file).is_file() for file in SAVED):
             loaded = library.load_from_disk(str(place))
         else:
-            wanted = [str(place) if local else name, config]
-            loaded = library.load_dataset(*filter(None, wanted))
+            loaded = library.load_dataset(*filter(None, [str(place) if local else name, config]))
     # ValueError: offline, and the local copy lacks this configuration.
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
         why = " ".join(str(error).split())

@@ -89,8 +89,7 @@ def value(record: Record, column: str) -> Any:
         raise UserError(record.fault)
     found = value_at(record.values, column)
     if found is MISSING or found is None:
-        what = "null" if found is None else "missing"
-        raise UserError(f"{record.where}: {column!r} is {what}")
+        raise UserError(f"{record.where}: {column!r} is {'null' if found is None else 'missing'}")
     return found
 
 
