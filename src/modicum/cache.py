@@ -22,8 +22,7 @@ MOST = 200  # files; the oldest go first
 def once(make: Callable[[], Any], *asked: Any) -> Any:
     """What `make` gives for what is asked, or gave before, in JSON values."""
     own = f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/modicum"
-    folder = os.path.expanduser(os.environ.get("MODICUM_CACHE", own))
-    if not folder:
+    if not (folder := os.path.expanduser(os.environ.get("MODICUM_CACHE", own))):
         return make()
     mark = key(*asked)
     path = Path(folder, f"{mark}.json")

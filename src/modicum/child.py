@@ -59,8 +59,7 @@ class Child:
         UserError if it does not start. A child may say {"importing": ...} first, and once more when
         it is ready: a long import counts, but a quarter of the limit is left after it."""
         with self.lock:
-            fault = self.start()
-            if fault is not None:
+            if (fault := self.start()) is not None:
                 return fault
             assert self.process is not None and self.process.stdin is not None
             began, done = time.monotonic(), False

@@ -135,8 +135,7 @@ def vote(completion: Completion, grade: Grade) -> str | None:
     """What a completion votes for in maj@k: RIGHT, its marked answer in one spelling, or nothing."""
     if grade.strict:
         return RIGHT
-    marked = answers.extract(completion.text)
-    if not marked:
+    if not (marked := answers.extract(completion.text)):
         return None
     value = answers.number(marked)
     return f"= {clean(marked) if value is None else value}"

@@ -78,8 +78,7 @@ class RunParts:
         """Write what the config alone cannot repeat; returns what the user should know of it."""
         kinds = [kind for kind in parsers() if is_given(getattr(config, kind))]
         found = {kind: _described(getattr(self, kind), getattr(config, kind)) for kind in kinds}
-        path = run.folder / KEPT
-        if path.exists():
+        if (path := run.folder / KEPT).exists():
             changed = json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(found))
             return [f"the source differs from what the run began with ({path})"] * changed
         if isinstance(self.task, GivenTask):
@@ -153,8 +152,7 @@ def past_update(folder: Path, text: str) -> "Update | None":
 def past_base(folder: Path, name: str) -> str:
     """Where the base of a past run is: at `name` from here, or else from where it was begun;
     UserError for a folder or file that is in neither place."""
-    path = Path(name).expanduser()
-    if name == "tiny" or path.exists():
+    if name == "tiny" or (path := Path(name).expanduser()).exists():
         return name
     for place in places(folder):
         if (place / path).exists():

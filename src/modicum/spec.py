@@ -176,8 +176,7 @@ class _Builder:
         values: dict[str, Any] = {}
         positional = [self.argument(arg) for arg in args]
         takes = ", ".join(map(_shown, fields.values())) or "no arguments"
-        varargs = getattr(cls, "varargs", None)
-        if varargs is not None:
+        if (varargs := getattr(cls, "varargs", None)) is not None:
             if positional or all(keyword.arg != varargs for keyword in keywords):
                 values[varargs] = tuple(positional)
         elif len(positional) > len(fields):

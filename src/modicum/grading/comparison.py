@@ -48,8 +48,7 @@ TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.
 def same(gold: str, answer: str, depth: int = 2, algebra: Algebra = NO_ALGEBRA) -> bool:
     """Whether two cleaned answers are the same, taken apart `depth` times at most."""
     for decide in (same_quantity, _same_text, _same_choice, _same_time):
-        verdict = decide(gold, answer)
-        if verdict is not None:
+        if (verdict := decide(gold, answer)) is not None:
             return verdict
     g, a = _bound(gold), _bound(answer)
     if g and a:
@@ -102,8 +101,7 @@ def _bound(text: str) -> tuple[str, str] | None:
     if r"\in" not in text and "integer" not in text:
         return None
     text = TEXT.sub(r" \1 ", text)
-    match = BOUND.search(text)
-    if match is None:
+    if (match := BOUND.search(text)) is None:
         return None
     formula = text[: match.start()]
     if match[0].endswith(r"\}"):

@@ -79,10 +79,8 @@ def boxes(text: str) -> Iterator[tuple[int, int]]:
     for match in BRACE.finditer(text):
         if match[0].endswith("{") and match[0] != r"\{":
             stack.append(match.end() if match[0] != "{" else -1)
-        elif match[0] == "}" and stack:
-            start = stack.pop()
-            if start >= 0:
-                yield start, match.start()
+        elif match[0] == "}" and stack and (start := stack.pop()) >= 0:
+            yield start, match.start()
 
 
 def extract(text: str) -> str | None:
@@ -104,8 +102,7 @@ def extract(text: str) -> str | None:
 def extract_lenient(text: str) -> str | None:
     """The marked answer, else what follows "Answer:" or "answer is", else the last number; no
     answer is what a mark that was cut off has: it may be half a number."""
-    marked = extract(text)
-    if marked is not None:
+    if (marked := extract(text)) is not None:
         return marked
     text = after_thinking(text)
     if OPENED.search(text):

@@ -61,8 +61,7 @@ def quantity(text: str) -> Quantity | None:
     if prefix is None or (prefix[1] and prefix[3]):
         return None
     core = text[prefix.end() :]
-    found = _value(core)
-    if found is None:
+    if (found := _value(core)) is None:
         return None
     value, end = found
     digits, rest = core[:end], core[end:]
@@ -141,8 +140,7 @@ def unit_name(words: Sequence[str]) -> str:
 
 def _may_be_unit(word: str) -> bool:
     """Whether a word can be a unit: no number word, and no variable such as x."""
-    match = WORD.fullmatch(word.strip(".,;"))
-    if match is None:
+    if (match := WORD.fullmatch(word.strip(".,;"))) is None:
         return False
     letter = len(match[1]) == 1 and match[1].islower()
     return match[1] in UNIT_NAMES if letter else match[1].lower() not in NOT_UNITS
@@ -158,8 +156,7 @@ def _singular(word: str) -> str:
 def split_unit(text: str) -> tuple[str, str]:
     r"""A formula and the unit behind it, "" for none: 2\pi and cm2 of 2\pi\text{ cm}^2."""
     text = DEGREE.sub(r" \\text{degrees}", text) if DEGREE.search(text, len(text) - 9) else text
-    match = TRAILING.fullmatch(text)
-    if match is None:
+    if (match := TRAILING.fullmatch(text)) is None:
         return text, ""
     words = (match[2] or match[4] or "").split()
     if not words or not all(map(_may_be_unit, words)):

@@ -64,8 +64,7 @@ def answers_to(problem: Problem, style: Style) -> dict[str, str]:
 
 def near_miss(answer: str) -> str:
     """A wrong answer that looks like the right one."""
-    value = number(answer)
-    if value is None:
+    if (value := number(answer)) is None:
         return f"{answer} + 1"
     return str(value + 1) if value.denominator == 1 else f"{answer}1"
 

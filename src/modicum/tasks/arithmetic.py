@@ -168,8 +168,7 @@ class Countdown(Procedural):
         while len(parts) > 1:
             left, right = (parts.pop(rng.randrange(len(parts))) for _ in range(2))
             sign = rng.choice("+-*/")
-            whole = combine(left, sign, right)
-            if whole is None:
+            if (whole := combine(left, sign, right)) is None:
                 return None
             steps.append(f"{left.value}{sign}{right.value}={whole.value}")
             parts.append(whole)

@@ -33,8 +33,7 @@ def draw(task: Task, sampling: Sampling) -> Examples:
         if len(found) == sampling.examples or (index == HOPELESS and not found):
             break
         problem = task.problem("train", sampling.examples_seed, index)
-        answer = worked(task, problem, sampling.style)
-        if answer is not None:
+        if (answer := worked(task, problem, sampling.style)) is not None:
             found.setdefault(_key(problem.question), (problem.question, answer))
     if len(found) < sampling.examples:
         shown = "problems with an answer that can be shown"

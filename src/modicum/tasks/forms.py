@@ -71,12 +71,10 @@ class Form(NamedTuple):
         value = reply if column == asked else rows.value(record, column)
         if value is None:
             raise UserError(f"{record.where}: {column!r} has no answer of an assistant")
-        turns = _turns(value)
-        if turns is not None:
+        if (turns := _turns(value)) is not None:
             value = _said(record, column, turns[-1])[1]
         text = rows.as_text(record, column, value) if isinstance(value, str) else ""
-        marked = _marked(text)
-        if marked is not None:
+        if (marked := _marked(text)) is not None:
             return [marked], text if len(text) - len(marked) > MAX_MARK else ""
         if not text or (turns is None and column != asked and column not in SOLUTIONS):
             listed = ((gold, _marked(gold)) for gold in rows.answers(record, column))
@@ -132,8 +130,7 @@ def _top(records: Sequence[Record], column: str) -> float:
 def _asked(record: Record, column: str) -> tuple[str, str | None]:
     """The question, and what an assistant answers to it in the same column."""
     value = rows.value(record, column)
-    turns = _turns(value)
-    if turns is not None:
+    if (turns := _turns(value)) is not None:
         return _chat(record, column, turns)
     if isinstance(value, str) and value.startswith("[{'"):
         raise UserError(f"{record.where}: {column!r} is a list as Python shows it; write JSON")

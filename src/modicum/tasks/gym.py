@@ -36,8 +36,7 @@ CALL = re.compile(r"\s*gym\s*\(\s*(?:dataset\s*=\s*)?(['\"]?)(\w+)\1\s*[,)]")
 
 def _ask(limit: float, **request: Any) -> Any:
     """The child's reply; a UserError for a fault, None when the data set's code raised."""
-    reply = child.ask(request, limit)
-    if "fault" in reply:
+    if "fault" in (reply := child.ask(request, limit)):
         raise UserError(f"gym({request['name']!r}): {reply['fault']}")
     return reply.get("value")
 

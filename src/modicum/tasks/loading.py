@@ -141,8 +141,7 @@ def _split(question: str, role: Role) -> Split:
 def _checked(place: str, record: Record, said: Problem, seen: dict[str, str]) -> Problem:
     for gold in accepted(said):
         answers.check_gold(gold)
-    key = said.id or str(record.number)
-    if key in seen:
+    if (key := said.id or str(record.number)) in seen:
         raise UserError(f"{record.where}: the id {key!r} is also that of {seen[key]}")
     seen[key] = record.where
     return replace(said, id=f"{place}/{key}")
@@ -173,8 +172,7 @@ def _sorted_out(
     if copies:
         said.append(f"{len(copies)} of {place} are copies and are left out; the first: {copies[0]}")
     rest = [one for one in placed if one.problem.id in kept]
-    empty = [one for one in rest if one.problem.answer.casefold() in NOTHING]
-    if empty:
+    if empty := [one for one in rest if one.problem.answer.casefold() in NOTHING]:
         what = f"no answer, but the word for none, as {empty[0].problem.answer!r}"
         said.append(f"{len(empty)} of {place} may have {what} in {empty[0].where}")
     return rest

@@ -90,8 +90,7 @@ def rref(matrix: Matrix) -> Matrix:
     """The reduced row echelon form, by Gauss and Jordan."""
     rows, top = [list(row) for row in matrix], 0
     for column in range(len(rows[0])):
-        pivot = next((i for i in range(top, len(rows)) if rows[i][column]), None)
-        if pivot is None:
+        if (pivot := next((i for i in range(top, len(rows)) if rows[i][column]), None)) is None:
             continue
         found = rows.pop(pivot)
         lead = [value / found[column] for value in found]

@@ -83,8 +83,7 @@ class Chat(NamedTuple):
         if _bare(self.system) not in text:
             return "the system prompt"
         for piece in (*itertools.chain.from_iterable(self.turns), self.question):
-            start = text.find(_bare(piece), place)
-            if start < 0:
+            if (start := text.find(_bare(piece), place)) < 0:
                 return "the question" if piece is self.question else "a worked example"
             place = start + len(_bare(piece))
         return ""
@@ -113,8 +112,7 @@ def arguments(tokenizer: Any, said: str) -> dict[str, Any]:
         known = _read(held) if given else set()
     except TemplateError as error:
         raise UserError(f"the tokenizer's chat template cannot be read: {error.message}") from None
-    unread = [word for word in given if word not in known]
-    if unread:
+    if unread := [word for word in given if word not in known]:
         what = nearest(unread[0], known) if known else "it reads nothing but the chat"
         raise UserError(f"template_args: the chat template does not read {unread[0]!r}; {what}")
     dated = NOW.sub(lambda call: repr(DAY.strftime(call[2])), held)

@@ -93,8 +93,7 @@ def short(value: object) -> str:
 
 
 def _bytes(path: str) -> bytes:
-    packed = PACKED.get(Path(path).suffix.lower())
-    if packed is None:
+    if (packed := PACKED.get(Path(path).suffix.lower())) is None:
         return Path(path).read_bytes()
     import pyarrow as pa
 
