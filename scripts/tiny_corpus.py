@@ -14,9 +14,8 @@ import random
 from dataclasses import dataclass, field
 
 from modicum.limits import Positive, check_limits
-from modicum.tasks.arithmetic import Arithmetic, chain
+from modicum.tasks.arithmetic import Arithmetic, Countdown, chain
 from modicum.tasks.base import stream
-from modicum.tasks.countdown import Countdown
 from modicum.types import Problem, UserError
 
 

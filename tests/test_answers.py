@@ -10,8 +10,7 @@ import pytest
 
 from cases import load
 from modicum import answers
-from modicum.tasks.arithmetic import Arithmetic
-from modicum.tasks.countdown import Countdown
+from modicum.tasks.arithmetic import Arithmetic, Countdown
 from modicum.types import UserError
 
 # Nothing is marked in these: the lenient verdict finds the answer, the strict one does not.

@@ -9,9 +9,9 @@ import pytest
 
 from helpers import Fails
 from modicum import cli, rewards, tasks
+from modicum.answers import STYLES
 from modicum.config import TrainConfig
 from modicum.rewards.audit import RIGHT, audit, near_miss
-from modicum.styles import STYLES
 
 GSM8K = "gsm8k(path='tests/data/gsm8k')"
 

@@ -37,7 +37,7 @@ from modicum.config import (
 from modicum.face.evaluation import EvaluateConfig
 from modicum.options import Parser, add_options, as_number, field_docs, given, merge
 from modicum.parts import parsers
-from modicum.resuming import kept
+from modicum.settings import kept
 from modicum.types import UserError
 
 SECTIONS = (Sampling, Steps, Budget, Optimizer, Compute, Held, Records, Tracking, Trust)

@@ -14,10 +14,9 @@ from helpers import Fails, make_run, replace_base
 from modicum import cli, stats, tasks
 from modicum.config import Sampling
 from modicum.engine import policy_of
-from modicum.evaluate import evaluate, grade, held_out
+from modicum.evaluate import Evaluation, compare, evaluate, grade, held_out, summarise
 from modicum.models.load import Loaded, load
 from modicum.runs import read_lines
-from modicum.scorecard import Evaluation, compare, summarise
 from modicum.types import Completion, UserError
 
 SHORT = Sampling(max_tokens=24)

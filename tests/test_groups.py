@@ -327,7 +327,7 @@ def test_refill_resumed_equals_the_uncut_run_and_the_ledger_is_the_samplers_coun
 
 
 def test_a_known_base_was_not_generated_by_the_run(rated: TrainConfig) -> None:
-    from modicum.scorecard import Evaluation
+    from modicum.evaluate import Evaluation
 
     found = train(replace(rated, steps=0, evaluation=Held(2, 1)), base=Evaluation(accuracy=0.0))
     assert found["ledger"] == {"evaluate": {"completions": 4, "tokens": 32}}
@@ -446,7 +446,7 @@ def test_the_plan_says_what_refill_costs(tmp_path: Path, monkeypatch: pytest.Mon
     )
     assert found["signal"]["alike"]["rollouts"] == pytest.approx(14.046, abs=1e-3)
     entry = {"name": "base", "accuracy": 0.25, "scores": [0.0, 0.5]}
-    monkeypatch.setattr("modicum.scorecard.read", lambda *_: SimpleNamespace(**entry))
+    monkeypatch.setattr("modicum.evaluate.read", lambda *_: SimpleNamespace(**entry))
     found, told = plan._signal(config, "runs/full-seed0")
     assert set(found["signal"]) == {"alike", "each"}
     assert told.splitlines()[1].startswith(

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from modicum import answers
+from modicum.answers import STYLES
 from modicum.config import Sampling
 from modicum.models.load import load
-from modicum.styles import STYLES
 from modicum.tasks.prompts import arguments, encode, notes, prompt_text, stops
 from modicum.types import Problem, UserError
 

@@ -10,8 +10,8 @@ import pytest
 
 from helpers import ENDED, QUICK, Fails
 from modicum import cli, objectives, recipes, rewards, tasks, updates
+from modicum.answers import STYLES
 from modicum.config import TrainConfig, from_mapping, read_toml
-from modicum.styles import STYLES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from helpers import metrics_of, tensors_of
-from modicum import curricula, resuming, runs, tasks
+from modicum import curricula, runs, settings, tasks
 from modicum.config import Held, Records, TrainConfig, read_toml, to_toml
 from modicum.models.load import load
 from modicum.training import folder as run_folder
@@ -112,7 +112,7 @@ def changed(config: TrainConfig, name: str, value: Any) -> TrainConfig:
 
 
 def test_every_setting_says_what_resume_may_do() -> None:
-    found = {name: kind for name, kind, _ in resuming.settings(TrainConfig())}
+    found = {name: kind for name, kind, _ in settings.settings(TrainConfig())}
     assert found == {name: kind for name, (kind, _) in SETTINGS.items()}
 
 

@@ -16,7 +16,7 @@ PROBLEM = Problem("p", "?", "7")
 
 def score(term: str, text: str, tokens: int = 1, finished: bool = True) -> float:
     completion = Completion((0,) * tokens, (0.0,) * tokens, text, finished)
-    (found,) = rewards.parse(term).scores(Arithmetic(), PROBLEM, completion).values()
+    (found,) = rewards.parse(term).score_group(Arithmetic(), PROBLEM, [completion], [])[0].values()
     return found
 
 

@@ -57,7 +57,7 @@ def said(text: str) -> Completion:
 
 
 def total(reward: Reward, text: str) -> float:
-    return reward.total(reward.scores(TASK, PROBLEM, said(text)))
+    return reward.total(reward.score_group(TASK, PROBLEM, [said(text)], [])[0])
 
 
 # The contract of every member ------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_terms_join_in_any_order() -> None:
 
 def test_scores_are_raw_and_the_total_is_weighted() -> None:
     reward = Accuracy() + 0.2 * Format()
-    scores = reward.scores(TASK, PROBLEM, said(RIGHT))
+    (scores,) = reward.score_group(TASK, PROBLEM, [said(RIGHT)], [])
     assert scores == {"accuracy": 1.0, "format": 1.0}
     assert reward.total(scores) == pytest.approx(1.2)
     assert total(reward, f"<answer>{PROBLEM.answer}</answer>") == 1.0
@@ -198,4 +198,5 @@ def test_a_weight_is_a_number() -> None:
 
 def test_every_term_is_scored_for_a_problem_without_an_answer() -> None:
     problem = Problem("none", "?", "")
-    assert (Accuracy() + Format()).scores(TASK, problem, said("5"))["accuracy"] == 0
+    (scores,) = (Accuracy() + Format()).score_group(TASK, problem, [said("5")], [])
+    assert scores["accuracy"] == 0

@@ -206,7 +206,8 @@ def test_completions_of_a_prompt_that_opened_thinking_begin_with_the_mark() -> N
     assert good.tokens == tuple(script[40])
     problem, task = Problem("p", "2+2?", "4"), tasks.parse("arithmetic")
     reward = rewards.parse("accuracy + 0.2*format + 0.1*length(99)")
-    found = [list(reward.scores(task, problem, c).values()) for c in (good, guess, empty, own)]
+    scores = reward.score_group(task, problem, [good, guess, empty, own], [])
+    found = [list(row.values()) for row in scores]
     assert found == [[1, 1, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1]]
     assert not task.grade(problem, guess.text).lenient
     closed = tokenizer("2+2?\n<think>\n\n</think>\n\n")["input_ids"]

@@ -11,7 +11,7 @@ import pytest
 
 from modicum import tasks
 from modicum.child import Child, ChildFailed
-from modicum.tasks import gym, gym_child, gym_guard
+from modicum.tasks import gym, gym_child
 from modicum.tasks.base import split_of
 from modicum.tasks.gym import Gym
 from modicum.types import SPLITS, Problem, UserError
@@ -140,7 +140,7 @@ def test_a_partial_score_is_told_and_pays_nothing() -> None:
     ],
 )
 def test_only_plain_arithmetic_comes_to_a_scorer_that_evaluates(text: str, allowed: bool) -> None:
-    assert gym_guard.plain(text, gym_guard.SYMBOLIC) is allowed
+    assert gym_child.plain(text, gym_child.SYMBOLIC) is allowed
 
 
 def test_what_is_no_expression_may_be_compared_but_not_parsed_by_sympy() -> None:
@@ -157,7 +157,7 @@ def test_what_is_no_expression_may_be_compared_but_not_parsed_by_sympy() -> None
         ("chain_sum", "-inf", False),
         ("chain_sum", "information", True),
     ]:
-        assert gym_guard.harmless(name, text, entry) is shown, (name, text)
+        assert gym_child.harmless(name, text, entry) is shown, (name, text)
 
 
 def test_no_scorer_runs_the_text(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_helper_process_that_dies_is_replaced(tmp_path: Path) -> None:
 def test_every_scorer_that_evaluates_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     from reasoning_gym.factory import DATASETS
 
-    found = {name for name, (cls, _) in DATASETS.items() if gym_guard.evaluates(cls)}
-    assert set(gym_guard.EVALUATED) <= found <= set(gym_guard.EVALUATED) | gym_guard.OWN
-    monkeypatch.setattr(gym_guard, "EVALUATED", {})
+    found = {name for name, (cls, _) in DATASETS.items() if gym_child.evaluates(cls)}
+    assert set(gym_child.EVALUATED) <= found <= set(gym_child.EVALUATED) | gym_child.OWN
+    monkeypatch.setattr(gym_child, "EVALUATED", {})
     assert "not allowed" in gym_child.describe("n_queens")["fault"]

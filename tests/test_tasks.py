@@ -16,9 +16,8 @@ from typing import Any, ClassVar
 import pytest
 
 from modicum.tasks import TASKS, Task, fingerprint, overlap, parse
-from modicum.tasks.arithmetic import Arithmetic, chain
+from modicum.tasks.arithmetic import Arithmetic, Countdown, chain
 from modicum.tasks.base import Procedural, split_of
-from modicum.tasks.countdown import Countdown
 from modicum.tasks.dataset import DataTask
 from modicum.types import SPLITS, Problem, Split, UserError
 from task_examples import EXAMPLES

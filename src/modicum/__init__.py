@@ -4,8 +4,7 @@
     result = modicum.train(model="tiny", task=problems, reward=function, update="last(1)")
 
 docs/python.md has the names below. They are imported when they are asked for, so that
-`import modicum` takes no time and needs no torch.
-"""
+`import modicum` takes no time and needs no torch."""
 
 from __future__ import annotations
 
@@ -21,27 +20,13 @@ if TYPE_CHECKING:
     from modicum.types import UserError
 
 __all__ = [
-    "TrainConfig",
-    "UserError",
-    "compare",
-    "curricula",
-    "evaluate",
-    "load",
-    "objectives",
-    "report",
-    "rewards",
-    "study",
-    "tasks",
-    "train",
-    "updates",
-]
+    "TrainConfig", "UserError", "compare", "curricula", "evaluate", "load", "objectives", "report",
+    "rewards", "study", "tasks", "train", "updates",
+]  # fmt: skip
 
 CALLS = ("train", "evaluate", "compare", "study", "report", "load")
-PLACES = {
-    **dict.fromkeys(CALLS, "modicum.face"),
-    "TrainConfig": "modicum.config",
-    "UserError": "modicum.types",
-}
+PLACES = dict.fromkeys(("train", "compare", "load"), "modicum.face")
+PLACES |= {"TrainConfig": "modicum.config", "UserError": "modicum.types"}
 """Where a name that is no module of its own is found."""
 
 
@@ -72,10 +57,8 @@ class CalledModule(ModuleType):
 
 class FaceModule(ModuleType):
     """This module: one that is imported below it under the name of a call can be called.
-
     The import system sets every submodule on its parent; without this the module would
-    hide the call, or the call the module, depending on which came first.
-    """
+    hide the call, or the call the module, depending on which came first."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in CALLS and isinstance(value, ModuleType):
@@ -89,12 +72,9 @@ sys.modules[__name__].__class__ = FaceModule
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{__name__}.{name}":
-            raise
-    return getattr(import_module(PLACES[name]), name)
+    if name in PLACES:
+        return getattr(import_module(PLACES[name]), name)
+    return import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:

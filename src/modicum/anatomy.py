@@ -72,7 +72,8 @@ def _change(name: str, place: Place, new: Tensor, old: Tensor, device: torch.dev
     size = difference.abs()
     changed = {key: int((size > limit).sum()) for key, limit in THRESHOLDS.items()}
     changed[BF16] = int((after.bfloat16() != before.bfloat16()).sum())
-    base_norm = _norm(before)
+    both = (torch.linalg.vector_norm(t, dtype=torch.float64) for t in (difference, before))
+    norm, base_norm = map(float, both)
     ranks: tuple[float | None, float | None, int | None] = (None, None, None)
     if difference.ndim == 2 and changed["0"] and min(new.shape) <= LARGEST_SIDE[device.type]:
         # A matrix of rounding errors has a largest singular value of about this.
@@ -80,11 +81,7 @@ def _change(name: str, place: Place, new: Tensor, old: Tensor, device: torch.dev
         noise = HALF_SPACING * typical * sum(math.sqrt(side) for side in new.shape)
         ranks = directions(singular_values(difference, noise))
     which = (name, place.layer, part_of(place), tuple(new.shape), new.numel())
-    return Change(*which, changed, _norm(difference), base_norm, float(size.max()), *ranks)
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    return Change(*which, changed, norm, base_norm, float(size.max()), *ranks)
 
 
 def part_of(place: Place) -> str:
@@ -120,15 +117,10 @@ def singular_values(change: Tensor, noise: float = 0.0) -> Tensor:
 
 
 def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float]) -> str:
-    """A sentence where changes keep to few directions while reward falls, or nothing.
-
-    `rank` is an adapter's, the most that a change can have; `rewards` the mean one of every step.
-    """
-    found = [
-        (c.participation_ratio, c.name)
-        for c in changes
-        if c.participation_ratio and min(c.full_rank or 0, rank or MANY) >= MANY
-    ]
+    """A sentence where changes keep to few directions while reward falls, or nothing. `rank` is an
+    adapter's, the most that a change can have; `rewards` the mean one of every step."""
+    wide = [c for c in changes if min(c.full_rank or 0, rank or MANY) >= MANY]
+    found = [(c.participation_ratio, c.name) for c in wide if c.participation_ratio]
     few = sorted(one for one in found if one[0] < FEW)
     if not few or not (fall := fallen(rewards)):
         return ""
@@ -141,9 +133,7 @@ def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float])
 
 def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:
     """The mean of the best fifth of the steps and of the last, where that is lower beyond chance.
-
-    By three standard errors of their difference, from the spread within fifths; None: it is not.
-    """
+    By three standard errors of their difference, from the spread within fifths; None: it is not."""
     size = len(rewards) // 5
     if size < 2:
         return None
@@ -179,13 +169,11 @@ def _together(changes: Sequence[Change]) -> dict[str, Any]:
     entries = sum(c.entries for c in changes)
     norm = math.hypot(*(c.norm for c in changes))
     base = math.hypot(*(c.base_norm for c in changes))
+    changed = {key: sum(c.changed[key] for c in changes) for key in (*THRESHOLDS, BF16)}
     return {
         "entries": entries,
         "entries_in_changed": sum(c.entries for c in changes if c.moved),
-        "changed": {
-            key: sum(c.changed[key] for c in changes) / entries if entries else 0.0
-            for key in (*THRESHOLDS, BF16)
-        },
+        "changed": {key: many / entries if entries else 0.0 for key, many in changed.items()},
         "norm": norm,
         # What was zero in the base (a bias, say) has no relative change.
         "relative_norm": norm / base if base else None,

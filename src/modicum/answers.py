@@ -1,4 +1,5 @@
-"""Grade completions: find the final answer, compare it with the gold answer (docs/grading.md).
+"""Grade completions: find the final answer, compare it with the gold answer (docs/grading.md); and
+the styles, which say how a prompt asks for it. All marks are read whatever the style.
 
 With `symbolic=True` algebra is compared too, in a child process (modicum.grading.equivalence): the
 text of a model can make an algebra system hang or fill the memory. No text raises, whatever it is.
@@ -7,10 +8,12 @@ text of a model can make an algebra system hang or fill the memory. No text rais
 import json
 import math
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from modicum.child import Child, ChildFailed
 from modicum.grading import comparison, extraction
@@ -26,6 +29,8 @@ MAX_ANSWER = 1000  # characters of an answer that are compared by more than iden
 CONTENT = re.compile(r"[^\W_]|[<>=+%∅∞ℝ]|\\\{")
 UNFINISHED = re.compile(r"\\(?:[dt]?frac|sqrt|boxed|text)\s*$")
 BOX = re.compile(r"\\(?:boxed|fbox(?![A-Za-z]))")
+HASHED = re.compile(r"####[ \t]*\S")
+CLOSING = re.compile(r"[\s$.!)\]\\*]*")
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 child = Child("-m", "modicum.grading.equivalence")
@@ -54,8 +59,7 @@ def by_algebra(gold: str, answer: str, seconds: float) -> bool:
     """Whether algebra finds two equal within `seconds`; UserError if no child can be started."""
     with child.lock:
         try:
-            question = {"gold": gold, "answer": answer, "seconds": seconds}
-            return child.ask(question, seconds)["same"]
+            return child.ask({"gold": gold, "answer": answer, "seconds": seconds}, seconds)["same"]
         except ChildFailed:
             return False
         finally:
@@ -65,16 +69,19 @@ def by_algebra(gold: str, answer: str, seconds: float) -> bool:
 
 def judge(
     text: str,
-    verdict: Callable[[str], tuple[bool, str]],
+    verdict: Callable[[str], bool | tuple[bool, str]],
     unmarked: Callable[[str], str | None] = extract_lenient,
+    wrong: str = "is wrong",
 ) -> Grade:
-    """What `verdict` says of the marked answer of a completion, or of the lenient, `unmarked` one."""
+    """What `verdict` says, perhaps with a reason, of the marked answer of a completion, or of the
+    lenient, `unmarked` one."""
     marked = extract(text)
     found = unmarked(text) if marked is None else marked
     if not found:
         reason = "there is no answer" if found is None else "the marked answer is empty"
         return Grade(False, False, found, reason)
-    right, reason = verdict(found)
+    said = verdict(found)
+    right, reason = said if isinstance(said, tuple) else (said, "is right" if said else wrong)
     start = "unmarked; what was read" if marked is None else "the marked answer"
     return Grade(right and marked is not None, right, found, f"{start} {reason}")
 
@@ -84,22 +91,13 @@ def grade(
 ) -> Grade:
     """The verdict on a completion whose answer should be `gold`, or any of several; see `equal`."""
     golds = [gold] if isinstance(gold, str) else gold
-
-    def verdict(answer: str) -> tuple[bool, str]:
-        right = any(equal(gold, answer, symbolic, time_limit) for gold in golds)
-        return right, "is right" if right else "is wrong"
-
-    return judge(text, verdict)
+    return judge(text, lambda answer: any(equal(g, answer, symbolic, time_limit) for g in golds))
 
 
 def grade_countdown(text: str, numbers: Sequence[int], target: int) -> Grade:
     """The verdict on a completion whose answer, marked or the last line, should be worth `target`."""
-
-    def verdict(answer: str) -> tuple[bool, str]:
-        right = countdown(answer, numbers, target)
-        return right, "is right" if right else "does not reach the target with these numbers"
-
-    return judge(text, verdict, _last_line)
+    wrong = "does not reach the target with these numbers"
+    return judge(text, lambda answer: countdown(answer, numbers, target), _last_line, wrong)
 
 
 def _last_line(text: str) -> str | None:
@@ -122,6 +120,44 @@ def format_ok(text: str) -> bool:
     form = rf"\s*{re.escape(opening)}(.*){re.escape(closing)}\s*<answer>(.*)</answer>\s*"
     found = re.fullmatch(form, text, re.DOTALL)
     return found is not None and all(part.strip() for part in found.groups())
+
+
+class Style(NamedTuple):
+    """One way to mark an answer."""
+
+    name: str
+    instruction: str  # what a prompt says to get this style
+    pattern: str  # a completion in it; {thought} and {answer} are the parts
+    format_ok: Callable[[str], bool]  # has a whole completion this form, nothing after the mark?
+
+    def example(self, answer: str, thought: str = "reasoning process here") -> str:
+        """A completion in this style."""
+        return self.pattern.replace("{thought}", thought).replace("{answer}", answer)
+
+
+def boxed_ok(text: str) -> bool:
+    r"""Whether `text` has, beside its thoughts, one \boxed{...}, not empty, and only CLOSING after it."""
+    text = extraction.spoken(text)
+    found = list(extraction.boxes(text))
+    if len(found) != 1 or text.count(r"\boxed") != 1 or "<answer>" in text:
+        return False
+    ((start, end),) = found
+    content = text[start:end].strip() and text[:start].endswith(r"\boxed{")
+    return bool(content) and CLOSING.fullmatch(text[end + 1 :]) is not None
+
+
+def hashes_ok(text: str) -> bool:
+    """Whether the last line, and no other that is not thought, is `#### x`."""
+    text = extraction.spoken(text)
+    lines = text.strip().split("\n")
+    found = [line for line in lines if HASHED.match(line)]
+    return len(found) == 1 and found[0] == lines[-1] and extract(text) is not None
+
+
+_TEXTS = tomllib.loads(Path(__file__).with_name("styles.toml").read_text("utf-8"))
+R1_ZERO = _TEXTS["r1_zero"]["conversation"]
+_FORMS = {"tags": format_ok, "boxed": boxed_ok, "hashes": hashes_ok}
+STYLES = {name: Style(name, format_ok=ok, **_TEXTS[name]) for name, ok in _FORMS.items()}
 
 
 def check_gold(text: str) -> str:

@@ -1,8 +1,7 @@
 """Values that were made before: the second plan of a run needs neither torch nor a trace.
 
 What is asked, the versions of what computes it and the files that are named together name a JSON file
-in the folder MODICUM_CACHE, or the user's own cache; an empty MODICUM_CACHE keeps none.
-"""
+in the folder MODICUM_CACHE, or the user's own cache; an empty MODICUM_CACHE keeps none."""
 
 import hashlib
 import json
@@ -23,8 +22,7 @@ MOST = 200  # files; the oldest go first
 def once(make: Callable[[], Any], *asked: Any) -> Any:
     """What `make` gives for what is asked, or gave before, in JSON values."""
     own = f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/modicum"
-    folder = os.path.expanduser(os.environ.get("MODICUM_CACHE", own))
-    if not folder:
+    if not (folder := os.path.expanduser(os.environ.get("MODICUM_CACHE", own))):
         return make()
     mark = key(*asked)
     path = Path(folder, f"{mark}.json")

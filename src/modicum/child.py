@@ -1,8 +1,7 @@
 """A helper process that answers requests in JSON lines and is killed when it takes too long.
 
 For code that may hang, crash, use up memory or print; any thread may ask. The first line that the
-child writes says that it is ready, or is {"fault": ...}, which then is the reply.
-"""
+child writes says that it is ready, or is {"fault": ...}, which then is the reply."""
 
 import atexit
 import json
@@ -60,8 +59,7 @@ class Child:
         UserError if it does not start. A child may say {"importing": ...} first, and once more when
         it is ready: a long import counts, but a quarter of the limit is left after it."""
         with self.lock:
-            fault = self.start()
-            if fault is not None:
+            if (fault := self.start()) is not None:
                 return fault
             assert self.process is not None and self.process.stdin is not None
             began, done = time.monotonic(), False
@@ -88,23 +86,14 @@ class Child:
             return None
         self.close()
         # Texts hash alike in every process: what is made from sets of texts is the same.
-        environment = {
-            **os.environ,
-            "PYTHONHASHSEED": "0",
-            "PYTHONIOENCODING": "utf-8",
-            "PYTHONPATH": os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")])),
-        }
-        with deaf():
-            self.process = subprocess.Popen(
-                # -P: nothing that happens to lie in the current folder is imported.
-                [sys.executable, "-P", "-W", "ignore", *self.arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                encoding="utf-8",
-                env=environment,
-                start_new_session=True,  # a terminal's signals are not for it
-            )
+        words = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8"}
+        words["PYTHONPATH"] = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
+        how: dict[str, Any] = {"encoding": "utf-8", "env": os.environ | words}
+        how |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        # -P: nothing that happens to lie in the current folder is imported.
+        command = [sys.executable, "-P", "-W", "ignore", *self.arguments]
+        with deaf():  # and a terminal's signals are not for it
+            self.process = subprocess.Popen(command, start_new_session=True, **how)
         atexit.register(self.close)
         self.lines, self.num_asked, ready = queue.SimpleQueue(), 0, None
         threading.Thread(target=_pump, args=(self.process.stdout, self.lines), daemon=True).start()

@@ -1,14 +1,12 @@
 """The command line. Each command imports what it needs inside, so that help is instant.
 
-Results go to standard output (`--json` for scripts), progress to standard error.
-"""
+Results go to standard output (`--json` for scripts), progress to standard error."""
 
 import codecs
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
 from importlib import import_module
 
 from modicum import disk
@@ -46,9 +44,7 @@ def run(args: list[str]) -> int:
 
         raise UserError(f"modicum: unknown command {name!r}; {nearest(name, COMMANDS)}")
     module, _, function = HELP["commands"][name].get("run", f"{name}.run").partition(".")
-    command: Callable[[list[str]], int]
-    command = getattr(import_module(f"modicum.commands.{module}"), function)
-    return command(args[1:])
+    return getattr(import_module(f"modicum.commands.{module}"), function)(args[1:])
 
 
 def main() -> None:

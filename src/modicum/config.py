@@ -2,8 +2,7 @@
 
 A run writes them as TOML, which `modicum train --config config.toml` repeats: sections are tables
 there (`[sampling]`), and plain options on the command line. Each setting says whether a resumed
-run may change it (modicum.resuming), and the type of a number its limits. No torch here.
-"""
+run may change it (modicum.settings), and the type of a number its limits. No torch here."""
 
 import os
 from dataclasses import dataclass, field
@@ -11,8 +10,7 @@ from typing import Annotated, Literal
 
 from modicum import draws, stopping
 from modicum.limits import Limits, Natural, Positive, Share, ShareBelowOne
-from modicum.resuming import chosen, digits, fixed, free, length
-from modicum.settings import Settings
+from modicum.settings import Settings, chosen, digits, fixed, free, length
 from modicum.settings import from_mapping as from_mapping
 from modicum.settings import read_toml as read_toml
 from modicum.settings import to_toml as to_toml

@@ -2,8 +2,7 @@
 
 One process writes a folder (`held`): `.lock` names it and its machine, and it holds a lock of the
 system (flock) on that file. Not every file system shows such a lock to other machines: what names
-another one holds until somebody removes the file.
-"""
+another one holds until somebody removes the file."""
 
 import contextlib
 import errno
@@ -73,7 +72,8 @@ def entries(folder: Path) -> list[Path]:
     half-written. UserError where there is something else, or the system does not let us look."""
     try:
         if folder.is_dir():
-            return sorted(e for e in folder.iterdir() if e.name != LOCK and not is_aside(e))
+            some = (e for e in folder.iterdir() if e.name != LOCK)
+            return sorted(e for e in some if not ASIDE.fullmatch(e.name))
         _check_way(folder)
         return []
     except (OSError, ValueError) as error:
@@ -81,11 +81,6 @@ def entries(folder: Path) -> list[Path]:
             raise
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"the folder {folder} cannot be used: {reason}") from None
-
-
-def is_aside(path: Path) -> bool:
-    """Whether `write_whole` was writing this file."""
-    return ASIDE.fullmatch(path.name) is not None
 
 
 def check_writable(folder: Path) -> None:

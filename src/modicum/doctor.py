@@ -1,11 +1,10 @@
 """A run looked at before it begins: its first step, sampled and scored, and what looks wrong.
 
-Problems, seeds and settings are those of the run. Nothing is trained, and nothing written.
-"""
+Problems, seeds and settings are those of the run. Nothing is trained, and nothing written."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -37,9 +36,7 @@ def _found(session: Session, rollout: Rollout) -> float | None:
 
 def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
     """What the first step of a run shows, as JSON values; `problems`: only so many of its own.
-
-    Raises UserError where the run could not begin.
-    """
+    Raises UserError where the run could not begin."""
     plan.check(config)
     session = prepare(config)
     config, batch = session.config, session.config.batch
@@ -55,16 +52,14 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
         found.insert(0, findings.Finding("scores failed and are 0", faults[0], "mend the function"))
     machine = hardware.parse("this", config.compute.device, config.compute.dtype)
     sampling, tokenizer = config.sampling, session.policy.tokenizer
+    ends = tokenizer.convert_ids_to_tokens(list(session.policy.end_tokens))
     every = [trial for group in trials for trial in group]
     return {
         **{name: getattr(config, name) for name in ("model", "update", "task", "reward")},
         "problems_of": {split: session.task.size(split) for split in SPLITS},
         "template": template_of(tokenizer, sampling),
         "style": sampling.style,
-        "ends": [
-            *tokenizer.convert_ids_to_tokens(list(session.policy.end_tokens)),
-            *stops(tokenizer, sampling),
-        ],
+        "ends": [*ends, *stops(tokenizer, sampling)],
         "prompt": tokenizer.decode(groups[0].prompt),
         "prompt_tokens": [len(group.prompt) for group in groups],
         "problems": [
@@ -87,18 +82,17 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
         or (_found(session, rollout) if few == batch.prompts_per_step else None),
         "plan": plan.make(config, machine).to_json(),
         "notes": notes(session),
-        "findings": [asdict(finding) for finding in found],
+        "findings": [finding._asdict() for finding in found],
         "learns": signals > 0,
     }
 
 
 def _shown(trial: findings.JudgedCompletion, style: str) -> dict[str, Any]:
-    known = {name: None if math.isnan(s) else s for name, s in trial.scores.items()}
     return {
         "text": trial.completion.text,
         "tokens": len(trial.completion.tokens),
         "reward": None if math.isnan(trial.total) else trial.total,
-        "scores": known,
+        "scores": {name: None if math.isnan(s) else s for name, s in trial.scores.items()},
         "why": trial.reasons(style),
     }
 

@@ -6,8 +6,7 @@ with probability p, a group of G has one with probability
     q = 1 - p^G - (1 - p)^G,    so that a group that is kept takes G / q completions
 
 `refill` is the dynamic sampling of DAPO (arXiv 2503.14476), except that surplus goes by the order of
-draw and never by what has ended first, and that all that is generated is counted as spent.
-"""
+draw and never by what has ended first, and that all that is generated is counted as spent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

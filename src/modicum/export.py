@@ -1,7 +1,6 @@
 """Writing a model as an ordinary Hugging Face folder, or its adapter as a PEFT folder.
 
-What was written is loaded again by plain `transformers` or `peft`, and its logits are compared.
-"""
+What was written is loaded again by plain `transformers` or `peft`, and its logits are compared."""
 
 import os
 import shutil
@@ -42,9 +41,7 @@ def export_run(
     parts: RunParts | None = None,
 ) -> float:
     """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter").
-
-    Returns the largest logit difference on reload. `config` and `parts` as `reload` takes them.
-    """
+    Returns the largest logit difference on reload. `config` and `parts` as `reload` takes them."""
     if format not in ("merged", "adapter"):
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
     now = config or past_bases(run, past_config(run))
@@ -81,11 +78,9 @@ def _places(what: str, name: str, base: str) -> dict[str, str]:
 
 @contextmanager
 def writing(out: Path, overwrite: bool, spared: Mapping[str, str]) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place when the block has ended.
-
-    Until then, and for good when it fails, what `out` holds is there. UserError for what must not be
-    replaced: the places `spared`, files of the package, the hub's cache, a run, what is no model.
-    """
+    """A new folder beside `out` that takes its place when the block has ended. Until then, and for
+    good when it fails, what `out` holds is there. UserError for what must not be replaced: the
+    places `spared`, files of the package, the hub's cache, a run, what is no model."""
     try:
         target = out.expanduser().resolve()
         _check_target(out, target, overwrite, spared)
@@ -147,10 +142,8 @@ def _check_target(out: Path, target: Path, overwrite: bool, spared: Mapping[str,
 def _holds(folder: Path, place: Path) -> bool:
     """Whether `folder` is `place` or one above it, by whatever name."""
     whole = place.expanduser().resolve()
-    return any(
-        folder == part or (folder.exists() and part.exists() and folder.samefile(part))
-        for part in (whole, *whole.parents)
-    )
+    above, there = (whole, *whole.parents), folder.exists()
+    return any(folder == p or (there and p.exists() and folder.samefile(p)) for p in above)
 
 
 def describe(folder: Path, base: str, identity: Identity, said: Mapping[str, str]) -> None:
@@ -191,10 +184,8 @@ def adapter_of(prepared: Prepared, run: Path, update: str) -> AdapterPrepared:
     if not isinstance(prepared, AdapterPrepared):
         raise UserError(f"{run} trained {update!r}, which is no adapter")
     if prepared.rewrites_base and any(p.dtype != torch.float32 for p in prepared.frozen.values()):
-        raise UserError(
-            f"{run} trained {update!r} in bf16: the rewritten base was rounded, and no adapter on"
-            " the base as it is gives that; --format merged does"
-        )
+        why = "the rewritten base was rounded, and no adapter on the base as it is gives that"
+        raise UserError(f"{run} trained {update!r} in bf16: {why}; --format merged does")
     return prepared
 
 
@@ -202,9 +193,7 @@ def export_adapter(
     prepared: AdapterPrepared, loaded: Loaded | Policy, base: Any, out: Path
 ) -> float:
     """Write the adapter to `out`; `prepared` is spent afterwards.
-
-    `base` is a fresh copy of its base, in the dtype of the run. Both compute in fp32.
-    """
+    `base` is a fresh copy of its base, in the dtype of the run. Both compute in fp32."""
     from peft import PeftModel
 
     expected = probe(prepared.model.float(), loaded)

@@ -1,18 +1,17 @@
 """What a rollout says of a run: is there a signal, and if not, why, and what to change.
 
-`modicum doctor` shows all before a run; a run shows the first while nothing is trained.
-"""
+`modicum doctor` shows all before a run; a run shows the first while nothing is trained."""
 
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from modicum import answers, tasks
+from modicum.answers import STYLES
 from modicum.config import TrainConfig
 from modicum.rewards import Reward
 from modicum.spec import short
-from modicum.styles import STYLES
 from modicum.types import Completion, Grade, Group, Problem
 
 MARK = re.compile(r"</?\w+>|\\boxed|####")
@@ -23,8 +22,7 @@ SHOWN = 100  # characters of a completion in a sentence
 STRICT, LENIENT = "accuracy", "accuracy(lenient=True)"  # what a reward may pay for
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What seems wrong, what shows it, and what to change."""
 
     what: str
@@ -35,8 +33,7 @@ class Finding:
         return f"{self.what} ({self.evidence}); {self.change}"
 
 
-@dataclass(frozen=True)
-class JudgedCompletion:
+class JudgedCompletion(NamedTuple):
     """One completion, the task's verdict, and what it earned: every term, and in all."""
 
     problem: Problem
@@ -88,9 +85,7 @@ def wrong(
     config: TrainConfig, groups: JudgedGroups, signals: int, template: str, room: int = sys.maxsize
 ) -> list[Finding]:
     """What looks wrong with a rollout, the likeliest reason for a missing signal first.
-
-    `signals` groups have rewards that differ; the model has positions for `room` tokens.
-    """
+    `signals` groups have rewards that differ; the model has positions for `room` tokens."""
     sampling, larger = config.sampling, f"--group-size {2 * config.batch.group_size}"
     trials = [trial for group in groups for trial in group]
     count = len(trials)
@@ -105,8 +100,7 @@ def wrong(
     found: list[Finding] = []
 
     def told(what: str, some: Sequence[JudgedCompletion], change: str) -> None:
-        evidence = f"{len(some)} of {count} completions; {some[0]}"
-        found.append(Finding(what, evidence, change))
+        found.append(Finding(what, f"{len(some)} of {count} completions; {some[0]}", change))
 
     if len(cut) >= CUT * count and len(ran_on) > len(cut) / 2:
         stop = "'</answer>'" if sampling.style == "tags" else "$'\\n\\n'"
@@ -123,13 +117,11 @@ def wrong(
         change = f"{asks}--reward {lenient!r} pays for them"
         told("right answers are not marked, so they earn nothing", unmarked, change)
     if paid and earned >= RIGHT * count:
-        change = "a harder task (more terms, a higher level)"
-        told("nearly all is right already", right, change)
+        told("nearly all is right already", right, "a harder task (more terms, a higher level)")
     elif paid and len(right) <= RARE * count and len(cut) < (1 - CUT) * count:
         base = ": the tokenizer has no chat template, so the prompt is r1_zero, for a base"
-        what = f"{'hardly any' if right else 'no'} answer is right" + base * (
-            sampling.template == "auto" and template == "r1_zero"
-        )
+        base *= sampling.template == "auto" and template == "r1_zero"
+        what = f"{'hardly any' if right else 'no'} answer is right{base}"
         told(what, trials, f"{shown}an easier task, a stronger model, {larger}")
     alike = [group for group in groups if len({trial.completion.tokens for trial in group}) == 1]
     if len(alike) > (1 - FEW) * len(groups):

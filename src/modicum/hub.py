@@ -1,7 +1,6 @@
 """Whether the Hugging Face hub answers, so that without a network nobody waits for it.
 
-Its libraries ask again and again before they look into their caches. Here it is asked once.
-"""
+Its libraries ask again and again before they look into their caches. Here it is asked once."""
 
 import ssl
 import urllib.error

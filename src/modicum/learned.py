@@ -22,10 +22,10 @@ from torch.nn.functional import softplus
 
 from modicum import stats
 from modicum.engine.reward import scores
+from modicum.evaluate import Graded
 from modicum.grading.extraction import extract, extract_lenient
 from modicum.models.adapters import quiet
 from modicum.runs import read_object
-from modicum.scorecard import Graded
 from modicum.tasks import readers
 from modicum.tasks.rows import as_text, require_column, value
 from modicum.types import RunStopped, UserError
@@ -52,10 +52,8 @@ class Preference(NamedTuple):
 
 
 def paired(question: str, prompt: Tokens, group: Iterable[Graded], seed: int) -> list[Preference]:
-    """At most `MOST` pairs of different texts, those of matched lengths first, drawn by `seed`.
-
-    Of what has ended, has an answer that can be read, and the same verdict strictly and leniently.
-    """
+    """At most `MOST` pairs of different texts, those of matched lengths first, drawn by `seed`. Of
+    what has ended, has an answer that can be read, and the same verdict strictly and leniently."""
     sides: tuple[dict[str, Tokens], ...] = {}, {}
     for completion, grade in group:
         if completion.finished and grade.extracted is not None and grade.strict == grade.lenient:
@@ -81,9 +79,8 @@ def read(
     path: str, encoded: Callable[..., Sequence[Tokens]]
 ) -> tuple[list[Preference], dict[str, Any]]:
     """The pairs of `modicum pairs`, with what its file says; or a file or folder of preferences.
-
-    `encoded` makes tokens of a prompt and of answers that have ended, and is told where they stand.
-    """
+    `encoded` makes tokens of a prompt and of answers that have ended, and is told where they
+    stand."""
     place, groups = Path(path).expanduser(), defaultdict[str, list[Preference]](list)
     if place.suffix == ".json" and place.is_file() and place.read_bytes()[:1] == b"{":
         made = read_object(place)
@@ -181,10 +178,8 @@ def judge(
     train: Sequence[Preference] = (),
 ) -> dict[str, Any]:
     """The report of scores of held-out pairs, beside rivals that know nothing of the problem.
-
     `formed` says whether a text has the form that the prompt asks for. The rival `answer` is
-    log((right + 1) / (wrong + 1)), how often a final answer was right and wrong in `train`.
-    """
+    log((right + 1) / (wrong + 1)), how often a final answer was right and wrong in `train`."""
     right = Counter(answer(pair.chosen[1]) for pair in train)
     wrong = Counter(answer(pair.rejected[1]) for pair in train)
     rivals: dict[str, Callable[[Tokens, str], float]] = {

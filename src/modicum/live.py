@@ -1,7 +1,6 @@
 """A run while it goes, of the files of its folder: a page that loads itself anew, a terminal's view.
 
-They take a hundredth of the run's time at most, and no error of theirs ends it.
-"""
+They take a hundredth of the run's time at most, and no error of theirs ends it."""
 
 import math
 import time
@@ -41,11 +40,9 @@ def _curve(title: str, x: Sequence[float], y: Sequence[float]) -> dict[str, Any]
     svg = f"{x[0]} {-low - tall:.6g} {wide} {tall:.6g}", points
     blocks = [BARS[round((v - low) / tall * 7)] for v in y]
 
-    def bars(width: int) -> str:
-        return "".join(blocks[k * len(y) // width] for k in range(width))
-
     span = f"{n.general(low)} to {n.general(high)}"
-    return {"title": title, "last": last, "range": span, "svg": svg, "bars": bars}
+    made = {"title": title, "last": last, "range": span, "svg": svg}
+    return made | {"bars": lambda wide: "".join(blocks[k * len(y) // wide] for k in range(wide))}
 
 
 def _shown(found: Status) -> dict[str, Any]:

@@ -1,17 +1,15 @@
 """Every metric that a step logs, once, in logged.txt: its key, title, units and explanation.
 
 Reports take titles from there, and a test holds the table in docs/metrics.md to it. `reward/TERM`
-stands for every term of a reward, `user/NAME` for what functions log.
-"""
+stands for every term of a reward, `user/NAME` for what functions log."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 TERM = "reward/TERM"
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """A line of logged.txt; `shown` and `short` are empty where no figure has it."""
 
     key: str
@@ -39,5 +37,4 @@ METRICS = {line.partition(" ")[0]: Metric(*map(str.strip, line.split(" | "))) fo
 def metric_of(key: str) -> Metric:
     """The metric of a key, also of a term of a reward."""
     name, term = key.removeprefix("reward/"), METRICS[TERM]
-    own = Metric(key, f"{term.title} {name}", term.unit, term.shown, name, "")
-    return METRICS.get(key, own)
+    return METRICS.get(key, Metric(key, f"{term.title} {name}", term.unit, term.shown, name, ""))

@@ -138,10 +138,9 @@ def _installed() -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found["versions"][name] = metadata.version(name)
     command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    how: dict[str, Any] = {"text": True, "timeout": 5, "stderr": subprocess.DEVNULL}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found["commit"] = subprocess.check_output(
-            command, text=True, timeout=5, stderr=subprocess.DEVNULL
-        ).strip()
+        found["commit"] = subprocess.check_output(command, **how).strip()
     return found
 
 

@@ -3,8 +3,7 @@
     full-seed0    last-1-Qwen--Qwen2.5-0.5B-gsm8k-lr1e-05-seed0    full-and-so-on-1f0c3a-seed0
 
 Two runs that differ have two names. How long a run is, and what changes memory or files only, is left
-out. What its letters do not give again, or is too long, ends in a hash.
-"""
+out. What its letters do not give again, or is too long, ends in a hash."""
 
 import hashlib
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.config import KINDS, TrainConfig
-from modicum.resuming import settings
+from modicum.settings import settings
 
 LONGEST = 80  # letters of a name
 SHORT = {"learning_rate": "lr", "prompts_per_step": "prompts"}
@@ -39,11 +38,9 @@ def run_folder(config: TrainConfig) -> Path:
 def name_of(config: TrainConfig) -> str:
     """The name of a run, at most LONGEST letters, of which a shell needs none quoted."""
     usual = {name: value for name, _, value in settings(TrainConfig())}
-    differ = {
-        name: value
-        for name, kind, value in sorted(settings(config), key=lambda s: s[0] not in PLAIN)
-        if (kind == "fixed" or name == "model") and value != usual[name]
-    }
+    named = (s for s in settings(config) if s[1] == "fixed" or s[0] == "model")
+    ordered = sorted(named, key=lambda setting: setting[0] not in PLAIN)
+    differ = {name: value for name, _, value in ordered if value != usual[name]}
     if "optimizer.schedule" in differ or "curriculum" in differ:
         differ["steps"] = config.steps  # which they are spread over
     rest = [_piece(n, value) for n, value in differ.items() if n not in ("update", "seed")]

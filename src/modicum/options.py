@@ -1,8 +1,7 @@
 """Command-line options from config dataclasses: one option a field, sections flattened.
 
 The help text is the field's docstring. Values are checked by the dataclass itself, so the command
-line, TOML and Python refuse the same things in the same words.
-"""
+line, TOML and Python refuse the same things in the same words."""
 
 import argparse
 import ast
@@ -22,12 +21,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from modicum.resuming import AUTO
-from modicum.settings import elsewhere, from_mapping, places, tables
+from modicum.settings import AUTO, elsewhere, from_mapping, places, tables
 from modicum.types import UserError
 
 C = TypeVar("C")
-HELP: Mapping[str, Any]
 HELP = tomllib.loads((Path(__file__).parent / "commands" / "help.toml").read_text("utf-8"))
 """What help says, the line, text and examples of every command among it."""
 WORDS = {int: "N", float: "X", str: "TEXT"}

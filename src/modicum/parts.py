@@ -1,8 +1,7 @@
 """The parts of a run that can be Python objects: task, update, reward, objective, curriculum.
 
 An object that no expression gives again stands in the config as `given('...')`, which `spec.build`
-refuses: such a run goes on from Python only. What it was is kept in the run folder (KEPT).
-"""
+refuses: such a run goes on from Python only. What it was is kept in the run folder (KEPT)."""
 
 import inspect
 import json
@@ -44,9 +43,8 @@ class RunParts:
 
     def named(self, config: TrainConfig) -> TrainConfig:
         """The config with an expression for every object here."""
-        texts: dict[str, Any] = {
-            kind: expression(kind, part) for kind, part in vars(self).items() if part is not None
-        }
+        held = ((kind, part) for kind, part in vars(self).items() if part is not None)
+        texts: dict[str, Any] = {kind: expression(kind, part) for kind, part in held}
         return replace(config, **texts)
 
     def resolve(
@@ -80,8 +78,7 @@ class RunParts:
         """Write what the config alone cannot repeat; returns what the user should know of it."""
         kinds = [kind for kind in parsers() if is_given(getattr(config, kind))]
         found = {kind: _described(getattr(self, kind), getattr(config, kind)) for kind in kinds}
-        path = run.folder / KEPT
-        if path.exists():
+        if (path := run.folder / KEPT).exists():
             changed = json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(found))
             return [f"the source differs from what the run began with ({path})"] * changed
         if isinstance(self.task, GivenTask):
@@ -94,9 +91,8 @@ class RunParts:
 def require_group(objective: "Objective", config: TrainConfig) -> None:
     """UserError for groups of one where the objective compares completions of a problem."""
     if config.batch.group_size < 2 and getattr(objective, "compares", True):
-        raise UserError(
-            "group_size must be at least 2 (of the objectives reinforce_pp and ppo take 1)"
-        )
+        hint = "of the objectives reinforce_pp and ppo take 1"
+        raise UserError(f"group_size must be at least 2 ({hint})")
 
 
 def parsers() -> dict[str, Callable[[str], Any]]:
@@ -156,8 +152,7 @@ def past_update(folder: Path, text: str) -> "Update | None":
 def past_base(folder: Path, name: str) -> str:
     """Where the base of a past run is: at `name` from here, or else from where it was begun;
     UserError for a folder or file that is in neither place."""
-    path = Path(name).expanduser()
-    if name == "tiny" or path.exists():
+    if name == "tiny" or (path := Path(name).expanduser()).exists():
         return name
     for place in places(folder):
         if (place / path).exists():
@@ -165,9 +160,8 @@ def past_base(folder: Path, name: str) -> str:
     known = base_of(folder)
     if path.is_absolute() or (known.get("local") and known.get("model") == name):
         kind = "GGUF file" if path.suffix.lower() == ".gguf" else "model folder"
-        raise UserError(
-            f"there is no {kind} {name}, the base of {folder}; --model NEW says where it is now"
-        )
+        hint = "--model NEW says where it is now"
+        raise UserError(f"there is no {kind} {name}, the base of {folder}; {hint}")
     return name
 
 

@@ -1,8 +1,7 @@
 """A run folder that is written and read; docs/runs.md has its files. Nothing here imports torch.
 
 Keys of metrics.jsonl under `time/` and `memory/` are measurements; all others are the same whenever
-a run is repeated or resumed.
-"""
+a run is repeated or resumed."""
 
 import hashlib
 import json
@@ -63,7 +62,7 @@ class Run:
 
     def cut(self, step: int, ended: bool = True) -> None:
         """Drop what belongs to `step` or later, and (not `ended`) the end: they are written again."""
-        for aside in filter(disk.is_aside, self.folder.iterdir()):
+        for aside in (e for e in self.folder.iterdir() if disk.ASIDE.fullmatch(e.name)):
             aside.unlink()
         for name in LINES:
             self._keep(name, lambda entry: entry["step"] < step)

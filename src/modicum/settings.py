@@ -1,8 +1,17 @@
-"""How settings are checked, wherever they come from, and what other programs call them.
+"""How settings are checked, wherever they come from, what other programs call them, and which of
+them a resumed run may change.
 
 A name that no setting has is answered with the table where it belongs, with what it is here if TRL,
-verl, transformers or PEFT have it (elsewhere.txt), or else with the nearest one.
-"""
+verl, transformers or PEFT have it (elsewhere.txt), or else with the nearest one. Every setting says
+where it is declared what resume may do:
+
+free     it may change: nothing that is trained depends on it
+digits   it may, and last digits change: the same sums are added in another order
+length   it may where nothing in the run follows its length
+fixed    it may not: the run would be another one
+
+A setting that is `chosen` has a value (0, None) that leaves it to the program. It is written `auto`,
+on the command line, in TOML and in Python alike; a run's own file has what was chosen."""
 
 import codecs
 import dataclasses
@@ -11,17 +20,62 @@ import os
 import re
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from modicum.limits import check_limits
-from modicum.resuming import AUTO, is_auto
 from modicum.spec import check, nearest, short
 from modicum.types import UserError
 
 C = TypeVar("C")
+Resume = Literal["free", "digits", "length", "fixed"]
+AUTO = "auto"
+
+
+def _setting(resume: Resume) -> Callable[[Any], Any]:
+    return lambda default: dataclasses.field(default=default, metadata={"resume": resume})
+
+
+free, digits, length, fixed = map(_setting, typing.get_args(Resume))
+
+
+def chosen(setting: Any) -> Any:
+    """Make a setting one whose default leaves it to the program."""
+    told = {**setting.metadata, AUTO: setting.default}
+    return dataclasses.field(default=setting.default, metadata=told)
+
+
+def is_auto(entry: Any, value: Any) -> bool:
+    """Whether a value of a field leaves it to the program."""
+    default = entry.metadata.get(AUTO, dataclasses.MISSING)
+    if default is dataclasses.MISSING or isinstance(value, str):
+        return value == AUTO and default is not dataclasses.MISSING
+    return type(value) is type(default) and value == default
+
+
+def kept(config: C, past: C) -> C:
+    """The config with what `past` has for every setting that is left to the program."""
+    found = {}
+    for entry in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, before = (getattr(of, entry.name) for of in (config, past))
+        if dataclasses.is_dataclass(value):
+            found[entry.name] = kept(value, before)
+        elif is_auto(entry, value):
+            found[entry.name] = before
+    return dataclasses.replace(config, **found)  # type: ignore[type-var]
+
+
+def settings(config: Any) -> Iterator[tuple[str, Resume, Any]]:
+    """Every setting: its name with its table (`batch.micro_batch`), what resume may do, its value."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            for name, resume, inner in settings(value):
+                yield f"{entry.name}.{name}", resume, inner
+        else:
+            yield entry.name, entry.metadata["resume"], value
 
 
 class Settings:
@@ -77,9 +131,7 @@ def from_mapping(
     cls: type[C], values: Mapping[str, Any], where: str, within: Mapping[str, str] | None = None
 ) -> C:
     """The config `cls` from nested tables; unknown keys and wrong types are UserErrors.
-
-    `where` (a file) begins them; `within` are the `places` of the whole config.
-    """
+    `where` (a file) begins them; `within` are the `places` of the whole config."""
     hints, within = _hints(cls), places(cls) if within is None else within
     made: dict[str, Any] = {}
     for key, value in values.items():

@@ -1,8 +1,7 @@
 """The one expression language: `last(5) & parts(mlp)`, `accuracy + 0.2*format`.
 
 It is parsed with `ast` and built by calling the members' own dataclasses and operators; nothing is
-ever evaluated. `str()` of the object gives the expression back.
-"""
+ever evaluated. `str()` of the object gives the expression back."""
 
 import ast
 import dataclasses
@@ -64,8 +63,7 @@ class Named(Spec):
     """One with the name of its class, unless that says another: `DrGrpo` is `dr_grpo`."""
 
     def __init_subclass__(cls) -> None:
-        parted = re.sub("(?<!^)([A-Z])", r"_\1", cls.__name__)
-        cls.name = vars(cls).get("name", parted.lower())
+        cls.name = vars(cls).get("name", re.sub("(?<!^)([A-Z])", r"_\1", cls.__name__).lower())
 
 
 @lru_cache(maxsize=256)
@@ -161,19 +159,16 @@ class _Builder:
                 except OverflowError:
                     raise self.error("a number is too large") from None
                 except TypeError:
-                    raise self.error(
-                        f"{ast.unparse(left)!r} and {ast.unparse(right)!r} cannot be joined"
-                        f" with {sign} (brackets may be missing)"
-                    ) from None
+                    both = f"{ast.unparse(left)!r} and {ast.unparse(right)!r}"
+                    why = f"cannot be joined with {sign} (brackets may be missing)"
+                    raise self.error(f"{both} {why}") from None
         raise self.error(f"{ast.unparse(node)!r} is not allowed in an expression")
 
     def call(self, name: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Any:
         if name == GIVEN:
-            raise UserError(
-                f"{self.kind} {self.text} was an object in Python, which no expression gives again:"
-                " go on in Python with the result of `train` or the same object, or begin anew with"
-                f" another {self.kind} (docs/python.md)"
-            )
+            was = "was an object in Python, which no expression gives again: go on in Python with"
+            hint = "the result of `train` or the same object, or begin anew with another"
+            raise UserError(f"{self.kind} {self.text} {was} {hint} {self.kind} (docs/python.md)")
         if name not in self.members:
             raise UserError(f"unknown {self.kind} {name!r}; {nearest(name, self.members)}")
         cls = self.members[name]
@@ -181,8 +176,7 @@ class _Builder:
         values: dict[str, Any] = {}
         positional = [self.argument(arg) for arg in args]
         takes = ", ".join(map(_shown, fields.values())) or "no arguments"
-        varargs = getattr(cls, "varargs", None)
-        if varargs is not None:
+        if (varargs := getattr(cls, "varargs", None)) is not None:
             if positional or all(keyword.arg != varargs for keyword in keywords):
                 values[varargs] = tuple(positional)
         elif len(positional) > len(fields):

@@ -1,8 +1,7 @@
 """Estimates and their uncertainty: pass@k, maj@k, standard errors, intervals, Holm's p-values.
 
 Problems are the clusters: the samples of a problem are averaged to one score, whose spread has both
-the choice of problems and the noise of sampling (Miller 2024, arXiv 2411.00640).
-"""
+the choice of problems and the noise of sampling (Miller 2024, arXiv 2411.00640)."""
 
 import itertools
 import math
@@ -45,10 +44,8 @@ class Difference:
 
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The chance that at least one of `k` samples is right, when `c` of `n` drawn were.
-
     Unbiased: 1 - C(n-c, k) / C(n, k), as the product of Chen et al. 2021 (arXiv 2107.03374), which
-    cannot overflow. Raises UserError when n < k or a count makes no sense.
-    """
+    cannot overflow. Raises UserError when n < k or a count makes no sense."""
     try:
         n, c, k = (operator.index(value) for value in (n, c, k))
     except TypeError:
@@ -66,10 +63,9 @@ def majority_at_k(
     votes: Sequence[str | None], right: str, k: int, key: str = "", draws: int = 200
 ) -> float:
     """The chance that the commonest vote among `k` samples is `right`; 0 when none votes (None).
-
     A tie counts as the chance of picking `right` among the tied. For k < n the mean is over all
-    subsets, or over `draws` random ones (seeded by `key`). UserError when k is not between 1 and n.
-    """
+    subsets, or over `draws` random ones (seeded by `key`). UserError when k is not between 1 and
+    n."""
     n = len(votes)
     if not 1 <= k <= n:
         raise UserError(f"maj@{k} needs at least {max(k, 1)} samples a problem, there are {n}")
@@ -97,9 +93,7 @@ def auc(scores: Sequence[float], right: Sequence[bool]) -> float | None:
 
 def best_of(samples: Sequence[tuple[float, float]], n: int) -> float:
     """The expected value of the highest scored of `n` drawn from (score, value) without replacement.
-
-    Equal scores share their mean value. Raises UserError unless 1 <= n <= the number of scores.
-    """
+    Equal scores share their mean value. Raises UserError unless 1 <= n <= the number of scores."""
     count = len(samples)
     if not 1 <= n <= count:
         raise UserError(f"best of {n} needs at least {max(n, 1)} samples a problem, not {count}")
@@ -116,9 +110,7 @@ def best_of_kl(n: int) -> float:
 
 def standard_error(scores: ArrayLike) -> float:
     """The standard error of the mean of `scores`: sd (with n - 1) over the root of n.
-
-    UserError for fewer than two, more than one axis, or a score that is not finite.
-    """
+    UserError for fewer than two, more than one axis, or a score that is not finite."""
     values = _vector("scores", scores)
     if len(values) < 2:
         raise UserError("a standard error needs at least two scores, there is one")
@@ -127,10 +119,8 @@ def standard_error(scores: ArrayLike) -> float:
 
 def interval(scores: ArrayLike, level: float = 0.95) -> Interval:
     """The mean of scores in [0, 1], one a problem, and its interval over problems.
-
     Scores of 0 and 1 alone have Wilson's interval (1927); shares between them have it for as many
-    problems as their spread is worth (`_wilson`). UserError for none, or one outside [0, 1].
-    """
+    problems as their spread is worth (`_wilson`). UserError for none, or one outside [0, 1]."""
     values = _vector("scores", scores)
     if values.min() < 0 or values.max() > 1:
         raise UserError(f"scores lie in [0, 1], not {values.min():g} to {values.max():g}")
@@ -139,19 +129,15 @@ def interval(scores: ArrayLike, level: float = 0.95) -> Interval:
 
 def paired_interval(after: ArrayLike, before: ArrayLike, level: float = 0.95) -> Interval:
     """The mean of `after - before` over the same problems and its interval, within [-1, 1].
-
     Both have one score in [0, 1] a problem, in the same order; pairing takes out how hard
-    a problem is. Raises UserError when the lengths differ or a score lies outside [0, 1].
-    """
+    a problem is. Raises UserError when the lengths differ or a score lies outside [0, 1]."""
     return change_interval(_changes(after, before), level)
 
 
 def change_interval(changes: ArrayLike, level: float = 0.95) -> Interval:
     """The mean of changes in [-1, 1], one a problem, and its interval.
-
     Gains and losses each have an interval as in `interval`; that of the change is put
-    together from them and their correlation (Newcombe 1998; Zou and Donner 2008).
-    """
+    together from them and their correlation (Newcombe 1998; Zou and Donner 2008)."""
     change, z = _vector("changes", changes), _quantile(level)
     gain, loss = np.maximum(change, 0.0), np.maximum(-change, 0.0)
     up, down = _wilson(gain, z, UNSEEN_CHANGES), _wilson(loss, z, UNSEEN_CHANGES)
@@ -169,9 +155,7 @@ def change_interval(changes: ArrayLike, level: float = 0.95) -> Interval:
 
 def mean_interval(after: ArrayLike, before: ArrayLike, level: float = 0.95) -> Interval:
     """The mean of `after - before`, pairs of means themselves (over seeds), and its t-interval.
-
-    Clipped to [-1, 1]; of equal differences that of `no_spread`. UserError as `paired_interval`.
-    """
+    Clipped to [-1, 1]; of equal differences that of `no_spread`. UserError as `paired_interval`."""
     change, bounds = _changes(after, before), (-1.0, 1.0)
     if np.ptp(change) < ROUNDING:
         return no_spread(float(change[0]), len(change), level, bounds)
@@ -186,9 +170,7 @@ UNSEEN, UNSEEN_CHANGES = 2.0, 0.5
 
 def _wilson(values: NDArray[np.float64], z: float, unseen: float) -> Interval:
     """Wilson's interval of a mean of n values in [0, 1], for n / r problems.
-
-    r is their variance over p (1 - p), taken for 1 in `unseen` more successes than there are.
-    """
+    r is their variance over p (1 - p), taken for 1 in `unseen` more successes than there are."""
     count, mean = len(values), float(values.mean())
     most = mean * (1 - mean)
     seen = count * min(mean, 1 - mean)
@@ -220,10 +202,8 @@ def _changes(after: ArrayLike, before: ArrayLike) -> NDArray[np.float64]:
 
 def no_spread(mean: float, count: int, level: float, bounds: tuple[float, float]) -> Interval:
     """Wilson's interval where all `count` values are equal to `mean`.
-
     His upper limit for 0 of n, z^2 / (n + z^2), bounds the share of problems that behave
-    otherwise, and those may lie anywhere within the bounds.
-    """
+    otherwise, and those may lie anywhere within the bounds."""
     least, most = bounds
     z = _quantile(level)
     unseen = z * z / (count + z * z)
@@ -242,11 +222,9 @@ def share_interval(count: int, of: int, level: float = 0.95) -> Interval:
 
 def holm(p_values: ArrayLike) -> list[float]:
     """Holm's adjusted p-values, in the order given: reject those at most alpha.
-
     The j-th smallest of m becomes the largest of min(1, (m - i + 1) p_(i)) over i <= j, which holds
     the chance of any false rejection to alpha under every dependence (Holm 1979). Raises UserError
-    when one is not between 0 and 1.
-    """
+    when one is not between 0 and 1."""
     values = np.asarray(p_values, dtype=np.float64)
     if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
         raise UserError("p-values must be a list of numbers between 0 and 1")

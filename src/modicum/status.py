@@ -18,9 +18,7 @@ TAIL = 2**18  # bytes of the end of a file
 
 class Status:
     """A run folder, empty where it has no file; UserError for a broken one (docs/runs.md has `state`).
-
-    `values` is what lists show: what came of it, and every setting by its own name.
-    """
+    `values` is what lists show: what came of it, and every setting by its own name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

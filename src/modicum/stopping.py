@@ -7,7 +7,7 @@ mean of the last five that logged it. A resumed run decides as the uncut one doe
 import operator
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from modicum.logged import METRICS, TERM
@@ -20,7 +20,6 @@ HELD = ("accuracy", "lenient", "greedy", "format", "truncated", "length")
 """What an evaluation finds; all others are logged by steps."""
 KNOWN = [*HELD, *(METRICS.keys() - {TERM, "user/NAME", "step"})]
 WINDOW = 5  # steps whose mean counts
-SIGNS: Mapping[str, Callable[[float, float], bool]]
 SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 FORM = re.compile(rf"\s*([^\s<>].*?)\s*(>=|<=|>|<)\s*{NUMBER}\s*(%?)\s*")

@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from modicum.answers import STYLES
 from modicum.commands.difficulty import Options, drawer, gather
 from modicum.commands.train import read
 from modicum.config import TrainConfig
 from modicum.limits import Natural, Positive
 from modicum.options import show
 from modicum.report.words import say
-from modicum.rewards.learned import REPORT
+from modicum.rewards.terms import REPORT
 from modicum.runs import Run, check_new, make_folder
 from modicum.settings import Settings
-from modicum.styles import STYLES
 from modicum.types import Problem, UserError
 
 PROBLEMS, FORWARD, WITNESSES = 1024, 16, 2  # pairs of a forward, and for a witness

@@ -9,7 +9,8 @@ from pathlib import Path
 from threading import Timer
 from typing import Annotated, Any
 
-from modicum import cache, draws, scorecard
+import modicum.evaluate as scorecard
+from modicum import cache, draws
 from modicum.commands.train import read
 from modicum.config import TrainConfig, Trust
 from modicum.limits import Limits, within

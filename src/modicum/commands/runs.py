@@ -14,7 +14,7 @@ from modicum.config import TrainConfig, Trust
 from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
 from modicum.options import Parser, add_options, given, show
 from modicum.parts import past_bases, past_config
-from modicum.resuming import settings
+from modicum.settings import settings
 from modicum.spec import nearest
 from modicum.status import Status
 from modicum.types import UserError

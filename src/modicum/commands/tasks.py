@@ -155,8 +155,8 @@ def run_audit_reward(args: list[str]) -> int:
     found, options = parser.options(args, AuditRewardOptions, "audit")
 
     from modicum import rewards, tasks
+    from modicum.answers import STYLES
     from modicum.rewards.audit import audit, table
-    from modicum.styles import STYLES
 
     task, reward = tasks.parse(options.task), rewards.parse(options.reward)
     problems = _first(task, "train", options.seed, options.problems)

@@ -1,14 +1,12 @@
 """Curricula: which problems come next.
 
-A curriculum is a frozen dataclass; `begin` makes the `Order` of a run, which has a state.
-The loop asks it for the problems of a step, shows it what came of all that were drawn
-(before any group is left out), and keeps its state in checkpoints, so that a resumed run
-goes on as the uncut one would.
+A curriculum is a frozen dataclass; `begin` makes the `Order` of a run, which has a state. The loop
+asks it for the problems of a step, shows it what came of all that were drawn (before any group is
+left out), and keeps its state in checkpoints, so that a resumed run goes on as the uncut one would.
 
 To add one: by rank a `window`, over arms `choose` and what it keeps; its row in CURRICULA, a section
 in docs/curricula.md, and in tests/test_curricula.py an example worked out by hand, which the
-contract suite compares. u is how much of a run is behind it, from 0 to 1.
-"""
+contract suite compares. u is how much of a run is behind it, from 0 to 1."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -44,8 +42,7 @@ class Uniform(Curriculum):
 class EasyToHard(ByRank):
     """The easiest part of the problems first, a harder part with every stage.
 
-    If `cumulative` easier problems stay. Source: curriculum learning (Bengio et al. 2009).
-    """
+    If `cumulative` easier problems stay. Source: curriculum learning (Bengio et al. 2009)."""
 
     stages: Annotated[int, Limits(2, 100)] = 4
     cumulative: bool = True
@@ -77,8 +74,7 @@ class Competence(ByRank):
     """The problems up to a rank that grows with every step, all of them alike.
 
     What is open at first must hold four batches. Source: Platanios et al. 2019, arXiv 1903.09848,
-    with c0 = 0.01 and T by the length of a baseline.
-    """
+    with c0 = 0.01 and T by the length of a baseline."""
 
     guarded: ClassVar[bool] = True
     power: Annotated[float, Limits(0.1, 10)] = 2.0
@@ -100,18 +96,15 @@ class Placebo(Curriculum):
     """A curriculum whose difficulties have changed places: `placebo(easy_to_hard(stages=2))`.
 
     Levels, or the problems of a fixed set, have the difficulty of another one, by a key of the seed.
-    What it wins over `uniform` is no merit of the difficulty.
-    """
+    What it wins over `uniform` is no merit of the difficulty."""
 
     curriculum: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not parse(self.curriculum).directed:
-            raise UserError(
-                f"placebo: {self.curriculum} does not go by what is easier; `uniform` is what it"
-                " compares with"
-            )
+            hint = "`uniform` is what it compares with"
+            raise UserError(f"placebo: {self.curriculum} does not go by what is easier; {hint}")
 
     def __str__(self) -> str:
         return f"placebo({parse(self.curriculum)})"
@@ -125,13 +118,9 @@ class Placebo(Curriculum):
         return parse(self.curriculum).order(task, seed, permute(task, seed, measure))
 
 
-CURRICULA: dict[str, type] = {
-    cls.name: cls
-    for cls in (
-        *(Uniform, EasyToHard, HardToEasy, E2H, Competence, AdaRFT),
-        *(Prioritized, Bandit, Pools, Placebo),
-    )
-}
+BY_DIFFICULTY = (Uniform, EasyToHard, HardToEasy, E2H, Competence, AdaRFT)
+MEMBERS = (*BY_DIFFICULTY, Prioritized, Bandit, Pools, Placebo)
+CURRICULA: dict[str, type] = {cls.name: cls for cls in MEMBERS}
 
 
 def parse(text: str) -> Curriculum:

@@ -2,9 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from modicum.runs import file_hash, read_object
 from modicum.spec import Named
@@ -17,13 +16,10 @@ Measure = Callable[[Problem], float | None]
 """The difficulty of a problem; None where it is not known."""
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What came of one problem that was drawn.
-
     `rewards` are the totals of its completions, NaN for no verdict. `right` of `known`
-    verdicts of the term `accuracy` were full; both are 0 where the reward has no such term.
-    """
+    verdicts of the term `accuracy` were full; both are 0 where the reward has no such term."""
 
     problem: Problem
     rewards: tuple[float, ...]
@@ -91,9 +87,7 @@ def as_count(value: Any, below: float = float("inf")) -> int:
 
 class Curriculum(Named, ABC):
     """Chooses the problems of every step.
-
-    One with a field `difficulty` goes by a file of `modicum difficulty` where it names one.
-    """
+    One with a field `difficulty` goes by a file of `modicum difficulty` where it names one."""
 
     directed: ClassVar[bool] = False
     """Whether it matters to it which of two problems is the harder one."""
@@ -112,8 +106,7 @@ class Curriculum(Named, ABC):
         """The order of a run by this measure of difficulty."""
 
 
-@dataclass(frozen=True)
-class PassRates:
+class PassRates(NamedTuple):
     """What `modicum difficulty` measured: `wrong`, the share of a base's answers that is wrong, by
     problem or by level of an endless task, and what that took."""
 
@@ -152,11 +145,11 @@ def permute(task: Task, seed: int, measure: Measure) -> Measure:
     moved = dict(zip(places, values, strict=True))
 
     def permuted(problem: Problem) -> float | None:
-        known = measure(problem)
+        if (known := measure(problem)) is None:
+            return None
         place = known if turns > 1 else problem.id
-        if known is None or place in moved:
-            return None if known is None else moved[place]
-        return stream(seed, problem.id).choice(values)  # it is not ranked
+        # Or it is not ranked.
+        return moved[place] if place in moved else stream(seed, problem.id).choice(values)
 
     return permuted
 
@@ -182,20 +175,14 @@ def rated(
     every = {p.id: " ".join(p.question.split()) for p in problems}
     found = {p.id: d for p in problems if (d := measure(p)) is not None}
     if len(found) < least:
-        raise UserError(
-            f"{name} needs at least {least} problems with a difficulty; of {len(problems)} problems"
-            f" of {task} {len(found)} have one"
-        )
+        some = f"of {len(problems)} problems of {task} {len(found)} have one"
+        raise UserError(f"{name} needs at least {least} problems with a difficulty; {some}")
     ranked = sorted({(d, every[place]) for place, d in found.items()})
     if ranked[0][0] == ranked[-1][0]:
-        raise UserError(
-            f"{name}: all problems of {task} have the same difficulty"
-            f" ({ranked[0][0]:g}), so none is easier than another"
-        )
-    low, high = (
-        "; ".join(f"{text:.48} ({d:g})" for d, text in some)
-        for some in (ranked[:3], ranked[:-4:-1])
-    )
+        same = f"the same difficulty ({ranked[0][0]:g}), so none is easier than another"
+        raise UserError(f"{name}: all problems of {task} have {same}")
+    ends = ranked[:3], ranked[:-4:-1]
+    low, high = ("; ".join(f"{text:.48} ({d:g})" for d, text in some) for some in ends)
     lacking = len(every) - len(found)
     told = [f"{name}: the easiest of {len(found)} problems: {low}", f"{name}: the hardest: {high}"]
     told += [f"{name}: {lacking} problems have no difficulty, and come last"] * (lacking > 0)

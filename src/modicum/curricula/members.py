@@ -23,8 +23,7 @@ class E2H(ByArm):
     """Every level with a chance that moves from the easy ones to the hard ones.
 
     No chance is below 2 / (K (K + 1)) of K levels: 1/3 of two levels and 1 of one, so that fewer
-    than three are refused. Source: E2H Reasoner, arXiv 2506.06632.
-    """
+    than three are refused. Source: E2H Reasoner, arXiv 2506.06632."""
 
     name: ClassVar[str] = "e2h"
     directed: ClassVar[bool] = True
@@ -78,8 +77,7 @@ class Bandit(ByArm):
 
     For each problem a pass rate p of every level is drawn as it is believed to be, and the level of
     the largest p (1 - p) is taken; a share `explore` is of any level. The project's own form; for
-    bandits over levels see arXiv 2505.14970.
-    """
+    bandits over levels see arXiv 2505.14970."""
 
     decay: Share = 0.9
     explore: Share = 0.1
@@ -120,8 +118,7 @@ class Prioritized(ByVisit):
     """Problems whose pass rate seems to be near one half, and a share `explore` of all alike.
 
     `weight` is learnability, E[p (1 - p)] with beliefs as in `bandit`, or informative, 1 - p^G -
-    (1 - p)^G. Source: Foster et al. 2025, arXiv 2502.12272, who measure p anew for each draw.
-    """
+    (1 - p)^G. Source: Foster et al. 2025, arXiv 2502.12272, who measure p anew for each draw."""
 
     weight: Literal["learnability", "informative"] = "learnability"
     explore: Share = 0.1
@@ -139,8 +136,7 @@ class Pools(ByVisit):
     """Problems weighed by how many of a group were right when they were last seen.
 
     `hard` up to a quarter, `easy` above three quarters, `medium` between; 1 for those not seen yet.
-    Equal weights are `uniform`, so they must be given. Source: prime-rl's pools.
-    """
+    Equal weights are `uniform`, so they must be given. Source: prime-rl's pools."""
 
     hard: Weight = 1.0
     medium: Weight = 1.0
@@ -183,10 +179,8 @@ class AdaRFT(ByArm):
         if self.rescale:
             return [SCALE * (level - low) / (high - low) for level in levels]
         if low < 0 or high > SCALE or high - low < SPREAD:
-            raise UserError(
-                f"adarft: difficulties must be on the scale from 0 to 100, and those of {task} are"
-                f" {low:g} to {high:g}; rescale=True stretches them"
-            )
+            scale = f"on the scale from 0 to 100, and those of {task} are {low:g} to {high:g}"
+            raise UserError(f"adarft: difficulties must be {scale}; rescale=True stretches them")
         return levels
 
     def choose(self, order: ArmOrder, rng: Random, count: int, progress: float) -> Sequence[int]:

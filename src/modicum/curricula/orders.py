@@ -88,10 +88,8 @@ class RankedOrder(Order):
     def look(self, count: int, steps: int) -> list[str]:
         _, first = self.member.window(0.0, len(self.ranked))
         if self.member.guarded and self.task.size("train") and first < BATCHES * count:
-            raise UserError(
-                f"{self.member}: {first} problems are open at first, fewer than {BATCHES} batches"
-                f" of {count}; a larger c0, or fewer --prompts-per-step"
-            )
+            few = f"{first} problems are open at first, fewer than {BATCHES} batches of {count}"
+            raise UserError(f"{self.member}: {few}; a larger c0, or fewer --prompts-per-step")
         return self.told
 
     def metrics(self) -> dict[str, float]:
@@ -169,10 +167,9 @@ class ArmOrder(Order):
             raise UserError(f"{member}: a step of {count} needs more than {size} of {self.task}")
         found = [*self.told, *[f"{member}: {size} of {of} problems are drawn from"] * (of > size)]
         if not member.directed and (visits := count * steps / size) < VISITS:
-            found.append(
-                f"{member}: at most {visits:.1f} visits of each of {size} problems, and below"
-                f" {VISITS} it can hardly know which to prefer; bandit, over levels, needs fewer"
-            )
+            few = f"at most {visits:.1f} visits of each of {size} problems, and below {VISITS} it"
+            hint = "can hardly know which to prefer; bandit, over levels, needs fewer"
+            found.append(f"{member}: {few} {hint}")
         return found
 
     def observe(self, seen: Sequence[Seen]) -> None:
@@ -185,11 +182,9 @@ class ArmOrder(Order):
         self.member.hear(self, {arm: some for arm, some in told.items() if some[1]})
 
     def state(self) -> dict[str, Any]:
-        arms = [
-            [int(arm), int(self.places[arm]), list(self.memory[arm]), float(self.weights[arm])]
-            for arm in self.places.nonzero()[0]
-        ]
-        return super().state() | {"arms": arms, "target": self.target}
+        arms = self.places.nonzero()[0].tolist()
+        kept = [[n, int(self.places[n]), [*self.memory[n]], float(self.weights[n])] for n in arms]
+        return super().state() | {"arms": kept, "target": self.target}
 
     def load(self, state: Mapping[str, Any]) -> None:
         super().load(state)
@@ -211,10 +206,8 @@ def _arms(
     """Of every arm, the easiest first, its problem at a place, and its difficulty; what to tell."""
     turns, ends = turns_of(task), task.size("train") is not None
     if not ends and (member.visits or turns == 1):
-        raise UserError(
-            f"{member.name}: the problems of {task} do not come again; bandit and e2h go by levels,"
-            " such as those of arithmetic(terms=(2, 3, 4, 5))"
-        )
+        hint = "bandit and e2h go by levels, such as those of arithmetic(terms=(2, 3, 4, 5))"
+        raise UserError(f"{member.name}: the problems of {task} do not come again; {hint}")
     problems, told = pool(task, seed, turns), list[str]()
     found = {p.id: d for p in problems if (d := measure(p)) is not None}
     if member.directed or not member.visits:
@@ -229,14 +222,8 @@ def _arms(
         parts = [part for part in (*some, [p for (p,) in parts[len(known) :]]) if part]
     levels = [found.get(part[0].id, math.inf) for part in parts]
     if ends:
-        return [partial(_of_part, part) for part in parts], levels, told
-    of = {p.id: partial(_of_level, task, seed, turns, turn) for turn, p in enumerate(problems)}
-    return [of[p.id] for (p,) in parts], levels, told
-
-
-def _of_level(task: Task, seed: int, turns: int, turn: int, place: int) -> Problem:
-    return task.problem("train", seed, place * turns + turn)
-
-
-def _of_part(part: Sequence[Problem], place: int) -> Problem:
-    return part[place % len(part)]
+        return [lambda place, part=part: part[place % len(part)] for part in parts], levels, told
+    turn_of = {p.id: turn for turn, p in enumerate(problems)}
+    turns_in_order = [turn_of[p.id] for (p,) in parts]
+    at = partial(task.problem, "train", seed)
+    return [lambda place, n=n: at(place * turns + n) for n in turns_in_order], levels, told

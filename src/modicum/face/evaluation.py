@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from modicum import scorecard, tasks
+import modicum.evaluate as scorecard
+from modicum import tasks
 from modicum.config import Compute, Held, Sampling, Steps, TrainConfig, Trust, from_mapping
+from modicum.evaluate import Comparison, Evaluation
 from modicum.face.training import TrainResult, folder_of, in_python
 from modicum.limits import Natural, Positive
 from modicum.options import merge
 from modicum.parts import RunParts, past_bases, past_config, past_task, problems_changed
-from modicum.resuming import chosen, digits
 from modicum.runs import Run, make_folder
-from modicum.scorecard import Comparison, Evaluation
-from modicum.settings import Settings, tables
+from modicum.settings import Settings, chosen, digits, tables
 from modicum.types import UserError
 
 if TYPE_CHECKING:

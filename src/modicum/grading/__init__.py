@@ -5,9 +5,8 @@ comparison      are two answers the same: by value, text, parts; exact countdown
 spelling parts  one spelling of signs; members of lists, sets of reals
 quantities      numbers with units
 words.toml                     signs, functions, units and the like, by name
-latex values algebra           formulas, and their equality at random points
-equivalence                    algebra in a child process with a time limit
-"""
+latex values                   formulas, and their values
+equivalence                    their equality at random points, in a child with a time limit"""
 
 import re
 import tomllib
@@ -29,3 +28,12 @@ def rules(name: str) -> Callable[[str], str]:
     """What rewrites a text by a list of WORDS: patterns, and what takes the place of each."""
     found = [(re.compile(pattern), new) for pattern, new in WORDS[name]]
     return lambda text: reduce(lambda now, rule: rule[0].sub(rule[1], now), found, text)
+
+
+def patterns(names: str) -> list[re.Pattern[str]]:
+    """Regular expressions of WORDS, which may hold others by their names."""
+    return [re.compile(_whole(name), re.VERBOSE) for name in names.split()]
+
+
+def _whole(name: str) -> str:
+    return re.sub(r"\{([a-z]+)\}", lambda found: _whole(found[1]), WORDS["patterns"][name])

@@ -1,8 +1,7 @@
 r"""Do two answers say the same: by exact value, by text, by parts, and by algebra if it is given.
 
 `same` takes formulas apart and hands single ones to an `Algebra`; without one they are unequal.
-`countdown` judges an expression by its exact value, parsed by `ast` and never evaluated.
-"""
+`countdown` judges an expression by its exact value, parsed by `ast` and never evaluated."""
 
 import ast
 import operator
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+from modicum.grading import patterns
 from modicum.grading.parts import WRITTEN, Parts, reals, split
 from modicum.grading.quantities import number, quantity, same_quantity, split_unit
 from modicum.grading.spelling import TEXT, clean, key
@@ -40,34 +40,15 @@ NO_ALGEBRA = Algebra(
 )
 MAX_LOOSE = 12  # members of a list that are paired by trying
 
-VARIABLE = re.compile(
-    r"([A-Za-z]|[A-Z]{2}|[A-Za-z]{3,}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]_\{?\w\}?"
-    r"|[A-Za-z]'{0,2}(?:_\w)?(?:\^\{-1\})?\([A-Za-z](?:,\s*[A-Za-z])*\)"
-    r"|\([A-Za-z](?:,\s*[A-Za-z])+\))\s*(?:=|\\in(?![A-Za-z]))([^=]+)"
-)
+VARIABLE, CHOICE, CHOICES, BOUND = patterns("variable choice choices bound")
 INDEX = re.compile(r"_\{\d\}$")
-CHOICE = re.compile(
-    r"(?:(?i:option|choice|answer)\s+)?"
-    r"(?:\(([A-J])\)[.:]?|([A-J])(?:[).:]|$))(?:\s+(?![-+*/^=<>])(.*)|$)"
-)
-# (A) or (B), A: 1, B: 2: more than one letter is no choice.
-CHOICES = re.compile(
-    r"\([A-J]\)|(?<![A-Za-z])[A-J][:)]|^\(?[A-J]\)?\.?$|^(?:or|and|nor|not|but)(?![A-Za-z])"
-)
 TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.I | re.ASCII)
-# ..., k \in \mathbb{Z} at the end of a formula, also in words.
-BOUND = re.compile(
-    r"(?:[\s,;:|(]|\\mid|\\forall|\\quad|\b(?:where|with|for|all|any|every|some|an)\b)+"
-    r"(?:([A-Za-z])\s*\\in\s*\\mathbb\s*\{?\s*([A-Z])\s*\}?((?:[_^]\S{1,8})?)"
-    r"|integers?\s+([A-Za-z])|([A-Za-z])\s+(?:is\s+)?(?:any?\s+)?integer)\s*(?:\)|\\\})?$"
-)
 
 
 def same(gold: str, answer: str, depth: int = 2, algebra: Algebra = NO_ALGEBRA) -> bool:
     """Whether two cleaned answers are the same, taken apart `depth` times at most."""
     for decide in (same_quantity, _same_text, _same_choice, _same_time):
-        verdict = decide(gold, answer)
-        if verdict is not None:
+        if (verdict := decide(gold, answer)) is not None:
             return verdict
     g, a = _bound(gold), _bound(answer)
     if g and a:
@@ -112,8 +93,7 @@ def _same_time(gold: str, answer: str) -> bool | None:
     if g is None or a is None:
         return None
     clock = [[int(part or 0) for part in m.groups()[:3]] for m in (g, a)]
-    halves = {m[4].lower() for m in (g, a) if m[4]}
-    return clock[0] == clock[1] and len(halves) < 2
+    return clock[0] == clock[1] and len({m[4].lower() for m in (g, a) if m[4]}) < 2
 
 
 def _bound(text: str) -> tuple[str, str] | None:
@@ -121,8 +101,7 @@ def _bound(text: str) -> tuple[str, str] | None:
     if r"\in" not in text and "integer" not in text:
         return None
     text = TEXT.sub(r" \1 ", text)
-    match = BOUND.search(text)
-    if match is None:
+    if (match := BOUND.search(text)) is None:
         return None
     formula = text[: match.start()]
     if match[0].endswith(r"\}"):
@@ -137,9 +116,7 @@ def _same_reals(gold: str, answer: str, algebra: Algebra) -> bool:
     if not WRITTEN.search(gold) and not WRITTEN.search(answer):
         return False
     g, a = reals(gold, algebra.value), reals(answer, algebra.value)
-    if g is None or a is None:
-        return False
-    return g[1] == a[1] and len({g[0], a[0]} - {""}) < 2
+    return bool(g and a and g[1] == a[1] and len({g[0], a[0]} - {""}) < 2)
 
 
 def _same_without_unit(gold: str, answer: str, depth: int, algebra: Algebra) -> bool:
@@ -242,9 +219,8 @@ def countdown(answer: str, numbers: Sequence[int], target: int) -> bool:
 def evaluate(text: str, used: list[int] | None = None) -> Fraction | None:
     """The exact value of whole numbers, which are added to `used`, joined by + - * / and brackets;
     None if it is none."""
-    if len(text) > MAX_EXPRESSION or text.count("(") > MAX_BRACKETS:
-        return None
-    if not ALLOWED.fullmatch(text) or REFUSED.search(text):
+    long = len(text) > MAX_EXPRESSION or text.count("(") > MAX_BRACKETS
+    if long or not ALLOWED.fullmatch(text) or REFUSED.search(text):
         return None
     try:
         tree = ast.parse(" ".join(text.split()), mode="eval")

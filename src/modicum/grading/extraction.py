@@ -1,7 +1,6 @@
 r"""Find the final answer in a completion.
 
-docs/grading.md. Model output is matched, never evaluated, in time linear in its length.
-"""
+docs/grading.md. Model output is matched, never evaluated, in time linear in its length."""
 
 import itertools
 import re
@@ -9,39 +8,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from modicum.grading import pairs
-from modicum.grading.quantities import DECIMAL, number
+from modicum.grading import pairs, patterns
+from modicum.grading.quantities import number
 from modicum.grading.spelling import TEXT
 
 BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}]+)")
 OPENED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|<answer>")
-# A heading such as "#### 1. First step" or "#### Step 1" is no answer.
-HASHES = re.compile(
-    r"####[ \t]*(?![0-9]+[.)][ \t]+\S)((?:\*\*)?(?:[-+\u2212$€£\\.0-9]|\((?=[-(0-9]))[^\n]*)"
-)
+HASHES, FIRST_NUMBER, ANY_NUMBER, TURN = patterns("hashes first_number any_number turn")
 ANSWER_IS = re.compile(r"(?i)\banswer[*_ \t]{0,4}(?:is[ \t]*:?|:|=)[*_ \t]{0,4}([^\n]{1,200})")
-FIRST_NUMBER = re.compile(
-    rf"[-+\u2212]?[$€£]?{DECIMAL}(?:/[0-9]+)?(?=[*_]*(?:\s+[A-Za-z]{{2}}|[.,;]?\s|[.,;]?$))"
-    r"(?!\s+(?:or|and)\b)",
-    re.ASCII,
-)
-ANY_NUMBER = re.compile(
-    r"\\[dt]?frac\{-?[0-9]+\}\{[0-9]+\}"
-    r"|(?:(?<![0-9A-Za-z)\]}.])[-\u2212])?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
-    r"(?:\.[0-9]+)?(?:/[0-9]+)?"
-)
-# Who speaks next, on a line of its own or after a closing tag; a template's own token, anywhere.
-TURN = re.compile(
-    r"""(?mix) (?:^|(?<=</answer>)) [ \t>*_\#]{0,8} (?:
-        (?P<speaker> (?:user|human|assistant|ai|用户|助手|人类) [*_ \t]{0,4}[:：]
-        | (?:user|assistant|human|system|model) [ \t]*$
-        | a[ ]conversation[ ]between[ ]user[ ]and[ ]assistant\b )
-      | (?:(?:next|new|another|user)[ \t]+)?
-        (?:question|problem|instruction|exercise|example|input|query|问题|题目|q(?![ \t]*$))
-        [ \t]{0,4}[0-9]{0,4}[*_ \t]{0,4} (?:[:：] | $) )
-    | (?P<token> <[|｜][a-z_▁\ ]{2,40}[|｜]> | <(?:start|end)_of_turn> | \[/?INST\] | </?s> )"""
-)
 THINKING = pairs("thinking")  # what opens it, and what closes it
 THINK = re.compile("|".join(map(re.escape, [*THINKING, *THINKING.values()])))
 PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
@@ -104,10 +79,8 @@ def boxes(text: str) -> Iterator[tuple[int, int]]:
     for match in BRACE.finditer(text):
         if match[0].endswith("{") and match[0] != r"\{":
             stack.append(match.end() if match[0] != "{" else -1)
-        elif match[0] == "}" and stack:
-            start = stack.pop()
-            if start >= 0:
-                yield start, match.start()
+        elif match[0] == "}" and stack and (start := stack.pop()) >= 0:
+            yield start, match.start()
 
 
 def extract(text: str) -> str | None:
@@ -129,8 +102,7 @@ def extract(text: str) -> str | None:
 def extract_lenient(text: str) -> str | None:
     """The marked answer, else what follows "Answer:" or "answer is", else the last number; no
     answer is what a mark that was cut off has: it may be half a number."""
-    marked = extract(text)
-    if marked is not None:
+    if (marked := extract(text)) is not None:
         return marked
     text = after_thinking(text)
     if OPENED.search(text):

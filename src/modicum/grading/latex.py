@@ -7,16 +7,14 @@ r"""A parser for the formulas in answers: LaTeX or plain text to a small tree.
 
 A tree is a nested tuple: ("num", Fraction), ("var", name), ("const", name), ("neg", a),
 ("add" | "mul" | "div" | "pow", a, b) or ("fn", name, arguments...). What is not certain to be read as
-meant (1/ab, words, 204_5, sums and integrals) is `Unreadable`.
-"""
+meant (1/ab, words, 204_5, sums and integrals) is `Unreadable`."""
 
 import re
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from modicum.grading import WORDS, rules
-from modicum.grading.quantities import DECIMAL
+from modicum.grading import WORDS, patterns, rules
 from modicum.grading.spelling import clean
 
 Node = tuple[Any, ...]
@@ -30,13 +28,7 @@ POSTFIX = {"!": "factorial", "%": "percent", "°": "degree"}
 MAX_TOKENS = 400
 MAX_WORD = 3  # letters in a row that are read as a product
 
-TOKEN = re.compile(
-    rf"\s*(?:(?P<num>{DECIMAL})"
-    r"|(?P<marked>\\(?:mathbf|vec|hat|bar|overline)\s*(?:\{\s*[A-Za-z]\s*\}|\s[A-Za-z]))"
-    r"|(?P<command>\\[A-Za-z]+)|(?P<word>[A-Za-z]+)"
-    r"|(?P<op>\*\*|<=|>=|!=|[-+*/^_!%()\[\]{}|=<>',°])|(?P<other>\S))",
-    re.ASCII,
-)
+(TOKEN,) = patterns("formula")
 DATE = re.compile(r"\d+([-/])\d+\1\d+", re.ASCII)
 WORD = re.compile(r"[A-Za-z]{3,}|[A-Z]{2}")  # as a whole answer
 PLAIN = rules("formulas")
@@ -133,8 +125,7 @@ class _Parser:
 
     def sum(self, least: int = 0) -> Node:
         """Terms with their signs, or where `least` is 1 a term: factors side by side."""
-        total = self.factor()
-        divided = False
+        total, divided = self.factor(), False
         while True:
             if least < 1 and (sign := self.take("+", "-")):
                 term = self.sum(1)

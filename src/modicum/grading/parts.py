@@ -1,8 +1,7 @@
 r"""The parts of an answer: members of lists and sets, entries of tuples and matrices; sets of reals.
 
 A set of reals is where it begins and ends, in order. An end is a value and 0 before it or 1 behind
-it: [a,b) is (a,0) (b,0), and the point a is (a,0) (a,1). So equal sets have equal ends.
-"""
+it: [a,b) is (a,0) (b,0), and the point a is (a,0) (a,1). So equal sets have equal ends."""
 
 import operator
 import re
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import reduce
 
+from modicum.grading import patterns
 from modicum.grading.quantities import quantity
 from modicum.grading.spelling import TEXT, key
 
@@ -19,14 +19,8 @@ Parts = tuple[str, list[str]]
 UNEQUAL = re.compile(r"[<>]|!=")
 OPENING, CLOSING = "([{⟨‹", ")]}⟩›"
 BRACKETS = {r"\{": "⟨", r"\}": "⟩", r"\langle": "‹", r"\rangle": "›"}
-JOINT = re.compile(
-    r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=\s)(?:and|or)(?=\s)|\\(?:lor|vee|land|wedge)(?![A-Za-z])|;"
-)
+JOINT, MATRIX, BUILDER = patterns("joint matrix builder")
 JOINED = re.compile(r"\b(and|or)\b")
-MATRIX = re.compile(
-    r"\\begin\{((?:[bBp]|small)?matrix|array)\}(?:\{[lcr| ]*\})?(.*?)(?:\\\\\s*)?\\end\{\1\}",
-    re.DOTALL,
-)
 NESTED = re.compile(r"(?:Matrix\()?\[\s*\[([^\[\]]*(?:\]\s*,?\s*\[[^\[\]]*)*)\]\s*\]\)?")
 PAIR = re.compile(r"\(([^()=]+)\)\s*=\s*\((.+)\)")
 LETTER = re.compile(r"[A-Za-z]|[A-Za-z]_\{?\w\}?|\\[A-Za-z]+")
@@ -111,9 +105,6 @@ WRITTEN = re.compile(r"[<>]|!=|\\(?:cup|cap|setminus)(?![A-Za-z])|\bexcept\b")
 RELATION = re.compile(r"([<>]=?|!=|=)")
 NAME = re.compile(r"[A-Za-z]|\\[a-z]+|[A-Za-z]_\{?\w\}?")
 MEMBER = re.compile(r"([A-Za-z]|\\[a-z]+)\s*\\in(?![A-Za-z])\s*(.*)")
-BUILDER = re.compile(
-    r"[⟨{]\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\\mid|\\colon|\||:)(.*)[⟩}]"
-)
 REAL = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?")
 MINUS = re.compile(r"(?<=[])}R])\s*-(?=\s*[⟨{])")
 EXCEPT = re.compile(r"(?:all )?real(?: number)?s? (?:except|other than)(?: for)? (?:\w ?= ?)?(.*)")

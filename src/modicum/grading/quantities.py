@@ -1,8 +1,7 @@
 """Exact values of short texts: plain numbers, with or without a unit.
 
 Units are not converted. The text is not trusted: it is matched by small anchored patterns, and
-lengths, digits and exponents are bounded. Only ASCII digits count as digits.
-"""
+lengths, digits and exponents are bounded. Only ASCII digits count as digits."""
 
 import re
 from collections.abc import Sequence
@@ -10,44 +9,17 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from modicum.grading import WORDS
+from modicum.grading import WORDS, patterns
 from modicum.grading.spelling import TEXT, clean
 
 MAX_TEXT = 1100  # characters of a number with its unit
 MAX_DIGITS = 1000  # digits of a number, written out
 MIN_DIGITS = 6  # significant digits of a decimal that may stand for an endless one
 
-DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
-SIGNED = rf"[-+]?\s*{DECIMAL}"
-FRAC = rf"\\frac\s*(?:(\d)|\{{\s*({SIGNED})\s*\}})\s*(?:(\d)|\{{\s*({SIGNED})\s*\}})"
-POWER = r"\s*(?:[{(]\s*([-+]?\s*\d{1,5})\s*[})]|([-+]?\d{1,5}))"
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(text, re.ASCII)
-
-
-PREFIX = _pattern(r"([-+]?)\s*((?:\\?\$|€|£|¥|₹)?)\s*([-+]?)\s*")
-MIXED = _pattern(rf"(\d+)\s*(?:{FRAC}|\s(\d+)\s*/\s*(\d+))")
-FRACTION = _pattern(rf"{FRAC}|({DECIMAL})\s*/\s*({DECIMAL})(?![\d.])")
-SCIENTIFIC = _pattern(
-    rf"({DECIMAL})(?:[eE]([-+]?\d{{1,5}})(?![\d.])|\s*(?:\\times|\\cdot|[*x])\s*10\s*(?:\^|\*\*){POWER}(?!\d))"
-)
-RAISED = _pattern(rf"(\d+)\s*\^{POWER}(?!\d)")
-# 0.1\overline{6}, 0.\dot{3}, 0.(3); and 0.1666..., where the end is there three times (twice
-# if it has more than one digit).
-REPEATING = _pattern(
-    r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{\s*(\d{1,20})\s*\}|(\d))|\((\d{1,20})\))"
-)
-DOTTED = _pattern(r"(\d*)\.(\d*?)(?:(\d)\3{2,}|(\d{2,6}?)\4+)(?:\.\.\.|\\l?dots(?![A-Za-z]))")
-PLAIN = _pattern(rf"({DECIMAL})")
+PREFIX, SCALE, GROUPS, TRAILING = patterns("prefix scale groups trailing")
 # Tried in this order: the longer forms begin like the shorter ones.
-FORMS = (MIXED, FRACTION, SCIENTIFIC, RAISED, REPEATING, DOTTED, PLAIN)
-SCALE = _pattern(
-    rf"\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{\s*)?({'|'.join(WORDS['scales'])})(?![A-Za-z])\s*"
-)
-
-GROUPS = _pattern(r"(?<=\d)(?:\{,\}|\\,|\\ |[ \u2009\u202f\u00a0])(?=\d{3}(?!\d))")
+FORMS = patterns("mixed fraction scientific raised repeating dotted plain")
+MIXED, FRACTION, SCIENTIFIC, RAISED, REPEATING, DOTTED, PLAIN = FORMS
 CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 
 DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)", re.ASCII)
@@ -62,11 +34,6 @@ UNITS = frozenset(UNIT_NAMES.values())
 UNIT_SYNONYMS = {"unit": "", "unit2": "", "unit3": "", "mph": "mi/h", "kph": "km/h"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 SHORT_UNITS = frozenset(WORDS["short_units"].split())
-TRAILING = re.compile(
-    r"(.*\S)\s*(?:\\(?:text|textrm|mathrm|mbox)\s*\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?"
-    r"|\s((?:[A-Za-z/]+(?:\^[23])?\s?){1,3}))",
-    re.ASCII,
-)
 NOT_UNITS = frozenset(WORDS["no_units"].split())
 
 
@@ -94,8 +61,7 @@ def quantity(text: str) -> Quantity | None:
     if prefix is None or (prefix[1] and prefix[3]):
         return None
     core = text[prefix.end() :]
-    found = _value(core)
-    if found is None:
+    if (found := _value(core)) is None:
         return None
     value, end = found
     digits, rest = core[:end], core[end:]
@@ -166,8 +132,7 @@ def unit_name(words: Sequence[str]) -> str:
         if base.lower() in POWERS:
             power = POWERS[base.lower()]
             continue
-        parts = [_singular(part) for part in base.split("/")]
-        named.append("/".join(parts) + (raised or power))
+        named.append("/".join(map(_singular, base.split("/"))) + (raised or power))
         power = ""
     text = " ".join(named).replace(" per ", "/")
     return UNIT_SYNONYMS.get(text, text)
@@ -175,8 +140,7 @@ def unit_name(words: Sequence[str]) -> str:
 
 def _may_be_unit(word: str) -> bool:
     """Whether a word can be a unit: no number word, and no variable such as x."""
-    match = WORD.fullmatch(word.strip(".,;"))
-    if match is None:
+    if (match := WORD.fullmatch(word.strip(".,;"))) is None:
         return False
     letter = len(match[1]) == 1 and match[1].islower()
     return match[1] in UNIT_NAMES if letter else match[1].lower() not in NOT_UNITS
@@ -192,8 +156,7 @@ def _singular(word: str) -> str:
 def split_unit(text: str) -> tuple[str, str]:
     r"""A formula and the unit behind it, "" for none: 2\pi and cm2 of 2\pi\text{ cm}^2."""
     text = DEGREE.sub(r" \\text{degrees}", text) if DEGREE.search(text, len(text) - 9) else text
-    match = TRAILING.fullmatch(text)
-    if match is None:
+    if (match := TRAILING.fullmatch(text)) is None:
         return text, ""
     words = (match[2] or match[4] or "").split()
     if not words or not all(map(_may_be_unit, words)):

@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from unicodedata import normalize
 
-from modicum.grading import WORDS, pairs, rules
+from modicum.grading import WORDS, pairs, patterns, rules
 
 SIGNS = str.maketrans(
     {sign: rf"\{name} " for sign, name in pairs("signs").items()}
@@ -21,10 +21,7 @@ SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙ
 CLEAN = rules("clean")
 INFINITY = re.compile(r"(?<![A-Za-z\\])(?:oo|[Ii]nf(?:inity)?)(?![A-Za-z])")
 
-TEXT = re.compile(
-    r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt)|[mh]box|operatorname|emph|bm"
-    r"|boldsymbol|underline)\s*\{([^{}]*)\}"
-)
+(TEXT,) = patterns("text")
 UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"))
 UNWRAP += (("*", "*"), ("`", "`"))
 STOP = re.compile(r"(?<![\\.])[.,;]$")

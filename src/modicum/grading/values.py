@@ -1,8 +1,7 @@
 r"""The value of a formula at a point: exact in fractions, else to 60 digits.
 
 What would need more digits than there are, or a number too large to hold, is `TooLarge`; what is
-not defined in the reals (without an i) is `Undefined`. So the work is bounded.
-"""
+not defined in the reals (without an i) is `Undefined`. So the work is bounded."""
 
 import math
 import operator

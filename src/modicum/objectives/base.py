@@ -21,6 +21,7 @@ from modicum.types import Advantage, Group, UserError
 MOST = 100.0  # of the upper bound of a ratio and of the weight of the KL term; usual: below 1
 Weight = Annotated[float, Limits(0, MOST)]
 Above = Annotated[float | None, Limits(0, MOST, above=True)]
+Dual = Annotated[float | None, Limits(1, MOST, above=True)]
 KlForm = Literal["k3", "k3_corrected", "k2", "k1_reward"]
 Cut = tuple[Tensor, Tensor]
 Sums = dict[str, Tensor]
@@ -46,19 +47,17 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Objective(spec.Named, ABC):
-    """A loss for group-relative policy optimisation; its `surrogate` is a member's own.
-
-    Advantages are GRPO's and weights those of a mean over all tokens, unless a member has its own.
-    `kl` weighs a term to the reference, `entropy` a bonus for the entropy of every token; only the
-    share `entropy_share` of tokens with the highest entropy (`training.hearing`) gets an advantage.
-    """
+    """A loss for group-relative policy optimisation; its `surrogate` is a member's own. Advantages
+    are GRPO's and weights those of a mean over all tokens, unless a member has its own. `kl` weighs
+    a term to the reference, `entropy` a bonus for the entropy of every token; only the share
+    `entropy_share` of tokens with the highest entropy (`training.hearing`) gets an advantage."""
 
     whole_rows: ClassVar[bool] = False  # whether `token_loss` must see all tokens of a row at once
     whitened: ClassVar[bool] = False  # whether advantages are whitened over all tokens of the batch
     compares: ClassVar[bool] = True
     """Whether advantages compare the completions of a group, so that one alone has none."""
     has_critic: ClassVar[bool] = False
-    """Whether advantages are taken against `Completion.values` (`objectives.ppo`)."""
+    """Whether advantages are taken against `Completion.values` (`objectives.Ppo`)."""
     accuracy_only: ClassVar[bool] = False  # whether rewards are to be the verdict alone
     advantages = staticmethod(parts.over_deviation)
     """Advantages [P, G] of rewards [P, G], before whitening; NaN is no verdict and gets 0."""
@@ -107,11 +106,9 @@ class Objective(spec.Named, ABC):
         self, groups: Sequence[Group], rewards_PG: Tensor, part_PG: Tensor | None = None
     ) -> Sequence[Sequence[Advantage]]:
         """The advantage of every row: one number, or one for each of its tokens.
-
         With the KL in the reward that of token t is less by beta times the sum over s >= t of
         log pi_old - log pi_ref. Whitening leaves out rows without a verdict, and those without a
-        part in the loss if `part_PG` says which have one; they get 0.
-        """
+        part in the loss if `part_PG` says which have one; they get 0."""
         advantages_PG = self.advantages(rewards_PG)
         if not (self.whitened or self.kl_in_reward):
             return advantages_PG.tolist()
@@ -131,10 +128,8 @@ class Objective(spec.Named, ABC):
         token_N = advantages_PG.double().flatten().repeat_interleave(torch.tensor(lengths))
         if not self.kl_in_reward:
             return token_N
-        old, there = (
-            torch.tensor([p for part in told for p in part], dtype=torch.double)
-            for told in ([c.logprobs for c in completions], [c.reference for c in completions])
-        )
+        pairs = [pair for c in completions for pair in zip(c.logprobs, c.reference, strict=True)]
+        old, there = torch.tensor(pairs, dtype=torch.double).reshape(-1, 2).unbind(1)
         return token_N - self.kl * parts.to_go(old - there, lengths)
 
     def credit(self, returns_N: Tensor, groups: Sequence[Group]) -> Tensor:
@@ -155,11 +150,8 @@ class Objective(spec.Named, ABC):
         ratio_N = torch.exp(self.log_ratios(policy_N, tokens).clamp(max=parts.MOST_NATS))
         surrogate_N, cut_N = self.surrogate(ratio_N, policy_N, tokens)
         losses_N = -surrogate_N
-        sums = {
-            "clipped": cut_N.sum(),
-            "ratio_error": (ratio_N.detach() - 1).abs().sum(),
-            "kl": torch.zeros((), device=policy_N.device),
-        }
+        sums = {"clipped": cut_N.sum(), "ratio_error": (ratio_N.detach() - 1).abs().sum()}
+        sums["kl"] = torch.zeros((), device=policy_N.device)
         if tokens.reference_N is not None:
             old_N = (policy_N.detach() - tokens.old_N).clamp(max=parts.MOST_NATS).exp()
             kl_N, value_N = parts.kl_term(self.kl_form, policy_N, tokens.reference_N, old_N)
@@ -178,17 +170,13 @@ class Objective(spec.Named, ABC):
 @dataclass(frozen=True)
 class Clipping(Objective):
     """PPO's clipped surrogate: min(rho A, clip(rho, 1-clip, 1+clip_high) A).
-
     With `dual_clip` it is at least dual_clip A where A < 0 (arXiv 1912.09729): a token that has
-    become much more likely does not push without bound.
-    """
+    become much more likely does not push without bound."""
 
     # A ratio is above 0, so that a lower bound of 1 or more below 1 would bound nothing.
     clip: Between = 0.2
     clip_high: Above = None
-    dual_clip: Annotated[float | None, Limits(1, MOST, above=True)] = field(
-        default=None, kw_only=True
-    )
+    dual_clip: Dual = field(default=None, kw_only=True)
 
     def surrogate(self, ratio_N: Tensor, policy_N: Tensor, tokens: Tokens) -> Cut:
         high = self.clip if self.clip_high is None else self.clip_high

@@ -1,9 +1,8 @@
 """Parts of objectives: advantages, weights, surrogates, KL; functions that know no member.
 
-Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to end.
-"""
+Shapes: P problem, G member of a group, R row, N completion tokens of some rows laid end to end."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +13,7 @@ MOST_NATS = 20.0  # of a log-ratio: e^20 times as likely is a large number, e^10
 LEAST_SPREAD = 1e-4  # of what is whitened; below it there is rounding alone
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Counts of the whole batch that was sampled, before any row was left out."""
 
     num_rows: int
@@ -25,16 +23,13 @@ class Counts:
 
 def centred(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
     """Rewards [P, G] less the mean of their group, and how many of it are known, [P, 1].
-
     NaN rewards (no verdict) are left out of the mean and get 0. A group whose rewards are
-    all equal gets exactly 0.
-    """
+    all equal gets exactly 0."""
     known = ~rewards_PG.isnan()
     count_P1 = known.sum(1, keepdim=True)
     filled = rewards_PG.nan_to_num(0.0)
     centred = (filled - filled.sum(1, keepdim=True) / count_P1.clamp(min=1)) * known
-    zeros = torch.zeros_like(centred)
-    return torch.where(has_signal(rewards_PG)[:, None], centred, zeros), count_P1
+    return torch.where(has_signal(rewards_PG)[:, None], centred, 0.0), count_P1
 
 
 def difference(rewards_PG: Tensor) -> Tensor:
@@ -101,8 +96,7 @@ def whitened(values_N: Tensor, known_N: Tensor) -> Tensor:
 
 def row_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
     """Weights [N] of a mean over each row's tokens, then over all rows."""
-    lengths_N = torch.repeat_interleave(lengths_R, lengths_R)
-    return 1.0 / (lengths_N * max(1, counts.num_rows))
+    return 1.0 / (torch.repeat_interleave(lengths_R, lengths_R) * max(1, counts.num_rows))
 
 
 def token_mean(lengths_R: Tensor, counts: Counts) -> Tensor:
@@ -136,10 +130,8 @@ def change(policy_N: Tensor, old_N: Tensor) -> Tensor:
 
 def kl3(policy_N: Tensor, reference_N: Tensor) -> Tensor:
     """The k3 estimate of KL(policy || reference) for each token, never negative.
-
     The log-ratio is bounded at 20 so that a token the reference likes e^100 times better
-    gives a large number and not infinity.
-    """
+    gives a large number and not infinity."""
     difference = (reference_N - policy_N).clamp(-MOST_NATS, MOST_NATS)
     return torch.expm1(difference) - difference
 
@@ -153,11 +145,9 @@ def kl_term(
     form: str, policy_N: Tensor, reference_N: Tensor, ratio_N: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What a KL term of a form adds to the loss of each token, and its value for the log, [N].
-
     `ratio_N` is each token's to the old policy, without a gradient. With x = log pi_ref - log pi the
     coefficients on grad log pi (descent) are 1 - e^x (k3), -x (k2) and rho * -x (k3_corrected: k3
-    without its bias); k1_reward acts through the advantages.
-    """
+    without its bias); k1_reward acts through the advantages."""
     kl_N = {"k2": kl2, "k1_reward": torch.sub}.get(form, kl3)(policy_N, reference_N)
     if form == "k3_corrected":
         return ratio_N * kl2(policy_N, reference_N), kl_N

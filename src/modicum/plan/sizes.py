@@ -23,7 +23,7 @@ from modicum.plan.shapes import (
     problems_of,
     tokenizer_of,
 )
-from modicum.resuming import is_auto
+from modicum.settings import is_auto
 from modicum.tasks.examples import thought_of
 
 # Of a model that is small beside the memory, and on a CPU at most: more is no faster there.

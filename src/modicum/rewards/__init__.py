@@ -1,8 +1,7 @@
 """Rewards: terms that score a completion, and their weighted sum.
 
 To add one: a file with a frozen dataclass (see `base.Term`), an entry in REWARDS. The
-contract suite (tests/test_rewards.py) picks it up.
-"""
+contract suite (tests/test_rewards.py) picks it up."""
 
 import dataclasses
 import itertools
@@ -13,10 +12,9 @@ from typing import Any
 from modicum import spec
 from modicum.rewards.base import Reward, StepExtras, Term, reward_of
 from modicum.rewards.function import Function, GivenFunction, term_of
-from modicum.rewards.learned import Learned
 from modicum.rewards.source import FOLDERS, rewrite
 from modicum.rewards.steps import Consistency
-from modicum.rewards.terms import Accuracy, Format, Language, Length, Random, Repetition
+from modicum.rewards.terms import Accuracy, Format, Language, Learned, Length, Random, Repetition
 from modicum.types import UserError
 
 __all__ = [
@@ -24,12 +22,8 @@ __all__ = [
     "Learned", "Length", "Random", "Repetition", "Reward", "StepExtras", "Term", "of", "parse",
 ]  # fmt: skip
 
-REWARDS: dict[str, type[Term]] = {
-    cls.name: cls
-    for cls in (
-        *(Accuracy, Format, Consistency, Language, Length, Repetition, Random, Function, Learned),
-    )
-}
+TERMS = (Accuracy, Format, Consistency, Language, Length, Repetition, Random, Function, Learned)
+REWARDS: dict[str, type[Term]] = {cls.name: cls for cls in TERMS}
 
 
 def parse(text: str, folders: Sequence[Path] = ()) -> Reward:

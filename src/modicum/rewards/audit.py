@@ -1,17 +1,15 @@
 """What degenerate answers earn against a right one: is a reward easy to cheat?
 
 They are scored together as a group is in training. Those that do not know the answer must earn
-little; those that know it but leave out something may earn as much as a right one, not more.
-"""
+little; those that know it but leave out something may earn as much as a right one, not more."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modicum.answers import number
+from modicum.answers import Style, number
 from modicum.report.words import aligned
 from modicum.rewards.base import Reward
-from modicum.styles import Style
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
 
@@ -36,8 +34,7 @@ def answers_to(problem: Problem, style: Style) -> dict[str, str]:
     """The right answer first, then the degenerate ones, by name: what knows the answer is named so
     ("right ..."), and what has no end ("... never closed")."""
     gold, near = problem.answer, near_miss(problem.answer)
-    head = style.pattern.partition("{answer}")[0]
-    opened = head.replace("{thought}", "I am sure.")
+    opened = style.pattern.partition("{answer}")[0].replace("{thought}", "I am sure.")
     three = [near, gold, near_miss(near)]
     return {
         RIGHT: style.example(gold, reasoning(problem, gold)),
@@ -67,8 +64,7 @@ def answers_to(problem: Problem, style: Style) -> dict[str, str]:
 
 def near_miss(answer: str) -> str:
     """A wrong answer that looks like the right one."""
-    value = number(answer)
-    if value is None:
+    if (value := number(answer)) is None:
         return f"{answer} + 1"
     return str(value + 1) if value.denominator == 1 else f"{answer}1"
 

@@ -3,8 +3,7 @@
     total = sum over terms of weight * score
 
 Terms and rewards join with `+`, and take a weight with `*`: `Accuracy() + 0.2 * Format()`. NaN is
-"no verdict": the term is left out of that completion's sum.
-"""
+"no verdict": the term is left out of that completion's sum."""
 
 import math
 from collections import defaultdict
@@ -15,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
 from modicum.limits import within
-from modicum.spec import Spec
+from modicum.spec import Named
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
 
@@ -84,7 +83,7 @@ class _Summand:
     __rmul__ = __mul__
 
 
-class Term(_Summand, Spec):
+class Term(_Summand, Named):
     """One thing that a completion is scored for: a frozen dataclass with a `name`, which writes
     `score`, or `score_group` if it compares the completions of a group."""
 
@@ -156,20 +155,17 @@ class Reward(_Summand):
         """This reward in a step of a run (`Term.at`)."""
         return Reward(tuple((weight, term.at(extras)) for weight, term in self.terms))
 
-    def scores(self, task: Task, problem: Problem, completion: Completion) -> dict[str, float]:
-        """The unweighted value of each term, by its expression."""
-        return self.score_group(task, problem, [completion], [])[0]
-
     def score_group(
         self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
     ) -> list[dict[str, float]]:
-        """`scores` of every completion of one problem; see `Term.score_group`."""
+        """For every completion of one problem the unweighted value of each term, by its expression;
+        see `Term.score_group`."""
         names = [str(term) for _, term in self.terms]
         columns = [t.score_group(task, problem, completions, faults) for _, t in self.terms]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def total(self, scores: Mapping[str, float]) -> float:
-        """The weighted sum of what `scores` returned; NaN when no term has a verdict."""
+        """The weighted sum of a completion's values; NaN when no term has a verdict."""
         parts = [weight * scores[str(term)] for weight, term in self.terms]
         known = [part for part in parts if not math.isnan(part)]
         return math.fsum(known) if known else math.nan

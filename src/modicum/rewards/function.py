@@ -3,8 +3,7 @@
     def function(prompts, completions, completion_ids, trainer_state, **columns):
         return [score, ...]  # a number or None for each completion
 
-docs/rewards.md: departing from TRL, an exception gives all completions of the call 0.
-"""
+docs/rewards.md: departing from TRL, an exception gives all completions of the call 0."""
 
 import asyncio
 import contextlib
@@ -85,7 +84,6 @@ class Called(Term):
 class Function(Called):
     """Your own `module:function` or `file.py:function`, in the form of TRL's reward functions."""
 
-    name: ClassVar[str] = "function"
     path: str
 
     def __post_init__(self) -> None:

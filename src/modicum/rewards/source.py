@@ -2,8 +2,7 @@
 
 Modules are looked for in the current directory last, so that no file of it hides a library. Paths
 lead from here, or else from `FOLDERS`. What was edited since it was read is read again when a
-function is named (`find`), not while a run goes on (`attribute`).
-"""
+function is named (`find`), not while a run goes on (`attribute`)."""
 
 import contextlib
 import difflib
@@ -59,8 +58,7 @@ class Guard:
 
 def find(path: str) -> str:
     """Import what `path` names, as it is now; returns the name of its module."""
-    match = FILE.fullmatch(path)
-    if match is None and not PATH.fullmatch(path):
+    if (match := FILE.fullmatch(path)) is None and not PATH.fullmatch(path):
         known = "package.module:function or path/to/file.py:function"
         raise UserError(f"reward: {path!r} is not a function; write {known}")
     file = None if match is None else _file(path, match[1])

@@ -1,18 +1,17 @@
 r"""The reward `consistency`, and the arithmetic steps that it reads: `3 + 4 = 7`, `a + b = c = d`.
 
 A step is an equation between two neighbours of a chain, at least one of which has an operator. What
-touches a variable, a power or a function is left alone. The text is matched, never evaluated.
-"""
+touches a variable, a power or a function is left alone. The text is matched, never evaluated."""
 
 import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar
+from typing import NamedTuple
 
 from modicum import answers
-from modicum.grading import rules
+from modicum.grading import patterns, rules
 from modicum.grading.comparison import MAX_EXPRESSION, evaluate
 from modicum.rewards.base import Term
 from modicum.tasks.base import Task
@@ -24,18 +23,13 @@ MAX_RUN = 200  # parts of an equation that are read
 
 MARK = re.compile(r"<<([^<>\n]{0,200})>>")
 PLAIN = rules("steps")
-TOKEN = re.compile(
-    r"(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?%?|\.[0-9]+%?)"
-    r"|(?P<sign>[-+*/()=])|(?P<blank>[ \t$€£]+)|(?P<word>[^\W\d_]+)|(?P<other>.)",
-    re.DOTALL,
-)
+(TOKEN,) = patterns("working")
 ALGEBRA = frozenset("^_\\|{}[]√")
 OPERATOR = re.compile(r"[-+*/]")
 DECIMAL = re.compile(r"([0-9]*)(?:\.([0-9]+))?(%?)")
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """`left` = `right` as written, whether that is true, and the value of `right`."""
 
     left: str
@@ -48,8 +42,7 @@ def steps(text: str) -> list[Step]:
     """The steps in the order in which they end."""
     text = PLAIN(text[-MAX_TEXT:])
     # A calculator mark repeats what is around it: each is read without the other.
-    outside = MARK.sub(lambda match: " " * len(match[0]), text)
-    found = list(_read(outside, 0))
+    found = [*_read(MARK.sub(lambda match: " " * len(match[0]), text), 0)]
     for match in MARK.finditer(text):
         found += _read(match[1], match.start(1))
     return [step for _, step in sorted(found, key=lambda item: item[0])]
@@ -115,8 +108,7 @@ def _read(text: str, offset: int) -> Iterator[tuple[int, Step]]:
             yield from run.steps(token if kind != "number" else "")
             # Punctuation and line ends separate; words and marks of algebra may belong.
             belongs = kind == "word" or token in ALGEBRA
-            run = _Run(token if belongs else "", belongs)
-            blank = False
+            run, blank = _Run(token if belongs else "", belongs), False
         if operand or (kind == "sign" and (token != ")" or run.opened)):
             if not run.tokens:
                 run.glued = run.glued and not blank
@@ -145,10 +137,7 @@ class Consistency(Term):
 
         score = [answer = value of the last step] * max(0, 1 - false / min(steps, 10))
 
-    It does not say that the answer is right: give it a smaller weight than accuracy.
-    """
-
-    name: ClassVar[str] = "consistency"
+    It does not say that the answer is right: give it a smaller weight than accuracy."""
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         answer = answers.extract(completion.text)

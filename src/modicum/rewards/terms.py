@@ -1,20 +1,25 @@
-"""The rewards that look at a completion alone, and a coin for placebo arms."""
+"""The rewards that look at a completion alone, a coin for placebo arms, and the reward of a model,
+which a run has in memory and hands over (`modicum.engine.reward`)."""
 
+import copy
 import hashlib
 import itertools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
+from modicum.answers import STYLES
 from modicum.grading import WORDS
 from modicum.limits import Between, Limits, within
 from modicum.rewards.base import Term
-from modicum.spec import nearest
-from modicum.styles import STYLES
+from modicum.rewards.source import FOLDERS
+from modicum.runs import read_object
+from modicum.spec import check, nearest
 from modicum.tasks.base import Task
 from modicum.types import Completion, Problem, UserError
 
@@ -30,6 +35,7 @@ MARK = re.compile(r"```|`|\$\$|\$|\\[\[\]()]")
 CLOSE = {"```": "```", "`": "`", "$$": "$$", "$": "$", r"\[": r"\]", r"\(": r"\)"}
 COMMAND = re.compile(r"\\(?:begin|end)\{[a-z*]{1,20}\}|\\[A-Za-z]+")
 LETTERS = re.compile(r"[^\W\d_]+")
+REPORT = "reward_model.json"  # of a reward model, in its folder
 CONTENT = re.compile(r"[0-9]|\\[A-Za-z]|[^\W\d_]")
 
 
@@ -37,10 +43,8 @@ CONTENT = re.compile(r"[0-9]|\\[A-Za-z]|[^\W\d_]")
 class Accuracy(Term):
     """1 if the marked answer is right; `lenient` accepts an unmarked one as well.
 
-    The rule-based reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2.
-    """
+    The rule-based reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2."""
 
-    name: ClassVar[str] = "accuracy"
     lenient: bool = False
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
@@ -52,10 +56,8 @@ class Accuracy(Term):
 class Format(Term):
     """1 if the answer is marked once, in this style, and nothing follows it.
 
-    For tags it is the format reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2.
-    """
+    For tags it is the format reward of DeepSeek-R1-Zero (arXiv 2501.12948), section 2.2.2."""
 
-    name: ClassVar[str] = "format"
     style: Literal["tags", "boxed", "hashes"] = "tags"
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
@@ -68,10 +70,8 @@ class Length(Term):
 
     DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), from [-1, 0] to [0, 1].
     `buffer` is a fifth of `max_tokens` unless it is given, as there (4,096 of 20,480). Departure:
-    a completion that the sampling limit cut gets 0, and so does an empty one.
-    """
+    a completion that the sampling limit cut gets 0, and so does an empty one."""
 
-    name: ClassVar[str] = "length"
     max_tokens: Annotated[int, Limits(1, 10**9)]
     buffer: int | None = None
 
@@ -94,10 +94,8 @@ class Repetition(Term):
 
     The share of different n-grams: the repetition penalty of Demystifying Long CoT (arXiv
     2502.03373) as open-r1 has it, from [-1, 0] to [0, 1]. Departure: each sign and each Chinese
-    or Japanese character is a word, and a word ends after 20 characters.
-    """
+    or Japanese character is a word, and a word ends after 20 characters."""
 
-    name: ClassVar[str] = "repetition"
     n: Annotated[int, Limits(1, 100)] = 3
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
@@ -114,10 +112,8 @@ class Random(Term):
     """1 with probability `p`, whatever was written.
 
     For placebo arms (Spurious Rewards, arXiv 2506.10947). The coin is a hash of (seed, problem,
-    member of the group, text): a repeated run gives the same scores.
-    """
+    member of the group, text): a repeated run gives the same scores."""
 
-    name: ClassVar[str] = "random"
     placebo: ClassVar[bool] = True
     p: Between = 0.5
     seed: int = 0
@@ -137,10 +133,8 @@ class Language(Term):
 
     The language consistency reward of DeepSeek-R1 (arXiv 2501.12948), section 2.3.2, on what is
     thought, or the whole text. Departure: only scripts are told apart, by the Unicode names of
-    letters, so that French earns full marks for `en`. docs/rewards.md says what a word is.
-    """
+    letters, so that French earns full marks for `en`. docs/rewards.md says what a word is."""
 
-    name: ClassVar[str] = "language"
     lang: str = "en"
 
     def __post_init__(self) -> None:
@@ -195,3 +189,57 @@ def _parts(text: str) -> Iterator[tuple[str, bool]]:
 def _script(letter: str) -> str:
     """LATIN, CJK, HIRAGANA, ...: what the letter's Unicode name begins with."""
     return unicodedata.name(letter, "UNKNOWN").removeprefix("FULLWIDTH ").split()[0]
+
+
+@dataclass(frozen=True)
+class Learned(Term):
+    """What a reward model says of the last token: sigma(score - median of held-out scores).
+
+    `path` is a folder of `modicum reward-model`, or of a classifier with one label (transformers).
+    One that its report does not put above trivial rivals is refused unless `force`. `center` takes the
+    median's place. PERL (arXiv 2403.10704) has reward model and policy as LoRA, each on a base of its own;
+    here they share one in memory, which the reward model reads as it was before training."""
+
+    learned: ClassVar[bool] = True
+    path: str
+    force: bool = False
+    center: float | None = None
+
+    file: Path = field(init=False, repr=False, compare=False)
+    """Its report, in the folder, which may lead from where a past run began."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("learned: path", self.path, str)
+        places = [folder / Path(self.path).expanduser() for folder in (Path(), *FOLDERS.get())]
+        folder = next((place for place in places if place.is_dir()), places[0])
+        object.__setattr__(self, "file", folder / REPORT)
+
+    def report(self) -> dict[str, Any]:
+        return read_object(self.file) if self.file.is_file() else {}
+
+    def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> Term:
+        made = copy.copy(self)
+        vars(made)["judge"] = opened(self)
+        return made
+
+    def require(self, problem: Problem) -> None:
+        """UserError where there is no reward model, or one that is not better than its rivals."""
+        folder, report = self.file.parent, self.report()
+        if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+            hint = "modicum reward-model makes one"
+            raise UserError(f"reward {self}: {folder} holds no reward model; {hint}")
+        if report and not (self.force or report.get("beats")):
+            told = {name: report.get(name) for name in ("accuracy", "low", "rivals")}
+            why = f"its report does not put it above trivial rivals ({told})"
+            raise UserError(f"reward {self}: {why}; force=True takes it all the same")
+
+    def score_group(
+        self, task: Task, problem: Problem, completions: Sequence[Completion], faults: list[str]
+    ) -> list[float]:
+        """Of all completions of a problem together; UserError where no model is in memory."""
+        if "judge" not in vars(self):
+            raise UserError(f"reward {self}: it scores in a run, with its model in memory")
+        scores: list[float] = vars(self)["judge"](problem, completions)
+        faults += [f"{self}: a score is not finite" for score in scores if score != score]
+        return [0.0 if score != score else score for score in scores]

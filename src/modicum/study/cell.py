@@ -123,8 +123,7 @@ def work(cell: Cell, threads: int, gpu: str = "") -> None:
 def execute(cell: Cell) -> None:
     """Run the cell in this process; what it is refused or stops itself for is its failure."""
     from modicum.display import Display
-    from modicum.evaluate import evaluate
-    from modicum.scorecard import Evaluation
+    from modicum.evaluate import Evaluation, evaluate
     from modicum.training import origin
     from modicum.training.loop import train
 

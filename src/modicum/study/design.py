@@ -14,14 +14,13 @@ from typing import Annotated, Any, Literal
 from modicum.config import PROBE_EVERY, Budget, TrainConfig, from_mapping, read_toml
 from modicum.limits import Between, Limits, Natural, Positive, check_limits
 from modicum.options import merge
-from modicum.resuming import settings
-from modicum.settings import Settings, elsewhere, places, to_toml, toml_value
+from modicum.settings import Settings, elsewhere, places, settings, to_toml, toml_value
 from modicum.spec import nearest
 from modicum.types import UserError
 
 Unit = Literal["tokens", "steps", "flops", "seconds"]
 Kind = Literal["study", "scan"]
-LOOSE = ("free", "digits")  # kinds of settings (`modicum.resuming`) that a scan may change
+LOOSE = ("free", "digits")  # kinds of settings (`modicum.settings`) that a scan may change
 FREE = ("arms", "seeds")  # what may change in a study that has begun: by additions
 TRIES = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
 PROBED = 1.75  # the rate of a KL of 0.03 over that of 0.01 (docs/rates.md)

@@ -2,8 +2,7 @@
 
 To add one: a file with a frozen dataclass (see `base.Task`; `dataset.ColumnTask` for a data
 set with columns), an entry in TASKS, a section in docs/tasks.md. The contract suite
-(tests/test_tasks.py) picks it up.
-"""
+(tests/test_tasks.py) picks it up."""
 
 import os
 import re
@@ -11,9 +10,8 @@ from typing import Any
 
 from modicum import spec
 from modicum.tasks import gym, readers
-from modicum.tasks.arithmetic import Addition, Arithmetic, Products
+from modicum.tasks.arithmetic import Addition, Arithmetic, Countdown, Products
 from modicum.tasks.base import Task
-from modicum.tasks.countdown import Countdown
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import FileTask, GivenTask, HubTask
 from modicum.tasks.gym import Gym
@@ -24,14 +22,9 @@ from modicum.types import UserError
 
 __all__ = ["TASKS", "Task", "fingerprint", "notes", "of", "overlap", "parse"]
 
-TASKS: dict[str, type] = {
-    cls.name: cls
-    for cls in (
-        *(Addition, Products, Arithmetic, Countdown, MatrixTask, Gym),
-        *(Gsm8k, Math, Math500, OpenThoughts, Aime, Amc, FileTask, HubTask),
-    )
-}
-
+MADE = (Addition, Products, Arithmetic, Countdown, MatrixTask, Gym)
+READ = (Gsm8k, Math, Math500, OpenThoughts, Aime, Amc, FileTask, HubTask)
+TASKS: dict[str, type] = {cls.name: cls for cls in (*MADE, *READ)}
 PLAIN = re.compile(r"[\w.~/\\-][\w.~/\\ -]*")
 
 
@@ -46,9 +39,8 @@ def parse(text: str) -> Task:
 def _meant(text: str) -> str:
     """What to write for data that is named as it is, without an expression; empty: it is not."""
     named = PLAIN.fullmatch(text)
-    if named and (
-        readers.ending(text) in readers.READERS or os.path.isdir(os.path.expanduser(text))
-    ):
+    file = readers.ending(text) in readers.READERS
+    if named and (file or os.path.isdir(os.path.expanduser(text))):
         return f"task {text!r}: a file or folder is named by --task \"file('{text}')\""
     if not named or text.count("/") != 1:
         return ""

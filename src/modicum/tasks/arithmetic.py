@@ -1,4 +1,4 @@
-"""Arithmetic, endless and graded exactly: chains of sums, sums and products of two numbers.
+"""Arithmetic, endless and graded exactly: chains of sums, sums and products of two numbers, countdown.
 
 Chains ("What is 12+45-7+30?") are the default task. Operands are uniform on 1 .. 10^digits - 1,
 operators uniform on `operators`, the usual precedence holds. `terms` and `digits` are the difficulty.
@@ -7,19 +7,25 @@ Sums of two numbers ("What is 12345+67?") are the smallest task that a small mod
 products ("What is 123*45?") the multiplication task of TinyZero. Operands are uniform on
 0 .. limit - 1; a pair in the other order is the same problem for the splits. `digits` (or
 `below`) is the difficulty.
-"""
+
+Countdown is the task of TinyZero (github.com/Jiayi-Pan/TinyZero): reach a target from given numbers
+with + - * /; departures: every number must be used, values are exact fractions, and a wrong answer is
+worth nothing."""
 
 import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from fractions import Fraction
+from typing import Annotated, ClassVar, NamedTuple
 
+from modicum import answers
 from modicum.limits import Limits
 from modicum.tasks.base import Level, Procedural, only
-from modicum.types import Problem, Split, UserError
+from modicum.types import Grade, Problem, Split, UserError
 
-APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+MAX_TARGET = 999  # of countdown
+APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
 def chain(terms: Sequence[int], signs: Sequence[str]) -> list[str]:
@@ -50,7 +56,6 @@ class ChainTask(Procedural):
 class Arithmetic(ChainTask):
     """Sums of `terms` numbers with up to `digits` digits, joined by `operators` (+, -, *)."""
 
-    name: ClassVar[str] = "arithmetic"
     graded: ClassVar[tuple[str, ...]] = ("terms", "digits")
     terms: Annotated[Level, Limits(2, 50)] = 4
     digits: Annotated[Level, Limits(1, 9)] = 1
@@ -58,7 +63,7 @@ class Arithmetic(ChainTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.operators or set(self.operators) - set(APPLY):
+        if not self.operators or set(self.operators) - set("+-*"):
             raise UserError(f"arithmetic: operators are made of + - *, not {self.operators!r}")
 
     def origin(self) -> str:
@@ -86,7 +91,6 @@ class Arithmetic(ChainTask):
 class Products(ChainTask):
     """Products of two numbers of up to `digits` digits."""
 
-    name: ClassVar[str] = "products"
     sign: ClassVar[str] = "*"
     graded: ClassVar[tuple[str, ...]] = ("digits",)
     digits: Annotated[Level, Limits(1, 100)] = 2
@@ -108,7 +112,6 @@ class Products(ChainTask):
 class Addition(Products):
     """Sums of two numbers of up to `digits` digits, or of two numbers below `below`."""
 
-    name: ClassVar[str] = "addition"
     sign: ClassVar[str] = "+"
     digits: Annotated[Level, Limits(1, 100)] = 5
     below: Annotated[int | None, Limits(5, 10**100)] = None
@@ -121,3 +124,59 @@ class Addition(Products):
     @property
     def limit(self) -> int:
         return super().limit if self.below is None else self.below
+
+
+class Node(NamedTuple):
+    """A partial expression: its text, its value, and whether it needs brackets."""
+
+    text: str
+    value: Fraction
+    loose: bool = False
+
+
+def combine(left: Node, sign: str, right: Node) -> Node | None:
+    """left sign right, or None for a division by zero or one that leaves a fraction."""
+    strong = sign in "*/"
+    apart = right.loose and sign != "+"
+    first = f"({left.text})" if left.loose and strong else left.text
+    second = f"({right.text})" if apart or (strong and not right.text.isdigit()) else right.text
+    if sign == "/" and (right.value == 0 or (left.value / right.value).denominator != 1):
+        return None
+    return Node(f"{first}{sign}{second}", APPLY[sign](left.value, right.value), not strong)
+
+
+@dataclass(frozen=True)
+class Countdown(Procedural):
+    """Reach a target from `numbers` numbers between 1 and `max_value`."""
+
+    completion_tokens: ClassVar[int] = 1024  # a search, as in TinyZero
+    graded: ClassVar[tuple[str, ...]] = ("numbers",)
+    numbers: Annotated[Level, Limits(2, 10)] = 4
+    max_value: Annotated[int, Limits(5, MAX_TARGET)] = 99
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        """Right if the marked expression uses the numbers exactly and reaches the target."""
+        return answers.grade_countdown(text, problem.data["numbers"], problem.data["target"])
+
+    def working(self, problem: Problem) -> str:
+        return "\n".join(problem.data["steps"])
+
+    def make(self, rng: random.Random, split: Split) -> Problem | None:
+        numbers = [rng.randint(1, self.max_value) for _ in range(only(self.numbers))]
+        parts = [Node(str(n), Fraction(n)) for n in numbers]
+        steps: list[str] = []
+        while len(parts) > 1:
+            left, right = (parts.pop(rng.randrange(len(parts))) for _ in range(2))
+            sign = rng.choice("+-*/")
+            if (whole := combine(left, sign, right)) is None:
+                return None
+            steps.append(f"{left.value}{sign}{right.value}={whole.value}")
+            parts.append(whole)
+        target = parts[0].value
+        if not 1 <= target <= MAX_TARGET or any("-" in step.split("=")[1] for step in steps):
+            return None
+        rng.shuffle(numbers)
+        question = f"Make {target} from {', '.join(map(str, numbers))}, each used once."
+        key = f"{sorted(numbers)} {target}"
+        data = {"numbers": tuple(numbers), "target": int(target), "steps": tuple(steps)}
+        return Problem(key, question, parts[0].text, float(only(self.numbers)), data)

@@ -4,8 +4,7 @@ A task is a frozen dataclass with `problem(split, seed, index)`, `size(split)` a
 `grade(problem, text)`; one that reads something also has `fingerprint()`, a hash of what it has
 read, so that a run knows when it changes. A `Procedural` task writes `make`. Its random numbers are derived from
 the tuple (task, split, seed, index), so that neighbouring seeds have nothing in common, and a
-problem goes into a split by a hash of its content, so that no problem is in two splits.
-"""
+problem goes into a split by a hash of its content, so that no problem is in two splits."""
 
 import functools
 import hashlib
@@ -16,7 +15,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from modicum import answers
-from modicum.spec import Spec, check
+from modicum.spec import Named, check
 from modicum.types import SPLITS, Grade, Problem, Split, UserError
 
 T = TypeVar("T")
@@ -55,14 +54,11 @@ def stream(*key: object) -> random.Random:
 def split_of(content: str) -> Split:
     """The split that a problem with this content belongs to, by hash (80/10/10 %)."""
     place = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big") % 100
-    for split in SPLITS:
-        place -= SHARES[split]
-        if place < 0:
-            return split
-    raise AssertionError("the shares of the splits add up to 100")
+    ends = itertools.accumulate(SHARES[split] for split in SPLITS)
+    return next(split for split, end in zip(SPLITS, ends, strict=True) if place < end)
 
 
-class Procedural(Spec, ABC):
+class Procedural(Named, ABC):
     """Base of the tasks without an end, whose problems are made from random numbers. Of a setting
     in `graded` several values may be given (`terms=(2, 3, 4)`): levels. All are as often, in turn,
     and each has the problems that it has alone."""
@@ -116,15 +112,12 @@ def _levels(task: Procedural) -> tuple[Procedural, ...]:
     several = {n: v for n in task.graded if isinstance(v := getattr(task, n), tuple)}
     for name, values in several.items():
         if not 1 < len(set(values)) == len(values) <= MAX_LEVELS:
-            raise UserError(
-                f"{task.name}: {name}={values} must be two to {MAX_LEVELS} different levels"
-            )
+            wanted = f"must be two to {MAX_LEVELS} different levels"
+            raise UserError(f"{task.name}: {name}={values} {wanted}")
     if not several:
         return (task,)
-    made: list[Any] = [
-        replace(task, **dict(zip(several, values, strict=True)))  # type: ignore[type-var]
-        for values in itertools.product(*several.values())
-    ]
+    each = (dict(zip(several, v, strict=True)) for v in itertools.product(*several.values()))
+    made: list[Any] = [replace(task, **values) for values in each]  # type: ignore[type-var]
     return tuple(sorted(made, key=lambda level: level.problem("train", 0, 0).difficulty))
 
 

@@ -1,8 +1,7 @@
 """What tasks with a fixed set of problems share: rows are read, checked, divided, held apart.
 
 A task says where its rows come from (`Hub`, or a local `path`) and how they are read (`reader`).
-`loading` makes problems of them.
-"""
+`loading` makes problems of them."""
 
 import copy
 import hashlib
@@ -13,20 +12,20 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 from modicum import answers
-from modicum.spec import Spec
+from modicum.spec import Named
 from modicum.tasks import readers, rows
 from modicum.tasks.base import check_split, stream
 from modicum.tasks.loading import LoadedRows, Reader, Role, RowPart, accepted, load_once, roles_of
 from modicum.types import Grade, Problem, Split, UserError
 
 BadRows = Literal["refuse", "skip"]
+Columns = Sequence[tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class Hub:
+class Hub(NamedTuple):
     """A data set on the hub, what each part is for, and large columns that are not needed
     (`unread`)."""
 
@@ -37,7 +36,7 @@ class Hub:
 
 
 @dataclass(frozen=True)
-class DataTask(Spec, ABC):
+class DataTask(Named, ABC):
     """Base of the tasks with a fixed set of problems: of `path`, or with None of `hub`."""
 
     hub: ClassVar[Hub | None] = None
@@ -57,11 +56,8 @@ class DataTask(Spec, ABC):
         shelf = self._kept.shelf
         if not (problems := shelf[check_split(split)]):
             held = ", ".join(f"{len(found)} {name}" for name, found in shelf.items())
-            total = sum(map(len, shelf.values()))
-            raise UserError(
-                f"{self} has no problem for the split {split!r}: it holds {total} ({held});"
-                f" {self.advice()}"
-            )
+            held = f"it holds {sum(map(len, shelf.values()))} ({held}); {self.advice()}"
+            raise UserError(f"{self} has no problem for the split {split!r}: {held}")
         epoch, place = divmod(index, len(problems))
         return problems[_order(self.name, split, seed, epoch, len(problems))[place]]
 
@@ -163,7 +159,7 @@ class DataTask(Spec, ABC):
 class ColumnTask(DataTask):
     """Base of the data sets whose columns are known."""
 
-    columns: ClassVar[Sequence[tuple[str, ...]]]
+    columns: ClassVar[Columns]
     """Those that must be there, each with its alternatives."""
 
     def reader(self, part: RowPart) -> Reader:

@@ -2,8 +2,7 @@
 
 Examples are the first different problems of the train split, in the order of `examples_seed`, that
 can be shown. Training leaves them out; tune and test share nothing with train. Prompts that are
-longer than a run allows are found before anything is sampled.
-"""
+longer than a run allows are found before anything is sampled."""
 
 import re
 import sys
@@ -11,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from modicum.answers import STYLES
 from modicum.config import Sampling
 from modicum.grading.extraction import HASHES
-from modicum.styles import STYLES
 from modicum.tasks.base import MAX_TRIES, Procedural, Task
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.prompts import Examples, encode
@@ -34,16 +33,14 @@ def draw(task: Task, sampling: Sampling) -> Examples:
         if len(found) == sampling.examples or (index == HOPELESS and not found):
             break
         problem = task.problem("train", sampling.examples_seed, index)
-        answer = worked(task, problem, sampling.style)
-        if answer is not None:
+        if (answer := worked(task, problem, sampling.style)) is not None:
             found.setdefault(_key(problem.question), (problem.question, answer))
     if len(found) < sampling.examples:
-        raise UserError(
-            f"examples = {sampling.examples}: the train split of {task} has {len(found)} problems"
-            " with an answer that can be shown"
-            + "; the styles tags and boxed hold answers that are no numbers"
-            * (sampling.style in ("hashes", "none"))
-        )
+        shown = "problems with an answer that can be shown"
+        few = f"the train split of {task} has {len(found)} {shown}"
+        hint = "; the styles tags and boxed hold answers that are no numbers"
+        hint *= sampling.style in ("hashes", "none")
+        raise UserError(f"examples = {sampling.examples}: {few}{hint}")
     return tuple(found.values())
 
 
@@ -146,12 +143,9 @@ class Sizes:
         if not long:
             return long, f"none of {len(sizes)} prompts has more than {limit} tokens ({why})"
         first, most = ", ".join(list(long)[:3]) + ", ..." * (len(long) > 3), max(long.values())
-        return long, (
-            f"prompts of more than {limit} tokens ({why}): {len(long)} of {len(sizes)}, {first};"
-            f" the longest, of {max(long, key=lambda name: long[name])}, has {most}"
-            + f"; --max-prompt-tokens {most} takes them"
-            * (most <= room)
-        )
+        some = f"prompts of more than {limit} tokens ({why}): {len(long)} of {len(sizes)}, {first}"
+        hint = f"; --max-prompt-tokens {most} takes them" * (most <= room)
+        return long, f"{some}; the longest, of {max(long, key=long.__getitem__)}, has {most}{hint}"
 
     def settle(self, task: Task, asked: Iterable[Problem]) -> Task:
         """The task without prompts that are too long, which are a UserError unless `long_prompts`

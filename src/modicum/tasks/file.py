@@ -1,8 +1,7 @@
 """Problems of your own: JSONL, JSON (a list of objects), CSV, TSV, Parquet, a hub data set, a list.
 
 docs/tasks.md says how they are divided into splits. The rows of a list (`GivenTask`) are taken as
-JSON writes them, so that a run folder keeps exactly what was trained on.
-"""
+JSON writes them, so that a run folder keeps exactly what was trained on."""
 
 import hashlib
 import json
@@ -18,7 +17,7 @@ from modicum.tasks import forms, readers, rows
 from modicum.tasks.dataset import DataTask, check_path
 from modicum.tasks.loading import Reader, Role, RowPart, accepted, roles_of
 from modicum.tasks.readers import Record
-from modicum.types import Problem, UserError
+from modicum.types import SPLITS, Problem, UserError
 
 HINT = "; question= and answer= name columns, also inner ones such as reward_model.ground_truth"
 
@@ -30,8 +29,7 @@ class FileTask(DataTask):
     `test` is a file of its own to test on, `solution` names worked solutions, `difficulty` a column
     of numbers, larger ones are harder, or easier as in 'solve_rate:desc'. Of several answers any is
     right, or with several='all' the whole set. A row that cannot be a problem is a UserError with
-    its line, or is skipped and counted with bad_rows='skip'. docs/tasks.md
-    """
+    its line, or is skipped and counted with bad_rows='skip'. docs/tasks.md"""
 
     name: ClassVar[str] = "file"
     aliases: ClassVar[Mapping[str, str]] = {"train": "path"}
@@ -86,8 +84,7 @@ class HubTask(FileTask):
     """The rows of the data set `path` on the Hugging Face hub, such as 'openai/gsm8k'.
 
     Or of a folder that the library `datasets` has saved or reads. `config` names a configuration;
-    `train` and `test` name parts. Columns and all else are as in `file(...)`.
-    """
+    `train` and `test` name parts. Columns and all else are as in `file(...)`."""
 
     name: ClassVar[str] = "hub"
     aliases: ClassVar[Mapping[str, str]] = {}
@@ -109,20 +106,14 @@ class HubTask(FileTask):
                 named[name] = roles[0]
         told = list(named.values())
         if named.keys() - found.keys() or len(set(told)) < len(told) or not {"", "train"} & {*told}:
-            raise UserError(
-                f"hub: {self.path} has the parts {', '.join(found)}; train= and test= name those"
-                " to train on and to test on"
-            )
-        by_role = roles_of(told)
-        return [
-            RowPart(name or "rows", by_role[role], f"{self.path} {name}".strip(), found[name])
-            for name, role in named.items()
-        ]
+            hint = "train= and test= name those to train on and to test on"
+            raise UserError(f"hub: {self.path} has the parts {', '.join(found)}; {hint}")
+        told_as = {name: roles_of(told)[role] for name, role in named.items()}
+        where = {name: f"{self.path} {name}".strip() for name in named}
+        return [RowPart(n or "rows", role, where[n], found[n]) for n, role in told_as.items()]
 
 
-FILES = {
-    part: f"problems-{part}.jsonl".replace("-.", ".") for part in ("", "train", "tune", "test")
-}
+FILES: dict[str, str] = {"": "problems.jsonl"} | {part: f"problems-{part}.jsonl" for part in SPLITS}
 SHOWN = 8  # characters of the hash, in names
 
 
@@ -146,10 +137,9 @@ class GivenTask(DataTask):
             named["tune"] = named.pop("validation")
         wrong = [part for part in named if part not in FILES]
         if wrong or not named:
-            raise UserError(
-                "task: problems are a list of dicts, or {'train': [...], 'test': [...]}, not"
-                f" {type(problems).__name__} with {next(iter(wrong), 'nothing')!r}"
-            )
+            what = f"{type(problems).__name__} with {next(iter(wrong), 'nothing')!r}"
+            known = "a list of dicts, or {'train': [...], 'test': [...]}"
+            raise UserError(f"task: problems are {known}, not {what}")
         return cls.made({part: _rows(part, named[part]) for part in FILES if part in named})
 
     @classmethod

@@ -1,14 +1,12 @@
 r"""Which columns of a user's rows hold the question and the answer, and in which form.
 
 Read are the rows that other trainers take (docs/tasks.md): of a whole solution the marked answer
-counts (\boxed{}, <answer>, ####).
-"""
+counts (\boxed{}, <answer>, ####)."""
 
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from modicum import answers
 from modicum.grading.extraction import ANSWER_IS, PROSE
@@ -18,6 +16,7 @@ from modicum.tasks.readers import Record, short
 from modicum.types import Problem, UserError
 
 Several = Literal["any", "all"]
+Turns = Sequence[Mapping[str, Any]]
 CHATS = ("messages", "conversations", "conversation")
 QUESTIONS = ("question", "problem", "prompt", *CHATS, "instruction")
 SOLUTIONS = ("solution", "completion", "response", "output")
@@ -33,8 +32,7 @@ MAX_BARE = 60  # characters of an answer that is all of a text where solutions a
 MAX_MARK = 10  # characters of a mark around an answer that is no solution
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """Where the rows of a file have question and answer, and perhaps a worked `solution`. A row's
     question is in the first of `questions` that it has. Where `answer` is the same column it is
     what the assistant says there. Of `several` answers any is right, or all are asked for."""
@@ -73,22 +71,18 @@ class Form:
         value = reply if column == asked else rows.value(record, column)
         if value is None:
             raise UserError(f"{record.where}: {column!r} has no answer of an assistant")
-        turns = _turns(value)
-        if turns is not None:
+        if (turns := _turns(value)) is not None:
             value = _said(record, column, turns[-1])[1]
         text = rows.as_text(record, column, value) if isinstance(value, str) else ""
-        marked = _marked(text)
-        if marked is not None:
+        if (marked := _marked(text)) is not None:
             return [marked], text if len(text) - len(marked) > MAX_MARK else ""
         if not text or (turns is None and column != asked and column not in SOLUTIONS):
             listed = ((gold, _marked(gold)) for gold in rows.answers(record, column))
             golds = (gold if marked is None else marked for gold, marked in listed)
             return list(dict.fromkeys(golds)), ""
         if not _bare(text):
-            raise UserError(
-                f"{record.where}: no answer is marked in {column!r}"
-                r" (\boxed{...}, <answer>...</answer> or #### at its end)"
-            )
+            marks = r"(\boxed{...}, <answer>...</answer> or #### at its end)"
+            raise UserError(f"{record.where}: no answer is marked in {column!r} {marks}")
         return [text], ""
 
 
@@ -136,8 +130,7 @@ def _top(records: Sequence[Record], column: str) -> float:
 def _asked(record: Record, column: str) -> tuple[str, str | None]:
     """The question, and what an assistant answers to it in the same column."""
     value = rows.value(record, column)
-    turns = _turns(value)
-    if turns is not None:
+    if (turns := _turns(value)) is not None:
         return _chat(record, column, turns)
     if isinstance(value, str) and value.startswith("[{'"):
         raise UserError(f"{record.where}: {column!r} is a list as Python shows it; write JSON")
@@ -146,7 +139,7 @@ def _asked(record: Record, column: str) -> tuple[str, str | None]:
     return (rows.as_text(record, column, value) + more).strip(), None
 
 
-def _turns(value: Any) -> Sequence[Mapping[str, Any]] | None:
+def _turns(value: Any) -> Turns | None:
     """The turns of a chat, None for what is none; JSON of one is one."""
     value = rows.opened(value)
     if not isinstance(value, list | tuple) or not value:
@@ -159,20 +152,15 @@ def _role(turn: Mapping[str, Any]) -> str:
     return ROLES.get(role, role)
 
 
-def _chat(
-    record: Record, column: str, turns: Sequence[Mapping[str, Any]]
-) -> tuple[str, str | None]:
+def _chat(record: Record, column: str, turns: Turns) -> tuple[str, str | None]:
     """The question of a chat of one turn, below what is said to the system, and the answer."""
-    some = (
-        turn for turn in turns if _role(turn) != "system" or turn.get("content", turn.get("value"))
-    )
+    some = (t for t in turns if _role(t) != "system" or t.get("content", t.get("value")))
     said = [_said(record, column, turn) for turn in some]
     spoken = [role for role, _ in said if role != "system"]
     if spoken not in (["user"], ["user", "assistant"]):
-        raise UserError(
-            f"{record.where}: {column!r} must be one question and perhaps its answer, not the turns"
-            f" {', '.join(spoken) or 'of nobody'}"
-        )
+        wanted = "one question and perhaps its answer, not the turns"
+        found = ", ".join(spoken) or "of nobody"
+        raise UserError(f"{record.where}: {column!r} must be {wanted} {found}")
     if column == "prompt" and spoken[1:]:
         raise UserError(f"{record.where}: {column!r} ends in words of the assistant")
     question = "\n\n".join(text for role, text in said if role != "assistant")

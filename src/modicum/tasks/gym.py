@@ -3,8 +3,7 @@
 All of reasoning-gym runs in a helper process (`gym_child`), where a scorer that hangs, crashes or
 would evaluate the model's text costs one wrong answer. Departures (docs/tasks.md): splits and seeds
 share no problem, an answer is right when the scorer gives it 1, and where a scorer pays what is
-wrong (`COUNTDOWNS`, `BY_ANSWER`), the project's own grading takes its place.
-"""
+wrong (`COUNTDOWNS`, `BY_ANSWER`), the project's own grading takes its place."""
 
 import dataclasses
 import functools
@@ -29,17 +28,15 @@ MAX_ANSWER = 20_000  # characters of an answer that the scorer is shown
 NO_SINGLE_ANSWER = "(any answer that the scorer accepts)"
 COUNTDOWNS = ("countdown", "puzzle24")
 BY_ANSWER = ("coin_flip", "game_of_life_halting")  # by equality with the answer
-TYPES: dict[str, type] = {
-    "int": int, "float": float, "bool": bool, "str": str, "list": tuple, "none": type(None),
-}  # fmt: skip
+TYPES: dict[str, type] = {kind.__name__: kind for kind in (int, float, bool, str)}
+TYPES |= {"list": tuple, "none": type(None)}
 child = Child("-m", "modicum.tasks.gym_child")
 CALL = re.compile(r"\s*gym\s*\(\s*(?:dataset\s*=\s*)?(['\"]?)(\w+)\1\s*[,)]")
 
 
 def _ask(limit: float, **request: Any) -> Any:
     """The child's reply; a UserError for a fault, None when the data set's code raised."""
-    reply = child.ask(request, limit)
-    if "fault" in reply:
+    if "fault" in (reply := child.ask(request, limit)):
         raise UserError(f"gym({request['name']!r}): {reply['fault']}")
     return reply.get("value")
 
@@ -49,10 +46,8 @@ class Gym(Procedural):
     """A data set of reasoning-gym, with its settings as arguments: gym('chain_sum', max_terms=4).
 
     `level` sets all attributes of its curriculum, from 0, or several in turn; single settings go
-    before it. What an expression makes is a subclass (`variant`) with its settings as fields.
-    """
+    before it. What an expression makes is a subclass (`variant`) with its settings as fields."""
 
-    name: ClassVar[str] = "gym"
     graded: ClassVar[tuple[str, ...]] = ("level",)
     has_levels: ClassVar[bool] = False
     dataset: str
@@ -61,10 +56,8 @@ class Gym(Procedural):
     def __post_init__(self) -> None:
         if type(self) is Gym:
             raise UserError("gym: the data set's name comes first: gym('chain_sum')")
-        several = isinstance(self.level, tuple)
-        if self.level is not None and not (
-            self.has_levels and (several or 0 <= only(self.level) <= 100)
-        ):
+        right = isinstance(self.level, tuple) or 0 <= (self.level or 0) <= 100
+        if self.level is not None and not (self.has_levels and right):
             why = "is 0 to 100" if self.has_levels else "is not known: there is no curriculum"
             raise UserError(f"gym({self.dataset!r}): level {why}")
         # Wrong settings fail when the task is named, not in the middle of a run.
@@ -92,11 +85,9 @@ class Gym(Procedural):
         return score >= 1.0, f"has the score {score:g}"
 
     def _key(self, difficulty: float | None) -> dict[str, Any]:
-        changed = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("dataset", "level") and getattr(self, field.name) != field.default
-        }
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        own = {name: getattr(self, name) for name in usual if name not in ("dataset", "level")}
+        changed = {name: value for name, value in own.items() if value != usual[name]}
         settings = json.dumps(changed, sort_keys=True)
         level = None if difficulty is None else int(difficulty)
         return {"name": self.dataset, "settings": settings, "level": level}
@@ -136,10 +127,9 @@ def variant(dataset: str) -> type[Gym]:
     for name, (kinds, default) in found["settings"].items():
         hint = functools.reduce(operator.or_, [TYPES[kind] for kind in kinds])
         fields.append((name, hint, dataclasses.field(default=_frozen(default))))
-    namespace = {"__doc__": Gym.__doc__, "has_levels": found["levels"]}
-    return dataclasses.make_dataclass(
-        f"Gym_{dataset}", fields, bases=(Gym,), namespace=namespace, frozen=True
-    )
+    own = {"__doc__": Gym.__doc__, "name": Gym.name, "has_levels": found["levels"]}
+    how: dict[str, Any] = {"bases": (Gym,), "namespace": own, "frozen": True}
+    return dataclasses.make_dataclass(f"Gym_{dataset}", fields, **how)
 
 
 def members(text: str) -> Mapping[str, type]:

@@ -1,18 +1,18 @@
 r"""How the rows of a task become problems in their splits.
 
 Copies in a user's own rows are taken once, and no problem of a later split (train, tune, test) is
-in an earlier one, as `normalise` sees it.
-"""
+in an earlier one, as `normalise` sees it."""
 
 import itertools
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from modicum import answers
+from modicum.grading import patterns
 from modicum.tasks.base import split_of
 from modicum.tasks.readers import Record
 from modicum.types import SPLITS, Problem, Split, UserError
@@ -28,18 +28,14 @@ ACCEPTED = "accepted_answers"
 """In the data of a problem with several answers any of which is right: all of them."""
 NOTHING = {"nan", "none", "null", "nil", "n/a", "na", "<na>", "nat", "unknown", "tbd"}
 """What programs write for a missing answer."""
-SETTING = re.compile(
-    r"\\(?:left|right|displaystyle|text|textbf|textit|mathrm|mathbf|quad|qquad|bigg?|Bigg?)"
-    r"(?![a-z])|\\[,;:!\s()\[\]]|[~$]"
-)
+(SETTING,) = patterns("setting")
 FRACTION = re.compile(r"\\[dtc]frac(?![a-z])")
 SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)")  # \frac12
 GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[-+*/=<>^%!|]")
 
 
-@dataclass(frozen=True)
-class RowPart:
+class RowPart(NamedTuple):
     """Rows that belong together. `origin` is what messages call them."""
 
     name: str
@@ -65,8 +61,7 @@ Reader = tuple[Callable[[Record], Problem], str]
 says identifies it within its part; without one its number does."""
 
 
-@dataclass(frozen=True)
-class LoadedRows:
+class LoadedRows(NamedTuple):
     """The problems by split, and what the user should know."""
 
     shelf: Mapping[Split, tuple[Problem, ...]]
@@ -77,9 +72,8 @@ def roles_of(parts: Collection[str]) -> dict[str, Role]:
     """What each of the parts (train, tune, test) is for, by which others there are: without a test
     part the tune part is tested; without both a hash divides the rest."""
     tune: Role = "tune" if "test" in parts else "test"
-    train: Role = (
-        "hash" if len(parts) == 1 else "only" if {"tune", "test"} <= set(parts) else "train"
-    )
+    several: Role = "only" if {"tune", "test"} <= set(parts) else "train"
+    train: Role = "hash" if len(parts) == 1 else several
     return {"": "hash", "train": train, "tune": tune, "test": "test"}
 
 
@@ -126,17 +120,14 @@ def load_once(task: "DataTask") -> LoadedRows:
     if faults:
         said.append(f"{len(faults)} of {total} rows are bad and skipped, as {faults[0]}")
     if taken:
-        problem, twin = taken[0]
-        said.append(
-            f"{len(taken)} problems are also in a split that is held out, and are"
-            f" left out where they would be trained on; the first: {problem.id} is {twin.id}"
-        )
+        first = f"the first: {taken[0][0].id} is {taken[0][1].id}"
+        what = "also in a split that is held out, and are left out where they would be trained on"
+        said.append(f"{len(taken)} problems are {what}; {first}")
     notes = tuple(f"{task.name}: {note}" for note in said)
     if not kept:
         raise UserError("; ".join((f"{task} has no problem left of {total} rows", *notes)))
-    return LoadedRows(
-        {split: tuple(p for at, p, _ in kept if at == split) for split in SPLITS}, notes
-    )
+    shelf = {split: tuple(p for at, p, _ in kept if at == split) for split in SPLITS}
+    return LoadedRows(shelf, notes)
 
 
 def _split(question: str, role: Role) -> Split:
@@ -150,8 +141,7 @@ def _split(question: str, role: Role) -> Split:
 def _checked(place: str, record: Record, said: Problem, seen: dict[str, str]) -> Problem:
     for gold in accepted(said):
         answers.check_gold(gold)
-    key = said.id or str(record.number)
-    if key in seen:
+    if (key := said.id or str(record.number)) in seen:
         raise UserError(f"{record.where}: the id {key!r} is also that of {seen[key]}")
     seen[key] = record.where
     return replace(said, id=f"{place}/{key}")
@@ -174,22 +164,17 @@ def _sorted_out(
             answer = one.problem.answer
             if clash:
                 other = next(row for row in clash if row.problem.answer != answer)
-                faults.append(
-                    f"{one.where}: its answer is {answer[:40]!r}, and {other.where} has"
-                    f" {other.problem.answer[:40]!r} for the same question"
-                )
+                has = f"{other.where} has {other.problem.answer[:40]!r} for the same question"
+                faults.append(f"{one.where}: its answer is {answer[:40]!r}, and {has}")
             elif first.setdefault(one.split, one) is not one:
                 copies.append(f"{one.where} is {first[one.split].where}")
         kept |= {one.problem.id for one in first.values()}
     if copies:
         said.append(f"{len(copies)} of {place} are copies and are left out; the first: {copies[0]}")
     rest = [one for one in placed if one.problem.id in kept]
-    empty = [one for one in rest if one.problem.answer.casefold() in NOTHING]
-    if empty:
-        shown = f"{empty[0].problem.answer!r} in {empty[0].where}"
-        said.append(
-            f"{len(empty)} of {place} may have no answer, but the word for none, as {shown}"
-        )
+    if empty := [one for one in rest if one.problem.answer.casefold() in NOTHING]:
+        what = f"no answer, but the word for none, as {empty[0].problem.answer!r}"
+        said.append(f"{len(empty)} of {place} may have {what} in {empty[0].where}")
     return rest
 
 
@@ -199,17 +184,13 @@ def _agree(one: Assigned, other: Assigned) -> bool:
     return any(a == b or answers.equal(a, b, True) or answers.equal(b, a, True) for a, b in pairs)
 
 
-# Overlap ---------------------------------------------------------------------------------
-
-
 def normalise(text: str) -> str:
     r"""`text` as its lower-case words, numbers and operators, one space between them; how LaTeX is
     set (`\dfrac`, `\left`, `\,`, `$`) does not count."""
     text = unicodedata.normalize("NFKC", text)
     text = FRACTION.sub(r"\\frac", SETTING.sub(" ", text)).replace("\u2212", "-")
     text = SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
-    words = WORD.findall(GROUPED.sub("", text.lower()))
-    return " ".join(words) or text.strip()
+    return " ".join(WORD.findall(GROUPED.sub("", text.lower()))) or text.strip()
 
 
 def overlap(one: Iterable[Problem], other: Iterable[Problem]) -> list[tuple[Problem, Problem]]:

@@ -2,8 +2,7 @@ r"""Matrices: the reduced row echelon form, or the inverse, in exact fractions.
 
 Entries are whole numbers uniform on -magnitude .. magnitude. An input is left out when a shortcut
 that needs no elimination would be right for it. docs/tasks.md says which spellings are read. The
-text is a model's: it is matched in pieces of bounded size and never evaluated.
-"""
+text is a model's: it is matched in pieces of bounded size and never evaluated."""
 
 import random
 import re
@@ -12,6 +11,7 @@ from fractions import Fraction
 from typing import Annotated, ClassVar, Literal
 
 from modicum import answers
+from modicum.grading import patterns
 from modicum.grading.extraction import after_thinking
 from modicum.grading.parts import rows_of
 from modicum.grading.quantities import quantity
@@ -28,15 +28,9 @@ MAX_ENTRY = 90  # characters of an entry
 ASKED = {"rref": "reduced row echelon form", "inverse": "inverse"}
 DEFICIENT = 0.25  # share of the matrices to reduce whose last row depends on the others
 
-NAME = re.compile(
-    r"[A-Za-z]{1,12}(?:\s*\([A-Za-z]\))?(?:\s*\^\s*\{?\s*-?\s*[0-9A-Za-z]\s*\}?)?\s*=\s*"
-)
+NAME, LAST = patterns("named_matrix last_matrix")
 FACTOR = re.compile(r"(.{1,100}?)\s*(?:\\cdot|\\times|\*)?\s*(?=\\begin\{|\[\s*\[)", re.DOTALL)
 ENTRY = re.compile(rf"(?:[-+./{{}}0-9\s]|\\frac){{1,{MAX_ENTRY}}}", re.ASCII)
-LAST = re.compile(
-    r"\\begin\{([bBp]?matrix|array)\}(?:(?!\\begin).)*\\end\{\1\}|\[\s*\[[^\[\]]*\](?:\s*,?\s*\[[^\[\]]*\])*\s*\]",
-    re.DOTALL,
-)
 
 
 def read(text: str) -> Matrix | None:
@@ -83,9 +77,6 @@ def write(matrix: Matrix) -> str:
     return "[" + ", ".join("[" + ", ".join(map(str, row)) + "]" for row in matrix) + "]"
 
 
-# Algebra ---------------------------------------------------------------------------------
-
-
 def exact(rows: list[list[int]]) -> Matrix:
     """A matrix of whole numbers as fractions."""
     return tuple(tuple(map(Fraction, row)) for row in rows)
@@ -97,11 +88,9 @@ def identity(size: int) -> Matrix:
 
 def rref(matrix: Matrix) -> Matrix:
     """The reduced row echelon form, by Gauss and Jordan."""
-    rows = [list(row) for row in matrix]
-    top = 0
+    rows, top = [list(row) for row in matrix], 0
     for column in range(len(rows[0])):
-        pivot = next((i for i in range(top, len(rows)) if rows[i][column]), None)
-        if pivot is None:
+        if (pivot := next((i for i in range(top, len(rows)) if rows[i][column]), None)) is None:
             continue
         found = rows.pop(pivot)
         lead = [value / found[column] for value in found]
@@ -117,9 +106,6 @@ def inverse(matrix: Matrix) -> Matrix | None:
     both = rref(tuple(a + b for a, b in zip(matrix, identity(size), strict=True)))
     left, right = tuple(row[:size] for row in both), tuple(row[size:] for row in both)
     return right if left == identity(size) else None
-
-
-# The task --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -141,10 +127,9 @@ class MatrixTask(Procedural):
         """Right if the marked matrix (`read`) is the one asked for; lenient: the last of the text."""
         gold = read(problem.answer)
 
-        def verdict(answer: str) -> tuple[bool, str]:
-            if (matrix := read(answer)) is None:
-                return False, "is no matrix of exact numbers"
-            return matrix == gold, "is right" if matrix == gold else "is wrong"
+        def verdict(answer: str) -> bool | tuple[bool, str]:
+            matrix = read(answer)
+            return matrix == gold if matrix else (False, "is no matrix of exact numbers")
 
         return answers.judge(text, verdict, find_last)
 

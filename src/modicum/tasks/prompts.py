@@ -1,21 +1,19 @@
 """How a question becomes prompt tokens: a chat, R1-Zero's conversation, or the bare question.
 
 A chat template does what it likes, so a chat is tried in several forms, and the first text that
-holds all of it is the prompt.
-"""
+holds all of it is the prompt."""
 
 import html
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
+from modicum.answers import R1_ZERO, STYLES
 from modicum.config import Sampling
 from modicum.spec import keywords, nearest
-from modicum.styles import R1_ZERO, STYLES
 from modicum.types import Problem, UserError
 
 Examples = tuple[tuple[str, str], ...]
@@ -30,8 +28,7 @@ ASKED = ("defined", "undefined", "default", "d")
 PART = re.compile(r"""\{['"]type['"]: ['"]text['"]""")
 
 
-@dataclass(frozen=True)
-class Chat:
+class Chat(NamedTuple):
     """What a prompt must hold (`turns`: question and answer of examples), and what the style asks."""
 
     system: str
@@ -86,8 +83,7 @@ class Chat:
         if _bare(self.system) not in text:
             return "the system prompt"
         for piece in (*itertools.chain.from_iterable(self.turns), self.question):
-            start = text.find(_bare(piece), place)
-            if start < 0:
+            if (start := text.find(_bare(piece), place)) < 0:
                 return "the question" if piece is self.question else "a worked example"
             place = start + len(_bare(piece))
         return ""
@@ -116,8 +112,7 @@ def arguments(tokenizer: Any, said: str) -> dict[str, Any]:
         known = _read(held) if given else set()
     except TemplateError as error:
         raise UserError(f"the tokenizer's chat template cannot be read: {error.message}") from None
-    unread = [word for word in given if word not in known]
-    if unread:
+    if unread := [word for word in given if word not in known]:
         what = nearest(unread[0], known) if known else "it reads nothing but the chat"
         raise UserError(f"template_args: the chat template does not read {unread[0]!r}; {what}")
     dated = NOW.sub(lambda call: repr(DAY.strftime(call[2])), held)
@@ -172,12 +167,10 @@ def encode(
         ids.insert(0, begin)
     rows, last = getattr(tokenizer, "embedding_rows", None), max(ids)
     if rows is not None and last >= rows:
-        raise UserError(
-            f"{prompt} has the token {tokenizer.convert_ids_to_tokens(last)!r} (number {last}): the"
-            f" tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}; take that"
-            " token out of the tokenizer or the text, or give the model more rows"
-            " (resize_token_embeddings)"
-        )
+        token = f"the token {tokenizer.convert_ids_to_tokens(last)!r} (number {last})"
+        has = f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}"
+        hint = "take that token out of the tokenizer or the text, or give the model more rows"
+        raise UserError(f"{prompt} has {token}: {has}; {hint} (resize_token_embeddings)")
     if len(ids) > (limit := sampling.max_prompt_tokens):
         shown = f" (with {len(examples)} worked examples)" if examples else ""
         what = f"{len(ids)} tokens{shown}, more than max_prompt_tokens = {limit}"

@@ -1,8 +1,7 @@
 """Reading data row by row: JSONL, JSON, CSV, TSV or Parquet, packed or not, or from the hub.
 
 A row that cannot be read is a record with a `fault` that names its file and line. What breaks a
-file beyond one row (its encoding, its brackets, rows that run over lines) stops the reading.
-"""
+file beyond one row (its encoding, its brackets, rows that run over lines) stops the reading."""
 
 import csv
 import importlib
@@ -10,10 +9,9 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from modicum.hub import silence
 from modicum.types import UserError
@@ -25,8 +23,7 @@ PARTS = {"train": "train", "tune": "tune|valid|dev|eval", "test": "test"}
 """Names of a folder's files, at the beginning of a word, by what they are for."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One row: where it stands (`problems.jsonl, line 7`), its number from 1, its values."""
 
     where: str
@@ -69,11 +66,9 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
             found[parts[0]].append(path)
     if any((folder / file).is_file() for file in SAVED):
         raise UserError(f"{task}: {folder} was saved by datasets: hub({str(folder)!r}) reads it")
-    wrong = [
-        (f"one *{part}* file, or numbered ones that belong together", paths)
-        for part, paths in found.items()
-        if len({re.sub(r"\d+", "", path.name) for path in paths}) > 1
-    ]
+    kinds = {part: {re.sub(r"\d+", "", p.name) for p in paths} for part, paths in found.items()}
+    one = "file, or numbered ones that belong together"
+    wrong = [(f"one *{part}* {one}", found[part]) for part in found if len(kinds[part]) > 1]
     if not found["train"] + found["test"]:
         needs = f"*train* or *test* files ({ENDS}), perhaps *valid* ones beside them"
         wrong = [(needs, files)]
@@ -98,8 +93,7 @@ def short(value: object) -> str:
 
 
 def _bytes(path: str) -> bytes:
-    packed = PACKED.get(Path(path).suffix.lower())
-    if packed is None:
+    if (packed := PACKED.get(Path(path).suffix.lower())) is None:
         return Path(path).read_bytes()
     import pyarrow as pa
 
@@ -128,10 +122,8 @@ def _record(where: str, number: int, value: object) -> Record:
 def _read_jsonl(path: str, raw: bytes) -> Iterator[Record]:
     text = _text(path, raw)
     if _runs_on(text.lstrip()):
-        raise UserError(
-            f"{path}: its rows run over several lines; .jsonl has an object on each line, and a"
-            " list of objects is named .json"
-        )
+        hint = ".jsonl has an object on each line, and a list of objects is named .json"
+        raise UserError(f"{path}: its rows run over several lines; {hint}")
     # Not splitlines(): it also cuts at U+2028, which JSON allows inside a text.
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
@@ -227,9 +219,6 @@ READERS: dict[str, Callable[[str, bytes], Iterable[Record]]] = {
 ENDS = f"{', '.join(READERS)}, or one of these and {', '.join(PACKED)}"
 
 
-# The hub ---------------------------------------------------------------------------------
-
-
 def from_hub(
     task: str,
     name: str,
@@ -251,8 +240,7 @@ def from_hub(
         if any((place / file).is_file() for file in SAVED):
             loaded = library.load_from_disk(str(place))
         else:
-            wanted = [str(place) if local else name, config]
-            loaded = library.load_dataset(*filter(None, wanted))
+            loaded = library.load_dataset(*filter(None, [str(place) if local else name, config]))
     # ValueError: offline, and the local copy lacks this configuration.
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
         why = " ".join(str(error).split())

@@ -2,8 +2,7 @@
 
 A name may lead into what a column holds, JSON texts included: `reward_model.ground_truth`,
 `prompt.0.content`. A column whose own name has dots comes first. Asking for a value of a row
-that cannot be read raises its fault.
-"""
+that cannot be read raises its fault."""
 
 import json
 import math
@@ -70,9 +69,8 @@ def filled(records: Sequence[Record], name: str) -> bool:
 def require_column(path: str, records: Sequence[Record], *names: str, hint: str = "") -> str:
     """The first of `names` that is a column; UserError with the nearest when there is none. When no
     row could be read the first name is taken: the rows' own faults say more."""
-    found = next(
-        (n for n in names if any(value_at(r.values, n) is not MISSING for r in records)), None
-    )
+    there = (n for n in names if any(value_at(r.values, n) is not MISSING for r in records))
+    found = next(there, None)
     known = {name for record in records[:LOOKED] for name in names_in(record.values)}
     if found is None and known:
         listed = " or ".join(map(repr, names))
@@ -91,8 +89,7 @@ def value(record: Record, column: str) -> Any:
         raise UserError(record.fault)
     found = value_at(record.values, column)
     if found is MISSING or found is None:
-        what = "null" if found is None else "missing"
-        raise UserError(f"{record.where}: {column!r} is {what}")
+        raise UserError(f"{record.where}: {column!r} is {'null' if found is None else 'missing'}")
     return found
 
 

@@ -1,11 +1,9 @@
 """Data sets by their names: GSM8K, MATH, the mathematics of OpenThoughts, AIME and AMC.
 
 docs/tasks.md says which rows are taken, how they are divided, and whose they are (arXiv:2110.14168,
-2103.03874, 2305.20050, 2506.04178).
-"""
+2103.03874, 2305.20050, 2506.04178)."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,8 +11,8 @@ from modicum import answers
 from modicum.limits import within
 from modicum.spec import nearest
 from modicum.tasks import rows
-from modicum.tasks.dataset import ColumnTask, HeldOut, Hub, Reader, RowPart
-from modicum.tasks.loading import LeftOut
+from modicum.tasks.dataset import Columns, ColumnTask, HeldOut, Hub, Reader, RowPart
+from modicum.tasks.loading import LeftOut, Role
 from modicum.tasks.readers import Record
 from modicum.types import Problem, UserError
 
@@ -22,15 +20,17 @@ AIME = {2024: "HuggingFaceH4/aime_2024", 2025: "yentinglin/aime_2025"}
 LEVEL = re.compile(r"(?:Level )?([1-5])", re.ASCII)
 UNKNOWN = "Level ?"  # stands in two rows of the original train set
 SUBJECTS = ("subject", "type")
+UNREAD = ("deepseek_reasoning", "deepseek_solution", "test_cases", "starter_code")
+BOTH: dict[str, Role] = {"train": "train", "test": "test"}
+ONE: dict[str, Role] = {"train": "hash"}
 
 
 @dataclass(frozen=True)
 class Gsm8k(ColumnTask):
     """GSM8K from the hub, or from `path`: a folder with train and test files, or one file."""
 
-    name: ClassVar[str] = "gsm8k"
-    hub: ClassVar[Hub | None] = Hub("openai/gsm8k", {"train": "train", "test": "test"}, "main")
-    columns: ClassVar[Sequence[tuple[str, ...]]] = (("question",), ("answer",))
+    hub: ClassVar[Hub | None] = Hub("openai/gsm8k", BOTH, "main")
+    columns: ClassVar[Columns] = (("question",), ("answer",))
 
     def item(self, record: Record) -> Problem:
         question, solution = rows.text(record, "question"), rows.text(record, "answer")
@@ -43,7 +43,7 @@ class Gsm8k(ColumnTask):
 class MathTask(ColumnTask):
     """What `math` and `math500` share: columns, levels, subjects."""
 
-    columns: ClassVar[Sequence[tuple[str, ...]]] = (("problem",), ("answer", "solution"))
+    columns: ClassVar[Columns] = (("problem",), ("answer", "solution"))
     levels: tuple[int, ...] = ()
     subject: str | None = None
 
@@ -103,17 +103,13 @@ def _level(record: Record) -> float | None:
 class Math(MathTask):
     """MATH from the hub, or from `path`: a folder with train and test files, or one file."""
 
-    name: ClassVar[str] = "math"
-    hub: ClassVar[Hub | None] = Hub(
-        "DigitalLearningGmbH/MATH-lighteval", {"train": "train", "test": "test"}, "default"
-    )
+    hub: ClassVar[Hub | None] = Hub("DigitalLearningGmbH/MATH-lighteval", BOTH, "default")
 
 
 @dataclass(frozen=True)
 class Math500(MathTask, HeldOut):
     """MATH-500 from the hub or the file `path`: a test set, or divided with split='hash'."""
 
-    name: ClassVar[str] = "math500"
     hub: ClassVar[Hub | None] = Hub("HuggingFaceH4/MATH-500", {"test": "test"})
 
 
@@ -122,15 +118,8 @@ class OpenThoughts(ColumnTask):
     """The math rows of OpenThoughts-114k from the hub, or of the file `path`."""
 
     name: ClassVar[str] = "openthoughts"
-    hub: ClassVar[Hub | None] = Hub(
-        "open-thoughts/OpenThoughts-114k",
-        {"train": "hash"},
-        "metadata",
-        ("deepseek_reasoning", "deepseek_solution", "test_cases", "starter_code"),
-    )
-    columns: ClassVar[Sequence[tuple[str, ...]]] = (
-        ("problem",), ("ground_truth_solution",), ("domain",),
-    )  # fmt: skip
+    hub: ClassVar[Hub | None] = Hub("open-thoughts/OpenThoughts-114k", ONE, "metadata", UNREAD)
+    columns: ClassVar[Columns] = (("problem",), ("ground_truth_solution",), ("domain",))
 
     def item(self, record: Record) -> Problem:
         """The gold is the last box of the ground truth; no other column is looked at."""
@@ -151,7 +140,7 @@ class OpenThoughts(ColumnTask):
 class ContestTask(HeldOut):
     """What the contests share: their columns."""
 
-    columns: ClassVar[Sequence[tuple[str, ...]]] = (("problem", "question"), ("answer",))
+    columns: ClassVar[Columns] = (("problem", "question"), ("answer",))
 
     def item(self, record: Record) -> Problem:
         """The row as it stands; 142.0 is the answer 142."""
@@ -164,7 +153,6 @@ class ContestTask(HeldOut):
 class Aime(ContestTask):
     """AIME of a `year` (2024 or 2025) from the hub or the file `path`: 30 test problems."""
 
-    name: ClassVar[str] = "aime"
     year: Literal[2024, 2025] = 2024
 
     def source(self) -> Hub:
@@ -175,5 +163,4 @@ class Aime(ContestTask):
 class Amc(ContestTask):
     """AMC 12 of 2022 and 2023 from the hub or the file `path`: 83 test problems."""
 
-    name: ClassVar[str] = "amc"
     hub: ClassVar[Hub | None] = Hub("AI-MO/aimo-validation-amc", {"train": "test"})

@@ -1,4 +1,4 @@
-"""The critic of a run: weights of its own that give every token a value (`objectives.ppo`).
+"""The critic of a run: weights of its own that give every token a value (`objectives.Ppo`).
 
 It reads states of the policy without a gradient into it, or of a model of its own, which shares the memory
 of what neither trains. An `Optimization` moves it, with its own clip and change proof. States are read in
@@ -23,8 +23,8 @@ from modicum import updates
 from modicum.config import Optimizer
 from modicum.engine import Changed, make
 from modicum.engine.flops import CriticWork
+from modicum.objectives import Ppo
 from modicum.objectives.parts import explained
-from modicum.objectives.ppo import Ppo
 from modicum.training.optimization import Optimization
 from modicum.types import Row, UserError
 from modicum.updates.base import Prepared

@@ -11,7 +11,7 @@ from modicum import disk, machine, runs
 from modicum.config import TrainConfig, from_mapping, to_toml
 from modicum.parts import ENVIRONMENT, past_config
 from modicum.plan import sizes
-from modicum.resuming import kept, settings
+from modicum.settings import kept, settings
 from modicum.training import origin
 from modicum.training.checkpoint import restore
 from modicum.training.session import Session
