@@ -6,7 +6,7 @@ Everything that can be wrong with what was named becomes one line.
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,9 +130,17 @@ def structure(model: nn.Module, name: str, trust: Trust | None = None, base: str
 
 
 def load(
-    name: str, device: str = "auto", dtype: str = "fp32", trust: Trust | None = None, base: str = ""
+    name: str,
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust: Trust | None = None,
+    base: str = "",
+    rest: Callable[[nn.Module], str] | None = None,
 ) -> Loaded:
-    """The model and tokenizer that `name` stands for; `base` says where an adapter's base is."""
+    """The model and tokenizer that `name` stands for; `base` says where an adapter's base is.
+
+    `rest` puts weights that never train in 4 bits before they go to the device, and is what it says.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -143,7 +151,7 @@ def load(
     composed = "text_config" in said
     logging.disable_progress_bar()  # one line of ours says what is loaded
     rest = {
-        **placed(where, source),
+        **(placed(where, source) | ({} if rest is None else {"device_map": None})),
         "dtype": DTYPES[dtype],
         "key_mapping": configs.TEXT_NAMES if composed else None,
         "use_safetensors": None if trust.pickled_weights or source.gguf else True,
@@ -171,6 +179,8 @@ def load(
     if composed:
         model._weight_conversions = None  # an export has the names of the text alone
         notes = (configs.note(name, type(model).__name__, said),)
+    if rest is not None:  # of which the identity knows nothing: it is that of the files
+        notes = (*notes, rest(model))
     if source.adapter:
         model = adapters.put(model, source.adapter, trust.pickled_weights)
         above = {"adapter_hash": adapters.adapter_hash(model, source.adapter)}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modicum.models.four_bit import numbers
 from modicum.models.identity import fingerprint, fingerprints
 
 ROW, PIECE = 4096, 2**24  # numbers of a row, and of what is looked at at a time
@@ -49,7 +50,8 @@ def marks(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> di
     for device in {tensor.device for tensor in tensors.values()} - {torch.device("cpu")}:
         there = {name: tensor for name, tensor in tensors.items() if tensor.device == device}
         weights_R = weights().to(device)
-        each = [sums(tensor.to(dtype or tensor.dtype), weights_R) for tensor in there.values()]
+        plain = map(numbers, there.values())
+        each = [sums(tensor.to(dtype or tensor.dtype), weights_R) for tensor in plain]
         told = torch.cat(each).cpu().split([len(of) for of in each])
         for (name, tensor), of in zip(there.items(), told, strict=True):
             digest = hashlib.sha256(f"{tuple(tensor.shape)} {dtype or tensor.dtype}".encode())

@@ -212,7 +212,14 @@ def config(
     study: Study, arm: PlannedArm, seed: int, out: Path, rate: float | None, share: float = 1.0
 ) -> TrainConfig:
     """The settings of one run of an arm, with `share` of the budget."""
+    from modicum import updates
+
     made = from_mapping(TrainConfig, _tables(study, arm), f"arm {arm.name}")
+    if made.compute.quantise and updates.parse(made.update).kind != "adapters":
+        raise UserError(
+            f"arm {arm.name}: quantise: a study has one base, and what rests in 4 bits is the same only"
+            " under adapters; modicum compare takes single runs"
+        )
     allowed, steps, limit = study.budget, study.budget.max_steps, Budget()
     if allowed.unit == "steps":
         steps = max(1, round(allowed.amount * share))

@@ -1,0 +1,130 @@
+"""Linear layers whose weights rest in 4 bits: NF4 of QLoRA (arXiv 2305.14314), packed by bitsandbytes.
+
+    W = code[i] s      i: 4 bits a number; s: the largest |W| of a block of 64, in fp32, or of `double`
+                       less their mean in 8 bits, of which 256 share one fp32 number
+
+A layer unpacks W in the run's dtype for every product, forward and backward, and keeps none. `numbers` is
+what a hash, a proof and an export read of it, never the packed bytes. bitsandbytes' own layer packs these
+another way on some CPUs when it is first called, after which they can no longer be unpacked; so only its
+tensors are used. On torch's meta device there are sizes alone, and it is not needed.
+"""
+
+import logging
+import math
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modicum.types import UserError
+
+BLOCK, NESTED = 64, 256  # numbers that share a scale, scales that share one
+DOUBLE = "nf4_double"  # the setting under which scales are in 8 bits
+
+
+def library() -> Any:
+    """bitsandbytes; UserError where it is not installed."""
+    # On some CPUs it says that kernels are not there, which are not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes
+    except ImportError:
+        why = "needs the package bitsandbytes: pip install 'modicum[nf4]'"
+        raise UserError(f"quantise {why}") from None
+    return bitsandbytes
+
+
+def numbers(tensor: Tensor) -> Tensor:
+    """What a layer multiplies by, in the dtype that its weight had; any other tensor is itself."""
+    state: Any = getattr(tensor, "quant_state", None)
+    if state is None:
+        return tensor
+    if tensor.is_meta:
+        return torch.empty(state.shape, dtype=state.dtype, device=tensor.device)
+    return library().functional.dequantize_4bit(tensor.data, state)
+
+
+def count(tensor: Tensor) -> int:
+    """How many numbers a tensor stands for."""
+    return math.prod(getattr(tensor, "quant_state", tensor).shape)
+
+
+def packed_bytes(size: int, double: bool) -> int:
+    """Bytes of so many numbers with their scales: 4.5 bits each, or 4.127."""
+    blocks = -(-size // BLOCK)
+    scales = blocks + 4 * -(-blocks // NESTED) + 4 if double else 4 * blocks
+    return -(-size // 2) + scales
+
+
+class Product(torch.autograd.Function):
+    """x W^T + b, of which only x and b can have a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return nn.functional.linear(x, numbers(weight).to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, None, Tensor | None]:
+        (slope,), (to_x, _, to_bias) = grad_outputs, ctx.needs_input_grad
+        down = slope @ numbers(ctx.weight).to(slope.dtype) if to_x else None
+        return down, None, slope.flatten(0, -2).sum(0) if to_bias else None
+
+
+class FourBit(nn.Linear):
+    """A linear layer whose weight rests in 4 bits; its bias, which may train, does not."""
+
+    def __init__(self, layer: nn.Linear, double: bool) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_parameter("bias", layer.bias)
+        weight = layer.weight.detach()
+        if weight.is_meta:
+            codes = weight.new_empty(packed_bytes(weight.numel(), double), 1, dtype=torch.uint8)
+            self.weight = nn.Parameter(codes, requires_grad=False)
+            self.weight.quant_state = SimpleNamespace(shape=weight.shape, dtype=weight.dtype)  # type: ignore[attr-defined]
+        else:
+            how = {"requires_grad": False, "compress_statistics": double, "quant_type": "nf4"}
+            self.weight = library().nn.Params4bit(weight, **how).to(weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with the unpacked weight; x is [..., in]."""
+        return Product.apply(x, self.weight, self.bias)  # type: ignore[no-any-return]
+
+
+def plain(name: str) -> str:
+    """The name of a module in the model without an adapter."""
+    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
+
+
+def put(model: nn.Module, names: Iterable[str], how: str) -> str:
+    """Pack the linear layers of these plain names; what that saves, in words."""
+    wanted, before, after, made = set(names), 0, 0, 0
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear and plain(name) in wanted:
+            model.set_submodule(name, FourBit(layer, how == DOUBLE))
+            before, made = before + layer.weight.nbytes, made + 1
+            after += packed_bytes(layer.weight.numel(), how == DOUBLE)
+    assert made == len(wanted), f"{made} of {len(wanted)} layers were there to be put in 4 bits"
+    sizes = f"{after / 2**20:.3g} MiB in place of {before / 2**20:.3g}"
+    return (
+        f"{made} linear layers rest in 4 bits ({how}), {sizes}: that model is the base of this run"
+    )
+
+
+def packed(model: nn.Module) -> list[str]:
+    """The names of the layers that rest in 4 bits."""
+    return [name for name, layer in model.named_modules() if isinstance(layer, FourBit)]
+
+
+@torch.no_grad()
+def unpack(model: nn.Module) -> None:
+    """Put ordinary layers with the same numbers in the place of all that rest in 4 bits."""
+    for name in packed(model):
+        layer: Any = model.get_submodule(name)
+        made = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta").eval()
+        made.weight = nn.Parameter(numbers(layer.weight), requires_grad=False)
+        made.bias = layer.bias
+        model.set_submodule(name, made)
