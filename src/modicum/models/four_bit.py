@@ -101,17 +101,16 @@ def plain(name: str) -> str:
 
 def put(model: nn.Module, names: Iterable[str], how: str) -> str:
     """Pack the linear layers of these plain names; what that saves, in words."""
-    wanted, before, after, made = set(names), 0, 0, 0
-    for name, layer in list(model.named_modules()):
-        if type(layer) is nn.Linear and plain(name) in wanted:
-            model.set_submodule(name, FourBit(layer, how == DOUBLE))
-            before, made = before + layer.weight.nbytes, made + 1
-            after += packed_bytes(layer.weight.numel(), how == DOUBLE)
-    assert made == len(wanted), f"{made} of {len(wanted)} layers were there to be put in 4 bits"
-    sizes = f"{after / 2**20:.3g} MiB in place of {before / 2**20:.3g}"
-    return (
-        f"{made} linear layers rest in 4 bits ({how}), {sizes}: that model is the base of this run"
-    )
+    wanted, before, after, double = set(names), 0, 0, how == DOUBLE
+    there = [n for n, m in model.named_modules() if type(m) is nn.Linear and plain(n) in wanted]
+    assert len(there) == len(wanted), f"not all of {len(wanted)} layers are there to be packed"
+    for name in there:  # each is given up as it is packed
+        layer: Any = model.get_submodule(name)
+        before += layer.weight.nbytes
+        after += packed_bytes(count(layer.weight), double)
+        model.set_submodule(name, FourBit(layer, double))
+    what = f"{len(there)} linear layers rest in 4 bits ({how}), and so they are the run's base"
+    return f"{what}: {after / 2**20:.3g} MiB in place of {before / 2**20:.3g}"
 
 
 def packed(model: nn.Module) -> list[str]:
