@@ -67,6 +67,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "optimizer.warmup_steps": ("fixed", 3),
     "compute.device": ("digits", "cuda"),
     "compute.dtype": ("fixed", "bf16"),
+    "compute.quantise": ("fixed", "nf4"),
     "compute.rounding": ("fixed", "nearest"),
     "compute.engine": ("digits", "library"),
     "compute.sampler": ("fixed", "other"),

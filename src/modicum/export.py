@@ -50,10 +50,10 @@ def export_run(
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
     now = config or past_bases(run, past_config(run))
     if format == "adapter" and now.compute.quantise:
-        raise UserError(
-            f"{run} trained on a base in 4 bits, and on the base in 16 its adapter makes another model;"
-            " --format merged writes both as one"
+        why = (
+            "its adapter makes another model on the whole base; --format merged writes both as one"
         )
+        raise UserError(f"{run} trained on a base in 4 bits: {why}")
     held = {**_places("the base of the run", now.model, now.base), "the run": str(run)}
     with writing(out, overwrite, held) as at:
         session = reload(run, now, parts)

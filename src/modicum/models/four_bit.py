@@ -76,7 +76,7 @@ class Product(torch.autograd.Function):
 class FourBit(nn.Linear):
     """A linear layer whose weight rests in 4 bits; its bias, which may train, does not."""
 
-    def __init__(self, layer: nn.Linear, double: bool) -> None:
+    def __init__(self, layer: Any, double: bool) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.register_parameter("bias", layer.bias)
@@ -100,17 +100,13 @@ def plain(name: str) -> str:
 
 
 def put(model: nn.Module, names: Iterable[str], how: str) -> str:
-    """Pack the linear layers of these plain names; what that saves, in words."""
-    wanted, before, after, double = set(names), 0, 0, how == DOUBLE
+    """Pack the linear layers of these plain names; what a user should know of it."""
+    wanted = set(names)
     there = [n for n, m in model.named_modules() if type(m) is nn.Linear and plain(n) in wanted]
     assert len(there) == len(wanted), f"not all of {len(wanted)} layers are there to be packed"
     for name in there:  # each is given up as it is packed
-        layer: Any = model.get_submodule(name)
-        before += layer.weight.nbytes
-        after += packed_bytes(count(layer.weight), double)
-        model.set_submodule(name, FourBit(layer, double))
-    what = f"{len(there)} linear layers rest in 4 bits ({how}), and so they are the run's base"
-    return f"{what}: {after / 2**20:.3g} MiB in place of {before / 2**20:.3g}"
+        model.set_submodule(name, FourBit(model.get_submodule(name), how == DOUBLE))
+    return f"{len(there)} linear layers rest in 4 bits ({how}): so rounded, they are the run's base"
 
 
 def packed(model: nn.Module) -> list[str]:

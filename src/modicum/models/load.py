@@ -135,12 +135,10 @@ def load(
     dtype: str = "fp32",
     trust: Trust | None = None,
     base: str = "",
-    rest: Callable[[nn.Module], str] | None = None,
+    pack: Callable[[nn.Module], str] | None = None,
 ) -> Loaded:
-    """The model and tokenizer that `name` stands for; `base` says where an adapter's base is.
-
-    `rest` puts weights that never train in 4 bits before they go to the device, and is what it says.
-    """
+    """The model and tokenizer that `name` stands for; `base` says where an adapter's base is. `pack`
+    makes weights smaller before they go to the device, and says so in a note."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -151,7 +149,7 @@ def load(
     composed = "text_config" in said
     logging.disable_progress_bar()  # one line of ours says what is loaded
     rest = {
-        **(placed(where, source) | ({} if rest is None else {"device_map": None})),
+        **(placed(where, source) | ({"device_map": None} if pack else {})),
         "dtype": DTYPES[dtype],
         "key_mapping": configs.TEXT_NAMES if composed else None,
         "use_safetensors": None if trust.pickled_weights or source.gguf else True,
@@ -179,8 +177,8 @@ def load(
     if composed:
         model._weight_conversions = None  # an export has the names of the text alone
         notes = (configs.note(name, type(model).__name__, said),)
-    if rest is not None:  # of which the identity knows nothing: it is that of the files
-        notes = (*notes, rest(model))
+    if pack is not None:  # of which the identity knows nothing: it is that of the files
+        notes = (*notes, pack(model))
     if source.adapter:
         model = adapters.put(model, source.adapter, trust.pickled_weights)
         above = {"adapter_hash": adapters.adapter_hash(model, source.adapter)}

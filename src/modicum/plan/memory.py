@@ -265,8 +265,8 @@ def _loading(model: Any, config: TrainConfig, model_config: Any, device: str) ->
         return {}
     whole = num_bytes([*map(numbers, held)])
     file = 0 if stored == wanted else whole * stored.itemsize // wanted.itemsize
-    file += whole - num_bytes(held) if config.compute.quantise else 0
-    return {"file": file} if file else {}
+    more = file + whole - num_bytes(held)
+    return {"file": more} if more else {}
 
 
 def _held(prepared: Prepared, config: TrainConfig, device: str) -> ResidentBytes:

@@ -216,10 +216,8 @@ def config(
 
     made = from_mapping(TrainConfig, _tables(study, arm), f"arm {arm.name}")
     if made.compute.quantise and updates.parse(made.update).kind != "adapters":
-        raise UserError(
-            f"arm {arm.name}: quantise: a study has one base, and what rests in 4 bits is the same only"
-            " under adapters; modicum compare takes single runs"
-        )
+        why = "a study has one base, and only under adapters the same layers rest in 4 bits"
+        raise UserError(f"arm {arm.name}: quantise: {why}; modicum compare takes single runs")
     allowed, steps, limit = study.budget, study.budget.max_steps, Budget()
     if allowed.unit == "steps":
         steps = max(1, round(allowed.amount * share))
