@@ -22,12 +22,12 @@ from modicum.types import UserError
 
 BLOCK, NESTED = 64, 256  # numbers that share a scale, scales that share one
 DOUBLE = "nf4_double"  # the setting under which scales are in 8 bits
+# PEFT imports it too, and on some CPUs it then tells of kernels that are not there, nor used here.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def library() -> Any:
     """bitsandbytes; UserError where it is not installed."""
-    # On some CPUs it says that kernels are not there, which are not used here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes
     except ImportError:
@@ -59,7 +59,7 @@ def packed_bytes(size: int, double: bool) -> int:
 
 
 class Product(torch.autograd.Function):
-    """x W^T + b, of which only x and b can have a gradient."""
+    """x W^T + b of a table x, of which only x and b can have a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -70,7 +70,7 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, None, Tensor | None]:
         (slope,), (to_x, _, to_bias) = grad_outputs, ctx.needs_input_grad
         down = slope @ numbers(ctx.weight).to(slope.dtype) if to_x else None
-        return down, None, slope.flatten(0, -2).sum(0) if to_bias else None
+        return down, None, slope.sum(0) if to_bias else None
 
 
 class FourBit(nn.Linear):
@@ -91,7 +91,8 @@ class FourBit(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product with the unpacked weight; x is [..., in]."""
-        return Product.apply(x, self.weight, self.bias)  # type: ignore[no-any-return]
+        out: Tensor = Product.apply(x.flatten(0, -2), self.weight, self.bias)
+        return out.unflatten(0, x.shape[:-1])  # out here, or nothing could be added in place
 
 
 def plain(name: str) -> str:
