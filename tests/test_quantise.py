@@ -335,9 +335,13 @@ def test_an_adapter_goes_on_over_a_packed_base(
 
 def repack(model: nn.Module) -> None:
     """What bitsandbytes' own layer does on some CPUs when it is first called without gradients."""
-    made = model.get_submodule(packed(model)[0])
-    convert = bitsandbytes.functional._convert_weight_packed_for_cpu
-    made.weight.data, made.weight.quant_state = convert(made.weight.data, made.weight.quant_state)
+    weight: Any = model.get_submodule(packed(model)[0]).weight
+    convert, dtype = (
+        bitsandbytes.functional._convert_weight_packed_for_cpu,
+        weight.quant_state.dtype,
+    )
+    weight.data, weight.quant_state = convert(weight.data, weight.quant_state)
+    weight.quant_state.dtype = dtype  # it says bf16
 
 
 @pytest.fixture(scope="module")

@@ -89,10 +89,10 @@ class FourBit(nn.Linear):
             how = {"requires_grad": False, "compress_statistics": double, "quant_type": "nf4"}
             self.weight = library().nn.Params4bit(weight, **how).to(weight.device)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The product with the unpacked weight; x is [..., in]."""
-        out: Tensor = Product.apply(x.flatten(0, -2), self.weight, self.bias)
-        return out.unflatten(0, x.shape[:-1])  # out here, or nothing could be added in place
+    def forward(self, input: Tensor) -> Tensor:
+        """The product with the unpacked weight; `input` is [..., in]."""
+        out: Tensor = Product.apply(input.flatten(0, -2), self.weight, self.bias)
+        return out.unflatten(0, input.shape[:-1])  # out here, or nothing could be added in place
 
 
 def plain(name: str) -> str:

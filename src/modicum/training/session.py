@@ -170,7 +170,7 @@ def prepare(
     if short is not task:
         task, order = short, _begin(curriculum, without(short, examples), reward, config)
         task.problem("train", config.seed, 0)
-    if compute.quantise and objective.has_critic and objective.owns:
+    if compute.quantise and getattr(objective, "owns", False):
         raise UserError(f"quantise: {objective} has a model of its own, which would rest in none")
     apart = base_of(objective, update, loaded.model)
     prepared = update.apply(loaded.model, config.seed)
