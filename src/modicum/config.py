@@ -150,8 +150,6 @@ class Compute(Settings):
     """cpu, cuda, cuda:0, ...; auto takes a GPU if there is one."""
     dtype: Literal["fp32", "bf16"] = fixed("fp32")
     """Precision of the forward and backward pass; what trains has fp32 masters."""
-    quantise: Literal["", "nf4", "nf4_double"] = fixed("")
-    """Linear layers that never train rest in 4 bits, `double` with scales in 8 (docs/memory.md)."""
     rounding: Literal["stochastic", "nearest"] = fixed("stochastic")
     """How masters become bf16 weights: up or down by chance, right on average, or to nearest."""
     engine: Literal["auto", "split", "library"] = digits("auto")
@@ -166,6 +164,8 @@ class Compute(Settings):
     """On a GPU only kernels that give the same again, which takes some time."""
     agreement_every: Natural = free(10)
     """Steps between checks by the library's forward, after the first five; 0 makes none."""
+    quantise: Literal["", "nf4", "nf4_double"] = fixed("")
+    """Linear layers that never train rest in 4 bits, `double` with scales in 8 (docs/memory.md)."""
 
 
 @dataclass(frozen=True)
