@@ -428,7 +428,7 @@ def test_other_refusals(
     assert "has a model of its own" in said
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     said = fails("train", "--update", "last(1)", "--quantise", "nf4")
-    assert said == "error: quantise needs the package bitsandbytes: pip install 'modicum[nf4]'"
+    assert said == "error: quantise needs bitsandbytes: pip install 'modicum[nf4]'"
     assert Subject.of(nf4(bare, "last(1)")).layers == 3  # a plan does not need it
 
 

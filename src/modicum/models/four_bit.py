@@ -3,14 +3,12 @@
     W = code[i] s      i: 4 bits a number; s: the largest |W| of a block of 64, in fp32, or of `double`
                        less their mean in 8 bits, of which 256 share one fp32 number
 
-A layer unpacks W in the run's dtype for every product, forward and backward, and keeps none. `numbers` is
-what a hash, a proof and an export read of it, never the packed bytes. bitsandbytes' own layer packs these
-another way on some CPUs when it is first called, after which they can no longer be unpacked; so only its
-tensors are used. On torch's meta device there are sizes alone, and it is not needed.
+A layer unpacks W in the run's dtype for every product and keeps none. Hashes, proofs and exports read
+`numbers`, never the packed bytes. bitsandbytes' own layer packs these another way on some CPUs, after which
+nothing unpacks them (docs/memory.md): only its tensors are used. Meta tensors are sizes alone, without it.
 """
 
 import logging
-import math
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -31,8 +29,7 @@ def library() -> Any:
     try:
         import bitsandbytes
     except ImportError:
-        why = "needs the package bitsandbytes: pip install 'modicum[nf4]'"
-        raise UserError(f"quantise {why}") from None
+        raise UserError("quantise needs bitsandbytes: pip install 'modicum[nf4]'") from None
     return bitsandbytes
 
 
@@ -48,14 +45,13 @@ def numbers(tensor: Tensor) -> Tensor:
 
 def count(tensor: Tensor) -> int:
     """How many numbers a tensor stands for."""
-    return math.prod(getattr(tensor, "quant_state", tensor).shape)
+    return getattr(tensor, "quant_state", tensor).shape.numel()  # type: ignore[no-any-return]
 
 
 def packed_bytes(size: int, double: bool) -> int:
     """Bytes of so many numbers with their scales: 4.5 bits each, or 4.127."""
     blocks = -(-size // BLOCK)
-    scales = blocks + 4 * -(-blocks // NESTED) + 4 if double else 4 * blocks
-    return -(-size // 2) + scales
+    return -(-size // 2) + (blocks + 4 * -(-blocks // NESTED) + 4 if double else 4 * blocks)
 
 
 class Product(torch.autograd.Function):
@@ -121,6 +117,5 @@ def unpack(model: nn.Module) -> None:
     for name in packed(model):
         layer: Any = model.get_submodule(name)
         made = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta").eval()
-        made.weight = nn.Parameter(numbers(layer.weight), requires_grad=False)
-        made.bias = layer.bias
+        made.weight, made.bias = nn.Parameter(numbers(layer.weight), False), layer.bias
         model.set_submodule(name, made)

@@ -165,8 +165,7 @@ class WeightCopy:
         self.others: list[nn.Linear] = []
         self._moved = Counter[int]()
         # What rests in 4 bits is left to its own layers.
-        whole = [a for a in decoder.adapted if type(a.base_layer) is nn.Linear]
-        plain = [layer for layer in whole if is_plain(layer)]
+        plain = [a for a in decoder.adapted if is_plain(a) and type(a.base_layer) is nn.Linear]
         within = {id(layer.base_layer) for layer in plain}
         for layer in (*plain, *decoder.linears):
             path = names.get(id(layer), "head")

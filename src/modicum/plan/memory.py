@@ -264,8 +264,8 @@ def _loading(model: Any, config: TrainConfig, model_config: Any, device: str) ->
     if device == "cuda":
         return {}
     whole = num_bytes([*map(numbers, held)])
-    file = 0 if stored == wanted else whole * stored.itemsize // wanted.itemsize
-    more = file + whole - num_bytes(held)
+    more = 0 if stored == wanted else whole * stored.itemsize // wanted.itemsize
+    more += whole - num_bytes(held)
     return {"file": more} if more else {}
 
 

@@ -18,17 +18,13 @@ def rest(prepared: Prepared, update: Update, how: str) -> None:
         kind = model.config.model_type  # type: ignore[union-attr]
         raise UserError(f"quantise: the architecture {kind!r} is not one that the engine knows")
     if getattr(prepared.adapter, "reads_base", False):
-        raise UserError(
-            f"quantise: {update} begins with the base's weights or calculates with them, and they"
-            " would rest in 4 bits; lora only adds to what they give"
-        )
-    linear = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
-    own = {n: m for n, m in linear.items() if not n.endswith(f".{ADAPTER}")}
+        why = "begins with the base's weights or calculates with them, which would rest in 4 bits"
+        raise UserError(f"quantise: {update} {why}; lora only adds to what they give")
+    inside = [(n, m) for n, m in model.named_modules() if layer_of(f"{n}.") is not None]
+    linear = [(n, m) for n, m in inside if type(m) is nn.Linear and not n.endswith(f".{ADAPTER}")]
     trained = {id(p) for p in prepared.trainable.values()}
-    found = [n for n, m in own.items() if layer_of(n) is not None and id(m.weight) not in trained]
+    found = [name for name, layer in linear if id(layer.weight) not in trained]
     if not found:
-        raise UserError(
-            f"quantise: {update} may train every linear layer of the model, so that none rests; fewer"
-            " of them, as in last(4), or an adapter leave some"
-        )
+        why = "may train every linear layer of the model, so that none rests"
+        raise UserError(f"quantise: {update} {why}; last(4), say, or an adapter leaves some")
     put(model, map(plain, found), how)
