@@ -43,7 +43,6 @@ def record(session: Session, folder: Path) -> dict[str, Any]:
             "local": source.local or source.adapter is not None,
             **({"under": source.place} if source.adapter else {}),
             "dtype": config.compute.dtype,
-            **({"quantise": how} if (how := config.compute.quantise) else {}),
             **base.hashes,
             "base_hash_seconds": base.seconds,
         },
