@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from modicum import hub
+from modicum import hub, machine
 from modicum.config import Trust
 from modicum.models import adapters, configs
 from modicum.models.identity import Identity
@@ -179,6 +179,7 @@ def load(
         notes = (configs.note(name, type(model).__name__, said),)
     if pack is not None:  # of which the identity knows nothing: it is that of the files
         notes = (*notes, pack(model))
+        machine.drop_caches()  # packed numbers lie between the holes that the others leave
     if source.adapter:
         model = adapters.put(model, source.adapter, trust.pickled_weights)
         above = {"adapter_hash": adapters.adapter_hash(model, source.adapter)}
