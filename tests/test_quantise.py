@@ -18,6 +18,7 @@ from modicum import export, runs, updates
 from modicum.config import Compute, Optimizer, Sampling, TrainConfig
 from modicum.engine import make, policy_of
 from modicum.engine.logprobs import logprobs
+from modicum.face import evaluate
 from modicum.models import four_bit
 from modicum.models.four_bit import FourBit, count, numbers, packed, packed_bytes, unpack
 from modicum.models.identity import weights_hash
@@ -263,6 +264,8 @@ def test_a_run_trains_on_what_rests(
         assert all(name.endswith("_proj.weight") for name in moved)
 
     # The policy of the folder, and what is exported of it.
+    again = evaluate(config.out, problems=4, samples=2, progress=False)
+    assert list(again.scores) == found["trained"]["scores"]
     policy: Any = reload(Path(config.out)).prepared.model
     wanted = logits(policy)
     export.export_run(Path(config.out), tmp_path / "made", "merged", False)
