@@ -9,7 +9,7 @@ nothing unpacks them (docs/memory.md): only its tensors are used. Meta tensors a
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,11 +96,10 @@ def plain(name: str) -> str:
     return name.removeprefix("base_model.model.").removesuffix(".base_layer")
 
 
-def put(model: nn.Module, names: Iterable[str], how: str) -> str:
+def put(model: nn.Module, names: Collection[str], how: str) -> str:
     """Pack the linear layers of these plain names; what a user should know of it."""
-    wanted = set(names)
-    there = [n for n, m in model.named_modules() if type(m) is nn.Linear and plain(n) in wanted]
-    assert len(there) == len(wanted), f"not all of {len(wanted)} layers are there to be packed"
+    there = [n for n, m in model.named_modules() if type(m) is nn.Linear and plain(n) in names]
+    assert len(there) == len(names), f"not all of {len(names)} layers are there to be packed"
     for name in there:  # each is given up as it is packed
         model.set_submodule(name, FourBit(model.get_submodule(name), how == DOUBLE))
     return f"{len(there)} linear layers rest in 4 bits ({how}): so rounded, they are the run's base"

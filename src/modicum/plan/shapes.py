@@ -75,7 +75,7 @@ def rested(config: TrainConfig, update: Update) -> Callable[[nn.Module], str] | 
     if not (how := config.compute.quantise):
         return None
     known = config_of(config.model, config.trust, config.base)
-    names = [*map(plain, packed(prepare(config, known, update).model))]
+    names = {*map(plain, packed(prepare(config, known, update).model))}
     return partial(put, names=names, how=how)
 
 

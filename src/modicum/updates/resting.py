@@ -27,4 +27,4 @@ def rest(prepared: Prepared, update: Update, how: str) -> None:
     if not found:
         why = "may train every linear layer of the model, so that none rests"
         raise UserError(f"quantise: {update} {why}; last(4), say, or an adapter leaves some")
-    put(model, map(plain, found), how)
+    put(model, {plain(name) for name in found}, how)
