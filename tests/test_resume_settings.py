@@ -74,6 +74,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "compute.checkpointing": ("digits", True),
     "compute.deterministic": ("digits", False),
     "compute.agreement_every": ("free", 0),
+    "compute.quantise": ("fixed", "nf4"),
     "trust.trust_remote_code": ("free", True),
     "trust.pickled_weights": ("free", True),
     "evaluation.eval_problems": ("fixed", 8),

@@ -172,7 +172,7 @@ WRONG = [
     (f"{RUN} --actor.optim.lr=1e-6", "did you mean --learning-rate?"),
     (f"{RUN} data.train_batch_size=8", "did you mean --prompts-per-step?"),
     (f"{RUN} --gpu 0", "did you mean --device 'cuda'?"),
-    (f"{RUN} --load_in_4bit", "models are not quantized"),
+    (f"{RUN} --load_in_4bit", "did you mean --quantise 'nf4'?"),
     (f"{RUN} --quiet", "unknown option '--quiet' (see"),
     (f"{RUN} --update last(1)+", "does not parse"),
     (f"{RUN} --update lora(rank=two)", "rank must be a whole number, not 'two'"),

@@ -164,6 +164,8 @@ class Compute(Settings):
     """On a GPU only kernels that give the same again, which takes some time."""
     agreement_every: Natural = free(10)
     """Steps between checks by the library's forward, after the first five; 0 makes none."""
+    quantise: Literal["", "nf4", "nf4_double"] = fixed("")
+    """Linear layers that never train rest in 4 bits, `double` with scales in 8 (docs/memory.md)."""
 
 
 @dataclass(frozen=True)

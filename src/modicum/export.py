@@ -19,6 +19,7 @@ from modicum.config import TrainConfig, Trust
 from modicum.engine import Policy
 from modicum.engine.probe import REFUSALS
 from modicum.models.adapters import merged, quiet
+from modicum.models.four_bit import packed, unpack
 from modicum.models.identity import Identity
 from modicum.models.load import Loaded, load, locate
 from modicum.parts import RunParts, past_bases, past_config
@@ -45,6 +46,11 @@ def export_run(
     if format not in ("merged", "adapter"):
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
     now = config or past_bases(run, past_config(run))
+    if format == "adapter" and now.compute.quantise:
+        why = (
+            "its adapter makes another model on the whole base; --format merged writes both as one"
+        )
+        raise UserError(f"{run} trained on a base in 4 bits: {why}")
     held = {**_places("the base of the run", now.model, now.base), "the run": str(run)}
     with writing(out, overwrite, held) as at:
         session = reload(run, now, parts)
@@ -165,6 +171,10 @@ def probe(model: Any, loaded: Loaded | Policy) -> Tensor:
 
 def export_whole(model: Any, loaded: Loaded | Policy, out: Path) -> float:
     """Write a model (spent then), its adapter added in fp32; the largest logit gap on reload."""
+    if packed(model):
+        expected = probe(model, loaded)
+        unpack(model)
+        _compare(expected, probe(model, loaded))
     if hasattr(model, "merge_and_unload"):
         expected, model = probe(model.float(), loaded), merged(model)
         _compare(expected, probe(model, loaded))

@@ -70,15 +70,15 @@ def _cuda() -> Any | None:
 def drop_caches() -> None:
     """Give back what nothing holds any more."""
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
     if cuda := _cuda():
         cuda.empty_cache()
 
 
 def reset_peak() -> None:
     """Give back what is free, and measure peak memory anew where the system allows it."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
+    drop_caches()
     # Where this is refused, the peak counts from the start of the process.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

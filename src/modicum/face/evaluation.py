@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from modicum.training.loop import Observer
     from modicum.training.session import Session
 
-ONLY_TRAINING = ("trunk_bytes", "checkpointing", "agreement_every")
+ONLY_TRAINING = ("trunk_bytes", "checkpointing", "agreement_every", "quantise")
 OF_RUN = ("task", "model", "base", "sampling", "compute", "trust")
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from modicum.models.four_bit import unpack
 from modicum.models.identity import combined, config_hash, fingerprints
 from modicum.runs import read_object
 from modicum.types import UserError
@@ -124,7 +125,8 @@ def adapter_hash(model: Any, folder: Path) -> str:
 
 
 def merged(model: Any) -> nn.Module:
-    """An ordinary model in fp32, an adapter on it added; `model` is spent afterwards."""
+    """An ordinary model, an adapter on it added in fp32; `model` is spent afterwards."""
+    unpack(model)
     if not hasattr(model, "get_base_model"):
         return model
     base = model.get_base_model()

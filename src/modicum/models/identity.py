@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from modicum.models.four_bit import numbers
 from modicum.types import UserError
 
 CHUNK = 2**26  # bytes that are on the CPU at a time, of a tensor elsewhere
@@ -33,7 +34,8 @@ UNSAID = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
 @torch.no_grad()
 def fingerprint(tensor: Tensor) -> str:
-    """SHA-256 of the tensor's shape, dtype and bytes."""
+    """SHA-256 of the tensor's shape, dtype and bytes; of one in 4 bits, of the numbers that it has."""
+    tensor = numbers(tensor)
     digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     for part in flat.split(CHUNK):

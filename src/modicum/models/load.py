@@ -6,7 +6,7 @@ Everything that can be wrong with what was named becomes one line.
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from modicum import hub
+from modicum import hub, machine
 from modicum.config import Trust
 from modicum.models import adapters, configs
 from modicum.models.identity import Identity
@@ -130,9 +130,15 @@ def structure(model: nn.Module, name: str, trust: Trust | None = None, base: str
 
 
 def load(
-    name: str, device: str = "auto", dtype: str = "fp32", trust: Trust | None = None, base: str = ""
+    name: str,
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust: Trust | None = None,
+    base: str = "",
+    pack: Callable[[nn.Module], str] | None = None,
 ) -> Loaded:
-    """The model and tokenizer that `name` stands for; `base` says where an adapter's base is."""
+    """The model and tokenizer that `name` stands for; `base` says where an adapter's base is. `pack`
+    makes weights smaller before they go to the device, and says so in a note."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -143,7 +149,7 @@ def load(
     composed = "text_config" in said
     logging.disable_progress_bar()  # one line of ours says what is loaded
     rest = {
-        **placed(where, source),
+        **(placed(where, source) | ({"device_map": None} if pack else {})),
         "dtype": DTYPES[dtype],
         "key_mapping": configs.TEXT_NAMES if composed else None,
         "use_safetensors": None if trust.pickled_weights or source.gguf else True,
@@ -171,6 +177,9 @@ def load(
     if composed:
         model._weight_conversions = None  # an export has the names of the text alone
         notes = (configs.note(name, type(model).__name__, said),)
+    if pack is not None:  # of which the identity knows nothing: it is that of the files
+        notes = (*notes, pack(model))
+        machine.drop_caches()  # packed numbers lie between the holes that the others leave
     if source.adapter:
         model = adapters.put(model, source.adapter, trust.pickled_weights)
         above = {"adapter_hash": adapters.adapter_hash(model, source.adapter)}

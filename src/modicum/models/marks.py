@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modicum.models.four_bit import numbers
 from modicum.models.identity import fingerprint, fingerprints
 
 ROW, PIECE = 4096, 2**24  # numbers of a row, and of what is looked at at a time
@@ -31,7 +32,8 @@ def weights() -> Tensor:
 
 def sums(tensor: Tensor, weights_R: Tensor) -> Tensor:
     """The sums of the rows of a tensor, of which the last may be shorter."""
-    bits, found = tensor.detach().reshape(-1).view(BITS[tensor.element_size()]), []
+    flat, found = numbers(tensor).detach().reshape(-1), []
+    bits = flat.view(BITS[flat.element_size()])
     for part in bits.split(PIECE):
         whole = len(part) // ROW * ROW
         found.append((part[:whole].view(-1, ROW) * weights_R).sum(1))
@@ -49,7 +51,7 @@ def marks(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> di
     for device in {tensor.device for tensor in tensors.values()} - {torch.device("cpu")}:
         there = {name: tensor for name, tensor in tensors.items() if tensor.device == device}
         weights_R = weights().to(device)
-        each = [sums(tensor.to(dtype or tensor.dtype), weights_R) for tensor in there.values()]
+        each = [sums(t if dtype is None else t.to(dtype), weights_R) for t in there.values()]
         told = torch.cat(each).cpu().split([len(of) for of in each])
         for (name, tensor), of in zip(there.items(), told, strict=True):
             digest = hashlib.sha256(f"{tuple(tensor.shape)} {dtype or tensor.dtype}".encode())

@@ -164,7 +164,8 @@ class WeightCopy:
         groups: dict[tuple[Any, ...], dict[int, Any]] = {}
         self.others: list[nn.Linear] = []
         self._moved = Counter[int]()
-        plain = [layer for layer in decoder.adapted if is_plain(layer)]
+        # What rests in 4 bits is left to its own layers.
+        plain = [a for a in decoder.adapted if is_plain(a) and type(a.base_layer) is nn.Linear]
         within = {id(layer.base_layer) for layer in plain}
         for layer in (*plain, *decoder.linears):
             path = names.get(id(layer), "head")

@@ -16,6 +16,7 @@ from modicum import objectives, rewards, updates
 from modicum.config import TrainConfig
 from modicum.engine import samplers
 from modicum.models.decoder import view
+from modicum.models.four_bit import numbers
 from modicum.models.load import DTYPES
 from modicum.parts import RunParts, require_group
 from modicum.plan.live import fullest, peaks, tops
@@ -180,7 +181,7 @@ def _of_set(
         static["sampler's copy"] = copied.num_bytes
     vocabulary = model_config.get_text_config().vocab_size
     held = _held(prepared, config, device, subject.pieces)
-    loading = _loading(static["weights"], config, model_config, device)
+    loading = _loading(model, config, model_config, device)
     most, grown = _traced(subject, config, lengths, device, held, exact)
     found = {"loading": loading} | most
     if subject.objective.has_critic:
@@ -257,12 +258,16 @@ def _holes(moving: Mapping[str, int], top: int | None, later: float) -> int:
     return max(0, round(top - live + later * (top - lasting)))
 
 
-def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) -> dict[str, int]:
+def _loading(model: Any, config: TrainConfig, model_config: Any, device: str) -> dict[str, int]:
+    """What there is beside the weights; those that are to rest in 4 bits are whole first."""
     stored = getattr(model_config, "dtype", None) or torch.float32
-    wanted = DTYPES[config.compute.dtype]
-    if device == "cuda" or stored == wanted:
+    wanted, held = DTYPES[config.compute.dtype], [*model.parameters(), *model.buffers()]
+    if device == "cuda":
         return {}
-    return {"file": weights * stored.itemsize // wanted.itemsize}
+    whole = num_bytes([*map(numbers, held)])
+    more = 0 if stored == wanted else whole * stored.itemsize // wanted.itemsize
+    more += whole - num_bytes(held)
+    return {"file": more} if more else {}
 
 
 def _held(prepared: Prepared, config: TrainConfig, device: str, pieces: int) -> ResidentBytes:

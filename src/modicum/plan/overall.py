@@ -15,6 +15,7 @@ from modicum.engine import Changed
 from modicum.engine import make as make_engine
 from modicum.engine.flops import CriticWork, FlopCounter, StepFlops
 from modicum.engine.samplers import num_trunk_bytes
+from modicum.models.four_bit import count
 from modicum.models.load import DTYPES
 from modicum.plan import sizes, timing
 from modicum.plan.fit import advice
@@ -125,7 +126,7 @@ def make(
         machine=machine,
         lengths=given,
         trained=round(mean(sum(numbers[n] for n in names) for names in typical)),
-        parameters=sum(p.numel() for p in weights),
+        parameters=sum(map(count, weights)),
         memory=memory,
         flops=flops,
         run_flops=flops.total * config.steps,

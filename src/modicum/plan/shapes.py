@@ -1,19 +1,23 @@
 """Models as shapes: configs that need no hub, models without memory, and lengths of texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from modicum import tasks, updates
 from modicum.config import TrainConfig, Trust
 from modicum.models.configs import attention_sizes, numbers
+from modicum.models.four_bit import packed, plain, put
 from modicum.models.load import locate, read_config, read_tokenizer, skeleton, structure
 from modicum.plan.hardware import GIB, KNOWN
 from modicum.types import Problem, UserError
 from modicum.updates.base import Prepared, Update
+from modicum.updates.resting import rest
 
 PROMPT_TOKENS = 256  # assumed where no tokenizer is at hand
 SHOWN_PROBLEMS = 64
@@ -59,7 +63,20 @@ def prepare(config: TrainConfig, model_config: Any, update: Update | None = None
     """The model of a run with its update applied, without memory."""
     made = skeleton(model_config, config.compute.dtype, config.trust)
     made = structure(made, config.model, config.trust, config.base)
-    return (update or updates.parse(config.update)).apply(made, config.seed)
+    update = update or updates.parse(config.update)
+    prepared = update.apply(made, config.seed)
+    if how := config.compute.quantise:
+        rest(prepared, update, how)
+    return prepared
+
+
+def rested(config: TrainConfig, update: Update) -> Callable[[nn.Module], str] | None:
+    """What puts the layers of the run's model that rest under `update` in 4 bits; None: none do."""
+    if not (how := config.compute.quantise):
+        return None
+    known = config_of(config.model, config.trust, config.base)
+    names = {*map(plain, packed(prepare(config, known, update).model))}
+    return partial(put, names=names, how=how)
 
 
 def cache_numbers(model_config: Any) -> int:

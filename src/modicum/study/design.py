@@ -211,7 +211,12 @@ def config(
     study: Study, arm: PlannedArm, seed: int, out: Path, rate: float | None, share: float = 1.0
 ) -> TrainConfig:
     """The settings of one run of an arm, with `share` of the budget."""
+    from modicum import updates
+
     made = from_mapping(TrainConfig, _tables(study, arm), f"arm {arm.name}")
+    if made.compute.quantise and updates.parse(made.update).kind != "adapters":
+        why = "a study has one base, and only under adapters the same layers rest in 4 bits"
+        raise UserError(f"arm {arm.name}: quantise: {why}; modicum compare takes single runs")
     allowed, steps, limit = study.budget, study.budget.max_steps, Budget()
     if allowed.unit == "steps":
         steps = max(1, round(allowed.amount * share))

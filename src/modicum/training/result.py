@@ -11,6 +11,7 @@ from typing import Any
 from modicum import anatomy, machine, runs
 from modicum.models.adapters import merged
 from modicum.models.load import load
+from modicum.plan.shapes import rested
 from modicum.training.rollout import untrained
 from modicum.training.session import Session
 from modicum.types import FolderError, UserError
@@ -68,7 +69,8 @@ def _anatomy(session: Session, run: runs.Run, note: Callable[[str], None]) -> di
     # On the CPU, since merging makes the model fp32 and the base comes on top.
     session.policy.model.to("cpu")
     policy = session.prepared.merged()
-    base = load(config.model, "cpu", config.compute.dtype, config.trust, config.base)
+    given = config.model, "cpu", config.compute.dtype, config.trust, config.base
+    base = load(*given, rested(config, session.update))
     base.identity.require(session.identity.hashes, f"{run.folder} was trained on", config.model)
     changes = anatomy.measure(policy, merged(base.model), session.policy.device)
     run.write(

@@ -16,11 +16,13 @@ from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
 from modicum.engine.reward import opened
 from modicum.evaluate import held_out
+from modicum.models.four_bit import count
 from modicum.models.identity import Identity
 from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parallel import Team
 from modicum.parts import RunParts
+from modicum.plan.shapes import rested
 from modicum.plan.sizes import settle
 from modicum.report.words import environment
 from modicum.stopping import Stop, split_within
@@ -152,7 +154,7 @@ class Session:
     @property
     def total_parameters(self) -> int:
         """How many numbers the model has, adapters included."""
-        return sum(p.numel() for p in self.policy.model.parameters())
+        return sum(map(count, self.policy.model.parameters()))
 
 
 def prepare(
@@ -177,8 +179,8 @@ def prepare(
     Stop(config.budget).check(str(term) for _, term in reward.terms)
     examples, held = draw(task, config.sampling), _held_out(task, config)
     order = _begin(curriculum, without(task, examples), reward, config)
-    device = team.device or compute.device
-    loaded = load(config.model, device, compute.dtype, config.trust, config.base)
+    given = config.model, team.device or compute.device, compute.dtype, config.trust, config.base
+    loaded = load(*given, rested(config, update))
     if check is not None:
         check(loaded.identity)
     asked = [*whole(task, "train"), *held]
@@ -187,6 +189,8 @@ def prepare(
     if short is not task:
         task, order = short, _begin(curriculum, without(short, examples), reward, config)
         task.problem("train", config.seed, 0)
+    if compute.quantise and getattr(objective, "owns", False):
+        raise UserError(f"quantise: {objective} has a model of its own, which would rest in none")
     apart = base_of(objective, update, loaded.model)
     prepared = update.apply(loaded.model, config.seed)
     if objective.needs_reference or reward.learned:

@@ -121,6 +121,8 @@ class Adapter(Method):
     links: ClassVar[tuple[str, ...]] = ()
     """PEFT's names in a layer of the matrices that it multiplies by, in order."""
     rewrites_base: ClassVar[bool] = False
+    reads_base: ClassVar[bool] = False
+    """Whether it begins with the base's weights or calculates with them: then they must be whole."""
     start_tolerance: ClassVar[float] = 1e-6
     """How far the start's logits may be from the base's, over the largest of them (at least 1)."""
     turned: ClassVar[bool] = True

@@ -105,6 +105,7 @@ class Dora(LowRank):
     """LoRA for the direction of each output row, and its length as a number of its own."""
 
     examples = ("dora(rank=2)", "dora(rank=2) @ last(1)")
+    reads_base = True
     fixed: ClassVar[dict[str, Any]] = {"use_dora": True}
 
     @torch.no_grad()
@@ -142,7 +143,7 @@ def rounded(tensor: Tensor, dim: int) -> Tensor:
 class FromBase(LowRank):
     """What adapters made from the base's weights have in common: they fit into its ranks."""
 
-    goes_on = False
+    goes_on, reads_base = False, True
 
     def check(self, name: str, layer: Any) -> None:
         rows, columns = matrix(layer).shape

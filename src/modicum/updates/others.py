@@ -103,6 +103,7 @@ class TinyLora(Adapter):
     """`u` numbers train, shared by all linear layers, or fewer layers with less tying."""
 
     peft_config = "TinyLoraConfig"
+    reads_base = True
     examples = (
         "tinylora",
         "tinylora(u=4, weight_tying=0.0) @ last(2)",
@@ -191,6 +192,7 @@ class Shira(Adapter):
     """Entries drawn at random train, in every linear layer as many as a LoRA would have."""
 
     peft_config = "ShiraConfig"
+    reads_base = True
     turned = False
     examples = ("shira(rank=2)", "shira(rank=1) @ last(2)")
     passed: ClassVar[dict[str, str]] = {"rank": "r"}

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from modicum.models.four_bit import count
 from modicum.models.linear import is_matrix
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
@@ -98,7 +99,7 @@ def backward_products(
         passes = (trains(layer.weight) or (chain.whole and learns)) + (
             after or (chain.inside and learns)
         )
-        yield Product(name, layer, layer.weight.numel(), passes, base=True)
+        yield Product(name, layer, count(layer.weight), passes, base=True)
         for link in chain.links:
             yield Product(name, layer, link.numbers, link.trains + after, base=False)
             after = after or link.trains

@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from torch import nn
 
+from modicum.models.four_bit import count
 from modicum.models.linear import is_matrix
 from modicum.types import UserError
 from modicum.updates.base import Selection, selected
@@ -55,10 +56,10 @@ def unreached(model: nn.Module, where: Selection | None, reached: Collection[str
     for name, parameter in selected(model, where).items():
         if parameter.ndim < 2 or layer_of(name) is None:
             continue
-        total += parameter.numel()
+        total += count(parameter)
         if not {name, name.rpartition(".")[0]} & set(reached):
             kind = LAYER.sub(lambda at: at[0].replace(at[1], "*"), name, count=1)
-            left[kind] = left.get(kind, 0) + parameter.numel()
+            left[kind] = left.get(kind, 0) + count(parameter)
             if _of_experts(name, parameter):
                 hint = "; lora(experts=True) takes the experts in"
     share = sum(left.values()) / max(total, 1)
