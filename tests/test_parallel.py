@@ -340,6 +340,7 @@ def begun(folder: Path, model: Path, *args: str) -> list[subprocess.Popen[str]]:
 def test_a_process_that_dies_ends_the_others(folders: dict[str, Path], tmp_path: Path) -> None:
     first, second = begun(tmp_path / "run", folders["qwen2"])
     second.kill()
+    second.communicate(timeout=LIMIT)
     _, err = first.communicate(timeout=LIMIT)
     assert first.returncode == 2
     assert err.splitlines()[-1].startswith("error: process 0 waits for the others of its run")
@@ -355,7 +356,7 @@ def test_a_signal_to_one_ends_all_after_the_step(
     ended = [process.communicate(timeout=LIMIT) for process in made]
     assert [process.returncode for process in made] == [128 + signal.SIGTERM] * 2
     assert "--resume goes on from there" in ended[0][1].splitlines()[-1]
-    assert ended[1] == ("", "")
+    assert ended[1][0] == "" and "interrupted" not in ended[1][1]  # one of them says it
     (saved,) = runs.checkpoints(tmp_path / "run")
     done = len(runs.read_lines(tmp_path / "run" / "metrics.jsonl"))
     assert saved.name == f"step-{done:06}"
