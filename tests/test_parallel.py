@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from helpers import QUICK, metrics_of
 from modicum import runs
-from modicum.config import Optimizer, Steps, TrainConfig
+from modicum.config import Held, Optimizer, Steps, TrainConfig
 from modicum.parallel import PARALLEL, parse
 from modicum.training.loop import train
 from modicum.types import UserError
@@ -294,15 +294,34 @@ def test_an_unknown_way_is_named(run: TrainConfig) -> None:
 
 
 @pytest.mark.slow
-def test_a_step_without_a_signal_and_more_draws(
+def test_draws_that_go_on_and_evaluations_are_shared(
     two: Crew, run: TrainConfig, tmp_path: Path
 ) -> None:
-    """`refill` draws on for all processes; groups of one process alone may be kept."""
+    """`refill` draws on for all processes; they answer the held-out problems together."""
     batch = replace(run.batch, prompts_per_step=1, groups="refill(cap=3)")
-    as_one(two, replace(run, batch=batch), tmp_path)
-    quiet = replace(run, out=str(tmp_path / "quiet"), reward="accuracy", steps=2)
-    told = two.ask("train", config=asdict(quiet))
-    assert all("nothing_trained" in answer["found"] for answer in told)
+    held = Held(eval_problems=5, eval_samples=2, eval_every=2)
+    as_one(two, replace(run, batch=batch, evaluation=held), tmp_path)
+    entries = [runs.read_lines(f / "evaluations.jsonl") for f in (Path(run.out), tmp_path / "one")]
+    assert entries[0] == entries[1] and len(entries[0]) == 3
+
+
+@pytest.mark.slow
+def test_a_run_without_a_signal_says_so_everywhere(two: Crew, run: TrainConfig) -> None:
+    told = two.ask("train", config=asdict(replace(run, reward="accuracy", steps=2)))
+    assert "no group of step 1 had a signal" in told[0]["found"]["nothing_trained"]
+    assert told[0] == told[1]
+
+
+@pytest.mark.slow
+def test_a_reward_model_scores_where_the_group_is(
+    two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(run.model, num_labels=1)
+    for target in (model, AutoTokenizer.from_pretrained(run.model)):
+        target.save_pretrained(tmp_path / "judge")
+    as_one(two, replace(run, reward=f"learned({str(tmp_path / 'judge')!r})"), tmp_path)
 
 
 @pytest.mark.slow

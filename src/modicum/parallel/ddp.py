@@ -53,7 +53,8 @@ class Ddp(Team):
             )
         place = choose_device(device)
         if place.type == "cuda":
-            place, kinds = choose_device(f"cuda:{os.environ['LOCAL_RANK']}"), "cpu:gloo,cuda:nccl"
+            place = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+            kinds = "cpu:gloo,cuda:nccl"
             torch.cuda.set_device(place)
         if self.joined:
             with together():
