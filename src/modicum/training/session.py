@@ -121,11 +121,8 @@ class Session:
         """What the proofs say of changes, those of a critic, and of replicas; RunStopped else."""
         found, critic = self.proof.check(when), self.critic
         more = f"; critic: {critic.steps.proof.check(f'critic, {when}')}" if critic else ""
-        return (
-            found
-            + more
-            + self.parallel.prove(when, lambda: {**self.prepared.trainable, **self.tensors()})
-        )
+        alike = self.parallel.prove(when, lambda: {**self.prepared.trainable, **self.tensors()})
+        return found + more + alike
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds: of the optimization, the schedule, the critic."""
