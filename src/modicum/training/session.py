@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -189,7 +188,7 @@ def prepare(
     if objective.needs_reference or reward.learned:
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
-    policy.draw = partial(team.sample, policy.sampler.sample)
+    policy.draw = team.sample
     written = loaded.tokenizer, config.sampling, examples
     known = policy, prepared, loaded.identity, lambda problem: prompts.encode(problem, *written)
     begun = [(weight, term.begin(lambda of: opened(of, *known))) for weight, term in reward.terms]
