@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from modicum.config import TrainConfig, from_mapping
+from modicum.engine.split import SplitEngine
 from modicum.parallel import Team, parse
 from modicum.training import loop
 from modicum.types import UserError
@@ -46,6 +47,27 @@ def planted(config: dict[str, Any], at: int, what: str) -> Any:
         loop.optimizer_step = step
 
 
+def short(config: dict[str, Any]) -> Any:
+    """A run in whose second micro-batch memory runs out in the last process."""
+    hidden, calls = SplitEngine.hidden, [0]
+
+    def limited(engine: Any, *given: Any) -> Any:
+        calls[0] += torch.is_grad_enabled()
+        if (
+            calls[0] == 2
+            and torch.is_grad_enabled()
+            and dist.get_rank() == dist.get_world_size() - 1
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return hidden(engine, *given)
+
+    SplitEngine.hidden = limited  # type: ignore[method-assign]
+    try:
+        return train(config)
+    finally:
+        SplitEngine.hidden = hidden  # type: ignore[method-assign]
+
+
 def asked(device: str) -> Any:
     """What a team of all processes answers."""
     team: Team = parse("auto").join(device)
@@ -66,7 +88,7 @@ def asked(device: str) -> Any:
     }
 
 
-JOBS: dict[str, Job] = {"train": train, "planted": planted, "asked": asked}
+JOBS: dict[str, Job] = {"train": train, "planted": planted, "short": short, "asked": asked}
 
 
 def main() -> None:

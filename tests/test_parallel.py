@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from helpers import QUICK, metrics_of
 from modicum import runs
-from modicum.config import Optimizer, Steps, TrainConfig
+from modicum.config import Held, Optimizer, Steps, TrainConfig
 from modicum.parallel import PARALLEL, parse
 from modicum.training.loop import train
 from modicum.types import UserError
@@ -135,24 +135,26 @@ def texts_of(folder: Path) -> list[Any]:
     return [[line.get(key) for key in keys] for line in lines]
 
 
-def as_one(made: Crew, config: TrainConfig, tmp_path: Path, most: float = 1e-6) -> list[Any]:
+def as_one(
+    made: Crew, config: TrainConfig, tmp_path: Path, most: float = 1e-6, job: str = "train"
+) -> list[Any]:
     """One process and several give the same; what the several answered."""
     one = replace(
         config, out=str(tmp_path / "one"), compute=replace(config.compute, parallel="none")
     )
     alone = train(one)
-    told = made.ask("train", config=asdict(config))
+    told = made.ask(job, config=asdict(config))
     assert [list(answer) for answer in told] == [["found"]] * len(told), told
     folder = Path(config.out)
     assert texts_of(folder) == texts_of(tmp_path / "one")
     for mine, other in zip(metrics_of(folder), metrics_of(tmp_path / "one"), strict=True):
         assert mine.keys() == other.keys()
-        for key, value in mine.items():  # a critic has larger steps, of gradients near 0 as well
-            near = (
-                {"rel": 0.1, "abs": 0.01}
-                if key.startswith("critic/")
-                else {"rel": 2e-3, "abs": 1e-6}
-            )
+        for key, value in mine.items():
+            near = {"rel": 2e-3, "abs": 1e-6}
+            if key.startswith("critic/"):  # which has larger steps, of gradients near 0 as well
+                near = {"rel": 0.1, "abs": 0.01}
+            if key.startswith("flops/"):  # counted by batches, which are others
+                near = {"rel": 0.02 if job == "train" else 0.5}
             assert value == pytest.approx(other[key], **near), key
     values, wanted = values_of(folder), values_of(tmp_path / "one")
     assert values.keys() == wanted.keys()
@@ -294,15 +296,47 @@ def test_an_unknown_way_is_named(run: TrainConfig) -> None:
 
 
 @pytest.mark.slow
-def test_a_step_without_a_signal_and_more_draws(
+def test_draws_that_go_on_and_evaluations_are_shared(
     two: Crew, run: TrainConfig, tmp_path: Path
 ) -> None:
-    """`refill` draws on for all processes; groups of one process alone may be kept."""
+    """`refill` draws on for all processes; they answer the held-out problems together."""
     batch = replace(run.batch, prompts_per_step=1, groups="refill(cap=3)")
-    as_one(two, replace(run, batch=batch), tmp_path)
-    quiet = replace(run, out=str(tmp_path / "quiet"), reward="accuracy", steps=2)
-    told = two.ask("train", config=asdict(quiet))
-    assert all("nothing_trained" in answer["found"] for answer in told)
+    held = Held(eval_problems=5, eval_samples=2, eval_every=2)
+    as_one(two, replace(run, batch=batch, evaluation=held), tmp_path)
+    entries = [runs.read_lines(f / "evaluations.jsonl") for f in (Path(run.out), tmp_path / "one")]
+    assert entries[0] == entries[1] and len(entries[0]) == 3
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_one_process_is_its_own_affair(
+    two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    as_one(two, run, tmp_path, job="short")
+
+
+@pytest.mark.slow
+def test_a_curriculum_hears_of_all_groups(two: Crew, run: TrainConfig, tmp_path: Path) -> None:
+    config = replace(run, curriculum="bandit", task="arithmetic(terms=(2, 3, 4))", steps=4)
+    as_one(two, replace(config, reward=f"accuracy + {run.reward}"), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_without_a_signal_says_so_everywhere(two: Crew, run: TrainConfig) -> None:
+    told = two.ask("train", config=asdict(replace(run, reward="accuracy", steps=2)))
+    assert "no group of step 1 had a signal" in told[0]["found"]["nothing_trained"]
+    assert told[0] == told[1]
+
+
+@pytest.mark.slow
+def test_a_reward_model_scores_where_the_group_is(
+    two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(run.model, num_labels=1)
+    for target in (model, AutoTokenizer.from_pretrained(run.model)):
+        target.save_pretrained(tmp_path / "judge")
+    as_one(two, replace(run, reward=f"learned({str(tmp_path / 'judge')!r})"), tmp_path)
 
 
 @pytest.mark.slow
@@ -340,9 +374,10 @@ def begun(folder: Path, model: Path, *args: str) -> list[subprocess.Popen[str]]:
 def test_a_process_that_dies_ends_the_others(folders: dict[str, Path], tmp_path: Path) -> None:
     first, second = begun(tmp_path / "run", folders["qwen2"])
     second.kill()
+    second.communicate(timeout=LIMIT)
     _, err = first.communicate(timeout=LIMIT)
     assert first.returncode == 2
-    assert err.splitlines()[-1].startswith("error: process 0 waits for the others of its run")
+    assert err.splitlines()[-1].startswith("error: process 0 ends, since another one of its run")
 
 
 @pytest.mark.slow
@@ -355,7 +390,7 @@ def test_a_signal_to_one_ends_all_after_the_step(
     ended = [process.communicate(timeout=LIMIT) for process in made]
     assert [process.returncode for process in made] == [128 + signal.SIGTERM] * 2
     assert "--resume goes on from there" in ended[0][1].splitlines()[-1]
-    assert ended[1] == ("", "")
+    assert ended[1][0] == "" and "interrupted" not in ended[1][1]  # one of them says it
     (saved,) = runs.checkpoints(tmp_path / "run")
     done = len(runs.read_lines(tmp_path / "run" / "metrics.jsonl"))
     assert saved.name == f"step-{done:06}"
@@ -368,7 +403,7 @@ def test_torchrun_starts_a_run(folders: dict[str, Path], tmp_path: Path) -> None
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
             *("--master-port", str(free_port()), "-m", "modicum", "train", *options),
-            *("--learning-rate", "1e-5", "--reward", "accuracy + 0.5*random"),
+            *("--reward", "accuracy + 0.5*random"),  # so that a rate is found
         ],
         capture_output=True,
         text=True,

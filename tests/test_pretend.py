@@ -101,7 +101,7 @@ def excess(record: Record, micro_batches: int, steps: int) -> dict[str, int]:
     most = {
         "forward_backward": 3 * micro_batches,
         "read": steps,
-        "norms_of": steps,
+        "norms": steps,
         **dict.fromkeys(("collect", "shrink", "_use_grad", "after"), 0),
     }
     found = {name: record.within(name).total() for name in most}

@@ -70,6 +70,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "compute.rounding": ("fixed", "nearest"),
     "compute.engine": ("digits", "library"),
     "compute.sampler": ("fixed", "other"),
+    "compute.parallel": ("digits", "ddp"),
     "compute.trunk_bytes": ("digits", 0),
     "compute.checkpointing": ("digits", True),
     "compute.deterministic": ("digits", False),

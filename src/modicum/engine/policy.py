@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class Policy:
         """
         check_length(prompts, self.model, sampling)
         told = replace(sampling, stop=stops(self.tokenizer, sampling))
-        draw = self.draw or self.sampler.sample
+        draw = partial(self.draw, self.sampler.sample) if self.draw else self.sampler.sample
         groups = draw(prompts, keys, group_size, told, keep_trunk, progress)
         for key, group in zip(keys, groups, strict=True):
             self.move(str(key[0]), group)

@@ -184,7 +184,8 @@ class Masters:
 
     def norms(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
         """The norm of each gradient, and that of all."""
-        return norms_of(gradients)
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        return norms, float(norms.norm())
 
     def published(self, name: str) -> Tensor:
         """What a parameter is to be, in its dtype and as it was last rounded."""
@@ -252,12 +253,6 @@ class InPlace(Masters):
     def within(self) -> list[Within]:
         """Those of which some entries train."""
         return [master for master in self.held.values() if isinstance(master, Within)]
-
-
-def norms_of(gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
-    """The norm of each gradient, and that of all."""
-    norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-    return norms, float(norms.norm())
 
 
 def is_coarse(parameter: Tensor) -> bool:

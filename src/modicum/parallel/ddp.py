@@ -35,8 +35,8 @@ def together() -> Iterator[None]:
     except RuntimeError as error:
         rank, why = os.environ.get("RANK", "?"), f"{error}".splitlines()[0][:160]
         raise RunStopped(
-            f"process {rank} waits for the others of its run, of which one has ended or hangs;"
-            f" --resume goes on from the last checkpoint ({why})"
+            f"process {rank} ends, since another one of its run has ended, and says why, or hangs;"
+            f" --resume goes on from the last checkpoint if there is one ({why})"
         ) from None
 
 
@@ -55,7 +55,8 @@ class Ddp(Team):
             )
         place = choose_device(device)
         if place.type == "cuda":
-            place, kinds = choose_device(f"cuda:{os.environ['LOCAL_RANK']}"), "cpu:gloo,cuda:nccl"
+            place = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+            kinds = "cpu:gloo,cuda:nccl"
             torch.cuda.set_device(place)
         if self.joined:
             with together():

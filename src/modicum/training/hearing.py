@@ -55,16 +55,16 @@ def valued(session: Session, critic: Critic, rollout: Rollout) -> Rollout:
     team = session.parallel
     with torch.no_grad():
         held = [item for part in _each(session, team.mine(rows), critic.read) for item in part]
-        told = _told(session, rows, _each(session, held, critic.values))
+    told = _heard(session, rows, critic.values, held)
     values_N = torch.tensor([value for of in told for value in of], dtype=torch.double)
     used_N = critic.judge(values_N, returns_N, rewards_R, lengths)
     taken = rollout.taken._replace(kept=()) if critic.warm else rollout.taken
     known_R = (~rewards_R.isnan()).tolist()
     count = sum(length for length, known in zip(lengths, known_R, strict=True) if known)
     learn = partial(critic.learn, count=count)
-    told_R = zip(rows, returns_N.split(lengths), known_R, strict=True)
-    mine = zip(held, [of for of in told_R if team.owns(of[0].group)], strict=True)
-    fitted = [(item, returns_T) for item, (_, returns_T, known) in mine if known]
+    mine = [number for number, row in enumerate(rows) if team.owns(row.group)]
+    returns = returns_N.split(lengths)
+    fitted = [(item, returns[n]) for item, n in zip(held, mine, strict=True) if known_R[n]]
     for _ in range(goal.passes if count else 0):
         loss = sum(_each(session, fitted, learn, critic.steps.begin_anew))
         team.reduce(critic.steps.optimizer)
@@ -146,19 +146,15 @@ def proxy_metrics(session: Session, rollout: Rollout, extras: StepExtras) -> dic
 
 @torch.no_grad()
 def _heard(
-    session: Session, rows: Sequence[Row], hear: Callable[[Sequence[Row]], Tensor]
+    session: Session,
+    rows: Sequence[Row],
+    hear: Callable[[Sequence[Any]], Tensor],
+    held: Sequence[Any] | None = None,
 ) -> list[tuple[float, ...]]:
-    """What `hear` gives for the tokens of each row, where the row's group is."""
-    return _told(session, rows, _each(session, session.parallel.mine(rows), hear))
-
-
-def _told(
-    session: Session, rows: Sequence[Row], found: Sequence[Tensor]
-) -> list[tuple[float, ...]]:
-    """What was `found` here for the tokens of this process's rows, and by others for theirs."""
-    team = session.parallel
-    found_N = torch.cat([torch.empty(0), *(part.cpu() for part in found)])
-    parts = iter(found_N.split([len(row.tokens) for row in team.mine(rows)]))
+    """What `hear` gives for the tokens of each row, or what is `held` of it, where its group is."""
+    team, mine = session.parallel, session.parallel.mine(rows)
+    found = _each(session, mine if held is None else held, lambda part: hear(part).cpu())
+    parts = iter(torch.cat([torch.empty(0), *found]).split([len(row.tokens) for row in mine]))
     told = team.each([row.group for row in rows], lambda _: next(parts).tolist())
     return [tuple(values) for values in told]
 

@@ -56,7 +56,7 @@ def record(session: Session, folder: Path) -> dict[str, Any]:
 
 
 def prepare_like(
-    config: TrainConfig, parts: RunParts | None, past: Sequence[Path], team: Team
+    config: TrainConfig, parts: RunParts | None, past: Sequence[Path], team: Team | None = None
 ) -> Session:
     """`prepare`; UserError where base or problems are not what runs in `past` began with."""
 

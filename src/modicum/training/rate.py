@@ -25,7 +25,7 @@ from torch import Tensor
 
 from modicum.engine import logprobs
 from modicum.engine.logprobs import Heard, forward_backward
-from modicum.models.precision import Masters, norms_of
+from modicum.models.precision import Masters
 from modicum.objectives.parts import Counts
 from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
@@ -218,13 +218,13 @@ class FirstSteps:
     def ratios(self, rate: float, steps: int = 1) -> Tensor:
         """log q - log p [N] of the tokens of `held` after so many steps at `rate` from the start."""
         self._back()
-        optimizer = self._optimizer(rate)
+        optimizer, most = self._optimizer(rate), self.session.config.optimizer.max_grad_norm
         for number in range(steps):
             if number:
                 self._clear()
                 self._backward()
             gradients = {n: t.grad for n, t in self.masters.tensors.items() if t.grad is not None}
-            shrink(gradients, norms_of(gradients)[1], self.session.config.optimizer.max_grad_norm)
+            shrink(gradients, self.masters.norms(gradients)[1], most)
             optimizer.step()
             self.masters.draw(self.masters.held, number + 1)
         return _logprobs(self.session, self.held) - self.before_N

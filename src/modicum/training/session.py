@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -123,11 +122,8 @@ class Session:
         """What the proofs say of changes, those of a critic, and of replicas; RunStopped else."""
         found, critic = self.proof.check(when), self.critic
         more = f"; critic: {critic.steps.proof.check(f'critic, {when}')}" if critic else ""
-        return (
-            found
-            + more
-            + self.parallel.prove(when, lambda: {**self.prepared.trainable, **self.tensors()})
-        )
+        alike = self.parallel.prove(when, lambda: {**self.prepared.trainable, **self.tensors()})
+        return found + more + alike
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds: of the optimization, the schedule, the critic."""
@@ -196,7 +192,7 @@ def prepare(
     if objective.needs_reference or reward.learned:
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
-    policy.draw = partial(team.sample, policy.sampler.sample)
+    policy.draw = team.sample
     written = loaded.tokenizer, config.sampling, examples
     known = policy, prepared, loaded.identity, lambda problem: prompts.encode(problem, *written)
     begun = [(weight, term.begin(lambda of: opened(of, *known))) for weight, term in reward.terms]

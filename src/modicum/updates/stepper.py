@@ -166,7 +166,7 @@ class Stepper:
         master, group = self.masters.held[name], self.optimizer.param_groups[0]
         state = self.optimizer.state.get(master.leaf, {})
         rule, group = self.prepared.rule, {**group, "lr": rate}
-        return master.furthest(lambda *held: rule.spacings(name, *held, group), state)
+        return master.furthest(lambda at, held: rule.spacings(name, at, held, group), state)
 
     def _taken(self, name: str) -> float | None:
         """How far the step went; None where the optimizer has passed a tensor over."""
