@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from modicum.report import document, style
-from modicum.report.study.families import ranked
+from modicum.report.study.read import ranked
 from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, SERIES, Figure, blank, tip
 from modicum.report.tables import RunRow
 from modicum.report.words import interval, percent

@@ -15,8 +15,7 @@ from modicum.report import document, style
 from modicum.report.figures import curves
 from modicum.report.figures.curves import ACCURACY, AXES, PROBE, TRAINED, Line
 from modicum.report.read import Columns
-from modicum.report.study.families import CONTROL, family
-from modicum.report.study.read import ArmCurves, StudyRecord
+from modicum.report.study.read import CONTROL, ArmCurves, StudyRecord, family
 from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
 from modicum.report.words import brief, listed, rate, say
 from modicum.results import Analysis, ArmResult

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from modicum.report import document, style
-from modicum.report.study.families import CONTROL, family, present, ranked
+from modicum.report.study.read import CONTROL, family, present, ranked
 from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
 from modicum.report.words import interval, points
 from modicum.results import Analysis, ArmResult

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modicum.report import document, style
-from modicum.report.study.families import family, present
+from modicum.report.study.read import family, present
 from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
 from modicum.report.tables import RunRow
 from modicum.report.words import decimal, listed, memory, short
