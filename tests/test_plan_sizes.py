@@ -84,7 +84,8 @@ def test_the_largest_batches_are_found(
     config = replace(TrainConfig(), evaluation=Held(256, 4))
     names = ("micro_batch", "rollout_batch", "checkpointing")
     subject = Subject.of(config)
-    found, planned = search(config, LENGTHS, CARD, names, subject, room)
+    monkeypatch.setattr(sizes, "room_of", lambda _: room)
+    found, planned = search(config, LENGTHS, CARD, names, subject)
     batch = found.batch
     assert (batch.micro_batch, batch.rollout_batch, found.compute.checkpointing) == expected
     assert planned == linear(found) and len(asked) <= 6
@@ -127,7 +128,7 @@ def test_as_much_of_the_model_as_fits_is_advised(monkeypatch: pytest.MonkeyPatch
     found = fit.advice(config, CARD, LENGTHS, Subject.of(config))
     assert found.endswith(" --update 'last(4)': 0.00 GiB, fits")
     given = RunParts(update=parse("full"))
-    found = fit.advice(config, CARD, LENGTHS, Subject.of(config), given)
+    found = fit.advice(config, CARD, LENGTHS, Subject.of(config, given))
     assert "--update" not in found and "not even so" in found
 
 

@@ -5,7 +5,6 @@ Certain: at completions of at most `SHORT` tokens the plan is above the free mem
 """
 
 from bisect import bisect
-from dataclasses import replace
 from functools import cache
 
 from modicum.config import TrainConfig
@@ -20,30 +19,23 @@ from modicum.types import UserError
 SIZES = ("micro_batch", "rollout_batch", "checkpointing")
 
 
-def advice(
-    config: TrainConfig,
-    machine: Machine,
-    lengths: Lengths,
-    subject: Subject,
-    parts: RunParts | None = None,
-) -> str:
+def advice(config: TrainConfig, machine: Machine, lengths: Lengths, subject: Subject) -> str:
     """The options of the largest batches that fit, in one line, and what they come to.
 
     Where none fit, in bf16, and then with as many of the last layers as fit (docs/engine.md).
     """
     assert machine.memory is not None
-    room = room_of(machine)
-    fixed = parts is not None and parts.update is not None
+    room, fixed = room_of(machine), subject.parts.update is not None
     dtype = {"dtype": "bf16"} if config.compute.dtype == "fp32" else {}
 
     @cache
     def sized(last: int = 0, **more: str) -> tuple[str, float]:
         more |= {"update": f"last({last})"} if last else {}
         now = changed(config, **more)
-        of = Subject.of(now, parts) if more else subject
+        of = Subject.of(now, subject.parts) if more else subject
         if last != 1 and not fixed and (least := floor(of, now, machine.device)) > room:
             return "", least
-        made, memory = search(now, lengths, machine, SIZES, of, room)
+        made, memory = search(now, lengths, machine, SIZES, of)
         names = [name for name in SIZES if name != "checkpointing" or made.compute.checkpointing]
         total = memory.peak.total
         return f"with {line(made, [*names, *more])}: {total / GIB:.2f} GiB", total
@@ -77,18 +69,15 @@ def check(config: TrainConfig, parts: RunParts | None = None) -> None:
     most = generous_bound(config, model_config, longest)
     if most is None or most < room:
         return
-    lengths = Lengths(SHORT, SHORT, longest, longest)
-    machine = Machine(str(where), where.type, room, None)
-    subject = Subject.of(config, parts)
-    memory = estimate(config, lengths, where.type, subject)
-    if memory.peak.total <= MARGIN * room:
+    lengths, subject = Lengths(SHORT, SHORT, longest, longest), Subject.of(config, parts)
+    peak = estimate(config, lengths, where.type, subject).peak
+    if peak.total <= MARGIN * room:
         return
-    held = memory.peak.parts
-    largest = max(held, key=lambda part: held[part])
+    largest, most_held = max(peak.parts.items(), key=lambda pair: pair[1])
     # The room with the margin, so that what is named is not refused in turn.
-    roomy = replace(machine, memory=round(MARGIN * room))
+    roomy = Machine(str(where), where.type, round(MARGIN * room), None)
     raise UserError(
-        f"the run needs about {memory.peak.total / GIB:.1f} GiB on {where}, where"
+        f"the run needs about {peak.total / GIB:.1f} GiB on {where}, where"
         f" {room / GIB:.1f} GiB are free (the largest part: {largest},"
-        f" {held[largest] / GIB:.1f} GiB); {advice(config, roomy, lengths, subject, parts)}"
+        f" {most_held / GIB:.1f} GiB); {advice(config, roomy, lengths, subject)}"
     )

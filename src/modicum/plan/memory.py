@@ -84,6 +84,7 @@ class Subject:
     critic: Prepared | None = None  # the model of a critic that has one of its own
     judge: rewards.Learned | None = None  # a learned reward
     known: dict[Any, Memory] = field(default_factory=dict)  # what was estimated
+    parts: RunParts = field(default_factory=RunParts)  # objects in the place of expressions
 
     @classmethod
     def of(cls, config: TrainConfig, parts: RunParts | None = None) -> Self:
@@ -99,12 +100,19 @@ class Subject:
         judge = next((term for term in terms if isinstance(term, rewards.Learned)), None)
         if judge:
             judge.require(Problem("", "", ""))
-        return cls(found, prepare(config, found, parts.update), goal, critic, judge)
+        prepared = prepare(config, found, parts.update)
+        return cls(found, prepared, goal, critic, judge, parts=parts)
 
     @property
     def reference_bytes(self) -> int:
         """Of the first values of what trains, which a KL and a learned reward read."""
         return self.prepared.reference_bytes(self.objective.needs_reference or bool(self.judge))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parameters and buffers of the model."""
+        model = self.prepared.model
+        return num_bytes([*model.parameters(), *model.buffers()])
 
     @property
     def layers(self) -> int:
@@ -136,12 +144,11 @@ def estimate(
 
 def floor(subject: Subject, config: TrainConfig, device: str) -> int:
     """Bytes below which no batch brings a run: weights, reference, and what the optimizer keeps."""
-    prepared, model, least = subject.prepared, subject.prepared.model, []
+    prepared, least = subject.prepared, []
     for names in chosen_sets(prepared):
         prepared.activate(names)
         least.append(sum(_held(prepared, config, device).optimizer))
-    weights = num_bytes([*model.parameters(), *model.buffers()])
-    return weights + subject.reference_bytes + max(least)
+    return subject.weight_bytes + subject.reference_bytes + max(least)
 
 
 def chosen_sets(prepared: Prepared) -> list[frozenset[str]]:
@@ -161,42 +168,40 @@ def chosen_sets(prepared: Prepared) -> list[frozenset[str]]:
 def _of_set(
     subject: Subject, config: TrainConfig, lengths: Lengths, device: str, exact: bool
 ) -> Memory:
-    prepared, model_config = subject.prepared, subject.config
-    model = prepared.model
-    static = {"weights": num_bytes([*model.parameters(), *model.buffers()])}
-    static |= {"reference": subject.reference_bytes}
+    static = {"weights": subject.weight_bytes, "reference": subject.reference_bytes}
     if subject.judge:
         static["reward model"] = sum(
             file.stat().st_size for file in subject.judge.file.parent.glob("*.safetensors")
         )
-    decoder, sampler = view(model), samplers.parse(config.compute.sampler)
-    splits = decoder and config.compute.engine != "library"
-    if (
-        splits
-        and isinstance(sampler, samplers.Local)
-        and (copied := sampler.copied(decoder, device))
-    ):
-        static["sampler's copy"] = copied.num_bytes
-    vocabulary = model_config.get_text_config().vocab_size
-    held = _held(prepared, config, device)
-    loading = _loading(static["weights"], config, model_config, device)
-    most, grown = _traced(subject, config, lengths, device, held, exact)
+    decoder, sampler = view(subject.prepared.model), samplers.parse(config.compute.sampler)
+    if decoder and config.compute.engine != "library" and isinstance(sampler, samplers.Local):
+        copied = sampler.copied(decoder, device)
+        static |= {"sampler's copy": copied.num_bytes} if copied else {}
+    stored = getattr(subject.config, "dtype", None) or torch.float32
+    wanted, loading = DTYPES[config.compute.dtype], {}
+    if device != "cuda" and stored != wanted:
+        loading = {"file": static["weights"] * stored.itemsize // wanted.itemsize}
+    most, grown = _traced(subject, config, lengths, device, exact)
     found = {"loading": loading} | most
     if subject.objective.has_critic:
         static["critic"], passing = _critic(subject, config, lengths, device)
         lasting = {part: most["training"].get(part, 0) for part in LASTING}
         found["critic"] = {**lasting, "activations": passing}
-    libraries = LIBRARIES[device] + (TOKENIZER * vocabulary if device == "cpu" else 0)
-    if device == "cpu" and config.compute.dtype == "bf16":
-        libraries += BF16_KERNELS
+    libraries = LIBRARIES[device]
+    if device == "cpu":
+        libraries += TOKENIZER * subject.config.get_text_config().vocab_size
+        libraries += BF16_KERNELS if config.compute.dtype == "bf16" else 0
     batch = config.batch
     several = batch.micro_batch < batch.prompts_per_step * batch.group_size
     later = LATER_PARTS if several else LATER_PASSES
     phases = []
     for name, moving in found.items():
-        unused = round((ROUGH_HOLES if grown is None else CUDA_SLACK) * sum(moving.values()))
+        live = sum(moving.values())
+        unused = round((ROUGH_HOLES if grown is None else CUDA_SLACK) * live)
         if grown is not None and device == "cpu":
-            unused = _holes(moving, grown.get(name), later)
+            # What glibc's heap has beside what lives, and by how much it grows further.
+            top, lasting = grown.get(name, 0), sum(moving.get(part, 0) for part in LASTING)
+            unused = max(0, round(top - live + later * (top - lasting)))
         parts = {**static, **moving, "allocator": unused, "libraries": libraries}
         phases.append(Phase(name, {part: size for part, size in parts.items() if size}))
     return Memory(tuple(phases))
@@ -221,15 +226,11 @@ def _critic(subject: Subject, config: TrainConfig, lengths: Lengths, on: str) ->
 
 
 def _traced(
-    subject: Subject,
-    config: TrainConfig,
-    lengths: Lengths,
-    device: str,
-    held: ResidentBytes,
-    exact: bool,
+    subject: Subject, config: TrainConfig, lengths: Lengths, device: str, exact: bool
 ) -> tuple[dict[str, dict[str, int]], dict[str, int] | None]:
     """What lives by phase and part; on a CPU what the heap grew to, which takes all layers."""
     prepared, layers = subject.prepared, subject.layers
+    held = _held(prepared, config, device)
     given = (prepared, config, lengths, device, subject.objective)
     splits = config.compute.engine != "library" and view(prepared.model) is not None
     found = stretches(prepared, layers) if splits and not (exact and device == "cpu") else []
@@ -247,29 +248,11 @@ def _traced(
     return fullest(whole(traces, counts, found)), None if device == "cpu" else {}
 
 
-def _holes(moving: Mapping[str, int], top: int | None, later: float) -> int:
-    """What glibc's heap has beside what lives; `later` is its further growth."""
-    live = sum(moving.values())
-    if top is None:
-        return 0
-    lasting = sum(moving.get(part, 0) for part in LASTING)
-    return max(0, round(top - live + later * (top - lasting)))
-
-
-def _loading(weights: int, config: TrainConfig, model_config: Any, device: str) -> dict[str, int]:
-    stored = getattr(model_config, "dtype", None) or torch.float32
-    wanted = DTYPES[config.compute.dtype]
-    if device == "cuda" or stored == wanted:
-        return {}
-    return {"file": weights * stored.itemsize // wanted.itemsize}
-
-
 def _held(prepared: Prepared, config: TrainConfig, device: str) -> ResidentBytes:
     schedule, rule, trainable = prepared.schedule, prepared.rule, prepared.trainable
     names = frozenset(prepared.active)
     active = sum(trainable[n].numel() for n in names)
-    stays = schedule.policy == "keep" or (schedule.policy == "cpu" and device != "cuda")
-    if stays:
+    if schedule.policy == "keep" or (schedule.policy == "cpu" and device != "cuda"):
         # Only what has trained by the end of the run has any.
         steps = config.steps * config.batch.updates_per_rollout
         names = names.union(*list(schedule.typical(trainable))[: max(1, steps)])

@@ -95,7 +95,7 @@ def settle(
             return simple, found | {name: Chosen(names[name], why) for name in free}
     subject = subject or Subject.of(config, parts)
     lengths = lengths_of(config, prompt, parts.task)
-    made, memory = search(config, lengths, machine, free, subject, room)
+    made, memory = search(config, lengths, machine, free, subject)
     of = f"{room / GIB:.3g} GiB, which are {SHARE[machine.device]:.0%} of the memory"
     why = f"{memory.peak.total / GIB:.3g} GiB are planned for, of {of}"
     if "checkpointing" in free and made.compute.checkpointing:
@@ -109,19 +109,14 @@ def room_of(machine: Machine) -> float:
 
 
 def search(
-    config: TrainConfig,
-    lengths: Lengths,
-    machine: Machine,
-    free: Sequence[str],
-    subject: Subject,
-    room: float,
+    config: TrainConfig, lengths: Lengths, machine: Machine, free: Sequence[str], subject: Subject
 ) -> tuple[TrainConfig, Memory]:
-    """The config with the largest batches that fit `room`, as far as they are `free`.
+    """The config with the largest batches that fit the machine, as far as they are `free`.
 
     Activations are recomputed where less than `FEW_ROWS` completions fit without. Where nothing
     fits, the smallest. Also what it takes.
     """
-    switch, other = config.compute.checkpointing, False
+    room, switch, other = room_of(machine), config.compute.checkpointing, False
     if "checkpointing" in free:
         switch = False
         other = config.compute.engine != "library" and view(subject.prepared.model) is not None

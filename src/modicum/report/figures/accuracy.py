@@ -21,18 +21,24 @@ DIAMOND |= {"markerfacecolor": PAPER, "markeredgecolor": INK, "markeredgewidth":
 
 
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
-    """The bars, where any run was evaluated."""
-    texts = [f"{label} {percent(score.accuracy)} %" for label, _, score in _entries(rows)]
-    shown = ", ".join(texts)
-    return document.figure("accuracy", partial(_bars, rows), texts=shown) if texts else None
+    """The bars, where any run was evaluated: of the bases that differ, then of the runs."""
+    bases: dict[str, tuple[str, Evaluation]] = {}
+    for row in rows:
+        if (base := row.result.base) is not None:
+            bases.setdefault(repr(base), (f"base of {row.label}", base))
+    found = [("base" if len(bases) == 1 else name, MUTED, base) for name, base in bases.values()]
+    for row in rows:
+        if (score := row.result.trained) is not None:
+            found.append((row.label, style.series(row.colour)[0], score))
+    texts = ", ".join(f"{label} {percent(score.accuracy)} %" for label, _, score in found)
+    return document.figure("accuracy", partial(_bars, found), texts=texts) if found else None
 
 
-def _bars(rows: Sequence[RunRow], narrow: bool) -> Figure:
-    """The figure. The dashed line is the base; on a phone the names stand above the bars."""
+def _bars(entries: Sequence[tuple[str, str, Evaluation]], narrow: bool) -> Figure:
+    """Label, colour, scores as a figure: the base dashed; on a phone names are above the bars."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    entries = _entries(rows)
     names = [style.wrapped(label, 3.6 if narrow else 2.4) for label, _, _ in entries]
     lines = max(name.count("\n") for name in names)
     tall = 0.36 + 0.13 * lines + (0.14 if narrow else 0)
@@ -67,17 +73,6 @@ def _bars(rows: Sequence[RunRow], narrow: bool) -> Figure:
     names = ["sampled", "95% interval", "greedy"]
     figure.legend(handles, names, loc="outside upper left", ncols=3)
     return figure
-
-
-def _entries(rows: Sequence[RunRow]) -> list[tuple[str, str, Evaluation]]:
-    """Label, colour and scores of each bar: the bases that differ, then the runs."""
-    bases: dict[str, tuple[str, Evaluation]] = {}
-    for row in rows:
-        if (base := row.result.base) is not None:
-            bases.setdefault(repr(base), (f"base of {row.label}", base))
-    names = [("base" if len(bases) == 1 else name, MUTED, base) for name, base in bases.values()]
-    trained = ((row.label, style.series(row.colour)[0], row.result.trained) for row in rows)
-    return names + [(label, colour, score) for label, colour, score in trained if score is not None]
 
 
 def levels(analysis: Analysis) -> dict[str, int]:

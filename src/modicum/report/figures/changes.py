@@ -98,9 +98,11 @@ def measures(found: Sequence[Anatomy | None], few: bool = False) -> list[tuple[s
     parts = ("attention", "mlp") if few else dict.fromkeys(name for a in known for name in a.parts)
     for part in parts:
         of = [a.parts.get(part, AnatomyPart()) if a else AnatomyPart() for a in found]
-        ranks = f"Effective rank, {part} (of full rank)", list(map(_rank, of))
-        directions = f"Participation ratio, {part} (directions to 90 %)", list(map(_directions, of))
-        rows += [row for row in (ranks, directions) if set(row[1]) != {NONE}]
+        ranks = [_both("{:.1f} ({:.0%})", p.effective_rank, p.rank_share) for p in of]
+        directions = [_both("{:.1f} ({:.1f})", p.participation_ratio, p.directions_90) for p in of]
+        both = {f"Effective rank, {part} (of full rank)": ranks}
+        both |= {f"Participation ratio, {part} (directions to 90 %)": directions}
+        rows += [(name, texts) for name, texts in both.items() if set(texts) != {NONE}]
     if any(a and a.alarm for a in found):
         rows.append(("Alarm", [a.alarm if a and a.alarm else NONE for a in found]))
     return rows
@@ -113,13 +115,5 @@ def _share(found: Anatomy | None, key: str, within: bool = False) -> str:
     return small_percent(share * (found.entries / found.entries_in_changed if within else 1))
 
 
-def _rank(part: AnatomyPart) -> str:
-    if part.effective_rank is None or part.rank_share is None:
-        return NONE
-    return f"{part.effective_rank:.1f} ({100 * part.rank_share:.0f}%)"
-
-
-def _directions(part: AnatomyPart) -> str:
-    if part.participation_ratio is None or part.directions_90 is None:
-        return NONE
-    return f"{part.participation_ratio:.1f} ({part.directions_90:.1f})"
+def _both(text: str, *values: float | None) -> str:
+    return NONE if None in values else text.format(*values)

@@ -4,7 +4,6 @@ Thick is the 90 % interval, thin the 95 % one. What goes beyond the axis ends in
 """
 
 import itertools
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -55,18 +54,6 @@ def _draw(analysis: Analysis, narrow: bool) -> Figure:
     figure = blank(across, row * (places[-1] + 1) + 0.8, fitted=True)
     axes = figure.subplots()
     style.legend(figure, [kind.look for kind in present(analysis)])
-    _frame(axes, analysis, places)
-    for arm, y in zip(arms, places, strict=True):
-        _arm(axes, analysis, arm, y + (0.22 if narrow else 0))
-        _words(axes, analysis, arm, y, narrow)
-    if not narrow:
-        for text, offset in COLUMNS.items():
-            _beside(axes, -0.6, offset, text, color=MUTED)
-        axes.hlines(places, *axes.get_xlim(), color=GRID, linewidth=0.5, zorder=0)
-    return figure
-
-
-def _frame(axes: Axes, analysis: Analysis, places: Sequence[float]) -> None:
     margin = 100 * analysis.margin
     axes.axvspan(-margin, margin, color=GRID, alpha=0.55, linewidth=0)
     axes.axvline(0, color=INK, linewidth=0.9)
@@ -79,6 +66,14 @@ def _frame(axes: Axes, analysis: Analysis, places: Sequence[float]) -> None:
     axes.spines["left"].set_visible(False)
     style.numbers(axes, "x", 7)
     axes.set_xlabel(f"difference in {analysis.primary} from {analysis.control} (points)")
+    for arm, y in zip(arms, places, strict=True):
+        _arm(axes, analysis, arm, y + (0.22 if narrow else 0))
+        _words(axes, analysis, arm, y, narrow)
+    if not narrow:
+        for text, offset in COLUMNS.items():
+            _beside(axes, -0.6, offset, text, color=MUTED)
+        axes.hlines(places, *axes.get_xlim(), color=GRID, linewidth=0.5, zorder=0)
+    return figure
 
 
 def _arm(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:

@@ -69,6 +69,19 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     return doc.Document(title, analysis.question, analysis.conclusion, notes, report.sections())
 
 
+def _weights(report: Builder, study: StudyRecord) -> None:
+    known = ((arm, study.curves[arm.slug].anatomy) for arm in arm_curves.arms(study))
+    found = [(arm, anatomy) for arm, anatomy in known if anatomy is not None]
+    seeds = {anatomy.seed for _, anatomy in found}
+    which = f"seed {seeds.pop()}" if len(seeds) == 1 else "the first seed that finished"
+    figure = changes.figure([(arm.name, anatomy) for arm, anatomy in found], which)
+    report.section("weights", "What changed in the weights", figure)
+    measured = changes.measures([anatomy for _, anatomy in found], few=True)
+    names = [arm_cell(study.analysis, arm) for arm, _ in found]
+    numbers = doc.across("What training changed in the weights", measured, names, "arm")
+    report.fold("The changes in numbers", numbers, "arm_weights")
+
+
 def _written(study: StudyRecord) -> list[doc.SideBySide]:
     problems, arms = study.runs.samples.problems, study.analysis.arms
     looks = [("", "base", None)]
