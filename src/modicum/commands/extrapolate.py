@@ -34,7 +34,7 @@ def run(args: list[str]) -> int:
     options = settled(given(EvaluateConfig, found), place, "options")
 
     from modicum.display import Display
-    from modicum.report.words import environment
+    from modicum.report.words import filled
     from modicum.training.extrapolation import Extrapolation
 
     line, made = Extrapolation(saved, first, last), []
@@ -47,8 +47,7 @@ def run(args: list[str]) -> int:
     tensors = line.straight()
     values = {"run": found.run, "from": first, "to": last, "points": [*line.thetas]}
     values |= {**tensors.pop(""), "tensors": tensors, "evaluations": made}
-    text = environment().get_template("extrapolation.txt").render(found=values)
-    show(found.json, values, text.rstrip())
+    show(found.json, values, filled("extrapolation.txt", found=values))
     return 0
 
 

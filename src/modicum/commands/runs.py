@@ -143,6 +143,7 @@ def run_compare(args: list[str]) -> int:
 
     from modicum.face import compare
     from modicum.face.evaluation import evaluation_of
+    from modicum.report.words import filled
 
     after = evaluation_of(found.after)
     result = compare(found.after, found.before)
@@ -192,6 +193,7 @@ def run_evaluate(args: list[str]) -> int:
     options = settled(given(EvaluateConfig, found), place, "options")
 
     from modicum.display import Display
+    from modicum.report.words import filled
 
     with Display() as display:
         result = perform(options, place, display)
@@ -199,13 +201,6 @@ def run_evaluate(args: list[str]) -> int:
     text = filled("evaluation.txt", name=name, found=result, sampling=options.sampling)
     show(found.json, values_of(options, name, result), text)
     return 0
-
-
-def filled(template: str, **values: Any) -> str:
-    """The text of a template of report/."""
-    from modicum.report.words import environment
-
-    return environment().get_template(template).render(values).rstrip()
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def run(args: list[str]) -> int:
     found, options = parser.options(args, Options, "problems")
 
     from modicum import spec, tasks
-    from modicum.report.words import environment
+    from modicum.report.words import filled
     from modicum.tasks.examples import draw, without
     from modicum.tasks.loading import accepted
     from modicum.tasks.prompts import encode, prompt_text
@@ -63,7 +63,7 @@ def run(args: list[str]) -> int:
     notes = [f"note: {note}" for note in tasks.notes(task)]
     if found.check:
         values = _check(task) | _too_long(task, options)
-        lines = environment().get_template("checked.txt").render(values).rstrip()
+        lines = filled("checked.txt", **values)
         show(found.json, values, "\n".join([str(task), lines, *notes]))
         return int(any((values["long"], *values["wrong"].values(), *values["shared"].values())))
     examples = draw(task, options.sampling)

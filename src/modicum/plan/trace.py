@@ -195,7 +195,17 @@ class Trace:
     # Training ----------------------------------------------------------------------------
 
     def _training(self, masters: Masters, trunks: Sequence[Trunk | None]) -> None:
-        live, rows, config = self.live, self._rows(trunks), self.config
+        live, config, batch = self.live, self.config, self.config.batch
+        step, size = batch.prompts_per_step * batch.group_size, batch.group_size
+        count = min(batch.micro_batch, step)
+        sampled = count if trunks[0] is None else len(trunks)
+        prompts = self.lengths.prompts(-(-count // size))
+        # Rows that are sampled later have trunks of the same sizes.
+        pairs = zip(self._completions(count, sampled), cycle(trunks), strict=False)
+        rows = [
+            Row(prompts[n % sampled // size], tokens, (0.0,) * len(tokens), 1.0, n // size, trunk)
+            for n, (tokens, trunk) in enumerate(pairs)
+        ]
         both = watched(self.engine, live), LocalSampler(self.engine, None, ())
         policy = Policy(self.prepared.model, None, (), CPU, *both)
         tokens = sum(len(row.tokens) for row in rows)
@@ -218,19 +228,6 @@ class Trace:
         step = self.config.batch.prompts_per_step * self.config.batch.group_size
         block = self.lengths.completions(min(self.config.batch.micro_batch, step, sampled))
         return [block[number % sampled % len(block)] for number in range(count)]
-
-    def _rows(self, trunks: Sequence[Trunk | None]) -> list[Row]:
-        batch = self.config.batch
-        step, size = batch.prompts_per_step * batch.group_size, batch.group_size
-        count = min(batch.micro_batch, step)
-        sampled = count if trunks[0] is None else len(trunks)
-        prompts = self.lengths.prompts(-(-count // size))
-        # Rows that are sampled later have trunks of the same sizes.
-        pairs = zip(self._completions(count, sampled), cycle(trunks), strict=False)
-        return [
-            Row(prompts[n % sampled // size], tokens, (0.0,) * len(tokens), 1.0, n // size, trunk)
-            for n, (tokens, trunk) in enumerate(pairs)
-        ]
 
 
 def watched(engine: Engine, live: Live) -> Engine:
