@@ -592,7 +592,7 @@ def test_a_report_of_a_run_without_a_result_says_how_far_it_is(
 
 
 def test_of_one_sample_no_number_stands_twice() -> None:
-    from modicum.commands.runs import filled
+    from modicum.report.words import filled
     from modicum.config import Sampling
     from modicum.results import Evaluation
 

@@ -121,7 +121,12 @@ def tune(bench: Bench) -> dict[str, Choice]:
             else first_round(study, arm, defaults[arm.name])
             for arm in tuned
         }
-        cells = [_tuning_cell(bench, arm, entry) for arm in tuned for entry in tries[arm.name]]
+        cells = []
+        for arm in tuned:
+            for entry in tries[arm.name]:
+                given = (arm, study.tuning.seed, entry.folder, entry.rate, entry.share)
+                label = f"tuning {arm.name} at {entry.rate:.2g}"
+                cells.append(bench.cell(label, bench.config(*given), "tune"))
         bench.run(cells)
         for arm in tuned:
             rounds[arm.name].append([_tried(bench, entry) for entry in tries[arm.name]])
@@ -130,11 +135,6 @@ def tune(bench: Bench) -> dict[str, Choice]:
     found |= {a.name: Choice(control.learning_rate) for a in bench.arms if a.placebo}
     Run(bench.folder).write("tuning.json", {name: asdict(one) for name, one in found.items()})
     return found
-
-
-def _tuning_cell(bench: Bench, arm: PlannedArm, entry: TuningRun) -> Cell:
-    config = bench.config(arm, bench.study.tuning.seed, entry.folder, entry.rate, entry.share)
-    return bench.cell(f"tuning {arm.name} at {entry.rate:.2g}", config, "tune")
 
 
 def _tried(bench: Bench, entry: TuningRun) -> TuningRun:

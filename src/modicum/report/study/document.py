@@ -53,9 +53,9 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     report.add(*(doc.Text(note, note=True) for note in analysis.notes))
     if (tests := tests_table(analysis)) is not None:
         report.fold(tests.name, tests, "tests")
-    title = "Proof of what was trained, one seed of each arm"
+    what = "Proof of what was trained, one seed of each arm"
     proven = ((a.name, study.curves[a.slug].change_proof) for a in arm_curves.arms(study))
-    report.fold(title, report.proofs(title, proven))
+    report.fold(what, report.proofs(what, proven))
     _settings(report, study)
     report.section("versions", "Versions and machine")
     if study.runs.environment:
