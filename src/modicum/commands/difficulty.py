@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from modicum.commands import printed
 from modicum.commands.train import read
 from modicum.config import TrainConfig
 from modicum.limits import Natural, Positive
-from modicum.options import show
 from modicum.report.words import say
 from modicum.rewards.learned import REPORT
 from modicum.runs import Run, check_new, make_folder, read_object
@@ -46,16 +46,14 @@ def run(args: list[str]) -> int:
     """Measure, and print the shares of right answers."""
     found, options, config = read("difficulty", args, Options)
     path, made = measure(config, options)
-    ranked = sorted(
-        ((right / of, unit) for unit, (right, of) in made["rates"].items()), reverse=True
-    )
+    rates = ((right / of, unit) for unit, (right, of) in made["rates"].items())
+    ranked = sorted(rates, reverse=True)
     shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
     text = say(
         "rates", file=path, mean=statistics.fmean(r for r, _ in ranked), ranked=ranked, **made
     )
     lines = (f"  {rate:6.1%}  {unit}" for rate, unit in shown)
-    show(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
-    return 0
+    return printed(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
 
 
 def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]]:
@@ -115,7 +113,10 @@ def gather(
     key: dict[str, Any] = {"base": dict(session.identity.hashes), "task": str(session.task)}
     key |= {"problems": tasks.fingerprint(session.task), "sampling": asdict(sampling)}
     key = json.loads(json.dumps(key | {"samples": options.samples, "seed": config.seed}))
-    path = Path(options.file or _name(purpose, config.model, key)).expanduser()
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    words = re.sub(r"[^a-z0-9]+", "-", f"{Path(config.model).name} {key['task']}".lower())
+    name = f"{purpose}/{words[:60].strip('-')}-{digest}.json"
+    path = Path(options.file or name).expanduser()
     if path.is_dir():
         raise UserError(f"--file: {path} is a folder; it takes the name of a file")
     begun = {"model": config.model, **key, "done": 0, "tokens": 0, **fresh}
@@ -139,12 +140,6 @@ def gather(
             Run(path.parent).write_text(path.name, json.dumps(made) + "\n")
             display.evaluating(purpose, made["done"], total)
     return path, made
-
-
-def _name(purpose: str, model: str, key: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
-    words = re.sub(r"[^a-z0-9]+", "-", f"{Path(model).name} {key['task']}".lower())
-    return f"{purpose}/{words[:60].strip('-')}-{digest}.json"
 
 
 @dataclass(frozen=True)
@@ -186,16 +181,15 @@ def run_pairs(args: list[str]) -> int:
     path, made = gather(session, "pairs", count, options, {"pairs": []}, enter)
     parts = split([Preference(*pair) for pair in made["pairs"]], config.seed)
     told: dict[str, Any] = {**made, "pairs": {part: len(of) for part, of in parts.items()}}
-    show(found.json, {"file": str(path), **told}, say("pairs", file=path, **told))
-    return 0
+    return printed(found.json, {"file": str(path), **told}, say("pairs", file=path, **told))
 
 
 def run_reward_model(args: list[str]) -> int:
     """Train a reward model and say what it is worth; 1 if it does not beat its rivals."""
     found, options, config = read("reward-model", args, FitOptions)
     report = reward_model(config, options)
-    show(found.json, report, say("reward_model", folder=config.out, **report))
-    return int(not report["beats"])
+    text = say("reward_model", folder=config.out, **report)
+    return printed(found.json, report, text, int(not report["beats"]))
 
 
 def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from threading import Timer
 from typing import Annotated, Any
 
 from modicum import cache, draws, scorecard
+from modicum.commands import printed
 from modicum.commands.train import read
 from modicum.config import TrainConfig, Trust
 from modicum.limits import Limits, within
-from modicum.options import Parser, several, show
+from modicum.options import Parser, several
 from modicum.settings import Settings
 from modicum.types import UserError
 
@@ -51,11 +52,11 @@ def run(args: list[str]) -> int:
     if options.pass_rate:
         signal, told = _signal(config, options.pass_rate)
         text, made = f"{text}\n{told}", [plan | signal for plan in made]
-    show(found.json, made if many else made[0], text)
+    code = printed(found.json, made if many else made[0], text)
     if options.require_fit and (odd := [plan for plan in made if plan["fits"] is not True]):
         of = odd[0]
         raise UserError(f"{of['update']} on {of['model']} does not fit {of['machine']['name']}")
-    return 0
+    return code
 
 
 def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[Any]]:
@@ -145,12 +146,10 @@ def run_updates(args: list[str]) -> int:
             "\na + b: both   a & b: what both select   method @ a: where a method applies",
             "optimizer @ update: which rule moves what the update trains",
         ]
-        show(found.json, entries, "\n".join(lines))
-        return 0
+        return printed(found.json, entries, "\n".join(lines))
 
     from modicum.updates.preview import preview
 
     update = updates.parse(found.expression)
     result = preview(update, options.model, options.trust, options.base)
-    show(found.json, asdict(result), result.text())
-    return 0
+    return printed(found.json, asdict(result), result.text())

@@ -1,19 +1,18 @@
-"""`modicum runs`, `compare`, `watch`, `evaluate` and `export`: what runs and models come to."""
+"""`modicum runs`, `compare` and `watch`: what runs come to."""
 
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from modicum import runs, status
-from modicum.config import TrainConfig, Trust
-from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
-from modicum.options import Parser, add_options, given, show
-from modicum.parts import past_bases, past_config
+from modicum.commands import printed
+from modicum.config import TrainConfig
+from modicum.options import Parser
 from modicum.resuming import settings
 from modicum.spec import nearest
 from modicum.status import Status
@@ -52,8 +51,9 @@ def run(args: list[str]) -> int:
     if not side_by_side:
         rows.sort(key=lambda row: _order(_value(row, found.sort)))
     if found.json or not rows:
-        show(found.json, rows, "there are no such runs; modicum train begins one under runs/")
-    elif side_by_side:
+        told = "there are no such runs; modicum train begins one under runs/"
+        return printed(found.json, rows, told)
+    if side_by_side:
         _side_by_side(rows)
     else:
         _list(rows, [name.strip() for name in (found.columns or "").split(",") if name])
@@ -150,8 +150,7 @@ def run_compare(args: list[str]) -> int:
     other = found.before or f"{found.after} before training"
     names = {"after": found.after, "before": other}
     text = filled("compare.txt", **names, evaluation=after, found=result)
-    show(found.json, {**names, **asdict(result)}, text)
-    return 0
+    return printed(found.json, {**names, **asdict(result)}, text)
 
 
 def run_watch(args: list[str]) -> int:
@@ -179,70 +178,4 @@ def run_watch(args: list[str]) -> int:
                 break
             time.sleep(live.SECONDS)
             status = Status(folder)
-    show(found.json, status.values, f"page: {folder / live.PAGE}")
-    return 0
-
-
-def run_evaluate(args: list[str]) -> int:
-    """Evaluate a model or the trained policy of a run."""
-    parser = Parser("evaluate")
-    parser.folder("run", "a run folder; none evaluates --model", nargs="?", metavar="RUN")
-    add_options(parser, EvaluateConfig, "evaluation")
-    found = parser.read(args)
-    place = Path(found.run) if found.run else None
-    options = settled(given(EvaluateConfig, found), place, "options")
-
-    from modicum.display import Display
-    from modicum.report.words import filled
-
-    with Display() as display:
-        result = perform(options, place, display)
-    name = found.run or options.model
-    text = filled("evaluation.txt", name=name, found=result, sampling=options.sampling)
-    show(found.json, values_of(options, name, result), text)
-    return 0
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to write where."""
-
-    model: str = "tiny"
-    """What to export when no RUN is named: `tiny`, a folder, a PEFT adapter, a GGUF file, or a
-    hub id; with a RUN, where its base is now if it has moved."""
-    base: str = ""
-    """Where the base of `model` is, if that is an adapter; empty: where the adapter says."""
-    out: str = ""
-    """The folder to write; needed."""
-    format: Literal["merged", "adapter"] = "merged"
-    """An ordinary model folder, or only the PEFT adapter of a run that has one."""
-    trust: Trust = field(default_factory=Trust)
-
-
-def run_export(args: list[str]) -> int:
-    """Write a run or a base as a folder that plain transformers or peft loads."""
-    parser = Parser("export")
-    parser.folder("run", "a run folder; none exports --model", nargs="?", metavar="RUN")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
-    found, options = parser.options(args, ExportOptions, "export")
-    if not options.out:
-        raise UserError("export needs --out FOLDER")
-    if options.format == "adapter" and not found.run:
-        raise UserError("--format adapter needs a RUN that trained an adapter")
-
-    from modicum import export
-
-    out, said = Path(options.out), given(ExportOptions, found)
-    if found.run:
-        run_export, past = Path(found.run), past_config(Path(found.run))
-        config = past_bases(run_export, past, said.get("model", ""), said.get("base", ""))
-        config = replace(config, trust=replace(past.trust, **said.get("trust", {})))
-        difference = export.export_run(run_export, out, options.format, found.overwrite, config)
-    else:
-        base, trust = options.base, options.trust
-        difference = export.export_base(options.model, out, found.overwrite, trust, base)
-    files = sorted(p.name for p in out.iterdir())
-    result = {"out": str(out), "files": files, "largest_logit_difference": difference}
-    text = f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most"
-    show(found.json, result, f"{text} {difference:.2g}")
-    return 0
+    return printed(found.json, status.values, f"page: {folder / live.PAGE}")

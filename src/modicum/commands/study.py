@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modicum.commands import printed
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig, from_mapping
-from modicum.options import Parser, add_options, given, show
+from modicum.options import Parser, add_options, given
 from modicum.runs import read_object
 from modicum.study.launch import StudyObserver
 from modicum.study.scan import Scan, run_scan
@@ -58,8 +59,8 @@ def run(args: list[str]) -> int:
         text = "\n".join(
             [*lines[:20], f"{len(lines)} numbers differ" if lines else "the same numbers"]
         )
-        show(found.json, {"same": not lines, "differences": lines}, text)
-        return 1 if lines else 0
+        values = {"same": not lines, "differences": lines}
+        return printed(found.json, values, text, int(bool(lines)))
     if found.other:
         raise UserError(f"study {found.action} takes one study, not also {found.other!r}")
 
@@ -80,8 +81,7 @@ def run(args: list[str]) -> int:
         outcome = (run_study if found.action == "run" else analyse_study)(found.file, **how)
         values = read_object(outcome.folder / "analysis.json")
         text = f"{outcome.analysis.conclusion}\nreport: {outcome.report}"
-    show(found.json, values, text)
-    return 0
+    return printed(found.json, values, text)
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ def run_units(args: list[str]) -> int:
     lines = [f"note: {text}" for text in result["notes"]]
     lines.append(f"best {len(result['best_units'])}: {result['best']}")
     lines.append(f"files: {out}/scan.json, scan.png, scan.svg")
-    show(found.json, result, "\n".join(lines))
-    return 0
+    return printed(found.json, result, "\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -165,5 +164,5 @@ def run_report(args: list[str]) -> int:
     elif not study:
         done = (read_object(folder / "result.json", optional=True) for folder in folders)
         values["results"] = list(filter(None, done))
-    show(found.json, values, "\n".join(f"{name + ':':<10}{path}" for name, path in paths.items()))
-    return 0
+    lines = (f"{name + ':':<10}{path}" for name, path in paths.items())
+    return printed(found.json, values, "\n".join(lines))

@@ -12,9 +12,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from modicum.commands import printed
 from modicum.config import Sampling, Trust
 from modicum.limits import Limits, Natural, Positive, Share
-from modicum.options import Parser, show
+from modicum.options import Parser
 from modicum.settings import Settings
 from modicum.types import SPLITS, Problem, Split, UserError
 
@@ -57,15 +58,14 @@ def run(args: list[str]) -> int:
             raise UserError("--check needs a task")
         entries = [spec.describe(cls) for cls in tasks.TASKS.values()]
         lines = [f"{entry['signature']}\n    {entry['summary']}" for entry in entries]
-        show(found.json, entries, "\n".join(lines))
-        return 0
+        return printed(found.json, entries, "\n".join(lines))
     task = tasks.parse(found.expression)
     notes = [f"note: {note}" for note in tasks.notes(task)]
     if found.check:
         values = _check(task) | _too_long(task, options)
-        lines = filled("checked.txt", **values)
-        show(found.json, values, "\n".join([str(task), lines, *notes]))
-        return int(any((values["long"], *values["wrong"].values(), *values["shared"].values())))
+        text = "\n".join([str(task), filled("checked.txt", **values), *notes])
+        wrong = values["long"], *values["wrong"].values(), *values["shared"].values()
+        return printed(found.json, values, text, int(any(wrong)))
     examples = draw(task, options.sampling)
     task = without(task, examples)
     size = task.size(options.split)
@@ -86,8 +86,7 @@ def run(args: list[str]) -> int:
             answer += f"\n  prompt: {count} tokens"
         values.append(value)
         lines.append(f"\n{text}\n{answer}")
-    show(found.json, values, "\n".join(lines))
-    return 0
+    return printed(found.json, values, "\n".join(lines))
 
 
 def _check(task: Any) -> dict[str, Any]:
@@ -169,8 +168,7 @@ def run_audit_reward(args: list[str]) -> int:
         f"{reward} on {task}, style {options.style}: means over {len(problems)} problems\n\n"
         f"{table(findings)}\n\n{len(flagged)} of {len(findings) - 1} degenerate answers are flagged"
     )
-    show(found.json, values, text)
-    return int(bool(flagged) and found.strict)
+    return printed(found.json, values, text, int(bool(flagged) and found.strict))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from modicum.commands import printed
 from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.limits import Natural
 from modicum.options import Parser, add_options, given, merge, several, show
@@ -105,8 +106,7 @@ def tell(config: TrainConfig, as_json: bool, options: DoctorOptions | None = Non
 
     options = options or DoctorOptions()
     seen = doctor.examine(config, options.problems)
-    show(as_json, seen, doctor.text(seen, options.show))
-    return int(not seen["learns"])
+    return printed(as_json, seen, doctor.text(seen, options.show), int(not seen["learns"]))
 
 
 def run_probe(args: list[str]) -> int:
@@ -131,8 +131,7 @@ def run_probe(args: list[str]) -> int:
     for update in said:
         known.parse(update)
     made = probe.probe(config, said or probe.usual(config), console().print)
-    show(found.json, made.to_json(), made.text())
-    return 0
+    return printed(found.json, made.to_json(), made.text())
 
 
 def run_recipes(args: list[str]) -> int:
@@ -154,8 +153,7 @@ def run_recipes(args: list[str]) -> int:
         text = f"{head}\n{to_toml(configs[found.name])}".rstrip("\n")
     else:
         text = "\n".join(f"{name:<12} {text.splitlines()[0]}" for name, text in texts.items())
-    show(found.json, entries, text)
-    return 0
+    return printed(found.json, entries, text)
 
 
 SCORES = ("accuracy", "low", "high", "greedy")
@@ -208,22 +206,18 @@ def run_demo(args: list[str]) -> int:
             with Display() as display:
                 result = train(config, display, overwrite=True, base=base)
             base = base or Evaluation.from_json(result["base"])
-            summary.append(demo_row(result))
+            trained, once = result["trained"], result["base"]
+            summary.append(
+                {
+                    **{name: result[name] for name in ("update", "seed")},
+                    **{f"base_{name}": once[name] for name in SCORES},
+                    **{name: trained[name] for name in (*SCORES, "num_problems")},
+                    **{name: result[name] for name in COSTS},
+                }
+            )
             Run(out).write_text("summary.json", json.dumps(summary, indent=2) + "\n")
     report = page.write(folders, out / "report.html", "modicum demo")
     if not found.json:
         tables.show(tables.results([read.load(folder) for folder in folders]))
     text = f"summary: {out / 'summary.json'}\nreport:  {report}"
-    show(found.json, {"summary": summary, "report": str(report)}, text)
-    return 0
-
-
-def demo_row(result: dict[str, Any]) -> dict[str, Any]:
-    """One run's line of `summary.json`."""
-    base, trained = result["base"], result["trained"]
-    return {
-        **{name: result[name] for name in ("update", "seed")},
-        **{f"base_{name}": base[name] for name in SCORES},
-        **{name: trained[name] for name in (*SCORES, "num_problems")},
-        **{name: result[name] for name in COSTS},
-    }
+    return printed(found.json, {"summary": summary, "report": str(report)}, text)
