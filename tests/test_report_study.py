@@ -18,7 +18,7 @@ import fake_study
 from modicum import updates
 from modicum.logged import METRICS
 from modicum.report import document, page, words
-from modicum.report.figures import accuracy, forest, frontier
+from modicum.report.figures import accuracy, frontier
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures.curves import TRAINED, line
 from modicum.report.read import PROBLEMS_SHOWN
@@ -400,7 +400,7 @@ def lines_of(axes: Any) -> list[tuple[list[float], list[float]]]:
 
 
 def test_the_forest_plot_shows_margin_intervals_and_what_lies_beyond(large: Analysis) -> None:
-    axes = draw(forest.figure(large)).axes[0]
+    axes = draw(accuracy.differences(large)).axes[0]
     low, high = axes.get_xlim()
     shaded = next(p for p in axes.patches if isinstance(p, Rectangle))
     assert (shaded.get_x(), shaded.get_width()) == pytest.approx((-2, 4))
@@ -422,7 +422,7 @@ def test_the_forest_plot_shows_margin_intervals_and_what_lies_beyond(large: Anal
 
 
 def test_the_forest_axis_covers_what_is_near_the_margin(large: Analysis) -> None:
-    low, high = forest.reach(large)
+    low, high = accuracy.reach(large)
     near = [a.difference for a in large.arms if a.verdict in ("equivalent", "not worse", "better")]
     assert all(low < d.low95 and d.high95 < high for d in near)
 

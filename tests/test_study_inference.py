@@ -18,12 +18,14 @@ from modicum.study.estimate import (
     NO_SPREAD,
     ONE_SEED,
     T_INTERVAL,
+    Spread,
     estimate,
     pivots,
     retention,
+    seeds_needed,
+    spread,
 )
 from modicum.study.inference import arm_interval, compare, gain_interval, paired, variance
-from modicum.study.twolevel import Spread, seeds_needed, spread
 from modicum.types import UserError
 
 WIDE = (-1.0, 1.0)

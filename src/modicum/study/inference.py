@@ -15,8 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 from modicum import stats
 from modicum.results import ArmResult, ClaimTest, Variance
 from modicum.stats import Interval
-from modicum.study.estimate import Estimate, difference, estimate, retention
-from modicum.study.twolevel import Table, seeds_needed, spread, table
+from modicum.study.estimate import (
+    Estimate,
+    Table,
+    difference,
+    estimate,
+    retention,
+    seeds_needed,
+    spread,
+    table,
+)
 
 ALPHA = 0.05
 Rows = Mapping[int, NDArray[np.float64]]

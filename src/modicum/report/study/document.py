@@ -6,7 +6,7 @@ from typing import Any
 from modicum.report import document as doc
 from modicum.report import words as n
 from modicum.report.document import Builder, Table, TableCell
-from modicum.report.figures import accuracy, arm_curves, changes, forest, frontier
+from modicum.report.figures import accuracy, arm_curves, changes, frontier
 from modicum.report.study.read import StudyRecord, family, ranked
 from modicum.report.words import NONE, say
 from modicum.results import Analysis, ArmResult
@@ -21,7 +21,7 @@ METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # section
 def document(study: StudyRecord, title: str) -> doc.Document:
     """All that is to be said about the study."""
     analysis, report = study.analysis, Builder()
-    report.section("result", "Result", forest.figure(analysis), arms_table(analysis))
+    report.section("result", "Result", accuracy.differences(analysis), arms_table(analysis))
     report.note("ratios")
     said = [say("arm", arm=arm) for arm in ranked(analysis)]
     if said := [text for text in said if not text.endswith("`:")]:
@@ -121,7 +121,7 @@ def arms_table(analysis: Analysis) -> Table:
         "verdict": lambda arm: TableCell(arm.verdict),
         "trained": lambda arm: _cell(arm.cost.share, n.share),
         f"{analysis.primary} (%), 95 %": lambda arm: _cell(arm.accuracy, _band),
-        "difference, 90 %": lambda arm: _cell(arm.difference, lambda d: _kept(forest.words(d))),
+        "difference, 90 %": lambda arm: _cell(arm.difference, lambda d: _kept(accuracy.words(d))),
         "retention, 95 %": lambda arm: _cell(arm.retention, lambda b: _band(b, 0, "\u00a0%")),
         "below the base (%), 95 %": lambda arm: _cell(arm.below_base, lambda b: _band(b, 0)),
         "time": lambda arm: _cell(arm.cost.time_ratio, _times),
