@@ -13,6 +13,7 @@ from scipy import special
 from modicum import stats
 from modicum.results import ArmResult
 from modicum.stats import Interval
+from modicum.study.analysis import arm_interval, compare, gain_interval, paired, variance
 from modicum.study.estimate import (
     BOOTSTRAP,
     NO_SPREAD,
@@ -22,10 +23,8 @@ from modicum.study.estimate import (
     estimate,
     pivots,
     retention,
-    seeds_needed,
     spread,
 )
-from modicum.study.inference import arm_interval, compare, gain_interval, paired, variance
 from modicum.types import UserError
 
 WIDE = (-1.0, 1.0)
@@ -292,25 +291,25 @@ def test_retention_of_an_arm_like_the_control_has_width() -> None:
 def test_seeds_needed_where_only_seeds_vary_is_that_of_the_t_test() -> None:
     # An effect of one standard deviation, one-sided 5 %, power 80 %: n = 8 (Cohen 1988).
     found = Spread(3, 100, 0.0, seeds=100 * 0.02**2, problems=0.0, residual=0.0)
-    assert seeds_needed(found, 0.02) == 8
+    assert found.seeds_needed(0.02) == 8
 
 
 def test_an_arm_far_below_is_settled_as_worse() -> None:
     # Two-sided 5 %, power 80 %, an effect of one standard deviation: n = 10 (Cohen 1988).
     found = Spread(3, 100, -0.03, seeds=100 * 0.03**2, problems=0.0, residual=0.0)
-    assert seeds_needed(found, 0.02) == 10
+    assert found.seeds_needed(0.02) == 10
 
 
 def test_more_seeds_do_not_help_where_problems_vary_too_much() -> None:
     found = Spread(3, 64, 0.0, seeds=0.01, problems=3 * 0.3**2, residual=0.01)
-    assert seeds_needed(found, 0.02) is None
-    assert seeds_needed(Spread(1, 64, 0.0, 0.0, 0.01, 0.0), 0.02) is None
+    assert found.seeds_needed(0.02) is None
+    assert Spread(1, 64, 0.0, 0.0, 0.01, 0.0).seeds_needed(0.02) is None
 
 
 def test_the_seeds_needed_settle_four_of_five_times() -> None:
     sds, problems = (0.015, 0.05, 0.1), 100
     means = [problems * sds[0] ** 2 + sds[2] ** 2, 3 * sds[1] ** 2 + sds[2] ** 2, sds[2] ** 2]
-    needed = seeds_needed(Spread(3, problems, 0.0, *means), 0.02)
+    needed = Spread(3, problems, 0.0, *means).seeds_needed(0.02)
     assert needed is not None and 5 < needed < 20
     settled = [
         estimate(noisy(needed, problems, 0.0, sds, seed), WIDE).interval(0.9).low > -0.02

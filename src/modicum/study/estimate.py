@@ -74,6 +74,24 @@ class Spread:
         """Half the width of the two-sided interval at `level`."""
         return half_width(self.num_seeds, self.num_problems, (1 + level) / 2, self.parts)
 
+    def seeds_needed(self, margin: float, alpha: float = 0.05) -> int | None:
+        """The smallest number of seeds above those there are that settles an arm with a chance of 80 %.
+
+        `alpha` is one-sided. None: `MOST` are not enough, as more do not shrink B/I; or one seed.
+        """
+        if self.num_seeds < 2 or self.none:
+            return None
+        problems, variances = self.num_problems, self.components
+        for seeds in range(self.num_seeds + 1, MOST + 1):
+            seen = variances.seed / seeds + variances.residual / (seeds * problems)
+            power, not_worse, worse = (
+                half_width(seeds, problems, probability, (seen, variances.problem / problems))
+                for probability in (POWER, 1 - alpha, 0.975)
+            )
+            if self.mean + margin >= not_worse + power or -self.mean >= worse + power:
+                return seeds
+        return None
+
 
 def half_width(
     num_seeds: int, num_problems: int, probability: float, parts: tuple[float, float]
@@ -107,25 +125,6 @@ def table(scores: ArrayLike) -> Table:
     if table_SI.shape[1] < 2:
         raise UserError(f"scores must be of at least two problems, not of {table_SI.shape[1]}")
     return table_SI
-
-
-def seeds_needed(found: Spread, margin: float, alpha: float = 0.05) -> int | None:
-    """The smallest number of seeds above those there are that settles an arm with a chance of 80 %.
-
-    `alpha` is one-sided. None: `MOST` are not enough, as more do not shrink B/I; or one seed.
-    """
-    if found.num_seeds < 2 or found.none:
-        return None
-    problems, variances = found.num_problems, found.components
-    for seeds in range(found.num_seeds + 1, MOST + 1):
-        seen = variances.seed / seeds + variances.residual / (seeds * problems)
-        power, not_worse, worse = (
-            half_width(seeds, problems, probability, (seen, variances.problem / problems))
-            for probability in (POWER, 1 - alpha, 0.975)
-        )
-        if found.mean + margin >= not_worse + power or -found.mean >= worse + power:
-            return seeds
-    return None
 
 
 @dataclass(frozen=True)
