@@ -154,29 +154,8 @@ def said(name: str, *values: Any) -> list[str]:
 
 @cache
 def _texts() -> Any:
-    made = environment(
-        judged=lambda arms, *verdicts: [arm for arm in arms if arm["verdict"] in verdicts],
-        clear=lambda study: bool(study["control_gain"]) and study["control_gain"]["low"] > 0,
-        single=lambda study: max(len(arm["by_seed"]) for arm in study["arms"]) == 1,
-        share_of=lambda share: f"{100 * share:.{1 if share >= 0.001 else 3}f} %",
-        **{"signed": _signed, "span": _span, "size": _size},
-    )
+    made = environment(judged=lambda arms, *wanted: [a for a in arms if a["verdict"] in wanted])
     return made.get_template("verdict.txt", globals={"alpha": ALPHA}).module
-
-
-def _signed(value: float, unit: str = " points") -> str:
-    """Points with their sign; a value that rounds to 0 has none."""
-    text = f"{100 * value:+.1f}"
-    return f"{'0.0' if float(text) == 0 else text}{unit}"
-
-
-def _span(found: Mapping[str, float], level: int | str = "") -> str:
-    return f"{_signed(found[f'low{level}'], '')} to {_signed(found[f'high{level}'], '')}"
-
-
-def _size(value: float) -> str:
-    text = f"{100 * value:.1f}".removesuffix(".0")
-    return f"{text} point{'' if text == '1' else 's'}"
 
 
 def arm_interval(scores_SI: ArrayLike) -> Interval:
