@@ -4,7 +4,6 @@ import gc
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import inf
 from pathlib import Path
 from threading import Timer
 from typing import Annotated, Any
@@ -93,6 +92,8 @@ def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[
 
 def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
     """What of a step has a signal at a pass rate, or at each problem's of a run: JSON and words."""
+    from modicum.report.words import filled
+
     batch, scores = config.batch, list[float]()
     try:
         mean = float(rate)
@@ -101,19 +102,10 @@ def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
         mean, scores = base.accuracy, base.scores
     within("--pass-rate", mean, 0, 1)
     choice, shape = draws.parse(batch.groups), (batch.prompts_per_step, batch.group_size)
-    made, lines = dict[str, Any](), list[str]()
-    for name, rates in {"alike": [mean], "each": scores}.items():
-        if rates:
-            found = draws.expected(choice, rates, *shape)
-            made[name] = found._asdict()
-            who = "every problem" if name == "alike" else f"the {len(rates)} problems of {rate}"
-            lines.append(
-                f"signal         {found.share:.0%} of groups, at a pass rate of {mean:.3g} of {who}:"
-                f" {found.rollouts or inf:.4g} rollouts for each; {choice} draws {found.drawn:.3g}"
-                f" groups a step ({found.drawn / shape[0]:.2f} times the sampling) for"
-                f" {found.signals:.3g} with one"
-            )
-    return {"signal": made}, "\n".join(lines)
+    rates = {"alike": [mean]} | ({"each": scores} if scores else {})
+    made = {name: draws.expected(choice, of, *shape)._asdict() for name, of in rates.items()}
+    said = {"mean": mean, "problems": len(scores), "where": rate, "prompts": shape[0]}
+    return {"signal": made}, filled("signal.txt", signal=made, groups=choice, **said)
 
 
 @dataclass(frozen=True)

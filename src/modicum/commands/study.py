@@ -8,6 +8,7 @@ from modicum.commands import printed
 from modicum.commands.train import add_sources, settings
 from modicum.config import TrainConfig, from_mapping
 from modicum.options import Parser, add_options, given
+from modicum.report.words import filled
 from modicum.runs import read_object
 from modicum.study.launch import StudyObserver
 from modicum.study.scan import Scan, run_scan
@@ -69,11 +70,7 @@ def run(args: list[str]) -> int:
     how: dict[str, Any] = {**vars(options), "observer": Printed()}
     if found.action == "status":
         values = study_status(found.file, options.out)
-        text = "\n".join(
-            f"{name}: {row['tuned']} of {row['tries']} tries, {row['done']} of {row['seeds']} seeds"
-            + "".join(f"  failed: {why}" for why in row["failed"])
-            for name, row in values["arms"].items()
-        )
+        text = filled("status.txt", **values)
     elif found.action == "cost":
         cost = study_cost(found.file, **how)
         values, text = vars(cost), f"cost: {cost.text()}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, dataclass_transform
 
 from modicum.report.style import Figure as Drawing
-from modicum.report.words import NONE, printable, say
+from modicum.report.words import NONE, filled, printable, say
 from modicum.runs import flat
 
 LETTERS_SHOWN = 1500  # of a question, a completion, a setting
@@ -191,6 +191,13 @@ def table(name: str, heads: Sequence[str], rows: Iterable[Cells], **options: Any
     assert all(len(row) == len(heads) for row in cells), name
     options["sortable"] = options.get("sortable", True) and len(cells) > 1
     return Table(name, tuple(heads), cells, **options)
+
+
+def measured(template: str, runs: Sequence[Any], **values: Any) -> list[tuple[str, list[str]]]:
+    """The rows `name | text` that a template makes `of` each run: name -> a text for each."""
+    texts = [filled(template, of=run, **values).splitlines() for run in runs]
+    rows = ([line.split(" | ", 1) for line in lines] for lines in zip(*texts, strict=True))
+    return [(row[0][0], [text for _, text in row]) for row in rows]
 
 
 def across(

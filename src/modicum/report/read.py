@@ -107,7 +107,13 @@ def load(folder: str | Path) -> RunRecord:
     """The run in `folder`; UserError that names the file, and the line, where one is broken."""
     folder = open_run(Path(folder)).folder
     config, metrics = read_toml(folder / "config.toml"), _columns(folder / "metrics.jsonl")
-    samples, file = _ends(folder / "samples.jsonl"), folder / "result.json"
+    # Of the samples those of the first and of the last step, of which alone reports speak.
+    ends: list[list[tuple[str, dict[str, Any]]]] = []
+    lines = numbered(folder / "samples.jsonl", optional=True)
+    for _, of_step in groupby(lines, lambda line: line[1].get("step")):
+        ends = [*ends[:1], list(of_step)]
+    samples = tuple(fill(LoggedSample, row, where) for step in ends for where, row in step)
+    file = folder / "result.json"
     result = fill(RunResult, read_object(file), str(file)) if file.exists() else None
     environment = read_object(folder / "environment.json", optional=True)
     return RunRecord(folder, config, metrics, samples, result, environment)
@@ -115,16 +121,7 @@ def load(folder: str | Path) -> RunRecord:
 
 def rows(cls: type[T], file: Path) -> Iterator[T]:
     """The lines of a file, read as far as asked for, or none where there is no file."""
-    for where, row in numbered(file, optional=True):
-        yield fill(cls, row, where)
-
-
-def _ends(file: Path) -> tuple[LoggedSample, ...]:
-    """The completions of the first and of the last step, of which alone reports speak."""
-    kept: list[list[tuple[str, dict[str, Any]]]] = []
-    for _, of_step in groupby(numbered(file, optional=True), lambda line: line[1].get("step")):
-        kept = [*kept[:1], list(of_step)]
-    return tuple(fill(LoggedSample, row, where) for step in kept for where, row in step)
+    return (fill(cls, row, where) for where, row in numbered(file, optional=True))
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:

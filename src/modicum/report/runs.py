@@ -9,7 +9,7 @@ from modicum.report.document import Builder
 from modicum.report.figures import accuracy, changes, curves, frontier
 from modicum.report.read import HeldGroup, LoggedSample, RunRecord, colours, labels
 from modicum.report.tables import RunRow
-from modicum.report.words import ARROW, NONE, count, decimal, percent, printable, say
+from modicum.report.words import ARROW, NONE, percent, printable, say
 from modicum.status import Status
 
 SAMPLES_SHOWN = 2
@@ -25,7 +25,9 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     if sizes := sorted({say("size", score=score) for score in scores if score.num_problems}):
         report.note("base_to_trained", sizes="; ".join(sizes))
     report.add(accuracy.figure(rows), frontier.figure(rows))
-    if details := doc.across("In more detail", _details(rows), [row.label for row in rows]):
+    missing = {NONE, NONE + ARROW + NONE}
+    measures = [of for of in doc.measured("details.txt", rows) if set(of[1]) - missing]
+    if details := doc.across("In more detail", measures, [row.label for row in rows]):
         report.add(doc.Heading("In more detail"), details)
     report.section("difficulty", "By difficulty")
     if len(groups) == 1:
@@ -75,28 +77,6 @@ def headline(rows: Sequence[RunRow]) -> str:
     task, model = found.pop() if len(found) == 1 else ("", "")
     bases = {percent(row.scores("accuracy")[0]) for row in done}
     return say("headline", rows=done, task=task, model=model, one_base=len(bases) == 1)
-
-
-def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
-    gaps = [row.result.agreement_max for row in rows]
-    measures = {
-        "Accuracy, lenient reading (%)": [row.change("lenient") for row in rows],
-        "Answer in the asked format (%)": [row.change("format") for row in rows],
-        "Cut at the length limit (%)": [row.change("truncated") for row in rows],
-        "Generated tokens": [count(row.result.generated_tokens) for row in rows],
-        "Of these in groups left out": [_spent(r, "rejected", "surplus") for r in rows],
-        "Tokens of evaluations": [_spent(r, "evaluate") for r in rows],
-        "Sampling (seconds per step)": [decimal(r.mean("time/sampling_seconds")) for r in rows],
-        "Training (seconds per step)": [decimal(r.mean("time/training_seconds")) for r in rows],
-        "Largest gap, sampler to trainer (nats)": [NONE if g is None else f"{g:.2g}" for g in gaps],
-    }
-    missing = {NONE, NONE + ARROW + NONE}
-    return [(name, texts) for name, texts in measures.items() if set(texts) - missing]
-
-
-def _spent(row: RunRow, *purposes: str) -> str:
-    entries = [row.result.ledger[name] for name in purposes if name in row.result.ledger]
-    return count(sum(entry["tokens"] for entry in entries)) if entries else NONE
 
 
 def _written(

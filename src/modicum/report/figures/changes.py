@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from modicum.report import document, style
 from modicum.report.style import GRID, MUTED, SERIES, Figure, tip
 from modicum.report.words import NONE, small_percent
-from modicum.results import Anatomy, AnatomyPart
+from modicum.results import Anatomy
 
 WIDE = 6  # maps that are as wide as the page, with numbers in their cells; more are small
 NUMBERED_LAYERS = 14  # with more, the numbers in the cells would not fit
 # Columns of a wide map outside of the layers: part -> (label, whether it comes before them).
 OUTSIDE = {"embedding": ("emb", True), "final norm": ("norm", False), "head": ("head", False)}
+
+WHERE_KNOWN = ("Effective rank", "Participation ratio", "Alarm")  # rows of `measures`
 
 Runs = Sequence[tuple[str, Anatomy | None]]
 Cell = tuple[float, int, int, float | None, str]  # x, y, rows tall, value, what it is
@@ -84,36 +86,7 @@ def measures(found: Sequence[Anatomy | None], few: bool = False) -> list[tuple[s
     known = [a for a in found if a is not None]
     if not known:
         return []
-    tensors = [f"{a.tensors_changed} of {a.tensors}" if a else NONE for a in found]
-    rows = [("Tensors changed", tensors)]
-    for key in ("0",) if few else (key for key in known[0].changed if key != "bf16"):
-        name = "at all" if key == "0" else f"by more than {key}"
-        rows.append((f"Entries changed {name} (%)", [_share(a, key) for a in found]))
-    rows.append(("Entries changed that bf16 shows (%)", [_share(a, "bf16") for a in found]))
-    if not few:
-        within = [_share(a, "bf16", within=True) for a in found]
-        rows.append(("The same, within changed tensors (%)", within))
-    sizes = [small_percent(a.relative_norm) if a else NONE for a in found]
-    rows.append(("Size of the change, of the weights' norm (%)", sizes))
-    parts = ("attention", "mlp") if few else dict.fromkeys(name for a in known for name in a.parts)
-    for part in parts:
-        of = [a.parts.get(part, AnatomyPart()) if a else AnatomyPart() for a in found]
-        ranks = [_both("{:.1f} ({:.0%})", p.effective_rank, p.rank_share) for p in of]
-        directions = [_both("{:.1f} ({:.1f})", p.participation_ratio, p.directions_90) for p in of]
-        both = {f"Effective rank, {part} (of full rank)": ranks}
-        both |= {f"Participation ratio, {part} (directions to 90 %)": directions}
-        rows += [(name, texts) for name, texts in both.items() if set(texts) != {NONE}]
-    if any(a and a.alarm for a in found):
-        rows.append(("Alarm", [a.alarm if a and a.alarm else NONE for a in found]))
-    return rows
-
-
-def _share(found: Anatomy | None, key: str, within: bool = False) -> str:
-    share = None if found is None else found.changed.get(key)
-    if found is None or share is None or (within and not found.entries_in_changed):
-        return NONE
-    return small_percent(share * (found.entries / found.entries_in_changed if within else 1))
-
-
-def _both(text: str, *values: float | None) -> str:
-    return NONE if None in values else text.format(*values)
+    keys = ["0"] if few else [key for key in known[0].changed if key != "bf16"]
+    parts = ["attention", "mlp"] if few else list(dict.fromkeys(n for a in known for n in a.parts))
+    rows = document.measured("anatomy.txt", found, keys=keys, parts=parts, few=few)
+    return [row for row in rows if set(row[1]) != {NONE} or not row[0].startswith(WHERE_KNOWN)]
