@@ -1,7 +1,6 @@
 """`modicum.train`, objects and flat settings to a run, and what came of it: result, report."""
 
 import dataclasses
-import html
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -117,12 +116,9 @@ class TrainResult:
         return "\n".join(f"{name:<12}  {text}" for name, text in self._rows())
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for name, text in self._rows()
-        )
-        return f"<table>{cells}</table>"
+        from modicum.report.words import filled
+
+        return filled("result.html", rows=self._rows())
 
 
 def load(folder: str | Path, base: str | Path = "") -> TrainResult:

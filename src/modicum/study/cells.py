@@ -13,7 +13,7 @@ from pathlib import Path
 
 from modicum.config import Held, read_toml
 from modicum.parts import require_group
-from modicum.report.words import duration
+from modicum.report.words import say
 from modicum.results import TuningRun
 from modicum.runs import Run, read_lines, read_object
 from modicum.study import design
@@ -196,9 +196,7 @@ class CostEstimate:
 
     def text(self) -> str:
         """For a reader."""
-        runs = f"{self.tuning_runs} tuning runs and {self.final_runs} final runs"
-        tokens = "" if self.tokens is None else f", {self.tokens:,.0f} generated tokens"
-        return f"{runs}{tokens}; about {duration(self.seconds)} on this machine"
+        return say("study_cost", of=self)
 
 
 def cost(bench: Bench) -> CostEstimate:
