@@ -147,9 +147,7 @@ def run_report(args: list[str]) -> int:
 
     report(*folders, out=options.out, title=options.title)
     study = (folders[0] / STUDY).is_file()
-    paths = dict(
-        zip(("report", "markdown", "figures"), page.places(folders, options.out), strict=True)
-    )
+    paths = page.places(folders, options.out)._asdict()
     values: dict[str, Any] = {name: str(path) for name, path in paths.items()}
     if not study and not found.json:
         records = [read.load(folder) for folder in folders]

@@ -20,6 +20,7 @@ from modicum.settings import Settings
 from modicum.types import SPLITS, Problem, Split, UserError
 
 CHECKED = 200  # problems of each split that are looked at
+SHOWN = ("id", "question", "answer", "difficulty")
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ def run(args: list[str]) -> int:
 
         form = read_tokenizer(options.model, options.trust), options.sampling, examples
     for problem in _first(task, options.split, options.seed, options.count):
-        keys = ("id", "question", "answer", "difficulty")
-        value = {key: getattr(problem, key) for key in keys}
+        value = {key: getattr(problem, key) for key in SHOWN}
         text, answer = problem.question, f"  answer: {' or '.join(accepted(problem))}"
         if form is not None:
             text, count = prompt_text(text, *form), len(encode(problem, *form))

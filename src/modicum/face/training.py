@@ -193,8 +193,13 @@ def train(
     made = {kind: _part(kind, value) for kind, value in given.items() if value is not None}
     texts = {kind: expression(kind, part) for kind, part in made.items()}
     parts = RunParts(**{kind: part for kind, part in made.items() if is_given(texts[kind])})
-    whole = _config(config, {**settings, **texts}, resume)
+    said = tables(TrainConfig, {**settings, **texts}, "train")
+    below = {} if config is None else dataclasses.asdict(config)
+    whole = from_mapping(TrainConfig, merge(below, said), "train")
     folder = run_folder(whole)
+    if resume and config is None and (folder / "config.toml").is_file():
+        past = {**read_toml(folder / "config.toml"), "out": str(folder)}
+        whole = from_mapping(TrainConfig, merge(past, said), "train")
 
     from modicum.display import Display
     from modicum.training.loop import train as run
@@ -216,15 +221,3 @@ def _part(kind: str, value: Any) -> Any:
         what = "an expression or an object of this kind"
         raise UserError(f"{kind}: must be {what}, not {value!r:.60}")
     return value
-
-
-def _config(base: TrainConfig | None, values: dict[str, Any], resume: bool) -> TrainConfig:
-    """The settings over those of `base`, or of the run that is gone on with."""
-    given = tables(TrainConfig, values, "train")
-    below = {} if base is None else dataclasses.asdict(base)
-    asked = from_mapping(TrainConfig, merge(below, given), "train")
-    folder = run_folder(asked)
-    if not (resume and base is None and (folder / "config.toml").is_file()):
-        return asked
-    past = {**read_toml(folder / "config.toml"), "out": str(folder)}
-    return from_mapping(TrainConfig, merge(past, given), "train")

@@ -148,21 +148,16 @@ def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
 def _standing(
     study: Study, arm: PlannedArm, labels: Mapping[str, str], root: Path, base: Sequence[float]
 ) -> Standing:
-    found = collect.outcome(study, arm, root, {})
-    common = (labels[arm.settings["update"]], arm.settings["update"], base)
-    if not found.results:
-        rate = arm.settings.get("optimizer", {}).get("learning_rate")
-        return Standing(*common, {}, rate, failed=found.failed)
-    first, *_ = found.results
-    config = read_toml(collect.final(study, root, arm)[first] / "config.toml")
-    return Standing(
-        *common,
-        {seed: scores.tolist() for seed, scores in found.scores.items()},
-        config["optimizer"].get("learning_rate"),
-        found.results[first]["trainable_parameters"],
-        fmean(result["seconds"] for result in found.results.values()),
-        found.failed,
-    )
+    found, update = collect.outcome(study, arm, root, {}), arm.settings["update"]
+    scores = {seed: of.tolist() for seed, of in found.scores.items()}
+    config, more = arm.settings, dict[str, Any]()
+    if found.results:
+        first, *_ = found.results
+        config = read_toml(collect.final(study, root, arm)[first] / "config.toml")
+        more["parameters"] = found.results[first]["trainable_parameters"]
+        more["seconds"] = fmean(result["seconds"] for result in found.results.values())
+    rate = config.get("optimizer", {}).get("learning_rate")
+    return Standing(labels[update], update, base, scores, rate, failed=found.failed, **more)
 
 
 def _result(
