@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 else:
     Observer = Any  # what `typing.get_type_hints` finds, without torch
 
+# What an object of a kind must have.
 NEEDED = {"update": "apply", "objective": "token_loss", "curriculum": "begin"}
-"""What an object of a kind must have."""
 NAMES = ("update", "model", "task", "reward")
 OPTION = re.compile(r"(?<![\w-])--([a-z-]+)")
 SWITCH = re.compile(r"(?<![\w-])--(overwrite|resume)(?![a-z-])")
@@ -48,10 +48,8 @@ class TrainResult:
 
     folder: Path
     values: dict[str, Any] = field(hash=False)
-    parts: RunParts | None = field(default=None, compare=False)
-    """The objects that it was begun with, in this process."""
-    base: str = field(default="", compare=False)
-    """Where its base is now; empty: where the run says."""
+    parts: RunParts | None = field(default=None, compare=False)  # objects that it was begun with
+    base: str = field(default="", compare=False)  # where its base is now; empty: as the run says
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", self.folder.absolute())

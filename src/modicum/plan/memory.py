@@ -77,8 +77,7 @@ class Memory:
 class Subject:
     """What is planned for, whatever its sizes: the model without memory, under the update."""
 
-    config: Any
-    """The model's, of Hugging Face."""
+    config: Any  # the model's, of Hugging Face
     prepared: Prepared
     objective: Any
     critic: Prepared | None = None  # the model of a critic that has one of its own

@@ -56,21 +56,15 @@ class RunPlan:
     dtype: str
     machine: Machine
     lengths: Lengths
-    trained: int
-    """Numbers that train at a time, on average."""
+    trained: int  # numbers that train at a time, on average
     parameters: int
     memory: Memory
     flops: StepFlops
-    run_flops: float
-    """Of all steps, evaluations left out."""
-    times: Times | None
-    """None: the rates of the machine are not known."""
-    options: str
-    """The sizes that are planned for, as options of the command line."""
-    chosen: dict[str, Any]
-    """Those that were left to the program: {value, why} by name."""
-    advice: str
-    """If it does not fit: the options with which it does, in one line, and what they come to."""
+    run_flops: float  # of all steps, evaluations left out
+    times: Times | None  # None: the rates of the machine are not known
+    options: str  # the sizes that are planned for, as options of the command line
+    chosen: dict[str, Any]  # those that were left to the program: {value, why} by name
+    advice: str  # if it does not fit: the options with which it does, in one line, and its peak
     assumptions: tuple[str, ...]
 
     @property

@@ -1,11 +1,9 @@
 """The sizes of a run that its settings leave to the program, and whether a run fits at all.
 
 Completions twice as long as the worked solutions of the problems, and the largest batches with which
-such completions fit by the planner's own account (`search`). Whatever is given is kept.
-
-A run certainly cannot fit (`check`) where at completions of at most `SHORT` tokens the plan is above
-the free memory by more than `MARGIN`. Longer ones may end a run that this lets begin; `modicum plan`
-shows it at `max_tokens`.
+such completions fit by the planner's own account (`search`). Whatever is given is kept. A run is
+refused (`check`) where at completions of at most `SHORT` tokens the plan is above the free memory by
+more than `MARGIN`. Longer ones may end it later; `modicum plan` shows it at `max_tokens`.
 """
 
 from bisect import bisect
