@@ -2,7 +2,27 @@
 
 from typing import Any
 
-from modicum.options import show
+from modicum.options import HELP, Parser, show
+
+TYPES = {"count": int, "number": float}
+
+
+def parser(name: str) -> Parser:
+    """The parser of a command, with the arguments that help.toml has of it."""
+    made, told = Parser(name), HELP["commands"][name]
+    if told.get("sources"):  # that `train.settings` starts from
+        sources, after = made.add_mutually_exclusive_group(), "; options override"
+        sources.add_argument("--config", metavar="FILE", help=f"TOML file with settings{after}")
+        text = f"settings of a recipe (modicum recipes){after}"
+        sources.add_argument("--recipe", metavar="NAME", help=text)
+    for flag, given in told.get("arguments", {}).items():
+        how = {key: value for key, value in given.items() if key not in ("type", "help")}
+        kind, text = given.get("type"), given["help"]
+        if kind == "folder":
+            made.folder(flag, text, **how)
+        else:
+            made.add_argument(flag, help=text, **how, **({"type": TYPES[kind]} if kind else {}))
+    return made
 
 
 def printed(as_json: bool, values: Any, text: str, code: int = 0) -> int:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from modicum import runs
-from modicum.commands import printed
+from modicum.commands import parser, printed
 from modicum.config import Trust
 from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
-from modicum.options import Parser, add_options, given
+from modicum.options import add_options, given
 from modicum.parts import past_bases, past_config
 from modicum.report.words import filled
 from modicum.types import UserError
@@ -19,10 +19,9 @@ MORE = "--checkpoint-every N --keep-checkpoints M keeps more of a run, --from 0 
 
 def run(args: list[str]) -> int:
     """Evaluate a model or the trained policy of a run."""
-    parser = Parser("evaluate")
-    parser.folder("run", "a run folder; none evaluates --model", nargs="?", metavar="RUN")
-    add_options(parser, EvaluateConfig, "evaluation")
-    found = parser.read(args)
+    made = parser("evaluate")
+    add_options(made, EvaluateConfig, "evaluation")
+    found = made.read(args)
     place = Path(found.run) if found.run else None
     options = settled(given(EvaluateConfig, found), place, "options")
 
@@ -37,17 +36,9 @@ def run(args: list[str]) -> int:
 
 def run_extrapolate(args: list[str]) -> int:
     """Evaluate the policies further along the line through two checkpoints of a run."""
-    parser = Parser("extrapolate")
-    parser.folder("run", "a run folder", metavar="RUN")
-    told = "how far beyond b, over the way from a to b; one evaluation each (default 1)"
-    parser.add_argument("--k", type=float, nargs="+", metavar="K", help=told)
-    told = "in place of --k: the steps of the run whose budget is to be matched"
-    parser.add_argument("--budget", type=int, metavar="STEPS", help=told)
-    told = "step of a: a checkpoint, or 0 for the base (default: the checkpoint before b)"
-    parser.add_argument("--from", type=int, dest="first", metavar="A", help=told)
-    parser.add_argument("--to", type=int, metavar="B", help="step of b (default: the newest)")
-    add_options(parser, EvaluateConfig, "evaluation")
-    found = parser.read(args)
+    made = parser("extrapolate")
+    add_options(made, EvaluateConfig, "evaluation")
+    found = made.read(args)
     place = Path(found.run)
     past_config(place)
     saved = {int(path.name.removeprefix("step-")): path for path in runs.checkpoints(place)}
@@ -66,16 +57,16 @@ def run_extrapolate(args: list[str]) -> int:
     from modicum.display import Display
     from modicum.training.extrapolation import Extrapolation
 
-    line, made = Extrapolation(saved, first, last), []
+    line, points = Extrapolation(saved, first, last), []
     with Display() as display:
         for line.k in dict.fromkeys(found.k or [beyond]):
             here = replace(options, out=f"{options.out}/k{line.k:g}" if options.out else "")
             result = perform(here, place, display, past=line)
             step = last + line.k * (last - first)
-            made.append({"k": line.k, "step": step, **values_of(here, found.run, result)})
+            points.append({"k": line.k, "step": step, **values_of(here, found.run, result)})
     tensors = line.straight()
     values = {"run": found.run, "from": first, "to": last, "points": [*line.thetas]}
-    values |= {**tensors.pop(""), "tensors": tensors, "evaluations": made}
+    values |= {**tensors.pop(""), "tensors": tensors, "evaluations": points}
     return printed(found.json, values, filled("extrapolation.txt", found=values))
 
 
@@ -118,10 +109,7 @@ class ExportOptions:
 
 def run_export(args: list[str]) -> int:
     """Write a run or a base as a folder that plain transformers or peft loads."""
-    parser = Parser("export")
-    parser.folder("run", "a run folder; none exports --model", nargs="?", metavar="RUN")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
-    found, options = parser.options(args, ExportOptions, "export")
+    found, options = parser("export").options(args, ExportOptions, "export")
     if not options.out:
         raise UserError("export needs --out FOLDER")
     if options.format == "adapter" and not found.run:

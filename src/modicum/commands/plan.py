@@ -9,11 +9,11 @@ from threading import Timer
 from typing import Annotated, Any
 
 from modicum import cache, draws, scorecard
-from modicum.commands import printed
+from modicum.commands import parser, printed
 from modicum.commands.train import read
 from modicum.config import TrainConfig, Trust
 from modicum.limits import Limits, within
-from modicum.options import Parser, several
+from modicum.options import several
 from modicum.settings import Settings
 from modicum.types import UserError
 
@@ -122,9 +122,7 @@ class UpdatesOptions:
 
 def run_updates(args: list[str]) -> int:
     """List the updates, or preview what an expression trains."""
-    parser = Parser("updates")
-    parser.add_argument("expression", nargs="?", metavar="UPDATE", help="an update expression")
-    found, options = parser.options(args, UpdatesOptions, "preview")
+    found, options = parser("updates").options(args, UpdatesOptions, "preview")
 
     from modicum import spec, updates
 

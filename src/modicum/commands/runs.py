@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from modicum import runs, status
-from modicum.commands import printed
+from modicum.commands import parser, printed
 from modicum.config import TrainConfig
-from modicum.options import Parser
 from modicum.resuming import settings
 from modicum.spec import nearest
 from modicum.status import Status
@@ -25,22 +24,12 @@ LEAST = ("memory", "seconds", "date", "model", "task", "update", "steps")
 RESULTS = ("state", "steps", "accuracy", "reward/mean", "seconds", "memory", "date")
 SEARCHED = ("name", "state", "model", "task", "update", "reward", "objective")
 USUAL = {name.rpartition(".")[2]: value for name, _, value in settings(TrainConfig())}
-OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
-    ("--sort", "date", "store", "a column or setting; the greatest comes last (default date)"),
-    ("--where", [], "append", "NAME=VALUE, or a text of its name, task, ...; again for more"),
-    ("--columns", None, "store", "columns and settings with commas between; by default what fits"),
-)
 Row = Mapping[str, Any]  # `Status.values` of a run
 
 
 def run(args: list[str]) -> int:
     """List runs, or show some side by side."""
-    parser = Parser("runs")
-    parser.folder("folders", "where to look; runs/", nargs="*", metavar="FOLDER")
-    for flag, default, action, text in OPTIONS:
-        parser.add_argument(flag, default=default, action=action, metavar="NAME", help=text)
-    parser.add_argument("--cells", action="store_true", help="also the runs within studies")
-    found = parser.read(args)
+    found = parser("runs").read(args)
     roots = [Path(name) for name in found.folders]
     if missing := [root for root in roots if not root.is_dir()]:
         raise UserError(f"there is no folder {missing[0]}")
@@ -136,10 +125,7 @@ def _side_by_side(rows: Sequence[Row]) -> None:
 
 def run_compare(args: list[str]) -> int:
     """Compare two evaluations of the same problems, problem by problem."""
-    parser = Parser("compare")
-    parser.folder("after", "a folder of `evaluate --out`, or a run folder", metavar="A")
-    parser.folder("before", "what A is compared with; else its base", metavar="B", nargs="?")
-    found = parser.read(args)
+    found = parser("compare").read(args)
 
     from modicum.face import compare
     from modicum.face.evaluation import evaluation_of
@@ -155,10 +141,7 @@ def run_compare(args: list[str]) -> int:
 
 def run_watch(args: list[str]) -> int:
     """Show a run in the terminal until it ends, and write `live.html` in its folder."""
-    parser = Parser("watch")
-    parser.folder("run", "a run folder", metavar="RUN")
-    parser.add_argument("--once", action="store_true", help="show it once, as it stands")
-    found = parser.read(args)
+    found = parser("watch").read(args)
     folder = Path(found.run)
 
     from rich.live import Live

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modicum.commands import printed
-from modicum.commands.train import add_sources, settings
+from modicum.commands import parser, printed
+from modicum.commands.train import settings
 from modicum.config import TrainConfig, from_mapping
-from modicum.options import Parser, add_options, given
+from modicum.options import add_options, given
 from modicum.report.words import filled
 from modicum.runs import read_object
 from modicum.study.launch import StudyObserver
@@ -42,11 +42,7 @@ class Printed(StudyObserver):
 
 def run(args: list[str]) -> int:
     """Do what the first word says with the study that the second names."""
-    parser = Parser("study")
-    parser.add_argument("action", nargs="?", metavar="|".join(ACTIONS), help="what to do")
-    parser.add_argument("file", nargs="?", metavar="FILE", help="study.toml, or the folder")
-    parser.add_argument("other", nargs="?", metavar="FOLDER", help="the second folder of same")
-    found, options = parser.options(args, Options, "study")
+    found, options = parser("study").options(args, Options, "study")
     if found.action not in ACTIONS:
         raise UserError(f"study takes one of {', '.join(ACTIONS)} first, not {found.action!r}")
     if not found.file:
@@ -95,14 +91,10 @@ class ScanOptions:
 
 def run_units(args: list[str]) -> int:
     """Train every unit alone, rank them and name the update that the best ones make."""
-    parser = Parser("scan")
-    add_sources(parser)
-    told = "learning rates that every unit is tried with"
-    parser.add_argument("--rates", nargs="+", metavar="X", type=float, default=[], help=told)
-    parser.add_argument("--overwrite", action="store_true", help="replace the scan in --out")
+    made = parser("scan")
     for cls, title in ((Scan, "scan"), (ScanOptions, "runs"), (TrainConfig, "run")):
-        add_options(parser, cls, title)
-    found = parser.read(args)
+        add_options(made, cls, title)
+    found = made.read(args)
     scan = from_mapping(Scan, given(Scan, found), "options")
     options = from_mapping(ScanOptions, given(ScanOptions, found), "options")
     said = given(TrainConfig, found)
@@ -136,9 +128,7 @@ class ReportOptions:
 
 def run_report(args: list[str]) -> int:
     """Write the report of runs or of a study: HTML, Markdown, figures; print the runs' table."""
-    parser = Parser("report")
-    parser.folder("runs", "run folders, or one of a study", nargs="*", metavar="RUN")
-    found, options = parser.options(args, ReportOptions, "report")
+    found, options = parser("report").options(args, ReportOptions, "report")
     folders = [Path(name) for name in found.runs]
 
     from modicum.face.training import report

@@ -12,10 +12,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from modicum.commands import printed
+from modicum.commands import parser, printed
 from modicum.config import Sampling, Trust
 from modicum.limits import Limits, Natural, Positive, Share
-from modicum.options import Parser
 from modicum.settings import Settings
 from modicum.types import SPLITS, Problem, Split, UserError
 
@@ -41,12 +40,7 @@ class Options(Settings):
 
 def run(args: list[str]) -> int:
     """List the tasks, or show or check problems of one."""
-    parser = Parser("tasks")
-    parser.add_argument("expression", nargs="?", metavar="TASK", help="a task expression")
-    told = "look at up to 200 problems of each split: is the gold answer graded as right,"
-    told += " is a problem in two splits? Exit code 1 when something is wrong"
-    parser.add_argument("--check", action="store_true", help=told)
-    found, options = parser.options(args, Options, "problems")
+    found, options = parser("tasks").options(args, Options, "problems")
 
     from modicum import spec, tasks
     from modicum.report.words import filled
@@ -149,9 +143,7 @@ class AuditRewardOptions(Settings):
 
 def run_audit_reward(args: list[str]) -> int:
     """Print what degenerate answers earn; 1 if one is flagged and --strict is given."""
-    parser = Parser("audit-reward")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 if one is flagged")
-    found, options = parser.options(args, AuditRewardOptions, "audit")
+    found, options = parser("audit-reward").options(args, AuditRewardOptions, "audit")
 
     from modicum import rewards, tasks
     from modicum.rewards.audit import audit, table
@@ -183,10 +175,7 @@ class GradeOptions(Settings):
 
 def run_grade(args: list[str]) -> int:
     """Grade the lines of a file or of standard input."""
-    parser = Parser("grade")
-    told = "JSON lines; none or - is stdin"
-    parser.add_argument("file", nargs="?", default="-", metavar="FILE", help=told)
-    found, options = parser.options(args, GradeOptions, "grading")
+    found, options = parser("grade").options(args, GradeOptions, "grading")
 
     from modicum.answers import grade_lines
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from modicum.commands import printed
+from modicum.commands import parser, printed
 from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.limits import Natural
-from modicum.options import Parser, add_options, given, merge, several, show
+from modicum.options import add_options, given, merge, several, show
 from modicum.settings import Settings
 from modicum.types import UserError
 
@@ -20,14 +20,13 @@ S = TypeVar("S", bound=Settings)
 
 def run(args: list[str]) -> int:
     """Train as the TOML file and the options say; `NOTHING_TRAINED` if that trained nothing."""
-    parser = Parser("train")
-    add_sources(parser)
-    modes = parser.add_mutually_exclusive_group()
+    made = parser("train")
+    modes = made.add_mutually_exclusive_group()
     modes.add_argument("--dry-run", action="store_true", help="modicum doctor instead of a run")
     modes.add_argument("--resume", action="store_true", help="go on with the run in --out")
     modes.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    add_options(parser, TrainConfig)
-    found = parser.read(args)
+    add_options(made, TrainConfig)
+    found = made.read(args)
     config = settings(found, {})
     if found.dry_run:
         return tell(config, found.json)
@@ -56,14 +55,6 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def add_sources(parser: Parser) -> None:
-    """The options that `settings` starts from."""
-    sources, after = parser.add_mutually_exclusive_group(), "; options override"
-    sources.add_argument("--config", metavar="FILE", help=f"TOML file with settings{after}")
-    text = f"settings of a recipe (modicum recipes){after}"
-    sources.add_argument("--recipe", metavar="NAME", help=text)
-
-
 def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
     """The settings of --config or --recipe, under the options and over `below`."""
     tables = read_toml(Path(found.config)) if found.config else {}
@@ -78,9 +69,7 @@ def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
 
 def read(name: str, args: list[str], cls: type[S]) -> tuple[Any, S, TrainConfig]:
     """The arguments of a command that takes a `cls` and the options of `modicum train`."""
-    parser = Parser(name)
-    add_sources(parser)
-    found, options = parser.options(args, cls, name, TrainConfig)
+    found, options = parser(name).options(args, cls, name, TrainConfig)
     return found, options, settings(found, {})
 
 
@@ -111,11 +100,9 @@ def tell(config: TrainConfig, as_json: bool, options: DoctorOptions | None = Non
 
 def run_probe(args: list[str]) -> int:
     """Print rates, gains and costs of some updates."""
-    parser = Parser("probe")
-    add_sources(parser)
-    parser.add_argument("--updates", metavar="TEXT", help="separated by ';' (default: a choice)")
-    add_options(parser, TrainConfig)
-    found = parser.read(args)
+    made = parser("probe")
+    add_options(made, TrainConfig)
+    found = made.read(args)
     config = settings(found, {})
 
     from modicum import updates as known
@@ -130,15 +117,13 @@ def run_probe(args: list[str]) -> int:
         raise UserError(f"--updates {found.updates!r} names no update")
     for update in said:
         known.parse(update)
-    made = probe.probe(config, said or probe.usual(config), console().print)
-    return printed(found.json, made.to_json(), made.text())
+    probed = probe.probe(config, said or probe.usual(config), console().print)
+    return printed(found.json, probed.to_json(), probed.text())
 
 
 def run_recipes(args: list[str]) -> int:
     """List the recipes, or show one as TOML with its description as comments."""
-    parser = Parser("recipes")
-    parser.add_argument("name", nargs="?", metavar="RECIPE", help="the recipe to show")
-    found = parser.read(args)
+    found = parser("recipes").read(args)
 
     from modicum.config import to_toml
     from modicum.recipes import RECIPES, about, named
@@ -176,8 +161,7 @@ class DemoOptions:
 
 def run_demo(args: list[str]) -> int:
     """Train the tiny base with several updates on the same problems and compare them."""
-    parser = Parser("demo")
-    found, options = parser.options(args, DemoOptions, "demo")
+    found, options = parser("demo").options(args, DemoOptions, "demo")
     if not (wanted := several(options.updates)):
         raise UserError("demo needs at least one update, such as --updates 'full; last(1)'")
 
