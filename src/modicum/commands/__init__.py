@@ -4,7 +4,7 @@ from typing import Any
 
 from modicum.options import HELP, Parser, show
 
-TYPES = {"count": int, "number": float}
+TYPES: dict[str, dict[str, Any]] = {"count": {"type": int}, "number": {"type": float}}
 
 
 def parser(name: str) -> Parser:
@@ -16,12 +16,12 @@ def parser(name: str) -> Parser:
         text = f"settings of a recipe (modicum recipes){after}"
         sources.add_argument("--recipe", metavar="NAME", help=text)
     for flag, given in told.get("arguments", {}).items():
-        how = {key: value for key, value in given.items() if key not in ("type", "help")}
-        kind, text = given.get("type"), given["help"]
+        how: dict[str, Any] = dict(given)
+        kind = how.pop("type", "")
         if kind == "folder":
-            made.folder(flag, text, **how)
+            made.folder(flag, how.pop("help"), **how)
         else:
-            made.add_argument(flag, help=text, **how, **({"type": TYPES[kind]} if kind else {}))
+            made.add_argument(flag, **how, **TYPES.get(kind, {}))
     return made
 
 

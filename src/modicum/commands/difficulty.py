@@ -49,9 +49,8 @@ def run(args: list[str]) -> int:
     rates = ((right / of, unit) for unit, (right, of) in made["rates"].items())
     ranked = sorted(rates, reverse=True)
     shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
-    text = say(
-        "rates", file=path, mean=statistics.fmean(r for r, _ in ranked), ranked=ranked, **made
-    )
+    mean = statistics.fmean(rate for rate, _ in ranked)
+    text = say("rates", file=path, mean=mean, ranked=ranked, **made)
     lines = (f"  {rate:6.1%}  {unit}" for rate, unit in shown)
     return printed(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
 
@@ -64,10 +63,8 @@ def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]
     task = session.task
     size, turns = task.size("train"), turns_of(task)
     if size is None and turns == 1:
-        raise UserError(
-            f"the problems of {task} do not come again; name levels, such as those of"
-            " arithmetic(terms=(2, 3, 4, 5))"
-        )
+        such = "name levels, such as those of arithmetic(terms=(2, 3, 4, 5))"
+        raise UserError(f"the problems of {task} do not come again; {such}")
 
     def enter(made: dict[str, Any], problem: Problem, _: Any, group: Sequence[Completion]) -> None:
         unit = problem.id.rsplit("/", 3)[0] if size is None else problem.id
@@ -164,9 +161,8 @@ def run_pairs(args: list[str]) -> int:
     """Draw completions of the untrained model and pair right with wrong ones."""
     found, options, config = read("pairs", args, Options)
     if options.samples < 2:
-        raise UserError(
-            "pairs: a pair is two completions of a problem; --samples must be at least 2"
-        )
+        needed = "--samples must be at least 2"
+        raise UserError(f"pairs: a pair is two completions of a problem; {needed}")
 
     from modicum.learned import Preference, paired, split
 

@@ -43,13 +43,12 @@ def run_extrapolate(args: list[str]) -> int:
     past_config(place)
     saved = {int(path.name.removeprefix("step-")): path for path in runs.checkpoints(place)}
     first, last = _ends(place, sorted(saved), found.first, found.to)
-    if found.k and found.budget is not None:
+    budget = found.budget
+    if found.k and budget is not None:
         raise UserError("--k and --budget exclude each other")
-    if found.budget is not None and found.budget <= last:
-        raise UserError(
-            f"--budget {found.budget} lies not beyond step {last}, from which it goes on"
-        )
-    beyond = 1.0 if found.budget is None else (found.budget - last) / (last - first)
+    if budget is not None and budget <= last:
+        raise UserError(f"--budget {budget} lies not beyond step {last}, from which it goes on")
+    beyond = 1.0 if budget is None else (budget - last) / (last - first)
     if odd := [k for k in found.k or () if not math.isfinite(k)]:
         raise UserError(f"--k must be finite numbers, not {odd[0]}")
     options = settled(given(EvaluateConfig, found), place, "options")
@@ -78,14 +77,12 @@ def _ends(place: Path, saved: list[int], first: int | None, last: int | None) ->
         raise UserError(f"{place} has no checkpoint of b; it has: {listed}")
     before = [step for step in saved if step < last]
     if first is None and not before:
-        raise UserError(
-            f"{place} has no checkpoint before step {last}, and a line needs two; {MORE}"
-        )
+        why = f"no checkpoint before step {last}, and a line needs two; {MORE}"
+        raise UserError(f"{place} has {why}")
     first = before[-1] if first is None else first
     if first not in (0, *before):
-        raise UserError(
-            f"{place}: step {first} is no checkpoint before {last} (there: {listed}); {MORE}"
-        )
+        why = f"is no checkpoint before {last} (there: {listed}); {MORE}"
+        raise UserError(f"{place}: step {first} {why}")
     if last == 0:
         raise UserError(f"{place} was trained for no step")
     return first, last

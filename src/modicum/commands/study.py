@@ -53,11 +53,9 @@ def run(args: list[str]) -> int:
         if not found.other:
             raise UserError("study same needs two folders")
         lines = differences(Path(found.file), Path(found.other))
-        text = "\n".join(
-            [*lines[:20], f"{len(lines)} numbers differ" if lines else "the same numbers"]
-        )
+        told = f"{len(lines)} numbers differ" if lines else "the same numbers"
         values = {"same": not lines, "differences": lines}
-        return printed(found.json, values, text, int(bool(lines)))
+        return printed(found.json, values, "\n".join([*lines[:20], told]), int(bool(lines)))
     if found.other:
         raise UserError(f"study {found.action} takes one study, not also {found.other!r}")
 

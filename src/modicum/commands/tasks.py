@@ -156,10 +156,9 @@ def run_audit_reward(args: list[str]) -> int:
     flagged = [finding for finding in findings if finding.why]
     head = {"task": str(task), "reward": str(reward), "style": options.style}
     values = {**head, "problems": len(problems), "answers": [vars(f) for f in findings]}
-    text = (
-        f"{reward} on {task}, style {options.style}: means over {len(problems)} problems\n\n"
-        f"{table(findings)}\n\n{len(flagged)} of {len(findings) - 1} degenerate answers are flagged"
-    )
+    said = f"{reward} on {task}, style {options.style}: means over {len(problems)} problems"
+    told = f"{len(flagged)} of {len(findings) - 1} degenerate answers are flagged"
+    text = "\n\n".join([said, table(findings), told])
     return printed(found.json, values, text, int(bool(flagged) and found.strict))
 
 

@@ -130,9 +130,8 @@ def run_recipes(args: list[str]) -> int:
 
     configs = {name: named(name) for name in ([found.name] if found.name else RECIPES)}
     texts = {name: about(name) for name in configs}
-    entries = [
-        {"name": n, "about": texts[n], "config": dataclasses.asdict(c)} for n, c in configs.items()
-    ]
+    tables = {name: dataclasses.asdict(config) for name, config in configs.items()}
+    entries = [{"name": n, "about": texts[n], "config": of} for n, of in tables.items()]
     if found.name:
         head = "".join(f"# {line}".rstrip() + "\n" for line in texts[found.name].splitlines())
         text = f"{head}\n{to_toml(configs[found.name])}".rstrip("\n")
@@ -184,9 +183,8 @@ def run_demo(args: list[str]) -> int:
         for text in wanted:
             folder = out / f"{slug(text)}-seed{options.seed}"
             folders.append(folder)
-            config = TrainConfig(
-                update=text, seed=options.seed, steps=options.steps, out=str(folder)
-            )
+            how = {"seed": options.seed, "steps": options.steps}
+            config = TrainConfig(update=text, out=str(folder), **how)
             with Display() as display:
                 result = train(config, display, overwrite=True, base=base)
             base = base or Evaluation.from_json(result["base"])

@@ -78,10 +78,8 @@ def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
         gpu = min(alike, key=lambda gpu: GPUS[gpu][0])
         has_bf16 = gpu not in KNOWN["no_bf16"]["cards"]
         return Machine(gpu, "cuda", round(GPUS[gpu][0] * GIB), _rates(gpu), count, has_bf16)
-    raise UserError(
-        f"hardware {text!r} is not known; {nearest(name, GPUS)}, or its memory and rates"
-        " ('24GB 100TFLOPS 600GB/s', 2x48GB), or this"
-    )
+    other = "its memory and rates ('24GB 100TFLOPS 600GB/s', 2x48GB), or this"
+    raise UserError(f"hardware {text!r} is not known; {nearest(name, GPUS)}, or {other}")
 
 
 def _forms(gpu: str) -> set[str]:

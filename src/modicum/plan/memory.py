@@ -169,9 +169,8 @@ def _of_set(
 ) -> Memory:
     static = {"weights": subject.weight_bytes, "reference": subject.reference_bytes}
     if subject.judge:
-        static["reward model"] = sum(
-            file.stat().st_size for file in subject.judge.file.parent.glob("*.safetensors")
-        )
+        files = subject.judge.file.parent.glob("*.safetensors")
+        static["reward model"] = sum(file.stat().st_size for file in files)
     decoder, sampler = view(subject.prepared.model), samplers.parse(config.compute.sampler)
     if decoder and config.compute.engine != "library" and isinstance(sampler, samplers.Local):
         copied = sampler.copied(decoder, device)

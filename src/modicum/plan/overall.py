@@ -179,19 +179,14 @@ def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group
     """The groups of a step in which every row has a signal."""
     count, size = config.batch.prompts_per_step, config.batch.group_size
     problem = Problem("", "", "")
-    completions = [
-        Completion(tokens, (), "", True, trunk=kept or None)
-        for tokens in lengths.completions(count * size)
-    ]
+    drawn = lengths.completions(count * size)
+    completions = [Completion(tokens, (), "", True, trunk=kept or None) for tokens in drawn]
     groups = [
         Group(problem, prompt, tuple(completions[p * size : (p + 1) * size]))
         for p, prompt in enumerate(lengths.prompts(count))
     ]
-    rows = [
-        Row(group.prompt, c.tokens, (), 1.0, number, c.trunk)
-        for number, group in enumerate(groups)
-        for c in group.completions
-    ]
+    pairs = [(n, group, c) for n, group in enumerate(groups) for c in group.completions]
+    rows = [Row(group.prompt, c.tokens, (), 1.0, n, c.trunk) for n, group, c in pairs]
     tokens = sum(len(row.tokens) for row in rows)
     return groups, Batch(tuple(rows), len(rows), tokens, frozenset(range(count)))
 

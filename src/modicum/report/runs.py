@@ -90,11 +90,8 @@ def _written(
         problems = [(key, row.question, row.gold) for key, row in sides[-1][2].items()]
         answers += doc.side_by_side(problems, sides)
     answered = {number for group in groups for number in group.runs}
-    ends = [
-        doc.SideBySide(names[n], _ends(record.samples), series=series[n])
-        for n, record in enumerate(records)
-        if n not in answered and record.samples
-    ]
+    others = [n for n, record in enumerate(records) if n not in answered and record.samples]
+    ends = [doc.SideBySide(names[n], _ends(records[n].samples), series=series[n]) for n in others]
     report.section("written", "What the model wrote")
     if answers:
         report.note("first_held")

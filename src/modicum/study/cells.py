@@ -114,15 +114,11 @@ def tune(bench: Bench) -> dict[str, Choice]:
     tuned = [arm for arm in bench.arms if not arm.placebo]
     defaults = {arm.name: default_rate(bench, arm) for arm in tuned}
     rounds: dict[str, list[list[TuningRun]]] = {arm.name: [] for arm in tuned}
-    for number, share in enumerate(shares(study)):
-        tries = {
-            arm.name: next_round(arm, rounds[arm.name][-1], share)
-            if number
-            else first_round(study, arm, defaults[arm.name])
-            for arm in tuned
-        }
-        cells = []
+    for share in shares(study):
+        cells, tries = [], dict[str, list[TuningRun]]()
         for arm in tuned:
+            fresh, done = first_round(study, arm, defaults[arm.name]), rounds[arm.name]
+            tries[arm.name] = next_round(arm, done[-1], share) if done else fresh
             for entry in tries[arm.name]:
                 given = (arm, study.tuning.seed, entry.folder, entry.rate, entry.share)
                 label = f"tuning {arm.name} at {entry.rate:.2g}"
@@ -178,10 +174,9 @@ def check_arms(study: Study) -> None:
         same = objectives.method(goal, each, any_scale=config.optimizer.max_grad_norm == 0)
         other = seen.setdefault((same, repr(replace(config, objective=""))), arm.name)
         if other != arm.name and not study.null_check:
-            raise UserError(
-                f"the arms {other} and {arm.name} are the same method here (docs/objectives.md):"
-                " compare others, or say null_check = true if they are to measure the noise"
-            )
+            hint = "compare others, or say null_check = true if they are to measure the noise"
+            why = f"are the same method here (docs/objectives.md): {hint}"
+            raise UserError(f"the arms {other} and {arm.name} {why}")
 
 
 @dataclass(frozen=True)

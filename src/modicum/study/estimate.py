@@ -64,11 +64,9 @@ class Spread:
     @property
     def components(self) -> Variance:
         """The moment estimates of the three variances; negative ones are 0."""
-        return Variance(
-            max(0.0, self.seeds - self.residual) / self.num_problems,
-            max(0.0, self.problems - self.residual) / self.num_seeds,
-            self.residual,
-        )
+        seed = max(0.0, self.seeds - self.residual) / self.num_problems
+        problem = max(0.0, self.problems - self.residual) / self.num_seeds
+        return Variance(seed, problem, self.residual)
 
     def half_width(self, level: float) -> float:
         """Half the width of the two-sided interval at `level`."""

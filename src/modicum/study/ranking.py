@@ -149,10 +149,8 @@ def _level(best: Standing, other: Standing) -> bool:
 def show(result: Mapping[str, Any]) -> None:
     """Print the ranking as a table to standard output."""
     base, full = result["base"], [result["full"]] if result["full"] else []
-    caption = (
-        f"gain over the base's {percent(base['accuracy'])}% on {base['num_problems']}"
-        f" {result['split']} problems, in points; = level with the best"
-    )
+    on = f"{base['num_problems']} {result['split']} problems, in points; = level with the best"
+    caption = f"gain over the base's {percent(base['accuracy'])}% on {on}"
     lines = filled("scan.txt", units=[*result["units"], *full]).splitlines()
     rows = [line.split(" | ") for line in lines]
     terminal().print(terminal_table((*HEADS, "seconds"), rows, caption, wrap=True))

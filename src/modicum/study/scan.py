@@ -189,7 +189,7 @@ def _result(
         "split": config.evaluation.eval_split,
         "base": {key: base[key] for key in ("accuracy", "low", "high", "num_problems")},
         "units": [
-            {"place": labels.index(s.unit), "chosen": s.unit in best, **s.shown} for s in units
+            {"place": labels.index(s.unit), "chosen": s.unit in best} | s.shown for s in units
         ],
         "full": full and full.shown,
         "best_units": best,

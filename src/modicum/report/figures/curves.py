@@ -144,11 +144,9 @@ def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[documen
 
 def table(records: Sequence[RunRecord], names: Sequence[str]) -> document.Table | None:
     """Every curve in numbers: means over the first and the last tenth of each run's steps."""
-    measures = [
-        (f"{m.title}, {m.shown}", [_ends(values(r.columns, m)[1]) for r in records])
-        for m, still in metrics([record.columns for record in records]).items()
-        if not still
-    ]
+    moving = [m for m, still in metrics([r.columns for r in records]).items() if not still]
+    columns = {m: [values(r.columns, m)[1] for r in records] for m in moving}
+    measures = [(f"{m.title}, {m.shown}", list(map(_ends, columns[m]))) for m in moving]
     return document.across("The curves in numbers", measures, names)
 
 

@@ -84,12 +84,10 @@ def _weights(report: Builder, study: StudyRecord) -> None:
 
 def _written(study: StudyRecord) -> list[doc.SideBySide]:
     problems, arms = study.runs.samples.problems, study.analysis.arms
-    looks = [("", "base", None)]
+    looks: list[tuple[str, str, int | None]] = [("", "base", None)]
     looks += [(arm.slug, arm.name, family(study.analysis, arm).series) for arm in arms]
-    sides: list[tuple[str, int | None, doc.Texts]] = [
-        (name, series, {p.question: p.texts[slug] for p in problems if slug in p.texts})
-        for slug, name, series in looks
-    ]
+    texts = {s: {p.question: p.texts[s] for p in problems if s in p.texts} for s, *_ in looks}
+    sides = [(name, series, texts[slug]) for slug, name, series in looks]
     return doc.side_by_side([(p.question, p.question, p.gold) for p in problems], sides)
 
 
@@ -117,6 +115,9 @@ def arms_table(analysis: Analysis) -> Table:
         failed = len(analysis.seeds) - done if arm.failed else 0
         return TableCell(f"{done}" + (f", {failed} failed" if failed > 0 else ""), done)
 
+    def rate(arm: ArmResult) -> TableCell:
+        return _cell(arm.learning_rate, lambda r: n.rate(r) + " at\u00a0edge" * arm.rate_at_edge)
+
     columns: Columns = {
         "verdict": lambda arm: TableCell(arm.verdict),
         "trained": lambda arm: _cell(arm.cost.share, n.share),
@@ -126,9 +127,7 @@ def arms_table(analysis: Analysis) -> Table:
         "below the base (%), 95 %": lambda arm: _cell(arm.below_base, lambda b: _band(b, 0)),
         "time": lambda arm: _cell(arm.cost.time_ratio, _times),
         "memory": lambda arm: _cell(arm.cost.memory_ratio, _times),
-        "rate": lambda arm: _cell(
-            arm.learning_rate, lambda r: n.rate(r) + " at\u00a0edge" * arm.rate_at_edge
-        ),
+        "rate": rate,
         "seeds": seeds,
     }
     return _of_arms("The arms, the best first", analysis, columns, wrap=True)
