@@ -230,8 +230,7 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
     learned.fit(model, order, getattr(learned, options.loss), rate, sizes)
     with torch.no_grad():
         both = torch.cat([*learned.scored(model, tests + seen, sizes[1])]).tolist()
-    formed = style.format_ok if style else bool
-    report = learned.judge(tests, both[: len(tests)], formed, train)
+    report = learned.judge(tests, both[: len(tests)], style.format_ok if style else bool, train)
     report |= {
         "seen": statistics.fmean(learned.by_problem(seen, both[len(tests) :])),
         **{"model": config.model, "base": dict(loaded.identity.hashes), "seed": seed},

@@ -140,6 +140,5 @@ def run_updates(args: list[str]) -> int:
 
     from modicum.updates.preview import preview
 
-    update = updates.parse(found.expression)
-    result = preview(update, options.model, options.trust, options.base)
+    result = preview(updates.parse(found.expression), options.model, options.trust, options.base)
     return printed(found.json, asdict(result), result.text())

@@ -133,8 +133,7 @@ def run_compare(args: list[str]) -> int:
 
     after = evaluation_of(found.after)
     result = compare(found.after, found.before)
-    other = found.before or f"{found.after} before training"
-    names = {"after": found.after, "before": other}
+    names = {"after": found.after, "before": found.before or f"{found.after} before training"}
     text = filled("compare.txt", **names, evaluation=after, found=result)
     return printed(found.json, {**names, **asdict(result)}, text)
 

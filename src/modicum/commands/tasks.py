@@ -118,8 +118,7 @@ def _too_long(task: Any, options: Options) -> dict[str, Any]:
         return {"long": {}, "prompts": ""}
     config, tokenizer = read_config(options.model), read_tokenizer(options.model, options.trust)
     some = whole(task, *SPLITS) or _first(task, "train", 0, CHECKED)
-    examples = draw(task, options.sampling)
-    long, text = Sizes(tokenizer, options.sampling, examples, config).look(some)
+    long, text = Sizes(tokenizer, options.sampling, draw(task, options.sampling), config).look(some)
     return {"long": long, "prompts": text}
 
 

@@ -194,6 +194,4 @@ def evaluation_of(
     source: str | Path | TrainResult | Evaluation, name: str = "trained"
 ) -> Evaluation:
     """The evaluation that is kept in a folder; of a run the one with this name."""
-    if isinstance(source, Evaluation):
-        return source
-    return scorecard.read(folder_of(source), name)
+    return source if isinstance(source, Evaluation) else scorecard.read(folder_of(source), name)

@@ -144,8 +144,7 @@ def report(*runs: str | Path | TrainResult, out: str | Path = "", title: str = "
     """
     from modicum.report import page
 
-    place = out and Path(out).expanduser()
-    return page.write([folder_of(run) for run in runs], place, title)
+    return page.write([folder_of(run) for run in runs], out and Path(out).expanduser(), title)
 
 
 def folder_of(run: str | Path | TrainResult) -> Path:

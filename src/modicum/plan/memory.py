@@ -99,8 +99,7 @@ class Subject:
         judge = next((term for term in terms if isinstance(term, rewards.Learned)), None)
         if judge:
             judge.require(Problem("", "", ""))
-        prepared = prepare(config, found, parts.update)
-        return cls(found, prepared, goal, critic, judge, parts=parts)
+        return cls(found, prepare(config, found, parts.update), goal, critic, judge, parts=parts)
 
     @property
     def reference_bytes(self) -> int:

@@ -126,9 +126,8 @@ def prompt_tokens(config: TrainConfig, task: tasks.Task | None = None) -> tuple[
         return None
     task, found = problems_of(config, task)
     lengths = Sizes(tokenizer, config.sampling, draw(task, config.sampling))
-    most = config.sampling.max_prompt_tokens
     # A longer one is not sampled after.
-    sizes = [min(lengths.of(problem), most) for problem in found]
+    sizes = [min(lengths.of(problem), config.sampling.max_prompt_tokens) for problem in found]
     return min(sizes), max(sizes)
 
 

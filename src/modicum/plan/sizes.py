@@ -90,8 +90,7 @@ def settle(
             why = f"{room / GIB:.3g} GiB are far more than it takes"
             return simple, found | {name: Chosen(names[name], why) for name in free}
     subject = subject or Subject.of(config, parts)
-    lengths = lengths_of(config, prompt, parts.task)
-    made, memory = search(config, lengths, machine, free, subject)
+    made, memory = search(config, lengths_of(config, prompt, parts.task), machine, free, subject)
     of = f"{room / GIB:.3g} GiB, which are {SHARE[machine.device]:.0%} of the memory"
     why = f"{memory.peak.total / GIB:.3g} GiB are planned for, of {of}"
     if "checkpointing" in free and made.compute.checkpointing:
@@ -237,8 +236,7 @@ def check(config: TrainConfig, parts: RunParts | None = None) -> None:
     if room is None or config.trust.trust_remote_code:
         return
     longest = min(config.sampling.max_tokens, SHORT)
-    model_config = config_of(config.model, config.trust, config.base)
-    most = generous_bound(config, model_config, longest)
+    most = generous_bound(config, config_of(config.model, config.trust, config.base), longest)
     if most is None or most < room:
         return
     lengths, subject = Lengths(SHORT, SHORT, longest, longest), Subject.of(config, parts)

@@ -145,8 +145,7 @@ class Trace:
     def _step_sampling(self) -> list[Trunk | None]:
         """The trunks of the rows that were sampled together; the others' are held too."""
         batch, settings = self.config.batch, self.config.sampling
-        together = max(1, batch.rollout_batch // batch.group_size)
-        count = min(batch.prompts_per_step, together)
+        count = min(batch.prompts_per_step, max(1, batch.rollout_batch // batch.group_size))
         prompts = self.lengths.prompts(batch.prompts_per_step)
         most = num_trunk_bytes(self.engine, prompts, batch.group_size, settings.max_tokens)
         size = num_trunk_bytes(self.engine, prompts, batch.group_size, self.room)
@@ -162,8 +161,7 @@ class Trace:
         settings, longest = self.config.sampling, self.lengths.longest
         self.live.next_pass()
         with self.live.category("activations"):
-            prompts = self.lengths.prompts(count)
-            decoding = self.engine.decode(prompts, group_size, self.room, keep)
+            decoding = self.engine.decode(self.lengths.prompts(count), group_size, self.room, keep)
             self._recount(decoding)
             drawn = self._draw(decoding.logits_BV, settings)
             self.live.next_pass()

@@ -165,8 +165,7 @@ def arm_interval(scores_SI: ArrayLike) -> Interval:
 
 def gain_interval(scores_SI: ArrayLike, base_I: ArrayLike) -> Interval:
     """The mean of scores minus the untrained model's on the same problems, as `arm_interval`."""
-    gains_SI = table(scores_SI) - table(base_I)
-    return estimate(gains_SI, (-1.0, 1.0), alone=True).interval(0.95)
+    return estimate(table(scores_SI) - table(base_I), (-1.0, 1.0), alone=True).interval(0.95)
 
 
 def paired(arm_SI: ArrayLike, control_SI: ArrayLike, rng: Generator) -> Estimate:
@@ -269,5 +268,4 @@ def _verdict(
         return "placebo gains" if arm.gain.low > 0 else loses
     matched = {"equivalent": "equivalent", "noninferior": "not worse"} if clear else {}
     words = {"superior": "better", **matched, "inferior": "worse"}
-    held = (word for test, word in words.items() if tests and tests[test].holds)
-    return next(held, "undecided")
+    return next((word for test, word in words.items() if tests and tests[test].holds), "undecided")

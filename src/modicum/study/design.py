@@ -194,9 +194,8 @@ def arms(study: Study) -> list[PlannedArm]:
         if style == "none":
             raise UserError("placebo: format_only needs a style that asks for a form, not none")
         rewards["format only"] = f"format(style={style!r})"
-    for name, reward in rewards.items():
-        found.append(PlannedArm(name, {**found[0].settings, "reward": reward}, placebo=True))
-    return found
+    own = found[0].settings
+    return found + [PlannedArm(n, {**own, "reward": of}, placebo=True) for n, of in rewards.items()]
 
 
 def _settings(study: Study, name: str) -> dict[str, Any]:

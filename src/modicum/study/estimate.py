@@ -274,8 +274,7 @@ def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str
             for a, c, d in zip(*(astuple(it)[-3:] for it in (arm, control, both)), strict=True)
         )
         mean = arm.mean - value * control.mean
-        found = Spread(arm.num_seeds, arm.num_problems, mean, *squares)
-        return abs(mean) - found.half_width(LEVEL)
+        return abs(mean) - Spread(arm.num_seeds, arm.num_problems, mean, *squares).half_width(LEVEL)
 
     low, high = _end(excess, ratio, -1.0), _end(excess, ratio, 1.0)
     if low is None or high is None:

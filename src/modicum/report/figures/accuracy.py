@@ -61,8 +61,7 @@ def _bars(entries: Sequence[tuple[str, str, Evaluation]], narrow: bool) -> Figur
         mean, low, high = 100 * score.accuracy, 100 * score.low, 100 * score.high
         (bar,) = axes.barh(place, mean, height=thick, color=colour, alpha=0.85, linewidth=0)
         if ends := interval(score.low, score.high, percent):
-            sides = [[mean - low], [high - mean]]
-            axes.errorbar(mean, place, xerr=sides, **WHISKER)
+            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], **WHISKER)
         style.tip(bar, f"{label}: {mean:.1f} % {ends}".strip())
         if not math.isnan(score.greedy):
             (diamond,) = axes.plot(100 * score.greedy, place, clip_on=False, zorder=4, **DIAMOND)

@@ -90,8 +90,7 @@ def _draw(study: StudyRecord, axis: str, narrow: bool) -> Figure:
             if y.factor == 100:
                 _held_out(axes, study.curves[arm.slug], arm, own.x[-1], axis, kind.colour)
         if y.factor == 100 and study.analysis.base is not None:
-            base = 100 * study.analysis.base.mean
-            axes.axhline(base, color=MUTED, linewidth=0.8, dashes=(4, 3))
+            axes.axhline(100 * study.analysis.base.mean, color=MUTED, linewidth=0.8, dashes=(4, 3))
     return figure
 
 
@@ -156,8 +155,7 @@ def _draw_signals(study: StudyRecord, moving: Mapping[Metric, Lines], narrow: bo
     width = (across - left) / count
     for number, (metric, found) in enumerate(signals):
         line, column = divmod(number, count)
-        top = line * block + head
-        place = (left + column * width, top, width * 0.92, row * len(names))
+        place = (left + column * width, line * block + head, width * 0.92, row * len(names))
         axes = style.place(figure, *place)
         _column(axes, study, metric, found, narrow, width)
         look: dict[str, Any] = {"fontsize": 7} if narrow else {"ha": "right", "va": "center"}

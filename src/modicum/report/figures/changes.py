@@ -39,8 +39,7 @@ def _cells(found: Anatomy, parts: Sequence[str], wide: bool) -> Iterator[Cell]:
     for part in (part for part in OUTSIDE if wide and part in found.parts):
         before = OUTSIDE[part][1]
         left, right = (left - 1.4, right) if before else (left, right + 1.4)
-        value = found.parts[part].relative_norm
-        yield left if before else right, 0, len(parts), value, part
+        yield left if before else right, 0, len(parts), found.parts[part].relative_norm, part
 
 
 def _draw(runs: Sequence[tuple[str, Anatomy]], narrow: bool) -> Figure:

@@ -163,8 +163,7 @@ def tests_table(analysis: Analysis) -> Table | None:
     rows = []
     for arm in (arm for arm in ranked(analysis) if arm.tests):
         band = _cell(arm.difference, lambda d: n.interval(d.low95, d.high95))
-        found = (_test(arm, test) for test in TESTS)
-        rows.append([TableCell(arm.name, code=True), *found, band])
+        rows.append([TableCell(arm.name, code=True), *(_test(arm, test) for test in TESTS), band])
     title = "p-values of the tests, in brackets after Holm"
     return doc.table(title, heads, rows, plain=True) if rows else None
 
