@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 OF_A_LEVEL, CHUNK = 64, 32  # problems
 PROBLEMS, FORWARD, WITNESSES = 1024, 16, 2  # pairs of a forward, and for a witness
 RATES = (1e-5, 1e-4)  # of all weights, of a LoRA
+Made = dict[str, Any]  # what `gather` has in its file
+Enter = Callable[[Made, Problem, Any, Sequence[Completion]], None]
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,8 @@ def drawer(config: TrainConfig) -> "Session":
 
 
 def gather(
-    session: "Session",
-    purpose: str,
-    count: int,
-    options: Options,
-    fresh: dict[str, Any],
-    enter: Callable[[dict[str, Any], Problem, Any, Sequence[Completion]], None],
-) -> tuple[Path, dict[str, Any]]:
+    session: "Session", purpose: str, count: int, options: Options, fresh: Made, enter: Enter
+) -> tuple[Path, Made]:
     """The file of what was drawn for a `purpose` on the first `count` train problems, and its content.
 
     That begins as `fresh`, and `enter` puts a problem, its prompt and its completions in; what an

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ONLY_TRAINING = ("trunk_bytes", "checkpointing", "agreement_every")
 OF_RUN = ("task", "model", "base", "sampling", "compute", "trust")
+Source = str | Path | TrainResult | Evaluation  # a run, a folder of `evaluate(out=...)`, ...
 
 
 @dataclass(frozen=True)
@@ -177,10 +178,7 @@ def _folder(out: str) -> Run:
     return run
 
 
-def compare(
-    after: str | Path | TrainResult | Evaluation,
-    before: str | Path | TrainResult | Evaluation | None = None,
-) -> Comparison:
+def compare(after: Source, before: Source | None = None) -> Comparison:
     """The paired difference `after` - `before`, problem by problem, with intervals.
 
     Each is a run, a folder of `evaluate(out=...)`, or an evaluation. A run without `before`
@@ -190,8 +188,6 @@ def compare(
     return scorecard.compare(evaluation_of(after), was)
 
 
-def evaluation_of(
-    source: str | Path | TrainResult | Evaluation, name: str = "trained"
-) -> Evaluation:
+def evaluation_of(source: Source, name: str = "trained") -> Evaluation:
     """The evaluation that is kept in a folder; of a run the one with this name."""
     return source if isinstance(source, Evaluation) else scorecard.read(folder_of(source), name)

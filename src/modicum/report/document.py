@@ -16,6 +16,7 @@ LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
 Texts = Mapping[str, Any]  # by problem: a `completion` and what is to be said `about` it
 Draw = Callable[[bool], Drawing]
+Measures = Sequence[tuple[str, Sequence[str]]]  # name -> a text for each run
 
 
 @dataclass_transform(frozen_default=True)
@@ -201,11 +202,7 @@ def measured(template: str, runs: Sequence[Any], **values: Any) -> list[tuple[st
 
 
 def across(
-    name: str,
-    measures: Sequence[tuple[str, Sequence[str]]],
-    names: Sequence[str | TableCell],
-    what: str = "run",
-    **options: Any,
+    name: str, measures: Measures, names: Sequence[str | TableCell], what: str = "run", **how: Any
 ) -> Table | None:
     """Measures (name, a text for each run) as a table: few runs are columns, many are rows."""
     if not measures or not names:
@@ -213,9 +210,9 @@ def across(
     if len(names) <= COLUMNS_SHOWN:
         heads = ["", *(n if isinstance(n, str) else n.text for n in names)]
         rows = [[measure, *texts] for measure, texts in measures]
-        return table(name, heads, rows, sortable=False, plain=True, **options)
+        return table(name, heads, rows, sortable=False, plain=True, **how)
     lines = zip(names, *(texts for _, texts in measures), strict=True)
-    return table(name, [what, *(measure for measure, _ in measures)], lines, plain=True, **options)
+    return table(name, [what, *(measure for measure, _ in measures)], lines, plain=True, **how)
 
 
 class Builder:

@@ -50,9 +50,9 @@ class RunRow(NamedTuple):
         return getattr(base, name, math.nan), getattr(trained, name, math.nan)
 
     @property
-    def ends(self) -> tuple[float, float]:
-        """The interval of the trained model's accuracy, or NaN."""
-        return self.scores("low")[1], self.scores("high")[1]
+    def band(self) -> tuple[float, float, float]:
+        """The trained model's accuracy and the ends of its interval, or NaN."""
+        return self.scores("accuracy")[1], self.scores("low")[1], self.scores("high")[1]
 
     def change(self, name: str, show: Number = n.percent) -> str:
         """`base → trained` of one number of the evaluations; a dash where one is missing."""
@@ -68,7 +68,7 @@ COLUMNS: Mapping[str, tuple[str, Callable[[RunRow, Number], str]]] = {
     ),
     "sampled accuracy (%), 95% interval": (
         "accuracy",
-        lambda row, _: f"{row.change('accuracy')} {n.interval(*row.ends, n.percent)}".strip(),
+        lambda row, _: f"{row.change('accuracy')} {n.interval(*row.band[1:], n.percent)}".strip(),
     ),
     "greedy (%)": ("greedy", lambda row, _: row.change("greedy")),
     "length (tokens)": ("length", lambda row, _: row.change("length", n.decimal)),

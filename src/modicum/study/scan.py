@@ -81,7 +81,23 @@ def run_scan(
     tries = {f" at {rate:g}": {"optimizer": {"learning_rate": rate}} for rate in rates}
     ends = (tries or {"": {}}).items()
     arms = {f"{name}{end}": {"update": name, **table} for end, table in ends for name in labels}
-    study = _design(scan, config, arms)
+    seeds, spent = tuple(range(config.seed, config.seed + scan.seeds)), config.budget
+    limit = (spent.budget_unit, spent.budget) if spent.budget else ("steps", config.steps)
+    own = tomllib.loads(to_toml(config))  # without what is None
+    for name in ("seed", "out", "steps", "budget", "update"):
+        del own[name]
+    del own["evaluation"]["eval_split"]
+    study = Study(
+        f"Which of the {scan.over} gain most when they are trained alone?",
+        tuple(arms),
+        control=next(iter(arms)),
+        seeds=seeds,
+        keep=scan.keep,
+        budget=Allowance(*limit, config.steps),
+        tuning=Tuning((1.0,), seed=seeds[-1] + 1),
+        base=own,
+        extra=arms,
+    )
     root, how = Path(out), (jobs, launcher, retry_failed, observer)
     with run.opened(study, root, *how, kind="scan", overwrite=overwrite) as bench:
         bench = replace(bench, split=split)
@@ -97,26 +113,6 @@ def run_scan(
         Run(root).write("scan.json", found)
         ranking.draw(found, root)
     return found
-
-
-def _design(scan: Scan, config: TrainConfig, arms: Mapping[str, Mapping[str, Any]]) -> Study:
-    seeds, spent = tuple(range(config.seed, config.seed + scan.seeds)), config.budget
-    limit = (spent.budget_unit, spent.budget) if spent.budget else ("steps", config.steps)
-    base = tomllib.loads(to_toml(config))  # without what is None
-    for name in ("seed", "out", "steps", "budget", "update"):
-        del base[name]
-    del base["evaluation"]["eval_split"]
-    return Study(
-        f"Which of the {scan.over} gain most when they are trained alone?",
-        tuple(arms),
-        control=next(iter(arms)),
-        seeds=seeds,
-        keep=scan.keep,
-        budget=Allowance(*limit, config.steps),
-        tuning=Tuning((1.0,), seed=seeds[-1] + 1),
-        base=base,
-        extra=arms,
-    )
 
 
 def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
