@@ -7,10 +7,16 @@ from typing import Any
 from modicum.commands import parser, printed
 from modicum.commands.train import settings
 from modicum.config import TrainConfig, from_mapping
+from modicum.face.training import report
 from modicum.options import add_options, given
+from modicum.report import page, read, tables
 from modicum.report.words import filled
 from modicum.runs import read_object
+from modicum.status import STUDY, Status
+from modicum.study import ranking
+from modicum.study.analysis import differences
 from modicum.study.launch import StudyObserver
+from modicum.study.run import analyse_study, run_study, study_cost, study_status
 from modicum.study.scan import Scan, run_scan
 from modicum.types import UserError
 
@@ -48,8 +54,6 @@ def run(args: list[str]) -> int:
     if not found.file:
         raise UserError(f"study {found.action} needs a study.toml")
     if found.action == "same":
-        from modicum.study.analysis import differences
-
         if not found.other:
             raise UserError("study same needs two folders")
         lines = differences(Path(found.file), Path(found.other))
@@ -58,8 +62,6 @@ def run(args: list[str]) -> int:
         return printed(found.json, values, "\n".join([*lines[:20], told]), int(bool(lines)))
     if found.other:
         raise UserError(f"study {found.action} takes one study, not also {found.other!r}")
-
-    from modicum.study.run import analyse_study, run_study, study_cost, study_status
 
     how: dict[str, Any] = {**vars(options), "observer": Printed()}
     if found.action == "status":
@@ -105,8 +107,6 @@ def run_units(args: list[str]) -> int:
     how: dict[str, Any] = {**vars(options), "split": split, "overwrite": found.overwrite}
     result = run_scan(scan, config, out, found.rates, **how, observer=Printed())
     if not found.json:
-        from modicum.study import ranking
-
         ranking.show(result)
     lines = [f"note: {text}" for text in result["notes"]]
     lines.append(f"best {len(result['best_units'])}: {result['best']}")
@@ -128,10 +128,6 @@ def run_report(args: list[str]) -> int:
     """Write the report of runs or of a study: HTML, Markdown, figures; print the runs' table."""
     found, options = parser("report").options(args, ReportOptions, "report")
     folders = [Path(name) for name in found.runs]
-
-    from modicum.face.training import report
-    from modicum.report import page, read, tables
-    from modicum.status import STUDY, Status
 
     report(*folders, out=options.out, title=options.title)
     study = (folders[0] / STUDY).is_file()

@@ -177,26 +177,19 @@ def run_demo(args: list[str]) -> int:
     out = Path(options.out)
     make_folder(out)
     base: Evaluation | None = None
-    folders: list[Path] = []
     summary: list[dict[str, Any]] = []
+    folders = [out / f"{slug(text)}-seed{options.seed}" for text in wanted]
     with disk.held(out):
-        for text in wanted:
-            folder = out / f"{slug(text)}-seed{options.seed}"
-            folders.append(folder)
+        for text, folder in zip(wanted, folders, strict=True):
             how = {"seed": options.seed, "steps": options.steps}
             config = TrainConfig(update=text, out=str(folder), **how)
             with Display() as display:
                 result = train(config, display, overwrite=True, base=base)
             base = base or Evaluation.from_json(result["base"])
-            trained, once = result["trained"], result["base"]
-            summary.append(
-                {
-                    **{name: result[name] for name in ("update", "seed")},
-                    **{f"base_{name}": once[name] for name in SCORES},
-                    **{name: trained[name] for name in (*SCORES, "num_problems")},
-                    **{name: result[name] for name in COSTS},
-                }
-            )
+            row = {name: result[name] for name in ("update", "seed")}
+            row |= {f"base_{name}": result["base"][name] for name in SCORES}
+            row |= {name: result["trained"][name] for name in (*SCORES, "num_problems")}
+            summary.append(row | {name: result[name] for name in COSTS})
             Run(out).write_text("summary.json", json.dumps(summary, indent=2) + "\n")
     report = page.write(folders, out / "report.html", "modicum demo")
     if not found.json:

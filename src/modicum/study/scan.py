@@ -108,7 +108,11 @@ def run_scan(
         bench.run(trials)
         start = read_object(base.folder / BASE)
         tried = [_standing(bench.study, arm, labels, root, start["scores"]) for arm in bench.arms]
-        found = _result(scan, config, chosen, tried, start, rates)
+        found = {name: getattr(scan, name) for name in ("over", "method")}
+        found |= {name: getattr(config, name) for name in ("model", "task", "steps")}
+        found |= {"seeds": list(seeds), "rates": list(rates), "split": split}
+        found["base"] = {k: start[k] for k in ("accuracy", "low", "high", "num_problems")}
+        found |= _ranked(scan, chosen, tried, len(rates) or 1)
         found["notes"] = [*notes, *found["notes"]]
         Run(root).write("scan.json", found)
         ranking.draw(found, root)
@@ -156,13 +160,8 @@ def _standing(
     return Standing(labels[update], update, base, scores, rate, failed=found.failed, **more)
 
 
-def _result(
-    scan: Scan,
-    config: TrainConfig,
-    chosen: Sequence[Unit],
-    tried: Sequence[Standing],
-    base: Mapping[str, Any],
-    rates: Sequence[float],
+def _ranked(
+    scan: Scan, chosen: Sequence[Unit], tried: Sequence[Standing], num_rates: int
 ) -> dict[str, Any]:
     standings = ranking.judge(tried)
     full = next((s for s in standings if s.unit == FULL), None)
@@ -174,21 +173,11 @@ def _result(
     places = [unit.place for unit in chosen if unit.label in best]
     every = [*units, full] if full else units
     stopped = [f"{standing.unit}, {text}" for standing in every for text in standing.failed]
+    shown = [{"place": labels.index(s.unit), "chosen": s.unit in best} | s.shown for s in units]
     return {
-        "over": scan.over,
-        "method": scan.method,
-        "model": config.model,
-        "task": config.task,
-        "steps": config.steps,
-        "seeds": list(range(config.seed, config.seed + scan.seeds)),
-        "rates": list(rates),
-        "split": config.evaluation.eval_split,
-        "base": {key: base[key] for key in ("accuracy", "low", "high", "num_problems")},
-        "units": [
-            {"place": labels.index(s.unit), "chosen": s.unit in best} | s.shown for s in units
-        ],
+        "units": shown,
         "full": full and full.shown,
         "best_units": best,
         "best": scan.update(ranking.together(scan.over, places)),
-        "notes": [*analysis.said("of_scan", units, full, len(rates) or 1), *stopped],
+        "notes": [*analysis.said("of_scan", units, full, num_rates), *stopped],
     }
