@@ -13,7 +13,7 @@ from scipy import special
 from modicum import stats
 from modicum.results import ArmResult
 from modicum.stats import Interval
-from modicum.study.analysis import arm_interval, compare, gain_interval, paired, variance
+from modicum.study.analysis import arm_interval, compare, paired, variance
 from modicum.study.estimate import (
     BOOTSTRAP,
     NO_SPREAD,
@@ -108,7 +108,7 @@ def test_rare_successes_of_an_arm_have_an_interval_that_holds_the_truth(seeds: i
     base = np.zeros(64)
     for name, bands in (
         ("arm", [arm_interval(table) for table in tables]),
-        ("gain", [gain_interval(table, base) for table in tables]),
+        ("gain", [arm_interval(table, base) for table in tables]),
         ("alone", [paired(table[:1], base[None], rng()).interval(0.95) for table in tables]),
     ):
         assert np.mean([band.low <= 0.047 <= band.high for band in bands]) > 0.94, name
@@ -129,7 +129,7 @@ def test_one_seed_is_the_paired_interval_over_problems() -> None:
     expected = limits(stats.paired_interval(after, before))
     assert limits(found.interval(0.95)) == pytest.approx(expected)
     assert found.method == ONE_SEED
-    assert limits(gain_interval(after, before)) == pytest.approx(expected)
+    assert limits(arm_interval(after, before)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 10])

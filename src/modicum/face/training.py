@@ -72,8 +72,7 @@ class TrainResult:
     @property
     def metrics(self) -> list[dict[str, float]]:
         """A dict for every step (docs/metrics.md); `pandas.DataFrame(result.metrics)`."""
-        path = runs.open_run(self.folder).folder / "metrics.jsonl"
-        return runs.read_lines(path) if path.exists() else []
+        return runs.read_lines(runs.open_run(self.folder).folder / "metrics.jsonl", optional=True)
 
     def report(self, out: str | Path = "", title: str = "") -> Path:
         """Write the run's page, with Markdown and figures beside it; returns the page."""

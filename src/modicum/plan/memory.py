@@ -6,7 +6,7 @@ are planned, and the larger plan counts. What is no tensor: `libraries`, and `al
 holes of glibc's heap (`heap`) in the phases that it grows in, on a GPU an assumed share.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -132,25 +132,21 @@ def estimate(
     subject = subject or Subject.of(config)
     asked = (config, lengths, device, exact and device == "cpu")
     if asked not in subject.known:
-        plans = []
-        for names in chosen_sets(subject.prepared):
-            subject.prepared.activate(names)
-            plans.append(_of_set(subject, config, lengths, device, exact))
+        sets = planned_sets(subject.prepared)
+        plans = [_of_set(subject, config, lengths, device, exact) for _ in sets]
         subject.known[asked] = max(plans, key=lambda memory: memory.peak.total)
     return subject.known[asked]
 
 
 def floor(subject: Subject, config: TrainConfig, device: str) -> int:
     """Bytes below which no batch brings a run: weights, reference, and what the optimizer keeps."""
-    prepared, least = subject.prepared, []
-    for names in chosen_sets(prepared):
-        prepared.activate(names)
-        least.append(sum(_held(prepared, config, device).optimizer))
-    return subject.weight_bytes + subject.reference_bytes + max(least)
+    prepared = subject.prepared
+    least = max(sum(_held(prepared, config, device).optimizer) for _ in planned_sets(prepared))
+    return subject.weight_bytes + subject.reference_bytes + least
 
 
-def chosen_sets(prepared: Prepared) -> list[frozenset[str]]:
-    """The sets to plan for: the largest that may train at a time, and the lowest."""
+def planned_sets(prepared: Prepared) -> Iterator[frozenset[str]]:
+    """The sets to plan for, made active: the largest that may train at a time, and the lowest."""
     schedule, trainable = prepared.schedule, prepared.trainable
     layers: int = prepared.model.config.num_hidden_layers  # type: ignore[union-attr, assignment]
 
@@ -160,7 +156,9 @@ def chosen_sets(prepared: Prepared) -> list[frozenset[str]]:
     typical = schedule.typical(trainable)
     largest = max(typical, key=lambda names: sum(schedule.size(n, trainable[n]) for n in names))
     deepest = min(typical, key=lowest)
-    return [largest] if lowest(largest) == lowest(deepest) else [largest, deepest]
+    for names in [largest] if lowest(largest) == lowest(deepest) else [largest, deepest]:
+        prepared.activate(names)
+        yield names
 
 
 def _of_set(

@@ -5,7 +5,6 @@ Only `config.toml` and `metrics.jsonl` must be there: a run that still goes on h
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -132,9 +131,8 @@ def labels(records: Sequence[RunRecord]) -> list[str]:
         return f"seed {record.config.get('seed') if record.result is None else record.result.seed}"
 
     for distinguish in (seed, lambda record: record.folder.name):
-        repeated = {name for name, count in Counter(names).items() if count > 1}
         pairs = zip(names, records, strict=True)
-        names = [f"{n}, {distinguish(r)}" if n in repeated else n for n, r in pairs]
+        names = [f"{n}, {distinguish(r)}" if names.count(n) > 1 else n for n, r in pairs]
     return names
 
 

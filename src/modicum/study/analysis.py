@@ -158,14 +158,13 @@ def _texts() -> Any:
     return made.get_template("verdict.txt", globals={"alpha": ALPHA}).module
 
 
-def arm_interval(scores_SI: ArrayLike) -> Interval:
-    """The mean of scores, seeds x problems, with its 95 % interval over both, within [0, 1]."""
-    return estimate(table(scores_SI), (0.0, 1.0), alone=True).interval(0.95)
+def arm_interval(scores_SI: ArrayLike, base_I: ArrayLike | None = None) -> Interval:
+    """The mean of scores, seeds x problems, with its 95 % interval over both, within [0, 1].
 
-
-def gain_interval(scores_SI: ArrayLike, base_I: ArrayLike) -> Interval:
-    """The mean of scores minus the untrained model's on the same problems, as `arm_interval`."""
-    return estimate(table(scores_SI) - table(base_I), (-1.0, 1.0), alone=True).interval(0.95)
+    With those of the untrained model on the same problems that of the gain, within [-1, 1].
+    """
+    scores = table(scores_SI) - (0.0 if base_I is None else table(base_I))
+    return estimate(scores, (0.0 if base_I is None else -1.0, 1.0), alone=True).interval(0.95)
 
 
 def paired(arm_SI: ArrayLike, control_SI: ArrayLike, rng: Generator) -> Estimate:
@@ -218,7 +217,7 @@ def _compared(
         return ArmResult(name, "", "", retention_note="no seed finished"), None
     scores_SI = np.stack([rows[seed] for seed in sorted(rows)])
     by_seed = {str(seed): float(np.mean(rows[seed])) for seed in sorted(rows)}
-    bands = arm_interval(scores_SI), gain_interval(scores_SI, base_I)
+    bands = arm_interval(scores_SI), arm_interval(scores_SI, base_I)
     below = sum(reached < base_I.mean() - stats.ROUNDING for reached in by_seed.values())
     alone = ArmResult(name, "", "", by_seed=by_seed, accuracy=bands[0], gain=bands[1])
     alone = replace(alone, below_base=stats.share_interval(below, len(by_seed)))

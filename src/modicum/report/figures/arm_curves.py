@@ -6,6 +6,7 @@ Learning and tuning have a panel for each arm, all else is a table: a row an arm
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -54,23 +55,20 @@ def arms(study: StudyRecord) -> list[ArmResult]:
 
 def figures(study: StudyRecord) -> list[document.Figure]:
     """A figure for each axis that was logged; what the budget counts comes first."""
-    made, budget, shown = [], study.analysis.budget, metric(study)
+    made, budget, y = [], study.analysis.budget, metric(study)
     unit = budget.unit if budget else "steps"
     for axis in sorted(AXES, key=lambda axis: axis.rstrip("s") != unit.rstrip("s")):
-        found = lines(study, shown, axis)
-        ends = [f"{a.name} {end.ends()}" for a in arms(study) if (end := found[a.slug])]
-        if ends:
+        found = lines(study, y, axis)
+        if ends := [f"{a.name} {end.ends()}" for a in arms(study) if (end := found[a.slug])]:
             name = f"learning-{axis.rstrip('s')}s"
-            values = {"axis": AXES[axis], "metric": shown, "ends": ends}
-            draw = partial(_draw, study, axis)
+            values = {"axis": AXES[axis], "metric": y, "ends": ends}
+            draw = partial(_draw, study, y, axis, found)
             made.append(document.figure("arm_learning", draw, name, **values))
     return made
 
 
-def _draw(study: StudyRecord, axis: str, narrow: bool) -> Figure:
-    shown, y = arms(study), metric(study)
-    found = lines(study, y, axis)
-    known = [line for line in found.values() if line]
+def _draw(study: StudyRecord, y: Metric, axis: str, found: Lines, narrow: bool) -> Figure:
+    shown, known = arms(study), [line for line in found.values() if line]
     control = found.get(study.control.slug)
     accuracy = "accuracy (%)" if y.factor == 100 else "reward"
     figure, grid = style.grid([arm.name for arm in shown], narrow, AXES[axis], accuracy)
@@ -111,17 +109,10 @@ def between(curves: ArmCurves, axis: str) -> tuple[list[float], list[float]]:
     """x and mean held-out accuracy (%) at the steps that every seed evaluated before its last."""
     tables = [{pair[0]: pair[1] for pair in pairs[:-1]} for pairs in curves.evaluations.values()]
     common = set.intersection(*map(set, tables)) if tables else set()
-    xs, ys = [], []
-    for step in sorted(common):
-        places = [
-            float(np.interp(step + 1, columns["step"], columns[axis]))
-            for columns in curves.seeds.values()
-            if axis in columns and np.isfinite(columns[axis]).all()
-        ]
-        if places:
-            xs.append(float(np.mean(places)))
-            ys.append(100 * float(np.mean([table[step] for table in tables])))
-    return xs, ys
+    seeds = [of for of in curves.seeds.values() if axis in of and np.isfinite(of[axis]).all()]
+    steps = sorted(common) if seeds else []
+    xs = [fmean(np.interp(step + 1, of["step"], of[axis]) for of in seeds) for step in steps]
+    return xs, [100 * fmean(table[step] for table in tables) for step in steps]
 
 
 def gather(study: StudyRecord) -> tuple[dict[Metric, Lines], list[str]]:
