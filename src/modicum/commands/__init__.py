@@ -9,19 +9,17 @@ TYPES: dict[str, dict[str, Any]] = {"count": {"type": int}, "number": {"type": f
 
 def parser(name: str) -> Parser:
     """The parser of a command, with the arguments that help.toml has of it."""
-    made, told = Parser(name), HELP["commands"][name]
-    if told.get("sources"):  # that `train.settings` starts from
-        sources, after = made.add_mutually_exclusive_group(), "; options override"
-        sources.add_argument("--config", metavar="FILE", help=f"TOML file with settings{after}")
-        text = f"settings of a recipe (modicum recipes){after}"
-        sources.add_argument("--recipe", metavar="NAME", help=text)
-    for flag, given in told.get("arguments", {}).items():
+    made, told, groups = Parser(name), HELP["commands"][name], dict[str, Any]()
+    sources = HELP["sources"] if told.get("sources") else {}
+    for flag, given in {**sources, **told.get("arguments", {})}.items():
         how: dict[str, Any] = dict(given)
-        kind = how.pop("type", "")
+        kind, group = how.pop("type", ""), how.pop("one_of", "")
+        if group and group not in groups:
+            groups[group] = made.add_mutually_exclusive_group()
         if kind == "folder":
             made.folder(flag, how.pop("help"), **how)
         else:
-            made.add_argument(flag, **how, **TYPES.get(kind, {}))
+            groups.get(group, made).add_argument(flag, **how, **TYPES.get(kind, {}))
     return made
 
 

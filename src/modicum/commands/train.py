@@ -21,10 +21,6 @@ S = TypeVar("S", bound=Settings)
 def run(args: list[str]) -> int:
     """Train as the TOML file and the options say; `NOTHING_TRAINED` if that trained nothing."""
     made = parser("train")
-    modes = made.add_mutually_exclusive_group()
-    modes.add_argument("--dry-run", action="store_true", help="modicum doctor instead of a run")
-    modes.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    modes.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     add_options(made, TrainConfig)
     found = made.read(args)
     config = settings(found, {})
