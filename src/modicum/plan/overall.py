@@ -6,7 +6,7 @@ and that are assumed on a GPU.
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean as mean
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -126,7 +126,10 @@ def make(
         found = times(config, decoder, flops, given, machine.rates, machine.device)
     on = {"share": SHARE[machine.device], "bandwidth_share": BANDWIDTH_SHARE[machine.device]}
     said = filled("assumptions.txt", **on, config=config, machine=machine, lengths=given)
-    plan = RunPlan(
+    told = ""
+    if advise and machine.memory is not None and memory.peak.total > machine.memory:
+        told = sizes.advice(config, machine, given, subject)
+    return RunPlan(
         model=config.model,
         update=config.update,
         dtype=config.compute.dtype,
@@ -140,12 +143,9 @@ def make(
         times=found,
         options=sizes.line(config, [n for n in sizes.OPTIONS if n not in ("dtype", "update")]),
         chosen=sizes.told(chosen),
-        advice="",
+        advice=told,
         assumptions=tuple(map(on_one_line, said.strip().split("\n\n"))),
     )
-    if plan.fits is False and advise:
-        plan = replace(plan, advice=sizes.advice(config, machine, given, subject))
-    return plan
 
 
 def _flops(config: TrainConfig, subject: Subject, lengths: Lengths) -> tuple[StepFlops, float]:

@@ -169,20 +169,17 @@ def _column(
     axes.set_xlim(0, 1)
     axes.set_ylim(len(shown), 0)
 
-    def draw(line: Line, bottom: float, colour: str, width: float, alpha: float) -> None:
-        shares = (line.mean - low) / ((high - low) or 1.0)
-        look = {"color": colour, "linewidth": width, "alpha": alpha}
-        axes.plot(0.72 * line.x / last, bottom - room * shares, **look)
-
     for number, arm in enumerate(shown):
         bottom = number + 0.94
         axes.plot([0, 0.72], [bottom, bottom], color=GRID, linewidth=0.6)
         kind = family(study.analysis, arm)
         control, own = found.get(study.control.slug), found[arm.slug]
-        if control is not None and kind is not CONTROL:
-            draw(control, bottom, MUTED, 0.8, 0.5)
+        behind = None if kind is CONTROL else control
+        for line, colour, thick, alpha in ((behind, MUTED, 0.8, 0.5), (own, kind.colour, 1.3, 1.0)):
+            if line is not None:
+                y = bottom - room * ((line.mean - low) / ((high - low) or 1.0))
+                axes.plot(0.72 * line.x / last, y, color=colour, linewidth=thick, alpha=alpha)
         if own is not None:
-            draw(own, bottom, kind.colour, 1.3, 1.0)
             look = {"fontsize": 6.5, "va": "center", "color": INK}
             axes.text(0.75, bottom - room / 2, brief(own.mean[-1]), **look)
     title = style.shorten(metric.short, width, 7.5)
