@@ -87,9 +87,8 @@ def evaluate(
 
 def settled(given: dict[str, Any], run: Path | None, where: str) -> EvaluateConfig:
     """The settings; those of a run are below those given."""
-    for name in ONLY_TRAINING:
-        if name in given.get("compute", {}):
-            raise UserError(f"{where}: {name} is for training; an evaluation does not read it")
+    if odd := [name for name in ONLY_TRAINING if name in given.get("compute", {})]:
+        raise UserError(f"{where}: {odd[0]} is for training; an evaluation does not read it")
     past = asdict(past_config(run)) if run else {}
     below = {name: past[name] for name in OF_RUN if run}
     return from_mapping(EvaluateConfig, merge(below, given), where)

@@ -129,9 +129,8 @@ def load(folder: str | Path, base: str | Path = "") -> TrainResult:
     values = runs.read_object(path) if path.exists() else {}
     if path.exists():
         fill(RunResult, values, str(path))
-        for name in NAMES + COUNTS:
-            if values.get(name) is None:
-                raise UserError(f"{path}: {name!r} is missing")
+        if missing := [name for name in NAMES + COUNTS if values.get(name) is None]:
+            raise UserError(f"{path}: {missing[0]!r} is missing")
     return TrainResult(place, values, base=str(base))
 
 

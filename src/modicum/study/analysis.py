@@ -9,6 +9,7 @@ say no more than what was tested.
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from functools import cache
@@ -33,8 +34,8 @@ from modicum.types import UserError
 
 ALPHA = 0.05
 Rows = Mapping[int, Column]
-VARYING = ("sentence", "folders", "seconds", "step_seconds", "time_ratio")
-VARYING += ("memory_bytes", "peak_memory_bytes", "memory_ratio")
+MEASURED = r"sentence|folders|(step_)?seconds|time_ratio|(peak_)?memory_bytes|memory_ratio"
+VARYING = re.compile(rf"arms\[\d+\]\.(cost\.)?({MEASURED})\b")
 
 
 def write(study: Study, folder: Path) -> Analysis:
@@ -122,23 +123,16 @@ def kind_of(arm: PlannedArm) -> str:
 def differences(one: Path, other: Path) -> list[str]:
     """Where the analyses in two folders differ; what is no analysis is a UserError."""
     files = [folder / "analysis.json" for folder in (one, other)]
-    first, second = (read_object(file) for file in files)
-    for file, values in zip(files, (first, second), strict=True):
+    found = [read_object(file) for file in files]
+    for file, values in zip(files, found, strict=True):
         Analysis.from_json(values, str(file))
-    return same(first, second)
+    return same(*found)
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Where two analyses differ, but for what was measured with a clock or a memory gauge."""
-
-    def kept(of: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in of.items() if key not in VARYING}
-
-    def settled(found: Mapping[str, Any]) -> dict[str, Any]:
-        arms = [kept(arm) | {"cost": kept(arm["cost"])} for arm in found["arms"]]
-        return dict(flat({**found, "arms": arms, "repeat": []}, lists=True))
-
-    first, second = settled(one), settled(other)
+    every = (flat({**found, "repeat": []}, lists=True) for found in (one, other))
+    first, second = ({w: v for w, v in of if not VARYING.match(w)} for of in every)
     return sorted(
         f"{where}: {first.get(where)!r} and {second.get(where)!r}"
         for where in first.keys() | second.keys()

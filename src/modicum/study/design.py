@@ -164,9 +164,8 @@ def parse(tables: Mapping[str, Any], where: str) -> Study:
         if key not in known:
             hint = elsewhere(key, within) or nearest(key, [*known, "config", "arm"])
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
-    for key in ("question", "arms", "budget"):
-        if key not in own:
-            raise UserError(f"{where}: {key} is missing")
+    if missing := [key for key in ("question", "arms", "budget") if key not in own]:
+        raise UserError(f"{where}: {missing[0]} is missing")
     made = from_mapping(Study, own, where)
     try:
         study = replace(made, base=base, extra=extra)
